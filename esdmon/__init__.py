@@ -1,0 +1,56 @@
+"""esdmon watches the eigenvalue spectra of a network's weights while it trains.
+
+Names are loaded when they are first used, so that `import esdmon` costs nothing and `esdmon.spectrum` needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from esdmon.analysis import analyze as analyze
+    from esdmon.attach import watch as watch
+    from esdmon.errors import EsdmonError as EsdmonError
+    from esdmon.errors import InputError as InputError
+    from esdmon.errors import MissingExtraError as MissingExtraError
+    from esdmon.monitor import Monitor as Monitor
+    from esdmon.plugins import hookimpl as hookimpl
+    from esdmon.records import Alert as Alert
+    from esdmon.records import Coverage as Coverage
+    from esdmon.records import LayerReport as LayerReport
+    from esdmon.records import Report as Report
+    from esdmon.spectrum import Phase as Phase
+    from esdmon.spectrum import Spectrum as Spectrum
+
+_HOME = {
+    "Alert": "records",
+    "Coverage": "records",
+    "EsdmonError": "errors",
+    "InputError": "errors",
+    "LayerReport": "records",
+    "MissingExtraError": "errors",
+    "Monitor": "monitor",
+    "Phase": "spectrum",
+    "Report": "records",
+    "Spectrum": "spectrum",
+    "analyze": "analysis",
+    "hookimpl": "plugins",
+    "watch": "attach",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # noqa: PLC0415 -- costs a read of the installed metadata
+
+        return version("esdmon")
+    if name not in _HOME:
+        msg = f"module 'esdmon' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(import_module(f"esdmon.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME, "__version__"])

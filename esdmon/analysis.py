@@ -1,0 +1,163 @@
+"""Reading a model: its matrices to spectra, their spectra to measures and phases, all of it to a `Report`.
+
+Named so, and not `analyze`, because a submodule would take the place of the function `esdmon.analyze`.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import final
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esdmon.errors import InputError, nearest
+from esdmon.faults import Faults
+from esdmon.plugins import Plugins
+from esdmon.records import LayerReport, Report
+from esdmon.spectrum import Measure, Spectrum, classify
+from esdmon.spectrum.measures import Quantity
+from esdmon.weights import Drift, Matrix, UnreadableError, check_precision, check_readable, discover, read_spectrum
+
+_log = logging.getLogger("esdmon")
+
+
+def analyze(
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    layers: Sequence[str] | None = None,
+    measures: str | Sequence[str] = "default",
+    precision: str = "auto",
+    plugins: Iterable[object] = (),
+) -> Report:
+    """Read every weight matrix of a model once.
+
+    Args:
+        model: a module, or a mapping of names to tensors (2-D: linear, 4-D: convolution).
+        layers: fnmatch patterns on the names of matrices; None for all.
+        measures: "default", "all", or names of measures.
+        precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
+        plugins: modules or objects with hooks, besides those that are installed.
+
+    Returns:
+        A `Report`: `print(report)` is a table, `report["fc1"].phase` a phase, `report.to_records()` JSON.
+
+    Raises:
+        InputError: for a model without matrices, a pattern that matches none, an unknown measure or precision.
+
+    >>> import torch
+    >>> report = analyze(torch.nn.Sequential(torch.nn.Linear(256, 128)))
+    >>> report["0"].phase.value
+    'random-like'
+    """
+    return Reader(model, Plugins(plugins), layers=layers, measures=measures, precision=precision).read(step=0)
+
+
+@final
+class Reader:
+    """Reads the matrices of one model, step after step, and remembers what it needs to tell how they moved."""
+
+    def __init__(
+        self,
+        model: nn.Module | Mapping[str, Tensor],
+        plugins: Plugins,
+        *,
+        layers: Sequence[str] | None = None,
+        measures: str | Sequence[str] = "default",
+        precision: str = "auto",
+        optimizer: Optimizer | None = None,
+        faults: Faults | None = None,
+    ) -> None:
+        self._measures = _choose(measures, plugins.measures)
+        self._precision = check_precision(precision)
+        watched = discover(model, layers=layers, extractor=plugins.extract)
+        self._matrices = watched.matrices
+        self.coverage = watched.coverage
+        self._optimizer = optimizer
+        self._faults = faults or Faults()
+        self._drift = Drift()
+        self._frozen: dict[str, LayerReport] = {}
+
+    def read(self, step: int) -> Report:
+        """All matrices as they are now. Never raises on a weight: what cannot be read has a status and a reason."""
+        start = time.perf_counter()
+        held = None if self._optimizer is None else _held_by(self._optimizer)
+        layers = tuple(self._read_one(matrix, step, held) for matrix in self._matrices)
+        return Report(step, layers, self.coverage, time.perf_counter() - start)
+
+    def _read_one(self, matrix: Matrix, step: int, held: set[int] | None) -> LayerReport:
+        try:
+            weight = matrix.read()
+            check_readable(weight)
+            moved = self._drift.update(matrix)
+            frozen = self._frozen.get(matrix.name)
+            if frozen is not None and not weight.requires_grad and moved == 0:
+                return replace(frozen, emitted_step=step, update_ratio=0.0)
+            report = replace(
+                self._spectral_report(matrix.name, read_spectrum(matrix, precision=self._precision), step),
+                n_parameters=weight.numel(),
+                trainable=weight.requires_grad,
+                in_optimizer=None if held is None else id(weight) in held,
+                update_ratio=moved,
+            )
+        except UnreadableError as fault:
+            return LayerReport(matrix.name, fault.status, step, fault.reason)
+        except Exception as error:
+            if self._faults.strict:
+                raise
+            _log.debug("reading %s failed", matrix.name, exc_info=True)
+            return LayerReport(matrix.name, "failed", step, f"{type(error).__name__}: {error}")
+        if not report.trainable:
+            self._frozen[matrix.name] = report
+        return report
+
+    def _spectral_report(self, name: str, spectrum: Spectrum, step: int) -> LayerReport:
+        phase = classify(spectrum)
+        values, nulls = {}, {}
+        for measure in self._measures:
+            values[measure.name] = self._take(measure.name, measure.compute, spectrum, step)
+            if measure.null is not None:
+                nulls[measure.name] = self._take(measure.name, measure.null, spectrum, step)
+        return LayerReport(
+            name=name,
+            status="ok",
+            step=step,
+            view=spectrum.view,
+            N=spectrum.n,
+            M=spectrum.m,
+            slices=spectrum.slices,
+            dtype=spectrum.dtype,
+            precision=spectrum.precision,
+            phase=phase.phase,
+            phase_confidence=phase.confidence,
+            explanation=phase.explanation,
+            alpha_is_meaningful=phase.alpha_is_meaningful,
+            over_regularized=phase.over_regularized,
+            measures=values,
+            nulls=nulls,
+        )
+
+    def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:
+        who = f"measure {name}"
+        if not self._faults.disabled(who):
+            with self._faults.isolated(who, step):
+                return float(quantity(spectrum))
+        return math.nan
+
+
+def _choose(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tuple[Measure, ...]:
+    if measures in ("default", "all"):
+        return tuple(known.values())
+    names = [measures] if isinstance(measures, str) else measures
+    for name in names:
+        if name not in known:
+            hint = nearest(name, known) or f" There are {', '.join(known)}."
+            msg = f"measures={name!r} is no measure.{hint}"
+            raise InputError(msg)
+    return tuple(known[name] for name in names)
+
+
+def _held_by(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -1,0 +1,184 @@
+"""`watch`: one line that puts a monitor on a model.
+
+Named so, and not `watch`, because a submodule would take the place of the function `esdmon.watch`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from esdmon.alerts import AlertRule
+from esdmon.analysis import Reader
+from esdmon.errors import InputError, nearest
+from esdmon.faults import Faults
+from esdmon.monitor import Monitor
+from esdmon.plugins import Plugins
+from esdmon.schedule import Schedule, as_schedule
+from esdmon.sinks import Sink
+
+_log = logging.getLogger("esdmon")
+
+
+def watch(
+    model: nn.Module | Mapping[str, Tensor],
+    optimizer: Optimizer | None = None,
+    *,
+    every: int | Schedule = 200,
+    sinks: str | Sink | Sequence[str | Sink] = "auto",
+    alerts: str | Sequence[str | AlertRule] | None = "default",
+    layers: Sequence[str] | None = None,
+    measures: str | Sequence[str] = "default",
+    precision: str = "auto",
+    strict: bool = False,
+    plugins: Iterable[object] = (),
+) -> Monitor:
+    """Watch a model's spectra while it trains.
+
+    The weights are read after the optimizer's step, on the training thread, and nothing else of the run is touched:
+    losses and random numbers are the same to the last bit.
+
+    Args:
+        model: what trains; call after it is on its device.
+        optimizer: its steps are counted. None: call `monitor.step()` after each step yourself.
+        every: steps between readings, or a function of the step that says when to read.
+        sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
+            "auto": TensorBoard in a new folder under `runs/`, where it is installed, and JSONL beside it.
+        alerts: "default" for all rules, None for none, or names of rules and rules of your own.
+        layers: fnmatch patterns on the names of matrices; None for all.
+        measures: "default", "all", or names of measures.
+        precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
+        strict: raise what fails while watching, instead of logging it and going on. For tests.
+        plugins: modules or objects with hooks, besides those that are installed.
+
+    Returns:
+        A `Monitor`, which is a context manager: leaving the block closes it.
+
+    Raises:
+        InputError: a ValueError, for anything above that cannot be used: before training, never during it.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(64, 64)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> with watch(model, optimizer, every=2, sinks=[]) as monitor:
+    ...     for _ in range(4):
+    ...         model(torch.ones(1, 64)).sum().backward()
+    ...         optimizer.step()
+    >>> monitor.report.step
+    4
+    """
+    schedule = as_schedule(every)
+    faults = Faults(strict=strict)
+    known = Plugins(plugins)
+    inner = None if optimizer is None else _unwrap(optimizer)
+    reader = Reader(model, known, layers=layers, measures=measures, precision=precision, optimizer=inner, faults=faults)
+    rules = _choose_rules(alerts, known.rules)
+    writes = _is_writer()
+    monitor = Monitor(
+        reader.read,
+        # Replicated weights are the same on every rank: one reads and writes, and the others do nothing.
+        schedule=schedule if writes else _never,
+        sinks=_open_sinks(sinks, known) if writes else (),
+        rules=rules,
+        on_alert=known.on_alert,
+        faults=faults,
+    )
+    if inner is not None:
+        _hook(inner, monitor)
+    _log.info("%s", reader.coverage)
+    return monitor
+
+
+def _hook(optimizer: Optimizer, monitor: Monitor) -> None:
+    """Call `monitor.step()` after each step of the optimizer.
+
+    A subclass whose `step()` calls `super().step()` fires the hooks of both: only the outermost counts.
+    """
+    depth = 0
+
+    def before(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        nonlocal depth
+        depth += 1
+
+    def after(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        nonlocal depth
+        depth -= 1
+        if depth <= 0:
+            depth = 0
+            monitor.step()
+
+    # Under a compiled step the hooks would be traced, and their numpy turned into torch.
+    untraced: Callable[[Any], Any] = torch.compiler.disable
+    monitor.at_close(optimizer.register_step_pre_hook(untraced(before)).remove)
+    monitor.at_close(optimizer.register_step_post_hook(untraced(after)).remove)
+
+
+def _unwrap(optimizer: Any) -> Optimizer:
+    """The torch optimizer inside wrappers such as Accelerate's, whose own hooks do not work."""
+    while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, Optimizer):
+        msg = (
+            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer: leave it out and call "
+            "monitor.step() after each step"
+        )
+        raise InputError(msg)
+    return optimizer
+
+
+def _open_sinks(sinks: str | Sink | Sequence[str | Sink], known: Plugins) -> list[tuple[str, Sink]]:
+    if sinks == "auto":
+        sinks = _automatic(known)
+    several: Sequence[str | Sink] = sinks if isinstance(sinks, Sequence) and not isinstance(sinks, str) else [sinks]
+    opened: list[tuple[str, Sink]] = []
+    try:
+        for spec in several:
+            name = spec if isinstance(spec, str) else type(spec).__name__
+            opened.append((name, known.open_sink(spec)))
+    except BaseException:
+        for _, sink in opened:
+            sink.close()
+        raise
+    return opened
+
+
+def _automatic(known: Plugins) -> list[str | Sink]:
+    folder = Path("runs") / f"esdmon-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
+    if "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
+        sinks.insert(0, f"tensorboard:{folder}")
+    return sinks
+
+
+def _choose_rules(alerts: str | Sequence[str | AlertRule] | None, known: Mapping[str, AlertRule]) -> list[AlertRule]:
+    if alerts is None:
+        return []
+    if alerts == "default":
+        return list(known.values())
+    chosen: list[AlertRule] = []
+    for rule in [alerts] if isinstance(alerts, str) else alerts:
+        if isinstance(rule, AlertRule):
+            chosen.append(rule)
+        elif rule in known:
+            chosen.append(known[rule])
+        else:
+            msg = f"alerts={rule!r} is no rule; there are {', '.join(known)}.{nearest(rule, known)}"
+            raise InputError(msg)
+    return chosen
+
+
+def _is_writer() -> bool:
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
+
+
+def _never(_step: int) -> bool:
+    return False

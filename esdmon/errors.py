@@ -1,0 +1,25 @@
+"""What a user can do wrong, told in one sentence. Below every floor, so that each can raise it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class EsdmonError(Exception):
+    """Base of all errors that esdmon raises on purpose."""
+
+
+class InputError(EsdmonError, ValueError):
+    """An argument that cannot be used; the message says what was got and what to do."""
+
+
+class MissingExtraError(InputError, ImportError):
+    """An optional package that is not installed."""
+
+    def __init__(self, who: str, package: str, extra: str) -> None:
+        super().__init__(f'{who} needs the package {package}: python -m pip install "esdmon[{extra}]"')
+
+
+def nearest(got: str, known: Iterable[str]) -> str:
+    """`" Did you mean 'a' or 'b'?"` for the names closest to what was got, or nothing."""
+    close = difflib.get_close_matches(got, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

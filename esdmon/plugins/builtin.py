@@ -1,0 +1,57 @@
+"""What esdmon brings itself, by the door that any plugin uses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from esdmon import alerts, sinks
+from esdmon.errors import InputError
+from esdmon.plugins.hookspecs import hookimpl
+from esdmon.spectrum import measures
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from torch import nn
+
+    from esdmon.weights import Matrix
+
+
+@hookimpl
+def esdmon_register_measures() -> Iterable[measures.Measure]:
+    """All of `esdmon.spectrum.measures`."""
+    return measures.BUILT_IN
+
+
+@hookimpl
+def esdmon_register_sinks() -> Mapping[str, Callable[[str], sinks.Sink]]:
+    """`console` and `jsonl:PATH`."""
+    return {"console": _console, "jsonl": _jsonl}
+
+
+@hookimpl
+def esdmon_register_alert_rules() -> Iterable[alerts.AlertRule]:
+    """All of `esdmon.alerts.rules`."""
+    return alerts.BUILT_IN
+
+
+@hookimpl
+def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | None:
+    """Linear layers and 2-D convolutions."""
+    from esdmon.weights import extract  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
+
+    return extract(name, module)
+
+
+def _console(target: str) -> sinks.Sink:
+    if target:
+        msg = f"console takes no target, got 'console:{target}'"
+        raise InputError(msg)
+    return sinks.ConsoleSink()
+
+
+def _jsonl(target: str) -> sinks.Sink:
+    if not target:
+        msg = "jsonl needs a path: 'jsonl:runs/a/esdmon.jsonl'"
+        raise InputError(msg)
+    return sinks.JsonlSink(target)

@@ -1,0 +1,283 @@
+"""What passes between the floors, to the sinks and to the user: frozen records of numbers and words, never tensors."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Literal, TypeAlias
+
+from esdmon.errors import nearest
+from esdmon.spectrum import Phase
+from esdmon.table import format_table
+
+SCHEMA = 1
+"""Version of the records' form; every JSON object carries it."""
+
+Status: TypeAlias = Literal["ok", "skipped", "degenerate", "nonfinite", "failed"]
+Severity: TypeAlias = Literal["info", "warning", "error", "critical"]
+AlertState: TypeAlias = Literal["pending", "firing", "resolved"]
+Record: TypeAlias = dict[str, Any]
+"""A flat JSON object."""
+
+_SUMMARISED = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy")
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """One matrix at one step."""
+
+    name: str
+    """The module's canonical name, or the parameter's where it is no `weight`; `/part` where it holds several."""
+    status: Status
+    """Anything but `ok` comes with a reason, and without measures."""
+    step: int
+    """Optimizer steps taken when the weight was read."""
+    reason: str = ""
+    view: str = "weight"
+    N: int = 0
+    """The longer side, zero rows and columns left out."""
+    M: int = 0
+    """The shorter side."""
+    slices: int = 1
+    """Matrices of that shape pooled: the kernel positions of a convolution."""
+    n_parameters: int = 0
+    dtype: str = ""
+    precision: str = ""
+    """What the eigenvalues were computed in."""
+    host_step: int | None = None
+    """The host's own step (a Trainer's), where there is a host."""
+    emitted_step: int | None = None
+    """The step at which this was written, where that is later than `step`."""
+    trainable: bool = True
+    in_optimizer: bool | None = None
+    """Whether the optimizer holds it; None where the monitor was given none."""
+    update_ratio: float = math.nan
+    """‖ΔW‖/‖W‖ since the last reading, on a sample of the elements; NaN at the first."""
+    phase: Phase = Phase.UNCLASSIFIED
+    phase_confidence: float = 0.0
+    """0 on a border between phases, 1 far from any."""
+    explanation: str = ""
+    """What the phase rests on."""
+    alpha_is_meaningful: bool = False
+    """False: alpha describes the edge of noise."""
+    over_regularized: bool = False
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """By name; NaN where undefined."""
+    nulls: Mapping[str, float] = field(default_factory=dict)
+    """What pure noise of the same shape would give."""
+
+    @property
+    def Q(self) -> float:  # noqa: N802 -- the field's letter
+        """N/M >= 1."""
+        return self.N / self.M if self.M else math.nan
+
+    @property
+    def n_eigenvalues(self) -> int:
+        """M to a slice."""
+        return self.M * self.slices
+
+    @property
+    def age(self) -> int:
+        """Steps between the reading and its being written."""
+        return 0 if self.emitted_step is None else self.emitted_step - self.step
+
+    def to_record(self) -> Record:
+        """One flat JSON object; what is undefined is None."""
+        own = {
+            "name": self.name,
+            "status": self.status,
+            "reason": self.reason,
+            "view": self.view,
+            "N": self.N,
+            "M": self.M,
+            "Q": self.Q,
+            "slices": self.slices,
+            "n_eigenvalues": self.n_eigenvalues,
+            "n_parameters": self.n_parameters,
+            "dtype": self.dtype,
+            "precision": self.precision,
+            "step": self.step,
+            "host_step": self.host_step,
+            "emitted_step": self.step if self.emitted_step is None else self.emitted_step,
+            "age": self.age,
+            "trainable": self.trainable,
+            "in_optimizer": self.in_optimizer,
+            "update_ratio": self.update_ratio,
+            "phase": self.phase.value,
+            "phase_code": self.phase.code,
+            "phase_confidence": self.phase_confidence,
+            "explanation": self.explanation,
+            "alpha_is_meaningful": self.alpha_is_meaningful,
+            "over_regularized": self.over_regularized,
+        }
+        nulls = {f"{name}_null": value for name, value in self.nulls.items()}
+        return {key: _jsonable(value) for key, value in (own | dict(self.measures) | nulls).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A parameter that is not watched, and why."""
+
+    name: str
+    n_parameters: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What a monitor sees of a model."""
+
+    watched: int
+    """Parameters (elements) in the matrices that are read."""
+    total: int
+    """Parameters of the model."""
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """watched/total, in [0, 1]."""
+        return self.watched / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        """One line, and one for each reason."""
+        lines = [f"watching {self.share:.1%} of {self.total:,} parameters"]
+        by_reason: dict[str, list[str]] = {}
+        for skip in self.skipped:
+            by_reason.setdefault(skip.reason, []).append(skip.name)
+        for reason, names in by_reason.items():
+            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+            lines.append(f"  not {', '.join(names[:2])}{more}: {reason}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All matrices of a model at one step. `print(report)` is the table, `report["name"]` a layer."""
+
+    step: int
+    layers: tuple[LayerReport, ...]
+    coverage: Coverage
+    seconds: float = math.nan
+    """What the reading took."""
+
+    def __getitem__(self, name: str) -> LayerReport:
+        """The layer of that name; KeyError with the nearest names."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        msg = f"no layer {name!r} in this report.{nearest(name, (layer.name for layer in self.layers))}"
+        raise KeyError(msg)
+
+    def __iter__(self) -> Iterator[LayerReport]:
+        """The layers, in the model's order."""
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        """How many matrices."""
+        return len(self.layers)
+
+    @property
+    def summary(self) -> dict[str, float]:
+        """The model in a few numbers: medians over its layers, layers in each phase, seconds taken.
+
+        `alpha_median` is over the layers whose alpha is meaningful; a number of no layers is left out.
+        """
+        ok = [layer for layer in self.layers if layer.status == "ok"]
+        numbers: dict[str, float] = {}
+        for name in _SUMMARISED:
+            values = [
+                value
+                for layer in ok
+                if math.isfinite(value := layer.measures.get(name, math.nan))
+                and (name != "alpha" or layer.alpha_is_meaningful)
+            ]
+            if values:
+                numbers[f"{name}_median"] = median(values)
+        counts = Counter(layer.phase for layer in ok)
+        numbers |= {f"layers_{phase.value}": float(counts[phase]) for phase in Phase}
+        numbers["layers_not_ok"] = float(len(self.layers) - len(ok))
+        numbers["seconds"] = self.seconds
+        return numbers
+
+    def to_records(self) -> list[Record]:
+        """A flat JSON object for each matrix."""
+        return [layer.to_record() for layer in self.layers]
+
+    def to_summary_record(self) -> Record:
+        """The summary as a flat JSON object."""
+        return {"step": self.step} | {key: _jsonable(value) for key, value in self.summary.items()}
+
+    def __str__(self) -> str:
+        """A table of 80 columns, what alpha in brackets means, and what is not watched."""
+        rows = [_row(layer) for layer in self.layers]
+        lines = [format_table(["layer", "N × M", "phase", "alpha", "soft rank", "spikes"], rows, left=(0, 2))]
+        lines += [f"{layer.name}: {layer.reason}" for layer in self.layers if layer.status != "ok"]
+        if any(layer.status == "ok" and not layer.alpha_is_meaningful for layer in self.layers):
+            lines.append("(alpha) is not told apart from noise")
+        lines.append(f"step {self.step}, {self.coverage}")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """Something that a rule found in the readings."""
+
+    id: str
+    """The same for one fault from its first firing to its end."""
+    rule: str
+    severity: Severity
+    state: AlertState
+    layer: str
+    """The layer, or the first of several."""
+    layers: tuple[str, ...]
+    step: int
+    """The step of the reading that raised it."""
+    since: int
+    """The first step of the readings that it rests on."""
+    message: str
+    """What was measured, against what, since when, and what to do."""
+    time: float = math.nan
+    """When it was raised, in seconds since the epoch; NaN until the monitor has taken it."""
+    evidence: Mapping[str, float] = field(default_factory=dict)
+
+    def to_record(self) -> Record:
+        """One flat JSON object."""
+        return {
+            "id": self.id,
+            "rule": self.rule,
+            "severity": self.severity,
+            "state": self.state,
+            "layer": self.layer,
+            "layers": list(self.layers),
+            "step": self.step,
+            "since": self.since,
+            "time": _jsonable(self.time),
+            "message": self.message,
+            "evidence": {key: _jsonable(value) for key, value in self.evidence.items()},
+        }
+
+
+def _row(layer: LayerReport) -> list[str]:
+    shape = f"{layer.N} × {layer.M}" + (f" × {layer.slices}" if layer.slices > 1 else "")
+    if layer.status != "ok":
+        return [layer.name, shape if layer.N else "", layer.status, "", "", ""]
+    alpha = f"{show(layer, 'alpha', '.2f')} ± {show(layer, 'alpha_stderr', '.2f')}"
+    return [
+        layer.name,
+        shape,
+        layer.phase.value,
+        alpha if layer.alpha_is_meaningful else f"({alpha})",
+        show(layer, "mp_soft_rank", ".2f"),
+        show(layer, "n_spikes", ".0f"),
+    ]
+
+
+def show(layer: LayerReport, measure: str, form: str) -> str:
+    """A measure for the eye, by a format specification; a dash where it is undefined or was not taken."""
+    value = layer.measures.get(measure, math.nan)
+    return format(value, form) if math.isfinite(value) else "–"
+
+
+def _jsonable(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,30 @@
+"""When to read: a schedule is a pure function of the step, so that all ranks of a job agree without talking."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from esdmon.errors import InputError
+
+Schedule: TypeAlias = Callable[[int], bool]
+
+
+def every(interval: int) -> Schedule:
+    """Due at each step that `interval` divides.
+
+    >>> [step for step in range(1, 10) if every(3)(step)]
+    [3, 6, 9]
+    """
+    given: object = interval
+    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
+        msg = f"every= is a number of steps, 1 or more, or a function of the step; got {given!r}"
+        raise InputError(msg)
+
+    def due(step: int) -> bool:
+        return step % interval == 0
+
+    return due
+
+
+def as_schedule(value: "int | Schedule") -> Schedule:
+    """A number of steps or a schedule of the user's own, as a schedule."""
+    return value if callable(value) else every(value)

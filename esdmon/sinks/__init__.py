@@ -1,0 +1,6 @@
+"""Where records go. Each sink knows records only; `scheme:target` is turned into one by `esdmon.plugins`."""
+
+from esdmon.sinks.console import ConsoleSink as ConsoleSink
+from esdmon.sinks.jsonl import JsonlSink as JsonlSink
+from esdmon.sinks.memory import MemorySink as MemorySink
+from esdmon.sinks.protocol import Sink as Sink

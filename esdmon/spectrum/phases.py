@@ -1,0 +1,267 @@
+"""Which of the 5+1 phases of training a layer is in.
+
+The phases are those of C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neural networks: evidence
+from random matrix theory and implications for learning", JMLR 22 (2021) 165, §4: shapes of a spectrum, ordered by how
+much of the weights' structure has left the random bulk. The paper defines them in words and pictures; the rules here
+put numbers to those. They are deterministic: the same spectrum has the same phase.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from enum import Enum
+
+import numpy as np
+
+from esdmon.spectrum.bulk import Bulk
+from esdmon.spectrum.johnstone2001 import johnstone_scale
+from esdmon.spectrum.marchenko1967 import mp_edges
+from esdmon.spectrum.spectrum import Spectrum
+from esdmon.spectrum.vuong1989 import power_law_against_exponential
+
+
+class Phase(Enum):
+    """The 5+1 phases, and `UNCLASSIFIED` where none can be told."""
+
+    RANDOM_LIKE = "random-like"
+    """A Marchenko-Pastur bulk and nothing else: noise, or nothing learned yet."""
+    BLEEDING_OUT = "bleeding-out"
+    """Eigenvalues just above the edge of the bulk."""
+    BULK_SPIKES = "bulk+spikes"
+    """A clean bulk and a few eigenvalues well apart from it."""
+    BULK_DECAY = "bulk-decay"
+    """The edge has dissolved into a tail."""
+    HEAVY_TAILED = "heavy-tailed"
+    """A power law, and no edge to speak of."""
+    RANK_COLLAPSE = "rank-collapse"
+    """A share of the eigenvalues is zero: over-regularised."""
+    UNCLASSIFIED = "unclassified"
+    """No phase, for a reason that the explanation names."""
+
+    @property
+    def code(self) -> int:
+        """0 to 5 in the order above, -1 for unclassified: the scalar that is logged."""
+        return -1 if self is Phase.UNCLASSIFIED else list(Phase).index(self)
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseThresholds:
+    """The borders between phases. R = λ⁺/λmax (MP soft rank), k = spikes, lengths in units of λ⁺.
+
+    The paper's batch-size figure labels R = 1.0 random-like, .92 bleeding-out, .74 to .80 bulk+spikes, .44 bulk-decay
+    and <= .29 heavy-tailed: bands set by it are marked (figure). The others were set by us on synthetic ensembles of
+    known phase and are marked (ours).
+    """
+
+    min_m: int = 64
+    """Below, noise on non-Gaussian elements cannot be told from spikes (ours)."""
+    max_dead: float = 0.5
+    """Share of zero rows or columns above which what is left is not the layer any more (ours)."""
+    min_rank: float = 0.95
+    """Rank/M below which it has collapsed (ours)."""
+    zero_gap: float = 1e-3
+    """Median of the zero eigenvalues over that of the others: above, it is one long tail and no collapse (ours)."""
+    random_ks: float = 6.0
+    """KS·M of the bulk that noise does not reach: 99 % of draws are below 4.5 (ours)."""
+    spikes_ks: float = 12.0
+    """KS·M above which the bulk is too far from random to speak of bulk+spikes (ours)."""
+    bleeding_soft_rank: float = 0.84
+    """R at and above which eigenvalues above the edge are bleeding out (figure: between .80 and .92)."""
+    heavy_soft_rank: float = 0.30
+    """R below which a tail can be heavy (figure: .292 at batch size 4)."""
+    heavy_share: float = 0.05
+    """k/M from which on (paper's table: .048 bulk+spikes, .09 bulk-decay, .13 heavy-tailed)."""
+    heavy_spikes: int = 8
+    """k from which on a tail can be fitted at all (ours)."""
+    heavy_alpha: float = 6.0
+    """alpha below which (WeightWatcher's limit of the fat-tailed class)."""
+    heavy_ks: float = 0.85
+    """D·√n_tail below which the power law is not refused: 95 % of true Pareto tails (ours)."""
+    gap: float = 0.05
+    """Gap below the spikes, in λ⁺ (paper: .07 at batch size 32, none at 100); or 4 Tracy-Widom scales if larger."""
+    spikes_share: float = 0.06
+    """Eigenvalues above that gap, of M; 12 are allowed in any case (ours)."""
+    min_n_tail: int = 20
+    """For alpha to mean something: n_tail (ours)."""
+    tail_spikes: float = 0.1
+    """... spikes of n_tail, and at least `heavy_spikes`: largest k seen in 64 908 draws of noise is 4 (ours)."""
+    max_ks_distance: float = 0.10
+    """... D: on noise the median is .12 to .14 (ours)."""
+    max_alpha_range: float = 1.0
+    """... alpha_high − alpha_low: on noise 5 to 20 (ours)."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseReading:
+    """A phase with what it rests on."""
+
+    phase: Phase
+    confidence: float
+    """How far every piece of evidence is from a border: 0 on one, 1 where none is within a factor of 1.5."""
+    explanation: str
+    """The evidence, in a sentence or two."""
+    alpha_is_meaningful: bool = False
+    """Whether alpha describes a tail rather than the edge of noise."""
+    over_regularized: bool = False
+    """alpha_high + 2·alpha_stderr < 2 where alpha is meaningful: heavier than the critical tail (SETOL)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Evidence:
+    """What the rules look at; see `PhaseThresholds` for the letters."""
+
+    soft_rank: float
+    spikes: float
+    share: float
+    ks: float
+    gap: float
+    min_gap: float
+    above: float
+    max_above: float
+    below: float
+    alpha: float
+    tail_ks: float
+    vuong: float
+
+
+_STEPS = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+
+def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> PhaseReading:
+    """The phase of a spectrum, how sure it is, and why.
+
+    >>> classify(Spectrum.from_eigenvalues([1.0] * 10, shape=(20, 10))).explanation
+    'M = 10 is below 64, where noise cannot be told from structure.'
+    """
+    limits = thresholds or PhaseThresholds()
+    refusal = _refusal(spectrum, limits)
+    if refusal:
+        return PhaseReading(Phase.UNCLASSIFIED, 0.0, refusal)
+    rank = spectrum.nonzero.size
+    if _collapsed(spectrum, limits):
+        count = spectrum.eigenvalues.size
+        share = rank / count
+        text = f"{count - rank} of {count} eigenvalues are zero: the rank has collapsed to {share:.0%} of full."
+        return PhaseReading(Phase.RANK_COLLAPSE, min(1.0, (limits.min_rank - share) / 0.5 + 0.5), text)
+    bulk = spectrum.bulk
+    if bulk is None:
+        return PhaseReading(Phase.UNCLASSIFIED, 0.0, "Half of the eigenvalues of a slice are zero: it has no bulk.")
+    evidence = _evidence(spectrum, bulk, limits)
+    phase = _decide(evidence, limits)
+    meaningful = _alpha_is_meaningful(spectrum, bulk, phase, limits)
+    fit = spectrum.power_law
+    return PhaseReading(
+        phase=phase,
+        confidence=0.0 if phase is Phase.UNCLASSIFIED else _confidence(evidence, phase, limits),
+        explanation=_explain(phase, evidence, spectrum),
+        alpha_is_meaningful=meaningful,
+        over_regularized=meaningful and fit.alpha_high + 2 * fit.alpha_stderr < 2,
+    )
+
+
+def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
+    if spectrum.lambda_max == 0:
+        return "All weights are zero."
+    if spectrum.m < limits.min_m:
+        return f"M = {spectrum.m} is below {limits.min_m}, where noise cannot be told from structure."
+    if spectrum.elements is not None:
+        dead = spectrum.elements.zero_rows + spectrum.elements.zero_columns
+        if dead / (dead + spectrum.n + spectrum.m) > limits.max_dead:
+            return f"{dead} rows and columns are zero: too little of the layer is left."
+    return ""
+
+
+def _collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
+    """Enough zeros, and a gulf between them and the rest: a very heavy tail has small eigenvalues, but no gulf."""
+    lam = spectrum.eigenvalues
+    rank = spectrum.nonzero.size
+    if rank >= limits.min_rank * lam.size:
+        return False
+    return float(np.median(lam[: lam.size - rank])) < limits.zero_gap * float(np.median(spectrum.nonzero))
+
+
+def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> _Evidence:
+    edge = mp_edges(spectrum.q)[1]
+    count = bulk.standardised.size
+    outliers = bulk.standardised[count - bulk.n_spikes :]
+    top = max(edge, float(bulk.standardised[count - bulk.n_spikes - 1]))
+    gaps = np.diff(np.concatenate(([top], outliers))) / edge
+    widest = int(np.argmax(gaps)) if gaps.size else 0
+    fit = spectrum.power_law
+    return _Evidence(
+        soft_rank=min(1.0, edge / float(bulk.standardised[-1])),
+        spikes=bulk.n_spikes,
+        share=bulk.n_spikes / count,
+        ks=bulk.ks,
+        gap=float(gaps[widest]) if gaps.size else 0.0,
+        min_gap=max(limits.gap, 4 * johnstone_scale(spectrum.n, spectrum.m) / edge),
+        above=bulk.n_spikes - widest,
+        max_above=max(limits.spikes_share * count, 12),
+        below=widest,
+        alpha=fit.alpha,
+        tail_ks=fit.ks_distance * fit.n_tail**0.5,
+        vuong=power_law_against_exponential(spectrum.eigenvalues, fit),
+    )
+
+
+def _decide(e: _Evidence, limits: PhaseThresholds) -> Phase:
+    if e.spikes == 0:
+        return Phase.RANDOM_LIKE if e.ks <= limits.random_ks else Phase.UNCLASSIFIED
+    if (
+        e.soft_rank < limits.heavy_soft_rank
+        and e.share >= limits.heavy_share
+        and e.spikes >= limits.heavy_spikes
+        and e.alpha < limits.heavy_alpha
+        and e.tail_ks <= limits.heavy_ks
+        and e.vuong > 0
+    ):
+        return Phase.HEAVY_TAILED
+    if e.soft_rank >= limits.bleeding_soft_rank:
+        return Phase.BLEEDING_OUT
+    stands_apart = e.gap >= e.min_gap and e.above <= e.max_above and e.below <= max(2, e.above)
+    return Phase.BULK_SPIKES if stands_apart and e.ks <= limits.spikes_ks else Phase.BULK_DECAY
+
+
+def _confidence(evidence: _Evidence, phase: Phase, limits: PhaseThresholds) -> float:
+    """The largest step by which any one piece of evidence can be moved, up or down, and the phase stays; 50 % is 1."""
+    moved = ("soft_rank", "spikes", "share", "ks", "gap", "above", "below", "alpha", "tail_ks", "vuong")
+    safe = 0.0
+    for step in _STEPS:
+        for name in moved:
+            value = getattr(evidence, name)
+            for factor in (1 - step, 1 + step):
+                if _decide(replace(evidence, **{name: value * factor}), limits) is not phase:
+                    return safe / _STEPS[-1]
+        safe = step
+    return 1.0
+
+
+def _alpha_is_meaningful(spectrum: Spectrum, bulk: Bulk, phase: Phase, limits: PhaseThresholds) -> bool:
+    fit = spectrum.power_law
+    return (
+        phase in (Phase.BULK_SPIKES, Phase.BULK_DECAY, Phase.HEAVY_TAILED)
+        and fit.n_tail >= limits.min_n_tail
+        and bulk.n_spikes >= max(limits.heavy_spikes, limits.tail_spikes * fit.n_tail)
+        and fit.ks_distance <= limits.max_ks_distance
+        and fit.alpha_high - fit.alpha_low <= limits.max_alpha_range
+    )
+
+
+def _explain(phase: Phase, e: _Evidence, spectrum: Spectrum) -> str:
+    if phase is Phase.UNCLASSIFIED:
+        return (
+            f"No eigenvalue leaves the bulk, yet the bulk is not random (KS·M {e.ks:.1f}): "
+            "orthogonal or rescaled weights look like this."
+        )
+    if phase is Phase.RANDOM_LIKE:
+        return f"No eigenvalue stands above the bulk, and the bulk is that of noise (KS·M {e.ks:.1f})."
+    times = 1 / e.soft_rank if e.soft_rank > 0 else math.inf
+    stand = "eigenvalue stands" if e.spikes == 1 else "eigenvalues stand"
+    text = f"λmax is {times:.3g} × the bulk edge; {e.spikes:.0f} {stand} above it"
+    if phase is Phase.BULK_SPIKES:
+        return f"{text}, {e.above:.0f} of them apart from the rest; the bulk is near random (KS·M {e.ks:.1f})."
+    if phase is Phase.BLEEDING_OUT:
+        return f"{text}, none of them far."
+    tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
+    if phase is Phase.HEAVY_TAILED:
+        return f"{text}, as a power law: {tail}."
+    return f"{text}, in a tail without a clear gap: {tail} (KS·M of the bulk {e.ks:.1f})."

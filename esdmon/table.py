@@ -1,0 +1,44 @@
+"""Plain-text tables that fit a terminal of 80 columns."""
+
+from collections.abc import Collection, Sequence
+
+WIDTH = 80
+_GAP = "  "
+
+
+def format_table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), width: int = WIDTH
+) -> str:
+    """Columns under a header, the first shortened to fit `width`; those numbered `left` to the left, others right.
+
+    >>> print(format_table(["layer", "alpha"], [["encoder.layers.0.weight", "2.31"]], width=20))
+    layer          alpha
+    enco….0.weight  2.31
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
+    widths[0] = min(widths[0], max(width - others, len(header[0]), 8))
+    return "\n".join(_line(row, widths, left) for row in (header, *rows))
+
+
+def shorten(text: str, width: int) -> str:
+    """The text with its middle left out where it is too long: layers differ at both ends of their names.
+
+    >>> shorten("transformer.h.11.mlp.c_fc", 12)
+    'tran…lp.c_fc'
+    """
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 3 + (1 if width > 11 else 0)
+    tail = width - 1 - head
+    return f"{text[:head]}…{text[-tail:]}"
+
+
+def _line(row: Sequence[str], widths: Sequence[int], left: Collection[int]) -> str:
+    cells = [shorten(row[0], widths[0]), *row[1:]]
+    aligned = [
+        cell.ljust(width) if column in left else cell.rjust(width)
+        for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return _GAP.join(aligned).rstrip()

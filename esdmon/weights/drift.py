@@ -1,0 +1,41 @@
+"""How far weights have moved between readings, from a sample of their elements."""
+
+from typing import final
+
+import torch
+
+from esdmon.weights.matrix import Matrix
+
+_SAMPLE = 4096
+_GOLDEN = (5**0.5 - 1) / 2
+
+
+@final
+class Drift:
+    """‖ΔW‖/‖W‖ for each matrix, on up to 4096 of its elements: a few MB for a large model, never a copy of it.
+
+    The elements sit at multiples of the golden ratio modulo 1: evenly spread, along no row or column, and without
+    drawing a random number.
+    """
+
+    def __init__(self) -> None:
+        self._samples: dict[str, torch.Tensor] = {}
+
+    def update(self, matrix: Matrix) -> float:
+        """The ratio since the last call for this matrix; NaN at the first, or where the shape has changed."""
+        weight = matrix.read().detach()
+        with torch.no_grad():
+            now = weight.take(_positions(weight.numel()).to(weight.device)).double().cpu()
+        before = self._samples.get(matrix.name)
+        self._samples[matrix.name] = now
+        if before is None or before.shape != now.shape:
+            return float("nan")
+        norm = float(before.norm())
+        moved = float((now - before).norm())
+        return moved / norm if norm > 0 else (float("inf") if moved > 0 else 0.0)
+
+
+def _positions(count: int) -> torch.Tensor:
+    if count <= _SAMPLE:
+        return torch.arange(count)
+    return (torch.arange(_SAMPLE, dtype=torch.float64) * _GOLDEN).frac().mul(count).long()

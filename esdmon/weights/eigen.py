@@ -1,0 +1,114 @@
+"""From a weight to its eigenvalues.
+
+Route: X = AᵀA on the shorter side, then a values-only symmetric solver: 3 to 9 times cheaper than singular values. In
+float32 it is exact to about 1e-6 λmax; where more than 1 % of the spectrum lies under 1e-5 λmax the rank would depend
+on that, and it is done again in float64. torch does both steps: alternating numpy's BLAS and torch's thread pool in a
+training process is slower than either.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from esdmon.errors import InputError
+from esdmon.spectrum import Elements, Spectrum
+from esdmon.spectrum.arrays import Floats
+from esdmon.weights.matrix import Matrix, UnreadableError
+
+MIN_EIGENVALUES = 10
+"""Readings start here: fewer eigenvalues say nothing about a distribution."""
+_SMALL = 1e-5
+_SMALL_SHARE = 0.01
+PRECISIONS = ("auto", "exact")
+
+
+def check_precision(precision: str) -> str:
+    """`auto`: float32 where that is safe. `exact`: float64 throughout."""
+    if precision not in PRECISIONS:
+        msg = f"precision= is one of {', '.join(PRECISIONS)}; got {precision!r}"
+        raise InputError(msg)
+    return precision
+
+
+def read_spectrum(matrix: Matrix, *, precision: str = "auto") -> Spectrum:
+    """The spectrum of a weight as it is now, of zero rows and columns freed.
+
+    Raises:
+        UnreadableError: with a status and a reason: no numbers in it, not finite, all zero, too few eigenvalues.
+    """
+    weight = matrix.read()
+    check_readable(weight)
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        stack = matrix.to_stack(weight.detach())
+        if stack.dtype not in (torch.float32, torch.float64):
+            stack = stack.float()
+        minimum, maximum = (float(x) for x in torch.aminmax(stack))
+        if not (np.isfinite(minimum) and np.isfinite(maximum)):
+            bad = int((~torch.isfinite(stack)).sum())
+            raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
+        scale = max(abs(minimum), abs(maximum))
+        if scale == 0:
+            raise UnreadableError("degenerate", "all weights are zero")
+        # Elements near the ends of float32 would overflow, or vanish, when squared.
+        stack = stack / scale
+        variance, mean = (float(x) for x in torch.var_mean(stack, correction=0))
+        stack, zero_rows, zero_columns = _drop_zeros(stack)
+        n, m = max(stack.shape[1:]), min(stack.shape[1:])
+        if m * stack.shape[0] < MIN_EIGENVALUES:
+            reason = f"{m * stack.shape[0]} eigenvalues, readings start at {MIN_EIGENVALUES}"
+            raise UnreadableError("skipped", reason)
+        lam, used = _eigenvalues(stack, exact=precision == "exact")
+    return Spectrum.from_eigenvalues(
+        lam * (scale**2 / n),
+        shape=(n, m),
+        elements=Elements(mean * scale, variance * scale**2, minimum, maximum, zero_rows, zero_columns),
+        dtype=str(weight.dtype).removeprefix("torch."),
+        precision=used,
+    )
+
+
+def check_readable(weight: Tensor) -> None:
+    """Refuse what holds no matrix of numbers.
+
+    Raises:
+        UnreadableError: for packed or meta weights, shards and empty ones.
+    """
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise UnreadableError("skipped", f"{weight.dtype} weights are packed numbers, not a matrix")
+    if weight.device.type == "meta":
+        raise UnreadableError("skipped", "on the meta device: there are no numbers yet")
+    if hasattr(weight, "placements"):
+        raise UnreadableError("skipped", "sharded over ranks: not read yet")
+    if weight.numel() == 0:
+        raise UnreadableError("skipped", "an empty weight")
+
+
+def _drop_zeros(stack: Tensor) -> tuple[Tensor, int, int]:
+    """Without the rows and columns that are zero in every slice, and how many those were."""
+    nonzero = (stack != 0).any(dim=0)
+    rows, columns = nonzero.any(dim=1), nonzero.any(dim=0)
+    dead_rows, dead_columns = int((~rows).sum()), int((~columns).sum())
+    if dead_rows:
+        stack = stack[:, rows]
+    if dead_columns:
+        stack = stack[:, :, columns]
+    return stack, dead_rows, dead_columns
+
+
+def _eigenvalues(stack: Tensor, *, exact: bool) -> tuple[Floats, str]:
+    """Eigenvalues of AᵀA for each slice A, (slices, M), and the precision that they were computed in."""
+    # The user may have allowed TF32 or bfloat16 products for speed; a spectrum cannot bear them.
+    rounded = torch.get_float32_matmul_precision() != "highest"
+    if stack.dtype == torch.float32 and not exact and not rounded:
+        lam = _gram_eigenvalues(stack)
+        if np.mean(lam < _SMALL * lam.max()) <= _SMALL_SHARE:
+            return lam, "float32"
+    return _gram_eigenvalues(stack.double()), "float64"
+
+
+def _gram_eigenvalues(stack: Tensor) -> Floats:
+    tall = stack if stack.shape[1] >= stack.shape[2] else stack.mT
+    lam = torch.linalg.eigvalsh(tall.mT @ tall)
+    # What rounding leaves below zero is as large as its own error.
+    size: Floats = np.abs(lam.cpu().numpy().astype(np.float64))
+    return size

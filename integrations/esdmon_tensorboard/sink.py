@@ -1,0 +1,85 @@
+"""Records to TensorBoard's event files."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+from esdmon.errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+    from esdmon import Alert, LayerReport, Report
+
+
+@final
+class TensorBoardSink:
+    """Writes through a `SummaryWriter`: its own by `open(folder)`, or the user's, which it then leaves open.
+
+    Tags are `esdmon_<measure>/<layer>` and `esdmon_summary/<name>`: TensorBoard groups by what stands before the slash,
+    so each measure is a group with a chart for each layer. What is undefined (NaN) is left out.
+    """
+
+    def __init__(self, writer: SummaryWriter, *, close: bool = False) -> None:
+        self._writer = writer
+        self._close = close
+
+    @classmethod
+    def open(cls, folder: str) -> TensorBoardSink:
+        """A sink with a writer of its own.
+
+        Raises:
+            MissingExtraError: without TensorBoard.
+            InputError: without a folder, or with one that cannot be written.
+        """
+        if not folder:
+            msg = "tensorboard needs a folder: 'tensorboard:runs/a'"
+            raise InputError(msg)
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- optional
+        except ImportError as error:
+            raise MissingExtraError("the sink tensorboard:DIR", "tensorboard", "tensorboard") from error
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            return cls(SummaryWriter(folder), close=True)
+        except OSError as error:
+            msg = f"tensorboard:{folder} cannot be written: {error.strerror or error}. Choose another folder."
+            raise InputError(msg) from error
+
+    def write(self, report: Report) -> None:
+        """A scalar for each measure and the phase of each layer, and for the summary of the model."""
+        for layer in report:
+            # What was read earlier and is repeated (a frozen weight) has its point already.
+            if layer.status == "ok" and layer.age == 0:
+                self._write_layer(layer)
+        for name, value in report.summary.items():
+            self._scalar(f"esdmon_summary/{name}", value, report.step)
+        self._writer.flush()
+
+    def alert(self, alert: Alert) -> None:
+        """The message as text, under the rule and the layer."""
+        text = f"**{alert.severity}, {alert.state}** {alert.message}"
+        self._writer.add_text(f"esdmon_alert/{alert.rule}/{alert.layer}", text, alert.step)
+        self._writer.flush()
+
+    def flush(self) -> None:
+        """Flush the writer."""
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the writer if it is our own."""
+        if self._close:
+            self._writer.close()
+        else:
+            self._writer.flush()
+
+    def _write_layer(self, layer: LayerReport) -> None:
+        for name, value in layer.measures.items():
+            self._scalar(f"esdmon_{name}/{layer.name}", value, layer.step)
+        self._scalar(f"esdmon_phase/{layer.name}", layer.phase.code, layer.step)
+
+    def _scalar(self, tag: str, value: float, step: int) -> None:
+        if math.isfinite(value):
+            self._writer.add_scalar(tag, value, step)
