@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esdmon.errors import InputError, nearest
-from esdmon.faults import Faults
+from esdmon.faults import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Measure, Spectrum, classify
@@ -108,7 +108,7 @@ class Reader:
             if self._faults.strict:
                 raise
             _log.debug("reading %s failed", matrix.name, exc_info=True)
-            return LayerReport(matrix.name, "failed", step, f"{type(error).__name__}: {error}")
+            return LayerReport(matrix.name, "failed", step, describe(error))
         if not report.trainable:
             self._frozen[matrix.name] = report
         return report

@@ -170,7 +170,10 @@ def _conclude(monitor: Monitor, train_accuracy: float, out: Path, console: Conso
 
 def _free_folder(out: Path) -> Path:
     """`out`, or `out-2`, `out-3` … where an earlier run lies: two runs in one folder would mix their curves."""
-    for folder in itertools.chain([out], (out.with_name(f"{out.name}-{n}") for n in itertools.count(2))):
+    for folder in itertools.chain([out], (out.parent / f"{out.name}-{n}" for n in itertools.count(2))):
+        if folder != out and not out.name:
+            msg = f"--out {out} cannot be used: it is not empty. Choose another folder."
+            raise InputError(msg)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not any(folder.iterdir()):

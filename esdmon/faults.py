@@ -29,6 +29,14 @@ class Fault:
         return self.count >= LIMIT
 
 
+def describe(error: BaseException) -> str:
+    """`ValueError: …`, also for an exception that cannot be printed."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 -- a stranger's __str__
+        return type(error).__name__
+
+
 @final
 class Faults:
     """The parts that have failed so far. `strict=True` raises instead, for tests and for finding a fault."""
@@ -56,7 +64,7 @@ class Faults:
             self._take(who, step, error)
 
     def _take(self, who: str, step: int, error: Exception) -> None:
-        message = f"{type(error).__name__}: {error}"
+        message = describe(error)
         before = self._by_part.get(who)
         fault = Fault(who, message, step, 1 if before is None else before.count + 1)
         self._by_part[who] = fault

@@ -166,8 +166,12 @@ class Report:
         for layer in self.layers:
             if layer.name == name:
                 return layer
-        msg = f"no layer {name!r} in this report.{nearest(name, (layer.name for layer in self.layers))}"
+        msg = f"no layer {name!r} in this report.{nearest(str(name), (layer.name for layer in self.layers))}"
         raise KeyError(msg)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a layer of that name."""
+        return any(layer.name == name for layer in self.layers)
 
     def __iter__(self) -> Iterator[LayerReport]:
         """The layers, in the model's order."""

@@ -13,7 +13,7 @@ def format_table(
 
     >>> print(format_table(["layer", "alpha"], [["encoder.layers.0.weight", "2.31"]], width=20))
     layer          alpha
-    enco….0.weight  2.31
+    enco…0.weight   2.31
     """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -26,13 +26,12 @@ def shorten(text: str, width: int) -> str:
     """The text with its middle left out where it is too long: layers differ at both ends of their names.
 
     >>> shorten("transformer.h.11.mlp.c_fc", 12)
-    'tran…lp.c_fc'
+    'tra…mlp.c_fc'
     """
     if len(text) <= width:
         return text
-    head = (width - 1) // 3 + (1 if width > 11 else 0)
-    tail = width - 1 - head
-    return f"{text[:head]}…{text[-tail:]}"
+    tail = width * 2 // 3
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
 
 
 def _line(row: Sequence[str], widths: Sequence[int], left: Collection[int]) -> str:

@@ -25,6 +25,7 @@ from esdmon.spectrum import Spectrum, mp_density, mp_edges
 
 SIZES = (512, 128, 32, 8, 2)
 LAYERS = ("fc1", "fc2")
+MARGINS = {"left": 0.04, "right": 0.98, "bottom": 0.1, "top": 0.94}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,16 @@ def describe(run: Run) -> str:
 
 def draw(runs: list[Run], path: Path) -> None:
     """The spectra of both layers at each batch size, and the soft rank against it."""
-    figure = Figure(figsize=(13, 8.2), layout="constrained")
-    grid = figure.add_gridspec(3, len(runs), height_ratios=(1, 1, 1.1))
-    for column, run in enumerate(runs):
-        for row, name in enumerate(LAYERS):
-            axes = figure.add_subplot(grid[row, column])
+    figure = Figure(figsize=(13, 8))
+    upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(2, 1)))
+    panels = upper.subplots(
+        len(LAYERS), len(runs), squeeze=False, gridspec_kw=MARGINS | {"hspace": 0.6, "wspace": 0.12}
+    )
+    for row, name in zip(panels, LAYERS, strict=True):
+        for axes, run in zip(row, runs, strict=True):
             draw_spectrum(axes, run.spectra[name])
-            axes.set_title(f"{name}, batch {run.batch_size}\n{run.report[name].phase.value}", fontsize=11)
-    axes = figure.add_subplot(grid[2, :])
+            axes.set_title(f"{name}, batch {run.batch_size}: {run.report[name].phase.value}", fontsize=10)
+    axes = lower.subplots(gridspec_kw=MARGINS | {"bottom": 0.22, "top": 0.98})
     positions = range(len(runs))
     for name, marker in zip(LAYERS, "os", strict=True):
         ranks = [run.report[name].measures["mp_soft_rank"] for run in runs]

@@ -6,27 +6,29 @@ stops at the first implementation that raises. Here one bad plugin is named in a
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 import pluggy
 
+from esdmon.alerts import AlertRule
 from esdmon.errors import InputError, nearest
 from esdmon.plugins import builtin, hookspecs
+from esdmon.records import Alert, LayerReport
+from esdmon.sinks import Sink
+from esdmon.spectrum import Measure
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
     from torch import nn
 
-    from esdmon.alerts import AlertRule
-    from esdmon.records import Alert
-    from esdmon.sinks import Sink
-    from esdmon.spectrum import Measure
     from esdmon.weights import Matrix
 
+Item = TypeVar("Item", Measure, AlertRule)
 _log = logging.getLogger("esdmon")
 DISABLE = "ESDMON_DISABLE_PLUGINS"
 """Environment variable: names of entry points that are not loaded, by commas; `*` for all."""
@@ -42,14 +44,15 @@ class Plugins:
     def __init__(self, extra: Iterable[object] = ()) -> None:
         self._manager = pluggy.PluginManager(hookspecs.NAME)
         self._manager.add_hookspecs(hookspecs)
+        self._told: set[tuple[str, str]] = set()
         self._manager.register(builtin, name="built-in")
         for entry_point in entry_points(group=hookspecs.NAME):
             self._load(entry_point)
         for plugin in extra:
-            self._register(plugin, getattr(plugin, "__name__", type(plugin).__name__))
-        self._sinks: dict[str, Callable[[str], Sink]] = self._collect("esdmon_register_sinks", _by_scheme)
-        self.measures: dict[str, Measure] = self._collect("esdmon_register_measures", _by_name)
-        self.rules: dict[str, AlertRule] = self._collect("esdmon_register_alert_rules", _by_name)
+            self._register(plugin, self._free_name(getattr(plugin, "__name__", type(plugin).__name__)))
+        self._sinks: dict[str, Callable[[str], Sink]] = self._collect("esdmon_register_sinks", _sinks)
+        self.measures: dict[str, Measure] = self._collect("esdmon_register_measures", _measures)
+        self.rules: dict[str, AlertRule] = self._collect("esdmon_register_alert_rules", _rules)
 
     def open_sink(self, spec: str | Sink) -> Sink:
         """`"scheme:target"` as a sink; an object that has a sink's methods as it is.
@@ -58,6 +61,9 @@ class Plugins:
             InputError: for an unknown scheme, with the known ones; what the sink raises for a target it cannot use.
         """
         if not isinstance(spec, str):
+            if isinstance(spec, type):
+                msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class, not one of them"
+                raise InputError(msg)
             missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(spec, name, None))]
             if missing:
                 msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec!r} has no {missing[0]}"
@@ -77,9 +83,11 @@ class Plugins:
 
     def extract(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
         """The matrices of a module by the first plugin that knows it."""
-        for _, matrices in self._call("esdmon_extract_matrices", name=name, module=module):
-            found: Sequence[Matrix] = matrices
-            return found
+        hook = "esdmon_extract_matrices"
+        for plugin, matrices in self._call(hook, name=name, module=module):
+            if isinstance(matrices, Sequence):
+                return matrices
+            self._tell_once(plugin, hook, f"returned {matrices!r}, which is no sequence of matrices")
         return None
 
     def on_alert(self, alert: Alert) -> None:
@@ -89,14 +97,24 @@ class Plugins:
 
     def _load(self, entry_point: EntryPoint) -> None:
         disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
-        if entry_point.name in disabled or "*" in disabled or self._manager.has_plugin(entry_point.name):
+        name, target = entry_point.name, entry_point.value
+        if name in disabled or "*" in disabled:
+            return
+        if self._manager.has_plugin(name):
+            if self._manager.get_plugin(name) is not sys.modules.get(target):
+                _log.warning("plugin %r (%s) is not loaded: there is another of that name", name, target)
             return
         try:
             plugin = entry_point.load()
         except Exception as error:  # noqa: BLE001 -- whatever a stranger's import raises
-            _log.warning("plugin %r (%s) is not loaded: %r", entry_point.name, entry_point.value, error)
+            _log.warning("plugin %r (%s) is not loaded: %r", name, target, error)
             return
-        self._register(plugin, entry_point.name)
+        self._register(plugin, name)
+
+    def _free_name(self, name: str) -> str:
+        """The name, or `name-2`, `name-3` … where it is taken: two objects of one class are two plugins."""
+        numbered = (f"{name}-{n}" for n in itertools.count(2))
+        return next(free for free in itertools.chain([name], numbered) if not self._manager.has_plugin(free))
 
     def _register(self, plugin: object, name: str) -> None:
         try:
@@ -113,29 +131,59 @@ class Plugins:
             try:
                 result = impl.function(*(arguments[name] for name in impl.argnames))
             except Exception as error:  # noqa: BLE001 -- whatever a stranger's code raises
-                _log.warning("plugin %r failed in %s: %r", impl.plugin_name, hook, error)
+                self._tell_once(impl.plugin_name, hook, repr(error))
                 continue
             if result is not None:
                 yield impl.plugin_name, result
 
-    def _collect(self, hook: str, named: Callable[[Any], Iterable[tuple[str, Any]]]) -> dict[str, Any]:
+    def _tell_once(self, plugin: str, hook: str, fault: str) -> None:
+        if (plugin, hook) not in self._told:
+            self._told.add((plugin, hook))
+            _log.warning("plugin %r failed in %s: %s", plugin, hook, fault)
+
+    def _collect(self, hook: str, named: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
         """All that the plugins register by name, what is built in first; a name that is taken is refused."""
         taken: dict[str, Any] = {}
         for plugin, items in reversed(list(self._call(hook))):
             try:
-                new = dict(named(items))
-            except (AttributeError, TypeError, ValueError) as error:
-                _log.warning("plugin %r: what %s returned cannot be used: %r", plugin, hook, error)
+                new = named(items)
+            except Exception as error:  # noqa: BLE001 -- a stranger's generator, say
+                self._tell_once(plugin, hook, f"what it returned cannot be used: {error}")
                 continue
             for name in taken.keys() & new.keys():
-                _log.warning("plugin %r: the name %r is taken already (in %s)", plugin, name, hook)
+                _log.warning("plugin %r, %s: the name %r is taken already", plugin, hook, name)
             taken |= {name: item for name, item in new.items() if name not in taken}
         return taken
 
 
-def _by_name(items: Iterable[Any]) -> Iterable[tuple[str, Any]]:
-    return [(item.name, item) for item in items]
+def _measures(items: Iterable[Any]) -> dict[str, Measure]:
+    measures = _named(items, Measure)
+    # A measure stands among the fields of a layer's record.
+    fields = {*LayerReport("", "ok", 0).to_record(), "schema", "kind"}
+    for name in measures:
+        if name in fields or name.endswith("_null"):
+            msg = f"{name!r} is the name of a field of the records"
+            raise ValueError(msg)
+    return measures
 
 
-def _by_scheme(items: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    return items.items()
+def _rules(items: Iterable[Any]) -> dict[str, AlertRule]:
+    return _named(items, AlertRule)
+
+
+def _sinks(items: Mapping[str, Any]) -> dict[str, Any]:
+    for scheme, factory in items.items():
+        if not callable(factory):
+            msg = f"the sink {scheme!r} is {factory!r}, which cannot be called"
+            raise TypeError(msg)
+    return dict(items)
+
+
+def _named(items: Iterable[Any], kind: type[Item]) -> dict[str, Item]:
+    named: dict[str, Item] = {}
+    for item in items:
+        if not isinstance(item, kind):
+            msg = f"{item!r} is no {kind.__name__}"
+            raise TypeError(msg)
+        named[item.name] = item
+    return named

@@ -6,6 +6,8 @@ on that, and it is done again in float64. torch does both steps: alternating num
 training process is slower than either.
 """
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ MIN_EIGENVALUES = 10
 """Readings start here: fewer eigenvalues say nothing about a distribution."""
 _SMALL = 1e-5
 _SMALL_SHARE = 0.01
+_SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
 PRECISIONS = ("auto", "exact")
 
 
@@ -46,11 +49,12 @@ def read_spectrum(matrix: Matrix, *, precision: str = "auto") -> Spectrum:
         if not (np.isfinite(minimum) and np.isfinite(maximum)):
             bad = int((~torch.isfinite(stack)).sum())
             raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
-        scale = max(abs(minimum), abs(maximum))
-        if scale == 0:
+        largest = max(abs(minimum), abs(maximum))
+        if largest == 0:
             raise UnreadableError("degenerate", "all weights are zero")
-        # Elements near the ends of float32 would overflow, or vanish, when squared.
-        stack = stack / scale
+        scale = _safe_scale(largest)
+        if scale != 1:
+            stack = stack / scale
         variance, mean = (float(x) for x in torch.var_mean(stack, correction=0))
         stack, zero_rows, zero_columns = _drop_zeros(stack)
         n, m = max(stack.shape[1:]), min(stack.shape[1:])
@@ -81,6 +85,12 @@ def check_readable(weight: Tensor) -> None:
         raise UnreadableError("skipped", "sharded over ranks: not read yet")
     if weight.numel() == 0:
         raise UnreadableError("skipped", "an empty weight")
+
+
+def _safe_scale(largest: float) -> float:
+    """A power of two by which elements can be divided, without rounding, so that their squares fit float32."""
+    exponent = math.frexp(largest)[1]
+    return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-126, min(126, exponent))
 
 
 def _drop_zeros(stack: Tensor) -> tuple[Tensor, int, int]:

@@ -1,0 +1,486 @@
+"""Plugins: all comes in by the hooks, and one that is broken is named and left out."""
+
+import importlib
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import esdmon
+from esdmon import alerts, sinks
+from esdmon.errors import InputError
+from esdmon.plugins import Plugins, hookimpl
+from esdmon.records import Alert
+from esdmon.spectrum import Measure, Spectrum, measures
+from esdmon.weights import Matrix
+from esdmon.weights.extract import linear_stack
+
+Install = Callable[[str, str], None]
+ALERT = Alert("a", "always", "warning", "firing", "0", ("0",), step=1, since=1, message="0: told by a plugin.")
+GOOD = """
+    from esdmon import hookimpl
+    from esdmon.spectrum import Measure
+
+    @hookimpl
+    def esdmon_register_measures():
+        return [Measure("good", lambda spectrum: 1.0)]
+"""
+BAD = {
+    "cannot-be-imported": "raise ImportError('no module named flux')",
+    "is-no-python": "def",
+    "raises-on-import": "1 / 0",
+    "unknown-argument": """
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_on_alert(alert, colour):
+            pass
+    """,
+    "misspelt-hook": """
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_register_measure():
+            return []
+    """,
+    "raising-hook": """
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_register_measures():
+            raise RuntimeError("no measures today")
+    """,
+    "returns-a-number": """
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_register_measures():
+            return 5
+    """,
+    "returns-strings": """
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_register_alert_rules():
+            return ["rank_collapse"]
+    """,
+    "sinks-are-no-mapping": """
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_register_sinks():
+            return [print]
+    """,
+    "raises-while-iterated": """
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_register_measures():
+            yield from ()
+            raise RuntimeError("no measures today")
+    """,
+    "measure-is-no-measure": """
+        from types import SimpleNamespace
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_register_measures():
+            return [SimpleNamespace(name="half_a_measure")]
+    """,
+    "measure-name-taken": """
+        from esdmon import hookimpl
+        from esdmon.spectrum import Measure
+
+        @hookimpl
+        def esdmon_register_measures():
+            return [Measure("alpha", lambda spectrum: 0.0)]
+    """,
+    "sink-scheme-taken": """
+        from esdmon import hookimpl
+
+        @hookimpl
+        def esdmon_register_sinks():
+            return {"jsonl": print}
+    """,
+}
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install a distribution: `install(name, code)` makes a module that is the entry point of that name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("ESDMON_DISABLE_PLUGINS", raising=False)
+    installed: list[str] = []
+
+    def put(name: str, code: str) -> None:
+        module = f"esdmon_{name}_{len(installed)}"
+        installed.append(module)
+        (tmp_path / f"{module}.py").write_text(dedent(code))
+        metadata = tmp_path / f"{module}-1.0.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+        (metadata / "entry_points.txt").write_text(f"[esdmon]\n{name} = {module}\n")
+        importlib.invalidate_caches()
+
+    yield put
+    for module in installed:
+        sys.modules.pop(module, None)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What esdmon has logged as a warning."""
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def small_model() -> nn.Sequential:
+    """Two matrices that are just large enough to be measured."""
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 12))
+
+
+class AddsMeasure:
+    """A plugin with settings, which can be given several times."""
+
+    def __init__(self, name: str, value: float) -> None:
+        self.name = name
+        self.value = value
+
+    @hookimpl
+    def esdmon_register_measures(self) -> Iterable[Measure]:
+        return [Measure(self.name, self.compute)]
+
+    def compute(self, _spectrum: Spectrum) -> float:
+        return self.value
+
+
+class AddsRule:
+    """A plugin whose rule finds the same at every reading."""
+
+    @hookimpl
+    def esdmon_register_alert_rules(self) -> Iterable[alerts.AlertRule]:
+        return [alerts.AlertRule("always", self.find)]
+
+    def find(self, _history: alerts.History) -> Iterable[Alert]:
+        return [ALERT]
+
+
+class Listener:
+    """A plugin that keeps the alerts that it is told of."""
+
+    def __init__(self) -> None:
+        self.told: list[Alert] = []
+
+    @hookimpl
+    def esdmon_on_alert(self, alert: Alert) -> None:
+        self.told.append(alert)
+
+
+class LateListener(Listener):
+    """The same under another name."""
+
+
+class RaisesOnAlert:
+    """A plugin that fails whenever it is told of an alert."""
+
+    @hookimpl
+    def esdmon_on_alert(self, alert: Alert) -> None:
+        raise RuntimeError(alert.id)
+
+
+class FailsToExtract:
+    """A plugin that fails at every module."""
+
+    @hookimpl
+    def esdmon_extract_matrices(self, name: str) -> None:
+        raise RuntimeError(name)
+
+
+class ExtractsNothingIterable:
+    """A plugin whose matrices are a number."""
+
+    @hookimpl
+    def esdmon_extract_matrices(self) -> Any:
+        return 5
+
+
+def test_all_that_is_built_in_comes_by_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any entry point there are the built-in measures, rules, sinks and extractor."""
+    monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", "*")
+    plugins = Plugins()
+    assert list(plugins.measures.values()) == list(measures.BUILT_IN)
+    assert list(plugins.rules.values()) == list(alerts.BUILT_IN)
+    assert plugins.schemes == {"console", "jsonl"}
+    assert [matrix.name for matrix in plugins.extract("fc", nn.Linear(2, 2)) or ()] == ["fc"]
+    assert plugins.extract("act", nn.ReLU()) is None
+
+
+def test_tensorboard_comes_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own integration uses the door of any third party."""
+    monkeypatch.delenv("ESDMON_DISABLE_PLUGINS", raising=False)
+    assert Plugins().schemes == {"console", "jsonl", "tensorboard"}
+
+
+def test_a_plugin_adds_a_measure() -> None:
+    """It is taken of each layer, beside what is built in."""
+    report = esdmon.analyze(small_model(), plugins=[AddsMeasure("answer", 42.0)])
+    assert [layer.measures["answer"] for layer in report] == [42.0, 42.0]
+    assert all("stable_rank" in layer.measures for layer in report)
+
+
+def test_two_plugins_of_one_class_are_two_plugins(caplog: pytest.LogCaptureFixture) -> None:
+    """Instances with different settings do not push each other out."""
+    plugins = Plugins([AddsMeasure("first", 1.0), AddsMeasure("second", 2.0)])
+    assert {"first", "second"} <= plugins.measures.keys()
+    assert warnings(caplog) == []
+
+
+def test_a_plugin_adds_a_sink() -> None:
+    """It is opened with all that stands behind the first colon."""
+    opened: dict[str, sinks.MemorySink] = {}
+
+    class AddsSink:
+        @hookimpl
+        def esdmon_register_sinks(self) -> Mapping[str, Callable[[str], sinks.Sink]]:
+            return {"list": lambda target: opened.setdefault(target, sinks.MemorySink())}
+
+    with esdmon.watch(small_model(), every=1, sinks=["list:a:b"], plugins=[AddsSink()]) as monitor:
+        monitor.step()
+    assert list(opened) == ["a:b"]
+    assert opened["a:b"].reports == [monitor.report]
+
+
+def test_a_plugin_adds_a_rule() -> None:
+    """Its alert goes to the sinks once, though it holds at every reading."""
+    sink = sinks.MemorySink()
+    with esdmon.watch(small_model(), every=1, sinks=[sink], plugins=[AddsRule()]) as monitor:
+        monitor.step()
+        monitor.step()
+    assert [(alert.id, alert.message) for alert in sink.alerts] == [(ALERT.id, ALERT.message)]
+
+
+def test_a_plugin_is_told_of_alerts() -> None:
+    """Of the same ones as the sinks."""
+    listener = Listener()
+    with esdmon.watch(small_model(), every=1, sinks=[], plugins=[AddsRule(), listener]) as monitor:
+        monitor.step()
+    assert [alert.id for alert in listener.told] == [ALERT.id]
+    assert tuple(listener.told) == monitor.alerts
+
+
+def test_a_plugin_adds_a_kind_of_layer() -> None:
+    """A module that is unknown to esdmon is read as the plugin says."""
+
+    class Mixer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.rand(16, 12))
+
+    class KnowsMixer:
+        @hookimpl
+        def esdmon_extract_matrices(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
+            if isinstance(module, Mixer):
+                return [Matrix(f"{name}.table", partial(getattr, module, "table"), linear_stack)]
+            return None
+
+    report = esdmon.analyze(nn.Sequential(Mixer(), nn.Linear(12, 12)), plugins=[KnowsMixer()])
+    assert [(layer.name, layer.status, layer.N, layer.M) for layer in report] == [
+        ("0.table", "ok", 16, 12),
+        ("1", "ok", 12, 12),
+    ]
+
+
+def test_a_plugin_is_asked_before_what_is_built_in() -> None:
+    """An empty answer leaves a module out, though it is a linear layer."""
+
+    class SkipsTheFirst:
+        @hookimpl
+        def esdmon_extract_matrices(self, name: str) -> Sequence[Matrix] | None:
+            return [] if name == "0" else None
+
+    report = esdmon.analyze(small_model(), plugins=[SkipsTheFirst()])
+    assert [layer.name for layer in report] == ["2"]
+
+
+def test_two_monitors_with_different_plugins_share_nothing() -> None:
+    """There is no global registry."""
+    with_plugin = Plugins([AddsMeasure("mine", 1.0)])
+    assert "mine" in with_plugin.measures
+    assert "mine" not in Plugins().measures
+
+
+def test_an_entry_point_is_found(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """An installed plugin needs no line in the script."""
+    install("good", GOOD)
+    report = esdmon.analyze(small_model())
+    assert report["0"].measures["good"] == 1.0
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("code", BAD.values(), ids=BAD.keys())
+def test_a_bad_plugin_is_named_and_the_others_go_on(
+    install: Install, caplog: pytest.LogCaptureFixture, code: str
+) -> None:
+    """One warning with the name of its entry point; nothing of it is used, and all else is there."""
+    install("bad", code)
+    install("good", GOOD)
+    plugins = Plugins()
+    (warning,) = warnings(caplog)
+    assert warning.startswith("plugin 'bad'")
+    assert plugins.measures.keys() == {measure.name for measure in measures.BUILT_IN} | {"good"}
+    assert plugins.rules.keys() == {rule.name for rule in alerts.BUILT_IN}
+    assert plugins.schemes == {"console", "jsonl", "tensorboard"}
+    assert plugins.measures["alpha"] in measures.BUILT_IN
+
+
+@pytest.mark.parametrize(
+    ("case", "why"),
+    [
+        ("cannot-be-imported", "no module named flux"),
+        ("unknown-argument", "colour"),
+        ("misspelt-hook", "esdmon_register_measure"),
+        ("raising-hook", "no measures today"),
+        ("returns-a-number", "not iterable"),
+        ("measure-name-taken", "the name 'alpha' is taken already"),
+        ("sink-scheme-taken", "the name 'jsonl' is taken already"),
+    ],
+)
+def test_the_warning_says_why(install: Install, caplog: pytest.LogCaptureFixture, case: str, why: str) -> None:
+    """In one line, and without a dump of what else is registered."""
+    install("bad", BAD[case])
+    Plugins()
+    (warning,) = warnings(caplog)
+    assert why in warning
+    assert "\n" not in warning
+    assert "built-in" not in warning
+
+
+def test_a_missing_module_is_a_warning_too(install: Install, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    """A distribution that was half removed has its metadata still."""
+    install("bad", GOOD)
+    (tmp_path / "esdmon_bad_0.py").unlink()
+    importlib.invalidate_caches()
+    Plugins()
+    (warning,) = warnings(caplog)
+    assert warning.startswith("plugin 'bad' (esdmon_bad_0) is not loaded: ModuleNotFoundError")
+
+
+def test_an_entry_point_whose_name_is_taken_is_named(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """Two distributions that claim one name: one of them is used, and the user is told of the other."""
+    install("same", GOOD)
+    install("same", GOOD.replace("good", "other"))
+    plugins = Plugins()
+    assert len({"good", "other"} & plugins.measures.keys()) == 1
+    (warning,) = warnings(caplog)
+    assert "'same'" in warning
+
+
+def test_a_plugin_object_whose_name_is_taken_leaves_the_first_alone(install: Install) -> None:
+    """An entry point is not thrown out by an object whose class happens to bear its name."""
+    install("AddsMeasure", GOOD)
+    assert "good" in Plugins([AddsMeasure("mine", 1.0)]).measures
+
+
+@pytest.mark.parametrize("name", ["name", "phase", "step", "kind", "schema", "hill_alpha_null"])
+def test_a_measure_may_not_take_the_name_of_a_field(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """It would overwrite that field of every record; it is refused as a taken name is."""
+    assert name not in Plugins([AddsMeasure(name, 0.0)]).measures
+    (warning,) = warnings(caplog)
+    assert repr(name) in warning
+
+
+def test_a_plugin_that_fails_on_an_alert_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it is asked before or after them."""
+    early, late = Listener(), LateListener()
+    Plugins([early, RaisesOnAlert(), late]).on_alert(ALERT)
+    assert (early.told, late.told) == ([ALERT], [ALERT])
+    (warning,) = warnings(caplog)
+    assert warning == "plugin 'RaisesOnAlert' failed in esdmon_on_alert: RuntimeError('a')"
+
+
+@pytest.mark.parametrize(
+    "plugin", [FailsToExtract(), ExtractsNothingIterable()], ids=lambda plugin: type(plugin).__name__
+)
+def test_a_bad_extractor_is_named_once_and_what_is_built_in_goes_on(
+    plugin: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is asked of each module, but one warning is enough for all of them."""
+    report = esdmon.analyze(small_model(), plugins=[plugin])
+    assert [layer.name for layer in report] == ["0", "2"]
+    (warning,) = warnings(caplog)
+    assert type(plugin).__name__ in warning
+
+
+@pytest.mark.parametrize("disabled", ["bad", "other, bad", " bad ,", "*"])
+def test_entry_points_can_be_disabled_by_name(
+    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, disabled: str
+) -> None:
+    """What is disabled is not even imported, so it cannot do harm."""
+    install("bad", "raise SystemExit('harm')")
+    monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", disabled)
+    plugins = Plugins()
+    assert ("tensorboard" in plugins.schemes) is (disabled != "*")
+    assert warnings(caplog) == []
+
+
+def test_what_is_given_is_not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The variable is about entry points; an object in the script is there because somebody wrote it down."""
+    monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", "*")
+    assert "mine" in Plugins([AddsMeasure("mine", 1.0)]).measures
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        pytest.param("jsnl:a", r"no sink 'jsnl' \(in 'jsnl:a'\); .*console, jsonl.*Did you mean 'jsonl'\?", id="close"),
+        pytest.param("mqtt", r"no sink 'mqtt' \(in 'mqtt'\); there are console, jsonl, tensorboard\.$", id="far"),
+        pytest.param("console:a", "console takes no target, got 'console:a'", id="needless-target"),
+        pytest.param("jsonl", "jsonl needs a path: 'jsonl:", id="missing-path"),
+        pytest.param("tensorboard:", "tensorboard needs a folder: 'tensorboard:", id="missing-folder"),
+    ],
+)
+def test_a_sink_that_cannot_be_opened_says_why(spec: str, message: str) -> None:
+    """What was got, what there is, and the nearest of it."""
+    with pytest.raises(InputError, match=message):
+        Plugins().open_sink(spec)
+
+
+@pytest.mark.parametrize(
+    "spec", [5, None, Path("runs/a.jsonl"), sinks.MemorySink], ids=["int", "None", "path", "class"]
+)
+def test_what_is_no_sink_is_refused(spec: Any) -> None:
+    """Also a path without a scheme, and a class that somebody forgot to call."""
+    with pytest.raises(InputError, match="a sink is 'scheme:target' or has write, alert, flush and close"):
+        Plugins().open_sink(spec)
+
+
+def test_a_sink_object_is_taken_as_it_is() -> None:
+    """No wrapper stands between the user and what they have made."""
+    sink = sinks.MemorySink()
+    assert Plugins().open_sink(sink) is sink
+
+
+def test_a_measure_of_a_plugin_that_fails_is_undefined_and_nothing_else_is_lost() -> None:
+    """The layer stays ok, its other measures are there, and the monitor's errors name the measure."""
+
+    class FailingMeasure:
+        @hookimpl
+        def esdmon_register_measures(self) -> Iterable[Measure]:
+            return [Measure("broken", self.compute)]
+
+        def compute(self, _spectrum: Spectrum) -> float:
+            raise ZeroDivisionError
+
+    with esdmon.watch(small_model(), every=1, sinks=[], plugins=[FailingMeasure()]) as monitor:
+        monitor.step()
+    assert monitor.report is not None
+    layer = monitor.report["0"]
+    assert layer.status == "ok"
+    assert layer.to_record()["broken"] is None
+    assert layer.measures["stable_rank"] > 1
+    assert [fault.who for fault in monitor.errors] == ["measure broken"]

@@ -1,0 +1,128 @@
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from ensembles import gaussian, pareto, pooled, spectrum_of, spiked, with_eigenvalues
+from esdmon.spectrum import Elements, Phase, PhaseThresholds, Spectrum, classify
+
+RNG_SEED = 11
+
+
+def low_rank(rng: np.random.Generator) -> Spectrum:
+    return spectrum_of(gaussian(rng, 1024, 200) @ gaussian(rng, 200, 384))
+
+
+KNOWN: dict[str, tuple[Phase, Callable[[np.random.Generator], Spectrum]]] = {
+    "noise": (Phase.RANDOM_LIKE, lambda rng: spectrum_of(gaussian(rng, 4096, 384))),
+    "noise, square": (Phase.RANDOM_LIKE, lambda rng: spectrum_of(gaussian(rng, 512, 512))),
+    "noise, Laplacian": (Phase.RANDOM_LIKE, lambda rng: spectrum_of(rng.laplace(size=(1024, 384)))),
+    "noise, slices": (Phase.RANDOM_LIKE, lambda rng: pooled([gaussian(rng, 128, 64) for _ in range(9)])),
+    "spikes at the edge": (
+        Phase.BLEEDING_OUT,
+        lambda rng: spectrum_of(spiked(rng, 4096, 384, np.linspace(1.06, 1.12, 6))),
+    ),
+    "spikes apart": (
+        Phase.BULK_SPIKES,
+        lambda rng: spectrum_of(spiked(rng, 4096, 384, np.linspace(1.25, 1.45, 9))),
+    ),
+    "power law, 2.5": (
+        Phase.HEAVY_TAILED,
+        lambda rng: spectrum_of(with_eigenvalues(rng, pareto(rng, 2.5, 384), 4096)),
+    ),
+    "power law, 1.6": (
+        Phase.HEAVY_TAILED,
+        lambda rng: spectrum_of(with_eigenvalues(rng, pareto(rng, 1.6, 384), 1024)),
+    ),
+    "low rank": (Phase.RANK_COLLAPSE, low_rank),
+    "orthogonal": (Phase.UNCLASSIFIED, lambda rng: spectrum_of(np.linalg.qr(gaussian(rng, 512, 256))[0])),
+}
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_ensembles_of_known_phase(kind: str) -> None:
+    """What was made to be in a phase is read as that in at least five of six draws."""
+    expected, make = KNOWN[kind]
+    rng = np.random.default_rng(RNG_SEED)
+    assert [classify(make(rng)).phase for _ in range(6)].count(expected) >= 5
+
+
+@pytest.mark.parametrize("alpha", [1.5, 1.7])
+def test_a_very_heavy_tail_is_no_collapse(alpha: float) -> None:
+    """Its small eigenvalues are zero beside λmax, but no gulf parts them from the rest."""
+    rng = np.random.default_rng(0)
+    phases = {classify(spectrum_of(with_eigenvalues(rng, pareto(rng, alpha, 256), 512))).phase for _ in range(10)}
+    assert Phase.RANK_COLLAPSE not in phases
+
+
+def test_alpha_means_nothing_on_noise() -> None:
+    """Of 100 matrices of noise none has a meaningful alpha or is over-regularised."""
+    rng = np.random.default_rng(1)
+    readings = [classify(spectrum_of(gaussian(rng, 256, 128))) for _ in range(100)]
+    assert not any(reading.alpha_is_meaningful or reading.over_regularized for reading in readings)
+
+
+def test_over_regularised_below_two() -> None:
+    """Tails of exponent 1.6 are told to be below 2; those of 2.2 are not."""
+    rng = np.random.default_rng(2)
+    for alpha, expected in ((1.6, 5), (2.2, 0)):
+        draws = [spectrum_of(with_eigenvalues(rng, pareto(rng, alpha, 400), 800)) for _ in range(6)]
+        found = sum(classify(draw).over_regularized for draw in draws)
+        assert found >= expected if expected else found == 0
+
+
+@pytest.mark.parametrize(
+    ("spectrum", "reason"),
+    [
+        (Spectrum.from_eigenvalues(np.ones(20), shape=(40, 20)), "M = 20 is below 64"),
+        (Spectrum.from_eigenvalues(np.zeros(80), shape=(80, 80)), "All weights are zero"),
+        (
+            Spectrum.from_eigenvalues(
+                np.linspace(1, 2, 80), shape=(90, 80), elements=Elements(0.0, 1.0, -1.0, 1.0, 400, 0)
+            ),
+            "400 rows and columns are zero",
+        ),
+    ],
+    ids=["small", "zero", "dead"],
+)
+def test_no_phase_has_a_reason(spectrum: Spectrum, reason: str) -> None:
+    """Unclassified is never silent."""
+    reading = classify(spectrum)
+    assert reading.phase is Phase.UNCLASSIFIED
+    assert reason in reading.explanation
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_explanations_are_sentences(kind: str) -> None:
+    """The evidence can be read out, and the confidence is a share."""
+    reading = classify(KNOWN[kind][1](np.random.default_rng(RNG_SEED)))
+    assert reading.explanation.endswith(".")
+    assert "nan" not in reading.explanation
+    assert 0 <= reading.confidence <= 1
+
+
+def test_confidence_falls_towards_a_border() -> None:
+    """Spikes that end near the border between bleeding-out and bulk+spikes are less sure than those far from it."""
+    rng = np.random.default_rng(3)
+    sure = classify(spectrum_of(spiked(rng, 4096, 384, np.full(9, 2.5))))
+    unsure = classify(spectrum_of(spiked(rng, 4096, 384, np.full(9, 1.21))))
+    assert sure.phase is unsure.phase is Phase.BULK_SPIKES
+    assert sure.confidence > unsure.confidence
+
+
+def test_thresholds_are_the_users_to_move() -> None:
+    """The size below which there is no phase is one of them."""
+    spectrum = spectrum_of(gaussian(np.random.default_rng(4), 80, 40))
+    assert classify(spectrum).phase is Phase.UNCLASSIFIED
+    assert classify(spectrum, PhaseThresholds(min_m=40)).phase is Phase.RANDOM_LIKE
+
+
+def test_every_threshold_has_its_source() -> None:
+    """The line below each says whose it is."""
+    source = inspect.getsource(PhaseThresholds)
+    for field in fields(PhaseThresholds):
+        _, _, after = source.partition(f"    {field.name}: ")
+        remark = after.split('"""')[1]
+        assert any(mark in remark for mark in ("(ours)", "(figure", "(paper", "WeightWatcher")), field.name

@@ -1,0 +1,147 @@
+import json
+import math
+from collections.abc import Iterable
+
+import pytest
+import torch
+from torch import nn
+
+import esdmon
+from esdmon.analysis import Reader
+from esdmon.errors import InputError
+from esdmon.plugins import Plugins
+from esdmon.spectrum import Measure, Spectrum
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(512, 256), nn.Linear(256, 80))
+
+
+def test_a_fresh_network_is_random_like() -> None:
+    """Layers large enough for a phase show noise, and no alpha that means anything."""
+    report = esdmon.analyze(network())
+    assert [layer.name for layer in report] == ["0", "3", "4"]
+    assert {layer.status for layer in report} == {"ok"}
+    assert report["3"].phase is report["4"].phase is esdmon.Phase.RANDOM_LIKE
+    assert report["0"].phase is esdmon.Phase.UNCLASSIFIED
+    assert not any(layer.alpha_is_meaningful for layer in report)
+    assert (report["3"].N, report["3"].M, report["3"].Q) == (512, 256, 2.0)
+    assert (report["0"].slices, report["0"].n_eigenvalues) == (9, 27)
+
+
+def test_records_are_json_with_nulls() -> None:
+    """Every measure with a null carries it; what is undefined is null."""
+    record = esdmon.analyze(network()).to_records()[1]
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["stable_rank"] == pytest.approx(record["stable_rank_null"], rel=0.1)
+    assert record["update_ratio"] is None
+
+
+def test_a_bad_weight_leaves_the_others_unchanged() -> None:
+    """NaN, zero and tiny layers carry a status and a reason; the readings beside them are the same numbers."""
+    good = network()
+    before = esdmon.analyze(good)["3"]
+    bad = nn.ModuleDict({"nan": nn.Linear(30, 30), "zero": nn.Linear(30, 30), "tiny": nn.Linear(3, 3)})
+    with torch.no_grad():
+        bad.get_parameter("nan.weight")[0, 0] = float("nan")
+        bad.get_parameter("zero.weight").zero_()
+    report = esdmon.analyze(nn.Sequential(bad, good))
+    assert report["1.3"].measures == before.measures
+    assert {layer.name: layer.status for layer in report if layer.status != "ok"} == {
+        "0.nan": "nonfinite",
+        "0.zero": "degenerate",
+        "0.tiny": "skipped",
+    }
+    assert "0.nan: 1 of 900 elements are NaN or infinite" in str(report)
+
+
+def test_the_model_is_untouched() -> None:
+    """No attribute, no hook, no gradient, no change of mode, no random number."""
+    model = network()
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    state = torch.get_rng_state()
+    esdmon.analyze(model)
+    assert torch.equal(state, torch.get_rng_state())
+    assert attributes == {name: set(vars(module)) for name, module in model.named_modules()}
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_frozen_weights_are_read_once_and_show_their_age() -> None:
+    """Repeated, they keep the step of their reading; moved by hand, they are read again."""
+    model = network().requires_grad_(requires_grad=False)
+    reader = Reader(model, Plugins())
+    first = reader.read(step=1)["3"]
+    again = reader.read(step=50)["3"]
+    assert (again.step, again.emitted_step, again.age) == (1, 50, 49)
+    assert again.measures is first.measures
+    with torch.no_grad():
+        model.get_parameter("3.weight").mul_(2)
+    moved = reader.read(step=60)["3"]
+    assert (moved.step, moved.age) == (60, 0)
+    assert moved.update_ratio == pytest.approx(1)
+    assert moved.measures["lambda_max"] == pytest.approx(4 * first.measures["lambda_max"])
+
+
+def test_update_ratio_and_optimizer_membership() -> None:
+    """A layer that the optimizer was not given is told apart."""
+    model = network()
+    optimizer = torch.optim.SGD(model.get_submodule("3").parameters(), lr=0.1)
+    report = Reader(model, Plugins(), optimizer=optimizer).read(step=0)
+    assert (report["3"].in_optimizer, report["4"].in_optimizer) == (True, False)
+    assert esdmon.analyze(model)["3"].in_optimizer is None
+
+
+class Extra:
+    """A plugin whose one measure works and whose other does not."""
+
+    @esdmon.hookimpl
+    def esdmon_register_measures(self) -> Iterable[Measure]:
+        return [Measure("trace", lambda s: float(s.eigenvalues.sum())), Measure("broken", self._broken)]
+
+    @staticmethod
+    def _broken(_spectrum: Spectrum) -> float:
+        raise RuntimeError("no")
+
+
+def test_a_measure_of_the_users_own_joins(caplog: pytest.LogCaptureFixture) -> None:
+    """It stands beside the built-in ones; one that raises is NaN, told once, and shut off."""
+    report = esdmon.analyze(network(), plugins=[Extra()])
+    assert report["3"].measures["trace"] == pytest.approx(
+        report["3"].measures["frobenius_norm"] ** 2 / report["3"].N, rel=1e-6
+    )
+    assert all(math.isnan(layer.measures["broken"]) for layer in report)
+    messages = [record.getMessage() for record in caplog.records]
+    assert messages[0].startswith("measure broken failed at step 0 and is left out: RuntimeError: no")
+    assert len([message for message in messages if "broken" in message]) == 2
+
+
+def test_measures_can_be_chosen() -> None:
+    """Only those; the table shows a dash for the others."""
+    report = esdmon.analyze(network(), measures=["stable_rank"])
+    assert set(report["3"].measures) == {"stable_rank"}
+    assert "–" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"measures": ["stabel_rank"]}, r"measures='stabel_rank' is no measure. Did you mean 'stable_rank'"),
+        ({"precision": "half"}, "precision= is one of auto, exact"),
+        ({"layers": ["fc9"]}, "layers='fc9' matches no layer"),
+    ],
+    ids=["measure", "precision", "layers"],
+)
+def test_wrong_arguments_are_told(options: dict[str, object], message: str) -> None:
+    """One sentence with what was got."""
+    with pytest.raises(InputError, match=message):
+        esdmon.analyze(network(), **options)  # type: ignore[arg-type]
+
+
+def test_a_missing_layer_names_the_nearest() -> None:
+    """A KeyError that helps."""
+    report = esdmon.analyze(nn.ModuleDict({"encoder": nn.Linear(20, 20)}))
+    with pytest.raises(KeyError, match=r"no layer 'encodr' in this report\. Did you mean 'encoder'"):
+        report["encodr"]

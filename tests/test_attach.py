@@ -1,0 +1,196 @@
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import esdmon
+from esdmon.errors import InputError
+from esdmon.sinks import MemorySink
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 64))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
+    """A few steps of noise on noise; the losses."""
+    losses = []
+    for _ in range(steps):
+        loss = (model(torch.randn(8, 40)) - torch.randn(8, 64)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_the_optimizers_steps_are_the_clock() -> None:
+    """Readings carry the step of their own weights."""
+    model, sink = network(), MemorySink()
+    optimizer = torch.optim.Adam(model.parameters())
+    with esdmon.watch(model, optimizer, every=2, sinks=[sink]) as monitor:
+        train(model, optimizer, 5)
+    assert [report.step for report in sink.reports] == [2, 4]
+    assert monitor.steps == 5
+    assert all(layer.in_optimizer for layer in sink.reports[-1])
+    assert 0 < sink.reports[-1]["0"].update_ratio < 1
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW], ids=lambda kind: kind.__name__)
+def test_training_is_the_same_to_the_last_bit(kind: type[torch.optim.SGD | torch.optim.AdamW]) -> None:
+    """Losses, weights, optimizer state and random state, with and without."""
+
+    def run(*, watched: bool) -> tuple[list[float], list[Tensor], Tensor]:
+        model = network()
+        optimizer = kind(model.parameters(), lr=0.01)
+        monitor = esdmon.watch(model, optimizer, every=1, sinks=[MemorySink()]) if watched else None
+        losses = train(model, optimizer, 12)
+        if monitor is not None:
+            monitor.close()
+        state = [x for entry in optimizer.state.values() for x in entry.values() if isinstance(x, Tensor)]
+        return losses, [*model.parameters(), *state], torch.get_rng_state()
+
+    (losses, tensors, random), (losses_2, tensors_2, random_2) = run(watched=True), run(watched=False)
+    assert losses == losses_2
+    assert all(torch.equal(a, b) for a, b in zip(tensors, tensors_2, strict=True))
+    assert torch.equal(random, random_2)
+
+
+def test_close_leaves_no_hook() -> None:
+    """The optimizer is as it was."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = esdmon.watch(model, optimizer, every=1, sinks=[])
+    assert len(optimizer._optimizer_step_post_hooks) == len(optimizer._optimizer_step_pre_hooks) == 1
+    monitor.close()
+    assert len(optimizer._optimizer_step_post_hooks) == len(optimizer._optimizer_step_pre_hooks) == 0
+    train(model, optimizer, 1)
+    assert monitor.steps == 0
+
+
+class Cautious(torch.optim.SGD):
+    """An optimizer whose step calls its parent's."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+def test_a_step_inside_a_step_counts_once() -> None:
+    """The parent's hooks fire too, once it has been made by itself."""
+    model = network()
+    torch.optim.SGD(network().parameters(), lr=0.1)
+    optimizer = Cautious(model.parameters(), lr=0.1)
+    with esdmon.watch(model, optimizer, every=1, sinks=[]) as monitor:
+        train(model, optimizer, 3)
+    assert monitor.steps == 3
+
+
+class Wrapper(torch.optim.Optimizer):
+    """As Accelerate's: an optimizer by its type, which never called its parent's __init__."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+def test_wrapped_optimizers_are_unwrapped() -> None:
+    """The inner one's hooks are used."""
+    model = network()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esdmon.watch(model, Wrapper(inner), every=1, sinks=[]) as monitor:
+        train(model, inner, 2)
+    assert monitor.steps == 2
+
+
+def test_without_an_optimizer_the_loop_calls_step() -> None:
+    """The same monitor, driven by hand."""
+    with esdmon.watch(network(), every=2, sinks=[]) as monitor:
+        for _ in range(4):
+            monitor.step()
+    assert monitor.report is not None
+    assert monitor.report.step == 4
+
+
+def test_a_nan_in_a_weight_is_told_and_training_goes_on() -> None:
+    """The run ends as it would have ended."""
+    model, sink = network(), MemorySink()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esdmon.watch(model, optimizer, every=1, sinks=[sink]):
+        train(model, optimizer, 1)
+        with torch.no_grad():
+            model.get_parameter("0.weight")[3, 3] = float("nan")
+        train(model, optimizer, 2)
+    assert [report["0"].status for report in sink.reports] == ["ok", "nonfinite", "nonfinite"]
+
+
+def test_auto_writes_tensorboard_and_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new folder under runs/, with both in it."""
+    monkeypatch.chdir(tmp_path)
+    with esdmon.watch(network(), every=1) as monitor:
+        monitor.step()
+    (folder,) = (tmp_path / "runs").iterdir()
+    names = sorted(path.name for path in folder.iterdir())
+    assert names[0] == "esdmon.jsonl"
+    assert names[1].startswith("events.out.tfevents.")
+
+
+def test_coverage_is_logged_once_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
+    """What is watched and what is not."""
+    with caplog.at_level(logging.INFO, "esdmon"), esdmon.watch(network(), every=1, sinks=[]) as monitor:
+        monitor.step()
+        monitor.step()
+    assert caplog.text.count("watching 98.1% of 6,784 parameters") == 1
+
+
+@pytest.mark.parametrize("alerts", [None, "rank_collapse", ["rank_collapse"], "default"], ids=str)
+def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> None:
+    """Weight decay far too strong takes the rank of a layer; the alert names it, once."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 128, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=1.0)
+    targets = torch.randn(128, 4) @ torch.randn(4, 128)
+    sink = MemorySink()
+    with esdmon.watch(model, optimizer, every=10, sinks=[sink], alerts=alerts) as monitor:
+        for _ in range(120):
+            x = torch.randn(64, 128)
+            optimizer.zero_grad()
+            (model(x) - x @ targets).square().mean().backward()
+            optimizer.step()
+    fired = [alert.rule for alert in monitor.alerts]
+    assert fired == ([] if alerts is None else ["rank_collapse"])
+    assert list(monitor.alerts) == sink.alerts
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, r"every= is a number of steps, 1 or more, or a function of the step; got 0"),
+        ({"every": 2.5}, "got 2.5"),
+        ({"sinks": "tensorbord:x"}, "no sink 'tensorbord' .*Did you mean 'tensorboard'"),
+        ({"sinks": [3]}, "a sink is 'scheme:target' or has write, alert, flush and close; 3 has no write"),
+        ({"sinks": ["jsonl"]}, "jsonl needs a path"),
+        ({"layers": ["nope*"]}, r"layers='nope\*' matches no layer"),
+        ({"alerts": ["rank_colapse"]}, "alerts='rank_colapse' is no rule.*Did you mean 'rank_collapse'"),
+        ({"optimizer": 3}, "optimizer is a int, not a torch.optim.Optimizer"),
+        ({"model": nn.ReLU()}, "ReLU has no weight matrix to read"),
+    ],
+    ids=["every=0", "every", "scheme", "sink", "target", "layers", "alerts", "optimizer", "model"],
+)
+def test_wrong_arguments_are_told_before_training(options: dict[str, object], message: str) -> None:
+    """A ValueError of one sentence."""
+    arguments: dict[str, object] = {"model": network(), "sinks": []} | options
+    with pytest.raises(ValueError, match=message) as caught:
+        esdmon.watch(**arguments)  # type: ignore[arg-type]
+    assert isinstance(caught.value, InputError)
+
+
+def test_a_sink_that_cannot_be_opened_leaves_no_hook_and_no_file_open(tmp_path: Path) -> None:
+    """The sinks before it are closed again: an open file would be a ResourceWarning, which is an error here."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(InputError, match="no sink 'nope'"):
+        esdmon.watch(model, optimizer, sinks=[f"jsonl:{tmp_path / 'a.jsonl'}", "nope:x"])
+    assert not optimizer._optimizer_step_post_hooks

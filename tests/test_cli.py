@@ -1,0 +1,138 @@
+"""The command line: exit statuses, and one clear line for what the user can put right."""
+
+import subprocess
+import sys
+from importlib.metadata import entry_points, version
+from pathlib import Path
+
+import pytest
+
+from esdmon.cli import main
+
+
+def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter, its output as text."""
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
+
+
+def without(package: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`esdmon …` in an interpreter in which a package cannot be imported."""
+    code = (
+        f"import sys; sys.modules[{package!r}] = None; from esdmon.cli import main; sys.exit(main({list(arguments)}))"
+    )
+    return run_python("-c", code, cwd=cwd)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]], ids=" ".join)
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Help goes to standard output, and asking for it is no failure."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(arguments)
+    assert capsys.readouterr().out.startswith("usage: esdmon")
+
+
+def test_help_of_the_demo_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    """What is run without options can be read."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["demo", "--help"])
+    text = capsys.readouterr().out
+    assert all(f"(default: {default})" in " ".join(text.split()) for default in ("8", "0.004", "20", "0", "runs/demo"))
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """The version of what is installed."""
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out.strip() == version("esdmon")
+
+
+def test_python_m_esdmon() -> None:
+    """The package can be run where its script is not on the path."""
+    result = run_python("-m", "esdmon", "--version")
+    assert (result.returncode, result.stdout.strip(), result.stderr) == (0, version("esdmon"), "")
+
+
+def test_python_m_esdmon_passes_the_exit_status_on() -> None:
+    """A wrong argument is status 2 in the shell."""
+    result = run_python("-m", "esdmon", "demo", "--epochs", "0")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+def test_the_script_is_installed() -> None:
+    """`esdmon` on the path is this function."""
+    (script,) = entry_points(group="console_scripts", name="esdmon")
+    assert script.load() is main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param([], "the following arguments are required: COMMAND", id="no-command"),
+        pytest.param(["demp"], "invalid choice: 'demp'", id="unknown-command"),
+        pytest.param(["demo", "--batch"], "argument --batch-size: expected one argument", id="no-value"),
+        pytest.param(["demo", "--depth", "3"], "unrecognized arguments: --depth 3", id="unknown-option"),
+        pytest.param(
+            ["demo", "--batch-size", "0"],
+            "argument --batch-size: 0 is out of range: give a number from 1 to 1797",
+            id="batch-size-0",
+        ),
+        pytest.param(["demo", "--batch-size", "1798"], "1798 is out of range", id="batch-size-above-all-digits"),
+        pytest.param(["demo", "--batch-size", "8.5"], "'8.5' is not a whole number", id="batch-size-8.5"),
+        pytest.param(["demo", "--lr", "fast"], "argument --lr: 'fast' is not a number", id="lr-word"),
+        pytest.param(["demo", "--lr", "0"], "0 is out of range: give a number above 0 and at most 10", id="lr-0"),
+        pytest.param(["demo", "--lr", "-1"], "-1 is out of range", id="lr-negative"),
+        pytest.param(["demo", "--lr", "nan"], "nan is out of range", id="lr-nan"),
+        pytest.param(["demo", "--lr", "inf"], "inf is out of range", id="lr-inf"),
+        pytest.param(["demo", "--epochs", "0"], "0 is out of range: give a number from 1 to 10000", id="epochs-0"),
+        pytest.param(["demo", "--epochs", ""], "'' is not a whole number", id="epochs-empty"),
+        pytest.param(["demo", "--seed", "-1"], "-1 is out of range", id="seed-negative"),
+    ],
+)
+def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Status 2; the last line on standard error says what is wrong, below the usage."""
+    with pytest.raises(SystemExit, match=r"^2$"):
+        main(arguments)
+    captured = capsys.readouterr()
+    *_, last = captured.err.splitlines()
+    assert last.startswith("esdmon")
+    assert message in last
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("below", ["file", "file/run", "file/a/run"])
+def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
+    """Told in one line before anything is trained."""
+    (tmp_path / "file").touch()
+    out = tmp_path / below
+    assert main(["demo", "--out", str(out)]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith(f"esdmon demo: --out {out} cannot be written: ")
+    assert line.endswith("Choose another folder.")
+    assert captured.out == ""
+
+
+def test_a_folder_that_is_in_use_and_has_no_name_to_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """The root of the file system is not empty, and there is no root-2 beside it."""
+    assert main(["demo", "--epochs", "1", "--batch-size", "1797", "--out", "/"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("esdmon demo: --out / cannot be ")
+
+
+@pytest.mark.parametrize(("package", "extra"), [("rich", "demo"), ("sklearn", "demo"), ("tensorboard", "tensorboard")])
+def test_a_missing_extra(tmp_path: Path, package: str, extra: str) -> None:
+    """One line says what to install, and there is no traceback."""
+    result = without(package, "demo", cwd=tmp_path)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2
+    assert line.startswith("esdmon demo: ")
+    assert line.endswith(f'python -m pip install "esdmon[{extra}]"')
+
+
+def test_control_c(tmp_path: Path) -> None:
+    """A user who stops the command sees one word, and the shell the status of an interrupt."""
+    (tmp_path / "rich.py").write_text("raise KeyboardInterrupt\n")
+    result = run_python("-m", "esdmon", "demo", cwd=tmp_path)
+    assert result.returncode == 130
+    assert result.stderr.strip() == "esdmon demo: stopped."

@@ -1,0 +1,43 @@
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def test_plain_loop_is_the_same_with_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Losses, weights and random state, to the last bit; the watched one prints its table."""
+    train = runpy.run_path(str(EXAMPLES / "plain_loop.py"))["train"]
+    losses, model = train(out=str(tmp_path / "run"), epochs=2)
+    random = torch.get_rng_state()
+    table = capsys.readouterr().out
+    plain_losses, plain_model = train(watched=False, epochs=2)
+    assert losses == plain_losses
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain_model.parameters(), strict=True))
+    assert torch.equal(random, torch.get_rng_state())
+    assert "watching 99.2% of 50,826 parameters" in table
+    assert max(map(len, table.splitlines())) <= 80
+    assert capsys.readouterr().out == ""
+
+
+def test_plain_loop_is_short_and_in_the_readme() -> None:
+    """Under 60 lines; its one line is the README's."""
+    text = (EXAMPLES / "plain_loop.py").read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 60
+    readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
+    assert "esdmon.watch(model, optimizer" in text
+    assert "esdmon.watch(model, optimizer" in readme
+
+
+def test_batch_size_sweep_draws_its_picture(tmp_path: Path) -> None:
+    """Two sizes and one epoch: a line for each, and a picture."""
+    command = [sys.executable, str(EXAMPLES / "batch_size_sweep.py"), "--sizes", "512", "256", "--epochs", "1"]
+    done = subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True, text=True)
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["512", "256"]
+    assert all("random-like" in line for line in lines[1:3])
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000

@@ -1,0 +1,159 @@
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from esdmon.alerts import AlertRule, History
+from esdmon.analysis import analyze
+from esdmon.faults import Faults
+from esdmon.monitor import Monitor
+from esdmon.records import Alert, Report
+from esdmon.schedule import every
+from esdmon.sinks import MemorySink
+
+
+def report_at(step: int) -> Report:
+    torch.manual_seed(step)
+    report = analyze(nn.Linear(30, 20))
+    return Report(step, report.layers, report.coverage, 0.0)
+
+
+class Broken:
+    """A sink that raises whatever it is asked."""
+
+    def write(self, report: Report) -> None:
+        raise OSError(28, "No space left on device")
+
+    def alert(self, alert: Alert) -> None:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    def close(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def always(history: History) -> list[Alert]:
+    layer = next(iter(history))
+    step = history[layer][-1].step
+    return [Alert("always:x", "always", "warning", "firing", layer, (layer,), step, step, "it holds")]
+
+
+def raising(_history: History) -> list[Alert]:
+    raise ValueError("a rule of the user's own")
+
+
+def test_reads_at_due_steps_only() -> None:
+    """The schedule decides; each sink gets each report."""
+    sink = MemorySink()
+    monitor = Monitor(report_at, schedule=every(3), sinks=[("memory", sink)])
+    for _ in range(10):
+        monitor.step()
+    assert [report.step for report in sink.reports] == [3, 6, 9]
+    assert monitor.report is sink.reports[-1]
+
+
+def test_a_failing_sink_is_shut_off_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk: the run and the other sinks go on; three failures, two lines in the log."""
+    sink = MemorySink()
+    monitor = Monitor(report_at, schedule=every(1), sinks=[("jsonl:x", Broken()), ("memory", sink)])
+    for _ in range(6):
+        monitor.step()
+    monitor.close()
+    assert len(sink.reports) == 6
+    (fault,) = monitor.errors
+    assert (fault.who, fault.disabled) == ("sink jsonl:x", True)
+    assert "No space left on device" in fault.message
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+        "sink jsonl:x failed at step 1 and is left out: OSError: [Errno 28] No space left on device. The run goes on.",
+        "sink jsonl:x has failed 3 times and is shut off; see monitor.errors.",
+    ]
+
+
+def test_strict_raises() -> None:
+    """For tests and for finding a fault."""
+    monitor = Monitor(report_at, schedule=every(1), sinks=[("x", Broken())], faults=Faults(strict=True))
+    with pytest.raises(OSError, match="No space left"):
+        monitor.step()
+
+
+def test_a_schedule_that_raises_reaches_no_loop() -> None:
+    """It is the user's own function."""
+
+    def bad(_step: int) -> bool:
+        raise ZeroDivisionError
+
+    monitor = Monitor(report_at, schedule=bad)
+    monitor.step()
+    assert [fault.who for fault in monitor.errors] == ["monitor"]
+
+
+def test_alerts_go_to_the_log_the_sinks_and_the_plugins_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One that goes on holding is not told again; a rule that raises hides no other."""
+    sink, told = MemorySink(), list[Alert]()
+    rules = [AlertRule("raising", raising), AlertRule("always", always)]
+    monitor = Monitor(report_at, schedule=every(1), sinks=[("m", sink)], rules=rules, on_alert=told.append)
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        for _ in range(5):
+            monitor.step()
+    assert [alert.id for alert in monitor.alerts] == ["always:x"]
+    assert sink.alerts == told == list(monitor.alerts)
+    assert [record.getMessage() for record in caplog.records].count("it holds") == 1
+    assert [fault.who for fault in monitor.errors] == ["rule raising"]
+
+
+def test_close_is_final_and_harmless_twice() -> None:
+    """Hooks are taken back in reverse order, once; a step after it does nothing."""
+    undone: list[int] = []
+    monitor = Monitor(report_at, schedule=every(1))
+    monitor.at_close(lambda: undone.append(1))
+    monitor.at_close(lambda: undone.append(2))
+    with monitor:
+        monitor.step()
+    monitor.close()
+    monitor.step()
+    assert (undone, monitor.steps) == ([2, 1], 1)
+
+
+def test_an_exception_in_the_loop_closes_and_passes() -> None:
+    """The user's error is the user's."""
+    sink = MemorySink()
+
+    def loop() -> None:
+        with Monitor(report_at, schedule=every(1), sinks=[("m", sink)]) as monitor:
+            monitor.step()
+            message = "the user's own"
+            raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="the user's own"):
+        loop()
+    assert len(sink.reports) == 1
+
+
+def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing was read, and the log says why."""
+    monitor = Monitor(report_at, schedule=every(200))
+    monitor.step()
+    monitor.close()
+    assert "closed after 1 steps without a reading: choose a smaller every=" in caplog.text
+
+
+def test_a_resumed_run_goes_on_counting() -> None:
+    """The cadence of the first run goes on in the second."""
+    first = Monitor(report_at, schedule=every(4))
+    for _ in range(6):
+        first.step()
+    sink = MemorySink()
+    second = Monitor(report_at, schedule=every(4), sinks=[("m", sink)])
+    second.load_state_dict(first.state_dict())
+    second.step()
+    second.step()
+    assert [report.step for report in sink.reports] == [8]
+
+
+def test_a_state_of_another_version_is_refused() -> None:
+    """With what was got."""
+    with pytest.raises(ValueError, match="has version 1, got 7"):
+        Monitor(report_at, schedule=every(1)).load_state_dict({"version": 7})

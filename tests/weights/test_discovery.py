@@ -1,0 +1,106 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from esdmon.errors import InputError
+from esdmon.weights import discover
+
+
+class Shared(nn.Module):
+    """Two linear layers with one weight, a convolution inside a block, and what has no matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(20, 20)
+        self.second = nn.Linear(20, 20)
+        self.second.weight = self.first.weight
+        self.block = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16))
+        self.table = nn.Embedding(50, 20)
+
+
+def test_each_matrix_once_under_its_first_name() -> None:
+    """A shared weight is read once; the rest of the parameters is accounted for."""
+    model = Shared()
+    watched = discover(model)
+    assert [matrix.name for matrix in watched.matrices] == ["first", "block.0"]
+    assert watched.coverage.watched == 20 * 20 + 16 * 3 * 9
+    assert watched.coverage.total == sum(parameter.numel() for parameter in model.parameters())
+    reasons = {skip.name: skip.reason for skip in watched.coverage.skipped}
+    assert reasons["table.weight"] == "2-D weights of a kind that is not read yet"
+    assert reasons["first.bias"] == reasons["block.1.weight"] == "vectors"
+
+
+def test_a_model_that_is_a_layer_has_a_name() -> None:
+    """A lone module has no name of its own, so it takes its class's."""
+    assert [matrix.name for matrix in discover(nn.Linear(10, 20)).matrices] == ["Linear"]
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on importing its compiler
+def test_compiled_models_keep_their_names() -> None:
+    """The wrapper of torch.compile is looked through, by its type."""
+    model = nn.Sequential(nn.Linear(10, 20))
+    compiled: Any = torch.compile(model)
+    for wrapped in (compiled, nn.DataParallel(model)):
+        assert [matrix.name for matrix in discover(wrapped).matrices] == ["0"]
+
+
+def test_a_module_called_module_is_no_wrapper() -> None:
+    """Names are never cut by their spelling."""
+    model = nn.ModuleDict({"module": nn.Linear(10, 20)})
+    assert [matrix.name for matrix in discover(model).matrices] == ["module"]
+
+
+def test_mappings_are_read_by_their_shapes() -> None:
+    """A state dict: 2-D as linear, 4-D as convolutions, the rest skipped."""
+    weights = {"a.weight": torch.ones(12, 30), "b.weight": torch.ones(8, 4, 3, 3), "a.bias": torch.ones(12)}
+    watched = discover(weights)
+    assert [matrix.name for matrix in watched.matrices] == ["a", "b"]
+    assert [skip.name for skip in watched.coverage.skipped] == ["a.bias"]
+
+
+def test_layers_selects_by_pattern() -> None:
+    """What was left out says so."""
+    watched = discover(Shared(), layers=["block.*"])
+    assert [matrix.name for matrix in watched.matrices] == ["block.0"]
+    assert {skip.name: skip.reason for skip in watched.coverage.skipped}["first.weight"] == "left out by layers="
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("frist", r"layers='frist' matches no layer. Did you mean 'first'\?"),
+        ("zzz.*", "The layers are: first, block.0."),
+    ],
+)
+def test_a_pattern_that_matches_nothing_names_the_nearest(pattern: str, message: str) -> None:
+    """A typo is told before training."""
+    with pytest.raises(InputError, match=message):
+        discover(Shared(), layers=["first", pattern])
+
+
+def test_parametrised_weights_are_left_alone() -> None:
+    """Reading them would move their state: they are skipped with a reason, the others read."""
+    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(20, 20)), nn.Linear(20, 20))
+    watched = discover(model)
+    assert [matrix.name for matrix in watched.matrices] == ["1"]
+    reasons = {skip.name: skip.reason for skip in watched.coverage.skipped}
+    assert reasons["0.parametrizations.weight.original"] == "parametrised, which is not read yet"
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (nn.Sequential(nn.ReLU()), "Sequential has no weight matrix to read"),
+        ({}, "dict has no weight matrix to read"),
+        ({"a": [1, 2]}, "'a' is a list: a model is an nn.Module or a mapping"),
+        ("model.pt", "a model is an nn.Module or a mapping of names to tensors, got str"),
+    ],
+    ids=["no matrices", "empty", "no tensors", "path"],
+)
+def test_what_is_no_model_is_refused(model: nn.Module | dict[str, Tensor], message: str) -> None:
+    """One sentence, whatever was given."""
+    with pytest.raises(InputError, match=message):
+        discover(model)

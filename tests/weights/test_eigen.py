@@ -1,0 +1,150 @@
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from esdmon.errors import InputError
+from esdmon.weights import UnreadableError, check_precision, discover, read_spectrum
+
+
+def reference(matrix: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Eigenvalues of WᵀW/N by a float64 SVD."""
+    lam: np.ndarray[tuple[int], np.dtype[np.float64]] = torch.linalg.svdvals(
+        matrix.detach().double()
+    ).numpy() ** 2 / max(matrix.shape)
+    return np.sort(lam)
+
+
+@pytest.mark.parametrize("shape", [(64, 20), (20, 64), (100, 100)], ids=str)
+@pytest.mark.parametrize(("precision", "tolerance"), [("auto", 3e-6), ("exact", 1e-14)])
+def test_linear_equals_svd(shape: tuple[int, int], precision: str, tolerance: float) -> None:
+    """Both precisions, both ways round; the tolerance is relative to λmax."""
+    torch.manual_seed(0)
+    layer = nn.Linear(*shape)
+    spectrum = read_spectrum(discover(layer).matrices[0], precision=precision)
+    expected = reference(layer.weight)
+    assert spectrum.shape == (max(shape), min(shape))
+    assert np.abs(spectrum.eigenvalues - expected).max() <= tolerance * expected[-1]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 12])
+def test_convolution_equals_svd_of_each_slice(groups: int) -> None:
+    """One matrix for each group and kernel position, written out by hand."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(12, 24, (3, 2), groups=groups)
+    spectrum = read_spectrum(discover(layer).matrices[0], precision="exact")
+    outputs, inputs = 24 // groups, 12 // groups
+    by_hand = [
+        reference(layer.weight[g * outputs : (g + 1) * outputs, :, i, j])
+        for g in range(groups)
+        for i in range(3)
+        for j in range(2)
+    ]
+    assert spectrum.shape == (max(outputs, inputs), min(outputs, inputs))
+    assert np.allclose(spectrum.by_slice, np.stack(by_hand), rtol=1e-12)
+
+
+def test_rank_deficiency_is_read_in_float64() -> None:
+    """Where the rank would depend on float32's noise the solve is repeated."""
+    torch.manual_seed(0)
+    low = torch.randn(256, 128) @ torch.randn(128, 256)
+    spectrum = read_spectrum(discover({"w": low}).matrices[0])
+    assert spectrum.precision == "float64"
+    assert spectrum.nonzero.size == 128
+    full = read_spectrum(discover({"w": torch.randn(256, 128)}).matrices[0])
+    assert full.precision == "float32"
+
+
+@pytest.fixture
+def coarse_products() -> Iterator[None]:
+    """The user allows TF32 and bfloat16 products."""
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.usefixtures("coarse_products")
+def test_coarse_products_are_kept_out() -> None:
+    """The setting is the user's: it stays, and the spectrum is read in float64."""
+    spectrum = read_spectrum(discover({"w": torch.randn(64, 32)}).matrices[0])
+    assert spectrum.precision == "float64"
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_autocast_is_kept_out() -> None:
+    """A reading inside an autocast region is as exact as one outside."""
+    matrix = discover({"w": torch.randn(64, 32)}).matrices[0]
+    outside = read_spectrum(matrix)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = read_spectrum(matrix)
+    assert np.array_equal(inside.eigenvalues, outside.eigenvalues)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_dtypes(dtype: torch.dtype) -> None:
+    """Half precision is read as what it holds, double as double."""
+    weight = torch.randn(64, 32).to(dtype)
+    spectrum = read_spectrum(discover({"w": weight}).matrices[0], precision="exact")
+    assert spectrum.dtype == str(dtype).removeprefix("torch.")
+    assert np.allclose(spectrum.eigenvalues, reference(weight), rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_extreme_scales(scale: float) -> None:
+    """Elements whose squares leave float32 are read all the same."""
+    weight = torch.randn(64, 32)
+    small = read_spectrum(discover({"w": weight * scale}).matrices[0])
+    plain = read_spectrum(discover({"w": weight}).matrices[0])
+    assert np.allclose(small.eigenvalues / scale**2, plain.eigenvalues, rtol=1e-4)
+
+
+def test_zero_rows_and_columns_are_dropped_and_counted() -> None:
+    """Dead units are no rank collapse: they are left out, and told."""
+    weight = torch.randn(60, 40)
+    alive = weight[10:, :35]
+    weight[:10] = 0
+    weight[:, 35:] = 0
+    spectrum = read_spectrum(discover({"w": weight}).matrices[0], precision="exact")
+    assert spectrum.elements is not None
+    assert (spectrum.elements.zero_rows, spectrum.elements.zero_columns) == (10, 5)
+    assert spectrum.shape == (50, 35)
+    assert np.allclose(spectrum.eigenvalues, reference(alive), rtol=1e-12)
+
+
+def test_elements_are_those_of_the_weight() -> None:
+    """Mean, variance and extremes, of the whole weight."""
+    weight = torch.randn(60, 40) * 3 + 1
+    elements = read_spectrum(discover({"w": weight}).matrices[0]).elements
+    assert elements is not None
+    expected = (weight.mean().item(), weight.var(correction=0).item(), weight.min().item(), weight.max().item())
+    assert (elements.mean, elements.variance, elements.minimum, elements.maximum) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "status", "reason"),
+    [
+        (torch.zeros(20, 20), "degenerate", "all weights are zero"),
+        (torch.full((20, 20), float("nan")), "nonfinite", "400 of 400 elements are NaN or infinite"),
+        (torch.eye(20).index_fill(0, torch.tensor([0]), float("inf")), "nonfinite", "20 of 400"),
+        (torch.randn(20, 9), "skipped", "9 eigenvalues, readings start at 10"),
+        (torch.empty(0, 20), "skipped", "an empty weight"),
+        (torch.ones(20, 20, dtype=torch.int8), "skipped", "torch.int8 weights are packed"),
+        (torch.ones(20, 20).to(torch.float8_e4m3fn), "skipped", "torch.float8_e4m3fn weights are packed"),
+        (torch.ones(20, 20, dtype=torch.complex64), "skipped", "torch.complex64 weights are packed"),
+        (torch.empty(20, 20, device="meta"), "skipped", "on the meta device"),
+    ],
+    ids=["zero", "nan", "inf", "few", "empty", "int8", "float8", "complex", "meta"],
+)
+def test_what_cannot_be_read_has_a_reason(weight: Tensor, status: str, reason: str) -> None:
+    """A status and a reason, never another exception."""
+    with pytest.raises(UnreadableError, match=reason) as caught:
+        read_spectrum(discover({"w": weight}).matrices[0])
+    assert caught.value.status == status
+
+
+def test_unknown_precision_is_refused() -> None:
+    """With the ones that there are."""
+    with pytest.raises(InputError, match="precision= is one of auto, exact; got 'float16'"):
+        check_precision("float16")
