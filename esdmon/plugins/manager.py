@@ -62,7 +62,7 @@ class Plugins:
         """
         if not isinstance(spec, str):
             if isinstance(spec, type):
-                msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class, not one of them"
+                msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class of such"
                 raise InputError(msg)
             missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(spec, name, None))]
             if missing:

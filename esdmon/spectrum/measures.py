@@ -53,7 +53,8 @@ def matrix_entropy(spectrum: Spectrum) -> float:
     if count < 2 or spectrum.lambda_max == 0:
         return float("nan")
     p = spectrum.eigenvalues / spectrum.lambda_max
-    p = p[p > 0] / p.sum()
+    p = p / p.sum()
+    p = p[p > 0]
     return float(-np.sum(p * np.log(p)) / np.log(count))
 
 
