@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esdmon.attach import watch
-from esdmon.errors import InputError, MissingExtraError
+from esdmon.errors import InputError, MissingExtraError, unwritable
 from esdmon.records import LayerReport, Report, show
 from esdmon.spectrum import Phase
 
@@ -170,6 +170,8 @@ def _conclude(monitor: Monitor, train_accuracy: float, out: Path, console: Conso
 
 def _free_folder(out: Path) -> Path:
     """`out`, or `out-2`, `out-3` … where an earlier run lies: two runs in one folder would mix their curves."""
+    if out.name in ("", ".."):
+        out = out.resolve()
     for folder in itertools.chain([out], (out.parent / f"{out.name}-{n}" for n in itertools.count(2))):
         if folder != out and not out.name:
             msg = f"--out {out} cannot be used: it is not empty. Choose another folder."
@@ -182,8 +184,7 @@ def _free_folder(out: Path) -> Path:
                 probe.unlink()
                 return folder
         except OSError as error:
-            msg = f"--out {folder} cannot be written: {error.strerror or error}. Choose another folder."
-            raise InputError(msg) from error
+            raise unwritable(f"--out {folder}", error) from error
     raise AssertionError
 
 

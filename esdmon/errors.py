@@ -19,6 +19,12 @@ class MissingExtraError(InputError, ImportError):
         super().__init__(f'{who} needs the package {package}: python -m pip install "esdmon[{extra}]"')
 
 
+def unwritable(what: str, error: OSError) -> InputError:
+    """The error for a file or folder of the user's that cannot be written."""
+    why = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror or error
+    return InputError(f"{what} cannot be written: {why}. Choose another place.")
+
+
 def nearest(got: str, known: Iterable[str]) -> str:
     """`" Did you mean 'a' or 'b'?"` for the names closest to what was got, or nothing."""
     close = difflib.get_close_matches(got, list(known), n=3, cutoff=0.5)

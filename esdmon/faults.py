@@ -3,12 +3,12 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 _log = logging.getLogger("esdmon")
 LIMIT = 3
-"""Failures after which a part is not asked again."""
+"""Failures in a row after which a part is not asked again. Our choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,17 +22,20 @@ class Fault:
     step: int
     """The step of its last error."""
     count: int = 1
+    """All its errors."""
+    in_a_row: int = 1
+    """Those since it last worked."""
 
     @property
     def disabled(self) -> bool:
-        """Whether it is no longer asked."""
-        return self.count >= LIMIT
+        """Whether it is no longer asked: after three errors in a row."""
+        return self.in_a_row >= LIMIT
 
 
 def describe(error: BaseException) -> str:
     """`ValueError: …`, also for an exception that cannot be printed."""
     try:
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
     except Exception:  # noqa: BLE001 -- a stranger's __str__
         return type(error).__name__
 
@@ -58,6 +61,7 @@ class Faults:
         """Run a part whose exceptions must not reach the training loop."""
         try:
             yield
+            self._forgive(who)
         except Exception as error:
             if self.strict:
                 raise
@@ -66,9 +70,16 @@ class Faults:
     def _take(self, who: str, step: int, error: Exception) -> None:
         message = describe(error)
         before = self._by_part.get(who)
-        fault = Fault(who, message, step, 1 if before is None else before.count + 1)
-        self._by_part[who] = fault
         if before is None:
+            self._by_part[who] = Fault(who, message, step)
             _log.warning("%s failed at step %d and is left out: %s. The run goes on.", who, step, message)
-        elif fault.count == LIMIT:
-            _log.warning("%s has failed %d times and is shut off; see monitor.errors.", who, LIMIT)
+            return
+        self._by_part[who] = Fault(who, message, step, before.count + 1, before.in_a_row + 1)
+        if self._by_part[who].in_a_row == LIMIT:
+            _log.warning("%s has failed %d times in a row and is shut off; see monitor.errors.", who, LIMIT)
+
+    def _forgive(self, who: str) -> None:
+        """A part that works again is not counted towards being shut off."""
+        before = self._by_part.get(who)
+        if before is not None and before.in_a_row and not before.disabled:
+            self._by_part[who] = replace(before, in_a_row=0)

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from statistics import median
 from typing import Any, Literal, TypeAlias
 
@@ -246,7 +247,7 @@ class Alert:
     evidence: Mapping[str, float] = field(default_factory=dict)
 
     def to_record(self) -> Record:
-        """One flat JSON object."""
+        """One JSON object, flat but for the evidence."""
         return {
             "id": self.id,
             "rule": self.rule,
@@ -271,7 +272,7 @@ def _row(layer: LayerReport) -> list[str]:
         layer.name,
         shape,
         layer.phase.value,
-        alpha if layer.alpha_is_meaningful else f"({alpha})",
+        f" {alpha} " if layer.alpha_is_meaningful else f"({alpha})",
         show(layer, "mp_soft_rank", ".2f"),
         show(layer, "n_spikes", ".0f"),
     ]
@@ -284,4 +285,9 @@ def show(layer: LayerReport, measure: str, form: str) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """Numbers of any library as Python's, and None for one that is not finite."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None

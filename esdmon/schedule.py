@@ -1,5 +1,6 @@
 """When to read: a schedule is a pure function of the step, so that all ranks of a job agree without talking."""
 
+import operator
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -14,13 +15,16 @@ def every(interval: int) -> Schedule:
     >>> [step for step in range(1, 10) if every(3)(step)]
     [3, 6, 9]
     """
-    given: object = interval
-    if isinstance(given, bool) or not isinstance(given, int) or given < 1:
-        msg = f"every= is a number of steps, 1 or more, or a function of the step; got {given!r}"
+    try:
+        steps = operator.index(interval)
+    except TypeError:
+        steps = 0
+    if steps < 1 or interval is True:
+        msg = f"every= is a number of steps, 1 or more, or a function of the step; got {interval!r}"
         raise InputError(msg)
 
     def due(step: int) -> bool:
-        return step % interval == 0
+        return step % steps == 0
 
     return due
 

@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureF
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
     assert line.startswith(f"esdmon demo: --out {out} cannot be written: ")
-    assert line.endswith("Choose another folder.")
+    assert line.endswith("Choose another place.")
     assert captured.out == ""
 
 

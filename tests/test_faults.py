@@ -23,7 +23,7 @@ def test_a_failure_is_kept_apart_and_written_down() -> None:
     faults = Faults()
     fail(faults, step=3, text="first")
     fail(faults, step=7, text="second")
-    assert list(faults) == [Fault("sink console", "OSError: second", step=7, count=2)]
+    assert list(faults) == [Fault("sink console", "OSError: second", step=7, count=2, in_a_row=2)]
 
 
 def test_parts_are_listed_in_the_order_of_their_first_failure() -> None:
@@ -62,7 +62,7 @@ def test_a_part_that_goes_on_failing_is_told_twice(caplog: pytest.LogCaptureFixt
         fail(faults, step=step)
     first, last = messages(caplog)
     assert first == "sink console failed at step 1 and is left out: OSError: no space left. The run goes on."
-    assert last == "sink console has failed 3 times and is shut off; see monitor.errors."
+    assert last == "sink console has failed 3 times in a row and is shut off; see monitor.errors."
 
 
 def test_strict_raises() -> None:
@@ -94,3 +94,14 @@ def test_an_error_that_cannot_be_printed_is_isolated_too() -> None:
         raise UnprintableError
     assert [fault.who for fault in faults] == ["measure alpha"]
     assert "UnprintableError" in next(iter(faults)).message
+
+
+def test_a_part_that_works_again_is_forgiven() -> None:
+    """Failures far apart do not add up to being shut off."""
+    faults = Faults()
+    for step in range(20):
+        with faults.isolated("sink x", step):
+            if step % 3 == 0:
+                raise OSError(step)
+    (fault,) = faults
+    assert (fault.count, fault.disabled) == (7, False)

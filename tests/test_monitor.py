@@ -68,7 +68,7 @@ def test_a_failing_sink_is_shut_off_and_told_once(caplog: pytest.LogCaptureFixtu
     assert "No space left on device" in fault.message
     assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
         "sink jsonl:x failed at step 1 and is left out: OSError: [Errno 28] No space left on device. The run goes on.",
-        "sink jsonl:x has failed 3 times and is shut off; see monitor.errors.",
+        "sink jsonl:x has failed 3 times in a row and is shut off; see monitor.errors.",
     ]
 
 

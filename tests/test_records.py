@@ -196,7 +196,7 @@ def test_a_report_prints_as_a_table() -> None:
     """Alpha is in brackets where it means nothing, and what was not read has its reason below."""
     assert str(report_of(GOOD, NOISE, BROKEN)).split("\n") == [
         "layer       N × M  phase                 alpha  soft rank  spikes",
-        "fc1    1024 × 384  heavy-tailed    2.50 ± 0.25       0.25      30",
+        "fc1    1024 × 384  heavy-tailed   2.50 ± 0.25        0.25      30",
         "fc2    1024 × 384  random-like   (2.50 ± 0.25)       0.25      30",
         "fc3                nonfinite",
         "fc3: 5 of 6 elements are NaN or infinite",

@@ -18,6 +18,7 @@ import pluggy
 
 from esdmon.alerts import AlertRule
 from esdmon.errors import InputError, nearest
+from esdmon.faults import describe
 from esdmon.plugins import builtin, hookspecs
 from esdmon.records import Alert, LayerReport
 from esdmon.sinks import Sink
@@ -48,6 +49,9 @@ class Plugins:
         self._manager.register(builtin, name="built-in")
         for entry_point in entry_points(group=hookspecs.NAME):
             self._load(entry_point)
+        if isinstance(extra, str) or not isinstance(extra, Iterable):
+            msg = f"plugins= is a list of modules or objects with hooks, got {extra!r}"
+            raise InputError(msg)
         for plugin in extra:
             self._register(plugin, self._free_name(getattr(plugin, "__name__", type(plugin).__name__)))
         self._sinks: dict[str, Callable[[str], Sink]] = self._collect("esdmon_register_sinks", _sinks)
@@ -62,7 +66,7 @@ class Plugins:
         """
         if not isinstance(spec, str):
             if isinstance(spec, type):
-                msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class of such"
+                msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class"
                 raise InputError(msg)
             missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(spec, name, None))]
             if missing:
@@ -83,9 +87,11 @@ class Plugins:
 
     def extract(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
         """The matrices of a module by the first plugin that knows it."""
+        from esdmon.weights import Matrix  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
+
         hook = "esdmon_extract_matrices"
         for plugin, matrices in self._call(hook, name=name, module=module):
-            if isinstance(matrices, Sequence):
+            if isinstance(matrices, Sequence) and all(isinstance(matrix, Matrix) for matrix in matrices):
                 return matrices
             self._tell_once(plugin, hook, f"returned {matrices!r}, which is no sequence of matrices")
         return None
@@ -106,8 +112,8 @@ class Plugins:
             return
         try:
             plugin = entry_point.load()
-        except Exception as error:  # noqa: BLE001 -- whatever a stranger's import raises
-            _log.warning("plugin %r (%s) is not loaded: %r", name, target, error)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever a stranger's import raises
+            _log.warning("plugin %r (%s) is not loaded: %s", name, target, describe(error))
             return
         self._register(plugin, name)
 
@@ -123,15 +129,21 @@ class Plugins:
         except (pluggy.PluginValidationError, ValueError, TypeError) as error:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
-            _log.warning("plugin %r is not used: %s", name, str(error).replace("\n", " "))
+            _log.warning("plugin %r is not used: %s", name, describe(error))
+            return
+        if not self._manager.get_hookcallers(plugin):
+            _log.warning("plugin %r has no hooks: mark its functions with @esdmon.hookimpl", name)
 
     def _call(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
         """(plugin, result) of each implementation that does not raise and does not answer None, the last first."""
         for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            if impl.wrapper or impl.hookwrapper:
+                self._tell_once(impl.plugin_name, hook, "it is a wrapper, and hooks are called one by one")
+                continue
             try:
                 result = impl.function(*(arguments[name] for name in impl.argnames))
             except Exception as error:  # noqa: BLE001 -- whatever a stranger's code raises
-                self._tell_once(impl.plugin_name, hook, repr(error))
+                self._tell_once(impl.plugin_name, hook, describe(error))
                 continue
             if result is not None:
                 yield impl.plugin_name, result
@@ -144,25 +156,27 @@ class Plugins:
     def _collect(self, hook: str, named: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
         """All that the plugins register by name, what is built in first; a name that is taken is refused."""
         taken: dict[str, Any] = {}
-        for plugin, items in reversed(list(self._call(hook))):
+        order = {name: place for place, (name, _) in enumerate(self._manager.list_name_plugin())}
+        # In the order of registration, whatever a plugin says of its own place.
+        for plugin, items in sorted(self._call(hook), key=lambda answer: order[answer[0]]):
             try:
                 new = named(items)
             except Exception as error:  # noqa: BLE001 -- a stranger's generator, say
-                self._tell_once(plugin, hook, f"what it returned cannot be used: {error}")
+                self._tell_once(plugin, hook, f"what it returned cannot be used: {describe(error)}")
                 continue
             for name in taken.keys() & new.keys():
-                _log.warning("plugin %r, %s: the name %r is taken already", plugin, hook, name)
+                _log.warning("plugin %r failed in %s: the name %r is taken already", plugin, hook, name)
             taken |= {name: item for name, item in new.items() if name not in taken}
         return taken
 
 
 def _measures(items: Iterable[Any]) -> dict[str, Measure]:
-    measures = _named(items, Measure)
     # A measure stands among the fields of a layer's record.
     fields = {*LayerReport("", "ok", 0).to_record(), "schema", "kind"}
+    measures = _named(items, Measure)
     for name in measures:
         if name in fields or name.endswith("_null"):
-            msg = f"{name!r} is the name of a field of the records"
+            msg = f"{name!r} is the name of a field of the records: choose another for the measure"
             raise ValueError(msg)
     return measures
 
@@ -185,5 +199,8 @@ def _named(items: Iterable[Any], kind: type[Item]) -> dict[str, Item]:
         if not isinstance(item, kind):
             msg = f"{item!r} is no {kind.__name__}"
             raise TypeError(msg)
+        if item.name in named:
+            msg = f"it names two things {item.name!r}"
+            raise ValueError(msg)
         named[item.name] = item
     return named

@@ -30,4 +30,6 @@ class ConsoleSink:
         self.flush()
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stream or sys.stdout)
+        stream = self._stream or sys.stdout
+        encoding = stream.encoding or "utf-8"
+        print(text.encode(encoding, errors="replace").decode(encoding), file=stream)

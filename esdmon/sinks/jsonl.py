@@ -1,11 +1,14 @@
 """One JSON object a line, appended: `pandas.read_json(path, lines=True)` reads it, also while it grows."""
 
 import json
+import os
 from pathlib import Path
 from typing import final
 
-from esdmon.errors import InputError
+from esdmon.errors import InputError, unwritable
 from esdmon.records import SCHEMA, Alert, Record, Report
+
+_LONGEST_LINE = 1 << 20  # bytes; ours have a few thousand
 
 
 @final
@@ -16,14 +19,13 @@ class JsonlSink:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _drop_partial_line(self.path)
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            msg = f"jsonl:{path} cannot be written: {error.strerror or error}. Choose another path."
-            raise InputError(msg) from error
+            raise unwritable(f"jsonl:{path}", error) from error
 
     def write(self, report: Report) -> None:
         """A line for each matrix, and one for the summary."""
@@ -48,8 +50,29 @@ class JsonlSink:
 
 
 def _drop_partial_line(path: Path) -> None:
-    if not path.exists():
+    """Cut off what a kill in mid-write left behind the last whole line.
+
+    Raises:
+        InputError: for a file that is not ours: one whose first line is no JSON object.
+    """
+    if not path.is_file() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        first = file.readline(_LONGEST_LINE)
+        if first.endswith(b"\n") and not _is_object(first):
+            msg = f"jsonl:{path} holds something else than JSON lines. Choose another path."
+            raise InputError(msg)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - _LONGEST_LINE))
+        tail = file.read().rpartition(b"\n")[2]
+        if _is_object(tail):
+            file.write(b"\n")
+        else:
+            file.truncate(size - len(tail))
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False

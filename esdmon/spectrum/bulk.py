@@ -45,22 +45,23 @@ class Bulk:
     """All λ/σ², each slice by its own, ascending."""
 
 
-def fit_bulk(by_slice: Floats, n: int) -> Bulk:
+def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
     """σ² = median over p of λ_(p)/q_MP(p), p in [0.1, 0.6], with the k spikes left out.
 
     Args:
         by_slice: (slices, M) eigenvalues of X = WᵀW/N, ascending along the last axis.
         n: N, the longer side of a slice.
+        floor: what cannot be told from an eigenvalue of 0.
 
     Raises:
-        ValueError: where a slice has no variance (half of its eigenvalues are 0).
+        ValueError: where the σ² of a slice is not above the floor: about half of its eigenvalues are 0.
     """
     slices, m = by_slice.shape
     q = n / m
     cut = spike_cut(n, m, slices)
     fits = [_fit_slice(row, q, cut) for row in by_slice]
     sigma2 = np.array([s for s, _ in fits])
-    if not np.all(sigma2 > 0):
+    if not np.all(sigma2 > floor):
         msg = f"no bulk: σ² = {sigma2.min():g} in slice {int(np.argmin(sigma2))} of {slices}"
         raise ValueError(msg)
     standardised = np.sort((by_slice / sigma2[:, None]).ravel())

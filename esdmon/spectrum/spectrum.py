@@ -150,9 +150,12 @@ class Spectrum:
     @cached_property
     def bulk(self) -> Bulk | None:
         """The one fit of the bulk; None where there is none: M < 8, or half of a slice's eigenvalues are 0."""
-        if self.m < _MIN_BULK or not np.all(np.median(self.by_slice, axis=1) > self.zero_tolerance * self.lambda_max):
+        if self.m < _MIN_BULK:
             return None
-        return fit_bulk(self.by_slice, self.n)
+        try:
+            return fit_bulk(self.by_slice, self.n, floor=self.zero_tolerance * self.lambda_max)
+        except ValueError:
+            return None
 
 
 _EPS = {

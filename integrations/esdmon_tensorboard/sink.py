@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from esdmon.errors import InputError, MissingExtraError
+from esdmon.errors import InputError, MissingExtraError, unwritable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,11 +42,11 @@ class TensorBoardSink:
         except ImportError as error:
             raise MissingExtraError("the sink tensorboard:DIR", "tensorboard", "tensorboard") from error
         try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            return cls(SummaryWriter(folder), close=True)
+            path = Path(folder).expanduser()
+            path.mkdir(parents=True, exist_ok=True)
+            return cls(SummaryWriter(str(path)), close=True)
         except OSError as error:
-            msg = f"tensorboard:{folder} cannot be written: {error.strerror or error}. Choose another folder."
-            raise InputError(msg) from error
+            raise unwritable(f"tensorboard:{folder}", error) from error
 
     def write(self, report: Report) -> None:
         """A scalar for each measure and the phase of each layer, and for the summary of the model."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import pluggy
 import pytest
 import torch
 from torch import nn
@@ -112,11 +113,16 @@ BAD = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _all_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is disabled where the tests run is not disabled here."""
+    monkeypatch.delenv("ESDMON_DISABLE_PLUGINS", raising=False)
+
+
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Install a distribution: `install(name, code)` makes a module that is the entry point of that name."""
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delenv("ESDMON_DISABLE_PLUGINS", raising=False)
     installed: list[str] = []
 
     def put(name: str, code: str) -> None:
@@ -201,12 +207,20 @@ class FailsToExtract:
         raise RuntimeError(name)
 
 
-class ExtractsNothingIterable:
+class ExtractsNumber:
     """A plugin whose matrices are a number."""
 
     @hookimpl
     def esdmon_extract_matrices(self) -> Any:
         return 5
+
+
+class ExtractsNames:
+    """A plugin whose matrices are names of matrices."""
+
+    @hookimpl
+    def esdmon_extract_matrices(self, name: str) -> Any:
+        return [name]
 
 
 def test_all_that_is_built_in_comes_by_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,9 +234,8 @@ def test_all_that_is_built_in_comes_by_the_hooks(monkeypatch: pytest.MonkeyPatch
     assert plugins.extract("act", nn.ReLU()) is None
 
 
-def test_tensorboard_comes_by_an_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_comes_by_an_entry_point() -> None:
     """Our own integration uses the door of any third party."""
-    monkeypatch.delenv("ESDMON_DISABLE_PLUGINS", raising=False)
     assert Plugins().schemes == {"console", "jsonl", "tensorboard"}
 
 
@@ -400,11 +413,11 @@ def test_a_plugin_that_fails_on_an_alert_stops_no_other(caplog: pytest.LogCaptur
     Plugins([early, RaisesOnAlert(), late]).on_alert(ALERT)
     assert (early.told, late.told) == ([ALERT], [ALERT])
     (warning,) = warnings(caplog)
-    assert warning == "plugin 'RaisesOnAlert' failed in esdmon_on_alert: RuntimeError('a')"
+    assert warning == "plugin 'RaisesOnAlert' failed in esdmon_on_alert: RuntimeError: a"
 
 
 @pytest.mark.parametrize(
-    "plugin", [FailsToExtract(), ExtractsNothingIterable()], ids=lambda plugin: type(plugin).__name__
+    "plugin", [FailsToExtract(), ExtractsNumber(), ExtractsNames()], ids=lambda plugin: type(plugin).__name__
 )
 def test_a_bad_extractor_is_named_once_and_what_is_built_in_goes_on(
     plugin: object, caplog: pytest.LogCaptureFixture
@@ -484,3 +497,50 @@ def test_a_measure_of_a_plugin_that_fails_is_undefined_and_nothing_else_is_lost(
     assert layer.to_record()["broken"] is None
     assert layer.measures["stable_rank"] > 1
     assert [fault.who for fault in monitor.errors] == ["measure broken"]
+
+
+class NoHooks:
+    """A plugin whose author forgot the mark."""
+
+    def esdmon_register_measures(self) -> Iterable[Measure]:
+        return []
+
+
+class First:
+    """A plugin that would like to come before all others."""
+
+    @pluggy.HookimplMarker("esdmon")(trylast=True)
+    def esdmon_register_measures(self) -> Iterable[Measure]:
+        return [Measure("alpha", lambda _spectrum: 0.0)]
+
+
+class Wrapping:
+    """A plugin that would like to be called around the others."""
+
+    @pluggy.HookimplMarker("esdmon")(wrapper=True)
+    def esdmon_register_measures(self) -> Any:
+        return (yield)
+
+
+@pytest.mark.parametrize(
+    ("plugin", "warning"),
+    [
+        (NoHooks(), "plugin 'NoHooks' has no hooks: mark its functions with @esdmon.hookimpl"),
+        (First(), "plugin 'First' failed in esdmon_register_measures: the name 'alpha' is taken already"),
+        (Wrapping(), "plugin 'Wrapping' failed in esdmon_register_measures: it is a wrapper"),
+    ],
+    ids=["no hooks", "first", "wrapper"],
+)
+def test_mistakes_of_authors_are_told(plugin: object, warning: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One line each, and what is built in stands."""
+    plugins = Plugins([plugin])
+    assert plugins.measures["alpha"] in measures.BUILT_IN
+    (message,) = warnings(caplog)
+    assert message.startswith(warning)
+
+
+@pytest.mark.parametrize("extra", ["name", 5], ids=["text", "number"])
+def test_plugins_are_a_list(extra: Any) -> None:
+    """A ValueError that says so."""
+    with pytest.raises(InputError, match="plugins= is a list of modules or objects with hooks, got"):
+        Plugins(extra)

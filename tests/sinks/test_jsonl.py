@@ -168,7 +168,7 @@ def test_evidence_that_is_no_json_leaves_no_half_line(
 def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path, below: str) -> None:
     """Before training, in one sentence that names the path."""
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"^jsonl:.+ cannot be written: .+\. Choose another path\.$"):
+    with pytest.raises(InputError, match=r"^jsonl:.+ cannot be written: .+\. Choose another place\.$"):
         JsonlSink(tmp_path / below)
 
 
@@ -185,3 +185,25 @@ def test_it_is_a_sink(path: Path) -> None:
     sink = JsonlSink(path)
     assert isinstance(sink, Sink)
     sink.close()
+
+
+def test_a_whole_line_that_lacks_its_newline_is_kept(tmp_path: Path) -> None:
+    """Only what a kill has cut short is dropped."""
+    path = tmp_path / "run.jsonl"
+    path.write_text('{"a": 1}\n{"a": 2}')
+    JsonlSink(path).close()
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+
+
+def test_a_file_of_another_kind_is_left_alone(tmp_path: Path) -> None:
+    """A slip in the path must not cost the user a file."""
+    path = tmp_path / "notes.txt"
+    path.write_text("My notes\nunfinished")
+    with pytest.raises(InputError, match="holds something else than JSON lines"):
+        JsonlSink(path)
+    assert path.read_text() == "My notes\nunfinished"
+
+
+def test_a_device_can_be_written() -> None:
+    """What is no regular file is not searched for a broken line."""
+    JsonlSink("/dev/null").close()
