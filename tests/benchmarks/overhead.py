@@ -1,9 +1,10 @@
-"""What watching costs: training time with esdmon over training time without, interleaved in one process.
+"""What watching costs: CPU time of training with esdmon over that without, interleaved in one process.
 
     python tests/benchmarks/overhead.py
 
 Each pair trains the same steps of the same network twice, in an order that alternates, and gives one ratio; printed are
-the median of the pairs and their range. `step` is a reading's cost in training steps, which is what `every=` divides.
+the median of the pairs and their range. The second number is the wall time of a reading in training steps, which is
+what `every=` divides.
 """
 
 import argparse
@@ -19,8 +20,8 @@ import esdmon
 from esdmon.demo import MiniAlexNet, batches, digits, train_step
 
 
-def seconds(batch_size: int, steps: int, every: int | None) -> tuple[float, float]:
-    """(training time, time of a reading) of one run."""
+def seconds(batch_size: int, steps: int, every: int | None) -> tuple[float, float, float]:
+    """(CPU time of training, wall time of a step, wall time of a reading) of one run."""
     images, labels = digits()
     torch.manual_seed(0)
     model = MiniAlexNet()
@@ -28,14 +29,14 @@ def seconds(batch_size: int, steps: int, every: int | None) -> tuple[float, floa
     with tempfile.TemporaryDirectory() as folder:
         sinks = [f"tensorboard:{folder}", f"jsonl:{Path(folder) / 'esdmon.jsonl'}"]
         monitor = None if every is None else esdmon.watch(model, optimizer, every=every, sinks=sinks)
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         for index in itertools.islice(batches(len(images), batch_size, seed=0), steps):
             train_step(model, optimizer, images[index], labels[index])
-        taken = time.perf_counter() - start
+        cpu, step = time.process_time() - start_cpu, (time.perf_counter() - start) / steps
         if monitor is None:
-            return taken, 0.0
+            return cpu, step, 0.0
         monitor.close()
-        return taken, monitor.report.seconds if monitor.report else 0.0
+        return cpu, step, monitor.report.seconds if monitor.report else 0.0
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
             order = (None, options.every) if pair % 2 else (options.every, None)
             runs = {every: seconds(batch_size, options.steps, every) for every in order}
             ratios.append(runs[options.every][0] / runs[None][0])
-            in_steps.append(runs[options.every][1] / (runs[None][0] / options.steps))
+            in_steps.append(runs[options.every][2] / runs[None][1])
         print(
             f"MiniAlexNet, batch {batch_size:3d}: {statistics.median(ratios):.3f} "
             f"[{min(ratios):.3f}, {max(ratios):.3f}]; a reading costs {statistics.median(in_steps):.1f} steps",
