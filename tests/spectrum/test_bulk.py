@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from ensembles import gaussian, pooled, spectrum_of, spiked
 from esdmon.spectrum import fit_bulk
 from esdmon.spectrum.bulk import spike_cut
 from esdmon.spectrum.johnstone2001 import TRACY_WIDOM_QUANTILES, johnstone_centre, johnstone_scale
+from tests.matrices import gaussian, pooled, spectrum_of, spiked
 
 
 @pytest.mark.parametrize(("n", "m", "scale"), [(4096, 384, 0.00827), (384, 192, 0.04332)])

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensembles import gaussian, pareto, spectrum_of
 from esdmon.spectrum import PowerLawFit, fit_power_law
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.clauset2009 import NEAR_BEST
-from strategies import seeds
+from tests.matrices import gaussian, pareto, spectrum_of
+from tests.strategies import seeds
 
 
 def naive_fits(x: Floats) -> list[tuple[float, float, float, int]]:

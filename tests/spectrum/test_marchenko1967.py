@@ -3,9 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensembles import gaussian, spectrum_of
 from esdmon.spectrum import mp_cdf, mp_density, mp_edges, mp_quantile
 from esdmon.spectrum.marchenko1967 import mp_mean
+from tests.matrices import gaussian, spectrum_of
 
 RATIOS = [1.0, 1.25, 2.0, 32 / 3, 300.0]
 

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ensembles import gaussian, spectrum_of
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.measures import BUILT_IN
-from strategies import hostile_spectra, matrices
+from tests.matrices import gaussian, spectrum_of
+from tests.strategies import hostile_spectra, matrices
 
 BY_NAME = {measure.name: measure for measure in BUILT_IN}
 SCALE_FREE = ("alpha", "ks_distance", "n_tail", "hill_alpha", "stable_rank", "hard_rank", "matrix_entropy", "n_spikes")

@@ -5,8 +5,8 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
-from ensembles import gaussian, pareto, pooled, spectrum_of, spiked, with_eigenvalues
 from esdmon.spectrum import Elements, Phase, PhaseThresholds, Spectrum, classify
+from tests.matrices import gaussian, pareto, pooled, spectrum_of, spiked, with_eigenvalues
 
 RNG_SEED = 11
 

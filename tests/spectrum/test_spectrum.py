@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from ensembles import gaussian, spectrum_of
 from esdmon.spectrum import Spectrum
+from tests.matrices import gaussian, spectrum_of
 
 
 def test_is_sorted_and_read_only() -> None:
