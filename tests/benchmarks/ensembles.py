@@ -64,7 +64,7 @@ def bleeding_out(rng: np.random.Generator, n: int, m: int) -> Spectrum:
     edge = mp_edges(n / m)[1]
     # The cut that the classifier starts from: where noise passes once in a thousand draws, Laplacian elements included.
     cut = (johnstone_centre(n, m) + (3.27 + 250 / (n * m) ** 0.5) * johnstone_scale(n, m)) / edge
-    count = rng.integers(1, max(4, int(0.015 * m)) + 1)
+    count = int(rng.integers(1, max(4, int(0.015 * m)) + 1))
     low = max(1.02 * cut, 1.05)
     return replaced(rng, n, m, rng.uniform(low, max(1.14, low + 0.01), count))
 
@@ -72,7 +72,7 @@ def bleeding_out(rng: np.random.Generator, n: int, m: int) -> Spectrum:
 def spikes_replaced(rng: np.random.Generator, n: int, m: int) -> Spectrum:
     """Spikes put where they are wanted, evenly or log-evenly spread."""
     top = rng.uniform(1.28, 8)
-    count = rng.integers(1, max(9, int(0.04 * m)) + 1)
+    count = int(rng.integers(1, max(9, int(0.04 * m)) + 1))
     rest = (
         rng.uniform(1.2, top, count - 1)
         if rng.random() < 0.5
@@ -85,7 +85,7 @@ def spikes_added(rng: np.random.Generator, n: int, m: int) -> Spectrum:
     """W = W_rand + Δ with Δ of low rank, whose singular values give these eigenvalues by Baik, Ben Arous, Péché."""
     edge, ratio = mp_edges(n / m)[1], m / n
     top = rng.uniform(1.28, 8)
-    count = rng.integers(1, max(9, int(0.04 * m)) + 1)
+    count = int(rng.integers(1, max(9, int(0.04 * m)) + 1))
     lam = np.append(rng.uniform(1.25, max(top, 1.26), count - 1), top) * edge
     # λ = (1 + s)(1/Q + s)/s for a spike of squared strength s, solved for s.
     b = lam - 1 - ratio
@@ -97,7 +97,7 @@ def spikes_added(rng: np.random.Generator, n: int, m: int) -> Spectrum:
 
 def decaying_tail(rng: np.random.Generator, n: int, m: int) -> Spectrum:
     """A random bulk whose upper part is a Pareto tail from its edge on."""
-    count = rng.integers(max(18, int(0.09 * m)), max(24, int(0.16 * m)) + 1)
+    count = int(rng.integers(max(18, int(0.09 * m)), max(24, int(0.16 * m)) + 1))
     return replaced(rng, n, m, pareto(rng, rng.uniform(3.3, 5), count))
 
 
@@ -130,13 +130,13 @@ def heavy_elements(rng: np.random.Generator, n: int, m: int) -> Spectrum:
 
 def exact_collapse(rng: np.random.Generator, n: int, m: int) -> Spectrum:
     """A product of two matrices of lower rank."""
-    rank = rng.integers(int(0.2 * m), int(0.9 * m))
+    rank = int(rng.integers(int(0.2 * m), int(0.9 * m)))
     return spectrum_of(noise(rng, n, rank) @ noise(rng, rank, m) / rank**0.5)
 
 
 def decayed_collapse(rng: np.random.Generator, n: int, m: int) -> Spectrum:
     """What weight decay leaves: what is learned, of low rank, and a bulk that is all but gone."""
-    rank = rng.integers(int(0.2 * m), int(0.6 * m))
+    rank = int(rng.integers(int(0.2 * m), int(0.6 * m)))
     learned = noise(rng, n, rank) * np.sqrt(pareto(rng, rng.uniform(1.5, 3), rank)) @ noise(rng, rank, m) / rank**0.5
     return spectrum_of(learned + 1e-6 * noise(rng, n, m))
 
