@@ -40,7 +40,8 @@ class Bulk:
     n_spikes: int
     """k, the eigenvalues above the cut, over all slices."""
     ks: float
-    """KS·M: the distance of the bulk from the law, times M. Noise stays below 6: eigenvalues are rigid."""
+    """KS·M: the distance of the bulk from the law, times M. Noise stays below 6: eigenvalues are rigid, so it is of the
+    order of 1 and not of √M. Kolmogorov's p-values do not apply."""
     standardised: Floats
     """All λ/σ², each slice by its own, ascending."""
 
@@ -71,7 +72,7 @@ def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
         edge=float(sigma2.max() * mp_edges(q)[1]),
         cut=cut,
         n_spikes=n_spikes,
-        ks=_ks_times_m(standardised[: standardised.size - n_spikes], q, m),
+        ks=_ks_times_m(standardised, n_spikes, q, m),
         standardised=standardised,
     )
 
@@ -92,7 +93,7 @@ def _fit_slice(lam: Floats, q: float, cut: float) -> tuple[float, int]:
     m = lam.size
     k, sigma2 = 0, 0.0
     for _ in range(_MAX_ITERATIONS):
-        sigma2 = _sigma2(lam[: m - k], q)
+        sigma2 = _sigma2(lam[: m - k], m - k, q)
         # At most half of a spectrum can be outliers of the other half.
         found = min(int(m - np.searchsorted(lam, sigma2 * cut, side="right")), m // 2)
         if found == k:
@@ -101,8 +102,9 @@ def _fit_slice(lam: Floats, q: float, cut: float) -> tuple[float, int]:
     return sigma2, k
 
 
-def _sigma2(bulk: Floats, q: float) -> float:
-    p = (np.arange(bulk.size) + 0.5) / bulk.size
+def _sigma2(bulk: Floats, total: int, q: float) -> float:
+    """The median of λ_(p)/q_MP(p) over the middle of the bulk, which holds the lowest of `total` eigenvalues."""
+    p = (np.arange(bulk.size) + 0.5) / total
     low, high = _SIGMA_QUANTILES
     middle = (p >= low) & (p <= high)
     if not middle.any():
@@ -110,12 +112,23 @@ def _sigma2(bulk: Floats, q: float) -> float:
     return float(np.median(bulk[middle] / mp_quantile(p[middle], q)))
 
 
-def _ks_times_m(bulk: Floats, q: float, m: int) -> float:
-    """M·max |ECDF − MP CDF| of standardised eigenvalues, two-sided."""
-    n = bulk.size
-    if n == 0:
-        return float("inf")
-    cdf = mp_cdf(bulk, q)
-    steps = np.arange(n + 1) / n
-    distance = max(float(np.max(steps[1:] - cdf)), float(np.max(cdf - steps[:-1])))
-    return distance * min(n, m)
+def _ks_times_m(standardised: Floats, k: int, q: float, m: int) -> float:
+    """M·max |ECDF − MP CDF| of the eigenvalues below the k spikes, two-sided, under the kinder of two readings.
+
+    Either the spikes were added to noise (a perturbation of low rank leaves the law of the others as it is), or they
+    were pulled out of its upper end, and the others are the lowest of a larger sample.
+    """
+    bulk = standardised[: standardised.size - k]
+    return m * min(_distance(bulk, total, q) for total in {bulk.size, standardised.size})
+
+
+def _distance(bulk: Floats, total: int, q: float) -> float:
+    """KS distance of the lowest of `total` eigenvalues from the law, each with the σ² that fits its reading."""
+    if bulk.size == 0:
+        return 1.0
+    sigma2 = _sigma2(bulk, total, q)
+    if sigma2 <= 0:
+        return 1.0
+    cdf = mp_cdf(bulk / sigma2, q)
+    steps = np.arange(bulk.size + 1) / total
+    return max(float(np.max(steps[1:] - cdf)), float(np.max(cdf - steps[:-1])))
