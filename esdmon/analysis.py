@@ -13,7 +13,7 @@ from typing import final
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from esdmon.errors import InputError, nearest
+from esdmon.errors import InputError, as_list, nearest
 from esdmon.faults import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import LayerReport, Report
@@ -37,7 +37,7 @@ def analyze(
     Args:
         model: a module, or a mapping of names to tensors (2-D: linear, 4-D: convolution).
         layers: fnmatch patterns on the names of matrices; None for all.
-        measures: "default", "all", or names of measures.
+        measures: "default", "all" (with those that need eigenvectors or a shuffled copy), or names of measures.
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
         plugins: modules or objects with hooks, besides those that are installed.
 
@@ -71,6 +71,7 @@ class Reader:
         faults: Faults | None = None,
     ) -> None:
         self._measures = _choose(measures, plugins.measures)
+        self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
         watched = discover(model, layers=layers, extractor=plugins.extract)
         self._matrices = watched.matrices
@@ -79,6 +80,12 @@ class Reader:
         self._faults = faults or Faults()
         self._drift = Drift()
         self._frozen: dict[str, LayerReport] = {}
+
+    @property
+    def any_in_optimizer(self) -> bool:
+        """Whether the optimizer holds at least one of the matrices; True where there is no optimizer."""
+        held = None if self._optimizer is None else _held_by(self._optimizer)
+        return held is None or any(id(matrix.read()) in held for matrix in self._matrices)
 
     def read(self, step: int) -> Report:
         """All matrices as they are now. Never raises on a weight: what cannot be read has a status and a reason."""
@@ -95,8 +102,9 @@ class Reader:
             frozen = self._frozen.get(matrix.name)
             if frozen is not None and not weight.requires_grad and moved == 0:
                 return replace(frozen, emitted_step=step, update_ratio=0.0)
+            spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs)
             report = replace(
-                self._spectral_report(matrix.name, read_spectrum(matrix, precision=self._precision), step),
+                self._spectral_report(matrix.name, spectrum, step),
                 n_parameters=weight.numel(),
                 trainable=weight.requires_grad,
                 in_optimizer=None if held is None else id(weight) in held,
@@ -148,12 +156,14 @@ class Reader:
 
 
 def _choose(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tuple[Measure, ...]:
-    if measures in ("default", "all"):
+    if measures == "all":
         return tuple(known.values())
-    names = [measures] if isinstance(measures, str) else measures
+    if measures == "default":
+        return tuple(measure for measure in known.values() if not measure.needs)
+    names = as_list("measures", measures, "names of measures")
     for name in names:
         if name not in known:
-            hint = nearest(name, known) or f" There are {', '.join(known)}."
+            hint = nearest(str(name), known) or f" There are {', '.join(known)}."
             msg = f"measures={name!r} is no measure.{hint}"
             raise InputError(msg)
     return tuple(known[name] for name in names)

@@ -5,6 +5,8 @@ Named so, and not `watch`, because a submodule would take the place of the funct
 
 from __future__ import annotations
 
+import inspect
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
@@ -18,7 +20,7 @@ from torch.optim import Optimizer
 
 from esdmon.alerts import AlertRule
 from esdmon.analysis import Reader
-from esdmon.errors import InputError, nearest
+from esdmon.errors import InputError, as_list, nearest, unwritable
 from esdmon.faults import Faults
 from esdmon.monitor import Monitor
 from esdmon.plugins import Plugins
@@ -33,7 +35,7 @@ def watch(
     optimizer: Optimizer | None = None,
     *,
     every: int | Schedule = 200,
-    sinks: str | Sink | Sequence[str | Sink] = "auto",
+    sinks: str | Sink | Sequence[str | Sink] | None = "auto",
     alerts: str | Sequence[str | AlertRule] | None = "default",
     layers: Sequence[str] | None = None,
     measures: str | Sequence[str] = "default",
@@ -52,9 +54,10 @@ def watch(
         every: steps between readings, or a function of the step that says when to read.
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
             "auto": TensorBoard in a new folder under `runs/`, where it is installed, and JSONL beside it.
+            None: nowhere.
         alerts: "default" for all rules, None for none, or names of rules and rules of your own.
         layers: fnmatch patterns on the names of matrices; None for all.
-        measures: "default", "all", or names of measures.
+        measures: "default", "all" (with those that need eigenvectors or a shuffled copy), or names of measures.
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
         strict: raise what fails while watching, instead of logging it and going on. For tests.
         plugins: modules or objects with hooks, besides those that are installed.
@@ -93,31 +96,31 @@ def watch(
     )
     if inner is not None:
         _hook(inner, monitor)
-    _log.info("%s", reader.coverage)
+        if not reader.any_in_optimizer:
+            _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
+    _log.info("esdmon: %s", reader.coverage)
     return monitor
 
 
 def _hook(optimizer: Optimizer, monitor: Monitor) -> None:
     """Call `monitor.step()` after each step of the optimizer.
 
-    A subclass whose `step()` calls `super().step()` fires the hooks of both: only the outermost counts.
+    A subclass whose `step()` calls `super().step()` fires the hooks of both. Whether a step is inside another is read
+    off the stack, and not kept as a count, which an exception in mid-step would leave wrong.
     """
-    depth = 0
-
-    def before(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        nonlocal depth
-        depth += 1
+    # What torch wraps around the step of every optimizer class: one function, so one code object.
+    wrapper = getattr(type(optimizer).step, "__code__", None)
 
     def after(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        nonlocal depth
-        depth -= 1
-        if depth <= 0:
-            depth = 0
+        frame, depth = inspect.currentframe(), 0
+        while frame is not None:
+            depth += frame.f_code is wrapper and frame.f_locals.get("self") is optimizer
+            frame = frame.f_back
+        if depth <= 1:
             monitor.step()
 
-    # Under a compiled step the hooks would be traced, and their numpy turned into torch.
+    # Under a compiled step the hook would be traced, and its numpy turned into torch.
     untraced: Callable[[Any], Any] = torch.compiler.disable
-    monitor.at_close(optimizer.register_step_pre_hook(untraced(before)).remove)
     monitor.at_close(optimizer.register_step_post_hook(untraced(after)).remove)
 
 
@@ -134,10 +137,11 @@ def _unwrap(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def _open_sinks(sinks: str | Sink | Sequence[str | Sink], known: Plugins) -> list[tuple[str, Sink]]:
-    if sinks == "auto":
-        sinks = _automatic(known)
-    several: Sequence[str | Sink] = sinks if isinstance(sinks, Sequence) and not isinstance(sinks, str) else [sinks]
+def _open_sinks(sinks: str | Sink | Sequence[str | Sink] | None, known: Plugins) -> list[tuple[str, Sink]]:
+    if sinks is None:
+        return []
+    given: Sequence[str | Sink] = [sinks] if isinstance(sinks, str) or not isinstance(sinks, Sequence) else sinks
+    several = [each for spec in given for each in (_automatic(known) if spec == "auto" else [spec])]
     opened: list[tuple[str, Sink]] = []
     try:
         for spec in several:
@@ -151,26 +155,35 @@ def _open_sinks(sinks: str | Sink | Sequence[str | Sink], known: Plugins) -> lis
 
 
 def _automatic(known: Plugins) -> list[str | Sink]:
-    folder = Path("runs") / f"esdmon-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    name = f"runs/esdmon-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    for n in itertools.count(1):
+        folder = Path(name if n == 1 else f"{name}-{n}")
+        try:
+            # Made here, and not by a sink, so that of several runs started in one second each gets its own.
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise unwritable(str(folder), error) from error
+    _log.info("esdmon: writing to %s", folder)
     sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
     if "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
         sinks.insert(0, f"tensorboard:{folder}")
     return sinks
 
 
-def _choose_rules(alerts: str | Sequence[str | AlertRule] | None, known: Mapping[str, AlertRule]) -> list[AlertRule]:
-    if alerts is None:
-        return []
-    if alerts == "default":
-        return list(known.values())
+def _choose_rules(alerts: str | Iterable[str | AlertRule] | None, known: Mapping[str, AlertRule]) -> list[AlertRule]:
     chosen: list[AlertRule] = []
-    for rule in [alerts] if isinstance(alerts, str) else alerts:
+    for rule in () if alerts is None else as_list("alerts", alerts, "the names of rules, or rules"):
         if isinstance(rule, AlertRule):
             chosen.append(rule)
+        elif rule == "default":
+            chosen += known.values()
         elif rule in known:
             chosen.append(known[rule])
         else:
-            msg = f"alerts={rule!r} is no rule; there are {', '.join(known)}.{nearest(rule, known)}"
+            msg = f"alerts={rule!r} is no rule; there are {', '.join(known)}.{nearest(str(rule), known)}"
             raise InputError(msg)
     return chosen
 

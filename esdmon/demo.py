@@ -127,6 +127,8 @@ def run(settings: Settings) -> Report:
     except ImportError as error:
         raise MissingExtraError("the demo", "rich", "demo") from error
     images, labels = digits()
+    if not settings.out.strip():
+        raise InputError("--out is empty: give it a folder")
     out = _free_folder(Path(settings.out))
     torch.manual_seed(settings.seed)
     model = MiniAlexNet()

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class EsdmonError(Exception):
@@ -17,6 +18,15 @@ class MissingExtraError(InputError, ImportError):
 
     def __init__(self, who: str, package: str, extra: str) -> None:
         super().__init__(f'{who} needs the package {package}: python -m pip install "esdmon[{extra}]"')
+
+
+def as_list(name: str, value: object, what: str) -> list[Any]:
+    """An argument that is a text or a list of things as a list; `InputError` for anything else."""
+    if isinstance(value, str):
+        return [value]
+    if not isinstance(value, Iterable):
+        raise InputError(f"{name}= is a list of {what}, got {value!r}")
+    return list(value)
 
 
 def unwritable(what: str, error: OSError) -> InputError:

@@ -72,11 +72,11 @@ class Faults:
         before = self._by_part.get(who)
         if before is None:
             self._by_part[who] = Fault(who, message, step)
-            _log.warning("%s failed at step %d and is left out: %s. The run goes on.", who, step, message)
+            _log.warning("esdmon: %s failed at step %d and is left out: %s. The run goes on.", who, step, message)
             return
         self._by_part[who] = Fault(who, message, step, before.count + 1, before.in_a_row + 1)
         if self._by_part[who].in_a_row == LIMIT:
-            _log.warning("%s has failed %d times in a row and is shut off; see monitor.errors.", who, LIMIT)
+            _log.warning("esdmon: %s has failed %d times in a row and is shut off; see monitor.errors.", who, LIMIT)
 
     def _forgive(self, who: str) -> None:
         """A part that works again is not counted towards being shut off."""

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -89,8 +89,10 @@ class Monitor:
         self._closed = True
         for undo in reversed(self._at_close):
             undo()
-        if self._steps and self._report is None:
-            _log.warning("closed after %d steps without a reading: choose a smaller every=.", self._steps)
+        if not self._steps:
+            _log.warning("esdmon: closed without a step: give watch() the optimizer, or call monitor.step().")
+        elif self._report is None and not self._faults.disabled("monitor"):
+            _log.warning("esdmon: closed after %d steps without a reading: choose a smaller every=.", self._steps)
         self._to_sinks("close")
 
     def at_close(self, undo: Callable[[], None]) -> None:
@@ -101,16 +103,17 @@ class Monitor:
         """What a resumed run needs to go on counting where this one stopped."""
         return {"version": 1, "steps": self._steps}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: object) -> None:
         """Go on from `state_dict()`.
 
         Raises:
             ValueError: for a state of another version.
         """
-        if state.get("version") != 1:
-            msg = f"the state of a monitor has version 1, got {state.get('version')!r}"
+        steps = state.get("steps") if isinstance(state, Mapping) and state.get("version") == 1 else None
+        if not isinstance(steps, int) or steps < 0:
+            msg = f"the state of a monitor has version 1 and a number of steps, got {state!r}"
             raise ValueError(msg)
-        self._steps = int(state["steps"])
+        self._steps = steps
 
     def __enter__(self) -> Self:
         """The monitor; leaving the block closes it."""
@@ -129,7 +132,7 @@ class Monitor:
         self._to_sinks("write", report)
         for alert in self._ask_rules(report.step):
             self._alerts.append(alert)
-            _log.log(_LEVELS[alert.severity], "%s", alert.message)
+            _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
             self._to_sinks("alert", alert)
             if self._on_alert is not None:
                 self._on_alert(alert)

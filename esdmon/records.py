@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from statistics import median
@@ -143,12 +143,7 @@ class Coverage:
     def __str__(self) -> str:
         """One line, and one for each reason."""
         lines = [f"watching {self.share:.1%} of {self.total:,} parameters"]
-        by_reason: dict[str, list[str]] = {}
-        for skip in self.skipped:
-            by_reason.setdefault(skip.reason, []).append(skip.name)
-        for reason, names in by_reason.items():
-            more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-            lines.append(f"  not {', '.join(names[:2])}{more}: {reason}")
+        lines += [f"  not {line}" for line in _grouped((skip.reason, skip.name) for skip in self.skipped)]
         return "\n".join(lines)
 
 
@@ -218,6 +213,11 @@ class Report:
         rows = [_row(layer) for layer in self.layers]
         lines = [format_table(["layer", "N × M", "phase", "alpha", "soft rank", "spikes"], rows, left=(0, 2))]
         lines += [f"{layer.name}: {layer.reason}" for layer in self.layers if layer.status != "ok"]
+        lines += _grouped(
+            (layer.explanation, layer.name)
+            for layer in self.layers
+            if layer.status == "ok" and layer.phase is Phase.UNCLASSIFIED
+        )
         if any(layer.status == "ok" and not layer.alpha_is_meaningful for layer in self.layers):
             lines.append("(alpha) is not told apart from noise")
         lines.append(f"step {self.step}, {self.coverage}")
@@ -261,6 +261,17 @@ class Alert:
             "message": self.message,
             "evidence": {key: _jsonable(value) for key, value in self.evidence.items()},
         }
+
+
+def _grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
+    """`name, name and 3 more: reason`, a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for reason, name in reasons:
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"{', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}: {reason}"
+        for reason, names in by_reason.items()
+    ]
 
 
 def _row(layer: LayerReport) -> list[str]:

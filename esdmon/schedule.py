@@ -31,4 +31,10 @@ def every(interval: int) -> Schedule:
 
 def as_schedule(value: "int | Schedule") -> Schedule:
     """A number of steps or a schedule of the user's own, as a schedule."""
-    return value if callable(value) else every(value)
+    if not callable(value):
+        return every(value)
+    try:
+        value(1)
+    except TypeError as error:
+        raise InputError(f"every= as a function takes the step and says whether to read; {value!r}: {error}") from error
+    return value

@@ -1,9 +1,11 @@
 """Plain-text tables that fit a terminal of 80 columns."""
 
+import itertools
 from collections.abc import Collection, Sequence
 
 WIDTH = 80
 _GAP = "  "
+_LONG_NAME = 20  # above, the leading parts that all names share are left out
 
 
 def format_table(
@@ -15,11 +17,23 @@ def format_table(
     layer          alpha
     enco…0.weight   2.31
     """
+    names = _without_common_parts([row[0] for row in rows])
+    rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
     widths[0] = min(widths[0], max(width - others, len(header[0]), 8))
     return "\n".join(_line(row, widths, left) for row in (header, *rows))
+
+
+def _without_common_parts(names: Sequence[str]) -> Sequence[str]:
+    """Long names without the leading parts that all of them share, so that what differs is left to see."""
+    if len(names) < 2 or max(map(len, names)) <= _LONG_NAME:
+        return names
+    parts = [name.split(".")[:-1] for name in names]
+    shared = list(itertools.takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
+    start = sum(len(column[0]) + 1 for column in shared)
+    return ["…" + name[start:] for name in names] if start else names
 
 
 def shorten(text: str, width: int) -> str:

@@ -65,9 +65,10 @@ def test_close_leaves_no_hook() -> None:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     monitor = esdmon.watch(model, optimizer, every=1, sinks=[])
-    assert len(optimizer._optimizer_step_post_hooks) == len(optimizer._optimizer_step_pre_hooks) == 1
+    assert len(optimizer._optimizer_step_post_hooks) == 1
     monitor.close()
-    assert len(optimizer._optimizer_step_post_hooks) == len(optimizer._optimizer_step_pre_hooks) == 0
+    assert not optimizer._optimizer_step_post_hooks
+    assert not optimizer._optimizer_step_pre_hooks
     train(model, optimizer, 1)
     assert monitor.steps == 0
 
@@ -87,6 +88,28 @@ def test_a_step_inside_a_step_counts_once() -> None:
     with esdmon.watch(model, optimizer, every=1, sinks=[]) as monitor:
         train(model, optimizer, 3)
     assert monitor.steps == 3
+
+
+def test_an_exception_in_a_step_does_not_stop_the_clock() -> None:
+    """An out-of-memory error in a closure, say: the steps after it count."""
+    model = network()
+    optimizer = Cautious(model.parameters(), lr=0.1)
+
+    def closure() -> float:
+        raise RuntimeError("out of memory")
+
+    with esdmon.watch(model, optimizer, every=1, sinks=[]) as monitor:
+        with pytest.raises(RuntimeError, match="out of memory"):
+            optimizer.step(closure)
+        train(model, optimizer, 3)
+    assert monitor.steps == 3
+
+
+def test_an_optimizer_of_another_model_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """It would count the steps of the wrong training."""
+    optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
+    esdmon.watch(network(), optimizer, every=1, sinks=None).close()
+    assert "the optimizer holds none of the weights that are watched" in caplog.text
 
 
 class Wrapper(torch.optim.Optimizer):
@@ -118,12 +141,13 @@ def test_a_nan_in_a_weight_is_told_and_training_goes_on() -> None:
     """The run ends as it would have ended."""
     model, sink = network(), MemorySink()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with esdmon.watch(model, optimizer, every=1, sinks=[sink]):
+    with esdmon.watch(model, optimizer, every=1, sinks=[sink]) as monitor:
         train(model, optimizer, 1)
         with torch.no_grad():
             model.get_parameter("0.weight")[3, 3] = float("nan")
         train(model, optimizer, 2)
     assert [report["0"].status for report in sink.reports] == ["ok", "nonfinite", "nonfinite"]
+    assert {alert.rule for alert in monitor.alerts} == {"non_finite"}
 
 
 def test_auto_writes_tensorboard_and_jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,6 +159,17 @@ def test_auto_writes_tensorboard_and_jsonl(tmp_path: Path, monkeypatch: pytest.M
     names = sorted(path.name for path in folder.iterdir())
     assert names[0] == "esdmon.jsonl"
     assert names[1].startswith("events.out.tfevents.")
+
+
+def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their curves must not mix."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        with esdmon.watch(network(), every=1, sinks=["auto"]) as monitor:
+            monitor.step()
+    folders = list((tmp_path / "runs").iterdir())
+    assert len(folders) == 3
+    assert all(len(list(folder.iterdir())) == 2 for folder in folders)
 
 
 def test_coverage_is_logged_once_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
@@ -175,9 +210,17 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
         ({"layers": ["nope*"]}, r"layers='nope\*' matches no layer"),
         ({"alerts": ["rank_colapse"]}, "alerts='rank_colapse' is no rule.*Did you mean 'rank_collapse'"),
         ({"optimizer": 3}, "optimizer is a int, not a torch.optim.Optimizer"),
+        ({"every": lambda: True}, "every= as a function takes the step"),
+        ({"layers": []}, "layers= is empty"),
+        ({"layers": 5}, "layers= is a list of patterns of names, got 5"),
+        ({"layers": [3]}, "layers='3' matches no layer"),
+        ({"measures": None}, "measures= is a list of names of measures, got None"),
+        ({"alerts": 5}, "alerts= is a list of the names of rules, or rules, got 5"),
+        ({"alerts": [None]}, "alerts=None is no rule"),
+        ({"model": nn.LazyLinear(4)}, "LazyLinear has lazy layers without weights"),
         ({"model": nn.ReLU()}, "ReLU has no weight matrix to read"),
     ],
-    ids=["every=0", "every", "scheme", "sink", "target", "layers", "alerts", "optimizer", "model"],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_wrong_arguments_are_told_before_training(options: dict[str, object], message: str) -> None:
     """A ValueError of one sentence."""

@@ -61,8 +61,8 @@ def test_a_part_that_goes_on_failing_is_told_twice(caplog: pytest.LogCaptureFixt
     for step in range(1, 6):
         fail(faults, step=step)
     first, last = messages(caplog)
-    assert first == "sink console failed at step 1 and is left out: OSError: no space left. The run goes on."
-    assert last == "sink console has failed 3 times in a row and is shut off; see monitor.errors."
+    assert first == "esdmon: sink console failed at step 1 and is left out: OSError: no space left. The run goes on."
+    assert last == "esdmon: sink console has failed 3 times in a row and is shut off; see monitor.errors."
 
 
 def test_strict_raises() -> None:

@@ -66,7 +66,7 @@ def test_a_failing_sink_is_shut_off_and_told_once(caplog: pytest.LogCaptureFixtu
     (fault,) = monitor.errors
     assert (fault.who, fault.disabled) == ("sink jsonl:x", True)
     assert "No space left on device" in fault.message
-    assert [record.getMessage().split(" (")[0] for record in caplog.records] == [
+    assert [record.getMessage().removeprefix("esdmon: ") for record in caplog.records] == [
         "sink jsonl:x failed at step 1 and is left out: OSError: [Errno 28] No space left on device. The run goes on.",
         "sink jsonl:x has failed 3 times in a row and is shut off; see monitor.errors.",
     ]
@@ -100,7 +100,7 @@ def test_alerts_go_to_the_log_the_sinks_and_the_plugins_once(caplog: pytest.LogC
             monitor.step()
     assert [alert.id for alert in monitor.alerts] == ["always:x"]
     assert sink.alerts == told == list(monitor.alerts)
-    assert [record.getMessage() for record in caplog.records].count("it holds") == 1
+    assert [record.getMessage() for record in caplog.records].count("esdmon: it holds") == 1
     assert [fault.who for fault in monitor.errors] == ["rule raising"]
 
 
@@ -153,7 +153,16 @@ def test_a_resumed_run_goes_on_counting() -> None:
     assert [report.step for report in sink.reports] == [8]
 
 
-def test_a_state_of_another_version_is_refused() -> None:
+@pytest.mark.parametrize(
+    "state", [{"version": 7, "steps": 1}, {"version": 1}, {"version": 1, "steps": -4}, None], ids=str
+)
+def test_what_is_no_state_is_refused(state: object) -> None:
     """With what was got."""
-    with pytest.raises(ValueError, match="has version 1, got 7"):
-        Monitor(report_at, schedule=every(1)).load_state_dict({"version": 7})
+    with pytest.raises(ValueError, match="has version 1 and a number of steps, got"):
+        Monitor(report_at, schedule=every(1)).load_state_dict(state)
+
+
+def test_a_monitor_that_was_never_stepped_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """The likeliest mistake: no optimizer, and no call of step()."""
+    Monitor(report_at, schedule=every(1)).close()
+    assert "closed without a step: give watch() the optimizer, or call monitor.step()" in caplog.text

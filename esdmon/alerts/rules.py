@@ -66,7 +66,28 @@ def rank_collapse(history: History) -> Iterable[Alert]:
         )
 
 
-BUILT_IN = (AlertRule("over_regularized", over_regularized), AlertRule("rank_collapse", rank_collapse))
+def non_finite(history: History) -> Iterable[Alert]:
+    """NaN or infinity in a weight: at once, since no training comes back from it."""
+    for readings in history.values():
+        now = readings[-1]
+        if now.status == "nonfinite":
+            since = next((later.step for later in reversed(readings) if later.status != "nonfinite"), None)
+            known = "" if since is None else f"; at step {since} it was not so"
+            yield _alert(
+                "non_finite",
+                "error",
+                [now],
+                f"{now.name}: {now.reason} at step {now.step}{known}. Go back to a checkpoint before that, and lower the "
+                "learning rate or clip the gradients.",
+                (),
+            )
+
+
+BUILT_IN = (
+    AlertRule("over_regularized", over_regularized),
+    AlertRule("rank_collapse", rank_collapse),
+    AlertRule("non_finite", non_finite),
+)
 
 
 def _sustained(history: History, wrong: Callable[[LayerReport], bool]) -> Iterable[list[LayerReport]]:

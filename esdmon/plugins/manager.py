@@ -108,12 +108,12 @@ class Plugins:
             return
         if self._manager.has_plugin(name):
             if self._manager.get_plugin(name) is not sys.modules.get(target):
-                _log.warning("plugin %r (%s) is not loaded: there is another of that name", name, target)
+                _log.warning("esdmon: plugin %r (%s) is not loaded: there is another of that name", name, target)
             return
         try:
             plugin = entry_point.load()
         except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever a stranger's import raises
-            _log.warning("plugin %r (%s) is not loaded: %s", name, target, describe(error))
+            _log.warning("esdmon: plugin %r (%s) is not loaded: %s", name, target, describe(error))
             return
         self._register(plugin, name)
 
@@ -129,10 +129,10 @@ class Plugins:
         except (pluggy.PluginValidationError, ValueError, TypeError) as error:
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
-            _log.warning("plugin %r is not used: %s", name, describe(error))
+            _log.warning("esdmon: plugin %r is not used: %s", name, describe(error))
             return
         if not self._manager.get_hookcallers(plugin):
-            _log.warning("plugin %r has no hooks: mark its functions with @esdmon.hookimpl", name)
+            _log.warning("esdmon: plugin %r has no hooks: mark its functions with @esdmon.hookimpl", name)
 
     def _call(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
         """(plugin, result) of each implementation that does not raise and does not answer None, the last first."""
@@ -151,7 +151,7 @@ class Plugins:
     def _tell_once(self, plugin: str, hook: str, fault: str) -> None:
         if (plugin, hook) not in self._told:
             self._told.add((plugin, hook))
-            _log.warning("plugin %r failed in %s: %s", plugin, hook, fault)
+            _log.warning("esdmon: plugin %r failed in %s: %s", plugin, hook, fault)
 
     def _collect(self, hook: str, named: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
         """All that the plugins register by name, what is built in first; a name that is taken is refused."""
@@ -165,7 +165,7 @@ class Plugins:
                 self._tell_once(plugin, hook, f"what it returned cannot be used: {describe(error)}")
                 continue
             for name in taken.keys() & new.keys():
-                _log.warning("plugin %r failed in %s: the name %r is taken already", plugin, hook, name)
+                _log.warning("esdmon: plugin %r failed in %s: the name %r is taken already", plugin, hook, name)
             taken |= {name: item for name, item in new.items() if name not in taken}
         return taken
 

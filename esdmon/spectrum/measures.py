@@ -6,9 +6,12 @@ Martin & Mahoney, "Implicit self-regularization in deep neural networks", JMLR 2
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from esdmon.spectrum import localization as loc
+from esdmon.spectrum import nulls, setol2025, traps
 from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean, mp_quantile
 from esdmon.spectrum.spectrum import Spectrum
 
@@ -24,6 +27,8 @@ class Measure:
     compute: Quantity
     null: Quantity | None = None
     """Its value for independent elements of the same N and M; reported as `<name>_null`."""
+    needs: Literal["", "vectors", "shuffled"] = ""
+    """What of a `Spectrum` it needs that is computed on request only; such a measure is not among the default ones."""
 
 
 def stable_rank(spectrum: Spectrum) -> float:
@@ -86,6 +91,21 @@ def frobenius_norm(spectrum: Spectrum) -> float:
     return float((spectrum.n * spectrum.eigenvalues.sum()) ** 0.5)
 
 
+def lambda_max_null(spectrum: Spectrum) -> float:
+    """Var(W)·λ⁺: the edge of noise with the variance of the elements."""
+    return _variance(spectrum) * mp_edges(spectrum.q)[1]
+
+
+def spectral_norm_null(spectrum: Spectrum) -> float:
+    """√(N·Var(W)·λ⁺)."""
+    return float((spectrum.n * lambda_max_null(spectrum)) ** 0.5)
+
+
+def bulk_sigma_null(spectrum: Spectrum) -> float:
+    """√Var(W): in noise all of the variance is in the bulk."""
+    return float(_variance(spectrum) ** 0.5)
+
+
 def hill_alpha(spectrum: Spectrum) -> float:
     """1 + k/Σ ln(λ/λ_med) over the k = n/2 largest. Steadier than alpha, as no xmin is searched; it needs its null.
 
@@ -132,6 +152,11 @@ def _bulk_sigma(spectrum: Spectrum) -> float:
     return float("nan") if spectrum.bulk is None else float(spectrum.bulk.sigma2**0.5)
 
 
+def _variance(spectrum: Spectrum) -> float:
+    """The mean of λ, which is the mean square of the elements."""
+    return float(spectrum.eigenvalues.mean())
+
+
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else float("nan")
 
@@ -141,25 +166,38 @@ def _constant(value: float) -> Quantity:
 
 
 BUILT_IN = (
-    Measure("alpha", _of_power_law("alpha")),
+    Measure("alpha", _of_power_law("alpha"), nulls.alpha_null),
     Measure("alpha_stderr", _of_power_law("alpha_stderr")),
     Measure("alpha_low", _of_power_law("alpha_low")),
     Measure("alpha_high", _of_power_law("alpha_high")),
     Measure("xmin", _of_power_law("xmin")),
-    Measure("ks_distance", _of_power_law("ks_distance")),
+    Measure("ks_distance", _of_power_law("ks_distance"), nulls.ks_distance_null),
     Measure("n_tail", _of_power_law("n_tail")),
     Measure("hill_alpha", hill_alpha, hill_alpha_null),
     Measure("alpha_hat", alpha_hat),
     Measure("log_alpha_norm", log_alpha_norm),
-    Measure("lambda_max", lambda_max),
-    Measure("spectral_norm", spectral_norm),
+    Measure("lambda_max", lambda_max, lambda_max_null),
+    Measure("spectral_norm", spectral_norm, spectral_norm_null),
     Measure("frobenius_norm", frobenius_norm),
     Measure("stable_rank", stable_rank, stable_rank_null),
     Measure("mp_soft_rank", mp_soft_rank, _constant(1.0)),
     Measure("hard_rank", hard_rank, lambda spectrum: float(spectrum.eigenvalues.size)),
     Measure("matrix_entropy", matrix_entropy, matrix_entropy_null),
-    Measure("bulk_sigma", _bulk_sigma),
-    Measure("bulk_edge", _of_bulk("edge")),
+    Measure("bulk_sigma", _bulk_sigma, bulk_sigma_null),
+    Measure("bulk_edge", _of_bulk("edge"), lambda_max_null),
     Measure("bulk_ks", _of_bulk("ks")),
     Measure("n_spikes", _of_bulk("n_spikes"), _constant(0.0)),
+    Measure("erg_rank", setol2025.erg_rank, setol2025.erg_rank_null),
+    Measure("erg_gap", setol2025.erg_gap),
+    Measure("trap", traps.trap),
+    Measure("trap_spikes", traps.trap_spikes, _constant(0.0), needs="shuffled"),
+    *(
+        Measure(f"{name}_{part}", over(quantity), null, needs="vectors")
+        for name, quantity, null in (
+            ("localization", loc.localization, loc.localization_null),
+            ("participation", loc.participation, loc.participation_null),
+            ("vector_entropy", loc.vector_entropy, None),
+        )
+        for part, over in (("bulk", loc.over_bulk), ("spikes", loc.over_spikes))
+    ),
 )

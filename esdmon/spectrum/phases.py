@@ -82,7 +82,7 @@ class PhaseThresholds:
     min_spikes: int = 8
     """... k: the largest seen in 64 908 draws of noise is 4 (ours)."""
     tail_spikes: float = 0.1
-    """... k/n_tail: a tail is not to lie in the bulk (ours)."""
+    """... k/n_tail, unless the phase is heavy-tailed: a tail is not to lie in the bulk (ours)."""
     max_ks_distance: float = 0.10
     """... D: on noise the median is .12 to .14 (ours)."""
     max_alpha_range: float = 1.0
@@ -124,7 +124,7 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     """The phase of a spectrum, how sure it is, and why.
 
     >>> classify(Spectrum.from_eigenvalues([1.0] * 10, shape=(20, 10))).explanation
-    'M = 10 is below 64, where noise cannot be told from structure.'
+    'M is below 64: too small to tell noise from structure.'
     """
     limits = thresholds or PhaseThresholds()
     refusal = _refusal(spectrum, limits)
@@ -156,7 +156,7 @@ def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
     if spectrum.lambda_max == 0:
         return "All weights are zero."
     if spectrum.m < limits.min_m:
-        return f"M = {spectrum.m} is below {limits.min_m}, where noise cannot be told from structure."
+        return f"M is below {limits.min_m}: too small to tell noise from structure."
     if spectrum.elements is not None:
         dead = spectrum.elements.zero_rows + spectrum.elements.zero_columns
         if dead / (dead + spectrum.n + spectrum.m) > limits.max_dead:
@@ -221,7 +221,8 @@ def _alpha_is_meaningful(spectrum: Spectrum, bulk: Bulk, phase: Phase, limits: P
     return (
         phase in (Phase.BULK_SPIKES, Phase.BULK_DECAY, Phase.HEAVY_TAILED)
         and fit.n_tail >= limits.min_n_tail
-        and bulk.n_spikes >= max(limits.min_spikes, limits.tail_spikes * fit.n_tail)
+        # Where all of the spectrum is a power law its tail may well go below any edge.
+        and (phase is Phase.HEAVY_TAILED or bulk.n_spikes >= max(limits.min_spikes, limits.tail_spikes * fit.n_tail))
         and fit.ks_distance <= limits.max_ks_distance
         and fit.alpha_high - fit.alpha_low <= limits.max_alpha_range
     )
@@ -245,4 +246,5 @@ def _explain(phase: Phase, e: _Evidence, spectrum: Spectrum) -> str:
     tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
     if phase is Phase.HEAVY_TAILED:
         return f"{text}, as a power law: {tail}."
-    return f"{text}: more than a few, or of a bulk that is not random (KS·M {e.ks:.1f}); {tail}."
+    why = "more than a few" if e.spikes > e.few else f"but the bulk is not that of noise (KS·M {e.ks:.1f})"
+    return f"{text}, {why}; {tail}."

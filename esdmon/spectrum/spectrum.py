@@ -54,6 +54,10 @@ class Spectrum:
     normalisation: str = "WᵀW/N"
     precision: str = "float64"
     """What the eigenvalues were computed in."""
+    vectors: Floats | None = None
+    """(slices, M, M), on request: column j of a slice belongs to its j-th eigenvalue; on the shorter side of W."""
+    shuffled: Floats | None = None
+    """(slices, M), on request: the eigenvalues after the elements of W were put in random order."""
 
     @classmethod
     def from_eigenvalues(
@@ -65,8 +69,10 @@ class Spectrum:
         dtype: str = "float32",
         view: str = "weight",
         precision: str = "float64",
+        vectors: Floats | None = None,
+        shuffled: Floats | None = None,
     ) -> "Spectrum":
-        """A spectrum from the eigenvalues of X = WᵀW/N, in any order: (M,), or (slices, M).
+        """A spectrum from the eigenvalues of X = WᵀW/N: (M,), or (slices, M); ascending if vectors are given.
 
         Raises:
             ValueError: where the shape is not (N, M) with N >= M >= 1, the count is not M to a slice, or a value is not
@@ -86,7 +92,7 @@ class Spectrum:
             raise ValueError(msg)
         lam = np.sort(lam, axis=1)
         lam.flags.writeable = False
-        return cls(lam, (n, m), elements, dtype, view, "WᵀW/N", precision)
+        return cls(lam, (n, m), elements, dtype, view, "WᵀW/N", precision, vectors, shuffled)
 
     @property
     def n(self) -> int:

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from esdmon.errors import InputError, nearest
+from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
 from esdmon.weights.extract import Extractor, convolution_stack, extract, linear_stack
 from esdmon.weights.matrix import Matrix
@@ -41,6 +41,8 @@ def discover(
     """
     if isinstance(model, nn.Module):
         model = unwrap(model)
+        if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
+            raise InputError(f"{type(model).__name__} has lazy layers without weights: run one batch through it first")
         found = list(_in_module(model, extractor))
         parameters: Mapping[str, Tensor] = dict(model.named_parameters())
         unread = _parametrised(model)
@@ -105,14 +107,16 @@ def _parametrised(model: nn.Module) -> set[int]:
 def _select(found: Sequence[Matrix], layers: Sequence[str] | None) -> tuple[Matrix, ...]:
     if layers is None:
         return tuple(found)
-    patterns = [layers] if isinstance(layers, str) else layers
+    patterns = as_list("layers", layers, "patterns of names")
+    if not patterns:
+        raise InputError("layers= is empty: leave it out to read all layers")
     names = [matrix.name for matrix in found]
-    for pattern in patterns:
+    for pattern in map(str, patterns):
         if not any(fnmatchcase(name, pattern) for name in names):
             hint = nearest(pattern, names) or f" The layers are: {', '.join(names[:8])}{' …' if names[8:] else ''}."
             msg = f"layers={pattern!r} matches no layer.{hint}"
             raise InputError(msg)
-    return tuple(m for m in found if any(fnmatchcase(m.name, pattern) for pattern in patterns))
+    return tuple(m for m in found if any(fnmatchcase(m.name, str(pattern)) for pattern in patterns))
 
 
 def _coverage(

@@ -7,6 +7,7 @@ training process is slower than either.
 """
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ MIN_EIGENVALUES = 10
 """Readings start here: fewer eigenvalues say nothing about a distribution."""
 _SMALL = 1e-5
 _SMALL_SHARE = 0.01
+_SEED = 0  # of the shuffle: the same at each reading, so that what changes is the weight
 _SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
 PRECISIONS = ("auto", "exact")
 
@@ -33,8 +35,14 @@ def check_precision(precision: str) -> str:
     return precision
 
 
-def read_spectrum(matrix: Matrix, *, precision: str = "auto") -> Spectrum:
+def read_spectrum(matrix: Matrix, *, precision: str = "auto", also: Collection[str] = ()) -> Spectrum:
     """The spectrum of a weight as it is now, of zero rows and columns freed.
+
+    Args:
+        matrix: the handle on the weight.
+        precision: see `check_precision`.
+        also: "vectors" for eigenvectors, in float64, at about three times the cost; "shuffled" for the eigenvalues of
+            the same elements in random order, at about twice. The order is that of a generator of its own, seeded.
 
     Raises:
         UnreadableError: with a status and a reason: no numbers in it, not finite, all zero, too few eigenvalues.
@@ -61,13 +69,22 @@ def read_spectrum(matrix: Matrix, *, precision: str = "auto") -> Spectrum:
         if m * stack.shape[0] < MIN_EIGENVALUES:
             reason = f"{m * stack.shape[0]} eigenvalues, readings start at {MIN_EIGENVALUES}"
             raise UnreadableError("skipped", reason)
-        lam, used = _eigenvalues(stack, exact=precision == "exact")
+        vectors = None
+        if "vectors" in also:
+            lam, vectors = _eigenvectors(stack)
+            used = "float64"
+        else:
+            lam, used = _eigenvalues(stack, exact=precision == "exact")
+        shuffled = _eigenvalues(_shuffled(stack), exact=precision == "exact")[0] if "shuffled" in also else None
+    to_spectrum = scale**2 / n
     return Spectrum.from_eigenvalues(
-        lam * (scale**2 / n),
+        lam * to_spectrum,
         shape=(n, m),
         elements=Elements(mean * scale, variance * scale**2, minimum, maximum, zero_rows, zero_columns),
         dtype=str(weight.dtype).removeprefix("torch."),
         precision=used,
+        vectors=vectors,
+        shuffled=None if shuffled is None else shuffled * to_spectrum,
     )
 
 
@@ -114,6 +131,19 @@ def _eigenvalues(stack: Tensor, *, exact: bool) -> tuple[Floats, str]:
         if np.mean(lam < _SMALL * lam.max()) <= _SMALL_SHARE:
             return lam, "float32"
     return _gram_eigenvalues(stack.double()), "float64"
+
+
+def _eigenvectors(stack: Tensor) -> tuple[Floats, Floats]:
+    """Eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA, on the shorter side of A."""
+    tall = (stack if stack.shape[1] >= stack.shape[2] else stack.mT).double()
+    lam, vectors = torch.linalg.eigh(tall.mT @ tall)
+    return np.abs(lam.cpu().numpy()), vectors.cpu().numpy()
+
+
+def _shuffled(stack: Tensor) -> Tensor:
+    """The same elements in an order that leaves the user's random state alone."""
+    order = torch.randperm(stack.numel(), generator=torch.Generator().manual_seed(_SEED))
+    return stack.reshape(-1)[order.to(stack.device)].reshape(stack.shape)
 
 
 def _gram_eigenvalues(stack: Tensor) -> Floats:

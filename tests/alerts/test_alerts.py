@@ -7,6 +7,7 @@ from esdmon.records import Alert, LayerReport
 from esdmon.spectrum import Phase
 
 RULES = {rule.name: rule for rule in BUILT_IN}
+SUSTAINED = ("over_regularized", "rank_collapse")
 
 
 def reading(step: int, *, wrong: str | None, moved: float = 0.01) -> LayerReport:
@@ -28,7 +29,7 @@ def found(rule: str, *readings: LayerReport) -> list[Alert]:
     return list(RULES[rule].find({"fc1": readings}))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SUSTAINED)
 def test_fires_at_the_third_reading_in_a_row(rule: str) -> None:
     """Not before; it says since when, which layer, and what to do."""
     readings = [reading(step, wrong=rule) for step in (10, 20, 30)]
@@ -40,21 +41,21 @@ def test_fires_at_the_third_reading_in_a_row(rule: str) -> None:
     assert "ower" in alert.message
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SUSTAINED)
 def test_a_good_reading_between_starts_anew(rule: str) -> None:
     """Sustained means in a row."""
     steps = [(10, rule), (20, rule), (30, None), (40, rule), (50, rule)]
     assert found(rule, *(reading(step, wrong=wrong) for step, wrong in steps)) == []
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SUSTAINED)
 def test_readings_of_a_still_weight_do_not_count(rule: str) -> None:
     """Saying the same three times is not three witnesses."""
     first = reading(10, wrong=rule, moved=math.nan)
     assert found(rule, first, *(reading(step, wrong=rule, moved=0.0) for step in (20, 30, 40, 50))) == []
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", SUSTAINED)
 def test_a_failed_reading_is_no_evidence_either_way(rule: str) -> None:
     """It neither counts nor ends the run."""
     failed = LayerReport("fc1", "failed", 25, "RuntimeError: x")
@@ -87,3 +88,12 @@ def test_a_rule_that_could_not_be_asked_ends_nothing() -> None:
     (alert,) = found("rank_collapse", *(reading(step, wrong="rank_collapse") for step in (10, 20, 30)))
     book.update([alert], rules=["rank_collapse"], step=30, time=0.0)
     assert book.update([], rules=["over_regularized"], step=40, time=0.0) == []
+
+
+def test_a_nan_is_told_at_once_and_when_it_was_not_there() -> None:
+    """One reading is enough; the last good step is where to go back to."""
+    bad = LayerReport("fc1", "nonfinite", 20, "3 of 9 elements are NaN or infinite")
+    (alert,) = found("non_finite", reading(10, wrong=None), bad)
+    assert (alert.severity, alert.step, alert.layer) == ("error", 20, "fc1")
+    assert alert.message.startswith("fc1: 3 of 9 elements are NaN or infinite at step 20; at step 10 it was not so.")
+    assert found("non_finite", bad, reading(30, wrong=None)) == []

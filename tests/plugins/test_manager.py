@@ -142,7 +142,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What esdmon has logged as a warning."""
-    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    return [
+        record.getMessage().removeprefix("esdmon: ") for record in caplog.records if record.levelno == logging.WARNING
+    ]
 
 
 def small_model() -> nn.Sequential:

@@ -1,0 +1,76 @@
+"""How many elements an eigenvector lives on: those of the bulk are spread evenly, as Gaussian vectors are.
+
+Legend: v is a right singular vector (on the shorter side, M elements, ‖v‖₂ = 1). Measures are means over the vectors of
+the bulk, or of the spikes. Definitions as in the notebooks of Martin & Mahoney, JMLR 22 (2021) 165, §5.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.spectrum import Spectrum
+
+_BINS = 100
+
+
+def localization(vectors: Floats) -> Floats:
+    """‖v‖₁/‖v‖_∞ of each column: 1 for a single element, M for equal ones; 97.7 for Gaussian vectors of M = 384."""
+    size = np.abs(vectors)
+    ratios: Floats = size.sum(axis=0) / size.max(axis=0)
+    return ratios
+
+
+def participation(vectors: Floats) -> Floats:
+    """‖v‖₂/‖v‖₄ of each column: 1 for a single element, M^¼ for equal ones, (M/3)^¼ for Gaussian vectors."""
+    ratios: Floats = np.sum(vectors**2, axis=0) ** 0.5 / np.sum(vectors**4, axis=0) ** 0.25
+    return ratios
+
+
+def vector_entropy(vectors: Floats) -> Floats:
+    """−Σ p ln p of a histogram of each column's elements in 100 bins: 4.11 for Gaussian vectors of M = 384."""
+    entropies = []
+    for v in vectors.T:
+        p = np.histogram(v, bins=_BINS)[0] / v.size
+        p = p[p > 0]
+        entropies.append(float(-np.sum(p * np.log(p))))
+    return np.array(entropies)
+
+
+def over_bulk(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
+    """The mean over the vectors of the bulk."""
+    return lambda spectrum: _mean(quantity, spectrum, spikes=False)
+
+
+def over_spikes(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
+    """The mean over the vectors of the spikes; NaN where there is none."""
+    return lambda spectrum: _mean(quantity, spectrum, spikes=True)
+
+
+def participation_null(spectrum: Spectrum) -> float:
+    """(M/3)^¼."""
+    return float((spectrum.m / 3) ** 0.25)
+
+
+def localization_null(spectrum: Spectrum) -> float:
+    """M·√(2/π)/E max|g| over M standard normals."""
+    t = np.linspace(0, 8, 1601)
+    inside = np.array([math.erf(x / math.sqrt(2)) for x in t])
+    largest = float(np.trapezoid(1 - inside**spectrum.m, t))
+    return spectrum.m * math.sqrt(2 / math.pi) / largest
+
+
+def _mean(quantity: Callable[[Floats], Floats], spectrum: Spectrum, *, spikes: bool) -> float:
+    bulk = spectrum.bulk
+    if spectrum.vectors is None or bulk is None:
+        return float("nan")
+    # The cut in units of each slice's own variance, whose spikes these are.
+    values = []
+    for lam, vectors in zip(spectrum.by_slice, spectrum.vectors, strict=True):
+        single = Spectrum.from_eigenvalues(lam, shape=spectrum.shape).bulk
+        count = 0 if single is None else single.n_spikes
+        chosen = vectors[:, lam.size - count :] if spikes else vectors[:, : lam.size - count]
+        values.append(quantity(chosen))
+    pooled = np.concatenate(values)
+    return float(pooled.mean()) if pooled.size else float("nan")

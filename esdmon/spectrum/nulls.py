@@ -1,0 +1,52 @@
+"""What the power-law fit says of pure noise: it has no closed form, so here is a table.
+
+Medians over draws of Gaussian noise, a row for each M and a column for each Q; made by `python -m
+tests.benchmarks.alpha_null`. Between its entries the logarithms of M and Q are interpolated; beyond them the nearest
+edge is taken. An alpha near its null is the edge of the noise, whatever its size.
+"""
+
+import numpy as np
+
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.spectrum import Spectrum
+
+_SIDES = np.log([16, 32, 64, 128, 256, 512, 1024])
+_RATIOS = np.log([1, 2, 4, 8, 16])
+_ALPHA = np.array(
+    [
+        [2.65, 3.1, 3.69, 4.68, 6.02],
+        [3.21, 3.71, 4.49, 5.49, 7.29],
+        [4.01, 4.64, 5.68, 6.98, 8.84],
+        [5.02, 6.15, 6.9, 8.83, 11.77],
+        [6.45, 7.44, 9.57, 11.48, 15.15],
+        [10.41, 10.9, 17.22, 15.67, 16.73],
+        [15.11, 12.71, 15.15, 27.28, 22.15],
+    ]
+)
+_KS_DISTANCE = np.array(
+    [
+        [0.196, 0.185, 0.179, 0.174, 0.173],
+        [0.172, 0.163, 0.159, 0.156, 0.152],
+        [0.154, 0.149, 0.146, 0.143, 0.14],
+        [0.142, 0.139, 0.137, 0.135, 0.131],
+        [0.135, 0.131, 0.131, 0.128, 0.127],
+        [0.128, 0.127, 0.125, 0.126, 0.122],
+        [0.124, 0.124, 0.123, 0.12, 0.121],
+    ]
+)
+
+
+def alpha_null(spectrum: Spectrum) -> float:
+    """The median alpha of noise of this M and Q: 4 to 25. Slices count as one matrix of all their eigenvalues."""
+    return _interpolate(_ALPHA, spectrum)
+
+
+def ks_distance_null(spectrum: Spectrum) -> float:
+    """The median D of noise of this M and Q: 0.12 to 0.2."""
+    return _interpolate(_KS_DISTANCE, spectrum)
+
+
+def _interpolate(table: Floats, spectrum: Spectrum) -> float:
+    """Bilinear in (ln M, ln Q)."""
+    by_side = [float(np.interp(np.log(spectrum.eigenvalues.size), _SIDES, column)) for column in table.T]
+    return float(np.interp(np.log(spectrum.q), _RATIOS, by_side))

@@ -1,0 +1,47 @@
+"""The exact-renormalisation-group condition: how much of the tail has volume one.
+
+Legend: λ are rescaled to mean 1; the ERG tail is the largest set of top eigenvalues with Σ ln λ >= 0.
+
+Reference: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025): at the ideal alpha = 2
+the power-law tail and the ERG tail begin at the same eigenvalue; where the power law begins below, the layer is
+over-regularised.
+"""
+
+import numpy as np
+
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.marchenko1967 import mp_quantile
+from esdmon.spectrum.spectrum import Spectrum
+
+
+def erg_rank(spectrum: Spectrum) -> float:
+    """The number of eigenvalues in the ERG tail. By sums of logarithms: a product of thousands would underflow.
+
+    >>> erg_rank(Spectrum.from_eigenvalues([0.1, 0.1, 0.1, 3.7], shape=(4, 4)))
+    1.0
+    """
+    return (
+        float(_tail(spectrum.nonzero / spectrum.eigenvalues.mean()).size) if spectrum.lambda_max > 0 else float("nan")
+    )
+
+
+def erg_rank_null(spectrum: Spectrum) -> float:
+    """The same for the Marchenko-Pastur law, of its quantiles."""
+    count = spectrum.eigenvalues.size
+    return float(_tail(mp_quantile((np.arange(count) + 0.5) / count, spectrum.q)).size)
+
+
+def erg_gap(spectrum: Spectrum) -> float:
+    """Xmin − the smallest λ of the ERG tail, at mean λ = 1: negative where the power law begins below it."""
+    if not spectrum.power_law.n_tail:
+        return float("nan")
+    mean = float(spectrum.eigenvalues.mean())
+    tail = _tail(spectrum.nonzero / mean)
+    return spectrum.power_law.xmin / mean - float(tail[0]) if tail.size else float("nan")
+
+
+def _tail(lam: Floats) -> Floats:
+    """Of ascending λ the largest set of top ones whose logarithms sum to 0 or more."""
+    sums = np.cumsum(np.log(lam[::-1]))
+    inside = np.flatnonzero(sums >= 0)
+    return lam[lam.size - 1 - inside[-1] :] if inside.size else lam[lam.size :]

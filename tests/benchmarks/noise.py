@@ -1,0 +1,83 @@
+"""What the classifier says of pure noise: it should be random-like, with no meaningful alpha and no alert.
+
+    python -m tests.benchmarks.noise
+
+Each row is a shape and a law of the elements; `meaningful` and `over` count draws, the other columns are shares.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+
+from esdmon.spectrum import Phase, PhaseReading, Spectrum, classify
+from esdmon.spectrum.arrays import Floats
+
+SHAPES = tuple((q * m, m) for m in (64, 128, 256, 512, 1024) for q in (1, 2, 4, 16))
+LAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
+    "Gaussian": lambda rng, shape: rng.standard_normal(shape),
+    "uniform": lambda rng, shape: rng.uniform(-1, 1, shape),
+    "Laplacian": lambda rng, shape: rng.laplace(size=shape),
+}
+
+
+def draws_of(m: int, budget: float) -> int:
+    """How many matrices: thousands of the small ones, at least 20."""
+    return int(min(4000, max(20, budget * (256 / m) ** 3)))
+
+
+def eigenvalues(matrix: Floats) -> Floats:
+    """Of WᵀW/N, by the Gram matrix."""
+    lam: Floats = np.abs(np.linalg.eigvalsh(matrix.T @ matrix / matrix.shape[0]))
+    return lam
+
+
+def pooled(rng: np.random.Generator, slices: int, n: int, m: int, scale: float) -> Spectrum:
+    """Slices of noise, the first of them scaled."""
+    lam = np.stack([eigenvalues(rng.standard_normal((n, m))) for _ in range(slices)])
+    lam[0] *= scale**2
+    return Spectrum.from_eigenvalues(lam, shape=(n, m))
+
+
+def row(name: str, readings: list[PhaseReading]) -> tuple[int, int, int, int]:
+    """Print one line; (draws, random-like, meaningful, over-regularised)."""
+    count = len(readings)
+    phases = [reading.phase for reading in readings]
+    random_like = phases.count(Phase.RANDOM_LIKE)
+    meaningful = sum(reading.alpha_is_meaningful for reading in readings)
+    over = sum(reading.over_regularized for reading in readings)
+    others = ", ".join(f"{p.value} {phases.count(p)}" for p in Phase if p is not Phase.RANDOM_LIKE and p in phases)
+    print(f"{name:<28} {count:6d} {random_like / count:11.2%} {meaningful:10d} {over:5d}  {others}", flush=True)
+    return count, random_like, meaningful, over
+
+
+def main() -> None:
+    """Print the table and the totals."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=120, help="matrices of M = 256; others in proportion to 1/M³")
+    options = parser.parse_args()
+    print(f"{'noise':<28} {'draws':>6} {'random-like':>11} {'meaningful':>10} {'over':>5}  others")
+    totals = np.zeros(4, dtype=int)
+    for n, m in SHAPES:
+        for place, (law, draw) in enumerate(LAWS.items()):
+            rng = np.random.default_rng([options.seed, place, n, m])
+            spectra = (
+                Spectrum.from_eigenvalues(eigenvalues(draw(rng, (n, m))), shape=(n, m))
+                for _ in range(draws_of(m, options.budget))
+            )
+            totals += row(f"{n} × {m} {law}", [classify(spectrum) for spectrum in spectra])
+    for slices, scale in ((9, 1.0), (9, 2.0), (25, 2.0)):
+        for n, m in ((128, 64), (256, 128)):
+            rng = np.random.default_rng([options.seed, slices, n, m])
+            count = max(20, draws_of(m, options.budget) // slices)
+            readings = [classify(pooled(rng, slices, n, m, scale)) for _ in range(count)]
+            totals += row(f"{slices} slices {n} × {m}, one × {scale:g}", readings)
+    count, random_like, meaningful, over = totals
+    print(
+        f"all: {count} draws, random-like {random_like / count:.3%}, meaningful {meaningful}, over-regularised {over}"
+    )
+
+
+if __name__ == "__main__":
+    main()
