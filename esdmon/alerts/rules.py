@@ -77,7 +77,7 @@ def non_finite(history: History) -> Iterable[Alert]:
                 "non_finite",
                 "error",
                 [now],
-                f"{now.name}: {now.reason} at step {now.step}{known}. Go back to a checkpoint before that, and lower the "
+                f"{now.name}: {now.reason} at step {now.step}{known}. Go back to a checkpoint before it, and lower the "
                 "learning rate or clip the gradients.",
                 (),
             )

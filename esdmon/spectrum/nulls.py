@@ -19,8 +19,8 @@ _ALPHA = np.array(
         [4.01, 4.64, 5.68, 6.98, 8.84],
         [5.02, 6.15, 6.9, 8.83, 11.77],
         [6.45, 7.44, 9.57, 11.48, 15.15],
-        [10.41, 10.9, 17.22, 15.67, 16.73],
-        [15.11, 12.71, 15.15, 27.28, 22.15],
+        [9.37, 10.85, 13.96, 16.11, 19.7],
+        [11.38, 13.72, 15.15, 21.26, 24.16],
     ]
 )
 _KS_DISTANCE = np.array(
@@ -30,19 +30,19 @@ _KS_DISTANCE = np.array(
         [0.154, 0.149, 0.146, 0.143, 0.14],
         [0.142, 0.139, 0.137, 0.135, 0.131],
         [0.135, 0.131, 0.131, 0.128, 0.127],
-        [0.128, 0.127, 0.125, 0.126, 0.122],
-        [0.124, 0.124, 0.123, 0.12, 0.121],
+        [0.129, 0.127, 0.125, 0.124, 0.123],
+        [0.124, 0.124, 0.123, 0.121, 0.121],
     ]
 )
 
 
 def alpha_null(spectrum: Spectrum) -> float:
-    """The median alpha of noise of this M and Q: 4 to 25. Slices count as one matrix of all their eigenvalues."""
+    """The median alpha of noise of this M and Q, 2.7 to 24. Slices count as one matrix of all their eigenvalues."""
     return _interpolate(_ALPHA, spectrum)
 
 
 def ks_distance_null(spectrum: Spectrum) -> float:
-    """The median D of noise of this M and Q: 0.12 to 0.2."""
+    """The median D of noise of this M and Q, 0.12 to 0.20."""
     return _interpolate(_KS_DISTANCE, spectrum)
 
 

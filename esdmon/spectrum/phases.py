@@ -182,7 +182,7 @@ def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> _Evide
         ks=bulk.ks,
         alpha=fit.alpha,
         tail_ks=fit.ks_distance * fit.n_tail**0.5,
-        ratio=power_law_against_exponential(spectrum.eigenvalues, fit),
+        ratio=power_law_against_exponential(spectrum.eigenvalues, fit).ratio,
     )
 
 
