@@ -24,6 +24,7 @@ _SPIKE_QUANTILE = TRACY_WIDOM_QUANTILES[0.999]
 _SMALL_SAMPLE = 250.0
 # The quantiles of the bulk that σ² is read from: above the hard edge of square matrices, below any spike. Our choice.
 _SIGMA_QUANTILES = (0.1, 0.6)
+_SIGMA_POINTS = 128  # at least, of those quantiles: neighbours repel each other, so more of them say nothing new
 _MAX_ITERATIONS = 20
 
 
@@ -104,12 +105,9 @@ def _fit_slice(lam: Floats, q: float, cut: float) -> tuple[float, int]:
 
 def _sigma2(bulk: Floats, total: int, q: float) -> float:
     """The median of λ_(p)/q_MP(p) over the middle of the bulk, which holds the lowest of `total` eigenvalues."""
-    p = (np.arange(bulk.size) + 0.5) / total
-    low, high = _SIGMA_QUANTILES
-    middle = (p >= low) & (p <= high)
-    if not middle.any():
-        middle[bulk.size // 2] = True
-    return float(np.median(bulk[middle] / mp_quantile(p[middle], q)))
+    low, high = (min(int(p * total), bulk.size - 1) for p in _SIGMA_QUANTILES)
+    place = np.arange(low, high + 1, max(1, (high - low) // _SIGMA_POINTS))
+    return float(np.median(bulk[place] / mp_quantile((place + 0.5) / total, q)))
 
 
 def _ks_times_m(standardised: Floats, k: int, q: float, m: int) -> float:

@@ -7,8 +7,9 @@ put numbers to those. They are deterministic: the same spectrum has the same pha
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -104,9 +105,8 @@ class PhaseReading:
     """alpha_high + 2·alpha_stderr < 2 where alpha is meaningful: heavier than the critical tail (SETOL)."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Evidence:
-    """What the rules look at; see `PhaseThresholds` for the letters."""
+class _Evidence(NamedTuple):
+    """What the rules look at; see `PhaseThresholds` for the letters. A tuple, as sixty are made for a confidence."""
 
     soft_rank: float
     spikes: float
@@ -210,7 +210,7 @@ def _confidence(evidence: _Evidence, phase: Phase, limits: PhaseThresholds) -> f
         for name in moved:
             value = getattr(evidence, name)
             for factor in (1 - step, 1 + step):
-                if _decide(replace(evidence, **{name: value * factor}), limits) is not phase:
+                if _decide(evidence._replace(**{name: value * factor}), limits) is not phase:
                     return safe / _STEPS[-1]
         safe = step
     return 1.0

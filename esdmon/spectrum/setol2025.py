@@ -20,9 +20,8 @@ def erg_rank(spectrum: Spectrum) -> float:
     >>> erg_rank(Spectrum.from_eigenvalues([0.1, 0.1, 0.1, 3.7], shape=(4, 4)))
     1.0
     """
-    return (
-        float(_tail(spectrum.nonzero / spectrum.eigenvalues.mean()).size) if spectrum.lambda_max > 0 else float("nan")
-    )
+    mean = float(spectrum.eigenvalues.mean())
+    return float(_tail(spectrum.nonzero / mean).size) if mean > 0 else float("nan")
 
 
 def erg_rank_null(spectrum: Spectrum) -> float:
@@ -42,6 +41,8 @@ def erg_gap(spectrum: Spectrum) -> float:
 
 def _tail(lam: Floats) -> Floats:
     """Of ascending λ the largest set of top ones whose logarithms sum to 0 or more."""
-    sums = np.cumsum(np.log(lam[::-1]))
-    inside = np.flatnonzero(sums >= 0)
-    return lam[lam.size - 1 - inside[-1] :] if inside.size else lam[lam.size :]
+    # The sums rise while λ > 1 and fall from there on, so they cross 0 once.
+    falling = -np.cumsum(np.log(lam[::-1]))
+    above_one = lam.size - int(np.searchsorted(lam, 1.0, side="right"))
+    size = above_one + int(np.searchsorted(falling[above_one:], 0.0, side="right"))
+    return lam[lam.size - size :]

@@ -142,11 +142,11 @@ class Spectrum:
             relative = eps / 2 * rms_over_max * (self.n**0.5 + self.m**0.5)
         return max(relative**2, _GRAM_NOISE * self.m)
 
-    @property
+    @cached_property
     def nonzero(self) -> Floats:
         """The eigenvalues above the zero tolerance, ascending."""
-        lam = self.eigenvalues
-        return lam[lam > self.zero_tolerance * self.lambda_max]
+        first = int(np.searchsorted(self.eigenvalues, self.zero_tolerance * self.lambda_max, side="right"))
+        return self.eigenvalues[first:]
 
     @cached_property
     def power_law(self) -> PowerLawFit:
