@@ -7,8 +7,9 @@ Reference: A. Clauset, C. R. Shalizi, M. E. J. Newman, "Power-law distributions 
 SIAM Review 51 (2009) 661: alpha by eq. 3.1, its standard error by eq. 3.2, xmin by §3.3.
 
 The distance is one-sided, D_k = max_j |F_k(x_j) − (number of tail values below x_j)/n_k|, as in the `powerlaw`
-package and in WeightWatcher, so that numbers can be compared with theirs to the last digit; every distinct
-eigenvalue but the largest is a candidate.
+package (its default range of alpha, [0, 3], opened) and in WeightWatcher, so that numbers compare with theirs to
+the last digit. Every distinct eigenvalue but the largest is a candidate, and equal ones count once in the distance, as
+in `powerlaw`; WeightWatcher takes each by itself, and so differs on rounded data.
 
 Why the search is pruned: taking D at all n candidates costs n²/2 powers. The maximum over a few of a tail's points
 bounds its D from below, and that is enough to discard nearly all candidates. The answer is exact.
