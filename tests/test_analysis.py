@@ -118,6 +118,35 @@ def test_a_measure_of_the_users_own_joins(caplog: pytest.LogCaptureFixture) -> N
     assert len([message for message in messages if "broken" in message]) == 2
 
 
+def test_all_measures_are_taken_on_request() -> None:
+    """Those that need eigenvectors or a shuffled copy too; by default they are not even listed."""
+    model = network()
+    everything, default = esdmon.analyze(model, measures="all")["3"], esdmon.analyze(model)["3"]
+    extra = everything.measures.keys() - default.measures.keys()
+    assert extra == {
+        "trap_spikes",
+        *(
+            f"{name}_{part}"
+            for name in ("localization", "participation", "vector_entropy")
+            for part in ("bulk", "spikes")
+        ),
+    }
+    assert everything.measures["trap_spikes"] == 0
+    assert everything.measures["localization_bulk"] == pytest.approx(everything.nulls["localization_bulk"], rel=0.05)
+    assert math.isnan(everything.measures["localization_spikes"])
+    assert everything.phase is default.phase
+    assert 0 < default.measures["trap"] < 1
+
+
+def test_noise_is_near_its_nulls() -> None:
+    """Every measure that has one, on a fresh layer."""
+    layer = esdmon.analyze(network())["3"]
+    for name, null in layer.nulls.items():
+        if name not in ("alpha", "n_spikes"):
+            assert layer.measures[name] == pytest.approx(null, rel=0.12), name
+    assert layer.measures["n_spikes"] == layer.nulls["n_spikes"] == 0
+
+
 def test_measures_can_be_chosen() -> None:
     """Only those; the table shows a dash for the others."""
     report = esdmon.analyze(network(), measures=["stable_rank"])

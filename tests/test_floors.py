@@ -4,6 +4,7 @@ Both checks are needed: import-linter does not see that Python runs the parents 
 `sys.modules` does not see an import that stands inside a function.
 """
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,23 @@ def test_imports_point_down() -> None:
     """The contracts of import-linter in pyproject.toml hold."""
     code = "from importlinter.cli import lint_imports_command\nlint_imports_command(['--no-cache', '--no-logo'])"
     assert "0 broken" in run_fresh(code, cwd=ROOT)
+
+
+def test_no_solver_that_holds_the_interpreter_lock() -> None:
+    """scipy.linalg would stall training from a background thread; numpy's and torch's solvers do not."""
+    for path in [*(ROOT / "esdmon").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")]:
+        names = {
+            name
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            for name in (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [f"{node.module}.{alias.name}" for alias in node.names]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
+        }
+        assert not [name for name in names if name.startswith("scipy.linalg")], path
 
 
 @pytest.mark.parametrize(

@@ -148,3 +148,31 @@ def test_unknown_precision_is_refused() -> None:
     """With the ones that there are."""
     with pytest.raises(InputError, match="precision= is one of auto, exact; got 'float16'"):
         check_precision("float16")
+
+
+@pytest.mark.parametrize("shape", [(60, 25), (25, 60)], ids=str)
+def test_vectors_belong_to_their_eigenvalues(shape: tuple[int, int]) -> None:
+    """On request: X v = λ v for the Gram matrix of the shorter side, in ascending order."""
+    weight = torch.randn(shape)
+    spectrum = read_spectrum(discover({"w": weight}).matrices[0], also=["vectors"])
+    assert spectrum.vectors is not None
+    tall = (weight if shape[0] >= shape[1] else weight.T).double().numpy()
+    gram = tall.T @ tall / tall.shape[0]
+    (vectors,) = spectrum.vectors
+    assert np.allclose(gram @ vectors, vectors * spectrum.by_slice[0], atol=1e-10)
+    assert np.allclose(vectors.T @ vectors, np.eye(25), atol=1e-10)
+
+
+def test_a_shuffled_copy_has_the_same_elements_and_draws_from_nobody() -> None:
+    """On request: the mass is that of the weight, the structure is gone, and the user's random state is untouched."""
+    torch.manual_seed(0)
+    weight = torch.randn(200, 100) + 5 * torch.outer(torch.randn(200), torch.randn(100)) / 10
+    state = torch.get_rng_state()
+    matrix = discover({"w": weight}).matrices[0]
+    first, second = (read_spectrum(matrix, also=["shuffled"]) for _ in range(2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert first.shuffled is not None
+    assert second.shuffled is not None
+    assert np.array_equal(first.shuffled, second.shuffled)
+    assert first.shuffled.sum() == pytest.approx(first.eigenvalues.sum(), rel=1e-5)
+    assert first.shuffled.max() < first.lambda_max / 2
