@@ -22,8 +22,8 @@ LAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
 
 
 def draws_of(m: int, budget: float) -> int:
-    """How many matrices: thousands of the small ones, at least 20."""
-    return int(min(4000, max(20, budget * (256 / m) ** 3)))
+    """How many matrices: thousands of the small ones, at least 100."""
+    return int(min(4000, max(100, budget * (256 / m) ** 3)))
 
 
 def eigenvalues(matrix: Floats) -> Floats:
@@ -55,7 +55,7 @@ def main() -> None:
     """Print the table and the totals."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=2)
-    parser.add_argument("--budget", type=float, default=120, help="matrices of M = 256; others in proportion to 1/M³")
+    parser.add_argument("--budget", type=float, default=120, help="matrices of M = 256, and of others by 1/M³")
     options = parser.parse_args()
     print(f"{'noise':<28} {'draws':>6} {'random-like':>11} {'meaningful':>10} {'over':>5}  others")
     totals = np.zeros(4, dtype=int)
@@ -70,7 +70,7 @@ def main() -> None:
     for slices, scale in ((9, 1.0), (9, 2.0), (25, 2.0)):
         for n, m in ((128, 64), (256, 128)):
             rng = np.random.default_rng([options.seed, slices, n, m])
-            count = max(20, draws_of(m, options.budget) // slices)
+            count = draws_of(m, options.budget / slices)
             readings = [classify(pooled(rng, slices, n, m, scale)) for _ in range(count)]
             totals += row(f"{slices} slices {n} × {m}, one × {scale:g}", readings)
     count, random_like, meaningful, over = totals
