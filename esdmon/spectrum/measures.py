@@ -13,7 +13,7 @@ import numpy as np
 from esdmon.spectrum import localization as loc
 from esdmon.spectrum import nulls, setol2025, traps
 from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean, mp_quantile
-from esdmon.spectrum.spectrum import Spectrum
+from esdmon.spectrum.spectrum import MIN_BULK, Spectrum
 
 Quantity = Callable[[Spectrum], float]
 
@@ -46,7 +46,12 @@ def stable_rank_null(spectrum: Spectrum) -> float:
 
 
 def mp_soft_rank(spectrum: Spectrum) -> float:
-    """min(1, λ⁺/λmax): 1 for noise, towards 0 as structure leaves the bulk. Each slice in units of its own σ²."""
+    """min(1, λ⁺/λmax): 1 for noise, towards 0 as structure leaves the bulk. Each slice in units of its own σ².
+
+    Where M is too small for a bulk to be fitted λ⁺ is that of the variance of all elements.
+    """
+    if spectrum.m < MIN_BULK:
+        return min(1.0, _ratio(_variance(spectrum) * mp_edges(spectrum.q)[1], spectrum.lambda_max))
     if spectrum.bulk is None:
         return float("nan")
     return min(1.0, _ratio(mp_edges(spectrum.q)[1], float(spectrum.bulk.standardised[-1])))

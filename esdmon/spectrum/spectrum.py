@@ -13,7 +13,8 @@ from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import Bulk, fit_bulk
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 
-_MIN_BULK = 8  # eigenvalues to a slice: fewer have no quantiles to read σ² from
+MIN_BULK = 8
+"""M from which a bulk is fitted: fewer eigenvalues have no quantiles to read σ² from."""
 _GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float64 Gram matrix leaves of a zero
 
 
@@ -156,7 +157,7 @@ class Spectrum:
     @cached_property
     def bulk(self) -> Bulk | None:
         """The one fit of the bulk; None where there is none: M < 8, or half of a slice's eigenvalues are 0."""
-        if self.m < _MIN_BULK:
+        if self.m < MIN_BULK:
             return None
         try:
             return fit_bulk(self.by_slice, self.n, floor=self.zero_tolerance * self.lambda_max)

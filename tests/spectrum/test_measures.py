@@ -70,6 +70,13 @@ def test_initial_values_of_the_papers_network(n: int, m: int, rank: float, entro
     assert measure("hill_alpha", spectrum) == pytest.approx(hill, abs=0.09)
 
 
+def test_soft_rank_of_a_layer_too_small_for_a_bulk() -> None:
+    """M < 8: λ⁺ of the variance of all elements, by hand, over λmax."""
+    spectrum = Spectrum.from_eigenvalues(np.array([[1.0], [1.0], [10.0]]), shape=(4, 1))
+    assert measure("mp_soft_rank", spectrum) == pytest.approx(4 * 1.5**2 / 10)
+    assert math.isnan(measure("n_spikes", spectrum))
+
+
 @given(matrices(), st.floats(1e-6, 1e6))
 def test_scale_free_measures_are(matrix: Floats, scale: float) -> None:
     """W → cW leaves them."""
