@@ -85,7 +85,7 @@ class Reader:
     def any_in_optimizer(self) -> bool:
         """Whether the optimizer holds at least one of the matrices; True where there is no optimizer."""
         held = None if self._optimizer is None else _held_by(self._optimizer)
-        return held is None or any(id(matrix.read()) in held for matrix in self._matrices)
+        return held is None or any(_is_held(matrix, held) for matrix in self._matrices)
 
     def read(self, step: int) -> Report:
         """All matrices as they are now. Never raises on a weight: what cannot be read has a status and a reason."""
@@ -98,16 +98,17 @@ class Reader:
         try:
             weight = matrix.read()
             check_readable(weight)
-            moved = self._drift.update(matrix)
+            moved = self._drift.update(matrix, weight)
+            trainable = any(parameter.requires_grad for parameter in matrix.parameters())
             frozen = self._frozen.get(matrix.name)
-            if frozen is not None and not weight.requires_grad and moved == 0:
+            if frozen is not None and not trainable and moved == 0:
                 return replace(frozen, emitted_step=step, update_ratio=0.0)
-            spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs)
+            spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, weight=weight)
             report = replace(
                 self._spectral_report(matrix.name, spectrum, step),
-                n_parameters=weight.numel(),
-                trainable=weight.requires_grad,
-                in_optimizer=None if held is None else id(weight) in held,
+                n_parameters=matrix.to_stack(weight.detach()).numel(),
+                trainable=trainable,
+                in_optimizer=None if held is None else _is_held(matrix, held),
                 update_ratio=moved,
             )
         except UnreadableError as fault:
@@ -167,6 +168,10 @@ def _choose(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tupl
             msg = f"measures={name!r} is no measure.{hint}"
             raise InputError(msg)
     return tuple(known[name] for name in names)
+
+
+def _is_held(matrix: Matrix, held: set[int]) -> bool:
+    return any(id(parameter) in held for parameter in matrix.parameters())
 
 
 def _held_by(optimizer: Optimizer) -> set[int]:

@@ -37,7 +37,7 @@ def esdmon_register_alert_rules() -> Iterable[alerts.AlertRule]:
 
 @hookimpl
 def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """Linear layers and 2-D convolutions."""
+    """The layers of torch."""
     from esdmon.weights import extract  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
 
     return extract(name, module)

@@ -21,10 +21,15 @@ class Drift:
     def __init__(self) -> None:
         self._samples: dict[str, torch.Tensor] = {}
 
-    def update(self, matrix: Matrix) -> float:
-        """The ratio since the last call for this matrix; NaN at the first, or where the shape has changed."""
-        weight = matrix.read().detach()
+    def update(self, matrix: Matrix, weight: torch.Tensor | None = None) -> float:
+        """The ratio since the last call for this matrix; NaN at the first, or where the shape has changed.
+
+        Args:
+            matrix: the handle.
+            weight: what `matrix.read()` gave, where it is at hand.
+        """
         with torch.no_grad():
+            weight = matrix.to_stack((matrix.read() if weight is None else weight).detach())
             now = weight.take(_positions(weight.numel()).to(weight.device)).double().cpu()
         before = self._samples.get(matrix.name)
         self._samples[matrix.name] = now

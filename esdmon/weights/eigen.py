@@ -35,7 +35,9 @@ def check_precision(precision: str) -> str:
     return precision
 
 
-def read_spectrum(matrix: Matrix, *, precision: str = "auto", also: Collection[str] = ()) -> Spectrum:
+def read_spectrum(
+    matrix: Matrix, *, precision: str = "auto", also: Collection[str] = (), weight: Tensor | None = None
+) -> Spectrum:
     """The spectrum of a weight as it is now, of zero rows and columns freed.
 
     Args:
@@ -43,11 +45,12 @@ def read_spectrum(matrix: Matrix, *, precision: str = "auto", also: Collection[s
         precision: see `check_precision`.
         also: "vectors" for eigenvectors, in float64, at about three times the cost; "shuffled" for the eigenvalues of
             the same elements in random order, at about twice. The order is that of a generator of its own, seeded.
+        weight: what `matrix.read()` gave, where it is at hand.
 
     Raises:
         UnreadableError: with a status and a reason: no numbers in it, not finite, all zero, too few eigenvalues.
     """
-    weight = matrix.read()
+    weight = matrix.read() if weight is None else weight
     check_readable(weight)
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         stack = matrix.to_stack(weight.detach())

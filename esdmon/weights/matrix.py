@@ -1,7 +1,8 @@
 """`Matrix`: a handle on one weight, in the one form that all kinds of layers are brought to.
 
 The form is a stack (slices, rows, columns): a linear layer is one slice, a convolution one for each kernel position.
-Rows are outputs. The handle reads the live weight each time, so it sees what the optimizer made of it.
+Rows are outputs where the layer says so; the spectrum does not ask. The handle reads the live weight each time, so it
+sees what the optimizer made of it.
 """
 
 from collections.abc import Callable
@@ -17,11 +18,19 @@ class Matrix:
     """Where a weight is, and how it becomes a stack of matrices."""
 
     name: str
-    """Unique in the model: the module's canonical name, or the parameter's where that is no `weight`."""
+    """Unique in the model: the module's canonical name, or the parameter's where it is no `weight`; `/part` behind."""
     read: Callable[[], Tensor]
     """The weight as it is now; it may require grad."""
     to_stack: Callable[[Tensor], Tensor]
     """The weight as (slices, rows, columns); a view where it can be."""
+    made_of: Callable[[], tuple[Tensor, ...]] | None = None
+    """The parameters that the weight is computed from; None where it is one itself."""
+    on_request: str = ""
+    """Why it is read only where `layers=` names it; empty for what is read by default."""
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The model's own tensors behind this weight."""
+        return (self.read(),) if self.made_of is None else self.made_of()
 
 
 class UnreadableError(Exception):

@@ -1,12 +1,16 @@
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations
 
 from esdmon.errors import InputError
-from esdmon.weights import discover
+from esdmon.weights import discover, read_spectrum
+
+PARAMETRISATIONS = [parametrizations.spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal]
 
 
 class Shared(nn.Module):
@@ -29,7 +33,7 @@ def test_each_matrix_once_under_its_first_name() -> None:
     assert watched.coverage.watched == 20 * 20 + 16 * 3 * 9
     assert watched.coverage.total == sum(parameter.numel() for parameter in model.parameters())
     reasons = {skip.name: skip.reason for skip in watched.coverage.skipped}
-    assert reasons["table.weight"] == "2-D weights of a kind that is not read yet"
+    assert reasons["table.weight"] == "embeddings are read on request: name them in layers="
     assert reasons["first.bias"] == reasons["block.1.weight"] == "vectors"
 
 
@@ -81,13 +85,57 @@ def test_a_pattern_that_matches_nothing_names_the_nearest(pattern: str, message:
         discover(Shared(), layers=["first", pattern])
 
 
-def test_parametrised_weights_are_left_alone() -> None:
-    """Reading them would move their state: they are skipped with a reason, the others read."""
-    model = nn.Sequential(parametrizations.spectral_norm(nn.Linear(20, 20)), nn.Linear(20, 20))
+@pytest.mark.parametrize(
+    "kind", [parametrizations.spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal]
+)
+def test_parametrised_weights_are_read_as_they_act_and_left_as_they_are(kind: Any) -> None:
+    """The effective weight, in training mode too, without moving the state behind it; its parameters count."""
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(nn.Linear(20, 20)), nn.Linear(20, 20)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     watched = discover(model)
-    assert [matrix.name for matrix in watched.matrices] == ["1"]
-    reasons = {skip.name: skip.reason for skip in watched.coverage.skipped}
-    assert reasons["0.parametrizations.weight.original"] == "parametrised, which is not read yet"
+    assert [matrix.name for matrix in watched.matrices] == ["0", "1"]
+    spectrum = read_spectrum(watched.matrices[0], precision="exact")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    model.eval()
+    expected = torch.linalg.svdvals(model.get_submodule("0").weight.detach().double()) ** 2 / 20  # type: ignore[operator]
+    assert np.allclose(spectrum.eigenvalues, np.sort(expected.numpy()), rtol=1e-9)
+    assert {skip.reason for skip in watched.coverage.skipped} == {"vectors"}
+
+
+def test_embeddings_are_read_on_request() -> None:
+    """Named in layers=, and not by default."""
+    assert [matrix.name for matrix in discover(Shared(), layers=["table"]).matrices] == ["table"]
+
+
+class Own(nn.Module):
+    """A layer that nobody knows: a 2-D weight, another 2-D parameter, and one of three dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(12, 30))
+        self.mixing = nn.Parameter(torch.ones(12, 12))
+        self.experts = nn.Parameter(torch.ones(3, 12, 12))
+
+
+def test_a_layer_of_the_users_own_is_found_by_its_parameters() -> None:
+    """Each 2-D parameter is a matrix; what is not read is named."""
+    watched = discover(nn.ModuleDict({"own": Own()}))
+    assert [matrix.name for matrix in watched.matrices] == ["own", "own.mixing"]
+    (skipped,) = watched.coverage.skipped
+    assert (skipped.name, skipped.reason) == ("own.experts", "3-D weights of a kind that is not read yet")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on importing its compiler
+def test_wrappers_inside_a_model_do_not_show_in_its_names() -> None:
+    """A compiled block in the middle, and a checkpointed one: names, and the coverage, are the author's."""
+    compiled: Any = torch.compile(nn.Sequential(nn.Linear(20, 20)))
+    model = nn.ModuleDict({"a": compiled, "b": checkpoint_wrapper(nn.Linear(20, 20))})
+    watched = discover(model)
+    assert [matrix.name for matrix in watched.matrices] == ["a.0", "b"]
+    assert [skip.name for skip in watched.coverage.skipped] == ["a.0.bias", "b.bias"]
+    assert watched.coverage.total == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
