@@ -31,6 +31,7 @@ import numpy as np
 from esdmon.spectrum import Phase, Spectrum, mp_edges
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.johnstone2001 import johnstone_centre, johnstone_scale
+from tests.matrices import pareto
 
 LARGE = ((4096, 384), (2450, 500), (1024, 384), (512, 512), (1536, 512), (768, 768))
 SMALL = ((384, 192), (300, 128), (784, 300), (256, 256), (512, 128))
@@ -167,9 +168,3 @@ def replaced(rng: np.random.Generator, n: int, m: int, tops: Floats) -> Spectrum
 def population(rng: np.random.Generator, n: int, m: int, alpha: float) -> Spectrum:
     """W = Z Σ^½, the eigenvalues of Σ from a Pareto law of exponent alpha."""
     return spectrum_of(noise(rng, n, m) * np.sqrt(pareto(rng, alpha, m)))
-
-
-def pareto(rng: np.random.Generator, alpha: float, size: int) -> Floats:
-    """Draws of p(x) ~ x^(−alpha), x >= 1."""
-    draws: Floats = (1 - rng.random(size)) ** (-1 / (alpha - 1))
-    return draws
