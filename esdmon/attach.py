@@ -24,7 +24,7 @@ from esdmon.errors import InputError, as_list, nearest, unwritable
 from esdmon.faults import Faults
 from esdmon.monitor import Monitor
 from esdmon.plugins import Plugins
-from esdmon.schedule import Schedule, as_schedule
+from esdmon.schedule import Schedule, as_schedule, never
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
@@ -88,7 +88,7 @@ def watch(
     monitor = Monitor(
         reader.read,
         # Replicated weights are the same on every rank: one reads and writes, and the others do nothing.
-        schedule=schedule if writes else _never,
+        schedule=schedule if writes else never,
         sinks=_open_sinks(sinks, known) if writes else (),
         rules=rules,
         on_alert=known.on_alert,
@@ -191,7 +191,3 @@ def _choose_rules(alerts: str | Iterable[str | AlertRule] | None, known: Mapping
 def _is_writer() -> bool:
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)
-
-
-def _never(_step: int) -> bool:
-    return False

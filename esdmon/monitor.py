@@ -10,7 +10,7 @@ from typing import Any, Self, final
 from esdmon.alerts import AlertBook, AlertRule
 from esdmon.faults import Fault, Faults
 from esdmon.records import Alert, LayerReport, Report
-from esdmon.schedule import Schedule
+from esdmon.schedule import Schedule, never
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
@@ -89,10 +89,7 @@ class Monitor:
         self._closed = True
         for undo in reversed(self._at_close):
             undo()
-        if not self._steps:
-            _log.warning("esdmon: closed without a step: give watch() the optimizer, or call monitor.step().")
-        elif self._report is None and not self._faults.disabled("monitor"):
-            _log.warning("esdmon: closed after %d steps without a reading: choose a smaller every=.", self._steps)
+        self._tell_if_nothing_was_read()
         self._to_sinks("close")
 
     def at_close(self, undo: Callable[[], None]) -> None:
@@ -124,6 +121,14 @@ class Monitor:
     ) -> None:
         """Close, also when the loop raised."""
         self.close()
+
+    def _tell_if_nothing_was_read(self) -> None:
+        if self._schedule is never or self._report is not None or self._faults.disabled("monitor"):
+            return
+        if self._steps:
+            _log.warning("esdmon: closed after %d steps without a reading: choose a smaller every=.", self._steps)
+        else:
+            _log.warning("esdmon: closed without a step: give watch() the optimizer, or call monitor.step().")
 
     def _take(self, report: Report) -> None:
         self._report = report

@@ -29,6 +29,11 @@ def every(interval: int) -> Schedule:
     return due
 
 
+def never(_step: int) -> bool:
+    """Due at no step: for the ranks of a job that leave reading to another."""
+    return False
+
+
 def as_schedule(value: "int | Schedule") -> Schedule:
     """A number of steps or a schedule of the user's own, as a schedule."""
     if not callable(value):
