@@ -1,6 +1,6 @@
 """What watching costs: CPU time of training with esdmon over that without, interleaved in one process.
 
-    python tests/benchmarks/overhead.py
+    python -m tests.benchmarks.overhead
 
 Each pair trains the same steps of the same network twice, in an order that alternates, and gives one ratio; printed are
 the median of the pairs and their range. The second number is the wall time of a reading in training steps, which is
