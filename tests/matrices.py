@@ -18,6 +18,12 @@ def spectrum_of(matrix: Floats) -> Spectrum:
     return Spectrum.from_eigenvalues(singular**2 / n, shape=(n, m))
 
 
+def gram_eigenvalues(matrix: Floats) -> Floats:
+    """Of WᵀW/N for an N × M matrix, N >= M, by the Gram matrix: sooner than singular values, for many draws."""
+    lam: Floats = np.abs(np.linalg.eigvalsh(matrix.T @ matrix / matrix.shape[0])).astype(np.float64)
+    return lam
+
+
 def pooled(slices: list[Floats]) -> Spectrum:
     """The spectrum of slices of one shape."""
     n, m = max(slices[0].shape), min(slices[0].shape)

@@ -38,13 +38,20 @@ class Bulk:
     """λ⁺ = σ²(1 + 1/√Q)²; for slices the edge of the one that reaches highest."""
     cut: float
     """Spikes are above this: σ²(μ + c·s)/N of Johnstone (2001) in units of σ² = 1 (see `standardised`)."""
-    n_spikes: int
-    """k, the eigenvalues above the cut, over all slices."""
+    spikes: tuple[int, ...]
+    """The eigenvalues above the cut, slice by slice."""
+    soft_rank: float
+    """min(1, λ⁺/λmax), each slice in units of its own σ²."""
     ks: float
     """KS·M: the distance of the bulk from the law, times M. Noise stays below 6: eigenvalues are rigid, so it is of the
     order of 1 and not of √M. Kolmogorov's p-values do not apply."""
     standardised: Floats
     """All λ/σ², each slice by its own, ascending."""
+
+    @property
+    def n_spikes(self) -> int:
+        """k, the eigenvalues above the cut, over all slices."""
+        return sum(self.spikes)
 
 
 def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
@@ -67,13 +74,15 @@ def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
         msg = f"no bulk: σ² = {sigma2.min():g} in slice {int(np.argmin(sigma2))} of {slices}"
         raise ValueError(msg)
     standardised = np.sort((by_slice / sigma2[:, None]).ravel())
-    n_spikes = sum(k for _, k in fits)
+    spikes = tuple(k for _, k in fits)
+    edge = mp_edges(q)[1]
     return Bulk(
         sigma2=float(sigma2.mean()),
-        edge=float(sigma2.max() * mp_edges(q)[1]),
+        edge=float(sigma2.max() * edge),
         cut=cut,
-        n_spikes=n_spikes,
-        ks=_ks_times_m(standardised, n_spikes, q, m),
+        spikes=spikes,
+        soft_rank=min(1.0, edge / float(standardised[-1])),
+        ks=_ks_times_m(standardised, sum(spikes), q, m),
         standardised=standardised,
     )
 

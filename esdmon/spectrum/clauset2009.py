@@ -103,7 +103,7 @@ class _Tails:
         self.count = count[:-1]
         self.beta = self.count / log_sums
 
-    def deviation(self, k: "Indices | np.intp", at: "Indices | slice") -> Floats:
+    def deviation(self, k: Indices | np.intp, at: Indices | slice) -> Floats:
         """|F_k(x) − ECDF_k(x)| at the values numbered `at`, which broadcast against the candidates k.
 
         In place from the second step on: this is where the time of a fit goes.

@@ -65,12 +65,10 @@ def _mean(quantity: Callable[[Floats], Floats], spectrum: Spectrum, *, spikes: b
     bulk = spectrum.bulk
     if spectrum.vectors is None or bulk is None:
         return float("nan")
-    # The cut in units of each slice's own variance, whose spikes these are.
-    values = []
-    for lam, vectors in zip(spectrum.by_slice, spectrum.vectors, strict=True):
-        single = Spectrum.from_eigenvalues(lam, shape=spectrum.shape).bulk
-        count = 0 if single is None else single.n_spikes
-        chosen = vectors[:, lam.size - count :] if spikes else vectors[:, : lam.size - count]
-        values.append(quantity(chosen))
-    pooled = np.concatenate(values)
+    pooled = np.concatenate(
+        [
+            quantity(vectors[:, spectrum.m - count :] if spikes else vectors[:, : spectrum.m - count])
+            for vectors, count in zip(spectrum.vectors, bulk.spikes, strict=True)
+        ]
+    )
     return float(pooled.mean()) if pooled.size else float("nan")

@@ -52,9 +52,7 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
     """
     if spectrum.m < MIN_BULK:
         return min(1.0, _ratio(_variance(spectrum) * mp_edges(spectrum.q)[1], spectrum.lambda_max))
-    if spectrum.bulk is None:
-        return float("nan")
-    return min(1.0, _ratio(mp_edges(spectrum.q)[1], float(spectrum.bulk.standardised[-1])))
+    return float("nan") if spectrum.bulk is None else spectrum.bulk.soft_rank
 
 
 def matrix_entropy(spectrum: Spectrum) -> float:

@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 
 from esdmon.spectrum.bulk import Bulk
-from esdmon.spectrum.marchenko1967 import mp_edges
 from esdmon.spectrum.spectrum import Spectrum
 from esdmon.spectrum.vuong1989 import power_law_against_exponential
 
@@ -176,7 +175,7 @@ def _collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
 def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> _Evidence:
     fit = spectrum.power_law
     return _Evidence(
-        soft_rank=min(1.0, mp_edges(spectrum.q)[1] / float(bulk.standardised[-1])),
+        soft_rank=bulk.soft_rank,
         spikes=bulk.n_spikes,
         few=max(limits.few_share * bulk.standardised.size, limits.few_spikes),
         ks=bulk.ks,

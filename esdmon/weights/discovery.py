@@ -82,11 +82,7 @@ def _of_module(name: str, module: nn.Module, extractor: Extractor) -> Iterator[M
         matrices = extractor(name, module)
         if matrices is None:
             matrices = [
-                Matrix(
-                    name if attribute == "weight" else f"{name}.{attribute}",
-                    partial(getattr, module, attribute),
-                    linear_stack,
-                )
+                Matrix(_name(name, attribute), partial(getattr, module, attribute), linear_stack)
                 for attribute, parameter in module.named_parameters(recurse=False)
                 if parameter.ndim == 2
             ]

@@ -12,6 +12,7 @@ import numpy as np
 
 from esdmon.spectrum import Phase, PhaseReading, Spectrum, classify
 from esdmon.spectrum.arrays import Floats
+from tests.matrices import gram_eigenvalues
 
 SHAPES = tuple((q * m, m) for m in (64, 128, 256, 512, 1024) for q in (1, 2, 4, 16))
 LAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
@@ -26,15 +27,9 @@ def draws_of(m: int, budget: float) -> int:
     return int(min(4000, max(100, budget * (256 / m) ** 3)))
 
 
-def eigenvalues(matrix: Floats) -> Floats:
-    """Of WᵀW/N, by the Gram matrix."""
-    lam: Floats = np.abs(np.linalg.eigvalsh(matrix.T @ matrix / matrix.shape[0]))
-    return lam
-
-
 def pooled(rng: np.random.Generator, slices: int, n: int, m: int, scale: float) -> Spectrum:
     """Slices of noise, the first of them scaled."""
-    lam = np.stack([eigenvalues(rng.standard_normal((n, m))) for _ in range(slices)])
+    lam = np.stack([gram_eigenvalues(rng.standard_normal((n, m))) for _ in range(slices)])
     lam[0] *= scale**2
     return Spectrum.from_eigenvalues(lam, shape=(n, m))
 
@@ -63,7 +58,7 @@ def main() -> None:
         for place, (law, draw) in enumerate(LAWS.items()):
             rng = np.random.default_rng([options.seed, place, n, m])
             spectra = (
-                Spectrum.from_eigenvalues(eigenvalues(draw(rng, (n, m))), shape=(n, m))
+                Spectrum.from_eigenvalues(gram_eigenvalues(draw(rng, (n, m))), shape=(n, m))
                 for _ in range(draws_of(m, options.budget))
             )
             totals += row(f"{n} × {m} {law}", [classify(spectrum) for spectrum in spectra])

@@ -114,6 +114,30 @@ def test_a_spike_on_few_elements_is_localised() -> None:
         assert loc.over_spikes(quantity)(spectrum) < 0.7 * loc.over_bulk(quantity)(spectrum)
 
 
+def test_vectors_of_slices_are_told_apart_by_the_one_bulk() -> None:
+    """Means over spikes and over the bulk count each vector once, as many as the bulk has spikes and others."""
+    rng = np.random.default_rng(0)
+    n, m = 200, 64
+    slices = [gaussian(rng, n, m) for _ in range(3)]
+    slices[1] += 4 * n**0.5 * np.outer(np.ones(n) / n**0.5, np.ones(m) / m**0.5)
+    solved = [np.linalg.eigh(piece.T @ piece / n) for piece in slices]
+    spectrum = Spectrum.from_eigenvalues(
+        np.stack([lam for lam, _ in solved]).astype(np.float64),
+        shape=(n, m),
+        vectors=np.stack([vectors for _, vectors in solved]).astype(np.float64),
+    )
+    assert spectrum.bulk is not None
+    assert spectrum.bulk.spikes == (0, 1, 0)
+
+    def one_each(vectors: Floats) -> Floats:
+        seen.append(vectors.shape[1])
+        return np.ones(vectors.shape[1])
+
+    seen: list[int] = []
+    assert loc.over_spikes(one_each)(spectrum) == loc.over_bulk(one_each)(spectrum) == 1
+    assert seen == [0, 1, 0, 64, 63, 64]
+
+
 @pytest.mark.parametrize(("n", "m"), [(64, 64), (768, 192), (4000, 400)])
 def test_noise_has_the_alpha_and_the_distance_of_its_null(n: int, m: int) -> None:
     """The median of 25 draws, within 25 and 10 per cent."""
