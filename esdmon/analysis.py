@@ -5,12 +5,12 @@ Named so, and not `analyze`, because a submodule would take the place of the fun
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esdmon.errors import InputError, as_list, nearest
@@ -19,15 +19,33 @@ from esdmon.plugins import Plugins
 from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
-from esdmon.weights import Drift, Matrix, UnreadableError, check_precision, check_readable, discover, read_spectrum
+from esdmon.weights import (
+    MIN_EIGENVALUES,
+    Drift,
+    Matrix,
+    Model,
+    Selection,
+    Solver,
+    UnreadableError,
+    check_precision,
+    discover,
+    open_checkpoint,
+    read_spectrum,
+    solve_lapack,
+    solve_torch,
+)
 
 _log = logging.getLogger("esdmon")
 
 
 def analyze(
-    model: nn.Module | Mapping[str, Tensor],
+    model: Model | str | os.PathLike[str],
     *,
     layers: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    min_eigenvalues: int = MIN_EIGENVALUES,
+    max_eigenvalues: int | None = None,
+    reference: Model | str | os.PathLike[str] | None = None,
     measures: str | Sequence[str] = "default",
     precision: str = "auto",
     plugins: Iterable[object] = (),
@@ -35,8 +53,15 @@ def analyze(
     """Read every weight matrix of a model once.
 
     Args:
-        model: a module, or a mapping of names to tensors (2-D: linear, 4-D: convolution).
-        layers: fnmatch patterns on the names of matrices; None for all.
+        model: a module, a mapping of names to tensors (2-D: linear, 4-D: convolution), or the path of a checkpoint,
+            which is read tensor by tensor: a `.pt`, `.pth`, `.ckpt`, `.bin` or `.safetensors` file, a folder of Hugging
+            Face with one or more of those, or one of torch's distributed checkpoints.
+        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers, which
+            are read where a pattern names them, and details such as `*/head.3`.
+        exclude: patterns of those to leave out.
+        min_eigenvalues: matrices with fewer, over all slices, are left out.
+        max_eigenvalues: matrices with more are left out: what costs the most.
+        reference: another state of the same model, in any of the forms above: W − W₀ is read instead of W.
         measures: "default", "all" (with those that need eigenvectors or a shuffled copy), or names of measures.
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
         plugins: modules or objects with hooks, besides those that are installed.
@@ -45,14 +70,25 @@ def analyze(
         A `Report`: `print(report)` is a table, `report["fc1"].phase` a phase, `report.to_records()` JSON.
 
     Raises:
-        InputError: for a model without matrices, a pattern that matches none, an unknown measure or precision.
+        InputError: for a model without matrices, a pattern that matches none, an unknown measure or precision, a
+            checkpoint that cannot be read.
 
     >>> import torch
     >>> report = analyze(torch.nn.Sequential(torch.nn.Linear(256, 128)))
     >>> report["0"].phase.value
     'random-like'
     """
-    return Reader(model, Plugins(plugins), layers=layers, measures=measures, precision=precision).read(step=0)
+    selection = Selection(layers, exclude, min_eigenvalues, max_eigenvalues)
+    reader = Reader(
+        model,
+        Plugins(plugins),
+        selection=selection,
+        reference=reference,
+        measures=measures,
+        precision=precision,
+        solver=solve_lapack,
+    )
+    return reader.read(step=0)
 
 
 @final
@@ -61,24 +97,33 @@ class Reader:
 
     def __init__(
         self,
-        model: nn.Module | Mapping[str, Tensor],
+        model: Model | str | os.PathLike[str],
         plugins: Plugins,
         *,
-        layers: Sequence[str] | None = None,
+        selection: Selection | None = None,
+        reference: Model | str | os.PathLike[str] | None = None,
         measures: str | Sequence[str] = "default",
         precision: str = "auto",
         optimizer: Optimizer | None = None,
         faults: Faults | None = None,
+        drift: Drift | None = None,
+        solver: Solver = solve_torch,
     ) -> None:
         self._measures = _choose(measures, plugins.measures)
         self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
-        watched = discover(model, layers=layers, extractor=plugins.extract)
+        self._solver = solver
+        watched = discover(
+            _opened(model),
+            selection=selection,
+            reference=None if reference is None else _opened(reference),
+            extractor=plugins.extract,
+        )
         self._matrices = watched.matrices
         self.coverage = watched.coverage
         self._optimizer = optimizer
         self._faults = faults or Faults()
-        self._drift = Drift()
+        self._drift = drift
         self._frozen: dict[str, LayerReport] = {}
 
     @property
@@ -96,28 +141,27 @@ class Reader:
 
     def _read_one(self, matrix: Matrix, step: int, held: set[int] | None) -> LayerReport:
         try:
-            weight = matrix.read()
-            check_readable(weight)
-            moved = self._drift.update(matrix, weight)
+            moved = math.nan if self._drift is None else self._drift.update(matrix)
             trainable = any(parameter.requires_grad for parameter in matrix.parameters())
             frozen = self._frozen.get(matrix.name)
             if frozen is not None and not trainable and moved == 0:
                 return replace(frozen, emitted_step=step, update_ratio=0.0)
-            spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, weight=weight)
+            spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, solver=self._solver)
             report = replace(
                 self._spectral_report(matrix.name, spectrum, step),
-                n_parameters=matrix.to_stack(weight.detach()).numel(),
+                aliases=matrix.aliases,
+                n_parameters=math.prod(matrix.stack_shape()),
                 trainable=trainable,
                 in_optimizer=None if held is None else _is_held(matrix, held),
                 update_ratio=moved,
             )
         except UnreadableError as fault:
-            return LayerReport(matrix.name, fault.status, step, fault.reason)
+            return LayerReport(matrix.name, fault.status, step, fault.reason, matrix.view, matrix.aliases)
         except Exception as error:
             if self._faults.strict:
                 raise
             _log.debug("reading %s failed", matrix.name, exc_info=True)
-            return LayerReport(matrix.name, "failed", step, describe(error))
+            return LayerReport(matrix.name, "failed", step, describe(error), matrix.view, matrix.aliases)
         if not report.trainable:
             self._frozen[matrix.name] = report
         return report
@@ -127,7 +171,7 @@ class Reader:
         values, nulls = {}, {}
         for measure in self._measures:
             values[measure.name] = self._take(measure.name, measure.compute, spectrum, step)
-            if measure.null is not None:
+            if measure.null is not None and spectrum.view != "lora-delta":  # a product of two is no such noise
                 nulls[measure.name] = self._take(measure.name, measure.null, spectrum, step)
         return LayerReport(
             name=name,
@@ -154,6 +198,10 @@ class Reader:
             with self._faults.isolated(who, step):
                 return float(quantity(spectrum))
         return math.nan
+
+
+def _opened(model: Model | str | os.PathLike[str]) -> Model:
+    return open_checkpoint(model) if isinstance(model, str | os.PathLike) else model
 
 
 def _choose(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tuple[Measure, ...]:

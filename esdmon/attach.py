@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.util import find_spec
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from esdmon.alerts import AlertRule
@@ -26,18 +26,23 @@ from esdmon.monitor import Monitor
 from esdmon.plugins import Plugins
 from esdmon.schedule import Schedule, as_schedule, never
 from esdmon.sinks import Sink
+from esdmon.weights import MIN_EIGENVALUES, Drift, Model, Selection
 
 _log = logging.getLogger("esdmon")
 
 
 def watch(
-    model: nn.Module | Mapping[str, Tensor],
+    model: Model,
     optimizer: Optimizer | None = None,
     *,
     every: int | Schedule = 200,
     sinks: str | Sink | Sequence[str | Sink] | None = "auto",
     alerts: str | Sequence[str | AlertRule] | None = "default",
     layers: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    min_eigenvalues: int = MIN_EIGENVALUES,
+    max_eigenvalues: int | None = None,
+    reference: Model | str | os.PathLike[str] | None = None,
     measures: str | Sequence[str] = "default",
     precision: str = "auto",
     strict: bool = False,
@@ -56,7 +61,12 @@ def watch(
             "auto": TensorBoard in a new folder under `runs/`, where it is installed, and JSONL beside it.
             None: nowhere.
         alerts: "default" for all rules, None for none, or names of rules and rules of your own.
-        layers: fnmatch patterns on the names of matrices; None for all.
+        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers.
+        exclude: patterns of those to leave out.
+        min_eigenvalues: matrices with fewer, over all slices, are left out.
+        max_eigenvalues: matrices with more are left out: what costs the most.
+        reference: the state that training starts from, as a model, a mapping or the path of a checkpoint: W − W₀ is
+            read instead of W. A `state_dict()` of the model itself is copied.
         measures: "default", "all" (with those that need eigenvectors or a shuffled copy), or names of measures.
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
         strict: raise what fails while watching, instead of logging it and going on. For tests.
@@ -82,7 +92,17 @@ def watch(
     faults = Faults(strict=strict)
     known = Plugins(plugins)
     inner = None if optimizer is None else _unwrap(optimizer)
-    reader = Reader(model, known, layers=layers, measures=measures, precision=precision, optimizer=inner, faults=faults)
+    reader = Reader(
+        model,
+        known,
+        selection=Selection(layers, exclude, min_eigenvalues, max_eigenvalues),
+        reference=reference,
+        measures=measures,
+        precision=precision,
+        optimizer=inner,
+        faults=faults,
+        drift=Drift(),
+    )
     rules = _choose_rules(alerts, known.rules)
     writes = _is_writer()
     monitor = Monitor(

@@ -36,6 +36,9 @@ class LayerReport:
     """Optimizer steps taken when the weight was read."""
     reason: str = ""
     view: str = "weight"
+    """What was read: weight, base, lora-delta, merged, or difference from a reference."""
+    aliases: tuple[str, ...] = ()
+    """The other names of a weight that is tied."""
     N: int = 0
     """The longer side, zero rows and columns left out."""
     M: int = 0
@@ -90,6 +93,7 @@ class LayerReport:
             "status": self.status,
             "reason": self.reason,
             "view": self.view,
+            "aliases": list(self.aliases),
             "N": self.N,
             "M": self.M,
             "Q": self.Q,

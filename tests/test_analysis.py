@@ -11,6 +11,7 @@ from esdmon.analysis import Reader
 from esdmon.errors import InputError
 from esdmon.plugins import Plugins
 from esdmon.spectrum import Measure, Spectrum
+from esdmon.weights import Drift
 
 
 def network() -> nn.Module:
@@ -72,7 +73,7 @@ def test_the_model_is_untouched() -> None:
 def test_frozen_weights_are_read_once_and_show_their_age() -> None:
     """Repeated, they keep the step of their reading; moved by hand, they are read again."""
     model = network().requires_grad_(requires_grad=False)
-    reader = Reader(model, Plugins())
+    reader = Reader(model, Plugins(), drift=Drift())
     first = reader.read(step=1)["3"]
     again = reader.read(step=50)["3"]
     assert (again.step, again.emitted_step, again.age) == (1, 50, 49)

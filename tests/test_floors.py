@@ -46,8 +46,12 @@ def test_imports_point_down() -> None:
 
 
 def test_no_solver_that_holds_the_interpreter_lock() -> None:
-    """scipy.linalg would stall training from a background thread; numpy's and torch's solvers do not."""
-    for path in [*(ROOT / "esdmon").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")]:
+    """scipy.linalg would stall training from a background thread; numpy's and torch's solvers do not.
+
+    One function may use it, which only a process that does nothing else is given.
+    """
+    alone = ROOT / "esdmon" / "weights" / "solvers.py"
+    for path in {*(ROOT / "esdmon").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")} - {alone}:
         names = {
             name
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))

@@ -132,6 +132,9 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     rank = spectrum.nonzero.size
     if _collapsed(spectrum, limits):
         count = spectrum.eigenvalues.size
+        if spectrum.view == "difference":
+            text = f"The change has rank {rank} of {count}: what was added is of low rank, or few rows have moved."
+            return PhaseReading(Phase.UNCLASSIFIED, 0.0, text)
         share = rank / count
         text = f"{count - rank} of {count} eigenvalues are zero: the rank has collapsed to {share:.0%} of full."
         return PhaseReading(Phase.RANK_COLLAPSE, min(1.0, (limits.min_rank - share) / 0.5 + 0.5), text)
@@ -154,6 +157,8 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
 def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
     if spectrum.lambda_max == 0:
         return "All weights are zero."
+    if spectrum.view == "lora-delta":
+        return f"An adapter of rank {spectrum.m}: the phases are those of whole weights."
     if spectrum.m < limits.min_m:
         return f"M is below {limits.min_m}: too small to tell noise from structure."
     if spectrum.elements is not None:

@@ -4,21 +4,29 @@ Discovery is by parameter: what the extractors know is read as they say, and any
 that a layer of the user's own is watched without a word.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from esdmon.errors import InputError, as_list, nearest
-from esdmon.records import Coverage, Skipped
-from esdmon.weights.extract import Extractor, convolution_stack, extract, linear_stack
+from esdmon.errors import InputError
+from esdmon.records import Coverage
+from esdmon.weights import stacks
+from esdmon.weights.computed import as_computed, at_rest
+from esdmon.weights.extract import Extractor, extract
+from esdmon.weights.lora import low_rank
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.names import named_modules, unwrap
+from esdmon.weights.quantised import dequantised
+from esdmon.weights.reference import differences
+from esdmon.weights.roles import is_embedding_by_name, output_heads, with_roles
+from esdmon.weights.selection import Selection, coverage, select
+from esdmon.weights.torch_layers import EMBEDDING
+
+Model = nn.Module | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,146 +38,157 @@ class Watched:
 
 
 def discover(
-    model: nn.Module | Mapping[str, Tensor],
+    model: Model,
     *,
-    layers: Sequence[str] | None = None,
+    selection: Selection | None = None,
+    reference: Model | None = None,
     extractor: Extractor = extract,
 ) -> Watched:
     """The matrices of a model, in its order.
 
     Args:
         model: a module, or names and tensors, where 2-D tensors are read as linear layers and those of 3 to 5
-            dimensions as convolutions.
-        layers: fnmatch patterns on the matrices' names; None for all that are read by default.
+            dimensions as convolutions, or as experts where their names say so.
+        selection: what to read of it.
+        reference: another state of the model, in either form: W − W₀ is read instead of W.
         extractor: what knows the kinds of modules.
 
     Raises:
         InputError: where a pattern matches no matrix, there is none, or the model is neither module nor mapping.
     """
+    found, parameters = _find(model, extractor)
+    reasons = select(found, selection or Selection())
+    chosen = tuple(matrix for matrix in found if not reasons[matrix.name])
+    if reference is not None:
+        chosen = differences(chosen, _find(reference, extractor)[0])
+        names = {matrix.name for matrix in chosen}
+        reasons = {name: why or ("" if name in names else "not in the reference") for name, why in reasons.items()}
+    return Watched(chosen, coverage(parameters, found, reasons))
+
+
+def _find(model: Model, extractor: Extractor) -> tuple[list[Matrix], dict[str, Tensor]]:
+    """All matrices of a model, and all its parameters, by canonical name."""
     if isinstance(model, nn.Module):
         model = unwrap(model)
         if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
             raise InputError(f"{type(model).__name__} has lazy layers without weights: run one batch through it first")
-        found = list(_in_module(model, extractor))
-        parameters = _canonical_parameters(model)
+        found, parameters = _in_module(model, extractor)
+        heads = output_heads(model)
     elif isinstance(model, Mapping):
-        found = list(_in_mapping(model))
-        parameters = dict(model)
+        found, parameters = _in_mapping(model)
+        heads = set()
     else:
-        msg = f"a model is an nn.Module or a mapping of names to tensors, got {type(model).__name__}"
+        msg = f"a model is an nn.Module, a mapping of names to tensors or a path, got {type(model).__name__}"
         raise InputError(msg)
     if not found:
         msg = f"{type(model).__name__} has no weight matrix to read: esdmon reads parameters of two or more dimensions"
         raise InputError(msg)
-    chosen = _select(found, layers)
-    return Watched(chosen, _coverage(parameters, found, chosen))
+    return with_roles(found, heads), parameters
 
 
-def _in_module(model: nn.Module, extractor: Extractor) -> Iterator[Matrix]:
-    """All matrices; a weight that several modules share once, under the first name."""
-    seen: set[int] = set()
+def _in_module(model: nn.Module, extractor: Extractor) -> tuple[list[Matrix], dict[str, Tensor]]:
+    """A weight that several modules share is found once, under the first name, the others being its aliases."""
+    found: list[Matrix] = []
+    claimed: set[int] = set()
     for name, module in named_modules(model):
-        own = [] if isinstance(module, parametrize.ParametrizationList) else list(_of_module(name, module, extractor))
-        new = [matrix for matrix in own if not seen & {id(parameter) for parameter in matrix.parameters()}]
-        seen |= {id(parameter) for matrix in own for parameter in matrix.parameters()}
-        yield from new
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        own = [(m, {id(p) for p in m.parameters()}) for m in _of_module(name, module, extractor)]
+        found += [matrix for matrix, ids in own if not claimed & ids]
+        claimed |= {each for _, ids in own for each in ids}
+    parameters: dict[str, Tensor] = {}
+    names: dict[int, list[str]] = {}
+    for name, module in named_modules(model, every_name=True):
+        for attribute, parameter in module.named_parameters(recurse=False):
+            full = f"{name}.{attribute}" if name else attribute
+            if id(parameter) not in names:
+                parameters[full] = parameter
+            names.setdefault(id(parameter), []).append(full)
+    return [_with_aliases(matrix, names) for matrix in found], parameters
 
 
-def _of_module(name: str, module: nn.Module, extractor: Extractor) -> Iterator[Matrix]:
+def _of_module(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]:
     """What the extractor finds in a module; failing that, each of its own 2-D parameters."""
     name = name or type(module).__name__
-    with _at_rest(module):
+    with at_rest(module):
         matrices = extractor(name, module)
         if matrices is None:
             matrices = [
-                Matrix(_name(name, attribute), partial(getattr, module, attribute), linear_stack)
+                Matrix(name if attribute == "weight" else f"{name}.{attribute}", read, stacks.linear)
                 for attribute, parameter in module.named_parameters(recurse=False)
                 if parameter.ndim == 2
+                for read in [partial(getattr, module, attribute)]
             ]
-        if not parametrize.is_parametrized(module):
-            yield from matrices
-            return
-        for matrix in matrices:
-            yield replace(matrix, read=partial(_read_at_rest, module, matrix.read), made_of=partial(_originals, module))
+        return [dequantised(matrix) for matrix in as_computed(module, matrices)]
 
 
-def _name(module: str, attribute: str) -> str:
-    return module if attribute == "weight" else f"{module}.{attribute}"
+def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
+    parameters = matrix.parameters()
+    if len(parameters) != 1:
+        return matrix
+    others = [name.removesuffix(".weight") for name in names.get(id(parameters[0]), ())[1:]]
+    part = matrix.name.partition("/")[2]
+    return replace(matrix, aliases=tuple(f"{other}/{part}" if part else other for other in others))
 
 
-def _read_at_rest(module: nn.Module, read: Callable[[], Tensor]) -> Tensor:
-    with _at_rest(module), torch.no_grad():
-        return read()
-
-
-def _originals(module: nn.Module) -> tuple[Tensor, ...]:
-    parametrizations = module.parametrizations
-    assert isinstance(parametrizations, nn.ModuleDict)  # noqa: S101 -- for the type checker
-    return tuple(parametrizations.parameters())
-
-
-@contextmanager
-def _at_rest(module: nn.Module) -> Iterator[None]:
-    """Parametrisations in evaluation mode: in training mode spectral_norm, for one, moves its state at each look."""
-    parts = list(module.parametrizations.modules()) if parametrize.is_parametrized(module) else []  # type: ignore[union-attr]
-    modes = [part.training for part in parts]
-    for part in parts:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part, mode in zip(parts, modes, strict=True):
-            part.training = mode
-
-
-def _canonical_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Each parameter once, under its canonical name."""
-    seen: set[int] = set()
+def _in_mapping(weights: Mapping[str, Tensor]) -> tuple[list[Matrix], dict[str, Tensor]]:
+    """Of a checkpoint the outlines alone are looked at: its tensors are read when their turn comes."""
+    outlines: Mapping[str, Tensor] = getattr(weights, "outlines", weights)
     parameters: dict[str, Tensor] = {}
-    for name, module in named_modules(model):
-        for attribute, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                parameters[f"{name}.{attribute}" if name else attribute] = parameter
-    return parameters
-
-
-def _in_mapping(weights: Mapping[str, Tensor]) -> Iterator[Matrix]:
-    for name, tensor in weights.items():
-        if not isinstance(tensor, Tensor):
-            msg = f"{name!r} is a {type(tensor).__name__}: a model is an nn.Module or a mapping of names to tensors"
+    names: dict[tuple[object, ...], list[str]] = {}
+    for name, outline in outlines.items():
+        if not isinstance(outline, Tensor):
+            msg = f"{name!r} is a {type(outline).__name__}: a model is an nn.Module or a mapping of names to tensors"
             raise InputError(msg)
-        if 2 <= tensor.ndim <= 5:
-            to_stack = linear_stack if tensor.ndim == 2 else convolution_stack
-            yield Matrix(name.removesuffix(".weight"), partial(weights.__getitem__, name), to_stack)
+        same = names.setdefault(_place(outline), [])
+        if not same:
+            parameters[name] = outline
+        same.append(name)
+    found = [
+        replace(matrix, aliases=tuple(other.removesuffix(".weight") for other in names[_place(outline)][1:]))
+        for name, outline in parameters.items()
+        for matrix in _of_entry(name, weights, outlines)
+    ]
+    return found, parameters
 
 
-def _select(found: Sequence[Matrix], layers: Sequence[str] | None) -> tuple[Matrix, ...]:
-    if layers is None:
-        return tuple(matrix for matrix in found if not matrix.on_request)
-    patterns = [str(pattern) for pattern in as_list("layers", layers, "patterns of names")]
-    if not patterns:
-        raise InputError("layers= is empty: leave it out to read all layers")
-    names = [matrix.name for matrix in found]
-    for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            hint = nearest(pattern, names) or f" The layers are: {', '.join(names[:8])}{' …' if names[8:] else ''}."
-            msg = f"layers={pattern!r} matches no layer.{hint}"
-            raise InputError(msg)
-    return tuple(m for m in found if any(fnmatchcase(m.name, pattern) for pattern in patterns))
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """The same for two names of one weight, and for no others."""
+    if tensor.device.type == "meta" or tensor.is_sparse or tensor.numel() == 0 or not hasattr(tensor, "data_ptr"):
+        return (id(tensor),)
+    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
 
 
-def _coverage(parameters: Mapping[str, Tensor], found: Sequence[Matrix], chosen: Sequence[Matrix]) -> Coverage:
-    watched = {id(parameter) for matrix in chosen for parameter in matrix.parameters()}
-    left_out = {
-        id(parameter): matrix.on_request or "left out by layers="
-        for matrix in found
-        for parameter in matrix.parameters()
-    }
-    skipped = []
-    for name, parameter in parameters.items():
-        if id(parameter) not in watched:
-            other = "vectors" if parameter.ndim < 2 else f"{parameter.ndim}-D weights of a kind that is not read yet"
-            skipped.append(Skipped(name, parameter.numel(), left_out.get(id(parameter), other)))
-    total = sum(parameter.numel() for parameter in parameters.values())
-    return Coverage(total - sum(skip.n_parameters for skip in skipped), total, tuple(skipped))
+def _of_entry(name: str, weights: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Iterator[Matrix]:
+    outline = outlines[name]
+    if not 2 <= outline.ndim <= 5:
+        return
+    a, b = name, name.replace(".lora_A.", ".lora_B.")
+    if ".lora_B." in name and name.replace(".lora_B.", ".lora_A.") in outlines:
+        return
+    if a != b and b in outlines and outline.ndim == outlines[b].ndim == 2:
+        yield _delta_in_mapping(a, b, weights, outlines)
+        return
+    experts = outline.ndim == 3 and "expert" in name
+    matrix = Matrix(
+        name.removesuffix(".weight"),
+        partial(weights.__getitem__, name),
+        stacks.linear if outline.ndim == 2 else stacks.as_it_is if experts else stacks.convolution,
+        on_request=EMBEDDING if is_embedding_by_name(name.removesuffix(".weight")) else "",
+    )
+    lazy = outlines is not weights
+    yield replace(matrix, made_of=lambda: (outline,), outline=lambda: outline) if lazy else dequantised(matrix)
+
+
+def _delta_in_mapping(a: str, b: str, weights: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Matrix:
+    """An adapter's ΔW = B·A; its scaling is not among the weights, and taken as 1."""
+    first, second = outlines[a], outlines[b]
+    n, r = max(first.shape[1], second.shape[0]), min(*first.shape, *second.shape)
+    return Matrix(
+        a.removesuffix(".weight").replace(".lora_A", "/lora"),
+        lambda: low_rank(weights[a], weights[b]),
+        stacks.as_it_is,
+        made_of=lambda: (first, second),
+        outline=partial(torch.empty, 1, n, r, device="meta"),
+        view="lora-delta",
+    )

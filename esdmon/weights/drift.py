@@ -5,6 +5,7 @@ from typing import final
 import torch
 
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.readable import check_readable
 
 _SAMPLE = 4096
 _GOLDEN = (5**0.5 - 1) / 2
@@ -21,15 +22,16 @@ class Drift:
     def __init__(self) -> None:
         self._samples: dict[str, torch.Tensor] = {}
 
-    def update(self, matrix: Matrix, weight: torch.Tensor | None = None) -> float:
+    def update(self, matrix: Matrix) -> float:
         """The ratio since the last call for this matrix; NaN at the first, or where the shape has changed.
 
-        Args:
-            matrix: the handle.
-            weight: what `matrix.read()` gave, where it is at hand.
+        Raises:
+            UnreadableError: as `read_spectrum` does for what holds no numbers.
         """
         with torch.no_grad():
-            weight = matrix.to_stack((matrix.read() if weight is None else weight).detach())
+            weight = matrix.read().detach()
+            check_readable(weight)
+            weight = matrix.to_stack(weight)
             now = weight.take(_positions(weight.numel()).to(weight.device)).double().cpu()
         before = self._samples.get(matrix.name)
         self._samples[matrix.name] = now

@@ -2,8 +2,7 @@
 
 Route: X = AᵀA on the shorter side, then a values-only symmetric solver: 3 to 9 times cheaper than singular values. In
 float32 it is exact to about 1e-6 λmax; where more than 1 % of the spectrum lies under 1e-5 λmax the rank would depend
-on that, and it is done again in float64. torch does both steps: alternating numpy's BLAS and torch's thread pool in a
-training process is slower than either.
+on that, and it is done again in float64.
 """
 
 import math
@@ -17,9 +16,9 @@ from esdmon.errors import InputError
 from esdmon.spectrum import Elements, Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.readable import MIN_EIGENVALUES, check_readable
+from esdmon.weights.solvers import Solver, blocks, solve_torch
 
-MIN_EIGENVALUES = 10
-"""Readings start here: fewer eigenvalues say nothing about a distribution."""
 _SMALL = 1e-5
 _SMALL_SHARE = 0.01
 _SEED = 0  # of the shuffle: the same at each reading, so that what changes is the weight
@@ -36,7 +35,7 @@ def check_precision(precision: str) -> str:
 
 
 def read_spectrum(
-    matrix: Matrix, *, precision: str = "auto", also: Collection[str] = (), weight: Tensor | None = None
+    matrix: Matrix, *, precision: str = "auto", also: Collection[str] = (), solver: Solver = solve_torch
 ) -> Spectrum:
     """The spectrum of a weight as it is now, of zero rows and columns freed.
 
@@ -45,66 +44,77 @@ def read_spectrum(
         precision: see `check_precision`.
         also: "vectors" for eigenvectors, in float64, at about three times the cost; "shuffled" for the eigenvalues of
             the same elements in random order, at about twice. The order is that of a generator of its own, seeded.
-        weight: what `matrix.read()` gave, where it is at hand.
+        solver: what to use on a CPU; elsewhere it is torch.
 
     Raises:
         UnreadableError: with a status and a reason: no numbers in it, not finite, all zero, too few eigenvalues.
     """
-    weight = matrix.read() if weight is None else weight
+    weight = matrix.read()
     check_readable(weight)
+    if weight.device.type != "cpu":
+        solver = solve_torch
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-        stack = matrix.to_stack(weight.detach())
-        if stack.dtype not in (torch.float32, torch.float64):
-            stack = stack.float()
-        minimum, maximum = (float(x) for x in torch.aminmax(stack))
-        if not (np.isfinite(minimum) and np.isfinite(maximum)):
-            bad = int((~torch.isfinite(stack)).sum())
-            raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
-        largest = max(abs(minimum), abs(maximum))
-        if largest == 0:
-            raise UnreadableError("degenerate", "all weights are zero")
-        scale = _safe_scale(largest)
-        if scale != 1:
-            stack = stack / scale
-        variance, mean = (float(x) for x in torch.var_mean(stack, correction=0))
-        stack, zero_rows, zero_columns = _drop_zeros(stack)
-        n, m = max(stack.shape[1:]), min(stack.shape[1:])
-        if m * stack.shape[0] < MIN_EIGENVALUES:
-            reason = f"{m * stack.shape[0]} eigenvalues, readings start at {MIN_EIGENVALUES}"
-            raise UnreadableError("skipped", reason)
-        vectors = None
-        if "vectors" in also:
-            lam, vectors = _eigenvectors(stack)
-            used = "float64"
-        else:
-            lam, used = _eigenvalues(stack, exact=precision == "exact")
-        shuffled = _eigenvalues(_shuffled(stack), exact=precision == "exact")[0] if "shuffled" in also else None
+        return _read(matrix, weight.detach(), precision, also, solver)
+
+
+def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str], solver: Solver) -> Spectrum:
+    stack, elements, scale = _prepare(matrix.to_stack(weight))
+    n, m = max(stack.shape[1:]), min(stack.shape[1:])
+    if m * stack.shape[0] < MIN_EIGENVALUES:
+        reason = f"{m * stack.shape[0]} eigenvalues, readings start at {MIN_EIGENVALUES}"
+        raise UnreadableError("skipped", reason)
+    exact = precision == "exact"
+    vectors = shuffled = None
+    if "shuffled" in also:
+        shuffled = _eigenvalues(_shuffled(stack), solver, exact=exact)[0]
+    if "vectors" in also:
+        lam, vectors = _eigenvectors(stack)
+        used = "float64"
+    else:
+        lam, used = _eigenvalues(stack, solver, exact=exact)
     to_spectrum = scale**2 / n
     return Spectrum.from_eigenvalues(
         lam * to_spectrum,
         shape=(n, m),
-        elements=Elements(mean * scale, variance * scale**2, minimum, maximum, zero_rows, zero_columns),
+        # What stands for a low-rank product has its singular values, and elements of its own.
+        elements=None if matrix.view == "lora-delta" else elements,
         dtype=str(weight.dtype).removeprefix("torch."),
+        view=matrix.view,
         precision=used,
         vectors=vectors,
         shuffled=None if shuffled is None else shuffled * to_spectrum,
     )
 
 
-def check_readable(weight: Tensor) -> None:
-    """Refuse what holds no matrix of numbers.
+def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float]:
+    """A stack without zero rows and columns, divided by a scale; the elements before that; the scale.
 
-    Raises:
-        UnreadableError: for packed or meta weights, shards and empty ones.
+    16-bit numbers stay so: a solver converts them block by block.
     """
-    if not weight.is_floating_point() or weight.element_size() < 2:
-        raise UnreadableError("skipped", f"{weight.dtype} weights are packed numbers, not a matrix")
-    if weight.device.type == "meta":
-        raise UnreadableError("skipped", "on the meta device: there are no numbers yet")
-    if hasattr(weight, "placements"):
-        raise UnreadableError("skipped", "sharded over ranks: not read yet")
-    if weight.numel() == 0:
-        raise UnreadableError("skipped", "an empty weight")
+    minimum, maximum = (float(x) for x in torch.aminmax(stack))
+    if not (np.isfinite(minimum) and np.isfinite(maximum)):
+        bad = int((~torch.isfinite(stack)).sum())
+        raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
+    largest = max(abs(minimum), abs(maximum))
+    if largest == 0:
+        raise UnreadableError("degenerate", "all weights are zero")
+    scale = _safe_scale(largest)
+    if scale != 1:
+        stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
+    variance, mean = _moments(stack)
+    stack, zero_rows, zero_columns = _drop_zeros(stack)
+    elements = Elements(mean * scale, variance * scale**2, minimum, maximum, zero_rows, zero_columns)
+    return stack, elements, scale
+
+
+def _moments(stack: Tensor) -> tuple[float, float]:
+    """Variance and mean of all elements, summed in float32 or better."""
+    if stack.dtype in (torch.float32, torch.float64):
+        variance, mean = torch.var_mean(stack, correction=0)
+        return float(variance), float(mean)
+    average = float(stack.mean(dtype=torch.float32))
+    spread = sum(float((block.float() - average).square().sum()) for block in blocks(stack))
+    return spread / stack.numel(), average
 
 
 def _safe_scale(largest: float) -> float:
@@ -125,15 +135,15 @@ def _drop_zeros(stack: Tensor) -> tuple[Tensor, int, int]:
     return stack, dead_rows, dead_columns
 
 
-def _eigenvalues(stack: Tensor, *, exact: bool) -> tuple[Floats, str]:
+def _eigenvalues(stack: Tensor, solver: Solver, *, exact: bool) -> tuple[Floats, str]:
     """Eigenvalues of AᵀA for each slice A, (slices, M), and the precision that they were computed in."""
     # The user may have allowed TF32 or bfloat16 products for speed; a spectrum cannot bear them.
-    rounded = torch.get_float32_matmul_precision() != "highest"
-    if stack.dtype == torch.float32 and not exact and not rounded:
-        lam = _gram_eigenvalues(stack)
+    rounded = solver is solve_torch and torch.get_float32_matmul_precision() != "highest"
+    if stack.dtype != torch.float64 and not exact and not rounded:
+        lam = solver(stack, torch.float32)
         if np.mean(lam < _SMALL * lam.max()) <= _SMALL_SHARE:
             return lam, "float32"
-    return _gram_eigenvalues(stack.double()), "float64"
+    return solver(stack, torch.float64), "float64"
 
 
 def _eigenvectors(stack: Tensor) -> tuple[Floats, Floats]:
@@ -147,11 +157,3 @@ def _shuffled(stack: Tensor) -> Tensor:
     """The same elements in an order that leaves the user's random state alone."""
     order = torch.randperm(stack.numel(), generator=torch.Generator().manual_seed(_SEED))
     return stack.reshape(-1)[order.to(stack.device)].reshape(stack.shape)
-
-
-def _gram_eigenvalues(stack: Tensor) -> Floats:
-    tall = stack if stack.shape[1] >= stack.shape[2] else stack.mT
-    lam = torch.linalg.eigvalsh(tall.mT @ tall)
-    # What rounding leaves below zero is as large as its own error.
-    size: Floats = np.abs(lam.cpu().numpy().astype(np.float64))
-    return size

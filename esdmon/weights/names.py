@@ -8,37 +8,49 @@ from collections.abc import Iterator
 
 from torch import nn
 
-# By class name, within torch: importing these classes would load dynamo and the distributed package.
+# By package and class name: importing these classes would load dynamo, the distributed package, or peft.
 _INNER = {
-    "OptimizedModule": "_orig_mod",  # torch.compile
-    "DataParallel": "module",
-    "DistributedDataParallel": "module",
-    "AveragedModel": "module",
-    "FullyShardedDataParallel": "_fsdp_wrapped_module",
-    "CheckpointWrapper": "_checkpoint_wrapped_module",
+    ("torch", "OptimizedModule"): "_orig_mod",  # torch.compile
+    ("torch", "DataParallel"): "module",
+    ("torch", "DistributedDataParallel"): "module",
+    ("torch", "AveragedModel"): "module",
+    ("torch", "FullyShardedDataParallel"): "_fsdp_wrapped_module",
+    ("torch", "CheckpointWrapper"): "_checkpoint_wrapped_module",
+    ("peft", "PeftModel"): "base_model",
+    ("peft", "BaseTuner"): "model",
 }
 
 
 def unwrap(module: nn.Module) -> nn.Module:
     """The module inside the wrappers around it."""
     while True:
-        attribute = _INNER.get(type(module).__name__) if type(module).__module__.startswith("torch.") else None
+        kinds = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(module).__mro__)
+        attribute = next((_INNER[kind] for kind in kinds if kind in _INNER), None)
         inner = None if attribute is None else getattr(module, attribute, None)
         if not isinstance(inner, nn.Module):
             return module
         module = inner
 
 
-def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """(canonical name, module), the model itself first under the empty name; each module once."""
-    yield from _walk("", model, set())
+def named_modules(model: nn.Module, *, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
+    """(canonical name, module), the model itself first under the empty name; each module once, or by every name."""
+    yield from _walk("", model, None if every_name else set())
 
 
-def _walk(name: str, module: nn.Module, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
+def _walk(name: str, module: nn.Module, seen: set[int] | None) -> Iterator[tuple[str, nn.Module]]:
     module = unwrap(module)
-    if id(module) in seen:
-        return
-    seen.add(id(module))
+    if seen is not None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
     yield name, module
-    for child_name, child in module.named_children():
-        yield from _walk(f"{name}.{child_name}" if name else child_name, child, seen)
+    for child_name, child in module._modules.items():  # noqa: SLF001 -- named_children() gives each child one name
+        if child is not None:
+            yield from _walk(_join(name, child_name, module), child, seen)
+
+
+def _join(name: str, child_name: str, module: nn.Module) -> str:
+    """A child's name; the layer that an adapter of peft stands before keeps the name that it had."""
+    if child_name == "base_layer" and type(module).__module__.startswith("peft."):
+        return name
+    return f"{name}.{child_name}" if name else child_name

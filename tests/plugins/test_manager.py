@@ -20,8 +20,7 @@ from esdmon.errors import InputError
 from esdmon.plugins import Plugins, hookimpl
 from esdmon.records import Alert
 from esdmon.spectrum import Measure, Spectrum, measures
-from esdmon.weights import Matrix
-from esdmon.weights.extract import linear_stack
+from esdmon.weights import Matrix, stacks
 
 Install = Callable[[str, str], None]
 ALERT = Alert("a", "always", "warning", "firing", "0", ("0",), step=1, since=1, message="0: told by a plugin.")
@@ -300,7 +299,7 @@ def test_a_plugin_adds_a_kind_of_layer() -> None:
         @hookimpl
         def esdmon_extract_matrices(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
             if isinstance(module, Mixer):
-                return [Matrix(f"{name}.table", partial(getattr, module, "table"), linear_stack)]
+                return [Matrix(f"{name}.table", partial(getattr, module, "table"), stacks.linear)]
             return None
 
     report = esdmon.analyze(nn.Sequential(Mixer(), nn.Linear(12, 12)), plugins=[KnowsMixer()])

@@ -8,7 +8,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.nn.utils import parametrizations
 
 from esdmon.errors import InputError
-from esdmon.weights import discover, read_spectrum
+from esdmon.weights import Selection, discover, read_spectrum
 
 PARAMETRISATIONS = [parametrizations.spectral_norm, parametrizations.weight_norm, parametrizations.orthogonal]
 
@@ -67,7 +67,7 @@ def test_mappings_are_read_by_their_shapes() -> None:
 
 def test_layers_selects_by_pattern() -> None:
     """What was left out says so."""
-    watched = discover(Shared(), layers=["block.*"])
+    watched = discover(Shared(), selection=Selection(layers=["block.*"]))
     assert [matrix.name for matrix in watched.matrices] == ["block.0"]
     assert {skip.name: skip.reason for skip in watched.coverage.skipped}["first.weight"] == "left out by layers="
 
@@ -82,7 +82,7 @@ def test_layers_selects_by_pattern() -> None:
 def test_a_pattern_that_matches_nothing_names_the_nearest(pattern: str, message: str) -> None:
     """A typo is told before training."""
     with pytest.raises(InputError, match=message):
-        discover(Shared(), layers=["first", pattern])
+        discover(Shared(), selection=Selection(layers=["first", pattern]))
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_parametrised_weights_are_read_as_they_act_and_left_as_they_are(kind: An
 
 def test_embeddings_are_read_on_request() -> None:
     """Named in layers=, and not by default."""
-    assert [matrix.name for matrix in discover(Shared(), layers=["table"]).matrices] == ["table"]
+    assert [matrix.name for matrix in discover(Shared(), selection=Selection(layers=["table"])).matrices] == ["table"]
 
 
 class Own(nn.Module):
@@ -124,7 +124,7 @@ def test_a_layer_of_the_users_own_is_found_by_its_parameters() -> None:
     watched = discover(nn.ModuleDict({"own": Own()}))
     assert [matrix.name for matrix in watched.matrices] == ["own", "own.mixing"]
     (skipped,) = watched.coverage.skipped
-    assert (skipped.name, skipped.reason) == ("own.experts", "3-D weights of a kind that is not read yet")
+    assert (skipped.name, skipped.reason) == ("own.experts", "3-D parameters whose layout no module tells")
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on importing its compiler
@@ -144,7 +144,7 @@ def test_wrappers_inside_a_model_do_not_show_in_its_names() -> None:
         (nn.Sequential(nn.ReLU()), "Sequential has no weight matrix to read"),
         ({}, "dict has no weight matrix to read"),
         ({"a": [1, 2]}, "'a' is a list: a model is an nn.Module or a mapping"),
-        ("model.pt", "a model is an nn.Module or a mapping of names to tensors, got str"),
+        (7, "a model is an nn.Module, a mapping of names to tensors or a path, got int"),
     ],
     ids=["no matrices", "empty", "no tensors", "path"],
 )

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from esdmon.weights import Drift, Matrix
-from esdmon.weights.extract import linear_stack
+from esdmon.weights import Drift, Matrix, stacks
 
 
 def held(weight: Tensor) -> Matrix:
-    return Matrix("w", lambda: weight, linear_stack)
+    return Matrix("w", lambda: weight, stacks.linear)
 
 
 @pytest.mark.parametrize("shape", [(30, 20), (1000, 384), (4096, 64)], ids=str)

@@ -1,0 +1,81 @@
+"""Weights that a module computes from its parameters: parametrisations, and torch's older hooks for the same.
+
+They are read as they act, and nothing is moved: in training mode spectral_norm, for one, takes a step of its power
+iteration whenever its weight is looked at.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from esdmon.weights.matrix import Matrix
+
+
+def as_computed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
+    """The matrices of one module, those that it computes with their own way of being read."""
+    if parametrize.is_parametrized(module):
+        made_of = partial(_originals, module)
+        return [replace(m, read=partial(_read_at_rest, module, m.read), made_of=made_of) for m in matrices]
+    hooked = dict(_hooked(module))
+    return [_recomputed(module, matrix, hooked) for matrix in matrices] if hooked else list(matrices)
+
+
+@contextmanager
+def at_rest(module: nn.Module) -> Iterator[None]:
+    """Its parametrisations in evaluation mode."""
+    parts = list(module.parametrizations.modules()) if parametrize.is_parametrized(module) else []  # type: ignore[union-attr]
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
+
+
+def _read_at_rest(module: nn.Module, read: Callable[[], Tensor]) -> Tensor:
+    with at_rest(module), torch.no_grad():
+        return read()
+
+
+def _originals(module: nn.Module) -> tuple[Tensor, ...]:
+    parametrizations = module.parametrizations
+    assert isinstance(parametrizations, nn.ModuleDict)  # noqa: S101 -- for the type checker
+    return tuple(parametrizations.parameters())
+
+
+def _hooked(module: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """(attribute, its value) for each weight that a hook makes anew before `forward`; until then it is a step old."""
+    for hook in module._forward_pre_hooks.values():  # noqa: SLF001 -- there is no other way to them
+        match hook:
+            case WeightNorm():
+                yield hook.name, partial(hook.compute_weight, module)
+            case SpectralNorm():
+                yield hook.name, partial(hook.compute_weight, module, do_power_iteration=False)
+            case BasePruningMethod():
+                # Set by torch on each instance, and declared nowhere.
+                method: Any = hook
+                yield method._tensor_name, partial(method.apply_mask, module)  # noqa: SLF001
+
+
+def _recomputed(module: nn.Module, matrix: Matrix, hooked: dict[str, Callable[[], Tensor]]) -> Matrix:
+    attribute = matrix.read.args[-1] if isinstance(matrix.read, partial) else None
+    if attribute not in hooked:
+        return matrix
+    behind = [weight for name, weight in module.named_parameters(recurse=False) if name.startswith(f"{attribute}_")]
+    return replace(matrix, read=partial(_quietly, hooked[attribute]), made_of=lambda: tuple(behind))
+
+
+def _quietly(read: Callable[[], Tensor]) -> Tensor:
+    with torch.no_grad():
+        return read()
