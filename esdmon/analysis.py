@@ -119,7 +119,8 @@ class Reader:
             reference=None if reference is None else _opened(reference),
             extractor=plugins.extract,
         )
-        self._matrices = watched.matrices
+        self.matrices = watched.matrices
+        """What is read, in the model's order."""
         self.coverage = watched.coverage
         self._optimizer = optimizer
         self._faults = faults or Faults()
@@ -130,16 +131,17 @@ class Reader:
     def any_in_optimizer(self) -> bool:
         """Whether the optimizer holds at least one of the matrices; True where there is no optimizer."""
         held = None if self._optimizer is None else _held_by(self._optimizer)
-        return held is None or any(_is_held(matrix, held) for matrix in self._matrices)
+        return held is None or any(_is_held(matrix, held) for matrix in self.matrices)
 
     def read(self, step: int) -> Report:
         """All matrices as they are now. Never raises on a weight: what cannot be read has a status and a reason."""
         start = time.perf_counter()
         held = None if self._optimizer is None else _held_by(self._optimizer)
-        layers = tuple(self._read_one(matrix, step, held) for matrix in self._matrices)
+        layers = tuple(self.read_one(matrix, step, held) for matrix in self.matrices)
         return Report(step, layers, self.coverage, time.perf_counter() - start)
 
-    def _read_one(self, matrix: Matrix, step: int, held: set[int] | None) -> LayerReport:
+    def read_one(self, matrix: Matrix, step: int, held: set[int] | None = None) -> LayerReport:
+        """One of `matrices`; `held` are the ids of the parameters in the optimizer, None where there is none."""
         try:
             moved = math.nan if self._drift is None else self._drift.update(matrix)
             trainable = any(parameter.requires_grad for parameter in matrix.parameters())

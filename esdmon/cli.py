@@ -1,7 +1,9 @@
 """The command `esdmon`: the edge where errors become one line and an exit status."""
 
 import argparse
+import io
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -15,17 +17,27 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, 2 for what the user can put right, 130 for Ctrl-C."""
+    """Run one command. Returns what the command does, or 2 for what the user can put right, 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows ASCII only gets a ? for a ×
     try:
-        options.run(options)
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output, `head` say, has had enough. What is left in the buffer must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
+    except OSError as error:
+        print(f"esdmon {options.command}: cannot write: {error.strerror or error}", file=sys.stderr)
+        return FAILURE
     except EsdmonError as error:
         print(f"esdmon {options.command}: {error}", file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
         print(f"\nesdmon {options.command}: stopped.", file=sys.stderr)
         return INTERRUPTED
-    return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -33,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("esdmon"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="train a small network on digits and watch its spectra live"))
+    _add_scan(commands.add_parser("scan", help="read the spectra of a checkpoint"))
     return parser
 
 
@@ -47,13 +60,52 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_demo)
 
 
-def _demo(options: argparse.Namespace) -> None:
+def _demo(options: argparse.Namespace) -> int:
     from esdmon import demo  # noqa: PLC0415 -- loads torch; `esdmon --help` should not
 
     settings = demo.Settings(
         batch_size=options.batch_size, lr=options.lr, epochs=options.epochs, seed=options.seed, out=options.out
     )
     demo.run(settings)
+    return 0
+
+
+def _add_scan(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Read the weights of a checkpoint, tensor by tensor: a .pt, .pth, .ckpt, .bin or .safetensors file, a folder "
+        "of Hugging Face, or one of torch's distributed checkpoints. Nothing in it is run. Under torchrun the work is "
+        "split over the ranks."
+    )
+    parser.epilog = "Exit status: 0; 1 where a weight is zero, not finite or failed; 2 where nothing could be read."
+    parser.add_argument("path", metavar="PATH", help="file or folder")
+    parser.add_argument("--layers", nargs="+", metavar="PATTERN", help="read only these; '*.q_proj', '*/head.3'")
+    parser.add_argument("--exclude", nargs="+", metavar="PATTERN", default=[], help="leave these out")
+    parser.add_argument("--max-eigenvalues", type=_number(int, 1, 10**9), metavar="N", help="leave out larger matrices")
+    parser.add_argument("--compare", metavar="OTHER", help="an earlier checkpoint: tell what has moved from there")
+    parser.add_argument("--reference", metavar="OTHER", help="read the difference from a checkpoint: W − W₀")
+    parser.add_argument("--measures", nargs="+", metavar="NAME", help="'all', or names of measures")
+    parser.add_argument("--exact", action="store_true", help="compute in float64 throughout")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="one JSON object")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a line for each matrix")
+    parser.set_defaults(run=_scan, form="table")
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from esdmon import scan  # noqa: PLC0415 -- loads torch
+    from esdmon.weights import Selection  # noqa: PLC0415
+
+    measures = options.measures or "default"
+    settings = scan.Settings(
+        path=options.path,
+        selection=Selection(options.layers, options.exclude, max_eigenvalues=options.max_eigenvalues),
+        compare=options.compare,
+        reference=options.reference,
+        measures="all" if measures == ["all"] else measures,
+        precision="exact" if options.exact else "auto",
+        form=options.form,
+    )
+    return scan.scan(settings)
 
 
 def _number(kind: type[Number], low: Number, high: Number) -> Callable[[str], Number]:

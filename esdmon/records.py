@@ -224,7 +224,7 @@ class Report:
         )
         if any(layer.status == "ok" and not layer.alpha_is_meaningful for layer in self.layers):
             lines.append("(alpha) is not told apart from noise")
-        lines.append(f"step {self.step}, {self.coverage}")
+        lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
         return "\n".join(lines)
 
 

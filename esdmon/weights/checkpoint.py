@@ -4,6 +4,7 @@ Nothing in a file is run: `.pt` files are read by torch's weights-only loader, a
 checkpoint, which is a pickle too, only where it holds nothing but descriptions of tensors.
 """
 
+import gc
 import json
 import os
 import pickle
@@ -74,12 +75,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def _open_file(path: Path) -> Checkpoint:
-    if not path.exists():
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
         msg = f"there is no file or folder {path}"
-        raise InputError(msg)
-    if path.stat().st_size == 0:
+        raise InputError(msg) from error
+    if size == 0:
         msg = f"{path} is empty"
         raise InputError(msg)
+    if path.name in _INDEXES:
+        return _sharded(path)
     if path.suffix == ".safetensors":
         return _safetensors(path)
     if path.suffix in _PICKLED:
@@ -93,7 +98,7 @@ def _open_file(path: Path) -> Checkpoint:
 def _open_folder(folder: Path) -> Checkpoint:
     for name in _INDEXES:
         if (folder / name).exists():
-            return _joined([_open_file(folder / shard) for shard in _shards(folder / name)])
+            return _sharded(folder / name)
     for name in _WHOLE:
         if (folder / name).exists():
             return _open_file(folder / name)
@@ -110,7 +115,7 @@ def _open_folder(folder: Path) -> Checkpoint:
     raise InputError(msg)
 
 
-def _shards(index: Path) -> list[str]:
+def _sharded(index: Path) -> Checkpoint:
     try:
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -120,7 +125,7 @@ def _shards(index: Path) -> list[str]:
     if missing:
         msg = f"{index} names {len(missing)} files that are not there: {missing[0]}"
         raise InputError(msg)
-    return sorted(shards)
+    return _joined([_open_file(index.parent / shard) for shard in sorted(shards)])
 
 
 def _joined(parts: Sequence[Checkpoint]) -> Checkpoint:
@@ -201,7 +206,7 @@ def _weights_of(path: Path, *, mmap: bool) -> dict[str, Tensor]:
 
 
 def _refusal(path: Path, message: str) -> InputError:
-    named = re.search(r"GLOBAL ([\w.]+)", message)
+    named = re.search(r"GLOBAL ([\w.]+\w) ", message)
     if named is None:
         return InputError(f"{path} is truncated, or no checkpoint of torch")
     return InputError(
@@ -289,6 +294,8 @@ def _distributed(folder: Path) -> Checkpoint:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that no process group is there: none is wanted
             load(into, storage_reader=FileSystemReader(folder), no_dist=True)
+        if into[full].nbytes > _KEPT:
+            gc.collect()  # the loader's objects form cycles that hold the tensor
         return into[full]
 
     return Checkpoint({name: sizes[full] for name, full in full_names.items()}, read)

@@ -31,7 +31,13 @@ def extract_lora(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     if base is None and isinstance(getattr(layer, "weight", None), Tensor):
         base = [Matrix(name, partial(getattr, layer, "weight"), stacks.linear)]
     apart = [
-        replace(matrix, read=partial(_unmerged, module, matrix.read), made_of=matrix.parameters, view="base")
+        replace(
+            matrix,
+            read=partial(_unmerged, module, matrix.read),
+            made_of=matrix.parameters,
+            outline=matrix.read,
+            view="base",
+        )
         for matrix in base or ()
         if not matrix.detail
     ]
@@ -41,7 +47,6 @@ def extract_lora(name: str, module: nn.Module) -> Sequence[Matrix] | None:
             matrix,
             name=f"{matrix.name}/merged",
             read=partial(_merged, module, matrix.read),
-            outline=matrix.read,
             on_request=_MERGED,
             detail=True,
             view="merged",
@@ -63,7 +68,8 @@ def low_rank(a: Tensor, b: Tensor) -> Tensor:
         raise UnreadableError("skipped", "inactive: this adapter adds nothing yet (lora_B is zero)")
     if a.shape[1] > b.shape[0]:
         a, b = b.mT, a.mT
-    return (b @ torch.linalg.qr(a.mT, mode="r").R.mT).unsqueeze(0)
+    r: Tensor = torch.linalg.qr(a.mT, mode="r").R
+    return (b @ r.mT).unsqueeze(0)
 
 
 def _deltas(name: str, module: Any) -> Iterator[Matrix]:

@@ -1,8 +1,10 @@
 """Which of the matrices that a model has are read, and what that covers of its parameters."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor
@@ -45,7 +47,7 @@ def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
         if not reasons[matrix.name] and (count > high or (low > MIN_EIGENVALUES and count < low)):
             reasons[matrix.name] = f"left out by {'max' if count > high else 'min'}_eigenvalues="
     if all(reasons.values()):
-        why = sorted(set(reasons.values()))
+        why = {reasons[matrix.name]: None for matrix in found if not matrix.detail}
         msg = f"no matrix is left to read: {'; '.join(why)}"
         raise InputError(msg)
     return reasons
@@ -64,9 +66,9 @@ def coverage(parameters: Mapping[str, Tensor], found: Sequence[Matrix], reasons:
     for matrix in found:
         reason = reasons[matrix.name] or _unreadable(matrix)
         for parameter in matrix.parameters():
-            if reason:
+            if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)
-            else:
+            elif not reason:
                 read = parameter.numel() if matrix.made_of else math.prod(matrix.stack_shape())
                 watched[id(parameter)] = watched.get(id(parameter), 0) + read
     skipped = []
@@ -90,13 +92,25 @@ def _patterns(argument: str, given: Sequence[str], found: Sequence[Matrix]) -> l
     patterns = [str(pattern) for pattern in as_list(argument, given, "patterns of names")]
     for pattern in patterns:
         if not any(matrix.is_named_by(pattern) for matrix in found):
-            names = [matrix.name for matrix in found if not matrix.detail]
-            details = [matrix.name for matrix in found if matrix.detail]
-            near = nearest(pattern, names) or nearest(pattern, details)
-            hint = near or f" The layers are: {', '.join(names[:8])}{' …' if names[8:] else ''}."
-            msg = f"{argument}={pattern!r} matches no layer.{hint}"
+            msg = f"{argument}={pattern!r} matches no layer.{_hint(pattern, found)}"
             raise InputError(msg)
     return patterns
+
+
+def _hint(pattern: str, found: Sequence[Matrix]) -> str:
+    """The names nearest to a pattern; to the last part of one that begins with a star."""
+    names = [matrix.name for matrix in found if not matrix.detail]
+    last_parts = {_last(matrix.name): matrix.name for matrix in reversed(found)}
+    close = get_close_matches(_last(pattern), last_parts, n=3, cutoff=0.5) if "*" in pattern else []
+    return (
+        nearest(pattern, names)
+        or (f" Did you mean {' or '.join(repr(last_parts[last]) for last in close)}?" if close else "")
+        or f" The layers are: {', '.join(names[:8])}{' …' if names[8:] else ''}."
+    )
+
+
+def _last(name: str) -> str:
+    return re.split(r"[./]", name)[-1]
 
 
 def _sizes(selection: Selection) -> tuple[int, float]:

@@ -1,0 +1,283 @@
+"""Checkpoints of every kind, written by the libraries that write them; damaged and hostile ones."""
+
+import argparse
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict_saver import save
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import esdmon
+from esdmon.errors import InputError
+from esdmon.weights import discover, open_checkpoint
+
+
+def weights() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(30, 20, generator=generator)
+    return {
+        "a.weight": first,
+        "tied.weight": first,
+        "b.weight": torch.randn(24, 16, 3, 3, generator=generator).bfloat16(),
+        "b.bias": torch.ones(24),
+    }
+
+
+def untied() -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights().items() if name != "tied.weight"}
+
+
+def as_pt(folder: Path) -> Path:
+    torch.save(weights(), folder / "a.pt")
+    return folder / "a.pt"
+
+
+def as_lightning(folder: Path) -> Path:
+    state = {"epoch": 3, "state_dict": weights(), "optimizer_states": [{"state": {0: {"exp_avg": torch.ones(30, 20)}}}]}
+    torch.save(state, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+def as_training_state(folder: Path) -> Path:
+    torch.save({"encoder": weights(), "optimizer": {"state": {}}, "lr": 0.1}, folder / "run.pth")
+    return folder / "run.pth"
+
+
+def as_old(folder: Path) -> Path:
+    torch.save(weights(), folder / "old.pt", _use_new_zipfile_serialization=False)
+    return folder / "old.pt"
+
+
+def as_safetensors(folder: Path) -> Path:
+    save_file(untied(), folder / "a.safetensors")
+    return folder / "a.safetensors"
+
+
+def as_shards(folder: Path) -> Path:
+    names = list(untied())
+    for number, name in enumerate(names):
+        save_file({name: untied()[name]}, folder / f"model-{number}.safetensors")
+    index = {"weight_map": {name: f"model-{number}.safetensors" for number, name in enumerate(names)}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def as_sharded_bin(folder: Path) -> Path:
+    torch.save(untied(), folder / "pytorch_model.bin")
+    return folder
+
+
+def as_distributed(folder: Path) -> Path:
+    save({"model": untied(), "optimizer": {"exp_avg": torch.ones(30, 20)}}, checkpoint_id=folder, no_dist=True)
+    return folder
+
+
+KINDS: dict[str, Callable[[Path], Path]] = {
+    kind.__name__.removeprefix("as_"): kind
+    for kind in (
+        as_pt,
+        as_lightning,
+        as_training_state,
+        as_old,
+        as_safetensors,
+        as_shards,
+        as_sharded_bin,
+        as_distributed,
+    )
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_reads_like_the_mapping_that_it_holds(kind: str, tmp_path: Path) -> None:
+    """The same names, numbers, aliases and coverage; other tensors in it are no weights."""
+    path = KINDS[kind](tmp_path)
+    prefix = "encoder." if kind == "training_state" else ""
+    expected = esdmon.analyze({f"{prefix}{name}": tensor for name, tensor in weights().items()}, precision="exact")
+    report = esdmon.analyze(path, precision="exact")
+    assert [layer.name for layer in report] == [layer.name for layer in expected] == [f"{prefix}a", f"{prefix}b"]
+    for layer in report:
+        assert layer.measures == expected[layer.name].measures
+        assert layer.dtype == expected[layer.name].dtype
+    assert report.coverage == expected.coverage
+    tied = kind in ("pt", "lightning", "training_state", "old")
+    assert report[f"{prefix}a"].aliases == ((f"{prefix}tied",) if tied else ())
+
+
+def test_a_folder_of_transformers(tmp_path: Path) -> None:
+    """As `save_pretrained` writes it, in one file and in shards."""
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=100, n_positions=20))
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="30KB")
+    whole, shards = (esdmon.analyze(tmp_path / name) for name in ("whole", "shards"))
+    assert sorted(layer.name for layer in whole) == sorted(layer.name for layer in shards)
+    assert len(whole) == 8
+    assert all(shards[layer.name].measures == layer.measures for layer in whole)
+
+
+def truncated(write: Callable[[Path], Path], keep: int) -> Callable[[Path], Path]:
+    def damage(folder: Path) -> Path:
+        path = write(folder)
+        path.write_bytes(path.read_bytes()[:keep])
+        return path
+
+    return damage
+
+
+def with_bytes(name: str, content: bytes) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return write
+
+
+def saved(name: str, content: object) -> Callable[[Path], Path]:
+    def write(folder: Path) -> Path:
+        torch.save(content, folder / name)
+        return folder / name
+
+    return write
+
+
+def missing_shard(folder: Path) -> Path:
+    as_shards(folder)
+    (folder / "model-1.safetensors").unlink()
+    return folder
+
+
+def several(folder: Path) -> Path:
+    as_pt(folder)
+    as_lightning(folder)
+    return folder
+
+
+class Bomb:
+    """What a hostile pickle holds: a call made on loading."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+def hostile_index(folder: Path) -> Path:
+    (folder / ".metadata").write_bytes(pickle.dumps(Bomb()))
+    return folder
+
+
+BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "no such file": (lambda folder: folder / "a.pt", "there is no file or folder"),
+    "an empty folder": (lambda folder: folder, "holds no checkpoint"),
+    "an empty file": (with_bytes("a.pt", b""), "a.pt is empty"),
+    "a text": (with_bytes("a.pt", b"weights to follow\n" * 9), "is truncated, or no checkpoint of torch"),
+    "another kind": (with_bytes("a.txt", b"hello"), "is none of .pt, .pth"),
+    "a truncated zip": (truncated(as_pt, 3000), "is truncated, or no checkpoint of torch"),
+    "a truncated pickle": (truncated(as_old, 300), "is truncated, or no checkpoint of torch"),
+    "truncated safetensors": (truncated(as_safetensors, 400), "is truncated, or no safetensors file"),
+    "no safetensors": (with_bytes("a.safetensors", b"x" * 99), "is truncated, or no safetensors file"),
+    "python objects": (saved("a.pt", {"w": torch.ones(9, 9), "args": argparse.Namespace()}), r"argparse.Namespace"),
+    "a whole model": (saved("a.pt", nn.Linear(3, 3)), r"refused: it holds Python objects \(torch.nn.modules.linear"),
+    "a bomb": (saved("a.pt", {"w": Bomb()}), "refused: it holds Python objects"),
+    "a bomb in an index": (hostile_index, "refused: its index holds posix.system"),
+    "a damaged index": (with_bytes("model.safetensors.index.json", b"{}"), "has no weight_map"),
+    "a missing shard": (missing_shard, "names 1 files that are not there: model-1.safetensors"),
+    "several checkpoints": (several, "holds 2 checkpoints: give one of them"),
+    "no tensors": (saved("a.pt", {"epoch": 3}), "holds no tensors by name: its keys are epoch"),
+    "a truncated metadata": (with_bytes(".metadata", b"\x80\x04"), "no index of a distributed checkpoint"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_what_cannot_be_read_gives_one_clear_line(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing in it has been run."""
+    monkeypatch.chdir(tmp_path)
+    make, message = BAD[kind]
+    path = make(tmp_path)
+    with pytest.raises(InputError, match=message) as caught:
+        esdmon.analyze(path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    """It is code."""
+    module: Any = torch.jit.script(nn.Linear(3, 3))
+    module.save(tmp_path / "a.pt")
+    with pytest.raises(InputError, match="is a TorchScript archive, which is code"):
+        open_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
+    """What the system says, in one line."""
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(InputError, match="cannot be read: Not a directory"):
+        open_checkpoint(tmp_path / "a" / "b.pt")
+
+
+def test_safetensors_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its absence is one sentence with the way to get it."""
+    path = as_safetensors(tmp_path)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(InputError, match=r'needs the package safetensors: python -m pip install "esdmon\[scan\]"'):
+        open_checkpoint(path)
+
+
+def test_experts_are_told_from_kernels_by_their_names() -> None:
+    """A 3-D tensor of a mapping: slices along the first side for experts, along the last for a convolution."""
+    shapes = {
+        m.name: m.stack_shape()
+        for m in discover({"experts.up": torch.ones(4, 30, 20), "conv.weight": torch.ones(30, 20, 4)}).matrices
+    }
+    assert shapes == {"experts.up": (4, 30, 20), "conv": (4, 30, 20)}
+
+
+MEASURE = """
+import sys, threading, time
+import esdmon
+esdmon.analyze(sys.argv[1])
+page = 4096
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * page
+base = resident()
+peak = [0]
+def sample():
+    while True:
+        peak[0] = max(peak[0], resident())
+        time.sleep(0.001)
+threading.Thread(target=sample, daemon=True).start()
+report = esdmon.analyze(sys.argv[2])
+assert [layer.status for layer in report] == ["ok"] * len(report)
+print(peak[0] - base)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident set from /proc")
+@pytest.mark.parametrize("kind", ["pt", "safetensors", "distributed"])
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_one_tensor_at_a_time_is_in_memory(kind: str, tmp_path: Path) -> None:
+    """Twelve tensors of 32 MB: at its peak a scan holds less than three of them above what it started with."""
+    paths = [tmp_path / f"{name}.{kind}" for name in ("small", "large")]
+    # The small one first: libraries and their buffers are in memory before anything is measured.
+    for path, rows, count in zip(paths, (1100, 8192), (1, 12), strict=True):
+        tensors = {f"layer{i}.weight": torch.randn(rows, 1024) for i in range(count)}
+        if kind == "pt":
+            torch.save(tensors, path)
+        elif kind == "safetensors":
+            save_file(tensors, path)
+        else:
+            save(tensors, checkpoint_id=path, no_dist=True)
+    result = subprocess.run(
+        [sys.executable, "-W", "error", "-c", MEASURE, *map(str, paths)], capture_output=True, text=True, check=True
+    )
+    assert int(result.stdout) < 3 * 8192 * 1024 * 4

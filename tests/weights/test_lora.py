@@ -1,0 +1,143 @@
+"""LoRA layers as peft makes them: base, delta and sum, each under its own view."""
+
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+import esdmon
+from esdmon.spectrum import Phase
+from esdmon.weights import Selection, discover, read_spectrum
+
+RANK, SCALING = 12, 2.0
+
+
+class Block(nn.Module):
+    """A linear layer, one of HF's transposed kind, a convolution and an embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.Linear(40, 70)
+        self.down = Conv1D(30, 70)
+        self.conv = nn.Conv2d(16, 20, 3)
+        self.table = nn.Embedding(50, 40)
+        self.plain = nn.Linear(30, 30)
+
+
+def adapted(targets: list[str], **options: Any) -> Any:
+    """A peft model whose adapters have been trained, as far as their spectra go."""
+    torch.manual_seed(0)
+    options = {"init_lora_weights": False} | options
+    config = peft.LoraConfig(r=RANK, lora_alpha=int(RANK * SCALING), target_modules=targets, **options)
+    return peft.get_peft_model(Block(), config)
+
+
+def by_hand(weight: torch.Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    sigma = torch.linalg.svdvals(weight.detach().double()).numpy()
+    return np.sort(sigma**2) / max(weight.shape)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("target", ["up", "down", "conv", "table"])
+def test_a_delta_has_the_spectrum_of_its_product(target: str) -> None:
+    """The nonzero part of s·B·A, written out as the large matrix that it never is; names are the author's."""
+    model = adapted([target])
+    matrices = {matrix.name: matrix for matrix in discover(model, selection=Selection(["*"])).matrices}
+    assert set(matrices) == {"up", "down", "conv", "table", "plain", f"{target}/lora.default"}
+    layer = model.get_submodule(f"base_model.model.{target}")
+    delta = layer.get_delta_weight("default").flatten(1)
+    spectrum = read_spectrum(matrices[f"{target}/lora.default"], precision="exact")
+    assert spectrum.shape == (max(delta.shape), RANK)
+    assert np.allclose(spectrum.eigenvalues, by_hand(delta)[-RANK:], rtol=1e-5)
+    assert spectrum.view == "lora-delta"
+    base = read_spectrum(matrices[target], precision="exact")
+    assert base.view == "base"
+    assert base.eigenvalues.sum() * base.n == pytest.approx(float(layer.base_layer.weight.detach().square().sum()))
+    assert read_spectrum(matrices["plain"]).view == "weight"
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("target", ["up", "down"])
+def test_the_sum_is_read_on_request(target: str) -> None:
+    """W + s·B·A, and only where a pattern names it."""
+    model = adapted([target])
+    layer = model.get_submodule(f"base_model.model.{target}")
+    (merged,) = discover(model, selection=Selection(["*/merged"])).matrices
+    expected = layer.base_layer.weight + layer.get_delta_weight("default")
+    spectrum = read_spectrum(merged, precision="exact")
+    assert (merged.name, spectrum.view) == (f"{target}/merged", "merged")
+    assert np.allclose(spectrum.eigenvalues, by_hand(expected), rtol=1e-9)
+
+
+def test_a_delta_is_never_called_collapsed_or_trained() -> None:
+    """It has no phase, no null and no alpha that means anything; the report says that its rank is why."""
+    layer = esdmon.analyze(adapted(["up"]))["up/lora.default"]
+    assert (layer.status, layer.view, layer.N, layer.M) == ("ok", "lora-delta", 70, RANK)
+    assert layer.phase is Phase.UNCLASSIFIED
+    assert f"An adapter of rank {RANK}" in layer.explanation
+    assert not layer.nulls
+    assert not layer.alpha_is_meaningful
+
+
+def test_an_adapter_that_adds_nothing_yet_is_inactive() -> None:
+    """B = 0 at the start is no dead layer."""
+    layer = esdmon.analyze(adapted(["up"], init_lora_weights=True))["up/lora.default"]
+    assert (layer.status, layer.reason) == ("skipped", "inactive: this adapter adds nothing yet (lora_B is zero)")
+
+
+def test_a_merged_base_is_not_read_as_the_base() -> None:
+    """After merge_adapter() the base holds the sum; taken apart again it reads as before."""
+    model = adapted(["up"])
+    before = esdmon.analyze(model)["up"]
+    model.merge_adapter()
+    assert esdmon.analyze(model)["up"].reason.startswith("an adapter is merged into it")
+    model.unmerge_adapter()
+    after = esdmon.analyze(model)["up"]
+    assert after.measures["spectral_norm"] == pytest.approx(before.measures["spectral_norm"], rel=1e-5)
+
+
+def test_several_adapters_and_dora() -> None:
+    """Each adapter by its name; the sum of a kind that is no plain sum is skipped with a reason."""
+    model = adapted(["up"], use_dora=True)
+    model.add_adapter("other", peft.LoraConfig(r=RANK, target_modules=["up"], init_lora_weights=False))
+    names = [matrix.name for matrix in discover(model).matrices]
+    assert names == ["up", "up/lora.default", "up/lora.other", "down", "conv", "plain"]
+    (merged,) = esdmon.analyze(model, layers=["*/merged"])
+    assert (merged.status, merged.reason) == ("skipped", "the merged weight of this kind of adapter is not read")
+
+
+def test_coverage_counts_the_factors() -> None:
+    """The adapter's own parameters are watched, and nothing twice."""
+    model = adapted(["up"])
+    coverage = discover(model).coverage
+    assert coverage.total == sum(parameter.numel() for parameter in model.parameters())
+    assert not [skip for skip in coverage.skipped if "lora" in skip.name]
+
+
+def test_an_adapters_file_is_read_as_deltas() -> None:
+    """Factors that a mapping holds side by side are one matrix of rank r, not two that never act alone."""
+    model = adapted(["up"])
+    state = peft.get_peft_model_state_dict(model)
+    (delta,) = discover(state).matrices
+    assert (delta.name, delta.view) == ("base_model.model.up/lora", "lora-delta")
+    expected = model.get_submodule("base_model.model.up").get_delta_weight("default") / SCALING
+    assert np.allclose(read_spectrum(delta, precision="exact").eigenvalues, by_hand(expected)[-RANK:], rtol=1e-5)
+
+
+def test_training_with_adapters_is_watched() -> None:
+    """The base is frozen and read once; the delta moves from inactive to a reading."""
+    model = adapted(["up"], init_lora_weights=True)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    with esdmon.watch(model, optimizer, every=1, sinks=None, strict=True) as monitor:
+        for _ in range(3):
+            model.base_model.model.up(torch.randn(8, 40)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert monitor.report is not None
+    assert monitor.report["up"].age == 2
+    assert monitor.report["up/lora.default"].status == "ok"
+    assert monitor.alerts == ()
