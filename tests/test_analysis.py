@@ -39,22 +39,64 @@ def test_records_are_json_with_nulls() -> None:
     assert record["update_ratio"] is None
 
 
-def test_a_bad_weight_leaves_the_others_unchanged() -> None:
-    """NaN, zero and tiny layers carry a status and a reason; the readings beside them are the same numbers."""
-    good = network()
-    before = esdmon.analyze(good)["3"]
-    bad = nn.ModuleDict({"nan": nn.Linear(30, 30), "zero": nn.Linear(30, 30), "tiny": nn.Linear(3, 3)})
-    with torch.no_grad():
-        bad.get_parameter("nan.weight")[0, 0] = float("nan")
-        bad.get_parameter("zero.weight").zero_()
-    report = esdmon.analyze(nn.Sequential(bad, good))
-    assert report["1.3"].measures == before.measures
-    assert {layer.name: layer.status for layer in report if layer.status != "ok"} == {
-        "0.nan": "nonfinite",
-        "0.zero": "degenerate",
-        "0.tiny": "skipped",
+def parameter(weight: torch.Tensor) -> nn.Module:
+    module = nn.Module()
+    module.weight = nn.Parameter(weight)
+    return module
+
+
+def bad_weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(1)
+    square = torch.randn(96, 96)
+    half_dead = square.clone()
+    half_dead[::2] = 0
+    return {
+        "zero": torch.zeros(96, 96),
+        "rank_1": torch.outer(torch.randn(96), torch.randn(96)),
+        "nan": square.index_fill(0, torch.tensor([3]), float("nan")),
+        "inf": square.index_fill(1, torch.tensor([3]), float("inf")),
+        "row": torch.randn(1, 96),
+        "empty": torch.empty(0, 96),
+        "huge": square * 1e30,
+        "orthogonal": torch.linalg.qr(square).Q,
+        "half_dead": half_dead,
+        "overflowed": (square * 1e5).half(),
+        "nearly_overflowing": (square * 1e4).half(),
     }
-    assert "0.nan: 1 of 900 elements are NaN or infinite" in str(report)
+
+
+BAD = {
+    "zero": ("degenerate", "all weights are zero"),
+    "rank_1": ("ok", "95 of 96 eigenvalues are zero: the rank has collapsed to 1% of full."),
+    "nan": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
+    "inf": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
+    "row": ("skipped", "1 eigenvalues, readings start at 10"),
+    "empty": ("skipped", "an empty weight"),
+    "huge": ("ok", "No eigenvalue stands above the bulk"),
+    "orthogonal": ("ok", "No eigenvalue leaves the bulk, yet the bulk is not random"),
+    "half_dead": ("ok", "M is below 64"),
+    "overflowed": ("nonfinite", "elements are NaN or infinite"),
+    "nearly_overflowing": ("ok", "No eigenvalue stands above the bulk"),
+}
+
+
+def test_bad_weights_leave_the_others_unchanged() -> None:
+    """Each says what it is, and the readings beside them are the same to the last bit."""
+    good = network()
+    before = esdmon.analyze(good)
+    bad = nn.ModuleDict({name: parameter(weight) for name, weight in bad_weights().items()})
+    report = esdmon.analyze(nn.ModuleDict({"good": good, "bad": bad}))
+    for layer in before:
+        name = f"good.{layer.name}"
+        assert report[name].to_record() == layer.to_record() | {"name": name}
+    for name, (status, reason) in BAD.items():
+        layer = report[f"bad.{name}"]
+        assert layer.status == status, name
+        assert reason in (layer.reason or layer.explanation), name
+        assert status == "ok" or not layer.measures
+    assert report["bad.huge"].measures["spectral_norm"] > 1e30
+    assert "bad.nan: 96 of 9216 elements are NaN or infinite" in str(report)
+    assert all(math.isfinite(value) for value in report["bad.huge"].measures.values())
 
 
 def test_the_model_is_untouched() -> None:

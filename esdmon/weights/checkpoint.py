@@ -256,13 +256,14 @@ class _Mapped:
         self._passed = 0
 
     def read(self, name: str) -> Tensor:
-        """A copy of one tensor."""
+        """One tensor, which keeps the file mapped as long as it lives."""
         if self._tensors is None:
             self._tensors, self._passed = self._load(), 0
-        tensor = self._tensors[name].clone()
+        tensor = self._tensors[name]
         self._passed += tensor.nbytes
         if self._passed > _KEPT:
             self._tensors = None
+            gc.collect()  # the loader's objects form cycles that hold the file
         return tensor
 
 

@@ -108,16 +108,17 @@ def _in_module(model: nn.Module, extractor: Extractor) -> tuple[list[Matrix], di
 
 
 def _of_module(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]:
-    """What the extractor finds in a module; failing that, each of its own 2-D parameters."""
+    """What the extractor finds in a module; failing that, each of its own 2-D parameters but biases."""
     name = name or type(module).__name__
     with at_rest(module):
         matrices = extractor(name, module)
         if matrices is None:
             matrices = [
-                Matrix(name if attribute == "weight" else f"{name}.{attribute}", read, stacks.linear)
+                Matrix(name if attribute == "weight" else f"{name}.{attribute}", read, stacks.linear, on_request=why)
                 for attribute, parameter in module.named_parameters(recurse=False)
-                if parameter.ndim == 2
+                if parameter.ndim == 2 and "bias" not in attribute.split("_")
                 for read in [partial(getattr, module, attribute)]
+                for why in [EMBEDDING if is_embedding_by_name(attribute) else ""]
             ]
         return [dequantised(matrix) for matrix in as_computed(module, matrices)]
 

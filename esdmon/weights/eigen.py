@@ -60,9 +60,7 @@ def read_spectrum(
 def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str], solver: Solver) -> Spectrum:
     stack, elements, scale = _prepare(matrix.to_stack(weight))
     n, m = max(stack.shape[1:]), min(stack.shape[1:])
-    if m * stack.shape[0] < MIN_EIGENVALUES:
-        reason = f"{m * stack.shape[0]} eigenvalues, readings start at {MIN_EIGENVALUES}"
-        raise UnreadableError("skipped", reason)
+    _check_size(stack)
     exact = precision == "exact"
     vectors = shuffled = None
     if "shuffled" in also:
@@ -86,6 +84,12 @@ def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str],
     )
 
 
+def _check_size(stack: Tensor) -> None:
+    count = stack.shape[0] * min(stack.shape[1:])
+    if count < MIN_EIGENVALUES:
+        raise UnreadableError("skipped", f"{count} eigenvalues, readings start at {MIN_EIGENVALUES}")
+
+
 def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float]:
     """A stack without zero rows and columns, divided by a scale; the elements before that; the scale.
 
@@ -97,6 +101,7 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float]:
         raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
     largest = max(abs(minimum), abs(maximum))
     if largest == 0:
+        _check_size(stack)
         raise UnreadableError("degenerate", "all weights are zero")
     scale = _safe_scale(largest)
     if scale != 1:

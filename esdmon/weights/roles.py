@@ -19,6 +19,7 @@ from esdmon.weights.torch_layers import EMBEDDING
 _HEAD = "output heads are read on request: name them in layers="
 _ROUTER = "routers are read on request: name them in layers="
 _HEAD_NAMES = {"lm_head", "embed_out"}
+_EXPERT_NAME = re.compile(r"(expert_?)?\d+")
 _EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*)?(_|$)|^(wte|wpe|shared)$")
 
 
@@ -74,7 +75,10 @@ def _routers(found: Sequence[Matrix]) -> dict[str, str]:
         if inside and not matrix.detail:
             numbers.setdefault(block, set()).add(rest.partition(".")[0])
             slices[block] = max(slices.get(block, 0), matrix.stack_shape()[0])
-    counts = {block: max(slices[block], sum(map(str.isdigit, names))) for block, names in numbers.items()}
+    counts = {
+        block: max(slices[block], sum(_EXPERT_NAME.fullmatch(each) is not None for each in names))
+        for block, names in numbers.items()
+    }
     return {
         matrix.name: _ROUTER
         for block, count in counts.items()

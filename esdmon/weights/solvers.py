@@ -36,6 +36,8 @@ def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
 
 def solve_lapack(stack: Tensor, dtype: torch.dtype) -> Floats:
     """On the CPU, by scipy: syrk, sytrd, and sterf always in float64, which takes most of float32's error away."""
+    if 1 in stack.shape[1:]:  # one column: sterf refuses an empty off-diagonal, and there may be thousands of slices
+        return solve_torch(stack, dtype)
     return np.stack([_solve_slice(matrix, dtype) for matrix in _tall(stack)])
 
 

@@ -266,10 +266,10 @@ print(peak[0] - base)
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "distributed"])
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_one_tensor_at_a_time_is_in_memory(kind: str, tmp_path: Path) -> None:
-    """Twelve tensors of 32 MB: at its peak a scan holds less than three of them above what it started with."""
+    """Ten tensors of 48 MB: at its peak a scan holds less than three of them above what it started with."""
     paths = [tmp_path / f"{name}.{kind}" for name in ("small", "large")]
     # The small one first: libraries and their buffers are in memory before anything is measured.
-    for path, rows, count in zip(paths, (1100, 8192), (1, 12), strict=True):
+    for path, rows, count in zip(paths, (1100, 12288), (1, 10), strict=True):
         tensors = {f"layer{i}.weight": torch.randn(rows, 1024) for i in range(count)}
         if kind == "pt":
             torch.save(tensors, path)
@@ -280,4 +280,4 @@ def test_one_tensor_at_a_time_is_in_memory(kind: str, tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-W", "error", "-c", MEASURE, *map(str, paths)], capture_output=True, text=True, check=True
     )
-    assert int(result.stdout) < 3 * 8192 * 1024 * 4
+    assert int(result.stdout) < 3 * 12288 * 1024 * 4
