@@ -1,7 +1,9 @@
 """Architectures in plain torch, with the shapes of torchvision where it has them; discovery asks for no `forward`."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
+import torch
 from torch import nn
 
 
@@ -30,7 +32,7 @@ def alexnet() -> nn.Module:
 
 def vgg11() -> nn.Module:
     widths = [3, 64, 128, 256, 256, 512, 512, 512, 512]
-    features = [nn.Conv2d(a, b, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False)]
+    features = [nn.Conv2d(a, b, 3, padding=1) for a, b in pairwise(widths)]
     classifier = [nn.Linear(25088, 4096), nn.Linear(4096, 4096), nn.Linear(4096, 1000)]
     return nn.ModuleDict({"features": nn.Sequential(*features), "classifier": nn.Sequential(*classifier)})
 
@@ -81,9 +83,7 @@ def inception_v3() -> nn.Module:
             "mixed_b": InceptionBlock(288, [(384, 3)], [(64, 1), (96, 3), (96, 3)]),
             "mixed_c": nn.Sequential(*(_inception_c(c) for c in (128, 160, 160, 192))),
             "auxiliary": nn.ModuleDict({"path": _path(768, [(128, 1), (768, 5)]), "fc": nn.Linear(768, 1000)}),
-            "mixed_d": InceptionBlock(
-                768, [(192, 1), (320, 3)], [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3)]
-            ),
+            "mixed_d": InceptionBlock(768, [(192, 1), (320, 3)], [(192, 1), (192, (1, 7)), (192, (7, 1)), (192, 3)]),
             "mixed_e": nn.Sequential(_inception_e(1280), _inception_e(2048)),
             "fc": nn.Linear(2048, 1000),
         }
@@ -148,7 +148,7 @@ class TorchLayers(nn.Module):
         self.transformer = nn.Transformer(32, 2, num_encoder_layers=1, num_decoder_layers=1, dim_feedforward=64)
 
 
-class SwitchLayer(nn.Module):
+class ExpertsApart(nn.Module):
     """Experts that are modules of their own beside a router, as before transformers 5."""
 
     def __init__(self, width: int = 32, experts: int = 12) -> None:
@@ -159,13 +159,14 @@ class SwitchLayer(nn.Module):
         )
 
 
-class VisionLanguageMixture(nn.Module):
-    """A small mixture-of-experts language model in the layout of each expert apart."""
+class MixtureOfModules(nn.Module):
+    """A mixture-of-experts language model, each expert a module; positions are a parameter of the model's own."""
 
     def __init__(self) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(320, 32)
+        self.pos_embed = nn.Parameter(torch.randn(64, 32))
         self.layers = nn.ModuleList(
-            nn.ModuleDict({"attention": nn.MultiheadAttention(32, 2), "mlp": SwitchLayer()}) for _ in range(2)
+            nn.ModuleDict({"attention": nn.MultiheadAttention(32, 2), "mlp": ExpertsApart()}) for _ in range(2)
         )
         self.lm_head = nn.Linear(32, 320, bias=False)

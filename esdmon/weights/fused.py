@@ -31,7 +31,7 @@ def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     for attribute, dim, labels in _fused_in(module):
         read = partial(getattr, getattr(module, attribute), "weight")
         wholes = [Matrix(f"{name}.{attribute}/{label}", read, to_stack) for label, to_stack in labels.items()]
-        found += [m for whole in wholes for m in (whole, *heads_of(whole, size=size if "q" in labels else 0, dim=dim))]
+        found += [m for whole in wholes for m in (whole, *heads_of(whole, size=size if "v" in labels else 0, dim=dim))]
     for attribute in _PROJECTIONS if size else ():
         if _plain_weight(module, attribute) is not None:
             whole = Matrix(f"{name}.{attribute}", partial(getattr, getattr(module, attribute), "weight"), stacks.linear)

@@ -71,7 +71,7 @@ def _routers(found: Sequence[Matrix]) -> dict[str, str]:
     slices: dict[str, int] = {}
     numbers: dict[str, set[str]] = {}
     for matrix in found:
-        block, inside, rest = matrix.name.partition(".experts.")
+        block, inside, rest = f".{matrix.name}".partition(".experts.")
         if inside and not matrix.detail:
             numbers.setdefault(block, set()).add(rest.partition(".")[0])
             slices[block] = max(slices.get(block, 0), matrix.stack_shape()[0])
@@ -83,8 +83,8 @@ def _routers(found: Sequence[Matrix]) -> dict[str, str]:
         matrix.name: _ROUTER
         for block, count in counts.items()
         for matrix in found
-        if matrix.name.startswith(f"{block}.")
-        and not matrix.name.startswith(f"{block}.experts.")
+        if f".{matrix.name}".startswith(f"{block}.")
+        and not f".{matrix.name}".startswith(f"{block}.experts.")
         and count > 1
         and math.prod(matrix.stack_shape()[:2]) == count
     }

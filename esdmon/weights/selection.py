@@ -75,7 +75,7 @@ def coverage(parameters: Mapping[str, Tensor], found: Sequence[Matrix], reasons:
     for name, parameter in parameters.items():
         left = parameter.numel() - watched.get(id(parameter), 0)
         if left > 0:
-            skipped.append(Skipped(name, left, why.get(id(parameter)) or _unclaimed(parameter)))
+            skipped.append(Skipped(name, left, why.get(id(parameter)) or _unclaimed(name, parameter)))
     total = sum(parameter.numel() for parameter in parameters.values())
     return Coverage(total - sum(skip.n_parameters for skip in skipped), total, tuple(skipped))
 
@@ -135,5 +135,7 @@ def _unreadable(matrix: Matrix) -> str:
     return f"fewer than {MIN_EIGENVALUES} eigenvalues" if eigenvalues_of(matrix) < MIN_EIGENVALUES else ""
 
 
-def _unclaimed(parameter: Tensor) -> str:
-    return "vectors" if parameter.ndim < 2 else f"{parameter.ndim}-D parameters whose layout no module tells"
+def _unclaimed(name: str, parameter: Tensor) -> str:
+    if parameter.ndim < 2:
+        return "vectors"
+    return "biases" if "bias" in name else f"{parameter.ndim}-D parameters whose layout no module tells"

@@ -1,0 +1,57 @@
+"""Torch's older ways of computing a weight from others: hooks that leave a plain tensor behind."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import prune, spectral_norm, weight_norm
+
+import esdmon
+from esdmon.weights import discover, read_spectrum
+
+pruned: Any = prune.random_unstructured
+HOOKS: dict[str, Callable[[nn.Linear], Any]] = {
+    "weight_norm": weight_norm,
+    "spectral_norm": spectral_norm,
+    "pruning": lambda layer: pruned(layer, "weight", amount=0.3),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("hook", HOOKS)
+def test_a_weight_that_a_hook_computes_is_read_as_the_next_forward_will_have_it(hook: str) -> None:
+    """Not as the last one left it; no state moves, and the parameters behind it count as watched."""
+    torch.manual_seed(0)
+    model = nn.Sequential(HOOKS[hook](nn.Linear(40, 30)))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "weight" in name:
+                parameter.mul_(torch.rand_like(parameter) + 0.5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    watched = discover(model)
+    (matrix,) = watched.matrices
+    spectrum = read_spectrum(matrix, precision="exact")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert {skip.name for skip in watched.coverage.skipped} == {"0.bias"}
+    model.eval()(torch.ones(1, 40))
+    weight: Any = model[0].weight
+    expected = np.sort(torch.linalg.svdvals(weight.detach().double()).numpy() ** 2) / 40
+    assert np.allclose(spectrum.eigenvalues, expected, rtol=1e-6)
+
+
+def test_training_with_a_hooked_weight_is_watched() -> None:
+    """It moves between readings, and is in the optimizer."""
+    model = nn.Sequential(HOOKS["spectral_norm"](nn.Linear(40, 30)))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esdmon.watch(model, optimizer, every=1, sinks=None, strict=True) as monitor:
+        for _ in range(2):
+            model(torch.randn(8, 40)).square().mean().backward()
+            optimizer.step()
+    assert monitor.report is not None
+    (layer,) = monitor.report
+    assert layer.in_optimizer
+    assert layer.trainable
+    assert layer.update_ratio > 0
