@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +129,7 @@ def test_what_cannot_be_read_gives_status_2_and_one_line(
 def run(*arguments: str, stdout: int | io.BufferedWriter = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "esdmon", "scan", *arguments],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as torchrun sets it: the last digits depend on the threads
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,7 +24,7 @@ from esdmon.spectrum.arrays import Floats, Indices
 _TAIL_POINTS = (4, 16, 64, 256)  # points of a tail used by successive lower bounds
 _PROBES = 4  # candidates taken exactly after each bound, to have a good best D early
 _CHUNK = 32  # candidates whose bounds are raised together on the way to the first that qualifies
-_BLOCK = 1 << 18  # elements of the working matrix: keeps it in cache
+_BLOCK = 1 << 15  # elements of the working matrix: keeps it in cache
 # Range of alpha: candidates whose D is within 10 % of the best are taken as equally good. Chosen by us; the width it
 # gives on pure noise (5 to 25) against that on trained layers (a few hundredths) is what makes it useful.
 NEAR_BEST = 1.1

@@ -18,7 +18,7 @@ Solver = Callable[[Tensor, torch.dtype], Floats]
 """`(stack (slices, rows, columns), float32 or float64 to compute in) -> (slices, M)`, ascending; it may use up `stack`
 only by reading it."""
 
-_CHUNK = 1 << 20  # elements of a block of rows that is converted at a time: 4 MB in float32
+_CHUNK = 1 << 17  # elements of a block of rows that is converted at a time, at least: half a MB in float32
 
 
 def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
@@ -48,14 +48,16 @@ def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
     syrk = blas.dsyrk if double else blas.ssyrk
     sytrd, sytrd_lwork = (lapack.dsytrd, lapack.dsytrd_lwork) if double else (lapack.ssytrd, lapack.ssytrd_lwork)
     m = tall.shape[1]
+    # In the upper triangle: OpenBLAS reduces that to tridiagonal form a sixth sooner than the lower one.
     gram = np.zeros((m, m), dtype=np.float64 if double else np.float32, order="F")
-    for rows in blocks(tall):
+    as_it_lies = tall.dtype == dtype and (tall.is_contiguous() or tall.mT.is_contiguous())
+    for rows in (tall,) if as_it_lies else blocks(tall):
         # Row-major in torch is column-major of the transpose for BLAS, so that nothing is copied.
         block = rows.to(dtype).numpy()
         by_columns = block.flags.f_contiguous
-        gram = syrk(1.0, block if by_columns else block.T, beta=1.0, c=gram, trans=by_columns, lower=1, overwrite_c=1)
-    work, _ = sytrd_lwork(m, lower=1)
-    _, diagonal, off, _, _ = sytrd(gram, lower=1, lwork=int(work), overwrite_a=1)
+        gram = syrk(1.0, block if by_columns else block.T, beta=1.0, c=gram, trans=by_columns, overwrite_c=1)
+    work, _ = sytrd_lwork(m)
+    _, diagonal, off, _, _ = sytrd(gram, lwork=int(work), overwrite_a=1)
     lam, info = lapack.dsterf(diagonal.astype(np.float64), off.astype(np.float64))
     if info != 0:
         msg = f"{info} eigenvalues of a {m} × {m} matrix did not converge"
@@ -68,8 +70,9 @@ def _tall(stack: Tensor) -> Tensor:
 
 
 def blocks(stack: Tensor) -> tuple[Tensor, ...]:
-    """Blocks of rows small enough to be converted to another dtype without a second copy of the whole."""
-    return torch.split(stack, max(1, _CHUNK // (stack[..., 0, :].numel())), dim=-2)
+    """Blocks of rows to be converted to another dtype one by one, a quarter of the Gram matrix at most or half a MB."""
+    rows, columns = stack.shape[-2:]
+    return torch.split(stack, max(1, max(_CHUNK, min(rows, columns) ** 2 // 4) // (stack[..., 0, :].numel())), dim=-2)
 
 
 def _sizes(lam: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> Floats:

@@ -66,7 +66,7 @@ SPECTRA: dict[str, Draw] = {
 
 def weightwatcher_fit(x: Floats) -> Numbers:
     """(alpha, xmin, D) by WeightWatcher."""
-    from weightwatcher.WW_powerlaw import WWFit  # type: ignore[import-not-found]  # of the extra `bench`
+    from weightwatcher.WW_powerlaw import WWFit
 
     fit = WWFit(x)
     return float(fit.alpha), float(fit.xmin), float(fit.D)

@@ -6,7 +6,15 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.errors import InputError
-from esdmon.weights import UnreadableError, check_precision, discover, read_spectrum
+from esdmon.weights import (
+    Solver,
+    UnreadableError,
+    check_precision,
+    discover,
+    read_spectrum,
+    solve_lapack,
+    solve_torch,
+)
 
 
 def reference(matrix: Tensor) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -55,6 +63,18 @@ def test_rank_deficiency_is_read_in_float64() -> None:
     assert spectrum.nonzero.size == 128
     full = read_spectrum(discover({"w": torch.randn(256, 128)}).matrices[0])
     assert full.precision == "float32"
+
+
+@pytest.mark.parametrize("solver", [solve_lapack, solve_torch])
+@pytest.mark.parametrize(("deviation", "used"), [(1.0, "float32"), (3.0, "float64")])
+def test_a_tail_that_begins_very_low_is_read_in_float64(deviation: float, used: str, solver: Solver) -> None:
+    """Log-normal scales of the columns spread λ over decades; alpha is that of float64 either way."""
+    torch.manual_seed(0)
+    weight = torch.randn(512, 128) * torch.exp(deviation * torch.randn(128))
+    matrix = discover({"w": weight}).matrices[0]
+    quick, exact = (read_spectrum(matrix, precision=precision, solver=solver) for precision in ("auto", "exact"))
+    assert quick.precision == used
+    assert quick.power_law.alpha == pytest.approx(exact.power_law.alpha, abs=1e-4)
 
 
 @pytest.fixture
@@ -111,6 +131,18 @@ def test_zero_rows_and_columns_are_dropped_and_counted() -> None:
     assert (spectrum.elements.zero_rows, spectrum.elements.zero_columns) == (10, 5)
     assert spectrum.shape == (50, 35)
     assert np.allclose(spectrum.eigenvalues, reference(alive), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_moments_of_a_convolution_whatever_its_dtype(dtype: torch.dtype, shift: float) -> None:
+    """Also around a mean of a hundred deviations, and though the slices do not lie in memory one by one."""
+    torch.manual_seed(0)
+    weight = (torch.randn(96, 64, 3, 3) * 0.03 + shift).to(dtype)
+    elements = read_spectrum(discover({"c.weight": weight}).matrices[0]).elements
+    assert elements is not None
+    assert elements.mean == pytest.approx(float(weight.double().mean()), rel=1e-5, abs=1e-6)
+    assert elements.variance == pytest.approx(float(weight.double().var(correction=0)), rel=5e-3)
 
 
 def test_elements_are_those_of_the_weight() -> None:
