@@ -45,7 +45,13 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor, on the CPU."""
+        if name not in self.outlines:
+            raise KeyError(name)
         return self._read(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it holds a tensor of that name, which is not read for that."""
+        return name in self.outlines
 
     def __iter__(self) -> Iterator[str]:
         """The names."""

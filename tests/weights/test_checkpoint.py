@@ -114,6 +114,17 @@ def test_a_checkpoint_reads_like_the_mapping_that_it_holds(kind: str, tmp_path: 
     assert report[f"{prefix}a"].aliases == ((f"{prefix}tied",) if tied else ())
 
 
+def test_asking_for_a_name_reads_nothing(tmp_path: Path) -> None:
+    """As with any mapping: `in` and `get`, also for a name that is not there."""
+    save_file({"a.weight": torch.ones(20, 20)}, tmp_path / "a.safetensors")
+    checkpoint = open_checkpoint(tmp_path / "a.safetensors")
+    assert "b.weight" not in checkpoint
+    assert checkpoint.get("b.weight") is None
+    with (tmp_path / "a.safetensors").open("rb+") as file:
+        file.truncate(100)
+    assert "a.weight" in checkpoint
+
+
 def test_a_folder_of_transformers(tmp_path: Path) -> None:
     """As `save_pretrained` writes it, in one file and in shards."""
     model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=2, vocab_size=100, n_positions=20))

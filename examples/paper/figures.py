@@ -1,0 +1,122 @@
+"""Pictures of the experiments, in the manner of the paper's."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from esdmon.spectrum import Phase
+from examples.batch_size_sweep import draw_spectrum
+from examples.paper.training import Result
+
+LAYERS = ("fc1", "fc2")
+_COLOURS = {"fc1": "#1f5fa8", "fc2": "#c0392b"}
+_QUANTITIES = {
+    "mp_soft_rank": "MP soft rank",
+    "stable_rank": "stable rank",
+    "n_spikes": "spikes above the edge",
+}
+_MARGINS = {"left": 0.02, "right": 0.99, "bottom": 0.09, "top": 0.94, "hspace": 0.4, "wspace": 0.06}
+Value = Callable[[Result], float]
+
+
+def reached(results: Iterable[Result], layer: str) -> dict[Phase, Result]:
+    """For each phase the run in which a layer ended in it with the most confidence."""
+    best: dict[Phase, Result] = {}
+    for result in results:
+        if result.diverged or layer not in result.layers:
+            continue
+        record = result.layers[layer]
+        phase = Phase(record["phase"])
+        before = best.get(phase)
+        if before is None or record["phase_confidence"] > before.layers[layer]["phase_confidence"]:
+            best[phase] = result
+    return best
+
+
+def phases(results: Sequence[Result], path: Path) -> None:
+    """The 5+1 phases, a column each, for FC1 and FC2; an empty panel for one that no run has reached."""
+    figure = Figure(figsize=(19, 6.4))
+    wanted = [phase for phase in Phase if phase is not Phase.UNCLASSIFIED]
+    panels = figure.subplots(len(LAYERS), len(wanted), gridspec_kw=_MARGINS)
+    for row, layer in zip(panels, LAYERS, strict=True):
+        found = reached(results, layer)
+        for axes, phase in zip(row, wanted, strict=True):
+            axes.set_title(f"{layer.upper()}: {phase.value}", fontsize=11)
+            if phase in found:
+                _one_spectrum(axes, found[phase], layer)
+            else:
+                axes.text(0.5, 0.5, f"not reached\nin {len(results)} runs", ha="center", transform=axes.transAxes)
+                axes.set(xticks=[], yticks=[])
+    figure.savefig(path, dpi=90)
+
+
+def _one_spectrum(axes: Axes, result: Result, layer: str) -> None:
+    spectrum = result.spectra[layer]
+    if spectrum.bulk is None:
+        axes.hist(np.log10(np.maximum(spectrum.eigenvalues, 1e-12 * spectrum.lambda_max)), bins=60, color="#9db7d5")
+        axes.set(xlabel="log₁₀ λ", yticks=[])
+    else:
+        draw_spectrum(axes, spectrum)
+    axes.text(0.97, 0.97, describe(result, layer), ha="right", va="top", fontsize=8, transform=axes.transAxes)
+
+
+def describe(result: Result, layer: str) -> str:
+    """The run and what was measured, in a few lines."""
+    recipe = result.recipe
+    lines = [recipe.network, f"{recipe.data}, batch {recipe.batch_size}, lr {recipe.lr:g}"]
+    lines += [f"weight decay {recipe.weight_decay:g}"] if recipe.weight_decay else []
+    lines += [f"label noise {recipe.label_noise:g}"] if recipe.label_noise else []
+    soft_rank, spikes, alpha = (result.measure(layer, name) for name in ("mp_soft_rank", "n_spikes", "alpha"))
+    shown = f", α {alpha:.2f}" if result.layers[layer]["alpha_is_meaningful"] else ""
+    return "\n".join([*lines, f"R {soft_rank:.2f}, {spikes:.0f} spikes{shown}"])
+
+
+def sweep(results: Sequence[Result], setting: str, path: Path, *, title: str) -> None:
+    """Soft rank, stable rank, spikes and test accuracy against a setting: the median over seeds, and their range."""
+    figure = Figure(figsize=(16, 4), layout="constrained")
+    figure.suptitle(title)
+    panels = figure.subplots(1, len(_QUANTITIES) + 1)
+    for axes, (name, label) in zip(panels, _QUANTITIES.items(), strict=False):
+        for layer in LAYERS:
+            _band(axes, results, setting, _measured(layer, name), colour=_COLOURS[layer], label=layer.upper())
+        axes.set(xlabel=setting.replace("_", " "), ylabel=label)
+        if name == "n_spikes":
+            axes.set_yscale("symlog", linthresh=10)
+            axes.axhline(9, color="grey", lw=0.8, ls=":")
+    panels[0].legend(frameon=False)
+    _band(panels[-1], results, setting, lambda result: result.test_accuracy, colour="black", label="test")
+    panels[-1].set(xlabel=setting.replace("_", " "), ylabel="test accuracy")
+    for axes in panels:
+        axes.set_xscale("log")
+    figure.savefig(path, dpi=90)
+
+
+def _measured(layer: str, name: str) -> Value:
+    return lambda result: result.measure(layer, name)
+
+
+def _band(axes: Axes, results: Sequence[Result], setting: str, value: Value, *, colour: str, label: str) -> None:
+    grouped: dict[float, list[float]] = {}
+    for result in results:
+        if not result.diverged:
+            grouped.setdefault(getattr(result.recipe, setting), []).append(value(result))
+    at = sorted(grouped)
+    axes.plot(at, [median(grouped[x]) for x in at], "o-", color=colour, label=label)
+    axes.fill_between(at, [min(grouped[x]) for x in at], [max(grouped[x]) for x in at], color=colour, alpha=0.2)
+
+
+def histories(results: Mapping[str, Result], path: Path) -> None:
+    """Stable rank, MP soft rank and entropy of FC1 and FC2 against time, a line for each named run."""
+    names = ("stable_rank", "mp_soft_rank", "matrix_entropy")
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    for row, layer in zip(figure.subplots(len(LAYERS), len(names)), LAYERS, strict=True):
+        for axes, name in zip(row, names, strict=True):
+            for label, result in results.items():
+                axes.plot(result.history["epoch"]["epoch"], result.history[layer][name], label=label)
+            axes.set(xlabel="epoch", ylabel=f"{layer.upper()}: {name.replace('_', ' ')}")
+        row[0].legend(frameon=False, fontsize=9)
+    figure.savefig(path, dpi=90)

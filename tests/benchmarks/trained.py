@@ -1,0 +1,163 @@
+"""The classifier against spectra of trained layers, labelled by hand.
+
+    python -m tests.benchmarks.trained                 # confusion tables of both halves, and every miss
+    python -m tests.benchmarks.trained draw FOLDER     # sheets to label from: no phase and no alpha is on them
+    python -m tests.benchmarks.trained collect RUNS    # make tests/data/trained_spectra.npz from runs of examples.paper
+
+The spectra are those of all layers with M >= 64 of the runs that trained. The labels stand in
+tests/data/trained_labels.toml, with the reasoning; they were written down, by the paper's definitions and from the
+sheets, before any threshold was looked at again. Half of the recipes, chosen by a hash of their names without the seed,
+set thresholds; the other half is held back to report on.
+"""
+
+import argparse
+import hashlib
+import json
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from esdmon.spectrum import Phase, Spectrum, classify, mp_density, mp_edges
+
+DATA = Path(__file__).parents[1] / "data"
+SPECTRA, LABELS = DATA / "trained_spectra.npz", DATA / "trained_labels.toml"
+MIN_M = 64
+TRAINED = 0.8  # training accuracy
+PER_SHEET = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A spectrum of a trained layer."""
+
+    name: str
+    """The run and the layer."""
+    spectrum: Spectrum
+    held_back: bool
+    phase: Phase | None = None
+    reason: str = ""
+
+
+def load() -> list[Labelled]:
+    """All of them, with their labels where they have one."""
+    labels = tomllib.loads(LABELS.read_text(encoding="utf-8")) if LABELS.exists() else {}
+    with np.load(SPECTRA) as file:
+        shapes = json.loads(str(file["shapes"]))
+        return [_labelled(name, file[name], shape, labels.get(name)) for name, shape in shapes.items()]
+
+
+def _labelled(name: str, lam: Any, shape: Sequence[int], label: Any) -> Labelled:
+    n, m = shape
+    spectrum = Spectrum.from_eigenvalues(lam, shape=(n, m))
+    if label is None:
+        return Labelled(name, spectrum, is_held_back(name))
+    return Labelled(name, spectrum, is_held_back(name), Phase(label["phase"]), label["reason"])
+
+
+def is_held_back(name: str) -> bool:
+    """By the recipe: two seeds of one are never in different halves."""
+    recipe = "_".join(part for part in name.partition("/")[0].split("_") if not part.startswith("seed-"))
+    return hashlib.sha256(recipe.encode()).digest()[0] % 2 == 1
+
+
+def collect(runs: Path) -> None:
+    """Take the spectra from the results of `python -m examples.paper`."""
+    spectra: dict[str, Any] = {}
+    shapes: dict[str, tuple[int, int]] = {}
+    for path in sorted(runs.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if result["train_accuracy"] < TRAINED:
+            continue
+        with np.load(path.with_suffix(".npz")) as file:
+            for layer in file.files:
+                record = result["layers"][layer]
+                if record["M"] >= MIN_M:
+                    name = f"{path.stem}/{layer}"
+                    spectra[name], shapes[name] = file[layer], (record["N"], record["M"])
+    DATA.mkdir(exist_ok=True)
+    np.savez_compressed(SPECTRA, shapes=np.array(json.dumps(shapes)), **spectra)
+    print(f"{len(spectra)} spectra, {SPECTRA.stat().st_size / 1e6:.2f} MB")
+
+
+def draw(folder: Path) -> None:
+    """Sheets of spectra: the bulk with the law of noise, and all of λ against its rank, both logarithmic."""
+    from matplotlib.figure import Figure
+
+    folder.mkdir(parents=True, exist_ok=True)
+    every = load()
+    for start in range(0, len(every), PER_SHEET):
+        figure = Figure(figsize=(24, 16), layout="constrained")
+        panels = figure.subplots(4, 8).reshape(-1, 2)
+        for number, (axes, one) in enumerate(zip(panels, every[start : start + PER_SHEET], strict=False), start):
+            _panel(axes, one, number)
+        figure.savefig(folder / f"sheet-{start // PER_SHEET:02d}.png", dpi=62)
+
+
+def _panel(axes: Any, one: Labelled, number: int) -> None:
+    spectrum = one.spectrum
+    bulk = spectrum.bulk
+    low, high = mp_edges(spectrum.q)
+    sigma2 = float(spectrum.eigenvalues.mean()) if bulk is None else bulk.sigma2
+    lam = spectrum.eigenvalues / sigma2
+    axes[0].hist(lam[lam < 2 * high], bins=60, density=False, color="#9db7d5")
+    grid = np.linspace(low, high, 300)[1:-1]
+    axes[0].plot(grid, mp_density(grid, spectrum.q) * lam.size * 2 * high / 60, color="#c0392b")
+    tops = " ".join(f"{value:.3g}" for value in (lam[::-1] / high)[:9])
+    above = int((lam > high).sum())
+    axes[0].set_title(f"{number}: M {spectrum.m}, {above} above λ⁺ ({above / lam.size:.1%})", fontsize=10)
+    axes[1].loglog(lam[::-1][: lam.size], np.arange(1, lam.size + 1), ".", ms=3)
+    axes[1].axvline(high, color="#c0392b", lw=0.8)
+    axes[1].set_title(f"λ/λ⁺: {tops}", fontsize=8)
+
+
+def confusion(every: Iterable[Labelled]) -> tuple[str, float]:
+    """A table of labels against readings, and the share that agrees."""
+    pairs = Counter((one.phase, classify(one.spectrum).phase) for one in every if one.phase is not None)
+    labels = [phase for phase in Phase if any(label is phase for label, _ in pairs)]
+    width = max(len(phase.value) for phase in Phase)
+    lines = [" " * width + "  " + "  ".join(phase.value for phase in Phase)]
+    lines += [
+        f"{label.value:<{width}}  " + "  ".join(f"{pairs[label, phase] or '.':>{len(phase.value)}}" for phase in Phase)
+        for label in labels
+    ]
+    total = pairs.total()
+    share = sum(count for (label, phase), count in pairs.items() if label is phase) / total if total else 0.0
+    return "\n".join(lines), share
+
+
+def report() -> None:
+    """Both halves, and the misses."""
+    every = load()
+    for held_back, title in ((False, "that set thresholds"), (True, "held back")):
+        half = [one for one in every if one.held_back is held_back and one.phase is not None]
+        table, share = confusion(half)
+        print(f"{len(half)} spectra {title}; rows are labels\n{table}\nagreement {share:.1%}\n")
+        for one in half:
+            reading = classify(one.spectrum)
+            if one.phase is not None and reading.phase is not one.phase:
+                print(f"{one.name}: {one.phase.value} ({one.reason}), read as {reading.phase.value}")
+                print(f"    {reading.explanation}")
+        print()
+
+
+def main() -> None:
+    """One of the three."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", nargs="?", choices=("confusion", "draw", "collect"), default="confusion")
+    parser.add_argument("folder", nargs="?", type=Path)
+    options = parser.parse_args()
+    if options.what == "confusion":
+        report()
+    elif options.folder is None:
+        parser.error(f"{options.what} needs a folder")
+    else:
+        {"draw": draw, "collect": collect}[options.what](options.folder)
+
+
+if __name__ == "__main__":
+    main()
