@@ -19,6 +19,7 @@ from esdmon.plugins import Plugins
 from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
+from esdmon.state import Plain, layer_from, to_plain
 from esdmon.weights import (
     MIN_EIGENVALUES,
     Drift,
@@ -167,6 +168,17 @@ class Reader:
         if not report.trainable:
             self._frozen[matrix.name] = report
         return report
+
+    def state_dict(self) -> Plain:
+        """The samples by which it is told how far weights have moved, and what was read of those that are frozen."""
+        drift = {} if self._drift is None else self._drift.state_dict()
+        return {"drift": drift, "frozen": {name: to_plain(layer) for name, layer in self._frozen.items()}}
+
+    def load_state_dict(self, state: Plain) -> None:
+        """Go on from `state_dict()`: a frozen weight that is still the same is not read again."""
+        if self._drift is not None:
+            self._drift.load_state_dict(state["drift"])
+        self._frozen = {name: layer_from(plain) for name, plain in state["frozen"].items()}
 
     def _spectral_report(self, name: str, spectrum: Spectrum, step: int) -> LayerReport:
         phase = classify(spectrum)

@@ -113,6 +113,7 @@ def watch(
         rules=rules,
         on_alert=known.on_alert,
         faults=faults,
+        parts={"reader": reader},
     )
     if inner is not None:
         _hook(inner, monitor)

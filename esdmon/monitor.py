@@ -5,17 +5,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Self, final
 
 from esdmon.alerts import AlertBook, AlertRule
-from esdmon.faults import Fault, Faults
+from esdmon.faults import Fault, Faults, describe
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.schedule import Schedule, never
 from esdmon.sinks import Sink
+from esdmon.state import Plain, Stateful, alert_from, layer_from, to_plain
 
 _log = logging.getLogger("esdmon")
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 _HISTORY = 64  # readings of a layer that rules may look back on
+_SAVED = 8  # of those that go into a checkpoint: more than a built-in rule looks at, and small beside a model
+_VERSION = 2
 
 
 @final
@@ -34,8 +37,10 @@ class Monitor:
         rules: Iterable[AlertRule] = (),
         on_alert: Callable[[Alert], None] | None = None,
         faults: Faults | None = None,
+        parts: Mapping[str, Stateful] | None = None,
     ) -> None:
         self._read = read
+        self._parts = dict(parts or {})
         self._schedule = schedule
         self._sinks = tuple(sinks)
         self._rules = tuple(rules)
@@ -96,21 +101,45 @@ class Monitor:
         """Have `undo` called by `close()`: how a host takes its hooks back."""
         self._at_close.append(undo)
 
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on counting where this one stopped."""
-        return {"version": 1, "steps": self._steps}
+    def state_dict(self) -> Plain:
+        """What a resumed run needs to go on as if it had not stopped: steps, readings, alerts, and how weights were.
+
+        Plain data and tensors, a few kB for each matrix: `torch.load` reads it with weights_only.
+        """
+        return {
+            "version": _VERSION,
+            "steps": self._steps,
+            "history": {name: [to_plain(layer) for layer in list(h)[-_SAVED:]] for name, h in self._history.items()},
+            "alerts": [to_plain(alert) for alert in self._alerts],
+            "firing": [to_plain(alert) for alert in self._book.firing.values()],
+            "parts": {name: part.state_dict() for name, part in self._parts.items()},
+        }
 
     def load_state_dict(self, state: object) -> None:
-        """Go on from `state_dict()`.
+        """Go on from `state_dict()`; sinks that can are told to drop what was written after that step.
 
         Raises:
-            ValueError: for a state of another version.
+            ValueError: for what is no such state, or is that of another version; nothing is changed then.
         """
-        steps = state.get("steps") if isinstance(state, Mapping) and state.get("version") == 1 else None
-        if not isinstance(steps, int) or steps < 0:
-            msg = f"the state of a monitor has version 1 and a number of steps, got {state!r}"
+        steps = state.get("steps") if isinstance(state, Mapping) and state.get("version") == _VERSION else None
+        if not isinstance(state, Mapping) or not isinstance(steps, int) or steps < 0:
+            shown = sorted(map(str, state)) if isinstance(state, Mapping) else state
+            msg = f"the state of a monitor has version {_VERSION} and a number of steps, got {shown!r}"
             raise ValueError(msg)
+        try:
+            history = {name: [layer_from(layer) for layer in layers] for name, layers in state["history"].items()}
+            alerts, firing = ([alert_from(alert) for alert in state[key]] for key in ("alerts", "firing"))
+            parts = {name: state["parts"][name] for name in self._parts}
+        except (KeyError, TypeError, AttributeError) as error:
+            msg = f"the state of a monitor is damaged: {describe(error)}"
+            raise ValueError(msg) from error
+        for name, part in self._parts.items():
+            part.load_state_dict(parts[name])
+        self._history = {name: deque(layers, maxlen=_HISTORY) for name, layers in history.items()}
+        self._alerts = alerts
+        self._book.firing = {alert.id: alert for alert in firing}
         self._steps = steps
+        self._to_sinks("rewind", steps)
 
     def __enter__(self) -> Self:
         """The monitor; leaving the block closes it."""
@@ -153,9 +182,11 @@ class Monitor:
                     asked.append(rule.name)
         return self._book.update(found, rules=asked, step=step, time=time.time())
 
-    def _to_sinks(self, method: str, *record: Report | Alert) -> None:
+    def _to_sinks(self, method: str, *record: Report | Alert | int) -> None:
         for name, sink in self._sinks:
             who = f"sink {name}"
+            if method == "rewind" and not hasattr(sink, method):
+                continue  # most sinks of others cannot, and need not
             # A sink that was shut off is still closed: it may hold a file.
             if method == "close" or not self._faults.disabled(who):
                 with self._faults.isolated(who, self._steps):

@@ -1,4 +1,5 @@
 import logging
+import re
 
 import pytest
 import torch
@@ -154,12 +155,23 @@ def test_a_resumed_run_goes_on_counting() -> None:
 
 
 @pytest.mark.parametrize(
-    "state", [{"version": 7, "steps": 1}, {"version": 1}, {"version": 1, "steps": -4}, None], ids=str
+    ("state", "message"),
+    [
+        ({"version": 7, "steps": 1}, "has version 2 and a number of steps, got ['steps', 'version']"),
+        ({"version": 2}, "has version 2 and a number of steps"),
+        ({"version": 2, "steps": -4}, "has version 2 and a number of steps"),
+        (None, "has version 2 and a number of steps, got None"),
+        ({"version": 2, "steps": 4}, "is damaged: KeyError: 'history'"),
+        ({"version": 2, "steps": 4, "history": {"a": [{"name": "a"}]}}, "is damaged: KeyError: 'phase'"),
+    ],
+    ids=str,
 )
-def test_what_is_no_state_is_refused(state: object) -> None:
-    """With what was got."""
-    with pytest.raises(ValueError, match="has version 1 and a number of steps, got"):
-        Monitor(report_at, schedule=every(1)).load_state_dict(state)
+def test_what_is_no_state_is_refused(state: object, message: str) -> None:
+    """With what was got; the monitor is as it was."""
+    monitor = Monitor(report_at, schedule=every(1))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        monitor.load_state_dict(state)
+    assert monitor.steps == 0
 
 
 def test_a_monitor_that_was_never_stepped_says_so(caplog: pytest.LogCaptureFixture) -> None:

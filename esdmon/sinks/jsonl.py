@@ -36,6 +36,17 @@ class JsonlSink:
         """A line."""
         self._append([{"kind": "alert"} | alert.to_record()])
 
+    def rewind(self, step: int) -> None:
+        """Cut off the lines at the end of the file that were written after a step."""
+        self._file.close()
+        with self.path.open("rb+") as file:
+            end = 0
+            for line in iter(file.readline, b""):
+                if json.loads(line)["step"] <= step:
+                    end = file.tell()
+            file.truncate(end)
+        self._file = self.path.open("a", encoding="utf-8")
+
     def flush(self) -> None:
         """Nothing to do: each write is flushed."""
 

@@ -21,6 +21,11 @@ class MemorySink:
         """Keep the alert."""
         self.alerts.append(alert)
 
+    def rewind(self, step: int) -> None:
+        """Forget what came after a step."""
+        self.reports = [report for report in self.reports if report.step <= step]
+        self.alerts = [alert for alert in self.alerts if alert.step <= step]
+
     def flush(self) -> None:
         """Nothing to do."""
 

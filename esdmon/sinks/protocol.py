@@ -7,7 +7,11 @@ from esdmon.records import Alert, Report
 
 @runtime_checkable
 class Sink(Protocol):
-    """Written to from one thread, in step order. What it raises is isolated: the run and the other sinks go on."""
+    """Written to from one thread, in step order. What it raises is isolated: the run and the other sinks go on.
+
+    One that has a method `rewind(step)` is told with it that a run was resumed at that step: it drops what was written
+    after it by the run that was stopped, which is going to be written again.
+    """
 
     def write(self, report: Report) -> None:
         """Take one reading."""

@@ -32,14 +32,22 @@ class Drift:
             weight = matrix.read().detach()
             check_readable(weight)
             weight = matrix.to_stack(weight)
-            now = weight.take(_positions(weight.numel()).to(weight.device)).double().cpu()
+            now = weight.take(_positions(weight.numel()).to(weight.device)).cpu()
         before = self._samples.get(matrix.name)
         self._samples[matrix.name] = now
         if before is None or before.shape != now.shape:
             return float("nan")
-        norm = float(before.norm())
-        moved = float((now - before).norm())
+        norm = float(before.double().norm())
+        moved = float((now.double() - before.double()).norm())
         return moved / norm if norm > 0 else (float("inf") if moved > 0 else 0.0)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """The samples, by the matrices' names, in the dtypes of the weights."""
+        return dict(self._samples)
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Compare with these from now on."""
+        self._samples = dict(state)
 
 
 def _positions(count: int) -> torch.Tensor:

@@ -64,6 +64,15 @@ class TensorBoardSink:
         self._writer.add_text(f"esdmon_alert/{alert.rule}/{alert.layer}", text, alert.step)
         self._writer.flush()
 
+    def rewind(self, step: int) -> None:
+        """Have TensorBoard drop what lies in the folder after a step. In a writer of the user's that is the user's."""
+        if self._close:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- optional
+
+            folder = self._writer.log_dir
+            self._writer.close()
+            self._writer = SummaryWriter(folder, purge_step=step + 1)
+
     def flush(self) -> None:
         """Flush the writer."""
         self._writer.flush()

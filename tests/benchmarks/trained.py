@@ -104,13 +104,13 @@ def _panel(axes: Any, one: Labelled, number: int) -> None:
     low, high = mp_edges(spectrum.q)
     sigma2 = float(spectrum.eigenvalues.mean()) if bulk is None else bulk.sigma2
     lam = spectrum.eigenvalues / sigma2
-    axes[0].hist(lam[lam < 2 * high], bins=60, density=False, color="#9db7d5")
+    axes[0].hist(lam, bins=60, range=(0, 2 * high), color="#9db7d5")
     grid = np.linspace(low, high, 300)[1:-1]
     axes[0].plot(grid, mp_density(grid, spectrum.q) * lam.size * 2 * high / 60, color="#c0392b")
-    tops = " ".join(f"{value:.3g}" for value in (lam[::-1] / high)[:9])
+    tops = " ".join(f"{value:.3g}" for value in (lam[::-1] / high)[:8])
     above = int((lam > high).sum())
     axes[0].set_title(f"{number}: M {spectrum.m}, {above} above λ⁺ ({above / lam.size:.1%})", fontsize=10)
-    axes[1].loglog(lam[::-1][: lam.size], np.arange(1, lam.size + 1), ".", ms=3)
+    axes[1].loglog(lam[::-1], np.arange(1, lam.size + 1), ".", ms=3)
     axes[1].axvline(high, color="#c0392b", lw=0.8)
     axes[1].set_title(f"λ/λ⁺: {tops}", fontsize=8)
 

@@ -1,0 +1,47 @@
+"""Records as plain data that any checkpoint can hold, and back: numbers, texts, lists and dictionaries."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from enum import Enum
+from typing import Any, Protocol
+
+from esdmon.records import Alert, LayerReport
+from esdmon.spectrum import Phase
+
+Plain = dict[str, Any]
+
+
+class Stateful(Protocol):
+    """What is saved with a run and goes on from there."""
+
+    def state_dict(self) -> Plain:
+        """What is to be kept."""
+
+    def load_state_dict(self, state: Plain) -> None:
+        """Go on from it."""
+
+
+def to_plain(record: LayerReport | Alert) -> Plain:
+    """Field by field; NaN stays NaN."""
+    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
+
+
+def layer_from(plain: Mapping[str, Any]) -> LayerReport:
+    """The layer that `to_plain` was given."""
+    return LayerReport(**dict(plain) | {"phase": Phase(plain["phase"]), "aliases": tuple(plain["aliases"])})
+
+
+def alert_from(plain: Mapping[str, Any]) -> Alert:
+    """The alert that `to_plain` was given."""
+    return Alert(**dict(plain) | {"layers": tuple(plain["layers"])})
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Enum():
+            return value.value
+        case tuple():
+            return list(value)
+        case Mapping():
+            return dict(value)
+    return value

@@ -1,0 +1,147 @@
+"""Runs that were killed and resumed: their series are those of a run that was not."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+import esdmon
+from esdmon.sinks import MemorySink
+
+STEPS, SAVED, KILLED = 20, 9, 13
+
+
+class Run:
+    """A small network that trains on noise, with a layer that is frozen, watched every other step."""
+
+    def __init__(self, folder: Path) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(80, 70), nn.ReLU(), nn.Linear(70, 64))
+        self.model[0].requires_grad_(requires_grad=False)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.sink = MemorySink()
+        self.monitor = esdmon.watch(
+            self.model,
+            self.optimizer,
+            every=2,
+            sinks=[f"jsonl:{folder / 'esdmon.jsonl'}", f"tensorboard:{folder}", self.sink],
+        )
+
+    def train(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            inputs = torch.randn(16, 80, generator=torch.Generator().manual_seed(step))
+            loss = self.model(inputs).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "monitor")}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name, part in state.items():
+            getattr(self, name).load_state_dict(part)
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    """Without what the clock decides."""
+    records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)]
+        for tag in events.Tags()["scalars"]
+        if not tag.endswith("seconds")
+    }
+
+
+def killed_and_resumed(folder: Path) -> Run:
+    """Saved at step 9, killed at 13, begun again from the checkpoint."""
+    first = Run(folder)
+    first.train(0, SAVED)
+    file = io.BytesIO()
+    torch.save(first.state(), file)
+    first.train(SAVED, KILLED)
+    first.monitor.close()  # which writes nothing: a kill leaves the same files
+    file.seek(0)
+    second = Run(folder)
+    second.load(torch.load(file, weights_only=True))
+    second.train(SAVED, STEPS)
+    return second
+
+
+def test_the_series_go_on_without_gap_doubling_or_a_step_back(tmp_path: Path) -> None:
+    """In the JSONL, in what TensorBoard shows, and in the monitor; the frozen layer is told once."""
+    whole, resumed = Run(tmp_path / "whole"), killed_and_resumed(tmp_path / "parts")
+    whole.train(0, STEPS)
+    for run in (whole, resumed):
+        run.monitor.close()
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    assert [record["step"] for record in lines(tmp_path / "parts") if record.get("name") == "0"] == [2]
+    expected = scalars(tmp_path / "whole")
+    assert scalars(tmp_path / "parts") == expected
+    assert [step for step, _ in expected["esdmon_alpha/2"]] == list(range(2, STEPS + 1, 2))
+    assert [report.step for report in resumed.sink.reports] == list(range(10, STEPS + 1, 2))
+    last, other = resumed.monitor.report, whole.monitor.report
+    assert last is not None
+    assert other is not None
+    assert last["2"].to_record() == other["2"].to_record()
+
+
+def test_an_alert_between_pending_and_firing_fires_once(tmp_path: Path) -> None:
+    """A weight that collapses before the checkpoint: two readings before, the third after."""
+
+    def collapsing(folder: Path, first: int, last: int, state: dict[str, Any] | None) -> esdmon.Monitor:
+        torch.manual_seed(1)
+        layer = nn.Linear(128, 96)
+        monitor = esdmon.watch(layer, every=1, sinks=f"jsonl:{folder / 'a.jsonl'}")
+        if state is not None:
+            monitor.load_state_dict(state)
+        for step in range(first, last):
+            generator = torch.Generator().manual_seed(step)
+            low = torch.randn(96, 40, generator=generator) @ torch.randn(40, 128, generator=generator)
+            layer.weight.data = low
+            monitor.step()
+        monitor.close()
+        return monitor
+
+    first = collapsing(tmp_path, 0, 2, None)
+    assert first.alerts == ()
+    second = collapsing(tmp_path, 2, 3, first.state_dict())
+    assert [(alert.rule, alert.step, alert.since) for alert in second.alerts] == [("rank_collapse", 3, 1)]
+    third = collapsing(tmp_path, 3, 6, second.state_dict())
+    assert third.alerts == second.alerts
+    told = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [record["rule"] for record in told if record["kind"] == "alert"] == ["rank_collapse"]
+
+
+def test_a_resumed_monitor_can_have_other_layers() -> None:
+    """A layer that is new has no history; one that is gone is no error."""
+    old = esdmon.watch(nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64)}), every=1, sinks=None)
+    old.step()
+    new = esdmon.watch(nn.ModuleDict({"b": nn.Linear(64, 64), "c": nn.Linear(64, 64)}), every=1, sinks=None)
+    new.load_state_dict(old.state_dict())
+    new.step()
+    assert new.errors == ()
+    assert new.report is not None
+    assert [layer.name for layer in new.report] == ["b", "c"]
+
+
+@pytest.mark.parametrize("step", [0, 3, 10])
+def test_a_memory_sink_forgets_what_came_after(step: int) -> None:
+    """As the others do."""
+    sink = MemorySink()
+    monitor = esdmon.watch(nn.Linear(64, 64), every=1, sinks=[sink])
+    for _ in range(6):
+        monitor.step()
+    sink.rewind(step)
+    assert [report.step for report in sink.reports] == list(range(1, min(step, 6) + 1))
