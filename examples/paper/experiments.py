@@ -53,14 +53,17 @@ def _main(*, full: bool) -> Iterator[Experiment]:
     yield Experiment(
         "collapse",
         "L2 regularisation, from none to far too strong",
-        tuple(Recipe(**_SETOL, batch_size=16, lr=0.01, weight_decay=decay) for decay in (0.001, 0.003, 0.01, 0.03)),
+        tuple(
+            Recipe(**_SETOL, batch_size=16, lr=0.01, weight_decay=decay)
+            for decay in (0.001, 0.003, 0.01, 0.02, 0.03, 0.05)
+        ),
     )
     yield Experiment(
         "full-batch",
         "Adam on all images at once: heavy tails without the noise of small batches",
         tuple(
             Recipe(network="SETOL MLP3", batch_size=1437, optimizer="Adam", lr=lr, epochs=300)
-            for lr in (0.001, 0.003, 0.01, 0.03)
+            for lr in (0.001, 0.003, 0.005, 0.01, 0.02, 0.03)
         ),
     )
 

@@ -85,11 +85,11 @@ def collect(runs: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Sheets of spectra: the bulk with the law of noise, and all of λ against its rank, both logarithmic."""
+    """Sheets of spectra without a label, or of all where none is: the bulk with the law of noise, and all of λ against its rank, both logarithmic."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
-    every = load()
+    every = [one for one in load() if one.phase is None] or load()
     for start in range(0, len(every), PER_SHEET):
         figure = Figure(figsize=(24, 16), layout="constrained")
         panels = figure.subplots(4, 8).reshape(-1, 2)
