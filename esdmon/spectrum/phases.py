@@ -49,8 +49,8 @@ class PhaseThresholds:
     The paper's batch-size figure labels R = 1.0 random-like, .92 bleeding-out, .74 to .80 bulk+spikes, .44 bulk-decay
     and <= .29 heavy-tailed, and its table has 1.3 to 4.8 % of the spectrum above the edge up to bulk+spikes, 9 % in
     bulk-decay and 13 % in heavy-tailed: borders between those are marked (figure) and (table). The others were set on
-    the ensembles of tests/benchmarks/ensembles.py and are marked (ours); tests/benchmarks/confusion.py shows how often
-    all of them are right on others than those.
+    the ensembles of tests/benchmarks/ensembles.py, or on half of the trained layers in tests/data, and are marked (ours);
+    tests/benchmarks/confusion.py and trained.py show how often all of them are right on others than those.
     """
 
     min_m: int = 64
@@ -71,6 +71,10 @@ class PhaseThresholds:
     """k up to which they are few whatever M: one for each class but one is 9 for ten classes (table, and ours)."""
     heavy_soft_rank: float = 0.40
     """R below which a tail can be heavy (figure: between .29 and .44)."""
+    heavy_share: float = 0.10
+    """k/M from which there is no edge to speak of (table: between .09 and .13; set on trained layers) ..."""
+    far_soft_rank: float = 0.20
+    """... or R up to which λmax is so far that fewer eigenvalues on the way will do (figure: <= .29; ours)."""
     heavy_alpha: float = 3.2
     """alpha below which: an alpha of 3.4 and more reads as bulk-decay (ours)."""
     heavy_ks: float = 1.2
@@ -110,6 +114,7 @@ class _Evidence(NamedTuple):
     soft_rank: float
     spikes: float
     few: float
+    many: float
     ks: float
     alpha: float
     tail_ks: float
@@ -183,6 +188,7 @@ def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> _Evide
         soft_rank=bulk.soft_rank,
         spikes=bulk.n_spikes,
         few=max(limits.few_share * bulk.standardised.size, limits.few_spikes),
+        many=limits.heavy_share * bulk.standardised.size,
         ks=bulk.ks,
         alpha=fit.alpha,
         tail_ks=fit.ks_distance * fit.n_tail**0.5,
@@ -199,6 +205,7 @@ def _decide(e: _Evidence, limits: PhaseThresholds) -> Phase:
         return Phase.BULK_SPIKES
     heavy = (
         e.soft_rank < limits.heavy_soft_rank
+        and (e.spikes >= e.many or e.soft_rank <= limits.far_soft_rank)
         and e.alpha < limits.heavy_alpha
         and e.tail_ks <= limits.heavy_ks
         and e.ratio > limits.heavy_ratio

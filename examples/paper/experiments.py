@@ -79,6 +79,11 @@ def _others() -> Iterator[Experiment]:
         ),
     )
     yield Experiment(
+        "ratio",
+        "Learning rate in proportion to the batch size",
+        tuple(Recipe(**_GENERATED, batch_size=size, lr=size / 1000) for size in (32, 16, 8, 4, 2)),
+    )
+    yield Experiment(
         "label-noise",
         "Half of the labels drawn at random, and learned by heart",
         tuple(Recipe(**_GENERATED, batch_size=size, label_noise=0.5, epochs=60) for size in (32, 8)),

@@ -85,7 +85,7 @@ def collect(runs: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Sheets of spectra without a label, or of all where none is: the bulk with the law of noise, and all of λ against its rank, both logarithmic."""
+    """Sheets of the spectra that have no label, or of all: the bulk with the law of noise, and λ against its rank."""
     from matplotlib.figure import Figure
 
     folder.mkdir(parents=True, exist_ok=True)
