@@ -49,8 +49,8 @@ class PhaseThresholds:
     The paper's batch-size figure labels R = 1.0 random-like, .92 bleeding-out, .74 to .80 bulk+spikes, .44 bulk-decay
     and <= .29 heavy-tailed, and its table has 1.3 to 4.8 % of the spectrum above the edge up to bulk+spikes, 9 % in
     bulk-decay and 13 % in heavy-tailed: borders between those are marked (figure) and (table). The others were set on
-    the ensembles of tests/benchmarks/ensembles.py, or on half of the trained layers in tests/data, and are marked (ours);
-    tests/benchmarks/confusion.py and trained.py show how often all of them are right on others than those.
+    the ensembles of tests/benchmarks/ensembles.py, or on half of the trained layers in tests/data, and are marked
+    (ours); tests/benchmarks/confusion.py and trained.py show how often all of them are right on others than those.
     """
 
     min_m: int = 64

@@ -19,27 +19,29 @@ _QUANTITIES = {
     "stable_rank": "stable rank",
     "n_spikes": "spikes above the edge",
 }
-_MARGINS = {"left": 0.02, "right": 0.99, "bottom": 0.09, "top": 0.94, "hspace": 0.4, "wspace": 0.06}
+_MARGINS = {"left": 0.02, "right": 0.99, "bottom": 0.17, "top": 0.95, "hspace": 0.68, "wspace": 0.06}
 Value = Callable[[Result], float]
 
 
 def reached(results: Iterable[Result], layer: str) -> dict[Phase, Result]:
-    """For each phase the run in which a layer ended in it with the most confidence."""
+    """For each phase a run in which a layer ended in it: of the two sweeps where there is one, the clearest."""
     best: dict[Phase, Result] = {}
     for result in results:
-        if result.diverged or layer not in result.layers:
-            continue
-        record = result.layers[layer]
-        phase = Phase(record["phase"])
-        before = best.get(phase)
-        if before is None or record["phase_confidence"] > before.layers[layer]["phase_confidence"]:
-            best[phase] = result
+        if layer in result.phases:
+            phase = result.phases[layer].phase
+            best[phase] = max(best.get(phase, result), result, key=lambda each: _preference(each, layer))
     return best
+
+
+def _preference(result: Result, layer: str) -> tuple[bool, float]:
+    recipe = result.recipe
+    plain = recipe.network == "small AlexNet" and not (recipe.weight_decay or recipe.label_noise)
+    return plain and (recipe.batch_size == 64 or recipe.lr == 0.004), result.phases[layer].confidence
 
 
 def phases(results: Sequence[Result], path: Path) -> None:
     """The 5+1 phases, a column each, for FC1 and FC2; an empty panel for one that no run has reached."""
-    figure = Figure(figsize=(19, 6.4))
+    figure = Figure(figsize=(19, 7.2))
     wanted = [phase for phase in Phase if phase is not Phase.UNCLASSIFIED]
     panels = figure.subplots(len(LAYERS), len(wanted), gridspec_kw=_MARGINS)
     for row, layer in zip(panels, LAYERS, strict=True):
@@ -61,18 +63,20 @@ def _one_spectrum(axes: Axes, result: Result, layer: str) -> None:
         axes.set(xlabel="log₁₀ λ", yticks=[])
     else:
         draw_spectrum(axes, spectrum)
-    axes.text(0.97, 0.97, describe(result, layer), ha="right", va="top", fontsize=8, transform=axes.transAxes)
+    axes.set_xlabel(f"{axes.get_xlabel()}\n{describe(result, layer)}", fontsize=9)
 
 
 def describe(result: Result, layer: str) -> str:
-    """The run and what was measured, in a few lines."""
+    """The run, and what was measured."""
     recipe = result.recipe
-    lines = [recipe.network, f"{recipe.data}, batch {recipe.batch_size}, lr {recipe.lr:g}"]
-    lines += [f"weight decay {recipe.weight_decay:g}"] if recipe.weight_decay else []
-    lines += [f"label noise {recipe.label_noise:g}"] if recipe.label_noise else []
+    extra = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
+    lines = [f"{recipe.network}, {recipe.data}", f"batch {recipe.batch_size}, lr {recipe.lr:g}{extra}"]
+    if result.phases[layer].phase is Phase.RANK_COLLAPSE:
+        rank, count = result.measure(layer, "hard_rank"), result.spectra[layer].m
+        return "\n".join([*lines, f"rank {rank:.0f} of {count}"])
     soft_rank, spikes, alpha = (result.measure(layer, name) for name in ("mp_soft_rank", "n_spikes", "alpha"))
-    shown = f", α {alpha:.2f}" if result.layers[layer]["alpha_is_meaningful"] else ""
-    return "\n".join([*lines, f"R {soft_rank:.2f}, {spikes:.0f} spikes{shown}"])
+    shown = f", α {alpha:.2f}" if result.phases[layer].alpha_is_meaningful else ""
+    return "\n".join([*lines, f"soft rank {soft_rank:.2f}, {spikes:.0f} spikes{shown}"])
 
 
 def sweep(results: Sequence[Result], setting: str, path: Path, *, title: str) -> None:

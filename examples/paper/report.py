@@ -49,17 +49,17 @@ Row = Sequence[object]
 def write_report(results: Results, out: Path) -> str:
     """Write `report.md`, `report.json` and the pictures into a folder; returns the first."""
     every = list({result.path: result for runs in results.values() for result in runs}.values())
-    trained = [result for result in every if result.train_accuracy >= TRAINED]
+    trained = _trained(every)
     figures.phases(trained, out / "phases.png")
     if "batch-size" in results:
-        figures.sweep(results["batch-size"], "batch_size", out / "batch_size.png", title="Generated images, lr .004")
+        runs = _trained(results["batch-size"])
+        figures.sweep(runs, "batch_size", out / "batch_size.png", title="Generated images, learning rate .004")
         figures.histories(
-            {f"batch {run.recipe.batch_size}": run for run in results["batch-size"] if run.recipe.seed == 0},
-            out / "epochs.png",
+            {f"batch {run.recipe.batch_size}": run for run in runs if run.recipe.seed == 0}, out / "epochs.png"
         )
     if "learning-rate" in results:
-        converged = [run for run in results["learning-rate"] if run.train_accuracy >= TRAINED]
-        figures.sweep(converged, "lr", out / "learning_rate.png", title="Generated images, batch size 64")
+        runs = _trained(results["learning-rate"])
+        figures.sweep(runs, "lr", out / "learning_rate.png", title="Generated images, batch size 64")
     sections = [section for section in (*_sections(results), _reached(trained, len(every))) if section]
     text = "\n\n".join(sections) + "\n"
     (out / "report.md").write_text(text, encoding="utf-8")
@@ -68,13 +68,17 @@ def write_report(results: Results, out: Path) -> str:
     return text
 
 
+def _trained(results: Iterable[Result]) -> list[Result]:
+    return [result for result in results if result.train_accuracy >= TRAINED]
+
+
 def _sections(results: Results) -> Iterator[str]:
     yield _initialisation()
     if "batch-size" in results:
         yield "## Batch size, small AlexNet on generated images\n\n" + _sweep_table(
             results["batch-size"], "batch_size", PUBLISHED_BATCHES
         )
-        yield _falls(results["batch-size"])
+        yield _falls(_trained(results["batch-size"]))
         yield "## Shuffled elements, and where eigenvectors live\n\n" + _null_table(results["batch-size"])
     if "learning-rate" in results:
         yield "## Learning rate at batch size 64\n\n" + _sweep_table(results["learning-rate"], "lr", PUBLISHED_RATES)
@@ -122,8 +126,9 @@ def _sweep_table(runs: Sequence[Result], setting: str, published: Mapping[float,
     rows = []
     for value, group in grouped.items():
         cells: list[object] = [f"{value:g}", published.get(value, "")]
+        untrained = "" if _trained(group) else " (did not train)"
         for layer in LAYERS:
-            cells += [_phases(group, layer)]
+            cells += [_phases(group, layer) + untrained]
             cells += [
                 _range([run.measure(layer, name) for run in group], form)
                 for name, form in (("mp_soft_rank", ".2f"), ("stable_rank", ".1f"), ("n_spikes", ".0f"))
@@ -183,12 +188,12 @@ def _run_table(runs: Sequence[Result]) -> str:
                 (
                     run.recipe.name,
                     layer,
-                    record["phase"],
+                    run.phases[layer].phase.value if layer in run.phases else record["status"],
                     *(
                         _show(record.get(name), form)
                         for name, form in (("mp_soft_rank", ".2f"), ("stable_rank", ".1f"), ("n_spikes", ".0f"))
                     ),
-                    alpha if record["alpha_is_meaningful"] else f"({alpha})",
+                    alpha if layer in run.phases and run.phases[layer].alpha_is_meaningful else f"({alpha})",
                     f"{run.train_accuracy:.3f}",
                     f"{run.test_accuracy:.3f}",
                 )
@@ -215,7 +220,7 @@ def _numbers(result: Result) -> dict[str, object]:
 
 
 def _phases(group: Iterable[Result], layer: str) -> str:
-    counts = Counter(run.layers[layer]["phase"] for run in group)
+    counts = Counter(run.phases[layer].phase.value for run in group if layer in run.phases)
     return ", ".join(phase if len(counts) == 1 else f"{phase} {count}" for phase, count in counts.most_common())
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 import esdmon
 from esdmon.sinks import MemorySink
-from esdmon.spectrum import Spectrum
+from esdmon.spectrum import PhaseReading, Spectrum, classify
 from examples.paper import data, networks
 
 READINGS = 20
@@ -99,6 +99,11 @@ class Result:
                 name: Spectrum.from_eigenvalues(file[name], shape=(self.layers[name]["N"], self.layers[name]["M"]))
                 for name in file.files
             }
+
+    @cached_property
+    def phases(self) -> dict[str, PhaseReading]:
+        """The phase of each of them, told anew: a run does not go stale when the classifier is bettered."""
+        return {name: classify(spectrum) for name, spectrum in self.spectra.items()}
 
     def measure(self, layer: str, name: str) -> float:
         """A number of a layer at the end; NaN where it is undefined."""

@@ -1,6 +1,7 @@
 """The classifier against spectra of trained layers, labelled by hand.
 
     python -m tests.benchmarks.trained                 # confusion tables of both halves, and every miss
+    python -m tests.benchmarks.trained misses FOLDER   # the same, and a picture of the misses that were held back
     python -m tests.benchmarks.trained draw FOLDER     # sheets to label from: no phase and no alpha is on them
     python -m tests.benchmarks.trained collect RUNS    # make tests/data/trained_spectra.npz from runs of examples.paper
 
@@ -85,20 +86,28 @@ def collect(runs: Path) -> None:
 
 
 def draw(folder: Path) -> None:
-    """Sheets of the spectra that have no label, or of all: the bulk with the law of noise, and λ against its rank."""
+    """Sheets of the spectra that have no label, or of all."""
+    every = [one for one in load() if one.phase is None] or load()
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(every), PER_SHEET):
+        titled = [(str(number), one) for number, one in enumerate(every[start : start + PER_SHEET], start)]
+        _sheet(titled, folder / f"sheet-{start // PER_SHEET:02d}.png")
+
+
+def _sheet(titled: Sequence[tuple[str, Labelled]], path: Path) -> None:
+    """Four spectra to a row: the bulk with the law of noise, and all of λ against its rank, both logarithmic."""
     from matplotlib.figure import Figure
 
-    folder.mkdir(parents=True, exist_ok=True)
-    every = [one for one in load() if one.phase is None] or load()
-    for start in range(0, len(every), PER_SHEET):
-        figure = Figure(figsize=(24, 16), layout="constrained")
-        panels = figure.subplots(4, 8).reshape(-1, 2)
-        for number, (axes, one) in enumerate(zip(panels, every[start : start + PER_SHEET], strict=False), start):
-            _panel(axes, one, number)
-        figure.savefig(folder / f"sheet-{start // PER_SHEET:02d}.png", dpi=62)
+    rows = -(-len(titled) // 4)
+    figure = Figure(figsize=(24, 4.3 * rows), layout="constrained")
+    for axes, (title, one) in zip(figure.subplots(rows, 8).reshape(-1, 2), titled, strict=False):
+        _panel(axes, one, title)
+    figure.savefig(path, dpi=62)
 
 
-def _panel(axes: Any, one: Labelled, number: int) -> None:
+def _panel(axes: Any, one: Labelled, title: str) -> None:
+    from matplotlib.ticker import NullFormatter
+
     spectrum = one.spectrum
     bulk = spectrum.bulk
     low, high = mp_edges(spectrum.q)
@@ -109,9 +118,10 @@ def _panel(axes: Any, one: Labelled, number: int) -> None:
     axes[0].plot(grid, mp_density(grid, spectrum.q) * lam.size * 2 * high / 60, color="#c0392b")
     tops = " ".join(f"{value:.3g}" for value in (lam[::-1] / high)[:8])
     above = int((lam > high).sum())
-    axes[0].set_title(f"{number}: M {spectrum.m}, {above} above λ⁺ ({above / lam.size:.1%})", fontsize=10)
+    axes[0].set_title(f"{title}\nM {spectrum.m}, {above} above λ⁺ ({above / lam.size:.1%})", fontsize=10)
     axes[1].loglog(lam[::-1], np.arange(1, lam.size + 1), ".", ms=3)
     axes[1].axvline(high, color="#c0392b", lw=0.8)
+    axes[1].xaxis.set_minor_formatter(NullFormatter())
     axes[1].set_title(f"λ/λ⁺: {tops}", fontsize=8)
 
 
@@ -130,25 +140,29 @@ def confusion(every: Iterable[Labelled]) -> tuple[str, float]:
     return "\n".join(lines), share
 
 
-def report() -> None:
-    """Both halves, and the misses."""
+def report(folder: Path | None = None) -> None:
+    """Both halves, and the misses; into a folder a picture of those of the half that was held back."""
     every = load()
     for held_back, title in ((False, "that set thresholds"), (True, "held back")):
-        half = [one for one in every if one.held_back is held_back and one.phase is not None]
+        half = [one for one in every if one.held_back is held_back]
         table, share = confusion(half)
         print(f"{len(half)} spectra {title}; rows are labels\n{table}\nagreement {share:.1%}\n")
-        for one in half:
-            reading = classify(one.spectrum)
-            if one.phase is not None and reading.phase is not one.phase:
+        misses = [(one, reading) for one in half if (reading := classify(one.spectrum)).phase is not one.phase]
+        titled = []
+        for one, reading in misses:
+            if one.phase is not None:
                 print(f"{one.name}: {one.phase.value} ({one.reason}), read as {reading.phase.value}")
                 print(f"    {reading.explanation}")
+                titled.append((f"{one.phase.value},\nread as {reading.phase.value}", one))
+        if held_back and folder is not None and titled:
+            _sheet(titled, folder / "misses.png")
         print()
 
 
 def main() -> None:
     """One of the three."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="?", choices=("confusion", "draw", "collect"), default="confusion")
+    parser.add_argument("what", nargs="?", choices=("confusion", "misses", "draw", "collect"), default="confusion")
     parser.add_argument("folder", nargs="?", type=Path)
     options = parser.parse_args()
     if options.what == "confusion":
@@ -156,7 +170,7 @@ def main() -> None:
     elif options.folder is None:
         parser.error(f"{options.what} needs a folder")
     else:
-        {"draw": draw, "collect": collect}[options.what](options.folder)
+        {"misses": report, "draw": draw, "collect": collect}[options.what](options.folder)
 
 
 if __name__ == "__main__":
