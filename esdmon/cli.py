@@ -25,10 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output, `head` say, has had enough. What is left in the buffer must not complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # whoever read it, `head` say, has had enough
         return FAILURE
     except OSError as error:
+        _drop_output()
         print(f"esdmon {options.command}: cannot write: {error.strerror or error}", file=sys.stderr)
         return FAILURE
     except EsdmonError as error:
@@ -38,6 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\nesdmon {options.command}: stopped.", file=sys.stderr)
         return INTERRUPTED
     return status
+
+
+def _drop_output() -> None:
+    """Point standard output to nowhere, so that what is left in its buffer does not complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

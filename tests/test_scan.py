@@ -129,7 +129,8 @@ def test_what_cannot_be_read_gives_status_2_and_one_line(
 def run(*arguments: str, stdout: int | io.BufferedWriter = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "esdmon", "scan", *arguments],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},  # as torchrun sets it: the last digits depend on the threads
+        # One thread, as torchrun sets it: the last digits depend on that. With a buffer, as most users have it.
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": ""},
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
