@@ -1,4 +1,5 @@
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,47 @@ def test_an_exception_in_a_step_does_not_stop_the_clock() -> None:
             optimizer.step(closure)
         train(model, optimizer, 3)
     assert monitor.steps == 3
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_a_gradient_scaler_skips_is_no_fault(fused: bool) -> None:  # noqa: FBT001
+    """The hook of a fused optimizer fires all the same, that of another does not; the weights have not moved."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    sink = MemorySink()
+    with esdmon.watch(model, optimizer, every=1, sinks=[sink]) as monitor:
+        for factor in (1.0, math.inf, 1.0):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(2, 64)).sum() * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert monitor.steps == (3 if fused else 2)
+    assert [report["Linear"].status for report in sink.reports] == ["ok"] * monitor.steps
+    ratios = [report["Linear"].update_ratio for report in sink.reports]
+    assert [ratio > 0 for ratio in ratios[1:]] == ([False, True] if fused else [True])
+
+
+def test_an_optimizer_that_calls_its_closure_often_steps_once() -> None:
+    """LBFGS: weights inside the closure are trial points, and are not read."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64)
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
+    calls = 0
+
+    def closure() -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 64)).square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    with esdmon.watch(model, optimizer, every=1, sinks=None) as monitor:
+        optimizer.step(closure)
+    assert calls > 1
+    assert monitor.steps == 1
 
 
 def test_an_optimizer_of_another_model_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """Schedules: pure functions of the step."""
 
+import math
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdmon.errors import InputError
-from esdmon.schedule import as_schedule, every
+from esdmon.schedule import as_schedule, at, every, per_decade, union
 
 
 @given(interval=st.integers(1, 1000), steps=st.integers(0, 2000))
@@ -23,6 +24,48 @@ def test_every_refuses_what_is_no_number_of_steps(interval: Any) -> None:
     """The message names the argument and shows what was got."""
     with pytest.raises(InputError, match=rf"every= is a number of steps, 1 or more, .*got {interval!r}"):
         every(interval)
+
+
+@given(readings=st.integers(1, 40), last=st.integers(1, 3000))
+def test_per_decade_is_due_at_the_powers(readings: int, last: int) -> None:
+    """At ⌈10^(k/n)⌉ for each k, and at no other step: in integers, ceilings of roots are exact."""
+    expected = set()
+    for k in range(readings * 4):
+        # The smallest step whose n-th power reaches 10^k.
+        step = max(1, math.floor(10 ** (k / readings)) - 1)
+        while step**readings < 10**k:
+            step += 1
+        expected.add(step)
+    schedule = per_decade(readings)
+    assert [step for step in range(1, last + 1) if schedule(step)] == sorted(step for step in expected if step <= last)
+
+
+def test_per_decade_is_due_at_powers_of_ten_far_out() -> None:
+    """Also where a float no longer tells a step from the next by its logarithm alone."""
+    schedule = per_decade(7)
+    assert [schedule(10**9 + offset) for offset in (-1, 0, 1)] == [False, True, False]
+    assert not schedule(0)
+
+
+def test_schedules_are_joined() -> None:
+    """By numbers, functions and each other."""
+    schedule = union(at(2), every(5), lambda step: step == 7)
+    assert [step for step in range(1, 11) if schedule(step)] == [2, 5, 7, 10]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: per_decade(0), r"per_decade\(\) takes the readings to a decade of steps, 1 or more; got 0"),
+        (lambda: at(3, 2.5), r"at\(\) takes steps, 1 or more; got 2.5"),
+        (lambda: union(every(2), lambda: True), r"every= as a function takes the step and says whether to read"),
+    ],
+    ids=["per_decade", "at", "union"],
+)
+def test_wrong_schedules_are_told(make: Any, message: str) -> None:
+    """At construction."""
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 def test_a_number_becomes_a_schedule() -> None:
