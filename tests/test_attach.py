@@ -137,12 +137,12 @@ def test_an_optimizer_that_calls_its_closure_often_steps_once() -> None:
         nonlocal calls
         calls += 1
         optimizer.zero_grad()
-        loss = model(torch.ones(2, 64)).square().sum()
+        loss: torch.Tensor = model(torch.ones(2, 64)).square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     with esdmon.watch(model, optimizer, every=1, sinks=None) as monitor:
-        optimizer.step(closure)
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
     assert calls > 1
     assert monitor.steps == 1
 

@@ -54,18 +54,18 @@ def test_schedules_are_joined() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "arguments", "message"),
     [
-        (lambda: per_decade(0), r"per_decade\(\) takes the readings to a decade of steps, 1 or more; got 0"),
-        (lambda: at(3, 2.5), r"at\(\) takes steps, 1 or more; got 2.5"),
-        (lambda: union(every(2), lambda: True), r"every= as a function takes the step and says whether to read"),
+        (per_decade, [0], r"per_decade\(\) takes the readings to a decade of steps, 1 or more; got 0"),
+        (at, [3, 2.5], r"at\(\) takes steps, 1 or more; got 2.5"),
+        (union, [every(2), lambda: True], r"every= as a function takes the step and says whether to read"),
     ],
     ids=["per_decade", "at", "union"],
 )
-def test_wrong_schedules_are_told(make: Any, message: str) -> None:
+def test_wrong_schedules_are_told(make: Any, arguments: list[Any], message: str) -> None:
     """At construction."""
     with pytest.raises(InputError, match=message):
-        make()
+        make(*arguments)
 
 
 def test_a_number_becomes_a_schedule() -> None:
