@@ -1,7 +1,7 @@
-"""Layers of AlexNet and InceptionV3 beside the paper's numbers, and those of VGG and ResNet.
+"""Layers of AlexNet and InceptionV3 beside the published values, and those of VGG and ResNet.
 
     python -m examples.paper.pretrained
-    python -m examples.paper.pretrained --weights alexnet=alexnet-owt-7be5be79.pth
+    python -m examples.paper.pretrained alexnet --weights alexnet=alexnet-owt-7be5be79.pth
 
 Weights are looked for where torchvision and timm keep what they have downloaded; here nothing is downloaded, and a
 model without weights on this machine is marked so.
@@ -12,7 +12,7 @@ import math
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,163 +20,229 @@ from torch import Tensor
 
 import esdmon
 from esdmon.weights import open_checkpoint
+from examples.paper import published
+from examples.paper.published import Published, paper_sigma
 
-_TIMM_NAMES = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A layer in Martin & Mahoney, JMLR 22 (2021) 165, §5 and its notebooks; NaN for what is not told there."""
-
-    label: str
-    alpha: float
-    ks_distance: float = math.nan
-    soft_rank: float = math.nan
-    """λ⁺/λmax of the Marchenko-Pastur law that was fitted to a smoothed spectrum."""
-    sigma: float = math.nan
-    """σ of the same fit, in units of WᵀW: √N times the standard deviation of the elements that make the bulk."""
+NO_WEIGHTS = "no weights on this machine"
+LEGEND = (
+    "In brackets: as published. σ is in units of WᵀW. The published soft rank and σ are of a law fitted to a smoothed\n"
+    "spectrum, and the published spikes were set apart by hand; ours are as `esdmon.analyze` finds them."
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Pretrained:
-    """A model: its file, and the layers of interest with their shapes."""
+class Model:
+    """Where a model's weights may lie, and its layers of interest by torchvision's names, with their shapes."""
 
-    file: str
-    """The pattern of torchvision's file name."""
+    torchvision: str
+    """The pattern of its file in torchvision's cache."""
+    timm: str | None
+    """The pattern of timm's name for it, training included; None where timm has no such model."""
     layers: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A layer as it is read here, beside what was published; no reading where the weights are not at hand."""
+    """A layer as it is read here, beside what was published."""
 
     model: str
     layer: str
-    reading: esdmon.LayerReport | None
+    shape: tuple[int, ...]
+    """As it should be, by torchvision."""
     published: Published | None
+    reading: esdmon.LayerReport | None = None
+    problem: str = ""
+    """Why there is no reading; empty where there is one."""
 
 
 _VGG = {"classifier.0": (4096, 25088), "classifier.3": (4096, 4096), "classifier.6": (1000, 4096)}
-MODELS = {
-    "alexnet": Pretrained(
-        "alexnet-*.pth", {"classifier.1": (4096, 9216), "classifier.4": (4096, 4096), "classifier.6": (1000, 4096)}
+MODELS: Mapping[str, Model] = {
+    "alexnet": Model(
+        "alexnet-*.pth",
+        None,
+        {"classifier.1": (4096, 9216), "classifier.4": (4096, 4096), "classifier.6": (1000, 4096)},
     ),
-    "inception_v3": Pretrained("inception_v3*.pth", {"AuxLogits.fc": (1000, 768), "fc": (1000, 2048)}),
-    "vgg11": Pretrained("vgg11-*.pth", _VGG),
-    "vgg16": Pretrained("vgg16-*.pth", _VGG),
-    "resnet18": Pretrained("resnet18-*.pth", {"layer4.1.conv2": (512, 512, 3, 3), "fc": (1000, 512)}),
-    "resnet50": Pretrained("resnet50-*.pth", {"layer4.2.conv3": (2048, 512, 1, 1), "fc": (1000, 2048)}),
+    # timm has InceptionV3 of other trainings too; these are the weights that the paper read.
+    "inception_v3": Model(
+        "inception_v3_google-*.pth", "inception_v3.tv_in1k", {"AuxLogits.fc": (1000, 768), "fc": (1000, 2048)}
+    ),
+    "vgg11": Model("vgg11-*.pth", "vgg11.*", _VGG),
+    "vgg16": Model("vgg16-*.pth", "vgg16.*", _VGG),
+    "resnet18": Model("resnet18-*.pth", "resnet18.*", {"layer4.1.conv2": (512, 512, 3, 3), "fc": (1000, 512)}),
+    "resnet50": Model("resnet50-*.pth", "resnet50.*", {"layer4.2.conv3": (2048, 512, 1, 1), "fc": (1000, 2048)}),
 }
-PUBLISHED = {
-    ("alexnet", "classifier.1"): Published("FC1", 2.288, 0.0527, 0.0370, 0.6852),
-    ("alexnet", "classifier.4"): Published("FC2", 2.245, 0.0372, 0.0123, 0.5159),
-    ("alexnet", "classifier.6"): Published("FC3", 3.020, 0.0186, 0.0487, 0.9866),
-    ("inception_v3", "AuxLogits.fc"): Published("L226", 5.257, sigma=1.133),
-    ("inception_v3", "fc"): Published("L302", 4.484, sigma=1.024),
-}
+# timm's VGG has the first two as convolutions over the whole image: 4096 × 512 × 7 × 7 is flattened to 4096 × 25088,
+# torchvision's matrix, which takes the 512 × 7 × 7 features in the same order.
+_TIMM_LAYERS = {"classifier.0": "pre_logits.fc1", "classifier.3": "pre_logits.fc2", "classifier.6": "head.fc"}
+_PUBLISHED = {(layer.model, layer.weight): layer for layer in published.LAYERS}
+_HEADER = ("model", "layer", "weight", "alpha", "D", "MP soft rank", "σ", "spikes", "phase")
 
 
 def find(model: str) -> Path | None:
-    """The newest weights of a model in the caches of torchvision and of timm; None where there are none."""
-    torchvision = Path(torch.hub.get_dir()) / "checkpoints"
-    timm = _hugging_face_cache().glob(f"models--timm--{model}.*/snapshots/*/model.safetensors")
-    found = [*torchvision.glob(MODELS[model].file), *timm]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    """Weights that torchvision has downloaded, else timm: the newest of several; None where there are none."""
+    for folder, pattern in _places(model):
+        files = [path for path in folder.glob(pattern) if path.exists()]  # a link may point nowhere
+        if files:
+            return max(files, key=lambda path: path.stat().st_mtime)
+    return None
 
 
-def compare(paths: Mapping[str, Path | None], *, precision: str = "auto") -> list[Row]:
-    """A row for each layer of the models, read one layer at a time.
+def compare(weights: Mapping[str, Path], *, models: Iterable[str] = MODELS) -> list[Row]:
+    """A row for each layer of interest, read one layer at a time in float64; a row without a reading says why.
+
+    Args:
+        weights: the checkpoints, by the names of models.
+        models: whose rows are wanted; those that are not in `weights` are marked as without.
 
     Raises:
-        esdmon.InputError: for a file that cannot be read, or holds no layer of that name and shape.
+        esdmon.InputError: for a model that is not one of `MODELS`.
     """
-    rows = []
-    for model, path in paths.items():
-        for layer, shape in MODELS[model].layers.items():
-            reading = None if path is None else _read(path, layer, shape, precision)
-            rows.append(Row(model, layer, reading, PUBLISHED.get((model, layer))))
-    return rows
+    wanted = dict.fromkeys([*models, *weights])
+    for model in wanted:
+        if model not in MODELS:
+            msg = f"there is no model {model!r}: choose among {', '.join(MODELS)}"
+            raise esdmon.InputError(msg)
+    return [row for model in wanted for row in _rows(model, weights.get(model))]
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """A table; where something was published it stands in brackets behind what was read."""
-    lines = ["| model | layer | N × M | phase | alpha | D | MP soft rank | σ | spikes |", "|" + " --- |" * 9]
-    for row in rows:
-        reading, published = row.reading, row.published
-        name = row.layer + (f" ({published.label})" if published else "")
-        if reading is None:
-            values = [_cell(math.nan, getattr(published, key, math.nan)) for key in _COMPARED]
-            lines.append(f"| {row.model} | {name} | | no weights on this machine | {' | '.join(values)} | |")
-            continue
-        ours = dict(reading.measures) | {"sigma": reading.measures["bulk_sigma"] * reading.N**0.5}
-        values = [_cell(ours[measure], getattr(published, key, math.nan)) for key, measure in _COMPARED.items()]
-        lines.append(
-            f"| {row.model} | {name} | {reading.N} × {reading.M} | {reading.phase.value} | "
-            f"{' | '.join(values)} | {ours['n_spikes']:.0f} |"
-        )
-    return "\n".join(lines)
+    """A table; what was published stands in brackets behind what was read."""
+    lines = [_HEADER, ("---",) * len(_HEADER), *map(_cells, rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-_COMPARED = {"alpha": "alpha", "ks_distance": "ks_distance", "soft_rank": "mp_soft_rank", "sigma": "sigma"}
+def _places(model: str) -> list[tuple[Path, str]]:
+    """(folder, pattern) of the files to look for, the first choice first."""
+    known = MODELS[model]
+    places = [(Path(torch.hub.get_dir()) / "checkpoints", known.torchvision)]
+    if known.timm is not None:
+        places.append((_hugging_face_cache(), f"models--timm--{known.timm}/snapshots/*/model.safetensors"))
+    return places
 
 
-def _cell(ours: float, published: float) -> str:
-    here = f"{ours:.3g}" if math.isfinite(ours) else "–"
-    return f"{here} ({published:.4g})" if math.isfinite(published) else here
+def _hugging_face_cache() -> Path:
+    """As huggingface_hub itself finds it."""
+    caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    home = os.environ.get("HF_HOME", f"{caches}/huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
 
 
-def _read(path: Path, layer: str, shape: tuple[int, ...], precision: str) -> esdmon.LayerReport:
-    weight = _weight(path, layer, shape)
-    return esdmon.analyze({f"{layer}.weight": weight}, precision=precision, layers=[layer])[layer]
+def _rows(model: str, path: Path | None) -> list[Row]:
+    rows = [
+        Row(model, layer, shape, _PUBLISHED.get((model, f"{layer}.weight")))
+        for layer, shape in MODELS[model].layers.items()
+    ]
+    if path is None:
+        return [replace(row, problem=NO_WEIGHTS) for row in rows]
+    try:
+        checkpoint = open_checkpoint(path)
+    except esdmon.InputError as error:
+        return [replace(row, problem=str(error)) for row in rows]
+    return [_read(row, checkpoint, checkpoint.outlines, path) for row in rows]
 
 
-def _weight(path: Path, layer: str, shape: tuple[int, ...]) -> Tensor:
-    """A layer by torchvision's name for it, or timm's; timm has VGG's first two as convolutions of the whole image."""
-    checkpoint = open_checkpoint(path)
-    names = [f"{name}.weight" for name in (layer, _TIMM_NAMES.get(layer, layer))]
-    name = next((name for name in names if name in checkpoint), None)
+def _read(row: Row, tensors: Mapping[str, Tensor], outlines: Mapping[str, Tensor], path: Path) -> Row:
+    try:
+        name = locate(outlines, row.layer, row.shape)
+        weight = tensors[name].reshape(row.shape)
+        reading = esdmon.analyze({f"{row.layer}.weight": weight}, layers=[row.layer], precision="exact")[row.layer]
+    except esdmon.InputError as error:
+        return replace(row, problem=f"{path}: {error}")
+    if reading.status != "ok":
+        return replace(row, problem=f"{path}: {name} is {reading.status}: {reading.reason}")
+    return replace(row, reading=reading)
+
+
+def locate(outlines: Mapping[str, Tensor], layer: str, shape: tuple[int, ...]) -> str:
+    """The name of a layer's weight, torchvision's or timm's.
+
+    Raises:
+        esdmon.InputError: where there is none, or it has not that shape.
+    """
+    names = [f"{name}.weight" for name in dict.fromkeys((layer, _TIMM_LAYERS.get(layer, layer)))]
+    name = next((name for name in names if name in outlines), None)
     if name is None:
-        msg = f"{path} has no {' or '.join(dict.fromkeys(names))}: is it the weights of another model?"
+        msg = f"it has no {' or '.join(names)}; are these the weights of another model?"
         raise esdmon.InputError(msg)
-    weight = checkpoint[name]
-    if len(shape) == 2:
-        weight = weight.flatten(1)
-    if tuple(weight.shape) != shape:
-        msg = f"{path}: {name} is {_sides(weight.shape)}, expected {_sides(shape)}: is it the weights of another model?"
+    got = tuple(outlines[name].shape)
+    flattened = (*got[:1], math.prod(got[1:]))
+    if (flattened if len(shape) == 2 else got) != shape:
+        msg = f"{name} is {_sides(got)}, expected {_sides(shape)}; are these the weights of another model?"
         raise esdmon.InputError(msg)
-    return weight
+    return name
 
 
 def _sides(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape))
 
 
-def _hugging_face_cache() -> Path:
-    home = os.environ.get("HF_HOME", str(Path.home() / ".cache" / "huggingface"))
-    return Path(os.environ.get("HF_HUB_CACHE", str(Path(home) / "hub")))
+def _cells(row: Row) -> tuple[str, ...]:
+    label = f" ({row.published.label})" if row.published else ""
+    ours, theirs = _ours(row.reading), _theirs(row.published)
+    values = [f"{here} ({there})" if there else here for here, there in zip(ours, theirs, strict=True)]
+    phase = row.reading.phase.value if row.reading else NO_WEIGHTS if row.problem == NO_WEIGHTS else "not read"
+    return (row.model, row.layer + label, _sides(row.shape), *values, phase)
+
+
+def _ours(reading: esdmon.LayerReport | None) -> list[str]:
+    if reading is None:
+        return ["–"] * 5
+    values = reading.measures
+    sigma = paper_sigma(values["bulk_sigma"], n=reading.N)
+    numbers = [values["alpha"], values["ks_distance"], values["mp_soft_rank"], sigma, values["n_spikes"]]
+    return [f"{number:.4g}" if math.isfinite(number) else "–" for number in numbers]
+
+
+def _theirs(layer: Published | None) -> list[str]:
+    if layer is None:
+        return [""] * 5
+    numbers = [layer.alpha, layer.ks_distance, layer.soft_rank, layer.sigma]
+    return [*("" if number is None else f"{number:.4g}" for number in numbers), " or ".join(map(str, layer.spikes))]
 
 
 def _given(text: str) -> tuple[str, Path]:
-    model, separator, path = text.partition("=")
-    if not separator or model not in MODELS:
+    model, _, path = text.partition("=")
+    if not path or model not in MODELS:
         msg = f"{text!r} is no MODEL=PATH with a model among {', '.join(MODELS)}"
         raise argparse.ArgumentTypeError(msg)
-    return model, Path(path)
+    return model, Path(path).expanduser()
+
+
+def _named(text: str) -> str:
+    if text not in MODELS:
+        msg = f"there is no model {text!r}: choose among {', '.join(MODELS)}"
+        raise argparse.ArgumentTypeError(msg)
+    return text
+
+
+def _told(model: str, path: Path | None) -> list[Row]:
+    """A model's rows, with a line on stderr for what is read, and for each thing that is missing or wrong."""
+    if path is None:
+        places = " and ".join(f"{pattern} in {folder}" for folder, pattern in _places(model))
+        print(f"{model}: {NO_WEIGHTS}: looked for {places}; or give --weights {model}=PATH", file=sys.stderr)
+        return compare({}, models=[model])
+    print(f"{model}: reading {path}", file=sys.stderr)
+    rows = compare({model: path}, models=[model])
+    for problem in dict.fromkeys(row.problem for row in rows if row.problem):
+        print(f"{model}: {problem}", file=sys.stderr)
+    return rows
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table. Returns 2 where a file cannot be read."""
-    parser = argparse.ArgumentParser(prog="python -m examples.paper.pretrained", description=__doc__)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
-    parser.add_argument("--weights", nargs="+", type=_given, default=[], metavar="MODEL=PATH")
+    """Print the table. Returns 2 where of a model's file nothing could be read."""
+    parser = argparse.ArgumentParser(prog="python -m examples.paper.pretrained", description=main.__doc__)
+    parser.add_argument("models", nargs="*", type=_named, metavar="MODEL", help=f"default: {', '.join(MODELS)}")
+    parser.add_argument(
+        "--weights", nargs="+", action="extend", type=_given, default=[], metavar="MODEL=PATH", help="a checkpoint"
+    )
     options = parser.parse_args(arguments)
-    paths = {model: find(model) for model in options.models} | dict(options.weights)
-    try:
-        print(markdown(compare(paths)))
-    except esdmon.InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    given = dict(options.weights)
+    wanted = dict.fromkeys([*(options.models or MODELS), *given])
+    paths = {model: given.get(model) or find(model) for model in wanted}
+    rows = [row for model, path in paths.items() for row in _told(model, path)]
+    print(f"{markdown(rows)}\n\n{LEGEND}")
+    read = {row.model for row in rows if row.reading is not None}
+    return 2 if any(path is not None and model not in read for model, path in paths.items()) else 0
 
 
 if __name__ == "__main__":

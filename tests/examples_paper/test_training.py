@@ -74,9 +74,9 @@ def test_a_stopped_run_ends_as_it_would_have(tmp_path: Path, monkeypatch: pytest
 
     def stop(share: float) -> None:
         if share == 1:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("by the user")
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="by the user"):
         run(recipe, tmp_path / "parts", device=CPU, progress=stop)
     assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".pt"]
     resumed = run(recipe, tmp_path / "parts", device=CPU, progress=quietly)
