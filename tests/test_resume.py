@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,8 @@ def killed_and_resumed(folder: Path) -> Run:
     torch.save(first.state(), file)
     first.train(SAVED, KILLED)
     first.monitor.close()  # which writes nothing: a kill leaves the same files
+    # TensorBoard reads event files in the order of their names, which hold the second; a resumed run is a later one.
+    time.sleep(1.1)
     file.seek(0)
     second = Run(folder)
     second.load(torch.load(file, weights_only=True))
