@@ -20,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import esdmon
 from esdmon.errors import InputError
 from esdmon.weights import discover, open_checkpoint
+from tests.benchmarks.checkpoint_memory import MEASURE
 
 
 def weights() -> dict[str, Tensor]:
@@ -250,27 +251,6 @@ def test_experts_are_told_from_kernels_by_their_names() -> None:
         for m in discover({"experts.up": torch.ones(4, 30, 20), "conv.weight": torch.ones(30, 20, 4)}).matrices
     }
     assert shapes == {"experts.up": (4, 30, 20), "conv": (4, 30, 20)}
-
-
-MEASURE = """
-import sys, threading, time
-import esdmon
-esdmon.analyze(sys.argv[1])
-page = 4096
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * page
-base = resident()
-peak = [0]
-def sample():
-    while True:
-        peak[0] = max(peak[0], resident())
-        time.sleep(0.001)
-threading.Thread(target=sample, daemon=True).start()
-report = esdmon.analyze(sys.argv[2])
-assert [layer.status for layer in report] == ["ok"] * len(report)
-print(peak[0] - base)
-"""
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident set from /proc")
