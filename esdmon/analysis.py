@@ -7,19 +7,22 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import final
 
+import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from esdmon.errors import InputError, as_list, nearest
 from esdmon.faults import Faults, describe
 from esdmon.plugins import Plugins
-from esdmon.records import LayerReport, Report
+from esdmon.records import Coverage, LayerReport, Report
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
-from esdmon.state import Plain, layer_from, to_plain
+from esdmon.state import Plain
 from esdmon.weights import (
     MIN_EIGENVALUES,
     Drift,
@@ -28,10 +31,13 @@ from esdmon.weights import (
     Selection,
     Solver,
     UnreadableError,
+    Watched,
     check_precision,
     discover,
+    nominal_seconds,
     open_checkpoint,
     read_spectrum,
+    snapshot,
     solve_lapack,
     solve_torch,
 )
@@ -105,7 +111,7 @@ class Reader:
         reference: Model | str | os.PathLike[str] | None = None,
         measures: str | Sequence[str] = "default",
         precision: str = "auto",
-        optimizer: Optimizer | None = None,
+        optimizers: Sequence[Optimizer] = (),
         faults: Faults | None = None,
         drift: Drift | None = None,
         solver: Solver = solve_torch,
@@ -114,84 +120,177 @@ class Reader:
         self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
         self._solver = solver
-        watched = discover(
-            _opened(model),
+        self._model = _opened(model)
+        self._discover = partial(
+            discover,
+            self._model,
             selection=selection,
             reference=None if reference is None else _opened(reference),
             extractor=plugins.extract,
         )
-        self.matrices = watched.matrices
-        """What is read, in the model's order."""
-        self.coverage = watched.coverage
-        self._optimizer = optimizer
+        self._optimizers = tuple(optimizers)
         self._faults = faults or Faults()
         self._drift = drift
-        self._frozen: dict[str, LayerReport] = {}
+        self._held: tuple[int, set[int]] = (-1, set())
+        self._parameters: tuple[int, ...] = ()
+        self._take_up(self._discover())
+
+    @property
+    def coverage(self) -> Coverage:
+        """What is read of the model."""
+        return self._coverage
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """What is read, in the model's order."""
+        return tuple(self._matrices.values())
 
     @property
     def any_in_optimizer(self) -> bool:
-        """Whether the optimizer holds at least one of the matrices; True where there is no optimizer."""
-        held = None if self._optimizer is None else _held_by(self._optimizer)
-        return held is None or any(_is_held(matrix, held) for matrix in self.matrices)
+        """Whether the optimizers hold at least one of the matrices; True where there is none."""
+        return not self._optimizers or any(self._is_held(matrix, -1) for matrix in self.matrices)
+
+    @property
+    def on_accelerator(self) -> bool:
+        """Whether any of the weights lives on an accelerator."""
+        return bool(self._accelerators())
+
+    def settle(self) -> None:
+        """Wait for the accelerators, so that what they have to do for the run is not taken for the cost of reading."""
+        for device in self._accelerators():
+            torch.accelerator.synchronize(device)
+
+    def refresh(self) -> bool:
+        """Look whether the model still has the parameters it had, and find its matrices anew where not.
+
+        Returns:
+            True where they were found anew.
+
+        Raises:
+            InputError: where there is nothing left to read; what was read is kept.
+        """
+        if not isinstance(self._model, nn.Module) or self._parameters == _identities(self._model):
+            return False
+        self._parameters = _identities(self._model)
+        self._take_up(self._discover())
+        _log.warning("esdmon: the model has other parameters than before; now %s", self.coverage)
+        return True
+
+    def nominal(self) -> dict[str, float]:
+        """Seconds of a reading by matrix, up to a factor."""
+        return {name: nominal_seconds(matrix) for name, matrix in self._matrices.items()}
+
+    def size(self, name: str) -> int:
+        """Bytes of a copy of a matrix."""
+        matrix = self._matrices[name]
+        return math.prod(matrix.stack_shape()) * max(p.element_size() for p in matrix.parameters())
+
+    def is_trainable(self, name: str) -> bool:
+        """Whether any parameter behind it requires a gradient."""
+        return any(parameter.requires_grad for parameter in self._matrices[name].parameters())
+
+    def look(self, names: Iterable[str]) -> dict[str, float]:
+        """‖ΔW‖/‖W‖ of each since it was last marked; NaN where that cannot be told."""
+        return {} if self._drift is None else self._drift.look(self._matrices[name] for name in names)
+
+    def mark(self, name: str) -> float:
+        """How far a matrix has moved since it was last marked, from now on compared with what it is now."""
+        try:
+            return math.nan if self._drift is None else self._drift.update(self._matrices[name])
+        except Exception:  # noqa: BLE001 -- the reading that follows tells it, with a reason
+            return math.nan
+
+    def fingerprint(self) -> str:
+        """The same on all ranks that hold the same weights."""
+        return "" if self._drift is None else self._drift.fingerprint(self.matrices)
 
     def read(self, step: int) -> Report:
         """All matrices as they are now. Never raises on a weight: what cannot be read has a status and a reason."""
         start = time.perf_counter()
-        held = None if self._optimizer is None else _held_by(self._optimizer)
-        layers = tuple(self.read_one(matrix, step, held) for matrix in self.matrices)
+        layers = tuple(self.read_one(name, step) for name in self._matrices)
         return Report(step, layers, self.coverage, time.perf_counter() - start)
 
-    def read_one(self, matrix: Matrix, step: int, held: set[int] | None = None) -> LayerReport:
-        """One of `matrices`; `held` are the ids of the parameters in the optimizer, None where there is none."""
+    def read_one(self, name: str, step: int) -> LayerReport:
+        """One of them, as it is now."""
+        return self.begin(name, step, moved=self.mark(name))()
+
+    def begin(self, name: str, step: int, *, moved: float = math.nan, copy: bool = False) -> Callable[[], LayerReport]:
+        """The first half of a reading, at its step; what is returned is the second, and gives the record.
+
+        Args:
+            name: of the matrix.
+            step: optimizer steps taken.
+            moved: what `mark` returned.
+            copy: take a copy of the weight, so that the second half may run later, and in another thread.
+        """
+        matrix = self._matrices[name]
+        begun = LayerReport(
+            name, "failed", step, "not finished", view=matrix.view, aliases=matrix.aliases, update_ratio=moved
+        )
         try:
-            moved = math.nan if self._drift is None else self._drift.update(matrix)
-            trainable = any(parameter.requires_grad for parameter in matrix.parameters())
-            frozen = self._frozen.get(matrix.name)
-            if frozen is not None and not trainable and moved == 0:
-                return replace(frozen, emitted_step=step, update_ratio=0.0)
-            spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, solver=self._solver)
-            report = replace(
-                self._spectral_report(matrix.name, spectrum, step),
-                aliases=matrix.aliases,
+            begun = replace(
+                begun,
                 n_parameters=math.prod(matrix.stack_shape()),
-                trainable=trainable,
-                in_optimizer=None if held is None else _is_held(matrix, held),
-                update_ratio=moved,
+                trainable=self.is_trainable(name),
+                in_optimizer=self._is_held(matrix, step) if self._optimizers else None,
             )
-        except UnreadableError as fault:
-            return LayerReport(matrix.name, fault.status, step, fault.reason, matrix.view, matrix.aliases)
-        except Exception as error:
-            if self._faults.strict:
-                raise
-            _log.debug("reading %s failed", matrix.name, exc_info=True)
-            return LayerReport(matrix.name, "failed", step, describe(error), matrix.view, matrix.aliases)
-        if not report.trainable:
-            self._frozen[matrix.name] = report
-        return report
+            source = snapshot(matrix) if copy else matrix
+        except Exception as error:  # noqa: BLE001 -- told by the second half
+            return partial(self._not_read, begun, error)
+        return partial(self._finish, source, begun)
 
     def state_dict(self) -> Plain:
-        """The samples by which it is told how far weights have moved, and what was read of those that are frozen."""
-        drift = {} if self._drift is None else self._drift.state_dict()
-        return {"drift": drift, "frozen": {name: to_plain(layer) for name, layer in self._frozen.items()}}
+        """The samples by which it is told how far weights have moved."""
+        return {} if self._drift is None else self._drift.state_dict()
 
     def load_state_dict(self, state: Plain) -> None:
-        """Go on from `state_dict()`: a frozen weight that is still the same is not read again."""
+        """Go on from `state_dict()`."""
         if self._drift is not None:
-            self._drift.load_state_dict(state["drift"])
-        self._frozen = {name: layer_from(plain) for name, plain in state["frozen"].items()}
+            self._drift.load_state_dict(state)
 
-    def _spectral_report(self, name: str, spectrum: Spectrum, step: int) -> LayerReport:
+    def _take_up(self, watched: Watched) -> None:
+        self._matrices = {matrix.name: matrix for matrix in watched.matrices}
+        self._parameters = _identities(self._model) if isinstance(self._model, nn.Module) else ()
+        self._coverage = watched.coverage
+        if self._drift is not None:
+            self._drift.share_among(len(self._matrices))
+
+    def _accelerators(self) -> set[torch.device]:
+        devices = {parameter.device for matrix in self.matrices for parameter in matrix.parameters()}
+        return {device for device in devices if device.type not in ("cpu", "meta")}
+
+    def _is_held(self, matrix: Matrix, step: int) -> bool:
+        if step < 0 or self._held[0] != step:
+            groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
+            self._held = step, {id(parameter) for group in groups for parameter in group["params"]}
+        return any(id(parameter) in self._held[1] for parameter in matrix.parameters())
+
+    def _finish(self, matrix: Matrix, begun: LayerReport) -> LayerReport:
+        try:
+            spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, solver=self._solver)
+            return self._spectral_report(begun, spectrum)
+        except Exception as error:  # noqa: BLE001 -- told in the record
+            return self._not_read(begun, error)
+
+    def _not_read(self, begun: LayerReport, error: Exception) -> LayerReport:
+        if isinstance(error, UnreadableError):
+            return replace(begun, status=error.status, reason=error.reason)
+        if self._faults.strict:
+            raise error
+        _log.debug("reading %s failed", begun.name, exc_info=error)
+        return replace(begun, reason=describe(error))
+
+    def _spectral_report(self, begun: LayerReport, spectrum: Spectrum) -> LayerReport:
         phase = classify(spectrum)
         values, nulls = {}, {}
         for measure in self._measures:
-            values[measure.name] = self._take(measure.name, measure.compute, spectrum, step)
+            values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
             if measure.null is not None and spectrum.view != "lora-delta":  # a product of two is no such noise
-                nulls[measure.name] = self._take(measure.name, measure.null, spectrum, step)
-        return LayerReport(
-            name=name,
+                nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)
+        return replace(
+            begun,
             status="ok",
-            step=step,
-            view=spectrum.view,
+            reason="",
             N=spectrum.n,
             M=spectrum.m,
             slices=spectrum.slices,
@@ -232,9 +331,5 @@ def _choose(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tupl
     return tuple(known[name] for name in names)
 
 
-def _is_held(matrix: Matrix, held: set[int]) -> bool:
-    return any(id(parameter) in held for parameter in matrix.parameters())
-
-
-def _held_by(optimizer: Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+def _identities(model: nn.Module) -> tuple[int, ...]:
+    return tuple(id(parameter) for parameter in model.parameters())

@@ -20,22 +20,34 @@ from torch.optim import Optimizer
 
 from esdmon.alerts import AlertRule
 from esdmon.analysis import Reader
+from esdmon.budget import Budget
 from esdmon.errors import InputError, as_list, nearest, unwritable
 from esdmon.faults import Faults
+from esdmon.helper import Helper
 from esdmon.monitor import Monitor
 from esdmon.plugins import Plugins
-from esdmon.schedule import Schedule, as_schedule, never
+from esdmon.readings import Readings
+from esdmon.replicas import Replicas
+from esdmon.schedule import Schedule, as_schedule
 from esdmon.sinks import Sink
 from esdmon.weights import MIN_EIGENVALUES, Drift, Model, Selection
+from esdmon.worker import Mode, Worker
 
 _log = logging.getLogger("esdmon")
+_made = itertools.count()  # monitors of a distributed job
+_IN_BACKWARD = (
+    "esdmon: the optimizer steps within backward(), while other weights are still to be updated: its steps are not "
+    "counted. Leave the optimizer out of watch(), and call monitor.step() after backward()."
+)
 
 
 def watch(
     model: Model,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     every: int | Schedule = 200,
+    budget: float | None = 0.01,
+    mode: str = "auto",
     sinks: str | Sink | Sequence[str | Sink] | None = "auto",
     alerts: str | Sequence[str | AlertRule] | None = "default",
     layers: Sequence[str] | None = None,
@@ -50,13 +62,18 @@ def watch(
 ) -> Monitor:
     """Watch a model's spectra while it trains.
 
-    The weights are read after the optimizer's step, on the training thread, and nothing else of the run is touched:
-    losses and random numbers are the same to the last bit.
+    The weights are read after the optimizer's step, and nothing else of the run is touched: losses and random numbers
+    are the same to the last bit. `every` says when something is read, and `budget` how much of the model.
 
     Args:
         model: what trains; call after it is on its device.
-        optimizer: its steps are counted. None: call `monitor.step()` after each step yourself.
+        optimizer: its steps are counted; of several, those of the first. None: call `monitor.step()` after each step
+            yourself.
         every: steps between readings, or a function of the step that says when to read.
+        budget: the share of the run's time, and of its CPU time, that watching may take. At each due step those
+            matrices are read that are most out of date for what they cost, and at least one. None: all, each time.
+        mode: "sync" reads in the optimizer's hook; "thread" copies the weights there, and reads while training goes on;
+            "auto" is "thread" where the weights are on an accelerator or three of four cores are idle, else "sync".
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
             "auto": TensorBoard in a new folder under `runs/`, where it is installed, and JSONL beside it.
             None: nowhere.
@@ -91,7 +108,9 @@ def watch(
     schedule = as_schedule(every)
     faults = Faults(strict=strict)
     known = Plugins(plugins)
-    inner = None if optimizer is None else _unwrap(optimizer)
+    inner = _optimizers(optimizer)
+    spending = Budget(budget)
+    drift = Drift()
     reader = Reader(
         model,
         known,
@@ -99,28 +118,42 @@ def watch(
         reference=reference,
         measures=measures,
         precision=precision,
-        optimizer=inner,
+        optimizers=inner,
         faults=faults,
-        drift=Drift(),
+        drift=drift,
     )
+    worker = Worker(reader, spending, mode=_mode(mode, on_accelerator=reader.on_accelerator))
     rules = _choose_rules(alerts, known.rules)
-    writes = _is_writer()
+    replicas = _replicas()
+    leads = replicas is None or replicas.rank == 0
     monitor = Monitor(
-        reader.read,
-        # Replicated weights are the same on every rank: one reads and writes, and the others do nothing.
-        schedule=schedule if writes else never,
-        sinks=_open_sinks(sinks, known) if writes else (),
-        rules=rules,
+        Helper(reader, worker, replicas) if replicas and not leads else Readings(reader, worker, spending, replicas),
+        schedule=schedule,
+        sinks=_open_sinks(sinks, known) if leads else (),
+        rules=rules if leads else (),
         on_alert=known.on_alert,
+        budget=spending,
         faults=faults,
         parts={"reader": reader},
     )
-    if inner is not None:
-        _hook(inner, monitor)
+    if inner:
+        _hook(inner[0], monitor)
         if not reader.any_in_optimizer:
             _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
     _log.info("esdmon: %s", reader.coverage)
     return monitor
+
+
+def _mode(mode: str, *, on_accelerator: bool) -> Mode:
+    match mode:
+        case "sync" | "thread":
+            return mode
+    if mode != "auto":
+        msg = f"mode= is one of auto, sync, thread; got {mode!r}"
+        raise InputError(msg)
+    # torch starts a thread for each physical core, which are half of what the system counts where each runs two.
+    idle = 4 * torch.get_num_threads() <= (os.cpu_count() or 1)
+    return "thread" if on_accelerator or idle else "sync"
 
 
 def _hook(optimizer: Optimizer, monitor: Monitor) -> None:
@@ -131,31 +164,66 @@ def _hook(optimizer: Optimizer, monitor: Monitor) -> None:
     """
     # What torch wraps around the step of every optimizer class: one function, so one code object.
     wrapper = getattr(type(optimizer).step, "__code__", None)
+    told: list[bool] = []
 
     def after(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         frame, depth = inspect.currentframe(), 0
         while frame is not None:
             depth += frame.f_code is wrapper and frame.f_locals.get("self") is optimizer
             frame = frame.f_back
-        if depth <= 1:
-            monitor.step()
+        if depth > 1 or _is_captured():
+            return
+        if _is_in_backward():
+            if not told:
+                _log.warning(_IN_BACKWARD)
+                told.append(True)
+            return
+        monitor.step()
 
     # Under a compiled step the hook would be traced, and its numpy turned into torch.
     untraced: Callable[[Any], Any] = torch.compiler.disable
     monitor.at_close(optimizer.register_step_post_hook(untraced(after)).remove)
 
 
-def _unwrap(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside wrappers such as Accelerate's, whose own hooks do not work."""
-    while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    if not isinstance(optimizer, Optimizer):
-        msg = (
-            f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer: leave it out and call "
-            "monitor.step() after each step"
-        )
-        raise InputError(msg)
-    return optimizer
+def _is_captured() -> bool:
+    """Whether a CUDA graph is recorded, whose kernels do not run now. Its replays call no Python: their loop steps."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _is_in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 -- there is no public way to tell
+
+
+def _replicas() -> Replicas | None:
+    """The ranks of this job; None for a process that is alone."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return None
+    # Monitors are made in the same order on all ranks, so those that belong together have words of their own.
+    c10d = distributed.distributed_c10d
+    store = c10d.PrefixStore(f"esdmon/{next(_made)}", c10d._get_default_store())  # noqa: SLF001 -- there is no public way to it
+    return Replicas(store, distributed.get_rank(), distributed.get_world_size())
+
+
+def _optimizers(given: Any) -> tuple[Optimizer, ...]:
+    """The torch optimizers inside wrappers such as Accelerate's, whose own hooks do not work."""
+    if given is None:
+        return ()
+    found = []
+    for optimizer in given if isinstance(given, list | tuple) else (given,):
+        inner = optimizer
+        while not hasattr(inner, "_optimizer_step_post_hooks") and hasattr(inner, "optimizer"):
+            inner = inner.optimizer
+        if not isinstance(inner, Optimizer):
+            msg = (
+                f"optimizer is a {type(inner).__name__}, not a torch.optim.Optimizer: leave it out and call "
+                "monitor.step() after each step"
+            )
+            raise InputError(msg)
+        found.append(inner)
+    if not found:
+        raise InputError("optimizer is an empty list: give one, or leave it out and call monitor.step()")
+    return tuple(found)
 
 
 def _open_sinks(sinks: str | Sink | Sequence[str | Sink] | None, known: Plugins) -> list[tuple[str, Sink]]:
@@ -207,8 +275,3 @@ def _choose_rules(alerts: str | Iterable[str | AlertRule] | None, known: Mapping
             msg = f"alerts={rule!r} is no rule; there are {', '.join(known)}.{nearest(str(rule), known)}"
             raise InputError(msg)
     return chosen
-
-
-def _is_writer() -> bool:
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank() > 0)

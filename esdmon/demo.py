@@ -139,7 +139,7 @@ def run(settings: Settings) -> Report:
     sinks = [f"tensorboard:{out}", f"jsonl:{out / 'esdmon.jsonl'}"]
     progress, task = _progress(steps, console)
     with (
-        watch(model, optimizer, every=max(1, steps // READINGS), sinks=sinks) as monitor,
+        watch(model, optimizer, every=max(1, steps // READINGS), budget=None, sinks=sinks) as monitor,
         Live(progress, console=console, refresh_per_second=4) as live,
     ):
         right = seen = 0

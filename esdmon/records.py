@@ -57,7 +57,9 @@ class LayerReport:
     in_optimizer: bool | None = None
     """Whether the optimizer holds it; None where the monitor was given none."""
     update_ratio: float = math.nan
-    """‖ΔW‖/‖W‖ since the last reading, on a sample of the elements; NaN at the first."""
+    """‖ΔW‖/‖W‖ from the reading before to this one, on a sample of the elements; NaN at the first."""
+    unchanged: bool = False
+    """Repeated from an earlier step, since the weight has hardly moved since: by at most 1e-3 of its norm."""
     phase: Phase = Phase.UNCLASSIFIED
     phase_confidence: float = 0.0
     """0 on a border between phases, 1 far from any."""
@@ -109,6 +111,7 @@ class LayerReport:
             "trainable": self.trainable,
             "in_optimizer": self.in_optimizer,
             "update_ratio": self.update_ratio,
+            "unchanged": self.unchanged,
             "phase": self.phase.value,
             "phase_code": self.phase.code,
             "phase_confidence": self.phase_confidence,
@@ -153,19 +156,30 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All matrices of a model at one step. `print(report)` is the table, `report["name"]` a layer."""
+    """What is known of a model at one step. `print(report)` is the table, `report["name"]` a layer.
+
+    A layer that was not read at this step is there as it was read last: its `step` is that of its weights, its `age`
+    the steps since.
+    """
 
     step: int
     layers: tuple[LayerReport, ...]
     coverage: Coverage
     seconds: float = math.nan
-    """What the reading took."""
+    """What the readings of this step took."""
+    waiting: tuple[str, ...] = ()
+    """Matrices that have not been read yet: their turn comes as the budget allows."""
+    overhead: float = math.nan
+    """The monitor's share of the run so far."""
 
     def __getitem__(self, name: str) -> LayerReport:
         """The layer of that name; KeyError with the nearest names."""
         for layer in self.layers:
             if layer.name == name:
                 return layer
+        if name in self.waiting:
+            msg = f"{name!r} has not been read yet: its turn comes as the budget allows"
+            raise KeyError(msg)
         msg = f"no layer {name!r} in this report.{nearest(str(name), (layer.name for layer in self.layers))}"
         raise KeyError(msg)
 
@@ -182,8 +196,13 @@ class Report:
         return len(self.layers)
 
     @property
+    def new(self) -> tuple[LayerReport, ...]:
+        """The layers that were read at this step: what a sink has not had yet."""
+        return tuple(layer for layer in self.layers if layer.step == self.step)
+
+    @property
     def summary(self) -> dict[str, float]:
-        """The model in a few numbers: medians over its layers, layers in each phase, seconds taken.
+        """The model in a few numbers: medians over its layers, layers in each phase, how old that is, what it cost.
 
         `alpha_median` is over the layers whose alpha is meaningful; a number of no layers is left out.
         """
@@ -201,7 +220,12 @@ class Report:
         counts = Counter(layer.phase for layer in ok)
         numbers |= {f"layers_{phase.value}": float(counts[phase]) for phase in Phase}
         numbers["layers_not_ok"] = float(len(self.layers) - len(ok))
+        numbers["layers_new"] = float(len(self.new))
+        numbers["layers_unchanged"] = float(sum(layer.unchanged for layer in self.layers))
+        numbers["layers_waiting"] = float(len(self.waiting))
+        numbers["age_max"] = float(max((self.step - layer.step for layer in self.layers), default=0))
         numbers["seconds"] = self.seconds
+        numbers["overhead"] = self.overhead
         return numbers
 
     def to_records(self) -> list[Record]:
@@ -224,8 +248,23 @@ class Report:
         )
         if any(layer.status == "ok" and not layer.alpha_is_meaningful for layer in self.layers):
             lines.append("(alpha) is not told apart from noise")
+        lines += self._ages()
         lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
         return "\n".join(lines)
+
+    def _ages(self) -> list[str]:
+        """What is not of this step, in a line or two."""
+        old = [layer for layer in self.layers if layer.step != self.step]
+        lines = []
+        if old:
+            oldest = min(layer.step for layer in old)
+            unchanged = sum(layer.unchanged for layer in old)
+            since = f", {unchanged} of them unchanged since" if unchanged else ""
+            lines.append(f"{len(old)} of {len(self.layers)} as read before, from step {oldest} on{since}")
+        if self.waiting:
+            more = f" and {len(self.waiting) - 2} more" if len(self.waiting) > 2 else ""
+            lines.append(f"not read yet: {', '.join(self.waiting[:2])}{more}")
+        return lines
 
 
 @dataclass(frozen=True, slots=True)

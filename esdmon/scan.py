@@ -21,7 +21,8 @@ from esdmon.analysis import Reader
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Record, Report, show
 from esdmon.table import format_table
-from esdmon.weights import Drift, Matrix, Selection, solve_lapack
+from esdmon.turns import share_out
+from esdmon.weights import Drift, Matrix, Selection, nominal_seconds, solve_lapack
 
 _WRONG = ("nonfinite", "degenerate", "failed")
 
@@ -111,7 +112,7 @@ def _common(reader: Reader, other: Reader) -> list[Matrix]:
 def _read(reader: Reader, matrices: Sequence[Matrix], ranks: Ranks, what: str) -> Report:
     start = time.perf_counter()
     mine = split(matrices, ranks)
-    read = {matrix.name: reader.read_one(matrix, step=0) for matrix in _with_progress(mine, what, ranks)}
+    read = {matrix.name: reader.read_one(matrix.name, step=0) for matrix in _with_progress(mine, what, ranks)}
     if ranks.count > 1:
         gathered: list[dict[str, LayerReport]] = [{} for _ in range(ranks.count)]
         distributed.all_gather_object(gathered, read)
@@ -121,22 +122,10 @@ def _read(reader: Reader, matrices: Sequence[Matrix], ranks: Ranks, what: str) -
 
 
 def split(matrices: Sequence[Matrix], ranks: Ranks) -> list[Matrix]:
-    """The matrices of one rank: the costliest first, each to the rank that has the least to do so far."""
-    load = [0.0] * ranks.count
-    mine: set[str] = set()
-    for matrix in sorted(matrices, key=lambda matrix: (-_cost(matrix), matrix.name)):
-        rank = load.index(min(load))
-        load[rank] += _cost(matrix)
-        if rank == ranks.rank:
-            mine.add(matrix.name)
+    """The matrices of one rank, in their order."""
+    costs = {matrix.name: nominal_seconds(matrix) for matrix in matrices}
+    mine = set(share_out(costs, range(ranks.count))[ranks.rank])
     return [matrix for matrix in matrices if matrix.name in mine]
-
-
-def _cost(matrix: Matrix) -> float:
-    """Multiplications of a reading: N·M² for the product and 4/3·M³ for the eigenvalues, to a slice."""
-    slices, rows, columns = matrix.stack_shape()
-    n, m = max(rows, columns), min(rows, columns)
-    return slices * (n * m**2 + 4 / 3 * m**3)
 
 
 @contextmanager

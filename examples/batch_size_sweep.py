@@ -46,7 +46,9 @@ def train(batch_size: int, *, epochs: int, seed: int, out: Path) -> Run:
     # The largest rate of those tried (.002 to .005) at which batch size 2 still trains.
     optimizer = torch.optim.SGD(model.parameters(), lr=0.004, momentum=0.9)
     steps = epochs * math.ceil(len(images) / batch_size)
-    with esdmon.watch(model, optimizer, every=max(1, steps // 20), sinks=f"tensorboard:{out / f'batch-{batch_size}'}"):
+    with esdmon.watch(
+        model, optimizer, every=max(1, steps // 20), budget=None, sinks=f"tensorboard:{out / f'batch-{batch_size}'}"
+    ):
         for index in itertools.islice(batches(len(images), batch_size, seed=seed), steps):
             train_step(model, optimizer, images[index], labels[index])
     spectra = {name: spectrum_of(model.get_submodule(name).weight) for name in LAYERS}

@@ -11,7 +11,6 @@ from esdmon.analysis import Reader
 from esdmon.errors import InputError
 from esdmon.plugins import Plugins
 from esdmon.spectrum import Measure, Spectrum
-from esdmon.weights import Drift
 
 
 def network() -> nn.Module:
@@ -112,27 +111,11 @@ def test_the_model_is_untouched() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_frozen_weights_are_read_once_and_show_their_age() -> None:
-    """Repeated, they keep the step of their reading; moved by hand, they are read again."""
-    model = network().requires_grad_(requires_grad=False)
-    reader = Reader(model, Plugins(), drift=Drift())
-    first = reader.read(step=1)["3"]
-    again = reader.read(step=50)["3"]
-    assert (again.step, again.emitted_step, again.age) == (1, 50, 49)
-    assert again.measures is first.measures
-    with torch.no_grad():
-        model.get_parameter("3.weight").mul_(2)
-    moved = reader.read(step=60)["3"]
-    assert (moved.step, moved.age) == (60, 0)
-    assert moved.update_ratio == pytest.approx(1)
-    assert moved.measures["lambda_max"] == pytest.approx(4 * first.measures["lambda_max"])
-
-
 def test_update_ratio_and_optimizer_membership() -> None:
     """A layer that the optimizer was not given is told apart."""
     model = network()
     optimizer = torch.optim.SGD(model.get_submodule("3").parameters(), lr=0.1)
-    report = Reader(model, Plugins(), optimizer=optimizer).read(step=0)
+    report = Reader(model, Plugins(), optimizers=[optimizer]).read(step=0)
     assert (report["3"].in_optimizer, report["4"].in_optimizer) == (True, False)
     assert esdmon.analyze(model)["3"].in_optimizer is None
 

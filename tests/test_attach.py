@@ -33,7 +33,7 @@ def test_the_optimizers_steps_are_the_clock() -> None:
     """Readings carry the step of their own weights."""
     model, sink = network(), MemorySink()
     optimizer = torch.optim.Adam(model.parameters())
-    with esdmon.watch(model, optimizer, every=2, sinks=[sink]) as monitor:
+    with esdmon.watch(model, optimizer, every=2, budget=None, sinks=[sink]) as monitor:
         train(model, optimizer, 5)
     assert [report.step for report in sink.reports] == [2, 4]
     assert monitor.steps == 5
@@ -48,7 +48,7 @@ def test_training_is_the_same_to_the_last_bit(kind: type[torch.optim.SGD | torch
     def run(*, watched: bool) -> tuple[list[float], list[Tensor], Tensor]:
         model = network()
         optimizer = kind(model.parameters(), lr=0.01)
-        monitor = esdmon.watch(model, optimizer, every=1, sinks=[MemorySink()]) if watched else None
+        monitor = esdmon.watch(model, optimizer, every=1, budget=None, sinks=[MemorySink()]) if watched else None
         losses = train(model, optimizer, 12)
         if monitor is not None:
             monitor.close()
@@ -65,7 +65,7 @@ def test_close_leaves_no_hook() -> None:
     """The optimizer is as it was."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    monitor = esdmon.watch(model, optimizer, every=1, sinks=[])
+    monitor = esdmon.watch(model, optimizer, every=1, budget=None, sinks=[])
     assert len(optimizer._optimizer_step_post_hooks) == 1
     monitor.close()
     assert not optimizer._optimizer_step_post_hooks
@@ -86,7 +86,7 @@ def test_a_step_inside_a_step_counts_once() -> None:
     model = network()
     torch.optim.SGD(network().parameters(), lr=0.1)
     optimizer = Cautious(model.parameters(), lr=0.1)
-    with esdmon.watch(model, optimizer, every=1, sinks=[]) as monitor:
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[]) as monitor:
         train(model, optimizer, 3)
     assert monitor.steps == 3
 
@@ -99,7 +99,7 @@ def test_an_exception_in_a_step_does_not_stop_the_clock() -> None:
     def closure() -> float:
         raise RuntimeError("out of memory")
 
-    with esdmon.watch(model, optimizer, every=1, sinks=[]) as monitor:
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[]) as monitor:
         with pytest.raises(RuntimeError, match="out of memory"):
             optimizer.step(closure)
         train(model, optimizer, 3)
@@ -114,7 +114,7 @@ def test_a_step_that_a_gradient_scaler_skips_is_no_fault(fused: bool) -> None:  
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     sink = MemorySink()
-    with esdmon.watch(model, optimizer, every=1, sinks=[sink]) as monitor:
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink]) as monitor:
         for factor in (1.0, math.inf, 1.0):
             optimizer.zero_grad()
             scaler.scale(model(torch.ones(2, 64)).sum() * factor).backward()
@@ -141,7 +141,7 @@ def test_an_optimizer_that_calls_its_closure_often_steps_once() -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    with esdmon.watch(model, optimizer, every=1, sinks=None) as monitor:
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=None) as monitor:
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     assert calls > 1
     assert monitor.steps == 1
@@ -150,7 +150,7 @@ def test_an_optimizer_that_calls_its_closure_often_steps_once() -> None:
 def test_an_optimizer_of_another_model_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """It would count the steps of the wrong training."""
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
-    esdmon.watch(network(), optimizer, every=1, sinks=None).close()
+    esdmon.watch(network(), optimizer, every=1, budget=None, sinks=None).close()
     assert "the optimizer holds none of the weights that are watched" in caplog.text
 
 
@@ -165,14 +165,14 @@ def test_wrapped_optimizers_are_unwrapped() -> None:
     """The inner one's hooks are used."""
     model = network()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    with esdmon.watch(model, Wrapper(inner), every=1, sinks=[]) as monitor:
+    with esdmon.watch(model, Wrapper(inner), every=1, budget=None, sinks=[]) as monitor:
         train(model, inner, 2)
     assert monitor.steps == 2
 
 
 def test_without_an_optimizer_the_loop_calls_step() -> None:
     """The same monitor, driven by hand."""
-    with esdmon.watch(network(), every=2, sinks=[]) as monitor:
+    with esdmon.watch(network(), every=2, budget=None, sinks=[]) as monitor:
         for _ in range(4):
             monitor.step()
     assert monitor.report is not None
@@ -183,7 +183,7 @@ def test_a_nan_in_a_weight_is_told_and_training_goes_on() -> None:
     """The run ends as it would have ended."""
     model, sink = network(), MemorySink()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with esdmon.watch(model, optimizer, every=1, sinks=[sink]) as monitor:
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink]) as monitor:
         train(model, optimizer, 1)
         with torch.no_grad():
             model.get_parameter("0.weight")[3, 3] = float("nan")
@@ -207,7 +207,7 @@ def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path: Path, monkeyp
     """Their curves must not mix."""
     monkeypatch.chdir(tmp_path)
     for _ in range(3):
-        with esdmon.watch(network(), every=1, sinks=["auto"]) as monitor:
+        with esdmon.watch(network(), every=1, budget=None, sinks=["auto"]) as monitor:
             monitor.step()
     folders = list((tmp_path / "runs").iterdir())
     assert len(folders) == 3
@@ -216,7 +216,7 @@ def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path: Path, monkeyp
 
 def test_coverage_is_logged_once_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
     """What is watched and what is not."""
-    with caplog.at_level(logging.INFO, "esdmon"), esdmon.watch(network(), every=1, sinks=[]) as monitor:
+    with caplog.at_level(logging.INFO, "esdmon"), esdmon.watch(network(), every=1, budget=None, sinks=[]) as monitor:
         monitor.step()
         monitor.step()
     assert caplog.text.count("watching 98.1% of 6,784 parameters") == 1
@@ -230,7 +230,7 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=1.0)
     targets = torch.randn(128, 4) @ torch.randn(4, 128)
     sink = MemorySink()
-    with esdmon.watch(model, optimizer, every=10, sinks=[sink], alerts=alerts) as monitor:
+    with esdmon.watch(model, optimizer, every=10, budget=None, sinks=[sink], alerts=alerts) as monitor:
         for _ in range(120):
             x = torch.randn(64, 128)
             optimizer.zero_grad()

@@ -19,7 +19,7 @@ def train(rank: int, folder: str) -> None:
     torch.manual_seed(rank)
     model = DistributedDataParallel(nn.Sequential(nn.Linear(32, 32)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with esdmon.watch(model, optimizer, every=2, sinks=f"jsonl:{folder}/rank-{rank}.jsonl") as monitor:
+    with esdmon.watch(model, optimizer, every=2, budget=None, sinks=f"jsonl:{folder}/rank-{rank}.jsonl") as monitor:
         for _ in range(4):
             model(torch.randn(4, 32)).square().sum().backward()
             optimizer.step()

@@ -1,5 +1,8 @@
 import logging
 import re
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,15 +12,50 @@ from esdmon.alerts import AlertRule, History
 from esdmon.analysis import analyze
 from esdmon.faults import Faults
 from esdmon.monitor import Monitor
-from esdmon.records import Alert, Report
+from esdmon.records import Alert, LayerReport, Report
 from esdmon.schedule import every
 from esdmon.sinks import MemorySink
+from esdmon.state import Plain
 
 
-def report_at(step: int) -> Report:
-    torch.manual_seed(step)
-    report = analyze(nn.Linear(30, 20))
-    return Report(step, report.layers, report.coverage, 0.0)
+class Reads:
+    """Readings that are complete at once: of a new layer at each step."""
+
+    reports = True
+    under_way = False
+    dropped = 0
+
+    def __init__(self) -> None:
+        self.history: dict[str, deque[LayerReport]] = {}
+        self._complete: list[Report] = []
+
+    def settle(self) -> None:
+        pass
+
+    def begin(self, step: int) -> None:
+        torch.manual_seed(step)
+        report = analyze(nn.Linear(30, 20))
+        layers = tuple(replace(layer, step=step) for layer in report)
+        self._complete.append(Report(step, layers, report.coverage, 0.0))
+
+    def finished(self) -> Iterator[Report]:
+        while self._complete:
+            report = self._complete.pop(0)
+            for layer in report:
+                self.history.setdefault(layer.name, deque()).append(layer)
+            yield report
+
+    def give_up(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def state_dict(self) -> Plain:
+        return {}
+
+    def load_state_dict(self, state: Plain) -> None:
+        pass
 
 
 class Broken:
@@ -49,7 +87,7 @@ def raising(_history: History) -> list[Alert]:
 def test_reads_at_due_steps_only() -> None:
     """The schedule decides; each sink gets each report."""
     sink = MemorySink()
-    monitor = Monitor(report_at, schedule=every(3), sinks=[("memory", sink)])
+    monitor = Monitor(Reads(), schedule=every(3), sinks=[("memory", sink)])
     for _ in range(10):
         monitor.step()
     assert [report.step for report in sink.reports] == [3, 6, 9]
@@ -59,7 +97,7 @@ def test_reads_at_due_steps_only() -> None:
 def test_a_failing_sink_is_shut_off_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
     """A full disk: the run and the other sinks go on; three failures, two lines in the log."""
     sink = MemorySink()
-    monitor = Monitor(report_at, schedule=every(1), sinks=[("jsonl:x", Broken()), ("memory", sink)])
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("jsonl:x", Broken()), ("memory", sink)])
     for _ in range(6):
         monitor.step()
     monitor.close()
@@ -75,7 +113,7 @@ def test_a_failing_sink_is_shut_off_and_told_once(caplog: pytest.LogCaptureFixtu
 
 def test_strict_raises() -> None:
     """For tests and for finding a fault."""
-    monitor = Monitor(report_at, schedule=every(1), sinks=[("x", Broken())], faults=Faults(strict=True))
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("x", Broken())], faults=Faults(strict=True))
     with pytest.raises(OSError, match="No space left"):
         monitor.step()
 
@@ -86,7 +124,7 @@ def test_a_schedule_that_raises_reaches_no_loop() -> None:
     def bad(_step: int) -> bool:
         raise ZeroDivisionError
 
-    monitor = Monitor(report_at, schedule=bad)
+    monitor = Monitor(Reads(), schedule=bad)
     monitor.step()
     assert [fault.who for fault in monitor.errors] == ["monitor"]
 
@@ -95,7 +133,7 @@ def test_alerts_go_to_the_log_the_sinks_and_the_plugins_once(caplog: pytest.LogC
     """One that goes on holding is not told again; a rule that raises hides no other."""
     sink, told = MemorySink(), list[Alert]()
     rules = [AlertRule("raising", raising), AlertRule("always", always)]
-    monitor = Monitor(report_at, schedule=every(1), sinks=[("m", sink)], rules=rules, on_alert=told.append)
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("m", sink)], rules=rules, on_alert=told.append)
     with caplog.at_level(logging.WARNING, "esdmon"):
         for _ in range(5):
             monitor.step()
@@ -108,7 +146,7 @@ def test_alerts_go_to_the_log_the_sinks_and_the_plugins_once(caplog: pytest.LogC
 def test_close_is_final_and_harmless_twice() -> None:
     """Hooks are taken back in reverse order, once; a step after it does nothing."""
     undone: list[int] = []
-    monitor = Monitor(report_at, schedule=every(1))
+    monitor = Monitor(Reads(), schedule=every(1))
     monitor.at_close(lambda: undone.append(1))
     monitor.at_close(lambda: undone.append(2))
     with monitor:
@@ -123,7 +161,7 @@ def test_an_exception_in_the_loop_closes_and_passes() -> None:
     sink = MemorySink()
 
     def loop() -> None:
-        with Monitor(report_at, schedule=every(1), sinks=[("m", sink)]) as monitor:
+        with Monitor(Reads(), schedule=every(1), sinks=[("m", sink)]) as monitor:
             monitor.step()
             message = "the user's own"
             raise RuntimeError(message)
@@ -135,7 +173,7 @@ def test_an_exception_in_the_loop_closes_and_passes() -> None:
 
 def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing was read, and the log says why."""
-    monitor = Monitor(report_at, schedule=every(200))
+    monitor = Monitor(Reads(), schedule=every(200))
     monitor.step()
     monitor.close()
     assert "closed after 1 steps without a reading: choose a smaller every=" in caplog.text
@@ -143,11 +181,11 @@ def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture
 
 def test_a_resumed_run_goes_on_counting() -> None:
     """The cadence of the first run goes on in the second."""
-    first = Monitor(report_at, schedule=every(4))
+    first = Monitor(Reads(), schedule=every(4))
     for _ in range(6):
         first.step()
     sink = MemorySink()
-    second = Monitor(report_at, schedule=every(4), sinks=[("m", sink)])
+    second = Monitor(Reads(), schedule=every(4), sinks=[("m", sink)])
     second.load_state_dict(first.state_dict())
     second.step()
     second.step()
@@ -157,18 +195,19 @@ def test_a_resumed_run_goes_on_counting() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"version": 7, "steps": 1}, "has version 2 and a number of steps, got ['steps', 'version']"),
-        ({"version": 2}, "has version 2 and a number of steps"),
-        ({"version": 2, "steps": -4}, "has version 2 and a number of steps"),
-        (None, "has version 2 and a number of steps, got None"),
-        ({"version": 2, "steps": 4}, "is damaged: KeyError: 'history'"),
-        ({"version": 2, "steps": 4, "history": {"a": [{"name": "a"}]}}, "is damaged: KeyError: 'phase'"),
+        ({"version": 7, "steps": 1}, "has version 3 and a number of steps, got ['steps', 'version']"),
+        ({"version": 3}, "has version 3 and a number of steps"),
+        ({"version": 3, "steps": -4}, "has version 3 and a number of steps"),
+        (None, "has version 3 and a number of steps, got None"),
+        ({"version": 3, "steps": 4}, "is damaged: KeyError: 'alerts'"),
+        ({"version": 3, "steps": 4, "alerts": [{"id": "a"}], "firing": []}, "is damaged: KeyError: 'layers'"),
+        ({"version": 3, "steps": 4, "alerts": [], "firing": []}, "is damaged: KeyError: 'parts'"),
     ],
     ids=str,
 )
 def test_what_is_no_state_is_refused(state: object, message: str) -> None:
     """With what was got; the monitor is as it was."""
-    monitor = Monitor(report_at, schedule=every(1))
+    monitor = Monitor(Reads(), schedule=every(1))
     with pytest.raises(ValueError, match=re.escape(message)):
         monitor.load_state_dict(state)
     assert monitor.steps == 0
@@ -176,5 +215,5 @@ def test_what_is_no_state_is_refused(state: object, message: str) -> None:
 
 def test_a_monitor_that_was_never_stepped_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """The likeliest mistake: no optimizer, and no call of step()."""
-    Monitor(report_at, schedule=every(1)).close()
+    Monitor(Reads(), schedule=every(1)).close()
     assert "closed without a step: give watch() the optimizer, or call monitor.step()" in caplog.text

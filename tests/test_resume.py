@@ -30,6 +30,7 @@ class Run:
             self.model,
             self.optimizer,
             every=2,
+            budget=None,
             sinks=[f"jsonl:{folder / 'esdmon.jsonl'}", f"tensorboard:{folder}", self.sink],
         )
 
@@ -52,7 +53,7 @@ class Run:
 def lines(folder: Path) -> list[dict[str, Any]]:
     """Without what the clock decides."""
     records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+    return [{key: value for key, value in record.items() if key not in ("seconds", "overhead")} for record in records]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -61,7 +62,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {
         tag: [(point.step, point.value) for point in events.Scalars(tag)]
         for tag in events.Tags()["scalars"]
-        if not tag.endswith("seconds")
+        if not tag.endswith(("seconds", "overhead"))
     }
 
 
@@ -106,7 +107,7 @@ def test_an_alert_between_pending_and_firing_fires_once(tmp_path: Path) -> None:
     def collapsing(folder: Path, first: int, last: int, state: dict[str, Any] | None) -> esdmon.Monitor:
         torch.manual_seed(1)
         layer = nn.Linear(128, 96)
-        monitor = esdmon.watch(layer, every=1, sinks=f"jsonl:{folder / 'a.jsonl'}")
+        monitor = esdmon.watch(layer, every=1, budget=None, sinks=f"jsonl:{folder / 'a.jsonl'}")
         if state is not None:
             monitor.load_state_dict(state)
         for step in range(first, last):
@@ -129,9 +130,13 @@ def test_an_alert_between_pending_and_firing_fires_once(tmp_path: Path) -> None:
 
 def test_a_resumed_monitor_can_have_other_layers() -> None:
     """A layer that is new has no history; one that is gone is no error."""
-    old = esdmon.watch(nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64)}), every=1, sinks=None)
+    old = esdmon.watch(
+        nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64)}), every=1, budget=None, sinks=None
+    )
     old.step()
-    new = esdmon.watch(nn.ModuleDict({"b": nn.Linear(64, 64), "c": nn.Linear(64, 64)}), every=1, sinks=None)
+    new = esdmon.watch(
+        nn.ModuleDict({"b": nn.Linear(64, 64), "c": nn.Linear(64, 64)}), every=1, budget=None, sinks=None
+    )
     new.load_state_dict(old.state_dict())
     new.step()
     assert new.errors == ()
@@ -143,7 +148,7 @@ def test_a_resumed_monitor_can_have_other_layers() -> None:
 def test_a_memory_sink_forgets_what_came_after(step: int) -> None:
     """As the others do."""
     sink = MemorySink()
-    monitor = esdmon.watch(nn.Linear(64, 64), every=1, sinks=[sink])
+    monitor = esdmon.watch(nn.Linear(64, 64), every=1, budget=None, sinks=[sink])
     for _ in range(6):
         monitor.step()
     sink.rewind(step)

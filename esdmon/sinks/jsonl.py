@@ -28,8 +28,8 @@ class JsonlSink:
             raise unwritable(f"jsonl:{path}", error) from error
 
     def write(self, report: Report) -> None:
-        """A line for each matrix that was read now, and one for the summary; a frozen one has its line already."""
-        records = [{"kind": "layer"} | layer.to_record() for layer in report if layer.age == 0]
+        """A line for each matrix that was read at this step, and one for the summary."""
+        records = [{"kind": "layer"} | layer.to_record() for layer in report.new]
         self._append([*records, {"kind": "summary"} | report.to_summary_record()])
 
     def alert(self, alert: Alert) -> None:

@@ -13,6 +13,8 @@ from esdmon.weights.matrix import Matrix as Matrix
 from esdmon.weights.matrix import UnreadableError as UnreadableError
 from esdmon.weights.readable import MIN_EIGENVALUES as MIN_EIGENVALUES
 from esdmon.weights.selection import Selection as Selection
+from esdmon.weights.snapshot import nominal_seconds as nominal_seconds
+from esdmon.weights.snapshot import snapshot as snapshot
 from esdmon.weights.solvers import Solver as Solver
 from esdmon.weights.solvers import solve_lapack as solve_lapack
 from esdmon.weights.solvers import solve_torch as solve_torch

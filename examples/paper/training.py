@@ -157,9 +157,8 @@ def _train(recipe: Recipe, path: Path, device: torch.device, progress: Callable[
     optimizer = _optimizer(recipe, model)
     per_epoch = math.ceil(len(given.train) / recipe.batch_size)
     sink = MemorySink()
-    monitor = esdmon.watch(
-        model, optimizer, every=max(1, per_epoch * recipe.epochs // READINGS), sinks=[sink], layers=["fc*"], alerts=None
-    )
+    every = max(1, per_epoch * recipe.epochs // READINGS)
+    monitor = esdmon.watch(model, optimizer, every=every, budget=None, sinks=[sink], layers=["fc*"], alerts=None)
     checkpoint = _Checkpoint(path.with_suffix(".pt"), model, optimizer, monitor)
     first, history, before = checkpoint.load()
     history = history or {"epoch": {"epoch": []}}

@@ -50,9 +50,8 @@ class TensorBoardSink:
 
     def write(self, report: Report) -> None:
         """A scalar for each measure and the phase of each layer, and for the summary of the model."""
-        for layer in report:
-            # What was read earlier and is repeated (a frozen weight) has its point already.
-            if layer.status == "ok" and layer.age == 0:
+        for layer in report.new:
+            if layer.status == "ok":
                 self._write_layer(layer)
         for name, value in report.summary.items():
             self._scalar(f"esdmon_summary/{name}", value, report.step)

@@ -23,7 +23,7 @@ def events_of(folder: Path) -> EventAccumulator:
 def watch_for(steps: int, sinks: list[str | TensorBoardSink]) -> esdmon.Monitor:
     torch.manual_seed(0)
     model = nn.ModuleDict({"fc1": nn.Linear(128, 96), "fc2": nn.Linear(96, 20)})
-    with esdmon.watch(model, every=10, sinks=sinks) as monitor:
+    with esdmon.watch(model, every=10, budget=None, sinks=sinks) as monitor:
         for _ in range(steps):
             monitor.step()
     return monitor

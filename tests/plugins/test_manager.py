@@ -263,7 +263,7 @@ def test_a_plugin_adds_a_sink() -> None:
         def esdmon_register_sinks(self) -> Mapping[str, Callable[[str], sinks.Sink]]:
             return {"list": lambda target: opened.setdefault(target, sinks.MemorySink())}
 
-    with esdmon.watch(small_model(), every=1, sinks=["list:a:b"], plugins=[AddsSink()]) as monitor:
+    with esdmon.watch(small_model(), every=1, budget=None, sinks=["list:a:b"], plugins=[AddsSink()]) as monitor:
         monitor.step()
     assert list(opened) == ["a:b"]
     assert opened["a:b"].reports == [monitor.report]
@@ -272,7 +272,7 @@ def test_a_plugin_adds_a_sink() -> None:
 def test_a_plugin_adds_a_rule() -> None:
     """Its alert goes to the sinks once, though it holds at every reading."""
     sink = sinks.MemorySink()
-    with esdmon.watch(small_model(), every=1, sinks=[sink], plugins=[AddsRule()]) as monitor:
+    with esdmon.watch(small_model(), every=1, budget=None, sinks=[sink], plugins=[AddsRule()]) as monitor:
         monitor.step()
         monitor.step()
     assert [(alert.id, alert.message) for alert in sink.alerts] == [(ALERT.id, ALERT.message)]
@@ -281,7 +281,7 @@ def test_a_plugin_adds_a_rule() -> None:
 def test_a_plugin_is_told_of_alerts() -> None:
     """Of the same ones as the sinks."""
     listener = Listener()
-    with esdmon.watch(small_model(), every=1, sinks=[], plugins=[AddsRule(), listener]) as monitor:
+    with esdmon.watch(small_model(), every=1, budget=None, sinks=[], plugins=[AddsRule(), listener]) as monitor:
         monitor.step()
     assert [alert.id for alert in listener.told] == [ALERT.id]
     assert tuple(listener.told) == monitor.alerts
@@ -490,7 +490,7 @@ def test_a_measure_of_a_plugin_that_fails_is_undefined_and_nothing_else_is_lost(
         def compute(self, _spectrum: Spectrum) -> float:
             raise ZeroDivisionError
 
-    with esdmon.watch(small_model(), every=1, sinks=[], plugins=[FailingMeasure()]) as monitor:
+    with esdmon.watch(small_model(), every=1, budget=None, sinks=[], plugins=[FailingMeasure()]) as monitor:
         monitor.step()
     assert monitor.report is not None
     layer = monitor.report["0"]

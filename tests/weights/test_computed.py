@@ -46,7 +46,7 @@ def test_training_with_a_hooked_weight_is_watched() -> None:
     """It moves between readings, and is in the optimizer."""
     model = nn.Sequential(HOOKS["spectral_norm"](nn.Linear(40, 30)))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with esdmon.watch(model, optimizer, every=1, sinks=None, strict=True) as monitor:
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=None, strict=True) as monitor:
         for _ in range(2):
             model(torch.randn(8, 40)).square().mean().backward()
             optimizer.step()

@@ -132,7 +132,7 @@ def test_training_with_adapters_is_watched() -> None:
     """The base is frozen and read once; the delta moves from inactive to a reading."""
     model = adapted(["up"], init_lora_weights=True)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
-    with esdmon.watch(model, optimizer, every=1, sinks=None, strict=True) as monitor:
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=None, strict=True) as monitor:
         for _ in range(3):
             model.base_model.model.up(torch.randn(8, 40)).square().mean().backward()
             optimizer.step()

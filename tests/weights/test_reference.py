@@ -36,7 +36,9 @@ def test_a_state_dict_of_the_model_itself_does_not_move_along() -> None:
     """The common slip: `reference=model.state_dict()` shares its memory."""
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with esdmon.watch(model, optimizer, every=1, sinks=None, reference=model.state_dict(), strict=True) as monitor:
+    with esdmon.watch(
+        model, optimizer, every=1, budget=None, sinks=None, reference=model.state_dict(), strict=True
+    ) as monitor:
         model(torch.randn(50, 100)).square().mean().backward()
         optimizer.step()
     assert monitor.report is not None

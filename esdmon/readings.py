@@ -1,0 +1,246 @@
+"""Readings: what is read at a due step is decided, begun, gathered when it is finished, and reported in step order."""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import final
+
+from esdmon.budget import Budget
+from esdmon.records import LayerReport, Report
+from esdmon.replicas import Replicas
+from esdmon.state import Plain, layer_from, to_plain
+from esdmon.turns import Turns, share_out
+from esdmon.worker import Answer, Source, Task, Worker
+
+HISTORY = 64
+"""Readings of a matrix that rules may look back on."""
+QUEUE = 4
+"""Due steps whose readings may be under way; until the first is finished no more are begun. Our choice."""
+_SAVED = 8  # of the history, in a checkpoint: more than a built-in rule looks at, and small beside a model
+_LOOKS = 32  # matrices looked at before it is asked again whether there is time for more
+_LOOKING = 0.5  # share of the credit that may go into looking
+
+_log = logging.getLogger("esdmon")
+
+
+@dataclass(slots=True)
+class _Due:
+    """A due step: its readings, finished and under way."""
+
+    step: int
+    unchanged: frozenset[str]
+    tasks: list[Task] = field(default_factory=list)
+    read: dict[str, LayerReport] = field(default_factory=dict)
+    seconds: float = 0.0
+
+
+@final
+class Readings:
+    """`begin` at each due step, and `finished` at every step for the reports that are complete.
+
+    Args:
+        source: what is read.
+        worker: what finishes it.
+        budget: what may be spent.
+        replicas: the ranks of the job that hold the same weights, of which this is the first; None where it is alone.
+    """
+
+    reports = True
+
+    def __init__(self, source: Source, worker: Worker, budget: Budget, replicas: Replicas | None = None) -> None:
+        self._source = source
+        self._worker = worker
+        self._budget = budget
+        self._replicas = replicas
+        self._turns = Turns(source.nominal(), limited=budget.share is not None)
+        self._due: deque[_Due] = deque()
+        self.history: dict[str, deque[LayerReport]] = {}
+        """The last readings of each matrix, oldest first."""
+        self.dropped = 0
+        """Readings that were not begun, since too many were under way, or came to nothing."""
+
+    @property
+    def under_way(self) -> bool:
+        """Whether `finished` has anything to look for."""
+        return bool(self._due)
+
+    def settle(self) -> None:
+        """Wait for the device before what follows is measured."""
+        self._source.settle()
+
+    def begin(self, step: int) -> None:
+        """Begin the readings of a due step."""
+        if self._source.refresh():
+            self._turns.replace(self._source.nominal())
+            self.history = {name: self.history[name] for name in self._turns.names if name in self.history}
+        self._budget.earn(self._turns.sweep)
+        self._look(step)
+        due = _Due(step, frozenset(name for name in self._turns.names if self._turns.is_unchanged(name)))
+        if self._replicas is None:
+            self._read(due)
+        else:
+            self._share(due, self._replicas)
+        self._turns.pass_by()
+
+    def finished(self) -> Iterator[Report]:
+        """The reports that are complete, the earliest first."""
+        for due in self._due:
+            self._collect(due)
+        while self._due and not self._due[0].tasks:
+            yield self._report(self._due.popleft())
+
+    def give_up(self) -> None:
+        """Wait no more for what is under way; it is lost, and told."""
+        for due in self._due:
+            self._give_up(due, due.tasks)
+
+    def close(self) -> None:
+        """Free the worker, and let other ranks wait no more."""
+        self._worker.close()
+        if self._replicas is not None:
+            self._replicas.end()
+
+    def state_dict(self) -> Plain:
+        """The last readings of each matrix."""
+        return {name: [to_plain(layer) for layer in list(layers)[-_SAVED:]] for name, layers in self.history.items()}
+
+    def load_state_dict(self, state: Plain) -> None:
+        """Go on from them."""
+        history = {name: [layer_from(layer) for layer in layers] for name, layers in state.items()}
+        self._due.clear()
+        self._turns = Turns(self._source.nominal(), limited=self._budget.share is not None)
+        self.history = {n: deque(history[n], maxlen=HISTORY) for n in self._turns.names if history.get(n)}
+        for name, layers in self.history.items():
+            self._turns.read(name, layers[-1].step)
+
+    def _look(self, step: int) -> None:
+        """How far matrices have moved: of all where there is time, and else of those not looked at for longest."""
+        names, enough = self._turns.to_look_at(), (1 - _LOOKING) * self._budget.credit
+        while names:
+            for name, drift in self._source.look(names[:_LOOKS]).items():
+                self._turns.looked(name, step, drift, trainable=self._source.is_trainable(name))
+            if self._budget.credit < enough:
+                break
+            names = names[_LOOKS:]
+
+    def _read(self, due: _Due) -> None:
+        """Here: what there is credit for, and more, as what it takes becomes known."""
+        if not self._has_room(due):
+            return
+        while names := self._choose(due, forced=not due.read):
+            for count, name in enumerate(names):
+                if due.read and self._budget.credit < 0:
+                    return
+                if not self._begin(due, name):
+                    self._drop(due.step, len(names) - count)
+                    return
+            if due.tasks:
+                return
+
+    def _share(self, due: _Due, replicas: Replicas) -> None:
+        """Here and on other ranks, each for as long as the credit says."""
+        if not replicas.has_joined:
+            replicas.join(self._source.fingerprint())
+            self._read(due)
+            return
+        ranks = [0, *replicas.helpers]
+        shares: dict[int, list[str]] = {}
+        try:
+            if self._has_room(due):
+                names = self._choose(due, ranks=len(ranks))
+                shares = share_out({name: self._turns.expected(name) for name in names}, ranks)
+        finally:  # they wait for it, whatever fails here
+            replicas.assign(due.step, shares)
+        moved = {name: self._source.mark(name) for rank in ranks[1:] for name in shares.get(rank, ())}
+        if moved:
+            poll = partial(_with_drift, moved, partial(replicas.answered, due.step))
+            give_up = partial(replicas.give_up, due.step)
+            due.tasks.append(Task(tuple(moved), poll, give_up, elsewhere=True))
+        for name in shares.get(0, ()):
+            if not self._begin(due, name):
+                self._drop(due.step, 1)
+
+    def _choose(self, due: _Due, *, ranks: int = 1, forced: bool = True) -> list[str]:
+        under_way = {name for each in self._due for task in each.tasks for name in task.names}
+        credit = self._budget.credit * ranks - sum(map(self._turns.expected, under_way))
+        return self._turns.choose(due.step, credit, without=under_way | due.read.keys(), forced=forced)
+
+    def _has_room(self, due: _Due) -> bool:
+        """Take a due step into the queue; not where that is full."""
+        if len(self._due) >= QUEUE:  # a rank may have died
+            self._give_up(self._due[0], [task for task in self._due[0].tasks if task.elsewhere])
+        if len(self._due) >= QUEUE and self._due[0].tasks:
+            self._drop(due.step, len(self._choose(due)))
+            return False
+        self._due.append(due)
+        return True
+
+    def _begin(self, due: _Due, name: str) -> bool:
+        task = self._worker.begin(name, due.step, moved=self._source.mark(name))
+        if task is None:
+            self._turns.lost(name)
+            return False
+        due.tasks.append(task)
+        self._collect(due)
+        return True
+
+    def _collect(self, due: _Due) -> None:
+        for task in tuple(due.tasks):
+            try:
+                answer = task.poll()
+            except Exception:
+                due.tasks.remove(task)
+                raise
+            if answer is not None:
+                due.tasks.remove(task)
+                self._take(due, answer)
+
+    def _take(self, due: _Due, answer: Answer) -> None:
+        for name, (layer, seconds) in answer.items():
+            due.read[name] = layer
+            due.seconds += seconds
+            self._turns.read(name, due.step, seconds)
+
+    def _drop(self, step: int, count: int) -> None:
+        if count and not self.dropped:
+            _log.warning(
+                "esdmon: at step %d %d readings were left out, since too many are under way: choose a larger every= or "
+                "a smaller budget=. Told once; monitor.dropped counts.",
+                step,
+                count,
+            )
+        self.dropped += count
+
+    def _give_up(self, due: _Due, tasks: Sequence[Task]) -> None:
+        for task in tuple(tasks):
+            due.tasks.remove(task)
+            came = task.give_up()
+            self._take(due, came)
+            lost = [name for name in task.names if name not in came]
+            self.dropped += len(lost)
+            for name in lost:
+                self._turns.lost(name)
+                _log.warning("esdmon: the reading of %s at step %d was not finished, and is lost.", name, due.step)
+
+    def _report(self, due: _Due) -> Report:
+        for name, layer in due.read.items():
+            self.history.setdefault(name, deque(maxlen=HISTORY)).append(layer)
+        layers = tuple(self._latest(name, due) for name in self._turns.names if name in self.history)
+        waiting = tuple(name for name in self._turns.names if name not in self.history)
+        return Report(due.step, layers, self._source.coverage, due.seconds, waiting, self._budget.overhead)
+
+    def _latest(self, name: str, due: _Due) -> LayerReport:
+        layer = self.history[name][-1]
+        if layer.step == due.step:
+            return layer
+        return replace(layer, emitted_step=due.step, unchanged=name in due.unchanged)
+
+
+def _with_drift(moved: Mapping[str, float], poll: Callable[[], Answer | None]) -> Answer | None:
+    """A rank compares with what it read itself; how far a matrix has moved since any last reading, rank 0 knows."""
+    answer = poll()
+    if answer is None:
+        return None
+    return {name: (replace(layer, update_ratio=moved[name]), seconds) for name, (layer, seconds) in answer.items()}

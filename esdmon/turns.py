@@ -1,0 +1,163 @@
+"""Whose turn it is: which matrices are read at a due step, so that what is known of each goes stale evenly.
+
+A matrix that moves at a rate d (‖ΔW‖/‖W‖ a step) and is read every T steps is d·T/2 out of date on average, and costs
+c/T. The sum of the first is least, for a given sum of the second, where d·T²/c is the same for all (Lagrange); so the
+one is read whose drift · age / cost is largest. It grows with age as long as a matrix moves at all: none starves.
+"""
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+TOLERANCE = 1e-3
+"""‖ΔW‖/‖W‖ up to which a matrix counts as unchanged. On 20 layers in training no alpha that means something moved by
+more than its standard error meanwhile: tests/benchmarks/skipped.py."""
+REFRESH = 10
+"""Due steps after which an unchanged matrix is read all the same, where credit is left: a sample can miss a change in
+a few rows. Our choice."""
+
+
+@dataclass(slots=True)
+class _Turn:
+    nominal: float
+    seconds: float = math.nan
+    """Of a reading, as last measured."""
+    read: int | None = None
+    """Step of the last reading."""
+    looked: int = -1
+    drift: float = math.inf
+    """Since the last reading, as last looked at."""
+    trainable: bool = True
+    passed: int = 0
+    """Due steps since the last reading."""
+
+    def importance(self, step: int, cost: float) -> float:
+        drift = self.drift if self.drift <= 1 else 1.0  # also for NaN
+        return drift * (step - (self.read or 0)) / cost
+
+
+@final
+class Turns:
+    """What is known of each matrix: what a reading costs, when it was read, how far it has moved since.
+
+    Args:
+        nominal: seconds of a reading by matrix, up to a factor that is measured.
+        limited: whether there is a budget. Without one all are read but the frozen that have not moved.
+    """
+
+    def __init__(self, nominal: Mapping[str, float], *, limited: bool = True) -> None:
+        self._turns = {name: _Turn(seconds) for name, seconds in nominal.items()}
+        self._limited = limited
+
+    def replace(self, nominal: Mapping[str, float]) -> None:
+        """The matrices are these now; what is known of those that stay is kept."""
+        self._turns = {name: self._turns.get(name) or _Turn(seconds) for name, seconds in nominal.items()}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The matrices, in the model's order."""
+        return tuple(self._turns)
+
+    @property
+    def sweep(self) -> float:
+        """Seconds that reading all would take."""
+        pace = self._pace()
+        return sum(_expected(turn, pace) for turn in self._turns.values())
+
+    def expected(self, name: str) -> float:
+        """Seconds that a reading is going to take."""
+        return _expected(self._turns[name], self._pace())
+
+    def to_look_at(self) -> list[str]:
+        """Those whose drift is worth a look, the longest not looked at first."""
+        known = [name for name, turn in self._turns.items() if turn.read is not None]
+        return sorted(known, key=lambda name: self._turns[name].looked)
+
+    def looked(self, name: str, step: int, drift: float, *, trainable: bool) -> None:
+        """Take how far a matrix has moved since its last reading; NaN where that cannot be told."""
+        turn = self._turns[name]
+        turn.looked, turn.drift, turn.trainable = step, drift, trainable
+
+    def read(self, name: str, step: int, seconds: float = math.nan) -> None:
+        """Take that a matrix was read, and what that took."""
+        turn = self._turns[name]
+        turn.read, turn.drift, turn.looked, turn.passed = step, 0.0, step, 0
+        if not math.isnan(seconds):
+            turn.seconds = seconds
+
+    def lost(self, name: str) -> None:
+        """A reading that was begun came to nothing: the next may come soon."""
+        if name in self._turns:
+            self._turns[name].drift = math.inf
+
+    def is_unchanged(self, name: str) -> bool:
+        """Whether a matrix that was read has hardly moved since."""
+        turn = self._turns[name]
+        return turn.read is not None and turn.drift <= TOLERANCE
+
+    def choose(self, step: int, credit: float, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
+        """The matrices to read, the most important first, as far as the credit goes.
+
+        Args:
+            step: now.
+            credit: seconds that may be spent.
+            without: matrices that are not to be chosen: those under way.
+            forced: take one that has changed even where there is no credit for it.
+        """
+        pace = self._pace()
+        costs = {name: _expected(turn, pace) for name, turn in self._turns.items() if name not in without}
+        chosen: list[str] = []
+        for name in sorted(costs, key=lambda name: self._order(name, step, costs[name])):
+            turn = self._turns[name]
+            if self._has_changed(turn):
+                # What does not fit now is saved for: what comes after it would take its credit again and again.
+                if costs[name] > credit and not (forced and not chosen):
+                    break
+            elif not (self._limited and turn.passed >= REFRESH and costs[name] <= credit):
+                continue
+            chosen.append(name)
+            credit -= costs[name]
+        return chosen
+
+    def pass_by(self) -> None:
+        """A due step is over."""
+        for turn in self._turns.values():
+            turn.passed += 1
+
+    def _order(self, name: str, step: int, cost: float) -> tuple[int, float]:
+        turn = self._turns[name]
+        if turn.read is None:
+            return 0, cost
+        if self._has_changed(turn):
+            return 1, -turn.importance(step, cost)
+        return 2, turn.read
+
+    def _has_changed(self, turn: _Turn) -> bool:
+        if turn.read is None or not turn.drift <= TOLERANCE:
+            return True
+        return not self._limited and (turn.trainable or turn.drift > 0)
+
+    def _pace(self) -> float:
+        """Seconds measured over nominal ones: how fast this machine is."""
+        known = [turn for turn in self._turns.values() if not math.isnan(turn.seconds)]
+        return sum(t.seconds for t in known) / sum(t.nominal for t in known) if known else 1.0
+
+
+def share_out(costs: Mapping[str, float], ranks: Iterable[int]) -> dict[int, list[str]]:
+    """The costliest first, each to the rank that has the least to do so far.
+
+    >>> share_out({"a": 1.0, "b": 3.0, "c": 1.5}, [0, 1])
+    {0: ['b'], 1: ['c', 'a']}
+    """
+    shares: dict[int, list[str]] = {rank: [] for rank in ranks}
+    load = dict.fromkeys(shares, 0.0)
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        rank = min(load, key=lambda rank: (load[rank], rank))
+        shares[rank].append(name)
+        load[rank] += costs[name]
+    return shares
+
+
+def _expected(turn: _Turn, pace: float) -> float:
+    return turn.nominal * pace if math.isnan(turn.seconds) else turn.seconds
