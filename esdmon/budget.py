@@ -57,15 +57,15 @@ class Budget:
             self._start = (self._clock(), self._cpu_clock())
             self._earned_at = self._start[0]
 
-    def earn(self, sweep: float) -> None:
-        """Credit for the time since the last call; what is saved, and what is owed, are at most a `sweep` in seconds.
+    def earn(self, at_most: float) -> None:
+        """Credit for the time since the last call; neither more than so many seconds are saved, nor owed.
 
         So a long pause, or a phase in which nothing changed, is no licence to be slow afterwards.
         """
         if self.share is not None:
             now = self._clock()
             credit = self._credit + self.share * (now - self._earned_at)
-            self._credit = max(-ADVANCE - sweep, min(sweep, credit))
+            self._credit = max(-ADVANCE - at_most, min(at_most, credit))
             self._earned_at = now
 
     @property

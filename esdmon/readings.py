@@ -19,6 +19,7 @@ HISTORY = 64
 QUEUE = 4
 """Due steps whose readings may be under way; until the first is finished no more are begun. Our choice."""
 _SAVED = 8  # of the history, in a checkpoint: more than a built-in rule looks at, and small beside a model
+_SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
 _LOOKS = 32  # matrices looked at before it is asked again whether there is time for more
 _LOOKING = 0.5  # share of the credit that may go into looking
 
@@ -31,6 +32,7 @@ class _Due:
 
     step: int
     unchanged: frozenset[str]
+    begun: set[str] = field(default_factory=set)
     tasks: list[Task] = field(default_factory=list)
     read: dict[str, LayerReport] = field(default_factory=dict)
     seconds: float = 0.0
@@ -75,7 +77,7 @@ class Readings:
         if self._source.refresh():
             self._turns.replace(self._source.nominal())
             self.history = {name: self.history[name] for name in self._turns.names if name in self.history}
-        self._budget.earn(self._turns.sweep)
+        self._budget.earn(at_most=_SWEEPS * self._turns.sweep)
         self._look(step)
         due = _Due(step, frozenset(name for name in self._turns.names if self._turns.is_unchanged(name)))
         if self._replicas is None:
@@ -113,7 +115,7 @@ class Readings:
         self._turns = Turns(self._source.nominal(), limited=self._budget.share is not None)
         self.history = {n: deque(history[n], maxlen=HISTORY) for n in self._turns.names if history.get(n)}
         for name, layers in self.history.items():
-            self._turns.read(name, layers[-1].step)
+            self._turns.begun(name, layers[-1].step)
 
     def _look(self, step: int) -> None:
         """How far matrices have moved: of all where there is time, and else of those not looked at for longest."""
@@ -145,27 +147,28 @@ class Readings:
             replicas.join(self._source.fingerprint())
             self._read(due)
             return
-        ranks = [0, *replicas.helpers]
-        shares: dict[int, list[str]] = {}
+        shares: dict[int, list[str]] = {0: []}
         try:
             if self._has_room(due):
+                ranks = [0, *replicas.helpers]
                 names = self._choose(due, ranks=len(ranks))
                 shares = share_out({name: self._turns.expected(name) for name in names}, ranks)
         finally:  # they wait for it, whatever fails here
             replicas.assign(due.step, shares)
-        moved = {name: self._source.mark(name) for rank in ranks[1:] for name in shares.get(rank, ())}
+        mine = shares.pop(0)
+        moved = {name: self._mark(due, name) for names in shares.values() for name in names}
         if moved:
             poll = partial(_with_drift, moved, partial(replicas.answered, due.step))
             give_up = partial(replicas.give_up, due.step)
             due.tasks.append(Task(tuple(moved), poll, give_up, elsewhere=True))
-        for name in shares.get(0, ()):
+        for name in mine:
             if not self._begin(due, name):
                 self._drop(due.step, 1)
 
     def _choose(self, due: _Due, *, ranks: int = 1, forced: bool = True) -> list[str]:
-        under_way = {name for each in self._due for task in each.tasks for name in task.names}
-        credit = self._budget.credit * ranks - sum(map(self._turns.expected, under_way))
-        return self._turns.choose(due.step, credit, without=under_way | due.read.keys(), forced=forced)
+        under_way = (self._turns.expected(name) for each in self._due for task in each.tasks for name in task.names)
+        credit = self._budget.credit * ranks - sum(under_way)
+        return self._turns.choose(due.step, credit, without=due.begun, forced=forced)
 
     def _has_room(self, due: _Due) -> bool:
         """Take a due step into the queue; not where that is full."""
@@ -178,13 +181,18 @@ class Readings:
         return True
 
     def _begin(self, due: _Due, name: str) -> bool:
-        task = self._worker.begin(name, due.step, moved=self._source.mark(name))
+        task = self._worker.begin(name, due.step, moved=self._mark(due, name))
         if task is None:
             self._turns.lost(name)
             return False
         due.tasks.append(task)
         self._collect(due)
         return True
+
+    def _mark(self, due: _Due, name: str) -> float:
+        due.begun.add(name)
+        self._turns.begun(name, due.step)
+        return self._source.mark(name)
 
     def _collect(self, due: _Due) -> None:
         for task in tuple(due.tasks):
@@ -201,7 +209,7 @@ class Readings:
         for name, (layer, seconds) in answer.items():
             due.read[name] = layer
             due.seconds += seconds
-            self._turns.read(name, due.step, seconds)
+            self._turns.took(name, seconds)
 
     def _drop(self, step: int, count: int) -> None:
         if count and not self.dropped:

@@ -2,7 +2,8 @@
 
 A matrix that moves at a rate d (‖ΔW‖/‖W‖ a step) and is read every T steps is d·T/2 out of date on average, and costs
 c/T. The sum of the first is least, for a given sum of the second, where d·T²/c is the same for all (Lagrange); so the
-one is read whose drift · age / cost is largest. It grows with age as long as a matrix moves at all: none starves.
+one is read whose drift · age / cost is largest. It grows with age as long as a matrix moves at all, and there is a
+longest wait besides: none starves.
 """
 
 import math
@@ -16,6 +17,10 @@ more than its standard error meanwhile: tests/benchmarks/skipped.py."""
 REFRESH = 10
 """Due steps after which an unchanged matrix is read all the same, where credit is left: a sample can miss a change in
 a few rows. Our choice."""
+
+LONGEST = 10
+"""Times the due steps that it would wait if all took turns, after which a changed matrix comes before the others: what
+costs ten thousand times as much as its neighbours would wait a hundred times as long. Our choice."""
 
 
 @dataclass(slots=True)
@@ -49,6 +54,8 @@ class Turns:
     def __init__(self, nominal: Mapping[str, float], *, limited: bool = True) -> None:
         self._turns = {name: _Turn(seconds) for name, seconds in nominal.items()}
         self._limited = limited
+        self._pace = 1.0
+        """Seconds measured over nominal ones: how fast this machine is."""
 
     def replace(self, nominal: Mapping[str, float]) -> None:
         """The matrices are these now; what is known of those that stay is kept."""
@@ -62,12 +69,14 @@ class Turns:
     @property
     def sweep(self) -> float:
         """Seconds that reading all would take."""
-        pace = self._pace()
-        return sum(_expected(turn, pace) for turn in self._turns.values())
+        return sum(map(self.expected, self._turns))
 
     def expected(self, name: str) -> float:
-        """Seconds that a reading is going to take."""
-        return _expected(self._turns[name], self._pace())
+        """Seconds that a reading is going to take; 0 for a matrix that is gone."""
+        turn = self._turns.get(name)
+        if turn is None:
+            return 0.0
+        return turn.nominal * self._pace if math.isnan(turn.seconds) else turn.seconds
 
     def to_look_at(self) -> list[str]:
         """Those whose drift is worth a look, the longest not looked at first."""
@@ -79,12 +88,17 @@ class Turns:
         turn = self._turns[name]
         turn.looked, turn.drift, turn.trainable = step, drift, trainable
 
-    def read(self, name: str, step: int, seconds: float = math.nan) -> None:
-        """Take that a matrix was read, and what that took."""
+    def begun(self, name: str, step: int) -> None:
+        """Take that a matrix is read as it is at this step."""
         turn = self._turns[name]
         turn.read, turn.drift, turn.looked, turn.passed = step, 0.0, step, 0
-        if not math.isnan(seconds):
-            turn.seconds = seconds
+
+    def took(self, name: str, seconds: float) -> None:
+        """Take what its reading took."""
+        if name in self._turns:
+            self._turns[name].seconds = seconds
+            known = [turn for turn in self._turns.values() if not math.isnan(turn.seconds)]
+            self._pace = sum(turn.seconds for turn in known) / sum(turn.nominal for turn in known)
 
     def lost(self, name: str) -> None:
         """A reading that was begun came to nothing: the next may come soon."""
@@ -102,11 +116,10 @@ class Turns:
         Args:
             step: now.
             credit: seconds that may be spent.
-            without: matrices that are not to be chosen: those under way.
+            without: matrices that are not to be chosen again.
             forced: take one that has changed even where there is no credit for it.
         """
-        pace = self._pace()
-        costs = {name: _expected(turn, pace) for name, turn in self._turns.items() if name not in without}
+        costs = {name: self.expected(name) for name in self._turns if name not in without}
         chosen: list[str] = []
         for name in sorted(costs, key=lambda name: self._order(name, step, costs[name])):
             turn = self._turns[name]
@@ -129,19 +142,16 @@ class Turns:
         turn = self._turns[name]
         if turn.read is None:
             return 0, cost
-        if self._has_changed(turn):
-            return 1, -turn.importance(step, cost)
-        return 2, turn.read
+        if not self._has_changed(turn):
+            return 3, turn.read
+        if turn.passed > LONGEST * len(self._turns):
+            return 1, -turn.passed
+        return 2, -turn.importance(step, cost)
 
     def _has_changed(self, turn: _Turn) -> bool:
         if turn.read is None or not turn.drift <= TOLERANCE:
             return True
         return not self._limited and (turn.trainable or turn.drift > 0)
-
-    def _pace(self) -> float:
-        """Seconds measured over nominal ones: how fast this machine is."""
-        known = [turn for turn in self._turns.values() if not math.isnan(turn.seconds)]
-        return sum(t.seconds for t in known) / sum(t.nominal for t in known) if known else 1.0
 
 
 def share_out(costs: Mapping[str, float], ranks: Iterable[int]) -> dict[int, list[str]]:
@@ -157,7 +167,3 @@ def share_out(costs: Mapping[str, float], ranks: Iterable[int]) -> dict[int, lis
         shares[rank].append(name)
         load[rank] += costs[name]
     return shares
-
-
-def _expected(turn: _Turn, pace: float) -> float:
-    return turn.nominal * pace if math.isnan(turn.seconds) else turn.seconds

@@ -1,0 +1,179 @@
+"""What counts as a step of the loop, with optimizers as people use them."""
+
+import logging
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from torch import nn
+
+import esdmon
+from esdmon.errors import InputError
+from esdmon.sinks import MemorySink
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 64))
+
+
+def loss_of(model: nn.Module) -> torch.Tensor:
+    loss: torch.Tensor = (model(torch.randn(8, 40)) - 1).square().mean()
+    return loss
+
+
+def test_accumulated_gradients_are_one_step() -> None:
+    """Four batches, one update."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esdmon.watch(model, optimizer, every=1, sinks=None) as monitor:
+        for k in range(12):
+            loss_of(model).backward()  # type: ignore[no-untyped-call]
+            if k % 4 == 3:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert monitor.steps == 3
+
+
+def test_accelerates_optimizer_is_counted_where_it_steps() -> None:
+    """Prepared objects go straight into watch; with accumulation over two batches every other call is a step."""
+    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = network()
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters()))
+    sink = MemorySink()
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink], strict=True) as monitor:
+        for _ in range(6):
+            with accelerator.accumulate(model):
+                accelerator.backward(loss_of(model))
+                optimizer.step()
+                optimizer.zero_grad()
+    assert monitor.steps == 3
+    assert [layer.name for layer in sink.reports[-1]] == ["0", "2"]
+    assert all(layer.in_optimizer and layer.update_ratio > 0 for layer in sink.reports[-1])
+
+
+def test_accelerates_checkpoints_hold_the_monitor(tmp_path: Any) -> None:
+    """It takes whatever has a state_dict and a load_state_dict."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    model = network()
+    monitor = esdmon.watch(model, every=1, budget=None, sinks=None)
+    accelerator.register_for_checkpointing(monitor)
+    monitor.step()
+    accelerator.save_state(str(tmp_path))
+    monitor.step()
+    accelerator.load_state(str(tmp_path))
+    assert monitor.steps == 1
+    monitor.close()
+
+
+def test_of_several_optimizers_the_first_is_the_clock() -> None:
+    """A GAN, say: the weights of both are known to train."""
+    model = network()
+    first = torch.optim.SGD(model.get_submodule("0").parameters(), lr=0.1)
+    second = torch.optim.Adam(model.get_submodule("2").parameters())
+    with esdmon.watch(model, [first, second], every=2, budget=None, sinks=None) as monitor:
+        for k in range(4):
+            loss_of(model).backward()  # type: ignore[no-untyped-call]
+            first.step()
+            if k % 2:
+                second.step()
+    assert monitor.steps == 4
+    assert monitor.report is not None
+    assert all(layer.in_optimizer for layer in monitor.report)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [([], "optimizer is an empty list"), ([3], "optimizer is a int, not a torch.optim.Optimizer")],
+    ids=["none", "no-optimizer"],
+)
+def test_optimizers_that_are_none_are_refused(optimizer: Any, message: str) -> None:
+    """Before training."""
+    with pytest.raises(InputError, match=message):
+        esdmon.watch(network(), optimizer, sinks=None)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+def test_a_compiled_step_counts_and_is_read_as_any_other() -> None:
+    """The hook is not traced: the numbers are those of a step that was not compiled, to the last digit."""
+
+    def run(*, compiled: bool) -> list[Any]:
+        torch._dynamo.reset()
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        step = torch.compile(optimizer.step, backend="eager") if compiled else optimizer.step
+        sink = MemorySink()
+        with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink], strict=True) as monitor:
+            for _ in range(3):
+                optimizer.zero_grad()
+                loss_of(model).backward()  # type: ignore[no-untyped-call]
+                step()
+        assert monitor.steps == 3
+        return [layer.to_record() for report in sink.reports for layer in report]
+
+    assert run(compiled=True) == run(compiled=False)
+
+
+def test_a_scheduler_that_wraps_the_step_does_not_count_it_twice() -> None:
+    """It replaces `optimizer.step` on the instance."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=10)
+    with esdmon.watch(model, optimizer, every=1, sinks=None) as monitor:
+        for _ in range(3):
+            loss_of(model).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+    assert monitor.steps == 3
+
+
+def test_optimizers_that_step_in_backward_are_told_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+    """One for each parameter: at the step of one, the others are old. Nothing is read then; told once."""
+    model = network()
+    optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+    for parameter, optimizer in optimizers.items():
+
+        def step(_parameter: torch.Tensor, optimizer: torch.optim.Optimizer = optimizer) -> None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+        parameter.register_post_accumulate_grad_hook(step)
+    with esdmon.watch(model, list(optimizers.values()), every=1, sinks=None) as monitor:
+        for _ in range(3):
+            loss_of(model).backward()  # type: ignore[no-untyped-call]
+        assert monitor.steps == 0
+        monitor.step()
+    assert monitor.steps == 1
+    assert caplog.text.count("the optimizer steps within backward()") == 1
+    assert "call monitor.step() after backward()" in caplog.text
+
+
+def test_a_step_that_is_captured_into_a_cuda_graph_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels do not run when Python does. Without a GPU, torch's answer to whether it is capturing is set here."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esdmon.watch(model, optimizer, every=1, sinks=None) as monitor:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+            optimizer.step()
+        assert monitor.steps == 0
+        optimizer.step()
+    assert monitor.steps == 1
+
+
+def test_an_exception_in_a_step_leaves_the_clock_right(caplog: pytest.LogCaptureFixture) -> None:
+    """A closure that raises is a step that did not happen."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def out_of_memory() -> float:
+        raise torch.OutOfMemoryError("no memory")
+
+    with caplog.at_level(logging.WARNING, "esdmon"), esdmon.watch(model, optimizer, every=1, sinks=None) as monitor:
+        with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+            optimizer.step(out_of_memory)
+        optimizer.step()
+    assert monitor.steps == 1
+    assert caplog.text == ""
