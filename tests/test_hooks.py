@@ -138,7 +138,7 @@ def test_optimizers_that_step_in_backward_are_told_what_to_do(caplog: pytest.Log
             optimizer.step()
             optimizer.zero_grad()
 
-        parameter.register_post_accumulate_grad_hook(step)
+        parameter.register_post_accumulate_grad_hook(step)  # type: ignore[no-untyped-call]
     with esdmon.watch(model, list(optimizers.values()), every=1, sinks=None) as monitor:
         for _ in range(3):
             loss_of(model).backward()  # type: ignore[no-untyped-call]

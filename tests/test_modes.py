@@ -90,7 +90,7 @@ def test_both_modes_read_the_same() -> None:
     for run in runs.values():
         run.watched.close()
 
-    def told(run: Training) -> list[dict[str, object]]:
+    def told(run: Training) -> list[dict[str, Any]]:
         late = ("emitted_step", "age")
         return [
             {key: value for key, value in layer.to_record().items() if key not in late}

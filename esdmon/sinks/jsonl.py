@@ -1,6 +1,7 @@
 """One JSON object a line, appended: `pandas.read_json(path, lines=True)` reads it, also while it grows."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import final
@@ -8,6 +9,7 @@ from typing import final
 from esdmon.errors import InputError, unwritable
 from esdmon.records import SCHEMA, Alert, Record, Report
 
+_log = logging.getLogger("esdmon")
 _LONGEST_LINE = 1 << 20  # bytes; ours have a few thousand
 
 
@@ -56,6 +58,11 @@ class JsonlSink:
 
     def _append(self, records: list[Record]) -> None:
         lines = [json.dumps({"schema": SCHEMA} | record, allow_nan=False, ensure_ascii=False) for record in records]
+        if not self.path.exists():  # what is written to a deleted file is written nowhere
+            _log.warning("esdmon: %s was deleted: what it held is lost, and it is begun anew.", self.path)
+            self._file.close()
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8")
         self._file.write("".join(line + "\n" for line in lines))
         self._file.flush()
 

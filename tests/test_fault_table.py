@@ -1,0 +1,387 @@
+"""What can go wrong beside a training: it ends as it would have ended, nothing hangs, and what was lost is told."""
+
+import ctypes
+import json
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+import esdmon
+from esdmon.records import Alert, Report
+from esdmon.sinks import MemorySink
+from esdmon.spectrum import Measure, Spectrum
+
+STEPS = 24
+
+
+class Noise(Dataset[torch.Tensor]):
+    """The same numbers in each process."""
+
+    def __len__(self) -> int:
+        return 8 * STEPS
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        return torch.randn(64, generator=torch.Generator().manual_seed(k))
+
+
+class Run:
+    """A training of a few steps that is watched, and what it has told."""
+
+    def __init__(self, **options: Any) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(64, 80), nn.Tanh(), nn.Linear(80, 64))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
+        self.sink = MemorySink()
+        self.losses: list[float] = []
+        if options:
+            sinks = [self.sink, *options.pop("sinks", ())]
+            given: dict[str, Any] = {"every": 2, "budget": None, "sinks": sinks} | options
+            self.monitor = esdmon.watch(self.model, self.optimizer, **given)
+
+    def train(self, *, workers: int = 0, before: Callable[[int], None] = lambda _step: None) -> None:
+        loader = DataLoader(Noise(), batch_size=8, num_workers=workers)
+        for step, batch in enumerate(loader, start=1):
+            before(step)
+            loss = (self.model(batch) - 1).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.losses.append(loss.item())
+
+    @property
+    def steps_read(self) -> list[int]:
+        return [report.step for report in self.sink.reports]
+
+    @property
+    def who_failed(self) -> list[str]:
+        return [fault.who for fault in self.monitor.errors]
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> list[float]:
+    """The losses of the same training that nobody watches."""
+    run = Run()
+    run.train()
+    return run.losses
+
+
+both_modes = pytest.mark.parametrize("mode", ["sync", "thread"])
+
+
+@dataclass
+class Raising:
+    """A sink whose methods raise what they are told to."""
+
+    error: Exception
+
+    def write(self, report: Report) -> None:
+        raise self.error
+
+    def alert(self, alert: Alert) -> None:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+    def close(self) -> None:
+        raise self.error
+
+
+class Plugin:
+    """One measure."""
+
+    def __init__(self, compute: Callable[[Spectrum], float]) -> None:
+        self._compute = compute
+
+    @esdmon.hookimpl
+    def esdmon_register_measures(self) -> Iterable[Measure]:
+        return [Measure("of_the_plugin", self._compute)]
+
+
+def slowly(_spectrum: Spectrum) -> float:
+    time.sleep(0.05)
+    return 1.0
+
+
+def told(caplog: pytest.LogCaptureFixture, words: str) -> int:
+    """How often the log says it."""
+    return sum(words in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+@both_modes
+def test_a_sink_that_raises(mode: str, undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    """The others get all; three lines are too many, so two."""
+    run = Run(mode=mode, sinks=[Raising(ConnectionError("no route"))])
+    run.train()
+    run.monitor.close()
+    assert run.losses == undisturbed
+    assert len(run.steps_read) >= 4
+    assert run.who_failed == ["sink Raising"]
+    assert told(caplog, "sink Raising failed at step") == 1
+    assert told(caplog, "is shut off; see monitor.errors") == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@both_modes
+def test_a_full_disk(mode: str, undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    """The device on which there is never room."""
+    run = Run(mode=mode, sinks=["jsonl:/dev/full"])
+    run.train()
+    run.monitor.close()
+    assert run.losses == undisturbed
+    assert run.who_failed == ["sink jsonl:/dev/full"]
+    assert told(caplog, "No space left on device") == 1
+
+
+def test_a_folder_that_is_deleted(tmp_path: Path, undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    """The file is begun anew, and the loss of the old one is told."""
+    path = tmp_path / "runs" / "esdmon.jsonl"
+    run = Run(mode="sync", sinks=[f"jsonl:{path}"])
+
+    def tidy(step: int) -> None:
+        if step == 7:
+            path.unlink()
+            path.parent.rmdir()
+
+    run.train(before=tidy)
+    run.monitor.close()
+    assert run.losses == undisturbed
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(8, STEPS + 1, 2))
+    assert told(caplog, "was deleted: what it held is lost") == 1
+
+
+@both_modes
+def test_weights_that_are_nan(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The training goes on with them, as it would have."""
+    runs = [Run(mode=mode), Run()]
+    for run in runs:
+
+        def spoil(step: int, run: Run = run) -> None:
+            if step == 5:
+                with torch.no_grad():
+                    run.model.get_parameter("2.weight")[0, 0] = math.nan
+
+        run.train(before=spoil)
+    runs[0].monitor.close()
+    watched, plain = (torch.tensor(run.losses) for run in runs)
+    assert torch.equal(watched.nan_to_num(-1.0), plain.nan_to_num(-1.0))
+    assert runs[0].monitor.errors == ()
+    assert [alert.rule for alert in runs[0].monitor.alerts] == ["non_finite", "non_finite"]
+    assert runs[0].sink.reports[-1]["2"].status == "nonfinite"
+    assert told(caplog, "NaN or infinite") == 2
+
+
+@both_modes
+def test_a_measure_that_raises(mode: str, undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    """It is undefined; the others have their numbers."""
+
+    def bad(_spectrum: Spectrum) -> float:
+        raise ZeroDivisionError("in the plugin")
+
+    run = Run(mode=mode, plugins=[Plugin(bad)])
+    run.train()
+    run.monitor.close()
+    assert run.losses == undisturbed
+    assert run.who_failed == ["measure of_the_plugin"]
+    layer = run.sink.reports[-1]["0"]
+    assert math.isnan(layer.measures["of_the_plugin"])
+    assert layer.measures["alpha"] > 1
+    assert told(caplog, "in the plugin") == 1
+
+
+def test_a_worker_that_is_killed(undisturbed: list[float]) -> None:
+    """From outside, in the midst of a reading: that one has failed and says so, the next are as ever."""
+    run = Run(mode="thread", plugins=[Plugin(slowly)])
+
+    def kill(step: int) -> None:
+        if step == 4:
+            (worker,) = [thread for thread in threading.enumerate() if thread.name.startswith("esdmon")]
+            reached = ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit)
+            )
+            assert reached == 1
+        if step > 4:
+            time.sleep(0.02)
+
+    run.train(before=kill)
+    run.monitor.close()
+    assert run.losses == undisturbed
+    layers = [layer for report in run.sink.reports for layer in report.new]
+    (failed,) = [layer for layer in layers if layer.status != "ok"]
+    assert failed.reason == "the worker was stopped: SystemExit: "
+    assert run.sink.reports[-1]["0"].status == run.sink.reports[-1]["2"].status == "ok"
+
+
+def test_a_full_queue(undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
+    """Readings are left out and counted; the loop waits for none."""
+    run = Run(mode="thread", every=1, plugins=[Plugin(slowly)])
+    run.train()
+    run.monitor.close()
+    assert run.losses == undisturbed
+    assert run.monitor.dropped == 2 * (STEPS - len(run.steps_read))
+    assert run.monitor.dropped > 0
+    assert told(caplog, "readings were left out") == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_in_the_midst_of_work(undisturbed: list[float], tmp_path: Path) -> None:
+    """Loaders fork while the thread computes; a child that steps, and ends, writes nothing."""
+    run = Run(mode="thread", plugins=[Plugin(slowly)], sinks=[f"jsonl:{tmp_path / 'a.jsonl'}"])
+    children: list[int] = []
+
+    def fork(step: int) -> None:
+        if step in (3, 9):
+            child = os.fork()
+            if child == 0:
+                run.optimizer.step()
+                run.monitor.step()
+                run.monitor.close()
+                os._exit(0)
+            children.append(child)
+
+    run.train(workers=2, before=fork)
+    run.monitor.close()
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    assert run.losses == undisturbed
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "summary"]
+    assert steps == run.steps_read == sorted(set(steps))
+
+
+@both_modes
+@pytest.mark.parametrize("error", [RuntimeError("the user's own"), KeyboardInterrupt("the user's own")], ids=repr)
+def test_an_exception_in_the_loop(mode: str, error: BaseException, undisturbed: list[float]) -> None:
+    """It passes; what was read is written, what was opened is closed."""
+    run = Run(mode=mode)
+
+    def fail(step: int) -> None:
+        if step == 7:
+            raise error
+
+    def loop() -> None:
+        with run.monitor:
+            run.train(before=fail)
+
+    with pytest.raises(type(error), match="the user's own"):
+        loop()
+    assert run.losses == undisturbed[:6]
+    assert run.steps_read[0] == 2
+    assert run.steps_read[-1] == 6
+    assert not run.optimizer._optimizer_step_post_hooks
+
+
+def test_an_interrupt_in_the_midst_of_a_reading(undisturbed: list[float]) -> None:
+    """Ctrl-C is the user's: it stops the loop there, and a loop that goes on is watched on."""
+    interrupted: list[bool] = []
+
+    def interrupt(_spectrum: Spectrum) -> float:
+        if not interrupted:
+            interrupted.append(True)
+            signal.raise_signal(signal.SIGINT)
+        return 1.0
+
+    run = Run(mode="sync", plugins=[Plugin(interrupt)])
+
+    with pytest.raises(KeyboardInterrupt):
+        run.train()
+    assert len(run.losses) == 1
+    assert undisturbed[:1] == run.losses
+    run.optimizer.step()
+    run.optimizer.step()
+    run.monitor.close()
+    assert run.steps_read[-1] == 4
+
+
+@both_modes
+def test_closing_twice(mode: str, undisturbed: list[float]) -> None:
+    """Once is enough, and a second time does nothing; nor does a step after it."""
+    run = Run(mode=mode)
+    run.train()
+    run.monitor.close()
+    read = run.steps_read
+    run.monitor.close()
+    run.monitor.step()
+    run.monitor.flush()
+    assert run.losses == undisturbed
+    assert run.steps_read == read
+
+
+@both_modes
+def test_never_closing(mode: str, tmp_path: Path) -> None:
+    """The process ends by itself, with all that was read in the file, and the run folder closed."""
+    script = """
+        import sys, torch, esdmon
+        from torch import nn
+        model = nn.Sequential(nn.Linear(64, 64))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        monitor = esdmon.watch(model, optimizer, every=1, budget=None, mode=sys.argv[1], sinks=f"jsonl:{sys.argv[2]}")
+        for _ in range(3):
+            model(torch.ones(2, 64)).sum().backward()
+            optimizer.step()
+    """
+    path = tmp_path / "a.jsonl"
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), mode, str(path)], capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
+    assert sorted(set(steps)) == [1, 2, 3]
+
+
+@both_modes
+def test_resuming_from_an_older_step(mode: str, tmp_path: Path) -> None:
+    """What the first run wrote after its checkpoint is gone from the file, and is written again."""
+    path = tmp_path / "a.jsonl"
+    states: list[dict[str, Any]] = []
+    first = Run(mode=mode, sinks=[f"jsonl:{path}"])
+    first.train(before=lambda step: states.append(first.monitor.state_dict()) if step == 6 else None)
+    first.monitor.close()
+    second = Run(mode=mode, sinks=[f"jsonl:{path}"])
+    second.monitor.load_state_dict(states[0])
+    second.train()
+    second.monitor.close()
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = [record["step"] for record in records if record["kind"] == "summary"]
+    assert steps == sorted(set(steps))
+    assert steps[:2] == [2, 4]
+    assert steps[-1] > STEPS
+    assert steps[2:] == second.steps_read
+
+
+@both_modes
+def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The new one is read under its name, and what the old one was is not compared with it."""
+    runs = [Run(mode=mode), Run()]
+    for run in runs:
+
+        def replace(step: int, run: Run = run) -> None:
+            if step == 6:
+                torch.manual_seed(1)
+                run.model[2] = nn.Linear(80, 64)
+                run.optimizer.add_param_group({"params": list(run.model[2].parameters())})
+
+        run.train(before=replace)
+    runs[0].monitor.close()
+    assert runs[0].losses == runs[1].losses
+    assert told(caplog, "the model has other parameters than before") == 1
+    last = runs[0].sink.reports[-1]["2"]
+    norm = float(runs[0].model.get_parameter("2.weight").detach().norm())
+    assert last.measures["frobenius_norm"] == pytest.approx(norm, rel=0.2)
+    assert last.in_optimizer
