@@ -68,15 +68,15 @@ def _worst(differences: list[tuple[float, float]]) -> str:
 
 
 def alexnet(steps: int) -> tuple[nn.Module, torch.optim.Optimizer, Iterator[None]]:
-    """MiniAlexNet on digits, batch 8, SGD with momentum."""
+    """MiniAlexNet on digits, batch 4, SGD with momentum."""
     images, labels = digits()
     model = MiniAlexNet()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.004, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
 
     def train() -> Iterator[None]:
         done = 0
         while done < steps:
-            for index in batches(len(images), 8, seed=done):
+            for index in batches(len(images), 4, seed=done):
                 _step(model, optimizer, images[index], labels[index])
                 done += 1
                 yield
@@ -108,13 +108,15 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: torch.Tens
 def main() -> None:
     """Print a block for each training."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=9000, help="of alexnet; the other takes half")
     parser.add_argument("--every", type=int, default=50)
+    parser.add_argument("--networks", nargs="*", default=["alexnet", "language"], choices=["alexnet", "language"])
     options = parser.parse_args()
-    for make in (alexnet, language):
+    for make in [{"alexnet": alexnet, "language": language}[name] for name in options.networks]:
         torch.manual_seed(0)
-        model, optimizer, training = make(options.steps)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=options.steps)
+        steps = options.steps if make is alexnet else options.steps // 2
+        model, optimizer, training = make(steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
         reader = Reader(model, Plugins(), drift=Drift())
         tolerances = (TOLERANCE / 10, TOLERANCE, 10 * TOLERANCE)
         repeaters = [Repeater(Reader(model, Plugins(), drift=Drift()), tolerance) for tolerance in tolerances]
@@ -124,9 +126,9 @@ def main() -> None:
                 for layer in reader.read(step):
                     for repeater in repeaters:
                         repeater.take(layer)
-            if step == options.steps:
+            if step == steps:
                 break
-        print(f"{make.__doc__} {options.steps} steps, every={options.every}, {len(reader.matrices)} matrices")
+        print(f"{make.__doc__} {steps} steps, every={options.every}, {len(reader.matrices)} matrices")
         print(*repeaters, sep="\n", flush=True)
 
 
