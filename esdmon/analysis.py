@@ -8,6 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import final
@@ -40,6 +41,7 @@ from esdmon.weights import (
     snapshot,
     solve_lapack,
     solve_torch,
+    structure,
 )
 
 _log = logging.getLogger("esdmon")
@@ -116,7 +118,7 @@ class Reader:
         drift: Drift | None = None,
         solver: Solver = solve_torch,
     ) -> None:
-        self._measures = _choose(measures, plugins.measures)
+        self._measures = choose_measures(measures, plugins.measures)
         self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
         self._solver = solver
@@ -127,12 +129,14 @@ class Reader:
             selection=selection,
             reference=None if reference is None else _opened(reference),
             extractor=plugins.extract,
+            kept={},
         )
         self._optimizers = tuple(optimizers)
         self._faults = faults or Faults()
         self._drift = drift
         self._held: tuple[int, set[int]] = (-1, set())
-        self._parameters: tuple[int, ...] = ()
+        self._structure: tuple[object, ...] = ()
+        self._told = False
         self._take_up(self._discover())
 
     @property
@@ -169,11 +173,12 @@ class Reader:
         Raises:
             InputError: where there is nothing left to read; what was read is kept.
         """
-        if not isinstance(self._model, nn.Module) or self._parameters == _identities(self._model):
+        if not isinstance(self._model, nn.Module) or self._structure == structure(self._model):
             return False
-        self._parameters = _identities(self._model)
+        self._structure = structure(self._model)
         self._take_up(self._discover())
-        _log.warning("esdmon: the model has other parameters than before; now %s", self.coverage)
+        level, self._told = (logging.DEBUG if self._told else logging.WARNING), True
+        _log.log(level, "esdmon: the model has other parameters than before; now %s", self.coverage)
         return True
 
     def nominal(self) -> dict[str, float]:
@@ -181,13 +186,17 @@ class Reader:
         return {name: nominal_seconds(matrix) for name, matrix in self._matrices.items()}
 
     def size(self, name: str) -> int:
-        """Bytes of a copy of a matrix."""
+        """Bytes of a copy of a matrix; 0 for one that is not there any more."""
         matrix = self._matrices[name]
-        return math.prod(matrix.stack_shape()) * max(p.element_size() for p in matrix.parameters())
+        with suppress(Exception):  # the reading says why
+            return math.prod(matrix.stack_shape()) * max(4, *(p.element_size() for p in matrix.parameters()))
+        return 0
 
     def is_trainable(self, name: str) -> bool:
         """Whether any parameter behind it requires a gradient."""
-        return any(parameter.requires_grad for parameter in self._matrices[name].parameters())
+        with suppress(Exception):  # one that is not there any more
+            return any(parameter.requires_grad for parameter in self._matrices[name].parameters())
+        return False
 
     def look(self, names: Iterable[str]) -> dict[str, float]:
         """‖ΔW‖/‖W‖ of each since it was last marked; NaN where that cannot be told."""
@@ -250,14 +259,14 @@ class Reader:
 
     def _take_up(self, watched: Watched) -> None:
         self._matrices = {matrix.name: matrix for matrix in watched.matrices}
-        self._parameters = _identities(self._model) if isinstance(self._model, nn.Module) else ()
+        self._structure = structure(self._model) if isinstance(self._model, nn.Module) else ()
         self._coverage = watched.coverage
         if self._drift is not None:
             self._drift.share_among(len(self._matrices))
 
     def _accelerators(self) -> set[torch.device]:
-        devices = {parameter.device for matrix in self.matrices for parameter in matrix.parameters()}
-        return {device for device in devices if device.type not in ("cpu", "meta")}
+        weights = self._model.parameters() if isinstance(self._model, nn.Module) else self._model.values()
+        return {weight.device for weight in weights if weight.device.type not in ("cpu", "meta")}
 
     def _is_held(self, matrix: Matrix, step: int) -> bool:
         if step < 0 or self._held[0] != step:
@@ -317,7 +326,12 @@ def _opened(model: Model | str | os.PathLike[str]) -> Model:
     return open_checkpoint(model) if isinstance(model, str | os.PathLike) else model
 
 
-def _choose(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tuple[Measure, ...]:
+def choose_measures(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tuple[Measure, ...]:
+    """The measures that are meant by "default", "all", or names.
+
+    Raises:
+        InputError: for a name that is none.
+    """
     if measures == "all":
         return tuple(known.values())
     if measures == "default":
@@ -329,7 +343,3 @@ def _choose(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tupl
             msg = f"measures={name!r} is no measure.{hint}"
             raise InputError(msg)
     return tuple(known[name] for name in names)
-
-
-def _identities(model: nn.Module) -> tuple[int, ...]:
-    return tuple(id(parameter) for parameter in model.parameters())

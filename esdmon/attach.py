@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
 from esdmon.alerts import AlertRule
-from esdmon.analysis import Reader
+from esdmon.analysis import Reader, choose_measures
 from esdmon.budget import Budget
 from esdmon.errors import InputError, as_list, nearest, unwritable
 from esdmon.faults import Faults
@@ -30,7 +30,7 @@ from esdmon.readings import Readings
 from esdmon.replicas import Replicas
 from esdmon.schedule import Schedule, as_schedule
 from esdmon.sinks import Sink
-from esdmon.weights import MIN_EIGENVALUES, Drift, Model, Selection
+from esdmon.weights import MIN_EIGENVALUES, Drift, Model, Selection, check_precision
 from esdmon.worker import Mode, Worker
 
 _log = logging.getLogger("esdmon")
@@ -59,6 +59,8 @@ def watch(
     precision: str = "auto",
     strict: bool = False,
     plugins: Iterable[object] = (),
+    hook: bool = True,
+    first_step: int = 0,
 ) -> Monitor:
     """Watch a model's spectra while it trains.
 
@@ -88,6 +90,9 @@ def watch(
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
         strict: raise what fails while watching, instead of logging it and going on. For tests.
         plugins: modules or objects with hooks, besides those that are installed.
+        hook: False for a host that counts steps itself, and calls `monitor.step()`: the optimizer is only asked for
+            what it holds.
+        first_step: steps that were taken before, in a run that is resumed without a state of the monitor.
 
     Returns:
         A `Monitor`, which is a context manager: leaving the block closes it.
@@ -122,7 +127,7 @@ def watch(
         faults=faults,
         drift=drift,
     )
-    worker = Worker(reader, spending, mode=_mode(mode, on_accelerator=reader.on_accelerator))
+    worker = Worker(reader, spending, mode=_mode(check_mode(mode), on_accelerator=reader.on_accelerator))
     rules = _choose_rules(alerts, known.rules)
     replicas = _replicas()
     leads = replicas is None or replicas.rank == 0
@@ -135,22 +140,68 @@ def watch(
         budget=spending,
         faults=faults,
         parts={"reader": reader},
+        first_step=first_step,
     )
     if inner:
-        _hook(inner[0], monitor)
+        if hook:
+            _hook(inner[0], monitor)
         if not reader.any_in_optimizer:
             _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
     _log.info("esdmon: %s", reader.coverage)
     return monitor
 
 
-def _mode(mode: str, *, on_accelerator: bool) -> Mode:
+def check_options(
+    *,
+    every: int | Schedule = 200,
+    budget: float | None = 0.01,
+    mode: str = "auto",
+    sinks: str | Sink | Sequence[str | Sink] | None = "auto",
+    alerts: str | Sequence[str | AlertRule] | None = "default",
+    measures: str | Sequence[str] = "default",
+    precision: str = "auto",
+    plugins: Iterable[object] = (),
+    stop_on: str | Sequence[str] = (),
+    **others: object,
+) -> None:
+    """Check what can be without a model: for hosts, whose callback is made long before the model is ready.
+
+    Raises:
+        InputError: as `watch` does, for any option that cannot be used, or that is none.
+    """
+    known = Plugins(plugins)
+    as_schedule(every)
+    Budget(budget)
+    check_mode(mode)
+    check_precision(precision)
+    choose_measures(measures, known.measures)
+    rules = {rule.name for rule in _choose_rules(alerts, known.rules)}
+    for rule in as_list("stop_on", stop_on, "names of alert rules"):
+        if rule not in rules:
+            msg = f"stop_on={rule!r} is no rule that is asked; those are {', '.join(rules)}.{nearest(str(rule), rules)}"
+            raise InputError(msg)
+    for spec in _listed(sinks):
+        if spec != "auto":
+            known.check_sink(spec)
+    options = inspect.signature(watch).parameters
+    for name in others:
+        if name not in options or name in ("model", "optimizer", "hook", "first_step"):
+            msg = f"{name}= is no option of watch().{nearest(name, options)}"
+            raise InputError(msg)
+
+
+def check_mode(mode: str) -> Mode | Literal["auto"]:
+    """A mode as it is, where it is one."""
     match mode:
-        case "sync" | "thread":
+        case "auto" | "sync" | "thread":
             return mode
+    msg = f"mode= is one of auto, sync, thread; got {mode!r}"
+    raise InputError(msg)
+
+
+def _mode(mode: Mode | Literal["auto"], *, on_accelerator: bool) -> Mode:
     if mode != "auto":
-        msg = f"mode= is one of auto, sync, thread; got {mode!r}"
-        raise InputError(msg)
+        return mode
     # torch starts a thread for each physical core, which are half of what the system counts where each runs two.
     idle = 4 * torch.get_num_threads() <= (os.cpu_count() or 1)
     return "thread" if on_accelerator or idle else "sync"
@@ -226,11 +277,14 @@ def _optimizers(given: Any) -> tuple[Optimizer, ...]:
     return tuple(found)
 
 
-def _open_sinks(sinks: str | Sink | Sequence[str | Sink] | None, known: Plugins) -> list[tuple[str, Sink]]:
+def _listed(sinks: str | Sink | Sequence[str | Sink] | None) -> Sequence[str | Sink]:
     if sinks is None:
         return []
-    given: Sequence[str | Sink] = [sinks] if isinstance(sinks, str) or not isinstance(sinks, Sequence) else sinks
-    several = [each for spec in given for each in (_automatic(known) if spec == "auto" else [spec])]
+    return [sinks] if isinstance(sinks, str) or not isinstance(sinks, Sequence) else sinks
+
+
+def _open_sinks(sinks: str | Sink | Sequence[str | Sink] | None, known: Plugins) -> list[tuple[str, Sink]]:
+    several = [each for spec in _listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
     opened: list[tuple[str, Sink]] = []
     try:
         for spec in several:

@@ -18,7 +18,7 @@ a run of ADVANCE/share, 50 s at 1 %, has not cost more than its share. Our choic
 
 @dataclass(slots=True)
 class Cost:
-    """What a piece of work took, in seconds of the run."""
+    """What a piece of work cost, in seconds of the run."""
 
     seconds: float = 0.0
 
@@ -27,9 +27,9 @@ class Cost:
 class Budget:
     """A share of the run: credit grows by share × wall time, and shrinks by what the monitor uses.
 
-    Work is counted in seconds of the run, max(wall, cpu · run_wall/run_cpu): a reading that keeps two cores busy beside
-    a loop that uses one takes a second share of the machine. So neither the time nor the CPU time of the monitor passes
-    the share. Time of the monitor itself earns nothing more than any other, which is share² of the whole.
+    Work is counted in seconds of the run, max(wall, cpu · run_wall/run_cpu), where a run that waits most of its time
+    counts as one that uses a core: a reading that keeps two cores busy beside a loop that uses one takes a second share
+    of the machine. So neither the time nor the CPU time of the monitor passes the share.
 
     Args:
         share: of the run, between 0 and 1; None: no limit.
@@ -80,9 +80,16 @@ class Budget:
 
     @property
     def overhead(self) -> float:
-        """Seconds spent over those that the run took so far; NaN before it began."""
+        """The share of the run that was spent so far, in time or CPU time, whichever is more; NaN before it began."""
         run = self._run()
         return (self._spent + self._spending()) / run if run > 0 else math.nan
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether twice the share was spent, in a run that is long enough to tell: twice as long as pays an advance."""
+        if self.share is None or self._run() < 2 * ADVANCE / self.share:
+            return False
+        return self.overhead > 2 * self.share
 
     def spend(self, seconds: float) -> None:
         """Take what was used elsewhere: by another thread."""
@@ -119,4 +126,4 @@ class Budget:
         now = (self._clock(), self._cpu_clock())
         wall, cpu = (b - a for a, b in zip(moment, now, strict=True))
         run, run_cpu = (b - a for a, b in zip(self._start or now, now, strict=True))
-        return max(wall, cpu * run / run_cpu) if run_cpu > 0 else wall
+        return max(wall, cpu * run / max(run_cpu, run)) if run > 0 else wall

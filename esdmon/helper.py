@@ -1,18 +1,24 @@
 """A rank that reads for rank 0, in a job whose ranks hold the same weights."""
 
+import logging
+import math
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from typing import final
 
+from esdmon.faults import describe
 from esdmon.records import LayerReport, Report
 from esdmon.replicas import Replicas
 from esdmon.state import Plain
 from esdmon.worker import Answer, Source, Task, Worker
 
+_log = logging.getLogger("esdmon")
+
 
 @final
 class Helper:
-    """As `Readings`, and its reports go to rank 0: `finished` gives none."""
+    """As `Readings`, but what it reads goes to rank 0, from where it is finished: it does not wait for a step."""
 
     reports = False
 
@@ -20,8 +26,7 @@ class Helper:
         self._source = source
         self._worker = worker
         self._replicas = replicas
-        self._asked = True
-        self._due: deque[tuple[int, list[Task], Answer]] = deque()
+        self._is_asked = True
         self.history: dict[str, deque[LayerReport]] = {}
         """Empty: it is kept by rank 0."""
         self.dropped = 0
@@ -29,45 +34,43 @@ class Helper:
 
     @property
     def under_way(self) -> bool:
-        """Whether `finished` has anything to look for."""
-        return bool(self._due)
+        """Whether anything is not finished."""
+        return not self._worker.is_idle
+
+    @property
+    def under_way_here(self) -> bool:
+        """The same: it waits for no other rank."""
+        return self.under_way
 
     def settle(self) -> None:
         """Wait for the device."""
         self._source.settle()
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, _host_step: int | None = None) -> None:
         """Read what rank 0 says. At the first due step it does not know yet who is there."""
-        self._source.refresh()
         if not self._replicas.has_joined:
+            self._source.refresh()
             self._replicas.join(self._source.fingerprint())
             return
-        names = self._replicas.assigned(step) if self._asked else None
+        names = self._replicas.assigned(step) if self._is_asked else None
         if names is None:
-            self._asked = False
+            self._is_asked = False
             return
-        known = self._source.nominal()
-        tasks = [self._worker.begin(name, step, moved=float("nan")) for name in names if name in known]
-        self._due.append((step, [task for task in tasks if task is not None], {}))
+        tasks: list[Task] = []
+        try:
+            self._source.refresh()
+            known = self._source.nominal()
+            mine = [name for name in names if name in known and self._worker.has_room(name)]
+            tasks = [self._worker.begin(name, step, moved=math.nan) for name in mine]
+        finally:  # rank 0 waits for it, whatever fails here
+            self._worker.then(partial(self._send, step, tasks))
 
     def finished(self) -> Iterator[Report]:
-        """Send what is complete."""
-        while self._due:
-            step, tasks, answer = self._due[0]
-            for task in tuple(tasks):
-                read = task.poll()
-                if read is not None:
-                    tasks.remove(task)
-                    answer |= read
-            if tasks:
-                return
-            self._replicas.answer(step, answer)
-            self._due.popleft()
+        """None: they are rank 0's."""
         yield from ()
 
     def give_up(self) -> None:
-        """What is not finished is not sent."""
-        self._due.clear()
+        """Nothing to do: rank 0 does without."""
 
     def close(self) -> None:
         """Free the worker."""
@@ -77,5 +80,16 @@ class Helper:
         """Nothing: it is rank 0's."""
         return {}
 
-    def load_state_dict(self, state: Plain) -> None:
-        """Nothing to do."""
+    def load_state_dict(self, _state: Plain) -> None:
+        """Begin anew, with the others."""
+        self._replicas.restart()
+
+    def _send(self, step: int, tasks: list[Task]) -> None:
+        answer: Answer = {}
+        for task in tasks:
+            answer |= task.poll() or {}
+        try:
+            self._replicas.answer(step, answer)
+        except Exception as error:  # noqa: BLE001 -- the store of a job that ends
+            self._is_asked = False
+            _log.warning("esdmon: rank 0 cannot be reached at step %d, and is not read for: %s", step, describe(error))

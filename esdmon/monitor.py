@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import threading
 import time
 import weakref
 from collections import deque
@@ -23,7 +24,9 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 _VERSION = 3
 _POLL = 1e-3
 PATIENCE = 30.0
-"""Seconds that `flush`, `close` and `state_dict` wait for readings that are under way."""
+"""Seconds that `flush`, `close` and `state_dict` wait for readings that are under way in this process."""
+_PATIENCE_ELSEWHERE = 2.0  # for those on other ranks, which may have died
+_PATIENCE_AT_EXIT = 5.0  # for those of a monitor that was never closed
 
 
 class Readings(Stateful, Protocol):
@@ -38,10 +41,14 @@ class Readings(Stateful, Protocol):
     def under_way(self) -> bool:
         """Whether any are begun and not reported."""
 
+    @property
+    def under_way_here(self) -> bool:
+        """Whether any of them are this process's."""
+
     def settle(self) -> None:
         """Wait for the device before what follows is measured."""
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, host_step: int | None = None) -> None:
         """Begin the readings of a due step."""
 
     def finished(self) -> Iterator[Report]:
@@ -73,6 +80,7 @@ class Monitor:
         budget: Budget | None = None,
         faults: Faults | None = None,
         parts: Mapping[str, Stateful] | None = None,
+        first_step: int = 0,
     ) -> None:
         self._readings = readings
         self._parts = {"readings": readings} | dict(parts or {})
@@ -84,13 +92,13 @@ class Monitor:
         self._faults = faults or Faults()
         self._book = AlertBook()
         self._at_close: list[Callable[[], None]] = []
-        self._steps = 0
+        self._steps = first_step
         self._closed = False
         self._report: Report | None = None
         self._alerts: list[Alert] = []
         self._process = os.getpid()
-        # A loop that never closes its monitor still has all that was read written, and its thread ended in order.
-        self._exit = _close_at_exit(self)
+        self._is_told_of_the_fork = False
+        _open.add(self)
 
     @property
     def report(self) -> Report | None:
@@ -122,26 +130,36 @@ class Monitor:
         """The share of the run's time that watching has taken so far; NaN before the first step."""
         return self._budget.overhead
 
-    def step(self) -> None:
-        """Count a step, and read if it is due. The optimizer's hook calls it where `watch` was given an optimizer."""
-        if self._closed or os.getpid() != self._process:  # a process forked off this one has no part in it
-            return
-        self._steps += 1
+    def step(self, count: int = 1, *, host_step: int | None = None) -> bool:
+        """Count a step, and read if it is due. The optimizer's hook calls it where `watch` was given an optimizer.
+
+        Args:
+            count: steps since the last call, where a host tells of several at once: due if any of them is.
+            host_step: the host's own count, at which its loss is drawn; readings are drawn there too.
+
+        Returns:
+            Whether it was due: the same on all ranks of a job.
+        """
+        if self._closed or not self._is_of_this_process():
+            return False
+        self._steps += count
         self._budget.start()
-        with self._faults.isolated("monitor", self._steps):
-            due = self._schedule(self._steps) and not self._faults.disabled("monitor")
-            if due:
+        due = False
+        with self._faults.isolated("schedule", self._steps):
+            due = any(map(self._schedule, range(self._steps - count + 1, self._steps + 1)))
+        if due and not self._faults.disabled("monitor"):
+            with self._faults.isolated("monitor", self._steps):
                 self._readings.settle()
-            if due or self._readings.under_way:
                 with self._budget.spending():
-                    if due:
-                        self._readings.begin(self._steps)
-                    self._take_finished()
+                    self._readings.begin(self._steps, host_step)
+        self._take_finished()
+        return due
 
     def flush(self, timeout: float = PATIENCE) -> None:
         """Wait for the readings that are under way, and let what was written be seen by others."""
-        self._finish(timeout)
-        self._to_sinks("flush")
+        if self._is_of_this_process():
+            self._finish(timeout)
+            self._to_sinks("flush")
 
     def close(self, timeout: float = PATIENCE) -> None:
         """Remove the hooks, wait for the readings that are under way, close the sinks; again is harmless.
@@ -149,22 +167,23 @@ class Monitor:
         Args:
             timeout: seconds to wait at most; what is not finished then is lost, and the log says so.
         """
-        if self._closed or os.getpid() != self._process:
+        if self._closed or not self._is_of_this_process():
             return
         self._closed = True
-        self._exit()
+        _open.discard(self)
         for undo in reversed(self._at_close):
             undo()
         try:
-            self._finish(timeout)
+            self._finish(timeout, elsewhere=timeout)
             with self._faults.isolated("monitor", self._steps):
                 self._readings.give_up()
-                self._take_finished()
+            self._take_finished()
         finally:
             with self._faults.isolated("monitor", self._steps):
                 self._readings.close()
             self._tell_if_nothing_was_read()
             self._to_sinks("close")
+            self._sinks = ()
 
     def at_close(self, undo: Callable[[], None]) -> None:
         """Have `undo` called by `close()`: how a host takes its hooks back."""
@@ -173,10 +192,11 @@ class Monitor:
     def state_dict(self) -> Plain:
         """What a resumed run needs to go on as if it had not stopped: steps, readings, alerts, and how weights were.
 
-        Plain data and tensors, a few kB for each matrix: `torch.load` reads it with weights_only. Readings that are
+        Plain data and tensors, some 40 kB for each matrix: `torch.load` reads it with weights_only. Readings that are
         under way are waited for.
         """
-        self._finish(PATIENCE)
+        if self._is_of_this_process():
+            self._finish(PATIENCE)
         return {
             "version": _VERSION,
             "steps": self._steps,
@@ -220,25 +240,39 @@ class Monitor:
         self.close()
 
     def _tell_if_nothing_was_read(self) -> None:
-        if not self._readings.reports or self._report is not None or self._faults.disabled("monitor"):
+        readings = self._readings
+        if not readings.reports or readings.history or readings.dropped or self._faults.disabled("monitor"):
             return
         if self._steps:
             _log.warning("esdmon: closed after %d steps without a reading: choose a smaller every=.", self._steps)
         else:
             _log.warning("esdmon: closed without a step: give watch() the optimizer, or call monitor.step().")
 
-    def _finish(self, timeout: float) -> None:
-        """Wait for what is under way; strict or not, a wait ends."""
-        until = time.monotonic() + timeout
-        with self._faults.isolated("monitor", self._steps), self._budget.spending():
+    def _is_of_this_process(self) -> bool:
+        """A process that was forked off has no part in a monitor, whose thread and files are its parent's."""
+        if os.getpid() == self._process:
+            return True
+        if not self._is_told_of_the_fork:
+            self._is_told_of_the_fork = True
+            _log.warning("esdmon: this process was forked off that of the monitor, which does nothing here.")
+        return False
+
+    def _finish(self, timeout: float, *, elsewhere: float = _PATIENCE_ELSEWHERE) -> None:
+        """Wait for what is under way; what is on other ranks may never come."""
+        start = time.monotonic()
+        self._take_finished()
+        while self._readings.under_way:
+            waited = time.monotonic() - start
+            if waited > timeout or (waited > elsewhere and not self._readings.under_way_here):
+                return
+            time.sleep(_POLL)
             self._take_finished()
-            while self._readings.under_way and time.monotonic() < until:
-                time.sleep(_POLL)
-                self._take_finished()
 
     def _take_finished(self) -> None:
-        for report in self._readings.finished():
-            self._take(report)
+        if self._readings.under_way:
+            with self._faults.isolated("reports", self._steps), self._budget.spending():
+                for report in self._readings.finished():
+                    self._take(report)
 
     def _take(self, report: Report) -> None:
         self._report = report
@@ -257,7 +291,7 @@ class Monitor:
             who = f"rule {rule.name}"
             if not self._faults.disabled(who):
                 with self._faults.isolated(who, step):
-                    found += rule.find(self._readings.history)
+                    found += _checked(rule.find(self._readings.history))
                     asked.append(rule.name)
         return self._book.update(found, rules=asked, step=step, time=time.time())
 
@@ -272,14 +306,23 @@ class Monitor:
                     getattr(sink, method)(*record)
 
 
-def _close_at_exit(monitor: Monitor) -> Callable[[], None]:
-    """Have a monitor closed when the interpreter ends, unless it is gone by then; what is returned takes that back."""
-    alive = weakref.ref(monitor)
+def _checked(found: Iterable[Alert]) -> list[Alert]:
+    alerts = list(found)
+    for alert in alerts:
+        if not isinstance(alert, Alert):
+            msg = f"a rule gives alerts, got {alert!r}"
+            raise TypeError(msg)
+    return alerts
 
-    def close() -> None:
-        found = alive()
-        if found is not None:
-            found.close()
 
-    atexit.register(close)
-    return lambda: atexit.unregister(close)
+_open: "weakref.WeakSet[Monitor]" = weakref.WeakSet()
+
+
+def _close_all() -> None:
+    """A loop that never closes its monitor still has what was read written, and its thread ended in order."""
+    for monitor in list(_open):
+        monitor.close(_PATIENCE_AT_EXIT)
+
+
+# Before the interpreter waits for all threads of pools, which it does before the functions of atexit.
+getattr(threading, "_register_atexit", atexit.register)(_close_all)

@@ -1,8 +1,9 @@
 """Readings: what is read at a due step is decided, begun, gathered when it is finished, and reported in step order."""
 
 import logging
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import final
@@ -14,13 +15,14 @@ from esdmon.state import Plain, layer_from, to_plain
 from esdmon.turns import Turns, share_out
 from esdmon.worker import Answer, Source, Task, Worker
 
-HISTORY = 64
+HISTORY = 16
 """Readings of a matrix that rules may look back on."""
 QUEUE = 4
 """Due steps whose readings may be under way; until the first is finished no more are begun. Our choice."""
 _SAVED = 8  # of the history, in a checkpoint: more than a built-in rule looks at, and small beside a model
 _SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
 _LOOKS = 32  # matrices looked at before it is asked again whether there is time for more
+_FEW_LOOKS = 4  # those that are looked at where there is no credit
 _LOOKING = 0.5  # share of the credit that may go into looking
 
 _log = logging.getLogger("esdmon")
@@ -31,11 +33,21 @@ class _Due:
     """A due step: its readings, finished and under way."""
 
     step: int
+    host_step: int | None
     unchanged: frozenset[str]
+    since: float
+    """When it was, by the clock."""
     begun: set[str] = field(default_factory=set)
-    tasks: list[Task] = field(default_factory=list)
+    here: deque[Task] = field(default_factory=deque)
+    """Under way in this process, in the order in which they will be finished."""
+    elsewhere: Task | None = None
+    """Under way on other ranks."""
     read: dict[str, LayerReport] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.here and self.elsewhere is None
 
 
 @final
@@ -62,24 +74,32 @@ class Readings:
         """The last readings of each matrix, oldest first."""
         self.dropped = 0
         """Readings that were not begun, since too many were under way, or came to nothing."""
+        self._told = False
 
     @property
     def under_way(self) -> bool:
         """Whether `finished` has anything to look for."""
         return bool(self._due)
 
+    @property
+    def under_way_here(self) -> bool:
+        """Whether any of it is this process's."""
+        return any(due.here for due in self._due)
+
     def settle(self) -> None:
         """Wait for the device before what follows is measured."""
         self._source.settle()
 
-    def begin(self, step: int) -> None:
-        """Begin the readings of a due step."""
+    def begin(self, step: int, host_step: int | None = None) -> None:
+        """Begin the readings of a due step, which the host may count otherwise."""
         if self._source.refresh():
             self._turns.replace(self._source.nominal())
             self.history = {name: self.history[name] for name in self._turns.names if name in self.history}
         self._budget.earn(at_most=_SWEEPS * self._turns.sweep)
+        self._tell_if_over_budget()
         self._look(step)
-        due = _Due(step, frozenset(name for name in self._turns.names if self._turns.is_unchanged(name)))
+        unchanged = frozenset(name for name in self._turns.names if self._turns.is_unchanged(name))
+        due = _Due(step, host_step, unchanged, time.monotonic())
         if self._replicas is None:
             self._read(due)
         else:
@@ -88,15 +108,17 @@ class Readings:
 
     def finished(self) -> Iterator[Report]:
         """The reports that are complete, the earliest first."""
-        for due in self._due:
-            self._collect(due)
-        while self._due and not self._due[0].tasks:
+        while self._due:
+            self._collect(self._due[0])
+            if not self._due[0].is_complete:
+                return
             yield self._report(self._due.popleft())
 
     def give_up(self) -> None:
         """Wait no more for what is under way; it is lost, and told."""
         for due in self._due:
-            self._give_up(due, due.tasks)
+            self._collect(due)
+            self._give_up(due)
 
     def close(self) -> None:
         """Free the worker, and let other ranks wait no more."""
@@ -112,6 +134,8 @@ class Readings:
         """Go on from them."""
         history = {name: [layer_from(layer) for layer in layers] for name, layers in state.items()}
         self._due.clear()
+        if self._replicas is not None:
+            self._replicas.restart()
         self._turns = Turns(self._source.nominal(), limited=self._budget.share is not None)
         self.history = {n: deque(history[n], maxlen=HISTORY) for n in self._turns.names if history.get(n)}
         for name, layers in self.history.items():
@@ -119,26 +143,29 @@ class Readings:
 
     def _look(self, step: int) -> None:
         """How far matrices have moved: of all where there is time, and else of those not looked at for longest."""
-        names, enough = self._turns.to_look_at(), (1 - _LOOKING) * self._budget.credit
+        names, credit = self._turns.to_look_at(), self._budget.credit
+        count = _LOOKS if credit > 0 else _FEW_LOOKS
         while names:
-            for name, drift in self._source.look(names[:_LOOKS]).items():
+            for name, drift in self._source.look(names[:count]).items():
                 self._turns.looked(name, step, drift, trainable=self._source.is_trainable(name))
-            if self._budget.credit < enough:
+            names = names[count:]
+            if self._budget.credit < (1 - _LOOKING) * credit or credit <= 0:
                 break
-            names = names[_LOOKS:]
 
     def _read(self, due: _Due) -> None:
         """Here: what there is credit for, and more, as what it takes becomes known."""
         if not self._has_room(due):
             return
-        while names := self._choose(due, forced=not due.read):
+        forced = not self.under_way_here
+        while names := self._choose(due, forced=forced and not due.begun):
             for count, name in enumerate(names):
                 if due.read and self._budget.credit < 0:
                     return
-                if not self._begin(due, name):
+                if not self._worker.has_room(name):
                     self._drop(due.step, len(names) - count)
                     return
-            if due.tasks:
+                self._begin(due, name)
+            if due.here:
                 return
 
     def _share(self, due: _Due, replicas: Replicas) -> None:
@@ -159,35 +186,37 @@ class Readings:
         moved = {name: self._mark(due, name) for names in shares.values() for name in names}
         if moved:
             poll = partial(_with_drift, moved, partial(replicas.answered, due.step))
-            give_up = partial(replicas.give_up, due.step)
-            due.tasks.append(Task(tuple(moved), poll, give_up, elsewhere=True))
-        for name in mine:
-            if not self._begin(due, name):
-                self._drop(due.step, 1)
+            due.elsewhere = Task(tuple(moved), poll, partial(replicas.give_up, due.step))
+        for count, name in enumerate(mine):
+            if not self._worker.has_room(name):
+                self._drop(due.step, len(mine) - count)
+                return
+            self._begin(due, name)
 
     def _choose(self, due: _Due, *, ranks: int = 1, forced: bool = True) -> list[str]:
-        under_way = (self._turns.expected(name) for each in self._due for task in each.tasks for name in task.names)
+        under_way = (self._turns.expected(name) for each in self._due for task in each.here for name in task.names)
         credit = self._budget.credit * ranks - sum(under_way)
         return self._turns.choose(due.step, credit, without=due.begun, forced=forced)
 
     def _has_room(self, due: _Due) -> bool:
         """Take a due step into the queue; not where that is full."""
-        if len(self._due) >= QUEUE:  # a rank may have died
-            self._give_up(self._due[0], [task for task in self._due[0].tasks if task.elsewhere])
-        if len(self._due) >= QUEUE and self._due[0].tasks:
+        if self._due and self._replicas is not None and due.since - self._due[0].since > self._replicas.patience:
+            self._give_up(self._due[0], elsewhere_only=True)
+        if len(self._due) >= QUEUE and not self._due[0].is_complete:
             self._drop(due.step, len(self._choose(due)))
             return False
         self._due.append(due)
         return True
 
-    def _begin(self, due: _Due, name: str) -> bool:
-        task = self._worker.begin(name, due.step, moved=self._mark(due, name))
-        if task is None:
+    def _begin(self, due: _Due, name: str) -> None:
+        moved = self._mark(due, name)
+        try:
+            due.here.append(self._worker.begin(name, due.step, moved=moved))
+        except BaseException:  # Ctrl-C, say
             self._turns.lost(name)
-            return False
-        due.tasks.append(task)
-        self._collect(due)
-        return True
+            raise
+        if self._worker.on_the_spot:
+            self._collect(due)
 
     def _mark(self, due: _Due, name: str) -> float:
         due.begun.add(name)
@@ -195,21 +224,42 @@ class Readings:
         return self._source.mark(name)
 
     def _collect(self, due: _Due) -> None:
-        for task in tuple(due.tasks):
-            try:
-                answer = task.poll()
-            except Exception:
-                due.tasks.remove(task)
-                raise
+        while due.here:
+            task = due.here.popleft()
+            answer = task.poll()
+            if answer is None:
+                due.here.appendleft(task)
+                break
+            self._take(due, task, answer)
+        if due.elsewhere is not None:
+            answer = due.elsewhere.poll()
             if answer is not None:
-                due.tasks.remove(task)
-                self._take(due, answer)
+                task, due.elsewhere = due.elsewhere, None
+                self._take(due, task, answer)
 
-    def _take(self, due: _Due, answer: Answer) -> None:
+    def _take(self, due: _Due, task: Task, answer: Answer) -> None:
         for name, (layer, seconds) in answer.items():
-            due.read[name] = layer
+            due.read[name] = replace(layer, host_step=due.host_step)
             due.seconds += seconds
-            self._turns.took(name, seconds)
+            self._turns.took(name, seconds, readable=layer.status == "ok")
+        lost = [name for name in task.names if name not in answer]
+        self.dropped += len(lost)
+        for name in lost:
+            self._turns.lost(name)
+
+    def _give_up(self, due: _Due, *, elsewhere_only: bool = False) -> None:
+        tasks = [] if elsewhere_only else list(due.here)
+        if due.elsewhere is not None:
+            tasks.append(due.elsewhere)
+        before = self.dropped
+        for task in tasks:
+            self._take(due, task, task.give_up())
+        due.elsewhere = None
+        if not elsewhere_only:
+            due.here.clear()
+        if self.dropped > before:
+            count = self.dropped - before
+            _log.warning("esdmon: %d readings of step %d were not finished in time, and are lost.", count, due.step)
 
     def _drop(self, step: int, count: int) -> None:
         if count and not self.dropped:
@@ -221,23 +271,30 @@ class Readings:
             )
         self.dropped += count
 
-    def _give_up(self, due: _Due, tasks: Sequence[Task]) -> None:
-        for task in tuple(tasks):
-            due.tasks.remove(task)
-            came = task.give_up()
-            self._take(due, came)
-            lost = [name for name in task.names if name not in came]
-            self.dropped += len(lost)
-            for name in lost:
-                self._turns.lost(name)
-                _log.warning("esdmon: the reading of %s at step %d was not finished, and is lost.", name, due.step)
+    def _tell_if_over_budget(self) -> None:
+        if self._told or not self._budget.is_exceeded:
+            return
+        self._told = True
+        _log.warning(
+            "esdmon: one matrix at each due step takes %.1f %% of the run, and budget=%g: choose a larger every=.",
+            100 * self._budget.overhead,
+            self._budget.share,
+        )
 
     def _report(self, due: _Due) -> Report:
-        for name, layer in due.read.items():
-            self.history.setdefault(name, deque(maxlen=HISTORY)).append(layer)
-        layers = tuple(self._latest(name, due) for name in self._turns.names if name in self.history)
-        waiting = tuple(name for name in self._turns.names if name not in self.history)
-        return Report(due.step, layers, self._source.coverage, due.seconds, waiting, self._budget.overhead)
+        names = self._turns.names
+        for name in names:
+            if name in due.read:
+                self.history.setdefault(name, deque(maxlen=HISTORY)).append(due.read[name])
+        return Report(
+            due.step,
+            tuple(self._latest(name, due) for name in names if name in self.history),
+            self._source.coverage,
+            due.seconds,
+            waiting=tuple(name for name in names if name not in self.history),
+            overhead=self._budget.overhead,
+            host_step=due.host_step,
+        )
 
     def _latest(self, name: str, due: _Due) -> LayerReport:
         layer = self.history[name][-1]

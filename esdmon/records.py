@@ -171,6 +171,8 @@ class Report:
     """Matrices that have not been read yet: their turn comes as the budget allows."""
     overhead: float = math.nan
     """The monitor's share of the run so far."""
+    host_step: int | None = None
+    """The host's own step (a Trainer's), where there is a host."""
 
     def __getitem__(self, name: str) -> LayerReport:
         """The layer of that name; KeyError with the nearest names."""
@@ -199,6 +201,11 @@ class Report:
     def new(self) -> tuple[LayerReport, ...]:
         """The layers that were read at this step: what a sink has not had yet."""
         return tuple(layer for layer in self.layers if layer.step == self.step)
+
+    @property
+    def x(self) -> int:
+        """Where it is drawn: the host's step, so that it lies under the host's loss; without a host, `step`."""
+        return self.step if self.host_step is None else self.host_step
 
     @property
     def summary(self) -> dict[str, float]:
@@ -232,9 +239,23 @@ class Report:
         """A flat JSON object for each matrix."""
         return [layer.to_record() for layer in self.layers]
 
+    def scalars(self) -> dict[str, float]:
+        """What is finite of the summary and of the layers read at this step, by tag.
+
+        Tags are `esdmon_summary/<name>` and `esdmon_<measure>/<layer>`: TensorBoard and Weights & Biases group by what
+        stands before the slash, so each measure is a group with a chart for each layer.
+        """
+        numbers = {f"esdmon_summary/{name}": value for name, value in self.summary.items()}
+        for layer in self.new:
+            if layer.status == "ok":
+                numbers |= {f"esdmon_{name}/{layer.name}": value for name, value in layer.measures.items()}
+                numbers[f"esdmon_phase/{layer.name}"] = float(layer.phase.code)
+        return {tag: float(value) for tag, value in numbers.items() if math.isfinite(value)}
+
     def to_summary_record(self) -> Record:
         """The summary as a flat JSON object."""
-        return {"step": self.step} | {key: _jsonable(value) for key, value in self.summary.items()}
+        steps = {"step": self.step, "host_step": self.host_step}
+        return steps | {key: _jsonable(value) for key, value in self.summary.items()}
 
     def __str__(self) -> str:
         """A table of 80 columns, what alpha in brackets means, and what is not watched."""

@@ -47,12 +47,14 @@ class Replicas:
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store = store
         self.rank = rank
+        self.patience = PATIENCE
         self.helpers: list[int] = []
         """For rank 0: the ranks that hold the same weights and watch them."""
         self._unknown = list(range(1, size))
         self._fingerprint = ""
         self._words: deque[str] = deque()
         self._asked: dict[int, list[int]] = {}
+        self._life = 0
 
     @property
     def has_joined(self) -> bool:
@@ -65,25 +67,34 @@ class Replicas:
         if self.rank > 0:
             self._store.set(f"rank/{self.rank}", fingerprint)
 
+    def restart(self) -> None:
+        """Begin anew, from a checkpoint that all ranks load: what was said at steps to come is not meant for them."""
+        self._life += 1
+        self._words.clear()
+        self._asked.clear()
+
     def assign(self, step: int, shares: Mapping[int, Iterable[str]]) -> None:
         """For rank 0: say who reads what at this step, and see who is new."""
-        self._store.set(f"step/{step}", json.dumps({str(rank): list(names) for rank, names in shares.items()}))
-        self._words.append(f"step/{step}")
+        word = self._word("step", step)
+        self._store.set(word, json.dumps({str(rank): list(names) for rank, names in shares.items()}))
+        self._words.append(word)
         if len(self._words) > _KEPT:
             self._store.delete_key(self._words.popleft())
-        self._asked[step] = [rank for rank, names in shares.items() if rank > 0 and names]
+        asked = [rank for rank, names in shares.items() if rank > 0 and names]
+        if asked:
+            self._asked[step] = asked
         self._meet()
 
     def answered(self, step: int) -> Answer | None:
         """For rank 0: what all that were asked have read; None until the last has answered."""
-        if not self._store.check([_answer(step, rank) for rank in self._asked[step]]):
+        if not self._store.check([self._word("answer", step, rank) for rank in self._asked[step]]):
             return None
         return self._take(step, self._asked.pop(step))
 
     def give_up(self, step: int) -> Answer:
         """For rank 0: what has come; who has not answered is not asked again."""
         ranks = self._asked.pop(step)
-        there = [rank for rank in ranks if self._store.check([_answer(step, rank)])]
+        there = [rank for rank in ranks if self._store.check([self._word("answer", step, rank)])]
         for rank in ranks:
             if rank not in there and rank in self.helpers:
                 self.helpers.remove(rank)
@@ -92,7 +103,7 @@ class Replicas:
 
     def assigned(self, step: int) -> list[str] | None:
         """For the others: what this rank is to read at this step; None where rank 0 has ended, or says nothing."""
-        word, until = f"step/{step}", time.monotonic() + PATIENCE
+        word, until = self._word("step", step), time.monotonic() + self.patience
         while not self._store.check([word]):
             if self._store.check(["end"]):
                 return None
@@ -102,7 +113,7 @@ class Replicas:
                     "called on every rank, and load_state_dict() too?",
                     self.rank,
                     step,
-                    PATIENCE,
+                    self.patience,
                 )
                 return None
             time.sleep(_POLL)
@@ -112,7 +123,7 @@ class Replicas:
     def answer(self, step: int, answer: Answer) -> None:
         """For the others: give what was read."""
         plain = {name: [to_plain(layer), seconds] for name, (layer, seconds) in answer.items()}
-        self._store.set(_answer(step, self.rank), json.dumps(plain))
+        self._store.set(self._word("answer", step, self.rank), json.dumps(plain))
 
     def end(self) -> None:
         """For rank 0: let the others wait no more."""
@@ -129,12 +140,11 @@ class Replicas:
 
     def _take(self, step: int, ranks: Iterable[int]) -> Answer:
         answer: Answer = {}
-        for word in (_answer(step, rank) for rank in ranks):
+        for word in (self._word("answer", step, rank) for rank in ranks):
             plain = json.loads(self._store.get(word))
             self._store.delete_key(word)
             answer |= {name: (layer_from(layer), seconds) for name, (layer, seconds) in plain.items()}
         return answer
 
-
-def _answer(step: int, rank: int) -> str:
-    return f"answer/{step}/{rank}"
+    def _word(self, *parts: str | int) -> str:
+        return "/".join(map(str, (self._life, *parts)))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import final
 
 TOLERANCE = 1e-3
-"""‖ΔW‖/‖W‖ up to which a matrix counts as unchanged. On 20 layers in training no alpha that means something moved by
-more than its standard error meanwhile: tests/benchmarks/skipped.py."""
+"""‖ΔW‖/‖W‖ up to which a matrix counts as unchanged. On 24 layers in training no alpha that means something moved by
+more than a hundredth of its standard error meanwhile: tests/benchmarks/skipped.py."""
 REFRESH = 10
 """Due steps after which an unchanged matrix is read all the same, where credit is left: a sample can miss a change in
 a few rows. Our choice."""
@@ -36,6 +36,8 @@ class _Turn:
     trainable: bool = True
     passed: int = 0
     """Due steps since the last reading."""
+    readable: bool = True
+    """Whether the last reading gave numbers."""
 
     def importance(self, step: int, cost: float) -> float:
         drift = self.drift if self.drift <= 1 else 1.0  # also for NaN
@@ -54,12 +56,14 @@ class Turns:
     def __init__(self, nominal: Mapping[str, float], *, limited: bool = True) -> None:
         self._turns = {name: _Turn(seconds) for name, seconds in nominal.items()}
         self._limited = limited
-        self._pace = 1.0
-        """Seconds measured over nominal ones: how fast this machine is."""
+        self._measured = [0.0, 0.0]
+        """Seconds, and nominal seconds, of those whose reading was measured: how fast this machine is."""
 
     def replace(self, nominal: Mapping[str, float]) -> None:
         """The matrices are these now; what is known of those that stay is kept."""
         self._turns = {name: self._turns.get(name) or _Turn(seconds) for name, seconds in nominal.items()}
+        known = [turn for turn in self._turns.values() if not math.isnan(turn.seconds)]
+        self._measured = [sum(turn.seconds for turn in known), sum(turn.nominal for turn in known)]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,7 +80,10 @@ class Turns:
         turn = self._turns.get(name)
         if turn is None:
             return 0.0
-        return turn.nominal * self._pace if math.isnan(turn.seconds) else turn.seconds
+        if not math.isnan(turn.seconds):
+            return turn.seconds
+        seconds, nominal = self._measured
+        return turn.nominal * (seconds / nominal if nominal else 1.0)
 
     def to_look_at(self) -> list[str]:
         """Those whose drift is worth a look, the longest not looked at first."""
@@ -93,22 +100,27 @@ class Turns:
         turn = self._turns[name]
         turn.read, turn.drift, turn.looked, turn.passed = step, 0.0, step, 0
 
-    def took(self, name: str, seconds: float) -> None:
-        """Take what its reading took."""
-        if name in self._turns:
-            self._turns[name].seconds = seconds
-            known = [turn for turn in self._turns.values() if not math.isnan(turn.seconds)]
-            self._pace = sum(turn.seconds for turn in known) / sum(turn.nominal for turn in known)
+    def took(self, name: str, seconds: float, *, readable: bool = True) -> None:
+        """Take what its reading took, and whether it gave numbers."""
+        turn = self._turns.get(name)
+        if turn is None:
+            return
+        if math.isnan(turn.seconds):
+            self._measured[0] += seconds
+            self._measured[1] += turn.nominal
+        else:
+            self._measured[0] += seconds - turn.seconds
+        turn.seconds, turn.readable = seconds, readable
 
     def lost(self, name: str) -> None:
-        """A reading that was begun came to nothing: the next may come soon."""
+        """A reading that was begun came to nothing: it is as if there had been none."""
         if name in self._turns:
-            self._turns[name].drift = math.inf
+            self._turns[name].read = None
 
     def is_unchanged(self, name: str) -> bool:
-        """Whether a matrix that was read has hardly moved since."""
+        """Whether a matrix was looked at since it was read, and has hardly moved."""
         turn = self._turns[name]
-        return turn.read is not None and turn.drift <= TOLERANCE
+        return turn.read is not None and turn.looked > turn.read and turn.drift <= TOLERANCE
 
     def choose(self, step: int, credit: float, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
         """The matrices to read, the most important first, as far as the credit goes.
@@ -149,7 +161,7 @@ class Turns:
         return 2, -turn.importance(step, cost)
 
     def _has_changed(self, turn: _Turn) -> bool:
-        if turn.read is None or not turn.drift <= TOLERANCE:
+        if turn.read is None or turn.drift > TOLERANCE or (math.isnan(turn.drift) and turn.readable):
             return True
         return not self._limited and (turn.trainable or turn.drift > 0)
 

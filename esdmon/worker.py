@@ -1,11 +1,12 @@
 """Where readings are finished: on the spot, or by a thread of its own while training goes on."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, TypeAlias, final
+from typing import Any, Literal, Protocol, TypeAlias, final
 
 from esdmon.budget import Budget
 from esdmon.faults import describe
@@ -63,8 +64,6 @@ class Task:
     """What they gave; None until they are finished."""
     give_up: Callable[[], Answer]
     """What has come so far, and no more is wanted."""
-    elsewhere: bool = False
-    """Whether another rank does it."""
 
 
 @final
@@ -79,27 +78,47 @@ class Worker:
     def __init__(self, source: Source, budget: Budget, *, mode: Mode = "sync") -> None:
         self._source = source
         self._budget = budget
-        self._mode = mode
+        self.on_the_spot = mode == "sync"
+        """Whether what is begun is finished at once."""
         self._thread: ThreadPoolExecutor | None = None
-        self._waiting: dict[Future[tuple[LayerReport, float]], int] = {}
+        self._waiting: deque[tuple[Future[Any], int]] = deque()
+        self._bytes = 0
 
-    def begin(self, name: str, step: int, *, moved: float) -> Task | None:
-        """Begin a reading; None where too many copies wait already."""
-        if self._mode == "sync":
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was begun is finished."""
+        while self._waiting and self._waiting[0][0].done():
+            self._bytes -= self._waiting.popleft()[1]
+        return not self._waiting
+
+    def has_room(self, name: str) -> bool:
+        """Whether a copy of this matrix may wait besides those that do; where none does, any may."""
+        return self.on_the_spot or self.is_idle or self._bytes + self._source.size(name) <= MEMORY
+
+    def begin(self, name: str, step: int, *, moved: float) -> Task:
+        """Begin a reading."""
+        if self.on_the_spot:
             with self._budget.measured() as cost:
                 layer = self._source.begin(name, step, moved=moved, copy=False)()
             answer: Answer = {name: (layer, cost.seconds)}
             return Task((name,), lambda: answer, lambda: answer)
-        size = self._source.size(name)
-        self._waiting = {future: each for future, each in self._waiting.items() if not future.done()}
-        if self._waiting and sum(self._waiting.values()) + size > MEMORY:
-            return None
-        finish = self._source.begin(name, step, moved=moved, copy=True)
+        future = self._submit(_timed, self._source.begin(name, step, moved=moved, copy=True), self._source.size(name))
+        return Task((name,), partial(self._poll, name, step, future), partial(_cancel, future))
+
+    def then(self, job: Callable[[], None]) -> None:
+        """Have something done when all that was begun so far is finished."""
+        if self.on_the_spot:
+            job()
+        else:
+            self._submit(_call, job, 0)
+
+    def _submit(self, how: Callable[[Any], Any], what: Callable[[], Any], size: int) -> Future[Any]:
         if self._thread is None:  # now, and not earlier, so that a run that forks first forks no thread
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="esdmon")
-        future = self._thread.submit(_timed, finish)
-        self._waiting[future] = size
-        return Task((name,), partial(self._poll, name, step, future), partial(_cancel, future))
+        future = self._thread.submit(how, what)
+        self._waiting.append((future, size))
+        self._bytes += size
+        return future
 
     def close(self) -> None:
         """Free the thread; what it has not begun is left."""
@@ -123,6 +142,10 @@ def _timed(finish: Callable[[], LayerReport]) -> tuple[LayerReport, float]:
     start = time.perf_counter()
     layer = finish()
     return layer, time.perf_counter() - start
+
+
+def _call(job: Callable[[], None]) -> None:
+    job()
 
 
 def _cancel(future: Future[tuple[LayerReport, float]]) -> Answer:

@@ -46,6 +46,7 @@ def rank_of_a_job(rank: int, job: str, folder: str, size: int) -> None:
     torch.set_num_threads(1)
     result = JOBS[job](rank, Path(folder))
     Path(f"{folder}/result-{rank}.json").write_text(json.dumps(result))
+    distributed.barrier()  # a rank whose peer is gone aborts
     distributed.destroy_process_group()
 
 
@@ -127,12 +128,14 @@ def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
 
 def one_dies(rank: int, _folder: Path) -> list[list[str]]:
     """A rank that leaves the talk in the middle: what it was to read is lost, told, and read by rank 0 from then on."""
+    replicas.PATIENCE = 0.5
     model = network(0)
     sink = MemorySink()
     monitor = esdmon.watch(model, every=1, budget=None, sinks=[sink])
     for step in range(STEPS):
         if rank == 0 or step < 3:
             monitor.step()
+        time.sleep(0.1)
         distributed.barrier()
     monitor.close(timeout=0.2)
     return [[layer.name for layer in report.new] for report in sink.reports]
@@ -167,6 +170,50 @@ def resumed(rank: int, _folder: Path) -> list[int]:
     return steps
 
 
+def checkpointed(rank: int, _folder: Path) -> dict[str, Any]:
+    """Rank 0 saves, as everyone does, while the others wait in the next step."""
+    model = DistributedDataParallel(network(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    longest, sink = 0.0, MemorySink()
+    with esdmon.watch(model, optimizer, every=2, budget=None, mode="thread", sinks=[sink]) as monitor:
+        for step in range(STEPS):
+            train(model, optimizer, rank + 10 * step, steps=1)
+            if rank == 0:
+                start = time.monotonic()
+                monitor.state_dict()
+                longest = max(longest, time.monotonic() - start)
+    return {"longest": longest, "read": [[layer.name for layer in report.new] for report in sink.reports]}
+
+
+def rolled_back(rank: int, _folder: Path) -> list[list[int]]:
+    """A job that goes back to a checkpoint without being started anew: what was said at those steps is not meant."""
+    model = DistributedDataParallel(network(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sink = MemorySink()
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink]) as monitor:
+        train(model, optimizer, rank, steps=4)
+        state = [monitor.state_dict()]
+        distributed.broadcast_object_list(state)
+        train(model, optimizer, rank, steps=4)
+        monitor.load_state_dict(state[0])
+        train(model, optimizer, rank, steps=4)
+    assert monitor.errors == ()
+    return [[report.step, len(report.new)] for report in sink.reports]
+
+
+def one_expert_differs(rank: int, _folder: Path) -> list[int]:
+    """Most weights are the same on all ranks; one is each rank's own."""
+    model = network(0)
+    with torch.no_grad():
+        model.get_parameter("4.weight").add_(rank)
+    sink = MemorySink()
+    with esdmon.watch(model, every=1, budget=None, sinks=[sink]) as monitor:
+        for _ in range(4):
+            monitor.step()
+            distributed.barrier()
+    return [len(report.new) for report in sink.reports]
+
+
 def sharded_optimizer(rank: int, _folder: Path) -> dict[str, Any]:
     """ZeroRedundancyOptimizer: the weights are the same on all ranks after its outer step, and not after its inner."""
     from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -190,6 +237,9 @@ JOBS: dict[str, Callable[[int, Path], Any]] = {
     "one-dies": one_dies,
     "different": different,
     "resumed": resumed,
+    "checkpointed": checkpointed,
+    "rolled-back": rolled_back,
+    "one-expert-differs": one_expert_differs,
     "sharded-optimizer": sharded_optimizer,
 }
 
@@ -242,9 +292,10 @@ def test_a_rank_that_dies_is_done_without(tmp_path: Path) -> None:
     assert log(tmp_path, 0).count("rank 1 did not answer") == 1
 
 
-def test_ranks_with_other_weights_do_not_help(tmp_path: Path) -> None:
+@pytest.mark.parametrize("job", ["different", "one-expert-differs"])
+def test_ranks_with_other_weights_do_not_help(job: str, tmp_path: Path) -> None:
     """A layer's curve would jump between models."""
-    first, second = run("different", tmp_path)
+    first, second = run(job, tmp_path)
     assert first == [3, 3, 3, 3]
     assert second == []
     assert "rank 1 holds other weights than rank 0" in log(tmp_path, 0)
@@ -256,6 +307,19 @@ def test_a_resumed_job_goes_on(tmp_path: Path) -> None:
     assert steps == [4, 8, 12]
     assert others == [[], []]
     assert [log(tmp_path, rank) for rank in range(3)] == ["", "", ""]
+
+
+def test_a_checkpoint_of_rank_0_waits_for_no_step_of_the_others(tmp_path: Path) -> None:
+    """They answer while they wait for it."""
+    first, _ = run("checkpointed", tmp_path)
+    assert first["longest"] < 2
+    assert first["read"] == [["0", "2", "4"]] * (STEPS // 2)
+
+
+def test_a_job_that_goes_back_reads_all_again(tmp_path: Path) -> None:
+    """Each matrix at each step."""
+    first, _ = run("rolled-back", tmp_path)
+    assert first == [[step, 3] for step in (*range(1, 5), *range(5, 9))]
 
 
 def test_the_outer_step_of_a_sharded_optimizer_counts(tmp_path: Path) -> None:

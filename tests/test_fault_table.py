@@ -22,6 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import esdmon
+from esdmon.alerts import AlertRule
 from esdmon.records import Alert, Report
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Measure, Spectrum
@@ -385,3 +386,73 @@ def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFix
     norm = float(runs[0].model.get_parameter("2.weight").detach().norm())
     assert last.measures["frobenius_norm"] == pytest.approx(norm, rel=0.2)
     assert last.in_optimizer
+
+
+def test_a_monitor_that_was_never_closed_does_not_hold_up_the_end() -> None:
+    """Twenty readings of a second each wait: the process ends within a few, and says what was lost."""
+    script = """
+        import time, torch, esdmon
+        from torch import nn
+        from esdmon.spectrum import Measure
+
+        class Slow:
+            @esdmon.hookimpl
+            def esdmon_register_measures(self):
+                return [Measure("slow", lambda spectrum: time.sleep(1) or 1.0)]
+
+        model = nn.ModuleList([nn.Linear(64, 64) for _ in range(20)])
+        monitor = esdmon.watch(model, every=1, budget=None, mode="thread", sinks=None, plugins=[Slow()])
+        monitor.step()
+    """
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0
+    assert time.monotonic() - start < 15
+    assert "readings of step 1 were not finished in time, and are lost" in done.stderr
+
+
+def test_a_rule_that_gives_something_else_is_the_rules_fault(undisturbed: list[float]) -> None:
+    """And no other's."""
+    rule = AlertRule("bad", lambda _history: ["it is bad"])  # type: ignore[list-item]
+    run = Run(mode="sync", alerts=["default", rule])
+    run.train()
+    run.monitor.close()
+    assert run.losses == undisturbed
+    assert run.who_failed == ["rule bad"]
+    assert "a rule gives alerts, got 'it is bad'" in run.monitor.errors[0].message
+    assert len(run.steps_read) == STEPS / 2
+
+
+def test_a_schedule_that_raises_now_and_then_is_asked_again(undisturbed: list[float]) -> None:
+    """What is due and fails is not forgiven by the steps that are not due."""
+
+    def schedule(step: int) -> bool:
+        if step in (3, 9):
+            raise KeyError(step)
+        return step % 2 == 0
+
+    run = Run(mode="sync", every=schedule)
+    run.train()
+    run.monitor.close()
+    assert run.losses == undisturbed
+    assert run.steps_read == list(range(2, STEPS + 1, 2))
+    assert [(fault.who, fault.count) for fault in run.monitor.errors] == [("schedule", 2)]
+
+
+def test_a_reading_that_fails_at_every_due_step_is_shut_off(
+    undisturbed: list[float], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After three due steps, whatever lies between them."""
+    run = Run(mode="sync", every=3)
+
+    def broken(*_arguments: object) -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr(run.monitor._readings, "begin", broken)
+    run.train()
+    run.monitor.close()
+    assert run.losses == undisturbed
+    assert [(fault.who, fault.count, fault.disabled) for fault in run.monitor.errors] == [("monitor", 3, True)]
+    assert told(caplog, "monitor has failed 3 times in a row and is shut off") == 1

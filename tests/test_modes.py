@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
 
 import esdmon
 from esdmon import worker
@@ -160,7 +161,7 @@ def test_close_waits_no_longer_than_it_is_told(caplog: pytest.LogCaptureFixture)
     assert time.monotonic() - start < 0.25
     assert run.watched.dropped == 3
     assert [report.new for report in run.sink.reports] == [()]
-    assert "the reading of 4 at step 1 was not finished, and is lost" in caplog.text
+    assert "3 readings of step 1 were not finished in time, and are lost" in caplog.text
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -281,3 +282,123 @@ def test_a_budget_sweeps_a_model_and_says_how_old_its_parts_are() -> None:
     assert last.summary["age_max"] == max(layer.age for layer in last)
     assert "39 of 40 as read before, from step" in str(last)
     assert monitor.overhead > 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pass_in_mixed_precision_is_the_same_to_the_last_bit(mode: str) -> None:
+    """A weight that is used many times under autocast is cast once, from a cache of the whole process."""
+
+    def run(**options: Any) -> list[float]:
+        torch.manual_seed(0)
+        layer = nn.Linear(64, 64)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.01)
+        monitor = esdmon.watch(layer, optimizer, sinks=None, **options) if options else None
+        losses = []
+        for _ in range(30):
+            with torch.autocast("cpu", torch.bfloat16):
+                x = torch.randn(32, 64)
+                for _ in range(30):
+                    x = torch.tanh(layer(x))
+            loss: Tensor = (x.float() - 0.1).square().mean()
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            losses.append(loss.item())
+        if monitor is not None:
+            monitor.close()
+        return losses
+
+    assert run(mode=mode, budget=None, every=1) == run()
+
+
+class Noisy(nn.Module):
+    """A parametrisation that draws at random."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Other numbers at each look."""
+        return weight + 0.01 * torch.randn_like(weight)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_parametrisation_that_draws_takes_nothing_from_the_random_state(mode: str) -> None:
+    """The user's next random number is the same."""
+    model = nn.Sequential(nn.Linear(64, 64))
+    parametrize.register_parametrization(model[0], "weight", Noisy())
+    with esdmon.watch(model, every=1, budget=None, mode=mode, sinks=None) as monitor:
+        state = torch.get_rng_state()
+        monitor.step()
+        monitor.flush()
+        assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_weight_that_is_computed_otherwise_from_now_on_is_found() -> None:
+    """Pruning that is made permanent takes away what the weight was computed from; a norm that is added is at rest."""
+    model = nn.Sequential(nn.Linear(64, 64, bias=False))
+    prune.random_unstructured(model[0], "weight", 0.5)  # type: ignore[no-untyped-call]
+    sink = MemorySink()
+    with esdmon.watch(model, every=1, budget=None, mode="sync", sinks=[sink]) as monitor:
+        monitor.step()
+        prune.remove(model[0], "weight")  # type: ignore[no-untyped-call]
+        monitor.step()
+        nn.utils.parametrizations.spectral_norm(model[0])
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        monitor.step()
+    assert [report["0"].status for report in sink.reports] == ["ok"] * 3
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert sink.reports[-1]["0"].measures["spectral_norm"] == pytest.approx(1, rel=0.1)
+    assert monitor.errors == ()
+
+
+def test_a_reference_stays_what_it_was_when_the_model_is_found_anew() -> None:
+    """W₀ was copied at the start, and not again."""
+    model = nn.Sequential(nn.Linear(64, 64))
+    sink = MemorySink()
+    with esdmon.watch(model, every=1, budget=None, sinks=[sink], reference=model.state_dict()) as monitor:
+        for _ in range(2):
+            with torch.no_grad():
+                model.get_parameter("0.weight").add_(torch.randn(64, 64) * 0.01)
+            monitor.step()
+            model.add_module("more", nn.Linear(64, 64))
+    first, second = (report["0"].measures["frobenius_norm"] for report in sink.reports)
+    assert 1.2 * first < second < 1.7 * first
+
+
+def test_what_there_was_no_room_for_is_read_later_though_it_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frozen weights, too."""
+    monkeypatch.setattr(worker, "MEMORY", 1)
+    model = nn.ModuleList([nn.Linear(64, 64) for _ in range(4)]).requires_grad_(requires_grad=False)
+    with esdmon.watch(model, every=1, budget=None, mode="thread", sinks=None) as monitor:
+        for _ in range(6):
+            monitor.step()
+            monitor.flush()
+        assert monitor.report is not None
+        assert monitor.report.waiting == ()
+
+
+def test_what_cannot_be_read_does_not_take_the_turns_of_the_others() -> None:
+    """Sixteen layers that equal the reference have nothing to read, which is seen in no time."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(64, 64) for _ in range(20)])
+    sink = MemorySink()
+    slow = slow_measure(0.02)()
+    with esdmon.watch(
+        model, every=1, budget=1e-9, sinks=[sink], reference=model.state_dict(), plugins=[slow]
+    ) as monitor:
+        for _ in range(80):
+            with torch.no_grad():
+                for layer in list(model)[16:]:
+                    layer.get_parameter("weight").add_(torch.randn(64, 64) * 0.01)
+            monitor.step()
+    read = [layer.name for report in sink.reports[-30:] for layer in report.new]
+    assert {"16", "17", "18", "19"} <= set(read)
+    assert len([name for name in read if int(name) >= 16]) > len(read) / 2
+
+
+def test_a_budget_that_cannot_be_held_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One matrix at each step is more than a millionth of the run."""
+    monkeypatch.setattr("esdmon.budget.ADVANCE", 1e-8)
+    run = Training(mode="sync", budget=1e-6, every=1).train(30)
+    run.watched.close()
+    assert caplog.text.count("of the run, and budget=1e-06: choose a larger every=") == 1

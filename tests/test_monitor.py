@@ -22,17 +22,21 @@ class Reads:
     """Readings that are complete at once: of a new layer at each step."""
 
     reports = True
-    under_way = False
+    under_way_here = False
     dropped = 0
 
     def __init__(self) -> None:
         self.history: dict[str, deque[LayerReport]] = {}
         self._complete: list[Report] = []
 
+    @property
+    def under_way(self) -> bool:
+        return bool(self._complete)
+
     def settle(self) -> None:
         pass
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, host_step: int | None = None) -> None:
         torch.manual_seed(step)
         report = analyze(nn.Linear(30, 20))
         layers = tuple(replace(layer, step=step) for layer in report)
@@ -126,7 +130,7 @@ def test_a_schedule_that_raises_reaches_no_loop() -> None:
 
     monitor = Monitor(Reads(), schedule=bad)
     monitor.step()
-    assert [fault.who for fault in monitor.errors] == ["monitor"]
+    assert [fault.who for fault in monitor.errors] == ["schedule"]
 
 
 def test_alerts_go_to_the_log_the_sinks_and_the_plugins_once(caplog: pytest.LogCaptureFixture) -> None:

@@ -64,21 +64,32 @@ class Plugins:
         Raises:
             InputError: for an unknown scheme, with the known ones; what the sink raises for a target it cannot use.
         """
+        self.check_sink(spec)
         if not isinstance(spec, str):
-            if isinstance(spec, type):
-                msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class"
-                raise InputError(msg)
-            missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(spec, name, None))]
-            if missing:
-                msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec!r} has no {missing[0]}"
-                raise InputError(msg)
             return spec
         scheme, _, target = spec.partition(":")
-        if scheme not in self._sinks:
-            known = sorted(self._sinks)
-            msg = f"no sink {scheme!r} (in {spec!r}); there are {', '.join(known)}.{nearest(scheme, known)}"
-            raise InputError(msg)
         return self._sinks[scheme](target)
+
+    def check_sink(self, spec: str | Sink) -> None:
+        """Whether it can be one, without opening it.
+
+        Raises:
+            InputError: for an unknown scheme, with the known ones; for an object without a sink's methods.
+        """
+        if isinstance(spec, str):
+            scheme = spec.partition(":")[0]
+            if scheme not in self._sinks:
+                known = sorted(self._sinks)
+                msg = f"no sink {scheme!r} (in {spec!r}); there are {', '.join(known)}.{nearest(scheme, known)}"
+                raise InputError(msg)
+            return
+        if isinstance(spec, type):
+            msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class"
+            raise InputError(msg)
+        missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(spec, name, None))]
+        if missing:
+            msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec!r} has no {missing[0]}"
+            raise InputError(msg)
 
     @property
     def schemes(self) -> frozenset[str]:

@@ -1,6 +1,7 @@
 """The torch floor: a model or checkpoint in, named matrices and their spectra out."""
 
 from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
+from esdmon.weights.computed import structure as structure
 from esdmon.weights.discovery import Model as Model
 from esdmon.weights.discovery import Watched as Watched
 from esdmon.weights.discovery import discover as discover

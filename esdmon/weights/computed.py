@@ -23,8 +23,7 @@ from esdmon.weights.matrix import Matrix
 def as_computed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
     """The matrices of one module, those that it computes with their own way of being read."""
     if parametrize.is_parametrized(module):
-        made_of = partial(_originals, module)
-        return [replace(m, read=partial(_read_at_rest, module, m.read), made_of=made_of) for m in matrices]
+        return [_at_rest(module, matrix) for matrix in matrices]
     hooked = dict(_hooked(module))
     return [_recomputed(module, matrix, hooked) for matrix in matrices] if hooked else list(matrices)
 
@@ -43,9 +42,30 @@ def at_rest(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
+def _at_rest(module: nn.Module, matrix: Matrix) -> Matrix:
+    read = partial(_read_at_rest, module, matrix.read)
+    outline = partial(torch.empty, read().shape, device="meta")
+    return replace(matrix, read=read, made_of=partial(_originals, module), outline=outline)
+
+
 def _read_at_rest(module: nn.Module, read: Callable[[], Tensor]) -> Tensor:
-    with at_rest(module), torch.no_grad():
+    # One that draws at random takes nothing from the user's random state.
+    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
+    with at_rest(module), torch.no_grad(), torch.random.fork_rng(devices):
         return read()
+
+
+def structure(model: nn.Module) -> tuple[object, ...]:
+    """Equal for as long as the weights of a model are where they were: the same parameters, computed alike."""
+    return tuple(
+        (
+            id(module),
+            type(module),
+            tuple((name, id(parameter)) for name, parameter in module.named_parameters(recurse=False)),
+            tuple(attribute for attribute, _ in _hooked(module)),
+        )
+        for module in model.modules()
+    )
 
 
 def _originals(module: nn.Module) -> tuple[Tensor, ...]:

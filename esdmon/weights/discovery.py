@@ -4,7 +4,7 @@ Discovery is by parameter: what the extractors know is read as they say, and any
 that a layer of the user's own is watched without a word.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -42,6 +42,7 @@ def discover(
     *,
     selection: Selection | None = None,
     reference: Model | None = None,
+    kept: dict[str, Callable[[], Tensor]] | None = None,
     extractor: Extractor = extract,
 ) -> Watched:
     """The matrices of a model, in its order.
@@ -51,6 +52,7 @@ def discover(
             dimensions as convolutions, or as experts where their names say so.
         selection: what to read of it.
         reference: another state of the model, in either form: W − W₀ is read instead of W.
+        kept: how W₀ was read at an earlier call, if this is not the first for the model.
         extractor: what knows the kinds of modules.
 
     Raises:
@@ -60,7 +62,7 @@ def discover(
     reasons = select(found, selection or Selection())
     chosen = tuple(matrix for matrix in found if not reasons[matrix.name])
     if reference is not None:
-        chosen = differences(chosen, _find(reference, extractor)[0])
+        chosen = differences(chosen, _find(reference, extractor)[0], kept)
         names = {matrix.name for matrix in chosen}
         reasons = {name: why or ("" if name in names else "not in the reference") for name, why in reasons.items()}
     return Watched(chosen, coverage(parameters, found, reasons))

@@ -3,13 +3,14 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import final
 
 import torch
 from torch import Tensor
 
-from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.matrix import Matrix
 from esdmon.weights.readable import check_readable
 
 _SAMPLE = 4096
@@ -39,34 +40,33 @@ class Drift:
         Raises:
             UnreadableError: as `read_spectrum` does for what holds no numbers.
         """
-        now = self._sample(matrix).cpu()
-        before = self._samples.get(matrix.name)
-        self._samples[matrix.name] = now
+        before = self._samples.pop(matrix.name, None)
+        self._samples[matrix.name] = now = self._sample(matrix).cpu()
         return _ratio(before, now)
 
     def look(self, matrices: Iterable[Matrix]) -> dict[str, float]:
-        """The ratios since the last `update` of each, which stays what is compared with; NaN for what is unreadable."""
+        """The ratios since the last `update` of each, which stays what is compared with.
+
+        NaN for what cannot be read or is not finite, infinite for what could not be then and can be now.
+        """
         samples: dict[str, Tensor] = {}
         ratios: dict[str, float] = {}
         for matrix in matrices:
-            try:
+            ratios[matrix.name] = math.nan
+            with suppress(Exception):  # the reading says why
                 samples[matrix.name] = self._sample(matrix)
-            except UnreadableError:
-                ratios[matrix.name] = math.nan
         for name, now in _on_cpu(samples).items():
-            ratios[name] = _ratio(self._samples.get(name), now)
+            ratio = _ratio(self._samples.get(name), now)
+            ratios[name] = math.inf if math.isnan(ratio) and bool(now.isfinite().all()) else ratio
         return ratios
 
     def fingerprint(self, matrices: Sequence[Matrix]) -> str:
-        """The same for the same weights to the last bit, by the names of all and the samples of some of them."""
+        """The same for the same weights to the last bit, by the names of all and a few elements of each."""
         digest = hashlib.blake2b(digest_size=16)
-        for k, matrix in enumerate(matrices):
+        for matrix in matrices:
             digest.update(matrix.name.encode())
-            if k % max(1, len(matrices) // _FEW) == 0:
-                try:
-                    digest.update(self._sample(matrix).cpu().double().numpy().tobytes())
-                except UnreadableError as fault:
-                    digest.update(fault.reason.encode())
+            with suppress(Exception):  # the same on all ranks, or else they differ
+                digest.update(self._sample(matrix, _FEW).cpu().double().numpy().tobytes())
         return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -74,18 +74,18 @@ class Drift:
         return dict(self._samples)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Compare with these from now on."""
-        self._samples = dict(state)
+        """Compare with these from now on, wherever `torch.load` has put them."""
+        self._samples = {name: sample.cpu() for name, sample in state.items() if sample.device.type != "meta"}
 
-    def _sample(self, matrix: Matrix) -> Tensor:
+    def _sample(self, matrix: Matrix, size: int | None = None) -> Tensor:
         with torch.no_grad():
             weight = matrix.read().detach()
             check_readable(weight)
             stack = matrix.to_stack(weight) if _holds_others(matrix, weight.shape) else weight
-            return stack.take(_positions(stack.numel(), self._size, weight.device))
+            return stack.take(_positions(stack.numel(), size or self._size, weight.device))
 
 
-_FEW = 16  # matrices whose elements are in a fingerprint
+_FEW = 16  # elements of each matrix in a fingerprint
 
 
 def _holds_others(matrix: Matrix, shape: torch.Size) -> bool:

@@ -17,7 +17,7 @@ from esdmon.errors import InputError
 from esdmon.spectrum import Elements, Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.weights.matrix import Matrix, UnreadableError
-from esdmon.weights.readable import MIN_EIGENVALUES, check_readable
+from esdmon.weights.readable import MIN_EIGENVALUES, check_readable, without_autocast
 from esdmon.weights.solvers import Solver, blocks, solve_torch
 
 _SMALL = 1e-6
@@ -55,7 +55,7 @@ def read_spectrum(
     check_readable(weight)
     if weight.device.type != "cpu":
         solver = solve_torch
-    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+    with torch.no_grad(), without_autocast(weight.device.type):
         return _read(matrix, weight.detach(), precision, also, solver)
 
 
@@ -174,5 +174,5 @@ def _eigenvectors(stack: Tensor) -> tuple[Floats, Floats]:
 
 def _shuffled(stack: Tensor) -> Tensor:
     """The same elements in an order that leaves the user's random state alone."""
-    order = torch.randperm(stack.numel(), generator=torch.Generator().manual_seed(_SEED))
+    order = torch.randperm(stack.numel(), generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu")
     return stack.reshape(-1)[order.to(stack.device)].reshape(stack.shape)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esdmon.weights import stacks
 from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.readable import without_autocast
 from esdmon.weights.torch_layers import extract_torch
 
 _MERGED = "the sum of base and adapters is read on request: '*/merged' in layers="
@@ -99,7 +100,7 @@ def _delta(module: Any, adapter: str, made_of: Callable[[], tuple[Tensor, ...]])
     a, b = (weight.detach().flatten(1) for weight in made_of())
     if a.shape[0] != b.shape[1]:
         raise UnreadableError("skipped", "the factors of this adapter do not make one product")
-    with torch.autocast(a.device.type, enabled=False):
+    with without_autocast(a.device.type):
         stack = low_rank(a, b)
         return stack.mul(float(module.scaling[adapter]))
 

@@ -11,10 +11,17 @@ from esdmon.errors import InputError
 from esdmon.weights.matrix import Matrix, UnreadableError
 
 
-def differences(chosen: Sequence[Matrix], reference: Sequence[Matrix]) -> tuple[Matrix, ...]:
+def differences(
+    chosen: Sequence[Matrix], reference: Sequence[Matrix], kept: dict[str, Callable[[], Tensor]] | None = None
+) -> tuple[Matrix, ...]:
     """Each matrix that the reference has too as its difference from there.
 
     What shares memory with the model, as a `state_dict()` does, is copied first: it would move along.
+
+    Args:
+        chosen: the matrices to read.
+        reference: those of the reference.
+        kept: how each was found to be read at an earlier call, which goes before; new ones are added.
 
     Raises:
         InputError: where they have no name in common.
@@ -27,10 +34,14 @@ def differences(chosen: Sequence[Matrix], reference: Sequence[Matrix]) -> tuple[
             f"the model {', '.join(matrix.name for matrix in chosen[:4])}"
         )
         raise InputError(msg)
+    kept = {} if kept is None else kept
+    for matrix in common:
+        if matrix.name not in kept:
+            kept[matrix.name] = _kept(matrix, before[matrix.name])
     return tuple(
         replace(
             matrix,
-            read=partial(_difference, matrix.read, _kept(matrix, before[matrix.name])),
+            read=partial(_difference, matrix.read, kept[matrix.name]),
             made_of=matrix.parameters,
             outline=matrix.outline or matrix.read,
             view="difference",

@@ -34,7 +34,7 @@ def _copied(stack: Tensor) -> Callable[[], Tensor]:
 
 
 def _on_its_way(stack: Tensor) -> Callable[[], Tensor]:
-    copy = torch.empty(stack.shape, dtype=stack.dtype, pin_memory=True)
+    copy = torch.empty(stack.shape, dtype=stack.dtype, device="cpu", pin_memory=True)
     copy.copy_(stack, non_blocking=True)
     arrived = torch.Event(stack.device)
     arrived.record(torch.cuda.current_stream(stack.device))

@@ -4,10 +4,10 @@
     python -m tests.benchmarks.overhead --rounds 4 --networks cnn
 
 Twins of one network, from the same weights, train the same batches: one plain, the others each with one tool that logs
-every 200 steps. In each round each twin trains 200 steps, in an order that is drawn anew, so that what else the machine
-does meets all alike. Printed are the sums over the rounds of a twin's wall time over those of the plain one, with an
-interval of 95 % (bootstrap over rounds), the CPU seconds of the tool itself over those of its twin, and the steps since
-the oldest reading at the end.
+every 200 steps. They take turns of a few steps, in an order that is drawn anew each time, so that what else the machine
+does meets all alike; a round is 200 steps of each, with one reading. Printed are the sums over the rounds of a twin's
+wall time, and of its CPU time, over those of the plain one, with an interval of 95 % (bootstrap over rounds); the CPU
+seconds of the tool itself over those of its twin; and the steps since the oldest reading at the end.
 
 esdmon has its default budget, whose clock runs while its own twin trains and stands still while another does.
 """
@@ -35,6 +35,7 @@ from esdmon.budget import Budget
 from esdmon.demo import MiniAlexNet, digits
 
 EVERY = 200
+TURN = 2
 Step = Callable[[], None]
 
 
@@ -160,9 +161,10 @@ def with_esdmon(model: nn.Module, _folder: Path, watch: Stopwatch, *, mode: str,
     tool = Tool(settle=monitor.flush, close=monitor.close)
 
     def step(_step: int) -> None:
-        before = _threads() if mode == "thread" and not tool.threads else set()
+        first = mode == "thread" and monitor.steps == EVERY - 1
+        before = _threads() if first else set()
         monitor.step()
-        if before and monitor.steps >= EVERY:
+        if first:
             monitor.flush()
             tool.threads |= _threads() - before
 
@@ -242,15 +244,17 @@ class Twin:
         self.tool = Tool() if make_tool is None else make_tool(self.model, folder, self.clock)
         self.own_cpu = 0.0
         self.walls: list[float] = []
+        self.cpus: list[float] = []
         self._steps = 0
 
     def train(self, steps: int) -> None:
-        before = self.clock.wall
         with self.clock.on():
             for _ in range(steps):
                 self._step()
             self.tool.settle()
-        self.walls.append(self.clock.wall - before)
+        if self._steps % EVERY == 0:
+            self.walls.append(self.clock.wall - sum(self.walls))
+            self.cpus.append(self.clock.cpu - sum(self.cpus))
 
     def _step(self) -> None:
         inputs, targets = self.task.batch(self._steps)
@@ -259,10 +263,10 @@ class Twin:
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self._steps += 1
-        start, threads = time.process_time(), _cpu_of(self.tool.threads)
+        clock = time.thread_time if self.tool.threads else time.process_time
+        start = clock()
         self.tool.after_step(self._steps)
-        others = _cpu_of(self.tool.threads) - threads
-        self.own_cpu += time.process_time() - start - others
+        self.own_cpu += clock() - start
 
     @property
     def cpu_share(self) -> float:
@@ -296,16 +300,20 @@ def measure(name: str, times: int, rounds: int, peer_rounds: int) -> None:
         order = random.Random(0)  # noqa: S311 -- an order
         for k in range(rounds):
             now = [tool for tool in twins if tool.startswith(("plain", "esdmon")) or k < peer_rounds]
-            for tool in order.sample(now, len(now)):
-                twins[tool].train(EVERY)
+            for _ in range(EVERY // TURN):
+                for tool in order.sample(now, len(now)):
+                    twins[tool].train(TURN)
         plain = twins.pop("plain")
         milliseconds = 1e3 * sum(plain.walls) / len(plain.walls) / EVERY
         weights = sum(parameter.numel() for parameter in plain.model.parameters())
         print(f"\n{name} × {times}: {weights:,} parameters, {milliseconds:.1f} ms a step, {rounds} rounds", flush=True)
         for tool, twin in twins.items():
-            ratio, low, high = interval(twin.walls, plain.walls)
-            own = "" if tool == "wandb.watch" else f"{twin.cpu_share:7.2%}"
-            print(f"  {tool:15} {ratio:6.3f} [{low:.3f}, {high:.3f}]  own CPU {own:8} {twin.tool.oldest()}", flush=True)
+            ratios = [
+                "{:.3f} [{:.3f}, {:.3f}]".format(*interval(one, other))
+                for one, other in ((twin.walls, plain.walls), (twin.cpus, plain.cpus))
+            ]
+            own = "" if tool == "wandb.watch" else f"{twin.cpu_share:.2%}"
+            print(f"  {tool:15} wall {ratios[0]}  CPU {ratios[1]}  own CPU {own:6} {twin.tool.oldest()}", flush=True)
             twin.tool.close()
 
 
@@ -314,7 +322,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=24)
     parser.add_argument("--peer-rounds", type=int, default=4)
-    parser.add_argument("--long-rounds", type=int, default=8, help="rounds of the networks of ten times the layers")
+    parser.add_argument("--long-rounds", type=int, default=6, help="rounds of the networks of ten times the layers")
     parser.add_argument("--networks", nargs="*", default=list(TASKS), choices=list(TASKS))
     options = parser.parse_args()
     print(
