@@ -1,0 +1,130 @@
+"""esdmon as a callback of Lightning."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from esdmon import watch
+from esdmon.attach import check_options
+from esdmon.errors import InputError, MissingExtraError
+from esdmon_lightning.loggers import sink_for
+
+if TYPE_CHECKING:
+    from esdmon import Monitor
+    from esdmon.sinks import Sink
+
+
+def _callback() -> Any:
+    """`Callback` of the package that is in use already, or else of either: each Trainer takes the other's."""
+    packages = ("lightning.pytorch", "pytorch_lightning")
+    for name in sorted(packages, key=lambda name: name not in sys.modules):
+        try:
+            return import_module(name).Callback
+        except ImportError:
+            continue
+    raise MissingExtraError("esdmon_lightning", "lightning", "lightning")
+
+
+class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages, known at run time
+    """Watches the spectra of the LightningModule while it is fitted.
+
+    Readings go to the Trainer's loggers, under the user's own loss, and the summary to `trainer.callback_metrics` as
+    well, for `ModelCheckpoint(monitor="esdmon_summary/alpha_median")` and the like. Steps are the Trainer's
+    `global_step`, which grows by one for each of several optimizers. A checkpoint of the Trainer holds the state.
+
+    Args:
+        every: steps between readings, or a function of the step.
+        sinks: "auto": the Trainer's loggers. Others as in `esdmon.watch`.
+        stop_on: names of alert rules: one that fires ends the training, at a due step and on all ranks.
+        options: as in `esdmon.watch`: budget, mode, alerts, layers, …
+
+    Raises:
+        InputError: for options that cannot be used, when it is made.
+        MissingExtraError: without Lightning, when it is imported.
+    """
+
+    def __init__(
+        self, every: Any = 200, *, sinks: Any = "auto", stop_on: str | Sequence[str] = (), **options: Any
+    ) -> None:
+        super().__init__()
+        check_options(every=every, sinks=sinks, stop_on=stop_on, **options)
+        self._options = {"every": every, **options}
+        self._sinks = [] if sinks is None else [sinks] if isinstance(sinks, str) else list(sinks)
+        self._stop_on = frozenset([stop_on] if isinstance(stop_on, str) else stop_on)
+        self._state: dict[str, Any] = {}
+        self.monitor: Monitor | None = None
+        """None until training starts; closed when it has ended."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Refuse a second one on the same Trainer: both would write the same series."""
+        if sum(isinstance(callback, SpectralMonitor) for callback in trainer.callbacks) > 1:
+            raise InputError("there are two SpectralMonitors on this Trainer: give it one")
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin: the model is in its place, the optimizers are made, a checkpoint is loaded."""
+        sinks = [] if trainer.fast_dev_run or not trainer.is_global_zero else self._opened(trainer)
+        steps = trainer.global_step
+        self.monitor = watch(pl_module, trainer.optimizers, sinks=sinks, hook=False, first_step=steps, **self._options)
+        if self._state:
+            self.monitor.load_state_dict(self._state | {"steps": steps})
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        """Count the optimizer steps of the batch; in the midst of an accumulation there are none."""
+        monitor = self.monitor
+        steps = 0 if monitor is None else trainer.global_step - monitor.steps
+        if monitor is None or steps <= 0:
+            return
+        before = monitor.report
+        # Where Lightning draws what is logged in this batch.
+        drawn_at = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
+        due = monitor.step(steps, host_step=drawn_at)
+        if trainer.world_size == 1:
+            if monitor.report is not before:
+                self._tell(trainer, *self._findings(monitor))
+        elif due:
+            self._tell(trainer, *trainer.strategy.broadcast(self._findings(monitor)))
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Write what was read."""
+        self._close()
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Close, while the loggers are alive."""
+        self._close()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Close, in case nothing else did."""
+        self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the Trainer's checkpoint."""
+        return self._state if self.monitor is None else self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the Trainer's checkpoint."""
+        self._state = state_dict
+
+    def _opened(self, trainer: Any) -> list[str | Sink]:
+        loggers: list[str | Sink] = [sink_for(logger) for logger in trainer.loggers]
+        return [sink for given in self._sinks for sink in (loggers if given == "auto" else [given])]
+
+    def _findings(self, monitor: Monitor) -> tuple[dict[str, float], bool]:
+        summary = {} if monitor.report is None else monitor.report.summary
+        stop = any(alert.rule in self._stop_on and alert.state == "firing" for alert in monitor.alerts)
+        return summary, stop
+
+    def _tell(self, trainer: Any, summary: dict[str, float], stop: bool) -> None:  # noqa: FBT001 -- of a tuple
+        for name, value in summary.items():
+            trainer.callback_metrics[f"esdmon_summary/{name}"] = torch.tensor(value)
+        if stop:
+            trainer.should_stop = True
+
+    def _close(self) -> None:
+        if self.monitor is not None:
+            self.monitor.close()
+            self._state = self.monitor.state_dict()

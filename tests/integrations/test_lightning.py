@@ -1,0 +1,282 @@
+"""The callback in the real Trainer of Lightning."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import esdmon
+from esdmon.alerts import AlertRule, History
+from esdmon.errors import InputError
+from esdmon.sinks import MemorySink
+from esdmon_lightning import SpectralMonitor
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # Lightning warns of much: few workers, small batches, its own dependencies
+]
+
+
+class Small(pl.LightningModule):
+    """Two layers on noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        loss: Tensor = (self.net(batch[0]) - 1).square().mean()
+        return loss
+
+    def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+        loss = self.loss(batch)
+        self.log("loss", loss)
+        return loss
+
+    def validation_step(self, batch: list[Tensor], _index: int) -> None:
+        self.log("val_loss", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+class Adversarial(Small):
+    """Two optimizers, stepped by hand: `global_step` grows by two a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], _index: int) -> None:  # type: ignore[override]
+        for optimizer in self.optimizers():  # type: ignore[union-attr]
+            loss = self.loss(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(layer.parameters(), lr=0.1) for layer in (self.net[0], self.net[2])]
+
+
+def batches() -> DataLoader[tuple[Tensor, ...]]:
+    """Twenty of sixteen, the same each time."""
+    return DataLoader(TensorDataset(torch.randn(320, 64, generator=torch.Generator().manual_seed(1))), batch_size=16)
+
+
+def trainer(folder: Path, *callbacks: Any, **options: Any) -> pl.Trainer:
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu", "devices": 1}
+    given: dict[str, Any] = {"max_epochs": 1, "logger": False, "log_every_n_steps": 1, "enable_checkpointing": False}
+    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **(given | quiet | options))
+
+
+def monitor_of(callback: SpectralMonitor) -> esdmon.Monitor:
+    assert callback.monitor is not None
+    return callback.monitor
+
+
+def always(history: History) -> list[esdmon.Alert]:
+    """A rule that finds something at each reading."""
+    layers = next(iter(history.values()))
+    step = layers[-1].step
+    return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
+
+
+def test_readings_stand_under_the_loss_in_each_logger(tmp_path: Path) -> None:
+    """TensorBoard and CSV: the same numbers, at the x where Lightning draws what is logged in the same batch."""
+    callback = SpectralMonitor(every=5, budget=None)
+    board, table = TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")
+    trainer(tmp_path, callback, logger=[board, table]).fit(Small(), batches())
+    events = EventAccumulator(board.log_dir, size_guidance={"scalars": 0})
+    events.Reload()
+    losses = [point.step for point in events.Scalars("loss")]
+    points = events.Scalars("esdmon_alpha/net.0")
+    assert [losses.index(point.step) for point in points] == [4, 9, 14, 19]  # of the 5th, 10th … batch
+    rows = list(csv.DictReader((Path(table.log_dir) / "metrics.csv").open()))
+    in_csv = {int(row["step"]): float(row["esdmon_alpha/net.0"]) for row in rows if row["esdmon_alpha/net.0"]}
+    assert in_csv == pytest.approx({point.step: point.value for point in points})
+    report = monitor_of(callback).report
+    assert report is not None
+    assert (report.step, report.host_step) == (20, 19)
+    assert [layer.name for layer in report] == ["net.0", "net.2"]
+    assert all(layer.in_optimizer for layer in report)
+    assert monitor_of(callback).errors == ()
+
+
+def test_training_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    """Weights and random numbers, with validation in between."""
+
+    def weights(*callbacks: Any) -> list[Tensor]:
+        model = Small()
+        trainer(tmp_path, *callbacks, max_epochs=2).fit(model, batches(), batches())
+        return [*model.parameters(), torch.get_rng_state()]
+
+    plain = weights()
+    for mode in ("sync", "thread"):
+        watched = weights(SpectralMonitor(every=1, budget=None, mode=mode))
+        assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+
+
+def test_other_callbacks_can_monitor_the_summary(tmp_path: Path) -> None:
+    """ModelCheckpoint and EarlyStopping, by its tag."""
+    name = "esdmon_summary/stable_rank_median"
+    best = ModelCheckpoint(tmp_path / "best", monitor=name, mode="max", filename="best")
+    early = EarlyStopping(monitor=name, mode="max", patience=0, min_delta=1e9)
+    fit = trainer(tmp_path, SpectralMonitor(every=5, budget=None), best, early, max_epochs=5, enable_checkpointing=True)
+    fit.fit(Small(), batches(), batches())
+    assert best.best_model_score is not None
+    assert float(fit.callback_metrics[name]) == pytest.approx(float(best.best_model_score), rel=0.2)
+    assert fit.current_epoch < 5  # it has not grown by a thousand million
+
+
+def test_a_resumed_fit_goes_on_without_gap_or_doubling(tmp_path: Path) -> None:
+    """Stopped at the end of an epoch, resumed from the Trainer's checkpoint: the readings of one run."""
+    sinks = [MemorySink() for _ in range(3)]
+    whole = SpectralMonitor(every=6, budget=None, sinks=[sinks[0]])
+    trainer(tmp_path, whole, max_epochs=2).fit(Small(), batches())
+    first = trainer(tmp_path, SpectralMonitor(every=6, budget=None, sinks=[sinks[1]]))
+    first.fit(Small(), batches())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    second = SpectralMonitor(every=6, budget=None, sinks=[sinks[2]])
+    trainer(tmp_path, second, max_epochs=2).fit(Small(), batches(), ckpt_path=tmp_path / "last.ckpt")
+    expected = [layer.to_record() for report in sinks[0].reports for layer in report.new]
+    assert [record["step"] for record in expected[::2]] == [6, 12, 18, 24, 30, 36]
+    assert [layer.to_record() for sink in sinks[1:] for report in sink.reports for layer in report.new] == expected
+    assert len(monitor_of(second)._readings.history["net.0"]) == 6
+
+
+def test_a_checkpoint_without_the_callback_can_be_resumed_with_it(tmp_path: Path) -> None:
+    """The steps go on from the Trainer's."""
+    first = trainer(tmp_path)
+    first.fit(Small(), batches())
+    first.save_checkpoint(tmp_path / "last.ckpt")
+    sink = MemorySink()
+    second = SpectralMonitor(every=6, budget=None, sinks=[sink])
+    trainer(tmp_path, second, max_epochs=2).fit(Small(), batches(), ckpt_path=tmp_path / "last.ckpt")
+    assert [report.step for report in sink.reports] == [24, 30, 36]
+
+
+def test_fitting_twice_goes_on(tmp_path: Path) -> None:
+    """With the steps and the history of the first time."""
+    sink = MemorySink()
+    fit = trainer(tmp_path, SpectralMonitor(every=8, budget=None, sinks=[sink]))
+    model = Small()
+    fit.fit(model, batches())
+    fit.fit_loop.max_epochs = 2
+    fit.fit(model, batches())
+    assert [report.step for report in sink.reports] == [8, 16, 24, 32, 40]
+    assert sink.reports[2]["net.0"].update_ratio > 0
+
+
+def test_several_optimizers_and_steps_by_hand(tmp_path: Path) -> None:
+    """A due step between two counts of `global_step` is not missed."""
+    sink = MemorySink()
+    trainer(tmp_path, SpectralMonitor(every=5, budget=None, sinks=[sink])).fit(Adversarial(), batches())
+    assert [report.step for report in sink.reports] == [6, 10, 16, 20, 26, 30, 36, 40]
+    assert all(layer.in_optimizer for layer in sink.reports[-1])
+
+
+def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
+    """Twenty batches, five steps."""
+    sink = MemorySink()
+    trainer(tmp_path, SpectralMonitor(every=2, budget=None, sinks=[sink]), accumulate_grad_batches=4).fit(
+        Small(), batches()
+    )
+    assert [report.step for report in sink.reports] == [2, 4]
+
+
+def test_fast_dev_run_and_sanity_check_write_nothing(tmp_path: Path) -> None:
+    """One batch to see that all runs; and two validation batches before training, which are no steps."""
+    callback = SpectralMonitor(every=1, budget=None, sinks=[f"jsonl:{tmp_path / 'a.jsonl'}"])
+    trainer(tmp_path, callback, fast_dev_run=True).fit(Small(), batches(), batches())
+    assert monitor_of(callback).steps == 1
+    assert not (tmp_path / "a.jsonl").exists()
+    sink = MemorySink()
+    trainer(tmp_path, SpectralMonitor(every=1, budget=None, sinks=[sink]), num_sanity_val_steps=2).fit(
+        Small(), batches(), batches()
+    )
+    assert sink.reports[0].step == 1
+
+
+def test_weights_that_are_averaged_for_validation_are_not_read(tmp_path: Path) -> None:
+    """What trains is read."""
+    sink = MemorySink()
+    averaging = WeightAveraging(avg_fn=lambda averaged, _now, _count: averaged)
+    monitor = SpectralMonitor(every=10, budget=None, sinks=[sink])
+    model = Small()
+    trainer(tmp_path, monitor, averaging, max_epochs=1).fit(model, batches(), batches())
+    plain = MemorySink()
+    trainer(tmp_path, SpectralMonitor(every=10, budget=None, sinks=[plain])).fit(Small(), batches(), batches())
+    norms = [[report["net.0"].measures["frobenius_norm"] for report in s.reports] for s in (sink, plain)]
+    assert norms[0] == norms[1]
+
+
+def test_an_exception_closes_and_passes(tmp_path: Path) -> None:
+    """What was read is written."""
+
+    class Failing(Small):
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            if index == 7:
+                raise RuntimeError("the user's own")
+            return super().training_step(batch, index)
+
+    callback = SpectralMonitor(every=1, budget=None, mode="thread", sinks=[f"jsonl:{tmp_path / 'a.jsonl'}"])
+    with pytest.raises(RuntimeError, match="the user's own"):
+        trainer(tmp_path, callback).fit(Failing(), batches())
+    steps = [line.partition('"step": ')[2] for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert steps
+    monitor_of(callback).step()
+    assert monitor_of(callback).steps == 7
+
+
+@pytest.mark.parametrize(("stop_on", "batches_run"), [((), 20), ("always", 5)], ids=["not-asked", "asked"])
+def test_it_stops_where_it_is_asked_to(stop_on: Any, batches_run: int, tmp_path: Path) -> None:
+    """And only there."""
+    callback = SpectralMonitor(every=5, budget=None, sinks=None, alerts=[AlertRule("always", always)], stop_on=stop_on)
+    fit = trainer(tmp_path, callback)
+    fit.fit(Small(), batches())
+    assert fit.global_step == batches_run
+    assert [alert.rule for alert in monitor_of(callback).alerts] == ["always"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "every= is a number of steps, 1 or more"),
+        ({"budget": -0.1}, "budget= is a share of the run, above 0 and at most 1"),
+        ({"sinks": "tensorbord:x"}, "no sink 'tensorbord'.*Did you mean 'tensorboard'"),
+        ({"measures": ["alhpa"]}, "measures='alhpa' is no measure. Did you mean 'alpha"),
+        ({"mode": "fast"}, "mode= is one of auto, sync, thread; got 'fast'"),
+        ({"stop_on": "rank_colapse"}, "stop_on='rank_colapse' is no rule that is asked.*Did you mean 'rank_collapse'"),
+        ({"evry": 10}, "evry= is no option of watch().*Did you mean 'every'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_options_are_told_when_it_is_made(options: dict[str, Any], message: str) -> None:
+    """Long before training."""
+    with pytest.raises(InputError, match=message.replace("()", r"\(\)")):
+        SpectralMonitor(**options)
+
+
+def test_two_on_one_trainer_are_refused(tmp_path: Path) -> None:
+    """Before training."""
+    with pytest.raises((InputError, RuntimeError), match=r"two SpectralMonitors|callback"):
+        trainer(tmp_path, SpectralMonitor(sinks=None), SpectralMonitor(sinks=None)).fit(Small(), batches())
+
+
+def test_without_loggers_nothing_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Who has asked for no logger gets no file; the readings are in the callback."""
+    callback = SpectralMonitor(every=5, budget=None)
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        trainer(tmp_path, callback).fit(Small(), batches())
+    assert monitor_of(callback).report is not None
+    assert list(tmp_path.rglob("*")) == []
+    assert caplog.text == ""

@@ -1,0 +1,221 @@
+"""The callback in the real Trainer of Hugging Face, and trackers in a loop with Accelerate."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+import esdmon
+from esdmon.alerts import AlertRule, History
+from esdmon.errors import InputError
+from esdmon.sinks import MemorySink
+from esdmon_transformers import SpectralMonitor, attach, tracker_sinks
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and its dependencies warn of themselves
+
+NAMES = ["transformer.h.0.attn.c_attn/q", "transformer.h.0.attn.c_attn/k", "transformer.h.0.attn.c_attn/v"]
+
+
+class Tokens(Dataset[dict[str, Tensor]]):
+    """Sixteen numbers in a row, from anywhere."""
+
+    def __len__(self) -> int:
+        return 96
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        ids = (torch.arange(16) + 7 * k) % 50
+        return {"input_ids": ids, "labels": ids}
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = GPT2LMHeadModel(
+        GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    )
+    return model
+
+
+def trainer(folder: Path, *callbacks: Any, model: nn.Module | None = None, **options: Any) -> Trainer:
+    """Twelve steps an epoch."""
+    given = {"num_train_epochs": 1, "save_strategy": "no", "logging_steps": 1, "report_to": []} | options
+    arguments = TrainingArguments(
+        str(folder), per_device_train_batch_size=8, use_cpu=True, disable_tqdm=True, seed=3, **given
+    )
+    return Trainer(model or network(), arguments, train_dataset=Tokens(), callbacks=list(callbacks))
+
+
+def monitor_of(callback: SpectralMonitor) -> esdmon.Monitor:
+    assert callback.monitor is not None
+    return callback.monitor
+
+
+def scalars(folder: Path, tag: str) -> list[int]:
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    return [point.step for point in events.Scalars(tag)]
+
+
+def always(history: History) -> list[esdmon.Alert]:
+    step = next(iter(history.values()))[-1].step
+    return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
+
+
+def test_readings_stand_beside_the_trainers_in_tensorboard(tmp_path: Path) -> None:
+    """In a folder of our own in that of the run, at the steps of its loss; the loss is all there."""
+    callback = SpectralMonitor(every=4, budget=None)
+    trainer(tmp_path, callback, report_to=["tensorboard"]).train()
+    (run,) = (tmp_path / "runs").iterdir()
+    assert scalars(run, "train/loss") == list(range(1, 13))
+    assert scalars(run / "esdmon", f"esdmon_alpha/{NAMES[0]}") == [4, 8, 12]
+    report = monitor_of(callback).report
+    assert report is not None
+    assert [layer.name for layer in report][:3] == NAMES
+    assert "lm_head" not in report
+    assert all(layer.in_optimizer for layer in report)
+    assert monitor_of(callback).errors == ()
+
+
+def test_where_no_logger_was_asked_for_nothing_is_written(tmp_path: Path) -> None:
+    """The default of transformers."""
+    callback = SpectralMonitor(every=4, budget=None)
+    trainer(tmp_path, callback).train()
+    assert monitor_of(callback).report is not None
+    assert not (tmp_path / "runs").exists()
+
+
+def test_training_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
+    """Weights, losses and random numbers."""
+
+    def run(*callbacks: Any) -> tuple[list[Tensor], list[Any]]:
+        fit = trainer(tmp_path, *callbacks)
+        fit.train()
+        losses = [row.get("loss") for row in fit.state.log_history]
+        return [*fit.model.parameters(), torch.get_rng_state()], losses
+
+    plain, losses = run()
+    assert len([loss for loss in losses if loss is not None]) == 12
+    for mode in ("sync", "thread"):
+        watched, watched_losses = run(SpectralMonitor(every=1, budget=None, sinks=None, mode=mode))
+        assert all(torch.equal(a, b) for a, b in zip(plain, watched, strict=True))
+        assert watched_losses == losses
+
+
+def test_a_resumed_training_goes_on_without_gap_or_doubling(tmp_path: Path) -> None:
+    """From a checkpoint in mid-run."""
+    sinks = [MemorySink() for _ in range(2)]
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path / "a", SpectralMonitor(every=4, budget=None, sinks=[sinks[0]])).train()
+    trainer(tmp_path / "b", SpectralMonitor(every=4, budget=None, sinks=None), **saving).train()
+    second = SpectralMonitor(every=4, budget=None, sinks=[sinks[1]])
+    trainer(tmp_path / "b", second, **saving).train(resume_from_checkpoint=str(tmp_path / "b" / "checkpoint-6"))
+    expected = [layer.to_record() for report in sinks[0].reports for layer in report.new if layer.step > 6]
+    assert {record["step"] for record in expected} == {8, 12}
+    assert [layer.to_record() for report in sinks[1].reports for layer in report.new] == expected
+    assert [layer.step for layer in monitor_of(second)._readings.history[NAMES[0]]] == [4, 8, 12]
+
+
+def test_a_checkpoint_without_the_callback_can_be_resumed_and_saved_with_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The Trainer's next save asks for a state that the checkpoint did not have."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path, max_steps=6, **saving).train()
+    sink = MemorySink()
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=[sink]), **saving).train(
+            resume_from_checkpoint=str(tmp_path / "checkpoint-6")
+        )
+    assert [report.step for report in sink.reports] == [8, 12]
+    assert "there is no esdmon.pt in its checkpoint" in caplog.text
+    saved = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
+    assert saved["stateful_callbacks"]["SpectralMonitor"]["args"]["every"] == 4
+
+
+def test_a_callback_that_the_trainer_makes_anew_is_the_same(tmp_path: Path) -> None:
+    """As it does on resume, where it is asked to restore callbacks."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=None), max_steps=6, **saving).train()
+    again = trainer(tmp_path, SpectralMonitor(every=1), restore_callback_states_from_checkpoint=True, **saving)
+    again.train(resume_from_checkpoint=True)
+    (callback,) = [one for one in again.callback_handler.callbacks if isinstance(one, SpectralMonitor)]
+    report = monitor_of(callback).report
+    assert report is not None
+    assert report.step == 12
+    assert [layer.step for layer in monitor_of(callback)._readings.history[NAMES[0]]] == [4, 8, 12]
+
+
+def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
+    """Twelve batches, three steps."""
+    sink = MemorySink()
+    callback = SpectralMonitor(every=1, budget=None, sinks=[sink])
+    trainer(tmp_path, callback, gradient_accumulation_steps=4).train()
+    assert [report.step for report in sink.reports] == [1, 2, 3]
+
+
+def test_adapters_are_watched(tmp_path: Path) -> None:
+    """PEFT: the frozen base once, what the adapters add each time."""
+    model = get_peft_model(network(), LoraConfig(r=16, target_modules=["c_attn"], fan_in_fan_out=True))
+    sink = MemorySink()
+    callback = SpectralMonitor(every=4, budget=None, sinks=[sink])
+    trainer(tmp_path, callback, model=model).train()
+    new = [{layer.view for layer in report.new} for report in sink.reports]
+    assert new[0] >= {"base", "lora-delta"}
+    assert new[1] == new[2] == {"lora-delta"}
+
+
+@pytest.mark.parametrize(("stop_on", "steps"), [((), 12), ("always", 4)], ids=["not-asked", "asked"])
+def test_it_stops_where_it_is_asked_to(stop_on: Any, steps: int, tmp_path: Path) -> None:
+    """And only there."""
+    callback = SpectralMonitor(every=4, budget=None, sinks=None, alerts=[AlertRule("always", always)], stop_on=stop_on)
+    fit = trainer(tmp_path, callback)
+    fit.train()
+    assert fit.state.global_step == steps
+
+
+def test_it_is_attached_to_a_trainer_that_is_made(tmp_path: Path) -> None:
+    """As to one of TRL, which makes callbacks of its own; a second time is refused."""
+
+    class Subclass(Trainer):  # type: ignore[misc]  # transformers is half typed
+        pass
+
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=4, save_strategy="no")
+    fit = Subclass(network(), arguments, train_dataset=Tokens())
+    callback = attach(fit, every=2, budget=None, sinks=None)
+    with pytest.raises(InputError, match="there is a SpectralMonitor on this Trainer already"):
+        attach(fit)
+    fit.train()
+    assert monitor_of(callback).steps == 4
+
+
+def test_wrong_options_are_told_when_it_is_made() -> None:
+    """As in the other hosts."""
+    with pytest.raises(InputError, match="every= is a number of steps"):
+        SpectralMonitor(every=0)
+
+
+def test_trackers_of_accelerate_get_the_readings(tmp_path: Path) -> None:
+    """TensorBoard through its own writer."""
+    accelerator = accelerate.Accelerator(cpu=True, log_with="tensorboard", project_dir=str(tmp_path))
+    accelerator.init_trackers("run")
+    model = nn.Linear(64, 64)
+    model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with esdmon.watch(model, optimizer, every=2, budget=None, sinks=tracker_sinks(accelerator)) as monitor:
+        for step in range(1, 5):
+            loss = model(torch.ones(2, 64)).sum()
+            accelerator.backward(loss)
+            optimizer.step()
+            accelerator.log({"loss": loss.item()}, step=step)
+    accelerator.end_training()
+    assert monitor.errors == ()
+    folder = next(path.parent for path in tmp_path.rglob("events.out.tfevents.*"))
+    assert scalars(folder, "loss") == [1, 2, 3, 4]
+    assert scalars(folder, "esdmon_alpha/Linear") == [2, 4]
