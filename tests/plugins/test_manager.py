@@ -237,7 +237,7 @@ def test_all_that_is_built_in_comes_by_the_hooks(monkeypatch: pytest.MonkeyPatch
 
 def test_tensorboard_comes_by_an_entry_point() -> None:
     """Our own integration uses the door of any third party."""
-    assert Plugins().schemes == {"console", "jsonl", "tensorboard"}
+    assert Plugins().schemes == {"console", "jsonl", "tensorboard", "wandb"}
 
 
 def test_a_plugin_adds_a_measure() -> None:
@@ -348,7 +348,7 @@ def test_a_bad_plugin_is_named_and_the_others_go_on(
     assert warning.startswith("plugin 'bad'")
     assert plugins.measures.keys() == {measure.name for measure in measures.BUILT_IN} | {"good"}
     assert plugins.rules.keys() == {rule.name for rule in alerts.BUILT_IN}
-    assert plugins.schemes == {"console", "jsonl", "tensorboard"}
+    assert plugins.schemes == {"console", "jsonl", "tensorboard", "wandb"}
     assert plugins.measures["alpha"] in measures.BUILT_IN
 
 
@@ -452,7 +452,7 @@ def test_what_is_given_is_not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     ("spec", "message"),
     [
         pytest.param("jsnl:a", r"no sink 'jsnl' \(in 'jsnl:a'\); .*console, jsonl.*Did you mean 'jsonl'\?", id="close"),
-        pytest.param("mqtt", r"no sink 'mqtt' \(in 'mqtt'\); there are console, jsonl, tensorboard\.$", id="far"),
+        pytest.param("mqtt", r"no sink 'mqtt' \(in 'mqtt'\); there are console, jsonl, tensorboard, wandb\.$", id="far"),
         pytest.param("console:a", "console takes no target, got 'console:a'", id="needless-target"),
         pytest.param("jsonl", "jsonl needs a path: 'jsonl:", id="missing-path"),
         pytest.param("tensorboard:", "tensorboard needs a folder: 'tensorboard:", id="missing-folder"),
