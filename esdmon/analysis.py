@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import final
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 from esdmon.errors import InputError, as_list, nearest
 from esdmon.faults import Faults, describe
 from esdmon.plugins import Plugins
-from esdmon.records import Coverage, LayerReport, Report
+from esdmon.records import Coverage, Esd, LayerReport, Report
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
 from esdmon.state import Plain
@@ -45,6 +46,7 @@ from esdmon.weights import (
 )
 
 _log = logging.getLogger("esdmon")
+_BINS = 64  # of the histogram of a spectrum: as many as a picture of 640 points can tell apart
 
 
 def analyze(
@@ -312,6 +314,7 @@ class Reader:
             over_regularized=phase.over_regularized,
             measures=values,
             nulls=nulls,
+            esd=_histogram(spectrum),
         )
 
     def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:
@@ -320,6 +323,15 @@ class Reader:
             with self._faults.isolated(who, step):
                 return float(quantity(spectrum))
         return math.nan
+
+
+def _histogram(spectrum: Spectrum) -> Esd | None:
+    logarithms = np.log10(spectrum.nonzero)
+    if not logarithms.size:
+        return None
+    counts, edges = np.histogram(logarithms, bins=_BINS)
+    zeros = spectrum.eigenvalues.size - logarithms.size
+    return Esd(float(edges[0]), float(edges[-1]), tuple(map(int, counts)), zeros)
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from numbers import Integral, Real
 from statistics import median
 from typing import Any, Literal, TypeAlias
@@ -22,6 +23,38 @@ Record: TypeAlias = dict[str, Any]
 """A flat JSON object."""
 
 _SUMMARISED = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy")
+
+
+@dataclass(frozen=True, slots=True)
+class Esd:
+    """The eigenvalues of a matrix as a histogram of log₁₀ λ: bins of equal width from `low` to `high`."""
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+    zeros: int = 0
+    """Eigenvalues that are zero, which have no logarithm."""
+
+    @property
+    def total(self) -> int:
+        """All eigenvalues."""
+        return sum(self.counts) + self.zeros
+
+    @property
+    def edges(self) -> list[float]:
+        """log₁₀ λ at the borders of the bins, one more than there are bins."""
+        step = (self.high - self.low) / len(self.counts)
+        return [self.low + k * step for k in range(len(self.counts) + 1)]
+
+    @property
+    def centres(self) -> list[float]:
+        """λ in the middle of each bin, on the logarithmic axis."""
+        return [10 ** ((a + b) / 2) for a, b in pairwise(self.edges)]
+
+    @property
+    def widths(self) -> list[float]:
+        """Width of each bin, in λ."""
+        return [10**b - 10**a for a, b in pairwise(self.edges)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +105,8 @@ class LayerReport:
     """By name; NaN where undefined."""
     nulls: Mapping[str, float] = field(default_factory=dict)
     """What pure noise of the same shape would give."""
+    esd: Esd | None = None
+    """The spectrum itself, as a histogram; in no table and no JSON line."""
 
     @property
     def Q(self) -> float:  # noqa: N802 -- the field's letter

@@ -5,7 +5,7 @@ from dataclasses import fields
 from enum import Enum
 from typing import Any, Protocol
 
-from esdmon.records import Alert, LayerReport
+from esdmon.records import Alert, Esd, LayerReport
 from esdmon.spectrum import Phase
 
 Plain = dict[str, Any]
@@ -21,14 +21,16 @@ class Stateful(Protocol):
         """Go on from it."""
 
 
-def to_plain(record: LayerReport | Alert) -> Plain:
+def to_plain(record: LayerReport | Alert | Esd) -> Plain:
     """Field by field; NaN stays NaN."""
     return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
 
 
 def layer_from(plain: Mapping[str, Any]) -> LayerReport:
     """The layer that `to_plain` was given."""
-    return LayerReport(**dict(plain) | {"phase": Phase(plain["phase"]), "aliases": tuple(plain["aliases"])})
+    esd = plain["esd"] and Esd(**plain["esd"] | {"counts": tuple(plain["esd"]["counts"])})
+    changed = {"phase": Phase(plain["phase"]), "aliases": tuple(plain["aliases"]), "esd": esd}
+    return LayerReport(**dict(plain) | changed)
 
 
 def alert_from(plain: Mapping[str, Any]) -> Alert:
@@ -40,6 +42,8 @@ def _plain(value: Any) -> Any:
     match value:
         case Enum():
             return value.value
+        case Esd():
+            return to_plain(value)
         case tuple():
             return list(value)
         case Mapping():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -31,6 +32,27 @@ def test_plain_loop_is_short_and_in_the_readme() -> None:
     readme = (EXAMPLES.parent / "README.md").read_text(encoding="utf-8")
     assert "esdmon.watch(model, optimizer" in text
     assert "esdmon.watch(model, optimizer" in readme
+
+
+@pytest.mark.filterwarnings("ignore")  # the hosts warn of themselves and of each other
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lightning_digits", {"epochs": 1}), ("transformers_text", {"steps": 60}), ("accelerate_loop", {"epochs": 1})],
+)
+def test_the_hosts_examples_run(name: str, options: dict[str, int], tmp_path: Path) -> None:
+    """Each is short, writes to the host's own TensorBoard, and its monitor has read every layer without a fault."""
+    path = EXAMPLES / f"{name}.py"
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 75
+    result = runpy.run_path(str(path))["train"](out=str(tmp_path), **options)
+    monitor = getattr(result, "monitor", result)
+    assert monitor.errors == ()
+    assert monitor.report.waiting == ()
+    tags = set()
+    for folder in {event.parent for event in tmp_path.rglob("events.out.tfevents.*")}:
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        tags |= set(events.Tags()["scalars"])
+    assert {f"esdmon_alpha/{layer.name}" for layer in monitor.report} <= tags
 
 
 def test_batch_size_sweep_draws_its_picture(tmp_path: Path) -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from esdmon.errors import InputError, MissingExtraError, unwritable
+from esdmon.picture import Showing, draw_esd
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from esdmon import Alert, Report
+    from esdmon import Alert, LayerReport, Report
+
+_PICTURES = 24  # layers that are drawn at the end: each costs 65 ms and 27 kB
+_RANGES = 12  # layers with a chart of their own in the tab of custom scalars
 
 
 @final
@@ -24,6 +30,8 @@ class TensorBoardSink:
     def __init__(self, writer: SummaryWriter, *, close: bool = False) -> None:
         self._writer = writer
         self._close = close
+        self._showing = Showing()
+        self._report: Report | None = None
 
     @classmethod
     def open(cls, folder: str) -> TensorBoardSink:
@@ -49,13 +57,24 @@ class TensorBoardSink:
 
     def write(self, report: Report) -> None:
         """A scalar for each measure and the phase of each layer, and for the summary of the model."""
+        if self._report is None and self._close:  # a folder has one layout: in the user's it is the user's
+            self._writer.add_custom_scalars(_layout(report))
+        self._report = report
         self._write_scalars(report.scalars(), report.x)
+        for layer in self._showing.histograms(report):
+            self._write_histogram(layer, report.x)
+        for layer in self._showing.changed(report):
+            self._write_picture(layer, report.x)
         self._writer.flush()
 
     def alert(self, alert: Alert) -> None:
-        """The message as text, under the rule and the layer."""
+        """The message as text, under the rule and the layer, and the picture of the layer."""
+        report = self._report
+        x = alert.step if report is None else report.x
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
-        self._writer.add_text(f"esdmon_alert/{alert.rule}/{alert.layer}", text, alert.step)
+        self._writer.add_text(f"esdmon_alert/{alert.rule}/{alert.layer}", text, x)
+        if report is not None and alert.layer in report:
+            self._write_picture(report[alert.layer], x)
         self._writer.flush()
 
     def rewind(self, step: int) -> None:
@@ -72,11 +91,36 @@ class TensorBoardSink:
         self._writer.flush()
 
     def close(self) -> None:
-        """Close the writer if it is our own."""
+        """The table and the spectra as they are at the end; then close the writer if it is our own."""
+        if self._report is not None:
+            self._writer.add_text("esdmon_report", "\n".join(f"    {line}" for line in str(self._report).splitlines()))
+            for layer in self._report.layers[:_PICTURES]:
+                self._write_picture(layer, self._report.x)
         if self._close:
             self._writer.close()
         else:
             self._writer.flush()
+
+    def _write_histogram(self, layer: LayerReport, step: int) -> None:
+        esd = layer.esd
+        if esd is None:
+            return
+        middles = [(a + b) / 2 for a, b in pairwise(esd.edges)]
+        self._writer.add_histogram_raw(
+            f"esdmon_esd/{layer.name}",
+            min=esd.low,
+            max=esd.high,
+            num=sum(esd.counts),
+            sum=sum(m * n for m, n in zip(middles, esd.counts, strict=True)),
+            sum_squares=sum(m * m * n for m, n in zip(middles, esd.counts, strict=True)),
+            bucket_limits=esd.edges[1:],
+            bucket_counts=list(esd.counts),
+            global_step=step,
+        )
+
+    def _write_picture(self, layer: LayerReport, step: int) -> None:
+        if layer.esd is not None and find_spec("matplotlib") is not None:
+            self._writer.add_image(f"esdmon_picture/{layer.name}", draw_esd(layer), step, dataformats="HWC")
 
     def _write_scalars(self, numbers: Mapping[str, float], step: int) -> None:
         files: Any = getattr(self._writer, "file_writer", None)
@@ -88,3 +132,17 @@ class TensorBoardSink:
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
         files.add_summary(Summary(value=values), step)
+
+
+def _layout(report: Report) -> dict[str, dict[str, list[Any]]]:
+    """For the tab of custom scalars: each quantity of all layers in one chart, and alpha in its range for the first."""
+    names = [layer.name for layer in report] + list(report.waiting)
+    together = ("alpha", "phase", "mp_soft_rank", "stable_rank", "n_spikes")
+    ranges = {
+        name: ["Margin", [f"esdmon_{which}/{name}" for which in ("alpha", "alpha_low", "alpha_high")]]
+        for name in names[:_RANGES]
+    }
+    return {
+        "all layers": {which: ["Multiline", [f"esdmon_{which}/.*"]] for which in together},
+        "alpha, and the range of fits nearly as good": ranges,
+    }

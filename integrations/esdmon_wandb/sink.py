@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
 
 from esdmon.errors import InputError, MissingExtraError
+from esdmon.picture import Showing, draw_esd
 
 if TYPE_CHECKING:
     import wandb
@@ -33,6 +37,8 @@ class WandbSink:
         self._run = run
         self._host_axis = host_axis
         self._defined: set[str] = set()
+        self._showing = Showing()
+        self._report: Report | None = None
         run.define_metric(STEP, hidden=True)
 
     @classmethod
@@ -54,8 +60,18 @@ class WandbSink:
         return cls(wandb.run)
 
     def write(self, report: Report) -> None:
-        """One row."""
-        row = report.scalars()
+        """One row: numbers; histograms at every fifth reading of a layer; pictures where a phase has changed."""
+        import wandb  # noqa: PLC0415 -- optional
+
+        self._report = report
+        row: dict[str, Any] = dict(report.scalars())
+        for layer in self._showing.histograms(report):
+            if layer.esd is not None:
+                histogram = np.asarray(layer.esd.counts), np.asarray(layer.esd.edges)
+                row[f"esdmon_esd/{layer.name}"] = wandb.Histogram(np_histogram=histogram)
+        if find_spec("matplotlib") is not None:
+            changed = [layer for layer in self._showing.changed(report) if layer.esd is not None]
+            row |= {f"esdmon_picture/{layer.name}": wandb.Image(draw_esd(layer)) for layer in changed}
         for key in row.keys() - self._defined:
             self._run.define_metric(key, step_metric=STEP, summary="last")
         self._defined |= row.keys()
@@ -71,4 +87,22 @@ class WandbSink:
         """Nothing to do: the run writes by itself."""
 
     def close(self) -> None:
-        """Nothing to do: the run is not ours to end."""
+        """The phases of all layers as a table; the run itself is not ours to end."""
+        if self._report is None:
+            return
+        import wandb  # noqa: PLC0415 -- optional
+
+        columns: list[Any] = ["layer", "phase", "alpha", "alpha is meaningful", "MP soft rank", "step", "explanation"]
+        rows: list[Any] = [
+            [
+                layer.name,
+                layer.phase.value,
+                layer.measures.get("alpha"),
+                layer.alpha_is_meaningful,
+                layer.measures.get("mp_soft_rank"),
+                layer.step,
+                layer.explanation or layer.reason,
+            ]
+            for layer in self._report
+        ]
+        self._run.log({"esdmon_phases": wandb.Table(columns=columns, data=rows)})

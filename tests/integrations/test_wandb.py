@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,6 +119,15 @@ def run(script: str, folder: Path, mode: str = "offline") -> None:
     assert done.returncode == 0, done.stderr
 
 
+def numbers(rows: list[dict[str, Any]]) -> set[str]:
+    """The keys of scalars; a histogram has several parts behind its key."""
+    return {key for row in rows for key, value in row.items() if key.startswith("esdmon_") and is_number(value)}
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
 def test_each_reading_is_a_row_over_an_axis_of_its_own(tmp_path: Path) -> None:
     """All measures of all layers in it, none of the user's rows lost; each key is defined by its name."""
     run(PLAIN, tmp_path)
@@ -129,9 +139,12 @@ def test_each_reading_is_a_row_over_an_axis_of_its_own(tmp_path: Path) -> None:
     alphas = [record["alpha"] for record in records if record.get("name") == "0"]
     assert [row["esdmon_alpha/0"] for row in ours] == alphas
     axes = wandb_files.axes(tmp_path)
-    keys = {key for row in ours for key in row if key.startswith("esdmon_")}
-    assert len(keys) > 50
-    assert {axes[key] for key in keys} == {"esdmon/step"}
+    assert len(numbers(ours)) > 50
+    assert {axes[key] for key in numbers(ours)} == {"esdmon/step"}
+    assert ours[0]["esdmon_esd/0/_type"] == "histogram"
+    assert sum(ours[0]["esdmon_esd/0/values"]) == records[0]["n_eigenvalues"]
+    assert axes["esdmon_esd/0"] == "esdmon/step"
+    assert [row["esdmon_phases/nrows"] for row in rows if "esdmon_phases/nrows" in row] == [2]
 
 
 @pytest.mark.parametrize(("script", "axis"), [(LIGHTNING, "trainer/global_step"), (TRAINER, "train/global_step")])
@@ -142,7 +155,7 @@ def test_in_a_trainers_run_readings_stand_under_its_axis_too(script: str, axis: 
     assert len(ours) == 3
     assert all(row[axis] == row["esdmon/step"] for row in ours)
     axes = wandb_files.axes(tmp_path)
-    assert {axes[key] for row in ours for key in row if key.startswith("esdmon_")} == {"esdmon/step"}
+    assert {axes[key] for key in numbers(ours)} == {"esdmon/step"}
     losses = [row for row in wandb_files.rows(tmp_path) if {"loss", "train/loss"} & row.keys()]
     assert len(losses) >= 5
 

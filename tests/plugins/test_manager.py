@@ -452,7 +452,9 @@ def test_what_is_given_is_not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     ("spec", "message"),
     [
         pytest.param("jsnl:a", r"no sink 'jsnl' \(in 'jsnl:a'\); .*console, jsonl.*Did you mean 'jsonl'\?", id="close"),
-        pytest.param("mqtt", r"no sink 'mqtt' \(in 'mqtt'\); there are console, jsonl, tensorboard, wandb\.$", id="far"),
+        pytest.param(
+            "mqtt", r"no sink 'mqtt' \(in 'mqtt'\); there are console, jsonl, tensorboard, wandb\.$", id="far"
+        ),
         pytest.param("console:a", "console takes no target, got 'console:a'", id="needless-target"),
         pytest.param("jsonl", "jsonl needs a path: 'jsonl:", id="missing-path"),
         pytest.param("tensorboard:", "tensorboard needs a folder: 'tensorboard:", id="missing-folder"),

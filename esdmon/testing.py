@@ -1,0 +1,142 @@
+"""What a measure, a sink or a host of your own should pass: the checks that esdmon's own pass in its tests.
+
+    from esdmon.testing import check_measure, check_sink
+    check_measure(Measure("condition_number", condition_number))
+
+Each raises `AssertionError`, with what was given and what came of it.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+from torch import nn
+
+from esdmon.analysis import analyze
+from esdmon.errors import InputError
+from esdmon.records import Alert, Report
+from esdmon.sinks import Sink
+from esdmon.spectrum import Measure, Spectrum
+
+__all__ = ["check_host", "check_measure", "check_sink", "reports", "spectra"]
+
+
+def spectra() -> dict[str, Spectrum]:
+    """Spectra as they come, pleasant or not: noise, spikes, a power law, few, equal, zero and huge eigenvalues."""
+    rng = np.random.default_rng(0)
+    noise = np.linalg.svd(rng.standard_normal((256, 128)), compute_uv=False) ** 2 / 256
+    slices = np.stack([np.linalg.svd(rng.standard_normal((64, 16)), compute_uv=False) ** 2 / 64 for _ in range(9)])
+    given = {
+        "noise": (noise, (256, 128)),
+        "noise with spikes": (np.r_[noise[:-3], 20.0, 40.0, 90.0], (256, 128)),
+        "a power law": ((1 - rng.random(128)) ** -0.8, (256, 128)),
+        "pooled slices": (slices, (64, 16)),
+        "few": (noise[:10], (12, 10)),
+        "equal": (np.ones(64), (64, 64)),
+        "half of them zero": (np.r_[np.zeros(64), noise[64:]], (256, 128)),
+        "tiny": (noise * 1e-30, (256, 128)),
+        "huge": (noise * 1e30, (256, 128)),
+    }
+    return {name: Spectrum.from_eigenvalues(lam, shape=shape) for name, (lam, shape) in given.items()}
+
+
+def check_measure(measure: Measure) -> None:
+    """It gives one number for each spectrum, NaN where it is undefined, the same each time, and changes nothing.
+
+    Measures that need eigenvectors or a shuffled spectrum are asked without: they are undefined then.
+    """
+    for name, spectrum in spectra().items():
+        before = spectrum.eigenvalues.copy()
+        for what, quantity in (("value", measure.compute), ("null", measure.null)):
+            if quantity is None or measure.needs:
+                continue
+            try:
+                first, second = quantity(spectrum), quantity(spectrum)
+            except Exception as error:
+                msg = f"the {what} of {measure.name} raises on {name}: {error!r}; undefined is NaN"
+                raise AssertionError(msg) from error
+            if not isinstance(first, float | int | np.floating | np.integer):
+                msg = f"the {what} of {measure.name} on {name} is {first!r}, which is no number"
+                raise AssertionError(msg)  # noqa: TRY004 -- of a test
+            if first != second and not (math.isnan(first) and math.isnan(second)):
+                msg = f"the {what} of {measure.name} on {name} is {first!r}, and {second!r} the second time"
+                raise AssertionError(msg)
+        if not np.array_equal(before, spectrum.eigenvalues):
+            msg = f"{measure.name} changes the eigenvalues of {name}"
+            raise AssertionError(msg)
+
+
+def reports() -> list[Report]:
+    """Three readings of a model with a name of three alphabets, a layer that is zero and one that turns NaN."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"fc": nn.Linear(96, 64), "слой/層": nn.Linear(80, 64), "zero": nn.Linear(64, 64)})
+    nn.init.zeros_(model.get_parameter("zero.weight"))
+    found: list[Report] = []
+    for step in (10, 20, 30):
+        if step == 30:
+            model.get_parameter("fc.weight").data[0, 0] = math.nan
+        report = analyze(model)
+        layers = tuple(replace(layer, step=step) for layer in report)
+        if step == 20:  # one that was not read again
+            layers = (replace(found[0].layers[0], emitted_step=20, unchanged=True), *layers[1:])
+        found.append(replace(report, step=step, layers=layers, seconds=0.01, waiting=("later",)))
+    return found
+
+
+def check_sink(make: Callable[[], Sink]) -> None:
+    """It takes readings, alerts, flush and close, in the order in which a monitor calls them, and prints no warning.
+
+    Args:
+        make: opens the sink; what it wrote is yours to look at afterwards.
+    """
+    sink = make()
+    missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(sink, name, None))]
+    if missing:
+        msg = f"{sink!r} has no {missing[0]}"
+        raise AssertionError(msg)
+    alert = Alert("non_finite:fc", "non_finite", "error", "firing", "fc", ("fc",), 30, 30, "fc: NaN — stop.")
+    calls: list[tuple[str, Callable[[], object]]] = [
+        *((f"write, at step {report.step}", partial(sink.write, report)) for report in reports()),
+        ("alert", lambda: sink.alert(alert)),
+        ("alert, resolved", lambda: sink.alert(replace(alert, state="resolved", severity="info"))),
+        ("flush", sink.flush),
+        ("close", sink.close),
+    ]
+    for name, call in calls:
+        try:
+            call()
+        except Exception as error:
+            msg = f"{type(sink).__name__} raises in {name}: {error!r}"
+            raise AssertionError(msg) from error
+
+
+def check_host(train: Callable[[bool], tuple[Sequence[float], nn.Module]]) -> None:
+    """A training is the same to the last bit with and without a monitor, and leaves the random state alike.
+
+    Args:
+        train: trains from a fixed seed, watched or not; returns the losses and the model.
+    """
+    results = []
+    for watched in (False, True):
+        losses, model = train(watched)
+        results.append(
+            (list(losses), [weight.detach().clone() for weight in model.parameters()], torch.get_rng_state())
+        )
+    (plain, weights, random), (losses, weights_2, random_2) = results
+    if not plain:
+        raise InputError("train() gave no losses: there is nothing to compare")
+    _expect_equal("losses", plain, losses)
+    if not all(torch.equal(a, b) for a, b in zip(weights, weights_2, strict=True)):
+        raise AssertionError("the weights differ with a monitor")
+    if not torch.equal(random, random_2):
+        raise AssertionError("the random state differs with a monitor")
+
+
+def _expect_equal(what: str, plain: Iterable[float], watched: Iterable[float]) -> None:
+    for k, (a, b) in enumerate(zip(plain, watched, strict=True)):
+        if a != b and not (math.isnan(a) and math.isnan(b)):
+            msg = f"the {what} differ with a monitor, first at {k}: {a!r} without, {b!r} with"
+            raise AssertionError(msg)
