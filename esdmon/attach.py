@@ -57,6 +57,7 @@ def watch(
     reference: Model | str | os.PathLike[str] | None = None,
     measures: str | Sequence[str] = "default",
     precision: str = "auto",
+    max_tags: int | None = 200,
     strict: bool = False,
     plugins: Iterable[object] = (),
     hook: bool = True,
@@ -88,6 +89,8 @@ def watch(
             read instead of W. A `state_dict()` of the model itself is copied.
         measures: "default", "all" (with those that need eigenvectors or a shuffled copy), or names of measures.
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
+        max_tags: series of layers that TensorBoard, W&B and loggers are given at most, see `esdmon.tags`; None for all.
+            The JSONL always has all.
         strict: raise what fails while watching, instead of logging it and going on. For tests.
         plugins: modules or objects with hooks, besides those that are installed.
         hook: False for a host that counts steps itself, and calls `monitor.step()`: the optimizer is only asked for
@@ -132,7 +135,9 @@ def watch(
     replicas = _replicas()
     leads = replicas is None or replicas.rank == 0
     monitor = Monitor(
-        Helper(reader, worker, replicas) if replicas and not leads else Readings(reader, worker, spending, replicas),
+        Helper(reader, worker, replicas)
+        if replicas and not leads
+        else Readings(reader, worker, spending, replicas=replicas, max_tags=max_tags),
         schedule=schedule,
         sinks=_open_sinks(sinks, known) if leads else (),
         rules=rules if leads else (),

@@ -59,15 +59,25 @@ class Readings:
         worker: what finishes it.
         budget: what may be spent.
         replicas: the ranks of the job that hold the same weights, of which this is the first; None where it is alone.
+        max_tags: said to the sinks in each report.
     """
 
     reports = True
 
-    def __init__(self, source: Source, worker: Worker, budget: Budget, replicas: Replicas | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        worker: Worker,
+        budget: Budget,
+        *,
+        replicas: Replicas | None = None,
+        max_tags: int | None = None,
+    ) -> None:
         self._source = source
         self._worker = worker
         self._budget = budget
         self._replicas = replicas
+        self._max_tags = max_tags
         self._turns = Turns(source.nominal(), limited=budget.share is not None)
         self._due: deque[_Due] = deque()
         self.history: dict[str, deque[LayerReport]] = {}
@@ -294,6 +304,7 @@ class Readings:
             waiting=tuple(name for name in names if name not in self.history),
             overhead=self._budget.overhead,
             host_step=due.host_step,
+            max_tags=self._max_tags,
         )
 
     def _latest(self, name: str, due: _Due) -> LayerReport:

@@ -208,6 +208,8 @@ class Report:
     """The monitor's share of the run so far."""
     host_step: int | None = None
     """The host's own step (a Trainer's), where there is a host."""
+    max_tags: int | None = None
+    """How many series of layers a chart should be given; None for all. See `esdmon.tags`."""
 
     def __getitem__(self, name: str) -> LayerReport:
         """The layer of that name; KeyError with the nearest names."""
@@ -273,19 +275,6 @@ class Report:
     def to_records(self) -> list[Record]:
         """A flat JSON object for each matrix."""
         return [layer.to_record() for layer in self.layers]
-
-    def scalars(self) -> dict[str, float]:
-        """What is finite of the summary and of the layers read at this step, by tag.
-
-        Tags are `esdmon_summary/<name>` and `esdmon_<measure>/<layer>`: TensorBoard and Weights & Biases group by what
-        stands before the slash, so each measure is a group with a chart for each layer.
-        """
-        numbers = {f"esdmon_summary/{name}": value for name, value in self.summary.items()}
-        for layer in self.new:
-            if layer.status == "ok":
-                numbers |= {f"esdmon_{name}/{layer.name}": value for name, value in layer.measures.items()}
-                numbers[f"esdmon_phase/{layer.name}"] = float(layer.phase.code)
-        return {tag: float(value) for tag, value in numbers.items() if math.isfinite(value)}
 
     def to_summary_record(self) -> Record:
         """The summary as a flat JSON object."""

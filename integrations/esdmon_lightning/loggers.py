@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
+from esdmon.tags import scalars
 from esdmon_tensorboard import TensorBoardSink
 from esdmon_wandb import WandbSink
 
@@ -24,14 +25,14 @@ def sink_for(logger: Any) -> Sink:
 
 @final
 class LoggerSink:
-    """Writes the tags of `Report.scalars` through `log_metrics`."""
+    """Writes the tags of `esdmon.tags` through `log_metrics`."""
 
     def __init__(self, logger: Any) -> None:
         self._logger = logger
 
     def write(self, report: Report) -> None:
         """One call."""
-        self._logger.log_metrics(report.scalars(), step=report.x)
+        self._logger.log_metrics(scalars(report), step=report.x)
 
     def alert(self, alert: Alert) -> None:
         """Nothing: loggers have no place for words. The log has them."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from esdmon.errors import InputError, MissingExtraError, unwritable
 from esdmon.picture import Showing, draw_esd
+from esdmon.tags import scalars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -24,7 +25,7 @@ _RANGES = 12  # layers with a chart of their own in the tab of custom scalars
 class TensorBoardSink:
     """Writes through a `SummaryWriter`: its own by `open(folder)`, or the user's, which it then leaves open.
 
-    Tags are those of `Report.scalars`. All of a reading go into one event: a sixth of the time of an event for each.
+    Tags are those of `esdmon.tags`. All of a reading go into one event: a sixth of the time of an event for each.
     """
 
     def __init__(self, writer: SummaryWriter, *, close: bool = False) -> None:
@@ -60,7 +61,7 @@ class TensorBoardSink:
         if self._report is None and self._close:  # a folder has one layout: in the user's it is the user's
             self._writer.add_custom_scalars(_layout(report))
         self._report = report
-        self._write_scalars(report.scalars(), report.x)
+        self._write_scalars(scalars(report), report.x)
         for layer in self._showing.histograms(report):
             self._write_histogram(layer, report.x)
         for layer in self._showing.changed(report):
@@ -93,7 +94,8 @@ class TensorBoardSink:
     def close(self) -> None:
         """The table and the spectra as they are at the end; then close the writer if it is our own."""
         if self._report is not None:
-            self._writer.add_text("esdmon_report", "\n".join(f"    {line}" for line in str(self._report).splitlines()))
+            table = "\n".join(f"    {line}" for line in str(self._report).splitlines())
+            self._writer.add_text("esdmon_report", table, self._report.x)
             for layer in self._report.layers[:_PICTURES]:
                 self._write_picture(layer, self._report.x)
         if self._close:

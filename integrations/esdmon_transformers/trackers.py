@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, final
 
+from esdmon.tags import scalars
 from esdmon_tensorboard import TensorBoardSink
 from esdmon_wandb import WandbSink
 
@@ -27,14 +28,14 @@ def _sink_for(tracker: Any) -> Sink:
 
 @final
 class TrackerSink:
-    """Writes the tags of `Report.scalars` through `log`."""
+    """Writes the tags of `esdmon.tags` through `log`."""
 
     def __init__(self, tracker: Any) -> None:
         self._tracker = tracker
 
     def write(self, report: Report) -> None:
         """One call."""
-        self._tracker.log(report.scalars(), step=report.x)
+        self._tracker.log(scalars(report), step=report.x)
 
     def alert(self, alert: Alert) -> None:
         """Nothing: trackers have no place for words. The log has them."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from esdmon.errors import InputError, MissingExtraError
 from esdmon.picture import Showing, draw_esd
+from esdmon.tags import scalars
 
 if TYPE_CHECKING:
     import wandb
@@ -23,7 +24,7 @@ _LEVELS = {"info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERR
 class WandbSink:
     """Writes to a run that someone else has begun, and leaves it open.
 
-    Keys are the tags of `Report.scalars`. Each reading is one row, drawn over `esdmon/step`,
+    Keys are the tags of `esdmon.tags`. Each reading is one row, drawn over `esdmon/step`,
     an axis of its own: a row whose `step=` is older than the run's last is dropped by W&B without a word, and a reading
     may come late. Each key is tied to that axis by its exact name when it is first used, since of two patterns that fit
     (a Trainer's `*`, and one of ours) either may win.
@@ -64,7 +65,7 @@ class WandbSink:
         import wandb  # noqa: PLC0415 -- optional
 
         self._report = report
-        row: dict[str, Any] = dict(report.scalars())
+        row: dict[str, Any] = dict(scalars(report))
         for layer in self._showing.histograms(report):
             if layer.esd is not None:
                 histogram = np.asarray(layer.esd.counts), np.asarray(layer.esd.edges)
