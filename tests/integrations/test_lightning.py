@@ -1,7 +1,10 @@
 """The callback in the real Trainer of Lightning."""
 
 import csv
+import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +283,24 @@ def test_without_loggers_nothing_is_written(tmp_path: Path, caplog: pytest.LogCa
     assert monitor_of(callback).report is not None
     assert list(tmp_path.rglob("*")) == []
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+@pytest.mark.parametrize(("stop_on", "steps"), [([], 20), (["always"], 5)], ids=["not-asked", "asked"])
+def test_two_ranks_agree(package: str, stop_on: list[str], steps: int, tmp_path: Path) -> None:
+    """On when to stop, and on what ModelCheckpoint looks at; one writes. In both packages of Lightning."""
+    script = Path(__file__).with_name("lightning_ddp.py")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script), package, str(tmp_path), *stop_on],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert (first["steps"], first["errors"]) == (steps, 0)
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    summaries = [record["step"] for record in records if record["kind"] == "summary"]
+    assert summaries == list(range(5, steps + 1, 5))

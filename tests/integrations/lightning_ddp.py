@@ -1,0 +1,76 @@
+"""A job of two ranks with Lightning, as a user's script: python lightning_ddp.py PACKAGE FOLDER [RULE].
+
+Each rank writes what it has come to. Run by test_lightning.py.
+"""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import esdmon
+from esdmon.alerts import AlertRule, History
+
+package, folder, *stop_on = sys.argv[1:]
+pl: Any = import_module(package)
+
+
+def always(history: History) -> list[esdmon.Alert]:
+    step = next(iter(history.values()))[-1].step
+    return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
+
+
+class Small(pl.LightningModule):  # type: ignore[misc]
+    """Two layers on noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
+
+    def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+        loss: Tensor = (self.net(batch[0]) - 1).square().mean()
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def main() -> None:
+    from esdmon_lightning import SpectralMonitor
+
+    torch.set_num_threads(1)
+    pl.seed_everything(0, verbose=False)
+    monitor = SpectralMonitor(
+        every=5,
+        budget=None,
+        alerts=[AlertRule("always", always)],
+        stop_on=stop_on,
+        sinks=f"jsonl:{folder}/a.jsonl",
+    )
+    best = pl.callbacks.ModelCheckpoint(folder, monitor="esdmon_summary/stable_rank_median", mode="max")
+    trainer = pl.Trainer(
+        max_epochs=1,
+        callbacks=[monitor, best],
+        logger=False,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Small(), DataLoader(TensorDataset(torch.randn(320, 64)), batch_size=8))
+    result = {
+        "steps": trainer.global_step,
+        "metric": float(trainer.callback_metrics["esdmon_summary/stable_rank_median"]),
+        "errors": len(monitor.monitor.errors) if monitor.monitor else -1,
+    }
+    Path(f"{folder}/rank-{trainer.global_rank}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
