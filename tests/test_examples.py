@@ -10,8 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def test_plain_loop_is_the_same_with_and_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_loop_is_the_same_with_and_without(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Losses, weights and random state, to the last bit; the watched one prints its table."""
+    monkeypatch.delenv("CI", raising=False)
     train = runpy.run_path(str(EXAMPLES / "plain_loop.py"))["train"]
     losses, model = train(out=str(tmp_path / "run"), epochs=2)
     random = torch.get_rng_state()

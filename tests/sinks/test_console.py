@@ -7,9 +7,70 @@ import pytest
 
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.sinks import ConsoleSink, Sink
+from esdmon.spectrum import Phase
 
 REPORT = Report(7, (LayerReport("fc1", "ok", 7, N=4, M=2),), Coverage(8, 10))
 ALERT = Alert("a", "rank_collapse", "error", "firing", "fc1", ("fc1",), step=7, since=5, message="fc1: rank 1 of 2.")
+
+
+@pytest.fixture(autouse=True)
+def _no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests run in one, too."""
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+class Terminal(io.StringIO):
+    """Says that it is one."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def many(step: int, spiked: int) -> Report:
+    """Sixty layers, the first of which are in another phase."""
+    layers = [
+        LayerReport(f"h.{k}", "ok", step, N=64, M=64, phase=Phase.BULK_SPIKES if k < spiked else Phase.RANDOM_LIKE)
+        for k in range(60)
+    ]
+    return Report(step, tuple(layers), Coverage(8, 10))
+
+
+def test_phases_have_colours_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The words, and not the columns; nor where the user wants none."""
+    layer = LayerReport("fc1", "ok", 7, N=64, M=64, phase=Phase.BULK_SPIKES)
+    report = Report(7, (layer,), Coverage(8, 10))
+    terminal, file = Terminal(), io.StringIO()
+    for stream in (terminal, file):
+        ConsoleSink(stream).write(report)
+    assert "\x1b[34mbulk+spikes\x1b[0m" in terminal.getvalue()
+    assert terminal.getvalue().replace("\x1b[34m", "").replace("\x1b[0m", "") == file.getvalue() == f"{report}\n\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain = Terminal()
+    ConsoleSink(plain).write(report)
+    assert plain.getvalue() == file.getvalue()
+
+
+def test_of_many_layers_those_are_shown_that_have_changed() -> None:
+    """At first forty; then two that have spikes now; then a line."""
+    stream = io.StringIO()
+    sink = ConsoleSink(stream)
+    shown = []
+    for step, spiked in ((1, 0), (2, 2), (3, 2)):
+        stream.truncate(stream.seek(0))
+        sink.write(many(step, spiked))
+        shown.append([line.split()[0] for line in stream.getvalue().splitlines() if line.startswith("h.")])
+        assert f"esdmon, step {step}: {60 - spiked} random-like" in stream.getvalue()
+    assert [len(lines) for lines in shown] == [40, 2, 0]
+    assert shown[1] == ["h.0", "h.1"]
+
+
+def test_in_the_log_of_a_ci_job_a_reading_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal it is the table all the same."""
+    monkeypatch.setenv("CI", "true")
+    stream = io.StringIO()
+    ConsoleSink(stream).write(many(5, 1))
+    assert stream.getvalue() == "esdmon, step 5: 59 random-like, 1 bulk+spikes; 60 of 60 read now\n"
 
 
 def test_a_report_is_printed_as_its_table(capsys: pytest.CaptureFixture[str]) -> None:
