@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from esdmon import watch
-from esdmon.attach import check_options
 from esdmon.errors import InputError, MissingExtraError
+from esdmon.hosts import HostOptions
 from esdmon_lightning.loggers import sink_for
 
 if TYPE_CHECKING:
     from esdmon import Monitor
-    from esdmon.sinks import Sink
 
 
 def _callback() -> Any:
@@ -52,10 +50,7 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
         self, every: Any = 200, *, sinks: Any = "auto", stop_on: str | Sequence[str] = (), **options: Any
     ) -> None:
         super().__init__()
-        check_options(every=every, sinks=sinks, stop_on=stop_on, **options)
-        self._options = {"every": every, **options}
-        self._sinks = [] if sinks is None else [sinks] if isinstance(sinks, str) else list(sinks)
-        self._stop_on = frozenset([stop_on] if isinstance(stop_on, str) else stop_on)
+        self._given = HostOptions(every=every, sinks=sinks, stop_on=stop_on, options=options)
         self._state: dict[str, Any] = {}
         self.monitor: Monitor | None = None
         """None until training starts; closed when it has ended."""
@@ -67,9 +62,14 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin: the model is in its place, the optimizers are made, a checkpoint is loaded."""
-        sinks = [] if trainer.fast_dev_run or not trainer.is_global_zero else self._opened(trainer)
+        writes = trainer.is_global_zero and not trainer.fast_dev_run
         steps = trainer.global_step
-        self.monitor = watch(pl_module, trainer.optimizers, sinks=sinks, hook=False, first_step=steps, **self._options)
+        self.monitor = self._given.watch(
+            pl_module,
+            trainer.optimizers,
+            first_step=steps,
+            hosts_own=(lambda: [sink_for(logger) for logger in trainer.loggers]) if writes else None,
+        )
         if self._state:
             self.monitor.load_state_dict(self._state | {"steps": steps})
 
@@ -109,14 +109,9 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
         """From the Trainer's checkpoint."""
         self._state = state_dict
 
-    def _opened(self, trainer: Any) -> list[str | Sink]:
-        loggers: list[str | Sink] = [sink_for(logger) for logger in trainer.loggers]
-        return [sink for given in self._sinks for sink in (loggers if given == "auto" else [given])]
-
     def _findings(self, monitor: Monitor) -> tuple[dict[str, float], bool]:
         summary = {} if monitor.report is None else monitor.report.summary
-        stop = any(alert.rule in self._stop_on and alert.state == "firing" for alert in monitor.alerts)
-        return summary, stop
+        return summary, self._given.is_to_stop(monitor)
 
     def _tell(self, trainer: Any, summary: dict[str, float], stop: bool) -> None:  # noqa: FBT001 -- of a tuple
         for name, value in summary.items():

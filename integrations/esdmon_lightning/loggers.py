@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any
 
-from esdmon.tags import scalars
+from esdmon.hosts import NumbersSink
 from esdmon_tensorboard import TensorBoardSink
 from esdmon_wandb import WandbSink
 
 if TYPE_CHECKING:
-    from esdmon import Alert, Report
     from esdmon.sinks import Sink
 
 
@@ -20,27 +19,4 @@ def sink_for(logger: Any) -> Sink:
         return TensorBoardSink(experiment)
     if hasattr(experiment, "define_metric"):
         return WandbSink(experiment, host_axis="trainer/global_step")
-    return LoggerSink(logger)
-
-
-@final
-class LoggerSink:
-    """Writes the tags of `esdmon.tags` through `log_metrics`."""
-
-    def __init__(self, logger: Any) -> None:
-        self._logger = logger
-
-    def write(self, report: Report) -> None:
-        """One call."""
-        self._logger.log_metrics(scalars(report), step=report.x)
-
-    def alert(self, alert: Alert) -> None:
-        """Nothing: loggers have no place for words. The log has them."""
-
-    def flush(self) -> None:
-        """Have the logger write what it holds."""
-        self._logger.save()
-
-    def close(self) -> None:
-        """Likewise: the Trainer ends its loggers."""
-        self._logger.save()
+    return NumbersSink(lambda numbers, step: logger.log_metrics(numbers, step=step), logger.save)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from esdmon import watch
-from esdmon.attach import check_options
 from esdmon.errors import InputError, MissingExtraError
+from esdmon.hosts import HostOptions
 from esdmon_wandb import WandbSink
 
 try:
@@ -52,10 +51,7 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
     def __init__(
         self, every: Any = 200, *, sinks: Any = "auto", stop_on: str | Sequence[str] = (), **options: Any
     ) -> None:
-        check_options(every=every, sinks=sinks, stop_on=stop_on, **options)
-        self._options = {"every": every, **options}
-        self._sinks = [] if sinks is None else [sinks] if isinstance(sinks, str) else list(sinks)
-        self._stop_on = frozenset([stop_on] if isinstance(stop_on, str) else stop_on)
+        self._given = HostOptions(every=every, sinks=sinks, stop_on=stop_on, options=options)
         self.monitor: Monitor | None = None
         """None until training starts; closed when it has ended."""
 
@@ -63,13 +59,11 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
         """Begin: the model is in its place, the optimizer is made, the loggers have begun their runs."""
-        self.monitor = watch(
+        self.monitor = self._given.watch(
             model,
             optimizer,
-            sinks=self._opened(args) if state.is_world_process_zero else [],
-            hook=False,
             first_step=state.global_step,
-            **self._options,
+            hosts_own=(lambda: _reported(args)) if state.is_world_process_zero else None,
         )
         if state.global_step:
             self._resume(self.monitor, args, state.global_step)
@@ -82,7 +76,7 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
         if monitor is None:
             return
         due = monitor.step(state.global_step - monitor.steps, host_step=state.global_step)
-        if due and self._stop_on and self._is_to_stop(monitor, args):
+        if due and self._given.stop_on and self._is_to_stop(monitor, args):
             control.should_training_stop = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -98,7 +92,7 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in its JSON: the arguments that JSON can hold, by which it makes a callback anew."""
-        arguments = self._options | {"sinks": self._sinks, "stop_on": sorted(self._stop_on)}
+        arguments = self._given.options | {"sinks": self._given.sinks, "stop_on": self._given.stop_on}
         return {"args": {name: value for name, value in arguments.items() if _is_json(value)}, "attributes": {}}
 
     def _resume(self, monitor: Monitor, args: Any, step: int) -> None:
@@ -115,11 +109,8 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
             _FILE,
         )
 
-    def _opened(self, args: Any) -> list[str | Sink]:
-        return [sink for given in self._sinks for sink in (_reported(args) if given == "auto" else [given])]
-
     def _is_to_stop(self, monitor: Monitor, args: Any) -> bool:
-        stop = any(alert.rule in self._stop_on and alert.state == "firing" for alert in monitor.alerts)
+        stop = self._given.is_to_stop(monitor)
         if args.world_size > 1:
             from accelerate.utils import broadcast_object_list  # noqa: PLC0415 -- comes with the Trainer
 

@@ -36,7 +36,7 @@ def sinks(folder: Path) -> dict[str, Sink]:
     import wandb
     from lightning.pytorch.loggers import CSVLogger
 
-    from esdmon_lightning.loggers import LoggerSink
+    from esdmon_lightning.loggers import sink_for
     from esdmon_tensorboard import TensorBoardSink
     from esdmon_wandb import WandbSink
 
@@ -47,7 +47,7 @@ def sinks(folder: Path) -> dict[str, Sink]:
         "console": ConsoleSink(io.StringIO()),
         "tensorboard": TensorBoardSink.open(str(folder / "run")),
         "wandb, offline": WandbSink(run),
-        "Lightning's CSVLogger": LoggerSink(CSVLogger(folder)),
+        "Lightning's CSVLogger": sink_for(CSVLogger(folder)),
     }
 
 

@@ -16,31 +16,32 @@ from torch.utils.data import DataLoader, TensorDataset
 import esdmon
 from esdmon.alerts import AlertRule, History
 
-package, folder, *stop_on = sys.argv[1:]
-pl: Any = import_module(package)
-
 
 def always(history: History) -> list[esdmon.Alert]:
     step = next(iter(history.values()))[-1].step
     return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
 
 
-class Small(pl.LightningModule):  # type: ignore[misc]
+def small(pl: Any) -> Any:
     """Two layers on noise."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
+    class Small(pl.LightningModule):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
 
-    def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
-        loss: Tensor = (self.net(batch[0]) - 1).square().mean()
-        return loss
+        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+            loss: Tensor = (self.net(batch[0]) - 1).square().mean()
+            return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    return Small()
 
 
-def main() -> None:
+def main(package: str, folder: str, *stop_on: str) -> None:
+    pl = import_module(package)
     from esdmon_lightning import SpectralMonitor
 
     torch.set_num_threads(1)
@@ -63,7 +64,7 @@ def main() -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Small(), DataLoader(TensorDataset(torch.randn(320, 64)), batch_size=8))
+    trainer.fit(small(pl), DataLoader(TensorDataset(torch.randn(320, 64)), batch_size=8))
     result = {
         "steps": trainer.global_step,
         "metric": float(trainer.callback_metrics["esdmon_summary/stable_rank_median"]),
@@ -73,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -1,0 +1,77 @@
+"""What callbacks for Trainers have in common: options that are checked early, sinks that the host has, when to stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+from esdmon.attach import check_options, watch
+from esdmon.monitor import Monitor
+from esdmon.records import Alert, Report
+from esdmon.sinks import Sink
+from esdmon.tags import scalars
+
+
+@final
+class HostOptions:
+    """The arguments of a callback, until there is a model.
+
+    Args:
+        every: as in `esdmon.watch`.
+        sinks: as there, but that "auto" stands for the host's own loggers.
+        stop_on: names of alert rules: one that fires ends the training.
+        options: the others of `esdmon.watch`.
+
+    Raises:
+        InputError: for any that cannot be used.
+    """
+
+    def __init__(self, *, every: Any, sinks: Any, stop_on: str | Sequence[str], options: Mapping[str, Any]) -> None:
+        check_options(every=every, sinks=sinks, stop_on=stop_on, **options)
+        self.options = {"every": every, **options}
+        self.sinks = [] if sinks is None else list(sinks) if isinstance(sinks, list | tuple) else [sinks]
+        self.stop_on = [stop_on] if isinstance(stop_on, str) else list(stop_on)
+
+    def watch(
+        self, model: Any, optimizer: Any, *, first_step: int, hosts_own: Callable[[], Sequence[str | Sink]] | None
+    ) -> Monitor:
+        """A monitor that the host steps.
+
+        Args:
+            model: what trains.
+            optimizer: the host's, one or several.
+            first_step: the host's steps so far.
+            hosts_own: gives sinks for what "auto" stands for; None where nothing is to be written.
+        """
+        sinks: list[str | Sink] = []
+        for given in self.sinks if hosts_own is not None else ():
+            sinks += hosts_own() if given == "auto" and hosts_own is not None else [given]
+        return watch(model, optimizer, sinks=sinks, hook=False, first_step=first_step, **self.options)
+
+    def is_to_stop(self, monitor: Monitor) -> bool:
+        """Whether one of the alerts that end the training has fired."""
+        return any(alert.rule in self.stop_on and alert.state == "firing" for alert in monitor.alerts)
+
+
+@final
+class NumbersSink:
+    """A sink for a logger that takes numbers by name: `log(numbers, step)`, with the tags of `esdmon.tags`."""
+
+    def __init__(self, log: Callable[[dict[str, float], int], object], flush: Callable[[], object] = int) -> None:
+        self._log = log
+        self._flush = flush
+
+    def write(self, report: Report) -> None:
+        """One call."""
+        self._log(scalars(report), report.x)
+
+    def alert(self, alert: Alert) -> None:
+        """Nothing: such loggers have no place for words. The log has them."""
+
+    def flush(self) -> None:
+        """Have the logger write what it holds."""
+        self._flush()
+
+    def close(self) -> None:
+        """Likewise: the host ends its loggers."""
+        self._flush()
