@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from esdmon import Alert, LayerReport, Report
 
+_log = logging.getLogger("esdmon")
 _PICTURES = 24  # layers that are drawn at the end: each costs 65 ms and 27 kB
 _RANGES = 12  # layers with a chart of their own in the tab of custom scalars
 
@@ -58,6 +61,9 @@ class TensorBoardSink:
 
     def write(self, report: Report) -> None:
         """A scalar for each measure and the phase of each layer, and for the summary of the model."""
+        if self._close and not Path(self._writer.log_dir).is_dir():  # what is written to deleted files is nowhere
+            _log.warning("esdmon: %s was deleted: what it held is lost, and it is begun anew.", self._writer.log_dir)
+            self._reopen()
         if self._report is None and self._close:  # a folder has one layout: in the user's it is the user's
             self._writer.add_custom_scalars(_layout(report))
         self._report = report
@@ -81,11 +87,7 @@ class TensorBoardSink:
     def rewind(self, step: int) -> None:
         """Have TensorBoard drop what lies in the folder after a step. In a writer of the user's that is the user's."""
         if self._close:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- optional
-
-            folder = self._writer.log_dir
-            self._writer.close()
-            self._writer = SummaryWriter(folder, purge_step=step + 1)
+            self._reopen(purge_step=step + 1)
 
     def flush(self) -> None:
         """Flush the writer."""
@@ -102,6 +104,14 @@ class TensorBoardSink:
             self._writer.close()
         else:
             self._writer.flush()
+
+    def _reopen(self, **options: Any) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- optional
+
+        folder = self._writer.log_dir
+        with suppress(OSError):  # it may be gone
+            self._writer.close()
+        self._writer = SummaryWriter(folder, **options)
 
     def _write_histogram(self, layer: LayerReport, step: int) -> None:
         esd = layer.esd

@@ -59,6 +59,8 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
         """Begin: the model is in its place, the optimizer is made, the loggers have begun their runs."""
+        if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
+            raise InputError("there are two SpectralMonitors on this Trainer: give it one")
         self.monitor = self._given.watch(
             model,
             optimizer,

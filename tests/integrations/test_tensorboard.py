@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,48 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, target: str, me
     file.touch()
     with pytest.raises(InputError, match=message):
         TensorBoardSink.open(target.format(file=file))
+
+
+def test_a_folder_that_is_deleted_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What it held is lost, which is told; what comes after is there."""
+    folder = tmp_path / "run"
+    model = nn.Linear(64, 64)
+    with esdmon.watch(model, every=1, budget=None, sinks=f"tensorboard:{folder}") as monitor:
+        for step in range(1, 7):
+            if step == 4:
+                shutil.rmtree(folder)
+            monitor.step()
+            with torch.no_grad():
+                model.weight.mul_(1.1)
+    assert monitor.errors == ()
+    assert [point.step for point in events_of(folder).Scalars("esdmon_alpha/Linear")] == [4, 5, 6]
+    assert caplog.text.count("was deleted: what it held is lost, and it is begun anew") == 1
+
+
+def test_spectra_are_shown(tmp_path: Path) -> None:
+    """A layout, a histogram of all eigenvalues, pictures at the end, and the last table."""
+    folder = tmp_path / "run"
+    watch_for(30, [f"tensorboard:{folder}"])
+    tags = events_of(folder).Tags()
+    assert {"esdmon_esd/fc1", "esdmon_esd/fc2"} == set(tags["histograms"])
+    histogram = events_of(folder).Histograms("esdmon_esd/fc1")[0].histogram_value
+    assert histogram.num == sum(histogram.bucket) == 96
+    assert {"esdmon_picture/fc1", "esdmon_picture/fc2"} == set(tags["images"])
+    image = events_of(folder).Images("esdmon_picture/fc1")[-1]
+    assert (image.step, image.width, image.height) == (30, 640, 400)
+    assert {"custom_scalars__config__", "esdmon_report/text_summary"} <= set(tags["tensors"])
+
+
+def test_a_phase_that_changes_is_drawn(tmp_path: Path) -> None:
+    """At that reading, and not at the others."""
+    torch.manual_seed(0)
+    model = nn.Linear(128, 128)
+    sink = TensorBoardSink.open(str(tmp_path / "run"))
+    with esdmon.watch(model, every=1, budget=None, sinks=[sink], alerts=None) as monitor:
+        for step in range(1, 6):
+            if step == 3:
+                with torch.no_grad():
+                    model.weight.add_(torch.outer(torch.ones(128), torch.ones(128)) * 0.05)
+            monitor.step()
+    steps = [image.step for image in events_of(tmp_path / "run").Images("esdmon_picture/Linear")]
+    assert steps == [3, 5]

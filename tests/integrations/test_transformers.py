@@ -196,6 +196,13 @@ def test_it_is_attached_to_a_trainer_that_is_made(tmp_path: Path) -> None:
     assert monitor_of(callback).steps == 4
 
 
+def test_two_on_one_trainer_are_refused(tmp_path: Path) -> None:
+    """Both would write the same series."""
+    fit = trainer(tmp_path, SpectralMonitor(every=4, sinks=None), SpectralMonitor(every=2, sinks=None))
+    with pytest.raises(InputError, match="there are two SpectralMonitors on this Trainer"):
+        fit.train()
+
+
 def test_wrong_options_are_told_when_it_is_made() -> None:
     """As in the other hosts."""
     with pytest.raises(InputError, match="every= is a number of steps"):
