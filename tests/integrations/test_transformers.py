@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -226,3 +228,19 @@ def test_trackers_of_accelerate_get_the_readings(tmp_path: Path) -> None:
     folder = next(path.parent for path in tmp_path.rglob("events.out.tfevents.*"))
     assert scalars(folder, "loss") == [1, 2, 3, 4]
     assert scalars(folder, "esdmon_alpha/Linear") == [2, 4]
+
+
+@pytest.mark.parametrize(("stop_on", "steps"), [([], 12), (["always"], 4)], ids=["not-asked", "asked"])
+def test_two_ranks_agree(stop_on: list[str], steps: int, tmp_path: Path) -> None:
+    """On when to stop; one writes, and both have read."""
+    script = str(Path(__file__).with_name("transformers_ddp.py"))
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, script, str(tmp_path), *stop_on], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second == {"steps": steps, "errors": 0}
+    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "summary"] == list(range(4, steps + 1, 4))
+    assert {record["status"] for record in records if record["kind"] == "layer"} == {"ok"}

@@ -1,0 +1,54 @@
+"""A job of two ranks with the Trainer of Hugging Face, as a user's script: torchrun transformers_ddp.py FOLDER [RULE].
+
+Each rank writes what it has come to. Run by test_transformers.py.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+
+import esdmon
+from esdmon.alerts import AlertRule, History
+from esdmon_transformers import SpectralMonitor
+
+
+def always(history: History) -> list[esdmon.Alert]:
+    step = next(iter(history.values()))[-1].step
+    return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
+
+
+def main(folder: str, *stop_on: str) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    ids = torch.arange(16)
+    data: Any = [{"input_ids": ids, "labels": ids}] * 64
+    arguments = TrainingArguments(
+        folder,
+        max_steps=12,
+        per_device_train_batch_size=2,
+        use_cpu=True,
+        ddp_backend="gloo",
+        disable_tqdm=True,
+        save_strategy="no",
+    )
+    monitor = SpectralMonitor(
+        every=4,
+        budget=None,
+        alerts=[AlertRule("always", always)],
+        stop_on=stop_on,
+        sinks=f"jsonl:{folder}/a.jsonl",
+    )
+    trainer = Trainer(GPT2LMHeadModel(config), arguments, train_dataset=data, callbacks=[monitor])
+    trainer.train()
+    result = {"steps": trainer.state.global_step, "errors": len(monitor.monitor.errors) if monitor.monitor else -1}
+    Path(f"{folder}/rank-{os.environ['RANK']}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
