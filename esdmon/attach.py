@@ -9,6 +9,7 @@ import inspect
 import itertools
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.util import find_spec
@@ -78,7 +79,8 @@ def watch(
         mode: "sync" reads in the optimizer's hook; "thread" copies the weights there, and reads while training goes on;
             "auto" is "thread" where the weights are on an accelerator or three of four cores are idle, else "sync".
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
-            "auto": TensorBoard in a new folder under `runs/`, where it is installed, and JSONL beside it.
+            "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
+            it is installed; and JSONL in that folder.
             None: nowhere.
         alerts: "default" for all rules, None for none, or names of rules and rules of your own.
         layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers.
@@ -316,7 +318,10 @@ def _automatic(known: Plugins) -> list[str | Sink]:
             raise unwritable(str(folder), error) from error
     _log.info("esdmon: writing to %s", folder)
     sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
-    if "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
+    # A user who has begun a run of Weights & Biases looks there; who has not imported it, has not.
+    if "wandb" in known.schemes and getattr(sys.modules.get("wandb"), "run", None) is not None:
+        sinks.insert(0, "wandb")
+    elif "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
         sinks.insert(0, f"tensorboard:{folder}")
     return sinks
 

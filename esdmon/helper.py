@@ -73,8 +73,9 @@ class Helper:
         """Nothing to do: rank 0 does without."""
 
     def close(self) -> None:
-        """Free the worker."""
+        """Free the worker, and the talk."""
         self._worker.close()
+        self._replicas.end()
 
     def state_dict(self) -> Plain:
         """Nothing: it is rank 0's."""

@@ -41,11 +41,31 @@ class Store(Protocol):
 
 
 @final
+class _Gone:
+    """A store that nobody reads any more."""
+
+    def set(self, key: str, value: str) -> None:
+        """Nothing."""
+
+    def get(self, _key: str) -> bytes:
+        """Nothing."""
+        return b""
+
+    def check(self, _keys: list[str]) -> bool:
+        """Nothing is there."""
+        return False
+
+    def delete_key(self, _key: str) -> bool:
+        """Nothing."""
+        return False
+
+
+@final
 class Replicas:
     """One rank's side of the talk: rank 0 leads, the others help."""
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
-        self._store = store
+        self._store: Store = store
         self.rank = rank
         self.patience = PATIENCE
         self.helpers: list[int] = []
@@ -126,9 +146,13 @@ class Replicas:
         self._store.set(self._word("answer", step, self.rank), json.dumps(plain))
 
     def end(self) -> None:
-        """For rank 0: let the others wait no more."""
+        """Let the others wait no more, where this is rank 0; and let go of the store.
+
+        A store that outlives the process group it belongs to can abort the process when the interpreter ends.
+        """
         if self.rank == 0:
             self._store.set("end", "")
+        self._store = _Gone()
 
     def _meet(self) -> None:
         for rank in [rank for rank in self._unknown if self._store.check([f"rank/{rank}"])]:

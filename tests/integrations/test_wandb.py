@@ -65,6 +65,14 @@ TRAINER = """
     assert callback.monitor.errors == (), callback.monitor.errors
     wandb.finish()
 """
+AUTO = """
+    os.chdir(FOLDER)
+    with wandb.init(mode=MODE, dir=FOLDER, settings=SETTINGS):
+        with esdmon.watch(nn.Linear(64, 64), every=1) as monitor:
+            monitor.step()
+    (folder,) = os.listdir("runs")
+    assert os.listdir(f"runs/{folder}") == ["esdmon.jsonl"], os.listdir(f"runs/{folder}")
+"""
 ALERT = """
     weight = nn.Parameter(torch.randn(96, 128))
     class Module(nn.Module):
@@ -158,6 +166,12 @@ def test_in_a_trainers_run_readings_stand_under_its_axis_too(script: str, axis: 
     assert {axes[key] for key in numbers(ours)} == {"esdmon/step"}
     losses = [row for row in wandb_files.rows(tmp_path) if {"loss", "train/loss"} & row.keys()]
     assert len(losses) >= 5
+
+
+def test_an_active_run_is_where_auto_writes(tmp_path: Path) -> None:
+    """And a JSONL; no TensorBoard that nobody looks at."""
+    run(AUTO, tmp_path)
+    assert [row["esdmon/step"] for row in wandb_files.rows(tmp_path) if "esdmon/step" in row] == [1]
 
 
 def test_an_alert_is_an_alert_of_the_run(tmp_path: Path) -> None:

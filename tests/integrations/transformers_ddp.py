@@ -48,6 +48,8 @@ def main(folder: str, *stop_on: str) -> None:
     trainer.train()
     result = {"steps": trainer.state.global_step, "errors": len(monitor.monitor.errors) if monitor.monitor else -1}
     Path(f"{folder}/rank-{os.environ['RANK']}.json").write_text(json.dumps(result))
+    torch.distributed.barrier()  # without these two gloo aborts now and then when the interpreter ends
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
