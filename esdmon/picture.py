@@ -70,12 +70,19 @@ class Showing:
     def __init__(self) -> None:
         self._phases: dict[str, Phase] = {}
         self._readings: dict[str, int] = {}
+        self._shown: dict[str, int] = {}
 
     def changed(self, report: Report) -> list[LayerReport]:
-        """Those whose phase is another than at their last reading; the first reading is no change."""
+        """Those whose phase is another than when they were last shown, or first read.
+
+        A layer on the border between two phases is shown once in so many steps, more and more of them: each time when
+        the run is twice as long as the last time.
+        """
         found = []
         for layer in report.new:
-            if layer.status == "ok" and self._phases.setdefault(layer.name, layer.phase) is not layer.phase:
+            is_changed = layer.status == "ok" and self._phases.setdefault(layer.name, layer.phase) is not layer.phase
+            if is_changed and report.step >= 2 * self._shown.get(layer.name, 0):
+                self._shown[layer.name] = report.step
                 self._phases[layer.name] = layer.phase
                 found.append(layer)
         return found

@@ -16,5 +16,6 @@ def test_nothing_grows_and_nothing_is_left(mode: str) -> None:
     lines = done.stdout.splitlines()
     assert int(lines[0].split()[2]) >= 200
     memory = [float(number) for number in lines[1].partition(":")[2].split()]
-    assert max(memory[1:]) / memory[1] < 1.02
+    # The first picture, which loads matplotlib, is drawn in the first tenths.
+    assert max(memory[5:]) / memory[5] < 1.02
     assert lines[3] == "threads 1 -> 1, open files {0} -> {0}".format(lines[3].split()[-1])
