@@ -187,7 +187,7 @@ def check_options(
         if rule not in rules:
             msg = f"stop_on={rule!r} is no rule that is asked; those are {', '.join(rules)}.{nearest(str(rule), rules)}"
             raise InputError(msg)
-    for spec in _listed(sinks):
+    for spec in listed(sinks):
         if spec != "auto":
             known.check_sink(spec)
     options = inspect.signature(watch).parameters
@@ -284,14 +284,15 @@ def _optimizers(given: Any) -> tuple[Optimizer, ...]:
     return tuple(found)
 
 
-def _listed(sinks: str | Sink | Sequence[str | Sink] | None) -> Sequence[str | Sink]:
+def listed(sinks: str | Sink | Sequence[str | Sink] | None) -> Sequence[str | Sink]:
+    """What is given as `sinks=`, as a list."""
     if sinks is None:
         return []
     return [sinks] if isinstance(sinks, str) or not isinstance(sinks, Sequence) else sinks
 
 
 def _open_sinks(sinks: str | Sink | Sequence[str | Sink] | None, known: Plugins) -> list[tuple[str, Sink]]:
-    several = [each for spec in _listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
+    several = [each for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
     opened: list[tuple[str, Sink]] = []
     try:
         for spec in several:

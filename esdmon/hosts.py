@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from esdmon.attach import check_options, watch
+from esdmon.attach import check_options, listed, watch
+from esdmon.errors import as_list
 from esdmon.monitor import Monitor
 from esdmon.records import Alert, Report
 from esdmon.sinks import Sink
@@ -29,8 +30,8 @@ class HostOptions:
     def __init__(self, *, every: Any, sinks: Any, stop_on: str | Sequence[str], options: Mapping[str, Any]) -> None:
         check_options(every=every, sinks=sinks, stop_on=stop_on, **options)
         self.options = {"every": every, **options}
-        self.sinks = [] if sinks is None else list(sinks) if isinstance(sinks, list | tuple) else [sinks]
-        self.stop_on = [stop_on] if isinstance(stop_on, str) else list(stop_on)
+        self.sinks = list(listed(sinks))
+        self.stop_on = as_list("stop_on", stop_on, "names of alert rules")
 
     def watch(
         self, model: Any, optimizer: Any, *, first_step: int, hosts_own: Callable[[], Sequence[str | Sink]] | None
@@ -44,8 +45,8 @@ class HostOptions:
             hosts_own: gives sinks for what "auto" stands for; None where nothing is to be written.
         """
         sinks: list[str | Sink] = []
-        for given in self.sinks if hosts_own is not None else ():
-            sinks += hosts_own() if given == "auto" and hosts_own is not None else [given]
+        if hosts_own is not None:
+            sinks = [sink for given in self.sinks for sink in (hosts_own() if given == "auto" else [given])]
         return watch(model, optimizer, sinks=sinks, hook=False, first_step=first_step, **self.options)
 
     def is_to_stop(self, monitor: Monitor) -> bool:
