@@ -121,6 +121,7 @@ class Reader:
         solver: Solver = solve_torch,
     ) -> None:
         self._measures = choose_measures(measures, plugins.measures)
+        self._plugins = plugins
         self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
         self._solver = solver
@@ -131,6 +132,7 @@ class Reader:
             selection=selection,
             reference=None if reference is None else _opened(reference),
             extractor=plugins.extract,
+            materializer=plugins.materialize,
             kept={},
         )
         self._optimizers = tuple(optimizers)
@@ -145,6 +147,11 @@ class Reader:
     def coverage(self) -> Coverage:
         """What is read of the model."""
         return self._coverage
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """The names of what is measured."""
+        return tuple(measure.name for measure in self._measures)
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -318,9 +325,9 @@ class Reader:
         )
 
     def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:
-        who = f"measure {name}"
+        who = self._plugins.who("measure", name)
         if not self._faults.disabled(who):
-            with self._faults.isolated(who, step):
+            with self._faults.isolated(who, step, is_timed=self._plugins.is_foreign("measure", name)):
                 return float(quantity(spectrum))
         return math.nan
 

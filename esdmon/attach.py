@@ -10,8 +10,10 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,8 @@ from typing import Any, Literal
 import torch
 from torch.optim import Optimizer
 
-from esdmon.alerts import AlertRule
+from esdmon.alerts import Actions, AlertBook, AlertRule
+from esdmon.alerts.settings import Settings, check_names, choose_rules, read_settings
 from esdmon.analysis import Reader, choose_measures
 from esdmon.budget import Budget
 from esdmon.errors import InputError, as_list, nearest, unwritable
@@ -27,9 +30,11 @@ from esdmon.faults import Faults
 from esdmon.helper import Helper
 from esdmon.monitor import Monitor
 from esdmon.plugins import Plugins
+from esdmon.plugins.manager import shown
 from esdmon.readings import Readings
+from esdmon.records import Alert
 from esdmon.replicas import Replicas
-from esdmon.schedule import Schedule, as_schedule
+from esdmon.schedule import Schedule, as_schedule, union
 from esdmon.sinks import Sink
 from esdmon.weights import MIN_EIGENVALUES, Drift, Model, Selection, check_precision
 from esdmon.worker import Mode, Worker
@@ -50,7 +55,10 @@ def watch(
     budget: float | None = 0.01,
     mode: str = "auto",
     sinks: str | Sink | Sequence[str | Sink] | None = "auto",
-    alerts: str | Sequence[str | AlertRule] | None = "default",
+    alerts: str | os.PathLike[str] | Sequence[str | AlertRule] | None = "default",
+    on_alert: Callable[[Alert], object] | None = None,
+    stop_on: str | Sequence[str] = (),
+    save_on: str | Sequence[str] = (),
     layers: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
     min_eigenvalues: int = MIN_EIGENVALUES,
@@ -82,7 +90,12 @@ def watch(
             "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
             it is installed; and JSONL in that folder.
             None: nowhere.
-        alerts: "default" for all rules, None for none, or names of rules and rules of your own.
+        alerts: "default" for all rules, None for none, names of rules and rules of your own, or the path of a TOML file
+            (`esdmon.alerts.settings`) that sets thresholds and actions.
+        on_alert: called with each `Alert` that begins, grows or ends.
+        stop_on: names of rules: one that fires sets `monitor.should_stop`, and ends the training of a host.
+        save_on: names of rules: one that fires asks for a checkpoint, which a host saves; a loop of your own asks
+            `monitor.take_save_request()`.
         layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers.
         exclude: patterns of those to leave out.
         min_eigenvalues: matrices with fewer, over all slices, are left out.
@@ -118,6 +131,8 @@ def watch(
     schedule = as_schedule(every)
     faults = Faults(strict=strict)
     known = Plugins(plugins)
+    if known.schedule is not None:
+        schedule = union(schedule, known.schedule)
     inner = _optimizers(optimizer)
     spending = Budget(budget)
     drift = Drift()
@@ -133,7 +148,7 @@ def watch(
         drift=drift,
     )
     worker = Worker(reader, spending, mode=_mode(check_mode(mode), on_accelerator=reader.on_accelerator))
-    rules = _choose_rules(alerts, known.rules)
+    settings = _settle(alerts, stop_on, save_on, known)
     replicas = _replicas()
     leads = replicas is None or replicas.rank == 0
     monitor = Monitor(
@@ -141,9 +156,11 @@ def watch(
         if replicas and not leads
         else Readings(reader, worker, spending, replicas=replicas, max_tags=max_tags),
         schedule=schedule,
-        sinks=_open_sinks(sinks, known) if leads else (),
-        rules=rules if leads else (),
-        on_alert=known.on_alert,
+        sinks=_open_sinks(sinks, settings, known) if leads else (),
+        book=AlertBook(
+            _askable(settings.rules, reader) if leads else (), faults=faults, who=partial(known.who, "rule")
+        ),
+        actions=_actions(settings, on_alert, known),
         budget=spending,
         faults=faults,
         parts={"reader": reader},
@@ -164,11 +181,12 @@ def check_options(
     budget: float | None = 0.01,
     mode: str = "auto",
     sinks: str | Sink | Sequence[str | Sink] | None = "auto",
-    alerts: str | Sequence[str | AlertRule] | None = "default",
+    alerts: str | os.PathLike[str] | Sequence[str | AlertRule] | None = "default",
+    stop_on: str | Sequence[str] = (),
+    save_on: str | Sequence[str] = (),
     measures: str | Sequence[str] = "default",
     precision: str = "auto",
     plugins: Iterable[object] = (),
-    stop_on: str | Sequence[str] = (),
     **others: object,
 ) -> None:
     """Check what can be without a model: for hosts, whose callback is made long before the model is ready.
@@ -182,11 +200,7 @@ def check_options(
     check_mode(mode)
     check_precision(precision)
     choose_measures(measures, known.measures)
-    rules = {rule.name for rule in _choose_rules(alerts, known.rules)}
-    for rule in as_list("stop_on", stop_on, "names of alert rules"):
-        if rule not in rules:
-            msg = f"stop_on={rule!r} is no rule that is asked; those are {', '.join(rules)}.{nearest(str(rule), rules)}"
-            raise InputError(msg)
+    _settle(alerts, stop_on, save_on, known)
     for spec in listed(sinks):
         if spec != "auto":
             known.check_sink(spec)
@@ -291,18 +305,29 @@ def listed(sinks: str | Sink | Sequence[str | Sink] | None) -> Sequence[str | Si
     return [sinks] if isinstance(sinks, str) or not isinstance(sinks, Sequence) else sinks
 
 
-def _open_sinks(sinks: str | Sink | Sequence[str | Sink] | None, known: Plugins) -> list[tuple[str, Sink]]:
+def _open_sinks(
+    sinks: str | Sink | Sequence[str | Sink] | None, settings: Settings, known: Plugins
+) -> list[tuple[str, Sink]]:
     several = [each for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
+    if settings.webhook:
+        several.append(f"webhook:{settings.webhook}")
     opened: list[tuple[str, Sink]] = []
     try:
         for spec in several:
-            name = spec if isinstance(spec, str) else type(spec).__name__
-            opened.append((name, known.open_sink(spec)))
+            sink = known.open_sink(spec)
+            opened.append((_name(spec, known), sink))
     except BaseException:
         for _, sink in opened:
             sink.close()
         raise
     return opened
+
+
+def _name(spec: str | Sink, known: Plugins) -> str:
+    """What a sink is called in messages, after the word."""
+    if not isinstance(spec, str):
+        return type(spec).__name__
+    return f"{shown(spec)}{known.whose('sink', spec.partition(':')[0])}"
 
 
 def _automatic(known: Plugins) -> list[str | Sink]:
@@ -327,16 +352,43 @@ def _automatic(known: Plugins) -> list[str | Sink]:
     return sinks
 
 
-def _choose_rules(alerts: str | Iterable[str | AlertRule] | None, known: Mapping[str, AlertRule]) -> list[AlertRule]:
-    chosen: list[AlertRule] = []
-    for rule in () if alerts is None else as_list("alerts", alerts, "the names of rules, or rules"):
-        if isinstance(rule, AlertRule):
-            chosen.append(rule)
-        elif rule == "default":
-            chosen += known.values()
-        elif rule in known:
-            chosen.append(known[rule])
+def _settle(
+    alerts: str | os.PathLike[str] | Sequence[str | AlertRule] | None,
+    stop_on: str | Sequence[str],
+    save_on: str | Sequence[str],
+    known: Plugins,
+) -> Settings:
+    """What a file says and what is said in code, together."""
+    if isinstance(alerts, os.PathLike) or (isinstance(alerts, str) and alerts.endswith(".toml")):
+        settings = read_settings(Path(alerts), known.rules)
+    else:
+        given = () if alerts is None else as_list("alerts", alerts, "the names of rules, or rules")
+        settings = Settings(choose_rules(given, known.rules))
+    asked = [rule.name for rule in settings.rules]
+    stops, saves = (
+        check_names(name, as_list(name, value, "names of alert rules"), asked)
+        for name, value in (("stop_on", stop_on), ("save_on", save_on))
+    )
+    return replace(settings, stop_on=(*settings.stop_on, *stops), save_on=(*settings.save_on, *saves))
+
+
+def _askable(rules: Iterable[AlertRule], reader: Reader) -> list[AlertRule]:
+    """Without those that look at measures which are not taken."""
+    asked = []
+    for rule in rules:
+        missing = [name for name in rule.needs if name not in reader.measures]
+        if missing:
+            _log.info("esdmon: the rule %s is not asked: it needs %s in measures=", rule.name, ", ".join(missing))
         else:
-            msg = f"alerts={rule!r} is no rule; there are {', '.join(known)}.{nearest(str(rule), known)}"
-            raise InputError(msg)
-    return chosen
+            asked.append(rule)
+    return asked
+
+
+def _actions(settings: Settings, on_alert: Callable[[Alert], object] | None, known: Plugins) -> Actions:
+    calls: list[tuple[str, Callable[[Alert], object]]] = [] if on_alert is None else [("on_alert", on_alert)]
+    return Actions(
+        stop_on=frozenset(settings.stop_on),
+        save_on=frozenset(settings.save_on),
+        calls=(*calls, ("plugins", known.on_alert)),
+        asks_to_stop=known.requests_stop,
+    )

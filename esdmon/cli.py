@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="train a small network on digits and watch its spectra live"))
     _add_scan(commands.add_parser("scan", help="read the spectra of a checkpoint"))
+    _add_alerts(commands.add_parser("alerts", help="explain and check alert rules, and try them on a finished run"))
+    listing = commands.add_parser("plugins", help="list plugins, with version and hooks")
+    listing.description = "List the plugins that are installed, with version and hooks, and why one is not used."
+    listing.epilog = "Exit status: 0; 1 where one could not be used."
+    listing.add_argument("--json", action="store_true", help="a JSON object for each plugin")
+    listing.set_defaults(run=_plugins)
     return parser
 
 
@@ -111,6 +117,53 @@ def _scan(options: argparse.Namespace) -> int:
         form=options.form,
     )
     return scan.scan(settings)
+
+
+def _add_alerts(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Explain alert rules, check a TOML file of theirs, and try them on a finished run."
+    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+    explain = commands.add_parser("explain", help="what rules look at, why, and by which source")
+    explain.add_argument("rules", nargs="*", metavar="RULE", help="names of rules; all where left out")
+    explain.set_defaults(run=_alerts_explain)
+    check = commands.add_parser("check", help="check a TOML file, and show what it comes to")
+    check.add_argument("file", metavar="FILE", help="the file that watch(alerts=FILE) is to be given")
+    check.set_defaults(run=_alerts_check)
+    replay = commands.add_parser(
+        "replay",
+        help="the alerts that rules would have raised in a run",
+        description="Ask rules about the readings of a finished run, as if it were training again.",
+        epilog="Exit status: 0; 1 where a warning or worse would have fired; 2 where nothing could be read.",
+    )
+    replay.add_argument("run_path", metavar="RUN", help="the JSONL of a run, or the folder it lies in")
+    replay.add_argument("--alerts", metavar="FILE", help="a TOML file; the rules as they are where left out")
+    replay.add_argument("--json", action="store_true", help="a JSON object for each alert")
+    replay.set_defaults(run=_alerts_replay)
+
+
+def _alerts_explain(options: argparse.Namespace) -> int:
+    from esdmon import commands  # noqa: PLC0415 -- loads numpy
+
+    commands.explain(options.rules)
+    return 0
+
+
+def _alerts_check(options: argparse.Namespace) -> int:
+    from esdmon import commands  # noqa: PLC0415
+
+    commands.check(options.file)
+    return 0
+
+
+def _alerts_replay(options: argparse.Namespace) -> int:
+    from esdmon import commands  # noqa: PLC0415
+
+    return commands.show(options.run_path, options.alerts, as_json=options.json)
+
+
+def _plugins(options: argparse.Namespace) -> int:
+    from esdmon import commands  # noqa: PLC0415 -- loads numpy
+
+    return commands.plugins(as_json=options.json)
 
 
 def _number(kind: type[Number], low: Number, high: Number) -> Callable[[str], Number]:

@@ -1,6 +1,7 @@
 """What goes wrong while watching is kept apart from the run: caught, counted, told once, and shut off if it goes on."""
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,6 +10,10 @@ from typing import final
 _log = logging.getLogger("esdmon")
 LIMIT = 3
 """Failures in a row after which a part is not asked again. Our choice."""
+
+
+SLOW = 1.0
+"""Seconds from which a part that others have written is told to be slow. Our choice: few training steps are longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ class Faults:
     def __init__(self, *, strict: bool = False) -> None:
         self.strict = strict
         self._by_part: dict[str, Fault] = {}
+        self._slow: set[str] = set()
 
     def __iter__(self) -> Iterator[Fault]:
         """The faults, in the order of their first failure."""
@@ -57,8 +63,9 @@ class Faults:
         return who in self._by_part and self._by_part[who].disabled
 
     @contextmanager
-    def isolated(self, who: str, step: int) -> Iterator[None]:
-        """Run a part whose exceptions must not reach the training loop."""
+    def isolated(self, who: str, step: int, *, is_timed: bool = False) -> Iterator[None]:
+        """Run a part whose exceptions must not reach the training loop; tell once where one that is timed is slow."""
+        start = time.perf_counter()
         try:
             yield
             self._forgive(who)
@@ -66,6 +73,9 @@ class Faults:
             if self.strict:
                 raise
             self._take(who, step, error)
+        if is_timed and who not in self._slow and time.perf_counter() - start > SLOW:
+            self._slow.add(who)
+            _log.warning("esdmon: %s took %.1f s at step %d. Told once.", who, time.perf_counter() - start, step)
 
     def _take(self, who: str, step: int, error: Exception) -> None:
         message = describe(error)

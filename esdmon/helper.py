@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import final
@@ -27,7 +26,7 @@ class Helper:
         self._worker = worker
         self._replicas = replicas
         self._is_asked = True
-        self.history: dict[str, deque[LayerReport]] = {}
+        self.latest: dict[str, LayerReport] = {}
         """Empty: it is kept by rank 0."""
         self.dropped = 0
         """Always 0: likewise."""

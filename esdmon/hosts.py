@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from esdmon.attach import check_options, listed, watch
-from esdmon.errors import as_list
 from esdmon.monitor import Monitor
 from esdmon.records import Alert, Report
 from esdmon.sinks import Sink
@@ -20,18 +19,16 @@ class HostOptions:
     Args:
         every: as in `esdmon.watch`.
         sinks: as there, but that "auto" stands for the host's own loggers.
-        stop_on: names of alert rules: one that fires ends the training.
         options: the others of `esdmon.watch`.
 
     Raises:
         InputError: for any that cannot be used.
     """
 
-    def __init__(self, *, every: Any, sinks: Any, stop_on: str | Sequence[str], options: Mapping[str, Any]) -> None:
-        check_options(every=every, sinks=sinks, stop_on=stop_on, **options)
+    def __init__(self, *, every: Any, sinks: Any, options: Mapping[str, Any]) -> None:
+        check_options(every=every, sinks=sinks, **options)
         self.options = {"every": every, **options}
         self.sinks = list(listed(sinks))
-        self.stop_on = as_list("stop_on", stop_on, "names of alert rules")
 
     def watch(
         self, model: Any, optimizer: Any, *, first_step: int, hosts_own: Callable[[], Sequence[str | Sink]] | None
@@ -48,10 +45,6 @@ class HostOptions:
         if hosts_own is not None:
             sinks = [sink for given in self.sinks for sink in (hosts_own() if given == "auto" else [given])]
         return watch(model, optimizer, sinks=sinks, hook=False, first_step=first_step, **self.options)
-
-    def is_to_stop(self, monitor: Monitor) -> bool:
-        """Whether one of the alerts that end the training has fired."""
-        return any(alert.rule in self.stop_on and alert.state == "firing" for alert in monitor.alerts)
 
 
 @final

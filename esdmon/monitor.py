@@ -6,12 +6,12 @@ import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self, final
 
-from esdmon.alerts import AlertBook, AlertRule
+from esdmon.alerts import Actions, AlertBook
 from esdmon.budget import Budget
 from esdmon.faults import Fault, Faults, describe
 from esdmon.records import Alert, LayerReport, Report
@@ -21,7 +21,7 @@ from esdmon.state import Plain, Stateful, alert_from, to_plain
 
 _log = logging.getLogger("esdmon")
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
-_VERSION = 3
+_VERSION = 4
 _POLL = 1e-3
 PATIENCE = 30.0
 """Seconds that `flush`, `close` and `state_dict` wait for readings that are under way in this process."""
@@ -32,7 +32,7 @@ _PATIENCE_AT_EXIT = 5.0  # for those of a monitor that was never closed
 class Readings(Stateful, Protocol):
     """What reads: `esdmon.readings.Readings`, or a helper on another rank."""
 
-    history: dict[str, deque[LayerReport]]
+    latest: dict[str, LayerReport]
     dropped: int
     reports: bool
     """Whether reports come of it here, and not on another rank."""
@@ -75,27 +75,27 @@ class Monitor:
         *,
         schedule: Schedule,
         sinks: Sequence[tuple[str, Sink]] = (),
-        rules: Iterable[AlertRule] = (),
-        on_alert: Callable[[Alert], None] | None = None,
+        book: AlertBook | None = None,
+        actions: Actions | None = None,
         budget: Budget | None = None,
         faults: Faults | None = None,
         parts: Mapping[str, Stateful] | None = None,
         first_step: int = 0,
     ) -> None:
         self._readings = readings
-        self._parts = {"readings": readings} | dict(parts or {})
+        self._book = book or AlertBook()
+        self._actions = actions or Actions()
+        self._parts: dict[str, Stateful] = {"readings": readings, "alerts": self._book, **(parts or {})}
         self._schedule = schedule
         self._sinks = tuple(sinks)
-        self._rules = tuple(rules)
-        self._on_alert = on_alert
         self._budget = budget or Budget(None)
         self._faults = faults or Faults()
-        self._book = AlertBook()
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
         self._closed = False
         self._report: Report | None = None
         self._alerts: list[Alert] = []
+        self._should_stop = self._should_save = False
         self._process = os.getpid()
         self._is_told_of_the_fork = False
         _open.add(self)
@@ -109,6 +109,25 @@ class Monitor:
     def alerts(self) -> tuple[Alert, ...]:
         """All alerts so far, the begun and the ended."""
         return tuple(self._alerts)
+
+    @property
+    def pending(self) -> tuple[Alert, ...]:
+        """What a rule has found in the last readings, and in too few of them to be told as an alert."""
+        return self._book.pending
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether an alert has fired that is to end the training (`stop_on=`), or a plugin has asked for it.
+
+        A host's callback ends the training by itself; a loop of your own looks here. On rank 0 of a job only, which is
+        to tell the others.
+        """
+        return self._should_stop
+
+    def take_save_request(self) -> bool:
+        """Whether an alert has fired, since this was last asked, on which a checkpoint is to be saved (`save_on=`)."""
+        asked, self._should_save = self._should_save, False
+        return asked
 
     @property
     def errors(self) -> tuple[Fault, ...]:
@@ -201,7 +220,6 @@ class Monitor:
             "version": _VERSION,
             "steps": self._steps,
             "alerts": [to_plain(alert) for alert in self._alerts],
-            "firing": [to_plain(alert) for alert in self._book.firing.values()],
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
 
@@ -217,7 +235,7 @@ class Monitor:
             msg = f"the state of a monitor has version {_VERSION} and a number of steps, got {shown!r}"
             raise ValueError(msg)
         try:
-            alerts, firing = ([alert_from(alert) for alert in state[key]] for key in ("alerts", "firing"))
+            alerts = [alert_from(alert) for alert in state["alerts"]]
             parts = {name: state["parts"][name] for name in self._parts}
             for name, part in self._parts.items():
                 part.load_state_dict(parts[name])
@@ -225,7 +243,6 @@ class Monitor:
             msg = f"the state of a monitor is damaged: {describe(error)}"
             raise ValueError(msg) from error
         self._alerts = alerts
-        self._book.firing = {alert.id: alert for alert in firing}
         self._steps = steps
         self._to_sinks("rewind", steps)
 
@@ -241,7 +258,7 @@ class Monitor:
 
     def _tell_if_nothing_was_read(self) -> None:
         readings = self._readings
-        if not readings.reports or readings.history or readings.dropped or self._faults.disabled("monitor"):
+        if not readings.reports or readings.latest or readings.dropped or self._faults.disabled("monitor"):
             return
         if self._steps:
             _log.warning("esdmon: closed after %d steps without a reading: choose a smaller every=.", self._steps)
@@ -275,25 +292,26 @@ class Monitor:
                     self._take(report)
 
     def _take(self, report: Report) -> None:
-        self._report = report
-        self._to_sinks("write", report)
-        for alert in self._ask_rules(report.step):
-            self._alerts.append(alert)
-            _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
-            self._to_sinks("alert", alert)
-            if self._on_alert is not None:
-                self._on_alert(alert)
+        changes = self._book.take(report, time=time.time())
+        self._report = replace(report, firing=self._book.firing)
+        self._to_sinks("write", self._report)
+        for alert in changes:
+            self._raise(alert)
 
-    def _ask_rules(self, step: int) -> list[Alert]:
-        found: list[Alert] = []
-        asked: list[str] = []
-        for rule in self._rules:
-            who = f"rule {rule.name}"
-            if not self._faults.disabled(who):
-                with self._faults.isolated(who, step):
-                    found += _checked(rule.find(self._readings.history))
-                    asked.append(rule.name)
-        return self._book.update(found, rules=asked, step=step, time=time.time())
+    def _raise(self, alert: Alert) -> None:
+        self._alerts.append(alert)
+        _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
+        self._to_sinks("alert", alert)
+        actions = self._actions
+        for who, call in actions.calls:
+            with self._faults.isolated(who, alert.step, is_timed=True):
+                call(alert)
+        if alert.state == "firing":
+            self._should_save |= alert.rule in actions.save_on
+            self._should_stop |= alert.rule in actions.stop_on
+        if actions.asks_to_stop is not None:
+            with self._faults.isolated("asks_to_stop", alert.step):
+                self._should_stop |= actions.asks_to_stop(alert)
 
     def _to_sinks(self, method: str, *record: Report | Alert | int) -> None:
         for name, sink in self._sinks:
@@ -302,17 +320,8 @@ class Monitor:
                 continue  # most sinks of others cannot, and need not
             # A sink that was shut off is still closed: it may hold a file.
             if method == "close" or not self._faults.disabled(who):
-                with self._faults.isolated(who, self._steps):
+                with self._faults.isolated(who, self._steps, is_timed=method in ("write", "alert")):
                     getattr(sink, method)(*record)
-
-
-def _checked(found: Iterable[Alert]) -> list[Alert]:
-    alerts = list(found)
-    for alert in alerts:
-        if not isinstance(alert, Alert):
-            msg = f"a rule gives alerts, got {alert!r}"
-            raise TypeError(msg)
-    return alerts
 
 
 _open: "weakref.WeakSet[Monitor]" = weakref.WeakSet()

@@ -1,6 +1,7 @@
 """Readings: what is read at a due step is decided, begun, gathered when it is finished, and reported in step order."""
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -12,14 +13,11 @@ from esdmon.budget import Budget
 from esdmon.records import LayerReport, Report
 from esdmon.replicas import Replicas
 from esdmon.state import Plain, layer_from, to_plain
-from esdmon.turns import Turns, share_out
+from esdmon.turns import TOLERANCE, Turns, share_out
 from esdmon.worker import Answer, Source, Task, Worker
 
-HISTORY = 16
-"""Readings of a matrix that rules may look back on."""
 QUEUE = 4
 """Due steps whose readings may be under way; until the first is finished no more are begun. Our choice."""
-_SAVED = 8  # of the history, in a checkpoint: more than a built-in rule looks at, and small beside a model
 _SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
 _LOOKS = 32  # matrices looked at before it is asked again whether there is time for more
 _FEW_LOOKS = 4  # those that are looked at where there is no credit
@@ -34,7 +32,8 @@ class _Due:
 
     step: int
     host_step: int | None
-    unchanged: frozenset[str]
+    drift: Mapping[str, float]
+    """How far those that were looked at had moved since they were read."""
     since: float
     """When it was, by the clock."""
     begun: set[str] = field(default_factory=set)
@@ -80,8 +79,8 @@ class Readings:
         self._max_tags = max_tags
         self._turns = Turns(source.nominal(), limited=budget.share is not None)
         self._due: deque[_Due] = deque()
-        self.history: dict[str, deque[LayerReport]] = {}
-        """The last readings of each matrix, oldest first."""
+        self.latest: dict[str, LayerReport] = {}
+        """The last reading of each matrix."""
         self.dropped = 0
         """Readings that were not begun, since too many were under way, or came to nothing."""
         self._told = False
@@ -104,12 +103,12 @@ class Readings:
         """Begin the readings of a due step, which the host may count otherwise."""
         if self._source.refresh():
             self._turns.replace(self._source.nominal())
-            self.history = {name: self.history[name] for name in self._turns.names if name in self.history}
+            self.latest = {name: self.latest[name] for name in self._turns.names if name in self.latest}
         self._budget.earn(at_most=_SWEEPS * self._turns.sweep)
         self._tell_if_over_budget()
         self._look(step)
-        unchanged = frozenset(name for name in self._turns.names if self._turns.is_unchanged(name))
-        due = _Due(step, host_step, unchanged, time.monotonic())
+        drift = {name: self._turns.drift(name) for name in self._turns.names}
+        due = _Due(step, host_step, drift, time.monotonic())
         if self._replicas is None:
             self._read(due)
         else:
@@ -137,19 +136,19 @@ class Readings:
             self._replicas.end()
 
     def state_dict(self) -> Plain:
-        """The last readings of each matrix."""
-        return {name: [to_plain(layer) for layer in list(layers)[-_SAVED:]] for name, layers in self.history.items()}
+        """The last reading of each matrix."""
+        return {name: to_plain(layer) for name, layer in self.latest.items()}
 
     def load_state_dict(self, state: Plain) -> None:
         """Go on from them."""
-        history = {name: [layer_from(layer) for layer in layers] for name, layers in state.items()}
+        latest = {name: layer_from(layer) for name, layer in state.items()}
         self._due.clear()
         if self._replicas is not None:
             self._replicas.restart()
         self._turns = Turns(self._source.nominal(), limited=self._budget.share is not None)
-        self.history = {n: deque(history[n], maxlen=HISTORY) for n in self._turns.names if history.get(n)}
-        for name, layers in self.history.items():
-            self._turns.begun(name, layers[-1].step)
+        self.latest = {name: latest[name] for name in self._turns.names if name in latest}
+        for name, layer in self.latest.items():
+            self._turns.begun(name, layer.step)
 
     def _look(self, step: int) -> None:
         """How far matrices have moved: of all where there is time, and else of those not looked at for longest."""
@@ -293,25 +292,25 @@ class Readings:
 
     def _report(self, due: _Due) -> Report:
         names = self._turns.names
-        for name in names:
-            if name in due.read:
-                self.history.setdefault(name, deque(maxlen=HISTORY)).append(due.read[name])
+        self.latest |= {name: due.read[name] for name in names if name in due.read}
         return Report(
             due.step,
-            tuple(self._latest(name, due) for name in names if name in self.history),
+            tuple(self._latest(name, due) for name in names if name in self.latest),
             self._source.coverage,
             due.seconds,
-            waiting=tuple(name for name in names if name not in self.history),
+            waiting=tuple(name for name in names if name not in self.latest),
             overhead=self._budget.overhead,
             host_step=due.host_step,
             max_tags=self._max_tags,
         )
 
     def _latest(self, name: str, due: _Due) -> LayerReport:
-        layer = self.history[name][-1]
+        layer = self.latest[name]
         if layer.step == due.step:
             return layer
-        return replace(layer, emitted_step=due.step, unchanged=name in due.unchanged)
+        drift = due.drift.get(name, math.nan)
+        trainable = layer.trainable and self._turns.is_trainable(name)
+        return replace(layer, emitted_step=due.step, trainable=trainable, drift=drift, unchanged=drift <= TOLERANCE)
 
 
 def _with_drift(moved: Mapping[str, float], poll: Callable[[], Answer | None]) -> Answer | None:

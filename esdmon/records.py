@@ -22,6 +22,8 @@ AlertState: TypeAlias = Literal["pending", "firing", "resolved"]
 Record: TypeAlias = dict[str, Any]
 """A flat JSON object."""
 
+MOVED = 1e-6
+"""‖ΔW‖/‖W‖ above which a weight has moved: ten times the rounding of float32. Our choice."""
 _SUMMARISED = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy")
 
 
@@ -91,6 +93,8 @@ class LayerReport:
     """Whether the optimizer holds it; None where the monitor was given none."""
     update_ratio: float = math.nan
     """‖ΔW‖/‖W‖ from the reading before to this one, on a sample of the elements; NaN at the first."""
+    drift: float = math.nan
+    """The same from this reading to when the weight was looked at last; NaN where it was not looked at since."""
     unchanged: bool = False
     """Repeated from an earlier step, since the weight has hardly moved since: by at most 1e-3 of its norm."""
     phase: Phase = Phase.UNCLASSIFIED
@@ -117,6 +121,16 @@ class LayerReport:
     def n_eigenvalues(self) -> int:
         """M to a slice."""
         return self.M * self.slices
+
+    @property
+    def last_move(self) -> float:
+        """‖ΔW‖/‖W‖ of the latest time that is known: since this reading, or else before it."""
+        return self.update_ratio if math.isnan(self.drift) else self.drift
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether it has not moved of late, though the optimizer holds it."""
+        return self.status == "ok" and bool(self.in_optimizer) and self.last_move <= MOVED
 
     @property
     def age(self) -> int:
@@ -208,6 +222,8 @@ class Report:
     """The monitor's share of the run so far."""
     host_step: int | None = None
     """The host's own step (a Trainer's), where there is a host."""
+    firing: Mapping[str, int] = field(default_factory=dict)
+    """For each alert rule that has fired in the run, in how many layers it does so now."""
     max_tags: int | None = None
     """How many series of layers a chart should be given; None for all. See `esdmon.tags`."""
 
@@ -267,6 +283,8 @@ class Report:
         numbers["layers_new"] = float(len(self.new))
         numbers["layers_unchanged"] = float(sum(layer.unchanged for layer in self.layers))
         numbers["layers_waiting"] = float(len(self.waiting))
+        numbers["alerts_firing"] = float(sum(self.firing.values()))
+        numbers |= {f"alert_{rule}": float(count) for rule, count in self.firing.items()}
         numbers["age_max"] = float(max((self.step - layer.step for layer in self.layers), default=0))
         numbers["seconds"] = self.seconds
         numbers["overhead"] = self.overhead
@@ -277,9 +295,15 @@ class Report:
         return [layer.to_record() for layer in self.layers]
 
     def to_summary_record(self) -> Record:
-        """The summary as a flat JSON object."""
+        """The summary as a flat JSON object, and the layers that stand still, are frozen, unchanged, or wait."""
         steps = {"step": self.step, "host_step": self.host_step}
-        return steps | {key: _jsonable(value) for key, value in self.summary.items()}
+        lists = {
+            "still": [layer.name for layer in self.layers if layer.stands_still and layer.trainable],
+            "frozen": [layer.name for layer in self.layers if layer.stands_still and not layer.trainable],
+            "unchanged": [layer.name for layer in self.layers if layer.unchanged],
+            "waiting": list(self.waiting),
+        }
+        return steps | {key: _jsonable(value) for key, value in self.summary.items()} | lists
 
     def __str__(self) -> str:
         """A table of 80 columns, what alpha in brackets means, and what is not watched."""

@@ -117,10 +117,14 @@ class Turns:
         if name in self._turns:
             self._turns[name].read = None
 
-    def is_unchanged(self, name: str) -> bool:
-        """Whether a matrix was looked at since it was read, and has hardly moved."""
+    def drift(self, name: str) -> float:
+        """How far it has moved since its last reading, as last looked at; NaN where it was not."""
         turn = self._turns[name]
-        return turn.read is not None and turn.looked > turn.read and turn.drift <= TOLERANCE
+        return turn.drift if turn.read is not None and turn.looked > turn.read else math.nan
+
+    def is_trainable(self, name: str) -> bool:
+        """Whether it required a gradient when it was looked at last."""
+        return self._turns[name].trainable
 
     def choose(self, step: int, credit: float, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
         """The matrices to read, the most important first, as far as the credit goes.

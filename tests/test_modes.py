@@ -92,7 +92,8 @@ def test_both_modes_read_the_same() -> None:
         run.watched.close()
 
     def told(run: Training) -> list[dict[str, Any]]:
-        late = ("emitted_step", "age")
+        # Where a due step was left out, since the thread was not through, a weight has moved for longer.
+        late = ("emitted_step", "age", "update_ratio")
         return [
             {key: value for key, value in layer.to_record().items() if key not in late}
             for report in run.sink.reports
@@ -147,9 +148,7 @@ def test_a_checkpoint_holds_what_was_under_way() -> None:
     """The state waits for the thread, so that the history has no hole."""
     run = Training(mode="thread", budget=None, every=4, plugins=[slow_measure(0.05)()]).train(4)
     state = run.watched.state_dict()
-    assert {name: [layer["step"] for layer in layers] for name, layers in state["parts"]["readings"].items()} == {
-        name: [4] for name in ("0", "2", "4")
-    }
+    assert {name: layer["step"] for name, layer in state["parts"]["readings"].items()} == dict.fromkeys("024", 4)
     run.watched.close()
 
 

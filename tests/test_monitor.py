@@ -1,6 +1,5 @@
 import logging
 import re
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from esdmon.alerts import AlertRule, History
+from esdmon.alerts import Actions, AlertBook, AlertRule, Finding, History
 from esdmon.analysis import analyze
 from esdmon.faults import Faults
 from esdmon.monitor import Monitor
@@ -16,6 +15,7 @@ from esdmon.records import Alert, LayerReport, Report
 from esdmon.schedule import every
 from esdmon.sinks import MemorySink
 from esdmon.state import Plain
+from tests.rules import ALWAYS
 
 
 class Reads:
@@ -26,7 +26,7 @@ class Reads:
     dropped = 0
 
     def __init__(self) -> None:
-        self.history: dict[str, deque[LayerReport]] = {}
+        self.latest: dict[str, LayerReport] = {}
         self._complete: list[Report] = []
 
     @property
@@ -45,8 +45,7 @@ class Reads:
     def finished(self) -> Iterator[Report]:
         while self._complete:
             report = self._complete.pop(0)
-            for layer in report:
-                self.history.setdefault(layer.name, deque()).append(layer)
+            self.latest |= {layer.name: layer for layer in report}
             yield report
 
     def give_up(self) -> None:
@@ -78,13 +77,7 @@ class Broken:
         raise OSError(28, "No space left on device")
 
 
-def always(history: History) -> list[Alert]:
-    layer = next(iter(history))
-    step = history[layer][-1].step
-    return [Alert("always:x", "always", "warning", "firing", layer, (layer,), step, step, "it holds")]
-
-
-def raising(_history: History) -> list[Alert]:
+def raising(_history: History) -> list[Finding]:
     raise ValueError("a rule of the user's own")
 
 
@@ -133,18 +126,52 @@ def test_a_schedule_that_raises_reaches_no_loop() -> None:
     assert [fault.who for fault in monitor.errors] == ["schedule"]
 
 
-def test_alerts_go_to_the_log_the_sinks_and_the_plugins_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_alerts_go_to_the_log_the_sinks_and_who_asked_once(caplog: pytest.LogCaptureFixture) -> None:
     """One that goes on holding is not told again; a rule that raises hides no other."""
     sink, told = MemorySink(), list[Alert]()
-    rules = [AlertRule("raising", raising), AlertRule("always", always)]
-    monitor = Monitor(Reads(), schedule=every(1), sinks=[("m", sink)], rules=rules, on_alert=told.append)
+    book = AlertBook([AlertRule("raising", raising), ALWAYS])
+    monitor = Monitor(
+        Reads(), schedule=every(1), sinks=[("m", sink)], book=book, actions=Actions(calls=(("on_alert", told.append),))
+    )
     with caplog.at_level(logging.WARNING, "esdmon"):
         for _ in range(5):
             monitor.step()
-    assert [alert.id for alert in monitor.alerts] == ["always:x"]
+    assert [alert.id for alert in monitor.alerts] == ["always"]
     assert sink.alerts == told == list(monitor.alerts)
-    assert [record.getMessage() for record in caplog.records].count("esdmon: it holds") == 1
-    assert [fault.who for fault in monitor.errors] == ["rule raising"]
+    assert [record.getMessage() for record in caplog.records].count("esdmon: always: it holds, at step 1.") == 1
+    assert sink.reports[-1].summary["alert_always"] == 1
+
+
+def test_an_action_that_fails_loses_no_alert(caplog: pytest.LogCaptureFixture) -> None:
+    """Sinks, a function of the user's: each is tried, and the log has it in any case."""
+    sink, told = MemorySink(), list[Alert]()
+
+    def failing(_alert: Alert) -> None:
+        raise ConnectionError("nobody answers")
+
+    monitor = Monitor(
+        Reads(),
+        schedule=every(1),
+        sinks=[("broken", Broken()), ("m", sink)],
+        book=AlertBook([ALWAYS]),
+        actions=Actions(calls=(("on_alert", failing), ("another", told.append)), asks_to_stop=lambda _alert: 1 / 0 > 0),
+    )
+    monitor.step()
+    assert len(monitor.alerts) == len(sink.alerts) == len(told) == 1
+    assert "always: it holds" in caplog.text
+    assert [fault.who for fault in monitor.errors] == ["sink broken", "on_alert", "asks_to_stop"]
+
+
+@pytest.mark.parametrize("asked", [(), ("always",)], ids=["not-asked", "asked"])
+def test_it_says_when_to_stop_and_to_save(asked: tuple[str, ...]) -> None:
+    """Only where it was asked; a checkpoint is asked for once."""
+    actions = Actions(stop_on=frozenset(asked), save_on=frozenset(asked))
+    monitor = Monitor(Reads(), schedule=every(1), book=AlertBook([ALWAYS]), actions=actions)
+    assert not monitor.should_stop
+    monitor.step()
+    monitor.step()
+    assert monitor.should_stop == bool(asked)
+    assert [monitor.take_save_request() for _ in range(2)] == [bool(asked), False]
 
 
 def test_close_is_final_and_harmless_twice() -> None:
@@ -199,13 +226,13 @@ def test_a_resumed_run_goes_on_counting() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"version": 7, "steps": 1}, "has version 3 and a number of steps, got ['steps', 'version']"),
-        ({"version": 3}, "has version 3 and a number of steps"),
-        ({"version": 3, "steps": -4}, "has version 3 and a number of steps"),
-        (None, "has version 3 and a number of steps, got None"),
-        ({"version": 3, "steps": 4}, "is damaged: KeyError: 'alerts'"),
-        ({"version": 3, "steps": 4, "alerts": [{"id": "a"}], "firing": []}, "is damaged: KeyError: 'layers'"),
-        ({"version": 3, "steps": 4, "alerts": [], "firing": []}, "is damaged: KeyError: 'parts'"),
+        ({"version": 7, "steps": 1}, "has version 4 and a number of steps, got ['steps', 'version']"),
+        ({"version": 4}, "has version 4 and a number of steps"),
+        ({"version": 4, "steps": -4}, "has version 4 and a number of steps"),
+        (None, "has version 4 and a number of steps, got None"),
+        ({"version": 4, "steps": 4}, "is damaged: KeyError: 'alerts'"),
+        ({"version": 4, "steps": 4, "alerts": [{"id": "a"}], "firing": []}, "is damaged: KeyError: 'layers'"),
+        ({"version": 4, "steps": 4, "alerts": [], "firing": []}, "is damaged: KeyError: 'parts'"),
     ],
     ids=str,
 )

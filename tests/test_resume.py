@@ -53,7 +53,10 @@ class Run:
 def lines(folder: Path) -> list[dict[str, Any]]:
     """Without what the clock decides."""
     records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in record.items() if key not in ("seconds", "overhead")} for record in records]
+    return [
+        {key: value for key, value in record.items() if key not in ("seconds", "overhead", "time")}
+        for record in records
+    ]
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:

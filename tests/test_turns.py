@@ -94,7 +94,7 @@ def test_unchanged_ones_are_left_out_and_say_so() -> None:
     model = Model([1, 1], [0.01, TOLERANCE / (5 * EVERY)])
     chosen = model.train(9, earned=10.0)
     assert [len(names) for names in chosen] == [2, 1, 1, 1, 1, 1, 2, 1, 1]
-    assert model.turns.is_unchanged("w1")
+    assert model.turns.drift("w1") <= TOLERANCE
     assert chosen[6] == ["w0", "w1"]
 
 

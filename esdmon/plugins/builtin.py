@@ -12,7 +12,7 @@ from esdmon.spectrum import measures
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from esdmon.weights import Matrix
 
@@ -25,13 +25,13 @@ def esdmon_register_measures() -> Iterable[measures.Measure]:
 
 @hookimpl
 def esdmon_register_sinks() -> Mapping[str, Callable[[str], sinks.Sink]]:
-    """`console` and `jsonl:PATH`."""
-    return {"console": _console, "jsonl": _jsonl}
+    """`console`, `jsonl:PATH` and `webhook:ADDRESS`."""
+    return {"console": _console, "jsonl": _jsonl, "webhook": sinks.WebhookSink}
 
 
 @hookimpl
 def esdmon_register_alert_rules() -> Iterable[alerts.AlertRule]:
-    """All of `esdmon.alerts.rules`."""
+    """All of `esdmon.alerts.builtin`."""
     return alerts.BUILT_IN
 
 
@@ -41,6 +41,14 @@ def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | 
     from esdmon.weights import extract  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
 
     return extract(name, module)
+
+
+@hookimpl
+def esdmon_materialize(parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Quantised weights of torch, torchao, quanto and bitsandbytes."""
+    from esdmon.weights import unpacker  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
+
+    return unpacker(parameter)
 
 
 def _console(target: str) -> sinks.Sink:

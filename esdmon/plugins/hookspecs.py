@@ -14,7 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from esdmon.alerts import AlertRule
     from esdmon.records import Alert
@@ -61,6 +61,28 @@ def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | 
 
 
 @hookspec
+def esdmon_materialize(parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """For a parameter that is no ordinary tensor: what turns it into one, or None to leave it to the next plugin.
+
+    Packed numbers, shards, tensor classes of a library: the function is called with the parameter at each reading, and
+    gives all of it, in floating point and in `parameter.shape`. Asked once for each parameter, when a model is watched.
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def esdmon_schedule(step: int) -> bool | None:
+    """Whether to read at this step, besides those of `every=`. A function of the step alone: all ranks must agree."""
+    raise NotImplementedError
+
+
+@hookspec
 def esdmon_on_alert(alert: Alert) -> None:
-    """Told of each alert that begins or ends."""
+    """Told of each alert that begins, grows or ends."""
+    raise NotImplementedError
+
+
+@hookspec
+def esdmon_request_stop(alert: Alert) -> bool | None:
+    """Whether the training is to end for this alert; asked at each that begins, grows or ends. One True is enough."""
     raise NotImplementedError

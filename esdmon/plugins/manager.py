@@ -1,62 +1,73 @@
-"""Loading plugins and calling their hooks, each isolated from the others.
-
-Why not pluggy's own loader and caller: its loader stops at the first entry point that fails to import, and its caller
-stops at the first implementation that raises. Here one bad plugin is named in a warning and the others go on.
-"""
+"""`Plugins`: what a monitor gets from the plugins that are installed, and from those it is given."""
 
 from __future__ import annotations
 
-import itertools
-import logging
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, TypeVar, final
-
-import pluggy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 from esdmon.alerts import AlertRule
 from esdmon.errors import InputError, nearest
 from esdmon.faults import describe
-from esdmon.plugins import builtin, hookspecs
+from esdmon.plugins.registry import BUILT_IN, Listed, Registry
 from esdmon.records import Alert, LayerReport
+from esdmon.schedule import Schedule
 from esdmon.sinks import Sink
 from esdmon.spectrum import Measure
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from esdmon.weights import Matrix
 
 Item = TypeVar("Item", Measure, AlertRule)
-_log = logging.getLogger("esdmon")
-DISABLE = "ESDMON_DISABLE_PLUGINS"
-"""Environment variable: names of entry points that are not loaded, by commas; `*` for all."""
+Kind = Literal["sink", "measure", "rule"]
+_REGISTERS = {
+    "sink": "esdmon_register_sinks",
+    "measure": "esdmon_register_measures",
+    "rule": "esdmon_register_alert_rules",
+}
 
 
 @final
 class Plugins:
-    """What a monitor gets from the plugins that are installed, and from those it is given.
-
-    One manager a monitor: no global state, so that two monitors with different plugins live in one process.
-    """
+    """Measures, rules and sinks by name, whose they are, and the hooks that are called while a run goes on."""
 
     def __init__(self, extra: Iterable[object] = ()) -> None:
-        self._manager = pluggy.PluginManager(hookspecs.NAME)
-        self._manager.add_hookspecs(hookspecs)
-        self._told: set[tuple[str, str]] = set()
-        self._manager.register(builtin, name="built-in")
-        for entry_point in entry_points(group=hookspecs.NAME):
-            self._load(entry_point)
         if isinstance(extra, str) or not isinstance(extra, Iterable):
             msg = f"plugins= is a list of modules or objects with hooks, got {extra!r}"
             raise InputError(msg)
-        for plugin in extra:
-            self._register(plugin, self._free_name(getattr(plugin, "__name__", type(plugin).__name__)))
-        self._sinks: dict[str, Callable[[str], Sink]] = self._collect("esdmon_register_sinks", _sinks)
-        self.measures: dict[str, Measure] = self._collect("esdmon_register_measures", _measures)
-        self.rules: dict[str, AlertRule] = self._collect("esdmon_register_alert_rules", _rules)
+        self._registry = Registry(extra)
+        self._owners: dict[tuple[str, str], str] = {}
+        self._sinks: dict[str, Callable[[str], Sink]] = self._collect("sink", _sinks)
+        self.measures: dict[str, Measure] = self._collect("measure", _measures)
+        self.rules: dict[str, AlertRule] = self._collect("rule", _rules)
+        self.schedule: Schedule | None = self._is_due if self._registry.has("esdmon_schedule") else None
+        """When the plugins want to read; None where none of them says."""
+
+    @property
+    def listed(self) -> tuple[Listed, ...]:
+        """All plugins that are known, also those that are not used."""
+        return self._registry.listed
+
+    @property
+    def schemes(self) -> frozenset[str]:
+        """The sinks there are."""
+        return frozenset(self._sinks)
+
+    def who(self, kind: Kind, name: str) -> str:
+        """What a measure, rule or sink is called in messages: `measure alpha`, with the plugin if it is another's."""
+        return f"{kind} {name}{self.whose(kind, name)}"
+
+    def whose(self, kind: Kind, name: str) -> str:
+        """` (plugin 'egg', esdmon_register_measures)`; nothing for what is our own."""
+        if not self.is_foreign(kind, name):
+            return ""
+        return f" (plugin {self._owners[kind, name]!r}, {_REGISTERS[kind]})"
+
+    def is_foreign(self, kind: Kind, name: str) -> bool:
+        """Whether it is brought by a plugin that is not our own."""
+        return self._owners.get((kind, name), BUILT_IN) not in self._registry.ours
 
     def open_sink(self, spec: str | Sink) -> Sink:
         """`"scheme:target"` as a sink; an object that has a sink's methods as it is.
@@ -80,7 +91,7 @@ class Plugins:
             scheme = spec.partition(":")[0]
             if scheme not in self._sinks:
                 known = sorted(self._sinks)
-                msg = f"no sink {scheme!r} (in {spec!r}); there are {', '.join(known)}.{nearest(scheme, known)}"
+                msg = f"no sink {scheme!r} (in {shown(spec)!r}); there are {', '.join(known)}.{nearest(scheme, known)}"
                 raise InputError(msg)
             return
         if isinstance(spec, type):
@@ -91,94 +102,61 @@ class Plugins:
             msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec!r} has no {missing[0]}"
             raise InputError(msg)
 
-    @property
-    def schemes(self) -> frozenset[str]:
-        """The sinks there are."""
-        return frozenset(self._sinks)
-
     def extract(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
         """The matrices of a module by the first plugin that knows it."""
         from esdmon.weights import Matrix  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
 
-        hook = "esdmon_extract_matrices"
-        for plugin, matrices in self._call(hook, name=name, module=module):
+        hook, registry = "esdmon_extract_matrices", self._registry
+        for plugin, matrices in registry.call(hook, name=name, module=module):
             if isinstance(matrices, Sequence) and all(isinstance(matrix, Matrix) for matrix in matrices):
-                return matrices
-            self._tell_once(plugin, hook, f"returned {matrices!r}, which is no sequence of matrices")
+                if plugin in registry.ours:
+                    return matrices
+                return [replace(matrix, read=registry.guarded(plugin, hook, matrix.read)) for matrix in matrices]
+            registry.tell_once(plugin, hook, f"returned {matrices!r}, which is no sequence of matrices")
+        return None
+
+    def materialize(self, parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """What turns a parameter into an ordinary tensor, by the first plugin that knows it."""
+        hook = "esdmon_materialize"
+        for plugin, function in self._registry.call(hook, parameter=parameter):
+            if callable(function):
+                return self._registry.guarded(plugin, hook, function)
+            self._registry.tell_once(plugin, hook, f"returned {function!r}, which is no function of the parameter")
         return None
 
     def on_alert(self, alert: Alert) -> None:
         """Tell every plugin."""
-        for _ in self._call("esdmon_on_alert", alert=alert):
+        for _ in self._registry.call("esdmon_on_alert", alert=alert):
             pass
 
-    def _load(self, entry_point: EntryPoint) -> None:
-        disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
-        name, target = entry_point.name, entry_point.value
-        if name in disabled or "*" in disabled:
-            return
-        if self._manager.has_plugin(name):
-            if self._manager.get_plugin(name) is not sys.modules.get(target):
-                _log.warning("esdmon: plugin %r (%s) is not loaded: there is another of that name", name, target)
-            return
-        try:
-            plugin = entry_point.load()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 -- whatever a stranger's import raises
-            _log.warning("esdmon: plugin %r (%s) is not loaded: %s", name, target, describe(error))
-            return
-        self._register(plugin, name)
+    def requests_stop(self, alert: Alert) -> bool:
+        """Whether any plugin wants the training to end; all are asked."""
+        return True in [answer for _, answer in self._registry.call("esdmon_request_stop", alert=alert)]
 
-    def _free_name(self, name: str) -> str:
-        """The name, or `name-2`, `name-3` … where it is taken: two objects of one class are two plugins."""
-        numbered = (f"{name}-{n}" for n in itertools.count(2))
-        return next(free for free in itertools.chain([name], numbered) if not self._manager.has_plugin(free))
+    def _is_due(self, step: int) -> bool:
+        return True in [answer for _, answer in self._registry.call("esdmon_schedule", step=step)]
 
-    def _register(self, plugin: object, name: str) -> None:
-        try:
-            self._manager.register(plugin, name=name)
-            self._manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError, TypeError) as error:
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
-            _log.warning("esdmon: plugin %r is not used: %s", name, describe(error))
-            return
-        if not self._manager.get_hookcallers(plugin):
-            _log.warning("esdmon: plugin %r has no hooks: mark its functions with @esdmon.hookimpl", name)
-
-    def _call(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """(plugin, result) of each implementation that does not raise and does not answer None, the last first."""
-        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            if impl.wrapper or impl.hookwrapper:
-                self._tell_once(impl.plugin_name, hook, "it is a wrapper, and hooks are called one by one")
-                continue
-            try:
-                result = impl.function(*(arguments[name] for name in impl.argnames))
-            except Exception as error:  # noqa: BLE001 -- whatever a stranger's code raises
-                self._tell_once(impl.plugin_name, hook, describe(error))
-                continue
-            if result is not None:
-                yield impl.plugin_name, result
-
-    def _tell_once(self, plugin: str, hook: str, fault: str) -> None:
-        if (plugin, hook) not in self._told:
-            self._told.add((plugin, hook))
-            _log.warning("esdmon: plugin %r failed in %s: %s", plugin, hook, fault)
-
-    def _collect(self, hook: str, named: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
+    def _collect(self, kind: Kind, named: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
         """All that the plugins register by name, what is built in first; a name that is taken is refused."""
+        hook, registry = _REGISTERS[kind], self._registry
         taken: dict[str, Any] = {}
-        order = {name: place for place, (name, _) in enumerate(self._manager.list_name_plugin())}
-        # In the order of registration, whatever a plugin says of its own place.
-        for plugin, items in sorted(self._call(hook), key=lambda answer: order[answer[0]]):
+        for plugin, items in sorted(registry.call(hook), key=lambda answer: registry.names.index(answer[0])):
             try:
                 new = named(items)
             except Exception as error:  # noqa: BLE001 -- a stranger's generator, say
-                self._tell_once(plugin, hook, f"what it returned cannot be used: {describe(error)}")
+                registry.tell_once(plugin, hook, f"what it returned cannot be used: {describe(error)}")
                 continue
             for name in taken.keys() & new.keys():
-                _log.warning("esdmon: plugin %r failed in %s: the name %r is taken already", plugin, hook, name)
-            taken |= {name: item for name, item in new.items() if name not in taken}
+                registry.tell(plugin, hook, f"the name {name!r} is taken already")
+            free = {name: item for name, item in new.items() if name not in taken}
+            self._owners |= dict.fromkeys(((kind, name) for name in free), plugin)
+            taken |= free
         return taken
+
+
+def shown(spec: str) -> str:
+    """The name of a sink in messages: an address on the net may be a secret, and is left out."""
+    return f"{spec.partition(':')[0]}:…" if "://" in spec else spec
 
 
 def _measures(items: Iterable[Any]) -> dict[str, Measure]:

@@ -143,6 +143,13 @@ def log_alpha_norm(spectrum: Spectrum) -> float:
     return alpha * float(np.log10(spectrum.n * lam[-1])) + relative
 
 
+def sparsity(spectrum: Spectrum) -> float:
+    """The share of elements that are exactly zero, outside rows and columns that are: 0, unless weights were pruned."""
+    if spectrum.elements is None:
+        return float("nan")
+    return spectrum.elements.zeros / (spectrum.n * spectrum.m * spectrum.slices)
+
+
 def _of_power_law(field: str) -> Quantity:
     return lambda spectrum: float(getattr(spectrum.power_law, field))
 
@@ -193,6 +200,7 @@ BUILT_IN = (
     Measure("erg_rank", setol2025.erg_rank, setol2025.erg_rank_null),
     Measure("erg_gap", setol2025.erg_gap),
     Measure("trap", traps.trap),
+    Measure("sparsity", sparsity, _constant(0.0)),
     Measure("trap_spikes", traps.trap_spikes, _constant(0.0), needs="shuffled"),
     *(
         Measure(f"{name}_{part}", over(quantity), null, needs="vectors")

@@ -30,6 +30,8 @@ class Elements:
     """Rows of W that were all zero, and were dropped before the spectrum was taken."""
     zero_columns: int = 0
     """Columns likewise."""
+    zeros: int = 0
+    """Elements that are exactly zero, in the rows and columns that are left."""
 
 
 # Not slots=True: `cached_property` keeps its values in the instance's dictionary.

@@ -12,6 +12,7 @@ from esdmon.weights.extract import Extractor as Extractor
 from esdmon.weights.extract import extract as extract
 from esdmon.weights.matrix import Matrix as Matrix
 from esdmon.weights.matrix import UnreadableError as UnreadableError
+from esdmon.weights.quantised import unpacker as unpacker
 from esdmon.weights.readable import MIN_EIGENVALUES as MIN_EIGENVALUES
 from esdmon.weights.selection import Selection as Selection
 from esdmon.weights.snapshot import nominal_seconds as nominal_seconds

@@ -20,7 +20,7 @@ from esdmon.weights.extract import Extractor, extract
 from esdmon.weights.lora import low_rank
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.names import named_modules, unwrap
-from esdmon.weights.quantised import dequantised
+from esdmon.weights.quantised import Materializer, materialised, unpacker
 from esdmon.weights.reference import differences
 from esdmon.weights.roles import is_embedding_by_name, output_heads, with_roles
 from esdmon.weights.selection import Selection, coverage, select
@@ -44,6 +44,7 @@ def discover(
     reference: Model | None = None,
     kept: dict[str, Callable[[], Tensor]] | None = None,
     extractor: Extractor = extract,
+    materializer: Materializer = unpacker,
 ) -> Watched:
     """The matrices of a model, in its order.
 
@@ -54,21 +55,22 @@ def discover(
         reference: another state of the model, in either form: W − W₀ is read instead of W.
         kept: how W₀ was read at an earlier call, if this is not the first for the model.
         extractor: what knows the kinds of modules.
+        materializer: what knows the kinds of parameters that are no ordinary tensors.
 
     Raises:
         InputError: where a pattern matches no matrix, there is none, or the model is neither module nor mapping.
     """
-    found, parameters = _find(model, extractor)
+    found, parameters = _find(model, extractor, materializer)
     reasons = select(found, selection or Selection())
     chosen = tuple(matrix for matrix in found if not reasons[matrix.name])
     if reference is not None:
-        chosen = differences(chosen, _find(reference, extractor)[0], kept)
+        chosen = differences(chosen, _find(reference, extractor, materializer)[0], kept)
         names = {matrix.name for matrix in chosen}
         reasons = {name: why or ("" if name in names else "not in the reference") for name, why in reasons.items()}
     return Watched(chosen, coverage(parameters, found, reasons))
 
 
-def _find(model: Model, extractor: Extractor) -> tuple[list[Matrix], dict[str, Tensor]]:
+def _find(model: Model, extractor: Extractor, materializer: Materializer) -> tuple[list[Matrix], dict[str, Tensor]]:
     """All matrices of a model, and all its parameters, by canonical name."""
     if isinstance(model, nn.Module):
         model = unwrap(model)
@@ -85,7 +87,7 @@ def _find(model: Model, extractor: Extractor) -> tuple[list[Matrix], dict[str, T
     if not found:
         msg = f"{type(model).__name__} has no weight matrix to read: esdmon reads parameters of two or more dimensions"
         raise InputError(msg)
-    return with_roles(found, heads), parameters
+    return with_roles([materialised(matrix, materializer) for matrix in found], heads), parameters
 
 
 def _in_module(model: nn.Module, extractor: Extractor) -> tuple[list[Matrix], dict[str, Tensor]]:
@@ -122,7 +124,7 @@ def _of_module(name: str, module: nn.Module, extractor: Extractor) -> list[Matri
                 for read in [partial(getattr, module, attribute)]
                 for why in [EMBEDDING if is_embedding_by_name(attribute) else ""]
             ]
-        return [dequantised(matrix) for matrix in as_computed(module, matrices)]
+        return as_computed(module, matrices)
 
 
 def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
@@ -180,7 +182,7 @@ def _of_entry(name: str, weights: Mapping[str, Tensor], outlines: Mapping[str, T
         on_request=EMBEDDING if is_embedding_by_name(name.removesuffix(".weight")) else "",
     )
     lazy = outlines is not weights
-    yield replace(matrix, made_of=lambda: (outline,), outline=lambda: outline) if lazy else dequantised(matrix)
+    yield replace(matrix, made_of=lambda: (outline,), outline=lambda: outline) if lazy else matrix
 
 
 def _delta_in_mapping(a: str, b: str, weights: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Matrix:

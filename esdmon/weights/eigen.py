@@ -125,10 +125,11 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float]:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
         every = _in_memory_order(stack)
     variance, mean = _moments(every)
-    zero_rows = zero_columns = 0
+    zero_rows = zero_columns = zeros = 0
     if float(torch.linalg.vector_norm(every, -math.inf)) == 0:  # the smallest |element|
         stack, zero_rows, zero_columns = _drop_zeros(stack)
-    elements = Elements(mean * scale, variance * scale**2, minimum, maximum, zero_rows, zero_columns)
+        zeros = stack.numel() - int(torch.count_nonzero(stack))
+    elements = Elements(mean * scale, variance * scale**2, minimum, maximum, zero_rows, zero_columns, zeros)
     return stack, elements, scale
 
 

@@ -11,29 +11,16 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esdmon.weights.matrix import Matrix
 
-
-def dequantised(matrix: Matrix) -> Matrix:
-    """The matrix, read as the numbers that its packed weight stands for; any other as it is."""
-    if matrix.made_of is not None:
-        return matrix
-    weight = matrix.read()
-    unpack = _unpacker(weight)
-    if unpack is None:
-        return matrix
-    shape = getattr(getattr(weight, "quant_state", None), "shape", weight.shape)
-    return replace(
-        matrix,
-        read=lambda: unpack(matrix.read()),
-        made_of=lambda: (matrix.read(),),
-        outline=partial(torch.empty, shape, device="meta"),
-    )
+Materializer = Callable[[Tensor], Callable[[Tensor], Tensor] | None]
+"""`parameter -> what turns it into an ordinary tensor`; None for one that is, or that it does not know."""
 
 
-def _unpacker(weight: Any) -> Callable[[Any], Tensor] | None:
+def unpacker(weight: Any) -> Callable[[Any], Tensor] | None:
+    """What gives the numbers that a packed weight stands for; None for what is not packed, or in an unknown way."""
     kind = type(weight)
     if kind.__module__.startswith("bitsandbytes."):
         functional = import_module("bitsandbytes.functional")
@@ -45,3 +32,23 @@ def _unpacker(weight: Any) -> Callable[[Any], Tensor] | None:
     if weight.is_quantized or kind.dequantize is not Tensor.dequantize:
         return lambda packed: packed.detach().dequantize()
     return None
+
+
+def materialised(matrix: Matrix, materializer: Materializer = unpacker) -> Matrix:
+    """The matrix, read as the numbers that its weight stands for; one with an ordinary weight as it is."""
+    if matrix.made_of is not None:
+        return matrix
+    weight = matrix.read()
+    if _is_ordinary(weight) or (unpack := materializer(weight)) is None:
+        return matrix
+    shape = getattr(getattr(weight, "quant_state", None), "shape", weight.shape)
+    return replace(
+        matrix,
+        read=lambda: unpack(matrix.read()),
+        made_of=lambda: (matrix.read(),),
+        outline=partial(torch.empty, shape, device="meta"),
+    )
+
+
+def _is_ordinary(weight: Tensor) -> bool:
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.element_size() > 1

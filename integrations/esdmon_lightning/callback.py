@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -38,19 +38,17 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
     Args:
         every: steps between readings, or a function of the step.
         sinks: "auto": the Trainer's loggers. Others as in `esdmon.watch`.
-        stop_on: names of alert rules: one that fires ends the training, at a due step and on all ranks.
-        options: as in `esdmon.watch`: budget, mode, alerts, layers, …
+        options: as in `esdmon.watch`: budget, mode, alerts, layers, … An alert of `stop_on=` ends the training, one of
+            `save_on=` saves a checkpoint in `esdmon-checkpoints/`, at a due step and on all ranks.
 
     Raises:
         InputError: for options that cannot be used, when it is made.
         MissingExtraError: without Lightning, when it is imported.
     """
 
-    def __init__(
-        self, every: Any = 200, *, sinks: Any = "auto", stop_on: str | Sequence[str] = (), **options: Any
-    ) -> None:
+    def __init__(self, every: Any = 200, *, sinks: Any = "auto", **options: Any) -> None:
         super().__init__()
-        self._given = HostOptions(every=every, sinks=sinks, stop_on=stop_on, options=options)
+        self._given = HostOptions(every=every, sinks=sinks, options=options)
         self._state: dict[str, Any] = {}
         self.monitor: Monitor | None = None
         """None until training starts; closed when it has ended."""
@@ -109,13 +107,16 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
         """From the Trainer's checkpoint."""
         self._state = state_dict
 
-    def _findings(self, monitor: Monitor) -> tuple[dict[str, float], bool]:
+    def _findings(self, monitor: Monitor) -> tuple[dict[str, float], bool, bool]:
         summary = {} if monitor.report is None else monitor.report.summary
-        return summary, self._given.is_to_stop(monitor)
+        return summary, monitor.should_stop, monitor.take_save_request()
 
-    def _tell(self, trainer: Any, summary: dict[str, float], stop: bool) -> None:  # noqa: FBT001 -- of a tuple
+    def _tell(self, trainer: Any, summary: dict[str, float], stop: bool, save: bool) -> None:  # noqa: FBT001 -- of a tuple
         for name, value in summary.items():
             trainer.callback_metrics[f"esdmon_summary/{name}"] = torch.tensor(value)
+        if save:
+            folder = Path(trainer.log_dir or trainer.default_root_dir) / "esdmon-checkpoints"
+            trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
         if stop:
             trainer.should_stop = True
 

@@ -75,11 +75,11 @@ class TensorBoardSink:
         self._writer.flush()
 
     def alert(self, alert: Alert) -> None:
-        """The message as text, under the rule and the layer, and the picture of the layer."""
+        """The message as text, by rule and layer, and the picture of the layer; the summary has the scalar."""
         report = self._report
         x = alert.step if report is None else report.x
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
-        self._writer.add_text(f"esdmon_alert/{alert.rule}/{alert.layer}", text, x)
+        self._writer.add_text(f"esdmon_alert/{alert.rule}/{alert.layer or 'model'}", text, x)
         if report is not None and alert.layer in report:
             self._write_picture(report[alert.layer], x)
         self._writer.flush()

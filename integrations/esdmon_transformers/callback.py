@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,18 +39,16 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
     Args:
         every: steps between readings, or a function of the step.
         sinks: "auto": what `report_to` says. Others as in `esdmon.watch`.
-        stop_on: names of alert rules: one that fires ends the training, at a due step and on all ranks.
-        options: as in `esdmon.watch`: budget, mode, alerts, layers, …
+        options: as in `esdmon.watch`: budget, mode, alerts, layers, … An alert of `stop_on=` ends the training, one of
+            `save_on=` has the Trainer save a checkpoint, at a due step and on all ranks.
 
     Raises:
         InputError: for options that cannot be used, when it is made.
         MissingExtraError: without transformers, when it is imported.
     """
 
-    def __init__(
-        self, every: Any = 200, *, sinks: Any = "auto", stop_on: str | Sequence[str] = (), **options: Any
-    ) -> None:
-        self._given = HostOptions(every=every, sinks=sinks, stop_on=stop_on, options=options)
+    def __init__(self, every: Any = 200, *, sinks: Any = "auto", **options: Any) -> None:
+        self._given = HostOptions(every=every, sinks=sinks, options=options)
         self.monitor: Monitor | None = None
         """None until training starts; closed when it has ended."""
 
@@ -78,8 +75,10 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
         if monitor is None:
             return
         due = monitor.step(state.global_step - monitor.steps, host_step=state.global_step)
-        if due and self._given.stop_on and self._is_to_stop(monitor, args):
-            control.should_training_stop = True
+        if due:
+            stop, save = _agreed((monitor.should_stop, monitor.take_save_request()), args)
+            control.should_training_stop |= stop
+            control.should_save |= save
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Put the state beside the Trainer's."""
@@ -94,7 +93,9 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
 
     def state(self) -> dict[str, Any]:
         """What the Trainer keeps in its JSON: the arguments that JSON can hold, by which it makes a callback anew."""
-        arguments = self._given.options | {"sinks": self._given.sinks, "stop_on": self._given.stop_on}
+        # Not an address on the net: it may be a secret, and the file is passed on.
+        sinks = [sink for sink in self._given.sinks if not (isinstance(sink, str) and "://" in sink)]
+        arguments = self._given.options | {"sinks": sinks}
         return {"args": {name: value for name, value in arguments.items() if _is_json(value)}, "attributes": {}}
 
     def _resume(self, monitor: Monitor, args: Any, step: int) -> None:
@@ -111,13 +112,15 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
             _FILE,
         )
 
-    def _is_to_stop(self, monitor: Monitor, args: Any) -> bool:
-        stop = self._given.is_to_stop(monitor)
-        if args.world_size > 1:
-            from accelerate.utils import broadcast_object_list  # noqa: PLC0415 -- comes with the Trainer
 
-            stop = broadcast_object_list([stop])[0]
-        return stop
+def _agreed(found: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
+    """What rank 0 has found, on all ranks."""
+    if args.world_size == 1:
+        return found
+    from accelerate.utils import broadcast_object_list  # noqa: PLC0415 -- comes with the Trainer
+
+    agreed: tuple[bool, bool] = broadcast_object_list([found])[0]
+    return agreed
 
 
 def attach(trainer: Any, **options: Any) -> SpectralMonitor:

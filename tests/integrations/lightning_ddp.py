@@ -13,13 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-import esdmon
-from esdmon.alerts import AlertRule, History
-
-
-def always(history: History) -> list[esdmon.Alert]:
-    step = next(iter(history.values()))[-1].step
-    return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
+from tests.rules import ALWAYS
 
 
 def small(pl: Any) -> Any:
@@ -49,8 +43,9 @@ def main(package: str, folder: str, *stop_on: str) -> None:
     monitor = SpectralMonitor(
         every=5,
         budget=None,
-        alerts=[AlertRule("always", always)],
+        alerts=[ALWAYS],
         stop_on=stop_on,
+        save_on=stop_on,
         sinks=f"jsonl:{folder}/a.jsonl",
     )
     best = pl.callbacks.ModelCheckpoint(folder, monitor="esdmon_summary/stable_rank_median", mode="max")
@@ -58,6 +53,7 @@ def main(package: str, folder: str, *stop_on: str) -> None:
         max_epochs=1,
         callbacks=[monitor, best],
         logger=False,
+        default_root_dir=folder,
         accelerator="cpu",
         devices=2,
         strategy="ddp",

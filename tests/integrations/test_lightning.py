@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import esdmon
-from esdmon.alerts import AlertRule, History
 from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
 from esdmon_lightning import SpectralMonitor
+from tests.rules import ALWAYS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Lightning warns of much: few workers, small batches, its own dependencies
@@ -86,13 +87,6 @@ def monitor_of(callback: SpectralMonitor) -> esdmon.Monitor:
     return callback.monitor
 
 
-def always(history: History) -> list[esdmon.Alert]:
-    """A rule that finds something at each reading."""
-    layers = next(iter(history.values()))
-    step = layers[-1].step
-    return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
-
-
 def test_readings_stand_under_the_loss_in_each_logger(tmp_path: Path) -> None:
     """TensorBoard and CSV: the same numbers, at the x where Lightning draws what is logged in the same batch."""
     callback = SpectralMonitor(every=5, budget=None)
@@ -153,7 +147,7 @@ def test_a_resumed_fit_goes_on_without_gap_or_doubling(tmp_path: Path) -> None:
     expected = [layer.to_record() for report in sinks[0].reports for layer in report.new]
     assert [record["step"] for record in expected[::2]] == [6, 12, 18, 24, 30, 36]
     assert [layer.to_record() for sink in sinks[1:] for report in sink.reports for layer in report.new] == expected
-    assert len(monitor_of(second)._readings.history["net.0"]) == 6
+    assert len(monitor_of(second)._book._memory._read["net.0"]) == 6
 
 
 def test_a_checkpoint_without_the_callback_can_be_resumed_with_it(tmp_path: Path) -> None:
@@ -243,11 +237,37 @@ def test_an_exception_closes_and_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stop_on", "batches_run"), [((), 20), ("always", 5)], ids=["not-asked", "asked"])
 def test_it_stops_where_it_is_asked_to(stop_on: Any, batches_run: int, tmp_path: Path) -> None:
     """And only there."""
-    callback = SpectralMonitor(every=5, budget=None, sinks=None, alerts=[AlertRule("always", always)], stop_on=stop_on)
+    callback = SpectralMonitor(every=5, budget=None, sinks=None, alerts=[ALWAYS], stop_on=stop_on)
     fit = trainer(tmp_path, callback)
     fit.fit(Small(), batches())
     assert fit.global_step == batches_run
     assert [alert.rule for alert in monitor_of(callback).alerts] == ["always"]
+
+
+@pytest.mark.parametrize("save_on", [(), ("always",)], ids=["not-asked", "asked"])
+def test_it_saves_a_checkpoint_where_it_is_asked_to(save_on: Any, tmp_path: Path) -> None:
+    """Once for an alert; one that Lightning can go on from."""
+    callback = SpectralMonitor(every=5, budget=None, sinks=None, alerts=[ALWAYS], save_on=save_on)
+    trainer(tmp_path, callback).fit(Small(), batches())
+    saved = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.ckpt"))
+    assert saved == (["esdmon-checkpoints/step=5.ckpt"] if save_on else [])
+    if save_on:
+        again = trainer(tmp_path, SpectralMonitor(every=5, budget=None, sinks=None, alerts=[ALWAYS]))
+        again.fit(Small(), batches(), ckpt_path=tmp_path / saved[0])
+        assert again.global_step == 20
+        assert [alert.step for callback in again.callbacks for alert in callback.monitor.alerts] == [5]  # type: ignore[attr-defined]
+
+
+def test_an_alert_is_seen_in_the_trainers_tensorboard(tmp_path: Path) -> None:
+    """As text, and as a scalar that says in how many layers it fires."""
+    board = TensorBoardLogger(tmp_path)
+    callback = SpectralMonitor(every=5, budget=None, alerts=[ALWAYS])
+    trainer(tmp_path, callback, logger=board).fit(Small(), batches())
+    events = EventAccumulator(board.log_dir, size_guidance={"scalars": 0})
+    events.Reload()
+    assert [point.value for point in events.Scalars("esdmon_summary/alert_always")] == [1, 1, 1, 1]
+    (text,) = events.Tensors("esdmon_alert/always/model/text_summary")
+    assert b"**warning, firing** always: it holds, at step 5." in text.tensor_proto.string_val[0]
 
 
 @pytest.mark.parametrize(
@@ -296,6 +316,7 @@ def test_two_ranks_agree(package: str, stop_on: list[str], steps: int, tmp_path:
         text=True,
         timeout=180,
         check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
@@ -304,3 +325,4 @@ def test_two_ranks_agree(package: str, stop_on: list[str], steps: int, tmp_path:
     records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     summaries = [record["step"] for record in records if record["kind"] == "summary"]
     assert summaries == list(range(5, steps + 1, 5))
+    assert len(list(tmp_path.rglob("esdmon-checkpoints/*.ckpt"))) == len(stop_on)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,10 @@ from torch.utils.data import Dataset
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 import esdmon
-from esdmon.alerts import AlertRule, History
 from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
 from esdmon_transformers import SpectralMonitor, attach, tracker_sinks
+from tests.rules import ALWAYS
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and its dependencies warn of themselves
 
@@ -64,11 +65,6 @@ def scalars(folder: Path, tag: str) -> list[int]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return [point.step for point in events.Scalars(tag)]
-
-
-def always(history: History) -> list[esdmon.Alert]:
-    step = next(iter(history.values()))[-1].step
-    return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
 
 
 def test_readings_stand_beside_the_trainers_in_tensorboard(tmp_path: Path) -> None:
@@ -122,7 +118,7 @@ def test_a_resumed_training_goes_on_without_gap_or_doubling(tmp_path: Path) -> N
     expected = [layer.to_record() for report in sinks[0].reports for layer in report.new if layer.step > 6]
     assert {record["step"] for record in expected} == {8, 12}
     assert [layer.to_record() for report in sinks[1].reports for layer in report.new] == expected
-    assert [layer.step for layer in monitor_of(second)._readings.history[NAMES[0]]] == [4, 8, 12]
+    assert [layer.step for layer in monitor_of(second)._book._memory._read[NAMES[0]]] == [4, 8, 12]
 
 
 def test_a_checkpoint_without_the_callback_can_be_resumed_and_saved_with_it(
@@ -152,7 +148,7 @@ def test_a_callback_that_the_trainer_makes_anew_is_the_same(tmp_path: Path) -> N
     report = monitor_of(callback).report
     assert report is not None
     assert report.step == 12
-    assert [layer.step for layer in monitor_of(callback)._readings.history[NAMES[0]]] == [4, 8, 12]
+    assert [layer.step for layer in monitor_of(callback)._book._memory._read[NAMES[0]]] == [4, 8, 12]
 
 
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
@@ -177,10 +173,41 @@ def test_adapters_are_watched(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("stop_on", "steps"), [((), 12), ("always", 4)], ids=["not-asked", "asked"])
 def test_it_stops_where_it_is_asked_to(stop_on: Any, steps: int, tmp_path: Path) -> None:
     """And only there."""
-    callback = SpectralMonitor(every=4, budget=None, sinks=None, alerts=[AlertRule("always", always)], stop_on=stop_on)
+    callback = SpectralMonitor(every=4, budget=None, sinks=None, alerts=[ALWAYS], stop_on=stop_on)
     fit = trainer(tmp_path, callback)
     fit.train()
     assert fit.state.global_step == steps
+
+
+@pytest.mark.parametrize("save_on", [(), ("always",)], ids=["not-asked", "asked"])
+def test_it_saves_a_checkpoint_where_it_is_asked_to(save_on: Any, tmp_path: Path) -> None:
+    """The Trainer's own, with the monitor's state in it; once for an alert."""
+    callback = SpectralMonitor(every=4, budget=None, sinks=None, alerts=[ALWAYS], save_on=save_on)
+    trainer(tmp_path, callback).train()
+    saved = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("esdmon.pt"))
+    assert saved == (["checkpoint-4/esdmon.pt"] if save_on else [])
+
+
+def test_an_alert_is_seen_in_tensorboard_beside_the_trainers(tmp_path: Path) -> None:
+    """As text, and as a scalar that says in how many layers it fires."""
+    callback = SpectralMonitor(every=4, budget=None, alerts=[ALWAYS])
+    trainer(tmp_path, callback, report_to="tensorboard").train()
+    (folder,) = tmp_path.glob("runs/*/esdmon")
+    assert scalars(folder, "esdmon_summary/alert_always") == [4, 8, 12]
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    (text,) = events.Tensors("esdmon_alert/always/model/text_summary")
+    assert b"always: it holds, at step 4." in text.tensor_proto.string_val[0]
+
+
+def test_an_address_is_not_in_the_trainers_checkpoint(tmp_path: Path) -> None:
+    """Which is passed on."""
+    sinks = ["webhook:https://127.0.0.1:1/hush", f"jsonl:{tmp_path / 'a.jsonl'}"]
+    callback = SpectralMonitor(every=4, budget=None, sinks=sinks)
+    trainer(tmp_path, callback, save_strategy="steps", save_steps=6).train()
+    state = (tmp_path / "checkpoint-6" / "trainer_state.json").read_text()
+    assert "a.jsonl" in state
+    assert "hush" not in state
 
 
 def test_it_is_attached_to_a_trainer_that_is_made(tmp_path: Path) -> None:
@@ -236,7 +263,12 @@ def test_two_ranks_agree(stop_on: list[str], steps: int, tmp_path: Path) -> None
     script = str(Path(__file__).with_name("transformers_ddp.py"))
     torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*torchrun, script, str(tmp_path), *stop_on], capture_output=True, text=True, timeout=180, check=False
+        [*torchrun, script, str(tmp_path), *stop_on],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
     )
     assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
@@ -244,3 +276,4 @@ def test_two_ranks_agree(stop_on: list[str], steps: int, tmp_path: Path) -> None
     records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if record["kind"] == "summary"] == list(range(4, steps + 1, 4))
     assert {record["status"] for record in records if record["kind"] == "layer"} == {"ok"}
+    assert len(list(tmp_path.rglob("esdmon.pt"))) == len(stop_on)

@@ -179,7 +179,7 @@ def test_an_alert_is_an_alert_of_the_run(tmp_path: Path) -> None:
     run(ALERT, tmp_path)
     ((title, text, level),) = wandb_files.alerts(tmp_path)
     assert title == "esdmon: non_finite firing"
-    assert "1 of 12288 elements are NaN or infinite at step 2" in text
+    assert "1 of 12288 elements are NaN or infinite; at step 1 it was not so, at step 2" in text
     assert level == "ERROR"
 
 

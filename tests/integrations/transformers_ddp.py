@@ -12,14 +12,8 @@ from typing import Any
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-import esdmon
-from esdmon.alerts import AlertRule, History
 from esdmon_transformers import SpectralMonitor
-
-
-def always(history: History) -> list[esdmon.Alert]:
-    step = next(iter(history.values()))[-1].step
-    return [esdmon.Alert("always:x", "always", "warning", "firing", "x", ("x",), step, step, "it holds")]
+from tests.rules import ALWAYS
 
 
 def main(folder: str, *stop_on: str) -> None:
@@ -40,8 +34,9 @@ def main(folder: str, *stop_on: str) -> None:
     monitor = SpectralMonitor(
         every=4,
         budget=None,
-        alerts=[AlertRule("always", always)],
+        alerts=[ALWAYS],
         stop_on=stop_on,
+        save_on=stop_on,
         sinks=f"jsonl:{folder}/a.jsonl",
     )
     trainer = Trainer(GPT2LMHeadModel(config), arguments, train_dataset=data, callbacks=[monitor])

@@ -21,6 +21,7 @@ from esdmon.plugins import Plugins, hookimpl
 from esdmon.records import Alert
 from esdmon.spectrum import Measure, Spectrum, measures
 from esdmon.weights import Matrix, stacks
+from tests.rules import ALWAYS
 
 Install = Callable[[str, str], None]
 ALERT = Alert("a", "always", "warning", "firing", "0", ("0",), step=1, since=1, message="0: told by a plugin.")
@@ -171,10 +172,7 @@ class AddsRule:
 
     @hookimpl
     def esdmon_register_alert_rules(self) -> Iterable[alerts.AlertRule]:
-        return [alerts.AlertRule("always", self.find)]
-
-    def find(self, _history: alerts.History) -> Iterable[Alert]:
-        return [ALERT]
+        return [ALWAYS]
 
 
 class Listener:
@@ -230,14 +228,14 @@ def test_all_that_is_built_in_comes_by_the_hooks(monkeypatch: pytest.MonkeyPatch
     plugins = Plugins()
     assert list(plugins.measures.values()) == list(measures.BUILT_IN)
     assert list(plugins.rules.values()) == list(alerts.BUILT_IN)
-    assert plugins.schemes == {"console", "jsonl"}
+    assert plugins.schemes == {"console", "jsonl", "webhook"}
     assert [matrix.name for matrix in plugins.extract("fc", nn.Linear(2, 2)) or ()] == ["fc"]
     assert plugins.extract("act", nn.ReLU()) is None
 
 
 def test_tensorboard_comes_by_an_entry_point() -> None:
     """Our own integration uses the door of any third party."""
-    assert Plugins().schemes == {"console", "jsonl", "tensorboard", "wandb"}
+    assert Plugins().schemes == {"console", "jsonl", "tensorboard", "wandb", "webhook"}
 
 
 def test_a_plugin_adds_a_measure() -> None:
@@ -275,7 +273,7 @@ def test_a_plugin_adds_a_rule() -> None:
     with esdmon.watch(small_model(), every=1, budget=None, sinks=[sink], plugins=[AddsRule()]) as monitor:
         monitor.step()
         monitor.step()
-    assert [(alert.id, alert.message) for alert in sink.alerts] == [(ALERT.id, ALERT.message)]
+    assert [(alert.id, alert.step) for alert in sink.alerts] == [("always", 1)]
 
 
 def test_a_plugin_is_told_of_alerts() -> None:
@@ -283,7 +281,7 @@ def test_a_plugin_is_told_of_alerts() -> None:
     listener = Listener()
     with esdmon.watch(small_model(), every=1, budget=None, sinks=[], plugins=[AddsRule(), listener]) as monitor:
         monitor.step()
-    assert [alert.id for alert in listener.told] == [ALERT.id]
+    assert [alert.id for alert in listener.told] == ["always"]
     assert tuple(listener.told) == monitor.alerts
 
 
@@ -348,7 +346,7 @@ def test_a_bad_plugin_is_named_and_the_others_go_on(
     assert warning.startswith("plugin 'bad'")
     assert plugins.measures.keys() == {measure.name for measure in measures.BUILT_IN} | {"good"}
     assert plugins.rules.keys() == {rule.name for rule in alerts.BUILT_IN}
-    assert plugins.schemes == {"console", "jsonl", "tensorboard", "wandb"}
+    assert plugins.schemes == {"console", "jsonl", "tensorboard", "wandb", "webhook"}
     assert plugins.measures["alpha"] in measures.BUILT_IN
 
 
@@ -453,7 +451,7 @@ def test_what_is_given_is_not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         pytest.param("jsnl:a", r"no sink 'jsnl' \(in 'jsnl:a'\); .*console, jsonl.*Did you mean 'jsonl'\?", id="close"),
         pytest.param(
-            "mqtt", r"no sink 'mqtt' \(in 'mqtt'\); there are console, jsonl, tensorboard, wandb\.$", id="far"
+            "mqtt", r"no sink 'mqtt' \(in 'mqtt'\); there are console, jsonl, tensorboard, wandb, webhook\.$", id="far"
         ),
         pytest.param("console:a", "console takes no target, got 'console:a'", id="needless-target"),
         pytest.param("jsonl", "jsonl needs a path: 'jsonl:", id="missing-path"),
@@ -499,7 +497,9 @@ def test_a_measure_of_a_plugin_that_fails_is_undefined_and_nothing_else_is_lost(
     assert layer.status == "ok"
     assert layer.to_record()["broken"] is None
     assert layer.measures["stable_rank"] > 1
-    assert [fault.who for fault in monitor.errors] == ["measure broken"]
+    assert [fault.who for fault in monitor.errors] == [
+        "measure broken (plugin 'FailingMeasure', esdmon_register_measures)"
+    ]
 
 
 class NoHooks:

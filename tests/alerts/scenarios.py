@@ -1,0 +1,354 @@
+"""Real trainings that go wrong in one way, and then have the cause taken away.
+
+Each runs through three stretches of steps: well, with the fault, and well again. The same training without the fault is
+its healthy twin.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import count
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import esdmon
+from esdmon.demo import batches, digits
+from esdmon.sinks import Sink
+
+_TRAINED_ON = 1400  # of the 1797 digits
+BEGINS, ENDS, LAST = 100, 160, 260
+"""Steps after which the fault begins, ends, and training is over."""
+
+
+class Training:
+    """What a fault may meddle with."""
+
+    model: nn.ModuleDict
+    optimizer: torch.optim.Optimizer
+    extra: Callable[[], Tensor] | None = None
+    """A term of the loss that ought not to be there."""
+    after: Callable[[], object] | None = None
+    """Done after each step."""
+
+    def loss(self) -> Tensor:
+        raise NotImplementedError
+
+    def weight(self, name: str) -> Tensor:
+        return self.model.get_parameter(f"{name}.weight")
+
+    def step(self) -> None:
+        loss = self.loss()
+        if self.extra is not None:
+            loss = loss + self.extra()
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.optimizer.step()
+        if self.after is not None:
+            self.after()
+
+
+class Digits(Training):
+    """Three layers that tell digits apart."""
+
+    def __init__(self, *, lr: float = 0.02, momentum: float = 0.9, batch_size: int = 32) -> None:
+        torch.manual_seed(0)
+        self.model = nn.ModuleDict({"fc1": nn.Linear(256, 192), "fc2": nn.Linear(192, 128), "fc3": nn.Linear(128, 10)})
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr, momentum=momentum)
+        images, labels = digits()
+        self.images, self.labels = images[:_TRAINED_ON].flatten(1), labels[:_TRAINED_ON]
+        self.held_back = images[_TRAINED_ON:].flatten(1), labels[_TRAINED_ON:]
+        self.cut_off = ""
+        """A layer whose output is detached."""
+        self.batches = batches(len(self.images), batch_size, seed=0)
+
+    def loss(self) -> Tensor:
+        index = next(self.batches)
+        return functional.cross_entropy(self.forward(self.images[index]), self.labels[index])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name, layer in self.model.items():
+            x = layer(x) if name == "fc3" else functional.relu(layer(x))
+            x = x.detach() if name == self.cut_off else x
+        return x
+
+    def accuracy(self) -> float:
+        """On digits that are not trained on."""
+        images, labels = self.held_back
+        with torch.no_grad():
+            return float((self.forward(images).argmax(1) == labels).float().mean())
+
+
+class Text(Training):
+    """The next character by the eight before it."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        text = "".join(topics.values())[:100_000]
+        known = {character: number for number, character in enumerate(sorted(set(text)))}
+        self.windows = torch.tensor([known[character] for character in text]).unfold(0, 9, 1)
+        self.model = nn.ModuleDict(
+            {
+                "embed": nn.Embedding(len(known), 80),
+                "hidden": nn.Linear(8 * 80, 128),
+                "head": nn.Linear(128, len(known)),
+            }
+        )
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.3)
+        self.batches = batches(len(self.windows), 32, seed=0)
+
+    def loss(self) -> Tensor:
+        window = self.windows[next(self.batches)]
+        x = self.model["embed"](window[:, :8]).flatten(1)
+        return functional.cross_entropy(self.model["head"](functional.relu(self.model["hidden"](x))), window[:, 8])
+
+
+Fault = Callable[[Any], AbstractContextManager[None]]
+"""In force while it is entered."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A fault, and what is to be said of it."""
+
+    name: str
+    rule: str
+    layers: Sequence[str]
+    """Those that are to be named, and no other."""
+    fault: Fault
+    within: int = 5
+    """Readings after the fault in which the alert fires at the latest."""
+    make: Callable[[], Training] = Digits
+    well: Callable[[], Training] | None = None
+    """The healthy twin, where the fault is in how it trains from the start."""
+    every: int = 5
+    """Steps between readings."""
+    stretches: tuple[int, int, int] = (BEGINS, ENDS, LAST)
+    severity: str = "warning"
+    then: tuple[str, ...] = ()
+    """Rules that may follow in the same layers, as it gets worse."""
+    watched: tuple[str, ...] | None = None
+
+    def run(self, *, faulty: bool, sinks: Sequence[str | Sink] = ()) -> esdmon.Monitor:
+        """Train, watched with all rules; the monitor is closed."""
+        torch.set_num_threads(1)
+        training = (self.make if faulty else self.well or self.make)()
+        begins, ends, last = self.stretches
+        with esdmon.watch(
+            training.model,
+            training.optimizer,
+            every=self.every,
+            budget=None,
+            mode="sync",
+            sinks=sinks,
+            layers=self.watched,
+        ) as monitor:
+            for _ in range(begins):
+                training.step()
+            with self.fault(training) if faulty else nullcontext():
+                for _ in range(begins, ends):
+                    training.step()
+            for _ in range(ends, last):
+                training.step()
+        return monitor
+
+
+@contextmanager
+def restored(training: Training) -> Iterator[None]:
+    """Afterwards the model and the optimizer are what they were before, as from a checkpoint."""
+    before = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict()))
+    yield
+    training.model.load_state_dict(before[0])
+    training.optimizer.load_state_dict(before[1])
+
+
+@contextmanager
+def _options(training: Training, **changed: float) -> Iterator[None]:
+    (group,) = training.optimizer.param_groups
+    before = {name: group[name] for name in changed}
+    group |= changed
+    yield
+    group |= before
+
+
+@contextmanager
+def high_learning_rate(training: Digits) -> Iterator[None]:
+    with restored(training), _options(training, lr=2.0):
+        yield
+
+
+@contextmanager
+def strong_decay(training: Digits) -> Iterator[None]:
+    with restored(training), _options(training, weight_decay=0.5):
+        yield
+
+
+@contextmanager
+def decay_that_lasts(training: Digits) -> Iterator[None]:
+    """Weaker, so that what is learned stays, and all else dies out."""
+    with restored(training), _options(training, weight_decay=0.05):
+        yield
+
+
+@contextmanager
+def too_long(training: Digits) -> Iterator[None]:
+    """Nothing but that it goes on; then back to a checkpoint, and on with larger batches and smaller steps."""
+    with restored(training):
+        yield
+    training.batches = batches(len(training.images), 32, seed=0)
+    training.optimizer.param_groups[0]["lr"] = 0.02
+
+
+@contextmanager
+def compressed(training: Digits) -> Iterator[None]:
+    """A layer is cut to its 60 strongest directions after each step, by a compression that was left on."""
+
+    def cut() -> None:
+        weight = training.weight("fc1").data
+        left, strengths, right = torch.linalg.svd(weight, full_matrices=False)
+        weight.copy_(left[:, :60] * strengths[:60] @ right[:60])
+
+    with restored(training):
+        training.after = cut
+        yield
+        training.after = None
+
+
+@contextmanager
+def drawn_together(training: Text) -> Iterator[None]:
+    """All rows of the embedding, to one point."""
+    with restored(training):
+        rows, point = training.weight("embed"), 0.2 * torch.randn(80)
+        training.extra = lambda: 0.1 * (rows - point).square().sum()
+        yield
+        training.extra = None
+
+
+@contextmanager
+def bad_batch(training: Digits) -> Iterator[None]:
+    with restored(training):
+        training.images = training.images.clone()
+        good = training.images[0].clone()
+        training.images[0] = math.nan
+        training.batches = iter([torch.arange(32), *(next(training.batches) for _ in range(200))])
+        yield
+        training.images[0] = good
+
+
+@contextmanager
+def cut_off(training: Digits) -> Iterator[None]:
+    training.cut_off = "fc1"
+    yield
+    training.cut_off = ""
+
+
+@contextmanager
+def frozen(training: Digits) -> Iterator[None]:
+    training.weight("fc2").requires_grad = False
+    yield
+    training.weight("fc2").requires_grad = True
+
+
+@contextmanager
+def _added(training: Training, name: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    weight = training.weight(name).data
+    added = change(weight) - weight
+    weight += added
+    yield
+    weight -= added
+
+
+def shifted(training: Training) -> AbstractContextManager[None]:
+    """A mean of thrice the strength at which it shows."""
+    return _added(training, "fc1", lambda w: w + 3 * w.std() * w.numel() ** -0.25)
+
+
+def huge_element(training: Training) -> AbstractContextManager[None]:
+    def change(weight: Tensor) -> Tensor:
+        changed = weight.clone()
+        changed[3, 4] += 3 * weight.std() * weight.numel() ** 0.25
+        return changed
+
+    return _added(training, "fc2", change)
+
+
+@contextmanager
+def amplified(training: Digits) -> Iterator[None]:
+    """A wrong term of the loss that rewards one direction."""
+    with restored(training):
+        weight = training.weight("fc2")
+        left, right = (torch.randn(n) / n**0.5 for n in weight.shape)
+        training.extra = lambda: -0.3 * (left @ training.weight("fc2") @ right)
+        yield
+        training.extra = None
+
+
+@contextmanager
+def begun_anew(training: Digits) -> Iterator[None]:
+    """Initialised by mistake, every ten steps."""
+    steps = count()
+
+    def begin() -> None:
+        if next(steps) % 10 == 0:
+            nn.init.xavier_normal_(training.weight("fc1").data)
+
+    with restored(training):
+        training.after = begin
+        yield
+        training.after = None
+
+
+_ALL = ("fc1", "fc2", "fc3")
+SCENARIOS = (
+    Scenario(
+        "learning rate far too high", "norm_explosion", ("fc1", "fc2", "fc3"), high_learning_rate, 2, severity="error"
+    ),
+    Scenario("weight decay far too strong", "scale_collapse", ("fc1", "fc2"), strong_decay, within=12),
+    Scenario(
+        "weight decay too strong for long",
+        "entropy_collapse",
+        ("fc1", "fc2"),
+        decay_that_lasts,
+        within=14,
+        stretches=(100, 1000, 1200),
+        every=10,
+        then=("over_regularized", "rank_collapse"),
+    ),
+    Scenario(
+        "batches of one, trained on for too long",
+        "over_regularized",
+        ("fc1", "fc2"),
+        too_long,
+        within=30,
+        make=lambda: Digits(lr=0.05, momentum=0.0, batch_size=1),
+        well=Digits,
+        stretches=(600, 4000, 5500),
+        every=100,
+        then=("phase_regression",),  # back to a checkpoint at which fc2 was not heavy-tailed yet
+    ),
+    Scenario("a compression left on", "rank_collapse", ("fc1",), compressed, severity="error"),
+    Scenario("a batch of NaN", "non_finite", _ALL, bad_batch, within=1, severity="error"),
+    Scenario("a layer cut off from the loss", "dead_layer", ("fc1",), cut_off),
+    Scenario("a layer frozen in the optimizer", "dead_layer", ("fc2",), frozen, severity="info"),
+    Scenario("a mean that is not zero", "correlation_trap", ("fc1",), shifted, within=3),
+    Scenario("a huge element", "correlation_trap", ("fc2",), huge_element, within=3),
+    Scenario(
+        "an embedding drawn together",
+        "entropy_collapse",
+        ("embed",),
+        drawn_together,
+        within=8,
+        make=Text,
+        stretches=(100, 140, 240),
+        watched=("*",),
+    ),
+    Scenario("one direction rewarded", "stable_rank_drop", ("fc2",), amplified, within=12),
+    Scenario("a layer begun anew", "phase_regression", ("fc1",), begun_anew),
+)

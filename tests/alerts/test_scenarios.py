@@ -1,0 +1,40 @@
+"""What is said of real trainings that go wrong, and of their healthy twins."""
+
+import pytest
+
+from tests.alerts.scenarios import SCENARIOS, Scenario
+
+every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+
+
+@every_scenario
+def test_the_right_rule_fires_in_time_in_the_right_layers_and_nothing_else(scenario: Scenario) -> None:
+    """And it is resolved when the cause is taken away. Notices (`info`) may be heard besides; they wake nobody."""
+    monitor = scenario.run(faulty=True)
+    begins, ends, _ = scenario.stretches
+    alerts = [alert for alert in monitor.alerts if alert.severity != "info" or alert.rule == scenario.rule]
+    fired = [alert for alert in alerts if alert.state == "firing"]
+    first = fired[0]
+    assert (first.rule, first.severity) == (scenario.rule, scenario.severity)
+    assert begins < first.step <= begins + scenario.within * scenario.every
+    assert {alert.rule for alert in fired} <= {scenario.rule, *scenario.then}
+    assert {layer for alert in fired for layer in alert.layers} == set(scenario.layers)
+    (resolved,) = [alert for alert in alerts if alert.state == "resolved" and alert.rule == scenario.rule]
+    assert resolved.step > ends
+    assert resolved.id == first.id
+    assert monitor.errors == ()
+
+
+@every_scenario
+def test_the_healthy_twin_raises_nothing(scenario: Scenario) -> None:
+    """No warning, and not that alert at any severity."""
+    monitor = scenario.run(faulty=False)
+    assert [alert for alert in monitor.alerts if alert.severity != "info" or alert.rule == scenario.rule] == []
+    assert monitor.errors == ()
+
+
+def test_every_rule_has_its_scenario() -> None:
+    """But the one about the monitor itself, which no training can be to blame for."""
+    from tests.alerts.histories import RULES
+
+    assert {scenario.rule for scenario in SCENARIOS} == RULES.keys() - {"stale_monitor"}

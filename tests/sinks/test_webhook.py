@@ -1,0 +1,172 @@
+"""Alerts to a real server on this machine."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from torch import nn
+
+import esdmon
+from esdmon.errors import InputError
+from esdmon.records import Alert
+from esdmon.sinks import WebhookSink, webhook
+from tests.rules import ALWAYS
+
+SECRET = "services/T00/B00/hush"  # noqa: S105 -- of this test
+ALERT = Alert("low:fc1", "low", "error", "firing", "fc1", ("fc1", "слой"), 30, 10, "fc1: low: it is low — «x».")
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with the statuses that it is given, and with 200 from then on; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.received: list[dict[str, Any]] = []
+        self.answers: list[int] = []
+        self.delay = 0.0
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/{SECRET}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        time.sleep(self.server.delay)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == f"/{SECRET}"
+        assert self.headers["Content-Type"] == "application/json"
+        self.server.received.append(body)
+        self.send_response(self.server.answers.pop(0) if self.server.answers else 200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- its name there
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_an_alert_is_posted_in_the_form_of_slack(server: Server) -> None:
+    """A line of text, and the fields with a colour."""
+    sink = WebhookSink(server.address)
+    sink.alert(ALERT)
+    sink.close()
+    (body,) = server.received
+    assert body["text"] == "esdmon, error, firing: fc1: low: it is low — «x»."
+    (attachment,) = body["attachments"]
+    assert attachment["color"] == "danger"
+    fields = {field["title"]: field["value"] for field in attachment["fields"]}
+    assert (fields["rule"], fields["layers"], fields["step"], fields["since step"]) == ("low", "fc1, слой", "30", "10")
+    assert all(isinstance(field["value"], str) for field in attachment["fields"])
+
+
+def test_the_training_does_not_wait(server: Server) -> None:
+    """For a server that takes its time; closing does."""
+    server.delay = 0.5
+    sink = WebhookSink(server.address)
+    start = time.monotonic()
+    for _ in range(3):
+        sink.alert(ALERT)
+    sink.flush()
+    assert time.monotonic() - start < 0.4
+    sink.close()
+    assert len(server.received) == 3
+
+
+@pytest.mark.parametrize(
+    ("answers", "attempts", "is_lost"),
+    [([500], 2, False), ([429, 503], 3, False), ([500, 500, 500], 3, True), ([404], 1, True)],
+    ids=["once", "twice", "always", "refused"],
+)
+def test_what_fails_is_tried_again_and_told_in_the_end(
+    answers: list[int],
+    attempts: int,
+    is_lost: bool,  # noqa: FBT001
+    server: Server,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """With the alert itself, and never the address."""
+    server.answers = list(answers)
+    sink = WebhookSink(server.address, pause=0.01)
+    sink.alert(ALERT)
+    sink.close()
+    assert len(server.received) == attempts
+    assert ("127.0.0.1 did not take an alert: HTTP " in caplog.text) == is_lost
+    assert (ALERT.message in caplog.text) == is_lost
+    assert SECRET not in caplog.text
+
+
+def test_a_server_that_is_not_there_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    with Server() as gone:
+        address = gone.address
+    sink = WebhookSink(address, pause=0.01)
+    sink.alert(ALERT)
+    sink.close()
+    assert "127.0.0.1 did not take an alert: URLError Connection refused. It was: fc1: low" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_closing_waits_only_so_long(
+    server: Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a server that hangs."""
+    monkeypatch.setattr(webhook, "TIMEOUT", 0.2)
+    server.delay = 1.0
+    sink = WebhookSink(server.address)
+    sink.alert(ALERT)
+    start = time.monotonic()
+    sink.close()
+    assert time.monotonic() - start < 0.9
+    assert "1 alerts were not sent to 127.0.0.1 in time" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "address", ["", "hooks.slack.com/services/hush", "file:///hush", "ftp://x/hush", "https:///hush"]
+)
+def test_what_is_no_address_is_told_without_repeating_it(address: str) -> None:
+    with pytest.raises(InputError, match="webhook takes an address") as raised:
+        WebhookSink(address)
+    assert "hush" not in str(raised.value)
+
+
+def test_the_address_may_stand_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it is in no script and no checkpoint."""
+    monkeypatch.setenv("HOOK", server.address)
+    sink = WebhookSink("$HOOK")
+    sink.alert(ALERT)
+    sink.close()
+    assert len(server.received) == 1
+    monkeypatch.delenv("HOOK")
+    with pytest.raises(InputError, match=r"webhook:\$HOOK: the environment has no variable HOOK"):
+        WebhookSink("$HOOK")
+
+
+def test_a_watched_run_posts_its_alerts_and_says_its_address_nowhere(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither in the log at any level, nor in a fault of the sink, nor where the scheme is misspelt."""
+    caplog.set_level(logging.DEBUG)
+    monitor = esdmon.watch(
+        nn.Linear(64, 64), every=1, budget=None, sinks=[f"webhook:{server.address}"], alerts=[ALWAYS]
+    )
+    monitor.step()
+    monitor.close()
+    assert [body["text"] for body in server.received] == ["esdmon, warning, firing: always: it holds, at step 1."]
+    assert monitor.errors == ()
+    assert SECRET not in caplog.text
+    with pytest.raises(InputError, match=r"no sink 'webhok'.*Did you mean 'webhook'") as raised:
+        esdmon.watch(nn.Linear(64, 64), sinks=f"webhok:{server.address}")
+    assert SECRET not in str(raised.value)

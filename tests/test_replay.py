@@ -1,0 +1,161 @@
+"""A run that is over, asked again."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import esdmon
+from esdmon.alerts import BUILT_IN
+from esdmon.cli import main
+from esdmon.errors import InputError
+from esdmon.records import Alert
+from esdmon.replay import layer_from_record, replay, reports
+from esdmon.sinks import MemorySink, Sink
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, esdmon.Monitor, MemorySink]:
+    """A layer that loses its rank and gets it back, one that dies, one that is frozen, one that turns NaN."""
+    folder, sink = tmp_path_factory.mktemp("run"), MemorySink()
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Linear(96, 80, bias=False) for name in ("falls", "dies", "frozen", "lives", "nan")})
+    weights = {name: model.get_parameter(f"{name}.weight") for name in model}
+    weights["frozen"].requires_grad = False
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}", sink]
+    with esdmon.watch(model, optimizer, every=1, sinks=sinks, mode="sync") as monitor:
+        for step in range(1, 41):
+            for name, weight in weights.items():
+                weight.grad = None if name == "frozen" or (name == "dies" and step > 15) else torch.randn(80, 96) / 50
+            if 10 < step <= 20:
+                for tensor in (weights["falls"].data, weights["falls"].grad):
+                    assert tensor is not None
+                    tensor[:40] = tensor[40:]
+            optimizer.step()
+            if step == 30:
+                weights["nan"].data[0, 0] = math.nan
+    return folder, monitor, sink
+
+
+def same(alerts: tuple[Alert, ...] | list[Alert]) -> list[Alert]:
+    """But for the clock."""
+    return [replace(alert, time=0.0) for alert in alerts]
+
+
+def test_the_same_rules_say_the_same_again(run: tuple[Path, esdmon.Monitor, MemorySink]) -> None:
+    """To the last digit; under a budget, which reads not all at each step."""
+    folder, monitor, _ = run
+    assert same(replay(folder, BUILT_IN)) == same(monitor.alerts)
+    assert {alert.rule for alert in monitor.alerts} >= {"rank_collapse", "dead_layer", "non_finite"}
+
+
+def test_the_reports_are_those_that_were(run: tuple[Path, esdmon.Monitor, MemorySink]) -> None:
+    """But for the spectra themselves, which are not written."""
+    folder, _, sink = run
+    again = list(reports(folder / "esdmon.jsonl"))
+    assert [report.step for report in again] == [report.step for report in sink.reports]
+    for report, before in zip(again, sink.reports, strict=True):
+        expected = {layer.name: json.dumps(layer.to_record()) for layer in before}
+        assert {layer.name: json.dumps(layer.to_record()) for layer in report} == expected
+
+
+def test_a_record_of_a_layer_is_read_back(run: tuple[Path, esdmon.Monitor, MemorySink]) -> None:
+    layer = run[2].reports[-1].layers[0]
+    assert layer_from_record(layer.to_record()).to_record() == layer.to_record()
+
+
+def test_other_thresholds_are_tried(
+    run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`esdmon alerts replay RUN --alerts FILE`: a line for each alert, in 80 columns, and the status."""
+    folder, _, _ = run
+    assert main(["alerts", "replay", str(folder)]) == 1
+    text = capsys.readouterr().out
+    assert "error, firing: falls: rank_collapse: rank 40 of 80; 80 at step 1" in " ".join(text.split())
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert text.splitlines()[-1].startswith(f"{len(BUILT_IN)} rules: ")
+    file = tmp_path / "a.toml"
+    off = [f"[rules.{rule.name}]\nenabled = false" for rule in BUILT_IN if rule.name != "rank_collapse"]
+    file.write_text("\n".join([*off, "[rules.rank_collapse]", "for = 30"]))
+    assert main(["alerts", "replay", str(folder), "--alerts", str(file)]) == 0
+    assert capsys.readouterr().out == "1 rules: no alert\n"
+
+
+def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: pytest.CaptureFixture[str]) -> None:
+    """One object a line, as in the JSONL of the run."""
+    folder, _, _ = run
+    main(["alerts", "replay", str(folder), "--json"])
+    replayed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines = map(json.loads, (folder / "esdmon.jsonl").read_text().splitlines())
+    assert [record | {"time": 0} for record in replayed] == [
+        record | {"time": 0} for record in lines if record["kind"] == "alert"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no file .*: give the JSONL of a run"),
+        ("", "holds no readings"),
+        ("not json\n", "line 1, is no JSON"),
+        ("[1]\n", "line 1, is none of esdmon's"),
+        ('{"a": 1}\n', "line 1, is none of esdmon's"),
+        ('{"schema": 9, "kind": "summary", "step": 1}\n', "line 1, has schema 9; this version reads 1"),
+    ],
+)
+def test_what_is_no_run_is_told(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "esdmon.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        list(reports(tmp_path))
+
+
+def test_a_line_that_a_kill_cut_short_is_the_end(run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path) -> None:
+    text = (run[0] / "esdmon.jsonl").read_text()
+    (tmp_path / "esdmon.jsonl").write_text(text[:-30])
+    assert len(list(reports(tmp_path))) == len(list(reports(run[0]))) - 1
+
+
+def test_a_file_of_rules_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it comes to; or what is wrong, and status 2."""
+    file = tmp_path / "a.toml"
+    file.write_text('[rules.over_regularized]\nfor = 7\nalpha = 1.8\n[actions]\nstop_training = ["non_finite"]')
+    assert main(["alerts", "check", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert " ".join(text.split()).count("over_regularized warning 7 3 alpha = 1.8, erg_ratio = 0.7, back = 2.1") == 1
+    assert "ends the training: non_finite" in text
+    assert all(len(line) <= 80 for line in text.splitlines())
+    file.write_text("[rules.over_regularized]\nalhpa = 1.8")
+    assert main(["alerts", "check", str(file)]) == 2
+    assert "Did you mean 'alpha'?" in capsys.readouterr().err
+
+
+def test_rules_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each on a page of 80 columns."""
+    assert main(["alerts", "explain"]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{rule.name}: {rule.severity}, " in f"\n{text}" for rule in BUILT_IN)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert main(["alerts", "explain", "over_regularised"]) == 2
+    assert "Did you mean 'over_regularized'?" in capsys.readouterr().err
+
+
+def test_watch_takes_a_file(tmp_path: Path) -> None:
+    """As a text or a path; what it says is heeded, and what is wrong in it is told before training."""
+    file = tmp_path / "alerts.toml"
+    file.write_text('[rules.non_finite]\nseverity = "critical"\n[actions]\nstop_training = "non_finite"')
+    for given in (file, str(file)):
+        layer = nn.Linear(64, 64)
+        with esdmon.watch(layer, every=1, sinks=None, alerts=given) as monitor:
+            layer.weight.data[0] = math.inf
+            monitor.step()
+        assert [(alert.rule, alert.severity) for alert in monitor.alerts] == [("non_finite", "critical")]
+        assert monitor.should_stop
+    file.write_text("[rules.x]")
+    with pytest.raises(InputError, match=r"alerts\.toml: rules\.x is no key of it"):
+        esdmon.watch(nn.Linear(64, 64), sinks=None, alerts=file)
