@@ -11,7 +11,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self, final
 
-from esdmon.alerts import Actions, AlertBook
+from esdmon.alerts import Actions, AlertBook, Silence
 from esdmon.budget import Budget
 from esdmon.faults import Fault, Faults, describe
 from esdmon.records import Alert, LayerReport, Report
@@ -96,6 +96,7 @@ class Monitor:
         self._report: Report | None = None
         self._alerts: list[Alert] = []
         self._should_stop = self._should_save = False
+        self._silence = Silence(next((rule for rule in self._book.rules if rule.name == "stale_monitor"), None))
         self._process = os.getpid()
         self._is_told_of_the_fork = False
         _open.add(self)
@@ -172,6 +173,8 @@ class Monitor:
                 with self._budget.spending():
                     self._readings.begin(self._steps, host_step)
         self._take_finished()
+        if due and self._readings.reports:
+            self._raise(self._silence.due(self._steps))
         return due
 
     def flush(self, timeout: float = PATIENCE) -> None:
@@ -295,10 +298,12 @@ class Monitor:
         changes = self._book.take(report, time=time.time())
         self._report = replace(report, firing=self._book.firing)
         self._to_sinks("write", self._report)
-        for alert in changes:
+        for alert in (self._silence.report(report.step), *changes):
             self._raise(alert)
 
-    def _raise(self, alert: Alert) -> None:
+    def _raise(self, alert: Alert | None) -> None:
+        if alert is None:
+            return
         self._alerts.append(alert)
         _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
         self._to_sinks("alert", alert)

@@ -1,4 +1,4 @@
-"""What a measure, a sink or a host of your own should pass: the checks that esdmon's own pass in its tests.
+"""What a measure, a rule, a sink or a host of your own should pass: the checks that esdmon's own pass in its tests.
 
     from esdmon.testing import check_measure, check_sink
     check_measure(Measure("condition_number", condition_number))
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from esdmon.alerts import AlertRule, History
 from esdmon.analysis import analyze
 from esdmon.errors import InputError
-from esdmon.records import Alert, Report
+from esdmon.records import Alert, LayerReport, Report
 from esdmon.sinks import Sink
 from esdmon.spectrum import Measure, Spectrum
 
-__all__ = ["check_host", "check_measure", "check_sink", "reports", "spectra"]
+__all__ = ["check_host", "check_measure", "check_rule", "check_sink", "reports", "spectra"]
 
 
 def spectra() -> dict[str, Spectrum]:
@@ -84,6 +85,41 @@ def reports() -> list[Report]:
             layers = (replace(found[0].layers[0], emitted_step=20, unchanged=True), *layers[1:])
         found.append(replace(report, step=step, layers=layers, seconds=0.01, waiting=("later",)))
     return found
+
+
+def check_rule(rule: AlertRule) -> None:
+    """It finds the same twice, nothing but findings, in layers that it was given; and it has a page.
+
+    It is asked about readings as they come, and as a monitor asks it: what it `needs` is there, and other measures may
+    be undefined.
+    """
+    for report in reports():
+        counted = [layer for layer in report if layer.status == "ok" or rule.counts != "moves"]
+        for what, measures in (("readings", None), ("readings of which nothing is defined", math.nan)):
+            layers = {layer.name: _with(layer, rule.needs, measures) for layer in counted}
+            twice = {name: (layer, layer) for name, layer in layers.items()}
+            history = History(report, twice, layers, dict.fromkeys(layers, ()))
+            try:
+                first, second = list(rule.find(history)), list(rule.find(history))
+            except Exception as error:
+                msg = f"the rule {rule.name} raises on {what}: {error!r}"
+                raise AssertionError(msg) from error
+            if first != second:
+                msg = f"the rule {rule.name} finds {first!r} on {what}, and {second!r} the second time"
+                raise AssertionError(msg)
+            for finding in first:
+                if getattr(finding, "layer", None) not in {"", *layers}:
+                    msg = f"the rule {rule.name} gives {finding!r} on {what}, which is no finding in one of its layers"
+                    raise AssertionError(msg)
+    if not rule.is_explained:
+        msg = f"the rule {rule.name} has no page: give its function a docstring that says what, why and by which source"
+        raise AssertionError(msg)
+
+
+def _with(layer: LayerReport, needs: Iterable[str], value: float | None) -> LayerReport:
+    """A reading with the measures that are needed, or with all of them at one value."""
+    taken = dict.fromkeys(needs, 1.0) | dict(layer.measures)
+    return replace(layer, measures=taken if value is None else dict.fromkeys(taken, value))
 
 
 def check_sink(make: Callable[[], Sink]) -> None:

@@ -33,6 +33,9 @@ HOOKS = {
     "esdmon_register_sinks": [],
     "esdmon_register_alert_rules": [],
     "esdmon_extract_matrices": ["name", "module"],
+    "esdmon_materialize": ["parameter"],
+    "esdmon_schedule": ["step"],
+    "esdmon_request_stop": ["alert"],
     "esdmon_on_alert": ["alert"],
 }
 PHASES = {

@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -104,31 +107,59 @@ def test_the_series_go_on_without_gap_doubling_or_a_step_back(tmp_path: Path) ->
     assert last["2"].to_record() == other["2"].to_record()
 
 
-def test_an_alert_between_pending_and_firing_fires_once(tmp_path: Path) -> None:
-    """A weight that collapses before the checkpoint: two readings before, the third after."""
+LOOP = """
+import os, signal, sys
+import torch
+from torch import nn
+import esdmon
 
-    def collapsing(folder: Path, first: int, last: int, state: dict[str, Any] | None) -> esdmon.Monitor:
-        torch.manual_seed(1)
-        layer = nn.Linear(128, 96)
-        monitor = esdmon.watch(layer, every=1, budget=None, sinks=f"jsonl:{folder / 'a.jsonl'}")
-        if state is not None:
-            monitor.load_state_dict(state)
-        for step in range(first, last):
-            generator = torch.Generator().manual_seed(step)
-            low = torch.randn(96, 40, generator=generator) @ torch.randn(40, 128, generator=generator)
-            layer.weight.data = low
-            monitor.step()
-        monitor.close()
-        return monitor
+folder, stop = sys.argv[1], int(sys.argv[2])
+torch.manual_seed(0)
+model = nn.Sequential(nn.Linear(128, 96), nn.ReLU(), nn.Linear(96, 10))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+monitor = esdmon.watch(model, optimizer, every=1, budget=None, sinks=f"jsonl:{folder}/esdmon.jsonl")
+first = 0
+if os.path.exists(f"{folder}/run.pt"):
+    state = torch.load(f"{folder}/run.pt", weights_only=True)
+    first = state["step"]
+    model.load_state_dict(state["model"])
+    monitor.load_state_dict(state["monitor"])
+for step in range(first + 1, 13):
+    inputs = torch.randn(16, 128, generator=torch.Generator().manual_seed(step))
+    loss = model(inputs).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    if step > 5:  # from here on the first layer is cut to 40 directions, by mistake
+        left, strengths, right = torch.linalg.svd(model[0].weight.data, full_matrices=False)
+        model[0].weight.data = left[:, :40] * strengths[:40] @ right[:40]
+        model[0].weight.grad = left[:, :40] @ (left[:, :40].T @ model[0].weight.grad)
+    optimizer.step()
+    state = {"step": step, "model": model.state_dict(), "monitor": monitor.state_dict()}
+    torch.save(state, f"{folder}/run.pt.new")
+    os.replace(f"{folder}/run.pt.new", f"{folder}/run.pt")
+    if step == stop:
+        os.kill(os.getpid(), signal.SIGKILL)
+monitor.close()
+"""
 
-    first = collapsing(tmp_path, 0, 2, None)
-    assert first.alerts == ()
-    second = collapsing(tmp_path, 2, 3, first.state_dict())
-    assert [(alert.rule, alert.step, alert.since) for alert in second.alerts] == [("rank_collapse", 3, 1)]
-    third = collapsing(tmp_path, 3, 6, second.state_dict())
-    assert third.alerts == second.alerts
-    told = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [record["rule"] for record in told if record["kind"] == "alert"] == ["rank_collapse"]
+
+@pytest.mark.parametrize("killed", [7, 8, 10], ids=["pending", "just-fired", "firing"])
+def test_an_alert_fires_once_though_the_process_is_killed(killed: int, tmp_path: Path) -> None:
+    """Between pending and firing, in the step in which it fires, and after it."""
+
+    def run(stop: int) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", LOOP, str(tmp_path), str(stop)]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    assert run(killed).returncode == -signal.SIGKILL
+    records = [json.loads(line) for line in (tmp_path / "esdmon.jsonl").read_text().splitlines()]
+    assert ("alert" in {record["kind"] for record in records}) == (killed > 7)
+    second = run(0)
+    assert (second.returncode, second.stderr.count("rank_collapse")) == (0, int(killed == 7)), second.stderr
+    records = [json.loads(line) for line in (tmp_path / "esdmon.jsonl").read_text().splitlines()]
+    told = [(record["rule"], record["state"], record["step"]) for record in records if record["kind"] == "alert"]
+    assert told == [("rank_collapse", "firing", 8)]
+    assert [record["step"] for record in records if record["kind"] == "summary"] == list(range(1, 13))
 
 
 def test_a_resumed_monitor_can_have_other_layers() -> None:

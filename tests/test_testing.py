@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 import esdmon
+from esdmon.alerts import AlertRule, Finding, History
 from esdmon.plugins import Plugins
 from esdmon.records import Alert, Report
 from esdmon.sinks import ConsoleSink, JsonlSink, MemorySink, Sink
 from esdmon.spectrum import Measure, Spectrum
-from esdmon.testing import check_host, check_measure, check_sink, spectra
+from esdmon.testing import check_host, check_measure, check_rule, check_sink, spectra
 from esdmon_tensorboard import TensorBoardSink
 
 
@@ -23,6 +26,38 @@ from esdmon_tensorboard import TensorBoardSink
 def test_every_measure_passes(measure: Measure) -> None:
     """All that are built in."""
     check_measure(measure)
+
+
+@pytest.mark.parametrize("rule", Plugins().rules.values(), ids=lambda rule: rule.name)
+def test_every_rule_passes(rule: AlertRule) -> None:
+    """All that are built in."""
+    check_rule(rule)
+
+
+def _rule(find: Callable[[History], Any], page: str = "Fires always. Source: this test.") -> AlertRule:
+    find.__doc__ = page
+    return AlertRule("own", find)
+
+
+COUNT = count()
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (_rule(lambda _: 1 / 0), "the rule own raises on readings: ZeroDivisionError"),
+        (_rule(lambda _: ["bad"]), "the rule own gives 'bad' on readings"),
+        (_rule(lambda _: [Finding("fc9", "bad")]), "which is no finding in one of its layers"),
+        (_rule(lambda _: [Finding("", str(next(COUNT)))]), "the second time"),
+        (_rule(lambda history: [history.layers["fc"][0].measures["x"]]), "raises on readings: KeyError"),
+        (_rule(lambda _: [], page=""), "the rule own has no page"),
+    ],
+    ids=["raises", "rubbish", "elsewhere", "random", "fragile", "silent"],
+)
+def test_a_rule_that_misbehaves_is_told(rule: AlertRule, message: str) -> None:
+    """What it gave, and on what."""
+    with pytest.raises(AssertionError, match=message):
+        check_rule(rule)
 
 
 @pytest.mark.parametrize("kind", ["memory", "jsonl", "console", "tensorboard", "the user's writer"])

@@ -6,3 +6,4 @@ from esdmon.alerts.builtin import BUILT_IN as BUILT_IN
 from esdmon.alerts.rule import AlertRule as AlertRule
 from esdmon.alerts.rule import Finding as Finding
 from esdmon.alerts.rule import History as History
+from esdmon.alerts.silence import Silence as Silence

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from statistics import median_low
+from statistics import median, median_low
 from typing import Literal, TypeAlias
 
 from esdmon.alerts.baseline import baseline
@@ -167,9 +167,15 @@ def _leapt(history: History, quantity: Quantity, direction: Direction, factor: f
     """What was to be expected, of each layer that is farther from it than a factor and its own scatter allow."""
     found = {}
     for name, readings in history.layers.items():
-        expected = baseline([quantity(layer) for layer in history.calm[name]])
+        before, value = [quantity(layer) for layer in history.calm[name]], quantity(readings[-1])
+        # A leap from the baseline is one from the median too, which is had for a thirtieth of the time.
+        if not before or not (
+            value > factor * median(before) if direction == "up" else factor * value < median(before)
+        ):
+            continue
+        expected = baseline(before)
         if expected is not None:
-            least, value = max(factor, expected.scatter**SIGMAS), quantity(readings[-1])
+            least = max(factor, expected.scatter**SIGMAS)
             if value > expected.high * least if direction == "up" else value * least < expected.low:
                 found[name] = expected.high if direction == "up" else expected.low
     return found

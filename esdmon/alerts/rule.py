@@ -94,7 +94,17 @@ class AlertRule:
     @property
     def page(self) -> str:
         """What it says, why, and by which source, in plain words: the docstring of `find`."""
-        return inspect.getdoc(inspect.unwrap(getattr(self.find, "func", self.find))) or "Nothing is written about it."
+        return self._docstring or "Nothing is written about it."
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether it has a page."""
+        return bool(self._docstring)
+
+    @property
+    def _docstring(self) -> str:
+        function = getattr(self.find, "func", self.find)  # of a partial, the function
+        return inspect.getdoc(function) or ""
 
 
 def measured(layer: LayerReport, *names: str) -> tuple[float, ...]:

@@ -11,7 +11,7 @@ _LOST = 0.98  # of a rank: what is below has been lost, and is not a whim of the
 
 
 def over_regularized(
-    history: History, *, alpha: float = 2.0, erg_ratio: float = 0.7, back: float = 2.1
+    history: History, *, alpha: float = 2.0, erg_ratio: float = 0.5, back: float = 2.1
 ) -> Iterable[Finding]:
     """The tail of a layer's spectrum is heavier than the critical one.
 
@@ -22,9 +22,9 @@ def over_regularized(
     regularisation lead there.
 
     The second witness is the ERG tail, of volume one. At the ideal alpha of 2 the power law begins where it does; where
-    it begins clearly below, at less than 0.7 of that eigenvalue, theory says the same by another way, and the alert is
+    it begins clearly below, at less than half of that eigenvalue, theory says the same by another way, and the alert is
     a warning. Else it is a notice (`info`), since alpha then stands alone: in healthy trainings recurrent layers, and
-    layers trained with Muon, reach an alpha of 1.7 at 0.9 or more.
+    layers trained with Muon, reach an alpha of 1.65 at 0.7 or more.
 
     Only a layer whose alpha was 2 or more at the first reading of the run counts. One that came with less is as it is:
     layers of pretrained models, and those that start at zero, whose first weights are a few gradients.
@@ -32,8 +32,7 @@ def over_regularized(
     Resolved when alpha is above 2.1. A rank collapse mutes it: the few eigenvalues that are left make any alpha. If the
     validation loss still falls, wait.
 
-    Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025); the limit of 0.7 is
-    ours.
+    Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025); the half is ours.
     """
     for name, readings in history.layers.items():
         now = readings[-1]

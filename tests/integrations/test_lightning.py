@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -242,6 +243,23 @@ def test_it_stops_where_it_is_asked_to(stop_on: Any, batches_run: int, tmp_path:
     fit.fit(Small(), batches())
     assert fit.global_step == batches_run
     assert [alert.rule for alert in monitor_of(callback).alerts] == ["always"]
+
+
+def test_a_file_of_alerts_stops_it(tmp_path: Path) -> None:
+    """The first batch that is read finds NaN."""
+    file = tmp_path / "alerts.toml"
+    file.write_text('[rules.non_finite]\nseverity = "critical"\n[actions]\nstop_training = ["non_finite"]')
+    callback = SpectralMonitor(every=5, budget=None, sinks=None, alerts=str(file))
+    model = Small()
+    model.get_parameter("net.0.weight").data[0, 0] = math.nan
+    fit = trainer(tmp_path, callback)
+    fit.fit(model, batches())
+    assert fit.global_step == 5
+    (alert,) = monitor_of(callback).alerts
+    assert (alert.rule, alert.severity, alert.layers) == ("non_finite", "critical", ("net.0", "net.2"))
+    file.write_text("[rules.non_finit]")
+    with pytest.raises(InputError, match=r"alerts\.toml: rules\.non_finit is no key of it.*Did you mean 'non_finite'"):
+        SpectralMonitor(alerts=str(file))
 
 
 @pytest.mark.parametrize("save_on", [(), ("always",)], ids=["not-asked", "asked"])

@@ -22,7 +22,7 @@ from esdmon import faults
 from esdmon.demo import batches, digits
 from esdmon.plugins import registry
 from esdmon.sinks import Sink
-from esdmon.testing import check_measure, check_sink
+from esdmon.testing import check_measure, check_rule, check_sink
 
 EGG = Path(__file__).parents[2] / "examples" / "plugin_egg"
 STEPS = 12
@@ -103,6 +103,7 @@ def test_it_passes_what_esdmon_holds_itself_to(use: Use, tmp_path: Path) -> None
     use(lambda code: code)
     egg = importlib.import_module("esdmon_egg")
     check_measure(egg.esdmon_register_measures()[0])
+    check_rule(egg.esdmon_register_alert_rules()[0])
     check_sink(partial(egg.EggSink, str(tmp_path / "a.csv")))
 
 

@@ -1,0 +1,42 @@
+"""A monitor from which no reports come says nothing of itself: nobody asks the rules. So it is told from outside."""
+
+from __future__ import annotations
+
+from typing import final
+
+from esdmon.alerts.rule import AlertRule
+from esdmon.alerts.wording import Case, fired, resolved
+from esdmon.records import Alert
+
+PATIENCE = 50
+"""Due steps without a report, as many as `stale_monitor` gives a single layer. Our choice."""
+
+
+@final
+class Silence:
+    """Counts due steps since the last report; the alert is that of `stale_monitor`.
+
+    Args:
+        rule: in whose name it speaks; None where that is not asked.
+    """
+
+    def __init__(self, rule: AlertRule | None) -> None:
+        self._rule = rule
+        self._since = self._due = 0
+        self._alert: Alert | None = None
+
+    def due(self, step: int) -> Alert | None:
+        """Take that a step was due. The alert, where too many have been since the last report."""
+        self._since = self._since if self._due else step
+        self._due += 1
+        if self._rule is None or self._due != PATIENCE:
+            return None
+        what = f"no report has come in {PATIENCE} due steps: readings hang, fail or are shut off, see monitor.errors"
+        case = Case(wrong=PATIENCE, since=self._since, what=what)
+        self._alert = fired(self._rule, self._rule.severity, {"": case}, step)
+        return self._alert
+
+    def report(self, step: int) -> Alert | None:
+        """Take that a report has come. The end of the alert, where there was one."""
+        ended, self._alert, self._due = self._alert, None, 0
+        return None if ended is None else resolved(ended, step)

@@ -1,0 +1,78 @@
+"""A monitor from which nothing comes."""
+
+from collections.abc import Iterator
+
+from esdmon.alerts import AlertBook
+from esdmon.alerts.silence import PATIENCE, Silence
+from esdmon.monitor import Monitor
+from esdmon.records import Alert, Coverage, LayerReport, Report
+from esdmon.schedule import every
+from esdmon.state import Plain
+from tests.alerts.histories import RULES
+
+
+class Hangs:
+    """Readings that are under way, until they are let through."""
+
+    reports = True
+    under_way_here = False
+    dropped = 0
+    is_let_through = False
+
+    def __init__(self) -> None:
+        self.latest: dict[str, LayerReport] = {}
+        self._begun: list[int] = []
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self._begun)
+
+    def settle(self) -> None:
+        pass
+
+    def begin(self, step: int, host_step: int | None = None) -> None:
+        self._begun.append(step)
+
+    def finished(self) -> Iterator[Report]:
+        while self._begun and self.is_let_through:
+            yield Report(self._begun.pop(), (), Coverage(0, 0))
+            self._begun.clear()
+
+    def give_up(self) -> None:
+        self._begun.clear()
+
+    def close(self) -> None:
+        pass
+
+    def state_dict(self) -> Plain:
+        return {}
+
+    def load_state_dict(self, state: Plain) -> None:
+        pass
+
+
+def test_a_monitor_that_hangs_says_so_once_and_when_it_goes_on() -> None:
+    """After fifty due steps without a report."""
+    readings = Hangs()
+    monitor = Monitor(readings, schedule=every(2), book=AlertBook([RULES["stale_monitor"]]))
+    for _ in range(2 * PATIENCE - 1):
+        monitor.step()
+    before = list(monitor.alerts)
+    assert before == []
+    for _ in range(100):
+        monitor.step()
+    readings.is_let_through = True
+    monitor.step()
+    monitor.step()
+    fired, resolved = monitor.alerts
+    assert (fired.rule, fired.severity, fired.step, fired.since) == ("stale_monitor", "warning", 2 * PATIENCE, 2)
+    assert fired.message.startswith("stale_monitor: no report has come in 50 due steps: readings hang, fail or are")
+    assert (resolved.state, resolved.id) == ("resolved", fired.id)
+
+
+def test_it_is_silent_where_that_rule_is_not_asked_or_reports_come() -> None:
+    off, on = Silence(None), Silence(RULES["stale_monitor"])
+    told: list[Alert | None] = [off.due(step) for step in range(1, 200)]
+    for step in range(1, 200):
+        told += [on.due(step), on.report(step)]
+    assert set(told) == {None}
