@@ -6,6 +6,11 @@ from esdmon.alerts.rule import Finding, History
 from esdmon.records import MOVED
 
 
+LIVELY = 100 * MOVED
+"""‖ΔW‖/‖W‖ of some other layer without which none is called dead: as a training converges all come to a halt, and
+not all at the same report. Our choice."""
+
+
 def non_finite(history: History) -> Iterable[Finding]:
     """A weight holds NaN or infinity.
 
@@ -25,8 +30,8 @@ def non_finite(history: History) -> Iterable[Finding]:
 def dead_layer(history: History) -> Iterable[Finding]:
     """A layer that is to be trained does not move.
 
-    Fires when the optimizer holds the weight and not one of its elements that are sampled has changed since it was
-    read, five reports in a row, while other layers do move. The layer is cut off from the loss, its units are dead, no
+    Fires when the optimizer holds the weight and it has changed by less than a millionth since it was read, on a sample
+    of its elements, five reports in a row, while another layer moves by a hundred times as much. The layer is cut off from the loss, its units are dead, no
     token is routed to it, or updates are too small for the dtype of the weight: bfloat16 rounds away what is below a
     250th of it.
 
@@ -38,7 +43,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
     Source: ours.
     """
     held = [layer for layer in history.report if layer.status == "ok" and layer.in_optimizer]
-    if not any(layer.last_move > MOVED for layer in held):
+    if not any(layer.last_move > LIVELY for layer in held):
         return
     for layer in held:
         if layer.stands_still and layer.name in history.layers:

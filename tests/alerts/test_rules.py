@@ -294,9 +294,10 @@ def test_a_layer_that_stands_still_while_others_move_is_dead() -> None:
         ({"in_optimizer": False}, None),
         ({"in_optimizer": None}, None),
         ({"others": 0.0}, None),
+        ({"others": 1e-5}, None),
         ({"status": "degenerate"}, None),
     ],
-    ids=["frozen", "not-in-optimizer", "no-optimizer", "all-still", "zero"],
+    ids=["frozen", "not-in-optimizer", "no-optimizer", "all-still", "converged", "zero"],
 )
 def test_a_layer_that_is_meant_to_stand_still_wakes_nobody(fields: dict[str, Any], severity: str | None) -> None:
     """Frozen in the optimizer is a notice; a warm-up from learning rate zero, a LoRA B that is zero are nothing."""
