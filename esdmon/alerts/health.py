@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from esdmon.alerts.rule import Finding, History
 from esdmon.records import MOVED
 
-
 LIVELY = 100 * MOVED
 """‖ΔW‖/‖W‖ of some other layer without which none is called dead: as a training converges all come to a halt, and
 not all at the same report. Our choice."""
