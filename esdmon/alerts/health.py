@@ -30,9 +30,9 @@ def dead_layer(history: History) -> Iterable[Finding]:
     """A layer that is to be trained does not move.
 
     Fires when the optimizer holds the weight and it has changed by less than a millionth since it was read, on a sample
-    of its elements, five reports in a row, while another layer moves by a hundred times as much. The layer is cut off from the loss, its units are dead, no
-    token is routed to it, or updates are too small for the dtype of the weight: bfloat16 rounds away what is below a
-    250th of it.
+    of its elements, five reports in a row, while another layer moves by a hundred times as much. The layer is cut off
+    from the loss, its units are dead, no token is routed to it, or updates are too small for the dtype of the weight:
+    bfloat16 rounds away what is below a 250th of it.
 
     A weight that requires no gradient and is in the optimizer all the same is a notice (`info`): many freeze layers so,
     and some by mistake. One that the optimizer does not hold, or that is zero, is never told.
