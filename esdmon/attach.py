@@ -157,9 +157,7 @@ def watch(
         else Readings(reader, worker, spending, replicas=replicas, max_tags=max_tags),
         schedule=schedule,
         sinks=_open_sinks(sinks, settings, known) if leads else (),
-        book=AlertBook(
-            _askable(settings.rules, reader) if leads else (), faults=faults, who=partial(known.who, "rule")
-        ),
+        book=AlertBook(_askable(settings, reader) if leads else (), faults=faults, who=partial(known.who, "rule")),
         actions=_actions(settings, on_alert, known),
         budget=spending,
         faults=faults,
@@ -372,15 +370,21 @@ def _settle(
     return replace(settings, stop_on=(*settings.stop_on, *stops), save_on=(*settings.save_on, *saves))
 
 
-def _askable(rules: Iterable[AlertRule], reader: Reader) -> list[AlertRule]:
-    """Without those that look at measures which are not taken."""
+def _askable(settings: Settings, reader: Reader) -> list[AlertRule]:
+    """Without those that look at measures which are not taken.
+
+    Raises:
+        InputError: where one of those is to end the training, or to save a checkpoint: it never would.
+    """
     asked = []
-    for rule in rules:
-        missing = [name for name in rule.needs if name not in reader.measures]
-        if missing:
-            _log.info("esdmon: the rule %s is not asked: it needs %s in measures=", rule.name, ", ".join(missing))
-        else:
+    for rule in settings.rules:
+        missing = ", ".join(name for name in rule.needs if name not in reader.measures)
+        if not missing:
             asked.append(rule)
+        elif rule.name in (*settings.stop_on, *settings.save_on):
+            raise InputError(f"the rule {rule.name}, which is to act, needs {missing}: add that to measures=")
+        else:
+            _log.info("esdmon: the rule %s is not asked: it needs %s in measures=", rule.name, missing)
     return asked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
@@ -28,6 +29,8 @@ class HostOptions:
     def __init__(self, *, every: Any, sinks: Any, options: Mapping[str, Any]) -> None:
         check_options(every=every, sinks=sinks, **options)
         self.options = {"every": every, **options}
+        if isinstance(alerts := options.get("alerts"), os.PathLike):
+            self.options["alerts"] = os.fspath(alerts)  # a text can be kept in a Trainer's checkpoint
         self.sinks = list(listed(sinks))
 
     def watch(

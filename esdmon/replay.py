@@ -22,14 +22,21 @@ def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     """The alerts that rules would have raised in a run, in order. Their `time` is NaN.
 
     Args:
-        run: the JSONL of a run, or the folder it lies in.
+        run: the JSONL of a run, or the folder it lies in; of several runs in one file, each begins anew.
         rules: those to ask.
 
     Raises:
         InputError: where there is no such file, or it holds something else.
     """
-    book = AlertBook(rules)
-    return [alert for report in reports(run) for alert in book.take(report, time=math.nan)]
+    rules = tuple(rules)
+    book, last = AlertBook(rules), -1
+    alerts: list[Alert] = []
+    for report in reports(run):
+        if report.step <= last:
+            book = AlertBook(rules)
+        last = report.step
+        alerts += book.take(report, time=math.nan)
+    return alerts
 
 
 def reports(run: str | Path) -> Iterator[Report]:
@@ -40,16 +47,18 @@ def reports(run: str | Path) -> Iterator[Report]:
     """
     path = _file(run)
     latest: dict[str, LayerReport] = {}
-    summaries = 0
+    summaries, last = 0, -1
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             record = _record(line, path, number)
             if record is None:
                 break
             if record["kind"] == "layer":
+                if record["step"] < last:  # another run, appended to the file
+                    latest, last = {}, record["step"]
                 latest[record["name"]] = layer_from_record(record)
             elif record["kind"] == "summary":
-                summaries += 1
+                summaries, last = summaries + 1, record["step"]
                 yield _report(record, latest)
     if not summaries:
         raise InputError(f"{path} holds no readings: there is nothing to replay")

@@ -279,3 +279,19 @@ def test_a_sink_that_cannot_be_opened_leaves_no_hook_and_no_file_open(tmp_path: 
     with pytest.raises(InputError, match="no sink 'nope'"):
         esdmon.watch(model, optimizer, sinks=[f"jsonl:{tmp_path / 'a.jsonl'}", "nope:x"])
     assert not optimizer._optimizer_step_post_hooks
+
+
+def test_a_rule_whose_measures_are_not_taken_is_left_out_and_may_not_act(caplog: pytest.LogCaptureFixture) -> None:
+    """Silently it would never stop a run."""
+    with caplog.at_level(logging.INFO, "esdmon"):
+        esdmon.watch(nn.Linear(64, 64), sinks=None, measures=["stable_rank"]).close()
+    assert "the rule rank_collapse is not asked: it needs hard_rank in measures=" in caplog.text
+    with pytest.raises(InputError, match="the rule rank_collapse, which is to act, needs hard_rank: add that"):
+        esdmon.watch(nn.Linear(64, 64), sinks=None, measures=["stable_rank"], stop_on="rank_collapse")
+
+
+@pytest.mark.parametrize("name", ["stop_on", "save_on"])
+def test_what_acts_is_a_rule_that_is_asked(name: str) -> None:
+    options: dict[str, Any] = {name: "rank_colapse"}
+    with pytest.raises(InputError, match=f"{name}='rank_colapse' is no rule that is asked.*Did you mean 'rank_coll"):
+        esdmon.watch(nn.Linear(64, 64), sinks=None, **options)

@@ -121,6 +121,13 @@ def test_a_line_that_a_kill_cut_short_is_the_end(run: tuple[Path, esdmon.Monitor
     assert len(list(reports(tmp_path))) == len(list(reports(run[0]))) - 1
 
 
+def test_two_runs_in_one_file_are_two_runs(run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path) -> None:
+    """The second begins anew, as it did."""
+    text = (run[0] / "esdmon.jsonl").read_text()
+    (tmp_path / "esdmon.jsonl").write_text(text + text)
+    assert same(replay(tmp_path, BUILT_IN)) == 2 * same(replay(run[0], BUILT_IN))
+
+
 def test_a_file_of_rules_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What it comes to; or what is wrong, and status 2."""
     file = tmp_path / "a.toml"

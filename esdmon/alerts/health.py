@@ -55,7 +55,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
             )
 
 
-def stale_monitor(history: History, *, checks: int = 50) -> Iterable[Finding]:
+def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]:
     """The readings are so old that the other rules are blind.
 
     Fires when a layer that has moved since was last read 50 due steps ago or more, or still waits for its first
@@ -66,15 +66,15 @@ def stale_monitor(history: History, *, checks: int = 50) -> Iterable[Finding]:
 
     Source: ours.
     """
-    if len(history.steps) <= checks:
+    if len(history.steps) <= due_steps:
         return
-    limit = history.steps[-1 - checks]
+    limit = history.steps[-1 - due_steps]
     old = [layer.name for layer in history.report if layer.step <= limit and not layer.unchanged]
     late = [*old, *history.report.waiting]
     if late:
         yield Finding(
             "",
             f"{late[0]}{f' and {len(late) - 1} others' if len(late) > 1 else ''} not read since step {limit} or "
-            f"before, {checks} due steps ago",
+            f"before, {due_steps} due steps ago",
             {"layers": float(len(late)), "overhead": history.report.overhead},
         )

@@ -80,9 +80,9 @@ class WandbSink:
         self._run.log(row | dict.fromkeys(axes, report.x))
 
     def alert(self, alert: Alert) -> None:
-        """An alert of the run: W&B sends at most one a minute for each title, which is the rule."""
+        """An alert of the run. W&B would drop a second one of a title within a minute; ours are few as it is."""
         title = f"esdmon: {alert.rule} {alert.state}"
-        self._run.alert(title=title, text=alert.message, level=_LEVELS[alert.severity])
+        self._run.alert(title=title, text=alert.message, level=_LEVELS[alert.severity], wait_duration=0)
 
     def flush(self) -> None:
         """Nothing to do: the run writes by itself."""

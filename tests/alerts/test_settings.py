@@ -19,7 +19,7 @@ layers = ["encoder.*"]
 exclude = ["encoder.0"]
 
 [rules.stale_monitor]
-checks = 20
+due_steps = 20
 
 [rules.phase_regression]
 enabled = false
@@ -46,7 +46,7 @@ def test_a_file_says_what_differs(tmp_path: Path) -> None:
     assert (drop.checks, drop.clear, drop.severity) == (5, 1, "critical")
     assert (drop.layers, drop.exclude) == (("encoder.*",), ("encoder.0",))
     assert drop.thresholds == {"factor": 4, "back": 1.5}
-    assert (rules["stale_monitor"].checks, rules["stale_monitor"].thresholds) == (3, {"checks": 20})
+    assert (rules["stale_monitor"].checks, rules["stale_monitor"].thresholds) == (3, {"due_steps": 20})
     assert rules["non_finite"] is RULES["non_finite"]
     assert (settings.stop_on, settings.save_on, settings.webhook) == (("non_finite",), ("rank_collapse",), "$HOOK")
 
@@ -92,7 +92,7 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
         ('[rules.rank_collapse]\nlayers = "a"', r"layers = 'a': a list of patterns"),
         ('[rules.rank_collapse]\nback = "x"', r"rules\.rank_collapse\.back = 'x': a number; it is 0\.97"),
         ("[rules.rank_collapse]\nback = nan", r"rules\.rank_collapse\.back = nan: a number"),
-        ("[rules.stale_monitor]\nchecks = 1.5", r"rules\.stale_monitor\.checks = 1\.5: a whole number; it is 50"),
+        ("[rules.stale_monitor]\ndue_steps = 1.5", r"rules\.stale_monitor\.due_steps = 1\.5: a whole number; it is 50"),
         ("[actions]\nstop = 1", r"actions\.stop is no key of it; there are webhook, stop_training, save_checkpoint"),
         ("[actions]\nwebhook = 1", r"actions\.webhook is a text, got 1"),
         ("[actions]\nstop_training = 1", r"actions\.stop_training is a list of names, got 1"),
