@@ -82,7 +82,7 @@ class WandbSink:
     def alert(self, alert: Alert) -> None:
         """An alert of the run. W&B would drop a second one of a title within a minute; ours are few as it is."""
         title = f"esdmon: {alert.rule} {alert.state}"
-        self._run.alert(title=title, text=alert.message, level=_LEVELS[alert.severity], wait_duration=0)
+        self._run.alert(title=title, text=alert.message, level=_LEVELS[alert.severity], wait_duration=1)
 
     def flush(self) -> None:
         """Nothing to do: the run writes by itself."""

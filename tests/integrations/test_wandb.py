@@ -177,10 +177,11 @@ def test_an_active_run_is_where_auto_writes(tmp_path: Path) -> None:
 def test_an_alert_is_an_alert_of_the_run(tmp_path: Path) -> None:
     """With the rule in its title and the layer in its text."""
     run(ALERT, tmp_path)
-    ((title, text, level),) = wandb_files.alerts(tmp_path)
+    ((title, text, level, milliseconds),) = wandb_files.alerts(tmp_path)
     assert title == "esdmon: non_finite firing"
     assert "1 of 12288 elements are NaN or infinite; at step 1 it was not so, at step 2" in text
     assert level == "ERROR"
+    assert milliseconds == 1000  # in which W&B would drop a second one of that title; by default a minute
 
 
 def test_a_run_that_ends_early_loses_that_sink_and_nothing_else(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def axes(folder: Path) -> dict[str, str]:
     }
 
 
-def alerts(folder: Path) -> list[tuple[str, str, str]]:
+def alerts(folder: Path) -> list[tuple[str, str, str, int]]:
     """Title, text and level."""
     found = [record.alert for record in records(folder) if record.WhichOneof("record_type") == "alert"]
-    return [(alert.title, alert.text, alert.level) for alert in found]
+    return [(alert.title, alert.text, alert.level, alert.wait_duration) for alert in found]
