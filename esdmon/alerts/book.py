@@ -2,8 +2,8 @@
 
 What the rules say of one reading is not what a sleeper is woken for. A finding is *pending* until it was found in as
 many checks in a row as its rule asks for, then it *fires*, and it is *resolved* when it was not found in as many. The
-layers of one rule that fire at the same report are one message; those that follow join it, in one more message a few
-reports later. What has fired once and fires again waits, each time twice as long: a layer on a border is no news.
+layers of one rule that fire at the same report are one message; those that follow join it, in messages that come
+ever more rarely. What has fired once and fires again waits, each time twice as long: a layer on a border is no news.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from esdmon.records import Alert, Report, Severity
 from esdmon.state import Plain, alert_from, to_plain
 
 GATHER = 5
-"""Reports for which layers that join an alert are gathered before they are told. Our choice."""
+"""Reports for which layers that join an alert are gathered before it is told again; twice as many each time (ours)."""
 COOL_DOWN = 10
 """Reports for which what was resolved is not told again when it fires anew; twice as many each time. Our choice."""
 _RANKS: dict[Severity, int] = {"critical": 3, "error": 2, "warning": 1, "info": 0}
@@ -35,6 +35,8 @@ class _Open:
     alert: Alert
     report: int
     """When it was last told."""
+    told: int = 1
+    """How often."""
 
 
 @final
@@ -110,13 +112,13 @@ class AlertBook:
             "memory": self._memory.state_dict(),
             "reports": [self._reports, self._step],
             "cases": {rule: {name: asdict(case) for name, case in of.items()} for rule, of in self._cases.items()},
-            "open": [[*key, to_plain(each.alert), each.report] for key, each in self._open.items()],
+            "open": [[*key, to_plain(each.alert), each.report, each.told] for key, each in self._open.items()],
         }
 
     def load_state_dict(self, state: Plain) -> None:
         """Go on from `state_dict()`; what is known of rules that are not asked any more is kept."""
         cases = {rule: {name: Case(**case) for name, case in of.items()} for rule, of in state["cases"].items()}
-        opened = {(rule, severity): _Open(alert_from(alert), told) for rule, severity, alert, told in state["open"]}
+        opened = {(rule, severity): _Open(alert_from(alert), *told) for rule, severity, alert, *told in state["open"]}
         self._memory.load_state_dict(state["memory"])
         self._cases = {rule.name: {} for rule in self.rules} | cases
         self._open, (self._reports, self._step) = opened, state["reports"]
@@ -175,11 +177,12 @@ class AlertBook:
                 continue
             if opened is None and new:
                 told.append(fired(rule, severity, new, step))
-            elif opened is not None and new and self._reports >= opened.report + GATHER:
+                self._open[key] = _Open(told[-1], self._reports)
+            elif opened is not None and new and self._reports >= opened.report + GATHER * 2 ** (opened.told - 1):
                 told.append(grown(rule, opened.alert, new, step))
+                self._open[key] = _Open(told[-1], self._reports, opened.told + 1)
             else:
                 continue
-            self._open[key] = _Open(told[-1], self._reports)
             for case in new.values():
                 case.told = True
         self._cool_down(cases)

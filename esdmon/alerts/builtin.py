@@ -95,6 +95,7 @@ BUILT_IN = (
     AlertRule(
         "stale_monitor",
         stale_monitor,
+        severity="info",
         clear=1,
         counts="reports",
         advice="Raise budget=, leave out the largest matrices with max_eigenvalues=, or read fewer layers.",

@@ -59,8 +59,9 @@ def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]
     """The readings are so old that the other rules are blind.
 
     Fires when a layer that has moved since was last read 50 due steps ago or more, or still waits for its first
-    reading after as many. Of a large model not all is read at each due step, and that is as it should be; but then a
-    fault may stand this long before it is seen.
+    reading after as many. Of a large model not all is read at each due step, and that is as it should be, so it is a
+    notice: a fault may stand this long before it is seen. It is a warning when no report has come at all in 50 due
+    steps, since readings hang, fail or are shut off.
 
     Resolved when all layers have been read since.
 

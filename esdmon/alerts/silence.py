@@ -31,9 +31,10 @@ class Silence:
         self._due += 1
         if self._rule is None or self._due != PATIENCE:
             return None
+        # Not that rule's own severity: that readings are old is a notice, that none come is more.
         what = f"no report has come in {PATIENCE} due steps: readings hang, fail or are shut off, see monitor.errors"
         case = Case(wrong=PATIENCE, since=self._since, what=what)
-        self._alert = fired(self._rule, self._rule.severity, {"": case}, step)
+        self._alert = fired(self._rule, "warning", {"": case}, step)
         return self._alert
 
     def report(self, step: int) -> Alert | None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdmon.alerts import AlertBook, AlertRule, Finding, History
-from esdmon.alerts.book import COOL_DOWN, GATHER
+from esdmon.alerts.book import COOL_DOWN
 from esdmon.alerts.memory import WINDOW
 from esdmon.faults import Faults
 from esdmon.records import Report
@@ -106,8 +106,8 @@ def test_layers_that_fire_together_are_one_message() -> None:
 
 def test_layers_that_follow_join_in_one_more_message() -> None:
     """Read in turn under a budget, they cross the line one by one: thirty layers are two or three messages."""
-    alerts = told(LOW, run(*(range(min(step, 30)) for step in range(1, 60))))
-    assert len(alerts) <= 2 + 30 // GATHER
+    alerts = told(LOW, run(*(range(min(step, 30)) for step in range(1, 80))))
+    assert len(alerts) == 4
     assert {alert.id for alert in alerts} == {"low:layer.0"}
     assert alerts[0].layers == ("layer.0",)
     assert set(alerts[-1].layers) == set(NAMES)
@@ -210,3 +210,18 @@ def test_a_run_that_is_resumed_tells_what_one_that_was_not_does(pattern: str, cu
     after = [alert for each in reports[cut:] for alert in second.take(each, time=0.0)]
     assert before + after == whole
     assert second.firing == first_to_last.firing
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=80))
+def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]]) -> None:
+    """Of one id, firing and resolved take turns, but for layers that join; and all ends when all is well."""
+    calm: list[list[int]] = [[]] * 3
+    open_: set[str] = set()
+    for alert in told(LOW, run(*wrong, *calm, names=NAMES[:6])):
+        if alert.state == "resolved":
+            assert alert.id in open_
+            open_.remove(alert.id)
+        else:
+            assert alert.id in open_ or not open_
+            open_.add(alert.id)
+    assert open_ == set()

@@ -1,5 +1,6 @@
 """Rules chosen in code, and by a TOML file: what it may say, and what it is told where it is wrong."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,12 @@ def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
 def test_what_is_no_rule_is_told(alerts: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         choose_rules(alerts, RULES)
+
+
+def test_the_readmes_file_is_one(tmp_path: Path) -> None:
+    """Word for word."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(\[rules.*?)```", readme, re.DOTALL)
+    settings = read_settings(write(tmp_path, text), RULES)
+    assert settings.stop_on == ("non_finite",)
+    assert all(f"`{name}`" in readme for name in RULES)
