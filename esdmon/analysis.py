@@ -142,6 +142,9 @@ class Reader:
         self._structure: tuple[object, ...] = ()
         self._told = False
         self._take_up(self._discover())
+        for name in self._matrices:
+            if self.is_trainable(name):
+                self.mark(name)  # so that the first reading tells how far a weight has moved from where it started
 
     @property
     def coverage(self) -> Coverage:

@@ -92,7 +92,8 @@ class LayerReport:
     in_optimizer: bool | None = None
     """Whether the optimizer holds it; None where the monitor was given none."""
     update_ratio: float = math.nan
-    """‖ΔW‖/‖W‖ from the reading before to this one, on a sample of the elements; NaN at the first."""
+    """‖ΔW‖/‖W‖ from the reading before to this one, on a sample of the elements; at the first from when watching began,
+    and infinite for a weight that was zero. NaN without a monitor, and where nothing is known of before."""
     drift: float = math.nan
     """The same from this reading to when the weight was looked at last; NaN where it was not looked at since."""
     unchanged: bool = False

@@ -16,6 +16,9 @@ Direction: TypeAlias = Literal["up", "down"]
 SIGMAS = 5.0
 """Standard deviations of a layer's own scatter that a leap must exceed, besides the factor. Our choice: a factor of two
 alone is nothing in a layer that goes to and fro by as much."""
+BLOWN_UP = 10.0
+"""‖ΔW‖/‖W‖ from when watching began to the first reading, above which a weight blew up. Ours: in healthy trainings it
+is below 3, but for weights that start at zero, of which it is infinite."""
 NOISE_LIKE = 0.7
 """Stable rank over that of noise down to which a layer has yet to begin: its stable rank leaps when it does. Set on
 healthy trainings (tests/benchmarks/false_alarms.py), of which one in ten does so."""
@@ -28,16 +31,23 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
 
     Fires when the spectral norm is more than 3 times what the layer's last readings lead one to expect, beyond five
     times their scatter, and more than 3 times what it was at the first reading: to come back to that is no explosion. A
-    learning rate that is far too high does this, often before the loss says so or turns NaN.
+    learning rate that is far too high does this, often before the loss says so or turns NaN. Fires as well where the
+    weight had moved by 10 times its own norm when it was read for the first time: it blew up before there was anything
+    to expect.
 
     Resolved when the norm is below twice what it was.
 
     Source: that weights grow without bound where gradient descent is unstable is textbook; the factors are ours.
     """
     for now, norm, before in _leaps(history, _norm, "up", factor=factor, back=back):
-        if now.name not in history.firing and norm <= factor * _norm(history.first[now.name]):
-            continue
-        yield _finding(now, f"spectral norm {norm:.3g}, and {before:.3g} was to be expected", before)
+        if now.name in history.firing or norm > factor * _norm(history.first[now.name]):
+            yield _finding(now, f"spectral norm {norm:.3g}, and {before:.3g} was to be expected", before)
+    for name, readings in history.layers.items():
+        now, first = readings[-1], history.first[name]
+        before = _norm(first) / (1 + first.update_ratio)
+        if name not in history.firing and BLOWN_UP < first.update_ratio < math.inf and _norm(now) > back * before:
+            what = f"spectral norm {_norm(now):.3g}, and about {before:.3g} before step {first.step}"
+            yield _finding(now, what, before)
 
 
 def correlation_trap(

@@ -57,9 +57,11 @@ class Memory:
         self._calm[name] = deque((layer for layer in calm if not since <= layer.step <= step), maxlen=WINDOW)
 
     def recovered(self, name: str, step: int) -> None:
-        """An alert about a layer has ended: what it is like from now on has yet to be seen."""
+        """An alert about a layer has ended: what it is like from now on has yet to be seen, beginning with now."""
         self._calm.pop(name, None)
         self._unwell[name] = 0, step
+        if name in self._moved:
+            self._first[name] = self._moved[name][-1]
 
     def settle(self, report: Report) -> None:
         """Count as calm the readings that are old enough to know that no alert has come of them."""

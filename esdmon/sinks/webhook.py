@@ -43,7 +43,7 @@ class WebhookSink:
         self._address = address
         self._host = parts.hostname
         self._pause = pause
-        self._queue: queue.Queue[Alert] = queue.Queue()
+        self._queue: queue.Queue[Alert | None] = queue.Queue()
         self._thread: threading.Thread | None = None
 
     def write(self, report: Report) -> None:
@@ -60,16 +60,21 @@ class WebhookSink:
         """Nothing: it posts as soon as it can."""
 
     def close(self) -> None:
-        """Wait for what is not sent yet, for ten seconds at most; what is lost is told in the log."""
+        """Wait for what is not sent yet, ten seconds at most, and end the thread; what is lost is told in the log."""
+        if self._thread is None:
+            return
         until = time.monotonic() + TIMEOUT
         while self._queue.unfinished_tasks and time.monotonic() < until:
             time.sleep(0.01)
         if self._queue.unfinished_tasks:
             _log.warning("esdmon: %d alerts were not sent to %s in time.", self._queue.unfinished_tasks, self._host)
+        self._queue.put(None)
 
     def _post_all(self) -> None:
         while True:
             alert = self._queue.get()
+            if alert is None:
+                return
             try:
                 self._post(alert)
             except Exception as error:  # noqa: BLE001 -- a thread has nobody to raise to

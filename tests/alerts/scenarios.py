@@ -185,6 +185,12 @@ def high_learning_rate(training: Digits) -> Iterator[None]:
 
 
 @contextmanager
+def high_learning_rate_from_the_start(training: Digits) -> Iterator[None]:
+    with restored(training), _options(training, lr=3.0):
+        yield
+
+
+@contextmanager
 def strong_decay(training: Digits) -> Iterator[None]:
     with restored(training), _options(training, weight_decay=0.5):
         yield
@@ -309,6 +315,15 @@ _ALL = ("fc1", "fc2", "fc3")
 SCENARIOS = (
     Scenario(
         "learning rate far too high", "norm_explosion", ("fc1", "fc2", "fc3"), high_learning_rate, 2, severity="error"
+    ),
+    Scenario(
+        "learning rate far too high from the start",
+        "norm_explosion",
+        _ALL,
+        high_learning_rate_from_the_start,
+        within=2,
+        stretches=(0, 60, 160),
+        severity="error",
     ),
     Scenario("weight decay far too strong", "scale_collapse", ("fc1", "fc2"), strong_decay, within=12),
     Scenario(

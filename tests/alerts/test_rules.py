@@ -164,6 +164,15 @@ def test_a_trap_that_comes_slowly_is_a_notice(values: Any, severity: str) -> Non
     assert alert.severity == severity
 
 
+def test_what_a_layer_was_in_a_fault_is_not_what_it_is_compared_with() -> None:
+    """Huge at the first reading, NaN at the next, and then restored."""
+    huge = reading(1, measures={"frobenius_norm": 1e9, "spectral_norm": 1e9})
+    nan = [replace(reading(step), status="nonfinite", reason="NaN") for step in range(2, 6)]
+    readings = [huge, *nan, *map(reading, range(6, 30))]
+    alerts = told(BUILT_IN, (report(layer.step, layer) for layer in readings))
+    assert [(alert.rule, alert.step) for alert in alerts] == [("non_finite", 2), ("non_finite", 6)]
+
+
 LEAPS = {
     "stable_rank_drop": ("stable_rank", 20.0, 6.0),
     "entropy_collapse": ("matrix_entropy", 0.9, 0.65),
@@ -342,3 +351,24 @@ def test_each_rule_has_a_page_a_source_and_advice(rule: AlertRule) -> None:
     assert "Source: " in rule.page or rule.name == "non_finite"
     assert rule.advice
     assert set(rule.mutes) <= RULES.keys()
+
+
+@pytest.mark.parametrize(
+    ("moved", "norms", "expected"),
+    [
+        (100.0, [400.0, 420.0, 440.0], [(2, "firing")]),
+        (100.0, [400.0, 7.0, 7.0, 7.0, 7.0], []),
+        (3.0, [400.0, 420.0, 440.0], []),
+        (np.inf, [400.0, 420.0, 440.0], []),
+    ],
+    ids=["blew-up", "came-back", "moved", "from-zero"],
+)
+def test_an_explosion_before_the_first_reading_is_told(
+    moved: float, norms: list[float], expected: list[tuple[int, str]]
+) -> None:
+    """Of 4, say; there is nothing to expect yet, but it is known how far it has moved."""
+    readings = [
+        reading(step, measures={"spectral_norm": norm}, moved=moved if step == 1 else 0.01)
+        for step, norm in enumerate(norms, start=1)
+    ]
+    assert steps(told(RULES["norm_explosion"], (report(layer.step, layer) for layer in readings))) == expected

@@ -73,6 +73,22 @@ def test_an_alert_is_posted_in_the_form_of_slack(server: Server) -> None:
     assert all(isinstance(field["value"], str) for field in attachment["fields"])
 
 
+def test_its_thread_ends_with_it(server: Server) -> None:
+    """And there is none before the first alert."""
+
+    def threads() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name == "esdmon-webhook"]
+
+    before = threads()
+    sink = WebhookSink(server.address)
+    assert threads() == before
+    sink.alert(ALERT)
+    (thread,) = [thread for thread in threads() if thread not in before]
+    sink.close()
+    thread.join(5)
+    assert not thread.is_alive()
+
+
 def test_the_training_does_not_wait(server: Server) -> None:
     """For a server that takes its time; closing does."""
     server.delay = 0.5
