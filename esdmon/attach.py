@@ -9,33 +9,26 @@ import inspect
 import itertools
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from datetime import datetime
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
-from esdmon.alerts import Actions, AlertBook, AlertRule
-from esdmon.alerts.settings import Settings, check_names, choose_rules, read_settings
+from esdmon.alerts import AlertBook
 from esdmon.analysis import Reader, choose_measures
 from esdmon.budget import Budget
-from esdmon.errors import InputError, as_list, nearest, unwritable
+from esdmon.choices import Alerts, Sinks, actions_for, askable, listed, open_sinks, settle
+from esdmon.errors import InputError, nearest
 from esdmon.faults import Faults
 from esdmon.helper import Helper
 from esdmon.monitor import Monitor
 from esdmon.plugins import Plugins
-from esdmon.plugins.manager import shown
 from esdmon.readings import Readings
 from esdmon.records import Alert
 from esdmon.replicas import Replicas
 from esdmon.schedule import Schedule, as_schedule, union
-from esdmon.sinks import Sink
 from esdmon.weights import MIN_EIGENVALUES, Drift, Model, Selection, check_precision
 from esdmon.worker import Mode, Worker
 
@@ -54,8 +47,8 @@ def watch(
     every: int | Schedule = 200,
     budget: float | None = 0.01,
     mode: str = "auto",
-    sinks: str | Sink | Sequence[str | Sink] | None = "auto",
-    alerts: str | os.PathLike[str] | Sequence[str | AlertRule] | None = "default",
+    sinks: Sinks = "auto",
+    alerts: Alerts = "default",
     on_alert: Callable[[Alert], object] | None = None,
     stop_on: str | Sequence[str] = (),
     save_on: str | Sequence[str] = (),
@@ -148,7 +141,8 @@ def watch(
         drift=drift,
     )
     worker = Worker(reader, spending, mode=_mode(check_mode(mode), on_accelerator=reader.on_accelerator))
-    settings = _settle(alerts, stop_on, save_on, known)
+    settings = settle(alerts, stop_on, save_on, known)
+    rules = askable(settings, reader.measures)
     replicas = _replicas()
     leads = replicas is None or replicas.rank == 0
     monitor = Monitor(
@@ -156,9 +150,9 @@ def watch(
         if replicas and not leads
         else Readings(reader, worker, spending, replicas=replicas, max_tags=max_tags),
         schedule=schedule,
-        sinks=_open_sinks(sinks, settings, known) if leads else (),
-        book=AlertBook(_askable(settings, reader) if leads else (), faults=faults, who=partial(known.who, "rule")),
-        actions=_actions(settings, on_alert, known),
+        sinks=open_sinks(sinks, settings, known) if leads else (),
+        book=AlertBook(rules if leads else (), faults=faults, who=partial(known.who, "rule")),
+        actions=actions_for(settings, on_alert, known),
         budget=spending,
         faults=faults,
         parts={"reader": reader},
@@ -178,8 +172,8 @@ def check_options(
     every: int | Schedule = 200,
     budget: float | None = 0.01,
     mode: str = "auto",
-    sinks: str | Sink | Sequence[str | Sink] | None = "auto",
-    alerts: str | os.PathLike[str] | Sequence[str | AlertRule] | None = "default",
+    sinks: Sinks = "auto",
+    alerts: Alerts = "default",
     stop_on: str | Sequence[str] = (),
     save_on: str | Sequence[str] = (),
     measures: str | Sequence[str] = "default",
@@ -198,7 +192,7 @@ def check_options(
     check_mode(mode)
     check_precision(precision)
     choose_measures(measures, known.measures)
-    _settle(alerts, stop_on, save_on, known)
+    settle(alerts, stop_on, save_on, known)
     for spec in listed(sinks):
         if spec != "auto":
             known.check_sink(spec)
@@ -294,105 +288,3 @@ def _optimizers(given: Any) -> tuple[Optimizer, ...]:
     if not found:
         raise InputError("optimizer is an empty list: give one, or leave it out and call monitor.step()")
     return tuple(found)
-
-
-def listed(sinks: str | Sink | Sequence[str | Sink] | None) -> Sequence[str | Sink]:
-    """What is given as `sinks=`, as a list."""
-    if sinks is None:
-        return []
-    return [sinks] if isinstance(sinks, str) or not isinstance(sinks, Sequence) else sinks
-
-
-def _open_sinks(
-    sinks: str | Sink | Sequence[str | Sink] | None, settings: Settings, known: Plugins
-) -> list[tuple[str, Sink]]:
-    several = [each for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
-    if settings.webhook:
-        several.append(f"webhook:{settings.webhook}")
-    opened: list[tuple[str, Sink]] = []
-    try:
-        for spec in several:
-            sink = known.open_sink(spec)
-            opened.append((_name(spec, known), sink))
-    except BaseException:
-        for _, sink in opened:
-            sink.close()
-        raise
-    return opened
-
-
-def _name(spec: str | Sink, known: Plugins) -> str:
-    """What a sink is called in messages, after the word."""
-    if not isinstance(spec, str):
-        return type(spec).__name__
-    return f"{shown(spec)}{known.whose('sink', spec.partition(':')[0])}"
-
-
-def _automatic(known: Plugins) -> list[str | Sink]:
-    name = f"runs/esdmon-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    for n in itertools.count(1):
-        folder = Path(name if n == 1 else f"{name}-{n}")
-        try:
-            # Made here, and not by a sink, so that of several runs started in one second each gets its own.
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise unwritable(str(folder), error) from error
-    _log.info("esdmon: writing to %s", folder)
-    sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
-    # A user who has begun a run of Weights & Biases looks there; who has not imported it, has not.
-    if "wandb" in known.schemes and getattr(sys.modules.get("wandb"), "run", None) is not None:
-        sinks.insert(0, "wandb")
-    elif "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
-        sinks.insert(0, f"tensorboard:{folder}")
-    return sinks
-
-
-def _settle(
-    alerts: str | os.PathLike[str] | Sequence[str | AlertRule] | None,
-    stop_on: str | Sequence[str],
-    save_on: str | Sequence[str],
-    known: Plugins,
-) -> Settings:
-    """What a file says and what is said in code, together."""
-    if isinstance(alerts, os.PathLike) or (isinstance(alerts, str) and alerts.endswith(".toml")):
-        settings = read_settings(Path(alerts), known.rules)
-    else:
-        given = () if alerts is None else as_list("alerts", alerts, "the names of rules, or rules")
-        settings = Settings(choose_rules(given, known.rules))
-    asked = [rule.name for rule in settings.rules]
-    stops, saves = (
-        check_names(name, as_list(name, value, "names of alert rules"), asked)
-        for name, value in (("stop_on", stop_on), ("save_on", save_on))
-    )
-    return replace(settings, stop_on=(*settings.stop_on, *stops), save_on=(*settings.save_on, *saves))
-
-
-def _askable(settings: Settings, reader: Reader) -> list[AlertRule]:
-    """Without those that look at measures which are not taken.
-
-    Raises:
-        InputError: where one of those is to end the training, or to save a checkpoint: it never would.
-    """
-    asked = []
-    for rule in settings.rules:
-        missing = ", ".join(name for name in rule.needs if name not in reader.measures)
-        if not missing:
-            asked.append(rule)
-        elif rule.name in (*settings.stop_on, *settings.save_on):
-            raise InputError(f"the rule {rule.name}, which is to act, needs {missing}: add that to measures=")
-        else:
-            _log.info("esdmon: the rule %s is not asked: it needs %s in measures=", rule.name, missing)
-    return asked
-
-
-def _actions(settings: Settings, on_alert: Callable[[Alert], object] | None, known: Plugins) -> Actions:
-    calls: list[tuple[str, Callable[[Alert], object]]] = [] if on_alert is None else [("on_alert", on_alert)]
-    return Actions(
-        stop_on=frozenset(settings.stop_on),
-        save_on=frozenset(settings.save_on),
-        calls=(*calls, ("plugins", known.on_alert)),
-        asks_to_stop=known.requests_stop,
-    )

@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
-from esdmon.attach import check_options, listed, watch
+from esdmon.attach import check_options, watch
+from esdmon.choices import listed
 from esdmon.monitor import Monitor
 from esdmon.records import Alert, Report
 from esdmon.sinks import Sink

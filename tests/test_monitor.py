@@ -1,64 +1,16 @@
 import logging
 import re
-from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
-import torch
-from torch import nn
 
 from esdmon.alerts import Actions, AlertBook, AlertRule, Finding, History
-from esdmon.analysis import analyze
 from esdmon.faults import Faults
 from esdmon.monitor import Monitor
-from esdmon.records import Alert, LayerReport, Report
+from esdmon.records import Alert, Report
 from esdmon.schedule import every
 from esdmon.sinks import MemorySink
-from esdmon.state import Plain
+from tests.fakes import Reads
 from tests.rules import ALWAYS
-
-
-class Reads:
-    """Readings that are complete at once: of a new layer at each step."""
-
-    reports = True
-    under_way_here = False
-    dropped = 0
-
-    def __init__(self) -> None:
-        self.latest: dict[str, LayerReport] = {}
-        self._complete: list[Report] = []
-
-    @property
-    def under_way(self) -> bool:
-        return bool(self._complete)
-
-    def settle(self) -> None:
-        pass
-
-    def begin(self, step: int, host_step: int | None = None) -> None:
-        torch.manual_seed(step)
-        report = analyze(nn.Linear(30, 20))
-        layers = tuple(replace(layer, step=step) for layer in report)
-        self._complete.append(Report(step, layers, report.coverage, 0.0))
-
-    def finished(self) -> Iterator[Report]:
-        while self._complete:
-            report = self._complete.pop(0)
-            self.latest |= {layer.name: layer for layer in report}
-            yield report
-
-    def give_up(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def state_dict(self) -> Plain:
-        return {}
-
-    def load_state_dict(self, state: Plain) -> None:
-        pass
 
 
 class Broken:

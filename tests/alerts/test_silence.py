@@ -5,50 +5,20 @@ from collections.abc import Iterator
 from esdmon.alerts import AlertBook
 from esdmon.alerts.silence import PATIENCE, Silence
 from esdmon.monitor import Monitor
-from esdmon.records import Alert, Coverage, LayerReport, Report
+from esdmon.records import Alert, Report
 from esdmon.schedule import every
-from esdmon.state import Plain
 from tests.alerts.histories import RULES
+from tests.fakes import Reads
 
 
-class Hangs:
-    """Readings that are under way, until they are let through."""
+class Hangs(Reads):
+    """They are under way, until they are let through."""
 
-    reports = True
-    under_way_here = False
-    dropped = 0
     is_let_through = False
 
-    def __init__(self) -> None:
-        self.latest: dict[str, LayerReport] = {}
-        self._begun: list[int] = []
-
-    @property
-    def under_way(self) -> bool:
-        return bool(self._begun)
-
-    def settle(self) -> None:
-        pass
-
-    def begin(self, step: int, host_step: int | None = None) -> None:
-        self._begun.append(step)
-
     def finished(self) -> Iterator[Report]:
-        while self._begun and self.is_let_through:
-            yield Report(self._begun.pop(), (), Coverage(0, 0))
-            self._begun.clear()
-
-    def give_up(self) -> None:
-        self._begun.clear()
-
-    def close(self) -> None:
-        pass
-
-    def state_dict(self) -> Plain:
-        return {}
-
-    def load_state_dict(self, state: Plain) -> None:
-        pass
+        if self.is_let_through:
+            yield from super().finished()
 
 
 def test_a_monitor_that_hangs_says_so_once_and_when_it_goes_on() -> None:

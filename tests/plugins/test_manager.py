@@ -1,12 +1,8 @@
 """Plugins: all comes in by the hooks, and one that is broken is named and left out."""
 
-import importlib
-import logging
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from textwrap import dedent
 from typing import Any
 
 import pluggy
@@ -21,150 +17,10 @@ from esdmon.plugins import Plugins, hookimpl
 from esdmon.records import Alert
 from esdmon.spectrum import Measure, Spectrum, measures
 from esdmon.weights import Matrix, stacks
+from tests.plugins.given import AddsMeasure, small_model, warnings
 from tests.rules import ALWAYS
 
-Install = Callable[[str, str], None]
 ALERT = Alert("a", "always", "warning", "firing", "0", ("0",), step=1, since=1, message="0: told by a plugin.")
-GOOD = """
-    from esdmon import hookimpl
-    from esdmon.spectrum import Measure
-
-    @hookimpl
-    def esdmon_register_measures():
-        return [Measure("good", lambda spectrum: 1.0)]
-"""
-BAD = {
-    "cannot-be-imported": "raise ImportError('no module named flux')",
-    "is-no-python": "def",
-    "raises-on-import": "1 / 0",
-    "unknown-argument": """
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_on_alert(alert, colour):
-            pass
-    """,
-    "misspelt-hook": """
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_register_measure():
-            return []
-    """,
-    "raising-hook": """
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_register_measures():
-            raise RuntimeError("no measures today")
-    """,
-    "returns-a-number": """
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_register_measures():
-            return 5
-    """,
-    "returns-strings": """
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_register_alert_rules():
-            return ["rank_collapse"]
-    """,
-    "sinks-are-no-mapping": """
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_register_sinks():
-            return [print]
-    """,
-    "raises-while-iterated": """
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_register_measures():
-            yield from ()
-            raise RuntimeError("no measures today")
-    """,
-    "measure-is-no-measure": """
-        from types import SimpleNamespace
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_register_measures():
-            return [SimpleNamespace(name="half_a_measure")]
-    """,
-    "measure-name-taken": """
-        from esdmon import hookimpl
-        from esdmon.spectrum import Measure
-
-        @hookimpl
-        def esdmon_register_measures():
-            return [Measure("alpha", lambda spectrum: 0.0)]
-    """,
-    "sink-scheme-taken": """
-        from esdmon import hookimpl
-
-        @hookimpl
-        def esdmon_register_sinks():
-            return {"jsonl": print}
-    """,
-}
-
-
-@pytest.fixture(autouse=True)
-def _all_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is disabled where the tests run is not disabled here."""
-    monkeypatch.delenv("ESDMON_DISABLE_PLUGINS", raising=False)
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install a distribution: `install(name, code)` makes a module that is the entry point of that name."""
-    monkeypatch.syspath_prepend(tmp_path)
-    installed: list[str] = []
-
-    def put(name: str, code: str) -> None:
-        module = f"esdmon_{name}_{len(installed)}"
-        installed.append(module)
-        (tmp_path / f"{module}.py").write_text(dedent(code))
-        metadata = tmp_path / f"{module}-1.0.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[esdmon]\n{name} = {module}\n")
-        importlib.invalidate_caches()
-
-    yield put
-    for module in installed:
-        sys.modules.pop(module, None)
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What esdmon has logged as a warning."""
-    return [
-        record.getMessage().removeprefix("esdmon: ") for record in caplog.records if record.levelno == logging.WARNING
-    ]
-
-
-def small_model() -> nn.Sequential:
-    """Two matrices that are just large enough to be measured."""
-    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 12))
-
-
-class AddsMeasure:
-    """A plugin with settings, which can be given several times."""
-
-    def __init__(self, name: str, value: float) -> None:
-        self.name = name
-        self.value = value
-
-    @hookimpl
-    def esdmon_register_measures(self) -> Iterable[Measure]:
-        return [Measure(self.name, self.compute)]
-
-    def compute(self, _spectrum: Spectrum) -> float:
-        return self.value
 
 
 class AddsRule:
@@ -326,78 +182,6 @@ def test_two_monitors_with_different_plugins_share_nothing() -> None:
     assert "mine" not in Plugins().measures
 
 
-def test_an_entry_point_is_found(install: Install, caplog: pytest.LogCaptureFixture) -> None:
-    """An installed plugin needs no line in the script."""
-    install("good", GOOD)
-    report = esdmon.analyze(small_model())
-    assert report["0"].measures["good"] == 1.0
-    assert warnings(caplog) == []
-
-
-@pytest.mark.parametrize("code", BAD.values(), ids=BAD.keys())
-def test_a_bad_plugin_is_named_and_the_others_go_on(
-    install: Install, caplog: pytest.LogCaptureFixture, code: str
-) -> None:
-    """One warning with the name of its entry point; nothing of it is used, and all else is there."""
-    install("bad", code)
-    install("good", GOOD)
-    plugins = Plugins()
-    (warning,) = warnings(caplog)
-    assert warning.startswith("plugin 'bad'")
-    assert plugins.measures.keys() == {measure.name for measure in measures.BUILT_IN} | {"good"}
-    assert plugins.rules.keys() == {rule.name for rule in alerts.BUILT_IN}
-    assert plugins.schemes == {"console", "jsonl", "tensorboard", "wandb", "webhook"}
-    assert plugins.measures["alpha"] in measures.BUILT_IN
-
-
-@pytest.mark.parametrize(
-    ("case", "why"),
-    [
-        ("cannot-be-imported", "no module named flux"),
-        ("unknown-argument", "colour"),
-        ("misspelt-hook", "esdmon_register_measure"),
-        ("raising-hook", "no measures today"),
-        ("returns-a-number", "not iterable"),
-        ("measure-name-taken", "the name 'alpha' is taken already"),
-        ("sink-scheme-taken", "the name 'jsonl' is taken already"),
-    ],
-)
-def test_the_warning_says_why(install: Install, caplog: pytest.LogCaptureFixture, case: str, why: str) -> None:
-    """In one line, and without a dump of what else is registered."""
-    install("bad", BAD[case])
-    Plugins()
-    (warning,) = warnings(caplog)
-    assert why in warning
-    assert "\n" not in warning
-    assert "built-in" not in warning
-
-
-def test_a_missing_module_is_a_warning_too(install: Install, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    """A distribution that was half removed has its metadata still."""
-    install("bad", GOOD)
-    (tmp_path / "esdmon_bad_0.py").unlink()
-    importlib.invalidate_caches()
-    Plugins()
-    (warning,) = warnings(caplog)
-    assert warning.startswith("plugin 'bad' (esdmon_bad_0) is not loaded: ModuleNotFoundError")
-
-
-def test_an_entry_point_whose_name_is_taken_is_named(install: Install, caplog: pytest.LogCaptureFixture) -> None:
-    """Two distributions that claim one name: one of them is used, and the user is told of the other."""
-    install("same", GOOD)
-    install("same", GOOD.replace("good", "other"))
-    plugins = Plugins()
-    assert len({"good", "other"} & plugins.measures.keys()) == 1
-    (warning,) = warnings(caplog)
-    assert "'same'" in warning
-
-
-def test_a_plugin_object_whose_name_is_taken_leaves_the_first_alone(install: Install) -> None:
-    """An entry point is not thrown out by an object whose class happens to bear its name."""
-    install("AddsMeasure", GOOD)
-    assert "good" in Plugins([AddsMeasure("mine", 1.0)]).measures
-
-
 @pytest.mark.parametrize("name", ["name", "phase", "step", "kind", "schema", "hill_alpha_null"])
 def test_a_measure_may_not_take_the_name_of_a_field(name: str, caplog: pytest.LogCaptureFixture) -> None:
     """It would overwrite that field of every record; it is refused as a taken name is."""
@@ -426,24 +210,6 @@ def test_a_bad_extractor_is_named_once_and_what_is_built_in_goes_on(
     assert [layer.name for layer in report] == ["0", "2"]
     (warning,) = warnings(caplog)
     assert type(plugin).__name__ in warning
-
-
-@pytest.mark.parametrize("disabled", ["bad", "other, bad", " bad ,", "*"])
-def test_entry_points_can_be_disabled_by_name(
-    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, disabled: str
-) -> None:
-    """What is disabled is not even imported, so it cannot do harm."""
-    install("bad", "raise SystemExit('harm')")
-    monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", disabled)
-    plugins = Plugins()
-    assert ("tensorboard" in plugins.schemes) is (disabled != "*")
-    assert warnings(caplog) == []
-
-
-def test_what_is_given_is_not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variable is about entry points; an object in the script is there because somebody wrote it down."""
-    monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", "*")
-    assert "mine" in Plugins([AddsMeasure("mine", 1.0)]).measures
 
 
 @pytest.mark.parametrize(
