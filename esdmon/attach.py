@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from esdmon.alerts import AlertBook
 from esdmon.analysis import Reader, choose_measures
 from esdmon.budget import Budget
-from esdmon.choices import Alerts, Sinks, actions_for, askable, listed, open_sinks, settle
+from esdmon.choices import Alerts, Sinks, actions_for, askable, check_on_alert, listed, open_sinks, settle
 from esdmon.errors import InputError, nearest
 from esdmon.faults import Faults
 from esdmon.helper import Helper
@@ -174,6 +174,7 @@ def check_options(
     mode: str = "auto",
     sinks: Sinks = "auto",
     alerts: Alerts = "default",
+    on_alert: Callable[[Alert], object] | None = None,
     stop_on: str | Sequence[str] = (),
     save_on: str | Sequence[str] = (),
     measures: str | Sequence[str] = "default",
@@ -193,6 +194,7 @@ def check_options(
     check_precision(precision)
     choose_measures(measures, known.measures)
     settle(alerts, stop_on, save_on, known)
+    check_on_alert(on_alert)
     for spec in listed(sinks):
         if spec != "auto":
             known.check_sink(spec)

@@ -122,7 +122,12 @@ def askable(settings: Settings, measures: Sequence[str]) -> list[AlertRule]:
 
 
 def actions_for(settings: Settings, on_alert: Callable[[Alert], object] | None, known: Plugins) -> Actions:
-    """What is done about an alert, by the settings, the user's function and the plugins."""
+    """What is done about an alert, by the settings, the user's function and the plugins.
+
+    Raises:
+        InputError: where that is no function.
+    """
+    check_on_alert(on_alert)
     calls: list[tuple[str, Callable[[Alert], object]]] = [] if on_alert is None else [("on_alert", on_alert)]
     return Actions(
         stop_on=frozenset(settings.stop_on),
@@ -130,3 +135,13 @@ def actions_for(settings: Settings, on_alert: Callable[[Alert], object] | None, 
         calls=(*calls, ("plugins", known.on_alert)),
         asks_to_stop=known.requests_stop,
     )
+
+
+def check_on_alert(on_alert: object) -> None:
+    """Whether it can be called with an alert.
+
+    Raises:
+        InputError: where not.
+    """
+    if on_alert is not None and not callable(on_alert):
+        raise InputError(f"on_alert= is a function that takes an Alert, got {on_alert!r}")

@@ -295,3 +295,8 @@ def test_what_acts_is_a_rule_that_is_asked(name: str) -> None:
     options: dict[str, Any] = {name: "rank_colapse"}
     with pytest.raises(InputError, match=f"{name}='rank_colapse' is no rule that is asked.*Did you mean 'rank_coll"):
         esdmon.watch(nn.Linear(64, 64), sinks=None, **options)
+
+
+def test_what_is_called_on_an_alert_is_a_function() -> None:
+    with pytest.raises(InputError, match="on_alert= is a function that takes an Alert, got 'page me'"):
+        esdmon.watch(nn.Linear(64, 64), sinks=None, on_alert="page me")  # type: ignore[arg-type]
