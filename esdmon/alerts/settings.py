@@ -78,7 +78,8 @@ def check_names(what: str, names: Iterable[object], rules: Iterable[str]) -> tup
     known, given = list(rules), list(names)
     for name in given:
         if name not in known:
-            msg = f"{what}={name!r} is no rule that is asked; those are {', '.join(known) or 'none'}.{nearest(str(name), known)}"
+            there = ", ".join(known) or "none"
+            msg = f"{what}={name!r} is no rule that is asked; those are {there}.{nearest(str(name), known)}"
             raise InputError(msg)
     return tuple(map(str, given))
 
