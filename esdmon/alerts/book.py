@@ -68,8 +68,9 @@ class AlertBook:
     def firing(self) -> dict[str, int]:
         """For each rule that has fired in this run, in how many layers it does so now."""
         return {
-            rule: sum(case.firing for case in cases.values())
-            for rule, cases in self._cases.items()
+            rule.name: sum(case.firing for case in cases.values())
+            for rule in self.rules
+            for cases in [self._cases[rule.name]]
             if any(case.firing or case.times for case in cases.values())
         }
 

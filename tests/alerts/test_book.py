@@ -135,6 +135,16 @@ def test_the_number_of_layers_that_fire_is_known_at_each_report() -> None:
     assert counts == [None, 2, 2, 2, 1, 1, 1, 1, 0, 0]
 
 
+def test_a_rule_that_is_not_asked_any_more_does_not_fire() -> None:
+    """It was left out of the run that is resumed."""
+    first, second = AlertBook([LOW]), AlertBook([replace(LOW, name="other")])
+    for each in one("xxx"):
+        first.take(each, time=0.0)
+    second.load_state_dict(first.state_dict())
+    assert (first.firing, second.firing) == ({"low": 1}, {})
+    assert [alert for each in one("....") for alert in second.take(each, time=0.0)] == []
+
+
 def test_severities_are_told_apart() -> None:
     """A notice about fifty layers does not hide a warning about one, nor makes it fifty."""
 
