@@ -260,7 +260,26 @@ def test_a_damaged_state_changes_no_part() -> None:
     assert (taken, second.steps, second.alerts) == ([], 0, ())
 
 
-class Deferring(MemorySink):
+class Keeps:
+    """A sink of somebody else's."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def write(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def alert(self, alert: Alert) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Deferring(Keeps):
     """A sink with work for later."""
 
     def __init__(self, pieces: int) -> None:
@@ -312,7 +331,7 @@ def test_deferred_work_waits_for_credit() -> None:
 def test_a_sink_that_was_out_for_a_while_writes_again() -> None:
     """Three failures cost the ten reports after them, and not all."""
 
-    class Network(MemorySink):
+    class Network(Keeps):
         def write(self, report: Report) -> None:
             if 6 <= report.step < 9:
                 raise OSError("network is down")
@@ -328,7 +347,7 @@ def test_a_sink_that_was_out_for_a_while_writes_again() -> None:
 def test_the_run_that_is_resumed_goes_on_under_its_id() -> None:
     """Sinks are told which run writes, and from which step on."""
 
-    class Files(MemorySink):
+    class Files(Keeps):
         def __init__(self) -> None:
             super().__init__()
             self.told: list[str | int] = []
