@@ -329,8 +329,9 @@ class Report:
         if old:
             oldest = min(layer.step for layer in old)
             unchanged = sum(layer.unchanged for layer in old)
-            since = f", {unchanged} of them unchanged since" if unchanged else ""
-            lines.append(f"{len(old)} of {len(self.layers)} as read before, from step {oldest} on{since}")
+            why = [f"{unchanged} unchanged since"] if unchanged else []
+            why += [f"{len(old) - unchanged} left for later by budget="] if len(old) > unchanged else []
+            lines.append(f"{len(old)} of {len(self.layers)} as read before, from step {oldest} on: {', '.join(why)}")
         if self.waiting:
             more = f" and {len(self.waiting) - 2} more" if len(self.waiting) > 2 else ""
             lines.append(f"not read yet: {', '.join(self.waiting[:2])}{more}")
