@@ -1,5 +1,6 @@
 """The spectrum of a layer as a picture, for sinks that show pictures. Drawn from its record alone."""
 
+from collections.abc import Iterable
 from typing import final
 
 import numpy as np
@@ -97,3 +98,49 @@ class Showing:
                 if count % EVERY == 0:
                     found.append(layer)
         return found
+
+
+@final
+class Gallery:
+    """Layers that wait to be drawn, each once: a sink queues them at a report and draws them one by one afterwards.
+
+    What was queued last is drawn first, and of layers that were queued together the first. A layer that is queued again
+    while it waits is drawn in its newer state only.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, LayerReport] = {}  # what is drawn first stands last
+        self._taken: dict[str, int] = {}  # by name, the step of the state that was taken last
+
+    def __len__(self) -> int:
+        """Return how many layers wait."""
+        return len(self._waiting)
+
+    def queue(self, layers: Iterable[LayerReport]) -> None:
+        """Put layers in front of what waits; those without a histogram, or taken in that state before, are left out."""
+        for layer in reversed(list(layers)):
+            if self._is_new(layer):
+                self._waiting.pop(layer.name, None)
+                self._waiting[layer.name] = layer
+
+    def queue_last(self, layers: Iterable[LayerReport]) -> None:
+        """Put layers behind what waits; those that wait already keep their place."""
+        new = {layer.name: layer for layer in layers if self._is_new(layer)}
+        behind = {name: new[name] for name in reversed(new) if name not in self._waiting}
+        self._waiting = behind | {name: new.get(name, layer) for name, layer in self._waiting.items()}
+
+    def take(self) -> LayerReport | None:
+        """Remove the layer that is to be drawn next, and return it; None where none waits."""
+        if not self._waiting:
+            return None
+        name, layer = self._waiting.popitem()
+        self._taken[name] = layer.step
+        return layer
+
+    def rewind(self, step: int) -> None:
+        """Forget what was read after a step."""
+        self._waiting = {name: layer for name, layer in self._waiting.items() if layer.step <= step}
+        self._taken = {name: taken for name, taken in self._taken.items() if taken <= step}
+
+    def _is_new(self, layer: LayerReport) -> bool:
+        return layer.esd is not None and self._taken.get(layer.name) != layer.step
