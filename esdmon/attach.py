@@ -8,13 +8,12 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-import operator
 import os
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal, SupportsIndex
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -29,6 +28,7 @@ from esdmon.errors import InputError, nearest
 from esdmon.faults import Faults
 from esdmon.helper import Helper
 from esdmon.monitor import Monitor
+from esdmon.options import SIMPLE, check_mode, check_simple
 from esdmon.plugins import Plugins
 from esdmon.readings import Readings
 from esdmon.records import Alert
@@ -129,7 +129,7 @@ def watch(
     >>> monitor.report.step
     4
     """
-    _check_simple(max_tags=max_tags, strict=strict, hook=hook, first_step=first_step)
+    check_simple(max_tags=max_tags, strict=strict, hook=hook, first_step=first_step)
     check_on_alert(on_alert)
     schedule = as_schedule(every)
     faults = Faults(strict=strict)
@@ -208,7 +208,7 @@ def check_options(
         InputError: as `watch` does, for any option that cannot be used, or that is none.
     """
     known = Plugins(plugins)
-    _check_simple(**{name: value for name, value in others.items() if name in _SIMPLE})
+    check_simple(**{name: value for name, value in others.items() if name in SIMPLE})
     as_schedule(every)
     Budget(budget)
     check_mode(mode)
@@ -226,43 +226,15 @@ def check_options(
             raise InputError(msg)
 
 
-_SIMPLE: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_tags": (lambda value: value is None or _is_whole(value, 0), "a number of series, 0 or more, or None for all"),
-    "first_step": (lambda value: _is_whole(value, 0), "a number of steps, 0 or more"),
-    "strict": (lambda value: isinstance(value, bool), "True or False"),
-    "hook": (lambda value: isinstance(value, bool), "True or False"),
-    "layers": (lambda value: value is None or _is_patterns(value), "a list of patterns of names, or None for all"),
-    "exclude": (lambda value: _is_patterns(value), "a list of patterns of names"),
-}
-"""Options that need neither model nor plugins to be checked: whether a value can be used, and what can."""
-
-
-def _check_simple(**options: object) -> None:
-    for name, value in options.items():
-        is_good, what = _SIMPLE[name]
-        if not is_good(value):
-            raise InputError(f"{name}= is {what}; got {value!r}")
-
-
-def _is_whole(value: object, least: int) -> bool:
-    return not isinstance(value, bool) and isinstance(value, SupportsIndex) and operator.index(value) >= least
-
-
-def _is_patterns(value: object) -> bool:
-    return isinstance(value, str) or (
-        isinstance(value, Iterable) and not isinstance(value, dict) and all(isinstance(each, str) for each in value)
-    )
-
-
 def _close_older(optimizer: Optimizer, model: Model) -> None:
-    """Close a monitor that counts the steps of the same optimizer for the same model: a notebook cell that ran again."""
+    """Close a monitor of the same optimizer and model: a notebook cell that ran again."""
     for reference, watched in _watching.pop(optimizer, ()):
         older = reference()
         if older is not None and not older.closed:
             if watched == _identity(model):
                 _log.warning(
-                    "esdmon: this model and optimizer were watched already; that monitor is closed at step %d. To watch "
-                    "one model twice, leave the optimizer out of the second watch() and call its step() yourself.",
+                    "esdmon: this model and optimizer were watched already; that monitor is closed at step %d. To "
+                    "watch one model twice, leave the optimizer out of the second watch() and call its step().",
                     older.steps,
                 )
                 older.close()
@@ -272,15 +244,6 @@ def _close_older(optimizer: Optimizer, model: Model) -> None:
 
 def _identity(model: Model) -> int:
     return id(unwrap(model)) if isinstance(model, torch.nn.Module) else id(model)
-
-
-def check_mode(mode: str) -> Mode | Literal["auto"]:
-    """A mode as it is, where it is one."""
-    match mode:
-        case "auto" | "sync" | "thread":
-            return mode
-    msg = f"mode= is one of auto, sync, thread; got {mode!r}"
-    raise InputError(msg)
 
 
 def _mode(mode: Mode | Literal["auto"], *, on_accelerator: bool) -> Mode:

@@ -15,6 +15,7 @@ from pathlib import Path
 from esdmon.alerts import Actions, AlertRule
 from esdmon.alerts.settings import Settings, check_names, choose_rules, read_settings
 from esdmon.errors import InputError, as_list, unwritable
+from esdmon.notice import notice
 from esdmon.plugins import Plugins
 from esdmon.plugins.manager import shown
 from esdmon.records import Alert
@@ -73,13 +74,16 @@ def _automatic(known: Plugins) -> list[str | Sink]:
             continue
         except OSError as error:
             raise unwritable(str(folder), error) from error
-    _log.info("esdmon: writing to %s", folder)
     sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
+    how = f"`esdmon alerts replay {folder / 'esdmon.jsonl'}` asks the alert rules again"
     # A user who has begun a run of Weights & Biases looks there; who has not imported it, has not.
     if "wandb" in known.schemes and getattr(sys.modules.get("wandb"), "run", None) is not None:
         sinks.insert(0, "wandb")
+        how = "they stand in the active run of Weights & Biases"
     elif "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
         sinks.insert(0, f"tensorboard:{folder}")
+        how = f"`tensorboard --logdir {folder.parent}` shows them"
+    notice(f"readings go to {folder.absolute()}; {how}.")
     return sinks
 
 

@@ -2,10 +2,10 @@
 
 import inspect
 import logging
+import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, final
-from weakref import WeakMethod
 
 import torch
 from torch import Tensor
@@ -83,17 +83,16 @@ class Clock:
         self._steps = 0
         self._foreign = 0
         self._has_warned = False
-        self._handles = [
-            optimizer.register_step_post_hook(_untraced(self._after)),
-            # torch keeps this one for the whole process, so it must not keep the model.
-            register_optimizer_step_post_hook(_untraced(_weakly(self._after_any))),
-        ]
+        self._handle = optimizer.register_step_post_hook(_untraced(self._after))
+        # torch keeps this one for the whole process, so it must not keep the model, and goes with this object.
+        for_all = register_optimizer_step_post_hook(_untraced(_weakly(self._after_any)))
+        self._remove_from_all = weakref.finalize(self, for_all.remove)
         self._look_out = _LookOut(self._witness, self._weights_move)
 
     def close(self) -> None:
         """Remove the hooks. Log where weights have moved on since the last counted step."""
-        for handle in self._handles:
-            handle.remove()
+        self._handle.remove()
+        self._remove_from_all()
         self._look_out.close()
         if self._version_now() - self._version >= FOREIGN_STEPS:
             self._warn(f"weights have changed {self._version_now() - self._version} times since its last step")
@@ -210,7 +209,7 @@ def _untraced(function: Callable[..., None]) -> Callable[..., None]:
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
     """Return a function that calls a method for as long as its object lives."""
-    reference = WeakMethod(method)
+    reference = weakref.WeakMethod(method)
 
     def call(*arguments: Any) -> None:
         alive = reference()

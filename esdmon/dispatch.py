@@ -24,8 +24,9 @@ class Dispatcher:
     """
 
     def __init__(self, sinks: Sequence[tuple[str, Sink]], actions: Actions, faults: Faults) -> None:
-        self._sinks = tuple(sinks)
-        self._behind = {name for name, sink in self._sinks if hasattr(sink, "catch_up")}
+        self.sinks = list(sinks)
+        """Those that are open."""
+        self._behind = {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
         """Sinks that may have deferred work."""
         self._actions = actions
         self._faults = faults
@@ -47,14 +48,14 @@ class Dispatcher:
 
     def write(self, report: Report) -> None:
         """Write a report to each sink."""
-        for name, sink in self._sinks:
+        for name, sink in self.sinks:
             self._call(name, "write", sink, report.step, report)
             self._behind |= {name} if hasattr(sink, "catch_up") else set()
 
     def alert(self, alert: Alert) -> None:
         """Log an alert and write it to each sink; `act` does what it causes."""
         _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
-        for name, sink in self._sinks:
+        for name, sink in self.sinks:
             self._call(name, "alert", sink, alert.step, alert)
 
     def act(self, alert: Alert) -> None:
@@ -77,7 +78,7 @@ class Dispatcher:
 
     def catch_up(self, step: int) -> None:
         """Let one sink do one piece of its deferred work."""
-        for name, sink in self._sinks:
+        for name, sink in self.sinks:
             if name in self._behind:
                 self._behind.discard(name)
                 if not self._faults.disabled(f"sink {name}"):
@@ -87,18 +88,15 @@ class Dispatcher:
 
     def flush(self, step: int) -> None:
         """Let what was written be seen by others."""
-        for name, sink in self._sinks:
+        for name, sink in self.sinks:
             self._call(name, "flush", sink, step)
 
     def close(self, step: int) -> None:
-        """Close the sinks, also one that is paused: it may hold a file."""
-        sinks, self._sinks = self._sinks, ()
-        for name, sink in sinks:
-            with self._faults.isolated(f"sink {name}", step, pauses=False):
-                sink.close()
+        """Close the sinks."""
+        close_sinks(self.sinks, self._faults, step)
 
     def _optional(self, method: str, step: int, argument: str | int) -> None:
-        for name, sink in self._sinks:
+        for name, sink in self.sinks:
             if hasattr(sink, method):
                 self._call(name, method, sink, step, argument)
 
@@ -107,3 +105,11 @@ class Dispatcher:
         if not self._faults.disabled(who):
             with self._faults.isolated(who, step, is_timed=method in ("write", "alert")):
                 getattr(sink, method)(*arguments)
+
+
+def close_sinks(sinks: list[tuple[str, Sink]], faults: Faults, step: int) -> None:
+    """Close sinks and empty the list; also one that is paused: it may hold a file."""
+    while sinks:
+        name, sink = sinks.pop(0)
+        with faults.isolated(f"sink {name}", step, pauses=False):
+            sink.close()

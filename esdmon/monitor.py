@@ -8,14 +8,13 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self, final
 
 from esdmon.alerts import Actions, AlertBook, Silence
 from esdmon.budget import Budget
-from esdmon.dispatch import Dispatcher
+from esdmon.dispatch import Dispatcher, close_sinks
 from esdmon.faults import Fault, Faults, describe
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.schedule import Schedule
@@ -105,6 +104,8 @@ class Monitor:
         self._process = os.getpid()
         self._is_told_of_the_fork = False
         self._out.start(self._run, first_step)
+        # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
+        weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
         _open.add(self)
 
     @property
@@ -301,11 +302,6 @@ class Monitor:
     ) -> None:
         """Close, also when the loop raised."""
         self.close()
-
-    def __del__(self) -> None:
-        """Close a monitor that nobody holds any more, so that its sinks keep no file or thread."""
-        with suppress(Exception):  # half built, or the interpreter ends
-            self.close(0)
 
     def _tell_if_nothing_was_read(self) -> None:
         readings = self._readings

@@ -1,6 +1,7 @@
 """Where readings are finished: on the spot, or by a thread of its own while training goes on."""
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
@@ -156,6 +157,7 @@ class Worker:
     def _submit(self, how: Callable[[Any], Any], what: Callable[[], Any], size: int) -> Future[Any]:
         if self._thread is None:  # now, and not earlier, so that a run that forks first forks no thread
             self._thread = _DaemonThread()
+            weakref.finalize(self, self._thread.close).atexit = False
         future = self._thread.submit(partial(how, what))
         self._waiting.append((future, size))
         self._bytes += size

@@ -266,6 +266,15 @@ def test_a_fork_in_the_midst_of_work(undisturbed: list[float], tmp_path: Path) -
     assert steps == run.steps_read == sorted(set(steps))
 
 
+def test_loaders_that_fork_are_no_news(undisturbed: list[float], capfd: pytest.CaptureFixture[str]) -> None:
+    """Two workers of a DataLoader end in each epoch with a monitor that is not theirs: nothing is said of it."""
+    run = Run(mode="sync")
+    run.train(workers=2)
+    run.monitor.close()
+    assert run.losses == undisturbed
+    assert "esdmon" not in capfd.readouterr().err
+
+
 @both_modes
 @pytest.mark.parametrize("error", [RuntimeError("the user's own"), KeyboardInterrupt("the user's own")], ids=repr)
 def test_an_exception_in_the_loop(mode: str, error: BaseException, undisturbed: list[float]) -> None:
@@ -356,7 +365,7 @@ def test_resuming_from_an_older_step(mode: str, tmp_path: Path) -> None:
     first.monitor.close()
     second = Run(mode=mode, sinks=[f"jsonl:{path}"])
     second.monitor.load_state_dict(states[0])
-    second.train()
+    second.train(before=lambda _step: second.monitor.flush())  # a short run on a busy machine drops none
     second.monitor.close()
     records = [json.loads(line) for line in path.read_text().splitlines()]
     steps = [record["step"] for record in records if record["kind"] == "summary"]
@@ -386,6 +395,29 @@ def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFix
     norm = float(runs[0].model.get_parameter("2.weight").detach().norm())
     assert last.measures["frobenius_norm"] == pytest.approx(norm, rel=0.2)
     assert last.in_optimizer
+
+
+def test_the_process_ends_though_a_reading_goes_on() -> None:
+    """`close(timeout)` holds for the end of the process too: a solve of ten minutes does not keep it."""
+    script = """
+        import time, torch, esdmon
+        from torch import nn
+        from esdmon.spectrum import Measure
+
+        class Slow:
+            @esdmon.hookimpl
+            def esdmon_register_measures(self):
+                return [Measure("slow", lambda spectrum: time.sleep(600) or 1.0)]
+
+        monitor = esdmon.watch(nn.Linear(64, 64), every=1, budget=None, mode="thread", sinks=None, plugins=[Slow()])
+        monitor.step()
+        monitor.close(0.01)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 readings of step 1 were not finished in time, and are lost" in done.stderr
 
 
 def test_a_monitor_that_was_never_closed_does_not_hold_up_the_end() -> None:

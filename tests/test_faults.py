@@ -72,7 +72,7 @@ def tries(faults: Faults, due_steps: int, *, fails_until: float = math.inf, who:
 
 
 def test_pauses_grow_and_are_bounded() -> None:
-    """10 due steps, 20, 40, … and 320 at most: a part that fails for ever costs next to nothing, and is not forgotten."""
+    """10 due steps, 20, 40, … and 320 at most: a part that fails for ever costs little, and is not forgotten."""
     tried = tries(Faults(), 2000)
     assert tried[:3] == [1, 2, 3]
     assert [b - a for a, b in pairwise(tried[2:])] == [10, 20, 40, 80, 160, *[320] * 5]

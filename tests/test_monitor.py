@@ -1,9 +1,12 @@
 import logging
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from esdmon.alerts import Actions, AlertBook, AlertRule, Finding, History
+from esdmon.budget import ADVANCE, Budget
 from esdmon.faults import Faults
 from esdmon.monitor import Monitor
 from esdmon.records import Alert, Report
@@ -200,3 +203,166 @@ def test_a_monitor_that_was_never_stepped_says_so(caplog: pytest.LogCaptureFixtu
     """The likeliest mistake: no optimizer, and no call of step()."""
     Monitor(Reads(), schedule=every(1)).close()
     assert "closed without a step: give watch() the optimizer, or call monitor.step()" in caplog.text
+
+
+class Held(Reads):
+    """Readings that stay under way until the steps of several due steps are complete."""
+
+    def __init__(self, *, until: int) -> None:
+        super().__init__()
+        self._until = until
+
+    def finished(self) -> Iterator[Report]:
+        if len(self._complete) >= self._until:
+            yield from super().finished()
+
+
+def _odd(history: History) -> list[Finding]:
+    return [Finding("", "odd")] if history.report.step % 2 else []
+
+
+ODD = AlertRule("odd", _odd, checks=1, clear=1, counts="reports")
+
+
+def test_an_action_that_saves_a_checkpoint_keeps_the_order() -> None:
+    """Two reports come at once; the first alert's action asks for the state, and so comes back into the monitor."""
+    sink, told, states = MemorySink(), list[tuple[str, str, int]](), list[Any]()
+
+    def save(alert: Alert) -> None:
+        told.append((alert.rule, alert.state, alert.step))
+        states.append(monitor.state_dict())
+
+    book, actions = AlertBook([ALWAYS, ODD]), Actions(calls=(("save", save),))
+    monitor = Monitor(Held(until=2), schedule=every(1), sinks=[("m", sink)], book=book, actions=actions)
+    monitor.step()
+    monitor.step()
+    expected = [("always", "firing", 1), ("odd", "firing", 1), ("odd", "resolved", 2)]
+    assert told == expected
+    assert [(alert.rule, alert.state, alert.step) for alert in sink.alerts] == expected
+    assert [report.step for report in sink.reports] == [1, 2]
+    # Both alerts of the first report are in the state that is saved on the first of them: a resumed run repeats none.
+    assert [alert["rule"] for alert in states[0]["alerts"]] == ["always", "odd"]
+    assert monitor.errors == ()
+
+
+def test_a_damaged_state_changes_no_part() -> None:
+    """The readings in it are whole, the alerts are not."""
+    first = Monitor(Reads(), schedule=every(1), book=AlertBook([ALWAYS]))
+    first.step()
+    state = first.state_dict()
+    del state["parts"]["alerts"]["cases"]
+    readings = Reads()
+    second = Monitor(readings, schedule=every(1), book=AlertBook([ALWAYS]))
+    taken: list[bool] = []
+    readings.prepare = lambda _state: lambda: taken.append(True)  # type: ignore[method-assign, assignment]
+    with pytest.raises(ValueError, match="is damaged: KeyError: 'cases'"):
+        second.load_state_dict(state)
+    assert (taken, second.steps, second.alerts) == ([], 0, ())
+
+
+class Keeps:
+    """A sink of somebody else's."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def write(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def alert(self, alert: Alert) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Deferring(Keeps):
+    """A sink with work for later."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self._pieces = pieces
+
+    def start(self, run: str) -> None:
+        self.calls.append(f"start {len(run)}")
+
+    def write(self, report: Report) -> None:
+        super().write(report)
+        self.calls.append(f"write {report.step}")
+
+    def catch_up(self) -> bool:
+        self.calls.append("catch up")
+        self._pieces -= 1
+        return self._pieces > 0
+
+
+def test_deferred_work_is_done_between_reports_a_piece_at_a_step() -> None:
+    """Never in the step of a report, and not asked for when nothing is left."""
+    sink = Deferring(pieces=2)
+    monitor = Monitor(Reads(), schedule=every(3), sinks=[("m", sink)])
+    for _ in range(9):
+        monitor.step()
+    first, *calls = sink.calls
+    assert first == "start 8"
+    assert calls == ["catch up", "catch up", "write 3", "catch up", "write 6", "catch up", "write 9"]
+
+
+def test_deferred_work_waits_for_credit() -> None:
+    """It is part of what watching may cost."""
+    sink = Deferring(pieces=5)
+    now = [0.0]
+    budget = Budget(0.01, clock=lambda: now[0], cpu_clock=lambda: now[0])
+    monitor = Monitor(Reads(), schedule=every(100), sinks=[("m", sink)], budget=budget)
+    monitor.step()
+    budget.spend(ADVANCE + 1)
+    before = len(sink.calls)
+    monitor.step()
+    assert len(sink.calls) == before
+    now[0] += 1000
+    budget.earn(at_most=100)
+    monitor.step()
+    assert sink.calls[before:] == ["catch up"]
+
+
+def test_a_sink_that_was_out_for_a_while_writes_again() -> None:
+    """Three failures cost the ten reports after them, and not all."""
+
+    class Network(Keeps):
+        def write(self, report: Report) -> None:
+            if 6 <= report.step < 9:
+                raise OSError("network is down")
+            super().write(report)
+
+    sink = Network()
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("net", sink)])
+    for _ in range(30):
+        monitor.step()
+    assert [report.step for report in sink.reports] == [*range(1, 6), *range(18, 31)]
+
+
+def test_the_run_that_is_resumed_goes_on_under_its_id() -> None:
+    """Sinks are told which run writes, and from which step on."""
+
+    class Files(Keeps):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[str | int] = []
+
+        def start(self, run: str) -> None:
+            self.told.append(run)
+
+        def rewind(self, step: int) -> None:
+            self.told.append(step)
+
+    one, two = Files(), Files()
+    first = Monitor(Reads(), schedule=every(1), sinks=[("m", one)])
+    first.step()
+    second = Monitor(Reads(), schedule=every(1), sinks=[("m", two)])
+    second.load_state_dict(first.state_dict())
+    own, run, step = two.told
+    assert (run, step) == (one.told[0], 1)
+    assert own != run

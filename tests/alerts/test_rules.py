@@ -1,13 +1,15 @@
 """What each rule finds, what it does not, and when it takes it back."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 
-from esdmon.alerts import BUILT_IN, AlertRule
+from esdmon.alerts import BUILT_IN, AlertBook, AlertRule
 from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Phase
 from tests.alerts.histories import RULES, reading, report, series, steps, told
@@ -314,6 +316,52 @@ def test_a_layer_that_is_meant_to_stand_still_wakes_nobody(fields: dict[str, Any
         RULES["dead_layer"], [report(2, reading(2), reading(2, "dead")), *(still(s, **fields) for s in range(3, 20))]
     )
     assert [alert.severity for alert in alerts] == ([] if severity is None else [severity])
+
+
+def test_a_layer_whose_reading_fails_is_reported_and_so_is_its_recovery() -> None:
+    """After three reports, and at the first reading that works; what is skipped or zero has its own reason."""
+    rule = RULES["reading_failed"]
+    failing = [
+        report(step, reading(step), reading(step, "fc2", status="failed" if step < 6 else "ok", reason="LinAlgError"))
+        for step in range(1, 9)
+    ]
+    fired, resolved = told(rule, failing)
+    assert (fired.layer, fired.severity, fired.step) == ("fc2", "warning", 3)
+    assert fired.message.startswith("fc2: reading_failed: its reading fails: LinAlgError")
+    assert (resolved.state, resolved.step) == ("resolved", 6)
+    for status in ("skipped", "degenerate", "nonfinite"):
+        assert told(rule, (report(step, reading(step, status=status)) for step in range(1, 9))) == []
+
+
+def test_a_monitor_that_reads_nothing_says_so_once() -> None:
+    """All layers fail: it is the monitor that is blind, and one alert says so."""
+    blind = [
+        report(step, *(reading(step, name, status="failed", reason="RuntimeError: TF32") for name in ("fc1", "fc2")))
+        for step in range(1, 9)
+    ]
+    (alert,) = told(RULES["reading_failed"], blind)
+    assert (alert.layer, alert.step) == ("", 3)
+    assert "the reading of every layer fails: RuntimeError: TF32" in alert.message
+
+
+def test_rules_may_look_back_as_far_as_their_threshold_says() -> None:
+    """500 due steps: further than what is remembered where no rule asks for it."""
+    rule = replace(RULES["stale_monitor"], find=partial(RULES["stale_monitor"].find, due_steps=500))
+    old = [report(step, reading(step), reading(1, "old", emitted_step=step)) for step in range(1, 600)]
+    (alert,) = told(rule, old)
+    assert (alert.since, alert.step) == (501, 503)
+
+
+def test_an_alert_ends_in_a_layer_that_has_not_moved_since_it_was_resumed() -> None:
+    """Its weights were not finite when the state was saved, and are good again: there is no reading that moved."""
+    (alert, *_) = told(RULES["non_finite"], [report(1, reading(1, status="nonfinite", moved=math.nan))])
+    assert alert.rule == "non_finite"
+    book = AlertBook([RULES["non_finite"]])
+    book.take(report(1, reading(1, status="nonfinite", moved=0.0)), time=0.0)
+    resumed = AlertBook([RULES["non_finite"]])
+    resumed.prepare(book.state_dict())()
+    (ended,) = resumed.take(report(2, reading(2, moved=0.0)), time=0.0)
+    assert ended.state == "resolved"
 
 
 def test_a_monitor_that_cannot_keep_up_says_so() -> None:

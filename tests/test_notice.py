@@ -1,0 +1,50 @@
+"""The line that a user sees with all defaults, and whoever has configured logging as INFO."""
+
+import logging
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from esdmon.notice import notice
+
+SCRIPT = """
+    import torch, esdmon
+    model = torch.nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esdmon.watch(model, optimizer):
+        for _ in range(200):
+            model(torch.randn(2, 64)).sum().backward()
+            optimizer.step()
+"""
+
+
+def test_with_all_defaults_one_line_says_where_readings_go(tmp_path: Path) -> None:
+    """And how they are opened; nothing else is printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert done.stdout == ""
+    assert done.stderr == f"esdmon: readings go to {folder}; `tensorboard --logdir runs` shows them.\n"
+
+
+def test_a_script_that_logs_gets_it_as_a_log_line(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At INFO; nothing is printed besides."""
+    with caplog.at_level(logging.INFO, logger="esdmon"):
+        notice("readings go to runs/a.")
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("INFO", "esdmon: readings go to runs/a.")
+    ]
+    assert capsys.readouterr().err == ""
+
+
+def test_it_can_be_silenced(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    """By the level of the logger; a program without a standard error is no fault."""
+    with caplog.at_level(logging.ERROR, logger="esdmon"):
+        notice("readings go to runs/a.")
+    assert capsys.readouterr().err == ""
