@@ -92,9 +92,9 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
     main(["alerts", "replay", str(folder), "--json"])
     replayed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     lines = map(json.loads, (folder / "esdmon.jsonl").read_text().splitlines())
-    assert [record | {"time": 0} for record in replayed] == [
-        record | {"time": 0} for record in lines if record["kind"] == "alert"
-    ]
+    alerts = [record for record in lines if record["kind"] == "alert"]
+    assert len({record.pop("run") for record in alerts}) == 1
+    assert [record | {"time": 0} for record in replayed] == [record | {"time": 0} for record in alerts]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +105,8 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
         ("not json\n", "line 1, is no JSON"),
         ("[1]\n", "line 1, is none of esdmon's"),
         ('{"a": 1}\n', "line 1, is none of esdmon's"),
+        ('{"schema": 1, "kind": "summary", "step": null}\n', "has step None, which is no number of steps"),
+        ('{"schema": 1, "kind": "layer", "step": 1}\n', "a line of step 1 is no reading of a layer"),
         ('{"schema": 9, "kind": "summary", "step": 1}\n', "line 1, has schema 9; this version reads 1"),
     ],
 )
@@ -126,6 +128,52 @@ def test_two_runs_in_one_file_are_two_runs(run: tuple[Path, esdmon.Monitor, Memo
     text = (run[0] / "esdmon.jsonl").read_text()
     (tmp_path / "esdmon.jsonl").write_text(text + text)
     assert same(replay(tmp_path, BUILT_IN)) == 2 * same(replay(run[0], BUILT_IN))
+
+
+def test_runs_whose_lines_are_mixed_are_told_apart(
+    run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path
+) -> None:
+    """By their ids, of two that were written at the same time."""
+    lines = (run[0] / "esdmon.jsonl").read_text().splitlines()
+    name = json.loads(lines[0])["run"]
+    mixed = [text for line in lines for text in (line, line.replace(name, "another"))]
+    (tmp_path / "esdmon.jsonl").write_text("\n".join([*mixed, ""]))
+    expected = [alert for alert in same(replay(run[0], BUILT_IN)) for _ in range(2)]
+    assert sorted(same(replay(tmp_path, BUILT_IN)), key=str) == sorted(expected, key=str)
+
+
+def test_two_runs_of_an_older_version_have_no_ids(run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path) -> None:
+    """The second begins where the steps begin again."""
+    text = (run[0] / "esdmon.jsonl").read_text()
+    name = json.loads(text.splitlines()[0])["run"]
+    (tmp_path / "esdmon.jsonl").write_text(2 * text.replace(f'"run": "{name}", ', ""))
+    assert '"run"' not in (tmp_path / "esdmon.jsonl").read_text()
+    assert same(replay(tmp_path, BUILT_IN)) == 2 * same(replay(run[0], BUILT_IN))
+
+
+def test_what_another_version_or_an_editor_has_added_is_left_out(
+    run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path
+) -> None:
+    """Fields of any kind, kinds of lines, a phase that is not known, and a mark in front."""
+    lines = [json.loads(line) for line in (run[0] / "esdmon.jsonl").read_text().splitlines()]
+    added = {"text": "x", "list": [1], "object": {"a": 1}, "flag": True, "nothing": None, "number": 3}
+    lines = [{"schema": 1, "kind": "note", "step": 0, "text": "x"}, *({**line, **added} for line in lines)]
+    text = "".join(f"{json.dumps(line)}\n" for line in lines).replace('"bulk-decay"', '"a-new-phase"')
+    (tmp_path / "esdmon.jsonl").write_text(text, "utf-8-sig")
+    assert same(replay(tmp_path, BUILT_IN)) == same(replay(run[0], BUILT_IN))
+    assert next(iter(reports(tmp_path))).layers[0].measures["number"] == 3
+
+
+def test_a_torn_line_in_the_middle_is_left_out(
+    run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which is told; the readings around it are there."""
+    lines = (run[0] / "esdmon.jsonl").read_text().splitlines(keepends=True)
+    torn = next(k for k, line in enumerate(lines) if '"summary"' in line)
+    lines[torn] = f"{lines[torn][:50]}\n"
+    (tmp_path / "esdmon.jsonl").write_text("".join(lines))
+    assert len(list(reports(tmp_path))) == len(list(reports(run[0]))) - 1
+    assert "1 lines were cut short and are left out" in caplog.text
 
 
 def test_a_file_of_rules_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

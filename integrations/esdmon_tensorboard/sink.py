@@ -3,158 +3,168 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
-from importlib.util import find_spec
-from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self, final
 
-from esdmon.errors import InputError, MissingExtraError, unwritable
-from esdmon.picture import Showing, draw_esd
+from esdmon.errors import MissingExtraError
+from esdmon.picture import Gallery, Showing, draw_esd, prepare
 from esdmon.tags import scalars
+from esdmon_tensorboard.values import Values, values_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from esdmon import Alert, LayerReport, Report
+    from esdmon_tensorboard.events import RunFiles
 
 _log = logging.getLogger("esdmon")
-_PICTURES = 24  # layers that are drawn at the end: each costs 65 ms and 27 kB
-_RANGES = 12  # layers with a chart of their own in the tab of custom scalars
+_AT_CLOSE = 24
+"""Pictures that are drawn at the end, each of some 20 kB. Our choice."""
+_PATIENCE = 2.0
+"""Seconds after which no more of them is begun. Our choice."""
 
 
 @final
 class TensorBoardSink:
-    """Writes through a `SummaryWriter`: its own by `open(folder)`, or the user's, which it then leaves open.
+    """Writes event files of its own by `open(folder)`, or through a writer of the user's, which it leaves open.
 
-    Tags are those of `esdmon.tags`. All of a reading go into one event: a sixth of the time of an event for each.
+    Tags are those of `esdmon.tags`. All of a reading go into one event. Pictures are queued at a report and drawn one
+    by one, by `catch_up`.
+
+    Args:
+        writer: torch's or tensorboardX's, or any with their methods; or event files of our own.
+        clock: seconds, by which the pictures at the end are limited.
     """
 
-    def __init__(self, writer: SummaryWriter, *, close: bool = False) -> None:
-        self._writer = writer
-        self._close = close
+    def __init__(self, writer: SummaryWriter | RunFiles, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._output: UsersWriter | RunFiles = UsersWriter(writer) if hasattr(writer, "add_scalar") else writer
+        self._clock = clock
         self._showing = Showing()
+        self._gallery = Gallery()
         self._report: Report | None = None
+        self._draws = prepare()
 
     @classmethod
-    def open(cls, folder: str) -> TensorBoardSink:
-        """A sink with a writer of its own.
+    def open(cls, folder: str) -> Self:
+        """Return a sink with event files of its own, the first of which is made when there is something to write.
+
+        They lie in `folder`; where that holds event files of another run, in `run-2`, `run-3` … of it.
 
         Raises:
             MissingExtraError: without TensorBoard.
             InputError: without a folder, or with one that cannot be written.
         """
-        if not folder:
-            msg = "tensorboard needs a folder: 'tensorboard:runs/a'"
-            raise InputError(msg)
         try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- optional
+            from esdmon_tensorboard.events import RunFiles  # noqa: PLC0415 -- optional
         except ImportError as error:
             raise MissingExtraError("the sink tensorboard:DIR", "tensorboard", "tensorboard") from error
-        try:
-            path = Path(folder).expanduser()
-            path.mkdir(parents=True, exist_ok=True)
-            return cls(SummaryWriter(str(path)), close=True)
-        except OSError as error:
-            raise unwritable(f"tensorboard:{folder}", error) from error
+        return cls(RunFiles(folder))
+
+    def start(self, run: str) -> None:
+        """Take what is written from now on to be of the run with this id. A writer of the user's has no such id."""
+        self._output.start(run)
+
+    def rewind(self, step: int) -> None:
+        """Have TensorBoard drop what this run wrote after a step. In a writer of the user's that is the user's."""
+        self._output.rewind(step)
+        self._gallery.rewind(step)
+        self._showing = Showing()
 
     def write(self, report: Report) -> None:
-        """A scalar for each measure and the phase of each layer, and for the summary of the model."""
-        if self._close and not Path(self._writer.log_dir).is_dir():  # what is written to deleted files is nowhere
-            _log.warning("esdmon: %s was deleted: what it held is lost, and it is begun anew.", self._writer.log_dir)
-            self._reopen()
-        if self._report is None and self._close:  # a folder has one layout: in the user's it is the user's
-            self._writer.add_custom_scalars(_layout(report))
+        """Write a scalar for each measure and the phase of each layer, and for the summary; queue what has changed."""
+        values = self._output.values(report.step, report.x)
+        if self._output.lacks_layout:
+            values.layout(report)
+            self._output.lacks_layout = False
         self._report = report
-        self._write_scalars(scalars(report), report.x)
-        for layer in self._showing.histograms(report):
-            self._write_histogram(layer, report.x)
-        for layer in self._showing.changed(report):
-            self._write_picture(layer, report.x)
-        self._writer.flush()
+        values.numbers(scalars(report), self._showing.histograms(report), report.x)
+        self._queue(self._showing.changed(report))
+        self._output.flush()
 
     def alert(self, alert: Alert) -> None:
-        """The message as text, by rule and layer, and the picture of the layer; the summary has the scalar."""
+        """Write the message as text, by rule and layer, and queue the layers; the summary has the scalar."""
         report = self._report
         x = alert.step if report is None else report.x
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
-        self._writer.add_text(f"esdmon_alert/{alert.rule}/{alert.layer or 'model'}", text, x)
-        if report is not None and alert.layer in report:
-            self._write_picture(report[alert.layer], x)
-        self._writer.flush()
+        values = self._output.values(alert.step, x)
+        values.text(f"esdmon_alert/{alert.rule}/{alert.layer or 'model'}", text, x)
+        layers = {} if report is None else {layer.name: layer for layer in report}
+        self._queue([layers[name] for name in dict.fromkeys((alert.layer, *alert.layers)) if name in layers])
+        self._output.flush()
 
-    def rewind(self, step: int) -> None:
-        """Have TensorBoard drop what lies in the folder after a step. In a writer of the user's that is the user's."""
-        if self._close:
-            self._reopen(purge_step=step + 1)
+    def catch_up(self) -> bool:
+        """Draw one of the layers that wait. Return whether more do."""
+        self._draw_next()
+        self._output.flush()
+        return len(self._gallery) > 0
 
     def flush(self) -> None:
         """Flush the writer."""
-        self._writer.flush()
+        self._output.flush()
 
     def close(self) -> None:
-        """The table and the spectra as they are at the end; then close the writer if it is our own."""
-        if self._report is not None:
-            table = "\n".join(f"    {line}" for line in str(self._report).splitlines())
-            self._writer.add_text("esdmon_report", table, self._report.x)
-            for layer in self._report.layers[:_PICTURES]:
-                self._write_picture(layer, self._report.x)
-        if self._close:
-            self._writer.close()
-        else:
+        """Write the table and draw the layers as they are at the end, as many as two seconds allow; then close."""
+        try:
+            if self._report is not None:
+                self._conclude(self._report)
+        finally:
+            self._output.close()
+
+    def _queue(self, layers: list[LayerReport]) -> None:
+        if self._draws:
+            self._gallery.queue(layers)
+
+    def _draw_next(self) -> None:
+        layer = self._gallery.take()
+        if layer is not None:
+            x = layer.step if layer.host_step is None else layer.host_step
+            self._output.values(layer.step, x).picture(f"esdmon_picture/{layer.name}", draw_esd(layer), x)
+
+    def _conclude(self, report: Report) -> None:
+        table = "\n".join(f"    {line}" for line in str(report).splitlines())
+        self._output.values(report.step, report.x).text("esdmon_report", table, report.x)
+        if self._draws:
+            self._gallery.queue_last(report)
+        start, waiting = self._clock(), len(self._gallery)
+        for _ in range(min(waiting, _AT_CLOSE)):
+            if self._clock() - start < _PATIENCE:
+                self._draw_next()
+        if self._gallery:
+            _log.info(
+                "esdmon: TensorBoard has no last picture of %d of %d layers: drawing is limited to %d and %g seconds.",
+                len(self._gallery),
+                waiting,
+                _AT_CLOSE,
+                _PATIENCE,
+            )
+
+
+@final
+class UsersWriter:
+    """A writer that is not ours: it is never opened, closed or rewound."""
+
+    lacks_layout = False
+    """A folder has one layout of the tab of custom scalars: here it is the user's."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+
+    def start(self, run: str) -> None:
+        """Do nothing."""
+
+    def rewind(self, step: int) -> None:
+        """Do nothing."""
+
+    def values(self, step: int, x: int) -> Values:  # noqa: ARG002 -- what files of our own ask for
+        """Find the best way to write to it now."""
+        return values_of(self._writer)
+
+    def flush(self) -> None:
+        """Flush it."""
+        if hasattr(self._writer, "flush"):
             self._writer.flush()
 
-    def _reopen(self, **options: Any) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- optional
-
-        folder = self._writer.log_dir
-        with suppress(OSError):  # it may be gone
-            self._writer.close()
-        self._writer = SummaryWriter(folder, **options)
-
-    def _write_histogram(self, layer: LayerReport, step: int) -> None:
-        esd = layer.esd
-        if esd is None:
-            return
-        middles = [(a + b) / 2 for a, b in pairwise(esd.edges)]
-        self._writer.add_histogram_raw(
-            f"esdmon_esd/{layer.name}",
-            min=esd.low,
-            max=esd.high,
-            num=sum(esd.counts),
-            sum=sum(m * n for m, n in zip(middles, esd.counts, strict=True)),
-            sum_squares=sum(m * m * n for m, n in zip(middles, esd.counts, strict=True)),
-            bucket_limits=esd.edges[1:],
-            bucket_counts=list(esd.counts),
-            global_step=step,
-        )
-
-    def _write_picture(self, layer: LayerReport, step: int) -> None:
-        if layer.esd is not None and find_spec("matplotlib") is not None:
-            self._writer.add_image(f"esdmon_picture/{layer.name}", draw_esd(layer), step, dataformats="HWC")
-
-    def _write_scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        files: Any = getattr(self._writer, "file_writer", None)
-        if not hasattr(files, "add_summary"):  # a writer of another kind, tensorboardX's say
-            for tag, value in numbers.items():
-                self._writer.add_scalar(tag, value, step)
-            return
-        from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415 -- optional
-
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
-        files.add_summary(Summary(value=values), step)
-
-
-def _layout(report: Report) -> dict[str, dict[str, list[Any]]]:
-    """For the tab of custom scalars: each quantity of all layers in one chart, and alpha in its range for the first."""
-    names = [layer.name for layer in report] + list(report.waiting)
-    together = ("alpha", "phase", "mp_soft_rank", "stable_rank", "n_spikes")
-    ranges = {
-        name: ["Margin", [f"esdmon_{which}/{name}" for which in ("alpha", "alpha_low", "alpha_high")]]
-        for name in names[:_RANGES]
-    }
-    return {
-        "all layers": {which: ["Multiline", [f"esdmon_{which}/.*"]] for which in together},
-        "alpha, and the range of fits nearly as good": ranges,
-    }
+    def close(self) -> None:
+        """Flush it: it is not ours to close."""
+        self.flush()

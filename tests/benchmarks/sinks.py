@@ -3,7 +3,8 @@
     python -m tests.benchmarks.sinks
 
 In readings of one 256 × 256 matrix, medians of several writes in turn; once with 200 series of layers at most, as by
-default, and once with all.
+default, and once with all; then the first report, one in which the phases of all layers change, a picture, which is
+drawn between reports, and closing.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from torch import nn
 import esdmon
 from esdmon.records import Report
 from esdmon.sinks import ConsoleSink, JsonlSink, MemorySink, Sink
+from esdmon.spectrum import Phase
 
 LAYERS = 200
 
@@ -51,6 +53,17 @@ def sinks(folder: Path) -> dict[str, Sink]:
     }
 
 
+def odd_ones(name: str, sink: Sink, whole: Report, seconds: float) -> str:
+    """What a sink costs at its most expensive reports, and for what it does between them."""
+    layers = tuple(replace(layer, phase=Phase.BULK_DECAY, step=2) for layer in whole)
+    first = timed(lambda: sink.write(report_of(1, whole, 200))) / seconds
+    changed = timed(lambda: sink.write(replace(whole, step=2, layers=layers, max_tags=200))) / seconds
+    catch_up: Callable[[], object] = getattr(sink, "catch_up", lambda: None)
+    picture = statistics.median(timed(catch_up) for _ in range(5)) / seconds
+    close = timed(sink.close) / seconds
+    return f"  {name:22} {first:7.1f}   {changed:7.1f}   {picture:7.1f}   {close:7.1f}"
+
+
 def timed(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
@@ -76,10 +89,14 @@ def main() -> None:
                     times.setdefault((name, max_tags), []).append(timed(lambda s=sink, r=report: s.write(r)))  # type: ignore[misc]
         for sink in made.values():
             sink.close()
+        (Path(folder) / "odd").mkdir()
+        odd = [odd_ones(name, sink, whole, seconds) for name, sink in sinks(Path(folder) / "odd").items()]
     print(f"a report of {LAYERS} layers, in readings of one 256 x 256 matrix; reading them all: {LAYERS}")
     for name in made:
         few, all_of_them = (statistics.median(times[name, max_tags]) / seconds for max_tags in (200, None))
         print(f"  {name:22} {few:7.1f}   with all series {all_of_them:7.1f}", flush=True)
+    print("the first report, one in which all phases change, a picture, closing")
+    print("\n".join(odd), flush=True)
 
 
 if __name__ == "__main__":
