@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esdmon.attach import watch
+from esdmon.colours import COLOURS
 from esdmon.errors import InputError, MissingExtraError, unwritable
 from esdmon.records import LayerReport, Report, show
-from esdmon.spectrum import Phase
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -26,15 +26,6 @@ if TYPE_CHECKING:
 
 READINGS = 40
 """About how often the weights are read in a run."""
-_COLOURS = {
-    Phase.RANDOM_LIKE: "white",
-    Phase.BLEEDING_OUT: "cyan",
-    Phase.BULK_SPIKES: "green",
-    Phase.BULK_DECAY: "yellow",
-    Phase.HEAVY_TAILED: "magenta",
-    Phase.RANK_COLLAPSE: "red",
-    Phase.UNCLASSIFIED: "bright_black",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +212,7 @@ def _cells(layer: LayerReport) -> list[str]:
         return [f"[red]{layer.status}[/]"]
     alpha = show(layer, "alpha", ".2f")
     return [
-        f"[{_COLOURS[layer.phase]}]{layer.phase.value}[/]",
+        f"[{COLOURS[layer.phase]}]{layer.phase.value}[/]",
         alpha if layer.alpha_is_meaningful else f"[bright_black]({alpha})[/]",
         show(layer, "mp_soft_rank", ".2f"),
         show(layer, "n_spikes", ".0f"),

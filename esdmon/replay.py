@@ -1,9 +1,10 @@
 """A finished run, read back from its JSONL, and its rules asked again: thresholds are tried without training anew."""
 
 import json
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,81 +13,113 @@ from esdmon.errors import InputError
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report
 from esdmon.spectrum import Phase
 
+_log = logging.getLogger("esdmon")
 FILE = "esdmon.jsonl"
 """What the file is called in the folder of a run."""
 _FIELDS = {field.name for field in fields(LayerReport)}
+_PHASES = {phase.value for phase in Phase}
 _DERIVED = {"schema", "kind", "Q", "n_eigenvalues", "age", "phase_code"}
 
 
+@dataclass(eq=False, slots=True)
+class Run:
+    """One of the runs whose lines a file holds, as far as it was read."""
+
+    latest: dict[str, LayerReport] = field(default_factory=dict)
+    """The layers as they were read last."""
+    step: int = -1
+    """The step of its last report."""
+
+
 def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
-    """The alerts that rules would have raised in a run, in order. Their `time` is NaN.
+    """Return the alerts that rules would have raised in a run, in order. Their `time` is NaN.
 
     Args:
-        run: the JSONL of a run, or the folder it lies in; of several runs in one file, each begins anew.
+        run: the JSONL of a run, or the folder it lies in; of several runs in one file, each is asked about by itself.
         rules: those to ask.
 
     Raises:
         InputError: where there is no such file, or it holds something else.
     """
     rules = tuple(rules)
-    book, last = AlertBook(rules), -1
+    books: dict[Run, AlertBook] = {}
     alerts: list[Alert] = []
-    for report in reports(run):
-        if report.step <= last:
-            book = AlertBook(rules)
-        last = report.step
-        alerts += book.take(report, time=math.nan)
+    for part, report in reports_by_run(run):
+        if part not in books:
+            books[part] = AlertBook(rules)
+        alerts += books[part].take(report, time=math.nan)
     return alerts
 
 
 def reports(run: str | Path) -> Iterator[Report]:
-    """The reports of a run, one after the other.
+    """Return the reports of a run, one after the other; those of several runs in the order of the file.
+
+    Raises:
+        InputError: likewise.
+    """
+    return (report for _, report in reports_by_run(run))
+
+
+def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
+    """Return the reports in a file, each with the run that it is of.
+
+    Runs are told apart by the id in their lines. Where lines have none, as those of older versions, or one id comes
+    again, a step that is not after that of the last report is another run's.
 
     Raises:
         InputError: likewise.
     """
     path = _file(run)
-    latest: dict[str, LayerReport] = {}
-    summaries, last = 0, -1
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            record = _record(line, path, number)
-            if record is None:
-                break
-            if record["kind"] == "layer":
-                if record["step"] < last:  # another run, appended to the file
-                    latest, last = {}, record["step"]
-                latest[record["name"]] = layer_from_record(record)
-            elif record["kind"] == "summary":
-                summaries, last = summaries + 1, record["step"]
-                yield _report(record, latest)
-    if not summaries:
+    runs: dict[str, Run] = {}
+    for record in _records(path):
+        name = str(record.get("run"))
+        if name not in runs or record["step"] <= runs[name].step:
+            runs[name] = Run()
+        part = runs[name]
+        if record["kind"] == "layer":
+            layer = _layer(record, path)
+            part.latest[layer.name] = layer
+        else:
+            part.step = record["step"]
+            yield part, _report(record, part.latest)
+    if all(part.step < 0 for part in runs.values()):
         raise InputError(f"{path} holds no readings: there is nothing to replay")
 
 
 def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
-    """The layer of which `LayerReport.to_record` made this; of its spectrum nothing is left."""
+    """Return the layer of which `LayerReport.to_record` made this; of its spectrum nothing is left.
+
+    What a newer version has added is left out, unless it is a number.
+    """
     known = {key: value for key, value in record.items() if key in _FIELDS}
     numbers = {
         key: math.nan if value is None else float(value)
         for key, value in record.items()
-        if key not in _FIELDS | _DERIVED
+        if key not in _FIELDS | _DERIVED and (value is None or isinstance(value, int | float))
     }
+    phase, ratio = record.get("phase"), record.get("update_ratio")
     return LayerReport(
         **known
         | {
-            "phase": Phase(record["phase"]),
-            "aliases": tuple(record["aliases"]),
-            "update_ratio": math.nan if record["update_ratio"] is None else record["update_ratio"],
+            "phase": Phase(phase) if phase in _PHASES else Phase.UNCLASSIFIED,
+            "aliases": tuple(record.get("aliases") or ()),
+            "update_ratio": math.nan if ratio is None else ratio,
             "measures": {key: value for key, value in numbers.items() if not key.endswith("_null")},
             "nulls": {key.removesuffix("_null"): value for key, value in numbers.items() if key.endswith("_null")},
         }
     )
 
 
+def _layer(record: Record, path: Path) -> LayerReport:
+    try:
+        return layer_from_record(record)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: a line of step {record['step']} is no reading of a layer: {error}") from error
+
+
 def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
     step = summary["step"]
-    still, frozen, unchanged = (set(summary.get(key, ())) for key in ("still", "frozen", "unchanged"))
+    still, frozen, unchanged = (set(summary.get(key) or ()) for key in ("still", "frozen", "unchanged"))
     layers = []
     for name, layer in latest.items():
         if layer.step == step:
@@ -101,7 +134,7 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
         step,
         tuple(layers),
         Coverage(0, 0),
-        waiting=tuple(summary.get("waiting", ())),
+        waiting=tuple(summary.get("waiting") or ()),
         overhead=math.nan if overhead is None else overhead,
         host_step=summary.get("host_step"),
     )
@@ -116,16 +149,29 @@ def _file(run: str | Path) -> Path:
     return path
 
 
-def _record(line: str, path: Path, number: int) -> Record | None:
-    """A line as a record; None for one that a kill has cut short."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        if not line.endswith("\n"):
-            return None
-        raise InputError(f"{path}, line {number}, is no JSON") from error
+def _records(path: Path) -> Iterator[Record]:
+    """Return the lines of readings as records, without what a kill or a full disk has cut short."""
+    torn = 0
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                if number == 1 and line.endswith("\n"):
+                    raise InputError(f"{path}, line {number}, is no JSON") from error
+                torn += line.endswith("\n")
+                continue
+            _check(record, f"{path}, line {number},")
+            if record["kind"] in ("layer", "summary"):
+                yield record
+    if torn:
+        _log.warning("esdmon: %s: %d lines were cut short and are left out.", path, torn)
+
+
+def _check(record: object, where: str) -> None:
     if not isinstance(record, dict) or not {"schema", "kind", "step"} <= record.keys():
-        raise InputError(f"{path}, line {number}, is none of esdmon's: it has no schema, kind and step")
+        raise InputError(f"{where} is none of esdmon's: it has no schema, kind and step")
     if record["schema"] != SCHEMA:
-        raise InputError(f"{path}, line {number}, has schema {record['schema']!r}; this version reads {SCHEMA}")
-    return record
+        raise InputError(f"{where} has schema {record['schema']!r}; this version reads {SCHEMA}")
+    if not isinstance(record["step"], int):
+        raise InputError(f"{where} has step {record['step']!r}, which is no number of steps")

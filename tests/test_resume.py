@@ -5,7 +5,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +53,11 @@ class Run:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Without what the clock decides."""
+    """Without what the clock decides, and the id, of which there is one."""
     records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
+    assert len({record["run"] for record in records}) == 1
     return [
-        {key: value for key, value in record.items() if key not in ("seconds", "overhead", "time")}
+        {key: value for key, value in record.items() if key not in ("seconds", "overhead", "time", "run")}
         for record in records
     ]
 
@@ -80,8 +80,6 @@ def killed_and_resumed(folder: Path) -> Run:
     torch.save(first.state(), file)
     first.train(SAVED, KILLED)
     first.monitor.close()  # which writes nothing: a kill leaves the same files
-    # TensorBoard reads event files in the order of their names, which hold the second; a resumed run is a later one.
-    time.sleep(1.1)
     file.seek(0)
     second = Run(folder)
     second.load(torch.load(file, weights_only=True))

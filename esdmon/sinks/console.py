@@ -4,23 +4,17 @@ import os
 import re
 import sys
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from typing import TextIO, final
 
+from esdmon.colours import coloured
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.spectrum import Phase
 
 MOST = 40
 """Layers up to which the whole table is shown; of more, those that are in another phase than before. Our choice."""
-_COLOURS = {
-    Phase.RANDOM_LIKE: "2",  # dim
-    Phase.BLEEDING_OUT: "36",  # cyan
-    Phase.BULK_SPIKES: "34",  # blue
-    Phase.BULK_DECAY: "35",  # magenta
-    Phase.HEAVY_TAILED: "32",  # green
-    Phase.RANK_COLLAPSE: "31",  # red
-}
-_PHASES = re.compile("|".join(re.escape(phase.value) for phase in _COLOURS))
+_PHASES = re.compile("|".join(re.escape(phase.value) for phase in Phase))
 
 
 @final
@@ -52,21 +46,36 @@ class ConsoleSink:
 
     def flush(self) -> None:
         """Flush the stream."""
-        (self._stream or sys.stdout).flush()
+        flush = getattr(self._open_stream(), "flush", None)
+        if flush is not None:
+            flush()
 
     def close(self) -> None:
         """Flush: the stream is not ours to close."""
         self.flush()
 
+    def _open_stream(self) -> TextIO | None:
+        """Return where to print; None without a standard output, and where it was closed: nobody would see it."""
+        stream = sys.stdout if self._stream is None else self._stream
+        try:
+            return None if getattr(stream, "closed", False) is True else stream
+        except ValueError:  # it was detached from its buffer
+            return None
+
     def _is_terminal(self) -> bool:
-        return (self._stream or sys.stdout).isatty()
+        isatty = getattr(self._open_stream(), "isatty", None)  # what is put in the place of stdout may have only write
+        return callable(isatty) and bool(isatty())
 
     def _print(self, text: str) -> None:
-        stream = self._stream or sys.stdout
-        encoding = stream.encoding or "utf-8"
-        text = text.encode(encoding, errors="replace").decode(encoding)
+        stream = self._open_stream()
+        if stream is None:
+            return
+        encoding = getattr(stream, "encoding", None)
+        if isinstance(encoding, str):
+            with suppress(LookupError):
+                text = text.encode(encoding, errors="replace").decode(encoding)
         if self._is_terminal() and not os.environ.get("NO_COLOR"):
-            text = _PHASES.sub(lambda found: f"\x1b[{_COLOURS[Phase(found[0])]}m{found[0]}\x1b[0m", text)
+            text = _PHASES.sub(lambda found: coloured(Phase(found[0]), found[0]), text)
         print(text, file=stream)
 
 

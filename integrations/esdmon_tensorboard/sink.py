@@ -162,8 +162,9 @@ class UsersWriter:
 
     def flush(self) -> None:
         """Flush it."""
-        self._writer.flush()
+        if hasattr(self._writer, "flush"):
+            self._writer.flush()
 
     def close(self) -> None:
         """Flush it: it is not ours to close."""
-        self._writer.flush()
+        self.flush()

@@ -2,9 +2,12 @@
 
 import contextlib
 import io
+from collections.abc import Callable
+from typing import TextIO
 
 import pytest
 
+from esdmon.colours import COLOURS, coloured
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.sinks import ConsoleSink, Sink
 from esdmon.spectrum import Phase
@@ -102,6 +105,88 @@ def test_standard_output_is_looked_up_at_each_write() -> None:
     with contextlib.redirect_stdout(io.StringIO()) as redirected:
         sink.alert(ALERT)
     assert "fc1: rank 1 of 2." in redirected.getvalue()
+
+
+class Tee:
+    """What a script may put in the place of standard output: it has nothing but this."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> None:
+        self.text += text
+
+
+class Logger(Tee):
+    """With what others ask of it."""
+
+    encoding = None
+    closed = None
+    isatty = None
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("kind", [Tee, Logger])
+def test_standard_output_may_be_anything_that_has_write(kind: type[Tee], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also on a CI system, where it is asked whether it is a terminal."""
+    for value in ("", "true"):
+        tee = kind()
+        with monkeypatch.context() as patched:
+            patched.setattr("sys.stdout", tee)
+            patched.setenv("CI", value)
+            sink = ConsoleSink()
+            sink.write(REPORT)
+            sink.alert(ALERT)
+            sink.close()
+        assert ("spikes" in tee.text) != bool(value)  # of the header of the table
+        assert "[error] firing: fc1: rank 1 of 2." in tee.text
+
+
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+def detached() -> io.TextIOWrapper:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    stream.detach()
+    return stream
+
+
+@pytest.mark.parametrize("make", [lambda: None, closed, detached], ids=["none", "closed", "detached"])
+def test_where_nobody_would_see_it_nothing_is_printed(
+    make: Callable[[], TextIO | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Programs without a console have no standard output; a notebook may have closed its own."""
+    monkeypatch.setattr("sys.stdout", make())
+    sink = ConsoleSink()
+    sink.write(REPORT)
+    sink.alert(ALERT)
+    sink.close()
+
+
+def test_an_encoding_that_python_does_not_know_is_left_to_the_stream() -> None:
+    class Odd(io.StringIO):
+        encoding = "x-of-a-terminal"  # type: ignore[assignment]
+
+    stream = Odd()
+    ConsoleSink(stream).alert(ALERT)
+    assert stream.getvalue() == "[error] firing: fc1: rank 1 of 2.\n"
+
+
+def test_the_demo_has_the_same_colours() -> None:
+    """Rich and the console say the same of each phase."""
+    from rich.console import Console
+
+    for phase, colour in COLOURS.items():
+        console = Console(force_terminal=True, color_system="standard", file=io.StringIO(), _environ={})
+        console.print(f"[{colour}]{phase.value}[/]", end="", highlight=False)
+        assert isinstance(console.file, io.StringIO)
+        assert console.file.getvalue() == coloured(phase, phase.value)
+    assert set(COLOURS) == set(Phase)
 
 
 def test_flush_flushes_the_stream() -> None:
