@@ -6,6 +6,7 @@ import logging
 import sys
 from typing import TYPE_CHECKING, final
 
+from esdmon.picture import prepare
 from esdmon_wandb.sink import WandbSink
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class LateWandbSink:
 
     def __init__(self) -> None:
         self._sink: WandbSink | None = None
+        prepare()  # before training, as a sink that has its run would
 
     def write(self, report: Report) -> None:
         """Write to the run, if there is one by now."""
