@@ -11,7 +11,7 @@ from esdmon.choices import listed
 from esdmon.monitor import Monitor
 from esdmon.records import Alert, Report
 from esdmon.sinks import Sink
-from esdmon.tags import scalars
+from esdmon.tags import Namespace, scalars
 
 
 @final
@@ -53,15 +53,28 @@ class HostOptions:
 
 @final
 class NumbersSink:
-    """A sink for a logger that takes numbers by name: `log(numbers, step)`, with the tags of `esdmon.tags`."""
+    """A sink for a logger that takes numbers by name: `log(numbers, step)`, with the tags of `esdmon.tags`.
 
-    def __init__(self, log: Callable[[dict[str, float], int], object], flush: Callable[[], object] = int) -> None:
+    Args:
+        log: takes the numbers and the step.
+        flush: has the logger write what it holds.
+        place: the logger, which two monitors that write to it do not share tags in.
+    """
+
+    def __init__(
+        self,
+        log: Callable[[dict[str, float], int], object],
+        flush: Callable[[], object] = int,
+        *,
+        place: object = None,
+    ) -> None:
         self._log = log
         self._flush = flush
+        self._names = Namespace(self if place is None else place, f"this {type(place).__name__}")
 
     def write(self, report: Report) -> None:
         """One call."""
-        self._log(scalars(report), report.x)
+        self._log(self._names.all(scalars(report)), report.x)
 
     def alert(self, alert: Alert) -> None:
         """Nothing: such loggers have no place for words. The log has them."""
@@ -72,4 +85,5 @@ class NumbersSink:
 
     def close(self) -> None:
         """Likewise: the host ends its loggers."""
+        self._names.free()
         self._flush()

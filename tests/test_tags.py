@@ -1,11 +1,17 @@
+import logging
 import math
+import re
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from esdmon.records import Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
-from esdmon.tags import CHIEF, scalars
+from esdmon.tags import CHIEF, Namespace, clean, scalars, summary_tags, tag
+
+EVERYWHERE = re.compile(r"[A-Za-z0-9_\-.:/ ]+")
 
 MEASURES = dict.fromkeys((*CHIEF, "xmin", "alpha_low", "trap"), 2.0)
 
@@ -39,8 +45,8 @@ def test_of_many_layers_there_are_kinds_and_a_few() -> None:
     numbers = scalars(report(names, 200))
     tags = of_layers(numbers)
     assert 190 <= len(tags) <= 200
-    assert {"esdmon_alpha/h.*.attn/q", "esdmon_phase/h.*.mlp2.fc"} <= tags
-    assert numbers["esdmon_alpha/h.*.attn/q"] == 2.0 + 59
+    assert {"esdmon_alpha/h.all.attn/q", "esdmon_phase/h.all.mlp2.fc"} <= tags
+    assert numbers["esdmon_alpha/h.all.attn/q"] == 2.0 + 59
     assert {"esdmon_alpha/h.0.attn/q", "esdmon_alpha/h.59.mlp2.fc"} <= tags
 
 
@@ -51,7 +57,7 @@ def test_which_they_are_depends_on_the_model_alone() -> None:
     later = replace(whole, layers=tuple(replace(each, step=5) for each in whole.layers[:40]), waiting=tuple(names[40:]))
     first = replace(later, layers=(layer("h.0"), *later.layers[1:]))
     assert of_layers(scalars(first)) <= of_layers(scalars(whole))
-    assert of_layers(scalars(later)) == {tag for tag in of_layers(scalars(whole)) if tag.endswith("/h.*")}
+    assert of_layers(scalars(later)) == {tag for tag in of_layers(scalars(whole)) if tag.endswith("/h.all")}
 
 
 def test_numbers_that_are_undefined_and_layers_that_are_not_ok_are_left_out() -> None:
@@ -62,3 +68,89 @@ def test_numbers_that_are_undefined_and_layers_that_are_not_ok_are_left_out() ->
     assert "esdmon_xmin/good" in numbers
     assert not [tag for tag in numbers if tag.endswith("/bad")]
     assert numbers["esdmon_summary/layers_not_ok"] == 1
+
+
+@pytest.mark.parametrize("max_tags", [None, 40, 22])
+def test_every_tag_is_one_that_all_trackers_take(max_tags: int | None) -> None:
+    """Of all measures, of the chief ones, and of kinds; whatever layers, measures and alert rules are called."""
+    names = [f"h.{k}.größe*{k}+\t\"'(x)[0]" for k in range(5)]
+    whole = report(names, max_tags, firing={"my rule %": 1})
+    odd = tuple(replace(layer, measures={**layer.measures, "α²": 1.0}) for layer in whole.layers)
+    tags = scalars(replace(whole, layers=odd))
+    assert tags
+    assert [tag for tag in tags if not EVERYWHERE.fullmatch(tag)] == []
+    assert "esdmon_summary/layers_bulk-spikes" in tags
+
+
+@pytest.mark.parametrize("name", ["h.0.mlp", "in_proj_weight/q", "encoder:0", "a b", "a-b", "a:zz:b", ":2b", "A_1"])
+def test_a_name_that_all_trackers_take_stays_as_it_is(name: str) -> None:
+    assert clean(name) == name
+
+
+@given(st.sets(st.text(alphabet="a2b+*:_-ö", max_size=6), max_size=30))
+def test_no_two_layers_share_a_tag(names: set[str]) -> None:
+    """Nor does any name become another: what stands in a tag can be told apart."""
+    assert len({clean(name) for name in names}) == len(names)
+
+
+def test_a_layer_that_is_called_as_its_kind_would_be_keeps_its_series() -> None:
+    """The median is written under a name of its own then."""
+    names = [f"h.{k}.fc" for k in range(40)] + ["h.all.fc"]
+    numbers = scalars(report(names, 70))
+    assert numbers["esdmon_alpha/h.all.fc"] == 2.0 + 40
+    assert numbers["esdmon_alpha/h.:2a:.fc"] == 2.0 + 19.5
+
+
+def test_kinds_of_many_layers_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work grows with the layers, and not with layers times kinds."""
+    asked: list[str] = []
+    substitute = re.sub
+
+    def counted(pattern: str, new: str, name: str) -> str:
+        asked.append(name)
+        return substitute(pattern, new, name)
+
+    monkeypatch.setattr(re, "sub", counted)
+    names = [f"block{k % 50}.{k}" for k in range(300)]
+    scalars(report(names, 400))
+    assert sorted(asked) == sorted(names)
+
+
+def test_the_summary_has_the_tags_that_scalars_have() -> None:
+    """For hosts that keep it elsewhere too, such as Lightning's callback_metrics."""
+    whole = report(["a"], None)
+    tags = summary_tags(whole.summary)
+    assert {name: tags[name] for name in tags if math.isfinite(tags[name])}.items() <= scalars(whole).items()
+    assert tag("esd", "a+b") == "esdmon_esd/a:2b:b"
+
+
+def test_two_sinks_of_one_place_do_not_share_tags(caplog: pytest.LogCaptureFixture) -> None:
+    """The second says so once; the first one's name is free when it is closed."""
+    place, elsewhere = object(), object()
+    first, second, alone = (Namespace(where, "the run") for where in (place, place, elsewhere))
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        assert [names("esdmon_alpha/a") for names in (first, second, alone, second)] == [
+            "esdmon_alpha/a",
+            "esdmon2_alpha/a",
+            "esdmon_alpha/a",
+            "esdmon2_alpha/a",
+        ]
+    (line,) = caplog.messages
+    assert "another monitor writes to the run already: tags of this one begin with esdmon2_" in line
+    first.free()
+    third = Namespace(place, "the run")
+    assert third("esdmon/step") == "esdmon/step"
+    assert second("esdmon/step") == "esdmon2/step"
+
+
+def test_a_sink_that_writes_nothing_takes_no_name_from_others() -> None:
+    place = object()
+    silent, first = Namespace(place, "the run"), Namespace(place, "the run")
+    assert first.all({"esdmon_alpha/a": 1.0}) == {"esdmon_alpha/a": 1.0}
+    silent.free()
+
+
+def test_a_sink_that_was_never_closed_and_is_gone_holds_no_name() -> None:
+    place = object()
+    Namespace(place, "the run")("esdmon/step")
+    assert Namespace(place, "the run")("esdmon/step") == "esdmon/step"

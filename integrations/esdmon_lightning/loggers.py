@@ -18,5 +18,5 @@ def sink_for(logger: Any) -> Sink:
     if hasattr(experiment, "add_scalar"):
         return TensorBoardSink(experiment)
     if hasattr(experiment, "define_metric"):
-        return WandbSink(experiment, host_axis="trainer/global_step")
-    return NumbersSink(lambda numbers, step: logger.log_metrics(numbers, step=step), logger.save)
+        return WandbSink(experiment)
+    return NumbersSink(lambda numbers, step: logger.log_metrics(numbers, step=step), logger.save, place=logger)

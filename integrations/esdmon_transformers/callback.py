@@ -33,7 +33,7 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
 
     Steps are the Trainer's `global_step`. Readings go where `report_to` says: to TensorBoard in a folder of our own
     beside the Trainer's, since its writer is not to be had and two writers in one folder lose data; to the run of
-    Weights & Biases that the Trainer has begun, under `train/global_step`. Each checkpoint of the Trainer holds the
+    Weights & Biases that the Trainer has begun, in the rows of the Trainer. Each checkpoint of the Trainer holds the
     monitor's state in a file `esdmon.pt`.
 
     Args:
@@ -146,7 +146,7 @@ def _reported(args: Any) -> list[str | Sink]:
         import wandb  # noqa: PLC0415 -- the Trainer has imported it
 
         if wandb.run is not None:
-            sinks.append(WandbSink(wandb.run, host_axis="train/global_step"))
+            sinks.append(WandbSink(wandb.run))
     others = sorted(set(names) - {"tensorboard", "wandb", "none"})
     if others:
         _log.warning("esdmon: readings do not go to %s; give sinks= for them.", ", ".join(others))

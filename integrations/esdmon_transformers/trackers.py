@@ -22,4 +22,4 @@ def _sink_for(tracker: Any) -> Sink:
         return TensorBoardSink(tracker.writer)
     if tracker.name == "wandb":
         return WandbSink(tracker.run)
-    return NumbersSink(lambda numbers, step: tracker.log(numbers, step=step))
+    return NumbersSink(lambda numbers, step: tracker.log(numbers, step=step), place=tracker)

@@ -1,10 +1,13 @@
-"""The sink in a real run of Weights & Biases, offline, whose file is read back."""
+"""The sink in real runs of Weights & Biases, offline, whose files are read back."""
 
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +16,9 @@ import pytest
 from esdmon.errors import InputError
 from esdmon_wandb import WandbSink
 from tests.integrations import wandb_files
+from tests.integrations.wandb_cases import CASES, wandb_table
+from tests.integrations.wandb_ways import WAYS
 
-PLAIN = """
-    model = nn.Sequential(nn.Linear(128, 96), nn.Linear(96, 70))
-    with wandb.init(mode=MODE, dir=FOLDER, settings=SETTINGS) as run:
-        monitor = esdmon.watch(model, every=10, budget=None, sinks=["wandb", f"jsonl:{FOLDER}/a.jsonl"])
-        for step in range(1, 31):
-            monitor.step()
-            run.log({"loss": 1 / step})
-        monitor.close()
-        assert monitor.errors == (), monitor.errors
-        assert wandb.run is run
-"""
 LIGHTNING = """
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import WandbLogger
@@ -38,17 +32,18 @@ LIGHTNING = """
         def training_step(self, batch, index):
             loss = self.net(batch[0]).square().mean()
             self.log("loss", loss)
+            if index % 7 == 0:
+                wandb.log({"index": index})
             return loss
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    logger = WandbLogger(save_dir=FOLDER, offline=True, settings=SETTINGS)
-    callback = SpectralMonitor(every=10, budget=None)
-    trainer = pl.Trainer(max_epochs=1, callbacks=[callback], logger=logger, accelerator="cpu", log_every_n_steps=5,
-                         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-    trainer.fit(Small(), DataLoader(TensorDataset(torch.randn(300, 64)), batch_size=10))
-    assert callback.monitor.errors == (), callback.monitor.errors
-    wandb.finish()
+    def train(folder, callbacks):
+        logger = WandbLogger(save_dir=folder, offline=True, settings=SETTINGS)
+        trainer = pl.Trainer(max_epochs=1, callbacks=callbacks, logger=logger, accelerator="cpu", log_every_n_steps=5,
+                             enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
+        trainer.fit(Small(), DataLoader(TensorDataset(torch.randn(300, 64)), batch_size=10))
+    make = lambda: SpectralMonitor(every=10, budget=None)
 """
 TRAINER = """
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
@@ -56,143 +51,300 @@ TRAINER = """
 
     config = GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     ids = torch.arange(16)
-    os.environ["WANDB_MODE"] = "offline"
-    arguments = TrainingArguments(FOLDER, max_steps=30, per_device_train_batch_size=2, use_cpu=True, disable_tqdm=True,
-                                  report_to="wandb", logging_steps=5, save_strategy="no")
-    callback = SpectralMonitor(every=10, budget=None)
-    Trainer(GPT2LMHeadModel(config), arguments, train_dataset=[{"input_ids": ids, "labels": ids}] * 60,
-            callbacks=[callback]).train()
-    assert callback.monitor.errors == (), callback.monitor.errors
-    wandb.finish()
+
+    def train(folder, callbacks):
+        wandb.init(mode="offline", dir=folder, settings=SETTINGS)
+        arguments = TrainingArguments(folder, max_steps=30, per_device_train_batch_size=2, use_cpu=True,
+                                      disable_tqdm=True, report_to="wandb", logging_steps=5, save_strategy="no",
+                                      include_num_input_tokens_seen="no")
+        Trainer(GPT2LMHeadModel(config), arguments, train_dataset=[{"input_ids": ids, "labels": ids}] * 60,
+                callbacks=callbacks).train()
+    make = lambda: SpectralMonitor(every=10, budget=None)
 """
-AUTO = """
-    os.chdir(FOLDER)
-    with wandb.init(mode=MODE, dir=FOLDER, settings=SETTINGS):
-        with esdmon.watch(nn.Linear(64, 64), every=1) as monitor:
-            monitor.step()
-    (folder,) = os.listdir("runs")
-    assert os.listdir(f"runs/{folder}") == ["esdmon.jsonl"], os.listdir(f"runs/{folder}")
-"""
-ALERT = """
-    weight = nn.Parameter(torch.randn(96, 128))
-    class Module(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = weight
-    with wandb.init(mode=MODE, dir=FOLDER, settings=SETTINGS):
-        with esdmon.watch(Module(), every=1, budget=None, sinks="wandb") as monitor:
-            monitor.step()
-            weight.data[3, 3] = float("nan")
-            monitor.step()
-"""
-ENDED = """
-    sink = esdmon.sinks.MemorySink()
-    run = wandb.init(mode=MODE, dir=FOLDER, settings=SETTINGS)
-    monitor = esdmon.watch(nn.Linear(64, 64), every=1, budget=None, sinks=["wandb", sink])
-    monitor.step()
-    run.finish()
-    for _ in range(4):
-        monitor.step()
-    monitor.close()
-    assert len(sink.reports) == 5
-    assert [(fault.who, fault.disabled) for fault in monitor.errors] == [("sink wandb", True)], monitor.errors
+ACCELERATE = """
+    import accelerate
+    from esdmon_transformers import tracker_sinks
+
+    def train(folder, callbacks):
+        accelerator = accelerate.Accelerator(log_with="wandb", project_dir=folder, cpu=True)
+        accelerator.init_trackers("p", init_kwargs={"wandb": {"settings": SETTINGS, "dir": folder, "mode": "offline"}})
+        model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
+        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
+        for callback in callbacks:
+            callback.monitor = esdmon.watch(model, optimizer, every=2, budget=None, sinks=tracker_sinks(accelerator))
+        for epoch in range(4):
+            for _ in range(6):
+                loss = model(torch.randn(16, 64)).square().mean()
+                accelerator.backward(loss)
+                optimizer.step()
+                optimizer.zero_grad()
+            accelerator.log({"loss": loss.item(), "epoch": epoch}, step=epoch)
+        for callback in callbacks:
+            callback.monitor.close()
+        accelerator.end_training()
+    make = types.SimpleNamespace
 """
 
 
-def run(script: str, folder: Path, mode: str = "offline") -> None:
-    """In a process of its own: after the first run of a process W&B does not look at its environment again."""
-    start = f"""
-        import os, torch, wandb, esdmon, esdmon.sinks
-        from torch import nn
-        torch.manual_seed(0)
-        MODE, FOLDER = {mode!r}, {str(folder)!r}
-        SETTINGS = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True)
-    """
-    end = "wandb.teardown()\n"
-    whole = textwrap.dedent(start) + textwrap.dedent(script) + end
-    places = {
-        name: str(folder / name) for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
-    }
-    for place in places.values():
-        Path(place).mkdir(exist_ok=True)
+HOSTS = {"lightning": LIGHTNING, "trainer": TRAINER, "accelerate": ACCELERATE}
+ALL = """
+    import os, sys, json, types, traceback, torch, wandb, esdmon
+    from torch import nn
 
+    SETTINGS = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True,
+                              x_save_requirements=False)
+    folder, scripts, failed = sys.argv[1], json.loads(sys.argv[2]), {}
+    for host, script in scripts.items():
+        names = dict(globals())
+        try:
+            exec(script, names)
+            for which in ("without", "with"):
+                os.makedirs(f"{folder}/{host}/{which}")
+                torch.manual_seed(0)
+                callbacks = [names["make"]()] if which == "with" else []
+                names["train"](f"{folder}/{host}/{which}", callbacks)
+                wandb.finish()
+            assert callbacks[0].monitor.errors == (), callbacks[0].monitor.errors
+        except Exception:
+            failed[host] = traceback.format_exc()
+    wandb.teardown()
+    with open(f"{folder}/failed.json", "w") as file:
+        json.dump(failed, file)
+"""
+
+
+def environment(folder: Path) -> Mapping[str, str]:
+    """After the first run of a process W&B does not look at its environment again, so runs have their own process."""
+    names = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
+    for name in names:
+        (folder / name).mkdir()
+    places = {name: str(folder / name) for name in names}
+    return os.environ | places | {"WANDB_SILENT": "true", "HOME": str(folder)}
+
+
+def run(arguments: list[str], folder: Path) -> None:
+    """Run Python in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", whole],
-        env=os.environ | places | {"WANDB_SILENT": "true", "HOME": str(folder)},
+        [sys.executable, "-W", "ignore", *arguments],
+        env=environment(folder),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture(scope="module")
+def ways(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which all ways and cases were run."""
+    folder = tmp_path_factory.mktemp("ways")
+    run(["-m", "tests.integrations.wandb_ways", str(folder)], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which each host has trained without esdmon and with it."""
+    folder = tmp_path_factory.mktemp("hosts")
+    scripts = json.dumps({name: textwrap.dedent(script) for name, script in HOSTS.items()})
+    run(["-c", textwrap.dedent(ALL), str(folder), scripts], folder)
+    return folder
+
+
+def result(ways: Path, name: str) -> Any:
+    """What a way or a case returned."""
+    results = json.loads((ways / "results.json").read_text())
+    assert name not in results["failed"], results["failed"][name]
+    return results["done"][name]
+
+
 def numbers(rows: list[dict[str, Any]]) -> set[str]:
-    """The keys of scalars; a histogram has several parts behind its key."""
-    return {key for row in rows for key, value in row.items() if key.startswith("esdmon_") and is_number(value)}
+    """The keys of scalars; a picture has several parts behind its key."""
+    keys = {key for row in rows for key, value in row.items() if is_number(value)}
+    return {key for key in keys if key.startswith("esdmon_") and not key.startswith("esdmon_picture/")}
 
 
 def is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def test_each_reading_is_a_row_over_an_axis_of_its_own(tmp_path: Path) -> None:
-    """All measures of all layers in it, none of the user's rows lost; each key is defined by its name."""
-    run(PLAIN, tmp_path)
-    rows = wandb_files.rows(tmp_path)
-    ours = [row for row in rows if "esdmon/step" in row]
-    assert [row["esdmon/step"] for row in ours] == [10, 20, 30]
-    assert len([row for row in rows if "loss" in row]) == 30
-    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    alphas = [record["alpha"] for record in records if record.get("name") == "0"]
-    assert [row["esdmon_alpha/0"] for row in ours] == alphas
-    axes = wandb_files.axes(tmp_path)
-    assert len(numbers(ours)) > 50
-    assert {axes[key] for key in numbers(ours)} == {"esdmon/step"}
-    assert ours[0]["esdmon_esd/0/_type"] == "histogram"
-    assert sum(ours[0]["esdmon_esd/0/values"]) == records[0]["n_eigenvalues"]
+def ours(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in wandb_files.rows(folder) if "esdmon/step" in row]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_of_the_users_are_as_without_esdmon(way: str, ways: Path) -> None:
+    """Keys, values and steps of all rows, and the summary; each reading that was not overwritten is in one row."""
+    written, overwritten = result(ways, way)
+    without, place = ways / f"{way}-without", ways / f"{way}-with"
+    assert wandb_files.users(place) == wandb_files.users(without)
+    assert own(wandb_files.summary(place)) == own(wandb_files.summary(without))
+    assert wandb_files.alerts(without) == []
+    assert written >= 4
+    assert len({row["esdmon/step"] for row in ours(place)}) == written - overwritten
+
+
+def own(summary: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in summary.items() if not key.startswith(("_", "esdmon"))}
+
+
+@pytest.mark.parametrize("way", ["plain", "step_is_step", "committed_at_a_step"])
+def test_who_logs_often_enough_has_every_reading_in_the_charts(way: str, ways: Path) -> None:
+    written, overwritten = result(ways, way)
+    assert overwritten == 0
+    assert "esdmon_readings" not in wandb_files.summary(ways / f"{way}-with")
+    assert [row["esdmon/step"] for row in ours(ways / f"{way}-with")] == [2 * k + 2 for k in range(written)]
+
+
+def test_numbers_and_histograms_stand_over_an_axis_of_their_own(ways: Path) -> None:
+    """Each key is defined by its name; the table of phases is in the summary, which takes no row."""
+    result(ways, "plain")
+    place = ways / "plain-with"
+    axes = wandb_files.axes(place)
+    rows = ours(place)
+    assert len(numbers(rows)) > 50
+    assert {axes[key] for key in numbers(rows)} == {"esdmon/step"}
+    assert rows[0]["esdmon_esd/0/_type"] == "histogram"
+    assert sum(rows[0]["esdmon_esd/0/values"]) == 64
     assert axes["esdmon_esd/0"] == "esdmon/step"
-    assert [row["esdmon_phases/nrows"] for row in rows if "esdmon_phases/nrows" in row] == [2]
+    assert wandb_files.summary(place)["esdmon_phases"]["nrows"] == 2
+    assert len(wandb_files.rows(place)) == 12
 
 
-@pytest.mark.parametrize(("script", "axis"), [(LIGHTNING, "trainer/global_step"), (TRAINER, "train/global_step")])
-def test_in_a_trainers_run_readings_stand_under_its_axis_too(script: str, axis: str, tmp_path: Path) -> None:
-    """In the run that the Trainer has begun, which its `*` does not take from their own axis."""
-    run(script, tmp_path)
-    ours = [row for row in wandb_files.rows(tmp_path) if "esdmon/step" in row]
-    assert len(ours) == 3
-    assert all(row[axis] == row["esdmon/step"] for row in ours)
-    axes = wandb_files.axes(tmp_path)
-    assert {axes[key] for key in numbers(ours)} == {"esdmon/step"}
-    losses = [row for row in wandb_files.rows(tmp_path) if {"loss", "train/loss"} & row.keys()]
-    assert len(losses) >= 5
+@pytest.mark.parametrize("way", ["never", "at_the_end_only", "step_is_epoch"])
+def test_readings_that_found_no_row_are_in_a_table(way: str, ways: Path) -> None:
+    written, overwritten = result(ways, way)
+    assert overwritten > 0
+    assert wandb_files.summary(ways / f"{way}-with")["esdmon_readings"]["nrows"] == written
+    (path,) = (ways / f"{way}-with").glob("wandb/offline-run-*/files/media/table/esdmon_readings*.json")
+    assert wandb_table(path)["esdmon/step"] == [2 * k + 2 for k in range(written)]
 
 
-def test_an_active_run_is_where_auto_writes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("host", HOSTS)
+def test_rows_of_a_host_are_as_without_esdmon(host: str, hosts: Path) -> None:
+    """Its `*` does not take readings from their own axis, and its axis gets no value from a reading."""
+    failed = json.loads((hosts / "failed.json").read_text())
+    assert host not in failed, failed[host]
+    place, without = hosts / host / "with", hosts / host / "without"
+    assert len(wandb_files.users(without)) >= 4
+    assert timeless(wandb_files.users(place)) == timeless(wandb_files.users(without))
+    assert len(ours(place)) >= 3
+    axes = wandb_files.axes(place)
+    assert {axes[key] for key in numbers(ours(place))} == {"esdmon/step"}
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what a Trainer measures of its speed."""
+    return [{key: value for key, value in row.items() if not re.search("runtime|_per_second", key)} for row in rows]
+
+
+def test_an_active_run_is_where_auto_writes(ways: Path) -> None:
     """And a JSONL; no TensorBoard that nobody looks at."""
-    run(AUTO, tmp_path)
-    assert [row["esdmon/step"] for row in wandb_files.rows(tmp_path) if "esdmon/step" in row] == [1]
+    assert result(ways, "auto") == ["esdmon.jsonl"]
+    assert [row["esdmon/step"] for row in ours(ways / "auto")] == [1]
 
 
-def test_an_alert_is_an_alert_of_the_run(tmp_path: Path) -> None:
+def test_an_alert_is_an_alert_of_the_run(ways: Path) -> None:
     """With the rule in its title and the layer in its text."""
-    run(ALERT, tmp_path)
-    ((title, text, level, milliseconds),) = wandb_files.alerts(tmp_path)
+    result(ways, "alert")
+    ((title, text, level, milliseconds),) = wandb_files.alerts(ways / "alert")
     assert title == "esdmon: non_finite firing"
     assert "1 of 12288 elements are NaN or infinite; at step 1 it was not so, at step 2" in text
     assert level == "ERROR"
     assert milliseconds == 1000  # in which W&B would drop a second one of that title; by default a minute
 
 
-def test_a_run_that_ends_early_loses_that_sink_and_nothing_else(tmp_path: Path) -> None:
-    """The other sinks go on."""
-    run(ENDED, tmp_path)
+def test_a_run_that_ends_early_loses_that_sink_and_nothing_else(ways: Path) -> None:
+    """The other sinks go on; one line says what to do, and closing does not say it again."""
+    reports, faults, lines = result(ways, "finished_in_training")
+    assert reports == 5
+    ((who, message),) = faults
+    assert who == "sink wandb"
+    assert "was finished before the monitor was closed: this reading is not in it. Close the monitor before" in message
+    assert len([line for line in lines if "was finished" in line]) == 1
 
 
-def test_a_disabled_run_is_no_fault(tmp_path: Path) -> None:
-    """Nothing is written, nothing fails."""
-    run(PLAIN, tmp_path, mode="disabled")
-    assert not list(tmp_path.rglob("run-*.wandb"))
+def test_a_table_that_comes_after_the_end_of_the_run_is_one_line(ways: Path) -> None:
+    """No fault: nothing failed while the model was trained."""
+    faults, lines = result(ways, "finished_before_the_monitor_was_closed")
+    assert faults == 0
+    (line,) = lines
+    assert "the table of phases, and of 2 readings that found no row, is not in it. Close the monitor before" in line
+
+
+def test_a_disabled_run_is_no_fault(ways: Path) -> None:
+    """Nothing is written, nothing fails, nothing is told."""
+    assert result(ways, "disabled") == [[], 0, True]
+    assert not list((ways / "disabled").rglob("run-*.wandb"))
+
+
+def test_two_models_in_a_run_do_not_share_keys(ways: Path) -> None:
+    """The second has a number, which one line says; who is closed leaves its name to the next."""
+    (line,) = result(ways, "two_models")
+    assert "another monitor writes to the W&B run" in line
+    assert "tags of this one begin with esdmon2_" in line
+    rows = wandb_files.rows(ways / "two_models")
+    first = {row["esdmon/step"]: row["esdmon_frobenius_norm/0"] for row in rows if "esdmon/step" in row}
+    second = {row["esdmon2/step"]: row["esdmon2_frobenius_norm/0"] for row in rows if "esdmon2/step" in row}
+    assert first.keys() == {2, 4, 1}  # 1 is the third monitor's
+    assert first[1] == second[2] == second[4] != first[2] == first[4]
+    assert wandb_files.axes(ways / "two_models")["esdmon2_frobenius_norm/0"] == "esdmon2/step"
+    assert {"esdmon_phases", "esdmon2_phases"} <= wandb_files.summary(ways / "two_models").keys()
+
+
+def test_a_run_that_is_begun_after_watch_gets_what_is_read_from_then_on(ways: Path) -> None:
+    (line,) = result(ways, "begun_after_watch")
+    assert re.fullmatch(r"esdmon: the W&B run \w+ was begun: readings go there too, from step 2 on", line)
+    assert [row["esdmon/step"] for row in ours(ways / "begun_after_watch")] == [2, 3]
+
+
+def test_closing_does_not_raise_the_runs_step(ways: Path) -> None:
+    """What the user logs afterwards with the next step of theirs is not dropped."""
+    assert result(ways, "closed_before_tests") == [2, 2]
+    assert [row.get("test") for row in wandb_files.users(ways / "closed_before_tests")] == [None, None, 1.0]
+
+
+def test_what_is_overwritten_is_counted_told_and_live_in_the_summary(ways: Path) -> None:
+    """The row has the last that is known of each layer, and NaN where that is undefined by now."""
+    first, live, counts, lines = result(ways, "overwritten")
+    assert first is None
+    assert live == [4.0, 2]
+    assert counts == [4, 2]
+    (line,) = lines
+    assert line.startswith("esdmon: 2 of 4 readings are in no chart of the W&B run ")
+    assert "all are in its table esdmon_readings. Call run.log() at least as often as readings are taken" in line
+    rows = ours(ways / "overwritten")
+    assert [row["esdmon/step"] for row in rows] == [3, 4]
+    assert rows[0]["esdmon_alpha/a"] == 4.0
+    assert math.isnan(rows[0]["esdmon_alpha/b"])
+    assert rows[1]["esdmon_alpha/b"] == 5.0
+
+
+def test_pictures_are_drawn_one_at_a_time_and_the_rest_at_the_end(ways: Path) -> None:
+    """At the end only where that begins no row behind the user's last."""
+    assert result(ways, "pictures") == [True, True]
+    rows = wandb_files.rows(ways / "pictures")
+    drawn = [{key for key in row if key.endswith("/path")} for row in rows]
+    assert drawn == [set(), set(), {"esdmon_picture/a.b/path", "esdmon_picture/c/path"}]
+    axes = wandb_files.axes(ways / "pictures")
+    assert axes["esdmon_picture/a.b.sha256"] == "esdmon/step"
+
+
+def test_an_alert_of_a_run_that_has_ended_says_what_to_do(ways: Path) -> None:
+    assert "was finished before the monitor was closed: this alert is not in it" in result(
+        ways, "alerts_of_a_finished_run"
+    )
+
+
+def test_a_run_that_is_rewound_has_each_step_once_in_its_table(ways: Path) -> None:
+    assert result(ways, "rewound") == [1.0, 20.0, 30.0]
+
+
+def test_every_case_is_tested() -> None:
+    """By its name, above."""
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in CASES if f'"{name}"' not in text] == []
 
 
 def test_without_a_run_it_is_told_before_training() -> None:

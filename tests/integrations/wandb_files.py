@@ -8,6 +8,7 @@ from typing import Any
 
 BLOCK = 32768
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+CLOCK = {"_timestamp", "_runtime"}
 
 
 def records(folder: Path) -> Iterator[Any]:
@@ -57,3 +58,22 @@ def alerts(folder: Path) -> list[tuple[str, str, str, int]]:
     """Title, text and level."""
     found = [record.alert for record in records(folder) if record.WhichOneof("record_type") == "alert"]
     return [(alert.title, alert.text, alert.level, alert.wait_duration) for alert in found]
+
+
+def users(folder: Path) -> list[dict[str, Any]]:
+    """The rows without what is ours and W&B's clock; without those that hold nothing else."""
+    kept = [
+        {key: value for key, value in row.items() if not key.startswith("esdmon") and key not in CLOCK}
+        for row in rows(folder)
+    ]
+    return [row for row in kept if row.keys() - {"_step"}]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The run's summary as it is at the end."""
+    found: dict[str, Any] = {}
+    for record in records(folder):
+        if record.WhichOneof("record_type") == "summary":
+            for item in record.summary.update:
+                found[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
+    return found
