@@ -264,10 +264,9 @@ class Reader:
         """The samples by which it is told how far weights have moved."""
         return {} if self._drift is None else self._drift.state_dict()
 
-    def load_state_dict(self, state: Plain) -> None:
-        """Go on from `state_dict()`."""
-        if self._drift is not None:
-            self._drift.load_state_dict(state)
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse `state_dict()`, and return what goes on from it."""
+        return (lambda: None) if self._drift is None else self._drift.prepare(state)
 
     def _take_up(self, watched: Watched) -> None:
         self._matrices = {matrix.name: matrix for matrix in watched.matrices}

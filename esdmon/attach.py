@@ -8,10 +8,13 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import operator
 import os
+import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch.optim import Optimizer
@@ -20,6 +23,8 @@ from esdmon.alerts import AlertBook
 from esdmon.analysis import Reader, choose_measures
 from esdmon.budget import Budget
 from esdmon.choices import Alerts, Sinks, actions_for, askable, check_on_alert, listed, open_sinks, settle
+from esdmon.clock import Clock, hookable
+from esdmon.cpus import cores
 from esdmon.errors import InputError, nearest
 from esdmon.faults import Faults
 from esdmon.helper import Helper
@@ -30,13 +35,16 @@ from esdmon.records import Alert
 from esdmon.replicas import Replicas
 from esdmon.schedule import Schedule, as_schedule, union
 from esdmon.weights import MIN_EIGENVALUES, Drift, Model, Selection, check_precision
+from esdmon.weights.names import unwrap
 from esdmon.worker import Mode, Worker
 
 _log = logging.getLogger("esdmon")
 _made = itertools.count()  # monitors of a distributed job
-_IN_BACKWARD = (
-    "esdmon: the optimizer steps within backward(), while other weights are still to be updated: its steps are not "
-    "counted. Leave the optimizer out of watch(), and call monitor.step() after backward()."
+_watching: weakref.WeakKeyDictionary[Optimizer, list[tuple[weakref.ref[Monitor], int]]] = weakref.WeakKeyDictionary()
+"""The monitors whose clock an optimizer is, each with the model it watches."""
+_NO_STEP = (
+    "step() of the optimizer that watch() was given ({}) was not called: give watch() the one that steps, or leave it "
+    "out and call monitor.step()"
 )
 
 
@@ -121,13 +129,14 @@ def watch(
     >>> monitor.report.step
     4
     """
+    _check_simple(max_tags=max_tags, strict=strict, hook=hook, first_step=first_step)
+    check_on_alert(on_alert)
     schedule = as_schedule(every)
     faults = Faults(strict=strict)
     known = Plugins(plugins)
     if known.schedule is not None:
         schedule = union(schedule, known.schedule)
     inner = _optimizers(optimizer)
-    spending = Budget(budget)
     drift = Drift()
     reader = Reader(
         model,
@@ -140,9 +149,19 @@ def watch(
         faults=faults,
         drift=drift,
     )
-    worker = Worker(reader, spending, mode=_mode(check_mode(mode), on_accelerator=reader.on_accelerator))
+    chosen = _mode(check_mode(mode), on_accelerator=reader.on_accelerator)
+    # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
+    spending = Budget(budget, cpu_clock=time.process_time if chosen == "sync" else time.thread_time)
+    worker = Worker(reader, spending, mode=chosen)
     settings = settle(alerts, stop_on, save_on, known)
     rules = askable(settings, reader.measures)
+    actions = actions_for(settings, on_alert, known)
+    for spec in listed(sinks):
+        if spec != "auto":
+            known.check_sink(spec)
+    hooked = inner[0] if inner and hook else None
+    if hooked is not None:
+        _close_older(hooked, model)
     replicas = _replicas()
     leads = replicas is None or replicas.rank == 0
     monitor = Monitor(
@@ -152,17 +171,18 @@ def watch(
         schedule=schedule,
         sinks=open_sinks(sinks, settings, known) if leads else (),
         book=AlertBook(rules if leads else (), faults=faults, who=partial(known.who, "rule")),
-        actions=actions_for(settings, on_alert, known),
+        actions=actions,
         budget=spending,
         faults=faults,
         parts={"reader": reader},
         first_step=first_step,
+        **({} if hooked is None else {"no_step": _NO_STEP.format(type(hooked).__name__)}),
     )
-    if inner:
-        if hook:
-            _hook(inner[0], monitor)
-        if not reader.any_in_optimizer:
-            _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
+    if hooked is not None:
+        monitor.at_close(Clock(hooked, monitor.hooked_step).close)
+        _watching.setdefault(hooked, []).append((weakref.ref(monitor), _identity(model)))
+    if not reader.any_in_optimizer:
+        _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
     _log.info("esdmon: %s", reader.coverage)
     return monitor
 
@@ -188,6 +208,7 @@ def check_options(
         InputError: as `watch` does, for any option that cannot be used, or that is none.
     """
     known = Plugins(plugins)
+    _check_simple(**{name: value for name, value in others.items() if name in _SIMPLE})
     as_schedule(every)
     Budget(budget)
     check_mode(mode)
@@ -205,6 +226,54 @@ def check_options(
             raise InputError(msg)
 
 
+_SIMPLE: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_tags": (lambda value: value is None or _is_whole(value, 0), "a number of series, 0 or more, or None for all"),
+    "first_step": (lambda value: _is_whole(value, 0), "a number of steps, 0 or more"),
+    "strict": (lambda value: isinstance(value, bool), "True or False"),
+    "hook": (lambda value: isinstance(value, bool), "True or False"),
+    "layers": (lambda value: value is None or _is_patterns(value), "a list of patterns of names, or None for all"),
+    "exclude": (lambda value: _is_patterns(value), "a list of patterns of names"),
+}
+"""Options that need neither model nor plugins to be checked: whether a value can be used, and what can."""
+
+
+def _check_simple(**options: object) -> None:
+    for name, value in options.items():
+        is_good, what = _SIMPLE[name]
+        if not is_good(value):
+            raise InputError(f"{name}= is {what}; got {value!r}")
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return not isinstance(value, bool) and isinstance(value, SupportsIndex) and operator.index(value) >= least
+
+
+def _is_patterns(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, Iterable) and not isinstance(value, dict) and all(isinstance(each, str) for each in value)
+    )
+
+
+def _close_older(optimizer: Optimizer, model: Model) -> None:
+    """Close a monitor that counts the steps of the same optimizer for the same model: a notebook cell that ran again."""
+    for reference, watched in _watching.pop(optimizer, ()):
+        older = reference()
+        if older is not None and not older.closed:
+            if watched == _identity(model):
+                _log.warning(
+                    "esdmon: this model and optimizer were watched already; that monitor is closed at step %d. To watch "
+                    "one model twice, leave the optimizer out of the second watch() and call its step() yourself.",
+                    older.steps,
+                )
+                older.close()
+            else:
+                _watching.setdefault(optimizer, []).append((reference, watched))
+
+
+def _identity(model: Model) -> int:
+    return id(unwrap(model)) if isinstance(model, torch.nn.Module) else id(model)
+
+
 def check_mode(mode: str) -> Mode | Literal["auto"]:
     """A mode as it is, where it is one."""
     match mode:
@@ -218,46 +287,8 @@ def _mode(mode: Mode | Literal["auto"], *, on_accelerator: bool) -> Mode:
     if mode != "auto":
         return mode
     # torch starts a thread for each physical core, which are half of what the system counts where each runs two.
-    idle = 4 * torch.get_num_threads() <= (os.cpu_count() or 1)
+    idle = 4 * torch.get_num_threads() <= cores()
     return "thread" if on_accelerator or idle else "sync"
-
-
-def _hook(optimizer: Optimizer, monitor: Monitor) -> None:
-    """Call `monitor.step()` after each step of the optimizer.
-
-    A subclass whose `step()` calls `super().step()` fires the hooks of both. Whether a step is inside another is read
-    off the stack, and not kept as a count, which an exception in mid-step would leave wrong.
-    """
-    # What torch wraps around the step of every optimizer class: one function, so one code object.
-    wrapper = getattr(type(optimizer).step, "__code__", None)
-    told: list[bool] = []
-
-    def after(_optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        frame, depth = inspect.currentframe(), 0
-        while frame is not None:
-            depth += frame.f_code is wrapper and frame.f_locals.get("self") is optimizer
-            frame = frame.f_back
-        if depth > 1 or _is_captured():
-            return
-        if _is_in_backward():
-            if not told:
-                _log.warning(_IN_BACKWARD)
-                told.append(True)
-            return
-        monitor.step()
-
-    # Under a compiled step the hook would be traced, and its numpy turned into torch.
-    untraced: Callable[[Any], Any] = torch.compiler.disable
-    monitor.at_close(optimizer.register_step_post_hook(untraced(after)).remove)
-
-
-def _is_captured() -> bool:
-    """Whether a CUDA graph is recorded, whose kernels do not run now. Its replays call no Python: their loop steps."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _is_in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 -- there is no public way to tell
 
 
 def _replicas() -> Replicas | None:
@@ -272,21 +303,10 @@ def _replicas() -> Replicas | None:
 
 
 def _optimizers(given: Any) -> tuple[Optimizer, ...]:
-    """The torch optimizers inside wrappers such as Accelerate's, whose own hooks do not work."""
+    """Return the torch optimizers inside what was given: one, or a list of several."""
     if given is None:
         return ()
-    found = []
-    for optimizer in given if isinstance(given, list | tuple) else (given,):
-        inner = optimizer
-        while not hasattr(inner, "_optimizer_step_post_hooks") and hasattr(inner, "optimizer"):
-            inner = inner.optimizer
-        if not isinstance(inner, Optimizer):
-            msg = (
-                f"optimizer is a {type(inner).__name__}, not a torch.optim.Optimizer: leave it out and call "
-                "monitor.step() after each step"
-            )
-            raise InputError(msg)
-        found.append(inner)
+    found = tuple(map(hookable, given if isinstance(given, list | tuple) else (given,)))
     if not found:
         raise InputError("optimizer is an empty list: give one, or leave it out and call monitor.step()")
-    return tuple(found)
+    return found

@@ -11,9 +11,9 @@ from typing import final
 from esdmon.errors import InputError
 
 Clock = Callable[[], float]
-ADVANCE = 0.5
-"""Seconds that may be spent before they are earned, and are paid back: a short run is read as often as it is due, and
-a run of ADVANCE/share, 50 s at 1 %, has not cost more than its share. Our choice."""
+ADVANCE = 2.0
+"""Seconds that may be spent before they are earned, and are paid back: a first short run of a small model is read whole
+at each due step, and a run of ADVANCE/share, 200 s at 1 %, has not cost more than its share. Our choice."""
 
 
 @dataclass(slots=True)
@@ -34,7 +34,8 @@ class Budget:
     Args:
         share: of the run, between 0 and 1; None: no limit.
         clock: wall time in seconds.
-        cpu_clock: CPU seconds of all threads of the process.
+        cpu_clock: CPU seconds of all threads of the process; of the calling thread where others read for the monitor,
+            whose seconds are taken by `spend`.
     """
 
     def __init__(
@@ -98,7 +99,10 @@ class Budget:
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Take what a block uses."""
+        """Take what a block uses; a block inside another is part of that one."""
+        if self._spending_since is not None:
+            yield
+            return
         self._spending_since = since = (self._clock(), self._cpu_clock())
         try:
             yield

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import final
 
@@ -59,8 +59,11 @@ class Helper:
         try:
             self._source.refresh()
             known = self._source.nominal()
-            mine = [name for name in names if name in known and self._worker.has_room(name)]
-            tasks = [self._worker.begin(name, step, moved=math.nan) for name in mine]
+            tasks.extend(  # one by one: each copy that is begun takes room
+                self._worker.begin(name, step, moved=math.nan)
+                for name in names
+                if name in known and self._worker.has_room(name)
+            )
         finally:  # rank 0 waits for it, whatever fails here
             self._worker.then(partial(self._send, step, tasks))
 
@@ -80,9 +83,9 @@ class Helper:
         """Nothing: it is rank 0's."""
         return {}
 
-    def load_state_dict(self, _state: Plain) -> None:
-        """Begin anew, with the others."""
-        self._replicas.restart()
+    def prepare(self, _state: Plain) -> Callable[[], None]:
+        """Return what begins again with the other ranks."""
+        return self._replicas.restart
 
     def _send(self, step: int, tasks: list[Task]) -> None:
         answer: Answer = {}

@@ -1,18 +1,21 @@
-"""`Monitor`: when to read, and where the readings go. It computes nothing itself."""
+"""`Monitor`: decide when to read, and pass the readings on. It computes nothing itself."""
 
 import atexit
 import logging
 import os
 import threading
 import time
+import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Protocol, Self, final
 
 from esdmon.alerts import Actions, AlertBook, Silence
 from esdmon.budget import Budget
+from esdmon.dispatch import Dispatcher
 from esdmon.faults import Fault, Faults, describe
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.schedule import Schedule
@@ -20,11 +23,10 @@ from esdmon.sinks import Sink
 from esdmon.state import Plain, Stateful, alert_from, to_plain
 
 _log = logging.getLogger("esdmon")
-_LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 _VERSION = 4
 _POLL = 1e-3
 PATIENCE = 30.0
-"""Seconds that `flush`, `close` and `state_dict` wait for readings that are under way in this process."""
+"""Seconds that `flush` and `close` wait for readings that are under way in this process."""
 _PATIENCE_ELSEWHERE = 2.0  # for those on other ranks, which may have died
 _PATIENCE_AT_EXIT = 5.0  # for those of a monitor that was never closed
 
@@ -81,24 +83,28 @@ class Monitor:
         faults: Faults | None = None,
         parts: Mapping[str, Stateful] | None = None,
         first_step: int = 0,
+        no_step: str = "give watch() the optimizer, or call monitor.step()",
     ) -> None:
         self._readings = readings
         self._book = book or AlertBook()
-        self._actions = actions or Actions()
         self._parts: dict[str, Stateful] = {"readings": readings, "alerts": self._book, **(parts or {})}
         self._schedule = schedule
-        self._sinks = tuple(sinks)
         self._budget = budget or Budget(None)
         self._faults = faults or Faults()
+        self._out = Dispatcher(sinks, actions or Actions(), self._faults)
+        self._delivering = False
+        self._no_step = no_step
+        self._is_hooked = self._has_told_of_two_clocks = False
+        self._run = uuid.uuid4().hex[:8]
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
         self._closed = False
         self._report: Report | None = None
         self._alerts: list[Alert] = []
-        self._should_stop = self._should_save = False
         self._silence = Silence(next((rule for rule in self._book.rules if rule.name == "stale_monitor"), None))
         self._process = os.getpid()
         self._is_told_of_the_fork = False
+        self._out.start(self._run, first_step)
         _open.add(self)
 
     @property
@@ -123,12 +129,11 @@ class Monitor:
         A host's callback ends the training by itself; a loop of your own looks here. On rank 0 of a job only, which is
         to tell the others.
         """
-        return self._should_stop
+        return self._out.should_stop
 
     def take_save_request(self) -> bool:
-        """Whether an alert has fired, since this was last asked, on which a checkpoint is to be saved (`save_on=`)."""
-        asked, self._should_save = self._should_save, False
-        return asked
+        """Return whether an alert of `save_on=` has fired since the last call: a checkpoint is to be saved."""
+        return self._out.take_save_request()
 
     @property
     def errors(self) -> tuple[Fault, ...]:
@@ -139,6 +144,11 @@ class Monitor:
     def steps(self) -> int:
         """Optimizer steps counted."""
         return self._steps
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
 
     @property
     def dropped(self) -> int:
@@ -160,28 +170,60 @@ class Monitor:
         Returns:
             Whether it was due: the same on all ranks of a job.
         """
+        if self._is_hooked:
+            self._tell_of_two_clocks()
+            return False
+        return self._count(count, host_step)
+
+    def hooked_step(self) -> bool:
+        """Count a step of the optimizer: for its hook, after which calls of `step` by the loop are ignored."""
+        self._is_hooked = True
+        return self._count(1, None)
+
+    def _count(self, count: int, host_step: int | None) -> bool:
         if self._closed or not self._is_of_this_process():
             return False
         self._steps += count
         self._budget.start()
-        due = False
+        due = self._is_due(count)
+        if due:
+            self._faults.advance()
+            self._begin(host_step)
+        before = self._report
+        self._take_finished()
+        if self._out.is_behind and self._report is before and not due:
+            self._catch_up()
+        if due and self._readings.reports:
+            self._raise([self._silence.due(self._steps)])
+        return due
+
+    def _is_due(self, count: int) -> bool:
+        """Ask the schedule for each of the last steps; one that keeps raising is paused."""
+        if self._faults.disabled("schedule"):
+            self._faults.advance()
+            return False
         with self._faults.isolated("schedule", self._steps):
-            due = any(map(self._schedule, range(self._steps - count + 1, self._steps + 1)))
-        if due and not self._faults.disabled("monitor"):
+            return any(map(self._schedule, range(self._steps - count + 1, self._steps + 1)))
+        return False
+
+    def _begin(self, host_step: int | None) -> None:
+        if not self._faults.disabled("monitor"):
             with self._faults.isolated("monitor", self._steps):
                 self._readings.settle()
                 with self._budget.spending():
                     self._readings.begin(self._steps, host_step)
-        self._take_finished()
-        if due and self._readings.reports:
-            self._raise(self._silence.due(self._steps))
-        return due
+
+    def _catch_up(self) -> None:
+        """Let a sink do deferred work between reports, a piece at a step, where the budget has credit."""
+        if self._budget.credit > 0:
+            with self._budget.spending():
+                self._out.catch_up(self._steps)
 
     def flush(self, timeout: float = PATIENCE) -> None:
         """Wait for the readings that are under way, and let what was written be seen by others."""
         if self._is_of_this_process():
             self._finish(timeout)
-            self._to_sinks("flush")
+            self._out.flush(self._steps)
 
     def close(self, timeout: float = PATIENCE) -> None:
         """Remove the hooks, wait for the readings that are under way, close the sinks; again is harmless.
@@ -189,7 +231,7 @@ class Monitor:
         Args:
             timeout: seconds to wait at most; what is not finished then is lost, and the log says so.
         """
-        if self._closed or not self._is_of_this_process():
+        if self._closed or os.getpid() != self._process:
             return
         self._closed = True
         _open.discard(self)
@@ -204,33 +246,33 @@ class Monitor:
             with self._faults.isolated("monitor", self._steps):
                 self._readings.close()
             self._tell_if_nothing_was_read()
-            self._to_sinks("close")
-            self._sinks = ()
+            self._out.close(self._steps)
 
     def at_close(self, undo: Callable[[], None]) -> None:
         """Have `undo` called by `close()`: how a host takes its hooks back."""
         self._at_close.append(undo)
 
     def state_dict(self) -> Plain:
-        """What a resumed run needs to go on as if it had not stopped: steps, readings, alerts, and how weights were.
+        """Return what a resumed run needs to go on: steps, readings, alerts, and samples of the weights.
 
-        Plain data and tensors, some 40 kB for each matrix: `torch.load` reads it with weights_only. Readings that are
-        under way are waited for.
+        Plain data and tensors, some 40 kB for each matrix: `torch.load` reads it with weights_only. It waits for
+        nothing: of readings that are under way the resumed run knows nothing, and takes those matrices next.
         """
         if self._is_of_this_process():
-            self._finish(PATIENCE)
+            self._take_finished()
         return {
             "version": _VERSION,
+            "run": self._run,
             "steps": self._steps,
             "alerts": [to_plain(alert) for alert in self._alerts],
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
 
     def load_state_dict(self, state: object) -> None:
-        """Go on from `state_dict()`; sinks that can are told to drop what was written after that step.
+        """Go on from `state_dict()`; sinks that can drop what that run wrote after it.
 
         Raises:
-            ValueError: for what is no such state, or is that of another version; nothing is changed then.
+            ValueError: for anything else than such a state of this version, or a damaged one; nothing is changed then.
         """
         steps = state.get("steps") if isinstance(state, Mapping) and state.get("version") == _VERSION else None
         if not isinstance(state, Mapping) or not isinstance(steps, int) or steps < 0:
@@ -239,15 +281,16 @@ class Monitor:
             raise ValueError(msg)
         try:
             alerts = [alert_from(alert) for alert in state["alerts"]]
-            parts = {name: state["parts"][name] for name in self._parts}
-            for name, part in self._parts.items():
-                part.load_state_dict(parts[name])
-        except (KeyError, TypeError, AttributeError) as error:
+            run = str(state.get("run", self._run))
+            take_over = [part.prepare(state["parts"][name]) for name, part in self._parts.items()]
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
             msg = f"the state of a monitor is damaged: {describe(error)}"
             raise ValueError(msg) from error
-        self._alerts = alerts
-        self._steps = steps
-        self._to_sinks("rewind", steps)
+        for part in take_over:
+            part()
+        self._alerts, self._steps, self._run = alerts, steps, run
+        self._out.start(run, steps)
+        self._out.rewind(steps)
 
     def __enter__(self) -> Self:
         """The monitor; leaving the block closes it."""
@@ -259,29 +302,48 @@ class Monitor:
         """Close, also when the loop raised."""
         self.close()
 
+    def __del__(self) -> None:
+        """Close a monitor that nobody holds any more, so that its sinks keep no file or thread."""
+        with suppress(Exception):  # half built, or the interpreter ends
+            self.close(0)
+
     def _tell_if_nothing_was_read(self) -> None:
         readings = self._readings
-        if not readings.reports or readings.latest or readings.dropped or self._faults.disabled("monitor"):
+        if not readings.reports or readings.latest or readings.dropped or any(self._faults):
             return
         if self._steps:
             _log.warning("esdmon: closed after %d steps without a reading: choose a smaller every=.", self._steps)
         else:
-            _log.warning("esdmon: closed without a step: give watch() the optimizer, or call monitor.step().")
+            _log.warning("esdmon: closed without a step: %s.", self._no_step)
+
+    def _tell_of_two_clocks(self) -> None:
+        if not self._has_told_of_two_clocks:
+            self._has_told_of_two_clocks = True
+            _log.warning(
+                "esdmon: monitor.step() was called, but watch() was given the optimizer and counts its steps already: "
+                "the call is ignored. Leave out one of the two."
+            )
 
     def _is_of_this_process(self) -> bool:
-        """A process that was forked off has no part in a monitor, whose thread and files are its parent's."""
+        """Return whether this process made the monitor; a fork has no part in its thread and files.
+
+        A fork that steps is told once. One that only ends, such as a worker of a DataLoader, is not.
+        """
         if os.getpid() == self._process:
             return True
         if not self._is_told_of_the_fork:
             self._is_told_of_the_fork = True
-            _log.warning("esdmon: this process was forked off that of the monitor, which does nothing here.")
+            _log.warning(
+                "esdmon: this process was forked from the one that called watch(), so its steps are not counted: call "
+                "watch() in the process that trains."
+            )
         return False
 
     def _finish(self, timeout: float, *, elsewhere: float = _PATIENCE_ELSEWHERE) -> None:
         """Wait for what is under way; what is on other ranks may never come."""
         start = time.monotonic()
         self._take_finished()
-        while self._readings.under_way:
+        while self._readings.under_way and not self._delivering:
             waited = time.monotonic() - start
             if waited > timeout or (waited > elsewhere and not self._readings.under_way_here):
                 return
@@ -289,51 +351,37 @@ class Monitor:
             self._take_finished()
 
     def _take_finished(self) -> None:
-        if self._readings.under_way:
-            with self._faults.isolated("reports", self._steps), self._budget.spending():
-                for report in self._readings.finished():
-                    self._take(report)
+        # An on_alert= that saves a checkpoint comes back here: what is finished is delivered by the call outside it.
+        if self._readings.under_way and not self._delivering:
+            self._delivering = True
+            try:
+                with self._faults.isolated("reports", self._steps, pauses=False), self._budget.spending():
+                    for report in self._readings.finished():
+                        self._take(report)
+            finally:
+                self._delivering = False
 
     def _take(self, report: Report) -> None:
         changes = self._book.take(report, time=time.time())
         self._report = replace(report, firing=self._book.firing)
-        self._to_sinks("write", self._report)
-        for alert in (self._silence.report(report.step), *changes):
-            self._raise(alert)
+        self._out.write(self._report)
+        self._raise([self._silence.report(report.step), *changes])
 
-    def _raise(self, alert: Alert | None) -> None:
-        if alert is None:
-            return
-        self._alerts.append(alert)
-        _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
-        self._to_sinks("alert", alert)
-        actions = self._actions
-        for who, call in actions.calls:
-            with self._faults.isolated(who, alert.step, is_timed=True):
-                call(alert)
-        if alert.state == "firing":
-            self._should_save |= alert.rule in actions.save_on
-            self._should_stop |= alert.rule in actions.stop_on
-        if actions.asks_to_stop is not None:
-            with self._faults.isolated("asks_to_stop", alert.step):
-                self._should_stop |= actions.asks_to_stop(alert)
-
-    def _to_sinks(self, method: str, *record: Report | Alert | int) -> None:
-        for name, sink in self._sinks:
-            who = f"sink {name}"
-            if method == "rewind" and not hasattr(sink, method):
-                continue  # most sinks of others cannot, and need not
-            # A sink that was shut off is still closed: it may hold a file.
-            if method == "close" or not self._faults.disabled(who):
-                with self._faults.isolated(who, self._steps, is_timed=method in ("write", "alert")):
-                    getattr(sink, method)(*record)
+    def _raise(self, found: Iterable[Alert | None]) -> None:
+        """Write all alerts of a report before any action: one that saves a state finds them in it."""
+        alerts = [alert for alert in found if alert is not None]
+        self._alerts += alerts
+        for alert in alerts:
+            self._out.alert(alert)
+        for alert in alerts:
+            self._out.act(alert)
 
 
 _open: "weakref.WeakSet[Monitor]" = weakref.WeakSet()
 
 
 def _close_all() -> None:
-    """A loop that never closes its monitor still has what was read written, and its thread ended in order."""
+    """Close the monitors that the script left open, so that what was read is written."""
     for monitor in list(_open):
         monitor.close(_PATIENCE_AT_EXIT)
 

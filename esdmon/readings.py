@@ -139,9 +139,11 @@ class Readings:
         """The last reading of each matrix."""
         return {name: to_plain(layer) for name, layer in self.latest.items()}
 
-    def load_state_dict(self, state: Plain) -> None:
-        """Go on from them."""
-        latest = {name: layer_from(layer) for name, layer in state.items()}
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse them, and return what goes on from them."""
+        return partial(self._take_over, {name: layer_from(layer) for name, layer in state.items()})
+
+    def _take_over(self, latest: Mapping[str, LayerReport]) -> None:
         self._due.clear()
         if self._replicas is not None:
             self._replicas.restart()

@@ -75,6 +75,7 @@ class Replicas:
         self._words: deque[str] = deque()
         self._asked: dict[int, list[int]] = {}
         self._life = 0
+        self._met = 0
 
     @property
     def has_joined(self) -> bool:
@@ -155,6 +156,10 @@ class Replicas:
         self._store = _Gone()
 
     def _meet(self) -> None:
+        """Look who is new, ever more rarely: at due steps 1, 2, 4, 8 and so on."""
+        self._met += 1
+        if self._met & (self._met - 1):
+            return
         for rank in [rank for rank in self._unknown if self._store.check([f"rank/{rank}"])]:
             self._unknown.remove(rank)
             if self._store.get(f"rank/{rank}").decode() == self._fingerprint:

@@ -1,6 +1,6 @@
 """Records as plain data that any checkpoint can hold, and back: numbers, texts, lists and dictionaries."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from enum import Enum
 from typing import Any, Protocol
@@ -15,10 +15,14 @@ class Stateful(Protocol):
     """What is saved with a run and goes on from there."""
 
     def state_dict(self) -> Plain:
-        """What is to be kept."""
+        """Return what is to be kept."""
 
-    def load_state_dict(self, state: Plain) -> None:
-        """Go on from it."""
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse what `state_dict` returned, and return a function that goes on from it.
+
+        Nothing changes before that function is called, so that a damaged state leaves all parts of a monitor as they
+        were.
+        """
 
 
 def to_plain(record: LayerReport | Alert | Esd) -> Plain:

@@ -3,9 +3,11 @@
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Literal, Protocol, TypeAlias, final
 
 from esdmon.budget import Budget
@@ -67,6 +69,45 @@ class Task:
 
 
 @final
+class _DaemonThread:
+    """Run jobs one after another in a thread that does not hold up the end of the process.
+
+    The interpreter joins the threads of a ThreadPoolExecutor before it ends, however long the solve in them takes. A
+    daemon thread is left where it is.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._waiting: deque[Future[Any]] = deque()
+        Thread(target=self._run, name="esdmon", daemon=True).start()
+
+    def submit(self, job: Callable[[], Any]) -> Future[Any]:
+        """Queue a job."""
+        future: Future[Any] = Future()
+        self._waiting.append(future)
+        self._jobs.put((future, job))
+        return future
+
+    def close(self) -> None:
+        """Cancel what has not begun, and end the thread when the running job is finished."""
+        for future in tuple(self._waiting):
+            future.cancel()
+        self._jobs.put(None)
+
+    def _run(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            future, job = item
+            self._waiting.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 -- also what ends a thread from outside
+                future.set_exception(error)
+            del item, future, job  # they hold a copy of a weight
+
+
+@final
 class Worker:
     """Begins readings; in the mode "thread" they are finished by one thread, in the order of their beginning.
 
@@ -80,7 +121,7 @@ class Worker:
         self._budget = budget
         self.on_the_spot = mode == "sync"
         """Whether what is begun is finished at once."""
-        self._thread: ThreadPoolExecutor | None = None
+        self._thread: _DaemonThread | None = None
         self._waiting: deque[tuple[Future[Any], int]] = deque()
         self._bytes = 0
 
@@ -114,16 +155,16 @@ class Worker:
 
     def _submit(self, how: Callable[[Any], Any], what: Callable[[], Any], size: int) -> Future[Any]:
         if self._thread is None:  # now, and not earlier, so that a run that forks first forks no thread
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="esdmon")
-        future = self._thread.submit(how, what)
+            self._thread = _DaemonThread()
+        future = self._thread.submit(partial(how, what))
         self._waiting.append((future, size))
         self._bytes += size
         return future
 
     def close(self) -> None:
-        """Free the thread; what it has not begun is left."""
+        """End the thread; what it has not begun is cancelled."""
         if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+            self._thread.close()
 
     def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]]) -> Answer | None:
         if not future.done():

@@ -1,6 +1,8 @@
-"""Faults: isolated, counted, told once, and shut off if they go on."""
+"""Faults: isolated, counted, logged once, and paused if they go on."""
 
 import logging
+import math
+from itertools import pairwise
 
 import pytest
 
@@ -43,8 +45,8 @@ def test_what_does_not_fail_leaves_no_trace(caplog: pytest.LogCaptureFixture) ->
     assert not faults.disabled("sink console")
 
 
-def test_a_part_is_shut_off_after_three_failures() -> None:
-    """Two failures are forgiven, the third is the last; other parts are not concerned."""
+def test_a_part_is_paused_after_three_failures() -> None:
+    """Two failures are forgiven, the third pauses it; other parts are not concerned."""
     faults = Faults()
     disabled = []
     for _ in range(LIMIT):
@@ -55,14 +57,76 @@ def test_a_part_is_shut_off_after_three_failures() -> None:
     assert [fault.disabled for fault in faults] == [True]
 
 
-def test_a_part_that_goes_on_failing_is_told_twice(caplog: pytest.LogCaptureFixture) -> None:
-    """One warning at the first failure, with the error, and one when the part is shut off."""
+def tries(faults: Faults, due_steps: int, *, fails_until: float = math.inf, who: str = "sink console") -> list[int]:
+    """The due steps at which a part was tried, of so many; it fails up to one of them."""
+    tried = []
+    for step in range(1, due_steps + 1):
+        faults.advance()
+        if faults.disabled(who):
+            continue
+        tried.append(step)
+        with faults.isolated(who, step):
+            if step <= fails_until:
+                raise OSError("no space left")
+    return tried
+
+
+def test_pauses_grow_and_are_bounded() -> None:
+    """10 due steps, 20, 40, … and 320 at most: a part that fails for ever costs next to nothing, and is not forgotten."""
+    tried = tries(Faults(), 2000)
+    assert tried[:3] == [1, 2, 3]
+    assert [b - a for a, b in pairwise(tried[2:])] == [10, 20, 40, 80, 160, *[320] * 5]
+
+
+def test_a_part_that_recovers_is_used_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    """An outage of three reports costs ten; pausing and recovery are one line each, and the fault stays listed."""
     faults = Faults()
-    for step in range(1, 6):
-        fail(faults, step=step)
-    first, last = messages(caplog)
-    assert first == "esdmon: sink console failed at step 1 and is left out: OSError: no space left. The run goes on."
-    assert last == "esdmon: sink console has failed 3 times in a row and is shut off; see monitor.errors."
+    assert tries(faults, 50, fails_until=3) == [1, 2, 3, *range(13, 51)]
+    assert [(fault.count, fault.in_a_row, fault.disabled) for fault in faults] == [(3, 0, False)]
+    assert messages(caplog) == [
+        "esdmon: sink console failed at step 1: OSError: no space left. Training goes on, and it is tried again.",
+        "esdmon: sink console has failed 3 times in a row and is paused for 10 due steps; see monitor.errors.",
+        "esdmon: sink console works again at step 13, after 3 failures.",
+    ]
+
+
+def test_a_part_that_fails_for_ever_is_logged_seldom(caplog: pytest.LogCaptureFixture) -> None:
+    """Its first failure, and each pause that is longer than the one before."""
+    tries(Faults(), 5000)
+    assert len(messages(caplog)) == 1 + len([10, 20, 40, 80, 160, 320])
+
+
+def test_pauses_begin_short_again_after_a_long_time_that_went_well() -> None:
+    """Two outages that lie far apart have nothing to do with each other; two that follow each other have."""
+
+    def second_pause(*, works_for: int) -> int:
+        faults = Faults()
+        tries(faults, 12, fails_until=3)
+        tries(faults, works_for, fails_until=0)
+        tried = tries(faults, 60)
+        return tried[3] - tried[2]
+
+    assert second_pause(works_for=5) == 20
+    assert second_pause(works_for=100) == 10
+
+
+def test_a_part_that_is_called_all_the_same_is_never_paused(caplog: pytest.LogCaptureFixture) -> None:
+    """What the user does about an alert, say: each alert is passed on."""
+    faults = Faults()
+    for step in range(10):
+        with faults.isolated("on_alert", step, pauses=False):
+            raise OSError("no network")
+    assert [(fault.count, fault.disabled) for fault in faults] == [(10, False)]
+    assert len(messages(caplog)) == 1
+
+
+def test_a_failure_that_was_caught_elsewhere_counts_too() -> None:
+    """A reading that has failed is a record with that status, and a fault."""
+    faults = Faults()
+    faults.record("reading 0", 4, RuntimeError("no memory"))
+    assert list(faults) == [Fault("reading 0", "RuntimeError: no memory", step=4)]
+    faults.worked("reading 0")
+    assert [fault.in_a_row for fault in faults] == [0]
 
 
 def test_strict_raises() -> None:

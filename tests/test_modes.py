@@ -144,9 +144,13 @@ def test_copies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.watched.dropped == 2 * 6
 
 
-def test_a_checkpoint_holds_what_was_under_way() -> None:
-    """The state waits for the thread, so that the history has no hole."""
+def test_a_checkpoint_waits_for_no_reading() -> None:
+    """What is under way is no part of the state, and goes on; a later state holds it."""
     run = Training(mode="thread", budget=None, every=4, plugins=[slow_measure(0.05)()]).train(4)
+    state = run.watched.state_dict()
+    assert state["parts"]["readings"] == {}
+    assert run.watched._readings.under_way
+    run.watched.flush()
     state = run.watched.state_dict()
     assert {name: layer["step"] for name, layer in state["parts"]["readings"].items()} == dict.fromkeys("024", 4)
     run.watched.close()
@@ -188,7 +192,7 @@ def test_strict_raises_what_fails_in_a_reading(mode: str, monkeypatch: pytest.Mo
 def test_auto_looks_at_what_is_idle(threads: int, cores: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the cores that a system counts are often no cores of their own."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    monkeypatch.setattr("esdmon.attach.cores", lambda: cores)
     run = Training(mode="auto", every=1, plugins=[slow_measure(0.05)()])
     run.train(1)
     assert bool(run.sink.reports) == (expected == "sync")
@@ -232,7 +236,7 @@ def test_a_model_that_loses_all_its_weights_is_told_once(caplog: pytest.LogCaptu
     run = Training(mode="sync", budget=None, every=1).train(1)
     strip(run)
     for _ in range(6):
-        run.watched.step()
+        run.watched.hooked_step()
     run.watched.close()
     assert run.watched.report is not None
     assert "Sequential has no weight matrix to read" in run.watched.errors[0].message
@@ -258,8 +262,9 @@ def test_frozen_weights_are_read_once_and_show_their_age() -> None:
     assert moved.measures["lambda_max"] == pytest.approx(4 * first.measures["lambda_max"])
 
 
-def test_a_budget_sweeps_a_model_and_says_how_old_its_parts_are() -> None:
+def test_a_budget_sweeps_a_model_and_says_how_old_its_parts_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many layers a few are read at each due step, the others carry the step of their own weights."""
+    monkeypatch.setattr("esdmon.budget.ADVANCE", 0.5)
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(64, 64) for _ in range(40)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -43,7 +43,7 @@ def test_reads_at_due_steps_only() -> None:
     assert monitor.report is sink.reports[-1]
 
 
-def test_a_failing_sink_is_shut_off_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failing_sink_is_paused_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """A full disk: the run and the other sinks go on; three failures, two lines in the log."""
     sink = MemorySink()
     monitor = Monitor(Reads(), schedule=every(1), sinks=[("jsonl:x", Broken()), ("memory", sink)])
@@ -55,8 +55,8 @@ def test_a_failing_sink_is_shut_off_and_told_once(caplog: pytest.LogCaptureFixtu
     assert (fault.who, fault.disabled) == ("sink jsonl:x", True)
     assert "No space left on device" in fault.message
     assert [record.getMessage().removeprefix("esdmon: ") for record in caplog.records] == [
-        "sink jsonl:x failed at step 1 and is left out: OSError: [Errno 28] No space left on device. The run goes on.",
-        "sink jsonl:x has failed 3 times in a row and is shut off; see monitor.errors.",
+        f"sink jsonl:x failed at step 1: {fault.message}. Training goes on, and it is tried again.",
+        "sink jsonl:x has failed 3 times in a row and is paused for 10 due steps; see monitor.errors.",
     ]
 
 

@@ -59,7 +59,7 @@ class AlertBook:
         self.rules = tuple(rules)
         self._who = who
         self._faults = faults or Faults()
-        self._memory = Memory()
+        self._memory = Memory(max((_looks_back(rule) for rule in self.rules), default=0))
         self._reports = self._step = 0
         self._cases: dict[str, Cases] = {rule.name: {} for rule in self.rules}
         self._open: dict[tuple[str, Severity], _Open] = {}
@@ -116,13 +116,18 @@ class AlertBook:
             "open": [[*key, to_plain(each.alert), each.report, each.told] for key, each in self._open.items()],
         }
 
-    def load_state_dict(self, state: Plain) -> None:
-        """Go on from `state_dict()`; what is known of rules that are not asked any more is kept."""
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse `state_dict()`, and return what goes on from it; what is known of rules that are gone is kept."""
         cases = {rule: {name: Case(**case) for name, case in of.items()} for rule, of in state["cases"].items()}
         opened = {(rule, severity): _Open(alert_from(alert), *told) for rule, severity, alert, *told in state["open"]}
-        self._memory.load_state_dict(state["memory"])
-        self._cases = {rule.name: {} for rule in self.rules} | cases
-        self._open, (self._reports, self._step) = opened, state["reports"]
+        take_over_memory, (reports, step) = self._memory.prepare(state["memory"]), state["reports"]
+
+        def take_over() -> None:
+            take_over_memory()
+            self._cases = {rule.name: {} for rule in self.rules} | cases
+            self._open, self._reports, self._step = opened, reports, step
+
+        return take_over
 
     def _ask(self, report: Report) -> tuple[dict[str, Found], dict[str, tuple[str, ...]]]:
         """What each rule finds, and in which layers it has looked; nothing of one that fails."""
@@ -201,6 +206,12 @@ class AlertBook:
             if name in cases:
                 cases[name].firing = False
                 cases[name].wrong = 0
+
+
+def _looks_back(rule: AlertRule) -> int:
+    """Return how many reports a rule looks back on: a threshold of that name says so."""
+    back = rule.thresholds.get("due_steps", 0)
+    return back + 1 if isinstance(back, int) else 0
 
 
 def _by_layer(findings: Iterable[Finding]) -> Found:

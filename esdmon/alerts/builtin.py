@@ -8,7 +8,7 @@ from esdmon.alerts.change import (
     scale_collapse,
     stable_rank_drop,
 )
-from esdmon.alerts.health import dead_layer, non_finite, stale_monitor
+from esdmon.alerts.health import dead_layer, non_finite, reading_failed, stale_monitor
 from esdmon.alerts.rule import AlertRule
 from esdmon.alerts.spectral import over_regularized, rank_collapse
 
@@ -91,6 +91,13 @@ BUILT_IN = (
         clear=1,
         counts="reports",
         advice="Is it detached, frozen, or not reached by the loss? Take it out of the optimizer if that is meant.",
+    ),
+    AlertRule(
+        "reading_failed",
+        reading_failed,
+        clear=1,
+        counts="reports",
+        advice="monitor.errors has the errors; leave the layer out with exclude=, or report the error to esdmon.",
     ),
     AlertRule(
         "stale_monitor",

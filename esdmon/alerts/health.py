@@ -55,6 +55,26 @@ def dead_layer(history: History) -> Iterable[Finding]:
             )
 
 
+def reading_failed(history: History) -> Iterable[Finding]:
+    """The monitor is blind: readings of a layer, or of all layers, fail.
+
+    Fires when a layer has the status `failed` in three reports in a row: not one that is skipped, zero or not finite,
+    which has its own reason, but one whose reading raised an error. Where that is so for every layer, it is said once,
+    of the model. No other rule sees a fault in such a layer meanwhile.
+
+    Resolved when the layer is read again.
+
+    Source: ours.
+    """
+    failed = [layer for layer in history.report if layer.status == "failed"]
+    if failed and len(failed) == len(history.report):
+        yield Finding("", f"the reading of every layer fails: {failed[0].reason}", {"layers": float(len(failed))})
+        return
+    for layer in failed:
+        if layer.name in history.layers:
+            yield Finding(layer.name, f"its reading fails: {layer.reason}")
+
+
 def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]:
     """The readings are so old that the other rules are blind.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import final
@@ -15,20 +15,24 @@ from esdmon.state import Plain, layer_from, to_plain
 
 WINDOW = 16
 """Readings of a layer that rules may look back on."""
-_STEPS = 128  # of reports that are remembered
+_STEPS = 128  # of reports that are remembered, where no rule looks back further
 Series = dict[str, deque[LayerReport]]
 
 
 @final
 class Memory:
-    """Readings by layer, without their spectra."""
+    """Readings by layer, without their spectra.
 
-    def __init__(self) -> None:
+    Args:
+        reports: how many reports the rules look back on at most.
+    """
+
+    def __init__(self, reports: int = 0) -> None:
         self._read: Series = {}
         self._moved: Series = {}
         self._calm: Series = {}
         self._first: dict[str, LayerReport] = {}
-        self._steps: deque[int] = deque(maxlen=_STEPS)
+        self._steps: deque[int] = deque(maxlen=max(_STEPS, reports))
         self._unwell: dict[str, tuple[int, int]] = {}
         """The steps between which an alert was about a layer, last."""
 
@@ -60,7 +64,7 @@ class Memory:
         """An alert about a layer has ended: what it is like from now on has yet to be seen, beginning with now."""
         self._calm.pop(name, None)
         self._unwell[name] = 0, step
-        if name in self._moved:
+        if self._moved.get(name):  # empty where a layer was resumed that has not moved since
             self._first[name] = self._moved[name][-1]
 
     def settle(self, report: Report) -> None:
@@ -97,8 +101,8 @@ class Memory:
             "layers": {name: self._plain(name) for name in self._read},
         }
 
-    def load_state_dict(self, state: Plain) -> None:
-        """Go on from it."""
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse it, and return what goes on from it."""
         series: tuple[Series, Series, Series] = {}, {}, {}
         for name, kept in state["layers"].items():
             readings = [layer_from(layer) for layer in kept["readings"]]
@@ -106,8 +110,13 @@ class Memory:
                 which[name] = deque((layer for layer in readings if layer.step in steps), maxlen=WINDOW)
         first = {name: layer_from(layer) for name, layer in state["first"].items()}
         unwell = {name: (since, until) for name, (since, until) in state["unwell"].items()}
-        self._read, self._moved, self._calm = series
-        self._first, self._unwell, self._steps = first, unwell, deque(state["steps"], maxlen=_STEPS)
+        steps = deque(map(int, state["steps"]), maxlen=self._steps.maxlen)
+
+        def take_over() -> None:
+            self._read, self._moved, self._calm = series
+            self._first, self._unwell, self._steps = first, unwell, steps
+
+        return take_over
 
     def _plain(self, name: str) -> Plain:
         several = [series.get(name, ()) for series in (self._read, self._moved, self._calm)]

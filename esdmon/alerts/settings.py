@@ -181,8 +181,9 @@ class _Check:
     def threshold(self, where: str, value: Any, default: object) -> Any:
         whole = isinstance(default, int)
         good = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good:
-            self.refuse(f"{where} = {value!r}: a {'whole ' if whole else ''}number; it is {default} where left out")
+        if not good or value < (1 if whole else 0):
+            allowed = "a whole number, 1 or more" if whole else "a number, 0 or more"
+            self.refuse(f"{where} = {value!r}: {allowed}; it is {default} where left out")
         return value
 
     def refuse(self, what: str) -> NoReturn:

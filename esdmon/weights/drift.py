@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import final
 
@@ -67,9 +67,14 @@ class Drift:
         """The samples, by the matrices' names, in the dtypes of the weights."""
         return dict(self._samples)
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Compare with these from now on, wherever `torch.load` has put them."""
-        self._samples = {name: sample.cpu() for name, sample in state.items() if sample.device.type != "meta"}
+    def prepare(self, state: Mapping[str, Tensor]) -> Callable[[], None]:
+        """Return what compares with these from then on, wherever `torch.load` has put them."""
+        samples = {name: sample.cpu() for name, sample in state.items() if sample.device.type != "meta"}
+
+        def take_over() -> None:
+            self._samples = samples
+
+        return take_over
 
     def _sample(self, matrix: Matrix, size: int | None = None) -> Tensor:
         return sample(matrix, size or self._size)

@@ -140,7 +140,7 @@ def test_a_rule_that_is_not_asked_any_more_does_not_fire() -> None:
     first, second = AlertBook([LOW]), AlertBook([replace(LOW, name="other")])
     for each in one("xxx"):
         first.take(each, time=0.0)
-    second.load_state_dict(first.state_dict())
+    second.prepare(first.state_dict())()
     assert (first.firing, second.firing) == ({"low": 1}, {})
     assert [alert for each in one("....") for alert in second.take(each, time=0.0)] == []
 
@@ -216,7 +216,7 @@ def test_a_run_that_is_resumed_tells_what_one_that_was_not_does(pattern: str, cu
     whole = [alert for each in reports for alert in first_to_last.take(each, time=0.0)]
     before = [alert for each in reports[:cut] for alert in first.take(each, time=0.0)]
     second = AlertBook([LOW])
-    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    second.prepare(json.loads(json.dumps(first.state_dict())))()
     after = [alert for each in reports[cut:] for alert in second.take(each, time=0.0)]
     assert before + after == whole
     assert second.firing == first_to_last.firing

@@ -1,0 +1,239 @@
+"""Count the steps of an optimizer by its hooks, and say early where they are not the steps of the training."""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, final
+from weakref import WeakMethod
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from esdmon.errors import InputError
+
+_log = logging.getLogger("esdmon")
+FOREIGN_STEPS = 20
+"""Steps of another optimizer with the same weights, or changes of a weight, after which the optimizer that was given is
+reported as not the one that trains. Our choice."""
+FIRST_LOOK = 5
+"""Backward passes before the first look at whether weights move without a counted step: an optimizer that perturbs
+weights for a second pass (SAM) has put them back by then. Our choice."""
+_SAMPLE = 16  # elements of a weight that are compared
+_IN_BACKWARD = (
+    "esdmon: the optimizer steps within backward(), while other weights are still to be updated: its steps are not "
+    "counted. Leave the optimizer out of watch(), and call monitor.step() after backward()."
+)
+
+
+def hookable(given: Any) -> Optimizer:
+    """Return the torch optimizer inside a wrapper such as Accelerate's, whose own hooks do not work.
+
+    Raises:
+        InputError: for anything else than an optimizer of torch with hooks, or a wrapper with one as `optimizer`.
+    """
+    inner = given
+    while not _has_hooks(inner) and hasattr(inner, "optimizer") and inner.optimizer is not inner:
+        inner = inner.optimizer
+    if not _has_hooks(inner):
+        held = [name for name, value in _attributes(inner).items() if _has_hooks(value)]
+        advice = f"Give watch() the optimizer inside it, .{held[0]}, or leave" if held else "Leave"
+        swapped = " Are model and optimizer swapped?" if isinstance(given, torch.nn.Module) else ""
+        msg = (
+            f"optimizer is a {type(inner).__name__}, not a torch.optim.Optimizer with hooks, so its steps cannot be "
+            f"counted.{swapped} {advice} it out and call monitor.step() after each step"
+        )
+        raise InputError(msg)
+    found: Optimizer = inner
+    return found
+
+
+def _has_hooks(optimizer: object) -> bool:
+    return isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks")
+
+
+def _attributes(wrapper: object) -> dict[str, Any]:
+    return vars(wrapper) if hasattr(wrapper, "__dict__") else {}
+
+
+@final
+class Clock:
+    """Call `on_step` after each step of an optimizer, or of the one that it wraps where that steps alone.
+
+    Some optimizers are stepped in parts (`first_step`, `second_step` of SAM), and their own `step` is never called; the
+    optimizer inside them is. Where neither steps while weights move, one log line says so, with what to do.
+
+    Args:
+        optimizer: with hooks, see `hookable`.
+        on_step: called after each step.
+    """
+
+    def __init__(self, optimizer: Optimizer, on_step: Callable[[], object]) -> None:
+        self._optimizer = optimizer
+        self._inner = [held for held in _attributes(optimizer).values() if _has_hooks(held)]
+        self._on_step = on_step
+        # What torch wraps around the step of every optimizer class: one function, so one code object.
+        self._wrapper = getattr(type(optimizer).step, "__code__", None)
+        self._parameters = {id(parameter) for parameter in _parameters(optimizer)}
+        self._witness = next(iter(_parameters(optimizer)), None)
+        self._version = self._version_now()
+        self._steps = 0
+        self._foreign = 0
+        self._has_warned = False
+        self._handles = [
+            optimizer.register_step_post_hook(_untraced(self._after)),
+            # torch keeps this one for the whole process, so it must not keep the model.
+            register_optimizer_step_post_hook(_untraced(_weakly(self._after_any))),
+        ]
+        self._look_out = _LookOut(self._witness, self._weights_move)
+
+    def close(self) -> None:
+        """Remove the hooks. Log where weights have moved on since the last counted step."""
+        for handle in self._handles:
+            handle.remove()
+        self._look_out.close()
+        if self._version_now() - self._version >= FOREIGN_STEPS:
+            self._warn(f"weights have changed {self._version_now() - self._version} times since its last step")
+
+    def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        """Count a step, once where it calls the step of a parent class, whose hooks fire too."""
+        if self._depth() > 1 or is_captured():
+            return
+        if _is_in_backward():
+            if not self._has_warned:
+                self._has_warned = True
+                _log.warning(_IN_BACKWARD)
+            return
+        self._count()
+
+    def _after_any(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        """Count a step of the optimizer inside; of one that is neither, note that it trains the same weights."""
+        if optimizer is self._optimizer or _is_in_backward() or self._depth() or is_captured():
+            return
+        if any(optimizer is inner for inner in self._inner):
+            self._count()
+        elif not self._has_warned and any(id(parameter) in self._parameters for parameter in _parameters(optimizer)):
+            self._foreign += 1
+            if self._foreign >= FOREIGN_STEPS:
+                name = type(optimizer).__name__
+                self._warn(f"{name}, which holds the same weights, has taken {self._foreign} steps since its last step")
+
+    def _count(self) -> None:
+        self._steps += 1
+        self._foreign = 0
+        self._look_out.close()
+        self._on_step()
+        self._version = self._version_now()
+
+    def _depth(self) -> int:
+        """Return how many calls of the optimizer's step are on the stack.
+
+        Read off the stack, and not kept as a count, which an exception in mid-step would leave wrong.
+        """
+        frame, depth = inspect.currentframe(), 0
+        while frame is not None:
+            depth += frame.f_code is self._wrapper and frame.f_locals.get("self") is self._optimizer
+            frame = frame.f_back
+        return depth
+
+    def _weights_move(self) -> None:
+        self._warn("weights move, and its step() was not called")
+
+    def _warn(self, what: str) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        _log.warning(
+            "esdmon: the optimizer that watch() was given (%s) does not train: %s (%d steps counted). Nothing more is "
+            "read. Give watch() the optimizer that steps, or leave it out and call monitor.step() after each step.",
+            type(self._optimizer).__name__,
+            what,
+            self._steps,
+        )
+
+    def _version_now(self) -> int:
+        """Return how often torch has changed a weight in place."""
+        with suppress(RuntimeError):  # a tensor that was made in inference mode counts nothing
+            return 0 if self._witness is None else self._witness._version  # noqa: SLF001 -- there is no public way to it
+        return 0
+
+
+@final
+class _LookOut:
+    """Compare a few elements of a weight at backward passes until the first step is counted.
+
+    A step that is patched on the instance, or is a function of the user's, fires no hook of torch; gradients do.
+
+    Args:
+        weight: one that trains.
+        moved: called once where it moves.
+    """
+
+    def __init__(self, weight: Tensor | None, moved: Callable[[], None]) -> None:
+        self._moved = moved
+        self._passes = 0
+        self._before: list[float] = []
+        self._handle: RemovableHandle | None = None
+        if weight is not None and weight.requires_grad and weight.is_leaf and not hasattr(weight, "placements"):
+            with suppress(Exception):  # a tensor of a kind that takes no hook is not watched so
+                hook = _untraced(_weakly(self._after_backward))
+                self._handle = weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Remove the hook."""
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            handle.remove()
+
+    def _after_backward(self, weight: Tensor) -> None:
+        if is_captured():
+            return
+        self._passes += 1
+        if self._passes == 1:
+            self._before = _sample(weight)
+            return
+        times, rest = divmod(self._passes, FIRST_LOOK)
+        is_look = rest == 0 and times & (times - 1) == 0  # at passes 5, 10, 20, 40, …
+        if is_look and self._before != _sample(weight):
+            self.close()
+            self._moved()
+
+
+def _untraced(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that torch.compile leaves alone: it would trace a hook, and turn its numpy into torch."""
+    untraced: Callable[..., None] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return untraced
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that calls a method for as long as its object lives."""
+    reference = WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(*arguments)
+
+    return call
+
+
+def _sample(weight: Tensor) -> list[float]:
+    with suppress(Exception):
+        return [float(x) for x in weight.detach().reshape(-1)[:_SAMPLE].tolist()]
+    return []
+
+
+def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def is_captured() -> bool:
+    """Return whether a CUDA graph is recorded: its kernels do not run now, and its replays call no Python."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _is_in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 -- there is no public way to tell
