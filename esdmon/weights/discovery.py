@@ -86,9 +86,10 @@ class _Found:
 
 def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Found:
     if isinstance(model, nn.Module):
-        model = unwrap(model)
         if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
-            raise InputError(f"{type(model).__name__} has lazy layers without weights: run one batch through it first")
+            raise InputError(
+                f"{type(unwrap(model)).__name__} has lazy layers without weights: run one batch through it first"
+            )
         found, heads = _in_module(model, extractor)
     elif isinstance(model, Mapping):
         found, heads = _in_mapping(model), set()
@@ -96,7 +97,8 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Fo
         msg = f"a model is an nn.Module, a mapping of names to tensors or a path, got {type(model).__name__}"
         raise InputError(msg)
     if not found.matrices and not found.failures:
-        msg = f"{type(model).__name__} has no weight matrix to read: esdmon reads parameters of two or more dimensions"
+        kind = unwrap(model) if isinstance(model, nn.Module) else model
+        msg = f"{type(kind).__name__} has no weight matrix to read: esdmon reads parameters of two or more dimensions"
         raise InputError(msg)
     found.matrices = with_roles([_unpacked(matrix, materializer) for matrix in found.matrices], heads)
     return found
@@ -135,7 +137,7 @@ def _in_module(model: nn.Module, extractor: Extractor) -> tuple[_Found, set[int]
                 found.parameters[full] = parameter
             names.setdefault(id(parameter), []).append(full)
     found.matrices = [_with_aliases(matrix, names) for matrix in found.matrices]
-    return found, output_heads(outline.model)
+    return found, output_heads(unwrap(outline.model))
 
 
 def _of_module(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.weights import stacks
+from esdmon.weights.drift import some
 from esdmon.weights.matrix import Matrix, UnreadableError
 from esdmon.weights.readable import check_readable
-from esdmon.weights.sampling import some
 from esdmon.weights.torch_layers import extract_torch
 
 _MERGED = "the sum of base and adapters is read on request: '*/merged' in layers="

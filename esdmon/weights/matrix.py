@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class Matrix:
     aliases: tuple[str, ...] = ()
     """The other names of a weight that is tied."""
     unreadable: str = ""
-    """Why there is nothing to read, where that is known beforehand: a shard, say. `read` then raises `UnreadableError`."""
+    """Why there is nothing to read, where that is known beforehand, as of a shard; `read` raises it then."""
     probe: Callable[[int], Tensor] | None = None
     """At most so many numbers that move as the weight does, found without computing all of it: (count,), or a row for
     each of several factors. None where elements of the weight are taken."""
@@ -59,11 +60,11 @@ class Matrix:
         """
         return self.stack_shape_of((self.outline or self.read)())
 
-    def stack_shape_of(self, weight: Tensor) -> tuple[int, int, int]:
+    def stack_shape_of(self, weight: Any) -> tuple[int, int, int]:
         """The same for a weight that was read already; computed once for each shape that the weight has had."""
-        shape = weight.shape if isinstance(weight, Tensor) else None
-        if shape is None:
-            raise UnreadableError("skipped", f"its weight is {weight!r:.60}, not a tensor")
+        if not isinstance(weight, Tensor):
+            raise UnreadableError("skipped", f"its weight is {repr(weight)[:60]}, not a tensor")
+        shape = weight.shape
         if shape not in self._shapes:
             self._shapes[shape] = self._stack_shape_of(shape)
         return self._shapes[shape]
@@ -121,7 +122,8 @@ def refused(
     if parameters is None:
         parameters = ()
         with suppress(Exception):
-            parameters = tuple(each for each in matrix.parameters() if isinstance(each, Tensor))
+            given: tuple[Any, ...] = matrix.parameters()
+            parameters = tuple(each for each in given if isinstance(each, Tensor))
     behind = parameters
     return replace(
         matrix,

@@ -7,7 +7,7 @@ set here: they are the user's, and other threads may multiply meanwhile.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -23,14 +23,13 @@ _WITH_DOUBLE = ("cpu", "cuda")
 
 def rounds_products(device_type: str) -> bool:
     """Return whether float32 products on a device may be rounded to fewer bits; True where that cannot be told."""
-    try:
+    with suppress(Exception):  # another torch, other switches: float64 is always right
         setting = _setting(device_type)
         # On a CPU TF32 needs these instructions; without them the switch, which CUDA shares, does nothing.
         if device_type == "cpu" and setting == "tf32":
             return bool(torch.cpu._is_amx_fp16_supported())  # noqa: SLF001 -- there is no public way to ask
         return device_type not in _WITH_DOUBLE or setting not in _EXACT
-    except Exception:  # noqa: BLE001 -- another torch, other switches: float64 is always right
-        return True
+    return True
 
 
 def _setting(device_type: str) -> str:
@@ -66,8 +65,13 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 def _full_precision() -> Iterator[None]:
     kinds = _WITH_DOUBLE if torch.cuda.is_available() else ("cpu",)
     widened = any(map(rounds_products, kinds))
-    with without_autocast("cpu"), without_autocast("cuda"), _Widened() if widened else nullcontext():
+    with without_autocast("cpu"), without_autocast("cuda"), _widened() if widened else nullcontext():
         yield
+
+
+def _widened() -> AbstractContextManager[object]:
+    mode: AbstractContextManager[object] = _Widened()  # type: ignore[no-untyped-call]
+    return mode
 
 
 _PRODUCTS = {
@@ -76,7 +80,7 @@ _PRODUCTS = {
 }
 
 
-class _Widened(TorchDispatchMode):
+class _Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Multiply float32 in float64 in this thread, and leave the switches alone."""
 
     def __torch_dispatch__(

@@ -80,7 +80,8 @@ def _is_split() -> bool:
 
 
 def _managed(module: nn.Module) -> list[tuple[nn.Module, str, Shard]]:
-    find = _manager(type(module))
+    kind: Any = type(module)
+    find = _manager(kind)
     if find is None:
         return []
     try:
