@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from esdmon.errors import InputError, as_list, nearest
+from esdmon.failing import FailingReadings
 from esdmon.faults import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, Esd, LayerReport, Report
@@ -43,9 +44,11 @@ from esdmon.weights import (
     solve_lapack,
     solve_torch,
     structure,
+    unread,
 )
 
 _log = logging.getLogger("esdmon")
+_TRIES = 3  # more, for what fails while weights are looked for; our choice
 _BINS = 64  # of the histogram of a spectrum: as many as a picture of 640 points can tell apart
 
 
@@ -138,9 +141,12 @@ class Reader:
         self._optimizers = tuple(optimizers)
         self._faults = faults or Faults()
         self._drift = drift
+        self._failing = FailingReadings(self._faults)
         self._held: tuple[int, set[int]] = (-1, set())
         self._structure: tuple[object, ...] = ()
         self._told = False
+        self._unread: list[str] = []
+        self._tries = 0
         self._take_up(self._discover())
         for name in self._matrices:
             if self.is_trainable(name):
@@ -149,7 +155,7 @@ class Reader:
     @property
     def coverage(self) -> Coverage:
         """What is read of the model."""
-        return self._coverage
+        return self._watched.coverage
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -163,8 +169,9 @@ class Reader:
 
     @property
     def any_in_optimizer(self) -> bool:
-        """Whether the optimizers hold at least one of the matrices; True where there is none."""
-        return not self._optimizers or any(self._is_held(matrix, -1) for matrix in self.matrices)
+        """Whether the optimizers hold at least one of the matrices; True where there is none to tell it by."""
+        known = [matrix for matrix in self.matrices if not matrix.unreadable]
+        return not self._optimizers or not known or any(self._is_held(matrix, -1) for matrix in known)
 
     @property
     def on_accelerator(self) -> bool:
@@ -185,13 +192,28 @@ class Reader:
         Raises:
             InputError: where there is nothing left to read; what was read is kept.
         """
-        if not isinstance(self._model, nn.Module) or self._structure == structure(self._model):
+        if not isinstance(self._model, nn.Module):
             return False
-        self._structure = structure(self._model)
-        self._take_up(self._discover())
+        now = structure(self._model)
+        if now == self._structure:
+            return self._retry()
+        try:
+            self._take_up(self._discover())
+        except InputError:  # the same as long as the model is the same
+            self._structure = now
+            raise
         level, self._told = (logging.DEBUG if self._told else logging.WARNING), True
         _log.log(level, "esdmon: the model has other parameters than before; now %s", self.coverage)
         return True
+
+    def _retry(self) -> bool:
+        """Ask a few times more what failed while the weights were looked for: it may have been for the moment."""
+        if not self._watched.failures or self._tries >= _TRIES:
+            return False
+        tries, before = self._tries + 1, self._watched.failures
+        self._take_up(self._discover())
+        self._tries = tries
+        return self._watched.failures != before
 
     def nominal(self) -> dict[str, float]:
         """Seconds of a reading by matrix, up to a factor."""
@@ -253,7 +275,7 @@ class Reader:
                 begun,
                 n_parameters=math.prod(matrix.stack_shape()),
                 trainable=self.is_trainable(name),
-                in_optimizer=self._is_held(matrix, step) if self._optimizers else None,
+                in_optimizer=self._in_optimizer(matrix, step),
             )
             source = snapshot(matrix) if copy else matrix
         except Exception as error:  # noqa: BLE001 -- told by the second half
@@ -269,15 +291,30 @@ class Reader:
         return (lambda: None) if self._drift is None else self._drift.prepare(state)
 
     def _take_up(self, watched: Watched) -> None:
+        self._watched = watched
         self._matrices = {matrix.name: matrix for matrix in watched.matrices}
         self._structure = structure(self._model) if isinstance(self._model, nn.Module) else ()
-        self._coverage = watched.coverage
+        self._tries = 0
+        self._say_what_is_unread(unread(watched))
         if self._drift is not None:
             self._drift.share_among(len(self._matrices))
+
+    def _say_what_is_unread(self, sentences: list[str]) -> None:
+        level = logging.WARNING if _is_first_rank() else logging.DEBUG
+        for sentence in sentences:
+            if sentence not in self._unread:
+                _log.log(level, "esdmon: %s", sentence)
+        self._unread = sentences
 
     def _accelerators(self) -> set[torch.device]:
         weights = self._model.parameters() if isinstance(self._model, nn.Module) else self._model.values()
         return {weight.device for weight in weights if weight.device.type not in ("cpu", "meta")}
+
+    def _in_optimizer(self, matrix: Matrix, step: int) -> bool | None:
+        if not self._optimizers:
+            return None
+        # Of a shard the optimizer may hold a copy under another identity.
+        return self._is_held(matrix, step) or (None if matrix.unreadable else False)
 
     def _is_held(self, matrix: Matrix, step: int) -> bool:
         if step < 0 or self._held[0] != step:
@@ -288,16 +325,19 @@ class Reader:
     def _finish(self, matrix: Matrix, begun: LayerReport) -> LayerReport:
         try:
             spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, solver=self._solver)
-            return self._spectral_report(begun, spectrum)
+            layer = self._spectral_report(begun, spectrum)
         except Exception as error:  # noqa: BLE001 -- told in the record
             return self._not_read(begun, error)
+        self._failing.worked(begun.name, begun.step)
+        return layer
 
     def _not_read(self, begun: LayerReport, error: Exception) -> LayerReport:
         if isinstance(error, UnreadableError):
+            self._failing.worked(begun.name, begun.step)
             return replace(begun, status=error.status, reason=error.reason)
         if self._faults.strict:
             raise error
-        _log.debug("reading %s failed", begun.name, exc_info=error)
+        self._failing.failed(begun.name, begun.step, error)
         return replace(begun, reason=describe(error))
 
     def _spectral_report(self, begun: LayerReport, spectrum: Spectrum) -> LayerReport:
@@ -341,6 +381,12 @@ def _histogram(spectrum: Spectrum) -> Esd | None:
     counts, edges = np.histogram(logarithms, bins=_BINS)
     zeros = spectrum.eigenvalues.size - logarithms.size
     return Esd(float(edges[0]), float(edges[-1]), tuple(map(int, counts)), zeros)
+
+
+def _is_first_rank() -> bool:
+    """Whether this process speaks for its job: all ranks of one find the same."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:

@@ -6,7 +6,9 @@ much of the weights' structure has left the random bulk. The paper defines them 
 put numbers to those. They are deterministic: the same spectrum has the same phase.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
@@ -14,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from esdmon.spectrum.bulk import Bulk
+from esdmon.spectrum.marchenko1967 import mp_edges
 from esdmon.spectrum.spectrum import Spectrum
 from esdmon.spectrum.vuong1989 import power_law_against_exponential
 
@@ -99,7 +102,12 @@ class PhaseReading:
 
     phase: Phase
     confidence: float
-    """How far every piece of evidence is from a border: 0 on one, 1 where none is within a factor of 1.5."""
+    """How far the evidence is from the border of its phase: 0 on it, 1 where none is within a factor of 1.5.
+
+    Between them it is ln f/ln 1.5, f the smallest factor by which pieces of the evidence can be changed, each by no
+    more, so that the phase is another. Of a count the last number before a border and the first behind it are both on
+    it. 0 where there is no phase. The size of the matrix is no evidence.
+    """
     explanation: str
     """The evidence, in a sentence or two."""
     alpha_is_meaningful: bool = False
@@ -109,7 +117,7 @@ class PhaseReading:
 
 
 class _Evidence(NamedTuple):
-    """What the rules look at; see `PhaseThresholds` for the letters. A tuple, as sixty are made for a confidence."""
+    """What the rules look at; see `PhaseThresholds` for the letters. A tuple, as many are made for a confidence."""
 
     soft_rank: float
     spikes: float
@@ -119,9 +127,12 @@ class _Evidence(NamedTuple):
     alpha: float
     tail_ks: float
     ratio: float
+    reach: float
+    """(λmax − λ⁺)/(cut − λ⁺) in units of σ²: above 1 there is a spike. Of noise it is around or below 0."""
 
 
-_STEPS = (0.05, 0.1, 0.2, 0.3, 0.5)
+_FAR = math.log(1.5)
+_BESIDE = 1e-9  # from a border, on either side of it
 
 
 def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> PhaseReading:
@@ -142,7 +153,7 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
             return PhaseReading(Phase.UNCLASSIFIED, 0.0, text)
         share = rank / count
         text = f"{count - rank} of {count} eigenvalues are zero: the rank has collapsed to {share:.0%} of full."
-        return PhaseReading(Phase.RANK_COLLAPSE, min(1.0, (limits.min_rank - share) / 0.5 + 0.5), text)
+        return PhaseReading(Phase.RANK_COLLAPSE, min(1.0, _to_other_rank(spectrum, limits)), text)
     bulk = spectrum.bulk
     if bulk is None:
         return PhaseReading(Phase.UNCLASSIFIED, 0.0, "Half of the eigenvalues of a slice are zero: it has no bulk.")
@@ -152,7 +163,9 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     fit = spectrum.power_law
     return PhaseReading(
         phase=phase,
-        confidence=0.0 if phase is Phase.UNCLASSIFIED else _confidence(evidence, phase, limits),
+        confidence=0.0
+        if phase is Phase.UNCLASSIFIED
+        else min(_confidence(evidence, phase, limits), _to_other_rank(spectrum, limits)),
         explanation=_explain(phase, evidence, spectrum),
         alpha_is_meaningful=meaningful,
         over_regularized=meaningful and fit.alpha_high + 2 * fit.alpha_stderr < 2,
@@ -166,24 +179,30 @@ def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
         return f"An adapter of rank {spectrum.m}: the phases are those of whole weights."
     if spectrum.m < limits.min_m:
         return f"M is below {limits.min_m}: too small to tell noise from structure."
-    if spectrum.elements is not None:
-        dead = spectrum.elements.zero_rows + spectrum.elements.zero_columns
-        if dead / (dead + spectrum.n + spectrum.m) > limits.max_dead:
-            return f"{dead} rows and columns are zero: too little of the layer is left."
+    dead = _dead(spectrum)
+    if dead / (dead + spectrum.n + spectrum.m) > limits.max_dead:
+        return f"{dead} rows and columns are zero: too little of the layer is left."
     return ""
+
+
+def _dead(spectrum: Spectrum) -> int:
+    return 0 if spectrum.elements is None else spectrum.elements.zero_rows + spectrum.elements.zero_columns
 
 
 def _collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
     """Enough zeros, and a gulf between them and the rest: a very heavy tail has small eigenvalues, but no gulf."""
-    lam = spectrum.eigenvalues
-    rank = spectrum.nonzero.size
-    if rank >= limits.min_rank * lam.size:
-        return False
-    return float(np.median(lam[: lam.size - rank])) < limits.zero_gap * float(np.median(spectrum.nonzero))
+    return spectrum.nonzero.size < limits.min_rank * spectrum.eigenvalues.size and _gap(spectrum) < limits.zero_gap
+
+
+def _gap(spectrum: Spectrum) -> float:
+    """The median of the zero eigenvalues over that of the others; 0 where none is zero."""
+    zeros = spectrum.eigenvalues[: spectrum.eigenvalues.size - spectrum.nonzero.size]
+    return float(np.median(zeros)) / float(np.median(spectrum.nonzero)) if zeros.size else 0.0
 
 
 def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> _Evidence:
     fit = spectrum.power_law
+    edge = mp_edges(spectrum.q)[1]
     return _Evidence(
         soft_rank=bulk.soft_rank,
         spikes=bulk.n_spikes,
@@ -193,6 +212,7 @@ def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> _Evide
         alpha=fit.alpha,
         tail_ks=fit.ks_distance * fit.n_tail**0.5,
         ratio=power_law_against_exponential(spectrum.eigenvalues, fit).ratio,
+        reach=(float(bulk.standardised[-1]) - edge) / (bulk.cut - edge),
     )
 
 
@@ -214,17 +234,70 @@ def _decide(e: _Evidence, limits: PhaseThresholds) -> Phase:
 
 
 def _confidence(evidence: _Evidence, phase: Phase, limits: PhaseThresholds) -> float:
-    """The largest step by which any one piece of evidence can be moved, up or down, and the phase stays; 50 % is 1."""
-    moved = ("soft_rank", "spikes", "ks", "alpha", "tail_ks", "ratio")
-    safe = 0.0
-    for step in _STEPS:
-        for name in moved:
-            value = getattr(evidence, name)
-            for factor in (1 - step, 1 + step):
-                if _decide(evidence._replace(**{name: value * factor}), limits) is not phase:
-                    return safe / _STEPS[-1]
-        safe = step
-    return 1.0
+    """The distance to the nearest evidence of another phase, up to 1; that of a change is its largest part."""
+    choices = {
+        name: [(getattr(evidence, name), 0.0)] for name in ("soft_rank", "spikes", "ks", "alpha", "tail_ks", "ratio")
+    }
+    for name, value, distance in _across_borders(evidence, limits):
+        if distance < 1:
+            choices[name].append((value, distance))
+    nearest = 1.0
+    for chosen in itertools.product(*choices.values()):
+        distance = max(part for _, part in chosen)
+        values = dict(zip(choices, (value for value, _ in chosen), strict=True))
+        if distance < nearest and _decide(evidence._replace(**values), limits) is not phase:
+            nearest = distance
+    return nearest
+
+
+def _across_borders(e: _Evidence, limits: PhaseThresholds) -> Iterator[tuple[str, float, float]]:
+    """(piece of evidence, a value beside a border, how far away that is) for all borders."""
+    for name, border in (
+        ("soft_rank", limits.bleeding_soft_rank),
+        ("soft_rank", limits.heavy_soft_rank),
+        ("soft_rank", limits.far_soft_rank),
+        ("ks", limits.random_ks),
+        ("alpha", limits.heavy_alpha),
+        ("tail_ks", limits.heavy_ks),
+        ("ratio", limits.heavy_ratio),
+    ):
+        value = getattr(e, name)
+        if value >= border:
+            yield name, border * (1 - _BESIDE), _distance(value, border)
+        if value <= border:
+            yield name, border * (1 + _BESIDE), _distance(value, border)
+    for last in (math.floor(e.few), math.ceil(e.many) - 1):
+        if last >= 1:
+            yield "spikes", last + 1 if e.spikes <= last else last, _distance_of_count(e.spikes, last)
+    yield "spikes", 0 if e.spikes else 1, _distance(e.reach, 1)
+
+
+def _distance(value: float, border: float) -> float:
+    """The logarithm of the factor between them, in units of ln 1.5."""
+    if not (value > 0 and border > 0 and math.isfinite(value)):
+        return math.inf
+    return abs(math.log(value / border)) / _FAR
+
+
+def _distance_of_count(count: float, last: int) -> float:
+    """From the last count before a border, or the first behind it; none is infinitely far from any."""
+    if count == 0:
+        return math.inf
+    return _distance(count, last if count <= last else last + 1)
+
+
+def _to_other_rank(spectrum: Spectrum, limits: PhaseThresholds) -> float:
+    """The distance to the border of rank collapse, from either side, or to where too little of a layer is left."""
+    size, rank = spectrum.eigenvalues.size, spectrum.nonzero.size
+    zeros = _distance_of_count(size - rank, size - math.ceil(limits.min_rank * size))
+    gap = _distance(_gap(spectrum), limits.zero_gap)
+    if _collapsed(spectrum, limits):
+        collapse = min(zeros, gap)
+    else:  # what is not so yet has to become so
+        few_zeros, no_gulf = rank >= limits.min_rank * size, _gap(spectrum) >= limits.zero_gap
+        collapse = max(zeros if few_zeros else 0.0, gap if no_gulf else 0.0)
+    dead = _dead(spectrum)
+    return min(collapse, _distance(dead / (dead + spectrum.n + spectrum.m), limits.max_dead))
 
 
 def _alpha_is_meaningful(spectrum: Spectrum, bulk: Bulk, phase: Phase, limits: PhaseThresholds) -> bool:

@@ -20,3 +20,4 @@ from esdmon.weights.snapshot import snapshot as snapshot
 from esdmon.weights.solvers import Solver as Solver
 from esdmon.weights.solvers import solve_lapack as solve_lapack
 from esdmon.weights.solvers import solve_torch as solve_torch
+from esdmon.weights.unread import unread as unread

@@ -4,7 +4,7 @@ They are read as they act, and nothing is moved: in training mode spectral_norm,
 iteration whenever its weight is looked at.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,6 +18,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.shards import Shard, find_shards
 
 
 def as_computed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
@@ -50,22 +51,32 @@ def _at_rest(module: nn.Module, matrix: Matrix) -> Matrix:
 
 def _read_at_rest(module: nn.Module, read: Callable[[], Tensor]) -> Tensor:
     # One that draws at random takes nothing from the user's random state.
-    devices = {parameter.device for parameter in module.parameters() if parameter.device.type == "cuda"}
-    with at_rest(module), torch.no_grad(), torch.random.fork_rng(devices):
+    devices = {parameter.device for parameter in module.parameters()} - {torch.device("cpu"), torch.device("meta")}
+    kind = next((device.type for device in devices), "cuda")
+    with at_rest(module), torch.no_grad(), torch.random.fork_rng(devices, device_type=kind):
         return read()
 
 
 def structure(model: nn.Module) -> tuple[object, ...]:
-    """Equal for as long as the weights of a model are where they were: the same parameters, computed alike."""
+    """Equal for as long as the weights of a model are where they were: the same parameters, computed alike.
+
+    What a wrapper shards counts as the parameter that the optimizer holds, whatever the module shows in the meantime.
+    """
+    shards = find_shards(model)
     return tuple(
         (
             id(module),
             type(module),
-            tuple((name, id(parameter)) for name, parameter in module.named_parameters(recurse=False)),
+            tuple((name, id(parameter)) for name, parameter in _unsharded(module, shards.get(id(module), {}))),
+            tuple((name, id(shard.parameter)) for name, shard in sorted(shards.get(id(module), {}).items())),
             tuple(attribute for attribute, _ in _hooked(module)),
         )
         for module in model.modules()
     )
+
+
+def _unsharded(module: nn.Module, shards: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:
+    return (pair for pair in module.named_parameters(recurse=False) if pair[0] not in shards)
 
 
 def _originals(module: nn.Module) -> tuple[Tensor, ...]:

@@ -4,8 +4,8 @@ Discovery is by parameter: what the extractors know is read as they say, and any
 that a layer of the user's own is watched without a word.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -18,12 +18,13 @@ from esdmon.weights import stacks
 from esdmon.weights.computed import as_computed, at_rest
 from esdmon.weights.extract import Extractor, extract
 from esdmon.weights.lora import low_rank
-from esdmon.weights.matrix import Matrix
+from esdmon.weights.matrix import Matrix, refused, why_not
 from esdmon.weights.names import named_modules, unwrap
 from esdmon.weights.quantised import Materializer, materialised, unpacker
-from esdmon.weights.reference import differences
+from esdmon.weights.reference import Before, differences
 from esdmon.weights.roles import is_embedding_by_name, output_heads, with_roles
 from esdmon.weights.selection import Selection, coverage, select
+from esdmon.weights.shards import Outline, find_shards, parameters_of, shard_of
 from esdmon.weights.torch_layers import EMBEDDING
 
 Model = nn.Module | Mapping[str, Tensor]
@@ -35,6 +36,8 @@ class Watched:
 
     matrices: tuple[Matrix, ...]
     coverage: Coverage
+    failures: Mapping[str, str] = field(default_factory=dict)
+    """Modules whose weights could not be found, and what went wrong."""
 
 
 def discover(
@@ -42,7 +45,7 @@ def discover(
     *,
     selection: Selection | None = None,
     reference: Model | None = None,
-    kept: dict[str, Callable[[], Tensor]] | None = None,
+    kept: dict[str, Before] | None = None,
     extractor: Extractor = extract,
     materializer: Materializer = unpacker,
 ) -> Watched:
@@ -53,78 +56,131 @@ def discover(
             dimensions as convolutions, or as experts where their names say so.
         selection: what to read of it.
         reference: another state of the model, in either form: W − W₀ is read instead of W.
-        kept: how W₀ was read at an earlier call, if this is not the first for the model.
+        kept: W₀ as it was found at an earlier call, if this is not the first for the model.
         extractor: what knows the kinds of modules.
         materializer: what knows the kinds of parameters that are no ordinary tensors.
 
     Raises:
         InputError: where a pattern matches no matrix, there is none, or the model is neither module nor mapping.
     """
-    found, parameters = _find(model, extractor, materializer)
-    reasons = select(found, selection or Selection())
-    chosen = tuple(matrix for matrix in found if not reasons[matrix.name])
+    found = _find(model, extractor, materializer)
+    reasons = select(found.matrices, selection or Selection())
+    chosen = tuple(matrix for matrix in found.matrices if not reasons[matrix.name])
     if reference is not None:
-        chosen = differences(chosen, _find(reference, extractor, materializer)[0], kept)
+        chosen = differences(chosen, _find(reference, extractor, materializer).matrices, kept)
         names = {matrix.name for matrix in chosen}
         reasons = {name: why or ("" if name in names else "not in the reference") for name, why in reasons.items()}
-    return Watched(chosen, coverage(parameters, found, reasons))
+    return Watched(chosen, coverage(found.parameters, found.matrices, reasons, found.lost), found.failures)
 
 
-def _find(model: Model, extractor: Extractor, materializer: Materializer) -> tuple[list[Matrix], dict[str, Tensor]]:
+@dataclass(slots=True)
+class _Found:
     """All matrices of a model, and all its parameters, by canonical name."""
+
+    matrices: list[Matrix] = field(default_factory=list)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    lost: dict[int, str] = field(default_factory=dict)
+    """Parameters of modules that failed, by id, and why."""
+
+
+def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Found:
     if isinstance(model, nn.Module):
-        model = unwrap(model)
         if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
-            raise InputError(f"{type(model).__name__} has lazy layers without weights: run one batch through it first")
-        found, parameters = _in_module(model, extractor)
-        heads = output_heads(model)
+            raise InputError(
+                f"{type(unwrap(model)).__name__} has lazy layers without weights: run one batch through it first"
+            )
+        found, heads = _in_module(model, extractor)
     elif isinstance(model, Mapping):
-        found, parameters = _in_mapping(model)
-        heads = set()
+        found, heads = _in_mapping(model), set()
     else:
         msg = f"a model is an nn.Module, a mapping of names to tensors or a path, got {type(model).__name__}"
         raise InputError(msg)
-    if not found:
-        msg = f"{type(model).__name__} has no weight matrix to read: esdmon reads parameters of two or more dimensions"
+    if not found.matrices and not found.failures:
+        kind = unwrap(model) if isinstance(model, nn.Module) else model
+        msg = f"{type(kind).__name__} has no weight matrix to read: esdmon reads parameters of two or more dimensions"
         raise InputError(msg)
-    return with_roles([materialised(matrix, materializer) for matrix in found], heads), parameters
+    found.matrices = with_roles([_unpacked(matrix, materializer) for matrix in found.matrices], heads)
+    return found
 
 
-def _in_module(model: nn.Module, extractor: Extractor) -> tuple[list[Matrix], dict[str, Tensor]]:
+def _unpacked(matrix: Matrix, materializer: Materializer) -> Matrix:
+    try:
+        return materialised(matrix, materializer)
+    except Exception as error:  # noqa: BLE001 -- a stranger's materializer, or a weight of a strange kind
+        return refused(matrix, why_not(error))
+
+
+def _in_module(model: nn.Module, extractor: Extractor) -> tuple[_Found, set[int]]:
     """A weight that several modules share is found once, under the first name, the others being its aliases."""
-    found: list[Matrix] = []
+    found = _Found()
+    shards = find_shards(model)
+    outline = Outline(model, shards)
     claimed: set[int] = set()
-    for name, module in named_modules(model):
+    for name, module in named_modules(outline.model):
         if isinstance(module, parametrize.ParametrizationList):
             continue
-        own = [(m, {id(p) for p in m.parameters()}) for m in _of_module(name, module, extractor)]
-        found += [matrix for matrix, ids in own if not claimed & ids]
+        try:
+            matrices = _of_module(name, module, extractor)
+        except Exception as error:  # noqa: BLE001 -- a stranger's layer or extractor: the others are found all the same
+            why = found.failures[name or type(module).__name__] = why_not(error)
+            matrices = [refused(matrix, why) for matrix in _by_parameter(name, module, {2, 3, 4, 5})]
+            found.lost |= {id(outline.held(weight)): why for weight in module.parameters(recurse=False)}
+        own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
+        found.matrices += [_without_shards(matrix, outline) for matrix, ids in own if not claimed & ids]
         claimed |= {each for _, ids in own for each in ids}
-    parameters: dict[str, Tensor] = {}
     names: dict[int, list[str]] = {}
     for name, module in named_modules(model, every_name=True):
-        for attribute, parameter in module.named_parameters(recurse=False):
+        for attribute, parameter in parameters_of(module, shards).items():
             full = f"{name}.{attribute}" if name else attribute
             if id(parameter) not in names:
-                parameters[full] = parameter
+                found.parameters[full] = parameter
             names.setdefault(id(parameter), []).append(full)
-    return [_with_aliases(matrix, names) for matrix in found], parameters
+    found.matrices = [_with_aliases(matrix, names) for matrix in found.matrices]
+    return found, output_heads(unwrap(outline.model))
 
 
 def _of_module(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]:
     """What the extractor finds in a module; failing that, each of its own 2-D parameters but biases."""
-    name = name or type(module).__name__
     with at_rest(module):
-        matrices = extractor(name, module)
+        matrices = extractor(name or type(module).__name__, module)
         if matrices is None:
-            matrices = [
-                Matrix(name if attribute == "weight" else f"{name}.{attribute}", read, stacks.linear, on_request=why)
-                for attribute, parameter in module.named_parameters(recurse=False)
-                if parameter.ndim == 2 and "bias" not in attribute.split("_")
-                for read in [partial(getattr, module, attribute)]
-                for why in [EMBEDDING if is_embedding_by_name(attribute) else ""]
-            ]
-        return as_computed(module, matrices)
+            matrices = list(_by_parameter(name, module, {2}))
+        return [_checked(matrix) for matrix in as_computed(module, matrices)]
+
+
+def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> Iterator[Matrix]:
+    for attribute, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim in dimensions and "bias" not in attribute.split("_"):
+            why = EMBEDDING if is_embedding_by_name(attribute) else ""
+            read = partial(getattr, module, attribute)
+            yield Matrix(_own_name(name, module, attribute), read, stacks.linear, on_request=why)
+
+
+def _own_name(name: str, module: nn.Module, attribute: str) -> str:
+    """Of a parameter that belongs to a module itself; the model has no name before it."""
+    if attribute == "weight":
+        return name or type(module).__name__
+    return f"{name}.{attribute}" if name else attribute
+
+
+def _checked(matrix: Matrix) -> Matrix:
+    """The matrix, where its weight has a shape that its layer can have."""
+    try:
+        matrix.parameters()
+        matrix.stack_shape()
+    except Exception as error:  # noqa: BLE001 -- told as the reason
+        return refused(matrix, why_not(error))
+    return matrix
+
+
+def _without_shards(matrix: Matrix, outline: Outline) -> Matrix:
+    """The matrix; one whose weight is spread over ranks with what the optimizer holds of it, and not to be read."""
+    shards = outline.shards_in(matrix.parameters())
+    if not shards:
+        return matrix
+    shape = (0, 0, 0) if matrix.unreadable else matrix.stack_shape()
+    return refused(matrix, shards[0].reason, parameters=tuple(shard.parameter for shard in shards), shape=shape)
 
 
 def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
@@ -136,7 +192,7 @@ def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
     return replace(matrix, aliases=tuple(f"{other}/{part}" if part else other for other in others))
 
 
-def _in_mapping(weights: Mapping[str, Tensor]) -> tuple[list[Matrix], dict[str, Tensor]]:
+def _in_mapping(weights: Mapping[str, Tensor]) -> _Found:
     """Of a checkpoint the outlines alone are looked at: its tensors are read when their turn comes."""
     outlines: Mapping[str, Tensor] = getattr(weights, "outlines", weights)
     parameters: dict[str, Tensor] = {}
@@ -154,7 +210,7 @@ def _in_mapping(weights: Mapping[str, Tensor]) -> tuple[list[Matrix], dict[str, 
         for name, outline in parameters.items()
         for matrix in _of_entry(name, weights, outlines)
     ]
-    return found, parameters
+    return _Found(found, parameters)
 
 
 def _place(tensor: Tensor) -> tuple[object, ...]:
@@ -181,6 +237,9 @@ def _of_entry(name: str, weights: Mapping[str, Tensor], outlines: Mapping[str, T
         stacks.linear if outline.ndim == 2 else stacks.as_it_is if experts else stacks.convolution,
         on_request=EMBEDDING if is_embedding_by_name(name.removesuffix(".weight")) else "",
     )
+    if (shard := shard_of(outline)) is not None:
+        yield refused(matrix, shard.reason, parameters=(outline,), shape=matrix.stack_shape_of(outline))
+        return
     lazy = outlines is not weights
     yield replace(matrix, made_of=lambda: (outline,), outline=lambda: outline) if lazy else matrix
 

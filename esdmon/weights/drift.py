@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.precision import weight_now
 from esdmon.weights.readable import check_readable
 
-_SAMPLE = 4096
-_MEMORY = 64 << 20  # bytes of all samples together, at 4 bytes an element
+_SAMPLE = 4096  # elements at most; our choice
+_MEMORY = 64 << 20  # bytes of the samples of all matrices together, at 4 bytes an element
 _GOLDEN = (5**0.5 - 1) / 2
+_FEW = 16  # elements of each matrix in a fingerprint
 
 
 @final
@@ -23,16 +25,17 @@ class Drift:
     """‖ΔW‖/‖W‖ for each matrix, on up to 4096 of its elements, and 64 MB in all: never a copy of a large model.
 
     The elements sit at multiples of the golden ratio modulo 1: evenly spread, along no row or column, and without
-    drawing a random number.
+    drawing a random number. Of an adapter the factors are sampled, and of W − W₀ both terms, so that nothing is
+    computed as a whole to see it move.
     """
 
     def __init__(self) -> None:
-        self._size = _SAMPLE
+        self._size = share(1)
         self._samples: dict[str, Tensor] = {}
 
     def share_among(self, matrices: int) -> None:
         """Take samples of a size that so many have room for: smaller ones from 4096 matrices on."""
-        self._size = max(1, min(_SAMPLE, _MEMORY // 4 // max(1, matrices)))
+        self._size = share(matrices)
 
     def update(self, matrix: Matrix) -> float:
         """The ratio since the last call for this matrix; NaN at the first, or where the shape has changed.
@@ -83,48 +86,78 @@ class Drift:
         return take_over
 
     def _sample(self, matrix: Matrix, size: int | None = None) -> Tensor:
-        with torch.no_grad():
-            weight = matrix.read().detach()
-            check_readable(weight)
-            stack = matrix.to_stack(weight) if _holds_others(matrix, weight.shape) else weight
-            return stack.take(_positions(stack.numel(), size or self._size, weight.device))
-
-
-_FEW = 16  # elements of each matrix in a fingerprint
-
-
-def _holds_others(matrix: Matrix, shape: torch.Size) -> bool:
-    """Whether the weight holds more than this matrix; where not, its elements need not be brought into a stack."""
-    return math.prod(shape) != math.prod(matrix.stack_shape())
+        return sample(matrix, size or self._size)
 
 
 def _on_cpu(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """In one transfer from each device: each waits for all that the device has to do."""
     kinds: dict[tuple[torch.device, torch.dtype], list[str]] = {}
-    for name, sample in samples.items():
-        kinds.setdefault((sample.device, sample.dtype), []).append(name)
+    for name, taken in samples.items():
+        kinds.setdefault((taken.device, taken.dtype), []).append(name)
     moved: dict[str, Tensor] = {}
     for (device, _), names in kinds.items():
         if device.type == "cpu":
             moved |= {name: samples[name] for name in names}
             continue
-        sizes = [samples[name].numel() for name in names]
-        moved |= dict(
-            zip(names, torch.cat([samples[name] for name in names]).cpu().split_with_sizes(sizes), strict=True)
-        )
+        parts = torch.cat([samples[name].reshape(-1) for name in names]).cpu()
+        for name, part in zip(names, parts.split_with_sizes([samples[name].numel() for name in names]), strict=True):
+            moved[name] = part.reshape(samples[name].shape)
     return moved
 
 
 def _ratio(before: Tensor | None, now: Tensor) -> float:
+    """Of several factors the root of the sum of their squares, as of a product whose factors move independently."""
     if before is None or before.shape != now.shape:
         return math.nan
-    norm = float(before.double().norm())
-    moved = float((now.double() - before.double()).norm())
+    rows = zip(before.double().reshape(-1, before.shape[-1]), now.double().reshape(-1, now.shape[-1]), strict=True)
+    return math.hypot(*(_ratio_of_one(was, row) for was, row in rows))
+
+
+def _ratio_of_one(before: Tensor, now: Tensor) -> float:
+    norm, moved = float(before.norm()), float((now - before).norm())
     return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
+
+
+def sample(matrix: Matrix, size: int) -> Tensor:
+    """Return up to `size` elements of a matrix as it is now, or what it gives in their place (`Matrix.probe`).
+
+    Raises:
+        UnreadableError: as `read_spectrum` does for what holds no numbers.
+    """
+    if matrix.probe is not None:
+        with torch.no_grad():
+            return matrix.probe(size)
+    weight = weight_now(matrix)
+    check_readable(weight)
+    return elements(matrix, weight, size)
+
+
+def share(matrices: int) -> int:
+    """Return the elements that may be sampled of each of so many matrices: fewer from 4096 matrices on."""
+    return max(1, min(_SAMPLE, _MEMORY // 4 // max(1, matrices)))
+
+
+def elements(matrix: Matrix, weight: Tensor, size: int) -> Tensor:
+    """Return the sample of a matrix from a weight of its own shape, which may be that of another model."""
+    slices, rows, columns = matrix.stack_shape_of(weight)
+    # Where the weight holds nothing but this matrix, its elements need not be brought into a stack.
+    whole = weight.numel() == slices * rows * columns
+    return some(weight if whole else matrix.to_stack(weight), size)
+
+
+def some(tensor: Tensor, size: int) -> Tensor:
+    """Return up to `size` of a tensor's elements."""
+    return tensor.take(_positions(tensor.numel(), size, tensor.device))
+
+
+def some_of_sample(taken: Tensor, count: int, size: int) -> Tensor:
+    """Return from a sample of `count` elements a smaller one: what `some` would have taken of them."""
+    return taken[:size] if taken.numel() < count else some(taken, size)
 
 
 @lru_cache(maxsize=64)
 def _positions(count: int, size: int, device: torch.device) -> Tensor:
     if count <= size:
-        return torch.arange(count, device=device)
-    return (torch.arange(size, dtype=torch.float64) * _GOLDEN).frac().mul(count).long().to(device)
+        return torch.arange(count, dtype=torch.int64, device=device)
+    places = torch.arange(size, dtype=torch.float64, device="cpu")
+    return (places * _GOLDEN).frac().mul(count).long().to(device)

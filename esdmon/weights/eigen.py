@@ -17,7 +17,8 @@ from esdmon.errors import InputError
 from esdmon.spectrum import Elements, Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.weights.matrix import Matrix, UnreadableError
-from esdmon.weights.readable import MIN_EIGENVALUES, check_readable, without_autocast
+from esdmon.weights.precision import rounds_products, weight_now, with_double, without_autocast
+from esdmon.weights.readable import MIN_EIGENVALUES, check_readable
 from esdmon.weights.solvers import Solver, blocks, solve_torch
 
 _SMALL = 1e-6
@@ -51,12 +52,13 @@ def read_spectrum(
     Raises:
         UnreadableError: with a status and a reason: no numbers in it, not finite, all zero, too few eigenvalues.
     """
-    weight = matrix.read()
+    weight = weight_now(matrix)
     check_readable(weight)
+    weight = with_double(weight)
     if weight.device.type != "cpu":
         solver = solve_torch
     with torch.no_grad(), without_autocast(weight.device.type):
-        return _read(matrix, weight.detach(), precision, also, solver)
+        return _read(matrix, weight, precision, also, solver)
 
 
 def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str], solver: Solver) -> Spectrum:
@@ -65,7 +67,7 @@ def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str],
     _check_size(stack)
     to_spectrum = scale**2 / n
     # The user may have allowed TF32 or bfloat16 products for speed; a spectrum cannot bear them.
-    rounded = solver is solve_torch and torch.get_float32_matmul_precision() != "highest"
+    rounded = solver is solve_torch and rounds_products(stack.device.type)
     exact = precision == "exact" or stack.dtype == torch.float64 or rounded
     vectors = shuffled = None
     if "shuffled" in also:

@@ -3,14 +3,17 @@
 from functools import partial
 
 from esdmon.weights import stacks
-from esdmon.weights.matrix import Matrix
+from esdmon.weights.matrix import Matrix, UnreadableError
 
 _HEADS = "attention is read whole; head by head on request: '*/head.3' in layers="
 
 
 def heads_of(whole: Matrix, *, size: int, dim: int = 1) -> list[Matrix]:
     """One matrix for each head of a projection whose outputs lie along `dim` of its stack; none if they do not fit."""
-    outputs = whole.stack_shape()[dim]
+    try:
+        outputs = whole.stack_shape()[dim]
+    except UnreadableError:  # told of the whole
+        return []
     if size <= 0 or outputs % size:
         return []
     return [

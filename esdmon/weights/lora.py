@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.weights import stacks
+from esdmon.weights.drift import some
 from esdmon.weights.matrix import Matrix, UnreadableError
-from esdmon.weights.readable import without_autocast
+from esdmon.weights.readable import check_readable
 from esdmon.weights.torch_layers import extract_torch
 
 _MERGED = "the sum of base and adapters is read on request: '*/merged' in layers="
@@ -89,6 +90,7 @@ def _deltas(name: str, module: Any) -> Iterator[Matrix]:
             made_of=made_of,
             outline=partial(torch.empty, 1, n, r, device="meta"),
             view="lora-delta",
+            probe=partial(_of_both, module, adapter, made_of),
         )
 
 
@@ -100,9 +102,16 @@ def _delta(module: Any, adapter: str, made_of: Callable[[], tuple[Tensor, ...]])
     a, b = (weight.detach().flatten(1) for weight in made_of())
     if a.shape[0] != b.shape[1]:
         raise UnreadableError("skipped", "the factors of this adapter do not make one product")
-    with without_autocast(a.device.type):
-        stack = low_rank(a, b)
-        return stack.mul(float(module.scaling[adapter]))
+    return low_rank(a, b).mul(float(module.scaling[adapter]))
+
+
+def _of_both(module: Any, adapter: str, made_of: Callable[[], tuple[Tensor, ...]], size: int) -> Tensor:
+    """Elements of both factors: their product moves when one of them does."""
+    a, b = (weight.detach() for weight in made_of())
+    for factor in (a, b):
+        check_readable(factor)
+    count = min(max(1, size // 2), a.numel(), b.numel())
+    return torch.stack([some(a, count), some(b, count).to(a) * float(module.scaling[adapter])])
 
 
 def _unmerged(module: Any, read: Callable[[], Tensor]) -> Tensor:

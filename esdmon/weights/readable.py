@@ -1,8 +1,5 @@
 """What can be read at all."""
 
-from contextlib import AbstractContextManager, nullcontext
-
-import torch
 from torch import Tensor
 
 from esdmon.weights.matrix import UnreadableError
@@ -34,14 +31,3 @@ def check_readable(weight: Tensor) -> None:
     check_kind(weight)
     if weight.device.type == "meta":
         raise UnreadableError("skipped", "on the meta device: there are no numbers yet")
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """In full precision, also where the user computes in less.
-
-    Nothing is entered where nothing is to be left: leaving autocast empties a cache of the whole process, also that of
-    a forward pass which goes on in another thread meanwhile, whose results then differ in their last bits.
-    """
-    if not torch.is_autocast_enabled(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)

@@ -31,7 +31,7 @@ def with_roles(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[Mat
         heads: ids of parameters that the model itself calls its output.
     """
     reasons = _routers(found)
-    entries = max((_rows(m) for m in found if m.on_request == EMBEDDING), default=-1)
+    entries = max((_rows(m) for m in found if m.on_request == EMBEDDING), default=0) or -1
     outputs = [m for m in found if not m.on_request and not m.detail and "/" not in m.name and _rows(m) == entries]
     for matrix in found:
         last = matrix.name.rpartition(".")[2]

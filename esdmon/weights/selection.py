@@ -42,11 +42,13 @@ def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
         raise InputError("layers= is empty: leave it out to read all layers")
     reasons = {matrix.name: _why_not(matrix, layers, exclude) for matrix in found}
     for matrix in found:
+        if matrix.unreadable and not math.prod(matrix.stack_shape()):
+            continue  # of unknown size
         count = eigenvalues_of(matrix)
         # The floor below which nothing is read at all is told with the reading: there the layer has a status.
         if not reasons[matrix.name] and (count > high or (low > MIN_EIGENVALUES and count < low)):
             reasons[matrix.name] = f"left out by {'max' if count > high else 'min'}_eigenvalues="
-    if all(reasons.values()):
+    if found and all(reasons.values()):
         why = {reasons[matrix.name]: None for matrix in found if not matrix.detail}
         msg = f"no matrix is left to read: {'; '.join(why)}"
         raise InputError(msg)
@@ -59,10 +61,15 @@ def eigenvalues_of(matrix: Matrix) -> int:
     return slices * min(rows, columns)
 
 
-def coverage(parameters: Mapping[str, Tensor], found: Sequence[Matrix], reasons: Mapping[str, str]) -> Coverage:
-    """What the chosen matrices make of the model's parameters, by element."""
+def coverage(
+    parameters: Mapping[str, Tensor],
+    found: Sequence[Matrix],
+    reasons: Mapping[str, str],
+    lost: Mapping[int, str] | None = None,
+) -> Coverage:
+    """What the chosen matrices make of the model's parameters, by element; `lost` has reasons by id of parameter."""
     watched: dict[int, int] = {}
-    why: dict[int, str] = {}
+    why: dict[int, str] = dict(lost or {})
     for matrix in found:
         reason = reasons[matrix.name] or _unreadable(matrix)
         for parameter in matrix.parameters():
@@ -127,6 +134,8 @@ def _sizes(selection: Selection) -> tuple[int, float]:
 
 
 def _unreadable(matrix: Matrix) -> str:
+    if matrix.unreadable:
+        return matrix.unreadable
     if matrix.outline is None:
         try:
             check_kind(matrix.read())

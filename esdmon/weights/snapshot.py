@@ -8,6 +8,7 @@ from torch import Tensor
 
 from esdmon.weights import stacks
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.precision import weight_now
 from esdmon.weights.readable import check_readable
 
 
@@ -21,7 +22,7 @@ def snapshot(matrix: Matrix) -> Matrix:
         UnreadableError: as `read_spectrum` does for what holds no numbers.
     """
     with torch.no_grad():
-        weight = matrix.read().detach()
+        weight = weight_now(matrix)
         check_readable(weight)
         stack = matrix.to_stack(weight)
         read = _on_its_way(stack) if stack.device.type == "cuda" else _copied(stack)
@@ -52,6 +53,6 @@ def nominal_seconds(matrix: Matrix) -> float:
     The product is fast, the eigenvalues are not. Within a factor of two of what was measured from 10 eigenvalues to
     2048 × 2048 on two cores.
     """
-    slices, rows, columns = matrix.stack_shape()
+    slices, rows, columns = (0, 0, 0) if matrix.unreadable else matrix.stack_shape()
     n, m = max(rows, columns), min(rows, columns)
     return 1.5e-3 + 3e-6 * slices * m + slices * (n * m**2 + 5 * m**3) / 1e11

@@ -29,6 +29,8 @@ def extract_torch(name: str, module: nn.Module) -> Sequence[Matrix] | None:  # n
             return _attention(name, module)
         case nn.RNNBase():
             return _recurrent(name, module)
+    if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
+        return [Matrix(name, weight, stacks.linear)]  # a linear layer of transformers, stored as (inputs, outputs)
     if isinstance(module, _CONVOLUTIONS):
         return [
             Matrix(name, weight, partial(stacks.convolution, groups=module.groups)),
@@ -45,9 +47,10 @@ def extract_torch(name: str, module: nn.Module) -> Sequence[Matrix] | None:  # n
 
 def _parts(name: str, read: Callable[[], Tensor], labels: str) -> list[Matrix]:
     """A weight in which as many matrices as there are labels stand on top of each other."""
-    if len(labels) == 1:
+    weight = read()
+    if len(labels) == 1 or getattr(weight, "ndim", 0) != 2:  # of a strange shape: told as one
         return [Matrix(name, read, stacks.linear)]
-    rows = read().shape[0] // len(labels)
+    rows = weight.shape[0] // len(labels)
     return [
         Matrix(f"{name}/{label}", read, partial(stacks.some_rows, start=part * rows, stop=(part + 1) * rows))
         for part, label in enumerate(labels)
