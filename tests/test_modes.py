@@ -66,6 +66,17 @@ def slow_measure(seconds: float) -> type:
     return Slow
 
 
+def waiting_measure(gate: threading.Event) -> type:
+    """A plugin whose measure waits for a gate to open."""
+
+    class Waiting:
+        @esdmon.hookimpl
+        def esdmon_register_measures(self) -> list[Measure]:
+            return [Measure("waiting", lambda _spectrum: float(gate.wait(60)))]
+
+    return Waiting
+
+
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("budget", [None, 0.01, 1.0], ids=str)
 def test_training_is_the_same_to_the_last_bit(mode: str, budget: float | None) -> None:
@@ -107,12 +118,11 @@ def test_both_modes_read_the_same() -> None:
 
 
 def test_the_thread_does_not_hold_up_the_loop() -> None:
-    """A reading of a quarter of a second each: the steps meanwhile do not wait for it, and it is there at the end."""
-    run = Training(mode="thread", budget=None, every=5, plugins=[slow_measure(0.25)()])
-    start = time.monotonic()
-    run.train(9)
-    assert time.monotonic() - start < 0.5
+    """The steps go on while a reading waits for a gate that opens after them; the reading is there at the end."""
+    gate = threading.Event()
+    run = Training(mode="thread", budget=None, every=5, plugins=[waiting_measure(gate)()]).train(9)
     assert run.sink.reports == []
+    gate.set()
     run.watched.flush()
     assert [report.step for report in run.sink.reports] == [5]
     assert [layer.age for layer in run.sink.reports[0]] == [0, 0, 0]
@@ -157,11 +167,11 @@ def test_a_checkpoint_waits_for_no_reading() -> None:
 
 
 def test_close_waits_no_longer_than_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """What is not finished then is lost, and told."""
-    run = Training(mode="thread", budget=None, every=1, plugins=[slow_measure(0.3)()]).train(1)
-    start = time.monotonic()
+    """What is not finished then is lost, and told: the gate opens only after `close`."""
+    gate = threading.Event()
+    run = Training(mode="thread", budget=None, every=1, plugins=[waiting_measure(gate)()]).train(1)
     run.watched.close(timeout=0.05)
-    assert time.monotonic() - start < 0.25
+    gate.set()
     assert run.watched.dropped == 3
     assert [report.new for report in run.sink.reports] == [()]
     assert "3 readings of step 1 were not finished in time, and are lost" in caplog.text
