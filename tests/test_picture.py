@@ -127,7 +127,8 @@ def test_any_spectrum_can_be_drawn(name: str) -> None:
     """And is the same whatever was drawn before it."""
     layer = layers()[name]
     drawn = draw_esd(layer)
-    assert (drawn.shape, drawn.dtype) == ((400, 640, 3), np.uint8)
+    assert drawn.shape == (400, 640, 3)
+    assert drawn.dtype == np.uint8
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) > 20
     draw_esd(layers()["noise"])
     assert np.array_equal(draw_esd(layer), drawn)

@@ -43,7 +43,7 @@ class InEvents:
         """Write which charts the tab of custom scalars has."""
         from torch.utils.tensorboard.summary import custom_scalars  # noqa: PLC0415 -- optional
 
-        self._add(custom_scalars(_layout(report)), 0)
+        self._add(custom_scalars(_layout(report)), 0)  # type: ignore[no-untyped-call]
 
     def numbers(self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int) -> None:
         """Write numbers by tag, and the histograms of layers."""
@@ -59,7 +59,7 @@ class InEvents:
         """Write a text."""
         from torch.utils.tensorboard.summary import text as as_text  # noqa: PLC0415 -- optional
 
-        self._add(as_text(tag, text), step)
+        self._add(as_text(tag, text), step)  # type: ignore[no-untyped-call]
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         """Write a picture."""

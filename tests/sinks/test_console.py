@@ -170,7 +170,7 @@ def test_where_nobody_would_see_it_nothing_is_printed(
 
 def test_an_encoding_that_python_does_not_know_is_left_to_the_stream() -> None:
     class Odd(io.StringIO):
-        encoding = "x-of-a-terminal"  # type: ignore[assignment]
+        encoding = "x-of-a-terminal"
 
     stream = Odd()
     ConsoleSink(stream).alert(ALERT)
