@@ -408,11 +408,11 @@ def test_of_a_large_file_only_the_end_is_read(path: Path, monkeypatch: pytest.Mo
     read: list[bytes] = []
     real = lines_module._read
 
-    def counted(line: bytes) -> Any:
+    def spy(line: bytes) -> lines_module.Line | None:
         read.append(line)
         return real(line)
 
-    monkeypatch.setattr(lines_module, "_read", counted)
+    monkeypatch.setattr(lines_module, "_read", spy)
     sink = started(path, "aa")
     sink.rewind(290)
     assert written(path) == [("aa", step) for step in range(1, 291)]
