@@ -18,7 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocess
 WAYS = ("fsdp1", "fsdp1, flat", "fsdp2", "fsdp2, kept whole", "fsdp2, looked at between", "fsdp2, whole at first")
 
 
-def network() -> nn.Module:
+def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
 

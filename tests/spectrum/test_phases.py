@@ -169,7 +169,7 @@ def a_tail(x: float) -> Spectrum:
 WALKS: dict[str, tuple[Callable[[float], Spectrum], np.ndarray[tuple[int], np.dtype[np.float64]]]] = {
     "from no spike to one": (one_spike, np.arange(0.95, 1.06, 0.0002)),
     "from bleeding to spikes": (one_spike, np.arange(1.05, 1.6, 0.0005)),
-    "from few spikes to many": (many_spikes, np.arange(0.97, 1.06, 0.0005)),
+    "from few spikes to many": (many_spikes, np.arange(0.8, 1.0, 0.0005)),
     "into rank collapse": (with_zeros, np.arange(0, 40.0)),
     "into death": (dead, np.arange(700, 840.0)),
     "from heavy to lighter tails": (a_tail, np.arange(2.4, 4.2, 0.002)),

@@ -22,7 +22,7 @@ def switches() -> Iterator[None]:
     yield
     torch.set_float32_matmul_precision("highest")
     for backend in _NEW:
-        backend.fp32_precision = "none"  # type: ignore[attr-defined]
+        backend.fp32_precision = "none"
 
 
 def new(path: str, value: str) -> Callable[[], None]:
@@ -37,7 +37,7 @@ def new(path: str, value: str) -> Callable[[], None]:
 
 def both() -> None:
     torch.set_float32_matmul_precision("high")
-    torch.backends.cuda.matmul.fp32_precision = "tf32"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
 
 
 def allow_tf32() -> None:
