@@ -141,7 +141,7 @@ def test_a_measure_of_the_users_own_joins(caplog: pytest.LogCaptureFixture) -> N
     assert all(math.isnan(layer.measures["broken"]) for layer in report)
     messages = [record.getMessage() for record in caplog.records]
     assert messages[0].startswith(
-        "esdmon: measure broken (plugin 'Extra', esdmon_register_measures) failed at step 0 and is left out: RuntimeErr"
+        "esdmon: measure broken (plugin 'Extra', esdmon_register_measures) failed at step 0: RuntimeError: no"
     )
     assert len([message for message in messages if "broken" in message]) == 2
 
@@ -202,3 +202,44 @@ def test_a_missing_layer_names_the_nearest() -> None:
     report = esdmon.analyze(nn.ModuleDict({"encoder": nn.Linear(20, 20)}))
     with pytest.raises(KeyError, match=r"no layer 'encodr' in this report\. Did you mean 'encoder'"):
         report["encodr"]
+
+
+def test_failing_readings_are_faults_and_few_lines(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three by name, the others as one; counted while they last, and over when they are."""
+
+    def broken(*_args: object, **_options: object) -> Spectrum:
+        raise ZeroDivisionError("in the numerics")
+
+    model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(12)))
+    with esdmon.watch(model, every=1, budget=None, mode="sync", sinks=None) as monitor:
+        with monkeypatch.context() as patch:
+            patch.setattr("esdmon.analysis.read_spectrum", broken)
+            for _ in range(2):
+                monitor.step()
+        failed = monitor.errors
+        monitor.step()
+    lines = [record.getMessage() for record in caplog.records if "reading " in record.getMessage()]
+    whos = ["reading 0", "reading 1", "reading 2", "reading more layers (ZeroDivisionError)"]
+    assert [line.split(" failed at step 1: ZeroDivisionError: in the num")[0] for line in lines] == [
+        f"esdmon: {who}" for who in whos
+    ]
+    assert [(fault.who, fault.count) for fault in failed] == list(zip(whos, (2, 2, 2, 18), strict=True))
+    assert [fault.in_a_row for fault in monitor.errors] == [0, 0, 0, 0]
+    assert monitor.report is not None
+    assert {layer.status for layer in monitor.report} == {"ok"}
+
+
+def test_what_failed_for_a_moment_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that has changed is found at the next due step, if not at this one."""
+    model = nn.Sequential(nn.Linear(32, 32))
+    reader = Reader(model, Plugins())
+    model.add_module("more", nn.Linear(32, 32))
+    with monkeypatch.context() as patch:
+        patch.setattr(reader, "_discover", lambda: (_ for _ in ()).throw(OSError("for the moment")))
+        with pytest.raises(OSError, match="for the moment"):
+            reader.refresh()
+    assert reader.refresh()
+    assert [matrix.name for matrix in reader.matrices] == ["0", "more"]
+    assert not reader.refresh()

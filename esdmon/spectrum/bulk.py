@@ -98,6 +98,22 @@ def spike_cut(n: int, m: int, slices: int = 1) -> float:
     return float(johnstone_centre(n, m) + c * johnstone_scale(n, m))
 
 
+def spike_reach(by_slice: Floats, n: int, spikes: tuple[int, ...]) -> float:
+    """(λmax − λ⁺)/(cut − λ⁺) in units of σ², of the slice that reaches highest: above 1 there is a spike.
+
+    Under the lower of two readings, since a spike is one where both say so: the σ² of a bulk with the largest
+    eigenvalue in it, from where the search begins, and that of one without. So it does not jump where k does.
+    """
+    slices, m = by_slice.shape
+    edge, cut = mp_edges(n / m)[1], spike_cut(n, m, slices)
+    reach = -np.inf
+    for lam, k in zip(by_slice, spikes, strict=True):
+        without = max(k, 1)
+        sigma2 = max(_sigma2(lam, m, n / m), _sigma2(lam[: m - without], m - without, n / m))
+        reach = max(reach, (float(lam[-1]) / sigma2 - edge) / (cut - edge))
+    return float(reach)
+
+
 def _fit_slice(lam: Floats, q: float, cut: float) -> tuple[float, int]:
     """(σ², k) of one ascending slice."""
     m = lam.size

@@ -15,8 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esdmon.spectrum.bulk import Bulk
-from esdmon.spectrum.marchenko1967 import mp_edges
+from esdmon.spectrum.bulk import Bulk, spike_reach
 from esdmon.spectrum.spectrum import Spectrum
 from esdmon.spectrum.vuong1989 import power_law_against_exponential
 
@@ -128,7 +127,7 @@ class _Evidence(NamedTuple):
     tail_ks: float
     ratio: float
     reach: float
-    """(λmax − λ⁺)/(cut − λ⁺) in units of σ²: above 1 there is a spike. Of noise it is around or below 0."""
+    """(λmax − λ⁺)/(cut − λ⁺), see `spike_reach`: above 1 there is a spike. Of noise it is around or below 0."""
 
 
 _FAR = math.log(1.5)
@@ -202,7 +201,6 @@ def _gap(spectrum: Spectrum) -> float:
 
 def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> _Evidence:
     fit = spectrum.power_law
-    edge = mp_edges(spectrum.q)[1]
     return _Evidence(
         soft_rank=bulk.soft_rank,
         spikes=bulk.n_spikes,
@@ -212,7 +210,7 @@ def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> _Evide
         alpha=fit.alpha,
         tail_ks=fit.ks_distance * fit.n_tail**0.5,
         ratio=power_law_against_exponential(spectrum.eigenvalues, fit).ratio,
-        reach=(float(bulk.standardised[-1]) - edge) / (bulk.cut - edge),
+        reach=spike_reach(spectrum.by_slice, spectrum.n, bulk.spikes),
     )
 
 

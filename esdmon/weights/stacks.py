@@ -15,19 +15,27 @@ def linear(weight: Tensor) -> Tensor:
     return weight.unsqueeze(0)
 
 
-def convolution(weight: Tensor, *, groups: int = 1) -> Tensor:
+def convolution(weight: Tensor, *, groups: int = 1, dimensions: int | None = None) -> Tensor:
     """(A, B, *kernel) of g groups as one slice A/g × B for each group and kernel position.
 
     A are the outputs, or the inputs of a transposed convolution, which torch splits into groups likewise. The spectra
     of the slices are pooled, as Martin & Mahoney do.
     """
+    _check(weight, dimensions)
     rows, columns = weight.shape[0] // groups, weight.shape[1]
     return weight.reshape(groups, rows, columns, -1).permute(0, 3, 1, 2).reshape(-1, rows, columns)
 
 
-def flattened(weight: Tensor, *, groups: int = 1) -> Tensor:
+def flattened(weight: Tensor, *, groups: int = 1, dimensions: int | None = None) -> Tensor:
     """(A, B, *kernel) of g groups as one slice A/g × (B · positions) for each group: the map of a whole patch."""
+    _check(weight, dimensions)
     return weight.reshape(groups, weight.shape[0] // groups, -1)
+
+
+def _check(weight: Tensor, dimensions: int | None) -> None:
+    if dimensions is not None and weight.ndim != dimensions:
+        msg = f"a weight of {weight.ndim} dimensions, where its layer has {dimensions}"
+        raise ValueError(msg)
 
 
 def some_rows(weight: Tensor, *, start: int, stop: int) -> Tensor:

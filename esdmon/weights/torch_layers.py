@@ -32,12 +32,13 @@ def extract_torch(name: str, module: nn.Module) -> Sequence[Matrix] | None:  # n
     if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
         return [Matrix(name, weight, stacks.linear)]  # a linear layer of transformers, stored as (inputs, outputs)
     if isinstance(module, _CONVOLUTIONS):
+        dimensions = 2 + len(module.kernel_size)
         return [
-            Matrix(name, weight, partial(stacks.convolution, groups=module.groups)),
+            Matrix(name, weight, partial(stacks.convolution, groups=module.groups, dimensions=dimensions)),
             Matrix(
                 f"{name}/flattened",
                 weight,
-                partial(stacks.flattened, groups=module.groups),
+                partial(stacks.flattened, groups=module.groups, dimensions=dimensions),
                 on_request=_FLATTENED,
                 detail=True,
             ),

@@ -1,11 +1,14 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import fields
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from esdmon.spectrum import Elements, Phase, PhaseThresholds, Spectrum, classify
+from esdmon.spectrum.bulk import spike_cut
+from esdmon.spectrum.marchenko1967 import mp_quantile
 from tests.matrices import gaussian, pareto, pooled, spectrum_of, spiked, with_eigenvalues
 
 RNG_SEED = 11
@@ -126,3 +129,66 @@ def test_every_threshold_has_its_source() -> None:
         _, _, after = source.partition(f"    {field.name}: ")
         remark = after.split('"""')[1]
         assert any(mark in remark for mark in ("(ours)", "(figure", "(table")), field.name
+
+
+def spectrum_near(edges: dict[int, float], *, n: int = 512, m: int = 256) -> Spectrum:
+    """Noise by the quantiles of its law, the largest eigenvalues replaced: rank from above -> multiple of the cut."""
+    lam = mp_quantile((np.arange(m) + 0.5) / m, n / m)
+    cut = spike_cut(n, m)
+    for place, times in edges.items():
+        lam[-place] = times * cut
+    return Spectrum.from_eigenvalues(np.sort(lam), shape=(n, m))
+
+
+def one_spike(x: float) -> Spectrum:
+    return spectrum_near({1: x})
+
+
+def many_spikes(x: float) -> Spectrum:
+    """Fifteen far ones, and one that crosses the cut."""
+    return spectrum_near({place: 1.6 + place / 50 for place in range(1, 16)} | {16: x})
+
+
+def with_zeros(x: float) -> Spectrum:
+    lam = mp_quantile((np.arange(256) + 0.5) / 256, 2.0)
+    lam[: round(x)] = 0
+    return Spectrum.from_eigenvalues(lam, shape=(512, 256))
+
+
+def dead(x: float) -> Spectrum:
+    lam = mp_quantile((np.arange(256) + 0.5) / 256, 2.0)
+    return Spectrum.from_eigenvalues(lam, shape=(512, 256), elements=Elements(0.0, 1.0, -1.0, 1.0, round(x), 0))
+
+
+def a_tail(x: float) -> Spectrum:
+    """A power law of exponent x, by its quantiles."""
+    lam = (1 - (np.arange(384) + 0.5) / 384) ** (-1 / (x - 1))
+    return Spectrum.from_eigenvalues(lam, shape=(768, 384))
+
+
+WALKS: dict[str, tuple[Callable[[float], Spectrum], np.ndarray[tuple[int], np.dtype[np.float64]]]] = {
+    "from no spike to one": (one_spike, np.arange(0.95, 1.06, 0.0002)),
+    "from bleeding to spikes": (one_spike, np.arange(1.05, 1.6, 0.0005)),
+    "from few spikes to many": (many_spikes, np.arange(0.8, 1.0, 0.0005)),
+    "into rank collapse": (with_zeros, np.arange(0, 40.0)),
+    "into death": (dead, np.arange(700, 840.0)),
+    "from heavy to lighter tails": (a_tail, np.arange(2.4, 4.2, 0.002)),
+}
+
+
+@pytest.mark.parametrize("walk", WALKS)
+def test_confidence_is_low_on_both_sides_of_every_border(walk: str) -> None:
+    """Whatever crosses it; of what is counted both neighbours are on the border."""
+    make, path = WALKS[walk]
+    readings = [classify(make(float(x))) for x in path]
+    flips = [(a, b) for a, b in pairwise(readings) if a.phase is not b.phase]
+    assert flips
+    for before, after in flips:
+        for reading in (before, after):
+            assert reading.confidence <= 0.1, (before, after)
+
+
+def test_confidence_is_1_far_from_every_border() -> None:
+    """Noise, one spike that is far out, a collapse to half of the rank."""
+    sure = [one_spike(0.9), with_zeros(0), with_zeros(64)]
+    assert [classify(each).confidence for each in sure] == [1, 1, 1]

@@ -65,6 +65,22 @@ def test_mappings_are_read_by_their_shapes() -> None:
     assert [skip.name for skip in watched.coverage.skipped] == ["a.bias"]
 
 
+class Positioned(nn.Module):
+    """A parameter of its own beside a layer, as vision transformers have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pos = nn.Parameter(torch.ones(20, 30))
+        self.fc = nn.Linear(20, 20)
+
+
+def test_a_parameter_of_the_model_itself_has_its_own_name() -> None:
+    """As `named_parameters()` says, so that a pattern on that finds it."""
+    watched = discover(Positioned(), selection=Selection(layers=["pos"]))
+    assert [matrix.name for matrix in watched.matrices] == ["pos"]
+    assert [skip.name for skip in watched.coverage.skipped] == ["fc.weight", "fc.bias"]
+
+
 def test_layers_selects_by_pattern() -> None:
     """What was left out says so."""
     watched = discover(Shared(), selection=Selection(layers=["block.*"]))

@@ -1,0 +1,136 @@
+"""Weights that are not what their layer says, and modules that cannot be looked into: left out, the others are read."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import esdmon
+from esdmon.weights import Matrix, discover, extract, unread
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "linear": (lambda: nn.Linear(64, 96), "weight"),
+    "convolution": (lambda: nn.Conv2d(16, 32, 3), "weight"),
+    "bilinear": (lambda: nn.Bilinear(12, 14, 6), "weight"),
+    "attention": (lambda: nn.MultiheadAttention(24, 4), "in_proj_weight"),
+    "recurrent": (lambda: nn.LSTM(15, 20), "weight_ih_l0"),
+    "projected": (lambda: nn.LSTM(15, 20, proj_size=12), "weight_hr_l0"),
+    "embedding": (lambda: nn.Embedding(50, 20), "weight"),
+}
+SHAPES: dict[str, Any] = {"empty": (0,), "flat": (300,), "scalar": (), "five": (2, 2, 2, 2, 2), "none": None}
+
+
+def with_weight(make: Callable[[], nn.Module], attribute: str, shape: tuple[int, ...] | None) -> nn.Module:
+    layer = make()
+    layer._parameters[attribute] = None if shape is None else nn.Parameter(torch.ones(shape))
+    return layer
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_weight_of_another_shape_is_skipped_and_the_rest_is_read(kind: str, shape: str) -> None:
+    """Whatever it is, `watch` and `analyze` go on."""
+    make, attribute = LAYERS[kind]
+    model = nn.ModuleDict({"odd": with_weight(make, attribute, SHAPES[shape]), "good": nn.Linear(64, 96)})
+    with esdmon.watch(model, every=1, budget=None, sinks=None, strict=True) as monitor:
+        monitor.step()
+    assert monitor.report is not None
+    assert monitor.report["good"].status == "ok"
+    odd = [layer for layer in monitor.report if layer.name in ("odd", f"odd.{attribute}", "odd.q_proj_weight")]
+    assert all(layer.status == "skipped" and layer.reason for layer in odd)
+    assert odd or kind == "embedding"
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [
+        ((0,), r"an empty weight of shape \(0,\), which ZeRO-3 leaves"),
+        ((300,), r"of shape \(300,\), not the matrix of its layer: a shard of 300 elements is not read yet"),
+        (None, "its weight is None, not a tensor"),
+    ],
+)
+def test_nothing_to_read_is_one_line_and_no_error(
+    shape: tuple[int, ...] | None, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A model whose matrices are all elsewhere trains on; the optimizer is not blamed."""
+    model = nn.Sequential(*(with_weight(lambda: nn.Linear(64, 96), "weight", shape) for _ in range(5)))
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters())
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=None, strict=True, hook=False) as monitor:
+        monitor.step()
+    lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(lines) == 1
+    assert lines[0].startswith("esdmon: 5 of 5 matrices are skipped, since they cannot be read (0: ")
+    assert lines[0].endswith("; and 2 more). No matrix is left to read; training goes on without readings.")
+    assert monitor.report is not None
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(monitor.report["0"].reason)
+
+
+def test_a_placeholder_of_zero_3_says_what_it_is_of() -> None:
+    """By the attributes of its parameters: never read, also where it is gathered for the moment."""
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
+    for layer in model:
+        weight: Any = layer.weight
+        weight.ds_id, weight.ds_shape, weight.ds_tensor = 1, weight.shape, torch.ones(3072)
+    model[0].weight.data = torch.empty(0)
+    report = esdmon.analyze(model)
+    assert {layer.reason for layer in report} == {"a shard of 3072 elements (ZeRO-3): not read yet"}
+    assert [layer.n_parameters for layer in report] == [6144, 6144]
+
+
+def test_a_tensor_parallel_weight_of_megatron_is_not_taken_for_a_whole_one() -> None:
+    """By its attribute."""
+    model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
+    model[0].weight.tensor_model_parallel = True  # type: ignore[union-attr]
+    report = esdmon.analyze(model)
+    assert report["0"].reason == "a shard of 6144 elements (tensor parallel): not read yet"
+    assert report["1"].status == "ok"
+
+
+class Broken(nn.Linear):
+    """One whose weights cannot be asked for."""
+
+
+class FailsForSome:
+    """A plugin that raises in the lookup of one kind of layer."""
+
+    @esdmon.hookimpl
+    def esdmon_extract_matrices(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
+        if isinstance(module, Broken):
+            return [Matrix(name, self._raise, lambda weight: weight)]
+        return None
+
+    @staticmethod
+    def _raise() -> Tensor:
+        raise RuntimeError("not here")
+
+
+def test_a_module_whose_discovery_raises_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """With one line and a reason; the others are read."""
+    report = esdmon.analyze(
+        nn.ModuleDict({"broken": Broken(20, 20), "good": nn.Linear(64, 96)}), plugins=[FailsForSome()]
+    )
+    assert report["good"].status == "ok"
+    assert report["broken"].status == "skipped"
+    assert "not here" in report["broken"].reason
+    assert "1 of 2 matrices are skipped" in caplog.text
+
+
+def test_an_extractor_that_raises_costs_one_line() -> None:
+    """Names of the modules, three at most."""
+
+    def extractor(name: str, module: nn.Module) -> Sequence[Matrix] | None:
+        if isinstance(module, Broken):
+            raise OSError("no")
+        return extract(name, module)
+
+    model = nn.Sequential(nn.Linear(64, 96), *(Broken(20, 20) for _ in range(5)))
+    watched = discover(model, extractor=extractor)
+    assert [matrix.name for matrix in watched.matrices if not matrix.unreadable] == ["0"]
+    assert {skip.reason for skip in watched.coverage.skipped} == {"OSError: no", "vectors"}
+    assert (
+        unread(watched)[1]
+        == "the weights of 1, 2, 3 and 2 more modules could not be found, and are left out: OSError: no."
+    )
