@@ -313,14 +313,26 @@ def test_two_on_one_trainer_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, SpectralMonitor(sinks=None), SpectralMonitor(sinks=None)).fit(Small(), batches())
 
 
-def test_without_loggers_nothing_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Who has asked for no logger gets no file; the readings are in the callback."""
+def test_without_loggers_readings_go_to_a_file_of_each_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the folder that the Trainer writes to; one line says so, and nothing is alarming."""
     callback = SpectralMonitor(every=5, budget=None)
-    with caplog.at_level(logging.WARNING, "esdmon"):
+    with caplog.at_level(logging.INFO, "esdmon"):
         trainer(tmp_path, callback).fit(Small(), batches())
-    assert monitor_of(callback).report is not None
-    assert list(tmp_path.rglob("*")) == []
-    assert caplog.text == ""
+        trainer(tmp_path, callback).fit(Small(), batches())
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert files == [tmp_path / f"esdmon-{run}" / "esdmon.jsonl" for run in (1, 2)]
+    for file in files:
+        assert summary_steps(file) == [5, 10, 15, 20]
+    ours = [record for record in caplog.records if record.name == "esdmon"]
+    assert {record.levelname for record in ours} == {"INFO"}
+    assert [record.getMessage() for record in ours if "readings go to" in record.getMessage()] == [
+        f"esdmon: readings go to jsonl:{file}" for file in files
+    ]
+
+
+def summary_steps(file: Path) -> list[int]:
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return [record["step"] for record in records if record["kind"] == "summary"]
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
