@@ -146,7 +146,9 @@ class HostOptions:
             if name not in known:
                 _log.warning("esdmon: %s monitors %s, which is no number of ours.%s", who, name, nearest(name, known))
             elif name in missing:
-                _log.warning("esdmon: %s monitors %s, which is not known: add %r to measures=.", who, name, missing[name])
+                _log.warning(
+                    "esdmon: %s monitors %s, which is not known: add %r to measures=.", who, name, missing[name]
+                )
 
     def _sinks(self, hosts_own: Callable[[], HostsOwn]) -> list[tuple[str, str | Sink]]:
         """Return the sinks with their names; one of the host's that cannot be made is left out."""

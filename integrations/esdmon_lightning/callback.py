@@ -78,9 +78,7 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
     monitor: Monitor | None
     """None until training starts; closed when it has ended."""
 
-    def __init__(
-        self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]
-    ) -> None:
+    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
         super().__init__()
         self._given = HostOptions(every=every, sinks=sinks, options=options)
         self._forget()
