@@ -197,8 +197,8 @@ def resume(monitor: Monitor, state: Mapping[str, Any], *, steps: int, strict: bo
         if strict:
             raise
         _log.warning(
-            "esdmon: the state in the checkpoint of step %d cannot be used: %s. The series goes on; alerts and what was "
-            "read before are not known.",
+            "esdmon: the state in the checkpoint of step %d cannot be used: %s. The series goes on; alerts and what "
+            "was read before are not known.",
             steps,
             describe(error),
         )

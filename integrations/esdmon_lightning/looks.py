@@ -39,7 +39,7 @@ class Looks:
         return cls(
             monitored=monitored,
             saves_every=tuple(getattr(callback, "_every_n_train_steps", 0) or 0 for callback in callbacks),
-            is_any_time=any(getattr(callback, "_train_time_interval", None) for callback in callbacks)
+            is_any_time=any(getattr(callback, "_train_time_interval", None) is not None for callback in callbacks)
             or any(each.interval == "step" for each in schedulers)
             or (bool(monitored) and not isinstance(trainer.val_check_batch, int | float)),
         )

@@ -7,7 +7,6 @@ import logging
 import uuid
 import weakref
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -155,7 +154,7 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
         lost = sorted(left_out - given._given.options.keys() - {"sinks"})  # noqa: SLF001 -- of the same class
         if lost:
             _log.warning(
-                "esdmon: the checkpoint does not hold the options %s, and they are not given: they have their defaults.",
+                "esdmon: the checkpoint does not hold the options %s, and they are not given: defaults are used.",
                 ", ".join(lost),
             )
         merged = given._given.options | options  # noqa: SLF001 -- of the same class

@@ -288,7 +288,7 @@ class Duck:
 
 
 @pytest.mark.parametrize("says", [True, False], ids=["says-what-it-holds", "does-not"])
-def test_an_optimizer_that_is_none_of_torchs_trains(says: bool, tmp_path: Path) -> None:
+def test_an_optimizer_that_is_none_of_torchs_trains(says: Any, tmp_path: Path) -> None:
     """It is only asked what it holds."""
     model = network()
     duck = Duck(model, says=says)
@@ -303,7 +303,7 @@ def test_an_optimizer_that_is_none_of_torchs_trains(says: bool, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
-def test_each_trial_of_a_search_has_its_own(named: bool, tmp_path: Path) -> None:
+def test_each_trial_of_a_search_has_its_own(named: Any, tmp_path: Path) -> None:
     """Its curves in its own folder, its state in its own checkpoints; none in the folder of another one's."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     fit = Trainer(
@@ -346,7 +346,7 @@ def test_a_callback_is_copied_and_pickled(tmp_path: Path) -> None:
     callback = SpectralMonitor(every=esdmon.schedule.union(2, 3), budget=None, sinks=[f"jsonl:{tmp_path / 'a.jsonl'}"])
     fit = trainer(tmp_path, callback, max_steps=4)
     for _ in range(2):
-        for again in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
+        for again in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):  # noqa: S301 -- our own
             assert again.monitor is None
             assert again._given.options == callback._given.options
         fit.train()
