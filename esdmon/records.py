@@ -24,7 +24,7 @@ Record: TypeAlias = dict[str, Any]
 
 MOVED = 1e-6
 """‖ΔW‖/‖W‖ above which a weight has moved: ten times the rounding of float32. Our choice."""
-_SUMMARISED = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy")
+SUMMARISED = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +269,7 @@ class Report:
         """
         ok = [layer for layer in self.layers if layer.status == "ok"]
         numbers: dict[str, float] = {}
-        for name in _SUMMARISED:
+        for name in SUMMARISED:
             values = [
                 value
                 for layer in ok

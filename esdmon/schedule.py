@@ -1,9 +1,13 @@
-"""When to read: a schedule is a pure function of the step, so that all ranks of a job agree without talking."""
+"""When to read: a schedule is a pure function of the step, so that all ranks of a job agree without talking.
+
+Those that are made here can be pickled, copied and compared, so that whatever holds one can be too.
+"""
 
 import math
 import operator
 from collections.abc import Callable
-from typing import TypeAlias
+from dataclasses import dataclass
+from typing import TypeAlias, final
 
 from esdmon.errors import InputError
 
@@ -11,72 +15,50 @@ Schedule: TypeAlias = Callable[[int], bool]
 
 
 def every(interval: int) -> Schedule:
-    """Due at each step that `interval` divides.
+    """Return a schedule that is due at each step that `interval` divides.
 
     >>> [step for step in range(1, 10) if every(3)(step)]
     [3, 6, 9]
     """
-    steps = _whole("every=", interval, "is a number of steps, 1 or more, or a function of the step")
-
-    def due(step: int) -> bool:
-        return step % steps == 0
-
-    return due
+    return _Every(_whole("every=", interval, "is a number of steps, 1 or more, or a function of the step"))
 
 
 def per_decade(readings: int) -> Schedule:
-    """Due at steps that are evenly spaced on a logarithmic axis: at the first step from 10^(k/readings) on.
+    """Return a schedule that is evenly spaced on a logarithmic axis: due at the first step from 10^(k/readings) on.
 
     Most of what spectra do they do early; so a run of any length is read densely there, and rarely later.
 
     >>> [step for step in range(1, 2000) if per_decade(3)(step)]
     [1, 3, 5, 10, 22, 47, 100, 216, 465, 1000]
     """
-    count = _whole("per_decade()", readings, "takes the readings to a decade of steps, 1 or more")
-
-    def due(step: int) -> bool:
-        # The power next to the step; its logarithm is exact to far less than a step.
-        k = round(count * math.log10(step)) if step > 0 else -1
-        return any(step == math.ceil(10 ** (near / count) - 1e-9) for near in (k - 1, k, k + 1) if near >= 0)
-
-    return due
+    return _PerDecade(_whole("per_decade()", readings, "takes the readings to a decade of steps, 1 or more"))
 
 
 def at(*steps: int) -> Schedule:
-    """Due at these steps.
+    """Return a schedule that is due at these steps.
 
     >>> [step for step in range(10) if at(1, 8)(step)]
     [1, 8]
     """
-    chosen = frozenset(_whole("at()", step, "takes steps, 1 or more") for step in steps)
-
-    def due(step: int) -> bool:
-        return step in chosen
-
-    return due
+    return _At(frozenset(_whole("at()", step, "takes steps, 1 or more") for step in steps))
 
 
-def union(*schedules: Schedule) -> Schedule:
-    """Due where any of them is.
+def union(*schedules: "int | Schedule") -> Schedule:
+    """Return a schedule that is due where any of these is.
 
     >>> [step for step in range(1, 25) if union(per_decade(3), every(10))(step)]
     [1, 3, 5, 10, 20, 22]
     """
-    several = [as_schedule(schedule) for schedule in schedules]
-
-    def due(step: int) -> bool:
-        return any(schedule(step) for schedule in several)
-
-    return due
+    return _Union(tuple(as_schedule(schedule) for schedule in schedules))
 
 
 def never(_step: int) -> bool:
-    """Due at no step: for the ranks of a job that leave reading to another."""
+    """Return False, whatever the step: for the ranks of a job that leave reading to another."""
     return False
 
 
 def as_schedule(value: "int | Schedule") -> Schedule:
-    """A number of steps or a schedule of the user's own, as a schedule."""
+    """Return a number of steps, or a function of the user's own, as a schedule."""
     if not callable(value):
         return every(value)
     try:
@@ -86,8 +68,59 @@ def as_schedule(value: "int | Schedule") -> Schedule:
     return value
 
 
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class _Every:
+    interval: int
+
+    def __call__(self, step: int) -> bool:
+        return step % self.interval == 0
+
+    def __repr__(self) -> str:
+        return f"every({self.interval})"
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class _PerDecade:
+    readings: int
+
+    def __call__(self, step: int) -> bool:
+        # The power next to the step; its logarithm is exact to far less than a step.
+        k = round(self.readings * math.log10(step)) if step > 0 else -1
+        powers = (10 ** (near / self.readings) for near in (k - 1, k, k + 1) if near >= 0)
+        return any(step == math.ceil(power - 1e-9) for power in powers)
+
+    def __repr__(self) -> str:
+        return f"per_decade({self.readings})"
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class _At:
+    steps: frozenset[int]
+
+    def __call__(self, step: int) -> bool:
+        return step in self.steps
+
+    def __repr__(self) -> str:
+        return f"at({', '.join(map(str, sorted(self.steps)))})"
+
+
+@final
+@dataclass(frozen=True, slots=True, repr=False)
+class _Union:
+    schedules: tuple[Schedule, ...]
+
+    def __call__(self, step: int) -> bool:
+        return any(schedule(step) for schedule in self.schedules)
+
+    def __repr__(self) -> str:
+        return f"union({', '.join(map(repr, self.schedules))})"
+
+
 def _whole(who: str, value: int, what: str) -> int:
-    """A whole number from 1 on, also one of numpy's."""
+    """Return a whole number from 1 on, also one of numpy's, as an int."""
     try:
         number = operator.index(value)
     except TypeError:

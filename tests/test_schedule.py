@@ -1,14 +1,17 @@
 """Schedules: pure functions of the step."""
 
+import copy
 import math
+import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from esdmon.errors import InputError
-from esdmon.schedule import as_schedule, at, every, per_decade, union
+from esdmon.schedule import Schedule, as_schedule, at, every, never, per_decade, union
 
 
 @given(interval=st.integers(1, 1000), steps=st.integers(0, 2000))
@@ -81,3 +84,29 @@ def test_a_schedule_of_the_users_own_is_taken_as_it_is() -> None:
         return step.bit_count() == 1
 
     assert as_schedule(powers_of_two) is powers_of_two
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [every(5), per_decade(10), at(3, 1), union(per_decade(10), every(1000)), union(at(7), union(2, never))],
+    ids=repr,
+)
+def test_schedules_are_copied_pickled_and_compared(schedule: Schedule) -> None:
+    """So that what holds one can be sent to another process; and what is equal hashes alike."""
+    for again in (pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule), copy.copy(schedule)):  # noqa: S301 -- our own
+        assert again == schedule
+        assert hash(again) == hash(schedule)
+        assert [again(step) for step in range(1, 50)] == [schedule(step) for step in range(1, 50)]
+    assert schedule != every(17)
+
+
+def test_a_schedule_is_shown_as_it_is_made() -> None:
+    """In a message, or a configuration that is printed."""
+    assert repr(union(per_decade(10), every(1000), at(8, 1))) == "union(per_decade(10), every(1000), at(1, 8))"
+
+
+def test_whole_numbers_of_numpy_are_numbers_of_steps() -> None:
+    """And are kept as ints, which JSON can hold."""
+    assert every(np.int64(2)) == every(2)  # type: ignore[arg-type]
+    assert at(np.int32(3)) == at(3)  # type: ignore[arg-type]
+    assert "np" not in repr(union(np.int64(2), per_decade(np.int64(3))))  # type: ignore[arg-type]

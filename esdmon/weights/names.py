@@ -16,6 +16,10 @@ _INNER = {
     ("torch", "AveragedModel"): "module",
     ("torch", "FullyShardedDataParallel"): "_fsdp_wrapped_module",
     ("torch", "CheckpointWrapper"): "_checkpoint_wrapped_module",
+    # A model that Fabric has set up; each of Lightning's packages has a class of its own.
+    ("lightning", "_FabricModule"): "_forward_module",
+    ("lightning_fabric", "_FabricModule"): "_forward_module",
+    ("pytorch_lightning", "_FabricModule"): "_forward_module",
     ("peft", "PeftModel"): "base_model",
     ("peft", "BaseTuner"): "model",
 }

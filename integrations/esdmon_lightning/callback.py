@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
+from esdmon.choices import Sinks
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.hosts import HostOptions
-from esdmon_lightning.loggers import sink_for
+from esdmon.hosts import HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
+from esdmon.schedule import Schedule
+from esdmon_lightning.loggers import name_of, sink_for
+from esdmon_lightning.looks import Looks
 
 if TYPE_CHECKING:
     from esdmon import Monitor
 
 
 def _callback() -> Any:
-    """`Callback` of the package that is in use already, or else of either: each Trainer takes the other's."""
+    """Return `Callback` of the package that is in use already, or else of either: each Trainer takes the other's."""
     packages = ("lightning.pytorch", "pytorch_lightning")
     for name in sorted(packages, key=lambda name: name not in sys.modules):
         try:
@@ -28,12 +35,34 @@ def _callback() -> Any:
     raise MissingExtraError("esdmon_lightning", "lightning", "lightning")
 
 
+@dataclass(frozen=True)
+class _Left:
+    """What a fit has left, for the same Trainer to go on from with the same model."""
+
+    trainer: weakref.ref[Any]
+    model: weakref.ref[Any]
+    state: dict[str, Any]
+
+    def is_of(self, trainer: Any, model: Any) -> bool:
+        """Return whether it is this Trainer that left it, with this model, at the steps where it is now."""
+        return self.trainer() is trainer and self.model() is model and self.state["steps"] == trainer.global_step
+
+
 class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages, known at run time
     """Watches the spectra of the LightningModule while it is fitted.
 
-    Readings go to the Trainer's loggers, under the user's own loss, and the summary to `trainer.callback_metrics` as
-    well, for `ModelCheckpoint(monitor="esdmon_summary/alpha_median")` and the like. Steps are the Trainer's
-    `global_step`, which grows by one for each of several optimizers. A checkpoint of the Trainer holds the state.
+    Readings go to the Trainer's loggers, under the user's own loss; without loggers to `esdmon-1/esdmon.jsonl` in
+    `default_root_dir`. Steps are the Trainer's `global_step`, which grows by one for each of several optimizers. A
+    checkpoint of the Trainer holds the state.
+
+    The summary goes to `trainer.callback_metrics` as well, for `ModelCheckpoint(monitor="esdmon_summary/alpha_median")`
+    and the like. All its numbers are there from the start: medians of alpha, mp_soft_rank, stable_rank and
+    matrix_entropy, `layers_…`, `alerts_firing`, `alert_<rule>`, `age_max`. Where a callback or a scheduler monitors one
+    of them, a reading is also taken at the last step before it looks. As long as no layer's alpha is meaningful,
+    `alpha_median` is here that of all layers.
+
+    The object can be given to one Trainer after another: each fit is a run of its own. Only a checkpoint that the
+    Trainer loads is gone on from, or what the same Trainer has left if it fits the same model again.
 
     Args:
         every: steps between readings, or a function of the step.
@@ -46,41 +75,68 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
         MissingExtraError: without Lightning, when it is imported.
     """
 
-    def __init__(self, every: Any = 200, *, sinks: Any = "auto", **options: Any) -> None:
+    monitor: Monitor | None
+    """None until training starts; closed when it has ended."""
+
+    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
         super().__init__()
         self._given = HostOptions(every=every, sinks=sinks, options=options)
-        self._state: dict[str, Any] = {}
-        self.monitor: Monitor | None = None
-        """None until training starts; closed when it has ended."""
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: the options. What it does in a run belongs to that run."""
+        return {"_given": self._given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin as if it had just been made with these options."""
+        self.__dict__.update(state)
+        self._forget()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a second one on the same Trainer: both would write the same series."""
+        """Refuse a second one on the same Trainer, which would write the same series; forget what is of another run."""
         if sum(isinstance(callback, SpectralMonitor) for callback in trainer.callbacks) > 1:
             raise InputError("there are two SpectralMonitors on this Trainer: give it one")
+        if stage == "fit":
+            # A checkpoint is loaded after this, so that what is here already came from elsewhere.
+            self._loaded = {}
+            self._close()
+            if self._left is not None and not self._left.is_of(trainer, pl_module):
+                self._left = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin: the model is in its place, the optimizers are made, a checkpoint is loaded."""
-        writes = trainer.is_global_zero and not trainer.fast_dev_run
+        writes = trainer.is_global_zero and not trainer.fast_dev_run and not getattr(trainer, "barebones", False)
         steps = trainer.global_step
+        state = dict(self._loaded or (self._left.state if self._left else {}))
+        self._loaded, self._left = {}, None
+        self._looks = Looks.of(trainer)
+        self._numbers = self._given.summary(None, state.pop("summary", {}))
+        self._given.warn_of_unknown(self._looks.monitored)
+        self._run = weakref.ref(trainer), weakref.ref(pl_module)
         self.monitor = self._given.watch(
             pl_module,
             trainer.optimizers,
             first_step=steps,
-            hosts_own=(lambda: [sink_for(logger) for logger in trainer.loggers]) if writes else None,
+            hosts_own=partial(_loggers, trainer) if writes else None,
+            asks=self._looks,
         )
-        if self._state:
-            self.monitor.load_state_dict(self._state | {"steps": steps})
+        if state:
+            resume(self.monitor, state, steps=steps, strict=self._given.is_strict)
+        self._show(trainer)
 
-    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the optimizer steps of the batch; in the midst of an accumulation there are none."""
         monitor = self.monitor
         steps = 0 if monitor is None else trainer.global_step - monitor.steps
         if monitor is None or steps <= 0:
             return
         before = monitor.report
+        looked_at = self._looks.look(trainer, batch_idx)
         # Where Lightning draws what is logged in this batch.
         drawn_at = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
         due = monitor.step(steps, host_step=drawn_at)
+        if looked_at:
+            monitor.flush()  # the number is needed now, also where it is read in a thread
         if trainer.world_size == 1:
             if monitor.report is not before:
                 self._tell(trainer, *self._findings(monitor))
@@ -100,27 +156,63 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """For the Trainer's checkpoint."""
-        return self._state if self.monitor is None else self.monitor.state_dict()
+        """Return what the Trainer's checkpoint is to hold."""
+        if self._is_open and self.monitor is not None:
+            return self.monitor.state_dict() | {"summary": self._numbers}
+        return self._loaded or (self._left.state if self._left else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the Trainer's checkpoint."""
-        self._state = state_dict
+        """Take the state of a checkpoint that the Trainer loads; in mid-run go back to it, if it is of another step."""
+        if not self._is_open or self.monitor is None:
+            self._loaded = state_dict
+        elif state_dict.get("steps") != self.monitor.steps:
+            state = {name: value for name, value in state_dict.items() if name != "summary"}
+            resume(self.monitor, state, steps=state_dict.get("steps", 0), strict=self._given.is_strict)
+
+    def _forget(self) -> None:
+        self.monitor = None
+        self._looks = Looks()
+        self._numbers: dict[str, float] = {}
+        self._loaded: dict[str, Any] = {}
+        self._left: _Left | None = None
+        self._run: tuple[weakref.ref[Any], weakref.ref[Any]] | None = None
+
+    @property
+    def _is_open(self) -> bool:
+        return self._run is not None
 
     def _findings(self, monitor: Monitor) -> tuple[dict[str, float], bool, bool]:
-        summary = {} if monitor.report is None else monitor.report.summary
-        return summary, monitor.should_stop, monitor.take_save_request()
+        numbers = self._given.summary(monitor.report, self._numbers)
+        return numbers, monitor.should_stop, monitor.take_save_request()
 
-    def _tell(self, trainer: Any, summary: dict[str, float], stop: bool, save: bool) -> None:  # noqa: FBT001 -- of a tuple
-        for name, value in summary.items():
-            trainer.callback_metrics[f"esdmon_summary/{name}"] = torch.tensor(value)
+    def _tell(self, trainer: Any, numbers: dict[str, float], stop: bool, save: bool) -> None:  # noqa: FBT001 -- of a tuple
+        self._numbers = numbers
+        self._show(trainer)
         if save:
             folder = Path(trainer.log_dir or trainer.default_root_dir) / "esdmon-checkpoints"
             trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
         if stop:
             trainer.should_stop = True
 
+    def _show(self, trainer: Any) -> None:
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._numbers.items()})
+
     def _close(self) -> None:
-        if self.monitor is not None:
-            self.monitor.close()
-            self._state = self.monitor.state_dict()
+        if self._run is None or self.monitor is None:
+            return
+        (trainer, model), self._run = self._run, None
+        self.monitor.close()
+        self._left = _Left(trainer, model, self.monitor.state_dict() | {"summary": self._numbers})
+
+
+def _loggers(trainer: Any) -> HostsOwn:
+    """Return the Trainer's loggers; where it has none, a file in the folder that it writes to."""
+    if trainer.loggers:
+        return _each(trainer.loggers)
+    spec = own_jsonl(trainer.default_root_dir, goes_on=trainer.global_step > 0)
+    return [(spec, lambda: spec)]
+
+
+def _each(loggers: Any) -> Iterator[tuple[str, Any]]:
+    for logger in loggers:
+        yield name_of(logger), partial(sink_for, logger)

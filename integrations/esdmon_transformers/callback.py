@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import uuid
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
+from esdmon.choices import Sinks
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.hosts import HostOptions
+from esdmon.hosts import HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
+from esdmon.schedule import Schedule
+from esdmon_transformers import folders
 from esdmon_wandb import WandbSink
 
 try:
@@ -22,7 +26,6 @@ except ImportError as error:
 
 if TYPE_CHECKING:
     from esdmon import Monitor
-    from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
 _FILE = "esdmon.pt"
@@ -33,8 +36,13 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
 
     Steps are the Trainer's `global_step`. Readings go where `report_to` says: to TensorBoard in a folder of our own
     beside the Trainer's, since its writer is not to be had and two writers in one folder lose data; to the run of
-    Weights & Biases that the Trainer has begun, in the rows of the Trainer. Each checkpoint of the Trainer holds the
-    monitor's state in a file `esdmon.pt`.
+    Weights & Biases that the Trainer has begun, in the Trainer's rows. Where it names none of them, they go to
+    `esdmon-1/esdmon.jsonl` in `output_dir`, with a new number for each run. Each checkpoint of the Trainer holds the
+    monitor's state in a file `esdmon.pt`, which is known by an id in the Trainer's own state.
+
+    Each `train()` is a run of its own, also an attempt of `auto_find_batch_size` and a trial of a search. With
+    `restore_callback_states_from_checkpoint` options are those of the checkpoint; those that JSON cannot hold, such as
+    functions and sinks of your own, are taken from the callback that the Trainer was given.
 
     Args:
         every: steps between readings, or a function of the step.
@@ -47,10 +55,21 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
         MissingExtraError: without transformers, when it is imported.
     """
 
-    def __init__(self, every: Any = 200, *, sinks: Any = "auto", **options: Any) -> None:
+    monitor: Monitor | None
+    """None until training starts; closed when it has ended."""
+
+    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
         self._given = HostOptions(every=every, sinks=sinks, options=options)
-        self.monitor: Monitor | None = None
-        """None until training starts; closed when it has ended."""
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has: the options. What it does in a run belongs to that run."""
+        return {"_given": self._given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin as if it had just been made with these options."""
+        self.__dict__.update(state)
+        self._forget()
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
@@ -58,14 +77,17 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
         """Begin: the model is in its place, the optimizer is made, the loggers have begun their runs."""
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise InputError("there are two SpectralMonitors on this Trainer: give it one")
+        self._close()  # an attempt that was broken off has not ended
         self.monitor = self._given.watch(
             model,
             optimizer,
             first_step=state.global_step,
-            hosts_own=(lambda: _reported(args)) if state.is_world_process_zero else None,
+            hosts_own=partial(_reported, args, state) if state.is_world_process_zero else None,
         )
+        if self._stands_for is not None:
+            self._stands_for.monitor = self.monitor
         if state.global_step:
-            self._resume(self.monitor, args, state.global_step)
+            self._resume(self.monitor, args, state)
         # A checkpoint that was saved without this callback lacks it, and the Trainer's next save would fail.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
@@ -81,29 +103,85 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
             control.should_save |= save
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the state beside the Trainer's."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if self.monitor is not None and state.is_world_process_zero and folder.is_dir():
-            torch.save(self.monitor.state_dict(), folder / _FILE)
+        """Put the state beside the Trainer's, which has just been written with an id of ours."""
+        if self.monitor is None or not self._id or not state.is_world_process_zero:
+            return
+        for folder in folders.checkpoints(args, state.global_step):
+            file = folder / folders.STATE
+            if file.is_file() and self._id in file.read_text(encoding="utf-8"):
+                torch.save(self.monitor.state_dict() | {"id": self._id}, folder / _FILE)
+                return
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Close what was opened."""
+        self._close()
+
+    def state(self) -> dict[str, Any]:
+        """Return what the Trainer keeps in its JSON: the arguments that JSON can hold, by which it makes a callback.
+
+        The Trainer asks for it when training begins, before it makes a callback from a checkpoint in the place of this
+        one, and when it saves; each time it has another id.
+        """
+        global _asked_last  # noqa: PLW0603 -- the Trainer does not say in whose place it makes a callback
+        _asked_last = weakref.ref(self)
+        self._id = uuid.uuid4().hex
+        # Not an address on the net: it may be a secret, and the file is passed on.
+        is_secret = any(isinstance(sink, str) and "://" in sink for sink in self._given.sinks)
+        arguments = self._given.options | {"sinks": [sink for sink in self._given.sinks if "://" not in str(sink)]}
+        held = {name: value for name, value in arguments.items() if _is_json(value)}
+        left_out = sorted(arguments.keys() - held.keys() | ({"sinks"} if is_secret else set()))
+        return {"args": held, "attributes": {"restored": {"id": self._id, "left_out": left_out}}}
+
+    @property
+    def restored(self) -> dict[str, Any]:
+        """What a checkpoint has said besides the arguments, where the Trainer has made this callback from one."""
+        return self._restored
+
+    @restored.setter
+    def restored(self, said: dict[str, Any]) -> None:
+        self._restored = said
+        left_out = set(said.get("left_out", ()))
+        given = None if _asked_last is None else _asked_last()
+        if given is None:
+            if left_out:
+                _log.warning(
+                    "esdmon: the checkpoint does not hold the options %s: they have their defaults.",
+                    ", ".join(sorted(left_out)),
+                )
+            return
+        self._stands_for = given
+        options = {name: value for name, value in self._given.options.items() if name not in left_out}
+        lost = sorted(left_out - given._given.options.keys() - {"sinks"})  # noqa: SLF001 -- of the same class
+        if lost:
+            _log.warning(
+                "esdmon: the checkpoint does not hold the options %s, and they are not given: defaults are used.",
+                ", ".join(lost),
+            )
+        merged = given._given.options | options  # noqa: SLF001 -- of the same class
+        sinks = given._given.sinks if "sinks" in left_out else self._given.sinks  # noqa: SLF001
+        self._given = HostOptions(every=merged.pop("every"), sinks=sinks, options=merged)
+
+    def _forget(self) -> None:
+        self.monitor = None
+        self._id = ""
+        self._restored: dict[str, Any] = {}
+        self._stands_for: SpectralMonitor | None = None
+
+    def _close(self) -> None:
         if self.monitor is not None:
             self.monitor.close()
 
-    def state(self) -> dict[str, Any]:
-        """What the Trainer keeps in its JSON: the arguments that JSON can hold, by which it makes a callback anew."""
-        # Not an address on the net: it may be a secret, and the file is passed on.
-        sinks = [sink for sink in self._given.sinks if not (isinstance(sink, str) and "://" in sink)]
-        arguments = self._given.options | {"sinks": sinks}
-        return {"args": {name: value for name, value in arguments.items() if _is_json(value)}, "attributes": {}}
-
-    def _resume(self, monitor: Monitor, args: Any, step: int) -> None:
-        given = args.resume_from_checkpoint if isinstance(args.resume_from_checkpoint, str) else ""
-        for folder in (Path(given), Path(args.output_dir) / f"checkpoint-{step}"):
+    def _resume(self, monitor: Monitor, args: Any, state: Any) -> None:
+        step = state.global_step
+        saved = state.stateful_callbacks.get(type(self).__name__, {})
+        wanted = saved.get("attributes", {}).get("restored", {}).get("id")
+        for folder in (*folders.resumed(args), *folders.checkpoints(args, step)) if wanted else ():
             path = folder / _FILE
-            if path.is_file():
-                monitor.load_state_dict(torch.load(path, weights_only=True) | {"steps": step})
+            if not path.is_file():
+                continue
+            found = torch.load(path, weights_only=True)
+            if found.pop("id", None) == wanted:
+                resume(monitor, found, steps=step, strict=self._given.is_strict)
                 return
         _log.warning(
             "esdmon: training is resumed at step %d, and there is no %s in its checkpoint: the series goes on, alerts "
@@ -111,6 +189,9 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
             step,
             _FILE,
         )
+
+
+_asked_last: weakref.ref[SpectralMonitor] | None = None
 
 
 def _agreed(found: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
@@ -136,31 +217,25 @@ def attach(trainer: Any, **options: Any) -> SpectralMonitor:
     return callback
 
 
-def _reported(args: Any) -> list[str | Sink]:
-    """Sinks for what `report_to` names."""
+def _reported(args: Any, state: Any) -> HostsOwn:
+    """Return sinks for what `report_to` names; where that is none, a file in the folder that the Trainer writes to."""
     names = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
-    sinks: list[str | Sink] = []
+    sinks: list[tuple[str, Any]] = []
     if "tensorboard" in names:
-        sinks.append(f"tensorboard:{_trainers_folder(args) / 'esdmon'}")
+        spec = f"tensorboard:{folders.tensorboard(args, state)}"
+        sinks.append((spec, lambda: spec))
     if "wandb" in names:
         import wandb  # noqa: PLC0415 -- the Trainer has imported it
 
         if wandb.run is not None:
-            sinks.append(WandbSink(wandb.run))
+            sinks.append(("the Trainer's run of W&B", lambda: WandbSink(wandb.run)))
     others = sorted(set(names) - {"tensorboard", "wandb", "none"})
     if others:
         _log.warning("esdmon: readings do not go to %s; give sinks= for them.", ", ".join(others))
+    if not sinks:
+        own = own_jsonl(folders.of_trial(args, state), goes_on=state.global_step > 0)
+        sinks.append((own, lambda: own))
     return sinks
-
-
-def _trainers_folder(args: Any) -> Path:
-    """Where the Trainer's TensorBoard callback has just begun to write: nobody tells, so the newest is taken."""
-    given = os.environ.get("TENSORBOARD_LOGGING_DIR")
-    if given:
-        return Path(given).expanduser()
-    runs = Path(args.output_dir) / "runs"
-    folders = {path.parent for path in runs.glob("*/events.out.tfevents.*")}
-    return max(folders, key=lambda folder: folder.stat().st_mtime, default=runs)
 
 
 def _is_json(value: object) -> bool:

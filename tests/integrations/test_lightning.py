@@ -1,26 +1,32 @@
 """The callback in the real Trainer of Lightning."""
 
+import copy
 import csv
+import inspect
 import json
 import logging
 import math
 import os
+import pickle
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import esdmon
+import esdmon.schedule
 from esdmon.errors import InputError
+from esdmon.hosts import WatchOptions
 from esdmon.sinks import MemorySink
 from esdmon_lightning import SpectralMonitor
 from tests.rules import ALWAYS
@@ -174,6 +180,176 @@ def test_fitting_twice_goes_on(tmp_path: Path) -> None:
     assert sink.reports[2]["net.0"].update_ratio > 0
 
 
+def test_each_trainer_has_a_run_of_its_own(tmp_path: Path) -> None:
+    """One callback for several folds: nothing of a fold is lost, and nothing of it judges the next."""
+    file = tmp_path / "a.jsonl"
+    callback = SpectralMonitor(every=5, budget=None, sinks=[f"jsonl:{file}"])
+    bad = Small()
+    bad.get_parameter("net.0.weight").data[0, 0] = math.nan
+    trainer(tmp_path, callback).fit(bad, batches())
+    first = monitor_of(callback)
+    assert [alert.rule for alert in first.alerts] == ["non_finite"]
+    trainer(tmp_path, callback).fit(Small(), batches())
+    assert monitor_of(callback) is not first
+    assert monitor_of(callback).alerts == ()
+    assert len(monitor_of(callback)._book._memory._read["net.0"]) == 4
+    assert summary_steps(file) == [5, 10, 15, 20, 5, 10, 15, 20]
+
+
+def test_another_model_on_the_same_trainer_is_another_run(tmp_path: Path) -> None:
+    """The steps are the Trainer's; the history is of that model."""
+    callback = SpectralMonitor(every=5, budget=None, sinks=None)
+    fit = trainer(tmp_path, callback)
+    fit.fit(Small(), batches())
+    fit.fit_loop.max_epochs = 2
+    fit.fit(Small(), batches())
+    assert [layer.step for layer in monitor_of(callback)._book._memory._read["net.0"]] == [25, 30, 35, 40]
+
+
+def test_a_checkpoint_of_another_trainer_is_not_taken(tmp_path: Path) -> None:
+    """What is loaded counts for the fit that loads it; a state that cannot be used ends nothing."""
+    first = SpectralMonitor(every=5, budget=None, sinks=None)
+    fit = trainer(tmp_path, first)
+    fit.fit(Small(), batches())
+    second = SpectralMonitor(every=5, budget=None, sinks=None)
+    second.load_state_dict(first.state_dict())
+    trainer(tmp_path, second).fit(Small(), batches())
+    assert [layer.step for layer in monitor_of(second)._book._memory._read["net.0"]] == [5, 10, 15, 20]
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    saved["callbacks"]["SpectralMonitor"]["version"] = -1
+    torch.save(saved, tmp_path / "last.ckpt")
+    trainer(tmp_path, second, max_epochs=2).fit(Small(), batches(), ckpt_path=tmp_path / "last.ckpt")
+    assert [layer.step for layer in monitor_of(second)._book._memory._read["net.0"]] == [25, 30, 35, 40]
+
+
+class Watching(pl.Callback):
+    """Keeps what stands under a name of ours when training starts."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.at_start = {name for name in trainer.callback_metrics if name.startswith("esdmon_summary/")}
+
+
+@pytest.mark.parametrize("quantity", ["stable_rank_median", "alpha_median", "alert_non_finite", "layers_not_ok"])
+def test_what_is_monitored_is_there_from_the_start(quantity: str, tmp_path: Path) -> None:
+    """By default the first reading would be after ten epochs of twenty batches: one is taken before each look."""
+    name = f"esdmon_summary/{quantity}"
+    best = ModelCheckpoint(tmp_path / "best", monitor=name, mode="max", save_top_k=-1)
+    early = EarlyStopping(monitor=name, mode="max", patience=10)
+    sink, watching = MemorySink(), Watching()
+    fit = trainer(
+        tmp_path, SpectralMonitor(sinks=[sink]), watching, best, early, max_epochs=3, enable_checkpointing=True
+    )
+    fit.fit(Small(), batches(), batches())
+    assert name in watching.at_start
+    assert fit.global_step == 60  # stopped by nobody
+    assert [report.step for report in sink.reports] == [20, 40, 60]
+    assert len(best.best_k_models) == 3
+    assert all(torch.isfinite(score) for score in best.best_k_models.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "checkpoint", "steps"),
+    [
+        ({"val_check_interval": 8}, {}, [8, 16, 20]),
+        ({"val_check_interval": 6, "accumulate_grad_batches": 4}, {}, [1, 3, 4, 5]),
+        ({"max_steps": 7}, {}, [7]),
+        ({}, {"every_n_train_steps": 9}, [9, 18, 20]),
+        ({}, {"train_time_interval": timedelta(0)}, [1, 20]),
+    ],
+    ids=["in-mid-epoch", "accumulated", "max-steps", "by-steps", "by-time"],
+)
+def test_a_reading_is_taken_before_each_look(
+    options: dict[str, Any], checkpoint: dict[str, Any], steps: list[int], tmp_path: Path
+) -> None:
+    """Whenever that is; in a thread it is waited for."""
+    sink = MemorySink()
+    best = ModelCheckpoint(tmp_path / "best", monitor="esdmon_summary/stable_rank_median", save_top_k=-1, **checkpoint)
+    monitor = SpectralMonitor(mode="thread", sinks=[sink])
+    trainer(tmp_path, monitor, best, enable_checkpointing=True, **options).fit(Small(), batches(), batches())
+    assert [report.step for report in sink.reports] == steps
+    assert best.best_k_models
+    assert all(torch.isfinite(score) for score in best.best_k_models.values())
+
+
+def test_a_number_that_never_is_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A slip of the pen, and a measure that is not taken."""
+    names = ["esdmon_summary/stable_rank_medain", "esdmon_summary/alpha_median"]
+    early = [EarlyStopping(name, strict=False, check_finite=False, patience=9) for name in names]
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        trainer(tmp_path, SpectralMonitor(measures=["stable_rank"], sinks=None, alerts=None), *early).fit(
+            Small(), batches()
+        )
+    first, second = (record.getMessage() for record in caplog.records if record.name == "esdmon")
+    assert "EarlyStopping monitors esdmon_summary/stable_rank_medain, which is no number of ours." in first
+    assert "Did you mean 'esdmon_summary/stable_rank_median'" in first
+    assert "EarlyStopping monitors esdmon_summary/alpha_median, which is not known: add 'alpha' to measures=" in second
+
+
+class Plain(Logger):
+    """As Lightning's documentation has a logger: without an `experiment`."""
+
+    name, version = "plain", 0  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int | None] = []
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        if any(name.startswith("esdmon") for name in metrics):
+            self.steps.append(step)
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None: ...
+
+
+def test_loggers_of_any_kind_get_the_numbers(tmp_path: Path) -> None:
+    """Also where they have no experiment."""
+    plain = Plain()
+    callback = SpectralMonitor(every=5, budget=None)
+    trainer(tmp_path, callback, logger=plain).fit(Small(), batches())
+    assert plain.steps == [4, 9, 14, 19]
+    assert monitor_of(callback).errors == ()
+
+
+def test_a_callback_is_copied_and_pickled(tmp_path: Path) -> None:
+    """Before and after training, with any schedule; a copy has the options, and no part in the run."""
+    every = esdmon.schedule.union(esdmon.schedule.per_decade(3), 7)
+    callback = SpectralMonitor(every=every, budget=None, sinks=[f"jsonl:{tmp_path / 'a.jsonl'}"])
+    for _ in range(2):
+        for again in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):  # noqa: S301 -- our own
+            assert again.monitor is None
+            assert again.state_dict() == {}
+            assert again._given.options == {"every": every, "budget": None}
+        trainer(tmp_path, callback, max_steps=2).fit(Small(), batches())
+
+
+def test_the_options_are_those_of_watch() -> None:
+    """By name and type; the defaults are those of `watch` itself."""
+    watched = inspect.signature(esdmon.watch, eval_str=True).parameters
+    own = {"model", "optimizer", "every", "sinks", "hook", "first_step"}
+    expected = {name: parameter.annotation for name, parameter in watched.items() if name not in own}
+    assert get_type_hints(WatchOptions) == expected
+
+
+def test_the_options_can_stand_in_a_file_of_lightnings_command_line(tmp_path: Path) -> None:
+    """In `init_args`, as for any callback."""
+    cli = pytest.importorskip("lightning.pytorch.cli")
+    pytest.importorskip("jsonargparse.typing")
+    config = {
+        "callbacks": [
+            {
+                "class_path": "esdmon_lightning.SpectralMonitor",
+                "init_args": {"every": 5, "budget": None, "layers": ["net.*"], "sinks": [f"jsonl:{tmp_path}/a.jsonl"]},
+            }
+        ],
+        "accelerator": "cpu",
+        "logger": False,
+    }
+    made = cli.LightningCLI(Small, run=False, args={"trainer": config}, save_config_callback=None)
+    (callback,) = [each for each in made.trainer.callbacks if isinstance(each, SpectralMonitor)]
+    assert callback._given.options == {"every": 5, "budget": None, "layers": ["net.*"]}
+
+
 def test_several_optimizers_and_steps_by_hand(tmp_path: Path) -> None:
     """A due step between two counts of `global_step` is not missed."""
     sink = MemorySink()
@@ -313,14 +489,26 @@ def test_two_on_one_trainer_are_refused(tmp_path: Path) -> None:
         trainer(tmp_path, SpectralMonitor(sinks=None), SpectralMonitor(sinks=None)).fit(Small(), batches())
 
 
-def test_without_loggers_nothing_is_written(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Who has asked for no logger gets no file; the readings are in the callback."""
+def test_without_loggers_readings_go_to_a_file_of_each_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In the folder that the Trainer writes to; one line says so, and nothing is alarming."""
     callback = SpectralMonitor(every=5, budget=None)
-    with caplog.at_level(logging.WARNING, "esdmon"):
+    with caplog.at_level(logging.INFO, "esdmon"):
         trainer(tmp_path, callback).fit(Small(), batches())
-    assert monitor_of(callback).report is not None
-    assert list(tmp_path.rglob("*")) == []
-    assert caplog.text == ""
+        trainer(tmp_path, callback).fit(Small(), batches())
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert files == [tmp_path / f"esdmon-{run}" / "esdmon.jsonl" for run in (1, 2)]
+    for file in files:
+        assert summary_steps(file) == [5, 10, 15, 20]
+    ours = [record for record in caplog.records if record.name == "esdmon"]
+    assert {record.levelname for record in ours} == {"INFO"}
+    assert [record.getMessage() for record in ours if "readings go to" in record.getMessage()] == [
+        f"esdmon: readings go to jsonl:{file}" for file in files
+    ]
+
+
+def summary_steps(file: Path) -> list[int]:
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return [record["step"] for record in records if record["kind"] == "summary"]
 
 
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])

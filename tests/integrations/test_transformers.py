@@ -1,23 +1,29 @@
 """The callback in the real Trainer of Hugging Face, and trackers in a loop with Accelerate."""
 
+import copy
 import json
 import logging
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
+import optuna
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 import esdmon
+import esdmon.schedule
 from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
 from esdmon_transformers import SpectralMonitor, attach, tracker_sinks
@@ -82,12 +88,28 @@ def test_readings_stand_beside_the_trainers_in_tensorboard(tmp_path: Path) -> No
     assert monitor_of(callback).errors == ()
 
 
-def test_where_no_logger_was_asked_for_nothing_is_written(tmp_path: Path) -> None:
-    """The default of transformers."""
+def test_where_no_logger_was_asked_for_readings_go_to_a_file_of_each_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The default of transformers: one line says where, and a resumed run goes on in its file."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6, "save_total_limit": 1}
     callback = SpectralMonitor(every=4, budget=None)
-    trainer(tmp_path, callback).train()
-    assert monitor_of(callback).report is not None
+    with caplog.at_level(logging.INFO, "esdmon"):
+        trainer(tmp_path, callback, max_steps=6, **saving).train()
+        trainer(tmp_path, callback, max_steps=12, **saving).train(resume_from_checkpoint=True)
+        trainer(tmp_path, callback, report_to="none").train()
+    files = sorted(tmp_path.rglob("*.jsonl"))
+    assert files == [tmp_path / f"esdmon-{run}" / "esdmon.jsonl" for run in (1, 2)]
+    assert [summary_steps(file) for file in files] == [[4, 8, 12], [4, 8, 12]]
     assert not (tmp_path / "runs").exists()
+    assert {record.levelname for record in caplog.records if record.name == "esdmon"} == {"INFO"}
+    told = [record.getMessage() for record in caplog.records if "readings go to" in record.getMessage()]
+    assert told == [f"esdmon: readings go to jsonl:{file}" for file in (files[0], files[0], files[1])]
+
+
+def summary_steps(file: Path) -> list[int]:
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    return [record["step"] for record in records if record["kind"] == "summary"]
 
 
 def test_training_is_the_same_to_the_last_bit(tmp_path: Path) -> None:
@@ -149,6 +171,186 @@ def test_a_callback_that_the_trainer_makes_anew_is_the_same(tmp_path: Path) -> N
     assert report is not None
     assert report.step == 12
     assert [layer.step for layer in monitor_of(callback)._book._memory._read[NAMES[0]]] == [4, 8, 12]
+
+
+def test_the_state_of_the_checkpoint_that_is_resumed_is_found(tmp_path: Path) -> None:
+    """In a folder of another name than `output_dir`, also one that was moved; never another run's of that step."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6, "max_steps": 6}
+    trainer(tmp_path / "old", SpectralMonitor(every=2, budget=None, sinks=None), **saving).train()
+    foreign = SpectralMonitor(every=3, budget=None, sinks=None, alerts=[ALWAYS])
+    trainer(tmp_path / "new", foreign, **saving).train()
+    shutil.move(tmp_path / "old" / "checkpoint-6", tmp_path / "moved")
+    callback = SpectralMonitor(every=2, budget=None, sinks=None)
+    trainer(tmp_path / "new", callback, max_steps=10).train(resume_from_checkpoint=str(tmp_path / "moved"))
+    assert [layer.step for layer in monitor_of(callback)._book._memory._read[NAMES[0]]] == [2, 4, 6, 8, 10]
+    assert monitor_of(callback).alerts == ()
+
+
+def test_where_the_state_is_gone_that_of_another_run_is_not_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning, and the series goes on."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6, "max_steps": 6}
+    for name in ("old", "new"):
+        trainer(tmp_path / name, SpectralMonitor(every=2, budget=None, sinks=None), **saving).train()
+    # As if another run's file had been copied there.
+    shutil.copy(tmp_path / "new" / "checkpoint-6" / "esdmon.pt", tmp_path / "old" / "checkpoint-6" / "esdmon.pt")
+    sink = MemorySink()
+    callback = SpectralMonitor(every=2, budget=None, sinks=[sink])
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        trainer(tmp_path / "new", callback, max_steps=10).train(
+            resume_from_checkpoint=str(tmp_path / "old" / "checkpoint-6")
+        )
+    assert [report.step for report in sink.reports] == [8, 10]
+    assert caplog.text.count("there is no esdmon.pt in its checkpoint") == 1
+
+
+def test_a_state_that_cannot_be_used_does_not_end_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As one of another version."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=None), max_steps=6, **saving).train()
+    file = tmp_path / "checkpoint-6" / "esdmon.pt"
+    torch.save(torch.load(file, weights_only=True) | {"version": -1}, file)
+    sink = MemorySink()
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=[sink])).train(resume_from_checkpoint=True)
+    assert [report.step for report in sink.reports] == [8, 12]
+    assert caplog.text.count("the state in the checkpoint of step 6 cannot be used") == 1
+
+
+def test_options_that_json_cannot_hold_are_taken_from_the_callback_in_place(tmp_path: Path) -> None:
+    """Functions, sinks, addresses; and what a user holds is what trains."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    first = SpectralMonitor(lambda step: step % 2 == 0, budget=None, sinks=[MemorySink()], on_alert=print)
+    trainer(tmp_path, first, max_steps=6, **saving).train()
+    sink, told = MemorySink(), list[Any]()
+    second = SpectralMonitor(
+        lambda step: step % 3 == 0, budget=0.5, sinks=[sink], alerts=[ALWAYS], on_alert=told.append
+    )
+    fit = trainer(tmp_path, second, restore_callback_states_from_checkpoint=True, **saving)
+    fit.train(resume_from_checkpoint=True)
+    (callback,) = [one for one in fit.callback_handler.callbacks if isinstance(one, SpectralMonitor)]
+    assert [report.step for report in sink.reports] == [9, 12]
+    assert [alert.rule for alert in told] == ["always"]
+    assert callback._given.options["budget"] is None  # of the checkpoint
+    assert monitor_of(second) is monitor_of(callback)
+
+
+def test_options_that_are_lost_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Those that neither the checkpoint nor the callback in place has."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path, SpectralMonitor(every=np.int64(2), sinks=None, on_alert=print), max_steps=6, **saving).train()
+    second = SpectralMonitor(every=5, sinks=None)
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        fit = trainer(tmp_path, second, restore_callback_states_from_checkpoint=True, **saving)
+        fit.train(resume_from_checkpoint=True)
+    assert "the checkpoint does not hold the options on_alert, and they are not given" in caplog.text
+    (callback,) = [one for one in fit.callback_handler.callbacks if isinstance(one, SpectralMonitor)]
+    assert callback._given.options["every"] == 2
+
+
+class TooLarge(Trainer):  # type: ignore[misc]  # transformers is half typed
+    """Has no memory for more than four at once, at its fifth step."""
+
+    def training_step(self, model: Any, inputs: Any, *rest: Any, **options: Any) -> Any:
+        if inputs["input_ids"].shape[0] > 4 and self.state.global_step == 4:
+            raise RuntimeError("CUDA out of memory. Tried to allocate")
+        return super().training_step(model, inputs, *rest, **options)
+
+
+def test_an_attempt_that_was_broken_off_is_closed(tmp_path: Path) -> None:
+    """Its readings are not those of the next attempt, which begins from the Trainer's steps."""
+    monitors: list[esdmon.Monitor] = []
+
+    class Keep(TrainerCallback):  # type: ignore[misc]  # transformers is half typed
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            monitors.append(monitor_of(callback))
+
+    callback = SpectralMonitor(every=2, budget=None)
+    arguments = trainer(tmp_path, max_steps=8, auto_find_batch_size=True).args
+    TooLarge(network(), arguments, train_dataset=Tokens(), callbacks=[callback, Keep()]).train()
+    assert len(monitors) > 1
+    assert all(monitor._closed for monitor in monitors)
+    files = [tmp_path / f"esdmon-{run}" / "esdmon.jsonl" for run in range(1, len(monitors) + 1)]
+    assert [summary_steps(file) for file in files] == [[2, 4]] * (len(monitors) - 1) + [[2, 4, 6, 8]]
+
+
+class Duck:
+    """An optimizer that is none of torch's; holds what it says, or says nothing."""
+
+    def __init__(self, model: nn.Module, *, says: bool) -> None:
+        self.inner_one = torch.optim.SGD(model.parameters(), lr=0.01)
+        self.step, self.zero_grad = self.inner_one.step, self.inner_one.zero_grad
+        self.state_dict, self.defaults = self.inner_one.state_dict, self.inner_one.defaults
+        self.param_groups: Any = self.inner_one.param_groups if says else [{"lr": 0.01}]
+
+
+@pytest.mark.parametrize("says", [True, False], ids=["says-what-it-holds", "does-not"])
+def test_an_optimizer_that_is_none_of_torchs_trains(says: Any, tmp_path: Path) -> None:
+    """It is only asked what it holds."""
+    model = network()
+    duck = Duck(model, says=says)
+    callback = SpectralMonitor(every=2, budget=None, sinks=None)
+    arguments = trainer(tmp_path, max_steps=4).args
+    schedule = torch.optim.lr_scheduler.ConstantLR(duck.inner_one)
+    Trainer(model, arguments, train_dataset=Tokens(), callbacks=[callback], optimizers=(duck, schedule)).train()
+    report = monitor_of(callback).report
+    assert report is not None
+    assert report.step == 4
+    assert {layer.in_optimizer for layer in report} == ({True} if says else {None})
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
+def test_each_trial_of_a_search_has_its_own(named: Any, tmp_path: Path) -> None:
+    """Its curves in its own folder, its state in its own checkpoints; none in the folder of another one's."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    fit = Trainer(
+        None,
+        trainer(tmp_path, save_strategy="steps", save_steps=4, max_steps=4, report_to=["tensorboard"]).args,
+        train_dataset=Tokens(),
+        eval_dataset=Tokens(),
+        model_init=lambda _trial: network(),
+        callbacks=[SpectralMonitor(every=2, budget=None)],
+    )
+    fit.hyperparameter_search(
+        hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)},
+        backend="optuna",
+        n_trials=2,
+        direction="minimize",
+        hp_name=(lambda trial: f"trial-{trial.number}") if named else None,
+    )
+    names = ["trial-0", "trial-1"] if named else ["run-0", "run-1"]
+    ours = {path.parent for path in tmp_path.rglob("*tfevents*") if path.parent.name.startswith("esdmon")}
+    assert {folder.parent.name for folder in ours if named} == (set(names) if named else set())
+    assert {folder.name for folder in ours} == ({"esdmon"} if named else {"esdmon-run-0", "esdmon-run-1"})
+    assert [scalars(folder, "esdmon_summary/seconds") for folder in ours] == [[2, 4], [2, 4]]
+    states = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("esdmon.pt"))
+    assert states == [f"{name}/checkpoint-4/esdmon.pt" for name in names]
+
+
+def test_a_sink_that_cannot_be_made_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line, and the training goes on."""
+    callback = SpectralMonitor(every=4, budget=None)
+    (tmp_path / "esdmon-1").write_text("in the way")
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        trainer(tmp_path, callback).train()
+    assert monitor_of(callback).report is not None
+    assert caplog.text.count("readings do not go to jsonl:") == 1
+    assert "The run goes on." in caplog.text
+
+
+def test_a_callback_is_copied_and_pickled(tmp_path: Path) -> None:
+    """Before and after training, and by a Trainer that is copied."""
+    callback = SpectralMonitor(every=esdmon.schedule.union(2, 3), budget=None, sinks=[f"jsonl:{tmp_path / 'a.jsonl'}"])
+    fit = trainer(tmp_path, callback, max_steps=4)
+    for _ in range(2):
+        for again in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):  # noqa: S301 -- our own
+            assert again.monitor is None
+            assert again._given.options == callback._given.options
+        fit.train()
+    assert copy.deepcopy(fit).callback_handler is not fit.callback_handler
 
 
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:

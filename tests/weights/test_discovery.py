@@ -51,6 +51,16 @@ def test_compiled_models_keep_their_names() -> None:
         assert [matrix.name for matrix in discover(wrapped).matrices] == ["0"]
 
 
+@pytest.mark.parametrize("package", ["lightning.fabric", "lightning_fabric"])
+@pytest.mark.filterwarnings("ignore")  # the packages warn of their own dependencies
+def test_models_that_fabric_has_set_up_keep_their_names(package: str) -> None:
+    """In both packages of Lightning."""
+    fabric = pytest.importorskip(package).Fabric(accelerator="cpu", devices=1)
+    model = nn.Sequential(nn.Linear(10, 20))
+    wrapped, _ = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert [matrix.name for matrix in discover(wrapped).matrices] == ["0"]
+
+
 def test_a_module_called_module_is_no_wrapper() -> None:
     """Names are never cut by their spelling."""
     model = nn.ModuleDict({"module": nn.Linear(10, 20)})
