@@ -83,6 +83,8 @@ def _automatic(known: Plugins) -> list[str | Sink]:
     elif "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
         sinks.insert(0, f"tensorboard:{folder}")
         how = f"`tensorboard --logdir {folder.parent}` shows them"
+    if "wandb" in known.schemes and "wandb" not in sinks and find_spec("wandb") is not None:
+        sinks.append("wandb:auto")  # for a run that is begun later
     notice(f"readings go to {folder.absolute()}; {how}.")
     return sinks
 

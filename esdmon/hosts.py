@@ -23,12 +23,13 @@ from esdmon.choices import Alerts, Sinks, listed, settle
 from esdmon.errors import nearest
 from esdmon.faults import describe
 from esdmon.monitor import Monitor
+from esdmon.notice import notice
 from esdmon.plugins import Plugins
 from esdmon.plugins.manager import shown
 from esdmon.records import SUMMARISED, Alert, Coverage, Report
 from esdmon.schedule import Schedule, union
 from esdmon.sinks import Sink
-from esdmon.tags import Namespace, scalars
+from esdmon.tags import Namespace, scalars, summary_tags
 from esdmon.weights import Model
 
 _log = logging.getLogger("esdmon")
@@ -115,7 +116,7 @@ class HostOptions:
         sinks = [sink for _, sink in opened]
         monitor = watch(model, readable(optimizer), sinks=sinks, hook=False, first_step=first_step, **options)
         if opened:
-            _log.info("%s", destinations([name for name, _ in opened]))
+            notice(destinations([name for name, _ in opened]))
         return monitor
 
     def summary(self, report: Report | None, before: Mapping[str, float]) -> dict[str, float]:
@@ -126,10 +127,10 @@ class HostOptions:
         """
         empty = Report(step=0, layers=(), coverage=Coverage(0, 0))
         unknown = {f"{name}_median": math.nan for name in SUMMARISED} | {f"alert_{rule}": 0.0 for rule in self._rules}
-        numbers = {f"{PREFIX}{name}": value for name, value in (unknown | empty.summary).items()} | dict(before)
+        numbers = summary_tags(unknown | empty.summary) | dict(before)
         if report is not None:
             found = _alpha_of_all(report) | report.summary
-            numbers |= {f"{PREFIX}{name}": value for name, value in found.items() if math.isfinite(value)}
+            numbers |= {tag: value for tag, value in summary_tags(found).items() if math.isfinite(value)}
         return numbers
 
     def warn_of_unknown(self, monitored: Mapping[str, str]) -> None:
@@ -182,7 +183,7 @@ class HostOptions:
 
 def destinations(names: Sequence[str]) -> str:
     """Return the line that says where readings go."""
-    return f"esdmon: readings go to {', '.join(names)}"
+    return f"readings go to {', '.join(names)}"
 
 
 def resume(monitor: Monitor, state: Mapping[str, Any], *, steps: int, strict: bool) -> bool:

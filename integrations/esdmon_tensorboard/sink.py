@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from esdmon.errors import MissingExtraError
 from esdmon.picture import Gallery, Showing, draw_esd, prepare
-from esdmon.tags import scalars
+from esdmon.tags import scalars, tag
 from esdmon_tensorboard.values import Values, values_of
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class TensorBoardSink:
         x = alert.step if report is None else report.x
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
         values = self._output.values(alert.step, x)
-        values.text(f"esdmon_alert/{alert.rule}/{alert.layer or 'model'}", text, x)
+        values.text(tag("alert", f"{alert.rule}/{alert.layer or 'model'}"), text, x)
         layers = {} if report is None else {layer.name: layer for layer in report}
         self._queue([layers[name] for name in dict.fromkeys((alert.layer, *alert.layers)) if name in layers])
         self._output.flush()
@@ -119,7 +119,7 @@ class TensorBoardSink:
         layer = self._gallery.take()
         if layer is not None:
             x = layer.step if layer.host_step is None else layer.host_step
-            self._output.values(layer.step, x).picture(f"esdmon_picture/{layer.name}", draw_esd(layer), x)
+            self._output.values(layer.step, x).picture(tag("picture", layer.name), draw_esd(layer), x)
 
     def _conclude(self, report: Report) -> None:
         table = "\n".join(f"    {line}" for line in str(report).splitlines())

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
+from esdmon.tags import tag
+
 if TYPE_CHECKING:
     from esdmon import LayerReport, Report
 
@@ -52,7 +54,7 @@ class InEvents:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
         for layer in layers:
             histo = HistogramProto(**_histogram(layer, limits="bucket_limit", counts="bucket"))
-            values.append(Summary.Value(tag=f"esdmon_esd/{layer.name}", histo=histo))
+            values.append(Summary.Value(tag=tag("esd", layer.name), histo=histo))
         self._add(Summary(value=values), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
@@ -86,11 +88,11 @@ class ByMethods:
 
     def numbers(self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int) -> None:
         """Write numbers by tag, and the histograms of layers."""
-        for tag, value in numbers.items():
-            self._writer.add_scalar(tag, value, step)
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
         for layer in layers:
             histogram = _histogram(layer, limits="bucket_limits", counts="bucket_counts")
-            self._call("add_histogram_raw", f"esdmon_esd/{layer.name}", **histogram, global_step=step)
+            self._call("add_histogram_raw", tag("esd", layer.name), **histogram, global_step=step)
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text."""
@@ -136,7 +138,7 @@ def _layout(report: Report) -> dict[str, dict[str, list[Any]]]:
     names = [layer.name for layer in report] + list(report.waiting)
     together = ("alpha", "phase", "mp_soft_rank", "stable_rank", "n_spikes")
     ranges = {
-        name: ["Margin", [f"esdmon_{which}/{name}" for which in ("alpha", "alpha_low", "alpha_high")]]
+        name: ["Margin", [tag(which, name) for which in ("alpha", "alpha_low", "alpha_high")]]
         for name in names[:_RANGES]
     }
     return {

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import TYPE_CHECKING, final
 
+from esdmon.notice import notice
 from esdmon.picture import prepare
 from esdmon_wandb.sink import WandbSink
 
 if TYPE_CHECKING:
     from esdmon import Alert, Report
-
-_log = logging.getLogger("esdmon")
 
 
 @final
@@ -28,7 +26,7 @@ class LateWandbSink:
         run = getattr(sys.modules.get("wandb"), "run", None)  # who has not imported it has not begun a run
         if self._sink is None and run is not None:
             self._sink = WandbSink(run)
-            _log.info("esdmon: the W&B run %s was begun: readings go there too, from step %d on", run.id, report.step)
+            notice(f"the W&B run {run.id} was begun after watch(): readings go there too, from step {report.step} on.")
         if self._sink is not None:
             self._sink.write(report)
 
