@@ -79,8 +79,8 @@ class HostOptions:
         check_options(every=every, sinks=sinks, **options)
         self.options = {name: _plain(value) for name, value in {"every": every, **options}.items()}
         self.sinks = list(listed(sinks))
-        asked = (self.options.get(name, default) for name, default in _RULES)
-        self._rules = [rule.name for rule in settle(*asked, self._plugins).rules]
+        alerts, stop_on, save_on = (self.options.get(name, default) for name, default in _RULES)
+        self._rules = [rule.name for rule in settle(alerts, stop_on, save_on, self._plugins).rules]
 
     def __deepcopy__(self, _memo: object) -> Self:
         """Return the options themselves: sinks and functions of the user's are not copied with a callback."""

@@ -45,7 +45,7 @@ class _Left:
 
     def is_of(self, trainer: Any, model: Any) -> bool:
         """Return whether it is this Trainer that left it, with this model, at the steps where it is now."""
-        return self.trainer() is trainer and self.model() is model and self.state["steps"] == trainer.global_step
+        return (self.trainer(), self.model(), self.state["steps"]) == (trainer, model, int(trainer.global_step))
 
 
 class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages, known at run time
@@ -77,6 +77,10 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
 
     monitor: Monitor | None
     """None until training starts; closed when it has ended."""
+    _numbers: dict[str, float]
+    _loaded: dict[str, Any]
+    _left: _Left | None
+    _run: tuple[weakref.ref[Any], weakref.ref[Any]] | None
 
     def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
         super().__init__()
@@ -172,10 +176,9 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
     def _forget(self) -> None:
         self.monitor = None
         self._looks = Looks()
-        self._numbers: dict[str, float] = {}
-        self._loaded: dict[str, Any] = {}
-        self._left: _Left | None = None
-        self._run: tuple[weakref.ref[Any], weakref.ref[Any]] | None = None
+        self._numbers = {}
+        self._loaded = {}
+        self._left = self._run = None
 
     @property
     def _is_open(self) -> bool:

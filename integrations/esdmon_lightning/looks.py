@@ -29,12 +29,11 @@ class Looks:
     @classmethod
     def of(cls, trainer: Any) -> Self:
         """Return those of a Trainer's callbacks and schedulers that monitor a number of ours."""
-        names = {callback: getattr(callback, "monitor", None) for callback in trainer.callbacks}
-        callbacks = [callback for callback, name in names.items() if isinstance(name, str) and name.startswith(PREFIX)]
+        callbacks = [each for each in trainer.callbacks if str(getattr(each, "monitor", "")).startswith(PREFIX)]
         schedulers = [
             each for each in trainer.lr_scheduler_configs if str(getattr(each, "monitor", "")).startswith(PREFIX)
         ]
-        monitored = {names[callback]: type(callback).__name__ for callback in callbacks}
+        monitored = {callback.monitor: type(callback).__name__ for callback in callbacks}
         monitored |= {each.monitor: type(each.scheduler).__name__ for each in schedulers}
         return cls(
             monitored=monitored,

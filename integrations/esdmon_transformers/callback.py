@@ -57,6 +57,8 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
 
     monitor: Monitor | None
     """None until training starts; closed when it has ended."""
+    _restored: dict[str, Any]
+    _stands_for: SpectralMonitor | None
 
     def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
         self._given = HostOptions(every=every, sinks=sinks, options=options)
@@ -164,8 +166,8 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
     def _forget(self) -> None:
         self.monitor = None
         self._id = ""
-        self._restored: dict[str, Any] = {}
-        self._stands_for: SpectralMonitor | None = None
+        self._restored = {}
+        self._stands_for = None
 
     def _close(self) -> None:
         if self.monitor is not None:

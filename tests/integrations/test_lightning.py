@@ -289,7 +289,7 @@ def test_a_number_that_never_is_is_named(tmp_path: Path, caplog: pytest.LogCaptu
 class Plain(Logger):
     """As Lightning's documentation has a logger: without an `experiment`."""
 
-    name, version = "plain", 0  # type: ignore[assignment]
+    name, version = "plain", 0
 
     def __init__(self) -> None:
         super().__init__()

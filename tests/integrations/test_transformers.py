@@ -241,7 +241,8 @@ def test_options_that_json_cannot_hold_are_taken_from_the_callback_in_place(tmp_
 def test_options_that_are_lost_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Those that neither the checkpoint nor the callback in place has."""
     saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
-    trainer(tmp_path, SpectralMonitor(every=np.int64(2), sinks=None, on_alert=print), max_steps=6, **saving).train()
+    int_of_numpy: Any = np.int64(2)
+    trainer(tmp_path, SpectralMonitor(every=int_of_numpy, sinks=None, on_alert=print), max_steps=6, **saving).train()
     second = SpectralMonitor(every=5, sinks=None)
     with caplog.at_level(logging.WARNING, "esdmon"):
         fit = trainer(tmp_path, second, restore_callback_states_from_checkpoint=True, **saving)
@@ -268,7 +269,7 @@ def test_an_attempt_that_was_broken_off_is_closed(tmp_path: Path) -> None:
         def on_train_begin(self, *_: Any, **__: Any) -> None:
             monitors.append(monitor_of(callback))
 
-    callback = SpectralMonitor(every=2, budget=None)
+    callback = SpectralMonitor(every=2, budget=None, layers=["*.0.mlp.c_fc"])
     arguments = trainer(tmp_path, max_steps=8, auto_find_batch_size=True).args
     TooLarge(network(), arguments, train_dataset=Tokens(), callbacks=[callback, Keep()]).train()
     assert len(monitors) > 1
@@ -312,7 +313,7 @@ def test_each_trial_of_a_search_has_its_own(named: Any, tmp_path: Path) -> None:
         train_dataset=Tokens(),
         eval_dataset=Tokens(),
         model_init=lambda _trial: network(),
-        callbacks=[SpectralMonitor(every=2, budget=None)],
+        callbacks=[SpectralMonitor(every=2, budget=None, layers=["*.0.mlp.c_fc"])],
     )
     fit.hyperparameter_search(
         hp_space=lambda trial: {"learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2)},
