@@ -75,7 +75,7 @@ class Faults:
 
     def __iter__(self) -> Iterator[Fault]:
         """Yield the faults, in the order of their first failure."""
-        for who, breaker in self._breakers.items():
+        for who, breaker in list(self._breakers.items()):  # a thread may add one meanwhile
             yield replace(breaker.fault, disabled=self.disabled(who))
 
     def advance(self) -> None:

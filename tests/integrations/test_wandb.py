@@ -295,7 +295,9 @@ def test_two_models_in_a_run_do_not_share_keys(ways: Path) -> None:
 
 def test_a_run_that_is_begun_after_watch_gets_what_is_read_from_then_on(ways: Path) -> None:
     (line,) = result(ways, "begun_after_watch")
-    assert re.fullmatch(r"esdmon: the W&B run \w+ was begun: readings go there too, from step 2 on", line)
+    assert re.fullmatch(
+        r"esdmon: the W&B run \w+ was begun after watch\(\): readings go there too, from step 2 on\.", line
+    )
     assert [row["esdmon/step"] for row in ours(ways / "begun_after_watch")] == [2, 3]
 
 
