@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from esdmon.analysis import choose_measures
 from esdmon.attach import check_options, watch
 from esdmon.choices import Alerts, Sinks, listed, settle
-from esdmon.errors import nearest
+from esdmon.errors import InputError, nearest
 from esdmon.faults import describe
 from esdmon.monitor import Monitor
 from esdmon.notice import notice
@@ -99,8 +99,8 @@ class HostOptions:
         first_step: int,
         hosts_own: Callable[[], HostsOwn] | None,
         asks: Schedule | None = None,
-    ) -> Monitor:
-        """Return a monitor that the host steps.
+    ) -> Monitor | None:
+        """Return a monitor that the host steps; None where it cannot be made through a fault of ours, which is logged.
 
         Args:
             model: what trains.
@@ -108,13 +108,24 @@ class HostOptions:
             first_step: the host's steps so far.
             hosts_own: gives sinks for what "auto" stands for; None where nothing is to be written.
             asks: says whether the host needs a reading at this step, besides those of `every`.
+
+        Raises:
+            InputError: for options that cannot be used with this model.
         """
         options = dict(self.options)
         if asks is not None:
             options["every"] = union(options["every"], asks)
         opened = [] if hosts_own is None else self._sinks(hosts_own)
         sinks = [sink for _, sink in opened]
-        monitor = watch(model, readable(optimizer), sinks=sinks, hook=False, first_step=first_step, **options)
+        try:
+            monitor = watch(model, readable(optimizer), sinks=sinks, hook=False, first_step=first_step, **options)
+        except InputError:
+            raise
+        except Exception as error:
+            if self.is_strict:
+                raise
+            _log.warning("esdmon: the model cannot be watched: %s. Training goes on without it.", describe(error))
+            return None
         if opened:
             notice(destinations([name for name, _ in opened]))
         return monitor

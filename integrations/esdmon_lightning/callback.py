@@ -124,7 +124,7 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
             hosts_own=partial(_loggers, trainer) if writes else None,
             asks=self._looks,
         )
-        if state:
+        if state and self.monitor is not None:
             resume(self.monitor, state, steps=steps, strict=self._given.is_strict)
         self._show(trainer)
 

@@ -88,7 +88,7 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
         )
         if self._stands_for is not None:
             self._stands_for.monitor = self.monitor
-        if state.global_step:
+        if state.global_step and self.monitor is not None:
             self._resume(self.monitor, args, state)
         # A checkpoint that was saved without this callback lacks it, and the Trainer's next save would fail.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())

@@ -480,3 +480,20 @@ def test_two_ranks_agree(stop_on: list[str], steps: int, tmp_path: Path) -> None
     assert [record["step"] for record in records if record["kind"] == "summary"] == list(range(4, steps + 1, 4))
     assert {record["status"] for record in records if record["kind"] == "layer"} == {"ok"}
     assert len(list(tmp_path.rglob("esdmon.pt"))) == len(stop_on)
+
+
+def test_a_fault_of_ours_before_training_stops_no_trainer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is watched then, one line says why, and the Trainer trains."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("inside")
+
+    monkeypatch.setattr("esdmon.hosts.watch", broken)
+    callback = SpectralMonitor(every=2)
+    fit = trainer(tmp_path, callback)
+    fit.train()
+    assert fit.state.global_step > 0
+    assert callback.monitor is None
+    assert "the model cannot be watched: RuntimeError: inside. Training goes on without it." in caplog.text
