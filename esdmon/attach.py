@@ -179,7 +179,7 @@ def watch(
         **({} if hooked is None else {"no_step": _NO_STEP.format(type(hooked).__name__)}),
     )
     if hooked is not None:
-        monitor.at_close(Clock(hooked, monitor.hooked_step).close)
+        monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)
         _watching.setdefault(hooked, []).append((weakref.ref(monitor), _identity(model)))
     if not reader.any_in_optimizer:
         _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from esdmon.errors import InputError
+from esdmon.faults import Faults
 
 _log = logging.getLogger("esdmon")
 FOREIGN_STEPS = 20
@@ -69,9 +70,11 @@ class Clock:
     Args:
         optimizer: with hooks, see `hookable`.
         on_step: called after each step.
+        faults: where what fails in a hook is counted, so that it does not reach the optimizer's step.
     """
 
-    def __init__(self, optimizer: Optimizer, on_step: Callable[[], object]) -> None:
+    def __init__(self, optimizer: Optimizer, on_step: Callable[[], object], faults: Faults) -> None:
+        self._faults = faults
         self._optimizer = optimizer
         self._inner = [held for held in _attributes(optimizer).values() if _has_hooks(held)]
         self._on_step = on_step
@@ -99,26 +102,32 @@ class Clock:
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Count a step, once where it calls the step of a parent class, whose hooks fire too."""
-        if self._depth() > 1 or is_captured():
-            return
-        if _is_in_backward():
-            if not self._has_warned:
+        with self._faults.isolated("clock", self._steps, pauses=False):
+            if self._depth() > 1 or is_captured():
+                return
+            if not _is_in_backward():
+                self._count()
+            elif not self._has_warned:
                 self._has_warned = True
                 _log.warning(_IN_BACKWARD)
-            return
-        self._count()
 
     def _after_any(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Count a step of the optimizer inside; of one that is neither, note that it trains the same weights."""
-        if optimizer is self._optimizer or _is_in_backward() or self._depth() or is_captured():
+        if optimizer is self._optimizer:
             return
-        if any(optimizer is inner for inner in self._inner):
-            self._count()
-        elif not self._has_warned and any(id(parameter) in self._parameters for parameter in _parameters(optimizer)):
-            self._foreign += 1
-            if self._foreign >= FOREIGN_STEPS:
-                name = type(optimizer).__name__
-                self._warn(f"{name}, which holds the same weights, has taken {self._foreign} steps since its last step")
+        with self._faults.isolated("clock", self._steps, pauses=False):
+            if _is_in_backward() or self._depth() or is_captured():
+                return
+            if any(optimizer is inner for inner in self._inner):
+                self._count()
+            elif not self._has_warned and self._shares_weights(optimizer):
+                self._foreign += 1
+                if self._foreign >= FOREIGN_STEPS:
+                    name = type(optimizer).__name__
+                    self._warn(f"{name}, which holds the same weights, has taken {self._foreign} steps since its last")
+
+    def _shares_weights(self, optimizer: Optimizer) -> bool:
+        return any(id(parameter) in self._parameters for parameter in _parameters(optimizer))
 
     def _count(self) -> None:
         self._steps += 1
@@ -173,6 +182,7 @@ class _LookOut:
 
     def __init__(self, weight: Tensor | None, moved: Callable[[], None]) -> None:
         self._moved = moved
+        self._has_moved = False
         self._passes = 0
         self._before: list[float] = []
         self._handle: RemovableHandle | None = None
@@ -196,8 +206,8 @@ class _LookOut:
             return
         times, rest = divmod(self._passes, FIRST_LOOK)
         is_look = rest == 0 and times & (times - 1) == 0  # at passes 5, 10, 20, 40, …
-        if is_look and self._before != _sample(weight):
-            self.close()
+        if is_look and not self._has_moved and self._before != _sample(weight):
+            self._has_moved = True  # torch is iterating over the hooks: this one is removed later
             self._moved()
 
 
