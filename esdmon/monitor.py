@@ -99,6 +99,7 @@ class Monitor:
         self._steps = first_step
         self._closed = False
         self._report: Report | None = None
+        self._was_report = False
         self._alerts: list[Alert] = []
         self._silence = Silence(next((rule for rule in self._book.rules if rule.name == "stale_monitor"), None))
         self._process = os.getpid()
@@ -192,7 +193,10 @@ class Monitor:
             self._begin(host_step)
         before = self._report
         self._take_finished()
-        if self._out.is_behind and self._report is before and not due:
+        is_report, was_report = self._report is not before, self._was_report
+        self._was_report = is_report
+        # Not in the step of a report, unless each step is one.
+        if self._out.is_behind and (was_report or not is_report):
             self._catch_up()
         if due and self._readings.reports:
             self._raise([self._silence.due(self._steps)])

@@ -311,6 +311,15 @@ def test_deferred_work_is_done_between_reports_a_piece_at_a_step() -> None:
     assert calls == ["catch up", "catch up", "write 3", "catch up", "write 6", "catch up", "write 9"]
 
 
+def test_deferred_work_is_done_where_each_step_has_a_report() -> None:
+    """There is no step between them."""
+    sink = Deferring(pieces=3)
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("m", sink)])
+    for _ in range(3):
+        monitor.step()
+    assert sink.calls[1:] == ["write 1", "write 2", "catch up", "write 3", "catch up"]
+
+
 def test_deferred_work_waits_for_credit() -> None:
     """It is part of what watching may cost."""
     sink = Deferring(pieces=5)
