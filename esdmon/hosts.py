@@ -192,6 +192,25 @@ class HostOptions:
         return Plugins(self.options.get("plugins", ()))
 
 
+class CopiedByOptions:
+    """A callback whose copies and pickles have its options only: what it does in a run belongs to that run."""
+
+    _given: HostOptions
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the options."""
+        return {"_given": self._given}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Begin as if it had just been made with these options."""
+        self.__dict__.update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Set what belongs to a run as it is before the first one."""
+        raise NotImplementedError
+
+
 def destinations(names: Sequence[str]) -> str:
     """Return the line that says where readings go."""
     return f"readings go to {', '.join(names)}"

@@ -327,7 +327,7 @@ class Monitor:
     def _is_of_this_process(self) -> bool:
         """Return whether this process made the monitor; a fork has no part in its thread and files.
 
-        A fork that steps is told once. One that only ends, such as a worker of a DataLoader, is not.
+        A fork that steps logs that once. One that only ends, such as a worker of a DataLoader, logs nothing.
         """
         if os.getpid() == self._process:
             return True

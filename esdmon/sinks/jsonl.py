@@ -83,7 +83,7 @@ class JsonlSink:
         if self._file is not None and not _is_at(self.path, self._file):
             self.close()
             if not self.path.exists():
-                _log.warning("esdmon: %s was deleted: what it held is lost, and it is begun anew.", self.path)
+                _log.warning("esdmon: %s was deleted: what it held is lost. Writing goes on in a new file.", self.path)
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _opened(self.path)

@@ -15,7 +15,7 @@ import torch
 
 from esdmon.choices import Sinks
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.hosts import HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
+from esdmon.hosts import CopiedByOptions, HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
 from esdmon.schedule import Schedule
 from esdmon_lightning.loggers import name_of, sink_for
 from esdmon_lightning.looks import Looks
@@ -48,7 +48,7 @@ class _Left:
         return (self.trainer(), self.model(), self.state["steps"]) == (trainer, model, int(trainer.global_step))
 
 
-class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages, known at run time
+class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # one of two packages, known at run time
     """Watches the spectra of the LightningModule while it is fitted.
 
     Readings go to the Trainer's loggers, under the user's own loss; without loggers to `esdmon-1/esdmon.jsonl` in
@@ -85,15 +85,6 @@ class SpectralMonitor(_callback()):  # type: ignore[misc]  # one of two packages
     def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
         super().__init__()
         self._given = HostOptions(every=every, sinks=sinks, options=options)
-        self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: the options. What it does in a run belongs to that run."""
-        return {"_given": self._given}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin as if it had just been made with these options."""
-        self.__dict__.update(state)
         self._forget()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

@@ -108,7 +108,7 @@ class RunFiles:
     def values(self, step: int, x: int) -> InEvents:
         """Open a file, if none is open, for values of a step that are drawn at `x`."""
         if self._file is not None and not self._file.path.exists():  # what is written to deleted files is nowhere
-            _log.warning("esdmon: %s was deleted: what it held is lost, and it is begun anew.", self._chosen)
+            _log.warning("esdmon: %s was deleted: what it held is lost. Writing goes on in a new file.", self._chosen)
             self._forget()
         if self._file is None:
             self._file = self._open(step, x)

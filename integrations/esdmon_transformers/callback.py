@@ -13,7 +13,7 @@ import torch
 
 from esdmon.choices import Sinks
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.hosts import HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
+from esdmon.hosts import CopiedByOptions, HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
 from esdmon.schedule import Schedule
 from esdmon_transformers import folders
 from esdmon_wandb import WandbSink
@@ -31,7 +31,7 @@ _log = logging.getLogger("esdmon")
 _FILE = "esdmon.pt"
 
 
-class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers is half typed
+class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers is half typed
     """Watches the spectra of the model while a Trainer trains it.
 
     Steps are the Trainer's `global_step`. Readings go where `report_to` says: to TensorBoard in a folder of our own
@@ -62,15 +62,6 @@ class SpectralMonitor(TrainerCallback, ExportableState):  # type: ignore[misc]  
 
     def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
         self._given = HostOptions(every=every, sinks=sinks, options=options)
-        self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy has: the options. What it does in a run belongs to that run."""
-        return {"_given": self._given}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Begin as if it had just been made with these options."""
-        self.__dict__.update(state)
         self._forget()
 
     def on_train_begin(

@@ -106,7 +106,7 @@ def test_a_folder_that_is_deleted_is_begun_anew(tmp_path: Path, caplog: pytest.L
                 model.weight.mul_(1.1)
     assert monitor.errors == ()
     assert [point.step for point in events_of(folder).Scalars("esdmon_alpha/Linear")] == [4, 5, 6]
-    assert caplog.text.count("was deleted: what it held is lost, and it is begun anew") == 1
+    assert caplog.text.count("was deleted: what it held is lost. Writing goes on in a new file") == 1
 
 
 def test_spectra_are_shown(tmp_path: Path) -> None:
