@@ -184,7 +184,7 @@ class HostOptions:
         except Exception as error:
             if self.is_strict:
                 raise
-            _log.warning("esdmon: readings do not go to %s: %s. The run goes on.", name, describe(error))
+            _log.warning("esdmon: readings do not go to %s: %s. Training goes on.", name, describe(error))
             return None
 
     @property

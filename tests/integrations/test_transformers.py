@@ -339,7 +339,7 @@ def test_a_sink_that_cannot_be_made_is_left_out(tmp_path: Path, caplog: pytest.L
         trainer(tmp_path, callback).train()
     assert monitor_of(callback).report is not None
     assert caplog.text.count("readings do not go to jsonl:") == 1
-    assert "The run goes on." in caplog.text
+    assert "Training goes on." in caplog.text
 
 
 def test_a_callback_is_copied_and_pickled(tmp_path: Path) -> None:
