@@ -276,7 +276,7 @@ class Readings:
         if count and not self.dropped:
             _log.warning(
                 "esdmon: at step %d %d readings were left out, since too many are under way: choose a larger every= or "
-                "a smaller budget=. Told once; monitor.dropped counts.",
+                "a smaller budget=. This is logged once; monitor.dropped counts all.",
                 step,
                 count,
             )

@@ -181,7 +181,7 @@ BREAKS: dict[str, tuple[Callable[[str], str], str]] = {
         "plugin 'egg' failed in esdmon_register_measures: what it returned cannot be used: TypeError: 3 is no Measure",
     ),
     "its measure raises": (inside("top_share", RAISE), f"{MEASURE} failed at step 2: {BROKEN}"),
-    "its measure is no number": (inside("top_share", "return 'much'"), f"{MEASURE} failed at step 2 and is left out"),
+    "its measure is no number": (inside("top_share", "return 'much'"), f"{MEASURE} failed at step 2: ValueError"),
     "its rule raises": (inside("top_heavy", RAISE), f"{RULE} failed at step 2: {BROKEN}"),
     "its rule gives rubbish": (
         inside("top_heavy", "yield 'it is heavy'"),
