@@ -89,7 +89,7 @@ def test_a_schedule_of_the_users_own_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize(
     "schedule",
     [every(5), per_decade(10), at(3, 1), union(per_decade(10), every(1000)), union(at(7), union(2, never))],
-    ids=repr,
+    ids=lambda schedule: type(schedule).__name__,
 )
 def test_schedules_are_copied_pickled_and_compared(schedule: Schedule) -> None:
     """So that what holds one can be sent to another process; and what is equal hashes alike."""
