@@ -15,6 +15,7 @@ from pathlib import Path
 from esdmon.alerts import Actions, AlertRule
 from esdmon.alerts.settings import Settings, check_names, choose_rules, read_settings
 from esdmon.errors import InputError, as_list, unwritable
+from esdmon.faults import describe
 from esdmon.notice import notice
 from esdmon.plugins import Plugins
 from esdmon.plugins.manager import shown
@@ -40,13 +41,21 @@ def open_sinks(sinks: Sinks, settings: Settings, known: Plugins) -> list[tuple[s
     Raises:
         InputError: for one that cannot be opened.
     """
-    several = [each for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
+    several = [
+        (each, spec == "auto") for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])
+    ]
     if settings.webhook:
-        several.append(f"webhook:{settings.webhook}")
+        several.append((f"webhook:{settings.webhook}", False))
     opened: list[tuple[str, Sink]] = []
     try:
-        for spec in several:
-            sink = known.open_sink(spec)
+        for spec, is_automatic in several:
+            try:
+                sink = known.open_sink(spec)
+            except Exception as error:
+                if not is_automatic:
+                    raise
+                _log.warning("esdmon: readings do not go to %s: %s.", spec, describe(error))
+                continue
             opened.append((_name(spec, known), sink))
     except BaseException:
         for _, sink in opened:

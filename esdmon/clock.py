@@ -20,9 +20,10 @@ _log = logging.getLogger("esdmon")
 FOREIGN_STEPS = 20
 """Steps of another optimizer with the same weights, or changes of a weight, after which the optimizer that was given is
 reported as not the one that trains. Our choice."""
-FIRST_LOOK = 5
-"""Backward passes before the first look at whether weights move without a counted step: an optimizer that perturbs
-weights for a second pass (SAM) has put them back by then. Our choice."""
+FIRST_LOOK = 3
+"""Backward passes before the first look at whether weights move without a counted step; then it is 6, 12, 24 and so on.
+Our choice."""
+_CHANGES = 2  # looks at which a weight has changed: a checkpoint that is loaded changes it once
 _SAMPLE = 16  # elements of a weight that are compared
 _IN_BACKWARD = (
     "esdmon: the optimizer steps within backward(), while other weights are still to be updated: its steps are not "
@@ -36,9 +37,7 @@ def hookable(given: Any) -> Optimizer:
     Raises:
         InputError: for anything else than an optimizer of torch with hooks, or a wrapper with one as `optimizer`.
     """
-    inner = given
-    while not _has_hooks(inner) and hasattr(inner, "optimizer") and inner.optimizer is not inner:
-        inner = inner.optimizer
+    inner = unwrapped(given)
     if not _has_hooks(inner):
         held = [name for name, value in _attributes(inner).items() if _has_hooks(value)]
         advice = f"Give watch() the optimizer inside it, .{held[0]}, or leave" if held else "Leave"
@@ -50,6 +49,18 @@ def hookable(given: Any) -> Optimizer:
         raise InputError(msg)
     found: Optimizer = inner
     return found
+
+
+def unwrapped(given: Any) -> Any:
+    """Return the first torch optimizer with hooks inside wrappers that have it as `optimizer`, or the innermost."""
+    inner, seen = given, list[Any]()
+    while not _has_hooks(inner) and not any(inner is each for each in seen):
+        seen.append(inner)
+        try:
+            inner = inner.optimizer
+        except Exception:  # noqa: BLE001 -- a stranger's attribute, or none
+            break
+    return inner
 
 
 def _has_hooks(optimizer: object) -> bool:
@@ -85,12 +96,13 @@ class Clock:
         self._version = self._version_now()
         self._steps = 0
         self._foreign = 0
+        self._unrelated: weakref.WeakSet[Optimizer] = weakref.WeakSet()
         self._has_warned = False
         self._handle = optimizer.register_step_post_hook(_untraced(self._after))
         # torch keeps this one for the whole process, so it must not keep the model, and goes with this object.
         for_all = register_optimizer_step_post_hook(_untraced(_weakly(self._after_any)))
         self._remove_from_all = weakref.finalize(self, for_all.remove)
-        self._look_out = _LookOut(self._witness, self._weights_move)
+        self._look_out = _LookOut(self._witness, self._weights_move, is_stepping=lambda: self._depth() > 0)
 
     def close(self) -> None:
         """Remove the hooks. Log where weights have moved on since the last counted step."""
@@ -127,7 +139,12 @@ class Clock:
                     self._warn(f"{name}, which holds the same weights, has taken {self._foreign} steps since its last")
 
     def _shares_weights(self, optimizer: Optimizer) -> bool:
-        return any(id(parameter) in self._parameters for parameter in _parameters(optimizer))
+        if optimizer not in self._unrelated:
+            with suppress(Exception):  # groups of any form: it is no business of ours
+                if any(id(parameter) in self._parameters for parameter in _parameters(optimizer)):
+                    return True
+            self._unrelated.add(optimizer)
+        return False
 
     def _count(self) -> None:
         self._steps += 1
@@ -148,15 +165,15 @@ class Clock:
         return depth
 
     def _weights_move(self) -> None:
-        self._warn("weights move, and its step() was not called")
+        self._warn("weights change, and its step() was not called")
 
     def _warn(self, what: str) -> None:
         if self._has_warned:
             return
         self._has_warned = True
         _log.warning(
-            "esdmon: the optimizer that watch() was given (%s) does not train: %s (%d steps counted). Nothing more is "
-            "read. Give watch() the optimizer that steps, or leave it out and call monitor.step() after each step.",
+            "esdmon: the optimizer that watch() was given (%s) does not train: %s (%d steps counted). Nothing is read "
+            "until it steps. Give watch() the optimizer that trains, or none, and call monitor.step() after each step.",
             type(self._optimizer).__name__,
             what,
             self._steps,
@@ -177,11 +194,15 @@ class _LookOut:
 
     Args:
         weight: one that trains.
-        moved: called once where it moves.
+        moved: called once where it moves on from look to look.
+        is_stepping: whether the optimizer's step is under way, as in a closure: passes in it are not counted.
     """
 
-    def __init__(self, weight: Tensor | None, moved: Callable[[], None]) -> None:
+    def __init__(self, weight: Tensor | None, moved: Callable[[], None], *, is_stepping: Callable[[], bool]) -> None:
         self._moved = moved
+        self._is_stepping = is_stepping
+        self._weight = weight
+        self._changes = 0
         self._has_moved = False
         self._passes = 0
         self._before: list[float] = []
@@ -194,19 +215,25 @@ class _LookOut:
     def close(self) -> None:
         """Remove the hook."""
         handle, self._handle = self._handle, None
-        if handle is not None:
+        if handle is not None and self._weight is not None:
             handle.remove()
+            if not self._weight._post_accumulate_grad_hooks:  # noqa: SLF001 -- torch leaves an empty dictionary
+                self._weight._post_accumulate_grad_hooks = None  # type: ignore[assignment]  # noqa: SLF001
 
     def _after_backward(self, weight: Tensor) -> None:
-        if is_captured():
+        if is_captured() or self._has_moved or self._is_stepping():
             return
         self._passes += 1
         if self._passes == 1:
             self._before = _sample(weight)
             return
         times, rest = divmod(self._passes, FIRST_LOOK)
-        is_look = rest == 0 and times & (times - 1) == 0  # at passes 5, 10, 20, 40, …
-        if is_look and not self._has_moved and self._before != _sample(weight):
+        if rest or times & (times - 1):  # looks are at passes 3, 6, 12, 24, …
+            return
+        now = _sample(weight)
+        self._changes += now != self._before
+        self._before = now
+        if self._changes == _CHANGES:
             self._has_moved = True  # torch is iterating over the hooks: this one is removed later
             self._moved()
 

@@ -50,7 +50,8 @@ class Dispatcher:
         """Write a report to each sink."""
         for name, sink in self.sinks:
             self._call(name, "write", sink, report.step, report)
-            self._behind |= {name} if hasattr(sink, "catch_up") else set()
+            if hasattr(sink, "catch_up"):
+                self._behind.add(name)
 
     def alert(self, alert: Alert) -> None:
         """Log an alert and write it to each sink; `act` does what it causes."""
@@ -82,8 +83,9 @@ class Dispatcher:
             if name in self._behind:
                 self._behind.discard(name)
                 if not self._faults.disabled(f"sink {name}"):
-                    with self._faults.isolated(f"sink {name}", step, is_timed=True):
-                        self._behind |= {name} if getattr(sink, "catch_up")() else set()  # noqa: B009 -- optional
+                    with self._faults.isolated(f"sink {name}", step, is_timed=True, heals=False):
+                        if getattr(sink, "catch_up")():  # noqa: B009 -- optional
+                            self._behind.add(name)
                 return
 
     def flush(self, step: int) -> None:
@@ -103,7 +105,8 @@ class Dispatcher:
     def _call(self, name: str, method: str, sink: Sink, step: int, *arguments: Report | Alert | str | int) -> None:
         who = f"sink {name}"
         if not self._faults.disabled(who):
-            with self._faults.isolated(who, step, is_timed=method in ("write", "alert")):
+            is_main = method in ("write", "alert")
+            with self._faults.isolated(who, step, is_timed=is_main, heals=method == "write"):
                 getattr(sink, method)(*arguments)
 
 

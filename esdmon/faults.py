@@ -87,14 +87,17 @@ class Faults:
         return who in self._breakers and self._breakers[who].until > self._now
 
     @contextmanager
-    def isolated(self, who: str, step: int, *, is_timed: bool = False, pauses: bool = True) -> Iterator[None]:
+    def isolated(
+        self, who: str, step: int, *, is_timed: bool = False, pauses: bool = True, heals: bool = True
+    ) -> Iterator[None]:
         """Run a part whose exceptions must not reach the training loop.
 
         Args:
             who: name of the part in messages.
             step: optimizer steps so far.
             is_timed: log once if the part takes longer than `SLOW`.
-            pauses: whether the caller asks `disabled` first; a part that is called all the same is never paused.
+            pauses: False for a part that is called even while it is paused.
+            heals: False for a minor duty of the part: that it works does not mean that the part works again.
 
         Raises:
             Exception: what the part raised, if `strict`.
@@ -102,7 +105,8 @@ class Faults:
         start = time.perf_counter()
         try:
             yield
-            self.worked(who, step)
+            if heals:
+                self.worked(who, step)
         except Exception as error:
             if self.strict:
                 raise

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from esdmon.analysis import choose_measures
 from esdmon.attach import check_options, watch
 from esdmon.choices import Alerts, Sinks, listed, settle
+from esdmon.clock import unwrapped
 from esdmon.errors import InputError, nearest
 from esdmon.faults import describe
 from esdmon.monitor import Monitor
@@ -263,15 +264,20 @@ def readable(optimizers: Any) -> list[Optimizer] | None:
     return known if known and len(known) == len(found) else None
 
 
+class _StandIn(Optimizer):
+    """What an optimizer of another kind holds. A class of its own, since torch wraps the step of each class."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Do nothing: it is asked for what it holds only."""
+
+
 def _readable(optimizer: Any) -> Optimizer | None:
-    inner = optimizer
-    while not hasattr(inner, "_optimizer_step_post_hooks") and hasattr(inner, "optimizer"):
-        inner = inner.optimizer
+    inner = unwrapped(optimizer)
     if isinstance(inner, Optimizer) and hasattr(inner, "_optimizer_step_post_hooks"):
         return inner
     try:
         groups = inner.param_groups
-        stand_in = Optimizer([parameter for group in groups for parameter in group["params"]], {})
+        stand_in = _StandIn([parameter for group in groups for parameter in group["params"]], {})
     except Exception:  # noqa: BLE001 -- a stranger's, of any kind
         return None
     stand_in.param_groups = groups  # the list itself, so that groups that are added later are seen

@@ -203,11 +203,8 @@ class Monitor:
         return due
 
     def _is_due(self, count: int) -> bool:
-        """Ask the schedule for each of the last steps; one that keeps raising is paused."""
-        if self._faults.disabled("schedule"):
-            self._faults.advance()
-            return False
-        with self._faults.isolated("schedule", self._steps):
+        """Ask the schedule for each of the last steps."""
+        with self._faults.isolated("schedule", self._steps, pauses=False):
             return any(map(self._schedule, range(self._steps - count + 1, self._steps + 1)))
         return False
 
@@ -312,9 +309,11 @@ class Monitor:
         if not readings.reports or readings.latest or readings.dropped or any(self._faults):
             return
         if self._steps:
-            _log.warning("esdmon: closed after %d steps without a reading: choose a smaller every=.", self._steps)
+            _log.warning(
+                "esdmon: nothing was read in %d steps, since none was due: choose a smaller every=.", self._steps
+            )
         else:
-            _log.warning("esdmon: closed without a step: %s.", self._no_step)
+            _log.warning("esdmon: nothing was read, since no step was counted: %s.", self._no_step)
 
     def _tell_of_two_clocks(self) -> None:
         if not self._has_told_of_two_clocks:

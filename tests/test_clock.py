@@ -101,7 +101,7 @@ def test_an_optimizer_that_is_replaced_is_named(caplog: pytest.LogCaptureFixture
             second.step()
     assert monitor.steps == 1
     assert "the optimizer that watch() was given (Adam) does not train: SGD, which holds the same weights" in message
-    assert "Give watch() the optimizer that steps, or leave it out and call monitor.step() after each step" in message
+    assert "Give watch() the optimizer that trains, or none, and call monitor.step() after each step" in message
     assert len(warnings(caplog)) == 1
 
 
@@ -141,9 +141,9 @@ def test_a_step_that_fires_no_hook_is_named_early(caplog: pytest.LogCaptureFixtu
             optimizer.step()
         (message,) = warnings(caplog)
     assert monitor.steps == 0
-    assert "(SGD) does not train: weights move, and its step() was not called (0 steps counted)" in message
+    assert "(SGD) does not train: weights change, and its step() was not called (0 steps counted)" in message
     _, at_close = warnings(caplog)
-    assert "closed without a step: step() of the optimizer that watch() was given (SGD) was not called" in at_close
+    assert "since no step was counted: step() of the SGD that watch() was given was not called" in at_close
 
 
 def test_gradients_that_are_gathered_over_many_batches_are_no_fault(caplog: pytest.LogCaptureFixture) -> None:
@@ -154,6 +154,47 @@ def test_gradients_that_are_gathered_over_many_batches_are_no_fault(caplog: pyte
         for _ in range(25):
             model(torch.randn(4, 24)).square().mean().backward()
         optimizer.step()
+    assert warnings(caplog) == []
+
+
+def test_closures_and_loaded_checkpoints_are_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """LBFGS moves weights within its first step; a checkpoint that is loaded moves them once."""
+    model = network()
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=12)
+
+    def closure() -> Any:
+        model.zero_grad()
+        loss = model(torch.ones(4, 24)).square().mean()
+        loss.backward()
+        return loss
+
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[]) as monitor:
+        backward(model)
+        model.load_state_dict({name: tensor * 1.1 for name, tensor in model.state_dict().items()})
+        for _ in range(12):
+            model(torch.randn(4, 24)).square().mean().backward()
+        optimizer.step(closure)  # type: ignore[no-untyped-call]
+    assert monitor.steps == 1
+    assert warnings(caplog) == []
+
+
+class Rebuilding(torch.optim.SGD):
+    """An optimizer whose groups have a form of their own while it steps."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.param_groups = None  # type: ignore[assignment]
+        return closure
+
+
+def test_optimizers_of_any_form_are_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """The hook sees every optimizer of the process."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[]) as monitor:
+        Rebuilding(network().parameters(), lr=0.1).step()
+        backward(model)
+        optimizer.step()
+    assert monitor.errors == ()
     assert warnings(caplog) == []
 
 
@@ -181,7 +222,7 @@ def test_nothing_of_it_stays_on_weights_and_optimizers() -> None:
     assert weight._post_accumulate_grad_hooks
     backward(model)
     optimizer.step()
-    assert not weight._post_accumulate_grad_hooks
+    assert weight._post_accumulate_grad_hooks is None
     assert len(hooks) == before + 1
     monitor.close()
     assert (len(hooks), len(optimizer._optimizer_step_post_hooks)) == (before, 0)

@@ -162,7 +162,7 @@ def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture
     monitor = Monitor(Reads(), schedule=every(200))
     monitor.step()
     monitor.close()
-    assert "closed after 1 steps without a reading: choose a smaller every=" in caplog.text
+    assert "nothing was read in 1 steps, since none was due: choose a smaller every=" in caplog.text
 
 
 def test_a_resumed_run_goes_on_counting() -> None:
@@ -202,7 +202,9 @@ def test_what_is_no_state_is_refused(state: object, message: str) -> None:
 def test_a_monitor_that_was_never_stepped_says_so(caplog: pytest.LogCaptureFixture) -> None:
     """The likeliest mistake: no optimizer, and no call of step()."""
     Monitor(Reads(), schedule=every(1)).close()
-    assert "closed without a step: give watch() the optimizer, or call monitor.step()" in caplog.text
+    assert (
+        "nothing was read, since no step was counted: give watch() the optimizer, or call monitor.step()" in caplog.text
+    )
 
 
 class Held(Reads):
@@ -351,6 +353,25 @@ def test_a_sink_that_was_out_for_a_while_writes_again() -> None:
     for _ in range(30):
         monitor.step()
     assert [report.step for report in sink.reports] == [*range(1, 6), *range(18, 31)]
+
+
+def test_a_sink_whose_writes_fail_is_paused_though_its_other_methods_work() -> None:
+    """Each write may wait for a timeout."""
+
+    class Half(Deferring):
+        tried = 0
+
+        def write(self, report: Report) -> None:
+            self.tried += 1
+            raise OSError("no route")
+
+    sink = Half(pieces=10**6)
+    monitor = Monitor(Reads(), schedule=every(2), sinks=[("half", sink)])
+    for _ in range(40):
+        monitor.step()
+        monitor.flush()
+    assert sink.tried == 4
+    assert [fault.disabled for fault in monitor.errors] == [True]
 
 
 def test_the_run_that_is_resumed_goes_on_under_its_id() -> None:

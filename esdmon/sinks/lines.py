@@ -157,7 +157,9 @@ def _is_ours(line: bytes) -> bool:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and isinstance(record.get("schema"), int) and record.get("kind") in KINDS
+    schema = record.get("schema") if isinstance(record, dict) else None
+    # A later version's lines are not ours to append to, or to cut.
+    return isinstance(schema, int) and schema <= SCHEMA and record.get("kind") in KINDS
 
 
 def _is_begun(line: bytes) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -15,6 +16,7 @@ import torch
 
 from esdmon.choices import Sinks
 from esdmon.errors import InputError, MissingExtraError
+from esdmon.faults import describe
 from esdmon.hosts import CopiedByOptions, HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
 from esdmon.schedule import Schedule
 from esdmon_lightning.loggers import name_of, sink_for
@@ -22,6 +24,9 @@ from esdmon_lightning.looks import Looks
 
 if TYPE_CHECKING:
     from esdmon import Monitor
+
+
+_log = logging.getLogger("esdmon")
 
 
 def _callback() -> Any:
@@ -105,7 +110,7 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
         state = dict(self._loaded or (self._left.state if self._left else {}))
         self._loaded, self._left = {}, None
         self._looks = Looks.of(trainer)
-        self._numbers = self._given.summary(None, state.pop("summary", {}))
+        self._numbers = self._given.summary(None, _numbers(state.pop("summary", {})))
         self._given.warn_of_unknown(self._looks.monitored)
         self._run = weakref.ref(trainer), weakref.ref(pl_module)
         self.monitor = self._given.watch(
@@ -183,10 +188,21 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
         self._numbers = numbers
         self._show(trainer)
         if save:
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "esdmon-checkpoints"
-            trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
+            self._save(trainer)
         if stop:
             trainer.should_stop = True
+
+    def _save(self, trainer: Any) -> None:
+        """Save a checkpoint. Where that fails on several ranks it raises: none of them may go on alone."""
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "esdmon-checkpoints"
+        try:
+            trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
+        except Exception as error:
+            if trainer.world_size > 1 or self._given.is_strict:
+                raise
+            _log.warning(
+                "esdmon: the checkpoint of save_on= could not be saved: %s. Training goes on.", describe(error)
+            )
 
     def _show(self, trainer: Any) -> None:
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._numbers.items()})
@@ -197,6 +213,13 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
         (trainer, model), self._run = self._run, None
         self.monitor.close()
         self._left = _Left(trainer, model, self.monitor.state_dict() | {"summary": self._numbers})
+
+
+def _numbers(saved: object) -> dict[str, float]:
+    """Return what is a number of a summary in a checkpoint, which may be damaged."""
+    if not isinstance(saved, Mapping):
+        return {}
+    return {name: float(value) for name, value in saved.items() if isinstance(name, str) and isinstance(value, float)}
 
 
 def _loggers(trainer: Any) -> HostsOwn:

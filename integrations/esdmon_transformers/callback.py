@@ -6,13 +6,16 @@ import json
 import logging
 import uuid
 import weakref
+from collections.abc import Iterable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
 from esdmon.choices import Sinks
 from esdmon.errors import InputError, MissingExtraError
+from esdmon.faults import describe
 from esdmon.hosts import CopiedByOptions, HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
 from esdmon.schedule import Schedule
 from esdmon_transformers import folders
@@ -99,10 +102,29 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
         """Put the state beside the Trainer's, which has just been written with an id of ours."""
         if self.monitor is None or not self._id or not state.is_world_process_zero:
             return
-        for folder in folders.checkpoints(args, state.global_step):
-            file = folder / folders.STATE
+        try:
+            self._save(self.monitor, folders.checkpoints(args, state.global_step))
+        except Exception as error:
+            if self._given.is_strict:
+                raise
+            _log.warning(
+                "esdmon: %s could not be saved at step %d: %s. A run that is resumed there does not know alerts and "
+                "what was read before.",
+                _FILE,
+                state.global_step,
+                describe(error),
+            )
+
+    def _save(self, monitor: Monitor, checkpoints: Iterable[Path]) -> None:
+        """Write the state whole or not at all, into the folder that the Trainer has just written."""
+        for folder in checkpoints:
+            file, new = folder / folders.STATE, folder / f"{_FILE}.new"
             if file.is_file() and self._id in file.read_text(encoding="utf-8"):
-                torch.save(self.monitor.state_dict() | {"id": self._id}, folder / _FILE)
+                try:
+                    torch.save(monitor.state_dict() | {"id": self._id}, new)
+                    new.replace(folder / _FILE)
+                finally:
+                    new.unlink(missing_ok=True)
                 return
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -168,19 +190,25 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
         step = state.global_step
         saved = state.stateful_callbacks.get(type(self).__name__, {})
         wanted = saved.get("attributes", {}).get("restored", {}).get("id")
+        why = "is missing"
         for folder in (*folders.resumed(args), *folders.checkpoints(args, step)) if wanted else ():
-            path = folder / _FILE
-            if not path.is_file():
+            if not (folder / _FILE).is_file():
                 continue
-            found = torch.load(path, weights_only=True)
+            try:
+                found = dict(torch.load(folder / _FILE, weights_only=True))
+            except Exception as error:  # noqa: BLE001 -- a file that was cut short raises anything
+                why = f"cannot be read ({describe(error)})"
+                continue
             if found.pop("id", None) == wanted:
                 resume(monitor, found, steps=step, strict=self._given.is_strict)
                 return
+            why = "is that of another run"
         _log.warning(
-            "esdmon: training is resumed at step %d, and there is no %s in its checkpoint: the series goes on, alerts "
-            "and what was read before are not known.",
+            "esdmon: training is resumed at step %d, and the %s of its checkpoint %s. The series goes on; alerts and "
+            "what was read before are not known.",
             step,
             _FILE,
+            why,
         )
 
 

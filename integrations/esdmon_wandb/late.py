@@ -15,15 +15,19 @@ if TYPE_CHECKING:
 
 @final
 class LateWandbSink:
-    """Writes to the run that is active when a reading is written, from the first such reading on; nowhere before."""
+    """Writes to the run that is active when a reading is written, and nowhere where there is none."""
 
     def __init__(self) -> None:
         self._sink: WandbSink | None = None
+        self._run: object = None
         prepare()  # before training, as a sink that has its run would
 
     def write(self, report: Report) -> None:
-        """Write to the run, if there is one by now."""
+        """Write to the run, if there is one now; another than before is begun with."""
         run = getattr(sys.modules.get("wandb"), "run", None)  # who has not imported it has not begun a run
+        if run is not self._run:
+            self.close()
+            self._run = run
         if self._sink is None and run is not None:
             self._sink = WandbSink(run)
             notice(f"the W&B run {run.id} was begun after watch(): readings go there too, from step {report.step} on.")
@@ -49,5 +53,6 @@ class LateWandbSink:
 
     def close(self) -> None:
         """Put the tables into the run."""
-        if self._sink is not None:
-            self._sink.close()
+        sink, self._sink = self._sink, None
+        if sink is not None:
+            sink.close()

@@ -438,6 +438,39 @@ def test_a_file_of_alerts_stops_it(tmp_path: Path) -> None:
         SpectralMonitor(alerts=str(file))
 
 
+def test_a_checkpoint_that_cannot_be_saved_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is an alert's, and the training would have gone on without it."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    fit = trainer(tmp_path, SpectralMonitor(every=5, budget=None, sinks=None, alerts=[ALWAYS], save_on=["always"]))
+    monkeypatch.setattr(fit, "save_checkpoint", full)
+    fit.fit(Small(), batches())
+    assert fit.global_step == 20
+    assert caplog.text.count("the checkpoint of save_on= could not be saved: OSError") == 1
+
+
+def test_a_damaged_state_in_a_checkpoint_does_not_end_the_training(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its numbers too: one line, and readings go on."""
+    callback = SpectralMonitor(every=5, budget=None, sinks=None)
+    fit = trainer(tmp_path, callback)
+    monkey = callback.setup
+
+    def damaged(trainer: Any, pl_module: Any, stage: str) -> None:
+        monkey(trainer, pl_module, stage)
+        callback.load_state_dict({"steps": "x", "summary": 5})
+
+    callback.setup = damaged  # type: ignore[method-assign]
+    fit.fit(Small(), batches())
+    assert fit.global_step == 20
+    assert caplog.text.count("cannot be used") == 1
+
+
 @pytest.mark.parametrize("save_on", [(), ("always",)], ids=["not-asked", "asked"])
 def test_it_saves_a_checkpoint_where_it_is_asked_to(save_on: Any, tmp_path: Path) -> None:
     """Once for an alert; one that Lightning can go on from."""

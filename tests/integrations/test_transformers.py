@@ -155,7 +155,7 @@ def test_a_checkpoint_without_the_callback_can_be_resumed_and_saved_with_it(
             resume_from_checkpoint=str(tmp_path / "checkpoint-6")
         )
     assert [report.step for report in sink.reports] == [8, 12]
-    assert "there is no esdmon.pt in its checkpoint" in caplog.text
+    assert "the esdmon.pt of its checkpoint is missing" in caplog.text
     saved = json.loads((tmp_path / "checkpoint-12" / "trainer_state.json").read_text())
     assert saved["stateful_callbacks"]["SpectralMonitor"]["args"]["every"] == 4
 
@@ -202,7 +202,7 @@ def test_where_the_state_is_gone_that_of_another_run_is_not_taken(
             resume_from_checkpoint=str(tmp_path / "old" / "checkpoint-6")
         )
     assert [report.step for report in sink.reports] == [8, 10]
-    assert caplog.text.count("there is no esdmon.pt in its checkpoint") == 1
+    assert caplog.text.count("the esdmon.pt of its checkpoint is that of another run") == 1
 
 
 def test_a_state_that_cannot_be_used_does_not_end_the_training(
@@ -218,6 +218,45 @@ def test_a_state_that_cannot_be_used_does_not_end_the_training(
         trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=[sink])).train(resume_from_checkpoint=True)
     assert [report.step for report in sink.reports] == [8, 12]
     assert caplog.text.count("the state in the checkpoint of step 6 cannot be used") == 1
+
+
+@pytest.mark.parametrize("size", [0, 2000])
+def test_a_state_that_was_cut_short_does_not_end_the_training(
+    size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By a full disk, say."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=None), max_steps=6, **saving).train()
+    file = tmp_path / "checkpoint-6" / "esdmon.pt"
+    file.write_bytes(file.read_bytes()[:size])
+    sink = MemorySink()
+    trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=[sink]), max_steps=8).train(
+        resume_from_checkpoint=True
+    )
+    assert [report.step for report in sink.reports] == [8]
+    assert caplog.text.count("the esdmon.pt of its checkpoint cannot be read (") == 1
+
+
+def test_a_state_that_cannot_be_saved_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The Trainer's checkpoint is whole, and nothing half written lies in it."""
+    callback = SpectralMonitor(every=2, budget=None, sinks=None)
+
+    save = torch.save
+
+    def full(state: object, file: Any, **options: Any) -> None:
+        if "esdmon" in str(file):
+            Path(file).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        save(state, file, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    fit = trainer(tmp_path, callback, save_strategy="steps", save_steps=4, max_steps=4, save_only_model=True)
+    fit.train()
+    assert fit.state.global_step == 4
+    assert caplog.text.count("esdmon.pt could not be saved at step 4") == 1
+    assert not list(tmp_path.glob("checkpoint-4/esdmon*"))
 
 
 def test_options_that_json_cannot_hold_are_taken_from_the_callback_in_place(tmp_path: Path) -> None:

@@ -301,6 +301,11 @@ def test_a_run_that_is_begun_after_watch_gets_what_is_read_from_then_on(ways: Pa
     assert [row["esdmon/step"] for row in ours(ways / "begun_after_watch")] == [2, 3]
 
 
+def test_each_run_that_is_begun_has_the_readings_of_its_time(ways: Path) -> None:
+    """A second one after the first, as in a sweep, and no fault between them."""
+    assert result(ways, "begun_twice_after_watch") == [[2, 2], []]
+
+
 def test_closing_does_not_raise_the_runs_step(ways: Path) -> None:
     """What the user logs afterwards with the next step of theirs is not dropped."""
     assert result(ways, "closed_before_tests") == [2, 2]

@@ -169,6 +169,21 @@ def begun_after_watch(folder: Path) -> list[str]:
 
 
 @case
+def begun_twice_after_watch(folder: Path) -> Any:
+    monitor = esdmon.watch(nn.Linear(64, 64), every=1, budget=None, sinks="wandb:auto")
+    rows = []
+    for name in ("first", "second"):
+        with begin(folder / name) as run:
+            for i in range(2):
+                monitor.step()
+                run.log({"i": i})
+            rows.append(run.step)
+        monitor.step()  # between two runs there is none to write to
+    monitor.close()
+    return [rows, [fault.who for fault in monitor.errors]]
+
+
+@case
 def closed_before_tests(folder: Path) -> Any:
     with begin(folder) as run:
         sink = WandbSink(run)
