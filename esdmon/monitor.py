@@ -238,7 +238,8 @@ class Monitor:
         self._closed = True
         _open.discard(self)
         for undo in reversed(self._at_close):
-            undo()
+            with self._faults.isolated("close", self._steps, pauses=False):
+                undo()
         try:
             self._finish(timeout, elsewhere=timeout)
             with self._faults.isolated("monitor", self._steps):

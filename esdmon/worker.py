@@ -5,10 +5,10 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, Literal, Protocol, TypeAlias, final
 
 from esdmon.budget import Budget
@@ -78,34 +78,44 @@ class _DaemonThread:
     """
 
     def __init__(self) -> None:
-        self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._waiting: deque[Future[Any]] = deque()
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._wake = Event()
+        self._is_closed = False
         Thread(target=self._run, name="esdmon", daemon=True).start()
 
     def submit(self, job: Callable[[], Any]) -> Future[Any]:
         """Queue a job."""
         future: Future[Any] = Future()
-        self._waiting.append(future)
-        self._jobs.put((future, job))
+        self._jobs.append((future, job))
+        self._wake.set()
         return future
 
     def close(self) -> None:
         """Cancel what has not begun, and end the thread when the running job is finished."""
-        for future in tuple(self._waiting):
+        self._is_closed = True
+        for future, _ in tuple(self._jobs):
             future.cancel()
-        self._jobs.put(None)
+        self._wake.set()
 
     def _run(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            future, job = item
-            self._waiting.popleft()
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
+        while self._jobs or not self._is_closed:
+            # What is to end the thread from outside ends the running job at most: none waits for ever.
+            with suppress(BaseException):
+                if self._jobs:
+                    self._run_next(*self._jobs[0])
+                else:
+                    self._wake.wait()
+                    self._wake.clear()
+
+    def _run_next(self, future: Future[Any], job: Callable[[], Any]) -> None:
+        try:
+            if future.set_running_or_notify_cancel():
                 future.set_result(job())
-            except BaseException as error:  # noqa: BLE001 -- also what ends a thread from outside
+        except BaseException as error:  # noqa: BLE001
+            if not future.done():
                 future.set_exception(error)
-            del item, future, job  # they hold a copy of a weight
+        finally:
+            self._jobs.popleft()
 
 
 @final

@@ -206,26 +206,38 @@ def test_a_measure_that_raises(mode: str, undisturbed: list[float], caplog: pyte
     assert told(caplog, "in the plugin") == 1
 
 
-def test_a_worker_that_is_killed(undisturbed: list[float]) -> None:
-    """From outside, in the midst of a reading: that one has failed and says so, the next are as ever."""
-    run = Run(mode="thread", plugins=[Plugin(slowly)])
+@pytest.mark.parametrize("in_a_reading", [True, False])
+def test_a_worker_that_is_killed(in_a_reading: bool, undisturbed: list[float]) -> None:  # noqa: FBT001
+    """From outside: the reading that runs has failed and says so, the next are as ever; between two, none has."""
+    begun, gate = threading.Event(), threading.Event()
+
+    def wait(_spectrum: Spectrum) -> float:
+        begun.set()
+        return float(gate.wait(60))
+
+    run = Run(mode="thread", plugins=[Plugin(wait)])
 
     def kill(step: int) -> None:
         if step == 4:
+            assert begun.wait(60)
+            if not in_a_reading:
+                gate.set()
+                run.monitor.flush()
             (worker,) = [thread for thread in threading.enumerate() if thread.name.startswith("esdmon")]
             reached = ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit)
             )
             assert reached == 1
+            gate.set()
         if step > 4:
-            time.sleep(0.02)
+            run.monitor.flush()
 
     run.train(before=kill)
     run.monitor.close()
     assert run.losses == undisturbed
     layers = [layer for report in run.sink.reports for layer in report.new]
-    (failed,) = [layer for layer in layers if layer.status != "ok"]
-    assert failed.reason == "the worker was stopped: SystemExit: "
+    failed = [layer.reason for layer in layers if layer.status != "ok"]
+    assert failed == ["the worker was stopped: SystemExit: "] * in_a_reading
     assert run.sink.reports[-1]["0"].status == run.sink.reports[-1]["2"].status == "ok"
 
 
