@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from esdmon.alerts import AlertBook
 from esdmon.analysis import Reader, choose_measures
 from esdmon.budget import Budget
-from esdmon.choices import Alerts, Sinks, actions_for, askable, check_on_alert, listed, open_sinks, settle
+from esdmon.choices import Alerts, Sinks, actions_for, askable, check_on_alert, check_sinks, open_sinks, settle
 from esdmon.clock import Clock, hookable
 from esdmon.cpus import cores
 from esdmon.errors import InputError, nearest
@@ -156,9 +156,7 @@ def watch(
     settings = settle(alerts, stop_on, save_on, known)
     rules = askable(settings, reader.measures)
     actions = actions_for(settings, on_alert, known)
-    for spec in listed(sinks):
-        if spec != "auto":
-            known.check_sink(spec)
+    check_sinks(sinks, known)
     hooked = inner[0] if inner and hook else None
     if hooked is not None:
         _close_older(hooked, model)
@@ -216,9 +214,7 @@ def check_options(
     choose_measures(measures, known.measures)
     settle(alerts, stop_on, save_on, known)
     check_on_alert(on_alert)
-    for spec in listed(sinks):
-        if spec != "auto":
-            known.check_sink(spec)
+    check_sinks(sinks, known)
     options = inspect.signature(watch).parameters
     for name in others:
         if name not in options or name in ("model", "optimizer", "hook", "first_step"):

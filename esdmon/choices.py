@@ -35,6 +35,17 @@ def listed(sinks: Sinks) -> Sequence[str | Sink]:
     return [sinks] if isinstance(sinks, str) or not isinstance(sinks, Sequence) else sinks
 
 
+def check_sinks(sinks: Sinks, known: Plugins) -> None:
+    """Check that each can be a sink, without opening it.
+
+    Raises:
+        InputError: for one that cannot.
+    """
+    for spec in listed(sinks):
+        if spec != "auto":
+            known.check_sink(spec)
+
+
 def open_sinks(sinks: Sinks, settings: Settings, known: Plugins) -> list[tuple[str, Sink]]:
     """Each with its name in messages; where one cannot be opened, those before it are closed again.
 

@@ -114,5 +114,5 @@ def close_sinks(sinks: list[tuple[str, Sink]], faults: Faults, step: int) -> Non
     """Close sinks and empty the list; also one that is paused: it may hold a file."""
     while sinks:
         name, sink = sinks.pop(0)
-        with faults.isolated(f"sink {name}", step, pauses=False):
+        with faults.isolated(f"sink {name}", step, pauses=False, heals=False):
             sink.close()

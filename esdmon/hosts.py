@@ -208,7 +208,7 @@ class CopiedByOptions:
         self._forget()
 
     def _forget(self) -> None:
-        """Set what belongs to a run as it is before the first one."""
+        """Reset what belongs to a run."""
         raise NotImplementedError
 
 
