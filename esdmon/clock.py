@@ -23,6 +23,9 @@ reported as not the one that trains. Our choice."""
 FIRST_LOOK = 3
 """Backward passes before the first look at whether weights move without a counted step; then it is 6, 12, 24 and so on.
 Our choice."""
+# What torch wraps around the step of every optimizer class: one function, so one code object. It is not read off the
+# class, whose step torch.compile wraps once more (LBFGS, SparseAdam).
+_STEP_WRAPPER = Optimizer.profile_hook_step(lambda _: None).__code__
 _CHANGES = 2  # looks at which a weight has changed: a checkpoint that is loaded changes it once
 _SAMPLE = 16  # elements of a weight that are compared
 _IN_BACKWARD = (
@@ -89,8 +92,6 @@ class Clock:
         self._optimizer = optimizer
         self._inner = [held for held in _attributes(optimizer).values() if _has_hooks(held)]
         self._on_step = on_step
-        # What torch wraps around the step of every optimizer class: one function, so one code object.
-        self._wrapper = getattr(type(optimizer).step, "__code__", None)
         self._parameters = {id(parameter) for parameter in _parameters(optimizer)}
         self._witness = next(iter(_parameters(optimizer)), None)
         self._version = self._version_now()
@@ -160,7 +161,7 @@ class Clock:
         """
         frame, depth = inspect.currentframe(), 0
         while frame is not None:
-            depth += frame.f_code is self._wrapper and frame.f_locals.get("self") is self._optimizer
+            depth += frame.f_code is _STEP_WRAPPER and frame.f_locals.get("self") is self._optimizer
             frame = frame.f_back
         return depth
 
