@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from esdmon.analysis import analyze as analyze
-    from esdmon.attach import watch as watch
     from esdmon.errors import EsdmonError as EsdmonError
     from esdmon.errors import InputError as InputError
     from esdmon.errors import MissingExtraError as MissingExtraError
-    from esdmon.monitor import Monitor as Monitor
     from esdmon.plugins import hookimpl as hookimpl
     from esdmon.records import Alert as Alert
     from esdmon.records import Coverage as Coverage
     from esdmon.records import LayerReport as LayerReport
     from esdmon.records import Report as Report
+    from esdmon.runtime.monitor import Monitor as Monitor
     from esdmon.spectrum import Phase as Phase
     from esdmon.spectrum import Spectrum as Spectrum
+    from esdmon.watching import watch as watch
 
 _HOME = {
     "Alert": "records",
@@ -28,13 +28,13 @@ _HOME = {
     "InputError": "errors",
     "LayerReport": "records",
     "MissingExtraError": "errors",
-    "Monitor": "monitor",
+    "Monitor": "runtime.monitor",
     "Phase": "spectrum",
     "Report": "records",
     "Spectrum": "spectrum",
     "analyze": "analysis",
     "hookimpl": "plugins",
-    "watch": "attach",
+    "watch": "watching",
 }
 __all__ = list(_HOME)
 

@@ -3,22 +3,18 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from esdmon.alerts import AlertBook, AlertRule
+from esdmon.alerts import AlertManager, AlertRule
 from esdmon.errors import InputError
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report
-from esdmon.spectrum import Phase
+from esdmon.records.serialization import layer_from_record
 
 _log = logging.getLogger("esdmon")
 FILE = "esdmon.jsonl"
 """What the file is called in the folder of a run."""
-_FIELDS = {field.name for field in fields(LayerReport)}
-_PHASES = {phase.value for phase in Phase}
-_DERIVED = {"schema", "kind", "Q", "n_eigenvalues", "age", "phase_code"}
 
 
 @dataclass(eq=False, slots=True)
@@ -42,11 +38,11 @@ def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
         InputError: where there is no such file, or it holds something else.
     """
     rules = tuple(rules)
-    books: dict[Run, AlertBook] = {}
+    books: dict[Run, AlertManager] = {}
     alerts: list[Alert] = []
     for part, report in reports_by_run(run):
         if part not in books:
-            books[part] = AlertBook(rules)
+            books[part] = AlertManager(rules)
         alerts += books[part].take(report, time=math.nan)
     return alerts
 
@@ -84,30 +80,6 @@ def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
             yield part, _report(record, part.latest)
     if all(part.step < 0 for part in runs.values()):
         raise InputError(f"{path} holds no readings: there is nothing to replay")
-
-
-def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
-    """Return the layer of which `LayerReport.to_record` made this; of its spectrum nothing is left.
-
-    What a newer version has added is left out, unless it is a number.
-    """
-    known = {key: value for key, value in record.items() if key in _FIELDS}
-    numbers = {
-        key: math.nan if value is None else float(value)
-        for key, value in record.items()
-        if key not in _FIELDS | _DERIVED and (value is None or isinstance(value, int | float))
-    }
-    phase, ratio = record.get("phase"), record.get("update_ratio")
-    return LayerReport(
-        **known
-        | {
-            "phase": Phase(phase) if phase in _PHASES else Phase.UNCLASSIFIED,
-            "aliases": tuple(record.get("aliases") or ()),
-            "update_ratio": math.nan if ratio is None else ratio,
-            "measures": {key: value for key, value in numbers.items() if not key.endswith("_null")},
-            "nulls": {key.removesuffix("_null"): value for key, value in numbers.items() if key.endswith("_null")},
-        }
-    )
 
 
 def _layer(record: Record, path: Path) -> LayerReport:

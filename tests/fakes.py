@@ -8,7 +8,7 @@ from torch import nn
 
 from esdmon.analysis import analyze
 from esdmon.records import LayerReport, Report
-from esdmon.state import Plain
+from esdmon.records.serialization import Plain
 
 
 class Reads:

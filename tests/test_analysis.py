@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import esdmon
-from esdmon.analysis import Reader
 from esdmon.errors import InputError
 from esdmon.plugins import Plugins
+from esdmon.runtime.reader import Reader
 from esdmon.spectrum import Measure, Spectrum
 
 
@@ -215,7 +215,7 @@ def test_failing_readings_are_faults_and_few_lines(
     model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(12)))
     with esdmon.watch(model, every=1, budget=None, mode="sync", sinks=None) as monitor:
         with monkeypatch.context() as patch:
-            patch.setattr("esdmon.analysis.read_spectrum", broken)
+            patch.setattr("esdmon.runtime.reader.read_spectrum", broken)
             for _ in range(2):
                 monitor.step()
         failed = monitor.errors

@@ -50,7 +50,7 @@ def test_no_solver_that_holds_the_interpreter_lock() -> None:
 
     One function may use it, which only a process that does nothing else is given.
     """
-    alone = ROOT / "esdmon" / "weights" / "solvers.py"
+    alone = ROOT / "esdmon" / "weights" / "device" / "solvers.py"
     for path in {*(ROOT / "esdmon").rglob("*.py"), *(ROOT / "integrations").rglob("*.py")} - {alone}:
         names = {
             name
@@ -73,8 +73,8 @@ def test_no_solver_that_holds_the_interpreter_lock() -> None:
         pytest.param("import esdmon.cli", {"torch", "numpy", "pluggy", "scipy"}, id="cli"),
         pytest.param("from esdmon.spectrum import Spectrum", {"torch", "scipy", "pluggy", "logging"}, id="spectrum"),
         pytest.param("from esdmon import Phase, Report, Alert", {"torch", "scipy", "pluggy"}, id="public-records"),
-        pytest.param("import esdmon.records, esdmon.faults", {"torch", "scipy", "pluggy"}, id="records"),
-        pytest.param("import esdmon.schedule, esdmon.table", {"torch", "numpy", "pluggy"}, id="schedule"),
+        pytest.param("import esdmon.isolation, esdmon.present.scalars", {"torch", "scipy", "pluggy"}, id="records"),
+        pytest.param("import esdmon.schedule.priority", {"torch", "numpy", "pluggy"}, id="schedule"),
         pytest.param("from esdmon.sinks import JsonlSink", {"torch", "scipy", "pluggy"}, id="sinks"),
         pytest.param("import esdmon.alerts", {"torch", "scipy", "pluggy"}, id="alerts"),
         pytest.param("import esdmon.weights", {"scipy", "pluggy"}, id="weights"),

@@ -14,7 +14,8 @@ from esdmon.alerts import BUILT_IN
 from esdmon.cli import main
 from esdmon.errors import InputError
 from esdmon.records import Alert
-from esdmon.replay import layer_from_record, replay, reports
+from esdmon.records.serialization import layer_from_record
+from esdmon.replay import replay, reports
 from esdmon.sinks import MemorySink, Sink
 
 

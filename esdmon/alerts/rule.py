@@ -1,7 +1,7 @@
-"""What a rule is: what it may look at, and what it answers.
+"""Define what an alert rule is: what it reads, and what it returns.
 
-A rule says what is wrong *now*, each time anew, and knows nothing of before and after: `AlertBook` counts in how many
-readings it was so, and tells what has begun and what has ended.
+A rule reports what is wrong at this step and keeps no state. `AlertManager` counts for how many readings in a row a
+rule has found the same, and decides when an alert begins and ends.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def esdmon_register_sinks() -> Mapping[str, Callable[[str], sinks.Sink]]:
 
 @hookimpl
 def esdmon_register_alert_rules() -> Iterable[alerts.AlertRule]:
-    """All of `esdmon.alerts.builtin`."""
+    """All of `esdmon.alerts.rules.builtin`."""
     return alerts.BUILT_IN
 
 

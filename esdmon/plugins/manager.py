@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 from esdmon.alerts import AlertRule
 from esdmon.errors import InputError, nearest
-from esdmon.faults import describe
+from esdmon.isolation import describe
 from esdmon.plugins.registry import BUILT_IN, Listed, Registry
 from esdmon.records import Alert, LayerReport
 from esdmon.schedule import Schedule

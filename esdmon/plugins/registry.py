@@ -18,7 +18,7 @@ from typing import Any, ParamSpec, TypeVar, final
 
 import pluggy
 
-from esdmon.faults import LIMIT, SLOW, describe
+from esdmon.isolation import LIMIT, SLOW, describe
 from esdmon.plugins import builtin, hookspecs
 
 P = ParamSpec("P")

@@ -4,4 +4,5 @@ from esdmon.sinks.console import ConsoleSink as ConsoleSink
 from esdmon.sinks.jsonl import JsonlSink as JsonlSink
 from esdmon.sinks.memory import MemorySink as MemorySink
 from esdmon.sinks.protocol import Sink as Sink
+from esdmon.sinks.scalar_logger import ScalarLoggerSink as ScalarLoggerSink
 from esdmon.sinks.webhook import WebhookSink as WebhookSink

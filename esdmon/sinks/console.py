@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TextIO, final
 
-from esdmon.colours import coloured
+from esdmon.present.colours import coloured
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.spectrum import Phase
 

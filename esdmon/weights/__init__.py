@@ -1,23 +1,23 @@
 """The torch floor: a model or checkpoint in, named matrices and their spectra out."""
 
 from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
-from esdmon.weights.computed import structure as structure
+from esdmon.weights.device.eigen import check_precision as check_precision
+from esdmon.weights.device.eigen import read_spectrum as read_spectrum
+from esdmon.weights.device.readable import MIN_EIGENVALUES as MIN_EIGENVALUES
+from esdmon.weights.device.solvers import Solver as Solver
+from esdmon.weights.device.solvers import solve_lapack as solve_lapack
+from esdmon.weights.device.solvers import solve_torch as solve_torch
+from esdmon.weights.device.staging import nominal_seconds as nominal_seconds
+from esdmon.weights.device.staging import snapshot as snapshot
+from esdmon.weights.device.update_ratio import Drift as Drift
 from esdmon.weights.discovery import Model as Model
 from esdmon.weights.discovery import Watched as Watched
 from esdmon.weights.discovery import discover as discover
-from esdmon.weights.drift import Drift as Drift
-from esdmon.weights.eigen import check_precision as check_precision
-from esdmon.weights.eigen import read_spectrum as read_spectrum
-from esdmon.weights.extract import Extractor as Extractor
-from esdmon.weights.extract import extract as extract
+from esdmon.weights.layers.extract import Extractor as Extractor
+from esdmon.weights.layers.extract import extract as extract
+from esdmon.weights.layers.parametrized import structure as structure
+from esdmon.weights.layers.quantized import unpacker as unpacker
 from esdmon.weights.matrix import Matrix as Matrix
 from esdmon.weights.matrix import UnreadableError as UnreadableError
-from esdmon.weights.quantised import unpacker as unpacker
-from esdmon.weights.readable import MIN_EIGENVALUES as MIN_EIGENVALUES
 from esdmon.weights.selection import Selection as Selection
-from esdmon.weights.snapshot import nominal_seconds as nominal_seconds
-from esdmon.weights.snapshot import snapshot as snapshot
-from esdmon.weights.solvers import Solver as Solver
-from esdmon.weights.solvers import solve_lapack as solve_lapack
-from esdmon.weights.solvers import solve_torch as solve_torch
 from esdmon.weights.unread import unread as unread

@@ -15,17 +15,17 @@ from torch.nn.utils import parametrize
 from esdmon.errors import InputError
 from esdmon.records import Coverage
 from esdmon.weights import stacks
-from esdmon.weights.computed import as_computed, at_rest
-from esdmon.weights.extract import Extractor, extract
-from esdmon.weights.lora import low_rank
+from esdmon.weights.layers.extract import Extractor, extract
+from esdmon.weights.layers.lora import low_rank
+from esdmon.weights.layers.parametrized import as_computed, at_rest
+from esdmon.weights.layers.quantized import Materializer, materialised, unpacker
+from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, refused, why_not
 from esdmon.weights.names import named_modules, unwrap
-from esdmon.weights.quantised import Materializer, materialised, unpacker
+from esdmon.weights.optional_layers import is_embedding_by_name, output_heads, with_roles
 from esdmon.weights.reference import Before, differences
-from esdmon.weights.roles import is_embedding_by_name, output_heads, with_roles
 from esdmon.weights.selection import Selection, coverage, select
 from esdmon.weights.shards import Outline, find_shards, parameters_of, shard_of
-from esdmon.weights.torch_layers import EMBEDDING
 
 Model = nn.Module | Mapping[str, Tensor]
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esdmon.faults import describe
+from esdmon.isolation import describe
 from esdmon.records import Status
 
 

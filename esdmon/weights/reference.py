@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError
-from esdmon.weights.drift import elements, sample, share, some_of_sample
+from esdmon.weights.device.precision import with_double
+from esdmon.weights.device.update_ratio import elements, sample, share, some_of_sample
 from esdmon.weights.matrix import Matrix, UnreadableError, refused, why_not
-from esdmon.weights.precision import with_double
 
 
 @final

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
+from esdmon.weights.device.readable import MIN_EIGENVALUES, check_kind
 from esdmon.weights.matrix import Matrix, UnreadableError
-from esdmon.weights.readable import MIN_EIGENVALUES, check_kind
 
 
 @dataclass(frozen=True, slots=True)

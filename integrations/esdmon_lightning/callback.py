@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from esdmon.choices import Sinks
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.faults import describe
-from esdmon.hosts import CopiedByOptions, HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
+from esdmon.isolation import describe
+from esdmon.options.resolve import Sinks
 from esdmon.schedule import Schedule
+from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, WatchOptions, own_jsonl, resume
 from esdmon_lightning.loggers import name_of, sink_for
 from esdmon_lightning.looks import Looks
 
@@ -89,7 +89,7 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
 
     def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
         super().__init__()
-        self._given = HostOptions(every=every, sinks=sinks, options=options)
+        self._given = CallbackOptions(every=every, sinks=sinks, options=options)
         self._forget()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:

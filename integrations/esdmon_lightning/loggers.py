@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from esdmon.hosts import NumbersSink
+from esdmon.sinks import ScalarLoggerSink
 from esdmon_tensorboard import TensorBoardSink
 from esdmon_wandb import WandbSink
 
@@ -20,7 +20,7 @@ def sink_for(logger: Any) -> Sink:
         return TensorBoardSink(experiment)
     if hasattr(type(experiment), "define_metric"):
         return WandbSink(experiment)
-    return NumbersSink(
+    return ScalarLoggerSink(
         lambda numbers, step: logger.log_metrics(numbers, step=step), getattr(logger, "save", int), place=logger
     )
 

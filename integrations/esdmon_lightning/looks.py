@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from esdmon.hosts import PREFIX
+from esdmon.trainers.base import PREFIX
 
 
 @dataclass

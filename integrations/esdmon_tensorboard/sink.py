@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, final
 
 from esdmon.errors import MissingExtraError
-from esdmon.picture import Gallery, Showing, draw_esd, prepare
-from esdmon.tags import scalars, tag
+from esdmon.present import Gallery, MediaSchedule, draw_esd, prepare
+from esdmon.present.scalars import scalars, tag
 from esdmon_tensorboard.values import Values, values_of
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ _PATIENCE = 2.0
 class TensorBoardSink:
     """Writes event files of its own by `open(folder)`, or through a writer of the user's, which it leaves open.
 
-    Tags are those of `esdmon.tags`. All of a reading go into one event. Pictures are queued at a report and drawn one
-    by one, by `catch_up`.
+    Tags are those of `esdmon.present.scalars`. All of a reading go into one event. Pictures are queued at a
+    report and drawn one by one, by `catch_up`.
 
     Args:
         writer: torch's or tensorboardX's, or any with their methods; or event files of our own.
@@ -40,7 +40,7 @@ class TensorBoardSink:
     def __init__(self, writer: SummaryWriter | RunFiles, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._output: UsersWriter | RunFiles = UsersWriter(writer) if hasattr(writer, "add_scalar") else writer
         self._clock = clock
-        self._showing = Showing()
+        self._showing = MediaSchedule()
         self._gallery = Gallery()
         self._report: Report | None = None
         self._draws = prepare()
@@ -69,7 +69,7 @@ class TensorBoardSink:
         """Have TensorBoard drop what this run wrote after a step. In a writer of the user's that is the user's."""
         self._output.rewind(step)
         self._gallery.rewind(step)
-        self._showing = Showing()
+        self._showing = MediaSchedule()
 
     def write(self, report: Report) -> None:
         """Write a scalar for each measure and the phase of each layer, and for the summary; queue what has changed."""

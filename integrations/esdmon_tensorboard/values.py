@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from esdmon.tags import tag
+from esdmon.present.scalars import tag
 
 if TYPE_CHECKING:
     from esdmon import LayerReport, Report

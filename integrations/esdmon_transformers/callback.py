@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
-from esdmon.choices import Sinks
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.faults import describe
-from esdmon.hosts import CopiedByOptions, HostOptions, HostsOwn, WatchOptions, own_jsonl, resume
+from esdmon.isolation import describe
+from esdmon.options.resolve import Sinks
 from esdmon.schedule import Schedule
+from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, WatchOptions, own_jsonl, resume
 from esdmon_transformers import folders
 from esdmon_wandb import WandbSink
 
@@ -64,7 +64,7 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
     _stands_for: SpectralMonitor | None
 
     def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
-        self._given = HostOptions(every=every, sinks=sinks, options=options)
+        self._given = CallbackOptions(every=every, sinks=sinks, options=options)
         self._forget()
 
     def on_train_begin(
@@ -174,7 +174,7 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
             )
         merged = given._given.options | options  # noqa: SLF001 -- of the same class
         sinks = given._given.sinks if "sinks" in left_out else self._given.sinks  # noqa: SLF001
-        self._given = HostOptions(every=merged.pop("every"), sinks=sinks, options=merged)
+        self._given = CallbackOptions(every=merged.pop("every"), sinks=sinks, options=merged)
 
     def _forget(self) -> None:
         self.monitor = None

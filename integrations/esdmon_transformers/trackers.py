@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from esdmon.hosts import NumbersSink
+from esdmon.sinks import ScalarLoggerSink
 from esdmon_tensorboard import TensorBoardSink
 from esdmon_wandb import WandbSink
 
@@ -22,4 +22,4 @@ def _sink_for(tracker: Any) -> Sink:
         return TensorBoardSink(tracker.writer)
     if tracker.name == "wandb":
         return WandbSink(tracker.run)
-    return NumbersSink(lambda numbers, step: tracker.log(numbers, step=step), place=tracker)
+    return ScalarLoggerSink(lambda numbers, step: tracker.log(numbers, step=step), place=tracker)

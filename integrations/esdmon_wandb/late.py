@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, final
 
 from esdmon.notice import notice
-from esdmon.picture import prepare
+from esdmon.present import prepare
 from esdmon_wandb.sink import WandbSink
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.picture import Gallery, Showing, draw_esd, prepare
-from esdmon.tags import Namespace, clean, scalars, tag
+from esdmon.present import Gallery, MediaSchedule, draw_esd, prepare
+from esdmon.present.scalars import Namespace, clean, scalars, tag
 from esdmon_wandb.series import Series
 
 if TYPE_CHECKING:
@@ -38,10 +38,11 @@ _log = logging.getLogger("esdmon")
 class WandbSink:
     """Writes to a run that someone else has begun, and leaves it open.
 
-    Keys are the tags of `esdmon.tags`, drawn over `esdmon/step`, an axis of their own. Each key is tied to that axis by
-    its exact name when it is first used, since of two patterns that fit (a Trainer's `*`, and one of ours) either may
-    win. A reading for which the user has logged no row until the next one is overwritten by that: it is in no chart of
-    W&B then, but in a table `esdmon_readings` at the end. Tables are put into the run's summary, which needs no row.
+    Keys are the tags of `esdmon.present.scalars`, drawn over `esdmon/step`, an axis of their own. Each key is tied to
+    that axis by its exact name when it is first used, since of two patterns that fit (a Trainer's `*`, and
+    one of ours) either may win. A reading for which the user has logged no row until the next one is overwritten by
+    that one: it is in no chart of W&B then, but in a table `esdmon_readings` at the end. Tables are put into the run's
+    summary, which needs no row.
 
     Args:
         run: the run.
@@ -51,7 +52,7 @@ class WandbSink:
         self._run = run
         self._names = Namespace(run, f"the W&B run {run.id}")
         self._defined: set[str] = set()
-        self._showing = Showing()
+        self._showing = MediaSchedule()
         self._gallery = Gallery()
         self._draws = prepare()
         self._series = Series()

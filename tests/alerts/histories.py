@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from esdmon.alerts import BUILT_IN, AlertBook, AlertRule
+from esdmon.alerts import BUILT_IN, AlertManager, AlertRule
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
 
@@ -49,7 +49,7 @@ def report(step: int, *layers: LayerReport, waiting: Sequence[str] = ()) -> Repo
 
 def told(rules: AlertRule | Iterable[AlertRule], reports: Iterable[Report]) -> list[Alert]:
     """All that a book of these rules says."""
-    book = AlertBook([rules] if isinstance(rules, AlertRule) else rules)
+    book = AlertManager([rules] if isinstance(rules, AlertRule) else rules)
     return [alert for each in reports for alert in book.take(each, time=0.0)]
 
 

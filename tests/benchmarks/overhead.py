@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 
 import esdmon
-from esdmon.budget import Budget
-from esdmon.demo import MiniAlexNet, digits
+from esdmon.cli.demo import MiniAlexNet, digits
+from esdmon.schedule.budget import Budget
 
 EVERY = 200
 TURN = 2
@@ -156,7 +156,7 @@ class Tool:
 
 def with_esdmon(model: nn.Module, _folder: Path, watch: Stopwatch, *, mode: str, out: str) -> Tool:
     budget = partial(Budget, clock=watch.read_wall, cpu_clock=watch.read_cpu)
-    with mock.patch("esdmon.attach.Budget", budget):
+    with mock.patch("esdmon.watching.Budget", budget):
         monitor = esdmon.watch(model, every=EVERY, mode=mode, sinks=[f"tensorboard:{out}", f"jsonl:{out}/e.jsonl"])
     tool = Tool(settle=monitor.flush, close=monitor.close)
 

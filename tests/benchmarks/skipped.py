@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from esdmon.analysis import Reader
-from esdmon.demo import MiniAlexNet, batches, digits
+from esdmon.cli.demo import MiniAlexNet, batches, digits
 from esdmon.plugins import Plugins
 from esdmon.records import LayerReport
-from esdmon.turns import TOLERANCE
+from esdmon.runtime.reader import Reader
+from esdmon.schedule.priority import TOLERANCE
 from esdmon.weights import Drift
 from tests.benchmarks.overhead import TASKS
 

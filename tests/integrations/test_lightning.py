@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import esdmon
 import esdmon.schedule
 from esdmon.errors import InputError
-from esdmon.hosts import WatchOptions
 from esdmon.sinks import MemorySink
+from esdmon.trainers.base import WatchOptions
 from esdmon_lightning import SpectralMonitor
 from tests.rules import ALWAYS
 

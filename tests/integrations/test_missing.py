@@ -56,7 +56,7 @@ def run(script: str, *packages: str) -> str:
         ("transformers", "told(lambda: __import__('esdmon_transformers'))", "transformers"),
         (
             "matplotlib",
-            "import esdmon.picture as p; told(lambda: p.draw_esd(esdmon.analyze(torch.nn.Linear(64, 64)).layers[0]))",
+            "import esdmon.present as p; told(lambda: p.draw_esd(esdmon.analyze(torch.nn.Linear(64, 64)).layers[0]))",
             "demo",
         ),
     ],

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 import esdmon
 from esdmon.errors import InputError
-from esdmon.picture import MOST
+from esdmon.present.media import MOST
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
 from esdmon.spectrum.measures import BUILT_IN

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import esdmon
-from esdmon import faults
-from esdmon.demo import batches, digits
+from esdmon import isolation as faults
+from esdmon.cli.demo import batches, digits
 from esdmon.plugins import registry
 from esdmon.sinks import Sink
 from esdmon.testing import check_measure, check_rule, check_sink

@@ -7,7 +7,7 @@ from typing import TextIO
 
 import pytest
 
-from esdmon.colours import COLOURS, coloured
+from esdmon.present.colours import COLOURS, coloured
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.sinks import ConsoleSink, Sink
 from esdmon.spectrum import Phase

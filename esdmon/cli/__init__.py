@@ -1,0 +1,3 @@
+"""The command `esdmon`."""
+
+from esdmon.cli.parser import main as main

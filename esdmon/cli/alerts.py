@@ -1,0 +1,88 @@
+"""Print what `esdmon alerts …` shows."""
+
+import json
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+from esdmon.alerts import AlertRule
+from esdmon.alerts.config import AlertConfig, choose_rules, read_settings
+from esdmon.errors import InputError, nearest
+from esdmon.plugins import Plugins
+from esdmon.records.table import format_table
+from esdmon.replay import replay
+
+_WIDTH = 80
+_COUNTED = {"moves": "readings", "readings": "readings", "reports": "reports"}
+
+
+def explain(names: list[str]) -> None:
+    """Print the pages of rules; of all, where none is named.
+
+    Raises:
+        InputError: for a name that is none.
+    """
+    known = Plugins().rules
+    for name in names:
+        if name not in known:
+            raise InputError(f"no rule {name!r}; there are {', '.join(known)}.{nearest(name, known)}")
+    print("\n\n".join(_page(known[name]) for name in names or known))
+
+
+def check(file: str) -> None:
+    """Print what a TOML file comes to.
+
+    Raises:
+        InputError: for the first thing in it that is wrong.
+    """
+    settings = read_settings(file, Plugins().rules)
+    rows = [[rule.name, rule.severity, str(rule.checks), str(rule.clear), _thresholds(rule)] for rule in settings.rules]
+    print(format_table(["rule", "severity", "for", "clear", "thresholds"], rows, left=(0, 1, 4)))
+    for words, rules in (("ends the training", settings.stop_on), ("saves a checkpoint", settings.save_on)):
+        if rules:
+            print(f"{words}: {', '.join(rules)}")
+    if settings.webhook:
+        print("alerts go to the webhook as well")
+
+
+def show(run: str, file: str | None, *, as_json: bool) -> int:
+    """Print the alerts that rules would have raised in a run.
+
+    Returns:
+        1 where a warning or worse would have fired, 0 where not.
+
+    Raises:
+        InputError: where the run or the file cannot be read.
+    """
+    known = Plugins().rules
+    settings = read_settings(file, known) if file else AlertConfig(choose_rules(["default"], known))
+    alerts = replay(Path(run), settings.rules)
+    if as_json:
+        for alert in alerts:
+            print(json.dumps({"schema": 1, "kind": "alert"} | alert.to_record(), ensure_ascii=False))
+    else:
+        for alert in alerts:
+            text = f"step {alert.step}, {alert.severity}, {alert.state}: {alert.message}"
+            print(textwrap.fill(text, _WIDTH, subsequent_indent="    "))
+        fired = Counter(alert.rule for alert in alerts if alert.state == "firing")
+        counted = ", ".join(f"{rule} {count}" for rule, count in fired.most_common())
+        print(f"{len(settings.rules)} rules: {counted or 'no alert'}")
+    return int(any(alert.severity != "info" for alert in alerts))
+
+
+def _page(rule: AlertRule) -> str:
+    counted = "at once" if rule.checks == 1 else f"after {rule.checks} {_COUNTED[rule.counts]} in a row"
+    paragraphs = rule.page.split("\n\n")
+    if rule.advice:
+        paragraphs.append(f"What to do: {rule.advice}")
+    if rule.thresholds:
+        paragraphs.append(f"Thresholds: {_thresholds(rule)}")
+    return "\n\n".join([f"{rule.name}: {rule.severity}, {counted}", *map(_indented, paragraphs)])
+
+
+def _indented(paragraph: str) -> str:
+    return textwrap.fill(" ".join(paragraph.split()), _WIDTH, initial_indent="    ", subsequent_indent="    ")
+
+
+def _thresholds(rule: AlertRule) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in rule.thresholds.items())

@@ -1,0 +1,189 @@
+"""The command `esdmon`: the edge where errors become one line and an exit status."""
+
+import argparse
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import TypeVar
+
+from esdmon.errors import EsdmonError
+
+Number = TypeVar("Number", int, float)
+FAILURE = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns what the command does, or 2 for what the user can put right, 130 for Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows ASCII only gets a ? for a ×
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()  # whoever read it, `head` say, has had enough
+        return FAILURE
+    except OSError as error:
+        _drop_output()
+        print(f"esdmon {options.command}: cannot write: {error.strerror or error}", file=sys.stderr)
+        return FAILURE
+    except EsdmonError as error:
+        print(f"esdmon {options.command}: {error}", file=sys.stderr)
+        return FAILURE
+    except KeyboardInterrupt:
+        print(f"\nesdmon {options.command}: stopped.", file=sys.stderr)
+        return INTERRUPTED
+    return status
+
+
+def _drop_output() -> None:
+    """Point standard output to nowhere, so that what is left in its buffer does not complain at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="esdmon", description="Watch the spectra of a network's weights.")
+    parser.add_argument("--version", action="version", version=version("esdmon"))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands.add_parser("demo", help="train a small network on digits and watch its spectra live"))
+    _add_scan(commands.add_parser("scan", help="read the spectra of a checkpoint"))
+    _add_alerts(commands.add_parser("alerts", help="explain and check alert rules, and try them on a finished run"))
+    listing = commands.add_parser("plugins", help="list plugins, with version and hooks")
+    listing.description = "List the plugins that are installed, with version and hooks, and why one is not used."
+    listing.epilog = "Exit status: 0; 1 where one could not be used."
+    listing.add_argument("--json", action="store_true", help="a JSON object for each plugin")
+    listing.set_defaults(run=_plugins)
+    return parser
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Train MiniAlexNet on scikit-learn's digits with esdmon.watch attached."
+    default = "(default: %(default)s)"
+    parser.add_argument("--batch-size", type=_number(int, 1, 1797), default=8, metavar="N", help=f"1 to 1797 {default}")
+    parser.add_argument("--lr", type=_number(float, 0, 10), default=0.004, help=f"learning rate of SGD {default}")
+    parser.add_argument("--epochs", type=_number(int, 1, 10_000), default=20, metavar="N", help=f"passes {default}")
+    parser.add_argument("--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help=default)
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help=f"where the data goes {default}")
+    parser.set_defaults(run=_demo)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from esdmon.cli import demo  # noqa: PLC0415 -- loads torch; `esdmon --help` should not
+
+    settings = demo.DemoOptions(
+        batch_size=options.batch_size, lr=options.lr, epochs=options.epochs, seed=options.seed, out=options.out
+    )
+    demo.run(settings)
+    return 0
+
+
+def _add_scan(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Read the weights of a checkpoint, tensor by tensor: a .pt, .pth, .ckpt, .bin or .safetensors file, a folder "
+        "of Hugging Face, or one of torch's distributed checkpoints. Nothing in it is run. Under torchrun the work is "
+        "split over the ranks."
+    )
+    parser.epilog = "Exit status: 0; 1 where a weight is zero, not finite or failed; 2 where nothing could be read."
+    parser.add_argument("path", metavar="PATH", help="file or folder")
+    parser.add_argument("--layers", nargs="+", metavar="PATTERN", help="read only these; '*.q_proj', '*/head.3'")
+    parser.add_argument("--exclude", nargs="+", metavar="PATTERN", default=[], help="leave these out")
+    parser.add_argument("--max-eigenvalues", type=_number(int, 1, 10**9), metavar="N", help="leave out larger matrices")
+    parser.add_argument("--compare", metavar="OTHER", help="an earlier checkpoint: tell what has moved from there")
+    parser.add_argument("--reference", metavar="OTHER", help="read the difference from a checkpoint: W − W₀")
+    parser.add_argument("--measures", nargs="+", metavar="NAME", help="'all', or names of measures")
+    parser.add_argument("--exact", action="store_true", help="compute in float64 throughout")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="one JSON object")
+    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a line for each matrix")
+    parser.set_defaults(run=_scan, form="table")
+
+
+def _scan(options: argparse.Namespace) -> int:
+    from esdmon.cli import scan  # noqa: PLC0415 -- loads torch
+    from esdmon.weights import Selection  # noqa: PLC0415
+
+    measures = options.measures or "default"
+    settings = scan.ScanOptions(
+        path=options.path,
+        selection=Selection(options.layers, options.exclude, max_eigenvalues=options.max_eigenvalues),
+        compare=options.compare,
+        reference=options.reference,
+        measures="all" if measures == ["all"] else measures,
+        precision="exact" if options.exact else "auto",
+        form=options.form,
+    )
+    return scan.scan(settings)
+
+
+def _add_alerts(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Explain alert rules, check a TOML file of theirs, and try them on a finished run."
+    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+    explain = commands.add_parser("explain", help="what rules look at, why, and by which source")
+    explain.add_argument("rules", nargs="*", metavar="RULE", help="names of rules; all where left out")
+    explain.set_defaults(run=_alerts_explain)
+    check = commands.add_parser("check", help="check a TOML file, and show what it comes to")
+    check.add_argument("file", metavar="FILE", help="the file that watch(alerts=FILE) is to be given")
+    check.set_defaults(run=_alerts_check)
+    replay = commands.add_parser(
+        "replay",
+        help="the alerts that rules would have raised in a run",
+        description="Ask rules about the readings of a finished run, as if it were training again.",
+        epilog="Exit status: 0; 1 where a warning or worse would have fired; 2 where nothing could be read.",
+    )
+    replay.add_argument("run_path", metavar="RUN", help="the JSONL of a run, or the folder it lies in")
+    replay.add_argument("--alerts", metavar="FILE", help="a TOML file; the rules as they are where left out")
+    replay.add_argument("--json", action="store_true", help="a JSON object for each alert")
+    replay.set_defaults(run=_alerts_replay)
+
+
+def _alerts_explain(options: argparse.Namespace) -> int:
+    from esdmon.cli import alerts  # noqa: PLC0415 -- loads numpy
+
+    alerts.explain(options.rules)
+    return 0
+
+
+def _alerts_check(options: argparse.Namespace) -> int:
+    from esdmon.cli import alerts  # noqa: PLC0415
+
+    alerts.check(options.file)
+    return 0
+
+
+def _alerts_replay(options: argparse.Namespace) -> int:
+    from esdmon.cli import alerts  # noqa: PLC0415
+
+    return alerts.show(options.run_path, options.alerts, as_json=options.json)
+
+
+def _plugins(options: argparse.Namespace) -> int:
+    from esdmon.cli import plugins  # noqa: PLC0415 -- loads numpy
+
+    return plugins.show(as_json=options.json)
+
+
+def _number(kind: type[Number], low: Number, high: Number) -> Callable[[str], Number]:
+    """A parser of numbers in [low, high], whose complaint argparse prints; for floats low is excluded."""
+
+    def parse(text: str) -> Number:
+        try:
+            value = kind(text)
+        except ValueError as error:
+            msg = f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            raise argparse.ArgumentTypeError(msg) from error
+        inside = low <= value <= high if kind is int else math.isfinite(value) and low < value <= high
+        if not inside:
+            bounds = f"from {low} to {high}" if kind is int else f"above {low} and at most {high}"
+            msg = f"{text} is out of range: give a number {bounds}"
+            raise argparse.ArgumentTypeError(msg)
+        return value
+
+    return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

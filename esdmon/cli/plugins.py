@@ -1,0 +1,28 @@
+"""Print what `esdmon plugins` shows."""
+
+import json
+import textwrap
+from dataclasses import asdict
+
+from esdmon.plugins import Plugins
+from esdmon.plugins.registry import DISABLE
+
+_WIDTH = 80
+
+
+def show(*, as_json: bool) -> int:
+    """Print the plugins that are known, with version and hooks, also those that are not used.
+
+    Returns:
+        1 where one could not be used, 0 where not; one that is disabled is no fault.
+    """
+    listed = Plugins().listed
+    if as_json:
+        for each in listed:
+            print(json.dumps(asdict(each), ensure_ascii=False))
+    else:
+        for each in listed:
+            print(" ".join(filter(None, (each.name, f"({each.version})" if each.version else "", each.source))))
+            text = f"not used: {each.fault}" if each.fault else ", ".join(each.hooks)
+            print(textwrap.fill(text, _WIDTH, initial_indent="    ", subsequent_indent="    "))
+    return int(any(each.fault and DISABLE not in each.fault for each in listed))

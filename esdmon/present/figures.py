@@ -1,0 +1,204 @@
+"""The spectrum of a layer as a picture, for sinks that show pictures. Drawn from its record alone.
+
+Pictures are drawn while a model trains, so they must cost no more than a reading: matplotlib is imported and used once
+before training (`prepare`), one figure serves all pictures, and the axes, the key and the numbers at the axes are drawn
+by hand, without matplotlib's locators, formatters and layout, which took nine tenths of the time.
+"""
+
+import logging
+import threading
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esdmon.errors import MissingExtraError
+from esdmon.records import Esd, LayerReport
+from esdmon.spectrum import mp_density, mp_edges
+
+if TYPE_CHECKING:
+    from matplotlib.text import Text
+
+_log = logging.getLogger("esdmon")
+SIZE = (6.4, 4.0)  # inches, at 100 dots
+_BOX = (0.115, 0.15, 0.86, 0.605)  # left, bottom, width and height of the axes, in parts of the picture
+_LONGEST_NAME = 50  # characters that fit beside the step
+_MOST_TICKS = 6
+_BLUE, _RED, _BLACK, _GREY = "#9db7d5", "#c0392b", "#222222", "#dddddd"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_local = threading.local()
+
+
+def prepare() -> bool:
+    """Draw a first picture, so that no later one waits for an import.
+
+    Returns:
+        Whether pictures can be drawn: False without matplotlib.
+    """
+    esd = Esd(-2.0, 0.0, (1, 2, 1))
+    try:
+        draw_esd(LayerReport("fc", "ok", 0, N=4, M=4, esd=esd, measures={"bulk_sigma": 0.5, "bulk_edge": 1.0}))
+    except MissingExtraError:
+        return False
+    except Exception as error:  # noqa: BLE001 -- an installation that is damaged must not keep a model from training
+        _log.warning("esdmon: no pictures are drawn: matplotlib cannot be used (%s). Install it again.", error)
+        return False
+    return True
+
+
+def draw_esd(layer: LayerReport) -> NDArray[np.uint8]:
+    """Draw the density of eigenvalues on logarithmic axes, the law of noise with its edge, and the fitted power law.
+
+    Returns:
+        Red, green and blue of (height, width).
+
+    Raises:
+        MissingExtraError: without matplotlib.
+        ValueError: for a layer without a histogram.
+    """
+    painter: _Painter | None = getattr(_local, "painter", None)
+    if painter is None:
+        try:
+            painter = _local.painter = _Painter()
+        except ImportError as error:
+            raise MissingExtraError("a picture of a spectrum", "matplotlib", "demo") from error
+    return painter.draw(layer)
+
+
+@final
+class _Painter:
+    """One figure, of one thread, whose parts are changed from picture to picture.
+
+    Fonts and colours are all given, so that a style of the user's (`rcParams`) changes nothing here.
+    """
+
+    def __init__(self) -> None:
+        # No pyplot: it keeps figures, and picks a display, for the whole process.
+        from matplotlib import get_data_path  # noqa: PLC0415 -- optional
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+        from matplotlib.collections import LineCollection  # noqa: PLC0415
+        from matplotlib.figure import Figure  # noqa: PLC0415
+        from matplotlib.font_manager import get_font  # noqa: PLC0415
+
+        self._font = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+        self._known = get_font(str(self._font)).get_charmap().keys()
+        self._figure = Figure(figsize=SIZE, dpi=100, facecolor="white")
+        self._canvas = FigureCanvasAgg(self._figure)
+        self._axes = self._figure.add_axes(_BOX)
+        self._axes.set_axis_off()
+        self._grid = LineCollection([], colors=_GREY, linewidths=0.8, zorder=0)
+        self._axes.add_collection(self._grid, autolim=False)
+        self._bars = self._axes.stairs([1.0], [0.0, 1.0], fill=True, color=_BLUE, zorder=1)
+        (self._noise,) = self._axes.plot([], [], color=_RED, lw=2, ls="-", marker="", zorder=3)
+        (self._edge,) = self._axes.plot([], [], color=_RED, lw=1.5, ls=":", marker="", zorder=2)
+        (self._law,) = self._axes.plot([], [], color=_BLACK, lw=2, marker="", zorder=4)
+        self._title = self._text(0.02, 0.945, 12.5)
+        self._step = self._text(0.98, 0.945, 12, at="right")
+        self._phase = self._text(0.02, 0.875, 12)
+        self._law_key = self._text(0.98, 0.875, 11, at="right")
+        self._text(0.02, 0.805, 11, "■", color=_BLUE)
+        self._text(0.05, 0.805, 11, "eigenvalues")
+        self._noise_key = self._text(0.26, 0.805, 11, "━ noise that fits the bulk", color=_RED)
+        self._edge_key = self._text(0.98, 0.805, 11, "┊ edge of that noise, λ⁺", color=_RED, at="right")
+        self._text(_BOX[0] + _BOX[2] / 2, 0.025, 11, "λ of WᵀW/N", at="center")
+        self._text(0.025, _BOX[1] + _BOX[3] / 2, 11, "density", at="center", rotation=90)
+        self._at_x = [self._text(0, 0.09, 10.5, at="center") for _ in range(_MOST_TICKS + 1)]
+        self._at_y = [self._text(_BOX[0] - 0.012, 0, 10.5, at="right") for _ in range(_MOST_TICKS + 1)]
+
+    def draw(self, layer: LayerReport) -> NDArray[np.uint8]:
+        """Draw one layer."""
+        if layer.esd is None:
+            msg = f"{layer.name} has no histogram to draw"
+            raise ValueError(msg)
+        name = layer.name if len(layer.name) <= _LONGEST_NAME else f"…{layer.name[1 - _LONGEST_NAME :]}"
+        self._title.set_text(self._readable(name))
+        self._step.set_text(f"step {layer.step}")
+        self._phase.set_text(layer.phase.value)
+        bottom, top = self._draw_bars(layer.esd)
+        right = self._draw_noise(layer, layer.esd, bottom, top)
+        self._draw_law(layer, layer.esd)
+        margin = 0.03 * (right - layer.esd.low)
+        self._draw_axes((layer.esd.low - margin, right + margin), (bottom, top))
+        self._canvas.draw()  # type: ignore[no-untyped-call]
+        return np.asarray(self._canvas.buffer_rgba())[..., :3].copy()  # type: ignore[no-untyped-call]
+
+    def _text(self, x: float, y: float, size: float, text: str = "", *, at: str = "left", **more: object) -> "Text":
+        from matplotlib.font_manager import FontProperties  # noqa: PLC0415 -- optional
+
+        given = {"color": _BLACK, "usetex": False, "parse_math": False, "va": "center"} | more
+        font = FontProperties(fname=str(self._font), size=size)
+        return self._figure.text(x, y, text, ha=at, fontproperties=font, **given)  # type: ignore[arg-type]
+
+    def _readable(self, name: str) -> str:
+        """Replace what the font cannot show."""
+        return "".join(letter if ord(letter) in self._known and letter.isprintable() else "?" for letter in name)
+
+    def _draw_bars(self, esd: Esd) -> tuple[float, float]:
+        """Draw the histogram. Return the lower and the upper end of the vertical axis."""
+        counts, widths = np.asarray(esd.counts, dtype=float), np.asarray(esd.widths)
+        heights = np.log10(np.maximum(counts, 1e-9) / (esd.total * widths))
+        seen = heights[counts > 0]
+        bottom, top = float(seen.min()) - 0.5, float(seen.max()) + 0.5
+        self._bars.set_data(np.where(counts > 0, heights, bottom), np.asarray(esd.edges), baseline=bottom)
+        return bottom, top
+
+    def _draw_noise(self, layer: LayerReport, esd: Esd, bottom: float, top: float) -> float:
+        """Draw the law of Marchenko and Pastur, and its edge. Return the right end of what is drawn."""
+        sigma2, edge = layer.measures.get("bulk_sigma", np.nan) ** 2, layer.measures.get("bulk_edge", np.nan)
+        is_known = bool(np.isfinite(edge) and edge > 0 and sigma2 > 0)
+        for artist in (self._noise, self._edge, self._noise_key, self._edge_key):
+            artist.set_visible(is_known)
+        if not is_known:
+            return esd.high
+        low, high = mp_edges(layer.Q)
+        inside = np.geomspace(max(low, 1e-6 * high), high, 200)[1:-1]
+        share = 1 - layer.measures.get("n_spikes", 0.0) / layer.n_eigenvalues
+        with np.errstate(all="ignore"):
+            density = np.log10(share * mp_density(inside, layer.Q) / sigma2)
+        self._noise.set_data(np.log10(inside * sigma2), density)
+        self._edge.set_data([np.log10(edge)] * 2, [bottom, top])
+        return max(esd.high, float(np.log10(edge)))
+
+    def _draw_law(self, layer: LayerReport, esd: Esd) -> None:
+        """Draw the power law from xmin on, broken where it is not told apart from noise."""
+        alpha, xmin, n_tail = (layer.measures.get(name, np.nan) for name in ("alpha", "xmin", "n_tail"))
+        is_known = bool(np.isfinite(alpha) and alpha > 1 and xmin > 0 and n_tail > 0)
+        self._law.set_visible(is_known)
+        self._law_key.set_visible(is_known)
+        if not is_known:
+            return
+        start = np.log10(xmin)
+        height = np.log10(n_tail / layer.n_eigenvalues * (alpha - 1)) - start
+        self._law.set_data([start, esd.high], [height, height - alpha * (esd.high - start)])
+        self._law.set_linestyle("-" if layer.alpha_is_meaningful else "--")
+        fit = f"α = {alpha:.2f} ± {layer.measures.get('alpha_stderr', np.nan):.2f}"
+        noise = f"╍ power law ({fit}), not told apart from noise"
+        self._law_key.set_text(f"━ power law, {fit}" if layer.alpha_is_meaningful else noise)
+
+    def _draw_axes(self, xlim: tuple[float, float], ylim: tuple[float, float]) -> None:
+        """Draw the frame, and a line and a number at decades, or at round numbers where there is no decade."""
+        self._axes.set_xlim(*xlim)
+        self._axes.set_ylim(*ylim)
+        left, bottom, width, height = _BOX
+        at_x, at_y = ticks(*xlim), ticks(*ylim)
+        for text, tick in zip_longest(self._at_x, at_x):
+            text.set_text(tick[1] if tick else "")
+            text.set_x(left + width * (tick[0] - xlim[0]) / (xlim[1] - xlim[0]) if tick else 0)
+        for text, tick in zip_longest(self._at_y, at_y):
+            text.set_text(tick[1] if tick else "")
+            text.set_y(bottom + height * (tick[0] - ylim[0]) / (ylim[1] - ylim[0]) if tick else 0)
+        upright = [[(x, ylim[0]), (x, ylim[1])] for x in (*(x for x, _ in at_x), *xlim)]
+        level = [[(xlim[0], y), (xlim[1], y)] for y in (*(y for y, _ in at_y), *ylim)]
+        self._grid.set_segments(upright + level)
+
+
+def ticks(low: float, high: float) -> Sequence[tuple[float, str]]:
+    """Choose at most six places, and their numbers, on an axis that shows log₁₀ from `low` to `high`."""
+    every = int(np.ceil((high - low) / _MOST_TICKS))
+    decades = range(int(np.ceil(low / every)) * every, int(np.floor(high)) + 1, every)
+    if len(decades) > 1:
+        return [(float(k), f"10{str(k).translate(_SUPERSCRIPTS)}") for k in decades]
+    return [(float(x), f"{10**x:.3g}") for x in np.linspace(low, high, 6)[1:-1]]

@@ -1,0 +1,16 @@
+"""What passes between the floors, to the sinks and to the user: frozen records of numbers and words, never tensors."""
+
+from esdmon.records.alert import Alert as Alert
+from esdmon.records.alert import AlertState as AlertState
+from esdmon.records.alert import Severity as Severity
+from esdmon.records.layer import MOVED as MOVED
+from esdmon.records.layer import Esd as Esd
+from esdmon.records.layer import LayerReport as LayerReport
+from esdmon.records.layer import Status as Status
+from esdmon.records.report import Coverage as Coverage
+from esdmon.records.report import Report as Report
+from esdmon.records.report import Skipped as Skipped
+from esdmon.records.summary import SUMMARISED as SUMMARISED
+from esdmon.records.text import show as show
+from esdmon.records.values import SCHEMA as SCHEMA
+from esdmon.records.values import Record as Record

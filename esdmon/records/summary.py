@@ -1,0 +1,47 @@
+"""A model in a few numbers."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from esdmon.records.layer import LayerReport
+from esdmon.spectrum import Phase
+
+SUMMARISED = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy")
+"""Measures whose median over the layers is part of a summary."""
+
+
+def summarize(
+    layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str], firing: Mapping[str, int]
+) -> dict[str, float]:
+    """Return medians over the layers, the number of layers in each phase, and the age of the oldest reading.
+
+    Args:
+        layers: all that were read so far.
+        step: the step that is summarized; layers with this `step` count as new.
+        waiting: names of matrices that were not read yet.
+        firing: for each alert rule that has fired, in how many layers it does so now.
+
+    Returns:
+        Numbers by name. `alpha_median` is over the layers whose alpha is meaningful; a median over no layers is absent.
+    """
+    ok = [layer for layer in layers if layer.status == "ok"]
+    numbers = {f"{name}_median": median(values) for name in SUMMARISED if (values := _known(name, ok))}
+    counts = Counter(layer.phase for layer in ok)
+    numbers |= {f"layers_{phase.value}": float(counts[phase]) for phase in Phase}
+    numbers["layers_not_ok"] = float(len(layers) - len(ok))
+    numbers["layers_new"] = float(sum(layer.step == step for layer in layers))
+    numbers["layers_unchanged"] = float(sum(layer.unchanged for layer in layers))
+    numbers["layers_waiting"] = float(len(waiting))
+    numbers["alerts_firing"] = float(sum(firing.values()))
+    numbers |= {f"alert_{rule}": float(count) for rule, count in firing.items()}
+    numbers["age_max"] = float(max((step - layer.step for layer in layers), default=0))
+    return numbers
+
+
+def _known(measure: str, layers: Sequence[LayerReport]) -> list[float]:
+    """Return the finite values of a measure; of alpha only those that are meaningful."""
+    chosen = [layer for layer in layers if measure != "alpha" or layer.alpha_is_meaningful]
+    values = [layer.measures.get(measure, math.nan) for layer in chosen]
+    return [value for value in values if math.isfinite(value)]

@@ -1,0 +1,20 @@
+"""Values as JSON can hold them."""
+
+import math
+from numbers import Integral, Real
+from typing import Any, TypeAlias
+
+SCHEMA = 1
+"""Version of the JSON form of records; every JSON object carries it."""
+
+Record: TypeAlias = dict[str, Any]
+"""A flat JSON object."""
+
+
+def jsonable(value: Any) -> Any:
+    """Return a number of any library as Python's own, None for one that is not finite, other values unchanged."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None

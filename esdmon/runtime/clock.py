@@ -1,0 +1,276 @@
+"""Count the steps of an optimizer by its hooks, and say early where they are not the steps of the training."""
+
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
+
+from esdmon.errors import InputError
+from esdmon.isolation import Faults
+
+_log = logging.getLogger("esdmon")
+FOREIGN_STEPS = 20
+"""Steps of another optimizer with the same weights, or changes of a weight, after which the optimizer that was given is
+reported as not the one that trains. Our choice."""
+FIRST_LOOK = 3
+"""Backward passes before the first look at whether weights move without a counted step; then it is 6, 12, 24 and so on.
+Our choice."""
+# What torch wraps around the step of every optimizer class: one function, so one code object. It is not read off the
+# class, whose step torch.compile wraps once more (LBFGS, SparseAdam).
+_STEP_WRAPPER = Optimizer.profile_hook_step(lambda _: None).__code__
+_CHANGES = 2  # looks at which a weight has changed: a checkpoint that is loaded changes it once
+_SAMPLE = 16  # elements of a weight that are compared
+_IN_BACKWARD = (
+    "esdmon: the optimizer steps within backward(), while other weights are still to be updated: its steps are not "
+    "counted. Leave the optimizer out of watch(), and call monitor.step() after backward()."
+)
+
+
+def hookable(given: Any) -> Optimizer:
+    """Return the torch optimizer inside a wrapper such as Accelerate's, whose own hooks do not work.
+
+    Raises:
+        InputError: for anything else than an optimizer of torch with hooks, or a wrapper with one as `optimizer`.
+    """
+    inner = unwrapped(given)
+    if not _has_hooks(inner):
+        held = [name for name, value in _attributes(inner).items() if _has_hooks(value)]
+        advice = f"Give watch() the optimizer inside it, .{held[0]}, or leave" if held else "Leave"
+        swapped = " Are model and optimizer swapped?" if isinstance(given, torch.nn.Module) else ""
+        msg = (
+            f"optimizer is a {type(inner).__name__}, not a torch.optim.Optimizer with hooks, so its steps cannot be "
+            f"counted.{swapped} {advice} it out and call monitor.step() after each step"
+        )
+        raise InputError(msg)
+    found: Optimizer = inner
+    return found
+
+
+def unwrapped(given: Any) -> Any:
+    """Return the first torch optimizer with hooks inside wrappers that have it as `optimizer`, or the innermost."""
+    inner, seen = given, list[Any]()
+    while not _has_hooks(inner) and not any(inner is each for each in seen):
+        seen.append(inner)
+        try:
+            inner = inner.optimizer
+        except Exception:  # noqa: BLE001 -- a stranger's attribute, or none
+            break
+    return inner
+
+
+def _has_hooks(optimizer: object) -> bool:
+    return isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks")
+
+
+def _attributes(wrapper: object) -> dict[str, Any]:
+    return vars(wrapper) if hasattr(wrapper, "__dict__") else {}
+
+
+@final
+class Clock:
+    """Call `on_step` after each step of an optimizer, or of the one that it wraps where that steps alone.
+
+    Some optimizers are stepped in parts (`first_step`, `second_step` of SAM), and their own `step` is never called; the
+    optimizer inside them is. Where neither steps while weights move, one log line says so, with what to do.
+
+    Args:
+        optimizer: with hooks, see `hookable`.
+        on_step: called after each step.
+        faults: where what fails in a hook is counted, so that it does not reach the optimizer's step.
+    """
+
+    def __init__(self, optimizer: Optimizer, on_step: Callable[[], object], faults: Faults) -> None:
+        self._faults = faults
+        self._optimizer = optimizer
+        self._inner = [held for held in _attributes(optimizer).values() if _has_hooks(held)]
+        self._on_step = on_step
+        self._parameters = {id(parameter) for parameter in _parameters(optimizer)}
+        self._witness = next(iter(_parameters(optimizer)), None)
+        self._version = self._version_now()
+        self._steps = 0
+        self._foreign = 0
+        self._unrelated: weakref.WeakSet[Optimizer] = weakref.WeakSet()
+        self._has_warned = False
+        self._handle = optimizer.register_step_post_hook(_untraced(self._after))
+        # torch keeps this one for the whole process, so it must not keep the model, and goes with this object.
+        for_all = register_optimizer_step_post_hook(_untraced(_weakly(self._after_any)))
+        self._remove_from_all = weakref.finalize(self, for_all.remove)
+        self._look_out = _LookOut(self._witness, self._weights_move, is_stepping=lambda: self._depth() > 0)
+
+    def close(self) -> None:
+        """Remove the hooks. Log where weights have moved on since the last counted step."""
+        self._handle.remove()
+        self._remove_from_all()
+        self._look_out.close()
+        if self._version_now() - self._version >= FOREIGN_STEPS:
+            self._warn(f"weights have changed {self._version_now() - self._version} times since its last step")
+
+    def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        """Count a step, once where it calls the step of a parent class, whose hooks fire too."""
+        with self._faults.isolated("clock", self._steps, pauses=False):
+            if self._depth() > 1 or is_captured():
+                return
+            if not _is_in_backward():
+                self._count()
+            elif not self._has_warned:
+                self._has_warned = True
+                _log.warning(_IN_BACKWARD)
+
+    def _after_any(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
+        """Count a step of the optimizer inside; of one that is neither, note that it trains the same weights."""
+        if optimizer is self._optimizer:
+            return
+        with self._faults.isolated("clock", self._steps, pauses=False):
+            if _is_in_backward() or self._depth() or is_captured():
+                return
+            if any(optimizer is inner for inner in self._inner):
+                self._count()
+            elif not self._has_warned and self._shares_weights(optimizer):
+                self._foreign += 1
+                if self._foreign >= FOREIGN_STEPS:
+                    name = type(optimizer).__name__
+                    self._warn(f"{name}, which holds the same weights, has taken {self._foreign} steps since its last")
+
+    def _shares_weights(self, optimizer: Optimizer) -> bool:
+        if optimizer not in self._unrelated:
+            with suppress(Exception):  # groups of any form: it is no business of ours
+                if any(id(parameter) in self._parameters for parameter in _parameters(optimizer)):
+                    return True
+            self._unrelated.add(optimizer)
+        return False
+
+    def _count(self) -> None:
+        self._steps += 1
+        self._foreign = 0
+        self._look_out.close()
+        self._on_step()
+        self._version = self._version_now()
+
+    def _depth(self) -> int:
+        """Return how many calls of the optimizer's step are on the stack.
+
+        Read off the stack, and not kept as a count, which an exception in mid-step would leave wrong.
+        """
+        frame, depth = inspect.currentframe(), 0
+        while frame is not None:
+            depth += frame.f_code is _STEP_WRAPPER and frame.f_locals.get("self") is self._optimizer
+            frame = frame.f_back
+        return depth
+
+    def _weights_move(self) -> None:
+        self._warn("weights change, and its step() was not called")
+
+    def _warn(self, what: str) -> None:
+        if self._has_warned:
+            return
+        self._has_warned = True
+        _log.warning(
+            "esdmon: the optimizer that watch() was given (%s) does not train: %s (%d steps counted). Nothing is read "
+            "until it steps. Give watch() the optimizer that trains, or none, and call monitor.step() after each step.",
+            type(self._optimizer).__name__,
+            what,
+            self._steps,
+        )
+
+    def _version_now(self) -> int:
+        """Return how often torch has changed a weight in place."""
+        with suppress(RuntimeError):  # a tensor that was made in inference mode counts nothing
+            return 0 if self._witness is None else self._witness._version  # noqa: SLF001 -- there is no public way to it
+        return 0
+
+
+@final
+class _LookOut:
+    """Compare a few elements of a weight at backward passes until the first step is counted.
+
+    A step that is patched on the instance, or is a function of the user's, fires no hook of torch; gradients do.
+
+    Args:
+        weight: one that trains.
+        moved: called once where it moves on from look to look.
+        is_stepping: whether the optimizer's step is under way, as in a closure: passes in it are not counted.
+    """
+
+    def __init__(self, weight: Tensor | None, moved: Callable[[], None], *, is_stepping: Callable[[], bool]) -> None:
+        self._moved = moved
+        self._is_stepping = is_stepping
+        self._weight = weight
+        self._changes = 0
+        self._has_moved = False
+        self._passes = 0
+        self._before: list[float] = []
+        self._handle: RemovableHandle | None = None
+        if weight is not None and weight.requires_grad and weight.is_leaf and not hasattr(weight, "placements"):
+            with suppress(Exception):  # a tensor of a kind that takes no hook is not watched so
+                hook = _untraced(_weakly(self._after_backward))
+                self._handle = weight.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Remove the hook."""
+        handle, self._handle = self._handle, None
+        if handle is not None and self._weight is not None:
+            handle.remove()
+            if not self._weight._post_accumulate_grad_hooks:  # noqa: SLF001 -- torch leaves an empty dictionary
+                self._weight._post_accumulate_grad_hooks = None  # type: ignore[assignment]  # noqa: SLF001
+
+    def _after_backward(self, weight: Tensor) -> None:
+        if is_captured() or self._has_moved or self._is_stepping():
+            return
+        self._passes += 1
+        if self._passes == 1:
+            self._before = _sample(weight)
+            return
+        times, rest = divmod(self._passes, FIRST_LOOK)
+        if rest or times & (times - 1):  # looks are at passes 3, 6, 12, 24, …
+            return
+        now = _sample(weight)
+        self._changes += now != self._before
+        self._before = now
+        if self._changes == _CHANGES:
+            self._has_moved = True  # torch is iterating over the hooks: this one is removed later
+            self._moved()
+
+
+def _untraced(function: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that torch.compile leaves alone: it would trace a hook, and turn its numpy into torch."""
+    untraced: Callable[..., None] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
+    return untraced
+
+
+def _weakly(method: Callable[..., None]) -> Callable[..., None]:
+    """Return a function that calls a method for as long as its object lives."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*arguments: Any) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(*arguments)
+
+    return call
+
+
+def _sample(weight: Tensor) -> list[float]:
+    with suppress(Exception):
+        return [float(x) for x in weight.detach().reshape(-1)[:_SAMPLE].tolist()]
+    return []
+
+
+def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def is_captured() -> bool:
+    """Return whether a CUDA graph is recorded: its kernels do not run now, and its replays call no Python."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def _is_in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 -- there is no public way to tell

@@ -1,0 +1,1 @@
+"""What the callbacks for Trainers share, whichever Trainer it is."""

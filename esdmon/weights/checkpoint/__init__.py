@@ -1,0 +1,3 @@
+"""Open a checkpoint of any layout as a mapping of names to tensors."""
+
+from esdmon.weights.checkpoint.open import open_checkpoint as open_checkpoint

@@ -1,0 +1,1 @@
+"""What each kind of module holds, as named matrices."""

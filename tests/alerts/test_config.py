@@ -1,0 +1,153 @@
+"""Rules chosen in code, and by a TOML file: what it may say, and what it is told where it is wrong."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from esdmon.alerts import BUILT_IN, AlertRule
+from esdmon.alerts.config import choose_rules, read_settings
+from esdmon.errors import InputError
+from tests.alerts.histories import RULES, reading, report, told
+
+FILE = """
+[rules.stable_rank_drop]
+for = 5
+clear = 1
+severity = "critical"
+factor = 4
+layers = ["encoder.*"]
+exclude = ["encoder.0"]
+
+[rules.stale_monitor]
+due_steps = 20
+
+[rules.phase_regression]
+enabled = false
+
+[actions]
+webhook = "$HOOK"
+stop_training = ["non_finite"]
+save_checkpoint = "rank_collapse"
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "alerts.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_says_what_differs(tmp_path: Path) -> None:
+    """All other rules are asked as they are."""
+    settings = read_settings(write(tmp_path, FILE), RULES)
+    rules = {rule.name: rule for rule in settings.rules}
+    assert rules.keys() == RULES.keys() - {"phase_regression"}
+    drop = rules["stable_rank_drop"]
+    assert (drop.checks, drop.clear, drop.severity) == (5, 1, "critical")
+    assert (drop.layers, drop.exclude) == (("encoder.*",), ("encoder.0",))
+    assert drop.thresholds == {"factor": 4, "back": 1.5}
+    assert (rules["stale_monitor"].checks, rules["stale_monitor"].thresholds) == (3, {"due_steps": 20})
+    assert rules["non_finite"] is RULES["non_finite"]
+    assert (settings.stop_on, settings.save_on, settings.webhook) == (("non_finite",), ("rank_collapse",), "$HOOK")
+
+
+@pytest.mark.parametrize(("factor", "fires"), [(2.0, True), (5.0, False)])
+def test_a_threshold_is_heeded(factor: float, fires: bool, tmp_path: Path) -> None:  # noqa: FBT001
+    """A fall to a third."""
+    path = write(tmp_path, f"[rules.stable_rank_drop]\nfactor = {factor}")
+    (rule,) = [rule for rule in read_settings(path, RULES).rules if rule.name == "stable_rank_drop"]
+    values = [21.0] * 10 + [7.0] * 5
+    readings = [reading(step, measures={"stable_rank": value}) for step, value in enumerate(values, start=1)]
+    assert bool(told(rule, (report(layer.step, layer) for layer in readings))) == fires
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_threshold_of_every_rule_can_be_set_in_a_file(name: str, tmp_path: Path) -> None:
+    """To what it is, which changes nothing."""
+    rule = RULES[name]
+    lines = [f"{key} = {value}" for key, value in rule.thresholds.items()]
+    path = write(tmp_path, "\n".join([f"[rules.{name}]", *lines]))
+    (same,) = [rule for rule in read_settings(path, RULES).rules if rule.name == name]
+    assert (same.thresholds, same.page) == (rule.thresholds, rule.page)
+
+
+def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
+    assert read_settings(write(tmp_path, ""), RULES).rules == BUILT_IN
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[rules]\nx = =", r"is no TOML: .*line 2"),
+        ("[rulez.x]", r"rulez is no key of it; there are rules, actions\. Did you mean 'rules'\?"),
+        ("rules = 3", r"rules is a table, \[rules\]; got 3"),
+        ("[rules]\nrank_collapse = true", r"rules\.rank_collapse is a table, \[rules\.rank_collapse\]; got True"),
+        ("[rules.rank_colapse]", r"rules\.rank_colapse is no key of it; there are .*Did you mean 'rank_collapse'"),
+        ("[rules.rank_collapse]\nfr = 3", r"rules\.rank_collapse\.fr is no key of it; there are enabled, for, clear"),
+        ("[rules.rank_collapse]\nfor = 0", r"rules\.rank_collapse\.for = 0: a whole number of checks, 1 or more"),
+        ("[rules.rank_collapse]\nfor = true", r"rules\.rank_collapse\.for = True: a whole number of checks"),
+        ('[rules.rank_collapse]\nseverity = "bad"', r"severity = 'bad': one of info, warning, error, critical"),
+        ("[rules.rank_collapse]\nseverity = [1]", r"severity = \[1\]: one of info, warning"),
+        ('[rules.rank_collapse]\nenabled = "no"', r"enabled = 'no': true or false"),
+        ('[rules.rank_collapse]\nlayers = "a"', r"layers = 'a': a list of patterns"),
+        ('[rules.rank_collapse]\nback = "x"', r"rules\.rank_collapse\.back = 'x': a number, 0 or more; it is 0\.97"),
+        ("[rules.rank_collapse]\nback = nan", r"rules\.rank_collapse\.back = nan: a number"),
+        (
+            "[rules.stale_monitor]\ndue_steps = 1.5",
+            r"rules\.stale_monitor\.due_steps = 1\.5: a whole number, 1 or more; it is 50",
+        ),
+        ("[rules.stale_monitor]\ndue_steps = 0", r"due_steps = 0: a whole number, 1 or more; it is 50"),
+        ("[rules.norm_explosion]\nfactor = -1.0", r"factor = -1.0: a number, 0 or more"),
+        ("[actions]\nstop = 1", r"actions\.stop is no key of it; there are webhook, stop_training, save_checkpoint"),
+        ("[actions]\nwebhook = 1", r"actions\.webhook is a text, got 1"),
+        ("[actions]\nstop_training = 1", r"actions\.stop_training is a list of names, got 1"),
+        ('[actions]\nstop_training = ["x"]', r"actions\.stop_training='x' is no rule that is asked"),
+        (
+            '[rules.non_finite]\nenabled = false\n[actions]\nstop_training = ["non_finite"]',
+            "'non_finite' is no rule that is asked",
+        ),
+    ],
+)
+def test_what_is_wrong_is_told_with_file_key_and_what_is_allowed(text: str, message: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(InputError, match=message) as raised:
+        read_settings(path, RULES)
+    assert str(path) in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.toml'?: there is no such file"):
+        read_settings(tmp_path / "none.toml", RULES)
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_settings(tmp_path, RULES)
+
+
+def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
+    """In the order given; "default" are all others."""
+    own = AlertRule("own", lambda _history: [])
+    assert choose_rules([own, "rank_collapse"], RULES) == (own, RULES["rank_collapse"])
+    assert choose_rules(["default", own], RULES) == (*BUILT_IN, own)
+    assert choose_rules([], RULES) == ()
+
+
+@pytest.mark.parametrize(
+    ("alerts", "message"),
+    [
+        (["rank_colapse"], r"alerts='rank_colapse' is no rule; .*Did you mean 'rank_collapse'"),
+        ([3], "alerts=3 is no rule; there are non_finite"),
+        (["default", AlertRule("rank_collapse", lambda _history: [])], "alerts= holds two rules 'rank_collapse'"),
+    ],
+)
+def test_what_is_no_rule_is_told(alerts: list[object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        choose_rules(alerts, RULES)
+
+
+def test_the_readmes_file_is_one(tmp_path: Path) -> None:
+    """Word for word."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r"```toml\n(\[rules.*?)```", readme, re.DOTALL)
+    settings = read_settings(write(tmp_path, text), RULES)
+    assert settings.stop_on == ("non_finite",)
+    assert all(f"`{name}`" in readme for name in RULES)

@@ -1,0 +1,237 @@
+"""The life of an alert: pending, firing, resolved, together with others, over a resume."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esdmon.alerts import AlertManager, AlertRule, Finding, History
+from esdmon.alerts.history import WINDOW
+from esdmon.alerts.lifecycle import COOL_DOWN
+from esdmon.isolation import Faults
+from esdmon.records import Report
+from tests.alerts.histories import reading, report, steps, told
+
+
+def _low(history: History, *, limit: float = 10.0) -> Iterable[Finding]:
+    for name, readings in history.layers.items():
+        if readings[-1].measures["stable_rank"] < limit:
+            yield Finding(name, "it is low", {"before": float(len(history.firing.get(name, {})))})
+
+
+LOW = AlertRule("low", _low, checks=2, clear=3, advice="Raise it.")
+NAMES = tuple(f"layer.{k}" for k in range(30))
+
+
+def run(*wrong: Sequence[int], names: Sequence[str] = NAMES) -> list[Report]:
+    """Reports at steps 1, 2, 3 …, in each of which the layers of these numbers are low."""
+    return [
+        report(
+            step,
+            *(reading(step, name, measures={"stable_rank": 5.0 if k in low else 20.0}) for k, name in enumerate(names)),
+        )
+        for step, low in enumerate(wrong, start=1)
+    ]
+
+
+def one(pattern: str) -> list[Report]:
+    """Reports of one layer: `x` where it is low, `.` where not."""
+    return run(*([0] if mark == "x" else [] for mark in pattern), names=["fc1"])
+
+
+def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
+    """And not between; `time` is that of the report."""
+    book = AlertManager([LOW])
+    alerts = [alert for each in one(".xxxxx......") for alert in book.take(each, time=100.0 + each.step)]
+    assert [(alert.step, alert.state, alert.time) for alert in alerts] == [(3, "firing", 103.0), (9, "resolved", 109.0)]
+    assert alerts[0].id == alerts[1].id == "low:fc1"
+    assert alerts[1].message == "fc1: low no longer holds at step 9 (it held since step 2)."
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("x.x.x.x.", []),
+        ("xx.x..x...", [(2, "firing"), (10, "resolved")]),
+        ("xxx...xxxxxx", [(2, "firing"), (6, "resolved")]),
+        ("xxx..." + "." * COOL_DOWN + "xx", [(2, "firing"), (6, "resolved"), (8 + COOL_DOWN, "firing")]),
+        ("xxx..." + "x" * (COOL_DOWN + 1), [(2, "firing"), (6, "resolved"), (7 + COOL_DOWN, "firing")]),
+    ],
+    ids=["pending-only", "hysteresis", "cool-down", "after-cool-down", "still-at-its-end"],
+)
+def test_the_life_of_an_alert(pattern: str, expected: list[tuple[int, str]]) -> None:
+    """Two in a row begin it, three in a row end it; what fires anew waits."""
+    assert steps(told(LOW, one(pattern))) == expected
+
+
+def test_a_layer_on_a_border_is_told_ever_more_rarely() -> None:
+    """Two hundred flaps are a handful of messages."""
+    fired = [step for step, state in steps(told(LOW, one("xxx..." * 200))) if state == "firing"]
+    assert len(fired) <= 8
+    gaps = [later - earlier for earlier, later in pairwise(fired)]
+    assert gaps == sorted(gaps)
+    assert gaps[-1] > 10 * gaps[0]
+
+
+def test_what_is_pending_can_be_looked_at() -> None:
+    """It is told to nobody."""
+    book = AlertManager([LOW])
+    seen = []
+    for each in one(".x.xxx..."):
+        told_now = book.take(each, time=0.0)
+        seen.append(([alert.state for alert in book.pending], [alert.state for alert in told_now]))
+    assert seen[:6] == [
+        ([], []),
+        (["pending"], []),
+        ([], []),
+        (["pending"], []),
+        ([], ["firing"]),
+        ([], []),
+    ]
+
+
+def test_layers_that_fire_together_are_one_message() -> None:
+    """Thirty of them; it names a few and counts the others."""
+    everything = list(range(30))
+    fired, resolved = told(LOW, run(everything, everything, everything, [], [], []))
+    assert fired.layers == resolved.layers == NAMES
+    assert fired.message.startswith("layer.0, layer.1, layer.2 and 27 more: low: it is low (layer.0)")
+    assert "layer.0, layer.1, layer.2 and 27 more: low no longer holds" in resolved.message
+
+
+def test_layers_that_follow_join_in_one_more_message() -> None:
+    """Read in turn under a budget, they cross the line one by one: thirty layers are two or three messages."""
+    alerts = told(LOW, run(*(range(min(step, 30)) for step in range(1, 80))))
+    assert len(alerts) == 4
+    assert {alert.id for alert in alerts} == {"low:layer.0"}
+    assert alerts[0].layers == ("layer.0",)
+    assert set(alerts[-1].layers) == set(NAMES)
+    assert f"({len(alerts[1].layers)} layers by now, since step 1)" in alerts[1].message
+
+
+def test_it_is_resolved_with_the_last_of_its_layers() -> None:
+    """And not with the first."""
+    assert steps(told(LOW, run(*[[0, 1]] * 3, *[[1]] * 6, *[[]] * 4))) == [(2, "firing"), (12, "resolved")]
+
+
+def test_a_layer_that_is_gone_has_no_alert() -> None:
+    """The model was changed in mid-run."""
+    reports = [*one("xxx"), report(4, reading(4, "other"))]
+    assert steps(told(LOW, reports)) == [(2, "firing"), (4, "resolved")]
+
+
+def test_the_number_of_layers_that_fire_is_known_at_each_report() -> None:
+    """For the charts."""
+    book = AlertManager([LOW])
+    counts = []
+    for each in run([0, 1], [0, 1], [0], [0], [0], [0], [], [], [], []):
+        book.take(each, time=0.0)
+        counts.append(book.firing.get("low"))
+    assert counts == [None, 2, 2, 2, 1, 1, 1, 1, 0, 0]
+
+
+def test_a_rule_that_is_not_asked_any_more_does_not_fire() -> None:
+    """It was left out of the run that is resumed."""
+    first, second = AlertManager([LOW]), AlertManager([replace(LOW, name="other")])
+    for each in one("xxx"):
+        first.take(each, time=0.0)
+    second.prepare(first.state_dict())()
+    assert (first.firing, second.firing) == ({"low": 1}, {})
+    assert [alert for each in one("....") for alert in second.take(each, time=0.0)] == []
+
+
+def test_severities_are_told_apart() -> None:
+    """A notice about fifty layers does not hide a warning about one, nor makes it fifty."""
+
+    def find(history: History) -> Iterable[Finding]:
+        return [Finding(name, "wrong", severity="info" if name != "layer.3" else None) for name in history.layers]
+
+    alerts = told(AlertRule("mixed", find, checks=1, severity="critical"), run([]))
+    assert [(alert.severity, len(alert.layers)) for alert in alerts] == [("critical", 1), ("info", 29)]
+
+
+def test_a_rule_looks_at_the_layers_that_it_is_for() -> None:
+    """By patterns."""
+    rule = replace(LOW, layers=("layer.1*",), exclude=("layer.11", "layer.12"))
+    (alert,) = told(rule, run(range(30), range(30)))
+    assert alert.layers == ("layer.1", "layer.10", *(f"layer.{k}" for k in range(13, 20)))
+
+
+def test_a_rule_that_fails_ends_nothing_and_stops_no_other() -> None:
+    """Its silence is no all-clear; three times in a row and it is not asked again."""
+    calls = []
+
+    def find(history: History) -> Iterable[Finding]:
+        calls.append(history.report.step)
+        if len(calls) > 2:
+            raise KeyError("stable_rank")
+        return _low(history)
+
+    faults = Faults()
+    book = AlertManager([replace(LOW, name="failing", find=find), LOW], faults=faults)
+    alerts = [alert for each in one("xxx.......") for alert in book.take(each, time=0.0)]
+    assert [(alert.rule, alert.state) for alert in alerts] == [
+        ("failing", "firing"),
+        ("low", "firing"),
+        ("low", "resolved"),
+    ]
+    assert [(fault.who, fault.count) for fault in faults] == [("rule failing", 3)]
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("answer", [["it is low"], [None], 3], ids=repr)
+def test_what_is_no_finding_is_the_rules_fault(answer: Any) -> None:
+    faults = Faults()
+    AlertManager([AlertRule("bad", lambda _history: answer)], faults=faults).take(one(".")[0], time=0.0)
+    assert [fault.who for fault in faults] == ["rule bad"]
+
+
+def test_a_rule_is_given_the_readings_that_count_and_what_its_alert_began_on() -> None:
+    """The last sixteen, the first of the run, and the steps of the reports."""
+    seen: list[History] = []
+
+    def find(history: History) -> Iterable[Finding]:
+        seen.append(history)
+        return [Finding(name, "wrong", {"step": float(history.report.step)}) for name in history.layers]
+
+    told(AlertRule("spy", find, checks=2), [report(step, reading(step, moved=step % 3)) for step in range(1, 61)])
+    assert [layer.step for layer in seen[-2].layers["fc1"]][-3:] == [56, 58, 59]
+    assert len(seen[-2].layers["fc1"]) == WINDOW
+    assert seen[-2].first["fc1"].step == 1
+    assert seen[-2].firing == {"fc1": {"step": 2.0}}
+    assert seen[-1].layers == {}
+    assert list(seen[-1].steps) == list(range(1, 61))
+
+
+@given(st.text("x.", min_size=1, max_size=60), st.integers(0, 60))
+def test_a_run_that_is_resumed_tells_what_one_that_was_not_does(pattern: str, cut: int) -> None:
+    """At any point: between pending and firing, while it fires, in the cool-down. The state is plain JSON."""
+    reports = one(pattern)
+    first_to_last, first = AlertManager([LOW]), AlertManager([LOW])
+    whole = [alert for each in reports for alert in first_to_last.take(each, time=0.0)]
+    before = [alert for each in reports[:cut] for alert in first.take(each, time=0.0)]
+    second = AlertManager([LOW])
+    second.prepare(json.loads(json.dumps(first.state_dict())))()
+    after = [alert for each in reports[cut:] for alert in second.take(each, time=0.0)]
+    assert before + after == whole
+    assert second.firing == first_to_last.firing
+
+
+@given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=80))
+def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]]) -> None:
+    """Of one id, firing and resolved take turns, but for layers that join; and all ends when all is well."""
+    calm: list[list[int]] = [[]] * 3
+    open_: set[str] = set()
+    for alert in told(LOW, run(*wrong, *calm, names=NAMES[:6])):
+        if alert.state == "resolved":
+            assert alert.id in open_
+            open_.remove(alert.id)
+        else:
+            assert alert.id in open_ or not open_
+            open_.add(alert.id)
+    assert open_ == set()

@@ -1,0 +1,48 @@
+"""A monitor from which nothing comes."""
+
+from collections.abc import Iterator
+
+from esdmon.alerts import AlertManager
+from esdmon.alerts.watchdog import PATIENCE, Watchdog
+from esdmon.records import Alert, Report
+from esdmon.runtime.monitor import Monitor
+from esdmon.schedule import every
+from tests.alerts.histories import RULES
+from tests.fakes import Reads
+
+
+class Hangs(Reads):
+    """They are under way, until they are let through."""
+
+    is_let_through = False
+
+    def finished(self) -> Iterator[Report]:
+        if self.is_let_through:
+            yield from super().finished()
+
+
+def test_a_monitor_that_hangs_says_so_once_and_when_it_goes_on() -> None:
+    """After fifty due steps without a report."""
+    readings = Hangs()
+    monitor = Monitor(readings, schedule=every(2), book=AlertManager([RULES["stale_monitor"]]))
+    for _ in range(2 * PATIENCE - 1):
+        monitor.step()
+    before = list(monitor.alerts)
+    assert before == []
+    for _ in range(100):
+        monitor.step()
+    readings.is_let_through = True
+    monitor.step()
+    monitor.step()
+    fired, resolved = monitor.alerts
+    assert (fired.rule, fired.severity, fired.step, fired.since) == ("stale_monitor", "warning", 2 * PATIENCE, 2)
+    assert fired.message.startswith("stale_monitor: no report has come in 50 due steps: readings hang, fail or are")
+    assert (resolved.state, resolved.id) == ("resolved", fired.id)
+
+
+def test_it_is_silent_where_that_rule_is_not_asked_or_reports_come() -> None:
+    off, on = Watchdog(None), Watchdog(RULES["stale_monitor"])
+    told: list[Alert | None] = [off.due(step) for step in range(1, 200)]
+    for step in range(1, 200):
+        told += [on.due(step), on.report(step)]
+    assert set(told) == {None}

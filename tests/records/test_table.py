@@ -1,0 +1,59 @@
+"""Tables: they fit a terminal whatever the names."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from esdmon.records.table import WIDTH, format_table, shorten
+
+CELLS = st.text(alphabet=st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=12)
+
+
+@given(st.lists(st.tuples(st.text(max_size=200), CELLS, CELLS, CELLS), max_size=5))
+def test_no_name_makes_a_table_wider_than_a_terminal(rows: list[tuple[str, str, str, str]]) -> None:
+    """Names are shortened until every line has at most 80 characters."""
+    table = format_table(["layer", "phase", "alpha", "spikes"], rows, left=(0, 1))
+    assert max(map(len, table.split("\n"))) <= WIDTH == 80
+
+
+@given(text=st.text(), width=st.integers(1, 100))
+@example(text="abc", width=1)
+def test_shorten_keeps_the_width(text: str, width: int) -> None:
+    """What fits is left as it is, and what does not is cut to the width exactly."""
+    short = shorten(text, width)
+    assert short == text if len(text) <= width else len(short) == width
+
+
+@given(text=st.text(alphabet="abc.", min_size=13), width=st.integers(2, 12))
+def test_shorten_keeps_both_ends(text: str, width: int) -> None:
+    """Around the ellipsis stand the text's own start and end, and the end has no less room."""
+    head, _, tail = shorten(text, width).partition("…")
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert len(tail) >= len(head)
+
+
+def test_columns_are_aligned() -> None:
+    """Numbers stand to the right and words to the left, below a header that is aligned alike."""
+    table = format_table(["layer", "phase", "alpha"], [["fc1", "bulk", "2.5"], ["fc10", "heavy", "12.25"]], left=(0, 1))
+    assert table.split("\n") == [
+        "layer  phase  alpha",
+        "fc1    bulk     2.5",
+        "fc10   heavy  12.25",
+    ]
+
+
+def test_a_table_without_rows_is_its_header() -> None:
+    """No rows is no error."""
+    assert format_table(["layer", "alpha"], []) == "layer  alpha"
+
+
+def test_lines_have_no_trailing_blanks() -> None:
+    """A last column that is empty leaves nothing behind."""
+    assert format_table(["layer", "phase"], [["fc1", ""]], left=(0, 1)).split("\n")[1] == "fc1"
+
+
+def test_rows_have_as_many_cells_as_the_header() -> None:
+    """A row that is too short is a mistake of the caller, told at once."""
+    with pytest.raises(ValueError, match="shorter"):
+        format_table(["layer", "alpha"], [["fc1"]])

@@ -1,0 +1,330 @@
+"""Jobs of several ranks on one machine, by gloo."""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+from torch.multiprocessing.spawn import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+import esdmon
+from esdmon.runtime import coordination as replicas
+from esdmon.sinks import MemorySink
+
+STEPS = 12
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 80), nn.Tanh(), nn.Linear(80, 64))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: int = STEPS) -> list[Tensor]:
+    torch.manual_seed(seed)
+    losses = []
+    for _ in range(steps):
+        loss = model(torch.randn(4, 64)).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return losses
+
+
+def rank_of_a_job(rank: int, job: str, folder: str, size: int) -> None:
+    """One rank: its own log, and what the job's function returns as its result."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    logging.basicConfig(filename=f"{folder}/log-{rank}")
+    torch.set_num_threads(1)
+    result = JOBS[job](rank, Path(folder))
+    Path(f"{folder}/result-{rank}.json").write_text(json.dumps(result))
+    distributed.barrier()  # a rank whose peer is gone aborts
+    distributed.destroy_process_group()
+
+
+def run(job: str, folder: Path, size: int = 2) -> list[Any]:
+    spawn(rank_of_a_job, args=(job, str(folder), size), nprocs=size)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(size)]
+
+
+def log(folder: Path, rank: int) -> str:
+    return (folder / f"log-{rank}").read_text()
+
+
+def shared(rank: int, folder: Path, **options: Any) -> dict[str, Any]:
+    """DDP, watched by the same line everywhere; which matrices were read here, and the losses."""
+    model = DistributedDataParallel(network(rank))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sinks = f"jsonl:{folder}/rank-{rank}.jsonl"
+    with esdmon.watch(model, optimizer, every=3, budget=None, sinks=sinks, **options) as monitor:
+        read = count_readings(monitor)
+        losses = train(model, optimizer, rank)
+    return {"read": read, "losses": [float(loss) for loss in losses], "errors": len(monitor.errors)}
+
+
+def count_readings(monitor: esdmon.Monitor) -> list[tuple[int, str]]:
+    """Which matrices this rank reads from now on, and at which steps."""
+    source = monitor._readings._source  # type: ignore[attr-defined]
+    begin, read = source.begin, []
+
+    def counted(name: str, step: int, **options: Any) -> Any:
+        read.append((step, name))
+        return begin(name, step, **options)
+
+    source.begin = counted
+    return read
+
+
+def unwatched(rank: int, _folder: Path) -> list[float]:
+    model = DistributedDataParallel(network(rank))
+    return [float(loss) for loss in train(model, torch.optim.SGD(model.parameters(), lr=0.01), rank)]
+
+
+def only_on_rank_0(rank: int, _folder: Path) -> list[int]:
+    """As many scripts do what concerns output."""
+    model = DistributedDataParallel(network(rank))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sink = MemorySink()
+    monitor = esdmon.watch(model, optimizer, every=3, budget=None, sinks=[sink]) if rank == 0 else None
+    train(model, optimizer, rank)
+    if monitor is not None:
+        monitor.close()
+    return [len(report.new) for report in sink.reports]
+
+
+def not_on_rank_0(rank: int, _folder: Path) -> float:
+    """The others wait for a word that does not come: once, and not for long."""
+    replicas.TIMEOUT = 0.5
+    model = DistributedDataParallel(network(rank))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    start = time.monotonic()
+    monitor = esdmon.watch(model, optimizer, every=1, sinks=None) if rank else None
+    train(model, optimizer, rank)
+    if monitor is not None:
+        monitor.close()
+    return time.monotonic() - start
+
+
+def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
+    """A rank whose readings raise: rank 0 has its word for it, and the others' numbers."""
+    model = DistributedDataParallel(network(rank))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sink = MemorySink()
+    with esdmon.watch(model, optimizer, every=3, budget=None, sinks=[sink]) as monitor:
+        if rank:
+            monitor._readings._source._precision = None  # type: ignore[attr-defined]
+            monitor._readings._source._measures = None  # type: ignore[attr-defined]
+        train(model, optimizer, rank)
+    return {str(report.step): {layer.name: layer.status for layer in report.new} for report in sink.reports}
+
+
+def one_dies(rank: int, _folder: Path) -> list[list[str]]:
+    """A rank that leaves the talk in the middle: what it was to read is lost, told, and read by rank 0 from then on."""
+    replicas.TIMEOUT = 0.5
+    model = network(0)
+    sink = MemorySink()
+    monitor = esdmon.watch(model, every=1, budget=None, sinks=[sink])
+    for step in range(STEPS):
+        if rank == 0 or step < 3:
+            monitor.step()
+        time.sleep(0.1)
+        distributed.barrier()
+    monitor.close(timeout=0.2)
+    return [[layer.name for layer in report.new] for report in sink.reports]
+
+
+def different(rank: int, _folder: Path) -> list[int]:
+    """Ranks that train models of their own."""
+    model = network(rank)
+    sink = MemorySink()
+    with esdmon.watch(model, every=1, budget=None, sinks=[sink]) as monitor:
+        for _ in range(4):
+            monitor.step()
+            distributed.barrier()
+    return [len(report.new) for report in sink.reports]
+
+
+def resumed(rank: int, _folder: Path) -> list[int]:
+    """Rank 0's state, loaded on all ranks."""
+    steps: list[int] = []
+    state: list[Any] = [None]
+    for _ in range(2):
+        model = DistributedDataParallel(network(0))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        sink = MemorySink()
+        with esdmon.watch(model, optimizer, every=4, budget=None, sinks=[sink]) as monitor:
+            if state[0] is not None:
+                monitor.load_state_dict(state[0])
+            train(model, optimizer, rank, steps=6)
+            state = [monitor.state_dict() if rank == 0 else None]
+        distributed.broadcast_object_list(state)
+        steps += [report.step for report in sink.reports]
+    return steps
+
+
+def checkpointed(rank: int, _folder: Path) -> dict[str, Any]:
+    """Rank 0 saves, as everyone does, while the others wait in the next step."""
+    model = DistributedDataParallel(network(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    longest, sink = 0.0, MemorySink()
+    with esdmon.watch(model, optimizer, every=2, budget=None, mode="thread", sinks=[sink]) as monitor:
+        for step in range(STEPS):
+            train(model, optimizer, rank + 10 * step, steps=1)
+            if rank == 0:
+                start = time.monotonic()
+                monitor.state_dict()
+                longest = max(longest, time.monotonic() - start)
+    return {"longest": longest, "read": [[layer.name for layer in report.new] for report in sink.reports]}
+
+
+def rolled_back(rank: int, _folder: Path) -> list[list[int]]:
+    """A job that goes back to a checkpoint without being started anew: what was said at those steps is not meant."""
+    model = DistributedDataParallel(network(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    sink = MemorySink()
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink]) as monitor:
+        train(model, optimizer, rank, steps=4)
+        state = [monitor.state_dict()]
+        distributed.broadcast_object_list(state)
+        train(model, optimizer, rank, steps=4)
+        monitor.load_state_dict(state[0])
+        train(model, optimizer, rank, steps=4)
+    assert monitor.errors == ()
+    return [[report.step, len(report.new)] for report in sink.reports]
+
+
+def one_expert_differs(rank: int, _folder: Path) -> list[int]:
+    """Most weights are the same on all ranks; one is each rank's own."""
+    model = network(0)
+    with torch.no_grad():
+        model.get_parameter("4.weight").add_(rank)
+    sink = MemorySink()
+    with esdmon.watch(model, every=1, budget=None, sinks=[sink]) as monitor:
+        for _ in range(4):
+            monitor.step()
+            distributed.barrier()
+    return [len(report.new) for report in sink.reports]
+
+
+def sharded_optimizer(rank: int, _folder: Path) -> dict[str, Any]:
+    """ZeroRedundancyOptimizer: the weights are the same on all ranks after its outer step, and not after its inner."""
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = DistributedDataParallel(network(0))
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=torch.optim.SGD, lr=0.01)
+    sink = MemorySink()
+    with esdmon.watch(model, optimizer, every=3, budget=None, sinks=[sink], strict=True) as monitor:
+        train(model, optimizer, rank)
+    norms = {report.step: report["4"].measures["frobenius_norm"] for report in sink.reports}
+    return {"steps": monitor.steps, "norms": norms, "now": float(model.module[4].weight.norm())}
+
+
+JOBS: dict[str, Callable[[int, Path], Any]] = {
+    "shared": shared,
+    "shared-thread": lambda rank, folder: shared(rank, folder, mode="thread"),
+    "unwatched": unwatched,
+    "only-on-rank-0": only_on_rank_0,
+    "not-on-rank-0": not_on_rank_0,
+    "one-fails": one_fails,
+    "one-dies": one_dies,
+    "different": different,
+    "resumed": resumed,
+    "checkpointed": checkpointed,
+    "rolled-back": rolled_back,
+    "one-expert-differs": one_expert_differs,
+    "sharded-optimizer": sharded_optimizer,
+}
+
+
+@pytest.mark.parametrize("job", ["shared", "shared-thread"])
+def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> None:
+    """Each matrix once at each due step, none twice; the losses are those of a run without a monitor."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    results = run(job, tmp_path / "a")
+    records = [json.loads(line) for line in (tmp_path / "a" / "rank-0.jsonl").read_text().splitlines()]
+    read = [(record["step"], record["name"]) for record in records if record["kind"] == "layer"]
+    assert read == [(step, name) for step in (3, 6, 9, 12) for name in ("0", "2", "4")]
+    assert not (tmp_path / "a" / "rank-1.jsonl").exists()
+    by_rank = [{(step, name) for step, name in result["read"]} for result in results]
+    assert by_rank[0] | by_rank[1] == set(read)
+    assert not by_rank[0] & by_rank[1]
+    assert {step for step, _ in by_rank[1]} == {9, 12}  # at 3 they say who they are, at 6 rank 0 knows
+    assert all(0 < record["update_ratio"] < 1 for record in records if record["kind"] == "layer" and record["step"] > 3)
+    assert all(record["in_optimizer"] for record in records if record["kind"] == "layer")
+    assert [log(tmp_path / "a", rank) for rank in (0, 1)] == ["", ""]
+    assert [result["losses"] for result in results] == run("unwatched", tmp_path / "b")
+
+
+def test_a_monitor_on_rank_0_alone_reads_all(tmp_path: Path) -> None:
+    """No collective, so nobody waits for anybody."""
+    assert run("only-on-rank-0", tmp_path) == [[3, 3, 3, 3], []]
+
+
+def test_ranks_that_are_told_nothing_go_on_without(tmp_path: Path) -> None:
+    """They wait once, and say so."""
+    seconds = run("not-on-rank-0", tmp_path)
+    assert max(seconds) < 5
+    assert log(tmp_path, 1).count("had no word from rank 0") == 1
+
+
+def test_a_rank_that_fails_to_read_says_so(tmp_path: Path) -> None:
+    """With a status for each of its matrices; the run ends."""
+    statuses, _ = run("one-fails", tmp_path)
+    assert statuses["3"] == {"0": "ok", "2": "ok", "4": "ok"}
+    assert set(statuses["12"].values()) == {"failed", "ok"}
+
+
+def test_a_rank_that_dies_is_done_without(tmp_path: Path) -> None:
+    """What it was given is lost; later the others read it."""
+    names, _ = run("one-dies", tmp_path)
+    assert len(names[0]) == 3
+    assert min(map(len, names)) < 3
+    assert names[-1] == ["0", "2", "4"]
+    assert log(tmp_path, 0).count("rank 1 did not answer") == 1
+
+
+@pytest.mark.parametrize("job", ["different", "one-expert-differs"])
+def test_ranks_with_other_weights_do_not_help(job: str, tmp_path: Path) -> None:
+    """A layer's curve would jump between models."""
+    first, second = run(job, tmp_path)
+    assert first == [3, 3, 3, 3]
+    assert second == []
+    assert "rank 1 holds other weights than rank 0" in log(tmp_path, 0)
+
+
+def test_a_resumed_job_goes_on(tmp_path: Path) -> None:
+    """At the steps of one run, on three ranks."""
+    steps, *others = run("resumed", tmp_path, size=3)
+    assert steps == [4, 8, 12]
+    assert others == [[], []]
+    assert [log(tmp_path, rank) for rank in range(3)] == ["", "", ""]
+
+
+def test_a_checkpoint_of_rank_0_waits_for_no_step_of_the_others(tmp_path: Path) -> None:
+    """They answer while they wait for it."""
+    first, _ = run("checkpointed", tmp_path)
+    assert first["longest"] < 2
+    assert first["read"] == [["0", "2", "4"]] * (STEPS // 2)
+
+
+def test_a_job_that_goes_back_reads_all_again(tmp_path: Path) -> None:
+    """Each matrix at each step."""
+    first, _ = run("rolled-back", tmp_path)
+    assert first == [[step, 3] for step in (*range(1, 5), *range(5, 9))]
+
+
+def test_the_outer_step_of_a_sharded_optimizer_counts(tmp_path: Path) -> None:
+    """Once a step, when the weights of all ranks are there."""
+    first, second = run("sharded-optimizer", tmp_path)
+    assert first["steps"] == second["steps"] == STEPS
+    assert first["norms"]["12"] == pytest.approx(first["now"], rel=1e-5)
+    assert first["now"] == second["now"]

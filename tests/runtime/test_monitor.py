@@ -1,0 +1,398 @@
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from esdmon.alerts import Actions, AlertManager, AlertRule, Finding, History
+from esdmon.isolation import Faults
+from esdmon.records import Alert, Report
+from esdmon.runtime.monitor import Monitor
+from esdmon.schedule import every
+from esdmon.schedule.budget import ADVANCE, Budget
+from esdmon.sinks import MemorySink
+from tests.fakes import Reads
+from tests.rules import ALWAYS
+
+
+class Broken:
+    """A sink that raises whatever it is asked."""
+
+    def write(self, report: Report) -> None:
+        raise OSError(28, "No space left on device")
+
+    def alert(self, alert: Alert) -> None:
+        raise OSError(28, "No space left on device")
+
+    def flush(self) -> None:
+        raise OSError(28, "No space left on device")
+
+    def close(self) -> None:
+        raise OSError(28, "No space left on device")
+
+
+def raising(_history: History) -> list[Finding]:
+    raise ValueError("a rule of the user's own")
+
+
+def test_reads_at_due_steps_only() -> None:
+    """The schedule decides; each sink gets each report."""
+    sink = MemorySink()
+    monitor = Monitor(Reads(), schedule=every(3), sinks=[("memory", sink)])
+    for _ in range(10):
+        monitor.step()
+    assert [report.step for report in sink.reports] == [3, 6, 9]
+    assert monitor.report is sink.reports[-1]
+
+
+def test_a_failing_sink_is_paused_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A full disk: the run and the other sinks go on; three failures, two lines in the log."""
+    sink = MemorySink()
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("jsonl:x", Broken()), ("memory", sink)])
+    for _ in range(6):
+        monitor.step()
+    monitor.close()
+    assert len(sink.reports) == 6
+    (fault,) = monitor.errors
+    assert (fault.who, fault.disabled) == ("sink jsonl:x", True)
+    assert "No space left on device" in fault.message
+    assert [record.getMessage().removeprefix("esdmon: ") for record in caplog.records] == [
+        f"sink jsonl:x failed at step 1: {fault.message}. Training goes on, and it is tried again.",
+        "sink jsonl:x has failed 3 times in a row and is paused for 10 due steps; see monitor.errors.",
+    ]
+
+
+def test_strict_raises() -> None:
+    """For tests and for finding a fault."""
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("x", Broken())], faults=Faults(strict=True))
+    with pytest.raises(OSError, match="No space left"):
+        monitor.step()
+
+
+def test_a_schedule_that_raises_reaches_no_loop() -> None:
+    """It is the user's own function."""
+
+    def bad(_step: int) -> bool:
+        raise ZeroDivisionError
+
+    monitor = Monitor(Reads(), schedule=bad)
+    monitor.step()
+    assert [fault.who for fault in monitor.errors] == ["schedule"]
+
+
+def test_alerts_go_to_the_log_the_sinks_and_who_asked_once(caplog: pytest.LogCaptureFixture) -> None:
+    """One that goes on holding is not told again; a rule that raises hides no other."""
+    sink, told = MemorySink(), list[Alert]()
+    book = AlertManager([AlertRule("raising", raising), ALWAYS])
+    monitor = Monitor(
+        Reads(), schedule=every(1), sinks=[("m", sink)], book=book, actions=Actions(calls=(("on_alert", told.append),))
+    )
+    with caplog.at_level(logging.WARNING, "esdmon"):
+        for _ in range(5):
+            monitor.step()
+    assert [alert.id for alert in monitor.alerts] == ["always"]
+    assert sink.alerts == told == list(monitor.alerts)
+    assert [record.getMessage() for record in caplog.records].count("esdmon: always: it holds, at step 1.") == 1
+    assert sink.reports[-1].summary["alert_always"] == 1
+
+
+def test_an_action_that_fails_loses_no_alert(caplog: pytest.LogCaptureFixture) -> None:
+    """Sinks, a function of the user's: each is tried, and the log has it in any case."""
+    sink, told = MemorySink(), list[Alert]()
+
+    def failing(_alert: Alert) -> None:
+        raise ConnectionError("nobody answers")
+
+    monitor = Monitor(
+        Reads(),
+        schedule=every(1),
+        sinks=[("broken", Broken()), ("m", sink)],
+        book=AlertManager([ALWAYS]),
+        actions=Actions(calls=(("on_alert", failing), ("another", told.append)), asks_to_stop=lambda _alert: 1 / 0 > 0),
+    )
+    monitor.step()
+    assert len(monitor.alerts) == len(sink.alerts) == len(told) == 1
+    assert "always: it holds" in caplog.text
+    assert [fault.who for fault in monitor.errors] == ["sink broken", "on_alert", "asks_to_stop"]
+
+
+@pytest.mark.parametrize("asked", [(), ("always",)], ids=["not-asked", "asked"])
+def test_it_says_when_to_stop_and_to_save(asked: tuple[str, ...]) -> None:
+    """Only where it was asked; a checkpoint is asked for once."""
+    actions = Actions(stop_on=frozenset(asked), save_on=frozenset(asked))
+    monitor = Monitor(Reads(), schedule=every(1), book=AlertManager([ALWAYS]), actions=actions)
+    assert not monitor.should_stop
+    monitor.step()
+    monitor.step()
+    assert monitor.should_stop == bool(asked)
+    assert [monitor.take_save_request() for _ in range(2)] == [bool(asked), False]
+
+
+def test_close_is_final_and_harmless_twice() -> None:
+    """Hooks are taken back in reverse order, once; a step after it does nothing."""
+    undone: list[int] = []
+    monitor = Monitor(Reads(), schedule=every(1))
+    monitor.at_close(lambda: undone.append(1))
+    monitor.at_close(lambda: undone.append(2))
+    with monitor:
+        monitor.step()
+    monitor.close()
+    monitor.step()
+    assert (undone, monitor.steps) == ([2, 1], 1)
+
+
+def test_an_exception_in_the_loop_closes_and_passes() -> None:
+    """The user's error is the user's."""
+    sink = MemorySink()
+
+    def loop() -> None:
+        with Monitor(Reads(), schedule=every(1), sinks=[("m", sink)]) as monitor:
+            monitor.step()
+            message = "the user's own"
+            raise RuntimeError(message)
+
+    with pytest.raises(RuntimeError, match="the user's own"):
+        loop()
+    assert len(sink.reports) == 1
+
+
+def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing was read, and the log says why."""
+    monitor = Monitor(Reads(), schedule=every(200))
+    monitor.step()
+    monitor.close()
+    assert "nothing was read in 1 steps, since none was due: choose a smaller every=" in caplog.text
+
+
+def test_a_resumed_run_goes_on_counting() -> None:
+    """The cadence of the first run goes on in the second."""
+    first = Monitor(Reads(), schedule=every(4))
+    for _ in range(6):
+        first.step()
+    sink = MemorySink()
+    second = Monitor(Reads(), schedule=every(4), sinks=[("m", sink)])
+    second.load_state_dict(first.state_dict())
+    second.step()
+    second.step()
+    assert [report.step for report in sink.reports] == [8]
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"version": 7, "steps": 1}, "has version 4 and a number of steps, got ['steps', 'version']"),
+        ({"version": 4}, "has version 4 and a number of steps"),
+        ({"version": 4, "steps": -4}, "has version 4 and a number of steps"),
+        (None, "has version 4 and a number of steps, got None"),
+        ({"version": 4, "steps": 4}, "is damaged: KeyError: 'alerts'"),
+        ({"version": 4, "steps": 4, "alerts": [{"id": "a"}], "firing": []}, "is damaged: KeyError: 'layers'"),
+        ({"version": 4, "steps": 4, "alerts": [], "firing": []}, "is damaged: KeyError: 'parts'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_state_is_refused(state: object, message: str) -> None:
+    """With what was got; the monitor is as it was."""
+    monitor = Monitor(Reads(), schedule=every(1))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        monitor.load_state_dict(state)
+    assert monitor.steps == 0
+
+
+def test_a_monitor_that_was_never_stepped_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    """The likeliest mistake: no optimizer, and no call of step()."""
+    Monitor(Reads(), schedule=every(1)).close()
+    assert (
+        "nothing was read, since no step was counted: give watch() the optimizer, or call monitor.step()" in caplog.text
+    )
+
+
+class Held(Reads):
+    """Readings that stay under way until the steps of several due steps are complete."""
+
+    def __init__(self, *, until: int) -> None:
+        super().__init__()
+        self._until = until
+
+    def finished(self) -> Iterator[Report]:
+        if len(self._complete) >= self._until:
+            yield from super().finished()
+
+
+def _odd(history: History) -> list[Finding]:
+    return [Finding("", "odd")] if history.report.step % 2 else []
+
+
+ODD = AlertRule("odd", _odd, checks=1, clear=1, counts="reports")
+
+
+def test_an_action_that_saves_a_checkpoint_keeps_the_order() -> None:
+    """Two reports come at once; the first alert's action asks for the state, and so comes back into the monitor."""
+    sink, told, states = MemorySink(), list[tuple[str, str, int]](), list[Any]()
+
+    def save(alert: Alert) -> None:
+        told.append((alert.rule, alert.state, alert.step))
+        states.append(monitor.state_dict())
+
+    book, actions = AlertManager([ALWAYS, ODD]), Actions(calls=(("save", save),))
+    monitor = Monitor(Held(until=2), schedule=every(1), sinks=[("m", sink)], book=book, actions=actions)
+    monitor.step()
+    monitor.step()
+    expected = [("always", "firing", 1), ("odd", "firing", 1), ("odd", "resolved", 2)]
+    assert told == expected
+    assert [(alert.rule, alert.state, alert.step) for alert in sink.alerts] == expected
+    assert [report.step for report in sink.reports] == [1, 2]
+    # Both alerts of the first report are in the state that is saved on the first of them: a resumed run repeats none.
+    assert [alert["rule"] for alert in states[0]["alerts"]] == ["always", "odd"]
+    assert monitor.errors == ()
+
+
+def test_a_damaged_state_changes_no_part() -> None:
+    """The readings in it are whole, the alerts are not."""
+    first = Monitor(Reads(), schedule=every(1), book=AlertManager([ALWAYS]))
+    first.step()
+    state = first.state_dict()
+    del state["parts"]["alerts"]["cases"]
+    readings = Reads()
+    second = Monitor(readings, schedule=every(1), book=AlertManager([ALWAYS]))
+    taken: list[bool] = []
+    readings.prepare = lambda _state: lambda: taken.append(True)  # type: ignore[method-assign, assignment]
+    with pytest.raises(ValueError, match="is damaged: KeyError: 'cases'"):
+        second.load_state_dict(state)
+    assert (taken, second.steps, second.alerts) == ([], 0, ())
+
+
+class Keeps:
+    """A sink of somebody else's."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def write(self, report: Report) -> None:
+        self.reports.append(report)
+
+    def alert(self, alert: Alert) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class Deferring(Keeps):
+    """A sink with work for later."""
+
+    def __init__(self, pieces: int) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+        self._pieces = pieces
+
+    def start(self, run: str) -> None:
+        self.calls.append(f"start {len(run)}")
+
+    def write(self, report: Report) -> None:
+        super().write(report)
+        self.calls.append(f"write {report.step}")
+
+    def catch_up(self) -> bool:
+        self.calls.append("catch up")
+        self._pieces -= 1
+        return self._pieces > 0
+
+
+def test_deferred_work_is_done_between_reports_a_piece_at_a_step() -> None:
+    """Never in the step of a report, and not asked for when nothing is left."""
+    sink = Deferring(pieces=2)
+    monitor = Monitor(Reads(), schedule=every(3), sinks=[("m", sink)])
+    for _ in range(9):
+        monitor.step()
+    first, *calls = sink.calls
+    assert first == "start 8"
+    assert calls == ["catch up", "catch up", "write 3", "catch up", "write 6", "catch up", "write 9"]
+
+
+def test_deferred_work_is_done_where_each_step_has_a_report() -> None:
+    """There is no step between them."""
+    sink = Deferring(pieces=3)
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("m", sink)])
+    for _ in range(3):
+        monitor.step()
+    assert sink.calls[1:] == ["write 1", "write 2", "catch up", "write 3", "catch up"]
+
+
+def test_deferred_work_waits_for_credit() -> None:
+    """It is part of what watching may cost."""
+    sink = Deferring(pieces=5)
+    now = [0.0]
+    budget = Budget(0.01, clock=lambda: now[0], cpu_clock=lambda: now[0])
+    monitor = Monitor(Reads(), schedule=every(100), sinks=[("m", sink)], budget=budget)
+    monitor.step()
+    budget.spend(ADVANCE + 1)
+    before = len(sink.calls)
+    monitor.step()
+    assert len(sink.calls) == before
+    now[0] += 1000
+    budget.earn(at_most=100)
+    monitor.step()
+    assert sink.calls[before:] == ["catch up"]
+
+
+def test_a_sink_that_was_out_for_a_while_writes_again() -> None:
+    """Three failures cost the ten reports after them, and not all."""
+
+    class Network(Keeps):
+        def write(self, report: Report) -> None:
+            if 6 <= report.step < 9:
+                raise OSError("network is down")
+            super().write(report)
+
+    sink = Network()
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("net", sink)])
+    for _ in range(30):
+        monitor.step()
+    assert [report.step for report in sink.reports] == [*range(1, 6), *range(18, 31)]
+
+
+def test_a_sink_whose_writes_fail_is_paused_though_its_other_methods_work() -> None:
+    """Each write may wait for a timeout."""
+
+    class Half(Deferring):
+        tried = 0
+
+        def write(self, report: Report) -> None:
+            self.tried += 1
+            raise OSError("no route")
+
+    sink = Half(pieces=10**6)
+    monitor = Monitor(Reads(), schedule=every(2), sinks=[("half", sink)])
+    for _ in range(40):
+        monitor.step()
+        monitor.flush()
+    assert sink.tried == 4
+    assert [fault.disabled for fault in monitor.errors] == [True]
+
+
+def test_the_run_that_is_resumed_goes_on_under_its_id() -> None:
+    """Sinks are told which run writes, and from which step on."""
+
+    class Files(Keeps):
+        def __init__(self) -> None:
+            super().__init__()
+            self.told: list[str | int] = []
+
+        def start(self, run: str) -> None:
+            self.told.append(run)
+
+        def rewind(self, step: int) -> None:
+            self.told.append(step)
+
+    one, two = Files(), Files()
+    first = Monitor(Reads(), schedule=every(1), sinks=[("m", one)])
+    first.step()
+    second = Monitor(Reads(), schedule=every(1), sinks=[("m", two)])
+    second.load_state_dict(first.state_dict())
+    own, run, step = two.told
+    assert (run, step) == (one.told[0], 1)
+    assert own != run

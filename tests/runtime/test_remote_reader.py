@@ -1,0 +1,77 @@
+"""A rank that reads for rank 0 keeps to the same bound on copies."""
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from esdmon.records import Coverage, LayerReport
+from esdmon.runtime.executor import MEMORY, Executor
+from esdmon.runtime.remote_reader import RemoteReader
+from esdmon.schedule.budget import Budget
+
+SIZE = MEMORY // 3
+
+
+class Source:
+    """Ten matrices, whose readings wait for a gate."""
+
+    coverage = Coverage(0, 0)
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.begun: list[str] = []
+
+    def settle(self) -> None:
+        pass
+
+    def refresh(self) -> bool:
+        return False
+
+    def nominal(self) -> dict[str, float]:
+        return {f"w{k}": 1.0 for k in range(10)}
+
+    def size(self, name: str) -> int:
+        return SIZE
+
+    def is_trainable(self, name: str) -> bool:
+        return True
+
+    def look(self, names: Iterable[str]) -> dict[str, float]:
+        return {}
+
+    def mark(self, name: str) -> float:
+        return 0.0
+
+    def fingerprint(self) -> str:
+        return "x"
+
+    def begin(self, name: str, step: int, *, moved: float, copy: bool) -> Callable[[], LayerReport]:
+        self.begun.append(name)
+
+        def finish() -> LayerReport:
+            self.gate.wait(60)
+            return LayerReport(name, "ok", step)
+
+        return finish
+
+
+class Assigns:
+    """Rank 0 asks for all of them."""
+
+    has_joined = True
+
+    def assigned(self, step: int) -> list[str]:
+        return [f"w{k}" for k in range(10)]
+
+    def answer(self, *_: Any) -> None:
+        pass
+
+
+def test_copies_that_wait_are_bounded_on_every_rank() -> None:
+    """Each copy that is begun takes room from the next."""
+    source = Source()
+    worker = Executor(source, Budget(None), mode="thread")
+    RemoteReader(source, worker, Assigns()).begin(1)  # type: ignore[arg-type]
+    assert source.begun == ["w0", "w1", "w2"]
+    source.gate.set()
+    worker.close()

@@ -1,0 +1,125 @@
+import math
+
+import pytest
+
+from esdmon.errors import InputError
+from esdmon.schedule.budget import ADVANCE, Budget
+
+
+class Machine:
+    """Clocks that stand still unless they are moved."""
+
+    def __init__(self) -> None:
+        self.wall = 100.0
+        self.cpu = 7.0
+
+    def works(self, seconds: float, *, cores: float = 1.0) -> None:
+        self.wall += seconds
+        self.cpu += seconds * cores
+
+
+def budget_of(machine: Machine, share: float | None = 0.01) -> Budget:
+    budget = Budget(share, clock=lambda: machine.wall, cpu_clock=lambda: machine.cpu)
+    budget.start()
+    return budget
+
+
+def test_an_advance_is_paid_back() -> None:
+    """At ADVANCE/share seconds no more than the share has been given."""
+    machine = Machine()
+    budget = budget_of(machine)
+    assert budget.credit == ADVANCE
+    machine.works(ADVANCE / 0.01)
+    budget.earn(at_most=1e9)
+    assert budget.credit == pytest.approx(ADVANCE)
+    machine.works(100)
+    budget.earn(at_most=1e9)
+    assert budget.credit == pytest.approx(ADVANCE + 1)
+
+
+@pytest.mark.parametrize("cores", [1.0, 2.0])
+def test_what_is_used_is_charged_as_it_is_used(cores: float) -> None:
+    """In wall time where the monitor uses as many cores as the run; the share that was spent is the overhead."""
+    machine = Machine()
+    budget = budget_of(machine)
+    machine.works(399, cores=cores)  # the advance is paid back
+    budget.earn(at_most=1e9)
+    before = budget.credit
+    with budget.spending():
+        machine.works(0.25, cores=cores)
+        assert before - budget.credit == pytest.approx(0.25)
+        machine.works(0.75, cores=cores)
+    assert before - budget.credit == pytest.approx(1)
+    assert budget.overhead == pytest.approx(1 / 400)
+
+
+def test_cores_that_the_run_leaves_idle_are_charged_too() -> None:
+    """A reading on two cores beside a loop on one costs two seconds of that run for each of its own."""
+    machine = Machine()
+    budget = budget_of(machine)
+    machine.works(1000, cores=1)
+    with budget.measured() as cost:
+        machine.works(1, cores=2)
+    assert cost.seconds == pytest.approx(2, rel=0.01)
+
+
+def test_a_device_that_works_while_the_cpu_waits_is_charged_by_the_wall() -> None:
+    """And not by the CPU seconds, of which there are few."""
+    machine = Machine()
+    budget = budget_of(machine)
+    machine.works(1000, cores=1)
+    with budget.measured() as cost:
+        machine.works(1, cores=0.1)
+    assert cost.seconds == pytest.approx(1)
+
+
+def test_a_long_pause_is_no_licence() -> None:
+    """What is saved has a limit, and what is owed."""
+    machine = Machine()
+    budget = budget_of(machine)
+    machine.works(1e6)
+    budget.earn(at_most=3)
+    assert budget.credit == pytest.approx(3)
+    budget.spend(1e6)
+    budget.earn(at_most=3)
+    assert budget.credit == pytest.approx(-3 - ADVANCE)
+
+
+def test_a_block_that_raises_is_charged() -> None:
+    """What failed took its time."""
+    machine = Machine()
+    budget = budget_of(machine)
+    before = budget.credit
+
+    def failing() -> None:
+        with budget.spending():
+            machine.works(2)
+            raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError, match="no"):
+        failing()
+    assert before - budget.credit == pytest.approx(2, rel=0.02)
+
+
+def test_without_a_limit_everything_is_affordable() -> None:
+    """And what it costs is measured all the same."""
+    machine = Machine()
+    budget = budget_of(machine, share=None)
+    machine.works(9)
+    with budget.spending():
+        machine.works(1)
+    budget.earn(at_most=1)
+    assert budget.credit == math.inf
+    assert budget.overhead == pytest.approx(0.1)
+
+
+def test_before_the_run_there_is_no_overhead() -> None:
+    """Not even zero."""
+    assert math.isnan(Budget(0.01).overhead)
+
+
+@pytest.mark.parametrize("share", [0, -0.1, 1.5, "1%", math.nan], ids=str)
+def test_a_share_that_is_none_is_refused(share: float) -> None:
+    """With what was got."""
+    with pytest.raises(InputError, match=r"budget= is a share of the run, above 0 and at most 1, or None for no limit"):
+        Budget(share)

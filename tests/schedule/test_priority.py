@@ -1,0 +1,167 @@
+import math
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esdmon.schedule.priority import REFRESH, TOLERANCE, ReadPriority, share_out
+
+EVERY = 10
+
+
+class Model:
+    """Matrices that move at rates of their own, and what reading them costs."""
+
+    def __init__(self, costs: list[float], rates: list[float], *, limited: bool = True) -> None:
+        self.costs = {f"w{k}": cost for k, cost in enumerate(costs)}
+        self.rates = dict(zip(self.costs, rates, strict=True))
+        self.turns = ReadPriority(self.costs, limited=limited)
+        self.read_at = dict.fromkeys(self.costs, 0)
+
+    def due(self, step: int, credit: float) -> list[str]:
+        for name in self.turns.to_look_at():
+            drift = self.rates[name] * (step - self.read_at[name])
+            self.turns.looked(name, step, drift, trainable=self.rates[name] > 0)
+        chosen = self.turns.choose(step, credit)
+        for name in chosen:
+            self.turns.begun(name, step)
+            self.turns.took(name, self.costs[name])
+            self.read_at[name] = step
+        self.turns.pass_by()
+        return chosen
+
+    def train(self, dues: int, earned: float) -> list[list[str]]:
+        """A run in which each due step earns the same, saved and owed as the budget does."""
+        credit, all_chosen = 0.0, []
+        most = 2 * sum(self.costs.values())
+        for k in range(1, dues + 1):
+            credit = min(most, max(-most, credit + earned))
+            chosen = self.due(k * EVERY, credit)
+            credit -= sum(self.costs[name] for name in chosen)
+            all_chosen.append(chosen)
+        return all_chosen
+
+
+costs = st.floats(min_value=0.01, max_value=100)
+moving = st.floats(min_value=2 * TOLERANCE / EVERY, max_value=0.1)
+
+
+@given(st.lists(st.tuples(costs, moving), min_size=1, max_size=8), st.floats(min_value=0, max_value=10))
+@settings(max_examples=60, deadline=None)
+def test_at_least_one_at_each_due_step_and_none_starves(matrices: list[tuple[float, float]], earned: float) -> None:
+    """Whatever they cost and however fast they move, on any credit."""
+    model = Model(*map(list, zip(*matrices, strict=True)))
+    chosen = model.train(2000, earned)
+    assert all(chosen)
+    assert set(Counter(name for names in chosen[1000:] for name in names)) == set(model.costs)
+
+
+@given(st.lists(st.tuples(st.floats(min_value=0.01, max_value=1), moving), min_size=2, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_the_credit_is_kept(matrices: list[tuple[float, float]]) -> None:
+    """Where each can be paid for by what a due step earns, the sum is; and the credit is used, not left."""
+    model = Model(*map(list, zip(*matrices, strict=True)))
+    earned = 1.5 * max(model.costs.values())
+    chosen = model.train(500, earned)
+    spent = sum(model.costs[name] for names in chosen for name in names)
+    assert spent <= 500 * earned + 1e-6
+    assert spent >= min(0.5 * 500 * earned, 0.9 * 500 * sum(model.costs.values()))
+
+
+def test_a_model_that_is_cheap_is_read_whole_each_time() -> None:
+    """A small one."""
+    model = Model([0.1, 0.2, 0.3], [0.01, 0.001, 0.1])
+    assert {frozenset(names) for names in model.train(20, earned=1.0)} == {frozenset(model.costs)}
+
+
+def test_what_moves_fast_is_read_more_often_and_what_costs_more_less() -> None:
+    """T ∝ √(c/d): four times the drift, or a quarter of the cost, twice as often."""
+    model = Model([1, 1, 4], [0.04, 0.01, 0.01])
+    read = Counter(name for names in model.train(6000, earned=0.8)[1000:] for name in names)
+    assert read["w0"] / read["w1"] == pytest.approx(2, rel=0.1)
+    assert read["w1"] / read["w2"] == pytest.approx(2, rel=0.1)
+
+
+def test_unread_ones_come_first_and_the_cheapest_of_them() -> None:
+    """So that there is something to see soon, and its cost is known."""
+    model = Model([3, 1, 2], [0.1, 0.1, 0.1])
+    assert [names[0] for names in model.train(3, earned=1.0)] == ["w1", "w2", "w0"]
+
+
+def test_unchanged_ones_are_left_out_and_say_so() -> None:
+    """Up to the tolerance since their last reading, however long that takes."""
+    model = Model([1, 1], [0.01, TOLERANCE / (5 * EVERY)])
+    chosen = model.train(9, earned=10.0)
+    assert [len(names) for names in chosen] == [2, 1, 1, 1, 1, 1, 2, 1, 1]
+    assert model.turns.drift("w1") <= TOLERANCE
+    assert chosen[6] == ["w0", "w1"]
+
+
+def test_an_unchanged_one_is_read_again_after_a_while_but_never_on_debt() -> None:
+    """A sample may have missed what changed."""
+    model = Model([1, 1], [0.01, 0.0])
+    rich, poor = model.train(3 * REFRESH, earned=10.0), Model([1, 1], [0.01, 0.0]).train(3 * REFRESH, earned=0.5)
+    assert [k for k, names in enumerate(rich) if "w1" in names] == [0, REFRESH, 2 * REFRESH]
+    assert Counter(name for names in poor for name in names)["w1"] == 1
+
+
+def test_if_nothing_has_changed_nothing_is_forced() -> None:
+    """A due step without a reading."""
+    model = Model([1, 1], [0.0, 0.0])
+    assert model.train(4, earned=0.0)[2:] == [[], []]
+
+
+def test_without_a_limit_all_are_read_but_the_frozen() -> None:
+    """Those that train are read whether or not their sample has moved."""
+    model = Model([1, 1, 1], [0.01, TOLERANCE / 1e6, 0.0], limited=False)
+    assert [sorted(names) for names in model.train(3, earned=math.inf)] == [["w0", "w1", "w2"]] + 2 * [["w0", "w1"]]
+
+
+@pytest.mark.parametrize("drift", [math.nan, math.inf, 1e9])
+def test_a_matrix_that_is_not_finite_does_not_take_all_turns(drift: float) -> None:
+    """Its drift counts as that of one that moved as a whole."""
+    turns = ReadPriority({"bad": 1.0, "good": 1.0})
+    read = Counter[str]()
+    at = {"bad": 0, "good": 0}
+    for step in range(1, 400):
+        turns.looked("bad", step, drift, trainable=True)
+        turns.looked("good", step, 0.01 * (step - at["good"]), trainable=True)
+        for name in turns.choose(step, 0.0):
+            turns.begun(name, step)
+            at[name] = step
+            read[name] += 1
+    assert min(read.values()) > 20
+
+
+def test_a_lost_reading_is_made_up_for() -> None:
+    """It counts as changed."""
+    turns = ReadPriority({"a": 1.0, "b": 1.0})
+    for name in ("a", "b"):
+        turns.begun(name, 1)
+    assert turns.choose(2, 10.0) == []
+    turns.lost("b")
+    assert turns.choose(2, 10.0) == ["b"]
+
+
+def test_what_is_known_of_a_matrix_outlives_a_change_of_the_model() -> None:
+    """And what is gone is forgotten, without a word."""
+    turns = ReadPriority({"a": 1.0, "b": 1.0})
+    for name in ("a", "b"):
+        turns.begun(name, 1)
+        turns.took(name, 3.0)
+    turns.replace({"b": 1.0, "c": 2.0})
+    turns.took("a", 1.0)
+    turns.lost("a")
+    assert turns.names == ("b", "c")
+    assert [turns.expected(name) for name in ("a", "b", "c")] == [0.0, 3.0, 6.0]
+    assert turns.choose(2, 10.0) == ["c"]
+
+
+@given(st.dictionaries(st.text(max_size=3), costs, max_size=20), st.integers(min_value=1, max_value=5))
+def test_shares_are_even(given_costs: dict[str, float], ranks: int) -> None:
+    """Each matrix once; no rank has more than the others by more than one matrix."""
+    shares = share_out(given_costs, range(ranks))
+    assert sorted(name for names in shares.values() for name in names) == sorted(given_costs)
+    loads = [sum(given_costs[name] for name in names) for names in shares.values()]
+    assert max(loads) - min(loads) <= max(given_costs.values(), default=0) + 1e-9

@@ -1,0 +1,171 @@
+"""Faults: isolated, counted, logged once, and paused if they go on."""
+
+import logging
+import math
+from itertools import pairwise
+
+import pytest
+
+from esdmon.isolation import LIMIT, Fault, Faults
+
+
+def fail(faults: Faults, who: str = "sink console", *, step: int = 1, text: str = "no space left") -> None:
+    """Let a part fail once."""
+    with faults.isolated(who, step):
+        raise OSError(text)
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What esdmon has logged as a warning."""
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+def test_a_failure_is_kept_apart_and_written_down() -> None:
+    """The exception ends with the block; the part, its last error, step and count can be read afterwards."""
+    faults = Faults()
+    fail(faults, step=3, text="first")
+    fail(faults, step=7, text="second")
+    assert list(faults) == [Fault("sink console", "OSError: second", step=7, count=2, in_a_row=2)]
+
+
+def test_parts_are_listed_in_the_order_of_their_first_failure() -> None:
+    """A part that fails again keeps its place."""
+    faults = Faults()
+    for who in ("sink b", "sink a", "sink b"):
+        fail(faults, who)
+    assert [(fault.who, fault.count) for fault in faults] == [("sink b", 2), ("sink a", 1)]
+
+
+def test_what_does_not_fail_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
+    """A block that ends well is no fault and logs nothing."""
+    faults = Faults()
+    with faults.isolated("sink console", 1):
+        pass
+    assert (list(faults), messages(caplog)) == ([], [])
+    assert not faults.disabled("sink console")
+
+
+def test_a_part_is_paused_after_three_failures() -> None:
+    """Two failures are forgiven, the third pauses it; other parts are not concerned."""
+    faults = Faults()
+    disabled = []
+    for _ in range(LIMIT):
+        fail(faults)
+        disabled.append(faults.disabled("sink console"))
+    assert disabled == [False, False, True]
+    assert not faults.disabled("sink other")
+    assert [fault.disabled for fault in faults] == [True]
+
+
+def tries(faults: Faults, due_steps: int, *, fails_until: float = math.inf, who: str = "sink console") -> list[int]:
+    """The due steps at which a part was tried, of so many; it fails up to one of them."""
+    tried = []
+    for step in range(1, due_steps + 1):
+        faults.advance()
+        if faults.disabled(who):
+            continue
+        tried.append(step)
+        with faults.isolated(who, step):
+            if step <= fails_until:
+                raise OSError("no space left")
+    return tried
+
+
+def test_pauses_grow_and_are_bounded() -> None:
+    """10 due steps, 20, 40, … and 320 at most: a part that fails for ever costs little, and is not forgotten."""
+    tried = tries(Faults(), 2000)
+    assert tried[:3] == [1, 2, 3]
+    assert [b - a for a, b in pairwise(tried[2:])] == [10, 20, 40, 80, 160, *[320] * 5]
+
+
+def test_a_part_that_recovers_is_used_as_before(caplog: pytest.LogCaptureFixture) -> None:
+    """An outage of three reports costs ten; pausing and recovery are one line each, and the fault stays listed."""
+    faults = Faults()
+    assert tries(faults, 50, fails_until=3) == [1, 2, 3, *range(13, 51)]
+    assert [(fault.count, fault.in_a_row, fault.disabled) for fault in faults] == [(3, 0, False)]
+    assert messages(caplog) == [
+        "esdmon: sink console failed at step 1: OSError: no space left. Training goes on, and it is tried again.",
+        "esdmon: sink console has failed 3 times in a row and is paused for 10 due steps; see monitor.errors.",
+        "esdmon: sink console works again at step 13, after 3 failures.",
+    ]
+
+
+def test_a_part_that_fails_for_ever_is_logged_seldom(caplog: pytest.LogCaptureFixture) -> None:
+    """Its first failure, and each pause that is longer than the one before."""
+    tries(Faults(), 5000)
+    assert len(messages(caplog)) == 1 + len([10, 20, 40, 80, 160, 320])
+
+
+def test_pauses_begin_short_again_after_a_long_time_that_went_well() -> None:
+    """Two outages that lie far apart have nothing to do with each other; two that follow each other have."""
+
+    def second_pause(*, works_for: int) -> int:
+        faults = Faults()
+        tries(faults, 12, fails_until=3)
+        tries(faults, works_for, fails_until=0)
+        tried = tries(faults, 60)
+        return tried[3] - tried[2]
+
+    assert second_pause(works_for=5) == 20
+    assert second_pause(works_for=100) == 10
+
+
+def test_a_part_that_is_called_all_the_same_is_never_paused(caplog: pytest.LogCaptureFixture) -> None:
+    """What the user does about an alert, say: each alert is passed on."""
+    faults = Faults()
+    for step in range(10):
+        with faults.isolated("on_alert", step, pauses=False):
+            raise OSError("no network")
+    assert [(fault.count, fault.disabled) for fault in faults] == [(10, False)]
+    assert len(messages(caplog)) == 1
+
+
+def test_a_failure_that_was_caught_elsewhere_counts_too() -> None:
+    """A reading that has failed is a record with that status, and a fault."""
+    faults = Faults()
+    faults.record("reading 0", 4, RuntimeError("no memory"))
+    assert list(faults) == [Fault("reading 0", "RuntimeError: no memory", step=4)]
+    faults.worked("reading 0")
+    assert [fault.in_a_row for fault in faults] == [0]
+
+
+def test_strict_raises() -> None:
+    """In tests one wants the exception itself, and no bookkeeping."""
+    faults = Faults(strict=True)
+    with pytest.raises(OSError, match="no space left"):
+        fail(faults)
+    assert list(faults) == []
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_the_user_can_always_stop_the_run(stop: type[BaseException]) -> None:
+    """What is no `Exception` is not ours to catch."""
+    faults = Faults()
+    with pytest.raises(stop, match="now"), faults.isolated("sink console", 1):
+        raise stop("now")
+    assert list(faults) == []
+
+
+def test_an_error_that_cannot_be_printed_is_isolated_too() -> None:
+    """A stranger's exception may raise in its own `__str__`; the run goes on all the same."""
+
+    class UnprintableError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("no text")
+
+    faults = Faults()
+    with faults.isolated("measure alpha", 1):
+        raise UnprintableError
+    assert [fault.who for fault in faults] == ["measure alpha"]
+    assert "UnprintableError" in next(iter(faults)).message
+
+
+def test_a_part_that_works_again_is_forgiven() -> None:
+    """Failures far apart do not add up to being shut off."""
+    faults = Faults()
+    for step in range(20):
+        with faults.isolated("sink x", step):
+            if step % 3 == 0:
+                raise OSError(step)
+    (fault,) = faults
+    assert (fault.count, fault.disabled) == (7, False)

@@ -1,0 +1,106 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import esdmon
+from esdmon.weights import Drift, Matrix, stacks
+from esdmon.weights.device.update_ratio import some, some_of_sample
+
+
+def held(weight: Tensor) -> Matrix:
+    return Matrix("w", lambda: weight, stacks.linear)
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (1000, 384), (4096, 64)], ids=str)
+def test_ratio_is_that_of_the_whole(shape: tuple[int, int]) -> None:
+    """On the sample ‖ΔW‖/‖W‖ is that of all elements within a few per cent."""
+    torch.manual_seed(0)
+    weight = torch.randn(shape)
+    drift = Drift()
+    assert math.isnan(drift.update(held(weight)))
+    step = 0.01 * torch.randn(shape)
+    expected = float(step.norm() / weight.norm())
+    weight += step
+    assert drift.update(held(weight)) == pytest.approx(expected, rel=0.1)
+    assert drift.update(held(weight)) == 0
+
+
+def test_a_change_in_one_row_or_column_is_seen() -> None:
+    """The sample lies along no row or column."""
+    weight = torch.zeros(512, 384) + 1
+    drift = Drift()
+    drift.update(held(weight))
+    weight[:, 5] = 2
+    assert drift.update(held(weight)) > 0
+    weight[7] = 3
+    assert drift.update(held(weight)) > 0
+
+
+def test_a_new_shape_starts_anew() -> None:
+    """What was measured before does not compare."""
+    drift = Drift()
+    drift.update(held(torch.ones(20, 20)))
+    assert math.isnan(drift.update(held(torch.ones(10, 10))))
+
+
+def test_leaving_zero_is_an_infinite_ratio() -> None:
+    """A zero-initialised weight that starts to move has moved."""
+    weight = torch.zeros(20, 20)
+    drift = Drift()
+    drift.update(held(weight))
+    assert drift.update(held(weight)) == 0
+    weight += 1
+    assert drift.update(held(weight)) == math.inf
+
+
+def test_draws_no_random_number() -> None:
+    """The user's random state is the user's."""
+    before = torch.get_rng_state()
+    Drift().update(held(torch.ones(300, 300)))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Counted(dict[str, Tensor]):
+    """A mapping that counts how often its tensors are asked for."""
+
+    reads = 0
+
+    def __getitem__(self, name: str) -> Tensor:
+        self.reads += 1
+        return super().__getitem__(name)
+
+
+def test_a_reference_is_read_once_and_then_for_its_own_readings() -> None:
+    """Looks, marks and fingerprints use a sample of W₀ that was taken at the start."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(80, 80) for _ in range(6)))
+    reference = Counted({name: value.clone() for name, value in model.state_dict().items()})
+    with esdmon.watch(model, every=1, budget=None, sinks=None, mode="sync", reference=reference) as monitor:
+        for step in range(5):
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(torch.randn_like(parameter), alpha=0.01)
+            reference.reads = 0
+            monitor.step()
+            assert reference.reads == 6, step
+        source = monitor._readings._source  # type: ignore[attr-defined]
+        reference.reads = 0
+        ratios = source.look([matrix.name for matrix in source.matrices])
+        source.fingerprint()
+        for name in ratios:
+            source.mark(name)
+        assert reference.reads == 0
+    assert set(ratios.values()) == {0.0}
+    assert monitor.report is not None
+    assert monitor.report["0"].update_ratio == pytest.approx(0.5, rel=0.3)
+
+
+def test_a_smaller_sample_is_part_of_the_larger_one() -> None:
+    """That of a fingerprint is found in what is remembered of W₀."""
+    for count in (10, 40, 4096, 5000):
+        weight = torch.randn(count)
+        for most in (20, 4096):
+            taken = some(weight, most)
+            assert torch.equal(some_of_sample(taken, count, 16), some(weight, 16))
