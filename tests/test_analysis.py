@@ -69,7 +69,7 @@ BAD = {
     "rank_1": ("ok", "95 of 96 eigenvalues are zero: the rank has collapsed to 1% of full."),
     "nan": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
     "inf": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
-    "row": ("skipped", "1 eigenvalues, readings start at 10"),
+    "row": ("skipped", "1 eigenvalues; at least 10 are needed"),
     "empty": ("skipped", "an empty weight"),
     "huge": ("ok", "No eigenvalue stands above the bulk"),
     "orthogonal": ("ok", "No eigenvalue leaves the bulk, yet the bulk is not random"),
@@ -186,7 +186,7 @@ def test_measures_can_be_chosen() -> None:
     ("options", "message"),
     [
         ({"measures": ["stabel_rank"]}, r"measures='stabel_rank' is no measure. Did you mean 'stable_rank'"),
-        ({"precision": "half"}, "precision= is one of auto, exact"),
+        ({"precision": "half"}, "unknown precision='half'. Valid values: auto, exact"),
         ({"layers": ["fc9"]}, "layers='fc9' matches no layer"),
     ],
     ids=["measure", "precision", "layers"],

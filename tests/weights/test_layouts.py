@@ -322,6 +322,6 @@ def test_a_matrix_under_the_size_floor_is_skipped_whatever_it_holds(value: float
     layer = nn.Linear(40, 2)
     nn.init.constant_(layer.weight, value)
     (matrix,) = discover(layer).matrices
-    with pytest.raises(UnreadableError, match="2 eigenvalues, readings start at 10") as raised:
+    with pytest.raises(UnreadableError, match="2 eigenvalues; at least 10 are needed") as raised:
         read_spectrum(matrix)
     assert raised.value.status == "skipped"

@@ -94,7 +94,7 @@ def test_a_merged_base_is_not_read_as_the_base() -> None:
     model = adapted(["up"])
     before = esdmon.analyze(model)["up"]
     model.merge_adapter()
-    assert esdmon.analyze(model)["up"].reason.startswith("an adapter is merged into it")
+    assert esdmon.analyze(model)["up"].reason.startswith("an adapter is merged into this weight")
     model.unmerge_adapter()
     after = esdmon.analyze(model)["up"]
     assert after.measures["spectral_norm"] == pytest.approx(before.measures["spectral_norm"], rel=1e-5)
@@ -107,7 +107,10 @@ def test_several_adapters_and_dora() -> None:
     names = [matrix.name for matrix in discover(model).matrices]
     assert names == ["up", "up/lora.default", "up/lora.other", "down", "conv", "plain"]
     (merged,) = esdmon.analyze(model, layers=["*/merged"])
-    assert (merged.status, merged.reason) == ("skipped", "the merged weight of this kind of adapter is not read")
+    assert (merged.status, merged.reason) == (
+        "skipped",
+        "the merged weight of a DoRA adapter is not read: it is not a plain sum",
+    )
 
 
 def test_coverage_counts_the_factors() -> None:
