@@ -29,6 +29,7 @@ from esdmon.weights import (
     Model,
     Selection,
     Solver,
+    StackSize,
     UnreadableError,
     Watched,
     check_precision,
@@ -162,11 +163,8 @@ class Reader:
         return {name: nominal_seconds(matrix) for name, matrix in self._matrices.items()}
 
     def size(self, name: str) -> int:
-        """Bytes of a copy of a matrix; 0 for one that is not there any more."""
-        matrix = self._matrices[name]
-        with suppress(Exception):  # the reading says why
-            return math.prod(matrix.stack_shape()) * max(4, *(p.element_size() for p in matrix.parameters()))
-        return 0
+        """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
+        return self._bytes.get(name, 0)
 
     def is_trainable(self, name: str) -> bool:
         """Whether any parameter behind it requires a gradient."""
@@ -215,7 +213,7 @@ class Reader:
         try:
             begun = replace(
                 begun,
-                n_parameters=math.prod(matrix.stack_shape()),
+                n_parameters=self._measure(matrix).n_elements,
                 trainable=self.is_trainable(name),
                 in_optimizer=self._in_optimizer(matrix, step),
             )
@@ -235,11 +233,24 @@ class Reader:
     def _take_up(self, watched: Watched) -> None:
         self._watched = watched
         self._matrices = {matrix.name: matrix for matrix in watched.matrices}
+        self._sizes: dict[str, StackSize] = {}
+        self._bytes: dict[str, int] = {}
+        for matrix in watched.matrices:
+            with suppress(Exception):  # the reading reports why
+                self._measure(matrix)
         self._structure = structure(self._model) if isinstance(self._model, nn.Module) else ()
         self._tries = 0
         self._say_what_is_unread(unread(watched))
         if self._drift is not None:
             self._drift.share_among(len(self._matrices))
+
+    def _measure(self, matrix: Matrix) -> StackSize:
+        """Return the size of a matrix, and compute the bytes of a copy where its shape has changed."""
+        size = matrix.size()
+        if size is not self._sizes.get(matrix.name):
+            self._sizes[matrix.name] = size
+            self._bytes[matrix.name] = size.n_elements * _itemsize(matrix)
+        return size
 
     def _say_what_is_unread(self, sentences: list[str]) -> None:
         level = logging.WARNING if _is_first_rank() else logging.DEBUG
@@ -314,6 +325,13 @@ class Reader:
             with self._faults.isolated(who, step, is_timed=self._plugins.is_foreign("measure", name)):
                 return float(quantity(spectrum))
         return math.nan
+
+
+def _itemsize(matrix: Matrix) -> int:
+    """Return the bytes of an element of a copy; 0 where the weight cannot be read."""
+    with suppress(Exception):  # the reading reports why
+        return max([4, *(parameter.element_size() for parameter in matrix.parameters())])
+    return 0
 
 
 def _histogram(spectrum: Spectrum) -> Esd | None:

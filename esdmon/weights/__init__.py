@@ -17,6 +17,7 @@ from esdmon.weights.layers.extract import extract as extract
 from esdmon.weights.layers.parametrized import structure as structure
 from esdmon.weights.layers.quantized import unpacker as unpacker
 from esdmon.weights.matrix import Matrix as Matrix
+from esdmon.weights.matrix import StackSize as StackSize
 from esdmon.weights.matrix import UnreadableError as UnreadableError
 from esdmon.weights.selection import Selection as Selection
 from esdmon.weights.unreadable import unread as unread
