@@ -216,7 +216,7 @@ def test_nearly_all_matrices_of_an_architecture_are_watched(architecture: str) -
         if kind in REASONS:
             assert skipped[name].reason.startswith(REASONS[kind])
 
-    # A convolution stands beside the model because a pattern that matches nothing, such as '*/*' may, is refused.
+    # A convolution is added to the model, since a pattern that matches nothing, such as '*/*' may, raises.
     both = nn.ModuleDict({"model": model, "beside": nn.Conv2d(4, 4, 3)})
     names = [matrix.name for matrix in discover(both, selection=Selection(layers=["*", "*/*"])).matrices]
     assert len(set(names)) == len(names) > len(watched.matrices)

@@ -106,7 +106,7 @@ def test_layers_selects_by_pattern() -> None:
     ],
 )
 def test_a_pattern_that_matches_nothing_names_the_nearest(pattern: str, message: str) -> None:
-    """A typo is told before training."""
+    """A typo raises before training."""
     with pytest.raises(InputError, match=message):
         discover(Shared(), selection=Selection(layers=["first", pattern]))
 

@@ -56,7 +56,7 @@ def test_a_change_of_low_rank_is_no_collapse() -> None:
     assert layer.explanation.startswith("The change has rank 4 of 80")
 
 
-def test_other_shapes_and_missing_layers_are_told() -> None:
+def test_other_shapes_and_missing_layers_are_reported() -> None:
     """A reference with one layer of another shape and one that is not there."""
     report = esdmon.analyze(network(), reference={"0.weight": torch.ones(80, 90)})
     assert report["0"].reason == "its shape is (80, 100), but (80, 90) in the reference"

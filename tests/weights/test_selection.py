@@ -76,7 +76,7 @@ def test_what_is_left_out_says_why() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_selected_is_told(options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_selected_raises(options: dict[str, Any], message: str) -> None:
     """One sentence, with what was got."""
     with pytest.raises(InputError, match=message):
         names(**options)

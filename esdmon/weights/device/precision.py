@@ -72,7 +72,7 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Return a context in which `torch.autocast` is off.
 
     It does nothing where autocast is off already: leaving autocast empties a cache of the whole process, also that of
-    a forward pass which runs in another thread at the same time, whose results then differ in their last bits.
+    a forward pass in another thread, and its results then differ in their last bits.
     """
     if not torch.is_autocast_enabled(device_type):
         return nullcontext()

@@ -244,7 +244,7 @@ def test_safetensors_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         open_checkpoint(path)
 
 
-def test_experts_are_told_from_kernels_by_their_names() -> None:
+def test_experts_and_kernels_are_distinguished_by_their_names() -> None:
     """A 3-D tensor of a mapping: slices along the first side for experts, along the last for a convolution."""
     shapes = {
         m.name: m.stack_shape()

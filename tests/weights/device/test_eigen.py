@@ -121,7 +121,7 @@ def test_extreme_scales(scale: float) -> None:
 
 
 def test_zero_rows_and_columns_are_dropped_and_counted() -> None:
-    """Dead units are no rank collapse: they are left out, and told."""
+    """Dead units are not a rank collapse: they are left out, and counted."""
     weight = torch.randn(60, 40)
     alive = weight[10:, :35]
     weight[:10] = 0

@@ -38,8 +38,8 @@ def test_a_change_in_one_row_or_column_is_seen() -> None:
     assert drift.update(held(weight)) > 0
 
 
-def test_a_new_shape_starts_anew() -> None:
-    """What was measured before does not compare."""
+def test_a_new_shape_has_no_ratio() -> None:
+    """Samples of another shape do not compare."""
     drift = Drift()
     drift.update(held(torch.ones(20, 20)))
     assert math.isnan(drift.update(held(torch.ones(10, 10))))
