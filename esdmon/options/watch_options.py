@@ -123,22 +123,33 @@ class WatchOptions:
         return Selection(self.layers, self.exclude, self.min_eigenvalues, self.max_eigenvalues)
 
 
-OPTIONS = tuple(each.name for each in fields(WatchOptions) if each.init)
+_DEFAULTS = {each.name: each.default for each in fields(WatchOptions) if each.init}
+OPTIONS = tuple(_DEFAULTS)
 """The names of all options."""
 
 
 def shows_options(function: Function) -> Function:
     """Give a function with `**keywords: Unpack[WatchKeywords]` the signature that spells them out, for `help()`."""
-    own = inspect.signature(function)
-    named = [each for each in own.parameters.values() if each.kind is not each.VAR_KEYWORD]
-    taken = {each.name for each in named}
-    options = [
-        inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type)
+    signature = inspect.signature(function)
+    own = {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
+    options = {
+        each.name: inspect.Parameter(
+            each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
+        )
         for each in fields(WatchOptions)
-        if each.init and each.name not in taken
-    ]
-    function.__signature__ = own.replace(parameters=[*named, *options])  # type: ignore[attr-defined]
+        if each.init
+    }
+    first = {name: each for name, each in own.items() if each.kind is not each.KEYWORD_ONLY}
+    parameters = first | {name: each for name, each in options.items() if name not in first} | own
+    function.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
     return function
+
+
+def is_default(name: str, value: object) -> bool:
+    """Return whether a value is the default of an option, also as a list where that is a tuple."""
+    default = _DEFAULTS[name]
+    plain = tuple(value) if isinstance(value, list) else value
+    return plain is default or (isinstance(plain, bool | int | float | str | tuple) and plain == default)
 
 
 def check(name: str, value: object) -> None:

@@ -23,6 +23,7 @@ from esdmon.isolation import describe
 from esdmon.notice import notice
 from esdmon.options import WatchOptions
 from esdmon.options.sinks import Sinks, listed
+from esdmon.options.watch_options import is_default
 from esdmon.plugins.manager import shown
 from esdmon.present.scalars import summary_tags
 from esdmon.records import SUMMARISED, Coverage, Report
@@ -55,9 +56,11 @@ class CallbackOptions:
     """
 
     def __init__(self, *, every: int | Schedule, sinks: Sinks, options: Mapping[str, Any]) -> None:
-        self.options = {name: _plain(value) for name, value in {"every": every, **options}.items()}
+        self._checked = WatchOptions.from_keywords({**options, "every": every, "sinks": sinks})
+        # A command line passes all options, and a checkpoint should name those that were chosen.
+        chosen = {name: value for name, value in options.items() if not is_default(name, value)}
+        self.options = {name: _plain(value) for name, value in {"every": every, **chosen}.items()}
         self.sinks = list(listed(sinks))
-        self._checked = WatchOptions.from_keywords({**self.options, "sinks": sinks})
         self._rules = [rule.name for rule in self._checked.alert_config.rules]
 
     def __deepcopy__(self, _memo: object) -> Self:
