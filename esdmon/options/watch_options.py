@@ -119,7 +119,7 @@ class WatchOptions:
 
     @property
     def selection(self) -> Selection:
-        """Which matrices are read."""
+        """Return which matrices are read."""
         return Selection(self.layers, self.exclude, self.min_eigenvalues, self.max_eigenvalues)
 
 

@@ -66,7 +66,7 @@ def unwrapped(given: Any) -> Any:
         seen.append(inner)
         try:
             inner = inner.optimizer
-        except Exception:  # noqa: BLE001 -- a stranger's attribute, or none
+        except Exception:  # noqa: BLE001 -- any object's attribute may raise, or be absent
             break
     return inner
 
@@ -142,7 +142,7 @@ class Clock:
 
     def _shares_weights(self, optimizer: Optimizer) -> bool:
         if optimizer not in self._unrelated:
-            with suppress(Exception):  # groups of any form: it is no business of ours
+            with suppress(Exception):  # groups may have any form
                 if any(id(parameter) in self._parameters for parameter in _parameters(optimizer)):
                     return True
             self._unrelated.add(optimizer)

@@ -97,7 +97,7 @@ class Monitor:
         """Return whether an alert of `stop_on=` has fired, or a plugin has requested a stop.
 
         The callback of a Trainer ends the training by itself; a loop of your own checks this. In a distributed job it
-        is set on rank 0 only, which has to tell the other ranks.
+        is set on rank 0 only, which has to pass it on to the other ranks.
         """
         return self._out.should_stop
 

@@ -198,7 +198,7 @@ class Reader:
         """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
         try:
             return math.nan if self._drift is None else self._drift.update(self._matrices[name])
-        except Exception:  # noqa: BLE001 -- the reading that follows tells it, with a reason
+        except Exception:  # noqa: BLE001 -- the reading that follows gives the reason
             return math.nan
 
     def fingerprint(self) -> str:
@@ -236,7 +236,7 @@ class Reader:
                 in_optimizer=self._held.holds(matrix),
             )
             source = snapshot(matrix) if copy else matrix
-        except Exception as error:  # noqa: BLE001 -- told by the second half
+        except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
             return partial(self._not_read, begun, error)
         return partial(self._finish, source, begun)
 
@@ -272,7 +272,7 @@ class Reader:
         try:
             spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, solver=self._solver)
             layer = self._spectral_report(begun, spectrum)
-        except Exception as error:  # noqa: BLE001 -- told in the record
+        except Exception as error:  # noqa: BLE001 -- reported in the record
             return self._not_read(begun, error)
         self._failing.worked(begun.name, begun.step)
         return layer
@@ -291,7 +291,7 @@ class Reader:
         values, nulls = {}, {}
         for measure in self._measures:
             values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
-            if measure.null is not None and spectrum.view != "lora-delta":  # a product of two is no such noise
+            if measure.null is not None and spectrum.view != "lora-delta":  # its null is that of one random matrix
                 nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)
         return replace(
             begun,
