@@ -133,7 +133,7 @@ def mark_unreadable(
         matrix: the handle as it was found.
         reason: why the weight cannot be read; `read` raises `UnreadableError` with it.
         parameters: the model's tensors behind the weight; None asks `matrix` for them.
-        shape: shape of the stack, as far as it is known.
+        shape: shape of the stack, as far as known.
     """
     behind = _tensors_behind(matrix) if parameters is None else parameters
     return replace(

@@ -161,4 +161,4 @@ def _limits(selection: Selection) -> tuple[int, float]:
 
 def _check_positive(argument: str, value: Any) -> None:
     if not isinstance(value, int) or value < 1:
-        raise InputError(f"{argument}= must be a positive integer, got {value!r}")
+        raise InputError(f"{argument}= must be a positive integer; got {value!r}")

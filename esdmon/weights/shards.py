@@ -29,7 +29,7 @@ class Shard:
     parameter: Tensor
     """The tensor that the optimizer holds; several weights have the same one where they are flattened together."""
     shape: torch.Size
-    """Shape of the whole weight, as far as it is known."""
+    """Shape of the whole weight, as far as known."""
     reason: str
     """Why it is not read."""
 

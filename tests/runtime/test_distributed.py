@@ -4,6 +4,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import esdmon
-from esdmon.runtime import coordination as replicas
+from esdmon import watching
+from esdmon.limits import Limits
 from esdmon.sinks import MemorySink
 
 STEPS = 12
@@ -102,7 +104,7 @@ def only_on_rank_0(rank: int, _folder: Path) -> list[int]:
 
 def not_on_rank_0(rank: int, _folder: Path) -> float:
     """The others wait for a word that does not come: once, and not for long."""
-    replicas.TIMEOUT = 0.5
+    vars(watching)["Limits"] = partial(Limits, rank_seconds=0.5)
     model = DistributedDataParallel(network(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     start = time.monotonic()
@@ -128,7 +130,7 @@ def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
 
 def one_dies(rank: int, _folder: Path) -> list[list[str]]:
     """A rank that leaves the talk in the middle: what it was to read is lost, told, and read by rank 0 from then on."""
-    replicas.TIMEOUT = 0.5
+    vars(watching)["Limits"] = partial(Limits, rank_seconds=0.5)
     model = network(0)
     sink = MemorySink()
     monitor = esdmon.watch(model, every=1, budget=None, sinks=[sink])
@@ -273,7 +275,7 @@ def test_ranks_that_are_told_nothing_go_on_without(tmp_path: Path) -> None:
     """They wait once, and say so."""
     seconds = run("not-on-rank-0", tmp_path)
     assert max(seconds) < 5
-    assert log(tmp_path, 1).count("had no word from rank 0") == 1
+    assert log(tmp_path, 1).count("timed out after 0.5 s waiting for rank 0") == 1
 
 
 def test_a_rank_that_fails_to_read_says_so(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esdmon import torch_private
-from esdmon.errors import InputError, nearest
+from esdmon.errors import InputError
 from esdmon.weights.matrix import Matrix
 
 PRECISIONS = ("auto", "exact")
@@ -34,8 +34,7 @@ def check_precision(precision: str) -> str:
         InputError: for any other value.
     """
     if precision not in PRECISIONS:
-        hint = nearest(str(precision), PRECISIONS) or f" Valid values: {', '.join(PRECISIONS)}."
-        raise InputError(f"unknown precision={precision!r}.{hint}")
+        raise InputError(f"precision= must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     return precision
 
 
