@@ -2,7 +2,7 @@
 
 from esdmon.spectrum import Phase
 
-COLOURS = {
+PHASE_COLOURS = {
     Phase.RANDOM_LIKE: "dim",
     Phase.BLEEDING_OUT: "cyan",
     Phase.BULK_SPIKES: "blue",
@@ -18,4 +18,4 @@ _CODES = {"dim": 2, "red": 31, "green": 32, "blue": 34, "magenta": 35, "cyan": 3
 
 def coloured(phase: Phase, text: str) -> str:
     """Return a text in the colour of a phase, for a terminal."""
-    return f"\x1b[{_CODES[COLOURS[phase]]}m{text}\x1b[0m"
+    return f"\x1b[{_CODES[PHASE_COLOURS[phase]]}m{text}\x1b[0m"

@@ -35,14 +35,14 @@ def to_plain(record: LayerReport | Alert | Esd) -> Plain:
     return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
 
 
-def layer_from(plain: Mapping[str, Any]) -> LayerReport:
+def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
     """The layer that `to_plain` was given."""
     esd = plain["esd"] and Esd(**plain["esd"] | {"counts": tuple(plain["esd"]["counts"])})
     changed = {"phase": Phase(plain["phase"]), "aliases": tuple(plain["aliases"]), "esd": esd}
     return LayerReport(**dict(plain) | changed)
 
 
-def alert_from(plain: Mapping[str, Any]) -> Alert:
+def alert_from_plain(plain: Mapping[str, Any]) -> Alert:
     """The alert that `to_plain` was given."""
     return Alert(**dict(plain) | {"layers": tuple(plain["layers"])})
 

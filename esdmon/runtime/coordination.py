@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Protocol, final
 
-from esdmon.records.serialization import layer_from, to_plain
+from esdmon.records.serialization import layer_from_plain, to_plain
 from esdmon.runtime.executor import Answer
 
 TIMEOUT = 10.0
@@ -172,7 +172,7 @@ class Coordinator:
         for word in (self._word("answer", step, rank) for rank in ranks):
             plain = json.loads(self._store.get(word))
             self._store.delete_key(word)
-            answer |= {name: (layer_from(layer), seconds) for name, (layer, seconds) in plain.items()}
+            answer |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
         return answer
 
     def _word(self, *parts: str | int) -> str:

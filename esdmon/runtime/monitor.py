@@ -15,7 +15,7 @@ from typing import Protocol, Self, final
 from esdmon.alerts import Actions, AlertManager, Watchdog
 from esdmon.isolation import Fault, Faults, describe
 from esdmon.records import Alert, LayerReport, Report
-from esdmon.records.serialization import Plain, Stateful, alert_from, to_plain
+from esdmon.records.serialization import Plain, Stateful, alert_from_plain, to_plain
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
@@ -283,7 +283,7 @@ class Monitor:
             msg = f"the state of a monitor has version {_VERSION} and a number of steps, got {shown!r}"
             raise ValueError(msg)
         try:
-            alerts = [alert_from(alert) for alert in state["alerts"]]
+            alerts = [alert_from_plain(alert) for alert in state["alerts"]]
             run = str(state.get("run", self._run))
             take_over = [part.prepare(state["parts"][name]) for name, part in self._parts.items()]
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:

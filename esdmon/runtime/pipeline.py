@@ -10,7 +10,7 @@ from functools import partial
 from typing import final
 
 from esdmon.records import LayerReport, Report
-from esdmon.records.serialization import Plain, layer_from, to_plain
+from esdmon.records.serialization import Plain, layer_from_plain, to_plain
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.executor import Answer, Executor, Source, Task
 from esdmon.schedule.budget import Budget
@@ -141,7 +141,7 @@ class ReadingPipeline:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse them, and return what goes on from them."""
-        return partial(self._take_over, {name: layer_from(layer) for name, layer in state.items()})
+        return partial(self._take_over, {name: layer_from_plain(layer) for name, layer in state.items()})
 
     def _take_over(self, latest: Mapping[str, LayerReport]) -> None:
         self._due.clear()

@@ -22,7 +22,7 @@ TIMEOUT = 10.0
 """Seconds that one attempt may take, and that closing waits for what is not sent yet."""
 ATTEMPTS = 3
 _PAUSE = 1.0  # seconds before the second attempt; twice as many before the third
-_COLOURS: dict[Severity, str] = {"info": "good", "warning": "warning", "error": "danger", "critical": "danger"}
+_SLACK_COLOURS: dict[Severity, str] = {"info": "good", "warning": "warning", "error": "danger", "critical": "danger"}
 
 
 @final
@@ -110,7 +110,7 @@ def payload(alert: Alert) -> dict[str, Any]:
         "text": f"esdmon, {alert.severity}, {alert.state}: {alert.message}",
         "attachments": [
             {
-                "color": _COLOURS[alert.severity],
+                "color": _SLACK_COLOURS[alert.severity],
                 "fields": [{"title": key, "value": value, "short": True} for key, value in fields.items() if value],
             }
         ],

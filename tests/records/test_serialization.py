@@ -10,7 +10,7 @@ from torch import nn
 
 import esdmon
 from esdmon.records import Alert, LayerReport
-from esdmon.records.serialization import alert_from, layer_from, to_plain
+from esdmon.records.serialization import alert_from_plain, layer_from_plain, to_plain
 
 ALERT = Alert("a:fc", "a", "warning", "firing", "fc", ("fc", "gc"), 5, 3, "it holds", 1.5, {"alpha": 1.5})
 
@@ -35,11 +35,11 @@ def through_a_file(plain: dict[str, object]) -> dict[str, object]:
 def test_layers_come_back_from_a_checkpoint(number: int) -> None:
     """Field by field, and of their own types; NaN is itself here."""
     layer = layers()[number]
-    back = layer_from(through_a_file(to_plain(layer)))
+    back = layer_from_plain(through_a_file(to_plain(layer)))
     assert repr(back) == repr(layer)
     assert back.to_record() == layer.to_record()
 
 
 def test_alerts_come_back_from_a_checkpoint() -> None:
     """With their layers as a tuple."""
-    assert alert_from(through_a_file(to_plain(ALERT))) == ALERT
+    assert alert_from_plain(through_a_file(to_plain(ALERT))) == ALERT

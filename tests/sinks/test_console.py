@@ -7,7 +7,7 @@ from typing import TextIO
 
 import pytest
 
-from esdmon.present.colours import COLOURS, coloured
+from esdmon.present.colours import PHASE_COLOURS, coloured
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.sinks import ConsoleSink, Sink
 from esdmon.spectrum import Phase
@@ -181,12 +181,12 @@ def test_the_demo_has_the_same_colours() -> None:
     """Rich and the console say the same of each phase."""
     from rich.console import Console
 
-    for phase, colour in COLOURS.items():
+    for phase, colour in PHASE_COLOURS.items():
         console = Console(force_terminal=True, color_system="standard", file=io.StringIO(), _environ={})
         console.print(f"[{colour}]{phase.value}[/]", end="", highlight=False)
         assert isinstance(console.file, io.StringIO)
         assert console.file.getvalue() == coloured(phase, phase.value)
-    assert set(COLOURS) == set(Phase)
+    assert set(PHASE_COLOURS) == set(Phase)
 
 
 def test_flush_flushes_the_stream() -> None:
