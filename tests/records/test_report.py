@@ -150,9 +150,9 @@ def test_a_report_finds_its_layers() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        pytest.param("fc", r"no layer 'fc' in this report\. Did you mean '.+'\?", id="close"),
-        pytest.param("encoder", r"no layer 'encoder' in this report\.", id="far"),
-        pytest.param(0, r"no layer 0 in this report\.", id="a-number"),
+        pytest.param("fc", r"unknown layer 'fc'\. Did you mean '.+'\?", id="close"),
+        pytest.param("encoder", r"unknown layer 'encoder'\.", id="far"),
+        pytest.param(0, r"unknown layer 0\.", id="a-number"),
     ],
 )
 def test_an_unknown_layer_is_a_key_error(name: Any, message: str) -> None:
