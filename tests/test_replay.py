@@ -101,14 +101,14 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no file .*: give the JSONL of a run"),
-        ("", "holds no readings"),
-        ("not json\n", "line 1, is no JSON"),
-        ("[1]\n", "line 1, is none of esdmon's"),
-        ('{"a": 1}\n', "line 1, is none of esdmon's"),
-        ('{"schema": 1, "kind": "summary", "step": null}\n', "has step None, which is no number of steps"),
-        ('{"schema": 1, "kind": "layer", "step": 1}\n', "a line of step 1 is no reading of a layer"),
-        ('{"schema": 9, "kind": "summary", "step": 1}\n', "line 1, has schema 9; this version reads 1"),
+        (None, r"file .* not found\. Pass the JSONL of a run"),
+        ("", "contains no readings"),
+        ("not json\n", "line 1: invalid JSON"),
+        ("[1]\n", "line 1: not a line of esdmon"),
+        ('{"a": 1}\n', "line 1: not a line of esdmon"),
+        ('{"schema": 1, "kind": "summary", "step": null}\n', "step None is not a whole number"),
+        ('{"schema": 1, "kind": "layer", "step": 1}\n', "a line of step 1 is not a valid reading of a layer"),
+        ('{"schema": 9, "kind": "summary", "step": 1}\n', "line 1: unknown schema 9; this version reads 1"),
     ],
 )
 def test_what_is_no_run_is_told(text: str | None, message: str, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_a_torn_line_in_the_middle_is_left_out(
     lines[torn] = f"{lines[torn][:50]}\n"
     (tmp_path / "esdmon.jsonl").write_text("".join(lines))
     assert len(list(reports(tmp_path))) == len(list(reports(run[0]))) - 1
-    assert "1 lines were cut short and are left out" in caplog.text
+    assert "skipped 1 incomplete lines" in caplog.text
 
 
 def test_a_file_of_rules_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -141,7 +141,7 @@ class LayerReport:
     phase: Phase = Phase.UNCLASSIFIED
     """Phase of training after Martin and Mahoney; `phase_code` is its number, 0 to 5, and -1 for unclassified."""
     phase_confidence: float = 0.0
-    """From 0, on a border between phases or unclassified, to 1, where the evidence is a factor of 1.5 or more from any."""
+    """0 on a border between phases and if unclassified, 1 where the evidence is a factor of 1.5 or more from any."""
     explanation: str = ""
     """Evidence for the phase, in a sentence or two; for an unclassified layer, why it has none."""
     alpha_is_meaningful: bool = False

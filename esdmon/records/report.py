@@ -119,7 +119,7 @@ class Report:
         return [layer.to_record() for layer in self.layers]
 
     def to_summary_record(self) -> Record:
-        """Return the summary, and names of layers that stand still, are frozen, repeated or wait, as one JSON object."""
+        """Return the summary, and names of layers that are still, frozen, unchanged or waiting, as a JSON object."""
         steps = {"step": self.step, "host_step": self.host_step}
         lists = {
             "still": [layer.name for layer in self.layers if layer.stands_still and layer.trainable],

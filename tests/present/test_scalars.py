@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esdmon.present.scalars import CHIEF, Namespace, clean, scalars, summary_tags, tag
+from esdmon.present.scalars import CHIEF, Namespace, portable, scalars, summary_tags, tag
 from esdmon.records import Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
 
@@ -84,13 +84,13 @@ def test_every_tag_is_one_that_all_trackers_take(max_tags: int | None) -> None:
 
 @pytest.mark.parametrize("name", ["h.0.mlp", "in_proj_weight/q", "encoder:0", "a b", "a-b", "a:zz:b", ":2b", "A_1"])
 def test_a_name_that_all_trackers_take_stays_as_it_is(name: str) -> None:
-    assert clean(name) == name
+    assert portable(name) == name
 
 
 @given(st.sets(st.text(alphabet="a2b+*:_-ö", max_size=6), max_size=30))
 def test_no_two_layers_share_a_tag(names: set[str]) -> None:
     """Nor does any name become another: what stands in a tag can be told apart."""
-    assert len({clean(name) for name in names}) == len(names)
+    assert len({portable(name) for name in names}) == len(names)
 
 
 def test_a_layer_that_is_called_as_its_kind_would_be_keeps_its_series() -> None:
@@ -137,7 +137,7 @@ def test_two_sinks_of_one_place_do_not_share_tags(caplog: pytest.LogCaptureFixtu
         ]
     (line,) = caplog.messages
     assert "another monitor writes to the run already: tags of this one begin with esdmon2_" in line
-    first.free()
+    first.release()
     third = Namespace(place, "the run")
     assert third("esdmon/step") == "esdmon/step"
     assert second("esdmon/step") == "esdmon2/step"
@@ -146,8 +146,8 @@ def test_two_sinks_of_one_place_do_not_share_tags(caplog: pytest.LogCaptureFixtu
 def test_a_sink_that_writes_nothing_takes_no_name_from_others() -> None:
     place = object()
     silent, first = Namespace(place, "the run"), Namespace(place, "the run")
-    assert first.all({"esdmon_alpha/a": 1.0}) == {"esdmon_alpha/a": 1.0}
-    silent.free()
+    assert first.rename({"esdmon_alpha/a": 1.0}) == {"esdmon_alpha/a": 1.0}
+    silent.release()
 
 
 def test_a_sink_that_was_never_closed_and_is_gone_holds_no_name() -> None:
