@@ -108,8 +108,11 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
         if layer.step == step:
             layers.append(layer)
             continue
-        # Drift is not written; the summary lists the layers that stand still.
-        drift = 0.0 if name in still | frozen else math.inf if layer.stands_still else math.nan
+        drift = math.nan  # it is not written, but the summary lists the layers that stand still
+        if name in still | frozen:
+            drift = 0.0
+        elif layer.stands_still:
+            drift = math.inf
         trainable = layer.trainable and name not in frozen
         layers.append(replace(layer, emitted_step=step, trainable=trainable, drift=drift, unchanged=name in unchanged))
     overhead = summary.get("overhead")

@@ -13,7 +13,7 @@ from esdmon.records import Alert, LayerReport, Report
 from esdmon.spectrum import Phase
 
 MAX_ROWS = 40
-"""Largest model whose whole table is printed; of a larger one only layers whose phase has changed. Our choice."""
+"""Layers up to which the whole table is printed; above, only layers that have changed phase. Our choice."""
 _PHASE_NAMES = re.compile("|".join(re.escape(phase.value) for phase in Phase))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sink_for(logger: Any) -> Sink:
     """Return the sink for a logger: TensorBoard and Weights & Biases get also pictures and alerts, others numbers."""
     experiment = _experiment(logger)
-    # The class is asked, since a dummy object, which has any attribute, is neither of them.
+    # Look at the class: a dummy experiment has any attribute, and is neither of them.
     if hasattr(type(experiment), "add_scalar"):
         return TensorBoardSink(experiment)
     if hasattr(type(experiment), "define_metric"):

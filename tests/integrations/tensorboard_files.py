@@ -23,7 +23,7 @@ TAG = "esdmon_alpha/a"
 
 
 def events_of(folder: Path) -> EventAccumulator:
-    """What TensorBoard itself reads from a folder."""
+    """Return what TensorBoard's own reader finds in a folder."""
     accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
     accumulator.Reload()
     return accumulator
@@ -31,31 +31,31 @@ def events_of(folder: Path) -> EventAccumulator:
 
 @cache
 def a_layer() -> LayerReport:
-    """With a spectrum."""
+    """Return a layer with a spectrum."""
     return reports()[0].layers[0]
 
 
 def report_of(names: str, step: int, phase: Phase = Phase.RANDOM_LIKE, host_step: int | None = None) -> Report:
-    """Of a layer for each letter, all of them read at that step."""
+    """Return a report with a layer for each letter, all read at that step."""
     layers = tuple(replace(a_layer(), name=name, step=step, phase=phase, host_step=host_step) for name in names)
     return Report(step, layers, Coverage(0, 0), host_step=host_step)
 
 
 def pictures(folder: Path) -> dict[str, list[int]]:
-    """The steps of the pictures of each layer."""
+    """Return the steps of the pictures of each layer."""
     events = events_of(folder)
     return {tag.rpartition("/")[2]: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
 
 
 def steps_of_python(folder: Path, tag: str) -> list[int]:
-    """What TensorBoard shows with --load_fast=false."""
+    """Return the steps that TensorBoard shows with --load_fast=false."""
     events = plugin_event_accumulator.EventAccumulator(str(folder), tensor_size_guidance={"scalars": 0})
     events.Reload()
     return [point.step for point in events.Tensors(tag)]
 
 
 def steps_of_rust(folder: Path, tag: str, last: int) -> list[int]:
-    """What TensorBoard shows by default, asked of its data server, once that has read as far as a step."""
+    """Return the steps that TensorBoard's data server, its default, has once it has read as far as `last`."""
     import grpc
     from tensorboard.context import RequestContext
     from tensorboard.data import grpc_provider, server_ingester
@@ -95,7 +95,7 @@ def until(is_so: Callable[[], object]) -> None:
 
 
 def write_run(folder: Path, steps: Iterable[int], *, run: str = "aa", rewound: int | None = None) -> TensorBoardSink:
-    """One process of a run, as a monitor writes it."""
+    """Write one process of a run, as a monitor does."""
     sink = TensorBoardSink.open(str(folder))
     sink.start("ffffffff")
     if rewound is not None:

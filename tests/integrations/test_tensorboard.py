@@ -15,7 +15,7 @@ from tests.integrations.tensorboard_files import TAG, events_of, report_of, step
 
 
 def test_every_measure_of_every_layer_is_a_scalar_at_every_reading(tmp_path: Path) -> None:
-    """Read back by TensorBoard's own reader, equal to what was reported."""
+    """TensorBoard's own reader finds the values that were reported."""
     monitor = watch_for(30, [f"tensorboard:{tmp_path}"])
     events = events_of(tmp_path)
     tags = set(events.Tags()["scalars"])
@@ -32,7 +32,7 @@ def test_every_measure_of_every_layer_is_a_scalar_at_every_reading(tmp_path: Pat
 
 
 def test_alerts_are_text(tmp_path: Path) -> None:
-    """Under the rule and the layer, with the message."""
+    """The tag has the rule and the layer, the text the message."""
     sink = TensorBoardSink.open(str(tmp_path))
     sink.alert(Alert("r:fc1", "r", "warning", "firing", "fc1", ("fc1",), 20, 10, "what to do"))
     sink.close()
@@ -42,7 +42,7 @@ def test_alerts_are_text(tmp_path: Path) -> None:
 
 
 def test_the_users_own_writer_stays_open(tmp_path: Path) -> None:
-    """It was not ours to close."""
+    """Its owner can write to it afterwards."""
     writer = SummaryWriter(str(tmp_path))
     watch_for(10, [TensorBoardSink(writer)])
     writer.add_scalar("loss", 1.0, 11)
@@ -53,7 +53,7 @@ def test_the_users_own_writer_stays_open(tmp_path: Path) -> None:
 @pytest.mark.parametrize("close_early", [False, True], ids=["open", "closed"])
 @pytest.mark.parametrize("kind", [tensorboardX.SummaryWriter, SummaryWriter], ids=["tensorboardX", "torch"])
 def test_a_writer_of_any_kind_has_all(tmp_path: Path, kind: Any, close_early: bool) -> None:  # noqa: FBT001
-    """Numbers, texts, histograms and pictures; also where the user has closed it, which opens another file."""
+    """Numbers, texts, histograms and pictures, also if the user has closed it, which opens another file."""
     writer = kind(str(tmp_path))
     if close_early:
         writer.close()
@@ -73,7 +73,7 @@ def test_a_writer_of_any_kind_has_all(tmp_path: Path, kind: Any, close_early: bo
 
 
 def test_a_writer_that_takes_numbers_only_has_the_numbers() -> None:
-    """As that of a logger of another kind."""
+    """Methods that a writer lacks are not called."""
 
     class Numbers:
         def __init__(self) -> None:

@@ -26,16 +26,16 @@ from tests.integrations.tensorboard_files import (
 @pytest.mark.parametrize(
     ("target", "message"), [("", "tensorboard needs a folder"), ("{file}/below", "cannot be written")]
 )
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, target: str, message: str) -> None:
-    """At construction, in one sentence."""
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, target: str, message: str) -> None:
+    """The error is raised at construction, in one sentence."""
     file = tmp_path / "file"
     file.touch()
     with pytest.raises(InputError, match=message):
         TensorBoardSink.open(target.format(file=file))
 
 
-def test_a_folder_that_is_deleted_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """What it held is lost, which is told; what comes after is there."""
+def test_a_folder_that_is_deleted_is_created_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A log line says that its content is lost; later values are written."""
     folder = tmp_path / "run"
     model = nn.Linear(64, 64)
     with esdmon.watch(model, every=1, budget=None, sinks=f"tensorboard:{folder}") as monitor:
@@ -53,7 +53,7 @@ def test_a_folder_that_is_deleted_is_begun_anew(tmp_path: Path, caplog: pytest.L
 @pytest.mark.parametrize("resumes", [1, 2])
 @pytest.mark.parametrize("is_subfolder", [False, True], ids=["folder", "subfolder"])
 def test_a_resumed_run_shows_no_point_twice(tmp_path: Path, resumes: int, is_subfolder: bool) -> None:  # noqa: FBT001
-    """In both of TensorBoard's readers, and in that of scripts; also where the run has a sub-folder."""
+    """Both of TensorBoard's readers and that of scripts agree, also if the run has a sub-folder."""
     folder = tmp_path
     if is_subfolder:
         write_run(tmp_path, [10, 20], run="bb")
@@ -70,7 +70,7 @@ def test_a_resumed_run_shows_no_point_twice(tmp_path: Path, resumes: int, is_sub
 
 
 def test_a_resumed_run_is_cut_where_the_host_draws(tmp_path: Path) -> None:
-    """A host whose axis counts every other step of ours."""
+    """The axis of this host counts every other step of ours."""
     for first, rewound in ((2, None), (22, 20)):
         sink = TensorBoardSink.open(str(tmp_path))
         sink.start("aa")
@@ -83,7 +83,7 @@ def test_a_resumed_run_is_cut_where_the_host_draws(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_rewound_in_one_process(tmp_path: Path) -> None:
-    """Within a second, in which file names would come in the wrong order."""
+    """Names of files within one second must still sort in the order of writing."""
     sink = TensorBoardSink.open(str(tmp_path))
     sink.write(report_of("a", 10))
     for _ in range(12):
@@ -95,7 +95,7 @@ def test_a_run_that_is_rewound_in_one_process(tmp_path: Path) -> None:
 
 
 def test_a_second_run_has_a_folder_of_its_own(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of another id, whoever wrote the first; told in one line."""
+    """A run with another id is written to a sub-folder, which one log line says."""
     assert caplog.text == ""
     for run in ("aa", "bb", "cc"):
         write_run(tmp_path, [10, 20], run=run)
@@ -108,7 +108,7 @@ def test_a_second_run_has_a_folder_of_its_own(tmp_path: Path, caplog: pytest.Log
 
 
 def test_a_script_that_is_run_twice_has_two_runs(tmp_path: Path) -> None:
-    """As a user would write it."""
+    """The sink is given as a text, as a user would."""
     for _ in range(2):
         watch_for(10, [f"tensorboard:{tmp_path}"])
     for folder in (tmp_path, tmp_path / "run-2"):
@@ -116,7 +116,7 @@ def test_a_script_that_is_run_twice_has_two_runs(tmp_path: Path) -> None:
 
 
 def test_nothing_is_made_before_there_is_something_to_write(tmp_path: Path) -> None:
-    """No thread and no file; of a run without a reading no folder is left."""
+    """There is no thread and no file before, and no folder after a run without a reading."""
     before = threading.active_count()
     sink = TensorBoardSink.open(str(tmp_path / "a" / "b"))
     sink.start("aa")
@@ -132,7 +132,7 @@ def test_nothing_is_made_before_there_is_something_to_write(tmp_path: Path) -> N
 def test_the_working_directory_may_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A folder is that of the directory in which it was given."""
+    """A relative folder refers to the directory in which the sink was opened."""
     monkeypatch.chdir(tmp_path)
     sink = TensorBoardSink.open("runs/a")
     sink.write(report_of("a", 10))
@@ -149,7 +149,7 @@ def test_the_working_directory_may_change(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files have no limit there")
 def test_after_a_disk_was_full_it_is_written_again(tmp_path: Path) -> None:
-    """What was written before is read, and what comes after."""
+    """Values from before and after the fault are read."""
     import resource
 
     sink = TensorBoardSink.open(str(tmp_path))

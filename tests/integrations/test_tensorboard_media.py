@@ -23,7 +23,7 @@ from tests.integrations.tensorboard_files import (
 
 
 def test_spectra_are_shown(tmp_path: Path) -> None:
-    """A layout, a histogram of all eigenvalues, pictures at the end, and the last table."""
+    """There is a layout, a histogram of all eigenvalues, pictures at the end, and the last table."""
     folder = tmp_path / "run"
     watch_for(30, [f"tensorboard:{folder}"])
     tags = events_of(folder).Tags()
@@ -37,7 +37,7 @@ def test_spectra_are_shown(tmp_path: Path) -> None:
 
 
 def test_a_phase_that_changes_is_drawn_between_reports(tmp_path: Path) -> None:
-    """A picture at a step, and none in the step of a report; at the end each layer as it is then."""
+    """`write` draws nothing, `catch_up` one picture, and `close` the last state of each layer."""
     sink = TensorBoardSink.open(str(tmp_path))
     sink.write(report_of("abc", 10))
     assert sink.catch_up() is False
@@ -51,7 +51,7 @@ def test_a_phase_that_changes_is_drawn_between_reports(tmp_path: Path) -> None:
 
 
 def test_a_layer_with_an_alert_is_drawn_first(tmp_path: Path) -> None:
-    """Where it is drawn in the host's steps."""
+    """Its picture is drawn over the host's steps."""
     sink = TensorBoardSink.open(str(tmp_path))
     sink.write(report_of("abcd", 10, host_step=5))
     sink.write(report_of("abcd", 20, Phase.BULK_SPIKES, host_step=10))
@@ -63,7 +63,7 @@ def test_a_layer_with_an_alert_is_drawn_first(tmp_path: Path) -> None:
 
 
 def test_a_watched_run_draws_while_it_trains(tmp_path: Path) -> None:
-    """The step after the phase has changed, and the last."""
+    """It draws at the step after the phase has changed, and at the end."""
     torch.manual_seed(0)
     model = nn.Linear(128, 128)
     with esdmon.watch(
@@ -80,7 +80,7 @@ def test_a_watched_run_draws_while_it_trains(tmp_path: Path) -> None:
 
 
 def test_closing_takes_only_so_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Here a picture takes a second, and two seconds are too many; what has changed is drawn first."""
+    """By this clock a picture takes a second, of which two are allowed; changed layers are drawn first."""
     caplog.set_level("INFO")
     sink = TensorBoardSink(RunFiles(str(tmp_path)), clock=itertools.count().__next__)
     sink.write(report_of("abcdef", 10))
@@ -96,7 +96,7 @@ def test_closing_takes_only_so_long(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 
 def test_what_cannot_be_drawn_does_not_keep_the_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever is wrong with a layer's numbers."""
+    """An exception while drawing still closes the files."""
 
     def broken(layer: LayerReport) -> None:
         raise FloatingPointError(layer.name)
@@ -110,7 +110,7 @@ def test_what_cannot_be_drawn_does_not_keep_the_files_open(tmp_path: Path, monke
 
 
 def test_few_measures_are_enough_for_a_picture(tmp_path: Path) -> None:
-    """Those that are drawn may not have been taken."""
+    """Measures that a picture shows may be missing."""
     model = nn.Linear(256, 128)
     sinks = f"tensorboard:{tmp_path}"
     with esdmon.watch(model, every=1, budget=None, measures=["alpha", "xmin"], sinks=sinks) as monitor:
@@ -120,7 +120,7 @@ def test_few_measures_are_enough_for_a_picture(tmp_path: Path) -> None:
 
 
 def test_a_report_of_many_layers_has_few_histograms(tmp_path: Path) -> None:
-    """The others follow at the next readings; none is left out."""
+    """The others follow at the next readings, so that every layer has one."""
     sink = TensorBoardSink.open(str(tmp_path))
     names = "".join(chr(ord("a") + k) for k in range(26)) + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
     for step in (10, 20, 30):

@@ -8,7 +8,7 @@ from esdmon_wandb.tables import ReadingTable
 
 
 def test_a_table_has_a_column_for_each_number_and_a_row_for_each_reading() -> None:
-    """What was not read is None, also where a column comes later."""
+    """A missing number is None, also if its column comes later."""
     table = ReadingTable()
     table.add(1, {"a": 1.0, "b": float("nan")})
     table.add(2, {"c": 3.0})

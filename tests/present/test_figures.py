@@ -21,7 +21,7 @@ LAYER = LayerReport("fc", "ok", 10, N=64, M=64, esd=Esd(-2.0, 1.0, (1, 2, 3)))
 
 @cache
 def layers() -> dict[str, LayerReport]:
-    """Spectra as they come, pleasant or not."""
+    """Return spectra of all kinds, awkward ones included."""
     torch.manual_seed(0)
     weights = {
         "noise": torch.randn(128, 64),
@@ -38,7 +38,7 @@ def layers() -> dict[str, LayerReport]:
 
 @pytest.mark.parametrize("name", layers())
 def test_any_spectrum_can_be_drawn(name: str) -> None:
-    """And is the same whatever was drawn before it."""
+    """The picture does not depend on what was drawn before."""
     layer = layers()[name]
     drawn = draw_esd(layer)
     assert drawn.shape == (400, 640, 3)
@@ -60,12 +60,12 @@ def test_a_measure_that_was_not_taken_is_not_drawn(missing: str) -> None:
 
 @pytest.mark.parametrize("name", ["слой/層", "a$b$c", "x" * 300, "new\nline", "", "%s{}"])
 def test_any_name_can_be_drawn(name: str) -> None:
-    """What the font cannot show is a question mark; nothing is taken for a formula."""
+    """Characters that the font lacks become question marks; nothing is parsed as a formula."""
     assert draw_esd(replace(LAYER, name=name)).shape == (400, 640, 3)
 
 
 def test_a_style_of_the_users_changes_nothing() -> None:
-    """Nor is it changed. A thread of its own has a figure of its own, which is made under that style."""
+    """The style is not changed either. A new thread has a figure of its own, which is made under that style."""
     drawn = draw_esd(LAYER)
     with mpl.rc_context({"text.usetex": True, "figure.facecolor": "black", "font.size": 30, "lines.marker": "o"}):
         before = dict(mpl.rcParams)
@@ -79,10 +79,10 @@ def test_a_layer_without_a_histogram_cannot_be_drawn() -> None:
         draw_esd(replace(LAYER, esd=None))
 
 
-def test_an_installation_that_is_damaged_is_told(
+def test_an_installation_that_is_damaged_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run goes on without pictures."""
+    """Training continues without pictures."""
     assert prepare_drawing()
 
     def broken(layer: LayerReport) -> None:

@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
-from esdmon.present.media import HISTOGRAM_INTERVAL, MAX_HISTOGRAMS, MediaSchedule, PictureQueue
+import pytest
+
+from esdmon.present.media import HISTOGRAM_INTERVAL, MAX_HISTOGRAMS, Media, MediaSchedule, PictureQueue
 from esdmon.records import Coverage, Esd, LayerReport, Report
+from esdmon.spectrum import Phase
 
 LAYER = LayerReport("fc", "ok", 10, N=64, M=64, esd=Esd(-2.0, 1.0, (1, 2, 3)))
 
 
 def named(names: str, step: int = 10) -> list[LayerReport]:
-    """A layer for each letter."""
+    """Return a layer for each letter."""
     return [replace(LAYER, name=name, step=step) for name in names]
 
 
@@ -26,7 +29,7 @@ def report(names: str, step: int) -> Report:
 
 
 def test_what_was_queued_last_is_drawn_first() -> None:
-    """And what was queued together in its own order."""
+    """Layers that were put in together keep their order."""
     queue = PictureQueue()
     queue.put_first(named("ab"))
     queue.put_first(named("cd", 20))
@@ -36,7 +39,7 @@ def test_what_was_queued_last_is_drawn_first() -> None:
 
 
 def test_a_layer_that_is_queued_again_is_drawn_once_in_its_newer_state() -> None:
-    """So that there are never more waiting than there are layers."""
+    """The queue is never longer than the model."""
     queue = PictureQueue()
     for step in range(10, 200, 10):
         queue.put_first(named("ab", step))
@@ -63,7 +66,7 @@ def test_a_layer_without_a_histogram_is_not_queued() -> None:
 
 
 def test_what_is_queued_last_stands_behind_what_waits() -> None:
-    """What waits already keeps its place, and is drawn in the newer state."""
+    """Layers in the queue keep their place, and are drawn in the newer state."""
     queue = PictureQueue()
     queue.put_first(named("cb"))
     queue.put_last(named("abcd", 20))
@@ -71,7 +74,7 @@ def test_what_is_queued_last_stands_behind_what_waits() -> None:
 
 
 def test_what_was_read_after_a_step_is_forgotten() -> None:
-    """Then it may be drawn again, at the same step."""
+    """A reading at the same step may then be drawn again."""
     queue = PictureQueue()
     queue.put_first(named("a", 30))
     queue.take()
@@ -97,8 +100,31 @@ def test_histograms_are_due_at_the_first_reading_and_every_fifth() -> None:
 
 
 def test_of_many_histograms_some_are_due_in_each_report() -> None:
-    """Those first that have waited longest."""
+    """The layers that are overdue the longest come first."""
     schedule = MediaSchedule()
     names = "".join(chr(0x4E00 + k) for k in range(3 * MAX_HISTOGRAMS))
     due = ["".join(layer.name for layer in schedule.histograms(report(names, step))) for step in range(1, 5)]
     assert due == [names[:MAX_HISTOGRAMS], names[MAX_HISTOGRAMS : 2 * MAX_HISTOGRAMS], names[2 * MAX_HISTOGRAMS :], ""]
+
+
+def test_a_sink_that_is_rewound_shows_again_what_it_showed() -> None:
+    """The schedule begins again: a phase change after the step is drawn when it is read again."""
+    media = Media()
+    changed = Report(20, tuple(replace(layer, phase=Phase.HEAVY_TAILED) for layer in named("a", 20)), Coverage(0, 0))
+    for _ in range(2):
+        assert [layer.name for layer in media.histograms(report("a", 10))] == ["a"]
+        media.queue_changed(report("a", 10))
+        media.queue_changed(changed)
+        taken = media.take()
+        assert taken is not None
+        assert (taken.name, taken.step, len(media)) == ("a", 20, 0)
+        media.rewind(0)
+
+
+def test_without_matplotlib_no_picture_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The queue stays empty, so that a sink never tries to draw."""
+    monkeypatch.setattr("esdmon.present.media.prepare_drawing", lambda: False)
+    media = Media()
+    media.queue_first(named("a"))
+    media.queue_last(named("b"))
+    assert media.take() is None

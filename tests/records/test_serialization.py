@@ -19,7 +19,7 @@ ALERT = Alert("a:fc", "a", "warning", "firing", "fc", ("fc", "gc"), 5, 3, "it ho
 
 
 def layers() -> list[LayerReport]:
-    """One that is read, one tied, one too small, and one with what a reading leaves out filled in."""
+    """Return a layer that is read and tied, one too small, and one with the optional fields set."""
     tied = nn.Linear(80, 80)
     model = nn.ModuleDict({"a": tied, "b": tied, "small": nn.Linear(3, 3)})
     read = list(esdmon.analyze(model))
@@ -36,7 +36,7 @@ def through_a_file(plain: dict[str, object]) -> dict[str, object]:
 
 @pytest.mark.parametrize("number", range(3))
 def test_layers_come_back_from_a_checkpoint(number: int) -> None:
-    """Field by field, and of their own types; NaN is itself here."""
+    """All fields keep their values and types; NaN stays NaN here."""
     layer = layers()[number]
     back = layer_from_plain(through_a_file(to_plain(layer)))
     assert repr(back) == repr(layer)
@@ -44,7 +44,7 @@ def test_layers_come_back_from_a_checkpoint(number: int) -> None:
 
 
 def test_alerts_come_back_from_a_checkpoint() -> None:
-    """With their layers as a tuple."""
+    """Their layers are a tuple again."""
     assert alert_from_plain(through_a_file(to_plain(ALERT))) == ALERT
 
 
@@ -121,7 +121,7 @@ def test_the_json_of_records_is_pinned_to_the_byte() -> None:
 
 
 def test_a_layer_read_back_from_json_has_all_that_was_written() -> None:
-    """All fields but the two that a JSON record does not hold."""
+    """Only the two fields that a JSON record does not hold are missing."""
     back = layer_from_record(json.loads(SAMPLE_JSON))
     written = replace(SAMPLE, drift=math.nan, esd=None, nulls={"alpha": math.nan})
     assert repr(back) == repr(written)

@@ -7,5 +7,5 @@ import pytest
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file in a folder that is not there yet."""
+    """Return a path in a folder that does not exist yet."""
     return tmp_path / "runs" / "a" / "esdmon.jsonl"

@@ -36,17 +36,17 @@ LINE = b'{"schema": 1, "kind": "summary", "run": "a", "step": 1}'
 
 
 def refuse(constant: str) -> None:
-    """Python's JSON reads NaN; JSON does not have it."""
-    pytest.fail(f"{constant} is no JSON")
+    """Fail: Python's parser reads NaN, which JSON does not have."""
+    pytest.fail(f"{constant} is not JSON")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in the file, read by JSON's letter."""
+    """Return the objects in the file, read as strict JSON."""
     return [json.loads(line, parse_constant=refuse) for line in path.read_text("utf-8").splitlines()]
 
 
 def write(path: Path, *records: Report | Alert) -> None:
-    """Open, write, close: one run of a script."""
+    """Open a file, write records and close it: one run of a script."""
     sink = JsonlSink(path)
     for record in records:
         if isinstance(record, Report):
@@ -57,14 +57,14 @@ def write(path: Path, *records: Report | Alert) -> None:
 
 
 def started(path: Path, run: str) -> JsonlSink:
-    """A sink of the run with an id."""
+    """Return a sink of the run with this id."""
     sink = JsonlSink(path)
     sink.start(run)
     return sink
 
 
 def written(path: Path) -> list[tuple[str, int]]:
-    """The run and the step of each whole line."""
+    """Return the run and the step of each whole line."""
     found = []
     for line in path.read_text().splitlines():
         with suppress(ValueError, TypeError):

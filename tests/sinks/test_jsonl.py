@@ -14,7 +14,7 @@ from tests.sinks.jsonl_files import ALERT, REPORT, lines, write
 
 
 def test_every_line_says_what_it_is(path: Path) -> None:
-    """A line for each layer, one for the summary and one for an alert, with schema, kind and step in front."""
+    """Each layer has a line, the summary and an alert too; schema, kind, run and step come first."""
     write(path, REPORT, ALERT)
     assert [line["kind"] for line in lines(path)] == ["layer", "layer", "summary", "alert"]
     assert {(line["schema"], line["step"]) for line in lines(path)} == {(SCHEMA, 5)}
@@ -22,27 +22,27 @@ def test_every_line_says_what_it_is(path: Path) -> None:
 
 
 def test_lines_hold_the_records(path: Path) -> None:
-    """What a record has is what the line has."""
+    """A line contains its whole record."""
     write(path, REPORT, ALERT)
     records = [*REPORT.to_records(), REPORT.to_summary_record(), ALERT.to_record()]
     assert [{**line, **record} for line, record in zip(lines(path), records, strict=True)] == lines(path)
 
 
 def test_what_is_undefined_is_null(path: Path) -> None:
-    """Neither NaN nor infinity is written, in measures, nulls and evidence alike."""
+    """Neither NaN nor infinity is written, be it in measures, nulls or evidence."""
     write(path, REPORT, ALERT)
     layer, *_, alert = lines(path)
     assert (layer["xmin"], layer["alpha_null"], alert["evidence"]["stable_rank"], alert["time"]) == (None,) * 4
 
 
 def test_names_are_readable_in_the_file(path: Path) -> None:
-    """UTF-8, without escapes."""
+    """Names are in UTF-8, without escapes."""
     write(path, REPORT)
     assert "größe·层" in path.read_text("utf-8")
 
 
 def test_pandas_reads_the_mixed_kinds(path: Path) -> None:
-    """One call, and a frame of layers is one comparison away."""
+    """One call reads all, and one comparison selects the layers."""
     write(path, REPORT, ALERT)
     frame = pd.read_json(path, lines=True)
     layers = frame[frame["kind"] == "layer"]
@@ -53,7 +53,7 @@ def test_pandas_reads_the_mixed_kinds(path: Path) -> None:
 
 
 def test_what_is_written_is_seen_at_once(path: Path) -> None:
-    """Another process can read while the run goes on."""
+    """Another process can read during the run."""
     sink = JsonlSink(path)
     sink.alert(ALERT)
     assert len(lines(path)) == 1
@@ -61,7 +61,7 @@ def test_what_is_written_is_seen_at_once(path: Path) -> None:
 
 
 def test_a_second_run_appends(path: Path) -> None:
-    """What an earlier run has written stays as it was."""
+    """Lines of an earlier run are unchanged."""
     write(path, REPORT)
     before = lines(path)
     write(path, ALERT)
@@ -89,7 +89,7 @@ def test_evidence_that_is_no_json_leaves_no_half_line(
 
 
 def test_closing_twice_is_harmless(path: Path) -> None:
-    """As with any file."""
+    """Closing is idempotent, as with any file."""
     sink = JsonlSink(path)
     sink.close()
     sink.close()
@@ -97,7 +97,7 @@ def test_closing_twice_is_harmless(path: Path) -> None:
 
 
 def test_it_is_a_sink(path: Path) -> None:
-    """It has all that the protocol asks for."""
+    """It has all methods of the protocol."""
     sink = JsonlSink(path)
     assert isinstance(sink, Sink)
     sink.close()

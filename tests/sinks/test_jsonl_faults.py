@@ -17,7 +17,7 @@ from tests.sinks.jsonl_files import ALERT, append, lines, started, written
 
 
 def test_after_an_outage_it_is_written_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Of a folder that is gone for a while."""
+    """The folder is missing for a while."""
     sink = started(path, "aa")
     sink.alert(ALERT)
     shutil.rmtree(path.parent)
@@ -34,7 +34,7 @@ def test_after_an_outage_it_is_written_again(path: Path, caplog: pytest.LogCaptu
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files have no limit there")
 def test_a_disk_that_is_full_for_a_while_leaves_no_torn_line(path: Path) -> None:
-    """A line of which the first half could be written is taken back."""
+    """Half a line that could be written is removed again."""
     import resource
 
     append(path, "aa", 1)
@@ -64,7 +64,7 @@ def test_a_device_that_is_full_is_a_fault_each_time() -> None:
 
 
 def test_a_file_that_was_put_in_its_place_is_written_to_if_it_is_ours(path: Path) -> None:
-    """As an editor, or a synchronisation, does; what is no longer ours is left alone."""
+    """An editor or a synchronisation replaces files; one that is no longer ours is left unchanged."""
     sink = started(path, "aa")
     sink.alert(ALERT)
     copy = path.with_name("copy")
@@ -81,7 +81,7 @@ def test_a_file_that_was_put_in_its_place_is_written_to_if_it_is_ours(path: Path
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no such pipes on this system")
 def test_a_pipe_never_holds_the_training_up(tmp_path: Path) -> None:
-    """One that nobody reads is refused; one that is read has the lines; one that is full is a fault."""
+    """A pipe without a reader is refused, one with a reader gets the lines, and a full one raises."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
     with pytest.raises(InputError, match="cannot be written"):
@@ -97,7 +97,7 @@ def test_a_pipe_never_holds_the_training_up(tmp_path: Path) -> None:
 
 
 def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    """A path is that of the directory in which it was given."""
+    """A relative path refers to the directory in which the sink was opened."""
     monkeypatch.chdir(tmp_path)
     sink = JsonlSink("runs/e.jsonl")
     sink.alert(ALERT)

@@ -15,7 +15,7 @@ from tests.sinks.jsonl_files import ALERT, LINE, REPORT, lines, started, write
 
 
 def test_a_line_that_was_cut_by_a_kill_is_removed(path: Path) -> None:
-    """Whole lines stay, the cut one goes, and the next begins at the start of a line."""
+    """Whole lines are kept, the torn one is removed, and the next begins at the start of a line."""
     write(path, REPORT)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"schema": 1, "kind": "lay')
@@ -32,7 +32,7 @@ def test_a_line_that_was_cut_by_a_kill_is_removed(path: Path) -> None:
         pytest.param('{"schema": 1, "kind": "layer", "run": "a1b2c3d4", "name": "größ', id="a-longer-one"),
     ],
 )
-def test_a_file_without_a_whole_line_is_begun_anew(path: Path, content: str) -> None:
+def test_a_file_without_a_whole_line_is_emptied(path: Path, content: str) -> None:
     """A kill during the very first write leaves nothing to keep."""
     path.parent.mkdir(parents=True)
     path.write_text(content, "utf-8")
@@ -64,7 +64,7 @@ def test_a_file_without_a_whole_line_is_begun_anew(path: Path, content: str) -> 
 def test_of_a_file_of_ours_only_a_line_that_was_never_finished_is_cut(
     tmp_path: Path, content: bytes, kept: bytes
 ) -> None:
-    """Whatever stands before it, and whoever has edited the file since."""
+    """This holds whatever precedes it, and whoever has edited the file since."""
     path = tmp_path / "run.jsonl"
     path.write_bytes(content)
     write(path, ALERT)
@@ -109,7 +109,7 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, content: bytes) ->
 
 
 def test_a_file_is_checked_where_a_link_leads(tmp_path: Path) -> None:
-    """To one of ours it is used, and stays a link when lines are cut out; to another it is refused."""
+    """A link to a file of ours is used, and stays a link when lines are removed; to another it is refused."""
     path, link = tmp_path / "run.jsonl", tmp_path / "link"
     link.symlink_to(path)
     for step, run in ((1, "aa"), (2, "bb")):
@@ -133,12 +133,12 @@ def test_a_file_is_checked_where_a_link_leads(tmp_path: Path) -> None:
     ],
 )
 def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path, below: str) -> None:
-    """Before training, in one sentence that names the path."""
+    """The error is raised before training, in one sentence that names the path."""
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match=r"^jsonl:.+ cannot be written: .+\. Choose another place\.$"):
         JsonlSink(tmp_path / below)
 
 
 def test_a_device_can_be_written() -> None:
-    """What is no regular file is not searched for a broken line."""
+    """Only a regular file is searched for a torn line."""
     JsonlSink("/dev/null").close()

@@ -13,7 +13,7 @@ from tests.sinks.jsonl_files import ALERT, append, lines, started, written
 
 @pytest.mark.parametrize(("step", "left"), [(0, []), (3, [1, 3]), (4, [1, 3]), (9, [1, 3, 5])])
 def test_a_run_that_goes_on_from_a_step_drops_what_came_after(path: Path, step: int, left: list[int]) -> None:
-    """And is written to afterwards."""
+    """The file can be written to afterwards."""
     append(path, "aa", 1, 3, 5)
     sink = started(path, "aa")
     sink.rewind(step)
@@ -24,7 +24,7 @@ def test_a_run_that_goes_on_from_a_step_drops_what_came_after(path: Path, step: 
 
 
 def test_lines_of_another_run_are_never_cut(path: Path) -> None:
-    """Before, between and behind those of this one."""
+    """They may be before, between and behind those of this run."""
     append(path, "aa", 1, 5, 9)
     append(path, "bb", 1, 5, 9)
     append(path, "aa", 10)
@@ -42,7 +42,7 @@ def test_lines_of_another_run_are_never_cut(path: Path) -> None:
 
 
 def test_a_torn_line_in_the_middle_is_skipped_when_lines_are_cut(path: Path) -> None:
-    """As a machine that went down leaves it."""
+    """A crash of the machine leaves such lines."""
     append(path, "aa", 1, 3, 5, 7)
     all_of_it = path.read_text().splitlines(keepends=True)
     all_of_it[1] = all_of_it[1][:80] + "\n"
@@ -56,7 +56,7 @@ def test_a_torn_line_in_the_middle_is_skipped_when_lines_are_cut(path: Path) -> 
 
 
 def test_a_sink_by_itself_goes_on_with_the_run_that_the_file_ends_with(path: Path) -> None:
-    """Where nobody has said which run it is."""
+    """`start` was not called."""
     append(path, "aa", 1, 3, 5)
     sink = JsonlSink(path)
     sink.rewind(3)
@@ -66,7 +66,7 @@ def test_a_sink_by_itself_goes_on_with_the_run_that_the_file_ends_with(path: Pat
 
 
 def test_lines_of_an_older_version_have_no_run(path: Path) -> None:
-    """They are cut where nobody has said which run it is, and else are another's."""
+    """They are removed if `start` was not called, and else belong to another run."""
     path.parent.mkdir(parents=True)
     old = [{"schema": 1, "kind": "summary", "seconds": 0.1, "step": step} for step in (1, 3, 5)]
     path.write_text("".join(f"{json.dumps(line)}\n" for line in old))
@@ -78,7 +78,7 @@ def test_lines_of_an_older_version_have_no_run(path: Path) -> None:
 
 
 def test_of_a_large_file_only_the_end_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some blocks of a megabyte; here they have a thousand bytes."""
+    """Blocks are read from the end; here they have a thousand bytes."""
     monkeypatch.setattr("esdmon.sinks.lines.BLOCK_SIZE", 1000)
     append(path, "aa", *range(1, 301))
     read: list[bytes] = []

@@ -63,7 +63,7 @@ def server() -> Iterator[Server]:
 
 
 def test_an_alert_is_posted_in_the_form_of_slack(server: Server) -> None:
-    """A line of text, and the fields with a colour."""
+    """There is a line of text, and the fields with a colour."""
     sink = WebhookSink(server.address)
     sink.alert(ALERT)
     sink.close()
@@ -77,7 +77,7 @@ def test_an_alert_is_posted_in_the_form_of_slack(server: Server) -> None:
 
 
 def test_its_thread_ends_with_it(server: Server) -> None:
-    """And there is none before the first alert."""
+    """There is no thread before the first alert."""
 
     def threads() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name == "esdmon-webhook"]
@@ -117,7 +117,7 @@ def test_what_fails_is_tried_again_and_logged_in_the_end(
     server: Server,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """With the alert itself, and never the address."""
+    """The log has the alert itself, and never the address."""
     server.answers = list(answers)
     sink = WebhookSink(server.address, retry_pause=0.01)
     sink.alert(ALERT)
@@ -158,7 +158,7 @@ def test_what_is_not_an_address_is_refused_without_repeating_it(address: str) ->
 
 
 def test_the_address_may_stand_in_the_environment(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that it is in no script and no checkpoint."""
+    """It is then in no script and no checkpoint."""
     monkeypatch.setenv("HOOK", server.address)
     sink = WebhookSink("$HOOK")
     sink.alert(ALERT)
@@ -172,7 +172,7 @@ def test_the_address_may_stand_in_the_environment(server: Server, monkeypatch: p
 def test_a_watched_run_posts_its_alerts_and_says_its_address_nowhere(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither in the log at any level, nor in a fault of the sink, nor where the scheme is misspelt."""
+    """The address is neither in the log at any level, nor in a fault, nor in the error for a misspelt scheme."""
     caplog.set_level(logging.DEBUG)
     monitor = esdmon.watch(
         nn.Linear(64, 64), every=1, budget=None, sinks=[f"webhook:{server.address}"], alerts=[ALWAYS]
