@@ -164,7 +164,7 @@ def test_a_folder_that_is_deleted(tmp_path: Path, undisturbed: list[float], capl
     assert run.losses == undisturbed
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     assert sorted(set(steps)) == list(range(8, STEPS + 1, 2))
-    assert told(caplog, "was deleted: what it held is lost") == 1
+    assert told(caplog, "was deleted, and its content is lost") == 1
 
 
 @both_modes

@@ -287,14 +287,14 @@ def test_a_budget_sweeps_a_model_and_says_how_old_its_parts_are(monkeypatch: pyt
     first, last = sink.reports[0], sink.reports[-1]
     assert 0 < len(first.new) < 40
     assert first.waiting
-    with pytest.raises(KeyError, match="has not been read yet: its turn comes as the budget allows"):
+    with pytest.raises(KeyError, match="was not read yet: it waits for the budget"):
         first[first.waiting[0]]
     assert "not read yet: " in str(first)
     assert last.waiting == ()
     assert [len(report.new) for report in sink.reports[-20:]] == [1] * 20
     assert 39 <= last.summary["age_max"] <= 80
     assert last.summary["age_max"] == max(layer.age for layer in last)
-    assert "39 of 40 as read before, from step" in str(last)
+    assert "39 of 40 read earlier, the oldest at step" in str(last)
     assert monitor.overhead > 0
 
 
