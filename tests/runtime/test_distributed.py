@@ -3,7 +3,10 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 import esdmon
 from esdmon.runtime import coordination as replicas
+from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
 
 STEPS = 12
+PATIENCE = timedelta(seconds=120)  # for ranks that have lost each other
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
 
@@ -39,20 +44,41 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: 
     return losses
 
 
-def rank_of_a_job(rank: int, job: str, folder: str, size: int) -> None:
-    """One rank: its own log, and what the job's function returns as its result."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    logging.basicConfig(filename=f"{folder}/log-{rank}")
+def run_jobs(rank: int, folder: str) -> None:
+    """One rank of all jobs, one after another: each with a group, a log and a result of its own."""
     torch.set_num_threads(1)
-    result = JOBS[job](rank, Path(folder))
-    Path(f"{folder}/result-{rank}.json").write_text(json.dumps(result))
-    distributed.barrier()  # a rank whose peer is gone aborts
-    distributed.destroy_process_group()
+    for job, function in JOBS.items():
+        place, size = Path(folder) / job, SIZES.get(job, 2)
+        if rank >= size:
+            continue
+        store = f"file://{place}/store"
+        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=PATIENCE)
+        logging.basicConfig(filename=place / f"log-{rank}", force=True)
+        try:
+            result = {"done": function(rank, place)}
+        except Exception:  # noqa: BLE001 -- it fails the tests of this job
+            result = {"failed": traceback.format_exc()}
+        (place / f"result-{rank}.json").write_text(json.dumps(result))
+        distributed.barrier()  # a rank whose peer is gone aborts
+        distributed.destroy_process_group()
 
 
-def run(job: str, folder: Path, size: int = 2) -> list[Any]:
-    spawn(rank_of_a_job, args=(job, str(folder), size), nprocs=size)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(size)]
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which three processes have run all jobs: most of their time is the import of torch."""
+    folder = tmp_path_factory.mktemp("jobs")
+    for job in JOBS:
+        (folder / job).mkdir()
+    spawn(run_jobs, args=(str(folder),), nprocs=3)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return folder
+
+
+def results(folder: Path) -> list[Any]:
+    """What a job returned on each rank."""
+    files = sorted(folder.glob("result-*.json"))
+    results = [json.loads(file.read_text()) for file in files]
+    assert [result["failed"] for result in results if "failed" in result] == []
+    return [result["done"] for result in results]
 
 
 def log(folder: Path, rank: int) -> str:
@@ -64,23 +90,25 @@ def shared(rank: int, folder: Path, **options: Any) -> dict[str, Any]:
     model = DistributedDataParallel(network(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     sinks = f"jsonl:{folder}/rank-{rank}.jsonl"
-    with esdmon.watch(model, optimizer, every=3, budget=None, sinks=sinks, **options) as monitor:
-        read = count_readings(monitor)
+    monitor = esdmon.watch(model, optimizer, every=3, budget=None, sinks=sinks, **options)
+    with counted_readings() as read, monitor:
         losses = train(model, optimizer, rank)
     return {"read": read, "losses": [float(loss) for loss in losses], "errors": len(monitor.errors)}
 
 
-def count_readings(monitor: esdmon.Monitor) -> list[tuple[int, str]]:
-    """Which matrices this rank reads from now on, and at which steps."""
-    source = monitor._readings._source  # type: ignore[attr-defined]
-    begin, read = source.begin, []
+@contextmanager
+def counted_readings() -> Iterator[list[tuple[int, str]]]:
+    """Which matrices this rank reads meanwhile, and at which steps."""
+    begin = Reader.begin
+    read: list[tuple[int, str]] = []
 
-    def counted(name: str, step: int, **options: Any) -> Any:
+    def counted(reader: Reader, name: str, step: int, **options: Any) -> Any:
         read.append((step, name))
-        return begin(name, step, **options)
+        return begin(reader, name, step, **options)
 
-    source.begin = counted
-    return read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "begin", counted)
+        yield read
 
 
 def unwatched(rank: int, _folder: Path) -> list[float]:
@@ -100,17 +128,25 @@ def only_on_rank_0(rank: int, _folder: Path) -> list[int]:
     return [len(report.new) for report in sink.reports]
 
 
-def not_on_rank_0(rank: int, _folder: Path) -> float:
-    """The others wait for a word that does not come: once, and not for long."""
-    replicas.TIMEOUT = 0.5
+def not_on_rank_0(rank: int, _folder: Path) -> list[int]:
+    """The others wait for a word that does not come; the steps at which they do."""
     model = DistributedDataParallel(network(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    start = time.monotonic()
-    monitor = esdmon.watch(model, optimizer, every=1, sinks=None) if rank else None
-    train(model, optimizer, rank)
-    if monitor is not None:
-        monitor.close()
-    return time.monotonic() - start
+    assigned = replicas.Coordinator.assigned
+    waited: list[int] = []
+
+    def counted(coordinator: replicas.Coordinator, step: int) -> list[str] | None:
+        waited.append(step)
+        return assigned(coordinator, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "TIMEOUT", 0.5)
+        patch.setattr(replicas.Coordinator, "assigned", counted)
+        monitor = esdmon.watch(model, optimizer, every=1, sinks=None) if rank else None
+        train(model, optimizer, rank)
+        if monitor is not None:
+            monitor.close()
+    return waited
 
 
 def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
@@ -118,26 +154,31 @@ def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
     model = DistributedDataParallel(network(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     sink = MemorySink()
-    with esdmon.watch(model, optimizer, every=3, budget=None, sinks=[sink]) as monitor:
+
+    def broken(*_args: object, **_options: object) -> None:
+        raise RuntimeError("on this rank")
+
+    with pytest.MonkeyPatch.context() as patch:
         if rank:
-            monitor._readings._source._precision = None  # type: ignore[attr-defined]
-            monitor._readings._source._measures = None  # type: ignore[attr-defined]
-        train(model, optimizer, rank)
+            patch.setattr("esdmon.runtime.reader.read_spectrum", broken)
+        with esdmon.watch(model, optimizer, every=3, budget=None, sinks=[sink]):
+            train(model, optimizer, rank)
     return {str(report.step): {layer.name: layer.status for layer in report.new} for report in sink.reports}
 
 
 def one_dies(rank: int, _folder: Path) -> list[list[str]]:
     """A rank that leaves the talk in the middle: what it was to read is lost, told, and read by rank 0 from then on."""
-    replicas.TIMEOUT = 0.5
     model = network(0)
     sink = MemorySink()
-    monitor = esdmon.watch(model, every=1, budget=None, sinks=[sink])
-    for step in range(STEPS):
-        if rank == 0 or step < 3:
-            monitor.step()
-        time.sleep(0.1)
-        distributed.barrier()
-    monitor.close(timeout=0.2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replicas, "TIMEOUT", 0.5)
+        monitor = esdmon.watch(model, every=1, budget=None, sinks=[sink])
+        for step in range(STEPS):
+            if rank == 0 or step < 3:
+                monitor.step()
+            time.sleep(0.1)
+            distributed.barrier()
+        monitor.close(timeout=0.2)
     return [[layer.name for layer in report.new] for report in sink.reports]
 
 
@@ -170,19 +211,17 @@ def resumed(rank: int, _folder: Path) -> list[int]:
     return steps
 
 
-def checkpointed(rank: int, _folder: Path) -> dict[str, Any]:
+def checkpointed(rank: int, _folder: Path) -> list[list[str]]:
     """Rank 0 saves, as everyone does, while the others wait in the next step."""
     model = DistributedDataParallel(network(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    longest, sink = 0.0, MemorySink()
+    sink = MemorySink()
     with esdmon.watch(model, optimizer, every=2, budget=None, mode="thread", sinks=[sink]) as monitor:
         for step in range(STEPS):
             train(model, optimizer, rank + 10 * step, steps=1)
             if rank == 0:
-                start = time.monotonic()
                 monitor.state_dict()
-                longest = max(longest, time.monotonic() - start)
-    return {"longest": longest, "read": [[layer.name for layer in report.new] for report in sink.reports]}
+    return [[layer.name for layer in report.new] for report in sink.reports]
 
 
 def rolled_back(rank: int, _folder: Path) -> list[list[int]]:
@@ -242,89 +281,88 @@ JOBS: dict[str, Callable[[int, Path], Any]] = {
     "one-expert-differs": one_expert_differs,
     "sharded-optimizer": sharded_optimizer,
 }
+SIZES = {"resumed": 3}
+"""Ranks of a job, if not two."""
 
 
 @pytest.mark.parametrize("job", ["shared", "shared-thread"])
-def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> None:
+def test_ranks_share_the_reading_and_one_writes(job: str, jobs: Path) -> None:
     """Each matrix once at each due step, none twice; the losses are those of a run without a monitor."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    results = run(job, tmp_path / "a")
-    records = [json.loads(line) for line in (tmp_path / "a" / "rank-0.jsonl").read_text().splitlines()]
+    ranks = results(jobs / job)
+    records = [json.loads(line) for line in (jobs / job / "rank-0.jsonl").read_text().splitlines()]
     read = [(record["step"], record["name"]) for record in records if record["kind"] == "layer"]
     assert read == [(step, name) for step in (3, 6, 9, 12) for name in ("0", "2", "4")]
-    assert not (tmp_path / "a" / "rank-1.jsonl").exists()
-    by_rank = [{(step, name) for step, name in result["read"]} for result in results]
+    assert not (jobs / job / "rank-1.jsonl").exists()
+    by_rank = [{(step, name) for step, name in result["read"]} for result in ranks]
     assert by_rank[0] | by_rank[1] == set(read)
     assert not by_rank[0] & by_rank[1]
     assert {step for step, _ in by_rank[1]} == {9, 12}  # at 3 they say who they are, at 6 rank 0 knows
     assert all(0 < record["update_ratio"] < 1 for record in records if record["kind"] == "layer" and record["step"] > 3)
     assert all(record["in_optimizer"] for record in records if record["kind"] == "layer")
-    assert [log(tmp_path / "a", rank) for rank in (0, 1)] == ["", ""]
-    assert [result["losses"] for result in results] == run("unwatched", tmp_path / "b")
+    assert [log(jobs / job, rank) for rank in (0, 1)] == ["", ""]
+    assert [result["losses"] for result in ranks] == results(jobs / "unwatched")
 
 
-def test_a_monitor_on_rank_0_alone_reads_all(tmp_path: Path) -> None:
+def test_a_monitor_on_rank_0_alone_reads_all(jobs: Path) -> None:
     """No collective, so nobody waits for anybody."""
-    assert run("only-on-rank-0", tmp_path) == [[3, 3, 3, 3], []]
+    assert results(jobs / "only-on-rank-0") == [[3, 3, 3, 3], []]
 
 
-def test_ranks_that_are_told_nothing_go_on_without(tmp_path: Path) -> None:
+def test_ranks_that_are_told_nothing_go_on_without(jobs: Path) -> None:
     """They wait once, and say so."""
-    seconds = run("not-on-rank-0", tmp_path)
-    assert max(seconds) < 5
-    assert log(tmp_path, 1).count("had no word from rank 0") == 1
+    assert results(jobs / "not-on-rank-0") == [[], [2]]  # at the first due step they say who they are
+    assert log(jobs / "not-on-rank-0", 1).count("had no word from rank 0") == 1
 
 
-def test_a_rank_that_fails_to_read_says_so(tmp_path: Path) -> None:
+def test_a_rank_that_fails_to_read_says_so(jobs: Path) -> None:
     """With a status for each of its matrices; the run ends."""
-    statuses, _ = run("one-fails", tmp_path)
+    statuses, _ = results(jobs / "one-fails")
     assert statuses["3"] == {"0": "ok", "2": "ok", "4": "ok"}
     assert set(statuses["12"].values()) == {"failed", "ok"}
 
 
-def test_a_rank_that_dies_is_done_without(tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_done_without(jobs: Path) -> None:
     """What it was given is lost; later the others read it."""
-    names, _ = run("one-dies", tmp_path)
+    names, _ = results(jobs / "one-dies")
     assert len(names[0]) == 3
     assert min(map(len, names)) < 3
     assert names[-1] == ["0", "2", "4"]
-    assert log(tmp_path, 0).count("rank 1 did not answer") == 1
+    assert log(jobs / "one-dies", 0).count("rank 1 did not answer") == 1
 
 
 @pytest.mark.parametrize("job", ["different", "one-expert-differs"])
-def test_ranks_with_other_weights_do_not_help(job: str, tmp_path: Path) -> None:
+def test_ranks_with_other_weights_do_not_help(job: str, jobs: Path) -> None:
     """A layer's curve would jump between models."""
-    first, second = run(job, tmp_path)
+    first, second = results(jobs / job)
     assert first == [3, 3, 3, 3]
     assert second == []
-    assert "rank 1 holds other weights than rank 0" in log(tmp_path, 0)
+    assert "rank 1 holds other weights than rank 0" in log(jobs / job, 0)
 
 
-def test_a_resumed_job_goes_on(tmp_path: Path) -> None:
+def test_a_resumed_job_goes_on(jobs: Path) -> None:
     """At the steps of one run, on three ranks."""
-    steps, *others = run("resumed", tmp_path, size=3)
+    steps, *others = results(jobs / "resumed")
     assert steps == [4, 8, 12]
     assert others == [[], []]
-    assert [log(tmp_path, rank) for rank in range(3)] == ["", "", ""]
+    assert [log(jobs / "resumed", rank) for rank in range(3)] == ["", "", ""]
 
 
-def test_a_checkpoint_of_rank_0_waits_for_no_step_of_the_others(tmp_path: Path) -> None:
+def test_a_checkpoint_of_rank_0_waits_for_no_step_of_the_others(jobs: Path) -> None:
     """They answer while they wait for it."""
-    first, _ = run("checkpointed", tmp_path)
-    assert first["longest"] < 2
-    assert first["read"] == [["0", "2", "4"]] * (STEPS // 2)
+    first, _ = results(jobs / "checkpointed")
+    assert first == [["0", "2", "4"]] * (STEPS // 2)
+    assert log(jobs / "checkpointed", 0) == ""  # a wait for them would end in their being given up
 
 
-def test_a_job_that_goes_back_reads_all_again(tmp_path: Path) -> None:
+def test_a_job_that_goes_back_reads_all_again(jobs: Path) -> None:
     """Each matrix at each step."""
-    first, _ = run("rolled-back", tmp_path)
+    first, _ = results(jobs / "rolled-back")
     assert first == [[step, 3] for step in (*range(1, 5), *range(5, 9))]
 
 
-def test_the_outer_step_of_a_sharded_optimizer_counts(tmp_path: Path) -> None:
+def test_the_outer_step_of_a_sharded_optimizer_counts(jobs: Path) -> None:
     """Once a step, when the weights of all ranks are there."""
-    first, second = run("sharded-optimizer", tmp_path)
+    first, second = results(jobs / "sharded-optimizer")
     assert first["steps"] == second["steps"] == STEPS
     assert first["norms"]["12"] == pytest.approx(first["now"], rel=1e-5)
     assert first["now"] == second["now"]
