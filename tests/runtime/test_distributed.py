@@ -3,26 +3,23 @@
 import json
 import logging
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import esdmon
 from esdmon.runtime import coordination as replicas
 from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
+from tests.ranks import start
 
 STEPS = 12
-PATIENCE = timedelta(seconds=120)  # for ranks that have lost each other
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
 
@@ -44,41 +41,20 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, seed: int, steps: 
     return losses
 
 
-def run_jobs(rank: int, folder: str) -> None:
-    """One rank of all jobs, one after another: each with a group, a log and a result of its own."""
+def rank_of_a_job(rank: int, job: str, folder: str, size: int) -> None:
+    """One rank: its own log, and what the job's function returns as its result."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    logging.basicConfig(filename=f"{folder}/log-{rank}")
     torch.set_num_threads(1)
-    for job, function in JOBS.items():
-        place, size = Path(folder) / job, SIZES.get(job, 2)
-        if rank >= size:
-            continue
-        store = f"file://{place}/store"
-        distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=size, timeout=PATIENCE)
-        logging.basicConfig(filename=place / f"log-{rank}", force=True)
-        try:
-            result = {"done": function(rank, place)}
-        except Exception:  # noqa: BLE001 -- it fails the tests of this job
-            result = {"failed": traceback.format_exc()}
-        (place / f"result-{rank}.json").write_text(json.dumps(result))
-        distributed.barrier()  # a rank whose peer is gone aborts
-        distributed.destroy_process_group()
+    result = JOBS[job](rank, Path(folder))
+    Path(f"{folder}/result-{rank}.json").write_text(json.dumps(result))
+    distributed.barrier()  # a rank whose peer is gone aborts
+    distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which three processes have run all jobs: most of their time is the import of torch."""
-    folder = tmp_path_factory.mktemp("jobs")
-    for job in JOBS:
-        (folder / job).mkdir()
-    spawn(run_jobs, args=(str(folder),), nprocs=3)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    return folder
-
-
-def results(folder: Path) -> list[Any]:
-    """What a job returned on each rank."""
-    files = sorted(folder.glob("result-*.json"))
-    results = [json.loads(file.read_text()) for file in files]
-    assert [result["failed"] for result in results if "failed" in result] == []
-    return [result["done"] for result in results]
+def run(job: str, folder: Path, size: int = 2) -> list[Any]:
+    start(rank_of_a_job, job, str(folder), size, ranks=size)
+    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(size)]
 
 
 def log(folder: Path, rank: int) -> str:
@@ -281,88 +257,88 @@ JOBS: dict[str, Callable[[int, Path], Any]] = {
     "one-expert-differs": one_expert_differs,
     "sharded-optimizer": sharded_optimizer,
 }
-SIZES = {"resumed": 3}
-"""Ranks of a job, if not two."""
 
 
 @pytest.mark.parametrize("job", ["shared", "shared-thread"])
-def test_ranks_share_the_reading_and_one_writes(job: str, jobs: Path) -> None:
+def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> None:
     """Each matrix once at each due step, none twice; the losses are those of a run without a monitor."""
-    ranks = results(jobs / job)
-    records = [json.loads(line) for line in (jobs / job / "rank-0.jsonl").read_text().splitlines()]
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    results = run(job, tmp_path / "a")
+    records = [json.loads(line) for line in (tmp_path / "a" / "rank-0.jsonl").read_text().splitlines()]
     read = [(record["step"], record["name"]) for record in records if record["kind"] == "layer"]
     assert read == [(step, name) for step in (3, 6, 9, 12) for name in ("0", "2", "4")]
-    assert not (jobs / job / "rank-1.jsonl").exists()
-    by_rank = [{(step, name) for step, name in result["read"]} for result in ranks]
+    assert not (tmp_path / "a" / "rank-1.jsonl").exists()
+    by_rank = [{(step, name) for step, name in result["read"]} for result in results]
     assert by_rank[0] | by_rank[1] == set(read)
     assert not by_rank[0] & by_rank[1]
     assert {step for step, _ in by_rank[1]} == {9, 12}  # at 3 they say who they are, at 6 rank 0 knows
     assert all(0 < record["update_ratio"] < 1 for record in records if record["kind"] == "layer" and record["step"] > 3)
     assert all(record["in_optimizer"] for record in records if record["kind"] == "layer")
-    assert [log(jobs / job, rank) for rank in (0, 1)] == ["", ""]
-    assert [result["losses"] for result in ranks] == results(jobs / "unwatched")
+    assert [log(tmp_path / "a", rank) for rank in (0, 1)] == ["", ""]
+    assert [result["losses"] for result in results] == run("unwatched", tmp_path / "b")
 
 
-def test_a_monitor_on_rank_0_alone_reads_all(jobs: Path) -> None:
+def test_a_monitor_on_rank_0_alone_reads_all(tmp_path: Path) -> None:
     """No collective, so nobody waits for anybody."""
-    assert results(jobs / "only-on-rank-0") == [[3, 3, 3, 3], []]
+    assert run("only-on-rank-0", tmp_path) == [[3, 3, 3, 3], []]
 
 
-def test_ranks_that_are_told_nothing_go_on_without(jobs: Path) -> None:
+def test_ranks_that_are_told_nothing_go_on_without(tmp_path: Path) -> None:
     """They wait once, and say so."""
-    assert results(jobs / "not-on-rank-0") == [[], [2]]  # at the first due step they say who they are
-    assert log(jobs / "not-on-rank-0", 1).count("had no word from rank 0") == 1
+    assert run("not-on-rank-0", tmp_path) == [[], [2]]  # at the first due step they say who they are
+    assert log(tmp_path, 1).count("had no word from rank 0") == 1
 
 
-def test_a_rank_that_fails_to_read_says_so(jobs: Path) -> None:
+def test_a_rank_that_fails_to_read_says_so(tmp_path: Path) -> None:
     """With a status for each of its matrices; the run ends."""
-    statuses, _ = results(jobs / "one-fails")
+    statuses, _ = run("one-fails", tmp_path)
     assert statuses["3"] == {"0": "ok", "2": "ok", "4": "ok"}
     assert set(statuses["12"].values()) == {"failed", "ok"}
 
 
-def test_a_rank_that_dies_is_done_without(jobs: Path) -> None:
+def test_a_rank_that_dies_is_done_without(tmp_path: Path) -> None:
     """What it was given is lost; later the others read it."""
-    names, _ = results(jobs / "one-dies")
+    names, _ = run("one-dies", tmp_path)
     assert len(names[0]) == 3
     assert min(map(len, names)) < 3
     assert names[-1] == ["0", "2", "4"]
-    assert log(jobs / "one-dies", 0).count("rank 1 did not answer") == 1
+    assert log(tmp_path, 0).count("rank 1 did not answer") == 1
 
 
 @pytest.mark.parametrize("job", ["different", "one-expert-differs"])
-def test_ranks_with_other_weights_do_not_help(job: str, jobs: Path) -> None:
+def test_ranks_with_other_weights_do_not_help(job: str, tmp_path: Path) -> None:
     """A layer's curve would jump between models."""
-    first, second = results(jobs / job)
+    first, second = run(job, tmp_path)
     assert first == [3, 3, 3, 3]
     assert second == []
-    assert "rank 1 holds other weights than rank 0" in log(jobs / job, 0)
+    assert "rank 1 holds other weights than rank 0" in log(tmp_path, 0)
 
 
-def test_a_resumed_job_goes_on(jobs: Path) -> None:
+def test_a_resumed_job_goes_on(tmp_path: Path) -> None:
     """At the steps of one run, on three ranks."""
-    steps, *others = results(jobs / "resumed")
+    steps, *others = run("resumed", tmp_path, size=3)
     assert steps == [4, 8, 12]
     assert others == [[], []]
-    assert [log(jobs / "resumed", rank) for rank in range(3)] == ["", "", ""]
+    assert [log(tmp_path, rank) for rank in range(3)] == ["", "", ""]
 
 
-def test_a_checkpoint_of_rank_0_waits_for_no_step_of_the_others(jobs: Path) -> None:
+def test_a_checkpoint_of_rank_0_waits_for_no_step_of_the_others(tmp_path: Path) -> None:
     """They answer while they wait for it."""
-    first, _ = results(jobs / "checkpointed")
+    first, _ = run("checkpointed", tmp_path)
     assert first == [["0", "2", "4"]] * (STEPS // 2)
-    assert log(jobs / "checkpointed", 0) == ""  # a wait for them would end in their being given up
+    assert log(tmp_path, 0) == ""  # a wait for them would end in their being given up
 
 
-def test_a_job_that_goes_back_reads_all_again(jobs: Path) -> None:
+def test_a_job_that_goes_back_reads_all_again(tmp_path: Path) -> None:
     """Each matrix at each step."""
-    first, _ = results(jobs / "rolled-back")
+    first, _ = run("rolled-back", tmp_path)
     assert first == [[step, 3] for step in (*range(1, 5), *range(5, 9))]
 
 
-def test_the_outer_step_of_a_sharded_optimizer_counts(jobs: Path) -> None:
+def test_the_outer_step_of_a_sharded_optimizer_counts(tmp_path: Path) -> None:
     """Once a step, when the weights of all ranks are there."""
-    first, second = results(jobs / "sharded-optimizer")
+    first, second = run("sharded-optimizer", tmp_path)
     assert first["steps"] == second["steps"] == STEPS
     assert first["norms"]["12"] == pytest.approx(first["now"], rel=1e-5)
     assert first["now"] == second["now"]
