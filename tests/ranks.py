@@ -6,7 +6,14 @@ from typing import Any
 
 from torch.multiprocessing.spawn import start_processes
 
-PRELOADED = ["torch._dynamo", "torch.distributed.fsdp", "torch.nn.parallel", "esdmon.sinks", "esdmon.watching", "pytest"]
+PRELOADED = [
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "torch.nn.parallel",
+    "esdmon.sinks",
+    "esdmon.watching",
+    "pytest",
+]
 
 
 def start(function: Callable[..., None], *args: Any, ranks: int) -> None:

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from esdmon.errors import InputError, as_list, nearest
+from esdmon.errors import InputError
 from esdmon.isolation import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, Esd, LayerReport, Report
@@ -56,16 +56,16 @@ class Reader:
         model: Model | str | os.PathLike[str],
         plugins: Plugins,
         *,
+        measures: Sequence[Measure],
         selection: Selection | None = None,
         reference: Model | str | os.PathLike[str] | None = None,
-        measures: str | Sequence[str] = "default",
         precision: str = "auto",
         optimizers: Sequence[Optimizer] = (),
         faults: Faults | None = None,
         drift: Drift | None = None,
         solver: Solver = solve_torch,
     ) -> None:
-        self._measures = choose_measures(measures, plugins.measures)
+        self._measures = tuple(measures)
         self._plugins = plugins
         self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
@@ -333,22 +333,3 @@ def _is_first_rank() -> bool:
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:
     return open_checkpoint(model) if isinstance(model, str | os.PathLike) else model
-
-
-def choose_measures(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tuple[Measure, ...]:
-    """The measures that are meant by "default", "all", or names.
-
-    Raises:
-        InputError: for a name that is none.
-    """
-    if measures == "all":
-        return tuple(known.values())
-    if measures == "default":
-        return tuple(measure for measure in known.values() if not measure.needs)
-    names = as_list("measures", measures, "names of measures")
-    for name in names:
-        if name not in known:
-            hint = nearest(str(name), known) or f" There are {', '.join(known)}."
-            msg = f"measures={name!r} is no measure.{hint}"
-            raise InputError(msg)
-    return tuple(known[name] for name in names)

@@ -140,7 +140,7 @@ def test_a_resumed_training_goes_on_without_gap_or_doubling(tmp_path: Path) -> N
     expected = [layer.to_record() for report in sinks[0].reports for layer in report.new if layer.step > 6]
     assert {record["step"] for record in expected} == {8, 12}
     assert [layer.to_record() for report in sinks[1].reports for layer in report.new] == expected
-    assert [layer.step for layer in monitor_of(second)._book._memory._read[NAMES[0]]] == [4, 8, 12]
+    assert [layer.step for layer in monitor_of(second)._alert_manager._memory._read[NAMES[0]]] == [4, 8, 12]
 
 
 def test_a_checkpoint_without_the_callback_can_be_resumed_and_saved_with_it(
@@ -170,7 +170,7 @@ def test_a_callback_that_the_trainer_makes_anew_is_the_same(tmp_path: Path) -> N
     report = monitor_of(callback).report
     assert report is not None
     assert report.step == 12
-    assert [layer.step for layer in monitor_of(callback)._book._memory._read[NAMES[0]]] == [4, 8, 12]
+    assert [layer.step for layer in monitor_of(callback)._alert_manager._memory._read[NAMES[0]]] == [4, 8, 12]
 
 
 def test_the_state_of_the_checkpoint_that_is_resumed_is_found(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_the_state_of_the_checkpoint_that_is_resumed_is_found(tmp_path: Path) ->
     shutil.move(tmp_path / "old" / "checkpoint-6", tmp_path / "moved")
     callback = SpectralMonitor(every=2, budget=None, sinks=None)
     trainer(tmp_path / "new", callback, max_steps=10).train(resume_from_checkpoint=str(tmp_path / "moved"))
-    assert [layer.step for layer in monitor_of(callback)._book._memory._read[NAMES[0]]] == [2, 4, 6, 8, 10]
+    assert [layer.step for layer in monitor_of(callback)._alert_manager._memory._read[NAMES[0]]] == [2, 4, 6, 8, 10]
     assert monitor_of(callback).alerts == ()
 
 

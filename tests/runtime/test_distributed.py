@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import esdmon
-from esdmon.runtime import coordination as replicas
+from esdmon import watching
+from esdmon.limits import Limits
+from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
 from tests.ranks import start
@@ -106,18 +109,18 @@ def only_on_rank_0(rank: int, _folder: Path) -> list[int]:
 
 def not_on_rank_0(rank: int, _folder: Path) -> list[int]:
     """The others wait for a word that does not come; the steps at which they do."""
+    vars(watching)["Limits"] = partial(Limits, rank_seconds=0.5)
     model = DistributedDataParallel(network(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    assigned = replicas.Coordinator.assigned
+    assigned = Coordinator.assigned
     waited: list[int] = []
 
-    def counted(coordinator: replicas.Coordinator, step: int) -> list[str] | None:
+    def counted(coordinator: Coordinator, step: int) -> list[str] | None:
         waited.append(step)
         return assigned(coordinator, step)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replicas, "TIMEOUT", 0.5)
-        patch.setattr(replicas.Coordinator, "assigned", counted)
+        patch.setattr(Coordinator, "assigned", counted)
         monitor = esdmon.watch(model, optimizer, every=1, sinks=None) if rank else None
         train(model, optimizer, rank)
         if monitor is not None:
@@ -144,17 +147,16 @@ def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
 
 def one_dies(rank: int, _folder: Path) -> list[list[str]]:
     """A rank that leaves the talk in the middle: what it was to read is lost, told, and read by rank 0 from then on."""
+    vars(watching)["Limits"] = partial(Limits, rank_seconds=0.5)
     model = network(0)
     sink = MemorySink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replicas, "TIMEOUT", 0.5)
-        monitor = esdmon.watch(model, every=1, budget=None, sinks=[sink])
-        for step in range(STEPS):
-            if rank == 0 or step < 3:
-                monitor.step()
-            time.sleep(0.1)
-            distributed.barrier()
-        monitor.close(timeout=0.2)
+    monitor = esdmon.watch(model, every=1, budget=None, sinks=[sink])
+    for step in range(STEPS):
+        if rank == 0 or step < 3:
+            monitor.step()
+        time.sleep(0.1)
+        distributed.barrier()
+    monitor.close(timeout=0.2)
     return [[layer.name for layer in report.new] for report in sink.reports]
 
 
@@ -287,7 +289,7 @@ def test_a_monitor_on_rank_0_alone_reads_all(tmp_path: Path) -> None:
 def test_ranks_that_are_told_nothing_go_on_without(tmp_path: Path) -> None:
     """They wait once, and say so."""
     assert run("not-on-rank-0", tmp_path) == [[], [2]]  # at the first due step they say who they are
-    assert log(tmp_path, 1).count("had no word from rank 0") == 1
+    assert log(tmp_path, 1).count("timed out after 0.5 s waiting for rank 0") == 1
 
 
 def test_a_rank_that_fails_to_read_says_so(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from torch.nn.utils import parametrize, prune
 
 import esdmon
 from esdmon.errors import InputError
-from esdmon.runtime import executor as worker
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Measure, Spectrum
+from tests.limits import set_limits
 
 MODES = ["sync", "thread"]
 
@@ -137,12 +137,12 @@ def test_a_full_queue_drops_and_counts(caplog: pytest.LogCaptureFixture) -> None
     assert [report.step for report in run.sink.reports][:4] == [1, 2, 3, 4]
     assert all(len(report.new) == 3 for report in run.sink.reports)
     assert run.watched.dropped == 3 * (12 - len(run.sink.reports))
-    assert caplog.text.count("3 readings were left out, since too many are under way") == 1
+    assert caplog.text.count("because the queue is full: increase every=") == 1
 
 
 def test_copies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is always taken, however large; what there is no room for is first the next time."""
-    monkeypatch.setattr(worker, "MEMORY", 1)
+    set_limits(monkeypatch, copied_bytes=1)
     run = Training(mode="thread", budget=None, every=6, plugins=[slow_measure(0.02)()])
     for _ in range(6):
         run.train(6)
@@ -174,7 +174,7 @@ def test_close_waits_no_longer_than_it_is_told(caplog: pytest.LogCaptureFixture)
     gate.set()
     assert run.watched.dropped == 3
     assert [report.new for report in run.sink.reports] == [()]
-    assert "3 readings of step 1 were not finished in time, and are lost" in caplog.text
+    assert "3 readings of step 1 were not finished in time and are lost" in caplog.text
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -211,7 +211,7 @@ def test_auto_looks_at_what_is_idle(threads: int, cores: int, expected: str, mon
 
 def test_a_mode_that_is_none_is_refused() -> None:
     """With those that there are."""
-    with pytest.raises(InputError, match="mode= is one of auto, sync, thread; got 'process'"):
+    with pytest.raises(InputError, match="mode= must be one of auto, sync, thread; got 'process'"):
         Training(mode="process", every=1)
 
 
@@ -274,7 +274,7 @@ def test_frozen_weights_are_read_once_and_show_their_age() -> None:
 
 def test_a_budget_sweeps_a_model_and_says_how_old_its_parts_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many layers a few are read at each due step, the others carry the step of their own weights."""
-    monkeypatch.setattr("esdmon.schedule.budget.ADVANCE", 0.5)
+    set_limits(monkeypatch, advance_seconds=0.5)
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(64, 64) for _ in range(40)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -379,7 +379,7 @@ def test_a_reference_stays_what_it_was_when_the_model_is_found_anew() -> None:
 
 def test_what_there_was_no_room_for_is_read_later_though_it_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen weights, too."""
-    monkeypatch.setattr(worker, "MEMORY", 1)
+    set_limits(monkeypatch, copied_bytes=1)
     model = nn.ModuleList([nn.Linear(64, 64) for _ in range(4)]).requires_grad_(requires_grad=False)
     with esdmon.watch(model, every=1, budget=None, mode="thread", sinks=None) as monitor:
         for _ in range(6):
@@ -412,7 +412,7 @@ def test_a_budget_that_cannot_be_held_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One matrix at each step is more than a millionth of the run."""
-    monkeypatch.setattr("esdmon.schedule.budget.ADVANCE", 1e-8)
+    set_limits(monkeypatch, advance_seconds=1e-8)
     run = Training(mode="sync", budget=1e-6, every=1).train(30)
     run.watched.close()
-    assert caplog.text.count("of the run, and budget=1e-06: choose a larger every=") == 1
+    assert caplog.text.count("of the run, more than budget=1e-06: increase every=") == 1
