@@ -244,7 +244,7 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, r"every= is a number of steps, 1 or more, or a function of the step; got 0"),
+        ({"every": 0}, r"every= must be a number of steps, 1 or more, or a function of the step; got 0"),
         ({"every": 2.5}, "got 2.5"),
         ({"sinks": "tensorbord:x"}, "no sink 'tensorbord' .*Did you mean 'tensorboard'"),
         ({"sinks": [3]}, "a sink is 'scheme:target' or has write, alert, flush and close; 3 has no write"),
@@ -256,8 +256,8 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
         ({"layers": []}, "layers= is empty"),
         ({"layers": 5}, "layers= must be a list of patterns of names, or None for all; got 5"),
         ({"layers": [3]}, r"layers= must be a list of patterns of names, or None for all; got \[3\]"),
-        ({"measures": None}, "measures= is a list of names of measures, got None"),
-        ({"alerts": 5}, "alerts= is a list of the names of rules, or rules, got 5"),
+        ({"measures": None}, "measures= must be a list of names of measures; got None"),
+        ({"alerts": 5}, "alerts= must be a list of the names of rules, or rules; got 5"),
         ({"alerts": [None]}, "alerts=None is no rule"),
         ({"model": nn.LazyLinear(4)}, "LazyLinear has lazy layers without weights"),
         ({"model": nn.ReLU()}, "ReLU has no weight matrix to read"),

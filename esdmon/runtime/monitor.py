@@ -1,9 +1,7 @@
 """`Monitor`: count steps, have due steps read, pass reports to the rules and the sinks. It computes nothing."""
 
-import atexit
 import logging
 import os
-import threading
 import time
 import uuid
 import weakref
@@ -17,6 +15,7 @@ from esdmon.isolation import Fault, Faults
 from esdmon.limits import Limits
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful, to_plain
+from esdmon.runtime.at_exit import close_at_exit, is_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.saved_state import VERSION, parse
 from esdmon.runtime.source import Pipeline
@@ -61,7 +60,8 @@ class Monitor:
         self._out = Delivery(sinks, actions or Actions(), self._faults)
         self._delivering = False
         self._no_step = no_step
-        self._is_hooked = self._has_warned_of_two_clocks = False
+        self._is_hooked = False
+        self._warned: set[str] = set()
         self._run = uuid.uuid4().hex[:8]
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
@@ -69,15 +69,13 @@ class Monitor:
         self._report: Report | None = None
         self._was_report = False
         self._alerts: list[Alert] = []
-        self._watchdog = Watchdog(
-            next((rule for rule in self._alert_manager.rules if rule.name == "stale_monitor"), None)
-        )
+        rules = {rule.name: rule for rule in self._alert_manager.rules}
+        self._watchdog = Watchdog(rules.get("stale_monitor"))
         self._process = os.getpid()
-        self._has_warned_of_fork = False
         self._out.start(self._run, first_step)
         # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
-        _open.add(self)
+        close_at_exit(self, self._limits.exit_seconds)
 
     @property
     def report(self) -> Report | None:
@@ -143,7 +141,10 @@ class Monitor:
             Whether a reading was due: the same on all ranks of a job.
         """
         if self._is_hooked:
-            self._warn_of_two_clocks()
+            self._warn_once(
+                "monitor.step() is ignored, since watch() was given the optimizer and counts its steps. Leave out one "
+                "of the two."
+            )
             return False
         return self._count(count, host_step)
 
@@ -206,7 +207,7 @@ class Monitor:
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
-        _open.discard(self)
+        is_closed(self)
         for undo in reversed(self._at_close):
             with self._faults.isolated("close", self._steps, pauses=False):
                 undo()
@@ -221,10 +222,6 @@ class Monitor:
                 self._readings.close()
             self._warn_if_nothing_was_read()
             self._out.close(self._steps)
-
-    def close_at_exit(self) -> None:
-        """Close at the end of the interpreter, which does not wait for long."""
-        self.close(self._limits.exit_seconds)
 
     def at_close(self, undo: Callable[[], None]) -> None:
         """Register a function that `close()` calls, such as one that removes a hook."""
@@ -278,29 +275,20 @@ class Monitor:
         else:
             _log.warning("esdmon: nothing was read, since no step was counted: %s.", self._no_step)
 
-    def _warn_of_two_clocks(self) -> None:
-        if not self._has_warned_of_two_clocks:
-            self._has_warned_of_two_clocks = True
-            _log.warning(
-                "esdmon: monitor.step() is ignored, since watch() was given the optimizer and counts its steps. Leave "
-                "out one of the two."
-            )
-
     def _is_of_this_process(self) -> bool:
-        """Return whether this process made the monitor: a fork must not use its thread and files.
-
-        A forked process that calls `step` logs that once. One that only ends, such as a worker of a DataLoader, does
-        not.
-        """
+        """Return False, and log it once, in a forked process, which must not use the monitor's thread and files."""
         if os.getpid() == self._process:
             return True
-        if not self._has_warned_of_fork:
-            self._has_warned_of_fork = True
-            _log.warning(
-                "esdmon: the monitor is inactive in this process, which was forked from the one that called watch(): "
-                "its steps are not counted. Call watch() in the process that trains."
-            )
+        self._warn_once(
+            "the monitor is inactive in this process, which was forked from the one that called watch(): its steps are "
+            "not counted. Call watch() in the process that trains."
+        )
         return False
+
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            _log.warning("esdmon: %s", text)
 
     def _finish(self, timeout: float, *, elsewhere: float | None = None) -> None:
         """Wait for what is under way: for other ranks, which may have died, at most `elsewhere` seconds."""
@@ -339,16 +327,3 @@ class Monitor:
             self._out.alert(alert)
         for alert in alerts:
             self._out.act(alert)
-
-
-_open: "weakref.WeakSet[Monitor]" = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    """Close the monitors that a script has left open, so that what was read is written."""
-    for monitor in list(_open):
-        monitor.close_at_exit()
-
-
-# Before the interpreter waits for all threads of pools, which it does before the functions of atexit.
-getattr(threading, "_register_atexit", atexit.register)(_close_all)

@@ -500,7 +500,7 @@ def test_an_alert_is_seen_in_the_trainers_tensorboard(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every= is a number of steps, 1 or more"),
+        ({"every": 0}, "every= must be a number of steps, 1 or more"),
         ({"budget": -0.1}, "budget= must be a share of the run, above 0 and at most 1"),
         ({"sinks": "tensorbord:x"}, "no sink 'tensorbord'.*Did you mean 'tensorboard'"),
         ({"measures": ["alhpa"]}, "Unknown measure 'alhpa' in measures=. Did you mean 'alpha"),

@@ -476,7 +476,7 @@ def test_two_on_one_trainer_are_refused(tmp_path: Path) -> None:
 
 def test_wrong_options_are_told_when_it_is_made() -> None:
     """As in the other hosts."""
-    with pytest.raises(InputError, match="every= is a number of steps"):
+    with pytest.raises(InputError, match="every= must be a number of steps"):
         SpectralMonitor(every=0)
 
 

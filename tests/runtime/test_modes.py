@@ -233,7 +233,7 @@ def test_a_layer_that_is_replaced_is_read_as_it_is_now(caplog: pytest.LogCapture
 
     steps = changed_after(replace)
     assert steps[-1] == {"0": 8, "2": 8, "4": 8, "5": 8}
-    assert caplog.text.count("the model has other parameters than before; now watching") == 1
+    assert caplog.text.count("the parameters of the model have changed: watching") == 1
 
 
 def test_a_model_that_loses_all_its_weights_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
