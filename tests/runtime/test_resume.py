@@ -109,7 +109,8 @@ LOOP = """
 import json, os, shutil, signal, sys
 import torch
 from torch import nn
-import esdmon
+import esdmon, esdmon.sinks, esdmon.watching
+import torch._dynamo  # which an optimizer imports: once here, and not in each fork
 
 def train(folder, stop):
     torch.manual_seed(0)
