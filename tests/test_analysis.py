@@ -203,7 +203,7 @@ def test_wrong_arguments_are_told(options: dict[str, object], message: str) -> N
 def test_a_missing_layer_names_the_nearest() -> None:
     """A KeyError that helps."""
     report = esdmon.analyze(nn.ModuleDict({"encoder": nn.Linear(20, 20)}))
-    with pytest.raises(KeyError, match=r"no layer 'encodr' in this report\. Did you mean 'encoder'"):
+    with pytest.raises(KeyError, match=r"unknown layer 'encodr'\. Did you mean 'encoder'"):
         report["encodr"]
 
 

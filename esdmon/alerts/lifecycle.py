@@ -17,7 +17,7 @@ from esdmon.alerts.messages import Case, fired, grown, resolved
 from esdmon.alerts.rule import AlertRule, Finding
 from esdmon.isolation import Faults
 from esdmon.records import Alert, Report, Severity
-from esdmon.records.serialization import Plain, alert_from, to_plain
+from esdmon.records.serialization import Plain, alert_from_plain, to_plain
 
 GATHER = 5
 """Reports for which layers that join an alert are gathered before it is told again; twice as many each time (ours)."""
@@ -119,7 +119,9 @@ class AlertManager:
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return what goes on from it; what is known of rules that are gone is kept."""
         cases = {rule: {name: Case(**case) for name, case in of.items()} for rule, of in state["cases"].items()}
-        opened = {(rule, severity): _Open(alert_from(alert), *told) for rule, severity, alert, *told in state["open"]}
+        opened = {
+            (rule, severity): _Open(alert_from_plain(alert), *told) for rule, severity, alert, *told in state["open"]
+        }
         take_over_memory, (reports, step) = self._memory.prepare(state["memory"]), state["reports"]
 
         def take_over() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol, final
 
 from esdmon.limits import Limits
-from esdmon.records.serialization import layer_from, to_plain
+from esdmon.records.serialization import layer_from_plain, to_plain
 from esdmon.runtime.source import Answer
 
 _POLL = 1e-3
@@ -178,7 +178,7 @@ class Coordinator:
         for key in (self._key("answer", step, rank) for rank in ranks):
             plain = json.loads(self._store.get(key))
             self._store.delete_key(key)
-            answer |= {name: (layer_from(layer), seconds) for name, (layer, seconds) in plain.items()}
+            answer |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
         return answer
 
     def _key(self, *parts: str | int) -> str:

@@ -11,7 +11,7 @@ from typing import final
 
 from esdmon.limits import Limits
 from esdmon.records import LayerReport, Report
-from esdmon.records.serialization import Plain, layer_from, to_plain
+from esdmon.records.serialization import Plain, layer_from_plain, to_plain
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
@@ -141,7 +141,7 @@ class ReadingPipeline:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
-        return partial(self._continue_from, {name: layer_from(layer) for name, layer in state.items()})
+        return partial(self._continue_from, {name: layer_from_plain(layer) for name, layer in state.items()})
 
     def _continue_from(self, latest: Mapping[str, LayerReport]) -> None:
         self._due.clear()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from esdmon.isolation import describe
 from esdmon.records import Alert
-from esdmon.records.serialization import Stateful, alert_from
+from esdmon.records.serialization import Stateful, alert_from_plain
 
 VERSION = 4
 
@@ -36,7 +36,7 @@ def parse(state: object, parts: Mapping[str, Stateful]) -> SavedState:
         return SavedState(
             str(state.get("run", "")),
             steps,
-            [alert_from(alert) for alert in state["alerts"]],
+            [alert_from_plain(alert) for alert in state["alerts"]],
             [part.prepare(state["parts"][name]) for name, part in parts.items()],
         )
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
