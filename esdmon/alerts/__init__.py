@@ -5,5 +5,5 @@ from esdmon.alerts.lifecycle import AlertManager as AlertManager
 from esdmon.alerts.rule import AlertRule as AlertRule
 from esdmon.alerts.rule import Finding as Finding
 from esdmon.alerts.rule import History as History
-from esdmon.alerts.rules.builtin import BUILT_IN as BUILT_IN
+from esdmon.alerts.rules.builtin import BUILT_IN_RULES as BUILT_IN_RULES
 from esdmon.alerts.watchdog import Watchdog as Watchdog

@@ -45,7 +45,7 @@ class AlertConfig:
     webhook: str = ""
 
 
-def choose_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tuple[AlertRule, ...]:
+def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tuple[AlertRule, ...]:
     """The rules that are meant by "default", by names, and by rules themselves.
 
     Raises:
@@ -84,7 +84,7 @@ def check_names(what: str, names: Iterable[object], rules: Iterable[str]) -> tup
     return tuple(map(str, given))
 
 
-def read_settings(path: str | Path, known: Mapping[str, AlertRule]) -> AlertConfig:
+def load_config(path: str | Path, known: Mapping[str, AlertRule]) -> AlertConfig:
     """The settings in a TOML file.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is remembered of a run for its rules: the last readings of each layer, the first, and those that were calm."""
+"""Keep the readings that rules look back on: the last of each layer, its first, and its baseline."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Memory:
     def __init__(self, reports: int = 0) -> None:
         self._read: Series = {}
         self._moved: Series = {}
-        self._calm: Series = {}
+        self._baseline: Series = {}
         self._first: dict[str, LayerReport] = {}
         self._steps: deque[int] = deque(maxlen=max(_STEPS, reports))
-        self._unwell: dict[str, tuple[int, int]] = {}
+        self._excluded: dict[str, tuple[int, int]] = {}
         """The steps between which an alert was about a layer, last."""
 
     def take(self, report: Report) -> list[str]:
         """Remember what was read, and the report. Returns the layers that are gone."""
         gone = self._read.keys() - {*(layer.name for layer in report), *report.waiting}
         for name in gone:
-            for series in (self._read, self._moved, self._calm, self._first, self._unwell):
+            for series in (self._read, self._moved, self._baseline, self._first, self._excluded):
                 series.pop(name, None)
         self._steps.append(report.step)
         for layer in report.new:
@@ -51,30 +51,30 @@ class Memory:
                 self._first.setdefault(layer.name, kept)
         return list(gone)
 
-    def unwell(self, name: str, since: int, step: int) -> None:
+    def exclude(self, name: str, since: int, step: int) -> None:
         """An alert is about a layer, and has been since a step: these readings are not what it is like."""
-        before = self._unwell.get(name)
+        before = self._excluded.get(name)
         if before is not None and before[1] >= since:
             since = min(since, before[0])
-        self._unwell[name] = since, step
-        calm = self._calm.get(name, ())
-        self._calm[name] = deque((layer for layer in calm if not since <= layer.step <= step), maxlen=WINDOW)
+        self._excluded[name] = since, step
+        baseline = self._baseline.get(name, ())
+        self._baseline[name] = deque((layer for layer in baseline if not since <= layer.step <= step), maxlen=WINDOW)
 
     def recovered(self, name: str, step: int) -> None:
         """An alert about a layer has ended: what it is like from now on has yet to be seen, beginning with now."""
-        self._calm.pop(name, None)
-        self._unwell[name] = 0, step
+        self._baseline.pop(name, None)
+        self._excluded[name] = 0, step
         if self._moved.get(name):  # empty where a layer was resumed that has not moved since
             self._first[name] = self._moved[name][-1]
 
     def settle(self, report: Report) -> None:
-        """Count as calm the readings that are old enough to know that no alert has come of them."""
+        """Count as baseline the readings that are old enough to know that no alert has come of them."""
         for layer in report.new:
             moved = self._moved.get(layer.name, ())
             if has_moved(layer) and len(moved) > RECENT:
-                since, until = self._unwell.get(layer.name, (0, -1))
+                since, until = self._excluded.get(layer.name, (0, -1))
                 if not since <= moved[-1 - RECENT].step <= until:
-                    _append(self._calm, moved[-1 - RECENT])
+                    _append(self._baseline, moved[-1 - RECENT])
 
     def history(self, rule: AlertRule, report: Report, firing: Mapping[str, Mapping[str, float]]) -> History:
         """What a rule may look at."""
@@ -87,7 +87,7 @@ class Memory:
             report=report,
             layers=layers,
             first={name: self._first.get(name, layers[name][0]) for name in layers},
-            calm={name: tuple(self._calm.get(name, ())) for name in layers},
+            baseline={name: tuple(self._baseline.get(name, ())) for name in layers},
             firing=firing,
             steps=tuple(self._steps),
         )
@@ -97,7 +97,7 @@ class Memory:
         return {
             "first": {name: to_plain(layer) for name, layer in self._first.items()},
             "steps": list(self._steps),
-            "unwell": {name: list(steps) for name, steps in self._unwell.items()},
+            "unwell": {name: list(steps) for name, steps in self._excluded.items()},
             "layers": {name: self._plain(name) for name in self._read},
         }
 
@@ -109,17 +109,17 @@ class Memory:
             for which, steps in zip(series, kept["steps"], strict=True):
                 which[name] = deque((layer for layer in readings if layer.step in steps), maxlen=WINDOW)
         first = {name: layer_from(layer) for name, layer in state["first"].items()}
-        unwell = {name: (since, until) for name, (since, until) in state["unwell"].items()}
+        excluded = {name: (since, until) for name, (since, until) in state["unwell"].items()}
         steps = deque(map(int, state["steps"]), maxlen=self._steps.maxlen)
 
         def take_over() -> None:
-            self._read, self._moved, self._calm = series
-            self._first, self._unwell, self._steps = first, unwell, steps
+            self._read, self._moved, self._baseline = series
+            self._first, self._excluded, self._steps = first, excluded, steps
 
         return take_over
 
     def _plain(self, name: str) -> Plain:
-        several = [series.get(name, ()) for series in (self._read, self._moved, self._calm)]
+        several = [series.get(name, ()) for series in (self._read, self._moved, self._baseline)]
         readings = {layer.step: layer for series in several for layer in series}
         return {
             "readings": [to_plain(readings[step]) for step in sorted(readings)],

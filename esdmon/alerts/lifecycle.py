@@ -162,7 +162,7 @@ class AlertManager:
                 case = cases.setdefault(name, Case())
                 _found(case, finding, rule, step)
                 if case.firing and case.severity != "info":
-                    self._memory.unwell(name, case.since, step)
+                    self._memory.exclude(name, case.since, step)
             elif case is not None and _not_found(case, rule) and case.severity != "info":
                 self._memory.recovered(name, step)
         for name in [name for name, case in cases.items() if not (case.wrong or case.told or case.times)]:

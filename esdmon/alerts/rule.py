@@ -31,7 +31,7 @@ class History:
     first: Mapping[str, LayerReport]
     """Of each of them, the first reading of the run in which its weight had moved, or the first of all; since an alert
     about it has ended, the first from then on."""
-    calm: Mapping[str, Sequence[LayerReport]] = field(default_factory=dict)
+    baseline: Mapping[str, Sequence[LayerReport]] = field(default_factory=dict)
     """Of each of them, the readings before the last three that no alert was about, oldest first: 16 at most. What is
     said of a change is said against these."""
     firing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from esdmon.alerts import Actions, AlertRule
-from esdmon.alerts.config import AlertConfig, check_names, choose_rules, read_settings
+from esdmon.alerts.config import AlertConfig, check_names, load_config, select_rules
 from esdmon.errors import InputError, as_list, unwritable
 from esdmon.isolation import describe
 from esdmon.notice import notice
@@ -117,10 +117,10 @@ def settle(
 ) -> AlertConfig:
     """What a file says and what is said in code, together."""
     if isinstance(alerts, os.PathLike) or (isinstance(alerts, str) and alerts.endswith(".toml")):
-        settings = read_settings(Path(alerts), known.rules)
+        settings = load_config(Path(alerts), known.rules)
     else:
         given = () if alerts is None else as_list("alerts", alerts, "the names of rules, or rules")
-        settings = AlertConfig(choose_rules(given, known.rules))
+        settings = AlertConfig(select_rules(given, known.rules))
     asked = [rule.name for rule in settings.rules]
     stops, saves = (
         check_names(name, as_list(name, value, "names of alert rules"), asked)

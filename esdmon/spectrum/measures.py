@@ -175,7 +175,7 @@ def _constant(value: float) -> Quantity:
     return lambda _spectrum: value
 
 
-BUILT_IN = (
+BUILT_IN_MEASURES = (
     Measure("alpha", _of_power_law("alpha"), nulls.alpha_null),
     Measure("alpha_stderr", _of_power_law("alpha_stderr")),
     Measure("alpha_low", _of_power_law("alpha_low")),

@@ -1,14 +1,14 @@
-"""Runs made of readings that never were: what a book of rules says to them."""
+"""Runs made of readings that never were: what a manager of rules says to them."""
 
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from esdmon.alerts import BUILT_IN, AlertManager, AlertRule
+from esdmon.alerts import BUILT_IN_RULES, AlertManager, AlertRule
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
 
-RULES = {rule.name: rule for rule in BUILT_IN}
+RULES = {rule.name: rule for rule in BUILT_IN_RULES}
 HEALTHY = {
     "alpha": 3.0,
     "alpha_high": 3.2,
@@ -48,9 +48,9 @@ def report(step: int, *layers: LayerReport, waiting: Sequence[str] = ()) -> Repo
 
 
 def told(rules: AlertRule | Iterable[AlertRule], reports: Iterable[Report]) -> list[Alert]:
-    """All that a book of these rules says."""
-    book = AlertManager([rules] if isinstance(rules, AlertRule) else rules)
-    return [alert for each in reports for alert in book.take(each, time=0.0)]
+    """All that a manager of these rules says."""
+    manager = AlertManager([rules] if isinstance(rules, AlertRule) else rules)
+    return [alert for each in reports for alert in manager.take(each, time=0.0)]
 
 
 def steps(alerts: Iterable[Alert]) -> list[tuple[int, str]]:

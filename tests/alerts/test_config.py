@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from esdmon.alerts import BUILT_IN, AlertRule
-from esdmon.alerts.config import choose_rules, read_settings
+from esdmon.alerts import BUILT_IN_RULES, AlertRule
+from esdmon.alerts.config import load_config, select_rules
 from esdmon.errors import InputError
 from tests.alerts.histories import RULES, reading, report, told
 
@@ -40,8 +40,8 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_file_says_what_differs(tmp_path: Path) -> None:
     """All other rules are asked as they are."""
-    settings = read_settings(write(tmp_path, FILE), RULES)
-    rules = {rule.name: rule for rule in settings.rules}
+    config = load_config(write(tmp_path, FILE), RULES)
+    rules = {rule.name: rule for rule in config.rules}
     assert rules.keys() == RULES.keys() - {"phase_regression"}
     drop = rules["stable_rank_drop"]
     assert (drop.checks, drop.clear, drop.severity) == (5, 1, "critical")
@@ -49,14 +49,14 @@ def test_a_file_says_what_differs(tmp_path: Path) -> None:
     assert drop.thresholds == {"factor": 4, "back": 1.5}
     assert (rules["stale_monitor"].checks, rules["stale_monitor"].thresholds) == (3, {"due_steps": 20})
     assert rules["non_finite"] is RULES["non_finite"]
-    assert (settings.stop_on, settings.save_on, settings.webhook) == (("non_finite",), ("rank_collapse",), "$HOOK")
+    assert (config.stop_on, config.save_on, config.webhook) == (("non_finite",), ("rank_collapse",), "$HOOK")
 
 
 @pytest.mark.parametrize(("factor", "fires"), [(2.0, True), (5.0, False)])
 def test_a_threshold_is_heeded(factor: float, fires: bool, tmp_path: Path) -> None:  # noqa: FBT001
     """A fall to a third."""
     path = write(tmp_path, f"[rules.stable_rank_drop]\nfactor = {factor}")
-    (rule,) = [rule for rule in read_settings(path, RULES).rules if rule.name == "stable_rank_drop"]
+    (rule,) = [rule for rule in load_config(path, RULES).rules if rule.name == "stable_rank_drop"]
     values = [21.0] * 10 + [7.0] * 5
     readings = [reading(step, measures={"stable_rank": value}) for step, value in enumerate(values, start=1)]
     assert bool(told(rule, (report(layer.step, layer) for layer in readings))) == fires
@@ -68,12 +68,12 @@ def test_every_threshold_of_every_rule_can_be_set_in_a_file(name: str, tmp_path:
     rule = RULES[name]
     lines = [f"{key} = {value}" for key, value in rule.thresholds.items()]
     path = write(tmp_path, "\n".join([f"[rules.{name}]", *lines]))
-    (same,) = [rule for rule in read_settings(path, RULES).rules if rule.name == name]
+    (same,) = [rule for rule in load_config(path, RULES).rules if rule.name == name]
     assert (same.thresholds, same.page) == (rule.thresholds, rule.page)
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
-    assert read_settings(write(tmp_path, ""), RULES).rules == BUILT_IN
+    assert load_config(write(tmp_path, ""), RULES).rules == BUILT_IN_RULES
 
 
 @pytest.mark.parametrize(
@@ -112,23 +112,23 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
 def test_what_is_wrong_is_told_with_file_key_and_what_is_allowed(text: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InputError, match=message) as raised:
-        read_settings(path, RULES)
+        load_config(path, RULES)
     assert str(path) in str(raised.value)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml'?: there is no such file"):
-        read_settings(tmp_path / "none.toml", RULES)
+        load_config(tmp_path / "none.toml", RULES)
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
-        read_settings(tmp_path, RULES)
+        load_config(tmp_path, RULES)
 
 
 def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
     """In the order given; "default" are all others."""
     own = AlertRule("own", lambda _history: [])
-    assert choose_rules([own, "rank_collapse"], RULES) == (own, RULES["rank_collapse"])
-    assert choose_rules(["default", own], RULES) == (*BUILT_IN, own)
-    assert choose_rules([], RULES) == ()
+    assert select_rules([own, "rank_collapse"], RULES) == (own, RULES["rank_collapse"])
+    assert select_rules(["default", own], RULES) == (*BUILT_IN_RULES, own)
+    assert select_rules([], RULES) == ()
 
 
 @pytest.mark.parametrize(
@@ -141,13 +141,13 @@ def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
 )
 def test_what_is_no_rule_is_told(alerts: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        choose_rules(alerts, RULES)
+        select_rules(alerts, RULES)
 
 
 def test_the_readmes_file_is_one(tmp_path: Path) -> None:
     """Word for word."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```toml\n(\[rules.*?)```", readme, re.DOTALL)
-    settings = read_settings(write(tmp_path, text), RULES)
-    assert settings.stop_on == ("non_finite",)
+    config = load_config(write(tmp_path, text), RULES)
+    assert config.stop_on == ("non_finite",)
     assert all(f"`{name}`" in readme for name in RULES)

@@ -46,8 +46,8 @@ def one(pattern: str) -> list[Report]:
 
 def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
     """And not between; `time` is that of the report."""
-    book = AlertManager([LOW])
-    alerts = [alert for each in one(".xxxxx......") for alert in book.take(each, time=100.0 + each.step)]
+    manager = AlertManager([LOW])
+    alerts = [alert for each in one(".xxxxx......") for alert in manager.take(each, time=100.0 + each.step)]
     assert [(alert.step, alert.state, alert.time) for alert in alerts] == [(3, "firing", 103.0), (9, "resolved", 109.0)]
     assert alerts[0].id == alerts[1].id == "low:fc1"
     assert alerts[1].message == "fc1: low no longer holds at step 9 (it held since step 2)."
@@ -80,11 +80,11 @@ def test_a_layer_on_a_border_is_told_ever_more_rarely() -> None:
 
 def test_what_is_pending_can_be_looked_at() -> None:
     """It is told to nobody."""
-    book = AlertManager([LOW])
+    manager = AlertManager([LOW])
     seen = []
     for each in one(".x.xxx..."):
-        told_now = book.take(each, time=0.0)
-        seen.append(([alert.state for alert in book.pending], [alert.state for alert in told_now]))
+        told_now = manager.take(each, time=0.0)
+        seen.append(([alert.state for alert in manager.pending], [alert.state for alert in told_now]))
     assert seen[:6] == [
         ([], []),
         (["pending"], []),
@@ -127,11 +127,11 @@ def test_a_layer_that_is_gone_has_no_alert() -> None:
 
 def test_the_number_of_layers_that_fire_is_known_at_each_report() -> None:
     """For the charts."""
-    book = AlertManager([LOW])
+    manager = AlertManager([LOW])
     counts = []
     for each in run([0, 1], [0, 1], [0], [0], [0], [0], [], [], [], []):
-        book.take(each, time=0.0)
-        counts.append(book.firing.get("low"))
+        manager.take(each, time=0.0)
+        counts.append(manager.firing.get("low"))
     assert counts == [None, 2, 2, 2, 1, 1, 1, 1, 0, 0]
 
 
@@ -173,8 +173,8 @@ def test_a_rule_that_fails_ends_nothing_and_stops_no_other() -> None:
         return _low(history)
 
     faults = Faults()
-    book = AlertManager([replace(LOW, name="failing", find=find), LOW], faults=faults)
-    alerts = [alert for each in one("xxx.......") for alert in book.take(each, time=0.0)]
+    manager = AlertManager([replace(LOW, name="failing", find=find), LOW], faults=faults)
+    alerts = [alert for each in one("xxx.......") for alert in manager.take(each, time=0.0)]
     assert [(alert.rule, alert.state) for alert in alerts] == [
         ("failing", "firing"),
         ("low", "firing"),
@@ -225,9 +225,9 @@ def test_a_run_that_is_resumed_tells_what_one_that_was_not_does(pattern: str, cu
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=80))
 def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]]) -> None:
     """Of one id, firing and resolved take turns, but for layers that join; and all ends when all is well."""
-    calm: list[list[int]] = [[]] * 3
+    healthy: list[list[int]] = [[]] * 3
     open_: set[str] = set()
-    for alert in told(LOW, run(*wrong, *calm, names=NAMES[:6])):
+    for alert in told(LOW, run(*wrong, *healthy, names=NAMES[:6])):
         if alert.state == "resolved":
             assert alert.id in open_
             open_.remove(alert.id)

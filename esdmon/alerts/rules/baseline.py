@@ -31,7 +31,7 @@ class Baseline:
     """Of the readings about the line, as a factor: exp of the standard deviation of the logarithms."""
 
 
-def baseline(values: Sequence[float]) -> Baseline | None:
+def fit_baseline(values: Sequence[float]) -> Baseline | None:
     """What is to be expected `RECENT` readings after these, oldest first; None of too few, or where one is not > 0."""
     before = np.asarray(values, dtype=np.float64)
     if before.size < WARM_UP or not np.all(np.isfinite(before)) or np.any(before <= 0):

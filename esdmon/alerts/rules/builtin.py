@@ -15,7 +15,7 @@ from esdmon.alerts.rules.spectral import over_regularized, rank_collapse
 _SHAPE = ("entropy_collapse", "stable_rank_drop", "phase_regression")
 """What changes in a spectrum when one of the rules before has seen why."""
 
-BUILT_IN = (
+BUILT_IN_RULES = (
     AlertRule(
         "non_finite",
         non_finite,

@@ -6,7 +6,7 @@ from statistics import median, median_low
 from typing import Literal, TypeAlias
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
-from esdmon.alerts.rules.baseline import baseline
+from esdmon.alerts.rules.baseline import fit_baseline
 from esdmon.records import LayerReport, Severity
 from esdmon.spectrum import Phase
 
@@ -150,7 +150,7 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     leapt = dict.fromkeys(history.firing, 0.0) | _leapt(history, _soft_rank, "up", factor)
     for name in leapt.keys() & history.layers.keys():
         now = history.layers[name][-1]
-        before = [layer.phase for layer in history.calm[name] if layer.phase not in _OUTSIDE]
+        before = [layer.phase for layer in history.baseline[name] if layer.phase not in _OUTSIDE]
         used_to_be = int(history.firing[name]["before"]) if name in history.firing else _middle(before)
         if now.phase not in _OUTSIDE and now.phase.code <= used_to_be - phases:
             phase = next(phase.value for phase in Phase if phase.code == used_to_be)
@@ -177,13 +177,13 @@ def _leapt(history: History, quantity: Quantity, direction: Direction, factor: f
     """What was to be expected, of each layer that is farther from it than a factor and its own scatter allow."""
     found = {}
     for name, readings in history.layers.items():
-        before, value = [quantity(layer) for layer in history.calm[name]], quantity(readings[-1])
+        before, value = [quantity(layer) for layer in history.baseline[name]], quantity(readings[-1])
         # A leap from the baseline is one from the median too, which is had for a thirtieth of the time.
         if not before or not (
             value > factor * median(before) if direction == "up" else factor * value < median(before)
         ):
             continue
-        expected = baseline(before)
+        expected = fit_baseline(before)
         if expected is not None:
             least = max(factor, expected.scatter**SIGMAS)
             if value > expected.high * least if direction == "up" else value * least < expected.low:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from esdmon.alerts import BUILT_IN, AlertManager, AlertRule
+from esdmon.alerts import BUILT_IN_RULES, AlertManager, AlertRule
 from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Phase
 from tests.alerts.histories import RULES, reading, report, series, steps, told
@@ -42,7 +42,7 @@ WRONG: dict[str, Wrong] = {
 
 
 def test_every_rule_on_spectra_is_here() -> None:
-    assert WRONG.keys() == {rule.name for rule in BUILT_IN if rule.counts == "moves"}
+    assert WRONG.keys() == {rule.name for rule in BUILT_IN_RULES if rule.counts == "moves"}
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -171,7 +171,7 @@ def test_what_a_layer_was_in_a_fault_is_not_what_it_is_compared_with() -> None:
     huge = reading(1, measures={"frobenius_norm": 1e9, "spectral_norm": 1e9})
     nan = [replace(reading(step), status="nonfinite", reason="NaN") for step in range(2, 6)]
     readings = [huge, *nan, *map(reading, range(6, 30))]
-    alerts = told(BUILT_IN, (report(layer.step, layer) for layer in readings))
+    alerts = told(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))
     assert [(alert.rule, alert.step) for alert in alerts] == [("non_finite", 2), ("non_finite", 6)]
 
 
@@ -198,7 +198,7 @@ def test_the_way_back_from_a_fault_is_no_fault() -> None:
         for step in range(11, 31)
     ]
     readings = [*map(reading, range(1, 11)), *noise, *map(reading, range(31, 60))]
-    alerts = told(BUILT_IN, (report(layer.step, layer) for layer in readings))
+    alerts = told(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))
     assert [(alert.rule, alert.state) for alert in alerts] == [
         ("phase_regression", "firing"),
         ("phase_regression", "resolved"),
@@ -356,10 +356,10 @@ def test_an_alert_ends_in_a_layer_that_has_not_moved_since_it_was_resumed() -> N
     """Its weights were not finite when the state was saved, and are good again: there is no reading that moved."""
     (alert, *_) = told(RULES["non_finite"], [report(1, reading(1, status="nonfinite", moved=math.nan))])
     assert alert.rule == "non_finite"
-    book = AlertManager([RULES["non_finite"]])
-    book.take(report(1, reading(1, status="nonfinite", moved=0.0)), time=0.0)
+    manager = AlertManager([RULES["non_finite"]])
+    manager.take(report(1, reading(1, status="nonfinite", moved=0.0)), time=0.0)
     resumed = AlertManager([RULES["non_finite"]])
-    resumed.prepare(book.state_dict())()
+    resumed.prepare(manager.state_dict())()
     (ended,) = resumed.take(report(2, reading(2, moved=0.0)), time=0.0)
     assert ended.state == "resolved"
 
@@ -386,12 +386,12 @@ def test_a_layer_has_one_alert_for_one_fault() -> None:
         return reading(step, measures=measures | {"hard_rank": 40.0, "stable_rank": 5.0}, phase=Phase.RANK_COLLAPSE)
 
     readings = [*map(reading, range(1, 11)), *map(all_wrong, range(11, 31))]
-    assert [alert.rule for alert in told(BUILT_IN, (report(layer.step, layer) for layer in readings))] == [
+    assert [alert.rule for alert in told(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))] == [
         "rank_collapse"
     ]
 
 
-@pytest.mark.parametrize("rule", BUILT_IN, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("rule", BUILT_IN_RULES, ids=lambda rule: rule.name)
 def test_each_rule_has_a_page_a_source_and_advice(rule: AlertRule) -> None:
     """`esdmon alerts explain`."""
     assert "Fires " in rule.page
