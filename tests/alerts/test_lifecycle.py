@@ -50,7 +50,7 @@ def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
     alerts = [alert for each in one(".xxxxx......") for alert in manager.take(each, time=100.0 + each.step)]
     assert [(alert.step, alert.state, alert.time) for alert in alerts] == [(3, "firing", 103.0), (9, "resolved", 109.0)]
     assert alerts[0].id == alerts[1].id == "low:fc1"
-    assert alerts[1].message == "fc1: low no longer holds at step 9 (it held since step 2)."
+    assert alerts[1].message == "fc1: low resolved at step 9; it began at step 2."
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_layers_that_fire_together_are_one_message() -> None:
     fired, resolved = told(LOW, run(everything, everything, everything, [], [], []))
     assert fired.layers == resolved.layers == NAMES
     assert fired.message.startswith("layer.0, layer.1, layer.2 and 27 more: low: it is low (layer.0)")
-    assert "layer.0, layer.1, layer.2 and 27 more: low no longer holds" in resolved.message
+    assert "layer.0, layer.1, layer.2 and 27 more: low resolved at step" in resolved.message
 
 
 def test_layers_that_follow_join_in_one_more_message() -> None:
@@ -111,7 +111,7 @@ def test_layers_that_follow_join_in_one_more_message() -> None:
     assert {alert.id for alert in alerts} == {"low:layer.0"}
     assert alerts[0].layers == ("layer.0",)
     assert set(alerts[-1].layers) == set(NAMES)
-    assert f"({len(alerts[1].layers)} layers by now, since step 1)" in alerts[1].message
+    assert f"({len(alerts[1].layers)} layers in total, since step 1)" in alerts[1].message
 
 
 def test_it_is_resolved_with_the_last_of_its_layers() -> None:
