@@ -8,7 +8,7 @@ import pytest
 from esdmon.alerts import BUILT_IN_RULES, AlertRule
 from esdmon.alerts.config import load_config, select_rules
 from esdmon.errors import InputError
-from tests.alerts.histories import RULES, reading, report, told
+from tests.alerts.histories import RULES, alerts_of, reading, report
 
 FILE = """
 [rules.stable_rank_drop]
@@ -59,7 +59,7 @@ def test_a_threshold_is_heeded(factor: float, fires: bool, tmp_path: Path) -> No
     (rule,) = [rule for rule in load_config(path, RULES).rules if rule.name == "stable_rank_drop"]
     values = [21.0] * 10 + [7.0] * 5
     readings = [reading(step, measures={"stable_rank": value}) for step, value in enumerate(values, start=1)]
-    assert bool(told(rule, (report(layer.step, layer) for layer in readings))) == fires
+    assert bool(alerts_of(rule, (report(layer.step, layer) for layer in readings))) == fires
 
 
 @pytest.mark.parametrize("name", RULES)
