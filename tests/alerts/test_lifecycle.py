@@ -235,3 +235,15 @@ def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]
             assert alert.id in open_ or not open_
             open_.add(alert.id)
     assert open_ == set()
+
+
+def test_saved_states_keep_the_keys_of_the_first_version() -> None:
+    """Whatever the fields are called in the code: states of older versions load, and go back to them."""
+    manager = AlertManager([LOW])
+    for each in one("xxx"):
+        manager.take(each, time=0.0)
+    state = manager.state_dict()
+    assert state.keys() == {"memory", "reports", "cases", "open"}
+    assert state["memory"].keys() == {"first", "steps", "unwell", "layers"}
+    case = {"wrong", "right", "since", "what", "severity", "evidence", "firing", "told", "times", "quiet_until"}
+    assert state["cases"]["low"]["fc1"].keys() == case
