@@ -38,7 +38,7 @@ BUILT_IN_RULES = (
         "rank_collapse",
         rank_collapse,
         severity="error",
-        advice="Lower the weight decay, whose excess is the usual cause, or the learning rate.",
+        advice="Lower the weight decay, the usual cause, or the learning rate.",
         mutes=("over_regularized", "correlation_trap", *_SHAPE),
         needs=("hard_rank",),
     ),

@@ -157,7 +157,7 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
         usual = int(history.firing[name]["before"]) if name in history.firing else _middle(before)
         if now.phase not in _OUTSIDE and now.phase.code <= usual - phases:
             phase = next(phase.value for phase in Phase if phase.code == usual)
-            what = f"phase {now.phase.value} (confidence {now.phase_confidence:.1f}), and {phase} in its baseline"
+            what = f"phase {now.phase.value} (confidence {now.phase_confidence:.1f}), down from {phase} in its baseline"
             yield Finding(name, what, evidence_of(now, "mp_soft_rank", "n_spikes") | {"before": float(usual)})
 
 
