@@ -6,6 +6,7 @@ The module has another name than the function because a submodule would take the
 import os
 from collections.abc import Iterable, Sequence
 
+from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import Report
 from esdmon.runtime.reader import Reader
@@ -52,13 +53,13 @@ def analyze(
     >>> report["0"].phase.value
     'random-like'
     """
-    selection = Selection(layers, exclude, min_eigenvalues, max_eigenvalues)
+    known = Plugins(plugins)
     reader = Reader(
         model,
-        Plugins(plugins),
-        selection=selection,
+        known,
+        measures=choose_measures(measures, known.measures),
+        selection=Selection(layers, exclude, min_eigenvalues, max_eigenvalues),
         reference=reference,
-        measures=measures,
         precision=precision,
         solver=solve_lapack,
     )

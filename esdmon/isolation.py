@@ -1,4 +1,4 @@
-"""Keep failures of the monitor's parts away from the run: catch, count, log once, pause, and try again."""
+"""Keep failures of the monitor's parts away from the training: catch, count, log once, pause, try again."""
 
 import logging
 import time
@@ -7,33 +7,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import final
 
+from esdmon.limits import Limits
+
 _log = logging.getLogger("esdmon")
-LIMIT = 3
-"""Failures in a row after which a part is paused. Our choice."""
-PAUSE = 10
-"""Due steps of the first pause; each further one is twice as long. Our choice."""
-LONGEST_PAUSE = 320
-"""Due steps that a pause lasts at most, so that a part that recovers is found in a long run. Our choice."""
-SLOW = 1.0
-"""Seconds from which a part that others have written is reported as slow. Our choice: few training steps are longer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A part that has failed."""
+    """The failures of one part."""
 
     who: str
     """The part: `sink jsonl:runs/a`, `measure alpha`, `rule rank_collapse`, …"""
     message: str
-    """Its last error."""
+    """The last error, as `ValueError: …`."""
     step: int
-    """The step of its last error."""
+    """The step of the last error."""
     count: int = 1
-    """All its errors."""
+    """The number of errors so far."""
     in_a_row: int = 1
-    """Those since it last worked."""
+    """The number of errors since the part last worked."""
     disabled: bool = False
-    """Whether it is paused now: after three errors in a row, for 10, 20, 40, … due steps, until it works again."""
+    """True while the part is paused: after three errors in a row, for 10, 20, 40, … due steps, until it works again."""
 
 
 @dataclass(slots=True)
@@ -51,24 +45,26 @@ def describe(error: BaseException) -> str:
     """Return `ValueError: …`, also for an exception that cannot be printed."""
     try:
         return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
-    except Exception:  # noqa: BLE001 -- a stranger's __str__
+    except Exception:  # noqa: BLE001 -- any exception's __str__ may raise
         return type(error).__name__
 
 
 @final
 class Faults:
-    """Count the failures of each part, and pause the parts that keep failing.
+    """Count the failures of each part, and pause the parts that keep failing: a circuit breaker for each.
 
-    After `LIMIT` failures in a row a part is paused for `PAUSE` due steps and then tried once: if that fails, it is
-    paused for twice as long, up to `LONGEST_PAUSE`; if it works, it is used as before. The first failure, each longer
-    pause and the recovery are one log line each.
+    After `limits.failures` failures in a row a part is paused for `limits.first_pause` due steps and then tried once:
+    if that fails, it is paused for twice as long, up to `limits.longest_pause`; if it works, it is used as before. The
+    first failure, each longer pause and the recovery are one log line each.
 
     Args:
         strict: raise instead, for tests and for finding a fault.
+        limits: the counts above, and from when a call is logged as slow.
     """
 
-    def __init__(self, *, strict: bool = False) -> None:
+    def __init__(self, *, strict: bool = False, limits: Limits | None = None) -> None:
         self.strict = strict
+        self._limits = limits or Limits()
         self._breakers: dict[str, _Breaker] = {}
         self._slow: set[str] = set()
         self._now = 0
@@ -95,9 +91,9 @@ class Faults:
         Args:
             who: name of the part in messages.
             step: optimizer steps so far.
-            is_timed: log once if the part takes longer than `SLOW`.
+            is_timed: log once if the part takes longer than `limits.slow_seconds`.
             pauses: False for a part that is called even while it is paused.
-            heals: False for a minor duty of the part: that it works does not mean that the part works again.
+            heals: False for a secondary call, whose success does not mean that the part works again.
 
         Raises:
             Exception: what the part raised, if `strict`.
@@ -111,10 +107,16 @@ class Faults:
             if self.strict:
                 raise
             self.record(who, step, error, pauses=pauses)
-        if is_timed and who not in self._slow and time.perf_counter() - start > SLOW:
+        took = time.perf_counter() - start
+        if is_timed and who not in self._slow and took > self._limits.slow_seconds:
             self._slow.add(who)
-            took = time.perf_counter() - start
-            _log.warning("esdmon: %s took %.1f s at step %d. This is logged once.", who, took, step)
+            _log.warning(
+                "esdmon: %s took %.1f s at step %d (limit %g s). Further slow calls are not logged.",
+                who,
+                took,
+                step,
+                self._limits.slow_seconds,
+            )
 
     def record(self, who: str, step: int, error: Exception, *, pauses: bool = True) -> None:
         """Count a failure: of `isolated`, or one that was caught elsewhere."""
@@ -128,7 +130,7 @@ class Faults:
         else:
             before = breaker.fault
             breaker.fault = Fault(who, message, step, before.count + 1, before.in_a_row + 1)
-        if pauses and breaker.fault.in_a_row >= LIMIT and not self.disabled(who):
+        if pauses and breaker.fault.in_a_row >= self._limits.failures and not self.disabled(who):
             self._pause(breaker)
 
     def worked(self, who: str, step: int | None = None) -> None:
@@ -136,20 +138,20 @@ class Faults:
         breaker = self._breakers.get(who)
         if breaker is None or not breaker.fault.in_a_row:
             return
-        if breaker.pause and breaker.fault.in_a_row >= LIMIT:
+        if breaker.pause and breaker.fault.in_a_row >= self._limits.failures:
             at = "" if step is None else f" at step {step}"
             _log.warning("esdmon: %s works again%s, after %d failures.", who, at, breaker.fault.in_a_row)
         breaker.fault = replace(breaker.fault, in_a_row=0)
 
     def _pause(self, breaker: _Breaker) -> None:
-        fault, longest = breaker.fault, breaker.pause
-        has_worked_for_long = fault.in_a_row == LIMIT and self._now - breaker.until > breaker.pause
-        longer = PAUSE if not longest or has_worked_for_long else min(LONGEST_PAUSE, 2 * longest)
-        breaker.pause, breaker.until = longer, self._now + longer
-        if longer != longest:
+        fault, last, limits = breaker.fault, breaker.pause, self._limits
+        has_worked_for_long = fault.in_a_row == limits.failures and self._now - breaker.until > last
+        pause = limits.first_pause if not last or has_worked_for_long else min(limits.longest_pause, 2 * last)
+        breaker.pause, breaker.until = pause, self._now + pause
+        if pause != last:
             _log.warning(
                 "esdmon: %s has failed %d times in a row and is paused for %d due steps; see monitor.errors.",
                 fault.who,
                 fault.in_a_row,
-                longer,
+                pause,
             )

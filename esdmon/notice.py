@@ -1,4 +1,4 @@
-"""Lines that a user is to see with all defaults."""
+"""Messages that a user sees even if logging is not configured."""
 
 import logging
 import sys
@@ -7,9 +7,9 @@ _log = logging.getLogger("esdmon")
 
 
 def notice(text: str) -> None:
-    """Log a line at INFO, or print it on standard error where INFO is not shown, as by default.
+    """Log a line at INFO, or print it on standard error if INFO is not shown, as by default.
 
-    The level ERROR of the logger `esdmon` silences it.
+    To silence it, set the logger `esdmon` to level ERROR.
     """
     if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
         _log.info("esdmon: %s", text)

@@ -1,4 +1,4 @@
-"""A finished run, read back from its JSONL, and its rules asked again: thresholds are tried without training anew."""
+"""Read a finished run from its JSONL, and apply alert rules to it: to try thresholds without training again."""
 
 import json
 import logging
@@ -13,83 +13,94 @@ from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report
 from esdmon.records.serialization import layer_from_record
 
 _log = logging.getLogger("esdmon")
-FILE = "esdmon.jsonl"
-"""What the file is called in the folder of a run."""
+FILE_NAME = "esdmon.jsonl"
+"""Name of the JSONL in the folder of a run."""
 
 
 @dataclass(eq=False, slots=True)
 class Run:
-    """One of the runs whose lines a file holds, as far as it was read."""
+    """The state of one run in a file, up to the line that was read last."""
 
     latest: dict[str, LayerReport] = field(default_factory=dict)
-    """The layers as they were read last."""
+    """The latest reading of each layer."""
     step: int = -1
-    """The step of its last report."""
+    """Step of the last report; -1 before the first."""
 
 
 def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     """Return the alerts that rules would have raised in a run, in order. Their `time` is NaN.
 
     Args:
-        run: the JSONL of a run, or the folder it lies in; of several runs in one file, each is asked about by itself.
-        rules: those to ask.
+        run: the JSONL of a run, or its folder. If the file contains several runs, each is replayed separately.
+        rules: the alert rules to apply.
 
     Raises:
-        InputError: where there is no such file, or it holds something else.
+        InputError: without such a file, or if it is not a JSONL of esdmon.
     """
     rules = tuple(rules)
-    books: dict[Run, AlertManager] = {}
+    managers: dict[Run, AlertManager] = {}
     alerts: list[Alert] = []
-    for part, report in reports_by_run(run):
-        if part not in books:
-            books[part] = AlertManager(rules)
-        alerts += books[part].take(report, time=math.nan)
+    for each, report in reports_by_run(run):
+        if each not in managers:
+            managers[each] = AlertManager(rules)
+        alerts += managers[each].take(report, time=math.nan)
     return alerts
 
 
 def reports(run: str | Path) -> Iterator[Report]:
-    """Return the reports of a run, one after the other; those of several runs in the order of the file.
+    """Yield the reports of a run; if the file contains several runs, in the order of the file.
+
+    Args:
+        run: the JSONL of a run, or its folder.
 
     Raises:
-        InputError: likewise.
+        InputError: without such a file, or if it is not a JSONL of esdmon.
     """
     return (report for _, report in reports_by_run(run))
 
 
 def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
-    """Return the reports in a file, each with the run that it is of.
+    """Yield the reports in a file, each with its run.
 
-    Runs are told apart by the id in their lines. Where lines have none, as those of older versions, or one id comes
-    again, a step that is not after that of the last report is another run's.
+    Runs are distinguished by the id in their lines. If lines have no id, as in older versions, or an id occurs again, a
+    step that does not follow that of the last report begins another run.
+
+    Args:
+        run: the JSONL of a run, or its folder.
 
     Raises:
-        InputError: likewise.
+        InputError: without such a file, or if it is not a JSONL of esdmon.
     """
     path = _file(run)
     runs: dict[str, Run] = {}
     for record in _records(path):
-        name = str(record.get("run"))
-        if name not in runs or record["step"] <= runs[name].step:
-            runs[name] = Run()
-        part = runs[name]
+        run_id = str(record.get("run"))
+        if run_id not in runs or record["step"] <= runs[run_id].step:
+            runs[run_id] = Run()
+        current = runs[run_id]
         if record["kind"] == "layer":
             layer = _layer(record, path)
-            part.latest[layer.name] = layer
+            current.latest[layer.name] = layer
         else:
-            part.step = record["step"]
-            yield part, _report(record, part.latest)
-    if all(part.step < 0 for part in runs.values()):
-        raise InputError(f"{path} holds no readings: there is nothing to replay")
+            current.step = record["step"]
+            yield current, _report(record, current.latest)
+    if all(each.step < 0 for each in runs.values()):
+        raise InputError(
+            f"{path} contains no readings, so there is nothing to replay. Choose the JSONL of a run that was watched."
+        )
 
 
 def _layer(record: Record, path: Path) -> LayerReport:
     try:
         return layer_from_record(record)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{path}: a line of step {record['step']} is no reading of a layer: {error}") from error
+        raise InputError(
+            f"{path}: a line of step {record['step']} is not a valid reading of a layer: {error}"
+        ) from error
 
 
 def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
+    """Build the report of a summary line from the latest reading of each layer."""
     step = summary["step"]
     still, frozen, unchanged = (set(summary.get(key) or ()) for key in ("still", "frozen", "unchanged"))
     layers = []
@@ -97,8 +108,11 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
         if layer.step == step:
             layers.append(layer)
             continue
-        # A drift is not written, but for those that stand still.
-        drift = 0.0 if name in still | frozen else math.inf if layer.stands_still else math.nan
+        drift = math.nan  # it is not written, but the summary lists the layers that stand still
+        if name in still | frozen:
+            drift = 0.0
+        elif layer.stands_still:
+            drift = math.inf
         trainable = layer.trainable and name not in frozen
         layers.append(replace(layer, emitted_step=step, trainable=trainable, drift=drift, unchanged=name in unchanged))
     overhead = summary.get("overhead")
@@ -115,14 +129,14 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
 def _file(run: str | Path) -> Path:
     path = Path(run).expanduser()
     if path.is_dir():
-        path /= FILE
+        path /= FILE_NAME
     if not path.is_file():
-        raise InputError(f"there is no file {path}: give the JSONL of a run, or its folder")
+        raise InputError(f"file {path} not found. Pass the JSONL of a run, or its folder.")
     return path
 
 
 def _records(path: Path) -> Iterator[Record]:
-    """Return the lines of readings as records, without what a kill or a full disk has cut short."""
+    """Yield the lines of readings as records; skip and count those torn by a kill or a full disk."""
     torn = 0
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, start=1):
@@ -130,20 +144,22 @@ def _records(path: Path) -> Iterator[Record]:
                 record = json.loads(line)
             except ValueError as error:
                 if number == 1 and line.endswith("\n"):
-                    raise InputError(f"{path}, line {number}, is no JSON") from error
+                    raise InputError(f"{path}, line {number}: invalid JSON. Choose the JSONL of a run.") from error
                 torn += line.endswith("\n")
                 continue
-            _check(record, f"{path}, line {number},")
+            _check(record, f"{path}, line {number}")
             if record["kind"] in ("layer", "summary"):
                 yield record
     if torn:
-        _log.warning("esdmon: %s: %d lines were cut short and are left out.", path, torn)
+        _log.warning("esdmon: %s: skipped %d incomplete lines, as a kill or a full disk leaves them.", path, torn)
 
 
 def _check(record: object, where: str) -> None:
     if not isinstance(record, dict) or not {"schema", "kind", "step"} <= record.keys():
-        raise InputError(f"{where} is none of esdmon's: it has no schema, kind and step")
+        raise InputError(
+            f"{where}: not a line of esdmon, since schema, kind or step is missing. Choose the JSONL of a run."
+        )
     if record["schema"] != SCHEMA:
-        raise InputError(f"{where} has schema {record['schema']!r}; this version reads {SCHEMA}")
+        raise InputError(f"{where}: unknown schema {record['schema']!r}; this version reads {SCHEMA}. Upgrade esdmon.")
     if not isinstance(record["step"], int):
-        raise InputError(f"{where} has step {record['step']!r}, which is no number of steps")
+        raise InputError(f"{where}: step {record['step']!r} is not a whole number")

@@ -1,41 +1,39 @@
 """`watch`: one line that puts a monitor on a model.
 
-Named so, and not `watch`, because a submodule would take the place of the function `esdmon.watch`.
+The module has another name than the function because a submodule would take the place of `esdmon.watch`.
 """
 
-from __future__ import annotations
-
-import inspect
 import itertools
 import logging
-import os
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch.optim import Optimizer
 
 from esdmon.alerts import AlertManager
-from esdmon.errors import InputError, nearest
+from esdmon.errors import InputError
 from esdmon.isolation import Faults
-from esdmon.options.checks import SIMPLE, check_mode, check_simple
-from esdmon.options.resolve import Alerts, Sinks, actions_for, askable, check_on_alert, check_sinks, open_sinks, settle
-from esdmon.plugins import Plugins
-from esdmon.records import Alert
+from esdmon.limits import Limits
+from esdmon.options import WatchKeywords, WatchOptions, shows_options
+from esdmon.options.alerts import actions_for, usable_rules
+from esdmon.options.sinks import Sinks, open_sinks
+from esdmon.options.watch_options import check
 from esdmon.runtime.clock import Clock, hookable
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.cpus import cores
 from esdmon.runtime.executor import Executor, Mode
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.pipeline import ReadingPipeline
-from esdmon.runtime.reader import Reader, choose_measures
+from esdmon.runtime.reader import Reader
 from esdmon.runtime.remote_reader import RemoteReader
-from esdmon.schedule import Schedule, as_schedule, union
+from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
-from esdmon.weights import MIN_EIGENVALUES, Drift, Model, Selection, check_precision
+from esdmon.torch_private import job_store
+from esdmon.weights import Drift, Model
 from esdmon.weights.names import unwrap
 
 _log = logging.getLogger("esdmon")
@@ -48,30 +46,16 @@ _NO_STEP = (
 )
 
 
+@shows_options
 def watch(
     model: Model,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
     every: int | Schedule = 200,
-    budget: float | None = 0.01,
-    mode: str = "auto",
     sinks: Sinks = "auto",
-    alerts: Alerts = "default",
-    on_alert: Callable[[Alert], object] | None = None,
-    stop_on: str | Sequence[str] = (),
-    save_on: str | Sequence[str] = (),
-    layers: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-    min_eigenvalues: int = MIN_EIGENVALUES,
-    max_eigenvalues: int | None = None,
-    reference: Model | str | os.PathLike[str] | None = None,
-    measures: str | Sequence[str] = "default",
-    precision: str = "auto",
-    max_tags: int | None = 200,
-    strict: bool = False,
-    plugins: Iterable[object] = (),
     hook: bool = True,
     first_step: int = 0,
+    **options: Unpack[WatchKeywords],
 ) -> Monitor:
     """Watch a model's spectra while it trains.
 
@@ -129,51 +113,77 @@ def watch(
     >>> monitor.report.step
     4
     """
-    check_simple(max_tags=max_tags, strict=strict, hook=hook, first_step=first_step)
-    check_on_alert(on_alert)
-    schedule = as_schedule(every)
-    faults = Faults(strict=strict)
-    known = Plugins(plugins)
-    if known.schedule is not None:
-        schedule = union(schedule, known.schedule)
+    given = WatchOptions.from_keywords(
+        {"every": every, "sinks": sinks, **options}, besides=("model", "optimizer", "hook", "first_step")
+    )
+    return attach(model, optimizer, given, hook=hook, first_step=first_step)
+
+
+def attach(
+    model: Model,
+    optimizer: Any,
+    options: WatchOptions,
+    *,
+    hook: bool = True,
+    first_step: int = 0,
+    limits: Limits | None = None,
+) -> Monitor:
+    """Return a monitor of a model: `watch()` with options that are checked already.
+
+    Args:
+        model: as of `watch()`, as are the others.
+        optimizer: one, several, wrappers of one, or None.
+        options: what `watch()` was given.
+        hook: whether the optimizer's steps are counted.
+        first_step: steps that were taken before.
+        limits: times and sizes that are fixed for users.
+
+    Raises:
+        InputError: for options that cannot be used with this model or optimizer.
+    """
+    check("hook", hook)
+    check("first_step", first_step)
+    limits = limits or Limits()
+    faults = Faults(strict=options.strict, limits=limits)
+    known = options.known
     inner = _optimizers(optimizer)
-    drift = Drift()
     reader = Reader(
         model,
         known,
-        selection=Selection(layers, exclude, min_eigenvalues, max_eigenvalues),
-        reference=reference,
-        measures=measures,
-        precision=precision,
+        measures=options.chosen_measures,
+        selection=options.selection,
+        reference=options.reference,
+        precision=options.precision,
         optimizers=inner,
         faults=faults,
-        drift=drift,
+        drift=Drift(),
     )
-    chosen = _mode(check_mode(mode), on_accelerator=reader.on_accelerator)
+    mode = _mode(options.mode, on_accelerator=reader.on_accelerator)
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
-    spending = Budget(budget, cpu_clock=time.process_time if chosen == "sync" else time.thread_time)
-    worker = Executor(reader, spending, mode=chosen)
-    settings = settle(alerts, stop_on, save_on, known)
-    rules = askable(settings, reader.measures)
-    actions = actions_for(settings, on_alert, known)
-    check_sinks(sinks, known)
+    cpu_clock = time.process_time if mode == "sync" else time.thread_time
+    budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds)
+    executor = Executor(reader, budget, mode=mode, memory=limits.copied_bytes)
+    rules = usable_rules(options.alert_config, reader.measures)
     hooked = inner[0] if inner and hook else None
     if hooked is not None:
         _close_older(hooked, model)
-    replicas = _replicas()
-    leads = replicas is None or replicas.rank == 0
+    ranks = _ranks(limits)
+    leads = ranks is None or ranks.rank == 0
     monitor = Monitor(
-        RemoteReader(reader, worker, replicas)
-        if replicas and not leads
-        else ReadingPipeline(reader, worker, spending, replicas=replicas, max_tags=max_tags),
-        schedule=schedule,
-        sinks=open_sinks(sinks, settings, known) if leads else (),
-        book=AlertManager(rules if leads else (), faults=faults, who=partial(known.who, "rule")),
-        actions=actions,
-        budget=spending,
+        RemoteReader(reader, executor, ranks)
+        if ranks and not leads
+        else ReadingPipeline(
+            reader, executor, budget, ranks=ranks, max_tags=options.max_tags, queue=limits.due_steps_under_way
+        ),
+        schedule=options.schedule,
+        sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if leads else (),
+        alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.who, "rule")),
+        actions=actions_for(options.alert_config, options.on_alert, known),
+        budget=budget,
         faults=faults,
         parts={"reader": reader},
         first_step=first_step,
+        limits=limits,
         **({} if hooked is None else {"no_step": _NO_STEP.format(type(hooked).__name__)}),
     )
     if hooked is not None:
@@ -183,43 +193,6 @@ def watch(
         _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
     _log.info("esdmon: %s", reader.coverage)
     return monitor
-
-
-def check_options(
-    *,
-    every: int | Schedule = 200,
-    budget: float | None = 0.01,
-    mode: str = "auto",
-    sinks: Sinks = "auto",
-    alerts: Alerts = "default",
-    on_alert: Callable[[Alert], object] | None = None,
-    stop_on: str | Sequence[str] = (),
-    save_on: str | Sequence[str] = (),
-    measures: str | Sequence[str] = "default",
-    precision: str = "auto",
-    plugins: Iterable[object] = (),
-    **others: object,
-) -> None:
-    """Check what can be without a model: for hosts, whose callback is made long before the model is ready.
-
-    Raises:
-        InputError: as `watch` does, for any option that cannot be used, or that is none.
-    """
-    known = Plugins(plugins)
-    check_simple(**{name: value for name, value in others.items() if name in SIMPLE})
-    as_schedule(every)
-    Budget(budget)
-    check_mode(mode)
-    check_precision(precision)
-    choose_measures(measures, known.measures)
-    settle(alerts, stop_on, save_on, known)
-    check_on_alert(on_alert)
-    check_sinks(sinks, known)
-    options = inspect.signature(watch).parameters
-    for name in others:
-        if name not in options or name in ("model", "optimizer", "hook", "first_step"):
-            msg = f"{name}= is no option of watch().{nearest(name, options)}"
-            raise InputError(msg)
 
 
 def _close_older(optimizer: Optimizer, model: Model) -> None:
@@ -242,23 +215,23 @@ def _identity(model: Model) -> int:
     return id(unwrap(model)) if isinstance(model, torch.nn.Module) else id(model)
 
 
-def _mode(mode: Mode | Literal["auto"], *, on_accelerator: bool) -> Mode:
+def _mode(mode: str, *, on_accelerator: bool) -> Mode:
+    """Return the mode that "auto" stands for here; any other unchanged."""
     if mode != "auto":
-        return mode
+        return "sync" if mode == "sync" else "thread"
     # torch starts a thread for each physical core, which are half of what the system counts where each runs two.
     idle = 4 * torch.get_num_threads() <= cores()
     return "thread" if on_accelerator or idle else "sync"
 
 
-def _replicas() -> Coordinator | None:
-    """The ranks of this job; None for a process that is alone."""
+def _ranks(limits: Limits) -> Coordinator | None:
+    """Return the ranks of this job; None for a process that is alone."""
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return None
-    # Monitors are made in the same order on all ranks, so those that belong together have words of their own.
-    c10d = distributed.distributed_c10d
-    store = c10d.PrefixStore(f"esdmon/{next(_made)}", c10d._get_default_store())  # noqa: SLF001 -- there is no public way to it
-    return Coordinator(store, distributed.get_rank(), distributed.get_world_size())
+    # Monitors are made in the same order on all ranks, so those that belong together share a prefix.
+    store = job_store(f"esdmon/{next(_made)}")
+    return Coordinator(store, distributed.get_rank(), distributed.get_world_size(), timeout=limits.rank_seconds)
 
 
 def _optimizers(given: Any) -> tuple[Optimizer, ...]:

@@ -8,9 +8,12 @@ from torch import nn
 
 import esdmon
 from esdmon.errors import InputError
+from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.runtime.reader import Reader
 from esdmon.spectrum import Measure, Spectrum
+
+DEFAULT = choose_measures("default", Plugins().measures)
 
 
 def network() -> nn.Module:
@@ -115,7 +118,7 @@ def test_update_ratio_and_optimizer_membership() -> None:
     """A layer that the optimizer was not given is told apart."""
     model = network()
     optimizer = torch.optim.SGD(model.get_submodule("3").parameters(), lr=0.1)
-    report = Reader(model, Plugins(), optimizers=[optimizer]).read(step=0)
+    report = Reader(model, Plugins(), measures=DEFAULT, optimizers=[optimizer]).read(step=0)
     assert (report["3"].in_optimizer, report["4"].in_optimizer) == (True, False)
     assert esdmon.analyze(model)["3"].in_optimizer is None
 
@@ -185,7 +188,7 @@ def test_measures_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"measures": ["stabel_rank"]}, r"measures='stabel_rank' is no measure. Did you mean 'stable_rank'"),
+        ({"measures": ["stabel_rank"]}, r"Unknown measure 'stabel_rank' in measures=. Did you mean 'stable_rank'"),
         ({"precision": "half"}, "precision= is one of auto, exact"),
         ({"layers": ["fc9"]}, "layers='fc9' matches no layer"),
     ],
@@ -200,7 +203,7 @@ def test_wrong_arguments_are_told(options: dict[str, object], message: str) -> N
 def test_a_missing_layer_names_the_nearest() -> None:
     """A KeyError that helps."""
     report = esdmon.analyze(nn.ModuleDict({"encoder": nn.Linear(20, 20)}))
-    with pytest.raises(KeyError, match=r"no layer 'encodr' in this report\. Did you mean 'encoder'"):
+    with pytest.raises(KeyError, match=r"unknown layer 'encodr'\. Did you mean 'encoder'"):
         report["encodr"]
 
 
@@ -234,7 +237,7 @@ def test_failing_readings_are_faults_and_few_lines(
 def test_what_failed_for_a_moment_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model that has changed is found at the next due step, if not at this one."""
     model = nn.Sequential(nn.Linear(32, 32))
-    reader = Reader(model, Plugins())
+    reader = Reader(model, Plugins(), measures=DEFAULT)
     model.add_module("more", nn.Linear(32, 32))
     with monkeypatch.context() as patch:
         patch.setattr(reader, "_discover", lambda: (_ for _ in ()).throw(OSError("for the moment")))

@@ -7,6 +7,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.limits import set_limits
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -46,9 +48,7 @@ def test_the_hosts_examples_run(
     name: str, options: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is short, writes to the host's own TensorBoard, and its monitor has read every layer without a fault."""
-    monkeypatch.setattr(
-        "esdmon.schedule.budget.ADVANCE", 1e6
-    )  # a busy machine has no time for all layers of so short a run
+    set_limits(monkeypatch, advance_seconds=1e6)  # a busy machine has no time for all layers of so short a run
     path = EXAMPLES / f"{name}.py"
     assert len(path.read_text(encoding="utf-8").splitlines()) < 75
     result = runpy.run_path(str(path))["train"](out=str(tmp_path), **options)

@@ -5,8 +5,10 @@ Both checks are needed: import-linter does not see that Python runs the parents 
 """
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,32 @@ def test_imports_point_down() -> None:
     """The contracts of import-linter in pyproject.toml hold."""
     code = "from importlinter.cli import lint_imports_command\nlint_imports_command(['--no-cache', '--no-logo'])"
     assert "0 broken" in run_fresh(code, cwd=ROOT)
+
+
+def test_the_table_of_floors_is_that_of_the_contracts() -> None:
+    """CONTRIBUTING.md names every package on its floor, and claims of no floor what no contract checks."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
+    by_name = {contract["name"]: contract for contract in contracts}
+    linted = [re.split(r" [|:] ", layer) for layer in by_name["Imports point down"]["layers"]]
+    rows = re.findall(
+        r"^\| (`.*?) \| .*? \| (.*?)\|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert [re.findall(r"`(\w+)`", packages) for packages, _ in rows] == linted
+    without_torch = {
+        module
+        for contract in contracts
+        if "torch" in contract.get("forbidden_modules", ())
+        for module in contract["source_modules"]
+    }
+    for packages, unknown in rows:
+        if "tensors" in unknown:
+            but = set(re.findall(r"`(\w+)`", unknown))
+            for package in set(re.findall(r"`(\w+)`", packages)) - but:
+                modules = {f"esdmon.{package}.{file.stem}" for file in (ROOT / "esdmon" / package).glob("[a-z]*.py")}
+                exempt = {module for module in modules if module.rpartition(".")[2] in but}
+                assert f"esdmon.{package}" in without_torch or modules - exempt <= without_torch, package
 
 
 def test_no_solver_that_holds_the_interpreter_lock() -> None:

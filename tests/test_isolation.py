@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import pytest
 
-from esdmon.isolation import LIMIT, Fault, Faults
+from esdmon.isolation import Fault, Faults
+from esdmon.limits import Limits
 
 
 def fail(faults: Faults, who: str = "sink console", *, step: int = 1, text: str = "no space left") -> None:
@@ -49,7 +50,7 @@ def test_a_part_is_paused_after_three_failures() -> None:
     """Two failures are forgiven, the third pauses it; other parts are not concerned."""
     faults = Faults()
     disabled = []
-    for _ in range(LIMIT):
+    for _ in range(Limits().failures):
         fail(faults)
         disabled.append(faults.disabled("sink console"))
     assert disabled == [False, False, True]

@@ -1,4 +1,4 @@
-"""The line that a user sees with all defaults, and whoever has configured logging as INFO."""
+"""Notices: printed by default, and logged where INFO is enabled."""
 
 import logging
 import subprocess
@@ -22,7 +22,7 @@ SCRIPT = """
 
 
 def test_with_all_defaults_one_line_says_where_readings_go(tmp_path: Path) -> None:
-    """And how they are opened; nothing else is printed."""
+    """It also says how to open them; nothing else is printed."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, cwd=tmp_path, check=True
     )
@@ -34,7 +34,7 @@ def test_with_all_defaults_one_line_says_where_readings_go(tmp_path: Path) -> No
 def test_a_script_that_logs_gets_it_as_a_log_line(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """At INFO; nothing is printed besides."""
+    """The level is INFO, and nothing is printed."""
     with caplog.at_level(logging.INFO, logger="esdmon"):
         notice("readings go to runs/a.")
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -44,7 +44,7 @@ def test_a_script_that_logs_gets_it_as_a_log_line(
 
 
 def test_it_can_be_silenced(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    """By the level of the logger; a program without a standard error is no fault."""
+    """The logger's level ERROR disables it."""
     with caplog.at_level(logging.ERROR, logger="esdmon"):
         notice("readings go to runs/a.")
     assert capsys.readouterr().err == ""

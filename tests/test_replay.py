@@ -1,4 +1,4 @@
-"""A run that is over, asked again."""
+"""Replaying finished runs."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from esdmon.sinks import MemorySink, Sink
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, esdmon.Monitor, MemorySink]:
-    """A layer that loses its rank and gets it back, one that dies, one that is frozen, one that turns NaN."""
+    """Train layers that lose their rank for a while, die, are frozen, or become NaN."""
     folder, sink = tmp_path_factory.mktemp("run"), MemorySink()
     torch.manual_seed(0)
     model = nn.ModuleDict({name: nn.Linear(96, 80, bias=False) for name in ("falls", "dies", "frozen", "lives", "nan")})
@@ -44,19 +44,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, esdmon.Monitor,
 
 
 def same(alerts: tuple[Alert, ...] | list[Alert]) -> list[Alert]:
-    """But for the clock."""
+    """Return the alerts without their time."""
     return [replace(alert, time=0.0) for alert in alerts]
 
 
 def test_the_same_rules_say_the_same_again(run: tuple[Path, esdmon.Monitor, MemorySink]) -> None:
-    """To the last digit; under a budget, which reads not all at each step."""
+    """Alerts are equal to the last digit, also with a budget, which skips readings."""
     folder, monitor, _ = run
     assert same(replay(folder, BUILT_IN_RULES)) == same(monitor.alerts)
     assert {alert.rule for alert in monitor.alerts} >= {"rank_collapse", "dead_layer", "non_finite"}
 
 
 def test_the_reports_are_those_that_were(run: tuple[Path, esdmon.Monitor, MemorySink]) -> None:
-    """But for the spectra themselves, which are not written."""
+    """Only the spectra themselves are missing, which are not written."""
     folder, _, sink = run
     again = list(reports(folder / "esdmon.jsonl"))
     assert [report.step for report in again] == [report.step for report in sink.reports]
@@ -88,7 +88,7 @@ def test_other_thresholds_are_tried(
 
 
 def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: pytest.CaptureFixture[str]) -> None:
-    """One object a line, as in the JSONL of the run."""
+    """Each line is an object as in the JSONL of the run."""
     folder, _, _ = run
     main(["alerts", "replay", str(folder), "--json"])
     replayed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -101,17 +101,17 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "there is no file .*: give the JSONL of a run"),
-        ("", "holds no readings"),
-        ("not json\n", "line 1, is no JSON"),
-        ("[1]\n", "line 1, is none of esdmon's"),
-        ('{"a": 1}\n', "line 1, is none of esdmon's"),
-        ('{"schema": 1, "kind": "summary", "step": null}\n', "has step None, which is no number of steps"),
-        ('{"schema": 1, "kind": "layer", "step": 1}\n', "a line of step 1 is no reading of a layer"),
-        ('{"schema": 9, "kind": "summary", "step": 1}\n', "line 1, has schema 9; this version reads 1"),
+        (None, r"file .* not found\. Pass the JSONL of a run"),
+        ("", "contains no readings"),
+        ("not json\n", "line 1: invalid JSON"),
+        ("[1]\n", "line 1: not a line of esdmon"),
+        ('{"a": 1}\n', "line 1: not a line of esdmon"),
+        ('{"schema": 1, "kind": "summary", "step": null}\n', "step None is not a whole number"),
+        ('{"schema": 1, "kind": "layer", "step": 1}\n', "a line of step 1 is not a valid reading of a layer"),
+        ('{"schema": 9, "kind": "summary", "step": 1}\n', "line 1: unknown schema 9; this version reads 1"),
     ],
 )
-def test_what_is_no_run_is_told(text: str | None, message: str, tmp_path: Path) -> None:
+def test_what_is_not_a_run_is_refused(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "esdmon.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
@@ -125,16 +125,14 @@ def test_a_line_that_a_kill_cut_short_is_the_end(run: tuple[Path, esdmon.Monitor
 
 
 def test_two_runs_in_one_file_are_two_runs(run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path) -> None:
-    """The second begins anew, as it did."""
+    """The second starts from the beginning."""
     text = (run[0] / "esdmon.jsonl").read_text()
     (tmp_path / "esdmon.jsonl").write_text(text + text)
     assert same(replay(tmp_path, BUILT_IN_RULES)) == 2 * same(replay(run[0], BUILT_IN_RULES))
 
 
-def test_runs_whose_lines_are_mixed_are_told_apart(
-    run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path
-) -> None:
-    """By their ids, of two that were written at the same time."""
+def test_runs_whose_lines_are_mixed_are_separated(run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path) -> None:
+    """Lines of two simultaneous runs are separated by their ids."""
     lines = (run[0] / "esdmon.jsonl").read_text().splitlines()
     name = json.loads(lines[0])["run"]
     mixed = [text for line in lines for text in (line, line.replace(name, "another"))]
@@ -144,7 +142,7 @@ def test_runs_whose_lines_are_mixed_are_told_apart(
 
 
 def test_two_runs_of_an_older_version_have_no_ids(run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path) -> None:
-    """The second begins where the steps begin again."""
+    """The second begins where the steps start again."""
     text = (run[0] / "esdmon.jsonl").read_text()
     name = json.loads(text.splitlines()[0])["run"]
     (tmp_path / "esdmon.jsonl").write_text(2 * text.replace(f'"run": "{name}", ', ""))
@@ -155,7 +153,7 @@ def test_two_runs_of_an_older_version_have_no_ids(run: tuple[Path, esdmon.Monito
 def test_what_another_version_or_an_editor_has_added_is_left_out(
     run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path
 ) -> None:
-    """Fields of any kind, kinds of lines, a phase that is not known, and a mark in front."""
+    """Unknown fields, kinds of lines and phases are ignored, and a byte order mark."""
     lines = [json.loads(line) for line in (run[0] / "esdmon.jsonl").read_text().splitlines()]
     added = {"text": "x", "list": [1], "object": {"a": 1}, "flag": True, "nothing": None, "number": 3}
     lines = [{"schema": 1, "kind": "note", "step": 0, "text": "x"}, *({**line, **added} for line in lines)]
@@ -168,17 +166,17 @@ def test_what_another_version_or_an_editor_has_added_is_left_out(
 def test_a_torn_line_in_the_middle_is_left_out(
     run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Which is told; the readings around it are there."""
+    """A log line counts it; the readings around it are kept."""
     lines = (run[0] / "esdmon.jsonl").read_text().splitlines(keepends=True)
     torn = next(k for k, line in enumerate(lines) if '"summary"' in line)
     lines[torn] = f"{lines[torn][:50]}\n"
     (tmp_path / "esdmon.jsonl").write_text("".join(lines))
     assert len(list(reports(tmp_path))) == len(list(reports(run[0]))) - 1
-    assert "1 lines were cut short and are left out" in caplog.text
+    assert "skipped 1 incomplete lines" in caplog.text
 
 
 def test_a_file_of_rules_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What it comes to; or what is wrong, and status 2."""
+    """The effective rules are printed; for an invalid file the error, with status 2."""
     file = tmp_path / "a.toml"
     file.write_text('[rules.over_regularized]\nfor = 7\nalpha = 1.8\n[actions]\nstop_training = ["non_finite"]')
     assert main(["alerts", "check", str(file)]) == 0
@@ -192,7 +190,7 @@ def test_a_file_of_rules_is_checked(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_rules_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    """Each on a page of 80 columns."""
+    """Each rule is explained in 80 columns."""
     assert main(["alerts", "explain"]) == 0
     text = capsys.readouterr().out
     assert all(f"\n{rule.name}: {rule.severity}, " in f"\n{text}" for rule in BUILT_IN_RULES)
@@ -202,7 +200,7 @@ def test_rules_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_watch_takes_a_file(tmp_path: Path) -> None:
-    """As a text or a path; what it says is heeded, and what is wrong in it is told before training."""
+    """The file is given as a text or a path; errors in it are raised before training."""
     file = tmp_path / "alerts.toml"
     file.write_text('[rules.non_finite]\nseverity = "critical"\n[actions]\nstop_training = "non_finite"')
     for given in (file, str(file)):

@@ -244,7 +244,7 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, r"every= is a number of steps, 1 or more, or a function of the step; got 0"),
+        ({"every": 0}, r"every= must be a number of steps, 1 or more, or a function of the step; got 0"),
         ({"every": 2.5}, "got 2.5"),
         ({"sinks": "tensorbord:x"}, "no sink 'tensorbord' .*Did you mean 'tensorboard'"),
         ({"sinks": [3]}, "a sink is 'scheme:target' or has write, alert, flush and close; 3 has no write"),
@@ -254,10 +254,10 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
         ({"optimizer": 3}, "optimizer is a int, not a torch.optim.Optimizer"),
         ({"every": lambda: True}, "every= as a function takes the step"),
         ({"layers": []}, "layers= is empty"),
-        ({"layers": 5}, "layers= is a list of patterns of names, got 5"),
-        ({"layers": [3]}, "layers='3' matches no layer"),
-        ({"measures": None}, "measures= is a list of names of measures, got None"),
-        ({"alerts": 5}, "alerts= is a list of the names of rules, or rules, got 5"),
+        ({"layers": 5}, "layers= must be a list of patterns of names, or None for all; got 5"),
+        ({"layers": [3]}, r"layers= must be a list of patterns of names, or None for all; got \[3\]"),
+        ({"measures": None}, "measures= must be a list of names of measures; got None"),
+        ({"alerts": 5}, "alerts= must be a list of the names of rules, or rules; got 5"),
         ({"alerts": [None]}, "unknown rule None in alerts="),
         ({"model": nn.LazyLinear(4)}, "LazyLinear has lazy layers without weights"),
         ({"model": nn.ReLU()}, "ReLU has no weight matrix to read"),
@@ -285,7 +285,7 @@ def test_a_rule_whose_measures_are_not_taken_is_left_out_and_may_not_act(caplog:
     """Silently it would never stop a run."""
     with caplog.at_level(logging.INFO, "esdmon"):
         esdmon.watch(nn.Linear(64, 64), sinks=None, measures=["stable_rank"]).close()
-    assert "the rule rank_collapse is not asked: it needs hard_rank in measures=" in caplog.text
+    assert "the rule rank_collapse is not checked, since it needs hard_rank: add that to measures=" in caplog.text
     with pytest.raises(InputError, match="the rule rank_collapse, which is to act, needs hard_rank: add that"):
         esdmon.watch(nn.Linear(64, 64), sinks=None, measures=["stable_rank"], stop_on="rank_collapse")
 
@@ -298,5 +298,5 @@ def test_what_acts_is_a_rule_that_is_asked(name: str) -> None:
 
 
 def test_what_is_called_on_an_alert_is_a_function() -> None:
-    with pytest.raises(InputError, match="on_alert= is a function that takes an Alert, got 'page me'"):
+    with pytest.raises(InputError, match="on_alert= must be a function that takes an Alert; got 'page me'"):
         esdmon.watch(nn.Linear(64, 64), sinks=None, on_alert="page me")  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from typing import final
 from esdmon.alerts.rule import AlertRule, Counts, History, has_moved, is_pruned
 from esdmon.alerts.rules.baseline import RECENT
 from esdmon.records import LayerReport, Report
-from esdmon.records.serialization import Plain, layer_from, to_plain
+from esdmon.records.serialization import Plain, layer_from_plain, to_plain
 
 WINDOW = 16
 """Readings kept of each layer, and in its baseline. Our choice."""
@@ -105,10 +105,10 @@ class ReadingHistory:
         """Parse a `state_dict()` and return a function that restores it."""
         series: tuple[Series, Series, Series] = {}, {}, {}
         for name, kept in state["layers"].items():
-            readings = [layer_from(layer) for layer in kept["readings"]]
+            readings = [layer_from_plain(layer) for layer in kept["readings"]]
             for which, steps in zip(series, kept["steps"], strict=True):
                 which[name] = deque((layer for layer in readings if layer.step in steps), maxlen=WINDOW)
-        first = {name: layer_from(layer) for name, layer in state["first"].items()}
+        first = {name: layer_from_plain(layer) for name, layer in state["first"].items()}
         excluded = {name: (since, until) for name, (since, until) in state["unwell"].items()}
         steps = deque(map(int, state["steps"]), maxlen=self._steps.maxlen)
 

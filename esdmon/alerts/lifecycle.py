@@ -17,7 +17,7 @@ from esdmon.alerts.messages import Case, fired, grown, resolved
 from esdmon.alerts.rule import AlertRule, Finding
 from esdmon.isolation import Faults
 from esdmon.records import Alert, Report, Severity
-from esdmon.records.serialization import Plain, alert_from, to_plain
+from esdmon.records.serialization import Plain, alert_from_plain, to_plain
 
 GATHER = 5
 """Reports to wait before layers that join an alert are announced; doubles with each message. Our choice."""
@@ -123,7 +123,7 @@ class AlertManager:
             rule: {name: Case.from_state(case) for name, case in of.items()} for rule, of in state["cases"].items()
         }
         opened = {
-            (rule, severity): _Open(alert_from(alert), report, messages)
+            (rule, severity): _Open(alert_from_plain(alert), report, messages)
             for rule, severity, alert, report, messages in state["open"]
         }
         restore_readings, (reports, step) = self._memory.prepare(state["memory"]), state["reports"]

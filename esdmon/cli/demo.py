@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from esdmon.errors import InputError, MissingExtraError, unwritable
-from esdmon.present.colours import COLOURS
+from esdmon.present.colours import PHASE_COLOURS
 from esdmon.records import LayerReport, Report, show
 from esdmon.watching import watch
 
@@ -212,7 +212,7 @@ def _cells(layer: LayerReport) -> list[str]:
         return [f"[red]{layer.status}[/]"]
     alpha = show(layer, "alpha", ".2f")
     return [
-        f"[{COLOURS[layer.phase]}]{layer.phase.value}[/]",
+        f"[{PHASE_COLOURS[layer.phase]}]{layer.phase.value}[/]",
         alpha if layer.alpha_is_meaningful else f"[bright_black]({alpha})[/]",
         show(layer, "mp_soft_rank", ".2f"),
         show(layer, "n_spikes", ".0f"),

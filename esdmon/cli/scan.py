@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from torch import distributed
 
+from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Record, Report, show
 from esdmon.records.table import format_table
@@ -92,12 +93,13 @@ def scan(settings: ScanOptions) -> int:
 
 
 def _reader(settings: ScanOptions, path: str, drift: Drift | None) -> Reader:
+    known = Plugins()
     return Reader(
         path,
-        Plugins(),
+        known,
         selection=settings.selection,
         reference=settings.reference,
-        measures=settings.measures,
+        measures=choose_measures(settings.measures, known.measures),
         precision=settings.precision,
         drift=drift,
         solver=solve_lapack,

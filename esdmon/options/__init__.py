@@ -1,1 +1,6 @@
-"""The options of `watch()`: validated once, for a loop of your own and for the callbacks of Trainers."""
+"""The options of `watch()`: validated once, and resolved to what a monitor takes."""
+
+from esdmon.options.measures import choose_measures as choose_measures
+from esdmon.options.watch_options import WatchKeywords as WatchKeywords
+from esdmon.options.watch_options import WatchOptions as WatchOptions
+from esdmon.options.watch_options import shows_options as shows_options

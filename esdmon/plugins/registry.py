@@ -18,7 +18,8 @@ from typing import Any, ParamSpec, TypeVar, final
 
 import pluggy
 
-from esdmon.isolation import LIMIT, SLOW, describe
+from esdmon.isolation import describe
+from esdmon.limits import Limits
 from esdmon.plugins import builtin, hookspecs
 
 P = ParamSpec("P")
@@ -26,6 +27,7 @@ Result = TypeVar("Result")
 DISABLE = "ESDMON_DISABLE_PLUGINS"
 """Environment variable: names of entry points that are not loaded, by commas; `*` for all."""
 BUILT_IN_PLUGIN = "built-in"
+LIMIT, SLOW = Limits().failures, Limits().slow_seconds
 _ASKED_OF_EACH = ("esdmon_extract_matrices", "esdmon_materialize")  # to fail on three modules is no reason to stop
 
 _log = logging.getLogger("esdmon")

@@ -1,7 +1,6 @@
-"""Records as something to look at: numbers by tag (`scalars`), figures, colours. For every sink."""
+"""Presentation of records for every sink: numbers by tag (`scalars`), pictures, and the colour of each phase."""
 
 from esdmon.present.colours import coloured as coloured
 from esdmon.present.figures import draw_esd as draw_esd
-from esdmon.present.figures import prepare as prepare
-from esdmon.present.media import Gallery as Gallery
-from esdmon.present.media import MediaSchedule as MediaSchedule
+from esdmon.present.figures import prepare_drawing as prepare_drawing
+from esdmon.present.media import Media as Media

@@ -1,8 +1,8 @@
-"""The colour of each phase, the same wherever words are coloured: on the console and in the demo."""
+"""The colour of each phase, for the console and the demo."""
 
 from esdmon.spectrum import Phase
 
-COLOURS = {
+PHASE_COLOURS = {
     Phase.RANDOM_LIKE: "dim",
     Phase.BLEEDING_OUT: "cyan",
     Phase.BULK_SPIKES: "blue",
@@ -11,11 +11,11 @@ COLOURS = {
     Phase.RANK_COLLAPSE: "red",
     Phase.UNCLASSIFIED: "bright_black",
 }
-"""As rich names them. On a light ground white could not be read, so what is only noise is dim."""
+"""Names as `rich` uses them. White would be invisible on a light background, so a phase of pure noise is dim."""
 
-_CODES = {"dim": 2, "red": 31, "green": 32, "blue": 34, "magenta": 35, "cyan": 36, "bright_black": 90}
+_ANSI_CODES = {"dim": 2, "red": 31, "green": 32, "blue": 34, "magenta": 35, "cyan": 36, "bright_black": 90}
 
 
 def coloured(phase: Phase, text: str) -> str:
-    """Return a text in the colour of a phase, for a terminal."""
-    return f"\x1b[{_CODES[COLOURS[phase]]}m{text}\x1b[0m"
+    """Return a text in the colour of a phase, by an ANSI escape sequence."""
+    return f"\x1b[{_ANSI_CODES[PHASE_COLOURS[phase]]}m{text}\x1b[0m"

@@ -1,8 +1,8 @@
-"""The spectrum of a layer as a picture, for sinks that show pictures. Drawn from its record alone.
+"""Draw the spectrum of a layer, from its record alone, for sinks that show pictures.
 
 Pictures are drawn while a model trains, so they must cost no more than a reading: matplotlib is imported and used once
-before training (`prepare`), one figure serves all pictures, and the axes, the key and the numbers at the axes are drawn
-by hand, without matplotlib's locators, formatters and layout, which took nine tenths of the time.
+before training (`prepare_drawing`), one figure serves all pictures, and the axes, the key and the numbers at the axes
+are drawn by hand, without matplotlib's locators, formatters and layout, which took nine tenths of the time.
 """
 
 import logging
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from matplotlib.text import Text
 
 _log = logging.getLogger("esdmon")
-SIZE = (6.4, 4.0)  # inches, at 100 dots
-_BOX = (0.115, 0.15, 0.86, 0.605)  # left, bottom, width and height of the axes, in parts of the picture
+SIZE = (6.4, 4.0)  # inches, at 100 dots per inch
+_AXES_BOX = (0.115, 0.15, 0.86, 0.605)  # left, bottom, width and height, as fractions of the picture
 _LONGEST_NAME = 50  # characters that fit beside the step
 _MOST_TICKS = 6
 _BLUE, _RED, _BLACK, _GREY = "#9db7d5", "#c0392b", "#222222", "#dddddd"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_local = threading.local()
+_local = threading.local()  # matplotlib is not thread-safe: each thread has its own figure
 
 
-def prepare() -> bool:
+def prepare_drawing() -> bool:
     """Draw a first picture, so that no later one waits for an import.
 
     Returns:
-        Whether pictures can be drawn: False without matplotlib.
+        True if pictures can be drawn; False without matplotlib, or with a damaged installation, which is logged.
     """
     esd = Esd(-2.0, 0.0, (1, 2, 1))
     try:
@@ -44,16 +44,16 @@ def prepare() -> bool:
     except MissingExtraError:
         return False
     except Exception as error:  # noqa: BLE001 -- an installation that is damaged must not keep a model from training
-        _log.warning("esdmon: no pictures are drawn: matplotlib cannot be used (%s). Install it again.", error)
+        _log.warning("esdmon: matplotlib failed (%s): no pictures are drawn. Reinstall matplotlib.", error)
         return False
     return True
 
 
 def draw_esd(layer: LayerReport) -> NDArray[np.uint8]:
-    """Draw the density of eigenvalues on logarithmic axes, the law of noise with its edge, and the fitted power law.
+    """Draw the density of eigenvalues, the noise that fits its bulk, and the fitted power law, on logarithmic axes.
 
     Returns:
-        Red, green and blue of (height, width).
+        RGB values of shape (400, 640, 3).
 
     Raises:
         MissingExtraError: without matplotlib.
@@ -70,13 +70,13 @@ def draw_esd(layer: LayerReport) -> NDArray[np.uint8]:
 
 @final
 class _Painter:
-    """One figure, of one thread, whose parts are changed from picture to picture.
+    """A figure that is reused for all pictures of one thread.
 
-    Fonts and colours are all given, so that a style of the user's (`rcParams`) changes nothing here.
+    Fonts and colours are all explicit, so that the user's style (`rcParams`) has no effect.
     """
 
     def __init__(self) -> None:
-        # No pyplot: it keeps figures, and picks a display, for the whole process.
+        # Not pyplot: it keeps figures, and chooses a display, for the whole process.
         from matplotlib import get_data_path  # noqa: PLC0415 -- optional
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
         from matplotlib.collections import LineCollection  # noqa: PLC0415
@@ -84,29 +84,29 @@ class _Painter:
         from matplotlib.font_manager import get_font  # noqa: PLC0415
 
         self._font = Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-        self._known = get_font(str(self._font)).get_charmap().keys()
+        self._font_characters = get_font(str(self._font)).get_charmap().keys()
         self._figure = Figure(figsize=SIZE, dpi=100, facecolor="white")
         self._canvas = FigureCanvasAgg(self._figure)
-        self._axes = self._figure.add_axes(_BOX)
+        self._axes = self._figure.add_axes(_AXES_BOX)
         self._axes.set_axis_off()
         self._grid = LineCollection([], colors=_GREY, linewidths=0.8, zorder=0)
         self._axes.add_collection(self._grid, autolim=False)
         self._bars = self._axes.stairs([1.0], [0.0, 1.0], fill=True, color=_BLUE, zorder=1)
         (self._noise,) = self._axes.plot([], [], color=_RED, lw=2, ls="-", marker="", zorder=3)
         (self._edge,) = self._axes.plot([], [], color=_RED, lw=1.5, ls=":", marker="", zorder=2)
-        (self._law,) = self._axes.plot([], [], color=_BLACK, lw=2, marker="", zorder=4)
+        (self._power_law,) = self._axes.plot([], [], color=_BLACK, lw=2, marker="", zorder=4)
         self._title = self._text(0.02, 0.945, 12.5)
         self._step = self._text(0.98, 0.945, 12, at="right")
         self._phase = self._text(0.02, 0.875, 12)
-        self._law_key = self._text(0.98, 0.875, 11, at="right")
+        self._power_law_key = self._text(0.98, 0.875, 11, at="right")
         self._text(0.02, 0.805, 11, "■", color=_BLUE)
         self._text(0.05, 0.805, 11, "eigenvalues")
         self._noise_key = self._text(0.26, 0.805, 11, "━ noise that fits the bulk", color=_RED)
         self._edge_key = self._text(0.98, 0.805, 11, "┊ edge of that noise, λ⁺", color=_RED, at="right")
-        self._text(_BOX[0] + _BOX[2] / 2, 0.025, 11, "λ of WᵀW/N", at="center")
-        self._text(0.025, _BOX[1] + _BOX[3] / 2, 11, "density", at="center", rotation=90)
-        self._at_x = [self._text(0, 0.09, 10.5, at="center") for _ in range(_MOST_TICKS + 1)]
-        self._at_y = [self._text(_BOX[0] - 0.012, 0, 10.5, at="right") for _ in range(_MOST_TICKS + 1)]
+        self._text(_AXES_BOX[0] + _AXES_BOX[2] / 2, 0.025, 11, "λ of WᵀW/N", at="center")
+        self._text(0.025, _AXES_BOX[1] + _AXES_BOX[3] / 2, 11, "density", at="center", rotation=90)
+        self._x_labels = [self._text(0, 0.09, 10.5, at="center") for _ in range(_MOST_TICKS + 1)]
+        self._y_labels = [self._text(_AXES_BOX[0] - 0.012, 0, 10.5, at="right") for _ in range(_MOST_TICKS + 1)]
 
     def draw(self, layer: LayerReport) -> NDArray[np.uint8]:
         """Draw one layer."""
@@ -119,7 +119,7 @@ class _Painter:
         self._phase.set_text(layer.phase.value)
         bottom, top = self._draw_bars(layer.esd)
         right = self._draw_noise(layer, layer.esd, bottom, top)
-        self._draw_law(layer, layer.esd)
+        self._draw_power_law(layer, layer.esd)
         margin = 0.03 * (right - layer.esd.low)
         self._draw_axes((layer.esd.low - margin, right + margin), (bottom, top))
         self._canvas.draw()  # type: ignore[no-untyped-call]
@@ -133,11 +133,13 @@ class _Painter:
         return self._figure.text(x, y, text, ha=at, fontproperties=font, **given)  # type: ignore[arg-type]
 
     def _readable(self, name: str) -> str:
-        """Replace what the font cannot show."""
-        return "".join(letter if ord(letter) in self._known and letter.isprintable() else "?" for letter in name)
+        """Replace characters that the font does not have."""
+        return "".join(
+            letter if ord(letter) in self._font_characters and letter.isprintable() else "?" for letter in name
+        )
 
     def _draw_bars(self, esd: Esd) -> tuple[float, float]:
-        """Draw the histogram. Return the lower and the upper end of the vertical axis."""
+        """Draw the histogram, and return the limits of the vertical axis."""
         counts, widths = np.asarray(esd.counts, dtype=float), np.asarray(esd.widths)
         heights = np.log10(np.maximum(counts, 1e-9) / (esd.total * widths))
         seen = heights[counts > 0]
@@ -146,7 +148,7 @@ class _Painter:
         return bottom, top
 
     def _draw_noise(self, layer: LayerReport, esd: Esd, bottom: float, top: float) -> float:
-        """Draw the law of Marchenko and Pastur, and its edge. Return the right end of what is drawn."""
+        """Draw the Marchenko-Pastur law and its edge, and return the right limit of what is drawn."""
         sigma2, edge = layer.measures.get("bulk_sigma", np.nan) ** 2, layer.measures.get("bulk_edge", np.nan)
         is_known = bool(np.isfinite(edge) and edge > 0 and sigma2 > 0)
         for artist in (self._noise, self._edge, self._noise_key, self._edge_key):
@@ -162,41 +164,41 @@ class _Painter:
         self._edge.set_data([np.log10(edge)] * 2, [bottom, top])
         return max(esd.high, float(np.log10(edge)))
 
-    def _draw_law(self, layer: LayerReport, esd: Esd) -> None:
-        """Draw the power law from xmin on, broken where it is not told apart from noise."""
+    def _draw_power_law(self, layer: LayerReport, esd: Esd) -> None:
+        """Draw the power law from xmin on; dashed if alpha is not meaningful."""
         alpha, xmin, n_tail = (layer.measures.get(name, np.nan) for name in ("alpha", "xmin", "n_tail"))
         is_known = bool(np.isfinite(alpha) and alpha > 1 and xmin > 0 and n_tail > 0)
-        self._law.set_visible(is_known)
-        self._law_key.set_visible(is_known)
+        self._power_law.set_visible(is_known)
+        self._power_law_key.set_visible(is_known)
         if not is_known:
             return
         start = np.log10(xmin)
         height = np.log10(n_tail / layer.n_eigenvalues * (alpha - 1)) - start
-        self._law.set_data([start, esd.high], [height, height - alpha * (esd.high - start)])
-        self._law.set_linestyle("-" if layer.alpha_is_meaningful else "--")
+        self._power_law.set_data([start, esd.high], [height, height - alpha * (esd.high - start)])
+        self._power_law.set_linestyle("-" if layer.alpha_is_meaningful else "--")
         fit = f"α = {alpha:.2f} ± {layer.measures.get('alpha_stderr', np.nan):.2f}"
-        noise = f"╍ power law ({fit}), not told apart from noise"
-        self._law_key.set_text(f"━ power law, {fit}" if layer.alpha_is_meaningful else noise)
+        solid, dashed = f"━ power law, {fit}", f"╍ power law ({fit}), consistent with noise"
+        self._power_law_key.set_text(solid if layer.alpha_is_meaningful else dashed)
 
     def _draw_axes(self, xlim: tuple[float, float], ylim: tuple[float, float]) -> None:
-        """Draw the frame, and a line and a number at decades, or at round numbers where there is no decade."""
+        """Draw the frame, and lines with numbers at decades, or at round numbers if there are too few decades."""
         self._axes.set_xlim(*xlim)
         self._axes.set_ylim(*ylim)
-        left, bottom, width, height = _BOX
-        at_x, at_y = ticks(*xlim), ticks(*ylim)
-        for text, tick in zip_longest(self._at_x, at_x):
-            text.set_text(tick[1] if tick else "")
-            text.set_x(left + width * (tick[0] - xlim[0]) / (xlim[1] - xlim[0]) if tick else 0)
-        for text, tick in zip_longest(self._at_y, at_y):
-            text.set_text(tick[1] if tick else "")
-            text.set_y(bottom + height * (tick[0] - ylim[0]) / (ylim[1] - ylim[0]) if tick else 0)
-        upright = [[(x, ylim[0]), (x, ylim[1])] for x in (*(x for x, _ in at_x), *xlim)]
-        level = [[(xlim[0], y), (xlim[1], y)] for y in (*(y for y, _ in at_y), *ylim)]
-        self._grid.set_segments(upright + level)
+        left, bottom, width, height = _AXES_BOX
+        x_ticks, y_ticks = ticks(*xlim), ticks(*ylim)
+        for label, tick in zip_longest(self._x_labels, x_ticks):
+            label.set_text(tick[1] if tick else "")
+            label.set_x(left + width * (tick[0] - xlim[0]) / (xlim[1] - xlim[0]) if tick else 0)
+        for label, tick in zip_longest(self._y_labels, y_ticks):
+            label.set_text(tick[1] if tick else "")
+            label.set_y(bottom + height * (tick[0] - ylim[0]) / (ylim[1] - ylim[0]) if tick else 0)
+        vertical = [[(x, ylim[0]), (x, ylim[1])] for x in (*(x for x, _ in x_ticks), *xlim)]
+        horizontal = [[(xlim[0], y), (xlim[1], y)] for y in (*(y for y, _ in y_ticks), *ylim)]
+        self._grid.set_segments(vertical + horizontal)
 
 
 def ticks(low: float, high: float) -> Sequence[tuple[float, str]]:
-    """Choose at most six places, and their numbers, on an axis that shows log₁₀ from `low` to `high`."""
+    """Choose about six positions with their labels, on an axis that shows log₁₀ from `low` to `high`."""
     every = int(np.ceil((high - low) / _MOST_TICKS))
     decades = range(int(np.ceil(low / every)) * every, int(np.floor(high)) + 1, every)
     if len(decades) > 1:

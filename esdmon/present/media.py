@@ -1,88 +1,135 @@
-"""Choose which layers get a histogram or a picture, and queue them: a sink asks at each report."""
+"""Choose which layers get a histogram or a picture, and queue the pictures that are still to be drawn."""
 
 from collections.abc import Iterable
 from typing import final
 
+from esdmon.present.figures import prepare_drawing
 from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Phase
 
-EVERY = 5
+HISTOGRAM_INTERVAL = 5
 """Readings of a layer from one histogram of it to the next: a histogram costs as much as ten numbers. Our choice."""
-MOST = 24
+MAX_HISTOGRAMS = 24
 """Histograms in one report: they cost as much as the numbers of two hundred layers. Our choice."""
 
 
 @final
+class Media:
+    """The histograms and pictures of one sink: a schedule of both, and the queue of pictures.
+
+    A sink calls `histograms` and `queue_changed` at each report, and draws what `take` returns between reports. Without
+    matplotlib no picture is queued.
+    """
+
+    def __init__(self) -> None:
+        self._can_draw = prepare_drawing()
+        self._schedule = MediaSchedule()
+        self._pictures = PictureQueue()
+
+    def __len__(self) -> int:
+        """Return the number of pictures in the queue."""
+        return len(self._pictures)
+
+    def histograms(self, report: Report) -> list[LayerReport]:
+        """Return the layers of which a histogram is due."""
+        return self._schedule.histograms(report)
+
+    def queue_changed(self, report: Report) -> None:
+        """Queue a picture of each layer whose phase has changed."""
+        self.queue_first(self._schedule.changed(report))
+
+    def queue_first(self, layers: Iterable[LayerReport]) -> None:
+        """Queue a picture of each layer, ahead of all others."""
+        if self._can_draw:
+            self._pictures.put_first(layers)
+
+    def queue_last(self, layers: Iterable[LayerReport]) -> None:
+        """Queue a picture of each layer, behind all others."""
+        if self._can_draw:
+            self._pictures.put_last(layers)
+
+    def take(self) -> LayerReport | None:
+        """Remove and return the layer to draw next; None if the queue is empty."""
+        return self._pictures.take()
+
+    def rewind(self, step: int) -> None:
+        """Forget what was read after a step, and begin the schedule again."""
+        self._pictures.rewind(step)
+        self._schedule = MediaSchedule()
+
+
+@final
 class MediaSchedule:
-    """Choose at each report which layers get a picture, since their phase has changed, and which a histogram."""
+    """Decide at each report which layers get a histogram, and which a picture because their phase has changed."""
 
     def __init__(self) -> None:
         self._phases: dict[str, Phase] = {}
-        self._readings: dict[str, int] = {}  # since the last histogram
-        self._shown: dict[str, int] = {}
+        self._readings_since_histogram: dict[str, int] = {}
+        self._last_picture: dict[str, int] = {}  # step
 
     def changed(self, report: Report) -> list[LayerReport]:
-        """Those whose phase is another than when they were last shown, or first read.
+        """Return the layers whose phase differs from that of their last picture, or of their first reading.
 
-        A layer on the border between two phases is shown once in so many steps, more and more of them: each time when
-        the run is twice as long as the last time.
+        A layer may have a picture again when the run is twice as long as at its last one, so that one on the border
+        between two phases does not have a picture at every report.
         """
         found = []
         for layer in report.new:
             is_changed = layer.status == "ok" and self._phases.setdefault(layer.name, layer.phase) is not layer.phase
-            if is_changed and report.step >= 2 * self._shown.get(layer.name, 0):
-                self._shown[layer.name] = report.step
+            if is_changed and report.step >= 2 * self._last_picture.get(layer.name, 0):
+                self._last_picture[layer.name] = report.step
                 self._phases[layer.name] = layer.phase
                 found.append(layer)
         return found
 
     def histograms(self, report: Report) -> list[LayerReport]:
-        """Return those whose histogram is due, at most `MOST` of them, those first that have waited longest.
+        """Return the layers of which a histogram is due, at most `MAX_HISTOGRAMS`, those overdue the longest first.
 
-        It is due at the first reading of a layer, and at every fifth after one that was shown.
+        One is due at the first reading of a layer, and `HISTOGRAM_INTERVAL` readings after the last.
         """
+        readings = self._readings_since_histogram
         due = []
         for layer in report.new:
             if layer.esd is not None:
-                self._readings[layer.name] = self._readings.get(layer.name, EVERY - 1) + 1
-                if self._readings[layer.name] >= EVERY:
+                readings[layer.name] = readings.get(layer.name, HISTOGRAM_INTERVAL - 1) + 1
+                if readings[layer.name] >= HISTOGRAM_INTERVAL:
                     due.append(layer)
-        due = sorted(due, key=lambda layer: -self._readings[layer.name])[:MOST]
-        self._readings |= dict.fromkeys((layer.name for layer in due), 0)
+        due = sorted(due, key=lambda layer: -readings[layer.name])[:MAX_HISTOGRAMS]
+        readings |= dict.fromkeys((layer.name for layer in due), 0)
         return due
 
 
 @final
-class Gallery:
-    """Layers that wait to be drawn, each once: a sink queues them at a report and draws them one by one afterwards.
+class PictureQueue:
+    """A queue of layers to draw, each at most once. The layers that were put first last are taken first.
 
-    What was queued last is drawn first, and of layers that were queued together the first. A layer that is queued again
-    while it waits is drawn in its newer state only.
+    A layer that is put in again before it is taken is replaced by its newer reading. Layers without a histogram, and
+    readings that were taken before, are skipped.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[str, LayerReport] = {}  # what is drawn first stands last
-        self._taken: dict[str, int] = {}  # by name, the step of the state that was taken last
+        self._waiting: dict[str, LayerReport] = {}  # in reverse order: the last is taken first
+        self._taken: dict[str, int] = {}  # step of the reading that was taken last, by layer
 
     def __len__(self) -> int:
-        """Return how many layers wait."""
+        """Return the number of layers in the queue."""
         return len(self._waiting)
 
-    def queue(self, layers: Iterable[LayerReport]) -> None:
-        """Put layers in front of what waits; those without a histogram, or taken in that state before, are left out."""
+    def put_first(self, layers: Iterable[LayerReport]) -> None:
+        """Put layers ahead of all others, in their order."""
         for layer in reversed(list(layers)):
             if self._is_new(layer):
                 self._waiting.pop(layer.name, None)
                 self._waiting[layer.name] = layer
 
-    def queue_last(self, layers: Iterable[LayerReport]) -> None:
-        """Put layers behind what waits; those that wait already keep their place."""
+    def put_last(self, layers: Iterable[LayerReport]) -> None:
+        """Put layers behind all others, in their order; those that are in the queue keep their place."""
         new = {layer.name: layer for layer in layers if self._is_new(layer)}
         behind = {name: new[name] for name in reversed(new) if name not in self._waiting}
         self._waiting = behind | {name: new.get(name, layer) for name, layer in self._waiting.items()}
 
     def take(self) -> LayerReport | None:
-        """Remove the layer that is to be drawn next, and return it; None where none waits."""
+        """Remove and return the first layer; None if the queue is empty."""
         if not self._waiting:
             return None
         name, layer = self._waiting.popitem()

@@ -1,4 +1,4 @@
-"""What passes between the floors, to the sinks and to the user: frozen records of numbers and words, never tensors."""
+"""Frozen records of plain values, never tensors: what the runtime hands to alert rules, sinks and users."""
 
 from esdmon.records.alert import Alert as Alert
 from esdmon.records.alert import AlertState as AlertState

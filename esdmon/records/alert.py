@@ -13,28 +13,32 @@ AlertState: TypeAlias = Literal["pending", "firing", "resolved"]
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Something that a rule found in the readings."""
+    """A problem that an alert rule found, at one point of its life: pending, firing or resolved."""
 
     id: str
-    """The same for one fault from its first firing to its end."""
+    """Identifier of the problem; it stays the same from the first firing until it is resolved."""
     rule: str
+    """Name of the alert rule."""
     severity: Severity
     state: AlertState
+    """`pending`: not persistent enough to fire; `firing`: it holds; `resolved`: it is over."""
     layer: str
-    """The layer, or the first of several."""
+    """Canonical name of the affected layer, or of the first of several; empty for a problem of the whole run."""
     layers: tuple[str, ...]
+    """Canonical names of all affected layers."""
     step: int
-    """The step of the reading that raised it."""
+    """Step, in optimizer steps, of the reading that changed the state."""
     since: int
-    """The first step of the readings that it rests on."""
+    """Step of the earliest reading that the alert rests on; at most `step`."""
     message: str
-    """What was measured, against what, since when, and what to do."""
+    """What was measured, the value it is compared with, since when, and what to do."""
     time: float = math.nan
-    """When it was raised, in seconds since the epoch; NaN until the monitor has taken it."""
+    """When the monitor raised it, in seconds since the epoch; NaN before that, and in a replay."""
     evidence: Mapping[str, float] = field(default_factory=dict)
+    """The numbers that the rule compared, by name."""
 
     def to_record(self) -> Record:
-        """One JSON object, flat but for the evidence."""
+        """Return one JSON object, flat but for the evidence; None for what is not finite."""
         return {
             "id": self.id,
             "rule": self.rule,

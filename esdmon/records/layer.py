@@ -1,4 +1,4 @@
-"""The record of one matrix at one step: `LayerReport`, with its spectrum as a histogram, `Esd`."""
+"""The record of one matrix at one step, `LayerReport`, and its spectrum as a histogram, `Esd`."""
 
 import math
 from collections.abc import Mapping
@@ -12,150 +12,184 @@ from esdmon.spectrum import Phase
 Status: TypeAlias = Literal["ok", "skipped", "degenerate", "nonfinite", "failed"]
 
 MOVED = 1e-6
-"""‖ΔW‖/‖W‖ above which a weight has moved: ten times the rounding of float32. Our choice."""
+"""‖ΔW‖/‖W‖ above which a weight counts as moved: ten times the rounding error of float32. Our choice."""
+
+RECORD_KEYS = (
+    "name",
+    "status",
+    "reason",
+    "view",
+    "aliases",
+    "N",
+    "M",
+    "Q",
+    "slices",
+    "n_eigenvalues",
+    "n_parameters",
+    "dtype",
+    "precision",
+    "step",
+    "host_step",
+    "emitted_step",
+    "age",
+    "trainable",
+    "in_optimizer",
+    "update_ratio",
+    "unchanged",
+    "phase",
+    "phase_code",
+    "phase_confidence",
+    "explanation",
+    "alpha_is_meaningful",
+    "over_regularized",
+)
+"""Keys of a layer's JSON record, in order, before its measures and their nulls; each is an attribute of `LayerReport`.
+
+What is read back from a record (`serialization.layer_from_record`) follows from this list: the keys that are fields.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Esd:
-    """The eigenvalues of a matrix as a histogram of log₁₀ λ: bins of equal width from `low` to `high`."""
+    """The empirical spectral density of a matrix: a histogram of log₁₀ λ with bins of equal width.
+
+    λ are the eigenvalues of WᵀW/N.
+    """
 
     low: float
+    """log₁₀ λ at the left border of the first bin."""
     high: float
+    """log₁₀ λ at the right border of the last bin."""
     counts: tuple[int, ...]
+    """Number of eigenvalues in each bin."""
     zeros: int = 0
-    """Eigenvalues that are zero, which have no logarithm."""
+    """Number of eigenvalues that are zero: they have no logarithm and are in no bin."""
 
     @property
     def total(self) -> int:
-        """All eigenvalues."""
+        """Number of all eigenvalues."""
         return sum(self.counts) + self.zeros
 
     @property
     def edges(self) -> list[float]:
-        """log₁₀ λ at the borders of the bins, one more than there are bins."""
+        """Borders of the bins in log₁₀ λ, one more than there are bins."""
         step = (self.high - self.low) / len(self.counts)
         return [self.low + k * step for k in range(len(self.counts) + 1)]
 
     @property
     def centres(self) -> list[float]:
-        """λ in the middle of each bin, on the logarithmic axis."""
+        """λ at the centre of each bin, on the logarithmic axis."""
         return [10 ** ((a + b) / 2) for a, b in pairwise(self.edges)]
 
     @property
     def widths(self) -> list[float]:
-        """Width of each bin, in λ."""
+        """Width of each bin in λ."""
         return [10**b - 10**a for a, b in pairwise(self.edges)]
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """One matrix at one step."""
+    """The spectrum of one matrix, as it was measured at one step.
+
+    `to_record` is its JSON form; keys there are the names below.
+    """
 
     name: str
-    """The module's canonical name, or the parameter's where it is no `weight`; `/part` where it holds several."""
+    """Canonical name of the module, or of the parameter if that is not called `weight`; with `/part` appended where
+    one parameter holds several matrices."""
     status: Status
-    """Anything but `ok` comes with a reason, and without measures."""
+    """`ok`, or why there are no measures: `skipped`, `degenerate` (such as all zero), `nonfinite` (NaN or infinity in
+    the weight), `failed`."""
     step: int
-    """Optimizer steps taken when the weight was read."""
+    """Number of optimizer steps taken when the weight was read."""
     reason: str = ""
+    """Explanation of a status other than `ok`; empty for `ok`."""
     view: str = "weight"
-    """What was read: weight, base, lora-delta, merged, or difference from a reference."""
+    """Which matrix was read: `weight`, `base`, `lora-delta`, `merged`, or `difference` from a reference."""
     aliases: tuple[str, ...] = ()
-    """The other names of a weight that is tied."""
+    """Further names of a weight that several modules share."""
     N: int = 0
-    """The longer side, zero rows and columns left out."""
+    """Longer side of the matrix, without rows and columns that are all zero; 0 if it could not be read."""
     M: int = 0
-    """The shorter side."""
+    """Shorter side of the matrix, without rows and columns that are all zero; M <= N."""
     slices: int = 1
-    """Matrices of that shape pooled: the kernel positions of a convolution."""
+    """Number of N × M matrices whose eigenvalues are pooled, such as the kernel positions of a convolution."""
     n_parameters: int = 0
+    """Number of elements of the weight, zero rows and columns included."""
     dtype: str = ""
+    """Type of the weight's elements, such as `bfloat16`."""
     precision: str = ""
-    """What the eigenvalues were computed in."""
+    """Floating-point type that the eigenvalues were computed in."""
     host_step: int | None = None
-    """The host's own step (a Trainer's), where there is a host."""
+    """Step by the Trainer's own count; None without a Trainer."""
     emitted_step: int | None = None
-    """The step at which this was written, where that is later than `step`."""
+    """Step at which the record was written, if later than `step`; `to_record` writes `step` for None."""
     trainable: bool = True
+    """Value of `requires_grad` of the weight."""
     in_optimizer: bool | None = None
-    """Whether the optimizer holds it; None where the monitor was given none."""
+    """True if the optimizer holds the weight; None if the monitor has no optimizer."""
     update_ratio: float = math.nan
-    """‖ΔW‖/‖W‖ from the reading before to this one, on a sample of the elements; at the first from when watching began,
-    and infinite for a weight that was zero. NaN without a monitor, and where nothing is known of before."""
+    """‖ΔW‖/‖W‖ from the previous reading to this one, >= 0, estimated on a sample of the elements.
+
+    At the first reading it counts from `watch()`. Infinite for a weight that was zero; NaN if there is no earlier
+    value to compare with, as in `analyze()`."""
     drift: float = math.nan
-    """The same from this reading to when the weight was looked at last; NaN where it was not looked at since."""
+    """‖ΔW‖/‖W‖ from this reading to the latest check of the weight, >= 0; NaN if it was not checked since. Not in JSON
+    records."""
     unchanged: bool = False
-    """Repeated from an earlier step, since the weight has hardly moved since: by at most 1e-3 of its norm."""
+    """True if the values are repeated from an earlier step since the weight has moved by at most 1e-3 of its norm."""
     phase: Phase = Phase.UNCLASSIFIED
+    """Phase of training after Martin and Mahoney; `phase_code` is its number, 0 to 5, and -1 for unclassified."""
     phase_confidence: float = 0.0
-    """0 on a border between phases, 1 far from any."""
+    """0 on a border between phases and if unclassified, 1 where the evidence is a factor of 1.5 or more from any."""
     explanation: str = ""
-    """What the phase rests on."""
+    """Evidence for the phase, in a sentence or two; for an unclassified layer, why it has none."""
     alpha_is_meaningful: bool = False
-    """False: alpha describes the edge of noise."""
+    """False if alpha describes the edge of noise and not a power-law tail."""
     over_regularized: bool = False
+    """True if alpha is meaningful and alpha_high + 2·alpha_stderr < 2."""
     measures: Mapping[str, float] = field(default_factory=dict)
-    """By name; NaN where undefined."""
+    """Values of the measures by name; NaN where undefined. Units and formulas: `esdmon.spectrum.measures`."""
     nulls: Mapping[str, float] = field(default_factory=dict)
-    """What pure noise of the same shape would give."""
+    """Values that pure noise of the same shape would give, by measure; `<measure>_null` in JSON records."""
     esd: Esd | None = None
-    """The spectrum itself, as a histogram; in no table and no JSON line."""
+    """Histogram of the eigenvalues, for pictures; not in JSON records."""
 
     @property
     def Q(self) -> float:  # noqa: N802 -- the field's letter
-        """N/M >= 1."""
+        """Aspect ratio N/M >= 1; NaN if the weight could not be read."""
         return self.N / self.M if self.M else math.nan
 
     @property
     def n_eigenvalues(self) -> int:
-        """M to a slice."""
+        """Number of eigenvalues: M for each slice."""
         return self.M * self.slices
 
     @property
+    def phase_code(self) -> int:
+        """Number of the phase: 0 to 5, and -1 for unclassified."""
+        return self.phase.code
+
+    @property
     def last_move(self) -> float:
-        """‖ΔW‖/‖W‖ of the latest time that is known: since this reading, or else before it."""
+        """Latest known ‖ΔW‖/‖W‖: since this reading, or else before it; NaN if neither is known."""
         return self.update_ratio if math.isnan(self.drift) else self.drift
 
     @property
     def stands_still(self) -> bool:
-        """Whether it has not moved of late, though the optimizer holds it."""
+        """True if the optimizer holds the weight, but its last move is at most `MOVED`."""
         return self.status == "ok" and bool(self.in_optimizer) and self.last_move <= MOVED
 
     @property
     def age(self) -> int:
-        """Steps between the reading and its being written."""
+        """Steps from the reading to the writing of the record."""
         return 0 if self.emitted_step is None else self.emitted_step - self.step
 
     def to_record(self) -> Record:
-        """One flat JSON object; what is undefined is None."""
-        own = {
-            "name": self.name,
-            "status": self.status,
-            "reason": self.reason,
-            "view": self.view,
-            "aliases": list(self.aliases),
-            "N": self.N,
-            "M": self.M,
-            "Q": self.Q,
-            "slices": self.slices,
-            "n_eigenvalues": self.n_eigenvalues,
-            "n_parameters": self.n_parameters,
-            "dtype": self.dtype,
-            "precision": self.precision,
-            "step": self.step,
-            "host_step": self.host_step,
-            "emitted_step": self.step if self.emitted_step is None else self.emitted_step,
-            "age": self.age,
-            "trainable": self.trainable,
-            "in_optimizer": self.in_optimizer,
-            "update_ratio": self.update_ratio,
-            "unchanged": self.unchanged,
-            "phase": self.phase.value,
-            "phase_code": self.phase.code,
-            "phase_confidence": self.phase_confidence,
-            "explanation": self.explanation,
-            "alpha_is_meaningful": self.alpha_is_meaningful,
-            "over_regularized": self.over_regularized,
-        }
+        """Return one flat JSON object: `RECORD_KEYS`, measures, nulls; None for what is undefined."""
+        own = {key: getattr(self, key) for key in RECORD_KEYS}
+        own["aliases"] = list(self.aliases)
+        own["emitted_step"] = self.step if self.emitted_step is None else self.emitted_step
+        own["phase"] = self.phase.value
         nulls = {f"{name}_null": value for name, value in self.nulls.items()}
         return {key: jsonable(value) for key, value in (own | dict(self.measures) | nulls).items()}

@@ -1,4 +1,4 @@
-"""What is known of a model at one step: `Report`, and how much of the model it covers, `Coverage`."""
+"""The record of a model at one step, `Report`, and the part of the model that it covers, `Coverage`."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -16,27 +16,30 @@ class Skipped:
     """A parameter that is not watched, and why."""
 
     name: str
+    """Canonical name of the parameter."""
     n_parameters: int
+    """Number of its elements."""
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """What a monitor sees of a model."""
+    """The part of a model that is watched, counted in parameters (elements)."""
 
     watched: int
-    """Parameters (elements) in the matrices that are read."""
+    """Number of parameters in the watched matrices."""
     total: int
-    """Parameters of the model."""
+    """Number of parameters of the model."""
     skipped: tuple[Skipped, ...] = ()
+    """Parameters that are not watched, each with the reason."""
 
     @property
     def share(self) -> float:
-        """watched/total, in [0, 1]."""
+        """Return watched/total, in [0, 1]; 0 for a model without parameters."""
         return self.watched / self.total if self.total else 0.0
 
     def __str__(self) -> str:
-        """One line, and one for each reason."""
+        """Return one line with the share, and one for each reason to skip."""
         lines = [f"watching {self.share:.1%} of {self.total:,} parameters"]
         lines += [f"  not {line}" for line in grouped((skip.reason, skip.name) for skip in self.skipped)]
         return "\n".join(lines)
@@ -44,73 +47,79 @@ class Coverage:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What is known of a model at one step. `print(report)` is the table, `report["name"]` a layer.
+    """The latest readings of all layers of a model at one step. `print(report)` shows a table, `report["fc"]` a layer.
 
-    A layer that was not read at this step is there as it was read last: its `step` is that of its weights, its `age`
-    the steps since.
+    A layer that was not read at this step appears with its latest reading: its `step` is that of the reading, its
+    `age` the number of steps since.
     """
 
     step: int
+    """Number of optimizer steps taken."""
     layers: tuple[LayerReport, ...]
+    """The latest reading of each matrix that was read so far, in the model's order."""
     coverage: Coverage
     seconds: float = math.nan
-    """What the readings of this step took."""
+    """Time that the readings of this step took, in seconds."""
     waiting: tuple[str, ...] = ()
-    """Matrices that have not been read yet: their turn comes as the budget allows."""
+    """Names of matrices that were not read yet because of the budget."""
     overhead: float = math.nan
-    """The monitor's share of the run so far."""
+    """Share of the run's time that the monitor has used so far, >= 0."""
     host_step: int | None = None
-    """The host's own step (a Trainer's), where there is a host."""
+    """Step by the Trainer's own count; None without a Trainer."""
     firing: Mapping[str, int] = field(default_factory=dict)
-    """For each alert rule that has fired in the run, in how many layers it does so now."""
+    """Number of layers in which an alert rule fires now, for each rule that has fired in the run."""
     max_tags: int | None = None
-    """How many series of layers a chart should be given; None for all. See `esdmon.present.scalars`."""
+    """Largest number of series of layers that a tracker should get; None for no limit. See `esdmon.present.scalars`."""
 
     def __getitem__(self, name: str) -> LayerReport:
-        """The layer of that name; KeyError with the nearest names."""
+        """Return the layer of that name.
+
+        Raises:
+            KeyError: for an unknown name, with the nearest known ones, and for a layer that was not read yet.
+        """
         for layer in self.layers:
             if layer.name == name:
                 return layer
         if name in self.waiting:
-            msg = f"{name!r} has not been read yet: its turn comes as the budget allows"
+            msg = f"{name!r} was not read yet: it waits for the budget. Raise budget=, or train on."
             raise KeyError(msg)
-        msg = f"no layer {name!r} in this report.{nearest(str(name), (layer.name for layer in self.layers))}"
+        msg = f"unknown layer {name!r}.{nearest(str(name), (layer.name for layer in self.layers))}"
         raise KeyError(msg)
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a layer of that name."""
+        """Return True if there is a layer of that name."""
         return any(layer.name == name for layer in self.layers)
 
     def __iter__(self) -> Iterator[LayerReport]:
-        """The layers, in the model's order."""
+        """Iterate over the layers, in the model's order."""
         return iter(self.layers)
 
     def __len__(self) -> int:
-        """How many matrices."""
+        """Return the number of layers."""
         return len(self.layers)
 
     @property
     def new(self) -> tuple[LayerReport, ...]:
-        """The layers that were read at this step: what a sink has not had yet."""
+        """Return the layers that were read at this step: those that no sink has seen yet."""
         return tuple(layer for layer in self.layers if layer.step == self.step)
 
     @property
     def x(self) -> int:
-        """Where it is drawn: the host's step, so that it lies under the host's loss; without a host, `step`."""
+        """Return the x-coordinate in charts: the host's step, for the same axis as its loss; without a host, `step`."""
         return self.step if self.host_step is None else self.host_step
 
     @property
     def summary(self) -> dict[str, float]:
-        """Return the model in a few numbers: see `esdmon.records.summary`; and what this report cost."""
+        """Return the numbers of `esdmon.records.summary`, and `seconds` and `overhead`."""
         numbers = summarize(self.layers, step=self.step, waiting=self.waiting, firing=self.firing)
         return numbers | {"seconds": self.seconds, "overhead": self.overhead}
 
     def to_records(self) -> list[Record]:
-        """A flat JSON object for each matrix."""
+        """Return one flat JSON object for each layer."""
         return [layer.to_record() for layer in self.layers]
 
     def to_summary_record(self) -> Record:
-        """The summary as a flat JSON object, and the layers that stand still, are frozen, unchanged, or wait."""
+        """Return the summary, and names of layers that are still, frozen, unchanged or waiting, as a JSON object."""
         steps = {"step": self.step, "host_step": self.host_step}
         lists = {
             "still": [layer.name for layer in self.layers if layer.stands_still and layer.trainable],
@@ -121,7 +130,7 @@ class Report:
         return steps | {key: jsonable(value) for key, value in self.summary.items()} | lists
 
     def __str__(self) -> str:
-        """Return a table of 80 columns, what alpha in parentheses means, and what is not watched."""
+        """Return a table of 80 columns, notes on it, and the parameters that are not watched."""
         lines = [layer_table(self.layers), *age_lines(self.layers, step=self.step, waiting=self.waiting)]
         lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
         return "\n".join(lines)

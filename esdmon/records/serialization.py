@@ -1,4 +1,4 @@
-"""Records as plain data that any checkpoint can hold, and back: numbers, texts, lists and dictionaries."""
+"""Conversion of records to plain data that any checkpoint can hold, and back: from that, and from JSON records."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,71 +7,76 @@ from enum import Enum
 from typing import Any, Protocol
 
 from esdmon.records.alert import Alert
-from esdmon.records.layer import Esd, LayerReport
+from esdmon.records.layer import RECORD_KEYS, Esd, LayerReport
 from esdmon.spectrum import Phase
 
 Plain = dict[str, Any]
+"""Numbers, texts, lists and dictionaries only."""
+
 _FIELDS = {field.name for field in fields(LayerReport)}
+_STORED = [key for key in RECORD_KEYS if key in _FIELDS]  # the others are computed from these
+_NOT_MEASURES = {*RECORD_KEYS, *_FIELDS, "schema", "kind"}
 _PHASES = {phase.value for phase in Phase}
-_DERIVED = {"schema", "kind", "Q", "n_eigenvalues", "age", "phase_code"}
 
 
 class Stateful(Protocol):
-    """What is saved with a run and goes on from there."""
+    """An object whose state is saved with a checkpoint and restored from it."""
 
     def state_dict(self) -> Plain:
-        """Return what is to be kept."""
+        """Return the state as plain data."""
 
     def prepare(self, state: Plain) -> Callable[[], None]:
-        """Parse what `state_dict` returned, and return a function that goes on from it.
+        """Parse what `state_dict` returned, and return a function that restores it.
 
-        Nothing changes before that function is called, so that a damaged state leaves all parts of a monitor as they
-        were.
+        Nothing changes before that function is called, so that a damaged state leaves every part of a monitor
+        unchanged.
         """
 
 
 def to_plain(record: LayerReport | Alert | Esd) -> Plain:
-    """Field by field; NaN stays NaN."""
-    return {field.name: _plain(getattr(record, field.name)) for field in fields(record)}
+    """Return all fields of a record by name, as plain data; NaN stays NaN."""
+    return {field.name: _plain_value(getattr(record, field.name)) for field in fields(record)}
 
 
-def layer_from(plain: Mapping[str, Any]) -> LayerReport:
-    """The layer that `to_plain` was given."""
+def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
+    """Return the layer that `to_plain` was called with."""
     esd = plain["esd"] and Esd(**plain["esd"] | {"counts": tuple(plain["esd"]["counts"])})
-    changed = {"phase": Phase(plain["phase"]), "aliases": tuple(plain["aliases"]), "esd": esd}
-    return LayerReport(**dict(plain) | changed)
+    converted = {"phase": Phase(plain["phase"]), "aliases": tuple(plain["aliases"]), "esd": esd}
+    return LayerReport(**dict(plain) | converted)
 
 
-def alert_from(plain: Mapping[str, Any]) -> Alert:
-    """The alert that `to_plain` was given."""
+def alert_from_plain(plain: Mapping[str, Any]) -> Alert:
+    """Return the alert that `to_plain` was called with."""
     return Alert(**dict(plain) | {"layers": tuple(plain["layers"])})
 
 
 def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
-    """Return the layer of which `LayerReport.to_record` made this; of its spectrum nothing is left.
+    """Return the layer that `LayerReport.to_record` was called on, without the fields that it does not write.
 
-    What a newer version has added is left out, unless it is a number.
+    Unknown keys, as a newer version may have added, are read as measures if they are numbers, and skipped otherwise.
+
+    Raises:
+        TypeError: without a name, a status or a step.
     """
-    known = {key: value for key, value in record.items() if key in _FIELDS}
-    numbers = {
-        key: math.nan if value is None else float(value)
-        for key, value in record.items()
-        if key not in _FIELDS | _DERIVED and (value is None or isinstance(value, int | float))
-    }
-    phase, ratio = record.get("phase"), record.get("update_ratio")
-    return LayerReport(
-        **known
-        | {
-            "phase": Phase(phase) if phase in _PHASES else Phase.UNCLASSIFIED,
-            "aliases": tuple(record.get("aliases") or ()),
-            "update_ratio": math.nan if ratio is None else ratio,
-            "measures": {key: value for key, value in numbers.items() if not key.endswith("_null")},
-            "nulls": {key.removesuffix("_null"): value for key, value in numbers.items() if key.endswith("_null")},
-        }
-    )
+    own = {key: record[key] for key in _STORED if key in record}
+    own["phase"] = Phase(own["phase"]) if own.get("phase") in _PHASES else Phase.UNCLASSIFIED
+    own["aliases"] = tuple(own.get("aliases") or ())
+    if own.get("update_ratio") is None:
+        own["update_ratio"] = math.nan
+    measures: dict[str, float] = {}
+    nulls: dict[str, float] = {}
+    for key, value in record.items():
+        if key in _NOT_MEASURES or not (value is None or isinstance(value, int | float)):
+            continue
+        number = math.nan if value is None else float(value)
+        if key.endswith("_null"):
+            nulls[key.removesuffix("_null")] = number
+        else:
+            measures[key] = number
+    return LayerReport(**own, measures=measures, nulls=nulls)
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     match value:
         case Enum():
             return value.value

@@ -1,4 +1,4 @@
-"""A model in a few numbers."""
+"""Summary statistics of a model's layers."""
 
 import math
 from collections import Counter
@@ -9,7 +9,7 @@ from esdmon.records.layer import LayerReport
 from esdmon.spectrum import Phase
 
 SUMMARISED = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy")
-"""Measures whose median over the layers is part of a summary."""
+"""Measures whose median over the layers is in the summary."""
 
 
 def summarize(
@@ -18,16 +18,20 @@ def summarize(
     """Return medians over the layers, the number of layers in each phase, and the age of the oldest reading.
 
     Args:
-        layers: all that were read so far.
-        step: the step that is summarized; layers with this `step` count as new.
+        layers: the latest reading of each matrix that was read so far.
+        step: the step to summarize; layers with this `step` count as new.
         waiting: names of matrices that were not read yet.
-        firing: for each alert rule that has fired, in how many layers it does so now.
+        firing: number of layers in which each alert rule that has fired in the run fires now.
 
     Returns:
-        Numbers by name. `alpha_median` is over the layers whose alpha is meaningful; a median over no layers is absent.
+        Numbers by name. `alpha_median` is over the layers with a meaningful alpha; a median over no layers is absent.
     """
     ok = [layer for layer in layers if layer.status == "ok"]
-    numbers = {f"{name}_median": median(values) for name in SUMMARISED if (values := _known(name, ok))}
+    numbers: dict[str, float] = {}
+    for name in SUMMARISED:
+        values = _finite_values(name, ok)
+        if values:
+            numbers[f"{name}_median"] = median(values)
     counts = Counter(layer.phase for layer in ok)
     numbers |= {f"layers_{phase.value}": float(counts[phase]) for phase in Phase}
     numbers["layers_not_ok"] = float(len(layers) - len(ok))
@@ -40,8 +44,8 @@ def summarize(
     return numbers
 
 
-def _known(measure: str, layers: Sequence[LayerReport]) -> list[float]:
-    """Return the finite values of a measure; of alpha only those that are meaningful."""
+def _finite_values(measure: str, layers: Sequence[LayerReport]) -> list[float]:
+    """Return the finite values of a measure, of alpha only the meaningful ones."""
     chosen = [layer for layer in layers if measure != "alpha" or layer.alpha_is_meaningful]
     values = [layer.measures.get(measure, math.nan) for layer in chosen]
     return [value for value in values if math.isfinite(value)]

@@ -5,19 +5,25 @@ from collections.abc import Collection, Sequence
 
 WIDTH = 80
 _GAP = "  "
-_LONG_NAME = 20  # above, the leading parts that all names share are left out
+_LONG_NAME = 20  # characters; common leading parts are removed if a name is longer
 
 
 def format_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), width: int = WIDTH
 ) -> str:
-    """Columns under a header, the first shortened to fit `width`; those numbered `left` to the left, others right.
+    """Return a table with aligned columns, the first one shortened until the table fits `width`.
+
+    Args:
+        header: a title for each column.
+        rows: a cell for each column.
+        left: numbers of the columns that are aligned to the left; the others are aligned to the right.
+        width: characters in a line.
 
     >>> print(format_table(["layer", "alpha"], [["encoder.layers.0.weight", "2.31"]], width=20))
     layer          alpha
     enco…0.weight   2.31
     """
-    names = _without_common_parts([row[0] for row in rows])
+    names = _without_common_prefix([row[0] for row in rows])
     rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -26,8 +32,8 @@ def format_table(
     return "\n".join(_line(row, widths, left) for row in (header, *rows))
 
 
-def _without_common_parts(names: Sequence[str]) -> Sequence[str]:
-    """Long names without the leading parts that all of them share, so that what differs is left to see."""
+def _without_common_prefix(names: Sequence[str]) -> Sequence[str]:
+    """Return long names without their common leading parts, so that the parts that differ stay visible."""
     if len(names) < 2 or max(map(len, names)) <= _LONG_NAME:
         return names
     parts = [name.split(".")[:-1] for name in names]
@@ -37,7 +43,7 @@ def _without_common_parts(names: Sequence[str]) -> Sequence[str]:
 
 
 def shorten(text: str, width: int) -> str:
-    """The text with its middle left out where it is too long: layers differ at both ends of their names.
+    """Return a text, with `…` in place of its middle if it is too long: names of layers differ at both ends.
 
     >>> shorten("transformer.h.11.mlp.c_fc", 12)
     'tra…mlp.c_fc'

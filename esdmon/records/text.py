@@ -1,4 +1,4 @@
-"""Layers as text: the table of a report, and the lines under it."""
+"""The text of a report: its table, and the lines below it."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -9,7 +9,7 @@ from esdmon.spectrum import Phase
 
 
 def layer_table(layers: Sequence[LayerReport]) -> str:
-    """Return the table of 80 columns, and lines on layers that were not read, have no phase, or are noise."""
+    """Return a table of 80 columns, and lines on layers that are not ok, are unclassified, or look like noise."""
     rows = [_row(layer) for layer in layers]
     lines = [format_table(["layer", "N × M", "phase", "alpha", "soft rank", "spikes"], rows, left=(0, 2))]
     lines += [f"{layer.name}: {layer.reason}" for layer in layers if layer.status != "ok"]
@@ -21,15 +21,15 @@ def layer_table(layers: Sequence[LayerReport]) -> str:
 
 
 def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str]) -> list[str]:
-    """Return a line on layers whose reading is older than `step`, and one on those that were not read yet."""
+    """Return a line on readings from before `step`, and one on matrices that were not read yet."""
     old = [layer for layer in layers if layer.step != step]
     lines = []
     if old:
         oldest = min(layer.step for layer in old)
         unchanged = sum(layer.unchanged for layer in old)
-        why = [f"{unchanged} unchanged since"] if unchanged else []
-        why += [f"{len(old) - unchanged} left for later by budget="] if len(old) > unchanged else []
-        lines.append(f"{len(old)} of {len(layers)} as read before, from step {oldest} on: {', '.join(why)}")
+        reasons = [f"{unchanged} unchanged since then"] if unchanged else []
+        reasons += [f"{len(old) - unchanged} postponed by budget="] if len(old) > unchanged else []
+        lines.append(f"{len(old)} of {len(layers)} read earlier, the oldest at step {oldest}: {', '.join(reasons)}")
     if waiting:
         more = f" and {len(waiting) - 2} more" if len(waiting) > 2 else ""
         lines.append(f"not read yet: {', '.join(waiting[:2])}{more}")
@@ -48,7 +48,7 @@ def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def show(layer: LayerReport, measure: str, form: str) -> str:
-    """Return a measure by a format specification, such as `.2f`; a dash where it is undefined or was not computed."""
+    """Return a measure in a format such as `.2f`; a dash if it is undefined or was not computed."""
     value = layer.measures.get(measure, math.nan)
     return format(value, form) if math.isfinite(value) else "–"
 

@@ -1,4 +1,4 @@
-"""Values as JSON can hold them."""
+"""Values in JSON form."""
 
 import math
 from numbers import Integral, Real
@@ -12,7 +12,7 @@ Record: TypeAlias = dict[str, Any]
 
 
 def jsonable(value: Any) -> Any:
-    """Return a number of any library as Python's own, None for one that is not finite, other values unchanged."""
+    """Return a number of any library as Python's own, None for NaN and ±infinity, other values unchanged."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return value
     if isinstance(value, Integral):

@@ -15,6 +15,13 @@ from torch.utils.hooks import RemovableHandle
 
 from esdmon.errors import InputError
 from esdmon.isolation import Faults
+from esdmon.torch_private import (
+    drop_empty_gradient_hooks,
+    has_step_hooks,
+    is_in_backward,
+    step_wrapper,
+    version_of,
+)
 
 _log = logging.getLogger("esdmon")
 FOREIGN_STEPS = 20
@@ -23,9 +30,7 @@ reported as not the one that trains. Our choice."""
 FIRST_LOOK = 3
 """Backward passes before the first look at whether weights move without a counted step; then it is 6, 12, 24 and so on.
 Our choice."""
-# What torch wraps around the step of every optimizer class: one function, so one code object. It is not read off the
-# class, whose step torch.compile wraps once more (LBFGS, SparseAdam).
-_STEP_WRAPPER = Optimizer.profile_hook_step(lambda _: None).__code__
+_STEP_WRAPPER = step_wrapper()
 _CHANGES = 2  # looks at which a weight has changed: a checkpoint that is loaded changes it once
 _SAMPLE = 16  # elements of a weight that are compared
 _IN_BACKWARD = (
@@ -41,8 +46,8 @@ def hookable(given: Any) -> Optimizer:
         InputError: for anything else than an optimizer of torch with hooks, or a wrapper with one as `optimizer`.
     """
     inner = unwrapped(given)
-    if not _has_hooks(inner):
-        held = [name for name, value in _attributes(inner).items() if _has_hooks(value)]
+    if not has_step_hooks(inner):
+        held = [name for name, value in _attributes(inner).items() if has_step_hooks(value)]
         advice = f"Give watch() the optimizer inside it, .{held[0]}, or leave" if held else "Leave"
         swapped = " Are model and optimizer swapped?" if isinstance(given, torch.nn.Module) else ""
         msg = (
@@ -57,17 +62,13 @@ def hookable(given: Any) -> Optimizer:
 def unwrapped(given: Any) -> Any:
     """Return the first torch optimizer with hooks inside wrappers that have it as `optimizer`, or the innermost."""
     inner, seen = given, list[Any]()
-    while not _has_hooks(inner) and not any(inner is each for each in seen):
+    while not has_step_hooks(inner) and not any(inner is each for each in seen):
         seen.append(inner)
         try:
             inner = inner.optimizer
-        except Exception:  # noqa: BLE001 -- a stranger's attribute, or none
+        except Exception:  # noqa: BLE001 -- any object's attribute may raise, or be absent
             break
     return inner
-
-
-def _has_hooks(optimizer: object) -> bool:
-    return isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks")
 
 
 def _attributes(wrapper: object) -> dict[str, Any]:
@@ -90,11 +91,11 @@ class Clock:
     def __init__(self, optimizer: Optimizer, on_step: Callable[[], object], faults: Faults) -> None:
         self._faults = faults
         self._optimizer = optimizer
-        self._inner = [held for held in _attributes(optimizer).values() if _has_hooks(held)]
+        self._inner = [held for held in _attributes(optimizer).values() if has_step_hooks(held)]
         self._on_step = on_step
         self._parameters = {id(parameter) for parameter in _parameters(optimizer)}
         self._witness = next(iter(_parameters(optimizer)), None)
-        self._version = self._version_now()
+        self._version = version_of(self._witness)
         self._steps = 0
         self._foreign = 0
         self._unrelated: weakref.WeakSet[Optimizer] = weakref.WeakSet()
@@ -110,15 +111,15 @@ class Clock:
         self._handle.remove()
         self._remove_from_all()
         self._look_out.close()
-        if self._version_now() - self._version >= FOREIGN_STEPS:
-            self._warn(f"weights have changed {self._version_now() - self._version} times since its last step")
+        if version_of(self._witness) - self._version >= FOREIGN_STEPS:
+            self._warn(f"weights have changed {version_of(self._witness) - self._version} times since its last step")
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Count a step, once where it calls the step of a parent class, whose hooks fire too."""
         with self._faults.isolated("clock", self._steps, pauses=False):
             if self._depth() > 1 or is_captured():
                 return
-            if not _is_in_backward():
+            if not is_in_backward():
                 self._count()
             elif not self._has_warned:
                 self._has_warned = True
@@ -129,7 +130,7 @@ class Clock:
         if optimizer is self._optimizer:
             return
         with self._faults.isolated("clock", self._steps, pauses=False):
-            if _is_in_backward() or self._depth() or is_captured():
+            if is_in_backward() or self._depth() or is_captured():
                 return
             if any(optimizer is inner for inner in self._inner):
                 self._count()
@@ -141,7 +142,7 @@ class Clock:
 
     def _shares_weights(self, optimizer: Optimizer) -> bool:
         if optimizer not in self._unrelated:
-            with suppress(Exception):  # groups of any form: it is no business of ours
+            with suppress(Exception):  # groups may have any form
                 if any(id(parameter) in self._parameters for parameter in _parameters(optimizer)):
                     return True
             self._unrelated.add(optimizer)
@@ -152,7 +153,7 @@ class Clock:
         self._foreign = 0
         self._look_out.close()
         self._on_step()
-        self._version = self._version_now()
+        self._version = version_of(self._witness)
 
     def _depth(self) -> int:
         """Return how many calls of the optimizer's step are on the stack.
@@ -179,12 +180,6 @@ class Clock:
             what,
             self._steps,
         )
-
-    def _version_now(self) -> int:
-        """Return how often torch has changed a weight in place."""
-        with suppress(RuntimeError):  # a tensor that was made in inference mode counts nothing
-            return 0 if self._witness is None else self._witness._version  # noqa: SLF001 -- there is no public way to it
-        return 0
 
 
 @final
@@ -218,8 +213,7 @@ class _LookOut:
         handle, self._handle = self._handle, None
         if handle is not None and self._weight is not None:
             handle.remove()
-            if not self._weight._post_accumulate_grad_hooks:  # noqa: SLF001 -- torch leaves an empty dictionary
-                self._weight._post_accumulate_grad_hooks = None  # type: ignore[assignment]  # noqa: SLF001
+            drop_empty_gradient_hooks(self._weight)
 
     def _after_backward(self, weight: Tensor) -> None:
         if is_captured() or self._has_moved or self._is_stepping():
@@ -270,7 +264,3 @@ def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
 def is_captured() -> bool:
     """Return whether a CUDA graph is recorded: its kernels do not run now, and its replays call no Python."""
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-
-
-def _is_in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1  # noqa: SLF001 -- there is no public way to tell

@@ -1,7 +1,7 @@
-"""Send reports to the sinks, and alerts to the log, the sinks and whoever acts on them."""
+"""`Delivery`: send reports to the sinks, and alerts to the log, the sinks and the actions."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import final
 
 from esdmon.alerts import Actions
@@ -15,17 +15,17 @@ _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ER
 
 @final
 class Delivery:
-    """Write records to each sink apart from the others, and carry out the actions of alerts.
+    """Write records to each sink, isolated from the others, and carry out the actions of alerts.
 
     Args:
         sinks: each with its name in messages.
         actions: what alerts cause.
-        faults: where failures of sinks and actions are counted.
+        faults: counts failures of sinks and actions.
     """
 
     def __init__(self, sinks: Sequence[tuple[str, Sink]], actions: Actions, faults: Faults) -> None:
         self.sinks = list(sinks)
-        """Those that are open."""
+        """The sinks that are open."""
         self._behind = {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
         """Sinks that may have deferred work."""
         self._actions = actions
@@ -34,33 +34,30 @@ class Delivery:
         self._should_save = False
 
     def take_save_request(self) -> bool:
-        """Return whether an alert since the last call asks for a checkpoint."""
-        asked, self._should_save = self._should_save, False
-        return asked
+        """Return whether an alert since the last call requests a checkpoint."""
+        requested, self._should_save = self._should_save, False
+        return requested
 
     def start(self, run: str, step: int) -> None:
-        """Tell the sinks which run writes from now on."""
+        """Call `start(run)` of the sinks that have it: this run writes from now on."""
         self._optional("start", step, run)
 
     def rewind(self, step: int) -> None:
-        """Have the sinks drop what this run wrote after a step."""
+        """Call `rewind(step)` of the sinks that have it: drop what this run wrote after a step."""
         self._optional("rewind", step, step)
 
     def write(self, report: Report) -> None:
         """Write a report to each sink."""
-        for name, sink in self.sinks:
-            self._call(name, "write", sink, report.step, report)
-            if hasattr(sink, "catch_up"):
-                self._behind.add(name)
+        self._each(report.step, lambda sink: sink.write(report), is_timed=True, heals=True)
+        self._behind |= {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
 
     def alert(self, alert: Alert) -> None:
-        """Log an alert and write it to each sink; `act` does what it causes."""
+        """Log an alert, and write it to each sink."""
         _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
-        for name, sink in self.sinks:
-            self._call(name, "alert", sink, alert.step, alert)
+        self._each(alert.step, lambda sink: sink.alert(alert), is_timed=True)
 
     def act(self, alert: Alert) -> None:
-        """Call those who asked for alerts, and note requests to stop or to save."""
+        """Call the functions that take alerts, and note requests to stop or to save."""
         actions = self._actions
         for who, call in actions.calls:
             with self._faults.isolated(who, alert.step, is_timed=True, pauses=False):
@@ -74,7 +71,7 @@ class Delivery:
 
     @property
     def is_behind(self) -> bool:
-        """Whether a sink has deferred work, such as pictures to draw."""
+        """Return whether a sink may have deferred work, such as pictures to draw."""
         return bool(self._behind)
 
     def catch_up(self, step: int) -> None:
@@ -89,30 +86,32 @@ class Delivery:
                 return
 
     def flush(self, step: int) -> None:
-        """Let what was written be seen by others."""
-        for name, sink in self.sinks:
-            self._call(name, "flush", sink, step)
+        """Flush the sinks."""
+        self._each(step, lambda sink: sink.flush())
 
     def close(self, step: int) -> None:
         """Close the sinks."""
         close_sinks(self.sinks, self._faults, step)
 
     def _optional(self, method: str, step: int, argument: str | int) -> None:
-        for name, sink in self.sinks:
-            if hasattr(sink, method):
-                self._call(name, method, sink, step, argument)
+        self._each(step, lambda sink: getattr(sink, method, _ignore)(argument))
 
-    def _call(self, name: str, method: str, sink: Sink, step: int, *arguments: Report | Alert | str | int) -> None:
-        who = f"sink {name}"
-        if not self._faults.disabled(who):
-            is_main = method in ("write", "alert")
-            with self._faults.isolated(who, step, is_timed=is_main, heals=method == "write"):
-                getattr(sink, method)(*arguments)
+    def _each(self, step: int, call: Callable[[Sink], object], *, is_timed: bool = False, heals: bool = False) -> None:
+        """Call a function with each sink that is not paused; it may close the sinks."""
+        for name, sink in tuple(self.sinks):
+            who = f"sink {name}"
+            if not self._faults.disabled(who):
+                with self._faults.isolated(who, step, is_timed=is_timed, heals=heals):
+                    call(sink)
 
 
 def close_sinks(sinks: list[tuple[str, Sink]], faults: Faults, step: int) -> None:
-    """Close sinks and empty the list; also one that is paused: it may hold a file."""
+    """Close sinks, also those that are paused, since they may hold a file; and empty the list."""
     while sinks:
         name, sink = sinks.pop(0)
         with faults.isolated(f"sink {name}", step, pauses=False, heals=False):
             sink.close()
+
+
+def _ignore(_argument: object) -> None:
+    """Do nothing, in the place of a method that a sink does not have."""

@@ -1,4 +1,4 @@
-"""Readings that fail, as faults of the monitor."""
+"""Record readings that fail as faults of the monitor."""
 
 from typing import final
 
@@ -11,7 +11,7 @@ _NAMED = 3  # layers that one kind of error is reported for by name; our choice
 class FailingReadings:
     """Record failed readings as faults: three layers of each kind of error by name, the others as one.
 
-    What fails for one layer often fails for all, and two hundred lines in the log would say no more than four.
+    What fails for one layer often fails for all, and two hundred log lines say no more than four.
     """
 
     def __init__(self, faults: Faults) -> None:

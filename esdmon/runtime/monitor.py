@@ -1,73 +1,38 @@
-"""`Monitor`: decide when to read, and pass the readings on. It computes nothing itself."""
+"""`Monitor`: count steps, have due steps read, pass reports to the rules and the sinks. It computes nothing."""
 
-import atexit
 import logging
 import os
-import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, Self, final
+from typing import Self, final
 
 from esdmon.alerts import Actions, AlertManager, Watchdog
-from esdmon.isolation import Fault, Faults, describe
-from esdmon.records import Alert, LayerReport, Report
-from esdmon.records.serialization import Plain, Stateful, alert_from, to_plain
+from esdmon.isolation import Fault, Faults
+from esdmon.limits import Limits
+from esdmon.records import Alert, Report
+from esdmon.records.serialization import Plain, Stateful, to_plain
+from esdmon.runtime.at_exit import close_at_exit, is_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
+from esdmon.runtime.saved_state import VERSION, parse
+from esdmon.runtime.source import Pipeline
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
-_VERSION = 4
 _POLL = 1e-3
-CLOSE_TIMEOUT = 30.0
-"""Seconds that `flush` and `close` wait for readings that are under way in this process."""
-_TIMEOUT_ELSEWHERE = 2.0  # for those on other ranks, which may have died
-_TIMEOUT_AT_EXIT = 5.0  # for those of a monitor that was never closed
-
-
-class Pipeline(Stateful, Protocol):
-    """What reads: `esdmon.runtime.pipeline.ReadingPipeline`, or a `RemoteReader` on another rank."""
-
-    latest: dict[str, LayerReport]
-    dropped: int
-    reports: bool
-    """Whether reports come of it here, and not on another rank."""
-
-    @property
-    def under_way(self) -> bool:
-        """Whether any are begun and not reported."""
-
-    @property
-    def under_way_here(self) -> bool:
-        """Whether any of them are this process's."""
-
-    def settle(self) -> None:
-        """Wait for the device before what follows is measured."""
-
-    def begin(self, step: int, host_step: int | None = None) -> None:
-        """Begin the readings of a due step."""
-
-    def finished(self) -> Iterator[Report]:
-        """Reports that are complete, in step order."""
-
-    def give_up(self) -> None:
-        """Wait no more for what is under way."""
-
-    def close(self) -> None:
-        """Free what is held."""
 
 
 @final
 class Monitor:
-    """Counts optimizer steps and, at each that is due, has readings taken; their reports go to the rules and the sinks.
+    """Count optimizer steps, have the model read at those that are due, and pass the reports to rules and sinks.
 
-    Made by `esdmon.watch`. Nothing that fails inside reaches the training loop, unless `faults.strict`. All that is
-    written is written by the thread that calls `step`, in step order.
+    Made by `esdmon.watch`. Nothing that fails inside reaches the training loop, unless `strict=True`. Reports are
+    written by the thread that calls `step`, in step order.
     """
 
     def __init__(
@@ -76,24 +41,27 @@ class Monitor:
         *,
         schedule: Schedule,
         sinks: Sequence[tuple[str, Sink]] = (),
-        book: AlertManager | None = None,
+        alerts: AlertManager | None = None,
         actions: Actions | None = None,
         budget: Budget | None = None,
         faults: Faults | None = None,
         parts: Mapping[str, Stateful] | None = None,
         first_step: int = 0,
+        limits: Limits | None = None,
         no_step: str = "give watch() the optimizer, or call monitor.step()",
     ) -> None:
         self._readings = readings
-        self._book = book or AlertManager()
-        self._parts: dict[str, Stateful] = {"readings": readings, "alerts": self._book, **(parts or {})}
+        self._limits = limits or Limits()
+        self._alert_manager = alerts or AlertManager()
+        self._parts: dict[str, Stateful] = {"readings": readings, "alerts": self._alert_manager, **(parts or {})}
         self._schedule = schedule
         self._budget = budget or Budget(None)
         self._faults = faults or Faults()
         self._out = Delivery(sinks, actions or Actions(), self._faults)
         self._delivering = False
         self._no_step = no_step
-        self._is_hooked = self._has_told_of_two_clocks = False
+        self._is_hooked = False
+        self._warned: set[str] = set()
         self._run = uuid.uuid4().hex[:8]
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
@@ -101,84 +69,87 @@ class Monitor:
         self._report: Report | None = None
         self._was_report = False
         self._alerts: list[Alert] = []
-        self._silence = Watchdog(next((rule for rule in self._book.rules if rule.name == "stale_monitor"), None))
+        rules = {rule.name: rule for rule in self._alert_manager.rules}
+        self._watchdog = Watchdog(rules.get("stale_monitor"))
         self._process = os.getpid()
-        self._is_told_of_the_fork = False
         self._out.start(self._run, first_step)
         # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
-        _open.add(self)
+        close_at_exit(self, self._limits.exit_seconds)
 
     @property
     def report(self) -> Report | None:
-        """The last reading; None before the first."""
+        """Return the last report; None before the first."""
         return self._report
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """All alerts so far, the begun and the ended."""
+        """Return all alerts so far, also those that are resolved."""
         return tuple(self._alerts)
 
     @property
     def pending(self) -> tuple[Alert, ...]:
-        """What a rule has found in the last readings, and in too few of them to be told as an alert."""
-        return self._book.pending
+        """Return the findings that have not yet persisted for enough readings to fire."""
+        return self._alert_manager.pending
 
     @property
     def should_stop(self) -> bool:
-        """Whether an alert has fired that is to end the training (`stop_on=`), or a plugin has asked for it.
+        """Return whether an alert of `stop_on=` has fired, or a plugin has requested a stop.
 
-        A host's callback ends the training by itself; a loop of your own looks here. On rank 0 of a job only, which is
-        to tell the others.
+        The callback of a Trainer ends the training by itself; a loop of your own checks this. In a distributed job it
+        is set on rank 0 only, which has to pass it on to the other ranks.
         """
         return self._out.should_stop
 
     def take_save_request(self) -> bool:
-        """Return whether an alert of `save_on=` has fired since the last call: a checkpoint is to be saved."""
+        """Return whether an alert of `save_on=` has fired since the last call, and so requests a checkpoint."""
         return self._out.take_save_request()
 
     @property
     def errors(self) -> tuple[Fault, ...]:
-        """The parts that have failed, each with its last error and how often."""
+        """Return the parts that have failed, each with its last error and the number of errors."""
         return tuple(self._faults)
 
     @property
     def steps(self) -> int:
-        """Optimizer steps counted."""
+        """Return the optimizer steps counted so far."""
         return self._steps
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """Return whether `close` was called."""
         return self._closed
 
     @property
     def dropped(self) -> int:
-        """Readings that were left out because too many were under way, or that came to nothing."""
+        """Return how many readings were skipped because the queue was full, or were lost."""
         return self._readings.dropped
 
     @property
     def overhead(self) -> float:
-        """The share of the run's time that watching has taken so far; NaN before the first step."""
+        """Return the share of the run's time that monitoring has taken so far; NaN before the first step."""
         return self._budget.overhead
 
     def step(self, count: int = 1, *, host_step: int | None = None) -> bool:
-        """Count a step, and read if it is due. The optimizer's hook calls it where `watch` was given an optimizer.
+        """Count a step, and read the model if it is due. Not needed where `watch` was given an optimizer.
 
         Args:
-            count: steps since the last call, where a host tells of several at once: due if any of them is.
-            host_step: the host's own count, at which its loss is drawn; readings are drawn there too.
+            count: steps since the last call; readings are due if any of them is.
+            host_step: the step of the host's charts, at which readings are drawn too.
 
         Returns:
-            Whether it was due: the same on all ranks of a job.
+            Whether a reading was due: the same on all ranks of a job.
         """
         if self._is_hooked:
-            self._tell_of_two_clocks()
+            self._warn_once(
+                "monitor.step() is ignored, since watch() was given the optimizer and counts its steps. Leave out one "
+                "of the two."
+            )
             return False
         return self._count(count, host_step)
 
     def hooked_step(self) -> bool:
-        """Count a step of the optimizer: for its hook, after which calls of `step` by the loop are ignored."""
+        """Count a step from the optimizer's hook; from then on calls of `step` by the loop are ignored."""
         self._is_hooked = True
         return self._count(1, None)
 
@@ -199,11 +170,11 @@ class Monitor:
         if self._out.is_behind and (was_report or not is_report):
             self._catch_up()
         if due and self._readings.reports:
-            self._raise([self._silence.due(self._steps)])
+            self._raise([self._watchdog.due(self._steps)])
         return due
 
     def _is_due(self, count: int) -> bool:
-        """Ask the schedule for each of the last steps."""
+        """Return whether any of the last steps is due."""
         with self._faults.isolated("schedule", self._steps, pauses=False):
             return any(map(self._schedule, range(self._steps - count + 1, self._steps + 1)))
         return False
@@ -216,55 +187,56 @@ class Monitor:
                     self._readings.begin(self._steps, host_step)
 
     def _catch_up(self) -> None:
-        """Let a sink do deferred work between reports, a piece at a step, where the budget has credit."""
+        """Let a sink do one piece of deferred work, where the budget has credit."""
         if self._budget.credit > 0:
             with self._budget.spending():
                 self._out.catch_up(self._steps)
 
-    def flush(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Wait for the readings that are under way, and let what was written be seen by others."""
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait for the readings that are under way, at most `timeout` seconds (30), and flush the sinks."""
         if self._is_of_this_process():
-            self._finish(timeout)
+            self._finish(self._limits.close_seconds if timeout is None else timeout)
             self._out.flush(self._steps)
 
-    def close(self, timeout: float = CLOSE_TIMEOUT) -> None:
-        """Remove the hooks, wait for the readings that are under way, close the sinks; again is harmless.
+    def close(self, timeout: float | None = None) -> None:
+        """Remove the hooks, wait for the readings that are under way, close the sinks. Later calls do nothing.
 
         Args:
-            timeout: seconds to wait at most; what is not finished then is lost, and the log says so.
+            timeout: seconds to wait at most, 30 by default; readings that are not finished then are lost and logged.
         """
         if self._closed or os.getpid() != self._process:
             return
         self._closed = True
-        _open.discard(self)
+        is_closed(self)
         for undo in reversed(self._at_close):
             with self._faults.isolated("close", self._steps, pauses=False):
                 undo()
         try:
-            self._finish(timeout, elsewhere=timeout)
+            seconds = self._limits.close_seconds if timeout is None else timeout
+            self._finish(seconds, elsewhere=seconds)
             with self._faults.isolated("monitor", self._steps):
                 self._readings.give_up()
             self._take_finished()
         finally:
             with self._faults.isolated("monitor", self._steps):
                 self._readings.close()
-            self._tell_if_nothing_was_read()
+            self._warn_if_nothing_was_read()
             self._out.close(self._steps)
 
     def at_close(self, undo: Callable[[], None]) -> None:
-        """Have `undo` called by `close()`: how a host takes its hooks back."""
+        """Register a function that `close()` calls, such as one that removes a hook."""
         self._at_close.append(undo)
 
     def state_dict(self) -> Plain:
-        """Return what a resumed run needs to go on: steps, readings, alerts, and samples of the weights.
+        """Return what a resumed run continues from: steps, readings, alerts, and samples of the weights.
 
-        Plain data and tensors, some 40 kB for each matrix: `torch.load` reads it with weights_only. It waits for
-        nothing: of readings that are under way the resumed run knows nothing, and takes those matrices next.
+        Plain data and tensors, some 40 kB for each matrix: `torch.load` reads it with weights_only. It does not wait
+        for readings that are under way: the resumed run reads those matrices next.
         """
         if self._is_of_this_process():
             self._take_finished()
         return {
-            "version": _VERSION,
+            "version": VERSION,
             "run": self._run,
             "steps": self._steps,
             "alerts": [to_plain(alert) for alert in self._alerts],
@@ -272,31 +244,20 @@ class Monitor:
         }
 
     def load_state_dict(self, state: object) -> None:
-        """Go on from `state_dict()`; sinks that can drop what that run wrote after it.
+        """Continue from `state_dict()`; sinks that support it drop what that run wrote later.
 
         Raises:
-            ValueError: for anything else than such a state of this version, or a damaged one; nothing is changed then.
+            ValueError: for anything else than a state of this version, or a damaged one; nothing is changed then.
         """
-        steps = state.get("steps") if isinstance(state, Mapping) and state.get("version") == _VERSION else None
-        if not isinstance(state, Mapping) or not isinstance(steps, int) or steps < 0:
-            shown = sorted(map(str, state)) if isinstance(state, Mapping) else state
-            msg = f"the state of a monitor has version {_VERSION} and a number of steps, got {shown!r}"
-            raise ValueError(msg)
-        try:
-            alerts = [alert_from(alert) for alert in state["alerts"]]
-            run = str(state.get("run", self._run))
-            take_over = [part.prepare(state["parts"][name]) for name, part in self._parts.items()]
-        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            msg = f"the state of a monitor is damaged: {describe(error)}"
-            raise ValueError(msg) from error
-        for part in take_over:
+        saved = parse(state, self._parts)
+        for part in saved.continue_from:
             part()
-        self._alerts, self._steps, self._run = alerts, steps, run
-        self._out.start(run, steps)
-        self._out.rewind(steps)
+        self._alerts, self._steps, self._run = saved.alerts, saved.steps, saved.run or self._run
+        self._out.start(self._run, saved.steps)
+        self._out.rewind(saved.steps)
 
     def __enter__(self) -> Self:
-        """The monitor; leaving the block closes it."""
+        """Return the monitor; leaving the block closes it."""
         return self
 
     def __exit__(
@@ -305,42 +266,33 @@ class Monitor:
         """Close, also when the loop raised."""
         self.close()
 
-    def _tell_if_nothing_was_read(self) -> None:
+    def _warn_if_nothing_was_read(self) -> None:
         readings = self._readings
         if not readings.reports or readings.latest or readings.dropped or any(self._faults):
             return
         if self._steps:
-            _log.warning(
-                "esdmon: nothing was read in %d steps, since none was due: choose a smaller every=.", self._steps
-            )
+            _log.warning("esdmon: nothing was read in %d steps, since none was due: lower every=.", self._steps)
         else:
             _log.warning("esdmon: nothing was read, since no step was counted: %s.", self._no_step)
 
-    def _tell_of_two_clocks(self) -> None:
-        if not self._has_told_of_two_clocks:
-            self._has_told_of_two_clocks = True
-            _log.warning(
-                "esdmon: monitor.step() was called, but watch() was given the optimizer and counts its steps already: "
-                "the call is ignored. Leave out one of the two."
-            )
-
     def _is_of_this_process(self) -> bool:
-        """Return whether this process made the monitor; a fork has no part in its thread and files.
-
-        A fork that steps logs that once. One that only ends, such as a worker of a DataLoader, logs nothing.
-        """
+        """Return False, and log it once, in a forked process, which must not use the monitor's thread and files."""
         if os.getpid() == self._process:
             return True
-        if not self._is_told_of_the_fork:
-            self._is_told_of_the_fork = True
-            _log.warning(
-                "esdmon: this process was forked from the one that called watch(), so its steps are not counted: call "
-                "watch() in the process that trains."
-            )
+        self._warn_once(
+            "the monitor is inactive in this process, which was forked from the one that called watch(): its steps are "
+            "not counted. Call watch() in the process that trains."
+        )
         return False
 
-    def _finish(self, timeout: float, *, elsewhere: float = _TIMEOUT_ELSEWHERE) -> None:
-        """Wait for what is under way; what is on other ranks may never come."""
+    def _warn_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            _log.warning("esdmon: %s", text)
+
+    def _finish(self, timeout: float, *, elsewhere: float | None = None) -> None:
+        """Wait for what is under way: for other ranks, which may have died, at most `elsewhere` seconds."""
+        elsewhere = self._limits.close_seconds_elsewhere if elsewhere is None else elsewhere
         start = time.monotonic()
         self._take_finished()
         while self._readings.under_way and not self._delivering:
@@ -351,7 +303,7 @@ class Monitor:
             self._take_finished()
 
     def _take_finished(self) -> None:
-        # An on_alert= that saves a checkpoint comes back here: what is finished is delivered by the call outside it.
+        # An on_alert= that saves a checkpoint calls this again: the outer call delivers what is finished.
         if self._readings.under_way and not self._delivering:
             self._delivering = True
             try:
@@ -362,29 +314,16 @@ class Monitor:
                 self._delivering = False
 
     def _take(self, report: Report) -> None:
-        changes = self._book.take(report, time=time.time())
-        self._report = replace(report, firing=self._book.firing)
+        changes = self._alert_manager.take(report, time=time.time())
+        self._report = replace(report, firing=self._alert_manager.firing)
         self._out.write(self._report)
-        self._raise([self._silence.report(report.step), *changes])
+        self._raise([self._watchdog.report(report.step), *changes])
 
     def _raise(self, found: Iterable[Alert | None]) -> None:
-        """Write all alerts of a report before any action: one that saves a state finds them in it."""
+        """Write all alerts of a report before any action, so that an action that saves a state saves them too."""
         alerts = [alert for alert in found if alert is not None]
         self._alerts += alerts
         for alert in alerts:
             self._out.alert(alert)
         for alert in alerts:
             self._out.act(alert)
-
-
-_open: "weakref.WeakSet[Monitor]" = weakref.WeakSet()
-
-
-def _close_all() -> None:
-    """Close the monitors that the script left open, so that what was read is written."""
-    for monitor in list(_open):
-        monitor.close(_TIMEOUT_AT_EXIT)
-
-
-# Before the interpreter waits for all threads of pools, which it does before the functions of atexit.
-getattr(threading, "_register_atexit", atexit.register)(_close_all)

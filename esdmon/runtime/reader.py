@@ -4,23 +4,24 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import final
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from esdmon.errors import InputError, as_list, nearest
+from esdmon.errors import InputError
 from esdmon.isolation import Faults, describe
 from esdmon.plugins import Plugins
-from esdmon.records import Coverage, Esd, LayerReport, Report
+from esdmon.records import Coverage, LayerReport, Report
 from esdmon.records.serialization import Plain
 from esdmon.runtime.failed_readings import FailingReadings
+from esdmon.runtime.held import HeldParameters
+from esdmon.runtime.histogram import histogram
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
 from esdmon.weights import (
@@ -44,28 +45,43 @@ from esdmon.weights import (
 
 _log = logging.getLogger("esdmon")
 _TRIES = 3  # more, for what fails while weights are looked for; our choice
-_BINS = 64  # of the histogram of a spectrum: as many as a picture of 640 points can tell apart
 
 
 @final
 class Reader:
-    """Reads the matrices of one model, step after step, and remembers what it needs to tell how they moved."""
+    """Read the matrices of one model at any step; keep samples of the weights, to measure how far they have moved.
+
+    Args:
+        model: a module, a mapping of names to tensors, or the path of a checkpoint.
+        plugins: extract matrices of unknown modules, and name the owners of measures.
+        measures: computed for each spectrum.
+        selection: which matrices are read; None for the default.
+        reference: another state of the model: the difference from it is read.
+        precision: "auto" or "exact".
+        optimizers: asked which parameters they hold.
+        faults: counts readings and measures that fail.
+        drift: measures how far weights have moved; None for a model that is read once.
+        solver: computes eigenvalues.
+
+    Raises:
+        InputError: for a model or checkpoint that cannot be read, or without matrices.
+    """
 
     def __init__(
         self,
         model: Model | str | os.PathLike[str],
         plugins: Plugins,
         *,
+        measures: Sequence[Measure],
         selection: Selection | None = None,
         reference: Model | str | os.PathLike[str] | None = None,
-        measures: str | Sequence[str] = "default",
         precision: str = "auto",
         optimizers: Sequence[Optimizer] = (),
         faults: Faults | None = None,
         drift: Drift | None = None,
         solver: Solver = solve_torch,
     ) -> None:
-        self._measures = choose_measures(measures, plugins.measures)
+        self._measures = tuple(measures)
         self._plugins = plugins
         self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
@@ -80,60 +96,60 @@ class Reader:
             materializer=plugins.materialize,
             kept={},
         )
-        self._optimizers = tuple(optimizers)
+        self._held = HeldParameters(optimizers)
         self._faults = faults or Faults()
         self._drift = drift
         self._failing = FailingReadings(self._faults)
-        self._held: tuple[int, set[int]] = (-1, set())
         self._structure: tuple[object, ...] = ()
-        self._told = False
+        self._has_warned = False
         self._unread: list[str] = []
         self._tries = 0
         self._take_up(self._discover())
         for name in self._matrices:
             if self.is_trainable(name):
-                self.mark(name)  # so that the first reading tells how far a weight has moved from where it started
+                self.mark(name)  # so that the first reading knows how far a weight has moved from its start
 
     @property
     def coverage(self) -> Coverage:
-        """What is read of the model."""
+        """Return how much of the model is read."""
         return self._watched.coverage
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """The names of what is measured."""
+        """Return the names of the measures."""
         return tuple(measure.name for measure in self._measures)
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
-        """What is read, in the model's order."""
+        """Return the matrices that are read, in the model's order."""
         return tuple(self._matrices.values())
 
     @property
     def any_in_optimizer(self) -> bool:
-        """Whether the optimizers hold at least one of the matrices; True where there is none to tell it by."""
-        known = [matrix for matrix in self.matrices if not matrix.unreadable]
-        return not self._optimizers or not known or any(self._is_held(matrix, -1) for matrix in known)
+        """Return whether the optimizers hold any of the matrices; True where that is not known."""
+        known = [held for matrix in self.matrices if (held := self._held.holds(matrix)) is not None]
+        return not known or any(known)
 
     @property
     def on_accelerator(self) -> bool:
-        """Whether any of the weights lives on an accelerator."""
+        """Return whether any weight is on an accelerator."""
         return bool(self._accelerators())
 
     def settle(self) -> None:
-        """Wait for the accelerators, so that what they have to do for the run is not taken for the cost of reading."""
+        """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
         for device in self._accelerators():
             torch.accelerator.synchronize(device)
 
     def refresh(self) -> bool:
-        """Look whether the model still has the parameters it had, and find its matrices anew where not.
+        """Look for matrices again if the model has other parameters than before: at the start of each due step.
 
         Returns:
-            True where they were found anew.
+            Whether the matrices have changed.
 
         Raises:
-            InputError: where there is nothing left to read; what was read is kept.
+            InputError: where there is nothing left to read; the matrices stay as they were.
         """
+        self._held.refresh()
         if not isinstance(self._model, nn.Module):
             return False
         now = structure(self._model)
@@ -144,12 +160,12 @@ class Reader:
         except InputError:  # the same as long as the model is the same
             self._structure = now
             raise
-        level, self._told = (logging.DEBUG if self._told else logging.WARNING), True
-        _log.log(level, "esdmon: the model has other parameters than before; now %s", self.coverage)
+        level, self._has_warned = (logging.DEBUG if self._has_warned else logging.WARNING), True
+        _log.log(level, "esdmon: the parameters of the model have changed: %s", self.coverage)
         return True
 
     def _retry(self) -> bool:
-        """Ask a few times more what failed while the weights were looked for: it may have been for the moment."""
+        """Try again, a few times, what has failed while matrices were looked for: the failure may be temporary."""
         if not self._watched.failures or self._tries >= _TRIES:
             return False
         tries, before = self._tries + 1, self._watched.failures
@@ -158,55 +174,55 @@ class Reader:
         return self._watched.failures != before
 
     def nominal(self) -> dict[str, float]:
-        """Seconds of a reading by matrix, up to a factor."""
+        """Return the estimated seconds of a reading by matrix, up to a common factor."""
         return {name: nominal_seconds(matrix) for name, matrix in self._matrices.items()}
 
     def size(self, name: str) -> int:
-        """Bytes of a copy of a matrix; 0 for one that is not there any more."""
+        """Return the bytes of a copy of a matrix; 0 for one that does not exist any more."""
         matrix = self._matrices[name]
         with suppress(Exception):  # the reading says why
             return math.prod(matrix.stack_shape()) * max(4, *(p.element_size() for p in matrix.parameters()))
         return 0
 
     def is_trainable(self, name: str) -> bool:
-        """Whether any parameter behind it requires a gradient."""
-        with suppress(Exception):  # one that is not there any more
+        """Return whether any parameter behind a matrix requires a gradient."""
+        with suppress(Exception):  # one that does not exist any more
             return any(parameter.requires_grad for parameter in self._matrices[name].parameters())
         return False
 
     def look(self, names: Iterable[str]) -> dict[str, float]:
-        """‖ΔW‖/‖W‖ of each since it was last marked; NaN where that cannot be told."""
+        """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked; NaN where that is not known."""
         return {} if self._drift is None else self._drift.look(self._matrices[name] for name in names)
 
     def mark(self, name: str) -> float:
-        """How far a matrix has moved since it was last marked, from now on compared with what it is now."""
+        """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
         try:
             return math.nan if self._drift is None else self._drift.update(self._matrices[name])
-        except Exception:  # noqa: BLE001 -- the reading that follows tells it, with a reason
+        except Exception:  # noqa: BLE001 -- the reading that follows gives the reason
             return math.nan
 
     def fingerprint(self) -> str:
-        """The same on all ranks that hold the same weights."""
+        """Return a text that is equal on ranks that hold the same weights."""
         return "" if self._drift is None else self._drift.fingerprint(self.matrices)
 
     def read(self, step: int) -> Report:
-        """All matrices as they are now. Never raises on a weight: what cannot be read has a status and a reason."""
+        """Read all matrices. A weight that cannot be read raises nothing: its layer has a status and a reason."""
         start = time.perf_counter()
         layers = tuple(self.read_one(name, step) for name in self._matrices)
         return Report(step, layers, self.coverage, time.perf_counter() - start)
 
     def read_one(self, name: str, step: int) -> LayerReport:
-        """One of them, as it is now."""
+        """Read one matrix."""
         return self.begin(name, step, moved=self.mark(name))()
 
     def begin(self, name: str, step: int, *, moved: float = math.nan, copy: bool = False) -> Callable[[], LayerReport]:
-        """The first half of a reading, at its step; what is returned is the second, and gives the record.
+        """Begin a reading at its step, and return the function that finishes it and returns the record.
 
         Args:
             name: of the matrix.
             step: optimizer steps taken.
             moved: what `mark` returned.
-            copy: take a copy of the weight, so that the second half may run later, and in another thread.
+            copy: copy the weight, so that the reading may be finished later, and in another thread.
         """
         matrix = self._matrices[name]
         begun = LayerReport(
@@ -217,19 +233,19 @@ class Reader:
                 begun,
                 n_parameters=math.prod(matrix.stack_shape()),
                 trainable=self.is_trainable(name),
-                in_optimizer=self._in_optimizer(matrix, step),
+                in_optimizer=self._held.holds(matrix),
             )
             source = snapshot(matrix) if copy else matrix
-        except Exception as error:  # noqa: BLE001 -- told by the second half
+        except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
             return partial(self._not_read, begun, error)
         return partial(self._finish, source, begun)
 
     def state_dict(self) -> Plain:
-        """The samples by which it is told how far weights have moved."""
+        """Return the samples from which is measured how far weights have moved."""
         return {} if self._drift is None else self._drift.state_dict()
 
     def prepare(self, state: Plain) -> Callable[[], None]:
-        """Parse `state_dict()`, and return what goes on from it."""
+        """Parse `state_dict()`, and return the function that continues from it."""
         return (lambda: None) if self._drift is None else self._drift.prepare(state)
 
     def _take_up(self, watched: Watched) -> None:
@@ -237,11 +253,11 @@ class Reader:
         self._matrices = {matrix.name: matrix for matrix in watched.matrices}
         self._structure = structure(self._model) if isinstance(self._model, nn.Module) else ()
         self._tries = 0
-        self._say_what_is_unread(unread(watched))
+        self._log_unread(unread(watched))
         if self._drift is not None:
             self._drift.share_among(len(self._matrices))
 
-    def _say_what_is_unread(self, sentences: list[str]) -> None:
+    def _log_unread(self, sentences: list[str]) -> None:
         level = logging.WARNING if _is_first_rank() else logging.DEBUG
         for sentence in sentences:
             if sentence not in self._unread:
@@ -252,23 +268,11 @@ class Reader:
         weights = self._model.parameters() if isinstance(self._model, nn.Module) else self._model.values()
         return {weight.device for weight in weights if weight.device.type not in ("cpu", "meta")}
 
-    def _in_optimizer(self, matrix: Matrix, step: int) -> bool | None:
-        if not self._optimizers:
-            return None
-        # Of a shard the optimizer may hold a copy under another identity.
-        return self._is_held(matrix, step) or (None if matrix.unreadable else False)
-
-    def _is_held(self, matrix: Matrix, step: int) -> bool:
-        if step < 0 or self._held[0] != step:
-            groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
-            self._held = step, {id(parameter) for group in groups for parameter in group["params"]}
-        return any(id(parameter) in self._held[1] for parameter in matrix.parameters())
-
     def _finish(self, matrix: Matrix, begun: LayerReport) -> LayerReport:
         try:
             spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, solver=self._solver)
             layer = self._spectral_report(begun, spectrum)
-        except Exception as error:  # noqa: BLE001 -- told in the record
+        except Exception as error:  # noqa: BLE001 -- reported in the record
             return self._not_read(begun, error)
         self._failing.worked(begun.name, begun.step)
         return layer
@@ -287,7 +291,7 @@ class Reader:
         values, nulls = {}, {}
         for measure in self._measures:
             values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
-            if measure.null is not None and spectrum.view != "lora-delta":  # a product of two is no such noise
+            if measure.null is not None and spectrum.view != "lora-delta":  # its null is that of one random matrix
                 nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)
         return replace(
             begun,
@@ -305,7 +309,7 @@ class Reader:
             over_regularized=phase.over_regularized,
             measures=values,
             nulls=nulls,
-            esd=_histogram(spectrum),
+            esd=histogram(spectrum),
         )
 
     def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:
@@ -316,39 +320,11 @@ class Reader:
         return math.nan
 
 
-def _histogram(spectrum: Spectrum) -> Esd | None:
-    logarithms = np.log10(spectrum.nonzero)
-    if not logarithms.size:
-        return None
-    counts, edges = np.histogram(logarithms, bins=_BINS)
-    zeros = spectrum.eigenvalues.size - logarithms.size
-    return Esd(float(edges[0]), float(edges[-1]), tuple(map(int, counts)), zeros)
-
-
 def _is_first_rank() -> bool:
-    """Whether this process speaks for its job: all ranks of one find the same."""
+    """Return whether this is rank 0 of its job, or alone: all ranks would log the same."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:
     return open_checkpoint(model) if isinstance(model, str | os.PathLike) else model
-
-
-def choose_measures(measures: str | Sequence[str], known: Mapping[str, Measure]) -> tuple[Measure, ...]:
-    """The measures that are meant by "default", "all", or names.
-
-    Raises:
-        InputError: for a name that is none.
-    """
-    if measures == "all":
-        return tuple(known.values())
-    if measures == "default":
-        return tuple(measure for measure in known.values() if not measure.needs)
-    names = as_list("measures", measures, "names of measures")
-    for name in names:
-        if name not in known:
-            hint = nearest(str(name), known) or f" There are {', '.join(known)}."
-            msg = f"measures={name!r} is no measure.{hint}"
-            raise InputError(msg)
-    return tuple(known[name] for name in names)

@@ -1,4 +1,4 @@
-"""A rank that reads for rank 0, in a job whose ranks hold the same weights."""
+"""`RemoteReader`: read on another rank for rank 0, in a job where all ranks hold the same weights."""
 
 import logging
 import math
@@ -10,7 +10,8 @@ from esdmon.isolation import describe
 from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain
 from esdmon.runtime.coordination import Coordinator
-from esdmon.runtime.executor import Answer, Executor, Source, Task
+from esdmon.runtime.executor import Executor
+from esdmon.runtime.source import Answer, Source, Task
 
 _log = logging.getLogger("esdmon")
 
@@ -21,78 +22,80 @@ class RemoteReader:
 
     reports = False
 
-    def __init__(self, source: Source, worker: Executor, replicas: Coordinator) -> None:
+    def __init__(self, source: Source, executor: Executor, ranks: Coordinator) -> None:
         self._source = source
-        self._worker = worker
-        self._replicas = replicas
-        self._is_asked = True
+        self._executor = executor
+        self._ranks = ranks
+        self._is_helping = True
         self.latest: dict[str, LayerReport] = {}
-        """Empty: it is kept by rank 0."""
+        """Empty: rank 0 keeps the readings."""
         self.dropped = 0
-        """Always 0: likewise."""
+        """Always 0: rank 0 counts."""
 
     @property
     def under_way(self) -> bool:
-        """Whether anything is not finished."""
-        return not self._worker.is_idle
+        """Return whether any reading is not finished."""
+        return not self._executor.is_idle()
 
     @property
     def under_way_here(self) -> bool:
-        """The same: it waits for no other rank."""
+        """Return `under_way`: this rank waits for no other."""
         return self.under_way
 
     def settle(self) -> None:
-        """Wait for the device."""
+        """Synchronise the device."""
         self._source.settle()
 
     def begin(self, step: int, _host_step: int | None = None) -> None:
-        """Read what rank 0 says. At the first due step it does not know yet who is there."""
-        if not self._replicas.has_joined:
+        """Read what rank 0 assigns; at the first due step announce this rank instead."""
+        if not self._ranks.has_joined:
             self._source.refresh()
-            self._replicas.join(self._source.fingerprint())
+            self._ranks.join(self._source.fingerprint())
             return
-        names = self._replicas.assigned(step) if self._is_asked else None
+        names = self._ranks.assigned(step) if self._is_helping else None
         if names is None:
-            self._is_asked = False
+            self._is_helping = False
             return
         tasks: list[Task] = []
         try:
             self._source.refresh()
             known = self._source.nominal()
-            tasks.extend(  # one by one: each copy that is begun takes room
-                self._worker.begin(name, step, moved=math.nan)
-                for name in names
-                if name in known and self._worker.has_room(name)
-            )
-        finally:  # rank 0 waits for it, whatever fails here
-            self._worker.then(partial(self._send, step, tasks))
+            for name in names:
+                if name in known and self._executor.has_room(name):  # each copy that is begun takes room
+                    tasks.append(self._executor.begin(name, step, moved=math.nan))  # noqa: PERF401
+        finally:  # rank 0 waits for the answer, whatever fails here
+            self._executor.then(partial(self._send, step, tasks))
 
     def finished(self) -> Iterator[Report]:
-        """None: they are rank 0's."""
+        """Yield nothing: rank 0 makes the reports."""
         yield from ()
 
     def give_up(self) -> None:
-        """Nothing to do: rank 0 does without."""
+        """Do nothing: rank 0 stops waiting by itself."""
 
     def close(self) -> None:
-        """Free the worker, and the talk."""
-        self._worker.close()
-        self._replicas.end()
+        """End the thread, and release the store."""
+        self._executor.close()
+        self._ranks.end()
 
     def state_dict(self) -> Plain:
-        """Nothing: it is rank 0's."""
+        """Return an empty state: rank 0 keeps it."""
         return {}
 
     def prepare(self, _state: Plain) -> Callable[[], None]:
-        """Return what begins again with the other ranks."""
-        return self._replicas.restart
+        """Return the function that starts again with the other ranks."""
+        return self._ranks.restart
 
     def _send(self, step: int, tasks: list[Task]) -> None:
         answer: Answer = {}
         for task in tasks:
             answer |= task.poll() or {}
         try:
-            self._replicas.answer(step, answer)
+            self._ranks.answer(step, answer)
         except Exception as error:  # noqa: BLE001 -- the store of a job that ends
-            self._is_asked = False
-            _log.warning("esdmon: rank 0 cannot be reached at step %d, and is not read for: %s", step, describe(error))
+            self._is_helping = False
+            _log.warning(
+                "esdmon: rank 0 cannot be reached at step %d: %s. This rank no longer shares the reading.",
+                step,
+                describe(error),
+            )

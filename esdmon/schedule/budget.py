@@ -1,4 +1,4 @@
-"""What watching may cost: seconds earned by the run, seconds spent by the monitor, both measured."""
+"""How much of the run's time monitoring may take: credit earned by the run, seconds spent by the monitor."""
 
 import math
 import time
@@ -9,16 +9,14 @@ from numbers import Real
 from typing import final
 
 from esdmon.errors import InputError
+from esdmon.limits import Limits
 
 Clock = Callable[[], float]
-ADVANCE = 2.0
-"""Seconds that may be spent before they are earned, and are paid back: a first short run of a small model is read whole
-at each due step, and a run of ADVANCE/share, 200 s at 1 %, has not cost more than its share. Our choice."""
 
 
 @dataclass(slots=True)
 class Cost:
-    """What a piece of work cost, in seconds of the run."""
+    """The cost of a block, in seconds of the run."""
 
     seconds: float = 0.0
 
@@ -34,18 +32,28 @@ class Budget:
     Args:
         share: of the run, between 0 and 1; None: no limit.
         clock: wall time in seconds.
-        cpu_clock: CPU seconds of all threads of the process; of the calling thread where others read for the monitor,
-            whose seconds are taken by `spend`.
+        cpu_clock: CPU seconds of all threads of the process; of the calling thread where another thread reads, whose
+            seconds are added by `spend`.
+        advance: seconds that may be spent before they are earned.
+
+    Raises:
+        InputError: for a share outside (0, 1].
     """
 
     def __init__(
-        self, share: float | None, *, clock: Clock = time.perf_counter, cpu_clock: Clock = time.process_time
+        self,
+        share: float | None,
+        *,
+        clock: Clock = time.perf_counter,
+        cpu_clock: Clock = time.process_time,
+        advance: float = Limits().advance_seconds,
     ) -> None:
         if share is not None and not (isinstance(share, Real) and 0 < share <= 1):
-            msg = f"budget= is a share of the run, above 0 and at most 1, or None for no limit; got {share!r}"
+            msg = f"budget= must be a share of the run, above 0 and at most 1, or None for no limit; got {share!r}"
             raise InputError(msg)
         self.share = share
         self._clock, self._cpu_clock = clock, cpu_clock
+        self._advance = advance
         self._start: tuple[float, float] | None = None
         self._earned_at = 0.0
         self._credit = 0.0
@@ -53,53 +61,55 @@ class Budget:
         self._spending_since: tuple[float, float] | None = None
 
     def start(self) -> None:
-        """The run begins; again is harmless."""
+        """Start the clocks at the first call."""
         if self._start is None:
             self._start = (self._clock(), self._cpu_clock())
             self._earned_at = self._start[0]
 
     def earn(self, at_most: float) -> None:
-        """Credit for the time since the last call; neither more than so many seconds are saved, nor owed.
+        """Add credit for the time since the last call.
 
-        So a long pause, or a phase in which nothing changed, is no licence to be slow afterwards.
+        Args:
+            at_most: bound of the credit, and beyond the advance of the debt, in seconds: after a long pause, or a
+                phase in which nothing changed, readings must not slow the run.
         """
         if self.share is not None:
             now = self._clock()
             credit = self._credit + self.share * (now - self._earned_at)
-            self._credit = max(-ADVANCE - at_most, min(at_most, credit))
+            self._credit = max(-self._advance - at_most, min(at_most, credit))
             self._earned_at = now
 
     @property
     def credit(self) -> float:
-        """Seconds that may be spent now; negative for what is owed; infinite without a limit.
+        """Return the seconds that may be spent now: negative for a debt, infinite without a limit.
 
-        In a block of `spending` it shrinks as the block goes on.
+        Inside a block of `spending` it shrinks while the block runs.
         """
         if self.share is None:
             return math.inf
-        return self._credit + max(0.0, ADVANCE - self.share * self._run()) - self._spending()
+        return self._credit + max(0.0, self._advance - self.share * self._run()) - self._spending()
 
     @property
     def overhead(self) -> float:
-        """The share of the run that was spent so far, in time or CPU time, whichever is more; NaN before it began."""
+        """Return the share of the run spent so far, of time or CPU time, whichever is more; NaN before the start."""
         run = self._run()
         return (self._spent + self._spending()) / run if run > 0 else math.nan
 
     @property
     def is_exceeded(self) -> bool:
-        """Whether twice the share was spent, in a run that is long enough to tell: twice as long as pays an advance."""
-        if self.share is None or self._run() < 2 * ADVANCE / self.share:
+        """Return whether twice the share was spent, in a run at least twice as long as pays for the advance."""
+        if self.share is None or self._run() < 2 * self._advance / self.share:
             return False
         return self.overhead > 2 * self.share
 
     def spend(self, seconds: float) -> None:
-        """Take what was used elsewhere: by another thread."""
+        """Charge seconds that were used elsewhere: by another thread."""
         self._spent += seconds
         self._credit -= seconds
 
     @contextmanager
     def spending(self) -> Iterator[None]:
-        """Take what a block uses; a block inside another is part of that one."""
+        """Charge the cost of a block; a block inside another is charged once, with the outer one."""
         if self._spending_since is not None:
             yield
             return
@@ -112,7 +122,7 @@ class Budget:
 
     @contextmanager
     def measured(self) -> Iterator[Cost]:
-        """Measure a block."""
+        """Measure the cost of a block, without charging it."""
         cost, since = Cost(), (self._clock(), self._cpu_clock())
         try:
             yield cost
@@ -126,7 +136,7 @@ class Budget:
         return 0.0 if self._start is None else self._clock() - self._start[0]
 
     def _since(self, moment: tuple[float, float]) -> float:
-        """Seconds of the run from a moment, in wall and CPU time, until now."""
+        """Return the cost from a moment (wall, CPU) until now, in seconds of the run."""
         now = (self._clock(), self._cpu_clock())
         wall, cpu = (b - a for a, b in zip(moment, now, strict=True))
         run, run_cpu = (b - a for a, b in zip(self._start or now, now, strict=True))

@@ -1,6 +1,6 @@
-"""When to read: a schedule is a pure function of the step, so that all ranks of a job agree without talking.
+"""When to read: a schedule is a pure function of the step, so that all ranks of a job agree without communicating.
 
-Those that are made here can be pickled, copied and compared, so that whatever holds one can be too.
+Schedules that are made here can be pickled, copied and compared.
 """
 
 import math
@@ -20,13 +20,13 @@ def every(interval: int) -> Schedule:
     >>> [step for step in range(1, 10) if every(3)(step)]
     [3, 6, 9]
     """
-    return _Every(_whole("every=", interval, "is a number of steps, 1 or more, or a function of the step"))
+    return _Every(_whole("every=", interval, "must be a number of steps, 1 or more, or a function of the step"))
 
 
 def per_decade(readings: int) -> Schedule:
     """Return a schedule that is evenly spaced on a logarithmic axis: due at the first step from 10^(k/readings) on.
 
-    Most of what spectra do they do early; so a run of any length is read densely there, and rarely later.
+    Spectra change most early in a run: readings are dense there, and rare later.
 
     >>> [step for step in range(1, 2000) if per_decade(3)(step)]
     [1, 3, 5, 10, 22, 47, 100, 216, 465, 1000]

@@ -1,4 +1,4 @@
-"""Where records go. Each sink knows records only; `scheme:target` is turned into one by `esdmon.plugins`."""
+"""Destinations of records. A sink knows records only; `esdmon.plugins` makes one of a text `scheme:target`."""
 
 from esdmon.sinks.console import ConsoleSink as ConsoleSink
 from esdmon.sinks.jsonl import JsonlSink as JsonlSink

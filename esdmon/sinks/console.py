@@ -1,4 +1,4 @@
-"""The table on the terminal, at each reading."""
+"""A sink that prints the table of each report."""
 
 import os
 import re
@@ -12,17 +12,20 @@ from esdmon.present.colours import coloured
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.spectrum import Phase
 
-MOST = 40
-"""Layers up to which the whole table is shown; of more, those that are in another phase than before. Our choice."""
-_PHASES = re.compile("|".join(re.escape(phase.value) for phase in Phase))
+MAX_ROWS = 40
+"""Layers up to which the whole table is printed; above, only layers that have changed phase. Our choice."""
+_PHASE_NAMES = re.compile("|".join(re.escape(phase.value) for phase in Phase))
 
 
 @final
 class ConsoleSink:
-    """Prints to `stream`; standard output, looked up at each write, where none is given.
+    """Print each report as a table, and each alert as a line.
 
-    Phases have colours on a terminal, unless `NO_COLOR` is set. In the log of a CI job (`CI` is set, and it is no
-    terminal) a reading is one line.
+    Phases have colours on a terminal, unless `NO_COLOR` is set. In the log of a CI job (`CI` is set, and the stream is
+    not a terminal) a report is one line.
+
+    Args:
+        stream: where to print; by default standard output, looked up at each write.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -30,18 +33,18 @@ class ConsoleSink:
         self._phases: dict[str, Phase] = {}
 
     def write(self, report: Report) -> None:
-        """Print the table, or what has changed in it."""
+        """Print the table, or of a large model the rows that have changed."""
         changed = [layer for layer in report if self._phases.get(layer.name) is not layer.phase]
         self._phases = {layer.name: layer.phase for layer in report}
         if os.environ.get("CI") and not self._is_terminal():
             self._print(_line(report))
-        elif len(report) <= MOST:
+        elif len(report) <= MAX_ROWS:
             self._print(f"{report}\n")
         else:
-            self._print("\n".join([*_table(report, changed[:MOST]), _line(report), ""]))
+            self._print("\n".join([*_table(report, changed[:MAX_ROWS]), _line(report), ""]))
 
     def alert(self, alert: Alert) -> None:
-        """Print the message."""
+        """Print severity, state and message."""
         self._print(f"[{alert.severity}] {alert.state}: {alert.message}")
 
     def flush(self) -> None:
@@ -51,11 +54,11 @@ class ConsoleSink:
             flush()
 
     def close(self) -> None:
-        """Flush: the stream is not ours to close."""
+        """Flush; the stream stays open, since its owner closes it."""
         self.flush()
 
     def _open_stream(self) -> TextIO | None:
-        """Return where to print; None without a standard output, and where it was closed: nobody would see it."""
+        """Return the stream; None if there is no standard output, or it was closed."""
         stream = sys.stdout if self._stream is None else self._stream
         try:
             return None if getattr(stream, "closed", False) is True else stream
@@ -63,7 +66,7 @@ class ConsoleSink:
             return None
 
     def _is_terminal(self) -> bool:
-        isatty = getattr(self._open_stream(), "isatty", None)  # what is put in the place of stdout may have only write
+        isatty = getattr(self._open_stream(), "isatty", None)  # a replacement of stdout may have only write
         return callable(isatty) and bool(isatty())
 
     def _print(self, text: str) -> None:
@@ -75,18 +78,19 @@ class ConsoleSink:
             with suppress(LookupError):
                 text = text.encode(encoding, errors="replace").decode(encoding)
         if self._is_terminal() and not os.environ.get("NO_COLOR"):
-            text = _PHASES.sub(lambda found: coloured(Phase(found[0]), found[0]), text)
+            text = _PHASE_NAMES.sub(lambda found: coloured(Phase(found[0]), found[0]), text)
         print(text, file=stream)
 
 
 def _line(report: Report) -> str:
+    """Return one line with the number of layers in each phase."""
     phases = Counter(layer.phase.value if layer.status == "ok" else layer.status for layer in report)
     counted = ", ".join(f"{count} {name}" for name, count in phases.most_common())
     return f"esdmon, step {report.step}: {counted}; {len(report.new)} of {len(report)} read now"
 
 
 def _table(report: Report, layers: list[LayerReport]) -> list[str]:
-    """The lines of the table that are those of some layers, and the header."""
+    """Return the header and the rows of some layers, without the lines below the table."""
     if not layers:
         return []
     return str(replace(report, layers=tuple(layers))).splitlines()[: 1 + len(layers)]

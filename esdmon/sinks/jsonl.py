@@ -1,4 +1,4 @@
-"""One JSON object a line, appended: `pandas.read_json(path, lines=True)` reads it, also while it grows."""
+"""A sink that appends one JSON object a line; `pandas.read_json(path, lines=True)` reads it, also while it grows."""
 
 import errno
 import io
@@ -19,13 +19,14 @@ _log = logging.getLogger("esdmon")
 
 @final
 class JsonlSink:
-    """Appends to `path`; makes its folder. A line cut short by a kill is removed when the file is opened again.
+    """Append records to the file `path`, and create its folder. A line torn by a kill is removed at the next opening.
 
-    Every line holds `"schema"`, `"kind"` (layer, summary or alert), `"run"` (the same for all lines of one run) and
-    `"step"`; what is undefined is null, never NaN. Several runs may be appended to one file.
+    Every line has `"schema"`, `"kind"` (layer, summary or alert), `"run"` (an id, equal in all lines of a run) and
+    `"step"`; undefined values are null, never NaN. The fields are those of `esdmon.records`. Several runs may be
+    appended to one file.
 
     Raises:
-        InputError: for a path that cannot be written, or a file that holds something else, which is left as it was.
+        InputError: for a path that cannot be written, and for a file with other content, which is left unchanged.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -34,35 +35,35 @@ class JsonlSink:
         self._file: io.FileIO | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _opened(self.path)
+            self._file = _open_for_append(self.path)
         except OSError as error:
             raise unwritable(f"jsonl:{path}", error) from error
 
     def start(self, run: str) -> None:
-        """Take what is written from now on to be of the run with this id."""
+        """Use this id for all lines from now on."""
         self._run = run
 
     def write(self, report: Report) -> None:
-        """Write a line for each matrix that was read at this step, and one for the summary."""
+        """Append a line for each matrix that was read at this step, and one for the summary."""
         records = [{"kind": "layer"} | layer.to_record() for layer in report.new]
         self._append([*records, {"kind": "summary"} | report.to_summary_record()])
 
     def alert(self, alert: Alert) -> None:
-        """Write a line."""
+        """Append a line for an alert."""
         self._append([{"kind": "alert"} | alert.to_record()])
 
     def rewind(self, step: int) -> None:
-        """Cut out the lines that this run wrote after a step; without `start`, the run whose line is the last."""
+        """Remove the lines that this run wrote after a step. Without `start`, the run of the last line is continued."""
         if self.path.is_file():
             if self._run is None:
                 self._run = lines.last_run(self.path)
-            lines.cut(self.path, self._run, step)
+            lines.remove_after(self.path, self._run, step)
 
     def flush(self) -> None:
-        """Do nothing: each write is seen at once."""
+        """Do nothing: the file is not buffered."""
 
     def close(self) -> None:
-        """Close the file; again is harmless."""
+        """Close the file; a second call has no effect."""
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -71,33 +72,35 @@ class JsonlSink:
         self._run = self._run or secrets.token_hex(4)
         head = {"schema": SCHEMA, "kind": "", "run": self._run, "step": 0}
         texts = [json.dumps(head | record, allow_nan=False, ensure_ascii=False) for record in records]
-        file = self._current()
+        file = self._current_file()
         try:
-            _write_whole(file, "".join(f"{text}\n" for text in texts).encode())
+            _write_all(file, "".join(f"{text}\n" for text in texts).encode())
         except OSError:
             self.close()  # the next write opens the file again
             raise
 
-    def _current(self) -> io.FileIO:
-        """The file that is at the path now: what is written to one that was deleted or replaced is written nowhere."""
+    def _current_file(self) -> io.FileIO:
+        """Return the file that is at the path now: writing to a deleted or replaced one would lose the lines."""
         if self._file is not None and not _is_at(self.path, self._file):
             self.close()
             if not self.path.exists():
-                _log.warning("esdmon: %s was deleted: what it held is lost. Writing goes on in a new file.", self.path)
+                _log.warning(
+                    "esdmon: %s was deleted, and its content is lost. Writing continues in a new file.", self.path
+                )
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = _opened(self.path)
+            self._file = _open_for_append(self.path)
         return self._file
 
 
-def _opened(path: Path) -> io.FileIO:
-    """Open a file to append to it, at the beginning of a line.
+def _open_for_append(path: Path) -> io.FileIO:
+    """Open a file to append to, with its end at the start of a line.
 
     Raises:
         InputError: for a file that is not ours.
     """
     if path.is_file():
-        lines.mend(path)
+        lines.repair_end(path)
         return path.open("ab", buffering=0)
     # Opening a pipe that nobody reads would wait for ever, as would writing to one that is full: this way they fail.
     special = os.O_NONBLOCK if path.exists() and hasattr(os, "O_NONBLOCK") else 0
@@ -111,14 +114,14 @@ def _is_at(path: Path, file: io.FileIO) -> bool:
         return False
 
 
-def _write_whole(file: io.FileIO, data: bytes) -> None:
-    """Write all of it, or leave nothing of it behind: half a line would hide the one that follows."""
+def _write_all(file: io.FileIO, data: bytes) -> None:
+    """Write all of the data or, on an error, none of it: half a line would hide the one that follows."""
     written = 0
     try:
         while written < len(data):
             count = file.write(data[written:])
             if count is None:
-                raise BlockingIOError(errno.EAGAIN, "it is a pipe that is full")
+                raise BlockingIOError(errno.EAGAIN, "the pipe is full: nothing reads it")
             written += count
     except OSError:
         with suppress(OSError):

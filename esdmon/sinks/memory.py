@@ -1,4 +1,4 @@
-"""A sink that keeps what it was given: for notebooks and tests."""
+"""A sink that keeps records in memory, for notebooks and tests."""
 
 from typing import final
 
@@ -7,27 +7,30 @@ from esdmon.records import Alert, Report
 
 @final
 class MemorySink:
-    """`sink = MemorySink(); watch(..., sinks=[sink]); sink.reports[-1]`."""
+    """Keep all reports and alerts in lists.
+
+    `sink = MemorySink(); watch(..., sinks=[sink]); sink.reports[-1]`.
+    """
 
     def __init__(self) -> None:
         self.reports: list[Report] = []
         self.alerts: list[Alert] = []
 
     def write(self, report: Report) -> None:
-        """Keep the report."""
+        """Append the report."""
         self.reports.append(report)
 
     def alert(self, alert: Alert) -> None:
-        """Keep the alert."""
+        """Append the alert."""
         self.alerts.append(alert)
 
     def rewind(self, step: int) -> None:
-        """Forget what came after a step."""
+        """Remove reports and alerts of later steps."""
         self.reports = [report for report in self.reports if report.step <= step]
         self.alerts = [alert for alert in self.alerts if alert.step <= step]
 
     def flush(self) -> None:
-        """Nothing to do."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Do nothing: the lists stay readable."""

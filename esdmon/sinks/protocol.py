@@ -1,4 +1,4 @@
-"""What a sink is: a place that records are written to. It knows no tensor and no monitor."""
+"""The protocol of a sink."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,14 +7,17 @@ from esdmon.records import Alert, Report
 
 @runtime_checkable
 class Sink(Protocol):
-    """Take records, from one thread, in step order. What a sink raises is isolated: the run and other sinks go on.
+    """A destination of reports and alerts. It knows neither tensors nor monitors.
 
-    A sink may have three methods more, which are called where they exist:
+    Methods are called from one thread, in the order of steps. An exception is isolated: training and the other sinks
+    continue.
 
-    - `start(run: str)`: before anything is written, with the id of the run, 8 hexadecimal digits; and again where a
-      state of another run is loaded, which then goes on.
-    - `rewind(step: int)`: the run was resumed at that step. Drop what this run wrote after it: it is written again.
-    - `catch_up() -> bool`: do one piece of deferred work, such as a picture, and return whether there is more. Called
+    Three more methods are optional:
+
+    - `start(run: str)`: called before anything is written, with the id of the run, 8 hexadecimal digits; and again
+      when the state of another run is loaded, which is then continued.
+    - `rewind(step: int)`: the run is resumed at that step. Drop what this run wrote after it: it is written again.
+    - `catch_up() -> bool`: do one piece of deferred work, such as a picture, and return True if there is more. Called
       between reports, at most once a step, and only while the budget allows.
     """
 
@@ -25,7 +28,7 @@ class Sink(Protocol):
         """Write an alert that has begun, grown or ended."""
 
     def flush(self) -> None:
-        """Let what was written be seen by others."""
+        """Make what was written visible to readers."""
 
     def close(self) -> None:
-        """Flush, and free what is held. Called once."""
+        """Flush, and release all resources. Called once."""

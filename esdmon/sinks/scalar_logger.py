@@ -1,4 +1,4 @@
-"""A sink for loggers that take numbers by name."""
+"""A sink for loggers that accept numbers by name."""
 
 from collections.abc import Callable
 from typing import final
@@ -7,39 +7,43 @@ from esdmon.present.scalars import Namespace, scalars
 from esdmon.records import Alert, Report
 
 
+def _do_nothing() -> None:
+    pass
+
+
 @final
 class ScalarLoggerSink:
-    """A sink for a logger that takes numbers by name: `log(numbers, step)`, with the tags of `esdmon.present.scalars`.
+    """Log the numbers of each report in one call, by the tags of `esdmon.present.scalars`.
 
     Args:
-        log: takes the numbers and the step.
-        flush: has the logger write what it holds.
-        place: the logger, which two monitors that write to it do not share tags in.
+        log: called with the numbers by tag, and the step.
+        flush: called to make the logger write what it has buffered.
+        place: the logger; a second monitor that writes to the same one uses other tags. By default the sink itself.
     """
 
     def __init__(
         self,
         log: Callable[[dict[str, float], int], object],
-        flush: Callable[[], object] = int,
+        flush: Callable[[], object] = _do_nothing,
         *,
         place: object = None,
     ) -> None:
         self._log = log
         self._flush = flush
-        self._names = Namespace(self if place is None else place, f"this {type(place).__name__}")
+        self._namespace = Namespace(self if place is None else place, f"this {type(place).__name__}")
 
     def write(self, report: Report) -> None:
-        """Log a reading in one call."""
-        self._log(self._names.all(scalars(report)), report.x)
+        """Log the numbers of a report in one call."""
+        self._log(self._namespace.rename(scalars(report)), report.x)
 
     def alert(self, alert: Alert) -> None:
-        """Do nothing: such loggers have no place for words. The log has them."""
+        """Do nothing: such loggers take no text. The message is in esdmon's log."""
 
     def flush(self) -> None:
-        """Have the logger write what it holds."""
+        """Make the logger write what it has buffered."""
         self._flush()
 
     def close(self) -> None:
-        """Have the logger write what it holds; the host closes it."""
-        self._names.free()
+        """Flush; the logger stays open, since its owner closes it."""
+        self._namespace.release()
         self._flush()

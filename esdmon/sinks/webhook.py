@@ -1,4 +1,4 @@
-"""Alerts to a webhook, in the form that Slack takes, and Mattermost, Rocket.Chat and Discord's `/slack` with it."""
+"""A sink that posts alerts to a webhook, as Slack, Mattermost, Rocket.Chat and Discord's `/slack` accept them."""
 
 import json
 import logging
@@ -19,55 +19,76 @@ from esdmon.records import Alert, Report, Severity
 
 _log = logging.getLogger("esdmon")
 TIMEOUT = 10.0
-"""Seconds that one attempt may take, and that closing waits for what is not sent yet."""
+"""Seconds that one attempt may take, and that `close` waits for alerts that are still to be sent. Our choice."""
 ATTEMPTS = 3
-_PAUSE = 1.0  # seconds before the second attempt; twice as many before the third
-_COLOURS: dict[Severity, str] = {"info": "good", "warning": "warning", "error": "danger", "critical": "danger"}
+"""Times that an alert is posted until the server accepts it. Our choice."""
+RETRY_PAUSE = 1.0
+"""Seconds before the second attempt; twice as many before the third. Our choice."""
+_MAX_LAYERS = 10  # names in the field `layers` of a message
+_ATTACHMENT_COLOURS: dict[Severity, str] = {
+    "info": "good",
+    "warning": "warning",
+    "error": "danger",
+    "critical": "danger",
+}
 
 
 @final
 class WebhookSink:
-    """Posts each alert, from a thread of its own; readings are not posted. The training never waits for it.
+    """Post each alert from a thread of its own; reports are not posted. Training never waits for it.
 
-    The address is as good as a password: it stands in no message. Given as `$NAME` it is read from the environment.
+    Args:
+        address: an http or https address, or `$NAME` to take it from the environment. It is as good as a password, so
+            no message contains it.
+        retry_pause: seconds before the second attempt; twice as many before the third.
+        timeout: seconds for one attempt, and for `close`.
+
+    Raises:
+        InputError: for anything else than such an address, and for an unknown variable of the environment.
     """
 
-    def __init__(self, address: str, *, pause: float = _PAUSE) -> None:
+    def __init__(self, address: str, *, retry_pause: float = RETRY_PAUSE, timeout: float = TIMEOUT) -> None:
         if address.startswith("$"):
             name, address = address[1:], os.environ.get(address[1:], "")
             if not address:
-                raise InputError(f"webhook:${name}: the environment has no variable {name}")
+                raise InputError(f"webhook:${name}: the environment has no variable {name}. Set it, or check its name.")
         parts = urlsplit(address)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise InputError("webhook takes an address, 'webhook:https://…', or 'webhook:$NAME' for the environment's")
+            raise InputError("webhook takes an address, 'webhook:https://…', or a variable with one, 'webhook:$NAME'.")
         self._address = address
         self._host = parts.hostname
-        self._pause = pause
+        self._retry_pause = retry_pause
+        self._timeout = timeout
         self._queue: queue.Queue[Alert | None] = queue.Queue()
         self._thread: threading.Thread | None = None
 
     def write(self, report: Report) -> None:
-        """Nothing."""
+        """Do nothing: only alerts are posted."""
 
     def alert(self, alert: Alert) -> None:
-        """Have it posted."""
+        """Queue an alert for posting."""
         self._queue.put(alert)
         if self._thread is None:  # not before: most runs have no alert, and a fork would not have the thread
             self._thread = threading.Thread(target=self._post_all, name="esdmon-webhook", daemon=True)
             self._thread.start()
 
     def flush(self) -> None:
-        """Nothing: it posts as soon as it can."""
+        """Do nothing: alerts are posted as soon as possible."""
 
     def close(self) -> None:
-        """Wait for what is not sent yet, ten seconds at most, and end the thread; what is lost is told in the log."""
+        """Wait until all alerts are sent or the timeout is over, and end the thread; log how many were not sent."""
         if self._thread is None:
             return
-        until = time.monotonic() + TIMEOUT
-        while self._queue.unfinished_tasks and time.monotonic() < until:
+        deadline = time.monotonic() + self._timeout
+        while self._queue.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.01)
         if self._queue.unfinished_tasks:
-            _log.warning("esdmon: %d alerts were not sent to %s in time.", self._queue.unfinished_tasks, self._host)
+            _log.warning(
+                "esdmon: %d alerts were not sent to %s within %g s: they are in this log only. Check the webhook.",
+                self._queue.unfinished_tasks,
+                self._host,
+                self._timeout,
+            )
         self._queue.put(None)
 
     def _post_all(self) -> None:
@@ -78,7 +99,12 @@ class WebhookSink:
             try:
                 self._post(alert)
             except Exception as error:  # noqa: BLE001 -- a thread has nobody to raise to
-                _log.warning("esdmon: %s did not take an alert: %s. It was: %s", self._host, _why(error), alert.message)
+                _log.warning(
+                    "esdmon: posting an alert to %s failed: %s. The alert was: %s",
+                    self._host,
+                    _describe(error),
+                    alert.message,
+                )
             finally:
                 self._queue.task_done()
 
@@ -87,21 +113,22 @@ class WebhookSink:
         request = Request(self._address, body, {"Content-Type": "application/json"})  # noqa: S310 -- http by __init__
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with urlopen(request, timeout=TIMEOUT):  # noqa: S310
+                with urlopen(request, timeout=self._timeout):  # noqa: S310
                     return
             except (OSError, HTTPException) as error:
                 is_final = isinstance(error, HTTPError) and error.code < 500 and error.code != 429
                 if is_final or attempt == ATTEMPTS:
                     raise
-                time.sleep(self._pause * attempt)
+                time.sleep(self._retry_pause * attempt)
 
 
 def payload(alert: Alert) -> dict[str, Any]:
-    """What is posted: a line of text, and the alert's fields beneath it."""
+    """Return the JSON object to post: a line of text, and an attachment with the fields of the alert."""
+    more = " …" if len(alert.layers) > _MAX_LAYERS else ""
     fields = {
         "rule": alert.rule,
         "severity": alert.severity,
-        "layers": ", ".join(alert.layers[:10]) + (" …" if len(alert.layers) > 10 else ""),
+        "layers": ", ".join(alert.layers[:_MAX_LAYERS]) + more,
         "step": str(alert.step),
         "since step": str(alert.since),
         "run": f"{socket.gethostname()}:{Path.cwd()}",
@@ -110,15 +137,15 @@ def payload(alert: Alert) -> dict[str, Any]:
         "text": f"esdmon, {alert.severity}, {alert.state}: {alert.message}",
         "attachments": [
             {
-                "color": _COLOURS[alert.severity],
+                "color": _ATTACHMENT_COLOURS[alert.severity],
                 "fields": [{"title": key, "value": value, "short": True} for key, value in fields.items() if value],
             }
         ],
     }
 
 
-def _why(error: Exception) -> str:
-    """What went wrong, without the address, which some errors repeat."""
+def _describe(error: Exception) -> str:
+    """Return what went wrong without the address, which the text of some errors contains."""
     if isinstance(error, HTTPError):
         return f"HTTP {error.code} {error.reason}"
     return f"{type(error).__name__} {getattr(getattr(error, 'reason', error), 'strerror', None) or ''}".rstrip()

@@ -10,9 +10,10 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any, Self, TypedDict, final
+from typing import Any, Self, final
 
 import numpy as np
 from torch.optim import Optimizer
@@ -20,18 +21,18 @@ from torch.optim import Optimizer
 from esdmon.errors import InputError, nearest
 from esdmon.isolation import describe
 from esdmon.notice import notice
-from esdmon.options.resolve import Alerts, Sinks, listed, settle
-from esdmon.plugins import Plugins
+from esdmon.options import WatchOptions
+from esdmon.options.sinks import Sinks, listed
+from esdmon.options.watch_options import is_default
 from esdmon.plugins.manager import shown
 from esdmon.present.scalars import summary_tags
-from esdmon.records import SUMMARISED, Alert, Coverage, Report
+from esdmon.records import SUMMARISED, Coverage, Report
 from esdmon.runtime.clock import unwrapped
 from esdmon.runtime.monitor import Monitor
-from esdmon.runtime.reader import choose_measures
 from esdmon.schedule import Schedule, union
 from esdmon.sinks import Sink
-from esdmon.watching import check_options, watch
-from esdmon.weights import Model
+from esdmon.torch_private import has_step_hooks
+from esdmon.watching import attach
 
 _log = logging.getLogger("esdmon")
 PREFIX = "esdmon_summary/"
@@ -39,28 +40,6 @@ PREFIX = "esdmon_summary/"
 
 HostsOwn = Iterable[tuple[str, Callable[[], str | Sink]]]
 """Sinks of a host: what each is called in messages, and a function that gives it."""
-_RULES: tuple[tuple[str, Any], ...] = (("alerts", "default"), ("stop_on", ()), ("save_on", ()))
-
-
-class WatchOptions(TypedDict, total=False):
-    """The options of `esdmon.watch` that a callback takes besides `every` and `sinks`, with the defaults of `watch`."""
-
-    budget: float | None
-    mode: str
-    alerts: Alerts
-    on_alert: Callable[[Alert], object] | None
-    stop_on: str | Sequence[str]
-    save_on: str | Sequence[str]
-    layers: Sequence[str] | None
-    exclude: Sequence[str]
-    min_eigenvalues: int
-    max_eigenvalues: int | None
-    reference: Model | str | os.PathLike[str] | None
-    measures: str | Sequence[str]
-    precision: str
-    max_tags: int | None
-    strict: bool
-    plugins: Iterable[object]
 
 
 @final
@@ -77,11 +56,12 @@ class CallbackOptions:
     """
 
     def __init__(self, *, every: int | Schedule, sinks: Sinks, options: Mapping[str, Any]) -> None:
-        check_options(every=every, sinks=sinks, **options)
-        self.options = {name: _plain(value) for name, value in {"every": every, **options}.items()}
+        self._checked = WatchOptions.from_keywords({**options, "every": every, "sinks": sinks})
+        # A command line passes all options, and a checkpoint should name those that were chosen.
+        chosen = {name: value for name, value in options.items() if not is_default(name, value)}
+        self.options = {name: _plain(value) for name, value in {"every": every, **chosen}.items()}
         self.sinks = list(listed(sinks))
-        alerts, stop_on, save_on = (self.options.get(name, default) for name, default in _RULES)
-        self._rules = [rule.name for rule in settle(alerts, stop_on, save_on, self._plugins).rules]
+        self._rules = [rule.name for rule in self._checked.alert_config.rules]
 
     def __deepcopy__(self, _memo: object) -> Self:
         """Return the options themselves: sinks and functions of the user's are not copied with a callback."""
@@ -90,7 +70,7 @@ class CallbackOptions:
     @property
     def is_strict(self) -> bool:
         """Whether what fails is to be raised, for tests."""
-        return bool(self.options.get("strict", False))
+        return self._checked.strict
 
     def watch(
         self,
@@ -113,13 +93,12 @@ class CallbackOptions:
         Raises:
             InputError: for options that cannot be used with this model.
         """
-        options = dict(self.options)
-        if asks is not None:
-            options["every"] = union(options["every"], asks)
+        every = self._checked.every if asks is None else union(self._checked.every, asks)
         opened = [] if hosts_own is None else self._sinks(hosts_own)
         sinks = [sink for _, sink in opened]
         try:
-            monitor = watch(model, readable(optimizer), sinks=sinks, hook=False, first_step=first_step, **options)
+            options = replace(self._checked, every=every, sinks=sinks)
+            monitor = attach(model, readable(optimizer), options, hook=False, first_step=first_step)
         except InputError:
             raise
         except Exception as error:
@@ -152,8 +131,7 @@ class CallbackOptions:
             monitored: by name, who monitors it.
         """
         known = self.summary(None, {})
-        chosen = choose_measures(self.options.get("measures", "default"), self._plugins.measures)
-        measures = {measure.name for measure in chosen}
+        measures = {measure.name for measure in self._checked.chosen_measures}
         missing = {f"{PREFIX}{name}_median": name for name in SUMMARISED if name not in measures}
         for name, who in monitored.items():
             if name not in known:
@@ -177,7 +155,7 @@ class CallbackOptions:
         return sinks
 
     def _opened(self, sink: str | Sink) -> Sink:
-        return self._plugins.open_sink(sink) if isinstance(sink, str) else sink
+        return self._checked.known.open_sink(sink) if isinstance(sink, str) else sink
 
     def _tried(self, name: str, make: Callable[[], Any]) -> Any:
         try:
@@ -187,10 +165,6 @@ class CallbackOptions:
                 raise
             _log.warning("esdmon: readings do not go to %s: %s. Training goes on.", name, describe(error))
             return None
-
-    @property
-    def _plugins(self) -> Plugins:
-        return Plugins(self.options.get("plugins", ()))
 
 
 class CopiedByOptions:
@@ -273,7 +247,7 @@ class _StandIn(Optimizer):
 
 def _readable(optimizer: Any) -> Optimizer | None:
     inner = unwrapped(optimizer)
-    if isinstance(inner, Optimizer) and hasattr(inner, "_optimizer_step_post_hooks"):
+    if has_step_hooks(inner):
         return inner
     try:
         groups = inner.param_groups

@@ -13,7 +13,7 @@ from examples.batch_size_sweep import draw_spectrum
 from examples.paper.training import Result
 
 LAYERS = ("fc1", "fc2")
-_COLOURS = {"fc1": "#1f5fa8", "fc2": "#c0392b"}
+_LAYER_COLOURS = {"fc1": "#1f5fa8", "fc2": "#c0392b"}
 _QUANTITIES = {
     "mp_soft_rank": "MP soft rank",
     "stable_rank": "stable rank",
@@ -86,7 +86,7 @@ def sweep(results: Sequence[Result], setting: str, path: Path, *, title: str) ->
     panels = figure.subplots(1, len(_QUANTITIES) + 1)
     for axes, (name, label) in zip(panels, _QUANTITIES.items(), strict=False):
         for layer in LAYERS:
-            _band(axes, results, setting, _measured(layer, name), colour=_COLOURS[layer], label=layer.upper())
+            _band(axes, results, setting, _measured(layer, name), colour=_LAYER_COLOURS[layer], label=layer.upper())
         axes.set(xlabel=setting.replace("_", " "), ylabel=label)
         if name == "n_spikes":
             axes.set_yscale("symlog", linthresh=10)

@@ -16,9 +16,10 @@ import torch
 
 from esdmon.errors import InputError, MissingExtraError
 from esdmon.isolation import describe
-from esdmon.options.resolve import Sinks
+from esdmon.options import WatchKeywords, shows_options
+from esdmon.options.sinks import Sinks
 from esdmon.schedule import Schedule
-from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, WatchOptions, own_jsonl, resume
+from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, own_jsonl, resume
 from esdmon_lightning.loggers import name_of, sink_for
 from esdmon_lightning.looks import Looks
 
@@ -87,7 +88,8 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
     _left: _Left | None
     _run: tuple[weakref.ref[Any], weakref.ref[Any]] | None
 
-    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
+    @shows_options
+    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchKeywords]) -> None:
         super().__init__()
         self._given = CallbackOptions(every=every, sinks=sinks, options=options)
         self._forget()

@@ -1,4 +1,7 @@
-"""Lightning's loggers as sinks. Known by what their experiment offers, since two packages define each of them."""
+"""Sinks for Lightning's loggers.
+
+A logger is recognised by the methods of its experiment, since two packages define each class of loggers.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +16,26 @@ if TYPE_CHECKING:
 
 
 def sink_for(logger: Any) -> Sink:
-    """Return the sink for a logger: TensorBoard and Weights & Biases get all that they can show, others the numbers."""
+    """Return the sink for a logger: TensorBoard and Weights & Biases get also pictures and alerts, others numbers."""
     experiment = _experiment(logger)
-    # Of the class: an object that answers to any name, as a dummy does, is neither of them.
+    # Look at the class: a dummy experiment has any attribute, and is neither of them.
     if hasattr(type(experiment), "add_scalar"):
         return TensorBoardSink(experiment)
     if hasattr(type(experiment), "define_metric"):
         return WandbSink(experiment)
-    return ScalarLoggerSink(
-        lambda numbers, step: logger.log_metrics(numbers, step=step), getattr(logger, "save", int), place=logger
-    )
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        logger.log_metrics(numbers, step=step)
+
+    def flush() -> None:
+        if hasattr(logger, "save"):
+            logger.save()
+
+    return ScalarLoggerSink(log, flush, place=logger)
 
 
 def name_of(logger: Any) -> str:
-    """Return what a logger is called in messages: its class, and where it writes if it says so."""
+    """Return a logger's name for messages: its class, and its folder if it has one."""
     try:
         folder = getattr(logger, "log_dir", None)
     except Exception:  # noqa: BLE001 -- a property of the user's own logger
@@ -35,7 +44,7 @@ def name_of(logger: Any) -> str:
 
 
 def _experiment(logger: Any) -> Any:
-    """Return what a logger writes by. It need not have one: Lightning asks for `log_metrics` only."""
+    """Return the object that a logger writes by, or None: Lightning requires `log_metrics` only."""
     try:
         return getattr(logger, "experiment", None)
     except Exception:  # noqa: BLE001 -- a property of the user's own logger

@@ -1,6 +1,6 @@
-"""The sink `tensorboard:DIR`: every measure and the phase of every layer as a scalar, alerts as text.
+"""The sink `tensorboard:DIR`: measures and phases as scalars, spectra as histograms and pictures, alerts as text.
 
-Found by the entry-point group `esdmon`; TensorBoard itself is imported when the sink is opened.
+Registered by the entry-point group `esdmon`. TensorBoard itself is imported when a sink is opened.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,5 +11,5 @@ from esdmon_tensorboard.sink import TensorBoardSink as TensorBoardSink
 
 @hookimpl
 def esdmon_register_sinks() -> Mapping[str, Callable[[str], TensorBoardSink]]:
-    """`tensorboard:DIR`."""
+    """Register the scheme `tensorboard:DIR`."""
     return {"tensorboard": TensorBoardSink.open}

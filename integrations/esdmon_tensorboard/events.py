@@ -1,4 +1,4 @@
-"""Event files: which folder a run's lie in, and how they are written. Needs TensorBoard, but not torch's writer."""
+"""Event files: where those of a run are, and how they are written. Imports TensorBoard, but not torch's writer."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from esdmon.errors import InputError, unwritable
-from esdmon_tensorboard.values import InEvents
+from esdmon_tensorboard.outputs import EventOutput
 
 _log = logging.getLogger("esdmon")
-_SECOND = re.compile(r"tfevents\.(\d{10})\.")
+_SECOND_IN_NAME = re.compile(r"tfevents\.(\d{10})\.")
 
 
 @final
 class EventFile:
-    """One event file, written by the thread that calls: `SummaryWriter` has a thread of its own for each.
+    """One event file, written by the calling thread; `SummaryWriter` would start a thread for each.
 
     Args:
-        folder: where it is made, if need be.
-        run: the id of the run, which ends the file's name.
-        purge: the step from which on TensorBoard is to drop what it has of this folder; None for nothing.
+        folder: folder of the file; created if it does not exist.
+        run: id of the run; the file's name ends with it.
+        purge: TensorBoard drops what it has of this folder from this step on; None to drop nothing.
     """
 
     def __init__(self, folder: Path, run: str, *, purge: int | None) -> None:
@@ -49,11 +49,11 @@ class EventFile:
             raise
 
     def add_summary(self, summary: Any, step: int) -> None:
-        """Append an event."""
+        """Append an event with many values."""
         self._add(summary=summary, step=step)
 
     def close(self) -> None:
-        """Close the file; again is harmless."""
+        """Close the file; a second call has no effect."""
         self._file.close()
 
     def _add(self, **fields: Any) -> None:
@@ -66,66 +66,68 @@ class EventFile:
 
 @final
 class RunFiles:
-    """The event files of one run, in the folder that was asked for, or in `run-2`, `run-3` … of it.
+    """The event files of one run, in the given folder, or in `run-2`, `run-3` … of it.
 
-    TensorBoard shows all event files of a folder as one run, so a second run that is written into the folder of a first
-    would be mixed with it. A run knows its own files by its id, which their names hold.
+    TensorBoard shows all event files of a folder as one run, so a second run in the folder of a first would be mixed
+    with it. A run recognises its files by its id, which is part of their names.
 
     Raises:
-        InputError: where the folder cannot be written.
+        InputError: without a folder, and for one that cannot be written.
     """
 
     def __init__(self, target: str) -> None:
         if not target:
-            msg = "tensorboard needs a folder: 'tensorboard:runs/a'"
+            msg = "tensorboard needs a folder, such as 'tensorboard:runs/a'"
             raise InputError(msg)
-        self._asked = Path(target).expanduser().absolute()  # the working directory may change
-        self._chosen: Path | None = None
+        self._folder = Path(target).expanduser().absolute()  # the working directory may change
+        self._run_folder: Path | None = None
         self._run = secrets.token_hex(4)
-        self._rewound: int | None = None
+        self._rewound_to: int | None = None
         self._file: EventFile | None = None
-        self.lacks_layout = True
-        self._made = [folder for folder in (self._asked, *self._asked.parents) if not folder.exists()]
+        self.needs_layout = True
+        self._created = [folder for folder in (self._folder, *self._folder.parents) if not folder.exists()]
         try:
-            self._asked.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._asked):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
                 pass
         except OSError as error:
             self.close()
             raise unwritable(f"tensorboard:{target}", error) from error
 
     def start(self, run: str) -> None:
-        """Take what is written from now on to be of the run with this id."""
+        """Write to files of the run with this id from now on."""
         if run != self._run:
-            self._forget()
-            self._run, self._chosen, self._rewound = run, None, None
+            self._close_file()
+            self._run, self._run_folder, self._rewound_to = run, None, None
 
     def rewind(self, step: int) -> None:
-        """Have TensorBoard drop what this run wrote after a step, as soon as something is written."""
-        self._forget()
-        self._rewound = step
+        """Make TensorBoard drop what this run wrote after a step, at the next write."""
+        self._close_file()
+        self._rewound_to = step
 
-    def values(self, step: int, x: int) -> InEvents:
-        """Open a file, if none is open, for values of a step that are drawn at `x`."""
-        if self._file is not None and not self._file.path.exists():  # what is written to deleted files is nowhere
-            _log.warning("esdmon: %s was deleted: what it held is lost. Writing goes on in a new file.", self._chosen)
-            self._forget()
+    def output(self, step: int, x: int) -> EventOutput:
+        """Return a way to write values of a step that are drawn at `x`; open a file if none is open."""
+        if self._file is not None and not self._file.path.exists():  # writing to a deleted file would lose the values
+            _log.warning(
+                "esdmon: %s was deleted, and its content is lost. Writing continues in a new file.", self._run_folder
+            )
+            self._close_file()
         if self._file is None:
             self._file = self._open(step, x)
-            self.lacks_layout = True
-        return InEvents(self._add)
+            self.needs_layout = True
+        return EventOutput(self._add)
 
     def flush(self) -> None:
-        """Do nothing: what is written is seen at once."""
+        """Do nothing: the file is not buffered."""
 
     def close(self) -> None:
-        """Close the file; where nothing was written, remove the folders that were made for it."""
-        self._forget()
+        """Close the file; remove the folders that were created if nothing was written to them."""
+        self._close_file()
         with suppress(OSError):
-            for folder in self._made:
+            for folder in self._created:
                 folder.rmdir()
 
-    def _forget(self) -> None:
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -136,38 +138,42 @@ class RunFiles:
         try:
             self._file.add_summary(summary, step)
         except OSError:  # what follows a torn event is not read: the next one goes to a file of its own
-            self._forget()
+            self._close_file()
             raise
 
     def _open(self, step: int, x: int) -> EventFile:
-        if self._chosen is None:
-            self._chosen = self._choose()
-        if not _event_files(self._chosen):
-            # TensorBoard's reader in Python heeds a START only where there was one before: without this one, the points
-            # after the step at which a run is resumed for the first time would be shown twice.
-            purge = 0
-        elif self._rewound is None:
-            purge = None
-        else:
-            purge = self._rewound * x // max(step, 1) + 1  # a host may count otherwise
-        file = EventFile(self._chosen, self._run, purge=purge)
-        self._rewound = None
+        if self._run_folder is None:
+            self._run_folder = self._choose_folder()
+        file = EventFile(self._run_folder, self._run, purge=self._purge_step(self._run_folder, step, x))
+        self._rewound_to = None
         return file
 
-    def _choose(self) -> Path:
-        folders = [self._asked, *(folder for folder in sorted(self._asked.glob("run-*")) if folder.is_dir())]
+    def _purge_step(self, folder: Path, step: int, x: int) -> int | None:
+        """Return the x-coordinate from which on TensorBoard drops what it has; None to drop nothing."""
+        if not _event_files(folder):
+            # TensorBoard's reader in Python heeds a START only where there was one before: without this one, the points
+            # after the step at which a run is resumed for the first time would be shown twice.
+            return 0
+        if self._rewound_to is None:
+            return None
+        return self._rewound_to * x // max(step, 1) + 1  # x may be a host's step, which counts differently
+
+    def _choose_folder(self) -> Path:
+        """Return the folder that has files of this run; else the given one, or `run-N` of it if that is in use."""
+        folders = [self._folder, *(folder for folder in sorted(self._folder.glob("run-*")) if folder.is_dir())]
         for folder in folders:
             if any(name.endswith(f".esdmon-{self._run}") for name in _event_files(folder)):
                 return folder
-        if not _event_files(self._asked):
-            return self._asked
-        free = next(folder for n in count(2) if not (folder := self._asked / f"run-{n}").exists())
-        _log.warning("esdmon: %s holds event files of another run: this run is written to %s.", self._asked, free)
+        if not _event_files(self._folder):
+            return self._folder
+        numbered = (self._folder / f"run-{number}" for number in count(2))
+        free = next(folder for folder in numbered if not folder.exists())
+        _log.warning("esdmon: %s has event files of another run. This run is written to %s.", self._folder, free)
         return free
 
 
 def _event_files(folder: Path) -> list[str]:
-    """The names of the event files in a folder, in order."""
+    """Return the names of the event files in a folder, sorted."""
     try:
         return sorted(name for name in os.listdir(folder) if "tfevents" in name)  # noqa: PTH208 -- names are all we need
     except OSError:
@@ -175,7 +181,8 @@ def _event_files(folder: Path) -> list[str]:
 
 
 def _next_name(folder: Path) -> str:
-    """A name behind those of all event files in a folder, since TensorBoard reads them in the order of their names."""
-    seconds = [int(found[1]) for name in _event_files(folder) if (found := _SECOND.search(name))]
+    """Return a name that sorts after all event files of a folder, since TensorBoard reads them in that order."""
+    matches = [_SECOND_IN_NAME.search(name) for name in _event_files(folder)]
+    seconds = [int(match[1]) for match in matches if match]
     second = max(int(time.time()), max(seconds, default=-1) + 1)
     return f"events.out.tfevents.{second:010d}.{socket.gethostname()}.{os.getpid()}.0"

@@ -1,4 +1,4 @@
-"""Records to TensorBoard's event files."""
+"""A sink that writes records to TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,52 +8,51 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, final
 
 from esdmon.errors import MissingExtraError
-from esdmon.present import Gallery, MediaSchedule, draw_esd, prepare
+from esdmon.present import Media, draw_esd
 from esdmon.present.scalars import scalars, tag
-from esdmon_tensorboard.values import Values, values_of
+from esdmon_tensorboard.outputs import Output, output_for
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from esdmon import Alert, LayerReport, Report
+    from esdmon import Alert, Report
     from esdmon_tensorboard.events import RunFiles
 
 _log = logging.getLogger("esdmon")
-_AT_CLOSE = 24
-"""Pictures that are drawn at the end, each of some 20 kB. Our choice."""
-_PATIENCE = 2.0
-"""Seconds after which no more of them is begun. Our choice."""
+MAX_LAST_PICTURES = 24
+"""Pictures that `close` draws at most, of some 20 kB each. Our choice."""
+LAST_PICTURES_SECONDS = 2.0
+"""Time after which `close` begins no further picture. Our choice."""
 
 
 @final
 class TensorBoardSink:
-    """Writes event files of its own by `open(folder)`, or through a writer of the user's, which it leaves open.
+    """Write reports as scalars, histograms and pictures, and alerts as text.
 
-    Tags are those of `esdmon.present.scalars`. All of a reading go into one event. Pictures are queued at a
-    report and drawn one by one, by `catch_up`.
+    `TensorBoardSink.open(folder)` writes event files of its own; `TensorBoardSink(writer)` uses a writer of the user's,
+    which stays open. Tags are those of `esdmon.present.scalars`. Pictures are queued by `write` and `alert`, and drawn
+    one by one by `catch_up`.
 
     Args:
-        writer: torch's or tensorboardX's, or any with their methods; or event files of our own.
-        clock: seconds, by which the pictures at the end are limited.
+        writer: a `SummaryWriter` of torch or tensorboardX, any object with their methods, or event files of our own.
+        clock: returns seconds; limits the time that `close` spends on pictures.
     """
 
     def __init__(self, writer: SummaryWriter | RunFiles, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._output: UsersWriter | RunFiles = UsersWriter(writer) if hasattr(writer, "add_scalar") else writer
+        self._target: UsersWriter | RunFiles = UsersWriter(writer) if hasattr(writer, "add_scalar") else writer
         self._clock = clock
-        self._showing = MediaSchedule()
-        self._gallery = Gallery()
+        self._media = Media()
         self._report: Report | None = None
-        self._draws = prepare()
 
     @classmethod
     def open(cls, folder: str) -> Self:
-        """Return a sink with event files of its own, the first of which is made when there is something to write.
+        """Return a sink with event files of its own; the first is created when there is something to write.
 
-        They lie in `folder`; where that holds event files of another run, in `run-2`, `run-3` … of it.
+        They are in `folder`, or in `run-2`, `run-3` … of it if it contains event files of another run.
 
         Raises:
             MissingExtraError: without TensorBoard.
-            InputError: without a folder, or with one that cannot be written.
+            InputError: without a folder, and for one that cannot be written.
         """
         try:
             from esdmon_tensorboard.events import RunFiles  # noqa: PLC0415 -- optional
@@ -62,109 +61,103 @@ class TensorBoardSink:
         return cls(RunFiles(folder))
 
     def start(self, run: str) -> None:
-        """Take what is written from now on to be of the run with this id. A writer of the user's has no such id."""
-        self._output.start(run)
+        """Use the event files of the run with this id; no effect on a writer of the user's."""
+        self._target.start(run)
 
     def rewind(self, step: int) -> None:
-        """Have TensorBoard drop what this run wrote after a step. In a writer of the user's that is the user's."""
-        self._output.rewind(step)
-        self._gallery.rewind(step)
-        self._showing = MediaSchedule()
+        """Make TensorBoard drop what this run wrote after a step; no effect on a writer of the user's."""
+        self._target.rewind(step)
+        self._media.rewind(step)
 
     def write(self, report: Report) -> None:
-        """Write a scalar for each measure and the phase of each layer, and for the summary; queue what has changed."""
-        values = self._output.values(report.step, report.x)
-        if self._output.lacks_layout:
-            values.layout(report)
-            self._output.lacks_layout = False
+        """Write scalars and due histograms, and queue pictures of layers whose phase has changed."""
+        output = self._target.output(report.step, report.x)
+        if self._target.needs_layout:
+            output.layout(report)
+            self._target.needs_layout = False
         self._report = report
-        values.numbers(scalars(report), self._showing.histograms(report), report.x)
-        self._queue(self._showing.changed(report))
-        self._output.flush()
+        output.numbers(scalars(report), self._media.histograms(report), report.x)
+        self._media.queue_changed(report)
+        self._target.flush()
 
     def alert(self, alert: Alert) -> None:
-        """Write the message as text, by rule and layer, and queue the layers; the summary has the scalar."""
+        """Write the message by rule and layer, and queue pictures of the layers; the summary has the scalar."""
         report = self._report
         x = alert.step if report is None else report.x
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
-        values = self._output.values(alert.step, x)
-        values.text(tag("alert", f"{alert.rule}/{alert.layer or 'model'}"), text, x)
-        layers = {} if report is None else {layer.name: layer for layer in report}
-        self._queue([layers[name] for name in dict.fromkeys((alert.layer, *alert.layers)) if name in layers])
-        self._output.flush()
+        self._target.output(alert.step, x).text(tag("alert", f"{alert.rule}/{alert.layer or 'model'}"), text, x)
+        by_name = {} if report is None else {layer.name: layer for layer in report}
+        names = dict.fromkeys((alert.layer, *alert.layers))
+        self._media.queue_first([by_name[name] for name in names if name in by_name])
+        self._target.flush()
 
     def catch_up(self) -> bool:
-        """Draw one of the layers that wait. Return whether more do."""
+        """Draw one picture of the queue. Return True if there are more."""
         self._draw_next()
-        self._output.flush()
-        return len(self._gallery) > 0
+        self._target.flush()
+        return len(self._media) > 0
 
     def flush(self) -> None:
         """Flush the writer."""
-        self._output.flush()
+        self._target.flush()
 
     def close(self) -> None:
-        """Write the table and draw the layers as they are at the end, as many as two seconds allow; then close."""
+        """Write the last table and last pictures, as many as two seconds allow, and close the files."""
         try:
             if self._report is not None:
-                self._conclude(self._report)
+                self._write_last(self._report)
         finally:
-            self._output.close()
-
-    def _queue(self, layers: list[LayerReport]) -> None:
-        if self._draws:
-            self._gallery.queue(layers)
+            self._target.close()
 
     def _draw_next(self) -> None:
-        layer = self._gallery.take()
+        layer = self._media.take()
         if layer is not None:
             x = layer.step if layer.host_step is None else layer.host_step
-            self._output.values(layer.step, x).picture(tag("picture", layer.name), draw_esd(layer), x)
+            self._target.output(layer.step, x).picture(tag("picture", layer.name), draw_esd(layer), x)
 
-    def _conclude(self, report: Report) -> None:
+    def _write_last(self, report: Report) -> None:
         table = "\n".join(f"    {line}" for line in str(report).splitlines())
-        self._output.values(report.step, report.x).text("esdmon_report", table, report.x)
-        if self._draws:
-            self._gallery.queue_last(report)
-        start, waiting = self._clock(), len(self._gallery)
-        for _ in range(min(waiting, _AT_CLOSE)):
-            if self._clock() - start < _PATIENCE:
+        self._target.output(report.step, report.x).text("esdmon_report", table, report.x)
+        self._media.queue_last(report)
+        start, waiting = self._clock(), len(self._media)
+        for _ in range(min(waiting, MAX_LAST_PICTURES)):
+            if self._clock() - start < LAST_PICTURES_SECONDS:
                 self._draw_next()
-        if self._gallery:
+        if self._media:
             _log.info(
-                "esdmon: TensorBoard has no last picture of %d of %d layers: drawing is limited to %d and %g seconds.",
-                len(self._gallery),
+                "esdmon: %d of %d layers have no last picture in TensorBoard: closing draws at most %d within %g s.",
+                len(self._media),
                 waiting,
-                _AT_CLOSE,
-                _PATIENCE,
+                MAX_LAST_PICTURES,
+                LAST_PICTURES_SECONDS,
             )
 
 
 @final
 class UsersWriter:
-    """A writer that is not ours: it is never opened, closed or rewound."""
+    """A writer that the user owns: it is never closed or rewound."""
 
-    lacks_layout = False
-    """A folder has one layout of the tab of custom scalars: here it is the user's."""
+    needs_layout = False
+    """False: a folder has one layout of the tab of custom scalars, and here it is the user's."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
     def start(self, run: str) -> None:
-        """Do nothing."""
+        """Do nothing: the writer's files are the user's choice."""
 
     def rewind(self, step: int) -> None:
-        """Do nothing."""
+        """Do nothing: what is in the user's files is not removed."""
 
-    def values(self, step: int, x: int) -> Values:  # noqa: ARG002 -- what files of our own ask for
-        """Find the best way to write to it now."""
-        return values_of(self._writer)
+    def output(self, step: int, x: int) -> Output:  # noqa: ARG002 -- `RunFiles` needs both
+        """Return the fastest way to write to it now."""
+        return output_for(self._writer)
 
     def flush(self) -> None:
-        """Flush it."""
+        """Flush the writer, if it can."""
         if hasattr(self._writer, "flush"):
             self._writer.flush()
 
     def close(self) -> None:
-        """Flush it: it is not ours to close."""
+        """Flush; the writer stays open, since its owner closes it."""
         self.flush()

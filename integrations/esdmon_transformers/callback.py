@@ -15,9 +15,10 @@ import torch
 
 from esdmon.errors import InputError, MissingExtraError
 from esdmon.isolation import describe
-from esdmon.options.resolve import Sinks
+from esdmon.options import WatchKeywords, shows_options
+from esdmon.options.sinks import Sinks
 from esdmon.schedule import Schedule
-from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, WatchOptions, own_jsonl, resume
+from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, own_jsonl, resume
 from esdmon_transformers import folders
 from esdmon_wandb import WandbSink
 
@@ -63,7 +64,8 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
     _restored: dict[str, Any]
     _stands_for: SpectralMonitor | None
 
-    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchOptions]) -> None:
+    @shows_options
+    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchKeywords]) -> None:
         self._given = CallbackOptions(every=every, sinks=sinks, options=options)
         self._forget()
 

@@ -1,4 +1,4 @@
-"""The trackers of Accelerate as sinks."""
+"""Sinks for the trackers of Accelerate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def tracker_sinks(accelerator: Any) -> list[Sink]:
-    """A sink for each tracker of `accelerator.init_trackers(...)`, which is to be called before."""
+    """Return a sink for each tracker of an accelerator; call `accelerator.init_trackers(...)` first.
+
+    TensorBoard and Weights & Biases get numbers, histograms, pictures and alerts; other trackers get the numbers.
+    """
     return [_sink_for(tracker) for tracker in accelerator.trackers]
 
 

@@ -24,7 +24,7 @@ class Hangs(Reads):
 def test_a_monitor_that_hangs_says_so_once_and_when_it_goes_on() -> None:
     """After fifty due steps without a report."""
     readings = Hangs()
-    monitor = Monitor(readings, schedule=every(2), book=AlertManager([RULES["stale_monitor"]]))
+    monitor = Monitor(readings, schedule=every(2), alerts=AlertManager([RULES["stale_monitor"]]))
     for _ in range(2 * DUE_STEPS_WITHOUT_REPORT - 1):
         monitor.step()
     before = list(monitor.alerts)

@@ -19,27 +19,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.fixtures.memory import MEASURE
+
 WIDE, NARROW = 16_384, 1536  # 100 MB in float32
 Tensors = dict[str, Tensor]
-
-MEASURE = """
-import sys, threading, time
-import esdmon
-esdmon.analyze(sys.argv[1])
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
-base, peak = resident(), 0
-def sample():
-    global peak
-    while True:
-        peak = max(peak, resident())
-        time.sleep(0.001)
-threading.Thread(target=sample, daemon=True).start()
-report = esdmon.analyze(sys.argv[2])
-assert {layer.status for layer in report} == {"ok"}
-print(peak - base)
-"""
 
 
 def distributed(tensors: Tensors, path: Path) -> None:

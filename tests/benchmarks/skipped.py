@@ -17,12 +17,18 @@ import torch
 from torch import nn
 
 from esdmon.cli.demo import MiniAlexNet, batches, digits
+from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import LayerReport
 from esdmon.runtime.reader import Reader
 from esdmon.schedule.priority import TOLERANCE
 from esdmon.weights import Drift
 from tests.benchmarks.overhead import TASKS
+
+
+def reader_of(model: torch.nn.Module) -> Reader:
+    known = Plugins()
+    return Reader(model, known, measures=choose_measures("default", known.measures), drift=Drift())
 
 
 @dataclass
@@ -117,9 +123,9 @@ def main() -> None:
         steps = options.steps if make is alexnet else options.steps // 2
         model, optimizer, training = make(steps)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-        reader = Reader(model, Plugins(), drift=Drift())
+        reader = reader_of(model)
         tolerances = (TOLERANCE / 10, TOLERANCE, 10 * TOLERANCE)
-        repeaters = [Repeater(Reader(model, Plugins(), drift=Drift()), tolerance) for tolerance in tolerances]
+        repeaters = [Repeater(reader_of(model), tolerance) for tolerance in tolerances]
         for step, _ in enumerate(training, start=1):
             schedule.step()
             if step % options.every == 0:

@@ -12,58 +12,19 @@ set thresholds; the other half is held back to report on.
 """
 
 import argparse
-import hashlib
 import json
-import tomllib
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esdmon.spectrum import Phase, Spectrum, classify, mp_density, mp_edges
+from esdmon.spectrum import classify, mp_density, mp_edges
+from tests.fixtures.trained import DATA, SPECTRA, Labelled, confusion, load
 
-DATA = Path(__file__).parents[1] / "data"
-SPECTRA, LABELS = DATA / "trained_spectra.npz", DATA / "trained_labels.toml"
 MIN_M = 64
 TRAINED = 0.8  # training accuracy
 PER_SHEET = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A spectrum of a trained layer."""
-
-    name: str
-    """The run and the layer."""
-    spectrum: Spectrum
-    held_back: bool
-    phase: Phase | None = None
-    reason: str = ""
-
-
-def load() -> list[Labelled]:
-    """All of them, with their labels where they have one."""
-    labels = tomllib.loads(LABELS.read_text(encoding="utf-8")) if LABELS.exists() else {}
-    with np.load(SPECTRA) as file:
-        shapes = json.loads(str(file["shapes"]))
-        return [_labelled(name, file[name], shape, labels.get(name)) for name, shape in shapes.items()]
-
-
-def _labelled(name: str, lam: Any, shape: Sequence[int], label: Any) -> Labelled:
-    n, m = shape
-    spectrum = Spectrum.from_eigenvalues(lam, shape=(n, m))
-    if label is None:
-        return Labelled(name, spectrum, is_held_back(name))
-    return Labelled(name, spectrum, is_held_back(name), Phase(label["phase"]), label["reason"])
-
-
-def is_held_back(name: str) -> bool:
-    """By the recipe: two seeds of one are never in different halves."""
-    recipe = "_".join(part for part in name.partition("/")[0].split("_") if not part.startswith("seed-"))
-    return hashlib.sha256(recipe.encode()).digest()[0] % 2 == 1
 
 
 def collect(runs: Path) -> None:
@@ -123,21 +84,6 @@ def _panel(axes: Any, one: Labelled, title: str) -> None:
     axes[1].axvline(high, color="#c0392b", lw=0.8)
     axes[1].xaxis.set_minor_formatter(NullFormatter())
     axes[1].set_title(f"λ/λ⁺: {tops}", fontsize=8)
-
-
-def confusion(every: Iterable[Labelled]) -> tuple[str, float]:
-    """A table of labels against readings, and the share that agrees."""
-    pairs = Counter((one.phase, classify(one.spectrum).phase) for one in every if one.phase is not None)
-    labels = [phase for phase in Phase if any(label is phase for label, _ in pairs)]
-    width = max(len(phase.value) for phase in Phase)
-    lines = [" " * width + "  " + "  ".join(phase.value for phase in Phase)]
-    lines += [
-        f"{label.value:<{width}}  " + "  ".join(f"{pairs[label, phase] or '.':>{len(phase.value)}}" for phase in Phase)
-        for label in labels
-    ]
-    total = pairs.total()
-    share = sum(count for (label, phase), count in pairs.items() if label is phase) / total if total else 0.0
-    return "\n".join(lines), share
 
 
 def report(folder: Path | None = None) -> None:

@@ -104,7 +104,7 @@ def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: py
         (["missing.pt"], "esdmon scan: there is no file or folder missing.pt"),
         (["a.pt", "--compare", "missing.pt"], "esdmon scan: there is no file or folder missing.pt"),
         (["a.pt", "--layers", "aa"], "esdmon scan: layers='aa' matches no layer. Did you mean 'a'"),
-        (["a.pt", "--measures", "alhpa"], "esdmon scan: measures='alhpa' is no measure. Did you mean 'alpha"),
+        (["a.pt", "--measures", "alhpa"], "esdmon scan: Unknown measure 'alhpa' in measures=. Did you mean 'alpha"),
         (["."], "esdmon scan: . holds 2 checkpoints: give one of them"),
     ],
     ids=" ".join,

@@ -1,6 +1,6 @@
-"""A job of two ranks with Lightning, as a user's script: python lightning_ddp.py PACKAGE FOLDER [RULE].
+"""A job of two ranks with Lightning, as a user's script: python lightning_ddp.py PACKAGE FOLDER.
 
-Each rank writes what it has come to. Run by test_lightning.py.
+Trained twice: without a rule to stop on, and with one. Each rank writes what it has come to. Run by test_lightning.py.
 """
 
 import json
@@ -34,11 +34,16 @@ def small(pl: Any) -> Any:
     return Small()
 
 
-def main(package: str, folder: str, *stop_on: str) -> None:
+def main(package: str, folder: str) -> None:
     pl = import_module(package)
+    torch.set_num_threads(1)
+    for name, stop_on in (("not-asked", ()), ("asked", ("always",))):
+        train(pl, f"{folder}/{name}", stop_on)
+
+
+def train(pl: Any, folder: str, stop_on: tuple[str, ...]) -> None:
     from esdmon_lightning import SpectralMonitor
 
-    torch.set_num_threads(1)
     pl.seed_everything(0, verbose=False)
     monitor = SpectralMonitor(
         every=5,

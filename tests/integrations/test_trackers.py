@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # accelerate and its dependen
 
 
 class Strict(GeneralTracker):  # type: ignore[misc]  # accelerate is half typed
-    """Takes the names that MLflow takes, and refuses the whole call for any other."""
+    """Accept the names that MLflow accepts, and reject the whole call for any other."""
 
     name = "strict"
     requires_logging_directory = False
@@ -42,7 +42,7 @@ class Strict(GeneralTracker):  # type: ignore[misc]  # accelerate is half typed
 
 
 class Deep(nn.Module):
-    """As many layers as have charts by kind only."""
+    """A model with enough layers for charts by kind."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_a_tracker_that_is_strict_about_names_takes_every_reading(max_tags: int 
 
 
 def test_two_models_in_a_tracker_do_not_share_names(caplog: pytest.LogCaptureFixture) -> None:
-    """As with W&B: the second has a number, and one line says so."""
+    """The tags of the second have a number, and one log line says so."""
     accelerator, tracker = tracked()
     torch.manual_seed(0)
     monitors = [

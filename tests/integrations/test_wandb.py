@@ -137,7 +137,7 @@ def run(arguments: list[str], folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def ways(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which all ways and cases were run."""
+    """Return the folder in which all ways and cases were run."""
     folder = tmp_path_factory.mktemp("ways")
     run(["-m", "tests.integrations.wandb_ways", str(folder)], folder)
     return folder
@@ -145,7 +145,7 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which each host has trained without esdmon and with it."""
+    """Return the folder in which each host has trained without esdmon and with it."""
     folder = tmp_path_factory.mktemp("hosts")
     scripts = json.dumps({name: textwrap.dedent(script) for name, script in HOSTS.items()})
     run(["-c", textwrap.dedent(ALL), str(folder), scripts], folder)
@@ -153,14 +153,14 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def result(ways: Path, name: str) -> Any:
-    """What a way or a case returned."""
+    """Return the result of a way or a case."""
     results = json.loads((ways / "results.json").read_text())
     assert name not in results["failed"], results["failed"][name]
     return results["done"][name]
 
 
 def numbers(rows: list[dict[str, Any]]) -> set[str]:
-    """The keys of scalars; a picture has several parts behind its key."""
+    """Return the keys of scalars; a picture has several parts behind its key."""
     keys = {key for row in rows for key, value in row.items() if is_number(value)}
     return {key for key in keys if key.startswith("esdmon_") and not key.startswith("esdmon_picture/")}
 
@@ -175,7 +175,7 @@ def ours(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_of_the_users_are_as_without_esdmon(way: str, ways: Path) -> None:
-    """Keys, values and steps of all rows, and the summary; each reading that was not overwritten is in one row."""
+    """Rows and summary are equal; each reading that is not overwritten is in one row."""
     written, overwritten = result(ways, way)
     without, place = ways / f"{way}-without", ways / f"{way}-with"
     assert wandb_files.users(place) == wandb_files.users(without)
@@ -223,7 +223,7 @@ def test_readings_that_found_no_row_are_in_a_table(way: str, ways: Path) -> None
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_rows_of_a_host_are_as_without_esdmon(host: str, hosts: Path) -> None:
-    """Its `*` does not take readings from their own axis, and its axis gets no value from a reading."""
+    """Its pattern `*` does not take readings from their own axis, and its axis gets no value from a reading."""
     failed = json.loads((hosts / "failed.json").read_text())
     assert host not in failed, failed[host]
     place, without = hosts / host / "with", hosts / host / "without"
@@ -235,18 +235,18 @@ def test_rows_of_a_host_are_as_without_esdmon(host: str, hosts: Path) -> None:
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Without what a Trainer measures of its speed."""
+    """Return the rows without what a Trainer measures of its speed."""
     return [{key: value for key, value in row.items() if not re.search("runtime|_per_second", key)} for row in rows]
 
 
 def test_an_active_run_is_where_auto_writes(ways: Path) -> None:
-    """And a JSONL; no TensorBoard that nobody looks at."""
+    """There is a JSONL beside it, and no TensorBoard, which nobody would look at."""
     assert result(ways, "auto") == ["esdmon.jsonl"]
     assert [row["esdmon/step"] for row in ours(ways / "auto")] == [1]
 
 
 def test_an_alert_is_an_alert_of_the_run(ways: Path) -> None:
-    """With the rule in its title and the layer in its text."""
+    """Its title has the rule, and its text the layer."""
     result(ways, "alert")
     ((title, text, level, milliseconds),) = wandb_files.alerts(ways / "alert")
     assert title == "esdmon: non_finite firing"
@@ -256,7 +256,7 @@ def test_an_alert_is_an_alert_of_the_run(ways: Path) -> None:
 
 
 def test_a_run_that_ends_early_loses_that_sink_and_nothing_else(ways: Path) -> None:
-    """The other sinks go on; one line says what to do, and closing does not say it again."""
+    """The other sinks continue; one log line says what to do, and closing does not repeat it."""
     reports, faults, lines = result(ways, "finished_in_training")
     assert reports == 5
     ((who, message),) = faults
@@ -266,21 +266,21 @@ def test_a_run_that_ends_early_loses_that_sink_and_nothing_else(ways: Path) -> N
 
 
 def test_a_table_that_comes_after_the_end_of_the_run_is_one_line(ways: Path) -> None:
-    """No fault: nothing failed while the model was trained."""
+    """It is not a fault: nothing failed while the model was trained."""
     faults, lines = result(ways, "finished_before_the_monitor_was_closed")
     assert faults == 0
     (line,) = lines
-    assert "the table of phases, and of 2 readings that found no row, is not in it. Close the monitor before" in line
+    assert "the table of phases, and of 2 readings that have no row, is not in it. Close the monitor before" in line
 
 
 def test_a_disabled_run_is_no_fault(ways: Path) -> None:
-    """Nothing is written, nothing fails, nothing is told."""
+    """Nothing is written, nothing fails, nothing is logged."""
     assert result(ways, "disabled") == [[], 0, True]
     assert not list((ways / "disabled").rglob("run-*.wandb"))
 
 
 def test_two_models_in_a_run_do_not_share_keys(ways: Path) -> None:
-    """The second has a number, which one line says; who is closed leaves its name to the next."""
+    """The keys of the second have a number, which one log line says; closing a sink releases its number."""
     (line,) = result(ways, "two_models")
     assert "another monitor writes to the W&B run" in line
     assert "tags of this one begin with esdmon2_" in line
@@ -302,25 +302,27 @@ def test_a_run_that_is_begun_after_watch_gets_what_is_read_from_then_on(ways: Pa
 
 
 def test_each_run_that_is_begun_has_the_readings_of_its_time(ways: Path) -> None:
-    """A second one after the first, as in a sweep, and no fault between them."""
+    """A second run after the first, as in a sweep, causes no fault between them."""
     assert result(ways, "begun_twice_after_watch") == [[2, 2], []]
 
 
 def test_closing_does_not_raise_the_runs_step(ways: Path) -> None:
-    """What the user logs afterwards with the next step of theirs is not dropped."""
+    """A row that the user logs afterwards with their next step is not dropped."""
     assert result(ways, "closed_before_tests") == [2, 2]
     assert [row.get("test") for row in wandb_files.users(ways / "closed_before_tests")] == [None, None, 1.0]
 
 
-def test_what_is_overwritten_is_counted_told_and_live_in_the_summary(ways: Path) -> None:
-    """The row has the last that is known of each layer, and NaN where that is undefined by now."""
+def test_what_is_overwritten_is_counted_logged_and_live_in_the_summary(ways: Path) -> None:
+    """The row has the last known values of each layer, and NaN for those that are undefined by now."""
     first, live, counts, lines = result(ways, "overwritten")
     assert first is None
     assert live == [4.0, 2]
     assert counts == [4, 2]
     (line,) = lines
     assert line.startswith("esdmon: 2 of 4 readings are in no chart of the W&B run ")
-    assert "all are in its table esdmon_readings. Call run.log() at least as often as readings are taken" in line
+    assert (
+        "Its table esdmon_readings contains all of them. Call run.log() at least as often as readings are taken" in line
+    )
     rows = ours(ways / "overwritten")
     assert [row["esdmon/step"] for row in rows] == [3, 4]
     assert rows[0]["esdmon_alpha/a"] == 4.0
@@ -329,7 +331,7 @@ def test_what_is_overwritten_is_counted_told_and_live_in_the_summary(ways: Path)
 
 
 def test_pictures_are_drawn_one_at_a_time_and_the_rest_at_the_end(ways: Path) -> None:
-    """At the end only where that begins no row behind the user's last."""
+    """At the end a picture is drawn only if it does not begin a row behind the user's last."""
     assert result(ways, "pictures") == [True, True]
     rows = wandb_files.rows(ways / "pictures")
     drawn = [{key for key in row if key.endswith("/path")} for row in rows]
@@ -349,14 +351,14 @@ def test_a_run_that_is_rewound_has_each_step_once_in_its_table(ways: Path) -> No
 
 
 def test_every_case_is_tested() -> None:
-    """By its name, above."""
+    """The name of each case occurs in this file."""
     text = Path(__file__).read_text(encoding="utf-8")
     assert [name for name in CASES if f'"{name}"' not in text] == []
 
 
-def test_without_a_run_it_is_told_before_training() -> None:
-    """And what to do."""
+def test_without_a_run_it_fails_before_training() -> None:
+    """The message says what to do."""
     with pytest.raises(InputError, match=r"wandb has no active run: call wandb.init\(\) before"):
         WandbSink.open("")
-    with pytest.raises(InputError, match="wandb takes no target, got 'wandb:here'"):
+    with pytest.raises(InputError, match="unknown target 'wandb:here'"):
         WandbSink.open("here")

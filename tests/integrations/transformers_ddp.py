@@ -1,6 +1,6 @@
-"""A job of two ranks with the Trainer of Hugging Face, as a user's script: torchrun transformers_ddp.py FOLDER [RULE].
+"""A job of two ranks with the Trainer of Hugging Face, as a user's script: torchrun transformers_ddp.py FOLDER.
 
-Each rank writes what it has come to. Run by test_transformers.py.
+Trained twice: without a rule to stop on, and with one. Each rank writes what it has come to. Run by test_transformers.py.
 """
 
 import json
@@ -16,8 +16,7 @@ from esdmon_transformers import SpectralMonitor
 from tests.rules import ALWAYS
 
 
-def main(folder: str, *stop_on: str) -> None:
-    torch.set_num_threads(1)
+def train(folder: str, stop_on: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     ids = torch.arange(16)
@@ -43,6 +42,12 @@ def main(folder: str, *stop_on: str) -> None:
     trainer.train()
     result = {"steps": trainer.state.global_step, "errors": len(monitor.monitor.errors) if monitor.monitor else -1}
     Path(f"{folder}/rank-{os.environ['RANK']}.json").write_text(json.dumps(result))
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    for name, stop_on in (("not-asked", ()), ("asked", ("always",))):
+        train(f"{folder}/{name}", stop_on)
     torch.distributed.barrier()  # without these two gloo aborts now and then when the interpreter ends
     torch.distributed.destroy_process_group()
 

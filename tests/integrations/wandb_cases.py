@@ -1,4 +1,4 @@
-"""What else can happen to a run of Weights & Biases, case by case; `wandb_ways` runs them in its process."""
+"""Further cases of what can happen to a run of Weights & Biases; `wandb_ways` runs them in its process."""
 
 import json
 import logging
@@ -24,13 +24,13 @@ ESD = Esd(-2.0, 1.0, (1, 3, 2))
 
 
 def case(function: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """A case: takes a folder of its own, and returns what the test looks at."""
+    """Register a case: it takes a folder of its own, and returns what the test looks at."""
     CASES[function.__name__] = function
     return function
 
 
 def begin(folder: Path, mode: Any = "offline") -> Any:
-    """A run in that folder."""
+    """Begin a run in a folder."""
     settings = wandb.Settings(
         silent=True,
         console="off",
@@ -41,8 +41,8 @@ def begin(folder: Path, mode: Any = "offline") -> Any:
     return wandb.init(mode=mode, dir=folder, project="p", settings=settings)
 
 
-def told(function: Callable[[], object]) -> list[str]:
-    """What is logged, from info on, while a function runs."""
+def logged(function: Callable[[], object]) -> list[str]:
+    """Return the lines that are logged, from INFO on, while a function runs."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -59,12 +59,12 @@ def told(function: Callable[[], object]) -> list[str]:
 
 
 def report(step: int, *layers: LayerReport) -> Report:
-    """A report of the layers as they are at that step."""
+    """Return a report of these layers at a step."""
     return Report(step, layers, Coverage(1, 1), 0.1)
 
 
 def layer(name: str, step: int, phase: Phase = Phase.BULK_DECAY, **measures: float) -> LayerReport:
-    """A layer that was read at that step."""
+    """Return a layer that was read at a step."""
     return LayerReport(name, "ok", step, N=64, M=64, phase=phase, measures=measures, esd=ESD)
 
 
@@ -104,7 +104,7 @@ def finished_in_training(folder: Path) -> Any:
             monitor.step()
         monitor.close()
 
-    lines = told(go_on)
+    lines = logged(go_on)
     return len(other.reports), [(fault.who, fault.message) for fault in monitor.errors], lines
 
 
@@ -114,7 +114,7 @@ def finished_before_the_monitor_was_closed(folder: Path) -> Any:
         monitor = esdmon.watch(nn.Linear(64, 64), every=1, budget=None, sinks="wandb")
         for _ in range(3):
             monitor.step()
-    return len(monitor.errors), told(monitor.close)
+    return len(monitor.errors), logged(monitor.close)
 
 
 @case
@@ -128,7 +128,7 @@ def disabled(folder: Path) -> Any:
                 run.log({"loss": 1.0})
             monitor.close()
 
-        return told(go), len(monitor.errors), wandb.run is run
+        return logged(go), len(monitor.errors), wandb.run is run
 
 
 @case
@@ -144,7 +144,7 @@ def two_models(folder: Path) -> list[str]:
                     monitor.step()
                 run.log({"i": i})
 
-        lines = told(train)
+        lines = logged(train)
         monitors[0].close()
         again = esdmon.watch(models[1], every=1, budget=None, sinks="wandb", alerts=None)
         again.step()
@@ -165,7 +165,7 @@ def begun_after_watch(folder: Path) -> list[str]:
                 run.log({"i": i})
             monitor.close()
 
-        return [line for line in told(train) if "was begun" in line]
+        return [line for line in logged(train) if "was begun" in line]
 
 
 @case
@@ -211,7 +211,7 @@ def overwritten(folder: Path) -> Any:
         run.log({"loss": 2.0})
         sink.write(report(4, layer("a", 2, alpha=4.0), layer("b", 4, alpha=5.0)))
         counts = sink.written, sink.overwritten
-        lines = told(sink.close)
+        lines = logged(sink.close)
     return first, live, counts, lines
 
 
@@ -257,6 +257,6 @@ def rewound(folder: Path) -> list[float]:
 
 
 def wandb_table(path: Path) -> dict[str, list[Any]]:
-    """The columns of a table that W&B wrote."""
+    """Return the columns of a table that W&B wrote."""
     table = json.loads(path.read_text())
     return {name: [row[k] for row in table["data"]] for k, name in enumerate(table["columns"])}

@@ -1,4 +1,4 @@
-"""Reads what Weights & Biases wrote offline: records in the framing of LevelDB's log, 32 KiB blocks behind 7 bytes."""
+"""Readers of the files of an offline W&B run: records framed as in LevelDB's log, 32 KiB blocks behind 7 bytes."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ CLOCK = {"_timestamp", "_runtime"}
 
 
 def records(folder: Path) -> Iterator[Any]:
-    """The protobuf records of the one run in a folder; after `wandb.teardown()`."""
+    """Yield the protobuf records of the one run in a folder; after `wandb.teardown()`."""
     from wandb.proto import wandb_internal_pb2
 
     (path,) = folder.rglob("run-*.wandb")
@@ -37,7 +37,7 @@ def records(folder: Path) -> Iterator[Any]:
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """What was logged, row by row."""
+    """Return what was logged, row by row."""
     return [
         {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
         for record in records(folder)
@@ -46,7 +46,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 
 
 def axes(folder: Path) -> dict[str, str]:
-    """The axis that each metric was defined with; the last that was said."""
+    """Return the axis of each metric, by its last definition."""
     return {
         record.metric.name or record.metric.glob_name: record.metric.step_metric
         for record in records(folder)
@@ -55,13 +55,13 @@ def axes(folder: Path) -> dict[str, str]:
 
 
 def alerts(folder: Path) -> list[tuple[str, str, str, int]]:
-    """Title, text and level."""
+    """Return title, text, level and waiting time of each alert."""
     found = [record.alert for record in records(folder) if record.WhichOneof("record_type") == "alert"]
     return [(alert.title, alert.text, alert.level, alert.wait_duration) for alert in found]
 
 
 def users(folder: Path) -> list[dict[str, Any]]:
-    """The rows without what is ours and W&B's clock; without those that hold nothing else."""
+    """Return the user's values row by row: without ours and W&B's clock, and without rows that hold nothing else."""
     kept = [
         {key: value for key, value in row.items() if not key.startswith("esdmon") and key not in CLOCK}
         for row in rows(folder)
@@ -70,7 +70,7 @@ def users(folder: Path) -> list[dict[str, Any]]:
 
 
 def summary(folder: Path) -> dict[str, Any]:
-    """The run's summary as it is at the end."""
+    """Return the run's summary at the end."""
     found: dict[str, Any] = {}
     for record in records(folder):
         if record.WhichOneof("record_type") == "summary":

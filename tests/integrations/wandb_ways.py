@@ -1,6 +1,6 @@
 """Ways in which people log to Weights & Biases, each with and without esdmon; a script, run in a process of its own.
 
-`python -m tests.integrations.wandb_ways FOLDER` writes `FOLDER/<way>-<with or without>/…/run-*.wandb`, and likewise
+`python -m tests.integrations.wandb_ways FOLDER` writes `FOLDER/<way>-<with or without>/…/run-*.wandb`, and
 `FOLDER/<case>/` for `wandb_cases`. `FOLDER/results.json` holds how many readings each way has written and overwritten,
 what each case returned, and what went wrong. One process, since most of the time would be spent on importing torch.
 """
@@ -29,7 +29,7 @@ WAYS: dict[str, Callable[[Any, Train], None]] = {}
 
 
 def way(function: Callable[[Any, Train], None]) -> Callable[[Any, Train], None]:
-    """A way to log: takes the run, and what does so many optimizer steps and returns the loss."""
+    """Register a way to log: it takes the run, and a function that does some optimizer steps and returns the loss."""
     WAYS[function.__name__] = function
     return function
 
@@ -125,7 +125,7 @@ def metrics_with_axes_of_their_own(run: Any, train: Train) -> None:
 
 @way
 def an_axis_for_all_that_is_filled_in(run: Any, train: Train) -> None:
-    """As Lightning and the Trainer define it; rows of a metric that is not synced lack the axis."""
+    """Lightning and the Trainer define it so; rows of a metric that is not synced lack the axis."""
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     run.define_metric("score", summary="max")
@@ -233,7 +233,7 @@ def train_and_log(run: Any, log: Callable[[Any, Train], None], sink: WandbSink |
 
 
 def with_and_without(name: str, folder: Path) -> tuple[int, int]:
-    """Log in that way twice. Return how many readings were written, and how many of them overwritten."""
+    """Log in a way twice, and return the number of readings that were written, and overwritten."""
     without, place = folder / f"{name}-without", folder / f"{name}-with"
     without.mkdir()
     place.mkdir()
@@ -246,7 +246,7 @@ def with_and_without(name: str, folder: Path) -> tuple[int, int]:
 
 
 def main(folder: Path) -> None:
-    """Go through all ways and cases."""
+    """Run all ways and cases."""
     torch.set_num_threads(1)
     logging.getLogger("esdmon").propagate = False
     results: dict[str, dict[str, Any]] = {"done": {}, "failed": {}}

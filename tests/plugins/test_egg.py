@@ -18,11 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import esdmon
-from esdmon import isolation as faults
+from esdmon import isolation
 from esdmon.cli.demo import batches, digits
 from esdmon.plugins import registry
 from esdmon.sinks import Sink
 from esdmon.testing import check_measure, check_rule, check_sink
+from tests.clocks import FakeClock
+from tests.limits import set_limits
 
 EGG = Path(__file__).parents[2] / "examples" / "plugin_egg"
 STEPS = 12
@@ -152,7 +154,7 @@ def added(hook: str) -> Callable[[str], str]:
 
 
 RAISE = "raise RuntimeError('the egg is broken')"
-SLEEP = "import time; time.sleep(0.05)"
+SLEEP = "import esdmon.isolation; esdmon.isolation.time.passes(0.1)"
 MEASURE = "measure top_share (plugin 'egg', esdmon_register_measures)"
 RULE = "rule top_heavy (plugin 'egg', esdmon_register_alert_rules)"
 SINK = "sink egg:{csv} (plugin 'egg', esdmon_register_sinks)"
@@ -225,8 +227,11 @@ def test_however_it_is_broken_the_run_goes_on_and_the_message_names_plugin_hook_
 ) -> None:
     """Once; losses are the same to the last bit, and all other parts have done their work."""
     change, message = BREAKS[case]
-    for module in (faults, registry):
-        monkeypatch.setattr(module, "SLOW", 0.04)
+    set_limits(monkeypatch, slow_seconds=0.04)
+    monkeypatch.setattr(registry, "SLOW", 0.04)
+    clock = FakeClock()
+    for module in (isolation, registry):
+        monkeypatch.setattr(module, "time", clock)
     use(change)
     path = tmp_path / "a.csv"
     sinks = [f"jsonl:{tmp_path / 'a.jsonl'}"]

@@ -1,7 +1,8 @@
-"""What is drawn of a layer, and which layers are."""
+"""Pictures of spectra."""
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 
@@ -11,105 +12,16 @@ import pytest
 import torch
 
 from esdmon.analysis import analyze
-from esdmon.present import Gallery, MediaSchedule, draw_esd, prepare
-from esdmon.present import figures as picture
+from esdmon.present import draw_esd, figures, prepare_drawing
 from esdmon.present.figures import ticks
-from esdmon.present.media import EVERY, MOST
-from esdmon.records import Coverage, Esd, LayerReport, Report
+from esdmon.records import Esd, LayerReport
 
 LAYER = LayerReport("fc", "ok", 10, N=64, M=64, esd=Esd(-2.0, 1.0, (1, 2, 3)))
 
 
-def named(names: str, step: int = 10) -> list[LayerReport]:
-    """A layer for each letter."""
-    return [replace(LAYER, name=name, step=step) for name in names]
-
-
-def drained(gallery: Gallery) -> list[tuple[str, int]]:
-    taken = []
-    while (layer := gallery.take()) is not None:
-        taken.append((layer.name, layer.step))
-    assert len(gallery) == 0
-    return taken
-
-
-def test_what_was_queued_last_is_drawn_first() -> None:
-    """And what was queued together in its own order."""
-    gallery = Gallery()
-    gallery.queue(named("ab"))
-    gallery.queue(named("cd", 20))
-    assert len(gallery) == 4
-    assert drained(gallery) == [("c", 20), ("d", 20), ("a", 10), ("b", 10)]
-    assert gallery.take() is None
-
-
-def test_a_layer_that_is_queued_again_is_drawn_once_in_its_newer_state() -> None:
-    """So that there are never more waiting than there are layers."""
-    gallery = Gallery()
-    for step in range(10, 200, 10):
-        gallery.queue(named("ab", step))
-    gallery.queue(named("b", 200))
-    assert drained(gallery) == [("b", 200), ("a", 190)]
-
-
-def test_a_state_that_was_drawn_is_not_drawn_again() -> None:
-    gallery = Gallery()
-    gallery.queue(named("a"))
-    assert drained(gallery) == [("a", 10)]
-    gallery.queue(named("ab"))
-    gallery.queue_last(named("a"))
-    assert drained(gallery) == [("b", 10)]
-    gallery.queue(named("a", 20))
-    assert drained(gallery) == [("a", 20)]
-
-
-def test_a_layer_without_a_histogram_is_not_queued() -> None:
-    gallery = Gallery()
-    gallery.queue([replace(LAYER, esd=None)])
-    gallery.queue_last([replace(LAYER, esd=None)])
-    assert drained(gallery) == []
-
-
-def test_what_is_queued_last_stands_behind_what_waits() -> None:
-    """What waits already keeps its place, and is drawn in the newer state."""
-    gallery = Gallery()
-    gallery.queue(named("cb"))
-    gallery.queue_last(named("abcd", 20))
-    assert drained(gallery) == [("c", 20), ("b", 20), ("a", 20), ("d", 20)]
-
-
-def test_what_was_read_after_a_step_is_forgotten() -> None:
-    """Then it may be drawn again, at the same step."""
-    gallery = Gallery()
-    gallery.queue(named("a", 30))
-    gallery.take()
-    gallery.queue([*named("b", 10), *named("c", 20)])
-    gallery.rewind(10)
-    gallery.queue_last(named("a", 30))
-    assert drained(gallery) == [("b", 10), ("a", 30)]
-
-
-def report(names: str, step: int) -> Report:
-    return Report(step, tuple(named(names, step)), Coverage(0, 0))
-
-
-def test_histograms_are_due_at_the_first_reading_and_every_fifth() -> None:
-    showing = MediaSchedule()
-    due = [[layer.name for layer in showing.histograms(report("ab", step))] for step in range(1, 2 * EVERY + 2)]
-    assert due == [["a", "b"], *[[]] * (EVERY - 1), ["a", "b"], *[[]] * (EVERY - 1), ["a", "b"]]
-
-
-def test_of_many_histograms_some_are_due_in_each_report() -> None:
-    """Those first that have waited longest."""
-    showing = MediaSchedule()
-    names = "".join(chr(0x4E00 + k) for k in range(3 * MOST))
-    due = ["".join(layer.name for layer in showing.histograms(report(names, step))) for step in range(1, 5)]
-    assert due == [names[:MOST], names[MOST : 2 * MOST], names[2 * MOST :], ""]
-
-
 @cache
 def layers() -> dict[str, LayerReport]:
-    """Spectra as they come, pleasant or not."""
+    """Return spectra of all kinds, awkward ones included."""
     torch.manual_seed(0)
     weights = {
         "noise": torch.randn(128, 64),
@@ -126,7 +38,7 @@ def layers() -> dict[str, LayerReport]:
 
 @pytest.mark.parametrize("name", layers())
 def test_any_spectrum_can_be_drawn(name: str) -> None:
-    """And is the same whatever was drawn before it."""
+    """The picture does not depend on what was drawn before."""
     layer = layers()[name]
     drawn = draw_esd(layer)
     assert drawn.shape == (400, 640, 3)
@@ -148,19 +60,18 @@ def test_a_measure_that_was_not_taken_is_not_drawn(missing: str) -> None:
 
 @pytest.mark.parametrize("name", ["слой/層", "a$b$c", "x" * 300, "new\nline", "", "%s{}"])
 def test_any_name_can_be_drawn(name: str) -> None:
-    """What the font cannot show is a question mark; nothing is taken for a formula."""
+    """Characters that the font lacks become question marks; nothing is parsed as a formula."""
     assert draw_esd(replace(LAYER, name=name)).shape == (400, 640, 3)
 
 
 def test_a_style_of_the_users_changes_nothing() -> None:
-    """Nor is it changed."""
+    """The style is not changed either. A new thread has a figure of its own, which is made under that style."""
     drawn = draw_esd(LAYER)
-    picture._local.__dict__.clear()
     with mpl.rc_context({"text.usetex": True, "figure.facecolor": "black", "font.size": 30, "lines.marker": "o"}):
         before = dict(mpl.rcParams)
-        assert np.array_equal(draw_esd(LAYER), drawn)
+        with ThreadPoolExecutor(1) as thread:
+            assert np.array_equal(thread.submit(draw_esd, LAYER).result(), drawn)
         assert dict(mpl.rcParams) == before
-    picture._local.__dict__.clear()
 
 
 def test_a_layer_without_a_histogram_cannot_be_drawn() -> None:
@@ -168,18 +79,18 @@ def test_a_layer_without_a_histogram_cannot_be_drawn() -> None:
         draw_esd(replace(LAYER, esd=None))
 
 
-def test_an_installation_that_is_damaged_is_told(
+def test_an_installation_that_is_damaged_is_logged(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The run goes on without pictures."""
-    assert prepare()
+    """Training continues without pictures."""
+    assert prepare_drawing()
 
     def broken(layer: LayerReport) -> None:
         raise AttributeError("_ARRAY_API not found", layer)
 
-    monkeypatch.setattr(picture, "draw_esd", broken)
-    assert not prepare()
-    assert "no pictures are drawn: matplotlib cannot be used (('_ARRAY_API not found'" in caplog.text
+    monkeypatch.setattr(figures, "draw_esd", broken)
+    assert not prepare_drawing()
+    assert "matplotlib failed (('_ARRAY_API not found'" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esdmon.present.scalars import CHIEF, Namespace, clean, scalars, summary_tags, tag
+from esdmon.present.scalars import CHIEF, Namespace, portable, scalars, summary_tags, tag
 from esdmon.records import Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
 
@@ -33,14 +33,14 @@ def of_layers(numbers: dict[str, float]) -> set[str]:
 
 @pytest.mark.parametrize(("max_tags", "each"), [(None, 10), (200, 10), (30, 10), (29, 7), (21, 7)])
 def test_each_layer_has_as_much_as_there_is_room_for(max_tags: int | None, each: int) -> None:
-    """All measures, or the chief ones; and the phase."""
+    """There are all measures, or the chief ones, and the phase."""
     tags = of_layers(scalars(report(["a", "b", "c"], max_tags)))
     assert len(tags) == 3 * each
     assert {"esdmon_alpha/a", "esdmon_phase/c", "esdmon_lambda_max/b"} <= tags
 
 
 def test_of_many_layers_there_are_kinds_and_a_few() -> None:
-    """Medians by kind, and single ones from the first to the last; never more than was said."""
+    """There are medians by kind, and single layers from the first to the last, up to the limit."""
     names = [f"h.{k}.{part}" for k in range(60) for part in ("attn/q", "mlp2.fc")]
     numbers = scalars(report(names, 200))
     tags = of_layers(numbers)
@@ -51,7 +51,7 @@ def test_of_many_layers_there_are_kinds_and_a_few() -> None:
 
 
 def test_which_they_are_depends_on_the_model_alone() -> None:
-    """Not on what was read at a step, or has not been read yet."""
+    """The choice does not depend on what was read at a step, or so far."""
     names = [f"h.{k}" for k in range(80)]
     whole = report(names, 70)
     later = replace(whole, layers=tuple(replace(each, step=5) for each in whole.layers[:40]), waiting=tuple(names[40:]))
@@ -61,7 +61,7 @@ def test_which_they_are_depends_on_the_model_alone() -> None:
 
 
 def test_numbers_that_are_undefined_and_layers_that_are_not_ok_are_left_out() -> None:
-    """And the summary is always there."""
+    """The summary is always present."""
     bad = replace(layer("bad"), status="nonfinite", reason="NaN", measures={})
     numbers = scalars(Report(10, (layer("good", alpha=math.nan), bad), Coverage(1, 1), 0.1))
     assert "esdmon_alpha/good" not in numbers
@@ -72,7 +72,7 @@ def test_numbers_that_are_undefined_and_layers_that_are_not_ok_are_left_out() ->
 
 @pytest.mark.parametrize("max_tags", [None, 40, 22])
 def test_every_tag_is_one_that_all_trackers_take(max_tags: int | None) -> None:
-    """Of all measures, of the chief ones, and of kinds; whatever layers, measures and alert rules are called."""
+    """Names of layers, measures and alert rules may contain any character."""
     names = [f"h.{k}.größe*{k}+\t\"'(x)[0]" for k in range(5)]
     whole = report(names, max_tags, firing={"my rule %": 1})
     odd = tuple(replace(layer, measures={**layer.measures, "α²": 1.0}) for layer in whole.layers)
@@ -84,17 +84,17 @@ def test_every_tag_is_one_that_all_trackers_take(max_tags: int | None) -> None:
 
 @pytest.mark.parametrize("name", ["h.0.mlp", "in_proj_weight/q", "encoder:0", "a b", "a-b", "a:zz:b", ":2b", "A_1"])
 def test_a_name_that_all_trackers_take_stays_as_it_is(name: str) -> None:
-    assert clean(name) == name
+    assert portable(name) == name
 
 
 @given(st.sets(st.text(alphabet="a2b+*:_-ö", max_size=6), max_size=30))
 def test_no_two_layers_share_a_tag(names: set[str]) -> None:
-    """Nor does any name become another: what stands in a tag can be told apart."""
-    assert len({clean(name) for name in names}) == len(names)
+    """Different names have different tags."""
+    assert len({portable(name) for name in names}) == len(names)
 
 
 def test_a_layer_that_is_called_as_its_kind_would_be_keeps_its_series() -> None:
-    """The median is written under a name of its own then."""
+    """The median then has a name of its own."""
     names = [f"h.{k}.fc" for k in range(40)] + ["h.all.fc"]
     numbers = scalars(report(names, 70))
     assert numbers["esdmon_alpha/h.all.fc"] == 2.0 + 40
@@ -117,7 +117,7 @@ def test_kinds_of_many_layers_are_looked_for_once(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_summary_has_the_tags_that_scalars_have() -> None:
-    """For hosts that keep it elsewhere too, such as Lightning's callback_metrics."""
+    """Hosts keep it elsewhere too, such as in Lightning's callback_metrics."""
     whole = report(["a"], None)
     tags = summary_tags(whole.summary)
     assert {name: tags[name] for name in tags if math.isfinite(tags[name])}.items() <= scalars(whole).items()
@@ -125,7 +125,7 @@ def test_the_summary_has_the_tags_that_scalars_have() -> None:
 
 
 def test_two_sinks_of_one_place_do_not_share_tags(caplog: pytest.LogCaptureFixture) -> None:
-    """The second says so once; the first one's name is free when it is closed."""
+    """A log line says so once; closing the first sink releases its number."""
     place, elsewhere = object(), object()
     first, second, alone = (Namespace(where, "the run") for where in (place, place, elsewhere))
     with caplog.at_level(logging.WARNING, "esdmon"):
@@ -137,7 +137,7 @@ def test_two_sinks_of_one_place_do_not_share_tags(caplog: pytest.LogCaptureFixtu
         ]
     (line,) = caplog.messages
     assert "another monitor writes to the run already: tags of this one begin with esdmon2_" in line
-    first.free()
+    first.release()
     third = Namespace(place, "the run")
     assert third("esdmon/step") == "esdmon/step"
     assert second("esdmon/step") == "esdmon2/step"
@@ -146,8 +146,8 @@ def test_two_sinks_of_one_place_do_not_share_tags(caplog: pytest.LogCaptureFixtu
 def test_a_sink_that_writes_nothing_takes_no_name_from_others() -> None:
     place = object()
     silent, first = Namespace(place, "the run"), Namespace(place, "the run")
-    assert first.all({"esdmon_alpha/a": 1.0}) == {"esdmon_alpha/a": 1.0}
-    silent.free()
+    assert first.rename({"esdmon_alpha/a": 1.0}) == {"esdmon_alpha/a": 1.0}
+    silent.release()
 
 
 def test_a_sink_that_was_never_closed_and_is_gone_holds_no_name() -> None:

@@ -1,6 +1,7 @@
 """Records as plain data, and back."""
 
 import io
+import json
 import math
 from dataclasses import replace
 
@@ -9,14 +10,16 @@ import torch
 from torch import nn
 
 import esdmon
-from esdmon.records import Alert, LayerReport
-from esdmon.records.serialization import alert_from, layer_from, to_plain
+from esdmon.records import Alert, Coverage, Esd, LayerReport, Report
+from esdmon.records.layer import RECORD_KEYS
+from esdmon.records.serialization import alert_from_plain, layer_from_plain, layer_from_record, to_plain
+from esdmon.spectrum import Phase
 
 ALERT = Alert("a:fc", "a", "warning", "firing", "fc", ("fc", "gc"), 5, 3, "it holds", 1.5, {"alpha": 1.5})
 
 
 def layers() -> list[LayerReport]:
-    """One that is read, one tied, one too small, and one with what a reading leaves out filled in."""
+    """Return a layer that is read and tied, one too small, and one with the optional fields set."""
     tied = nn.Linear(80, 80)
     model = nn.ModuleDict({"a": tied, "b": tied, "small": nn.Linear(3, 3)})
     read = list(esdmon.analyze(model))
@@ -33,13 +36,98 @@ def through_a_file(plain: dict[str, object]) -> dict[str, object]:
 
 @pytest.mark.parametrize("number", range(3))
 def test_layers_come_back_from_a_checkpoint(number: int) -> None:
-    """Field by field, and of their own types; NaN is itself here."""
+    """All fields keep their values and types; NaN stays NaN here."""
     layer = layers()[number]
-    back = layer_from(through_a_file(to_plain(layer)))
+    back = layer_from_plain(through_a_file(to_plain(layer)))
     assert repr(back) == repr(layer)
     assert back.to_record() == layer.to_record()
 
 
 def test_alerts_come_back_from_a_checkpoint() -> None:
-    """With their layers as a tuple."""
-    assert alert_from(through_a_file(to_plain(ALERT))) == ALERT
+    """Their layers are a tuple again."""
+    assert alert_from_plain(through_a_file(to_plain(ALERT))) == ALERT
+
+
+SAMPLE = LayerReport(
+    "h.0/q",
+    "ok",
+    200,
+    aliases=("tied",),
+    N=1024,
+    M=384,
+    slices=2,
+    n_parameters=786432,
+    dtype="bfloat16",
+    precision="float32",
+    host_step=100,
+    emitted_step=250,
+    trainable=False,
+    in_optimizer=True,
+    update_ratio=1e-3,
+    drift=1e-9,
+    unchanged=True,
+    phase=Phase.BULK_SPIKES,
+    phase_confidence=0.5,
+    explanation="spikes",
+    alpha_is_meaningful=True,
+    over_regularized=True,
+    measures={"alpha": 2.5, "xmin": math.nan},
+    nulls={"alpha": math.inf},
+    esd=Esd(-2.0, 1.0, (1, 2, 3)),
+)
+SAMPLE_JSON = (
+    '{"name": "h.0/q", "status": "ok", "reason": "", "view": "weight", "aliases": ["tied"], "N": 1024, "M": 384, '
+    '"Q": 2.6666666666666665, "slices": 2, "n_eigenvalues": 768, "n_parameters": 786432, "dtype": "bfloat16", '
+    '"precision": "float32", "step": 200, "host_step": 100, "emitted_step": 250, "age": 50, "trainable": false, '
+    '"in_optimizer": true, "update_ratio": 0.001, "unchanged": true, "phase": "bulk+spikes", "phase_code": 2, '
+    '"phase_confidence": 0.5, "explanation": "spikes", "alpha_is_meaningful": true, "over_regularized": true, '
+    '"alpha": 2.5, "xmin": null, "alpha_null": null}'
+)
+FAILED_JSON = (
+    '{"name": "fc", "status": "failed", "reason": "no reason", "view": "weight", "aliases": [], "N": 0, "M": 0, '
+    '"Q": null, "slices": 1, "n_eigenvalues": 0, "n_parameters": 0, "dtype": "", "precision": "", "step": 3, '
+    '"host_step": null, "emitted_step": 3, "age": 0, "trainable": true, "in_optimizer": null, "update_ratio": null, '
+    '"unchanged": false, "phase": "unclassified", "phase_code": -1, "phase_confidence": 0.0, "explanation": "", '
+    '"alpha_is_meaningful": false, "over_regularized": false}'
+)
+SUMMARY_JSON = (
+    '{"step": 200, "host_step": 100, "alpha_median": 2.5, "layers_random-like": 0.0, "layers_bleeding-out": 0.0, '
+    '"layers_bulk+spikes": 1.0, "layers_bulk-decay": 0.0, "layers_heavy-tailed": 0.0, "layers_rank-collapse": 0.0, '
+    '"layers_unclassified": 0.0, "layers_not_ok": 1.0, "layers_new": 1.0, "layers_unchanged": 1.0, '
+    '"layers_waiting": 1.0, "alerts_firing": 2.0, "alert_rank_collapse": 2.0, "age_max": 197.0, "seconds": 0.5, '
+    '"overhead": null, "still": [], "frozen": ["h.0/q"], "unchanged": ["h.0/q"], "waiting": ["w"]}'
+)
+ALERT_JSON = (
+    '{"id": "a:fc", "rule": "a", "severity": "warning", "state": "firing", "layer": "fc", "layers": ["fc", "gc"], '
+    '"step": 5, "since": 3, "time": 1.5, "message": "it holds", "evidence": {"alpha": 1.5}}'
+)
+
+
+def test_the_json_of_records_is_pinned_to_the_byte() -> None:
+    """Scripts read these keys in files of years ago; a change of them needs a new `SCHEMA`."""
+    failed = LayerReport("fc", "failed", 3, "no reason")
+    report = Report(
+        200,
+        (SAMPLE, failed),
+        Coverage(3, 4),
+        seconds=0.5,
+        waiting=("w",),
+        host_step=100,
+        firing={"rank_collapse": 2},
+    )
+    assert [json.dumps(record) for record in report.to_records()] == [SAMPLE_JSON, FAILED_JSON]
+    assert json.dumps(report.to_summary_record()) == SUMMARY_JSON
+    assert json.dumps(ALERT.to_record()) == ALERT_JSON
+
+
+def test_a_layer_read_back_from_json_has_all_that_was_written() -> None:
+    """Only the two fields that a JSON record does not hold are missing."""
+    back = layer_from_record(json.loads(SAMPLE_JSON))
+    written = replace(SAMPLE, drift=math.nan, esd=None, nulls={"alpha": math.nan})
+    assert repr(back) == repr(written)
+
+
+def test_the_keys_of_a_record_are_those_of_its_list() -> None:
+    """One list of fields serves writing and reading."""
+    assert list(json.loads(SAMPLE_JSON))[: len(RECORD_KEYS)] == list(RECORD_KEYS)
+    assert list(json.loads(FAILED_JSON)) == list(RECORD_KEYS)

@@ -19,14 +19,14 @@ def test_no_name_makes_a_table_wider_than_a_terminal(rows: list[tuple[str, str, 
 @given(text=st.text(), width=st.integers(1, 100))
 @example(text="abc", width=1)
 def test_shorten_keeps_the_width(text: str, width: int) -> None:
-    """What fits is left as it is, and what does not is cut to the width exactly."""
+    """A text that fits is unchanged, and another has exactly the width."""
     short = shorten(text, width)
     assert short == text if len(text) <= width else len(short) == width
 
 
 @given(text=st.text(alphabet="abc.", min_size=13), width=st.integers(2, 12))
 def test_shorten_keeps_both_ends(text: str, width: int) -> None:
-    """Around the ellipsis stand the text's own start and end, and the end has no less room."""
+    """The text's start and end surround the ellipsis, and the end is at least as long."""
     head, _, tail = shorten(text, width).partition("…")
     assert text.startswith(head)
     assert text.endswith(tail)
@@ -34,7 +34,7 @@ def test_shorten_keeps_both_ends(text: str, width: int) -> None:
 
 
 def test_columns_are_aligned() -> None:
-    """Numbers stand to the right and words to the left, below a header that is aligned alike."""
+    """Numbers are aligned to the right and words to the left, and so is the header."""
     table = format_table(["layer", "phase", "alpha"], [["fc1", "bulk", "2.5"], ["fc10", "heavy", "12.25"]], left=(0, 1))
     assert table.split("\n") == [
         "layer  phase  alpha",
@@ -44,7 +44,7 @@ def test_columns_are_aligned() -> None:
 
 
 def test_a_table_without_rows_is_its_header() -> None:
-    """No rows is no error."""
+    """A table without rows is valid."""
     assert format_table(["layer", "alpha"], []) == "layer  alpha"
 
 
@@ -54,6 +54,6 @@ def test_lines_have_no_trailing_blanks() -> None:
 
 
 def test_rows_have_as_many_cells_as_the_header() -> None:
-    """A row that is too short is a mistake of the caller, told at once."""
+    """A row that is too short is a mistake of the caller, and raises."""
     with pytest.raises(ValueError, match="shorter"):
         format_table(["layer", "alpha"], [["fc1"]])

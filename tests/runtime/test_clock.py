@@ -293,7 +293,7 @@ def test_a_step_is_not_counted_twice(caplog: pytest.LogCaptureFixture) -> None:
             monitor.step()
     assert monitor.steps == 6
     (message,) = warnings(caplog)
-    assert "monitor.step() was called, but watch() was given the optimizer and counts its steps already" in message
+    assert "monitor.step() is ignored, since watch() was given the optimizer and counts its steps" in message
 
 
 class NoHooks(torch.optim.Optimizer):

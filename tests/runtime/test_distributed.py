@@ -3,19 +3,24 @@
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, distributed, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import esdmon
-from esdmon.runtime import coordination as replicas
+from esdmon import watching
+from esdmon.limits import Limits
+from esdmon.runtime.coordination import Coordinator
+from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
+from tests.ranks import start
 
 STEPS = 12
 
@@ -51,7 +56,7 @@ def rank_of_a_job(rank: int, job: str, folder: str, size: int) -> None:
 
 
 def run(job: str, folder: Path, size: int = 2) -> list[Any]:
-    spawn(rank_of_a_job, args=(job, str(folder), size), nprocs=size)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    start(rank_of_a_job, job, str(folder), size, ranks=size)
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(size)]
 
 
@@ -64,23 +69,25 @@ def shared(rank: int, folder: Path, **options: Any) -> dict[str, Any]:
     model = DistributedDataParallel(network(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     sinks = f"jsonl:{folder}/rank-{rank}.jsonl"
-    with esdmon.watch(model, optimizer, every=3, budget=None, sinks=sinks, **options) as monitor:
-        read = count_readings(monitor)
+    monitor = esdmon.watch(model, optimizer, every=3, budget=None, sinks=sinks, **options)
+    with counted_readings() as read, monitor:
         losses = train(model, optimizer, rank)
     return {"read": read, "losses": [float(loss) for loss in losses], "errors": len(monitor.errors)}
 
 
-def count_readings(monitor: esdmon.Monitor) -> list[tuple[int, str]]:
-    """Which matrices this rank reads from now on, and at which steps."""
-    source = monitor._readings._source  # type: ignore[attr-defined]
-    begin, read = source.begin, []
+@contextmanager
+def counted_readings() -> Iterator[list[tuple[int, str]]]:
+    """Which matrices this rank reads meanwhile, and at which steps."""
+    begin = Reader.begin
+    read: list[tuple[int, str]] = []
 
-    def counted(name: str, step: int, **options: Any) -> Any:
+    def counted(reader: Reader, name: str, step: int, **options: Any) -> Any:
         read.append((step, name))
-        return begin(name, step, **options)
+        return begin(reader, name, step, **options)
 
-    source.begin = counted
-    return read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "begin", counted)
+        yield read
 
 
 def unwatched(rank: int, _folder: Path) -> list[float]:
@@ -100,17 +107,25 @@ def only_on_rank_0(rank: int, _folder: Path) -> list[int]:
     return [len(report.new) for report in sink.reports]
 
 
-def not_on_rank_0(rank: int, _folder: Path) -> float:
-    """The others wait for a word that does not come: once, and not for long."""
-    replicas.TIMEOUT = 0.5
+def not_on_rank_0(rank: int, _folder: Path) -> list[int]:
+    """The others wait for a word that does not come; the steps at which they do."""
+    vars(watching)["Limits"] = partial(Limits, rank_seconds=0.5)
     model = DistributedDataParallel(network(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    start = time.monotonic()
-    monitor = esdmon.watch(model, optimizer, every=1, sinks=None) if rank else None
-    train(model, optimizer, rank)
-    if monitor is not None:
-        monitor.close()
-    return time.monotonic() - start
+    assigned = Coordinator.assigned
+    waited: list[int] = []
+
+    def counted(coordinator: Coordinator, step: int) -> list[str] | None:
+        waited.append(step)
+        return assigned(coordinator, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Coordinator, "assigned", counted)
+        monitor = esdmon.watch(model, optimizer, every=1, sinks=None) if rank else None
+        train(model, optimizer, rank)
+        if monitor is not None:
+            monitor.close()
+    return waited
 
 
 def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
@@ -118,17 +133,21 @@ def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
     model = DistributedDataParallel(network(rank))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     sink = MemorySink()
-    with esdmon.watch(model, optimizer, every=3, budget=None, sinks=[sink]) as monitor:
+
+    def broken(*_args: object, **_options: object) -> None:
+        raise RuntimeError("on this rank")
+
+    with pytest.MonkeyPatch.context() as patch:
         if rank:
-            monitor._readings._source._precision = None  # type: ignore[attr-defined]
-            monitor._readings._source._measures = None  # type: ignore[attr-defined]
-        train(model, optimizer, rank)
+            patch.setattr("esdmon.runtime.reader.read_spectrum", broken)
+        with esdmon.watch(model, optimizer, every=3, budget=None, sinks=[sink]):
+            train(model, optimizer, rank)
     return {str(report.step): {layer.name: layer.status for layer in report.new} for report in sink.reports}
 
 
 def one_dies(rank: int, _folder: Path) -> list[list[str]]:
     """A rank that leaves the talk in the middle: what it was to read is lost, told, and read by rank 0 from then on."""
-    replicas.TIMEOUT = 0.5
+    vars(watching)["Limits"] = partial(Limits, rank_seconds=0.5)
     model = network(0)
     sink = MemorySink()
     monitor = esdmon.watch(model, every=1, budget=None, sinks=[sink])
@@ -170,19 +189,17 @@ def resumed(rank: int, _folder: Path) -> list[int]:
     return steps
 
 
-def checkpointed(rank: int, _folder: Path) -> dict[str, Any]:
+def checkpointed(rank: int, _folder: Path) -> list[list[str]]:
     """Rank 0 saves, as everyone does, while the others wait in the next step."""
     model = DistributedDataParallel(network(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    longest, sink = 0.0, MemorySink()
+    sink = MemorySink()
     with esdmon.watch(model, optimizer, every=2, budget=None, mode="thread", sinks=[sink]) as monitor:
         for step in range(STEPS):
             train(model, optimizer, rank + 10 * step, steps=1)
             if rank == 0:
-                start = time.monotonic()
                 monitor.state_dict()
-                longest = max(longest, time.monotonic() - start)
-    return {"longest": longest, "read": [[layer.name for layer in report.new] for report in sink.reports]}
+    return [[layer.name for layer in report.new] for report in sink.reports]
 
 
 def rolled_back(rank: int, _folder: Path) -> list[list[int]]:
@@ -247,8 +264,8 @@ JOBS: dict[str, Callable[[int, Path], Any]] = {
 @pytest.mark.parametrize("job", ["shared", "shared-thread"])
 def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> None:
     """Each matrix once at each due step, none twice; the losses are those of a run without a monitor."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
     results = run(job, tmp_path / "a")
     records = [json.loads(line) for line in (tmp_path / "a" / "rank-0.jsonl").read_text().splitlines()]
     read = [(record["step"], record["name"]) for record in records if record["kind"] == "layer"]
@@ -271,9 +288,8 @@ def test_a_monitor_on_rank_0_alone_reads_all(tmp_path: Path) -> None:
 
 def test_ranks_that_are_told_nothing_go_on_without(tmp_path: Path) -> None:
     """They wait once, and say so."""
-    seconds = run("not-on-rank-0", tmp_path)
-    assert max(seconds) < 5
-    assert log(tmp_path, 1).count("had no word from rank 0") == 1
+    assert run("not-on-rank-0", tmp_path) == [[], [2]]  # at the first due step they say who they are
+    assert log(tmp_path, 1).count("timed out after 0.5 s waiting for rank 0") == 1
 
 
 def test_a_rank_that_fails_to_read_says_so(tmp_path: Path) -> None:
@@ -312,8 +328,8 @@ def test_a_resumed_job_goes_on(tmp_path: Path) -> None:
 def test_a_checkpoint_of_rank_0_waits_for_no_step_of_the_others(tmp_path: Path) -> None:
     """They answer while they wait for it."""
     first, _ = run("checkpointed", tmp_path)
-    assert first["longest"] < 2
-    assert first["read"] == [["0", "2", "4"]] * (STEPS // 2)
+    assert first == [["0", "2", "4"]] * (STEPS // 2)
+    assert log(tmp_path, 0) == ""  # a wait for them would end in their being given up
 
 
 def test_a_job_that_goes_back_reads_all_again(tmp_path: Path) -> None:

@@ -164,7 +164,7 @@ def test_a_folder_that_is_deleted(tmp_path: Path, undisturbed: list[float], capl
     assert run.losses == undisturbed
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     assert sorted(set(steps)) == list(range(8, STEPS + 1, 2))
-    assert told(caplog, "was deleted: what it held is lost") == 1
+    assert told(caplog, "was deleted, and its content is lost") == 1
 
 
 @both_modes
@@ -243,13 +243,15 @@ def test_a_worker_that_is_killed(in_a_reading: bool, undisturbed: list[float]) -
 
 def test_a_full_queue(undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
     """Readings are left out and counted; the loop waits for none."""
-    run = Run(mode="thread", every=1, plugins=[Plugin(slowly)])
+    gate = threading.Event()
+    run = Run(mode="thread", every=1, plugins=[Plugin(lambda _spectrum: float(gate.wait(60)))])
     run.train()
+    gate.set()
     run.monitor.close()
     assert run.losses == undisturbed
-    assert run.monitor.dropped == 2 * (STEPS - len(run.steps_read))
-    assert run.monitor.dropped > 0
-    assert told(caplog, "readings were left out") == 1
+    assert run.steps_read == [1, 2, 3, 4]
+    assert run.monitor.dropped == 2 * (STEPS - 4)
+    assert told(caplog, "because the queue is full") == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -407,7 +409,7 @@ def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFix
         run.train(before=replace)
     runs[0].monitor.close()
     assert runs[0].losses == runs[1].losses
-    assert told(caplog, "the model has other parameters than before") == 1
+    assert told(caplog, "the parameters of the model have changed") == 1
     last = runs[0].sink.reports[-1]["2"]
     norm = float(runs[0].model.get_parameter("2.weight").detach().norm())
     assert last.measures["frobenius_norm"] == pytest.approx(norm, rel=0.2)
@@ -417,28 +419,31 @@ def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFix
 def test_the_process_ends_though_a_reading_goes_on() -> None:
     """`close(timeout)` holds for the end of the process too: a solve of ten minutes does not keep it."""
     script = """
-        import time, torch, esdmon
+        import threading, time, torch, esdmon
         from torch import nn
         from esdmon.spectrum import Measure
+
+        begun = threading.Event()
 
         class Slow:
             @esdmon.hookimpl
             def esdmon_register_measures(self):
-                return [Measure("slow", lambda spectrum: time.sleep(600) or 1.0)]
+                return [Measure("slow", lambda spectrum: begun.set() or time.sleep(600) or 1.0)]
 
         monitor = esdmon.watch(nn.Linear(64, 64), every=1, budget=None, mode="thread", sinks=None, plugins=[Slow()])
         monitor.step()
+        assert begun.wait(60)
         monitor.close(0.01)
     """
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "1 readings of step 1 were not finished in time, and are lost" in done.stderr
+    assert "1 readings of step 1 were not finished in time and are lost" in done.stderr
 
 
 def test_a_monitor_that_was_never_closed_does_not_hold_up_the_end() -> None:
-    """Twenty readings of a second each wait: the process ends within a few, and says what was lost."""
+    """Twenty readings of a minute each wait: the process ends before they do, and says what was lost."""
     script = """
         import time, torch, esdmon
         from torch import nn
@@ -447,19 +452,17 @@ def test_a_monitor_that_was_never_closed_does_not_hold_up_the_end() -> None:
         class Slow:
             @esdmon.hookimpl
             def esdmon_register_measures(self):
-                return [Measure("slow", lambda spectrum: time.sleep(1) or 1.0)]
+                return [Measure("slow", lambda spectrum: time.sleep(60) or 1.0)]
 
         model = nn.ModuleList([nn.Linear(64, 64) for _ in range(20)])
         monitor = esdmon.watch(model, every=1, budget=None, mode="thread", sinks=None, plugins=[Slow()])
         monitor.step()
     """
-    start = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0
-    assert time.monotonic() - start < 15
-    assert "readings of step 1 were not finished in time, and are lost" in done.stderr
+    assert "readings of step 1 were not finished in time and are lost" in done.stderr
 
 
 def test_a_rule_that_gives_something_else_is_the_rules_fault(undisturbed: list[float]) -> None:

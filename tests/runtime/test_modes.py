@@ -12,9 +12,10 @@ from torch.nn.utils import parametrize, prune
 
 import esdmon
 from esdmon.errors import InputError
-from esdmon.runtime import executor as worker
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Measure, Spectrum
+from tests.clocks import FakeClock, set_clock
+from tests.limits import set_limits
 
 MODES = ["sync", "thread"]
 
@@ -51,11 +52,11 @@ class Training:
         return [*self.model.parameters(), *state, torch.get_rng_state()]
 
 
-def slow_measure(seconds: float) -> type:
-    """A plugin that takes its time."""
+def slow_measure(clock: FakeClock) -> type:
+    """A plugin whose measure takes 20 ms, by a clock that nothing else moves."""
 
     def wait(_spectrum: Spectrum) -> float:
-        time.sleep(seconds)
+        clock.passes(0.02)
         return 1.0
 
     class Slow:
@@ -131,22 +132,27 @@ def test_the_thread_does_not_hold_up_the_loop() -> None:
 
 def test_a_full_queue_drops_and_counts(caplog: pytest.LogCaptureFixture) -> None:
     """And does not block: four due steps may be under way. Told once."""
-    run = Training(mode="thread", budget=None, every=1, plugins=[slow_measure(0.1)()])
+    gate = threading.Event()
+    run = Training(mode="thread", budget=None, every=1, plugins=[waiting_measure(gate)()])
     run.train(12)
+    gate.set()
     run.watched.close()
-    assert [report.step for report in run.sink.reports][:4] == [1, 2, 3, 4]
+    assert [report.step for report in run.sink.reports] == [1, 2, 3, 4]
     assert all(len(report.new) == 3 for report in run.sink.reports)
     assert run.watched.dropped == 3 * (12 - len(run.sink.reports))
-    assert caplog.text.count("3 readings were left out, since too many are under way") == 1
+    assert caplog.text.count("because the queue is full: increase every=") == 1
 
 
 def test_copies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """One is always taken, however large; what there is no room for is first the next time."""
-    monkeypatch.setattr(worker, "MEMORY", 1)
-    run = Training(mode="thread", budget=None, every=6, plugins=[slow_measure(0.02)()])
+    set_limits(monkeypatch, copied_bytes=1)
+    gate = threading.Event()
+    run = Training(mode="thread", budget=None, every=6, plugins=[waiting_measure(gate)()])
     for _ in range(6):
         run.train(6)
+        gate.set()
         run.watched.flush()
+        gate.clear()
     run.watched.close()
     names = [[layer.name for layer in report.new] for report in run.sink.reports]
     assert {len(each) for each in names} == {1}
@@ -156,10 +162,12 @@ def test_copies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_checkpoint_waits_for_no_reading() -> None:
     """What is under way is no part of the state, and goes on; a later state holds it."""
-    run = Training(mode="thread", budget=None, every=4, plugins=[slow_measure(0.05)()]).train(4)
+    gate = threading.Event()
+    run = Training(mode="thread", budget=None, every=4, plugins=[waiting_measure(gate)()]).train(4)
     state = run.watched.state_dict()
     assert state["parts"]["readings"] == {}
     assert run.watched._readings.under_way
+    gate.set()
     run.watched.flush()
     state = run.watched.state_dict()
     assert {name: layer["step"] for name, layer in state["parts"]["readings"].items()} == dict.fromkeys("024", 4)
@@ -174,7 +182,7 @@ def test_close_waits_no_longer_than_it_is_told(caplog: pytest.LogCaptureFixture)
     gate.set()
     assert run.watched.dropped == 3
     assert [report.new for report in run.sink.reports] == [()]
-    assert "3 readings of step 1 were not finished in time, and are lost" in caplog.text
+    assert "3 readings of step 1 were not finished in time and are lost" in caplog.text
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -188,7 +196,7 @@ def test_strict_raises_what_fails_in_a_reading(mode: str, monkeypatch: pytest.Mo
     run = Training(mode=mode, budget=None, every=1, strict=True)
 
     def until_it_is_there() -> None:
-        for _ in range(100):
+        for _ in range(3000):
             run.train(1)
             time.sleep(0.01)
 
@@ -203,15 +211,19 @@ def test_auto_looks_at_what_is_idle(threads: int, cores: int, expected: str, mon
     """Half of the cores that a system counts are often no cores of their own."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     monkeypatch.setattr("esdmon.watching.cores", lambda: cores)
-    run = Training(mode="auto", every=1, plugins=[slow_measure(0.05)()])
+    gate = threading.Event()
+    if expected == "sync":
+        gate.set()
+    run = Training(mode="auto", every=1, plugins=[waiting_measure(gate)()])
     run.train(1)
     assert bool(run.sink.reports) == (expected == "sync")
+    gate.set()
     run.watched.close()
 
 
 def test_a_mode_that_is_none_is_refused() -> None:
     """With those that there are."""
-    with pytest.raises(InputError, match="mode= is one of auto, sync, thread; got 'process'"):
+    with pytest.raises(InputError, match="mode= must be one of auto, sync, thread; got 'process'"):
         Training(mode="process", every=1)
 
 
@@ -233,7 +245,7 @@ def test_a_layer_that_is_replaced_is_read_as_it_is_now(caplog: pytest.LogCapture
 
     steps = changed_after(replace)
     assert steps[-1] == {"0": 8, "2": 8, "4": 8, "5": 8}
-    assert caplog.text.count("the model has other parameters than before; now watching") == 1
+    assert caplog.text.count("the parameters of the model have changed: watching") == 1
 
 
 def test_a_model_that_loses_all_its_weights_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -274,27 +286,28 @@ def test_frozen_weights_are_read_once_and_show_their_age() -> None:
 
 def test_a_budget_sweeps_a_model_and_says_how_old_its_parts_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of many layers a few are read at each due step, the others carry the step of their own weights."""
-    monkeypatch.setattr("esdmon.schedule.budget.ADVANCE", 0.5)
+    set_limits(monkeypatch, advance_seconds=0.5)
+    slow = slow_measure(set_clock(monkeypatch))()
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(64, 64) for _ in range(40)])
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     sink = MemorySink()
-    with esdmon.watch(model, optimizer, every=1, budget=1e-9, sinks=[sink], plugins=[slow_measure(0.02)()]) as monitor:
+    with esdmon.watch(model, optimizer, every=1, budget=1e-9, sinks=[sink], plugins=[slow]) as monitor:
         for _ in range(100):
             for parameter in model.parameters():
                 parameter.grad = torch.randn_like(parameter)
             optimizer.step()
     first, last = sink.reports[0], sink.reports[-1]
-    assert 0 < len(first.new) < 40
+    assert len(first.new) == 25  # of 20 ms each, in the half second that is advanced
     assert first.waiting
-    with pytest.raises(KeyError, match="has not been read yet: its turn comes as the budget allows"):
+    with pytest.raises(KeyError, match="was not read yet: it waits for the budget"):
         first[first.waiting[0]]
     assert "not read yet: " in str(first)
     assert last.waiting == ()
     assert [len(report.new) for report in sink.reports[-20:]] == [1] * 20
     assert 39 <= last.summary["age_max"] <= 80
     assert last.summary["age_max"] == max(layer.age for layer in last)
-    assert "39 of 40 as read before, from step" in str(last)
+    assert "39 of 40 read earlier, the oldest at step" in str(last)
     assert monitor.overhead > 0
 
 
@@ -379,7 +392,7 @@ def test_a_reference_stays_what_it_was_when_the_model_is_found_anew() -> None:
 
 def test_what_there_was_no_room_for_is_read_later_though_it_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frozen weights, too."""
-    monkeypatch.setattr(worker, "MEMORY", 1)
+    set_limits(monkeypatch, copied_bytes=1)
     model = nn.ModuleList([nn.Linear(64, 64) for _ in range(4)]).requires_grad_(requires_grad=False)
     with esdmon.watch(model, every=1, budget=None, mode="thread", sinks=None) as monitor:
         for _ in range(6):
@@ -389,12 +402,12 @@ def test_what_there_was_no_room_for_is_read_later_though_it_does_not_move(monkey
         assert monitor.report.waiting == ()
 
 
-def test_what_cannot_be_read_does_not_take_the_turns_of_the_others() -> None:
+def test_what_cannot_be_read_does_not_take_the_turns_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen layers that equal the reference have nothing to read, which is seen in no time."""
     torch.manual_seed(0)
     model = nn.ModuleList([nn.Linear(64, 64) for _ in range(20)])
     sink = MemorySink()
-    slow = slow_measure(0.02)()
+    slow = slow_measure(set_clock(monkeypatch))()
     with esdmon.watch(
         model, every=1, budget=1e-9, sinks=[sink], reference=model.state_dict(), plugins=[slow]
     ) as monitor:
@@ -412,7 +425,7 @@ def test_a_budget_that_cannot_be_held_is_told_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One matrix at each step is more than a millionth of the run."""
-    monkeypatch.setattr("esdmon.schedule.budget.ADVANCE", 1e-8)
+    set_limits(monkeypatch, advance_seconds=1e-8)
     run = Training(mode="sync", budget=1e-6, every=1).train(30)
     run.watched.close()
-    assert caplog.text.count("of the run, and budget=1e-06: choose a larger every=") == 1
+    assert caplog.text.count("of the run, more than budget=1e-06: increase every=") == 1

@@ -7,10 +7,11 @@ import pytest
 
 from esdmon.alerts import Actions, AlertManager, AlertRule, Finding, History
 from esdmon.isolation import Faults
+from esdmon.limits import Limits
 from esdmon.records import Alert, Report
 from esdmon.runtime.monitor import Monitor
 from esdmon.schedule import every
-from esdmon.schedule.budget import ADVANCE, Budget
+from esdmon.schedule.budget import Budget
 from esdmon.sinks import MemorySink
 from tests.fakes import Reads
 from tests.rules import ALWAYS
@@ -86,7 +87,11 @@ def test_alerts_go_to_the_log_the_sinks_and_who_asked_once(caplog: pytest.LogCap
     sink, told = MemorySink(), list[Alert]()
     book = AlertManager([AlertRule("raising", raising), ALWAYS])
     monitor = Monitor(
-        Reads(), schedule=every(1), sinks=[("m", sink)], book=book, actions=Actions(calls=(("on_alert", told.append),))
+        Reads(),
+        schedule=every(1),
+        sinks=[("m", sink)],
+        alerts=book,
+        actions=Actions(calls=(("on_alert", told.append),)),
     )
     with caplog.at_level(logging.WARNING, "esdmon"):
         for _ in range(5):
@@ -108,7 +113,7 @@ def test_an_action_that_fails_loses_no_alert(caplog: pytest.LogCaptureFixture) -
         Reads(),
         schedule=every(1),
         sinks=[("broken", Broken()), ("m", sink)],
-        book=AlertManager([ALWAYS]),
+        alerts=AlertManager([ALWAYS]),
         actions=Actions(calls=(("on_alert", failing), ("another", told.append)), asks_to_stop=lambda _alert: 1 / 0 > 0),
     )
     monitor.step()
@@ -121,7 +126,7 @@ def test_an_action_that_fails_loses_no_alert(caplog: pytest.LogCaptureFixture) -
 def test_it_says_when_to_stop_and_to_save(asked: tuple[str, ...]) -> None:
     """Only where it was asked; a checkpoint is asked for once."""
     actions = Actions(stop_on=frozenset(asked), save_on=frozenset(asked))
-    monitor = Monitor(Reads(), schedule=every(1), book=AlertManager([ALWAYS]), actions=actions)
+    monitor = Monitor(Reads(), schedule=every(1), alerts=AlertManager([ALWAYS]), actions=actions)
     assert not monitor.should_stop
     monitor.step()
     monitor.step()
@@ -162,7 +167,7 @@ def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture
     monitor = Monitor(Reads(), schedule=every(200))
     monitor.step()
     monitor.close()
-    assert "nothing was read in 1 steps, since none was due: choose a smaller every=" in caplog.text
+    assert "nothing was read in 1 steps, since none was due: lower every=" in caplog.text
 
 
 def test_a_resumed_run_goes_on_counting() -> None:
@@ -235,7 +240,7 @@ def test_an_action_that_saves_a_checkpoint_keeps_the_order() -> None:
         states.append(monitor.state_dict())
 
     book, actions = AlertManager([ALWAYS, ODD]), Actions(calls=(("save", save),))
-    monitor = Monitor(Held(until=2), schedule=every(1), sinks=[("m", sink)], book=book, actions=actions)
+    monitor = Monitor(Held(until=2), schedule=every(1), sinks=[("m", sink)], alerts=book, actions=actions)
     monitor.step()
     monitor.step()
     expected = [("always", "firing", 1), ("odd", "firing", 1), ("odd", "resolved", 2)]
@@ -249,12 +254,12 @@ def test_an_action_that_saves_a_checkpoint_keeps_the_order() -> None:
 
 def test_a_damaged_state_changes_no_part() -> None:
     """The readings in it are whole, the alerts are not."""
-    first = Monitor(Reads(), schedule=every(1), book=AlertManager([ALWAYS]))
+    first = Monitor(Reads(), schedule=every(1), alerts=AlertManager([ALWAYS]))
     first.step()
     state = first.state_dict()
     del state["parts"]["alerts"]["cases"]
     readings = Reads()
-    second = Monitor(readings, schedule=every(1), book=AlertManager([ALWAYS]))
+    second = Monitor(readings, schedule=every(1), alerts=AlertManager([ALWAYS]))
     taken: list[bool] = []
     readings.prepare = lambda _state: lambda: taken.append(True)  # type: ignore[method-assign, assignment]
     with pytest.raises(ValueError, match="is damaged: KeyError: 'cases'"):
@@ -329,7 +334,7 @@ def test_deferred_work_waits_for_credit() -> None:
     budget = Budget(0.01, clock=lambda: now[0], cpu_clock=lambda: now[0])
     monitor = Monitor(Reads(), schedule=every(100), sinks=[("m", sink)], budget=budget)
     monitor.step()
-    budget.spend(ADVANCE + 1)
+    budget.spend(Limits().advance_seconds + 1)
     before = len(sink.calls)
     monitor.step()
     assert len(sink.calls) == before

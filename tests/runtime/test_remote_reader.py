@@ -4,12 +4,13 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
-from esdmon.runtime.executor import MEMORY, Executor
+from esdmon.runtime.executor import Executor
 from esdmon.runtime.remote_reader import RemoteReader
 from esdmon.schedule.budget import Budget
 
-SIZE = MEMORY // 3
+SIZE = Limits().copied_bytes // 3
 
 
 class Source:

@@ -106,55 +106,85 @@ def test_the_series_go_on_without_gap_doubling_or_a_step_back(tmp_path: Path) ->
 
 
 LOOP = """
-import os, signal, sys
+import json, os, shutil, signal, sys
 import torch
 from torch import nn
-import esdmon
+import esdmon, esdmon.sinks, esdmon.watching
+import torch._dynamo  # which an optimizer imports: once here, and not in each fork
 
-folder, stop = sys.argv[1], int(sys.argv[2])
-torch.manual_seed(0)
-model = nn.Sequential(nn.Linear(128, 96), nn.ReLU(), nn.Linear(96, 10))
-optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-monitor = esdmon.watch(model, optimizer, every=1, budget=None, sinks=f"jsonl:{folder}/esdmon.jsonl")
-first = 0
-if os.path.exists(f"{folder}/run.pt"):
-    state = torch.load(f"{folder}/run.pt", weights_only=True)
-    first = state["step"]
-    model.load_state_dict(state["model"])
-    monitor.load_state_dict(state["monitor"])
-for step in range(first + 1, 13):
-    inputs = torch.randn(16, 128, generator=torch.Generator().manual_seed(step))
-    loss = model(inputs).square().mean()
-    optimizer.zero_grad()
-    loss.backward()
-    if step > 5:  # from here on the first layer is cut to 40 directions, by mistake
-        left, strengths, right = torch.linalg.svd(model[0].weight.data, full_matrices=False)
-        model[0].weight.data = left[:, :40] * strengths[:40] @ right[:40]
-        model[0].weight.grad = left[:, :40] @ (left[:, :40].T @ model[0].weight.grad)
-    optimizer.step()
-    state = {"step": step, "model": model.state_dict(), "monitor": monitor.state_dict()}
-    torch.save(state, f"{folder}/run.pt.new")
-    os.replace(f"{folder}/run.pt.new", f"{folder}/run.pt")
-    if step == stop:
-        os.kill(os.getpid(), signal.SIGKILL)
-monitor.close()
+def train(folder, stop):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 96), nn.ReLU(), nn.Linear(96, 10))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    monitor = esdmon.watch(model, optimizer, every=1, budget=None, sinks=f"jsonl:{folder}/esdmon.jsonl")
+    first = 0
+    if os.path.exists(f"{folder}/run.pt"):
+        state = torch.load(f"{folder}/run.pt", weights_only=True)
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        monitor.load_state_dict(state["monitor"])
+    for step in range(first + 1, 13):
+        inputs = torch.randn(16, 128, generator=torch.Generator().manual_seed(step))
+        loss = model(inputs).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if step > 5:  # from here on the first layer is cut to 40 directions, by mistake
+            left, strengths, right = torch.linalg.svd(model[0].weight.data, full_matrices=False)
+            model[0].weight.data = left[:, :40] * strengths[:40] @ right[:40]
+            model[0].weight.grad = left[:, :40] @ (left[:, :40].T @ model[0].weight.grad)
+        optimizer.step()
+        state = {"step": step, "model": model.state_dict(), "monitor": monitor.state_dict()}
+        torch.save(state, f"{folder}/run.pt.new")
+        os.replace(f"{folder}/run.pt.new", f"{folder}/run.pt")
+        if step == stop:
+            os.kill(os.getpid(), signal.SIGKILL)
+    monitor.close()
+
+def in_a_process(folder, stop):
+    child = os.fork()
+    if child == 0:
+        log = os.open(f"{folder}/log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 2)
+        status = 1
+        try:
+            train(folder, stop)
+            status = 0
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+for killed in json.loads(sys.argv[2]):
+    folder = f"{sys.argv[1]}/{killed}"
+    os.mkdir(folder)
+    codes = [in_a_process(folder, killed)]
+    shutil.copy(f"{folder}/esdmon.jsonl", f"{folder}/before.jsonl")
+    codes.append(in_a_process(folder, 0))
+    with open(f"{folder}/codes", "w") as file:
+        json.dump(codes, file)
 """
+KILLS = {"pending": 7, "just-fired": 8, "firing": 10}
 
 
-@pytest.mark.parametrize("killed", [7, 8, 10], ids=["pending", "just-fired", "firing"])
-def test_an_alert_fires_once_though_the_process_is_killed(killed: int, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def killed_and_run_again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for each kill; one process that has imported torch forks off all runs."""
+    folder = tmp_path_factory.mktemp("killed")
+    command = [sys.executable, "-W", "ignore", "-c", LOOP, str(folder), json.dumps([*KILLS.values()])]
+    subprocess.run(command, timeout=240, check=True)
+    return folder
+
+
+@pytest.mark.parametrize("killed", KILLS.values(), ids=KILLS)
+def test_an_alert_fires_once_though_the_process_is_killed(killed: int, killed_and_run_again: Path) -> None:
     """Between pending and firing, in the step in which it fires, and after it."""
-
-    def run(stop: int) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", LOOP, str(tmp_path), str(stop)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-    assert run(killed).returncode == -signal.SIGKILL
-    records = [json.loads(line) for line in (tmp_path / "esdmon.jsonl").read_text().splitlines()]
+    folder = killed_and_run_again / str(killed)
+    first, second = json.loads((folder / "codes").read_text())
+    assert first == -signal.SIGKILL
+    records = [json.loads(line) for line in (folder / "before.jsonl").read_text().splitlines()]
     assert ("alert" in {record["kind"] for record in records}) == (killed > 7)
-    second = run(0)
-    assert (second.returncode, second.stderr.count("rank_collapse")) == (0, int(killed == 7)), second.stderr
-    records = [json.loads(line) for line in (tmp_path / "esdmon.jsonl").read_text().splitlines()]
+    log = (folder / "log").read_text()
+    assert (second, log.count("rank_collapse")) == (0, int(killed == 7)), log
+    records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
     told = [(record["rule"], record["state"], record["step"]) for record in records if record["kind"] == "alert"]
     assert told == [("rank_collapse", "firing", 8)]
     assert [record["step"] for record in records if record["kind"] == "summary"] == list(range(1, 13))

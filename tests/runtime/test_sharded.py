@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.multiprocessing.spawn import spawn
 
 import esdmon
 from esdmon.sinks import MemorySink
+from tests.ranks import start
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
 WAYS = ("fsdp1", "fsdp1, flat", "fsdp2", "fsdp2, kept whole", "fsdp2, looked at between", "fsdp2, whole at first")
@@ -75,7 +75,7 @@ def rank_of_a_job(rank: int, folder: str) -> None:
 
 def test_shards_are_skipped_on_every_rank_with_one_line(tmp_path: Path) -> None:
     """FSDP1 in both forms, FSDP2 also while its modules show whole weights that are a step old."""
-    spawn(rank_of_a_job, args=(str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    start(rank_of_a_job, str(tmp_path), ranks=2)
     for rank in range(2):
         results = json.loads((tmp_path / f"result-{rank}.json").read_text())
         for way in WAYS:

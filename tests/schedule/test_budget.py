@@ -3,7 +3,10 @@ import math
 import pytest
 
 from esdmon.errors import InputError
-from esdmon.schedule.budget import ADVANCE, Budget
+from esdmon.limits import Limits
+from esdmon.schedule.budget import Budget
+
+ADVANCE = Limits().advance_seconds
 
 
 class Machine:
@@ -121,5 +124,7 @@ def test_before_the_run_there_is_no_overhead() -> None:
 @pytest.mark.parametrize("share", [0, -0.1, 1.5, "1%", math.nan], ids=str)
 def test_a_share_that_is_none_is_refused(share: float) -> None:
     """With what was got."""
-    with pytest.raises(InputError, match=r"budget= is a share of the run, above 0 and at most 1, or None for no limit"):
+    with pytest.raises(
+        InputError, match=r"budget= must be a share of the run, above 0 and at most 1, or None for no limit"
+    ):
         Budget(share)

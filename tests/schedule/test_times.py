@@ -25,7 +25,7 @@ def test_every_is_due_once_in_each_interval(interval: int, steps: int) -> None:
 @pytest.mark.parametrize("interval", [0, -1, 2.0, True, "200", None], ids=repr)
 def test_every_refuses_what_is_no_number_of_steps(interval: Any) -> None:
     """The message names the argument and shows what was got."""
-    with pytest.raises(InputError, match=rf"every= is a number of steps, 1 or more, .*got {interval!r}"):
+    with pytest.raises(InputError, match=rf"every= must be a number of steps, 1 or more, .*got {interval!r}"):
         every(interval)
 
 

@@ -7,7 +7,7 @@ from typing import TextIO
 
 import pytest
 
-from esdmon.present.colours import COLOURS, coloured
+from esdmon.present.colours import PHASE_COLOURS, coloured
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.sinks import ConsoleSink, Sink
 from esdmon.spectrum import Phase
@@ -18,20 +18,20 @@ ALERT = Alert("a", "rank_collapse", "error", "firing", "fc1", ("fc1",), step=7, 
 
 @pytest.fixture(autouse=True)
 def _no_ci(monkeypatch: pytest.MonkeyPatch) -> None:
-    """These tests run in one, too."""
+    """Remove variables of CI: these tests run in a CI job, too."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 class Terminal(io.StringIO):
-    """Says that it is one."""
+    """A stream that says that it is a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
 def many(step: int, spiked: int) -> Report:
-    """Sixty layers, the first of which are in another phase."""
+    """Return a report of sixty layers, the first of which are in another phase."""
     layers = [
         LayerReport(f"h.{k}", "ok", step, N=64, M=64, phase=Phase.BULK_SPIKES if k < spiked else Phase.RANDOM_LIKE)
         for k in range(60)
@@ -40,7 +40,7 @@ def many(step: int, spiked: int) -> Report:
 
 
 def test_phases_have_colours_on_a_terminal_and_nowhere_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The words, and not the columns; nor where the user wants none."""
+    """Colours do not shift the columns, and `NO_COLOR` disables them."""
     layer = LayerReport("fc1", "ok", 7, N=64, M=64, phase=Phase.BULK_SPIKES)
     report = Report(7, (layer,), Coverage(8, 10))
     terminal, file = Terminal(), io.StringIO()
@@ -55,7 +55,7 @@ def test_phases_have_colours_on_a_terminal_and_nowhere_else(monkeypatch: pytest.
 
 
 def test_of_many_layers_those_are_shown_that_have_changed() -> None:
-    """At first forty; then two that have spikes now; then a line."""
+    """First forty rows are printed, then the two that have spikes now, then a line."""
     stream = io.StringIO()
     sink = ConsoleSink(stream)
     shown = []
@@ -69,7 +69,7 @@ def test_of_many_layers_those_are_shown_that_have_changed() -> None:
 
 
 def test_in_the_log_of_a_ci_job_a_reading_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a terminal it is the table all the same."""
+    """Sixty layers are counted by phase."""
     monkeypatch.setenv("CI", "true")
     stream = io.StringIO()
     ConsoleSink(stream).write(many(5, 1))
@@ -77,7 +77,7 @@ def test_in_the_log_of_a_ci_job_a_reading_is_a_line(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_report_is_printed_as_its_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """With an empty line behind it, which sets readings apart."""
+    """An empty line separates readings."""
     ConsoleSink().write(REPORT)
     assert capsys.readouterr().out == f"{REPORT}\n\n"
 
@@ -100,7 +100,7 @@ def test_a_stream_of_the_users_own_is_written_to_and_left_open(capsys: pytest.Ca
 
 
 def test_standard_output_is_looked_up_at_each_write() -> None:
-    """A notebook or a test that redirects it later gets the table all the same."""
+    """A notebook or a test that redirects it later gets the output."""
     sink = ConsoleSink()
     with contextlib.redirect_stdout(io.StringIO()) as redirected:
         sink.alert(ALERT)
@@ -108,7 +108,7 @@ def test_standard_output_is_looked_up_at_each_write() -> None:
 
 
 class Tee:
-    """What a script may put in the place of standard output: it has nothing but this."""
+    """A replacement of standard output that has only `write`."""
 
     def __init__(self) -> None:
         self.text = ""
@@ -118,7 +118,7 @@ class Tee:
 
 
 class Logger(Tee):
-    """With what others ask of it."""
+    """A replacement of standard output whose other attributes are None."""
 
     encoding = None
     closed = None
@@ -130,7 +130,7 @@ class Logger(Tee):
 
 @pytest.mark.parametrize("kind", [Tee, Logger])
 def test_standard_output_may_be_anything_that_has_write(kind: type[Tee], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on a CI system, where it is asked whether it is a terminal."""
+    """A CI system checks whether it is a terminal."""
     for value in ("", "true"):
         tee = kind()
         with monkeypatch.context() as patched:
@@ -178,19 +178,19 @@ def test_an_encoding_that_python_does_not_know_is_left_to_the_stream() -> None:
 
 
 def test_the_demo_has_the_same_colours() -> None:
-    """Rich and the console say the same of each phase."""
+    """Rich and the console use the same escape sequence for each phase."""
     from rich.console import Console
 
-    for phase, colour in COLOURS.items():
+    for phase, colour in PHASE_COLOURS.items():
         console = Console(force_terminal=True, color_system="standard", file=io.StringIO(), _environ={})
         console.print(f"[{colour}]{phase.value}[/]", end="", highlight=False)
         assert isinstance(console.file, io.StringIO)
         assert console.file.getvalue() == coloured(phase, phase.value)
-    assert set(COLOURS) == set(Phase)
+    assert set(PHASE_COLOURS) == set(Phase)
 
 
 def test_flush_flushes_the_stream() -> None:
-    """What is buffered can be seen by others afterwards."""
+    """Buffered output is visible afterwards."""
     raw = io.BytesIO()
     sink = ConsoleSink(io.TextIOWrapper(raw, encoding="utf-8"))
     sink.alert(ALERT)
@@ -199,12 +199,12 @@ def test_flush_flushes_the_stream() -> None:
 
 
 def test_it_is_a_sink() -> None:
-    """It has all that the protocol asks for."""
+    """It has all methods of the protocol."""
     assert isinstance(ConsoleSink(), Sink)
 
 
 def test_a_stream_of_few_characters_gets_what_it_can_show() -> None:
-    """A terminal of ASCII shows question marks for × and ±; nothing is raised."""
+    """A terminal of ASCII shows question marks for σ and ±; nothing is raised."""
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     sink = ConsoleSink(stream)

@@ -1,11 +1,11 @@
-"""The memory sink: all that was written, in order."""
+"""The memory sink keeps all that was written, in order."""
 
 from esdmon.records import Alert, Coverage, Report
 from esdmon.sinks import MemorySink, Sink
 
 
 def test_what_is_written_is_kept_in_order() -> None:
-    """Reports and alerts are the very objects, also after the sink was closed."""
+    """Reports and alerts are the same objects, also after the sink was closed."""
     sink = MemorySink()
     reports = [Report(step, (), Coverage(0, 0)) for step in (1, 2)]
     alert = Alert("a", "rank_collapse", "error", "firing", "fc1", ("fc1",), step=2, since=1, message="collapsed")
@@ -25,5 +25,5 @@ def test_two_sinks_share_nothing() -> None:
 
 
 def test_it_is_a_sink() -> None:
-    """It has all that the protocol asks for."""
+    """It has all methods of the protocol."""
     assert isinstance(MemorySink(), Sink)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from esdmon.spectrum import Phase
-from tests.benchmarks.trained import LABELS, SPECTRA, Labelled, confusion, is_held_back, load
+from tests.fixtures.trained import LABELS, SPECTRA, Labelled, confusion, is_held_back, load
 
 
 @pytest.fixture(scope="module")

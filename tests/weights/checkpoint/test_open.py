@@ -20,7 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import esdmon
 from esdmon.errors import InputError
 from esdmon.weights import discover, open_checkpoint
-from tests.benchmarks.checkpoint_memory import MEASURE
+from tests.fixtures.memory import MEASURE
 
 
 def weights() -> dict[str, Tensor]:

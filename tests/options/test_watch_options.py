@@ -11,14 +11,14 @@ import esdmon
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tags": "200"}, "max_tags= is a number of series, 0 or more, or None for all; got '200'"),
-        ({"max_tags": -1}, "max_tags= is a number of series"),
-        ({"max_tags": True}, "max_tags= is a number of series"),
-        ({"first_step": -1}, "first_step= is a number of steps, 0 or more; got -1"),
-        ({"first_step": 1.5}, "first_step= is a number of steps"),
-        ({"strict": "yes"}, "strict= is True or False; got 'yes'"),
-        ({"hook": 1}, "hook= is True or False; got 1"),
-        ({"on_alert": 5}, "on_alert= is a function that takes an Alert, got 5"),
+        ({"max_tags": "200"}, "max_tags= must be a number of series, 0 or more, or None for all; got '200'"),
+        ({"max_tags": -1}, "max_tags= must be a number of series"),
+        ({"max_tags": True}, "max_tags= must be a number of series"),
+        ({"first_step": -1}, "first_step= must be a number of steps, 0 or more; got -1"),
+        ({"first_step": 1.5}, "first_step= must be a number of steps"),
+        ({"strict": "yes"}, "strict= must be True or False; got 'yes'"),
+        ({"hook": 1}, "hook= must be True or False; got 1"),
+        ({"on_alert": 5}, "on_alert= must be a function that takes an Alert; got 5"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""What is shown, as TensorBoard's values: many in one event, or one by one through a writer's own methods."""
+"""Two ways to write values to TensorBoard: as events of many values, or through the methods of a `SummaryWriter`."""
 
 from __future__ import annotations
 
@@ -14,35 +14,40 @@ from esdmon.present.scalars import tag
 if TYPE_CHECKING:
     from esdmon import LayerReport, Report
 
-_RANGES = 12  # layers with a chart of their own in the tab of custom scalars
+_MAX_RANGE_CHARTS = 12  # layers with a chart of alpha and its range in the tab of custom scalars
 Picture = NDArray[np.uint8]
+"""RGB values of shape (height, width, 3)."""
 
 
-class Values(Protocol):
-    """Where values go."""
+class Output(Protocol):
+    """A way to write values to TensorBoard."""
 
     def layout(self, report: Report) -> None:
-        """Write which charts the tab of custom scalars has."""
+        """Write the charts of the tab of custom scalars."""
 
     def numbers(self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int) -> None:
         """Write numbers by tag, and the histograms of layers."""
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """Write a text."""
+        """Write a text in Markdown."""
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
-        """Write a picture: red, green and blue of (height, width)."""
+        """Write a picture."""
 
 
 @final
-class InEvents:
-    """All of a reading in one event, through `add_summary`: a tenth of the time of an event for each."""
+class EventOutput:
+    """Write all numbers of a report in one event, which takes a tenth of the time of an event for each.
+
+    Args:
+        add_summary: called with a `Summary` and a step.
+    """
 
     def __init__(self, add_summary: Callable[[Any, int], None]) -> None:
         self._add = add_summary
 
     def layout(self, report: Report) -> None:
-        """Write which charts the tab of custom scalars has."""
+        """Write the charts of the tab of custom scalars."""
         from torch.utils.tensorboard.summary import custom_scalars  # noqa: PLC0415 -- optional
 
         self._add(custom_scalars(_layout(report)), 0)  # type: ignore[no-untyped-call]
@@ -58,10 +63,10 @@ class InEvents:
         self._add(Summary(value=values), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """Write a text."""
-        from torch.utils.tensorboard.summary import text as as_text  # noqa: PLC0415 -- optional
+        """Write a text in Markdown."""
+        from torch.utils.tensorboard.summary import text as text_summary  # noqa: PLC0415 -- optional
 
-        self._add(as_text(tag, text), step)  # type: ignore[no-untyped-call]
+        self._add(text_summary(tag, text), step)  # type: ignore[no-untyped-call]
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         """Write a picture."""
@@ -70,20 +75,20 @@ class InEvents:
 
         file = io.BytesIO()
         Image.fromarray(picture).save(file, format="PNG")
-        height, width, colours = picture.shape
-        image = Summary.Image(height=height, width=width, colorspace=colours, encoded_image_string=file.getvalue())
+        height, width, channels = picture.shape
+        image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
         self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
 @final
-class ByMethods:
-    """Through the methods that writers of all kinds have, tensorboardX's among them; what one lacks is left out."""
+class WriterOutput:
+    """Write through the methods that all kinds of writers have, such as tensorboardX's; skip those that one lacks."""
 
     def __init__(self, writer: Any) -> None:
         self._writer = writer
 
     def layout(self, report: Report) -> None:
-        """Write which charts the tab of custom scalars has."""
+        """Write the charts of the tab of custom scalars."""
         self._call("add_custom_scalars", _layout(report))
 
     def numbers(self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int) -> None:
@@ -95,7 +100,7 @@ class ByMethods:
             self._call("add_histogram_raw", tag("esd", layer.name), **histogram, global_step=step)
 
     def text(self, tag: str, text: str, step: int) -> None:
-        """Write a text."""
+        """Write a text in Markdown."""
         self._call("add_text", tag, text, step)
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
@@ -107,15 +112,22 @@ class ByMethods:
             getattr(self._writer, method)(*arguments, **options)
 
 
-def values_of(writer: Any) -> Values:
-    """Find the best way to write to a writer of the user's."""
+def output_for(writer: Any) -> Output:
+    """Return the fastest way to write to a user's writer."""
     from torch.utils.tensorboard import FileWriter  # noqa: PLC0415 -- optional
 
     files = getattr(writer, "file_writer", None)  # None where the user has closed it, until it is written to again
-    return InEvents(files.add_summary) if isinstance(files, FileWriter) else ByMethods(writer)
+    return EventOutput(files.add_summary) if isinstance(files, FileWriter) else WriterOutput(writer)
 
 
 def _histogram(layer: LayerReport, *, limits: str, counts: str) -> dict[str, Any]:
+    """Return the histogram of log₁₀ λ in TensorBoard's terms.
+
+    Args:
+        layer: with a histogram.
+        limits: name of the field for the right borders of the bins.
+        counts: name of the field for the number of eigenvalues in each bin.
+    """
     esd = layer.esd
     if esd is None:
         msg = f"{layer.name} has no histogram"
@@ -134,12 +146,12 @@ def _histogram(layer: LayerReport, *, limits: str, counts: str) -> dict[str, Any
 
 
 def _layout(report: Report) -> dict[str, dict[str, list[Any]]]:
-    """For the tab of custom scalars: each quantity of all layers in one chart, and alpha in its range for the first."""
+    """Return the charts of the tab of custom scalars: some measures of all layers, and alpha with its range."""
     names = [layer.name for layer in report] + list(report.waiting)
     together = ("alpha", "phase", "mp_soft_rank", "stable_rank", "n_spikes")
     ranges = {
         name: ["Margin", [tag(which, name) for which in ("alpha", "alpha_low", "alpha_high")]]
-        for name in names[:_RANGES]
+        for name in names[:_MAX_RANGE_CHARTS]
     }
     return {
         "all layers": {which: ["Multiline", [f"esdmon_{which}/.*"]] for which in together},

@@ -1,4 +1,4 @@
-"""A sink for a run of Weights & Biases that may be begun after `watch()`."""
+"""A sink for a run of Weights & Biases that may begin after `watch()`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING, final
 
 from esdmon.notice import notice
-from esdmon.present import prepare
+from esdmon.present import prepare_drawing
 from esdmon_wandb.sink import WandbSink
 
 if TYPE_CHECKING:
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 @final
-class LateWandbSink:
-    """Writes to the run that is active when a reading is written, and nowhere where there is none."""
+class ActiveRunSink:
+    """Write each report to the run that is active at that moment; skip reports while there is none."""
 
     def __init__(self) -> None:
         self._sink: WandbSink | None = None
         self._run: object = None
-        prepare()  # before training, as a sink that has its run would
+        prepare_drawing()  # before training, as `WandbSink` does
 
     def write(self, report: Report) -> None:
-        """Write to the run, if there is one now; another than before is begun with."""
-        run = getattr(sys.modules.get("wandb"), "run", None)  # who has not imported it has not begun a run
+        """Write to the active run; if another run was active before, close the sink for that one first."""
+        run = getattr(sys.modules.get("wandb"), "run", None)  # without an import of wandb there is no run
         if run is not self._run:
             self.close()
             self._run = run
@@ -35,7 +35,7 @@ class LateWandbSink:
             self._sink.write(report)
 
     def catch_up(self) -> bool:
-        """Draw one picture. Return whether more wait."""
+        """Draw one picture of the queue. Return True if there are more."""
         return self._sink is not None and self._sink.catch_up()
 
     def alert(self, alert: Alert) -> None:
@@ -52,7 +52,7 @@ class LateWandbSink:
         """Do nothing: the run writes by itself."""
 
     def close(self) -> None:
-        """Put the tables into the run."""
+        """Add the tables to the run's summary."""
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.close()

@@ -1,0 +1,111 @@
+"""Resolve `sinks=`: names and objects to open sinks."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+
+from esdmon.errors import unwritable
+from esdmon.isolation import describe
+from esdmon.notice import notice
+from esdmon.plugins import Plugins
+from esdmon.plugins.manager import shown
+from esdmon.sinks import Sink
+
+Sinks = str | Sink | Sequence[str | Sink] | None
+
+_log = logging.getLogger("esdmon")
+
+
+def listed(sinks: Sinks) -> Sequence[str | Sink]:
+    """Return `sinks=` as a list."""
+    if sinks is None:
+        return []
+    return [sinks] if isinstance(sinks, str) or not isinstance(sinks, Sequence) else sinks
+
+
+def check_sinks(sinks: Sinks, known: Plugins) -> None:
+    """Check each sink without opening it.
+
+    Raises:
+        InputError: for one that cannot.
+    """
+    for spec in listed(sinks):
+        if spec != "auto":
+            known.check_sink(spec)
+
+
+def open_sinks(sinks: Sinks, known: Plugins, *, webhook: str = "") -> list[tuple[str, Sink]]:
+    """Return open sinks, each with its name in messages.
+
+    Args:
+        sinks: as given to `watch()`.
+        known: the plugins, which open `scheme:target`.
+        webhook: an address that alerts are posted to as well; empty for none.
+
+    Raises:
+        InputError: for a sink that cannot be opened; those that were opened before it are closed.
+    """
+    several = [
+        (each, spec == "auto") for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])
+    ]
+    if webhook:
+        several.append((f"webhook:{webhook}", False))
+    opened: list[tuple[str, Sink]] = []
+    try:
+        for spec, is_automatic in several:
+            try:
+                sink = known.open_sink(spec)
+            except Exception as error:
+                if not is_automatic:
+                    raise
+                _log.warning(
+                    "esdmon: the sink %s cannot be opened: %s. Nothing is written to it.", spec, describe(error)
+                )
+                continue
+            opened.append((_name(spec, known), sink))
+    except BaseException:
+        for _, sink in opened:
+            sink.close()
+        raise
+    return opened
+
+
+def _name(spec: str | Sink, known: Plugins) -> str:
+    """Return what a sink is called in messages, after the word `sink`."""
+    if not isinstance(spec, str):
+        return type(spec).__name__
+    return f"{shown(spec)}{known.whose('sink', spec.partition(':')[0])}"
+
+
+def _automatic(known: Plugins) -> list[str | Sink]:
+    """Return the sinks of "auto": the active W&B run, else TensorBoard, and JSONL in a new folder under `runs/`."""
+    name = f"runs/esdmon-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    for n in itertools.count(1):
+        folder = Path(name if n == 1 else f"{name}-{n}")
+        try:
+            # Made here, and not by a sink, so that of several runs started in one second each gets its own.
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise unwritable(str(folder), error) from error
+    sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
+    how = f"`esdmon alerts replay {folder / 'esdmon.jsonl'}` asks the alert rules again"
+    # A user who has begun a run of Weights & Biases looks there; who has not imported it, has not.
+    if "wandb" in known.schemes and getattr(sys.modules.get("wandb"), "run", None) is not None:
+        sinks.insert(0, "wandb")
+        how = "they stand in the active run of Weights & Biases"
+    elif "tensorboard" in known.schemes and find_spec("tensorboard") is not None:
+        sinks.insert(0, f"tensorboard:{folder}")
+        how = f"`tensorboard --logdir {folder.parent}` shows them"
+    if "wandb" in known.schemes and "wandb" not in sinks and find_spec("wandb") is not None:
+        sinks.append("wandb:auto")  # for a run that is begun later
+    notice(f"readings go to {folder.absolute()}; {how}.")
+    return sinks

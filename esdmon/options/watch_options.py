@@ -1,0 +1,206 @@
+"""`WatchOptions`: every option of `watch()`, validated once, for any loop and for the callbacks of Trainers."""
+
+import inspect
+import operator
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Self, SupportsIndex, TypedDict, TypeVar
+
+from esdmon.alerts.config import AlertConfig
+from esdmon.errors import InputError, nearest
+from esdmon.options.alerts import Alerts, alert_config
+from esdmon.options.measures import choose_measures
+from esdmon.options.sinks import Sinks, check_sinks
+from esdmon.plugins import Plugins
+from esdmon.records import Alert
+from esdmon.schedule import Schedule, as_schedule, union
+from esdmon.schedule.budget import Budget
+from esdmon.spectrum import Measure
+from esdmon.weights import MIN_EIGENVALUES, Model, Selection, check_precision
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class WatchKeywords(TypedDict, total=False):
+    """The fields of `WatchOptions` but `every` and `sinks`, for type checkers and editors: of `**keywords`."""
+
+    budget: float | None
+    mode: str
+    alerts: Alerts
+    on_alert: Callable[[Alert], object] | None
+    stop_on: str | Sequence[str]
+    save_on: str | Sequence[str]
+    layers: Sequence[str] | None
+    exclude: Sequence[str]
+    min_eigenvalues: int
+    max_eigenvalues: int | None
+    reference: Model | str | os.PathLike[str] | None
+    measures: str | Sequence[str]
+    precision: str
+    max_tags: int | None
+    strict: bool
+    plugins: Iterable[object]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchOptions:
+    """The options of `watch()`, where each is described. They are checked, and resolved as far as no model is needed.
+
+    Raises:
+        InputError: for any that cannot be used, with the value and what is allowed.
+    """
+
+    every: int | Schedule = 200
+    budget: float | None = 0.01
+    mode: str = "auto"
+    sinks: Sinks = "auto"
+    alerts: Alerts = "default"
+    on_alert: Callable[[Alert], object] | None = None
+    stop_on: str | Sequence[str] = ()
+    save_on: str | Sequence[str] = ()
+    layers: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    min_eigenvalues: int = MIN_EIGENVALUES
+    max_eigenvalues: int | None = None
+    reference: Model | str | os.PathLike[str] | None = None
+    measures: str | Sequence[str] = "default"
+    precision: str = "auto"
+    max_tags: int | None = 200
+    strict: bool = False
+    plugins: Iterable[object] = ()
+
+    known: Plugins = field(init=False, repr=False, compare=False)
+    """The plugins that are installed and given, with their measures, rules and sinks."""
+    schedule: Schedule = field(init=False, repr=False, compare=False)
+    """`every`, and when plugins ask for a reading."""
+    chosen_measures: tuple[Measure, ...] = field(init=False, repr=False, compare=False)
+    alert_config: AlertConfig = field(init=False, repr=False, compare=False)
+    """The rules of `alerts`, with the actions of `stop_on` and `save_on`."""
+
+    def __post_init__(self) -> None:
+        """Check the options, and resolve them."""
+        for name in _ALLOWED:
+            if name in self.__dict__:
+                check(name, self.__dict__[name])
+        plugins: object = self.plugins
+        if isinstance(plugins, Iterable) and not isinstance(plugins, str):
+            self.__dict__["plugins"] = tuple(plugins)  # also of a generator, which gives its items once
+        Budget(self.budget)
+        check_precision(self.precision)
+        schedule, known = as_schedule(self.every), Plugins(self.plugins)
+        check_sinks(self.sinks, known)
+        self.__dict__.update(  # the dataclass is frozen
+            known=known,
+            schedule=schedule if known.schedule is None else union(schedule, known.schedule),
+            chosen_measures=choose_measures(self.measures, known.measures),
+            alert_config=alert_config(self.alerts, known, stop_on=self.stop_on, save_on=self.save_on),
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy is made: from the options that were given, since plugins cannot be pickled."""
+        return _made_from, (type(self), {name: getattr(self, name) for name in OPTIONS})
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any], *, besides: Iterable[str] = ()) -> Self:
+        """Return the options that keywords of a call stand for.
+
+        Args:
+            keywords: by name.
+            besides: other keywords of that call, which may be meant by one that is misspelt.
+
+        Raises:
+            InputError: for an unknown option, with the nearest ones; for a value that cannot be used.
+        """
+        for name in keywords:
+            if name not in OPTIONS:
+                raise InputError(f"Unknown option {name}=.{nearest(name, (*OPTIONS, *besides))}")
+        return cls(**keywords)
+
+    @property
+    def selection(self) -> Selection:
+        """Return which matrices are read."""
+        return Selection(self.layers, self.exclude, self.min_eigenvalues, self.max_eigenvalues)
+
+
+_DEFAULTS = {each.name: each.default for each in fields(WatchOptions) if each.init}
+OPTIONS = tuple(_DEFAULTS)
+"""The names of all options."""
+
+
+def shows_options(function: Function) -> Function:
+    """Give a function with `**keywords: Unpack[WatchKeywords]` the signature that spells them out, for `help()`."""
+    signature = inspect.signature(function)
+    own = {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
+    options = {
+        each.name: inspect.Parameter(
+            each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
+        )
+        for each in fields(WatchOptions)
+        if each.init
+    }
+    first = {name: each for name, each in own.items() if each.kind is not each.KEYWORD_ONLY}
+    parameters = first | {name: each for name, each in options.items() if name not in first} | own
+    function.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
+    return function
+
+
+def is_default(name: str, value: object) -> bool:
+    """Return whether a value is the default of an option, also as a list where that is a tuple."""
+    default = _DEFAULTS[name]
+    plain = tuple(value) if isinstance(value, list) else value
+    return plain is default or (isinstance(plain, bool | int | float | str | tuple) and plain == default)
+
+
+def check(name: str, value: object) -> None:
+    """Check one option that needs no other to be checked.
+
+    Raises:
+        InputError: for a value that cannot be used.
+    """
+    is_allowed, allowed = _ALLOWED[name]
+    if not is_allowed(value):
+        raise InputError(f"{name}= must be {allowed}; got {value!r}")
+
+
+def _is_whole(value: object, *, least: int = 0) -> bool:
+    return not isinstance(value, bool) and isinstance(value, SupportsIndex) and operator.index(value) >= least
+
+
+def _is_whole_or_none(value: object) -> bool:
+    return value is None or _is_whole(value)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_patterns(value: object) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, Iterable) and not isinstance(value, dict) and all(isinstance(each, str) for each in value)
+    )
+
+
+def _is_patterns_or_none(value: object) -> bool:
+    return value is None or _is_patterns(value)
+
+
+def _is_function_or_none(value: object) -> bool:
+    return value is None or callable(value)
+
+
+_ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
+    "mode": (("auto", "sync", "thread").__contains__, "one of auto, sync, thread"),
+    "max_tags": (_is_whole_or_none, "a number of series, 0 or more, or None for all"),
+    "first_step": (_is_whole, "a number of steps, 0 or more"),
+    "strict": (_is_bool, "True or False"),
+    "hook": (_is_bool, "True or False"),
+    "layers": (_is_patterns_or_none, "a list of patterns of names, or None for all"),
+    "exclude": (_is_patterns, "a list of patterns of names"),
+    "on_alert": (_is_function_or_none, "a function that takes an Alert"),
+}
+"""By option: whether a value is allowed, and what is. `hook` and `first_step` are of `watch()` alone."""
+
+
+def _made_from(cls: type[WatchOptions], options: dict[str, Any]) -> WatchOptions:
+    return cls(**options)

@@ -1,0 +1,32 @@
+"""`DueStep`: the readings of one due step, until they are reported."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from esdmon.records import LayerReport
+from esdmon.runtime.source import Task
+
+
+@dataclass(slots=True)
+class DueStep:
+    """A due step, with its readings finished and under way."""
+
+    step: int
+    host_step: int | None
+    drift: Mapping[str, float]
+    """How far each matrix has moved since it was read, as last measured."""
+    since: float
+    """The time of the step, in seconds of the monotonic clock."""
+    begun: set[str] = field(default_factory=set)
+    here: deque[Task] = field(default_factory=deque)
+    """Under way in this process, in the order in which they will be finished."""
+    elsewhere: Task | None = None
+    """Under way on other ranks."""
+    read: dict[str, LayerReport] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether nothing is under way."""
+        return not self.here and self.elsewhere is None

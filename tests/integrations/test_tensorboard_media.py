@@ -1,0 +1,129 @@
+"""Histograms and pictures in TensorBoard."""
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import esdmon
+from esdmon.present.media import MAX_HISTOGRAMS
+from esdmon.records import Alert, LayerReport
+from esdmon.spectrum import Phase
+from esdmon_tensorboard import TensorBoardSink
+from esdmon_tensorboard.events import RunFiles
+from tests.integrations.tensorboard_files import (
+    events_of,
+    pictures,
+    report_of,
+    watch_for,
+)
+
+
+def test_spectra_are_shown(tmp_path: Path) -> None:
+    """There is a layout, a histogram of all eigenvalues, pictures at the end, and the last table."""
+    folder = tmp_path / "run"
+    watch_for(30, [f"tensorboard:{folder}"])
+    tags = events_of(folder).Tags()
+    assert {"esdmon_esd/fc1", "esdmon_esd/fc2"} == set(tags["histograms"])
+    histogram = events_of(folder).Histograms("esdmon_esd/fc1")[0].histogram_value
+    assert histogram.num == sum(histogram.bucket) == 96
+    assert {"esdmon_picture/fc1", "esdmon_picture/fc2"} == set(tags["images"])
+    image = events_of(folder).Images("esdmon_picture/fc1")[-1]
+    assert (image.step, image.width, image.height) == (30, 640, 400)
+    assert {"custom_scalars__config__", "esdmon_report/text_summary"} <= set(tags["tensors"])
+
+
+def test_a_phase_that_changes_is_drawn_between_reports(tmp_path: Path) -> None:
+    """`write` draws nothing, `catch_up` one picture, and `close` the last state of each layer."""
+    sink = TensorBoardSink.open(str(tmp_path))
+    sink.write(report_of("abc", 10))
+    assert sink.catch_up() is False
+    sink.write(report_of("abc", 20, Phase.BULK_SPIKES))
+    assert pictures(tmp_path) == {}
+    assert [sink.catch_up() for _ in range(2)] == [True, True]
+    assert pictures(tmp_path) == {"a": [20], "b": [20]}
+    sink.write(report_of("abc", 30, Phase.BULK_SPIKES))
+    sink.close()
+    assert pictures(tmp_path) == {"a": [20, 30], "b": [20, 30], "c": [30]}
+
+
+def test_a_layer_with_an_alert_is_drawn_first(tmp_path: Path) -> None:
+    """Its picture is drawn over the host's steps."""
+    sink = TensorBoardSink.open(str(tmp_path))
+    sink.write(report_of("abcd", 10, host_step=5))
+    sink.write(report_of("abcd", 20, Phase.BULK_SPIKES, host_step=10))
+    sink.alert(Alert("r:d", "r", "warning", "firing", "d", ("d", "b", "gone"), 20, 10, "what to do"))
+    for _ in range(2):
+        sink.catch_up()
+    assert pictures(tmp_path) == {"d": [10], "b": [10]}
+    sink.close()
+
+
+def test_a_watched_run_draws_while_it_trains(tmp_path: Path) -> None:
+    """It draws at the step after the phase has changed, and at the end."""
+    torch.manual_seed(0)
+    model = nn.Linear(128, 128)
+    with esdmon.watch(
+        model, every=2, budget=None, sinks=f"tensorboard:{tmp_path}", alerts=None, mode="sync"
+    ) as monitor:
+        for step in range(1, 9):
+            if step == 3:
+                with torch.no_grad():
+                    model.weight.add_(torch.outer(torch.ones(128), torch.ones(128)) * 0.05)
+            monitor.step()
+            if step == 5:
+                assert pictures(tmp_path) == {"Linear": [4]}
+    assert pictures(tmp_path) == {"Linear": [4, 8]}
+
+
+def test_closing_takes_only_so_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By this clock a picture takes a second, of which two are allowed; changed layers are drawn first."""
+    caplog.set_level("INFO")
+    sink = TensorBoardSink(RunFiles(str(tmp_path)), clock=itertools.count().__next__)
+    sink.write(report_of("abcdef", 10))
+    sink.write(
+        replace(
+            report_of("ef", 20, Phase.BULK_SPIKES),
+            layers=(*report_of("abcd", 10), *report_of("ef", 20, Phase.BULK_SPIKES)),
+        )
+    )
+    sink.close()
+    assert pictures(tmp_path) == {"e": [20]}
+    assert "5 of 6 layers have no last picture in TensorBoard" in caplog.text
+
+
+def test_what_cannot_be_drawn_does_not_keep_the_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception while drawing still closes the files."""
+
+    def broken(layer: LayerReport) -> None:
+        raise FloatingPointError(layer.name)
+
+    monkeypatch.setattr("esdmon_tensorboard.sink.draw_esd", broken)
+    sink = TensorBoardSink.open(str(tmp_path))
+    sink.write(report_of("a", 10))
+    with pytest.raises(FloatingPointError, match="a"):
+        sink.close()
+    assert "esdmon_alpha/a" in events_of(tmp_path).Tags()["scalars"]
+
+
+def test_few_measures_are_enough_for_a_picture(tmp_path: Path) -> None:
+    """Measures that a picture shows may be missing."""
+    model = nn.Linear(256, 128)
+    sinks = f"tensorboard:{tmp_path}"
+    with esdmon.watch(model, every=1, budget=None, measures=["alpha", "xmin"], sinks=sinks) as monitor:
+        monitor.step()
+    assert monitor.errors == ()
+    assert pictures(tmp_path) == {"Linear": [1]}
+
+
+def test_a_report_of_many_layers_has_few_histograms(tmp_path: Path) -> None:
+    """The others follow at the next readings, so that every layer has one."""
+    sink = TensorBoardSink.open(str(tmp_path))
+    names = "".join(chr(ord("a") + k) for k in range(26)) + "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    for step in (10, 20, 30):
+        sink.write(report_of(names, step))
+        assert len(events_of(tmp_path).Tags()["histograms"]) == min(step // 10 * MAX_HISTOGRAMS, len(names))
+    sink.close()
