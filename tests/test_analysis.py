@@ -74,11 +74,11 @@ BAD = {
     "inf": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
     "row": ("skipped", "1 eigenvalues; at least 10 are needed"),
     "empty": ("skipped", "an empty weight"),
-    "huge": ("ok", "No eigenvalue stands above the bulk"),
-    "orthogonal": ("ok", "No eigenvalue leaves the bulk, yet the bulk is not random"),
+    "huge": ("ok", "No eigenvalue is above the bulk"),
+    "orthogonal": ("ok", "No eigenvalue is above the bulk, yet the bulk is not random"),
     "half_dead": ("ok", "M is below 64"),
     "overflowed": ("nonfinite", "elements are NaN or infinite"),
-    "nearly_overflowing": ("ok", "No eigenvalue stands above the bulk"),
+    "nearly_overflowing": ("ok", "No eigenvalue is above the bulk"),
 }
 
 

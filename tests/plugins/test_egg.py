@@ -187,7 +187,7 @@ BREAKS: dict[str, tuple[Callable[[str], str], str]] = {
     "its rule raises": (inside("top_heavy", RAISE), f"{RULE} failed at step 2: {BROKEN}"),
     "its rule gives rubbish": (
         inside("top_heavy", "yield 'it is heavy'"),
-        f"{RULE} failed at step 2: TypeError: a rule gives findings, got 'it is heavy'",
+        f"{RULE} failed at step 2: TypeError: a rule must return Finding objects; got 'it is heavy'",
     ),
     "its sink raises": (inside("write", RAISE), f"{SINK} failed at step 2: {BROKEN}"),
     "its sink raises on an alert": (inside("alert", RAISE), f"{SINK} failed at step 6: {BROKEN}"),
