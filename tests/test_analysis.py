@@ -11,7 +11,9 @@ from esdmon.errors import InputError
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.runtime.reader import Reader
+from esdmon.runtime.watched_model import WatchedModel
 from esdmon.spectrum import Measure, Spectrum
+from esdmon.weights import Watched, discover
 
 DEFAULT = choose_measures("default", Plugins().measures)
 
@@ -234,15 +236,21 @@ def test_failing_readings_are_faults_and_few_lines(
     assert {layer.status for layer in monitor.report} == {"ok"}
 
 
-def test_what_failed_for_a_moment_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_failed_for_a_moment_is_looked_for_again() -> None:
     """A model that has changed is found at the next due step, if not at this one."""
     model = nn.Sequential(nn.Linear(32, 32))
-    reader = Reader(model, Plugins(), measures=DEFAULT)
+    fails: list[OSError] = []
+
+    def find() -> Watched:
+        if fails:
+            raise fails.pop()
+        return discover(model)
+
+    watched = WatchedModel(model, find)
     model.add_module("more", nn.Linear(32, 32))
-    with monkeypatch.context() as patch:
-        patch.setattr(reader, "_discover", lambda: (_ for _ in ()).throw(OSError("for the moment")))
-        with pytest.raises(OSError, match="for the moment"):
-            reader.refresh()
-    assert reader.refresh()
-    assert [matrix.name for matrix in reader.matrices] == ["0", "more"]
-    assert not reader.refresh()
+    fails.append(OSError("for the moment"))
+    with pytest.raises(OSError, match="for the moment"):
+        watched.refresh()
+    assert watched.refresh()
+    assert list(watched.matrices) == ["0", "more"]
+    assert not watched.refresh()
