@@ -111,7 +111,8 @@ def test_it_passes_what_esdmon_holds_itself_to(use: Use, tmp_path: Path) -> None
 
 def test_the_command_lists_it(installed: Path) -> None:
     """With its version and its hooks; its rule is explained, and can be left out."""
-    environment = os.environ | {"PYTHONPATH": str(installed)}
+    path = [str(installed), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     environment.pop("ESDMON_DISABLE_PLUGINS", None)
 
     def command(*arguments: str, **more: str) -> str:
