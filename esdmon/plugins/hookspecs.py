@@ -72,7 +72,7 @@ def esdmon_materialize(parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
 
 @hookspec
 def esdmon_schedule(step: int) -> bool | None:
-    """Return True to read at this step as well as at those of `every=`; depend on `step` alone, since ranks must agree."""
+    """Return True to read at this step too, besides `every=`; use `step` alone, since all ranks must agree."""
     raise NotImplementedError
 
 

@@ -54,7 +54,7 @@ class Plugins:
 
     @property
     def listed(self) -> tuple[Listed, ...]:
-        """All plugins that were found, also those that are not used."""
+        """Plugins that were found, including those that are not used."""
         return self._registry.listed
 
     @property

@@ -72,7 +72,7 @@ class Registry:
 
     @property
     def listed(self) -> tuple[Listed, ...]:
-        """All plugins that were found, also those that are not used."""
+        """Plugins that were found, including those that are not used."""
         return tuple(self._listed.values())
 
     @property

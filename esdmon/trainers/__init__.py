@@ -1,1 +1,1 @@
-"""What the callbacks for Trainers share, whichever Trainer it is."""
+"""Parts of the trainer callbacks that do not depend on the trainer: `options`, `optimizers`, `base`."""

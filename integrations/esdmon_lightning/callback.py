@@ -1,4 +1,4 @@
-"""esdmon as a callback of Lightning."""
+"""The callback for Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from esdmon.isolation import describe
 from esdmon.options import WatchKeywords, shows_options
 from esdmon.options.sinks import Sinks
 from esdmon.schedule import Schedule
-from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, own_jsonl, resume
+from esdmon.trainers.base import CopiedByOptions, own_jsonl, resume
+from esdmon.trainers.options import CallbackOptions, HostsOwn
 from esdmon_lightning.loggers import name_of, sink_for
 from esdmon_lightning.looks import Looks
 
@@ -31,7 +32,7 @@ _log = logging.getLogger("esdmon")
 
 
 def _callback() -> Any:
-    """Return `Callback` of the package that is in use already, or else of either: each Trainer takes the other's."""
+    """Return `Callback` of the Lightning package that is imported already, or of any that is installed."""
     packages = ("lightning.pytorch", "pytorch_lightning")
     for name in sorted(packages, key=lambda name: name not in sys.modules):
         try:
@@ -43,42 +44,42 @@ def _callback() -> Any:
 
 @dataclass(frozen=True)
 class _Left:
-    """What a fit has left, for the same Trainer to go on from with the same model."""
+    """The final state of a fit, for the same Trainer to continue with the same model."""
 
     trainer: weakref.ref[Any]
     model: weakref.ref[Any]
     state: dict[str, Any]
 
     def is_of(self, trainer: Any, model: Any) -> bool:
-        """Return whether it is this Trainer that left it, with this model, at the steps where it is now."""
+        """Return whether Trainer, model and steps are those at the end of that fit."""
         return (self.trainer(), self.model(), self.state["steps"]) == (trainer, model, int(trainer.global_step))
 
 
 class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # one of two packages, known at run time
-    """Watches the spectra of the LightningModule while it is fitted.
+    """Monitors the weight spectra of a LightningModule during `fit`.
 
-    Readings go to the Trainer's loggers, under the user's own loss; without loggers to `esdmon-1/esdmon.jsonl` in
-    `default_root_dir`. Steps are the Trainer's `global_step`, which grows by one for each of several optimizers. A
-    checkpoint of the Trainer holds the state.
+    Readings are written to the Trainer's loggers, at the same steps as the loss; without loggers to
+    `esdmon-1/esdmon.jsonl` in `default_root_dir`. Steps are the Trainer's `global_step`, which grows by one for each of
+    several optimizers. Checkpoints of the Trainer hold the monitor's state.
 
-    The summary goes to `trainer.callback_metrics` as well, for `ModelCheckpoint(monitor="esdmon_summary/alpha_median")`
-    and the like. All its numbers are there from the start: medians of alpha, mp_soft_rank, stable_rank and
-    matrix_entropy, `layers_…`, `alerts_firing`, `alert_<rule>`, `age_max`. Where a callback or a scheduler monitors one
-    of them, a reading is also taken at the last step before it looks. As long as no layer's alpha is meaningful,
-    `alpha_median` is here that of all layers.
+    The summary is also in `trainer.callback_metrics`, as for `ModelCheckpoint(monitor="esdmon_summary/alpha_median")`.
+    All its numbers are there from the start: medians of alpha, mp_soft_rank, stable_rank and matrix_entropy,
+    `layers_…`, `alerts_firing`, `alert_<rule>`, `age_max`. If a callback or a scheduler monitors one of them, a reading
+    is also taken at the last step before it is used. While no layer's alpha is meaningful, `alpha_median` here is the
+    median over all layers.
 
-    The object can be given to one Trainer after another: each fit is a run of its own. Only a checkpoint that the
-    Trainer loads is gone on from, or what the same Trainer has left if it fits the same model again.
+    The object can be given to several Trainers, one after another: each fit is a separate run. It continues only from
+    a checkpoint that the Trainer loads, or from the last fit of the same Trainer and model.
 
     Args:
-        every: steps between readings, or a function of the step.
-        sinks: "auto": the Trainer's loggers. Others as in `esdmon.watch`.
-        options: as in `esdmon.watch`: budget, mode, alerts, layers, … An alert of `stop_on=` ends the training, one of
-            `save_on=` saves a checkpoint in `esdmon-checkpoints/`, at a due step and on all ranks.
+        every: steps between readings, or a function that returns True at the steps to read.
+        sinks: "auto" writes to the Trainer's loggers; other values as in `esdmon.watch`.
+        options: as in `esdmon.watch`: budget, mode, alerts, layers, … An alert of `stop_on=` stops the training, and
+            one of `save_on=` saves a checkpoint in `esdmon-checkpoints/`, at a due step and on all ranks.
 
     Raises:
-        InputError: for options that cannot be used, when it is made.
-        MissingExtraError: without Lightning, when it is imported.
+        InputError: for invalid options, when the callback is constructed.
+        MissingExtraError: if Lightning is not installed, on import.
     """
 
     monitor: Monitor | None
@@ -95,7 +96,7 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
         self._forget()
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a second one on the same Trainer, which would write the same series; forget what is of another run."""
+        """Refuse a second callback, which would write the same series; reset the state of another run."""
         if sum(isinstance(callback, SpectralMonitor) for callback in trainer.callbacks) > 1:
             raise InputError("there are two SpectralMonitors on this Trainer: give it one")
         if stage == "fit":
@@ -106,7 +107,7 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
                 self._left = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin: the model is in its place, the optimizers are made, a checkpoint is loaded."""
+        """Create the monitor: model and optimizers exist, and a checkpoint is loaded."""
         writes = trainer.is_global_zero and not trainer.fast_dev_run and not getattr(trainer, "barebones", False)
         steps = trainer.global_step
         state = dict(self._loaded or (self._left.state if self._left else {}))
@@ -127,7 +128,7 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
         self._show(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the optimizer steps of the batch; in the midst of an accumulation there are none."""
+        """Count the optimizer steps of the batch: none during gradient accumulation."""
         monitor = self.monitor
         steps = 0 if monitor is None else trainer.global_step - monitor.steps
         if monitor is None or steps <= 0:
@@ -141,30 +142,30 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
             monitor.flush()  # the number is needed now, also where it is read in a thread
         if trainer.world_size == 1:
             if monitor.report is not before:
-                self._tell(trainer, *self._findings(monitor))
+                self._publish(trainer, *self._findings(monitor))
         elif due:
-            self._tell(trainer, *trainer.strategy.broadcast(self._findings(monitor)))
+            self._publish(trainer, *trainer.strategy.broadcast(self._findings(monitor)))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Write what was read."""
+        """Close the monitor, which writes finished readings."""
         self._close()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Close, while the loggers are alive."""
+        """Close the monitor while the loggers are open."""
         self._close()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Close, in case nothing else did."""
+        """Close the monitor if nothing else did."""
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the Trainer's checkpoint is to hold."""
+        """Return the state for the Trainer's checkpoint."""
         if self._is_open and self.monitor is not None:
             return self.monitor.state_dict() | {"summary": self._numbers}
         return self._loaded or (self._left.state if self._left else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of a checkpoint that the Trainer loads; in mid-run go back to it, if it is of another step."""
+        """Keep the state of a loaded checkpoint; during a run, return to it if it is of another step."""
         if not self._is_open or self.monitor is None:
             self._loaded = state_dict
         elif state_dict.get("steps") != self.monitor.steps:
@@ -186,7 +187,7 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
         numbers = self._given.summary(monitor.report, self._numbers)
         return numbers, monitor.should_stop, monitor.take_save_request()
 
-    def _tell(self, trainer: Any, numbers: dict[str, float], stop: bool, save: bool) -> None:  # noqa: FBT001 -- of a tuple
+    def _publish(self, trainer: Any, numbers: dict[str, float], stop: bool, save: bool) -> None:  # noqa: FBT001 -- of a tuple
         self._numbers = numbers
         self._show(trainer)
         if save:
@@ -218,14 +219,14 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
 
 
 def _numbers(saved: object) -> dict[str, float]:
-    """Return what is a number of a summary in a checkpoint, which may be damaged."""
+    """Return the valid numbers of a saved summary, which may be damaged."""
     if not isinstance(saved, Mapping):
         return {}
     return {name: float(value) for name, value in saved.items() if isinstance(name, str) and isinstance(value, float)}
 
 
 def _loggers(trainer: Any) -> HostsOwn:
-    """Return the Trainer's loggers; where it has none, a file in the folder that it writes to."""
+    """Return sinks for the Trainer's loggers, or a JSONL file in its folder if it has none."""
     if trainer.loggers:
         return _each(trainer.loggers)
     spec = own_jsonl(trainer.default_root_dir, goes_on=trainer.global_step > 0)

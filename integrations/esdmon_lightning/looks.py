@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from esdmon.trainers.base import PREFIX
+from esdmon.trainers.options import PREFIX
 
 
 @dataclass

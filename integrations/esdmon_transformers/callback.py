@@ -18,7 +18,8 @@ from esdmon.isolation import describe
 from esdmon.options import WatchKeywords, shows_options
 from esdmon.options.sinks import Sinks
 from esdmon.schedule import Schedule
-from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, own_jsonl, resume
+from esdmon.trainers.base import CopiedByOptions, own_jsonl, resume
+from esdmon.trainers.options import CallbackOptions, HostsOwn
 from esdmon_transformers import folders
 from esdmon_wandb import WandbSink
 
@@ -36,27 +37,27 @@ _FILE = "esdmon.pt"
 
 
 class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers is half typed
-    """Watches the spectra of the model while a Trainer trains it.
+    """Monitors the weight spectra of the model that a Hugging Face Trainer trains.
 
-    Steps are the Trainer's `global_step`. Readings go where `report_to` says: to TensorBoard in a folder of our own
-    beside the Trainer's, since its writer is not to be had and two writers in one folder lose data; to the run of
-    Weights & Biases that the Trainer has begun, in the Trainer's rows. Where it names none of them, they go to
-    `esdmon-1/esdmon.jsonl` in `output_dir`, with a new number for each run. Each checkpoint of the Trainer holds the
-    monitor's state in a file `esdmon.pt`, which is known by an id in the Trainer's own state.
+    Steps are the Trainer's `global_step`. Readings are written to the loggers of `report_to`: to TensorBoard in a
+    subfolder of the Trainer's, since its writer is not accessible and two writers in one folder lose data; to the
+    Trainer's run of Weights & Biases, in its rows. Without either, they are written to `esdmon-1/esdmon.jsonl` in
+    `output_dir`, with a new number for each run. Each checkpoint holds the monitor's state in `esdmon.pt`, matched by
+    an id in the Trainer's state file.
 
-    Each `train()` is a run of its own, also an attempt of `auto_find_batch_size` and a trial of a search. With
-    `restore_callback_states_from_checkpoint` options are those of the checkpoint; those that JSON cannot hold, such as
-    functions and sinks of your own, are taken from the callback that the Trainer was given.
+    Each `train()` is a separate run, also an attempt of `auto_find_batch_size` and a trial of a search. With
+    `restore_callback_states_from_checkpoint` the options are those of the checkpoint; options that JSON cannot hold,
+    such as functions and sinks, are taken from the callback that the Trainer was given.
 
     Args:
-        every: steps between readings, or a function of the step.
-        sinks: "auto": what `report_to` says. Others as in `esdmon.watch`.
-        options: as in `esdmon.watch`: budget, mode, alerts, layers, … An alert of `stop_on=` ends the training, one of
-            `save_on=` has the Trainer save a checkpoint, at a due step and on all ranks.
+        every: steps between readings, or a function that returns True at the steps to read.
+        sinks: "auto" writes to the loggers of `report_to`; other values as in `esdmon.watch`.
+        options: as in `esdmon.watch`: budget, mode, alerts, layers, … An alert of `stop_on=` stops the training, and
+            one of `save_on=` makes the Trainer save a checkpoint, at a due step and on all ranks.
 
     Raises:
-        InputError: for options that cannot be used, when it is made.
-        MissingExtraError: without transformers, when it is imported.
+        InputError: for invalid options, when the callback is constructed.
+        MissingExtraError: if transformers is not installed, on import.
     """
 
     monitor: Monitor | None
@@ -72,7 +73,7 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        """Begin: the model is in its place, the optimizer is made, the loggers have begun their runs."""
+        """Create the monitor: model and optimizer exist, and the loggers have begun their runs."""
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             raise InputError("there are two SpectralMonitors on this Trainer: give it one")
         self._close()  # an attempt that was broken off has not ended
@@ -90,7 +91,7 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count the step that the optimizer has taken."""
+        """Count an optimizer step."""
         monitor = self.monitor
         if monitor is None:
             return
@@ -101,7 +102,7 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
             control.should_save |= save
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the state beside the Trainer's, which has just been written with an id of ours."""
+        """Save the monitor's state in the checkpoint that the Trainer has just written."""
         if self.monitor is None or not self._id or not state.is_world_process_zero:
             return
         try:
@@ -118,7 +119,7 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
             )
 
     def _save(self, monitor: Monitor, checkpoints: Iterable[Path]) -> None:
-        """Write the state whole or not at all, into the folder that the Trainer has just written."""
+        """Write the state atomically into the folder whose Trainer state has our id."""
         for folder in checkpoints:
             file, new = folder / folders.STATE, folder / f"{_FILE}.new"
             if file.is_file() and self._id in file.read_text(encoding="utf-8"):
@@ -130,14 +131,14 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
                 return
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close what was opened."""
+        """Close the monitor."""
         self._close()
 
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer keeps in its JSON: the arguments that JSON can hold, by which it makes a callback.
+        """Return the arguments that JSON can hold, with a new id, for the Trainer's state file.
 
-        The Trainer asks for it when training begins, before it makes a callback from a checkpoint in the place of this
-        one, and when it saves; each time it has another id.
+        The Trainer calls this when training begins, before it replaces this callback with one from a checkpoint, and
+        when it saves.
         """
         global _asked_last  # noqa: PLW0603 -- the Trainer does not say in whose place it makes a callback
         _asked_last = weakref.ref(self)
@@ -151,7 +152,7 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
 
     @property
     def restored(self) -> dict[str, Any]:
-        """What a checkpoint has said besides the arguments, where the Trainer has made this callback from one."""
+        """Id and omitted options of the checkpoint from which the Trainer has created this callback."""
         return self._restored
 
     @restored.setter
@@ -206,8 +207,8 @@ class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # typ
                 return
             why = "is that of another run"
         _log.warning(
-            "esdmon: training is resumed at step %d, and the %s of its checkpoint %s. The series goes on; alerts and "
-            "what was read before are not known.",
+            "esdmon: training is resumed at step %d, and the %s of its checkpoint %s. Monitoring continues "
+            "without earlier alerts and readings.",
             step,
             _FILE,
             why,
@@ -218,7 +219,7 @@ _asked_last: weakref.ref[SpectralMonitor] | None = None
 
 
 def _agreed(found: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
-    """What rank 0 has found, on all ranks."""
+    """Broadcast the flags of rank 0 to all ranks."""
     if args.world_size == 1:
         return found
     from accelerate.utils import broadcast_object_list  # noqa: PLC0415 -- comes with the Trainer
@@ -228,10 +229,10 @@ def _agreed(found: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
 
 
 def attach(trainer: Any, **options: Any) -> SpectralMonitor:
-    """Add a `SpectralMonitor` to a Trainer that is made already, TRL's among them.
+    """Add a `SpectralMonitor` to an existing Trainer, also of TRL; options as in `SpectralMonitor`.
 
     Raises:
-        InputError: where it has one.
+        InputError: if it already has one.
     """
     if any(isinstance(callback, SpectralMonitor) for callback in trainer.callback_handler.callbacks):
         raise InputError("there is a SpectralMonitor on this Trainer already: give it one")
@@ -241,7 +242,7 @@ def attach(trainer: Any, **options: Any) -> SpectralMonitor:
 
 
 def _reported(args: Any, state: Any) -> HostsOwn:
-    """Return sinks for what `report_to` names; where that is none, a file in the folder that the Trainer writes to."""
+    """Return sinks for the loggers of `report_to`, or a JSONL file in the output folder if there are none."""
     names = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
     sinks: list[tuple[str, Any]] = []
     if "tensorboard" in names:
@@ -254,7 +255,7 @@ def _reported(args: Any, state: Any) -> HostsOwn:
             sinks.append(("the Trainer's run of W&B", lambda: WandbSink(wandb.run)))
     others = sorted(set(names) - {"tensorboard", "wandb", "none"})
     if others:
-        _log.warning("esdmon: readings do not go to %s; give sinks= for them.", ", ".join(others))
+        _log.warning("esdmon: readings are not written to %s; use sinks= for them.", ", ".join(others))
     if not sinks:
         own = own_jsonl(folders.of_trial(args, state), goes_on=state.global_step > 0)
         sinks.append((own, lambda: own))

@@ -281,9 +281,11 @@ def test_a_number_that_never_is_is_named(tmp_path: Path, caplog: pytest.LogCaptu
             Small(), batches()
         )
     first, second = (record.getMessage() for record in caplog.records if record.name == "esdmon")
-    assert "EarlyStopping monitors esdmon_summary/stable_rank_medain, which is no number of ours." in first
+    assert "EarlyStopping monitors esdmon_summary/stable_rank_medain: unknown metric." in first
     assert "Did you mean 'esdmon_summary/stable_rank_median'" in first
-    assert "EarlyStopping monitors esdmon_summary/alpha_median, which is not known: add 'alpha' to measures=" in second
+    assert (
+        "EarlyStopping monitors esdmon_summary/alpha_median, which is not computed: add 'alpha' to measures=" in second
+    )
 
 
 class Plain(Logger):

@@ -377,7 +377,7 @@ def test_a_sink_that_cannot_be_made_is_left_out(tmp_path: Path, caplog: pytest.L
     with caplog.at_level(logging.WARNING, "esdmon"):
         trainer(tmp_path, callback).train()
     assert monitor_of(callback).report is not None
-    assert caplog.text.count("readings do not go to jsonl:") == 1
+    assert caplog.text.count("readings are not written to jsonl:") == 1
     assert "Training goes on." in caplog.text
 
 
@@ -537,10 +537,10 @@ def test_a_fault_of_ours_before_training_stops_no_trainer(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr("esdmon.trainers.base.watch", broken)
+    monkeypatch.setattr("esdmon.trainers.options.attach", broken)
     callback = SpectralMonitor(every=2)
     fit = trainer(tmp_path, callback)
     fit.train()
     assert fit.state.global_step > 0
     assert callback.monitor is None
-    assert "the model cannot be watched: RuntimeError: inside. Training goes on without it." in caplog.text
+    assert "the model cannot be monitored: RuntimeError: inside. Training continues without a monitor." in caplog.text
