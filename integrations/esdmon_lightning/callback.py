@@ -204,7 +204,7 @@ class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # on
             if trainer.world_size > 1 or self._given.is_strict:
                 raise
             _log.warning(
-                "esdmon: the checkpoint of save_on= could not be saved: %s. Training goes on.", describe(error)
+                "esdmon: the checkpoint of save_on= could not be saved: %s. Training continues.", describe(error)
             )
 
     def _show(self, trainer: Any) -> None:

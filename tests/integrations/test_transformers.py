@@ -217,7 +217,7 @@ def test_a_state_that_cannot_be_used_does_not_end_the_training(
     with caplog.at_level(logging.WARNING, "esdmon"):
         trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=[sink])).train(resume_from_checkpoint=True)
     assert [report.step for report in sink.reports] == [8, 12]
-    assert caplog.text.count("the state in the checkpoint of step 6 cannot be used") == 1
+    assert caplog.text.count("the state in the checkpoint of step 6 cannot be loaded") == 1
 
 
 @pytest.mark.parametrize("size", [0, 2000])
@@ -378,7 +378,7 @@ def test_a_sink_that_cannot_be_made_is_left_out(tmp_path: Path, caplog: pytest.L
         trainer(tmp_path, callback).train()
     assert monitor_of(callback).report is not None
     assert caplog.text.count("readings are not written to jsonl:") == 1
-    assert "Training goes on." in caplog.text
+    assert "Training continues." in caplog.text
 
 
 def test_a_callback_is_copied_and_pickled(tmp_path: Path) -> None:
