@@ -1,5 +1,9 @@
-"""One thread of OpenMP for each process: two test processes of two threads each would wait for each other."""
+"""One thread of linear algebra for each process: two test processes of two threads each would wait for each other."""
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in the scripts that tests start
+import threadpoolctl
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries that are loaded later, and for scripts that tests start
+if os.environ["OMP_NUM_THREADS"] == "1":
+    threadpoolctl.threadpool_limits(1)  # for numpy, which a plugin of pytest may have loaded already
