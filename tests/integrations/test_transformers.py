@@ -537,7 +537,7 @@ def test_a_fault_of_ours_before_training_stops_no_trainer(
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("inside")
 
-    monkeypatch.setattr("esdmon.trainers.base.watch", broken)
+    monkeypatch.setattr("esdmon.trainers.base.attach", broken)
     callback = SpectralMonitor(every=2)
     fit = trainer(tmp_path, callback)
     fit.train()
