@@ -61,8 +61,8 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
     Args:
         every: a reading is taken each time this many steps have passed, or at the steps for which a function of the
             step returns True.
-        sinks: "auto" writes to what `report_to` names. A name such as "jsonl:PATH", a sink of your own, or a list of them
-            replaces that; a list may contain "auto" too. None writes nothing.
+        sinks: "auto" writes to what `report_to` names. A name such as "jsonl:PATH", a sink of your own, or a list of
+            them replaces that; a list may contain "auto" too. None writes nothing.
         options: the other options of `esdmon.watch`: `budget` limits the share of the run's time, `mode` reads on the
             spot or in a thread, `layers` and `exclude` choose the matrices, `alerts` the rules. An alert of a rule in
             `stop_on` ends the training, on all ranks; one in `save_on` saves a checkpoint. Both act at a due step.
