@@ -1,14 +1,17 @@
-"""Private parts of torch, one function for each; tests/test_torch_private.py guards them.
+"""Private parts of torch, one function for each; tests/test_torch_private.py and its sibling guard them.
 
 A test of a function fails where a new version of torch has changed what it reads, and says what stops working then.
 """
 
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import CodeType
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 from torch.optim import Optimizer
 
 
@@ -51,3 +54,95 @@ def job_store(prefix: str) -> Any:
     from torch.distributed import distributed_c10d as c10d  # noqa: PLC0415 -- some builds of torch have none
 
     return c10d.PrefixStore(prefix, c10d._get_default_store())  # noqa: SLF001
+
+
+def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
+    """Return the children of a module by attribute. `named_children()` leaves out the second name of a shared child."""
+    return module._modules  # noqa: SLF001
+
+
+def parameters_of(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
+    """Return a module's own parameters by attribute. `named_parameters()` may run code of the module's author."""
+    return module._parameters  # noqa: SLF001
+
+
+def forward_pre_hooks(module: nn.Module) -> tuple[Any, ...]:
+    """Return the hooks that run before a module's `forward`."""
+    return tuple(module._forward_pre_hooks.values())  # noqa: SLF001
+
+
+def recurrent_attributes(module: nn.RNNBase) -> list[str]:
+    """Return the attributes that hold the weights and biases of a recurrent layer, also under `weight_norm`."""
+    return module._flat_weights_names  # noqa: SLF001
+
+
+def pruned_attribute(hook: BasePruningMethod) -> str:
+    """Return the attribute that a pruning hook computes."""
+    method: Any = hook  # torch sets the attribute on each instance, and declares it nowhere
+    name: str = method._tensor_name  # noqa: SLF001
+    return name
+
+
+def cpu_multiplies_in_tf32() -> bool:
+    """Return whether this CPU has the instructions by which torch multiplies float32 in TF32."""
+    return bool(torch.cpu._is_amx_fp16_supported())  # noqa: SLF001
+
+
+def operator_schema(operator: Any) -> Any:
+    """Return the schema of an operator that `__torch_dispatch__` gets: its name, and whether it mutates."""
+    return operator._schema  # noqa: SLF001
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedParameter:
+    """A weight that an FSDP wrapper manages."""
+
+    owners: tuple[tuple[nn.Module, str], ...]
+    """Module and attribute of each layer that uses it."""
+    parameter: Tensor
+    """The tensor that the optimizer holds; FSDP1 may flatten several weights into one."""
+    shape: torch.Size
+    """Shape of the whole weight."""
+    n_local: int | None
+    """Number of its elements on this rank; None where it is not known."""
+
+
+def fsdp2_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
+    """Iterate over the parameters that a module of FSDP2 (`fully_shard`) manages.
+
+    Raises:
+        AttributeError: with a version of torch that keeps them elsewhere.
+    """
+    fsdp: Any = module
+    state = fsdp._get_fsdp_state()  # noqa: SLF001
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # older versions of torch have one group
+        groups = [state._fsdp_param_group]  # noqa: SLF001
+    for group in groups:
+        for managed in () if group is None else group.fsdp_params:
+            info = managed._module_info  # noqa: SLF001
+            shared = zip(info.shared_modules, info.shared_param_names, strict=True)
+            owners = ((info.module, info.param_name), *shared)
+            yield ManagedParameter(owners, managed.sharded_param, managed.sharded_param.shape, None)
+
+
+def fsdp1_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
+    """Iterate over the parameters that a `FullyShardedDataParallel` (FSDP1) splits over ranks.
+
+    Raises:
+        AttributeError: with a version of torch that keeps them elsewhere.
+    """
+    fsdp: Any = module
+    handle = fsdp._handle  # noqa: SLF001
+    if handle is None or not handle.uses_sharded_strategy:
+        return
+    flat = handle.flat_param
+    shared: dict[tuple[int, str], list[tuple[nn.Module, str]]] = {}
+    for info in flat._shared_param_infos:  # noqa: SLF001
+        owners = shared.setdefault((id(info.prim_module), info.prim_param_name), [])
+        owners.append((info.module, info.param_name))
+    for position, (info, shape) in enumerate(zip(flat._param_infos, flat._shapes, strict=True)):  # noqa: SLF001
+        others = shared.get((id(info.module), info.param_name), ())
+        parameter = flat if flat._params is None else flat._params[position]  # noqa: SLF001
+        count = flat._shard_param_infos[position].numel_in_shard or 0  # noqa: SLF001
+        yield ManagedParameter(((info.module, info.param_name), *others), parameter, torch.Size(shape), count)

@@ -11,7 +11,9 @@ from esdmon.errors import InputError
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.runtime.reader import Reader
+from esdmon.runtime.watched_model import WatchedModel
 from esdmon.spectrum import Measure, Spectrum
+from esdmon.weights import Watched, discover
 
 DEFAULT = choose_measures("default", Plugins().measures)
 
@@ -72,13 +74,13 @@ BAD = {
     "rank_1": ("ok", "95 of 96 eigenvalues are zero: the rank has collapsed to 1% of full."),
     "nan": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
     "inf": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
-    "row": ("skipped", "1 eigenvalues, readings start at 10"),
+    "row": ("skipped", "1 eigenvalues; at least 10 are needed"),
     "empty": ("skipped", "an empty weight"),
-    "huge": ("ok", "No eigenvalue stands above the bulk"),
-    "orthogonal": ("ok", "No eigenvalue leaves the bulk, yet the bulk is not random"),
+    "huge": ("ok", "No eigenvalue is above the bulk"),
+    "orthogonal": ("ok", "No eigenvalue is above the bulk, yet the bulk is not random"),
     "half_dead": ("ok", "M is below 64"),
     "overflowed": ("nonfinite", "elements are NaN or infinite"),
-    "nearly_overflowing": ("ok", "No eigenvalue stands above the bulk"),
+    "nearly_overflowing": ("ok", "No eigenvalue is above the bulk"),
 }
 
 
@@ -189,7 +191,7 @@ def test_measures_can_be_chosen() -> None:
     ("options", "message"),
     [
         ({"measures": ["stabel_rank"]}, r"Unknown measure 'stabel_rank' in measures=. Did you mean 'stable_rank'"),
-        ({"precision": "half"}, "precision= is one of auto, exact"),
+        ({"precision": "half"}, "precision= must be one of auto, exact; got 'half'"),
         ({"layers": ["fc9"]}, "layers='fc9' matches no layer"),
     ],
     ids=["measure", "precision", "layers"],
@@ -234,15 +236,21 @@ def test_failing_readings_are_faults_and_few_lines(
     assert {layer.status for layer in monitor.report} == {"ok"}
 
 
-def test_what_failed_for_a_moment_is_looked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_failed_for_a_moment_is_looked_for_again() -> None:
     """A model that has changed is found at the next due step, if not at this one."""
     model = nn.Sequential(nn.Linear(32, 32))
-    reader = Reader(model, Plugins(), measures=DEFAULT)
+    fails: list[OSError] = []
+
+    def find() -> Watched:
+        if fails:
+            raise fails.pop()
+        return discover(model)
+
+    watched = WatchedModel(model, find)
     model.add_module("more", nn.Linear(32, 32))
-    with monkeypatch.context() as patch:
-        patch.setattr(reader, "_discover", lambda: (_ for _ in ()).throw(OSError("for the moment")))
-        with pytest.raises(OSError, match="for the moment"):
-            reader.refresh()
-    assert reader.refresh()
-    assert [matrix.name for matrix in reader.matrices] == ["0", "more"]
-    assert not reader.refresh()
+    fails.append(OSError("for the moment"))
+    with pytest.raises(OSError, match="for the moment"):
+        watched.refresh()
+    assert watched.refresh()
+    assert list(watched.matrices) == ["0", "more"]
+    assert not watched.refresh()

@@ -250,7 +250,7 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
         ({"sinks": [3]}, "a sink is 'scheme:target' or has write, alert, flush and close; 3 has no write"),
         ({"sinks": ["jsonl"]}, "jsonl needs a path"),
         ({"layers": ["nope*"]}, r"layers='nope\*' matches no layer"),
-        ({"alerts": ["rank_colapse"]}, "alerts='rank_colapse' is no rule.*Did you mean 'rank_collapse'"),
+        ({"alerts": ["rank_colapse"]}, "unknown rule 'rank_colapse' in alerts=.*Did you mean 'rank_collapse'"),
         ({"optimizer": 3}, "optimizer is a int, not a torch.optim.Optimizer"),
         ({"every": lambda: True}, "every= as a function takes the step"),
         ({"layers": []}, "layers= is empty"),
@@ -258,7 +258,7 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
         ({"layers": [3]}, r"layers= must be a list of patterns of names, or None for all; got \[3\]"),
         ({"measures": None}, "measures= must be a list of names of measures; got None"),
         ({"alerts": 5}, "alerts= must be a list of the names of rules, or rules; got 5"),
-        ({"alerts": [None]}, "alerts=None is no rule"),
+        ({"alerts": [None]}, "unknown rule None in alerts="),
         ({"model": nn.LazyLinear(4)}, "LazyLinear has lazy layers without weights"),
         ({"model": nn.ReLU()}, "ReLU has no weight matrix to read"),
     ],
@@ -293,7 +293,7 @@ def test_a_rule_whose_measures_are_not_taken_is_left_out_and_may_not_act(caplog:
 @pytest.mark.parametrize("name", ["stop_on", "save_on"])
 def test_what_acts_is_a_rule_that_is_asked(name: str) -> None:
     options: dict[str, Any] = {name: "rank_colapse"}
-    with pytest.raises(InputError, match=f"{name}='rank_colapse' is no rule that is asked.*Did you mean 'rank_coll"):
+    with pytest.raises(InputError, match=f"{name}='rank_colapse' names no rule in use.*Did you mean 'rank_coll"):
         esdmon.watch(nn.Linear(64, 64), sinks=None, **options)
 
 

@@ -1,4 +1,4 @@
-"""What is done about an alert, besides telling it to the log and the sinks."""
+"""Define what an alert may trigger besides its line in the log and its record in the sinks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from esdmon.records import Alert
 
 @dataclass(frozen=True, slots=True)
 class Actions:
-    """What is asked of the run, and who is called."""
+    """Requests to the training run and functions to call when an alert fires."""
 
     stop_on: frozenset[str] = frozenset()
-    """Names of rules: one that fires asks the host to end the training."""
+    """Names of rules that ask the host to end the training when they fire."""
     save_on: frozenset[str] = frozenset()
-    """Names of rules: one that fires asks the host to save a checkpoint."""
+    """Names of rules that ask the host to save a checkpoint when they fire."""
     calls: tuple[tuple[str, Callable[[Alert], object]], ...] = ()
-    """(name, function), each called with every alert that begins, grows or ends."""
+    """(name, function) pairs; each function is called with every alert that begins, grows or ends."""
     asks_to_stop: Callable[[Alert], bool] | None = None
-    """Asked at each alert besides: the plugins."""
+    """Called with each alert; True ends the training. This is how plugins ask for it."""

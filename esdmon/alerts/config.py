@@ -1,7 +1,7 @@
-"""Which rules are asked, and what is done: chosen in code, or by a TOML file.
+"""Choose the alert rules and actions, in code or by a TOML file.
 
     [rules.over_regularized]
-    for = 5                 # checks in a row before it fires; also clear, severity, layers, exclude, enabled
+    for = 5                 # consecutive checks before it fires; also clear, severity, layers, exclude, enabled
     alpha = 1.9             # a threshold of the rule
     severity = "error"
 
@@ -13,14 +13,14 @@
     stop_training = ["non_finite"]
     save_checkpoint = ["rank_collapse"]
 
-Rules that the file does not name are asked as they are.
+Rules that the file does not name keep their defaults.
 """
 
 from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,24 +32,28 @@ from esdmon.records import Severity
 
 _TABLES = ("rules", "actions")
 _ACTIONS = ("webhook", "stop_training", "save_checkpoint")
-_OF_EVERY_RULE = {"for": "checks", "clear": "clear", "severity": "severity", "layers": "layers", "exclude": "exclude"}
+_OF_EVERY_RULE = ("enabled", "for", "clear", "severity", "layers", "exclude")
+_SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 
 @dataclass(frozen=True, slots=True)
 class AlertConfig:
-    """What a file says."""
+    """The rules to run, and what their alerts trigger."""
 
     rules: tuple[AlertRule, ...]
     stop_on: tuple[str, ...] = ()
+    """Names of rules that end the training."""
     save_on: tuple[str, ...] = ()
+    """Names of rules that save a checkpoint."""
     webhook: str = ""
+    """Address to post alerts to, or `$NAME` of the environment variable that holds it; empty for none."""
 
 
-def choose_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tuple[AlertRule, ...]:
-    """The rules that are meant by "default", by names, and by rules themselves.
+def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tuple[AlertRule, ...]:
+    """Return the rules given as "default" (all known ones), by name, or as `AlertRule` objects.
 
     Raises:
-        InputError: for anything else, and for two rules of one name.
+        InputError: for anything else, and for two different rules of one name.
     """
     chosen: dict[str, AlertRule] = {}
     for item in alerts:
@@ -60,152 +64,169 @@ def choose_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tu
         elif isinstance(item, str) and item in known:
             rules = [known[item]]
         else:
-            msg = f"alerts={item!r} is no rule; there are {', '.join(known)}.{nearest(str(item), known)}"
+            msg = f"unknown rule {item!r} in alerts=; valid names: {', '.join(known)}.{nearest(str(item), known)}"
             raise InputError(msg)
         for rule in rules:
             if rule.name in chosen and chosen[rule.name] is not rule:
-                raise InputError(f"alerts= holds two rules {rule.name!r}: give them names of their own")
+                raise InputError(f"alerts= contains two rules named {rule.name!r}; rename one of them")
             chosen[rule.name] = rule
     return tuple(chosen.values())
 
 
 def check_names(what: str, names: Iterable[object], rules: Iterable[str]) -> tuple[str, ...]:
-    """Names of rules that are asked, as they are.
+    """Return names of rules if all of them are in use.
+
+    Args:
+        what: the option that holds the names, for the message.
+        names: the names to check.
+        rules: the rules in use.
 
     Raises:
-        InputError: for a name that is none of them.
+        InputError: for the first name that is not in use.
     """
     known, given = list(rules), list(names)
     for name in given:
         if name not in known:
-            there = ", ".join(known) or "none"
-            msg = f"{what}={name!r} is no rule that is asked; those are {there}.{nearest(str(name), known)}"
+            in_use = ", ".join(known) or "none"
+            msg = f"{what}={name!r} names no rule in use; rules in use: {in_use}.{nearest(str(name), known)}"
             raise InputError(msg)
     return tuple(map(str, given))
 
 
-def read_settings(path: str | Path, known: Mapping[str, AlertRule]) -> AlertConfig:
-    """The settings in a TOML file.
+def load_config(path: str | Path, known: Mapping[str, AlertRule]) -> AlertConfig:
+    """Load and validate a TOML file of rules and actions.
+
+    Args:
+        path: the file; `~` is expanded.
+        known: the rules by name, with their defaults.
 
     Raises:
-        InputError: where it cannot be read, and for each key and value that is wrong: it names file, key, what was got
-            and what is allowed.
+        InputError: if the file cannot be read, or for the first wrong key or value; the message names file and key, and
+            says what is allowed.
     """
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
-        tables = tomllib.loads(text)
-    except FileNotFoundError as error:
-        raise InputError(f"alerts={str(path)!r}: there is no such file") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"alerts={str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is no TOML: {error}") from error
-    check = _Check(str(path))
-    check.keys("", tables, _TABLES)
-    chosen = check.table("rules", tables)
-    check.keys("rules", chosen, known)
-    rules = [
-        rule if name not in chosen else configured
-        for name, rule in known.items()
-        if (configured := _configure(rule, check.table(f"rules.{name}", chosen), check)) is not None
-    ]
-    actions = check.table("actions", tables)
-    check.keys("actions", actions, _ACTIONS)
-    asked = [rule.name for rule in rules]
+    tables = _read_toml(path)
+    file = _File(str(path))
+    file.check_keys("", tables, _TABLES)
+    given = file.table("rules", tables)
+    file.check_keys("rules", given, known)
+    rules: list[AlertRule] = []
+    for name, rule in known.items():
+        table = file.table(f"rules.{name}", given)
+        configured = _configure(rule, table, file) if table else rule
+        if configured is not None:
+            rules.append(configured)
+    actions = file.table("actions", tables)
+    file.check_keys("actions", actions, _ACTIONS)
+    in_use = [rule.name for rule in rules]
     return AlertConfig(
         tuple(rules),
-        stop_on=check.names("actions.stop_training", actions, asked),
-        save_on=check.names("actions.save_checkpoint", actions, asked),
-        webhook=check.text("actions.webhook", actions),
+        stop_on=file.names("actions.stop_training", actions, in_use),
+        save_on=file.names("actions.save_checkpoint", actions, in_use),
+        webhook=file.text("actions.webhook", actions),
     )
 
 
-def _configure(rule: AlertRule, table: Mapping[str, Any], check: _Check) -> AlertRule | None:
-    """The rule as its table says; None where it is not to be asked."""
+def _read_toml(path: str | Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"alerts={str(path)!r}: file not found") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"alerts={str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not valid TOML: {error}") from error
+
+
+def _configure(rule: AlertRule, table: Mapping[str, Any], file: _File) -> AlertRule | None:
+    """Return a rule with the changes in its table; None where the table disables it."""
     where = f"rules.{rule.name}"
     thresholds = rule.thresholds
-    check.keys(where, table, ("enabled", *_OF_EVERY_RULE, *thresholds))
+    file.check_keys(where, table, (*_OF_EVERY_RULE, *thresholds))
     changes: dict[str, Any] = {}
-    for key, field in _OF_EVERY_RULE.items():
-        if key in table:
-            changes[field] = check.value(f"{where}.{key}", table[key], field)
+    if "for" in table:
+        changes["checks"] = file.count(f"{where}.for", table["for"])
+    if "clear" in table:
+        changes["clear"] = file.count(f"{where}.clear", table["clear"])
+    if "severity" in table:
+        changes["severity"] = file.severity(f"{where}.severity", table["severity"])
+    if "layers" in table:
+        changes["layers"] = file.patterns(f"{where}.layers", table["layers"])
+    if "exclude" in table:
+        changes["exclude"] = file.patterns(f"{where}.exclude", table["exclude"])
     given = {
-        name: check.threshold(f"{where}.{name}", table[name], thresholds[name]) for name in thresholds if name in table
+        name: file.threshold(f"{where}.{name}", table[name], default)
+        for name, default in thresholds.items()
+        if name in table
     }
     if given:
         changes["find"] = partial(rule.find, **given)
-    if not check.value(f"{where}.enabled", table.get("enabled", True), "enabled"):
-        return None
-    return replace(rule, **changes)
+    is_enabled = file.flag(f"{where}.enabled", table.get("enabled", True))
+    return replace(rule, **changes) if is_enabled else None
 
 
 @dataclass(frozen=True, slots=True)
-class _Check:
-    """Complaints that name the file."""
+class _File:
+    """Validates values of a file; each method returns the value, or raises `InputError` with file and key."""
 
     path: str
 
-    def keys(self, where: str, table: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    def check_keys(self, where: str, table: Mapping[str, Any], allowed: Iterable[str]) -> None:
         known = list(allowed)
         for key in table:
             if key not in known:
                 named = f"{where}.{key}" if where else key
-                self.refuse(f"{named} is no key of it; there are {', '.join(known)}.{nearest(key, known)}")
+                self.refuse(f"unknown key {named!r}; valid keys: {', '.join(known)}.{nearest(key, known)}")
 
     def table(self, where: str, tables: Mapping[str, Any]) -> Mapping[str, Any]:
         value: Any = tables.get(where.rpartition(".")[2], {})
         if not isinstance(value, dict):
-            self.refuse(f"{where} is a table, [{where}]; got {value!r}")
+            self.refuse(f"{where} must be a table, [{where}]; got {value!r}")
         return value
 
     def names(self, where: str, table: Mapping[str, Any], rules: list[str]) -> tuple[str, ...]:
         value = table.get(where.rpartition(".")[2], [])
         names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list):
+            self.refuse(f"{where} must be a list of rule names; got {value!r}")
         try:
             return check_names(where, names, rules)
-        except (InputError, TypeError) as error:
-            self.refuse(str(error) if isinstance(error, InputError) else f"{where} is a list of names, got {value!r}")
+        except InputError as error:
+            self.refuse(str(error))
 
     def text(self, where: str, table: Mapping[str, Any]) -> str:
         value = table.get(where.rpartition(".")[2], "")
         if not isinstance(value, str):
-            self.refuse(f"{where} is a text, got {value!r}")
+            self.refuse(f"{where} must be a string; got {value!r}")
         return value
 
-    def value(self, where: str, value: Any, kind: str) -> Any:
-        good, allowed = _ALLOWED[kind]
-        if not good(value):
-            self.refuse(f"{where} = {value!r}: {allowed}")
-        return tuple(value) if isinstance(value, list) else value
+    def count(self, where: str, value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self.refuse(f"{where} must be a whole number of checks, 1 or more; got {value!r}")
+        return value
+
+    def severity(self, where: str, value: object) -> str:
+        if not isinstance(value, str) or value not in _SEVERITIES:
+            self.refuse(f"{where} must be one of {', '.join(_SEVERITIES)}; got {value!r}")
+        return value
+
+    def patterns(self, where: str, value: object) -> tuple[str, ...]:
+        if not isinstance(value, list) or not all(isinstance(pattern, str) for pattern in value):
+            self.refuse(f'{where} must be a list of patterns, such as ["encoder.*"]; got {value!r}')
+        return tuple(value)
+
+    def flag(self, where: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            self.refuse(f"{where} must be true or false; got {value!r}")
+        return value
 
     def threshold(self, where: str, value: Any, default: object) -> Any:
+        """Return a threshold: a whole number of 1 or more where its default is one, else a number of 0 or more."""
         whole = isinstance(default, int)
         good = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not good or value < (1 if whole else 0):
             allowed = "a whole number, 1 or more" if whole else "a number, 0 or more"
-            self.refuse(f"{where} = {value!r}: {allowed}; it is {default} where left out")
+            self.refuse(f"{where} must be {allowed} (default {default}); got {value!r}")
         return value
 
     def refuse(self, what: str) -> NoReturn:
         raise InputError(f"{self.path}: {what}")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _is_patterns(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(pattern, str) for pattern in value)
-
-
-_COUNT = (_is_count, "a whole number of checks, 1 or more")
-_PATTERNS = (_is_patterns, 'a list of patterns, as ["encoder.*"]')
-_SEVERITIES: tuple[str, ...] = get_args(Severity)
-_ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
-    "checks": _COUNT,
-    "clear": _COUNT,
-    "severity": (_SEVERITIES.__contains__, f"one of {', '.join(_SEVERITIES)}"),
-    "layers": _PATTERNS,
-    "exclude": _PATTERNS,
-    "enabled": (lambda value: isinstance(value, bool), "true or false"),
-}

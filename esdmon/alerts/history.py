@@ -1,4 +1,4 @@
-"""What is remembered of a run for its rules: the last readings of each layer, the first, and those that were calm."""
+"""Keep the readings that rules look back on: the last of each layer, its first, and its baseline."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain, layer_from_plain, to_plain
 
 WINDOW = 16
-"""Readings of a layer that rules may look back on."""
-_STEPS = 128  # of reports that are remembered, where no rule looks back further
+"""Readings kept of each layer, and in its baseline. Our choice."""
+_STEPS = 128  # steps of reports kept, where no rule looks back further
 Series = dict[str, deque[LayerReport]]
 
 
 @final
-class Memory:
-    """Readings by layer, without their spectra.
+class ReadingHistory:
+    """Past readings by layer, without their spectra.
 
     Args:
-        reports: how many reports the rules look back on at most.
+        reports: the largest number of reports that a rule looks back on.
     """
 
     def __init__(self, reports: int = 0) -> None:
         self._read: Series = {}
         self._moved: Series = {}
-        self._calm: Series = {}
+        self._baseline: Series = {}
         self._first: dict[str, LayerReport] = {}
         self._steps: deque[int] = deque(maxlen=max(_STEPS, reports))
-        self._unwell: dict[str, tuple[int, int]] = {}
-        """The steps between which an alert was about a layer, last."""
+        self._excluded: dict[str, tuple[int, int]] = {}
+        """First and last step of the latest alert about a layer."""
 
     def take(self, report: Report) -> list[str]:
-        """Remember what was read, and the report. Returns the layers that are gone."""
+        """Add the readings of a report, and return the layers that the model no longer has."""
         gone = self._read.keys() - {*(layer.name for layer in report), *report.waiting}
         for name in gone:
-            for series in (self._read, self._moved, self._calm, self._first, self._unwell):
+            for series in (self._read, self._moved, self._baseline, self._first, self._excluded):
                 series.pop(name, None)
         self._steps.append(report.step)
         for layer in report.new:
@@ -51,33 +51,33 @@ class Memory:
                 self._first.setdefault(layer.name, kept)
         return list(gone)
 
-    def unwell(self, name: str, since: int, step: int) -> None:
-        """An alert is about a layer, and has been since a step: these readings are not what it is like."""
-        before = self._unwell.get(name)
+    def exclude(self, name: str, since: int, step: int) -> None:
+        """Exclude the readings of a layer during an alert from its baseline."""
+        before = self._excluded.get(name)
         if before is not None and before[1] >= since:
             since = min(since, before[0])
-        self._unwell[name] = since, step
-        calm = self._calm.get(name, ())
-        self._calm[name] = deque((layer for layer in calm if not since <= layer.step <= step), maxlen=WINDOW)
+        self._excluded[name] = since, step
+        baseline = self._baseline.get(name, ())
+        self._baseline[name] = deque((layer for layer in baseline if not since <= layer.step <= step), maxlen=WINDOW)
 
-    def recovered(self, name: str, step: int) -> None:
-        """An alert about a layer has ended: what it is like from now on has yet to be seen, beginning with now."""
-        self._calm.pop(name, None)
-        self._unwell[name] = 0, step
+    def restart(self, name: str, step: int) -> None:
+        """Begin a new baseline and a new first reading when an alert about a layer has ended."""
+        self._baseline.pop(name, None)
+        self._excluded[name] = 0, step
         if self._moved.get(name):  # empty where a layer was resumed that has not moved since
             self._first[name] = self._moved[name][-1]
 
-    def settle(self, report: Report) -> None:
-        """Count as calm the readings that are old enough to know that no alert has come of them."""
+    def extend_baselines(self, report: Report) -> None:
+        """Add to each baseline the reading that is old enough to know that no alert came of it."""
         for layer in report.new:
             moved = self._moved.get(layer.name, ())
             if has_moved(layer) and len(moved) > RECENT:
-                since, until = self._unwell.get(layer.name, (0, -1))
+                since, until = self._excluded.get(layer.name, (0, -1))
                 if not since <= moved[-1 - RECENT].step <= until:
-                    _append(self._calm, moved[-1 - RECENT])
+                    _append(self._baseline, moved[-1 - RECENT])
 
     def history(self, rule: AlertRule, report: Report, firing: Mapping[str, Mapping[str, float]]) -> History:
-        """What a rule may look at."""
+        """Return what a rule reads: the layers it checks in this report, and their past readings."""
         kept = self._moved if rule.counts == "moves" else self._read
         names = [
             layer.name for layer in report if _is_checked(rule.counts, layer, report.step) and _concerns(rule, layer)
@@ -87,39 +87,40 @@ class Memory:
             report=report,
             layers=layers,
             first={name: self._first.get(name, layers[name][0]) for name in layers},
-            calm={name: tuple(self._calm.get(name, ())) for name in layers},
+            baseline={name: tuple(self._baseline.get(name, ())) for name in layers},
             firing=firing,
             steps=tuple(self._steps),
         )
 
     def state_dict(self) -> Plain:
-        """Each reading once, and in which series it stands."""
+        """Return each reading once, with the series it belongs to. The keys are those of the first version."""
         return {
             "first": {name: to_plain(layer) for name, layer in self._first.items()},
             "steps": list(self._steps),
-            "unwell": {name: list(steps) for name, steps in self._unwell.items()},
+            "unwell": {name: list(steps) for name, steps in self._excluded.items()},
             "layers": {name: self._plain(name) for name in self._read},
         }
 
     def prepare(self, state: Plain) -> Callable[[], None]:
-        """Parse it, and return what goes on from it."""
+        """Parse a `state_dict()` and return a function that restores it."""
         series: tuple[Series, Series, Series] = {}, {}, {}
         for name, kept in state["layers"].items():
             readings = [layer_from_plain(layer) for layer in kept["readings"]]
             for which, steps in zip(series, kept["steps"], strict=True):
                 which[name] = deque((layer for layer in readings if layer.step in steps), maxlen=WINDOW)
         first = {name: layer_from_plain(layer) for name, layer in state["first"].items()}
-        unwell = {name: (since, until) for name, (since, until) in state["unwell"].items()}
+        excluded = {name: (since, until) for name, (since, until) in state["unwell"].items()}
         steps = deque(map(int, state["steps"]), maxlen=self._steps.maxlen)
 
-        def take_over() -> None:
-            self._read, self._moved, self._calm = series
-            self._first, self._unwell, self._steps = first, unwell, steps
+        def restore() -> None:
+            self._read, self._moved, self._baseline = series
+            self._first, self._excluded, self._steps = first, excluded, steps
 
-        return take_over
+        return restore
 
     def _plain(self, name: str) -> Plain:
-        several = [series.get(name, ()) for series in (self._read, self._moved, self._calm)]
+        """Return a layer's readings in step order, and the steps that each of the three series holds."""
+        several = [series.get(name, ()) for series in (self._read, self._moved, self._baseline)]
         readings = {layer.step: layer for series in several for layer in series}
         return {
             "readings": [to_plain(readings[step]) for step in sorted(readings)],
@@ -132,6 +133,7 @@ def _append(series: Series, layer: LayerReport) -> None:
 
 
 def _is_checked(counts: Counts, layer: LayerReport, step: int) -> bool:
+    """Return True if the reading of a layer at this step is a check, by what the rule counts."""
     if counts == "reports":
         return True
     return layer.step == step and (counts == "readings" or (has_moved(layer) and not is_pruned(layer)))

@@ -1,18 +1,18 @@
-"""The life of alerts: pending, firing, resolved; each told once, and those that belong together together.
+"""Decide when an alert begins, grows and ends.
 
-What the rules say of one reading is not what a sleeper is woken for. A finding is *pending* until it was found in as
-many checks in a row as its rule asks for, then it *fires*, and it is *resolved* when it was not found in as many. The
-layers of one rule that fire at the same report are one message; those that follow join it, in messages that come
-ever more rarely. What has fired once and fires again waits, each time twice as long: a layer on a border is no news.
+A single finding does not raise an alert. It is *pending* until its rule has found it in `checks` consecutive checks;
+then it *fires*; it is *resolved* after `clear` consecutive checks without it. Layers in which one rule begins to fire
+at the same report share one message. Layers that follow join it in further messages, at growing intervals. An alert
+that fires again waits for a cool-down that doubles each time, so that a layer on a threshold does not repeat it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import final
 
-from esdmon.alerts.history import Memory
+from esdmon.alerts.history import ReadingHistory
 from esdmon.alerts.messages import Case, fired, grown, resolved
 from esdmon.alerts.rule import AlertRule, Finding
 from esdmon.isolation import Faults
@@ -20,9 +20,9 @@ from esdmon.records import Alert, Report, Severity
 from esdmon.records.serialization import Plain, alert_from_plain, to_plain
 
 GATHER = 5
-"""Reports for which layers that join an alert are gathered before it is told again; twice as many each time (ours)."""
+"""Reports to wait before layers that join an alert are announced; doubles with each message. Our choice."""
 COOL_DOWN = 10
-"""Reports for which what was resolved is not told again when it fires anew; twice as many each time. Our choice."""
+"""Reports after the end of an alert in which the same alert is not announced again; doubles each time. Our choice."""
 _RANKS: dict[Severity, int] = {"critical": 3, "error": 2, "warning": 1, "info": 0}
 Cases = dict[str, Case]
 Found = dict[str, Finding]
@@ -30,23 +30,24 @@ Found = dict[str, Finding]
 
 @dataclass(slots=True)
 class _Open:
-    """An alert that was told and is not resolved."""
+    """An alert that has been announced and is not resolved."""
 
     alert: Alert
     report: int
-    """When it was last told."""
-    told: int = 1
-    """How often."""
+    """Number of the report at which its last message was sent."""
+    messages: int = 1
+    """How many messages it has had."""
 
 
 @final
 class AlertManager:
-    """Takes reports, asks the rules, and gives the alerts that have begun, grown or ended.
+    """Runs the rules on each report and returns the alerts that begin, grow or end with it.
 
     Args:
-        rules: those to ask.
-        faults: where a rule that fails is told and, in the end, shut off; its alerts stay as they are meanwhile.
-        who: what a rule of a name is called there.
+        rules: the rules to run; a rule earlier in the list mutes those that it names.
+        faults: isolates the rules: one that raises is logged and, if it keeps failing, paused. Its alerts keep their
+            state meanwhile.
+        who: returns the name under which a rule's faults are logged.
     """
 
     def __init__(
@@ -59,24 +60,24 @@ class AlertManager:
         self.rules = tuple(rules)
         self._who = who
         self._faults = faults or Faults()
-        self._memory = Memory(max((_looks_back(rule) for rule in self.rules), default=0))
+        self._memory = ReadingHistory(max((_looks_back(rule) for rule in self.rules), default=0))
         self._reports = self._step = 0
         self._cases: dict[str, Cases] = {rule.name: {} for rule in self.rules}
         self._open: dict[tuple[str, Severity], _Open] = {}
 
     @property
     def firing(self) -> dict[str, int]:
-        """For each rule that has fired in this run, in how many layers it does so now."""
-        return {
-            rule.name: sum(case.firing for case in cases.values())
-            for rule in self.rules
-            for cases in [self._cases[rule.name]]
-            if any(case.firing or case.times for case in cases.values())
-        }
+        """Return, for each rule that has fired in this run, in how many layers it fires now."""
+        counts: dict[str, int] = {}
+        for rule in self.rules:
+            cases = self._cases[rule.name].values()
+            if any(case.firing or case.times for case in cases):
+                counts[rule.name] = sum(case.firing for case in cases)
+        return counts
 
     @property
     def pending(self) -> tuple[Alert, ...]:
-        """What was found in the last checks, and has not lasted long enough to fire; one for each rule and layer."""
+        """Return the findings that have not yet persisted long enough to fire, one for each rule and layer."""
         return tuple(
             replace(fired(rule, case.severity, {name: case}, self._step), state="pending")
             for rule in self.rules
@@ -85,11 +86,11 @@ class AlertManager:
         )
 
     def take(self, report: Report, *, time: float) -> list[Alert]:
-        """The alerts that begin, grow or end with this report.
+        """Return the alerts that begin, grow or end with a report.
 
         Args:
-            report: the next one, in step order.
-            time: seconds since the epoch, stamped on the alerts: rules are pure and know no clock.
+            report: the next report; reports must come in step order.
+            time: seconds since the epoch, stamped on the alerts. Rules are pure and read no clock.
         """
         if not self.rules:
             return []
@@ -97,42 +98,45 @@ class AlertManager:
         self._step = report.step
         for name in self._memory.take(report):
             self._end(name)
-        found, checked = self._ask(report)
+        found, checked = self._run_rules(report)
         self._mute(found)
         changes: list[Alert] = []
         for rule in self.rules:
             if rule.name in checked:
                 self._count(rule, found[rule.name], checked[rule.name], report.step)
-                changes += self._tell(rule, report.step)
-        self._memory.settle(report)
+                changes += self._announce(rule, report.step)
+        self._memory.extend_baselines(report)
         return [replace(alert, time=time) for alert in changes]
 
     def state_dict(self) -> Plain:
-        """Readings, cases and open alerts, as plain data."""
+        """Return readings, cases and open alerts as plain data."""
         return {
             "memory": self._memory.state_dict(),
             "reports": [self._reports, self._step],
-            "cases": {rule: {name: asdict(case) for name, case in of.items()} for rule, of in self._cases.items()},
-            "open": [[*key, to_plain(each.alert), each.report, each.told] for key, each in self._open.items()],
+            "cases": {rule: {name: case.to_state() for name, case in of.items()} for rule, of in self._cases.items()},
+            "open": [[*key, to_plain(each.alert), each.report, each.messages] for key, each in self._open.items()],
         }
 
     def prepare(self, state: Plain) -> Callable[[], None]:
-        """Parse `state_dict()`, and return what goes on from it; what is known of rules that are gone is kept."""
-        cases = {rule: {name: Case(**case) for name, case in of.items()} for rule, of in state["cases"].items()}
-        opened = {
-            (rule, severity): _Open(alert_from_plain(alert), *told) for rule, severity, alert, *told in state["open"]
+        """Parse a `state_dict()` and return a function that restores it; alerts of rules no longer in use are kept."""
+        cases = {
+            rule: {name: Case.from_state(case) for name, case in of.items()} for rule, of in state["cases"].items()
         }
-        take_over_memory, (reports, step) = self._memory.prepare(state["memory"]), state["reports"]
+        opened = {
+            (rule, severity): _Open(alert_from_plain(alert), report, messages)
+            for rule, severity, alert, report, messages in state["open"]
+        }
+        restore_readings, (reports, step) = self._memory.prepare(state["memory"]), state["reports"]
 
-        def take_over() -> None:
-            take_over_memory()
+        def restore() -> None:
+            restore_readings()
             self._cases = {rule.name: {} for rule in self.rules} | cases
             self._open, self._reports, self._step = opened, reports, step
 
-        return take_over
+        return restore
 
-    def _ask(self, report: Report) -> tuple[dict[str, Found], dict[str, tuple[str, ...]]]:
-        """What each rule finds, and in which layers it has looked; nothing of one that fails."""
+    def _run_rules(self, report: Report) -> tuple[dict[str, Found], dict[str, tuple[str, ...]]]:
+        """Return the findings of each rule and the layers it has checked; a rule that raises is in neither."""
         found: dict[str, Found] = {}
         checked: dict[str, tuple[str, ...]] = {}
         for rule in self.rules:
@@ -146,7 +150,7 @@ class AlertManager:
         return found, checked
 
     def _mute(self, found: Mapping[str, Found]) -> None:
-        """Drop what another rule has found the cause of, now or while its alert fires. A notice mutes nothing."""
+        """Drop findings that follow from what another rule has found or fires for; an `info` mutes nothing."""
         for rule in self.rules:
             mine = {name for name, case in self._cases[rule.name].items() if case.firing and case.severity != "info"}
             mine |= {name for name, finding in found.get(rule.name, {}).items() if finding.severity != "info"}
@@ -157,53 +161,60 @@ class AlertManager:
                         found.get(muted, {}).pop(name, None)
 
     def _count(self, rule: AlertRule, found: Found, checked: Iterable[str], step: int) -> None:
+        """Update the case of each checked layer, and exclude the readings during an alert from its baseline."""
         cases = self._cases[rule.name]
         for name in checked:
             finding, case = found.get(name), cases.get(name)
             if finding is not None:
                 case = cases.setdefault(name, Case())
-                _found(case, finding, rule, step)
+                _count_finding(case, finding, rule, step)
                 if case.firing and case.severity != "info":
-                    self._memory.unwell(name, case.since, step)
-            elif case is not None and _not_found(case, rule) and case.severity != "info":
-                self._memory.recovered(name, step)
-        for name in [name for name, case in cases.items() if not (case.wrong or case.told or case.times)]:
+                    self._memory.exclude(name, case.since, step)
+            elif case is not None and _count_clear(case, rule) and case.severity != "info":
+                self._memory.restart(name, step)
+        for name in [name for name, case in cases.items() if not (case.wrong or case.announced or case.times)]:
             del cases[name]
 
-    def _tell(self, rule: AlertRule, step: int) -> list[Alert]:
-        told: list[Alert] = []
+    def _announce(self, rule: AlertRule, step: int) -> list[Alert]:
+        """Return the messages due for a rule, the worst severity first: what becomes worse leaves its notice."""
+        alerts = [self._announce_severity(rule, severity, step) for severity in _RANKS]
+        self._cool_down(self._cases[rule.name])
+        return [alert for alert in alerts if alert is not None]
+
+    def _announce_severity(self, rule: AlertRule, severity: Severity, step: int) -> Alert | None:
+        """Return the message due for a rule at one severity, which begins, extends or ends its alert."""
         cases = self._cases[rule.name]
-        for severity in _RANKS:  # the worst first: what has become worse leaves the notice that it was
-            key = (rule.name, severity)
-            mine = {name: case for name, case in cases.items() if case.firing and case.severity == severity}
-            new = {name: case for name, case in mine.items() if not case.told and self._reports > case.quiet_until}
-            opened = self._open.get(key)
-            if opened is not None and not mine:
-                del self._open[key]
-                if not any(cases[name].firing for name in opened.alert.layers or ("",) if name in cases):
-                    told.append(resolved(opened.alert, step))
-                continue
-            if opened is None and new:
-                told.append(fired(rule, severity, new, step))
-                self._open[key] = _Open(told[-1], self._reports)
-            elif opened is not None and new and self._reports >= opened.report + GATHER * 2 ** (opened.told - 1):
-                told.append(grown(rule, opened.alert, new, step))
-                self._open[key] = _Open(told[-1], self._reports, opened.told + 1)
-            else:
-                continue
-            for case in new.values():
-                case.told = True
-        self._cool_down(cases)
-        return told
+        firing = {name: case for name, case in cases.items() if case.firing and case.severity == severity}
+        new = {name: case for name, case in firing.items() if not case.announced and self._reports > case.quiet_until}
+        key = (rule.name, severity)
+        opened = self._open.get(key)
+        if opened is not None and not firing:
+            del self._open[key]
+            layers = opened.alert.layers or ("",)
+            goes_on = any(name in cases and cases[name].firing for name in layers)  # at another severity
+            return None if goes_on else resolved(opened.alert, step)
+        if not new:
+            return None
+        if opened is None:
+            now = _Open(fired(rule, severity, new, step), self._reports)
+        elif self._reports >= opened.report + GATHER * 2 ** (opened.messages - 1):
+            now = _Open(grown(rule, opened.alert, new, step), self._reports, opened.messages + 1)
+        else:
+            return None
+        self._open[key] = now
+        for case in new.values():
+            case.announced = True
+        return now.alert
 
     def _cool_down(self, cases: Cases) -> None:
+        """Start the quiet time of each case that was announced and fires no more."""
         for case in cases.values():
-            if case.told and not case.firing:
-                case.told, case.times = False, case.times + 1
+            if case.announced and not case.firing:
+                case.announced, case.times = False, case.times + 1
                 case.quiet_until = self._reports + COOL_DOWN * 2 ** (case.times - 1)
 
     def _end(self, name: str) -> None:
-        """A layer that the model has no more has no alert either."""
+        """End all findings in a layer that the model no longer has."""
         for cases in self._cases.values():
             if name in cases:
                 cases[name].firing = False
@@ -211,7 +222,7 @@ class AlertManager:
 
 
 def _looks_back(rule: AlertRule) -> int:
-    """Return how many reports a rule looks back on: a threshold of that name says so."""
+    """Return how many reports a rule needs to look back on, by its threshold `due_steps`."""
     back = rule.thresholds.get("due_steps", 0)
     return back + 1 if isinstance(back, int) else 0
 
@@ -220,13 +231,14 @@ def _by_layer(findings: Iterable[Finding]) -> Found:
     found: Found = {}
     for finding in findings:
         if not isinstance(finding, Finding):
-            msg = f"a rule gives findings, got {finding!r}"
+            msg = f"a rule must return Finding objects; got {finding!r}"
             raise TypeError(msg)
         found[finding.layer] = finding
     return found
 
 
-def _found(case: Case, finding: Finding, rule: AlertRule, step: int) -> None:
+def _count_finding(case: Case, finding: Finding, rule: AlertRule, step: int) -> None:
+    """Count a check with a finding; only a worse severity changes what a firing alert says."""
     if not case.wrong:
         case.since = step
     case.wrong, case.right = case.wrong + 1, 0
@@ -237,12 +249,12 @@ def _found(case: Case, finding: Finding, rule: AlertRule, step: int) -> None:
     elif _RANKS[severity] <= _RANKS[case.severity]:
         return
     else:
-        case.told = False
+        case.announced = False
     case.what, case.severity = finding.what, severity
 
 
-def _not_found(case: Case, rule: AlertRule) -> bool:
-    """Count it; returns whether that has ended an alert."""
+def _count_clear(case: Case, rule: AlertRule) -> bool:
+    """Count a check without a finding, and return True if that ends an alert."""
     case.right += 1
     if case.firing and case.right < rule.clear:
         return False

@@ -1,38 +1,57 @@
-"""What an alert says when it begins, grows and ends."""
+"""Word the messages of an alert when it begins, grows and ends."""
+
+from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from esdmon.alerts.rule import AlertRule
 from esdmon.records import Alert, Severity
+from esdmon.records.serialization import Plain
 
 _NAMED = 3  # layers that a message names
 
 
 @dataclass(slots=True)
 class Case:
-    """One rule and one layer."""
+    """What one rule has found in one layer so far."""
 
     wrong: int = 0
-    """Checks in a row in which it was found; since it fires, in all."""
+    """Consecutive checks with a finding; while the alert fires, all checks with one."""
     right: int = 0
-    """Checks in a row in which it was not, since it fires."""
+    """Consecutive checks without a finding while the alert fires."""
     since: int = 0
-    """Step of the first of the checks in which it was found."""
+    """Step of the first check with a finding."""
     what: str = ""
     severity: Severity = "warning"
     evidence: dict[str, float] = field(default_factory=dict)
-    """As it began."""
+    """The evidence on which the alert began."""
     firing: bool = False
-    told: bool = False
+    announced: bool = False
+    """True if a message has named this layer since it began to fire."""
     times: int = 0
-    """How often it was told and resolved."""
+    """How often it was announced and then resolved."""
     quiet_until: int = 0
-    """The report up to which it is not told again."""
+    """Number of the report up to which a new firing is not announced."""
+
+    def to_state(self) -> Plain:
+        """Return the case as plain data; saved states call `announced` by its first name, `told`."""
+        plain = asdict(self)
+        plain["told"] = plain.pop("announced")
+        return plain
+
+    @classmethod
+    def from_state(cls, plain: Plain) -> Case:
+        """Return the case that `to_state` has written."""
+        fields = dict(plain)
+        return cls(announced=fields.pop("told"), **fields)
 
 
 def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: int) -> Alert:
-    """An alert about layers that have begun to fire together."""
+    """Return one alert for all layers in which a rule begins to fire at the same report.
+
+    The message names up to three layers, then what was measured in the first, since when, and the rule's advice.
+    """
     names = tuple(cases)
     lead = cases[names[0]]
     lasted = f", in {lead.wrong} checks since step {lead.since}" if rule.checks > 1 else f", at step {step}"
@@ -46,26 +65,27 @@ def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: 
         layers=tuple(name for name in names if name),
         step=step,
         since=min(case.since for case in cases.values()),
-        message=f"{_who(names)}{rule.name}: {lead.what}{of}{lasted}. {rule.advice}".rstrip(),
+        message=f"{_prefix(names)}{rule.name}: {lead.what}{of}{lasted}. {rule.advice}".rstrip(),
         evidence=lead.evidence,
     )
 
 
 def grown(rule: AlertRule, alert: Alert, cases: Mapping[str, Case], step: int) -> Alert:
-    """The same alert, which other layers have joined."""
+    """Return an open alert with the layers that have joined it."""
     new = fired(rule, alert.severity, cases, step)
     together = (*alert.layers, *(name for name in new.layers if name not in alert.layers))
-    message = f"{new.message} ({len(together)} layers by now, since step {alert.since})"
+    message = f"{new.message} ({len(together)} layers in total, since step {alert.since})"
     return replace(alert, layers=together, step=step, message=message)
 
 
 def resolved(alert: Alert, step: int) -> Alert:
-    """The end of an alert."""
-    message = f"{_who(alert.layers)}{alert.rule} no longer holds at step {step} (it held since step {alert.since})."
+    """Return the end of an alert, with severity `info`."""
+    message = f"{_prefix(alert.layers)}{alert.rule} resolved at step {step}; it began at step {alert.since}."
     return replace(alert, state="resolved", severity="info", step=step, message=message)
 
 
-def _who(names: Sequence[str]) -> str:
+def _prefix(names: Sequence[str]) -> str:
+    """Return `a, b, c and 4 more: `, or nothing where the alert is about the model."""
     if not any(names):
         return ""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""

@@ -15,77 +15,78 @@ from typing import Literal, TypeAlias
 from esdmon.records import MOVED, LayerReport, Report, Severity
 
 PRUNED = 0.5
-"""Share of zero elements from which a spectrum is that of a mask rather than of what was learned. Our choice."""
+"""Share of zero elements above which a spectrum shows the pruning mask rather than what was learned. Our choice."""
 
 Counts: TypeAlias = Literal["moves", "readings", "reports"]
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a rule may look at."""
+    """All that a rule reads: the report, and the past readings of the layers it checks."""
 
     report: Report
-    """All layers as they were last read."""
+    """The latest reading of every layer."""
     layers: Mapping[str, Sequence[LayerReport]]
-    """Of each layer that is checked now, the last readings that count for the rule, oldest first: 16 at most."""
+    """For each layer to check now: its last readings that count for the rule, at most 16, oldest first."""
     first: Mapping[str, LayerReport]
-    """Of each of them, the first reading of the run in which its weight had moved, or the first of all; since an alert
-    about it has ended, the first from then on."""
-    calm: Mapping[str, Sequence[LayerReport]] = field(default_factory=dict)
-    """Of each of them, the readings before the last three that no alert was about, oldest first: 16 at most. What is
-    said of a change is said against these."""
+    """For each of these layers: the first reading of the run in which its weight had moved, or the first of all. After
+    an alert about the layer has ended, the first reading from then on."""
+    baseline: Mapping[str, Sequence[LayerReport]] = field(default_factory=dict)
+    """For each of these layers: its readings before the last three, without those during an alert, at most 16, oldest
+    first. Rules on changes compare with these."""
     firing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """The layers for which the rule's alert fires, each with the evidence on which it began: what is enough to keep an
-    alert may be less than what it takes to begin one, and what it began on is what it has to come back from."""
+    """The layers in which the rule's alert fires, each with the evidence on which it began. A rule needs it for
+    hysteresis: less may keep an alert than begins one, and a layer must come back from the value it began on."""
     steps: Sequence[int] = ()
-    """The steps of the last reports, oldest first: 128 at most."""
+    """Steps of the last reports, oldest first: 128, or as many as a rule with `due_steps` needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a rule finds wrong now."""
+    """What a rule reports as wrong at this step."""
 
     layer: str
-    """Its name; empty for the model."""
+    """Name of the layer; empty for the whole model."""
     what: str
-    """What was measured, against what, and how sure that is: `alpha 1.71 (at most 1.80) is below 2`."""
+    """What was measured, against which threshold or baseline: `alpha 1.71 (at most 1.80) is below 2`."""
     evidence: Mapping[str, float] = field(default_factory=dict)
+    """The values behind it, by name of the measure; written to JSONL with the alert."""
     severity: Severity | None = None
-    """Where it is not the rule's own."""
+    """Overrides the severity of the rule; None keeps it."""
 
 
 @dataclass(frozen=True, slots=True)
 class AlertRule:
-    """A named `(history) -> findings`, and how long what it finds must last.
+    """A named function `(history) -> findings`, with how long a finding must persist before an alert fires.
 
-    Keyword-only parameters of `find` are thresholds, which a TOML file may set.
+    Keyword-only parameters of `find` are its thresholds; a TOML file may set them.
     """
 
     name: str
     find: Callable[..., Iterable[Finding]]
-    """Pure: the same history, the same findings."""
+    """A pure function: the same history gives the same findings."""
     severity: Severity = "warning"
     checks: int = 3
-    """Checks in a row in which it is found before its alert fires; the `for` of a TOML file."""
+    """Consecutive checks with a finding before the alert fires; `for` in a TOML file."""
     clear: int = 3
-    """Checks in a row in which it is not found before its alert is resolved."""
+    """Consecutive checks without a finding before the alert is resolved."""
     counts: Counts = "moves"
-    """What is a check of a layer: "moves", a reading before which the weight moved, and that is not of a pruned weight;
-    "readings", any reading; "reports", every report, whether the layer was read or not."""
+    """What counts as a check of a layer. "moves": a reading before which the weight moved, of a weight that is not
+    pruned; "readings": any reading; "reports": every report, whether the layer was read or not."""
     advice: str = ""
-    """What to do."""
+    """What the user should do; the end of the alert's message."""
     mutes: tuple[str, ...] = ()
-    """Rules that are not asked about a layer in which this one has found something: the same fault, seen less well."""
+    """Rules whose findings are dropped in layers where this one has found something: consequences of the same fault."""
     needs: tuple[str, ...] = ()
-    """Measures without which it cannot be asked."""
+    """Measures that the rule reads; it is left out where one of them is not computed."""
     layers: tuple[str, ...] = ("*",)
-    """fnmatch patterns of the layers that it looks at."""
+    """fnmatch patterns of the layers to check."""
     exclude: tuple[str, ...] = ()
-    """Patterns of those that it does not."""
+    """fnmatch patterns of the layers to leave out."""
 
     @property
     def thresholds(self) -> dict[str, object]:
-        """The keyword-only parameters of `find`, with their values."""
+        """Return the keyword-only parameters of `find` with their values."""
         return {
             name: parameter.default
             for name, parameter in inspect.signature(self.find).parameters.items()
@@ -94,35 +95,35 @@ class AlertRule:
 
     @property
     def page(self) -> str:
-        """What it says, why, and by which source, in plain words: the docstring of `find`."""
-        return self._docstring or "Nothing is written about it."
+        """Return the docstring of `find`: when the rule fires, why, and by which source."""
+        return self._docstring or "This rule has no description."
 
     @property
     def is_explained(self) -> bool:
-        """Whether it has a page."""
+        """Return True if `find` has a docstring."""
         return bool(self._docstring)
 
     @property
     def _docstring(self) -> str:
-        function = getattr(self.find, "func", self.find)  # of a partial, the function
+        function = getattr(self.find, "func", self.find)  # unwrap a partial
         return inspect.getdoc(function) or ""
 
 
 def measured(layer: LayerReport, *names: str) -> tuple[float, ...]:
-    """Measures of a reading; NaN for those that were not taken."""
+    """Return measures of a reading; NaN for those that were not computed."""
     return tuple(layer.measures.get(name, math.nan) for name in names)
 
 
 def evidence_of(layer: LayerReport, *names: str) -> dict[str, float]:
-    """Likewise, by name."""
+    """Return measures of a reading by name, without those that were not computed."""
     return {name: layer.measures[name] for name in names if name in layer.measures}
 
 
 def has_moved(layer: LayerReport) -> bool:
-    """Whether a reading is news of a weight that trains: of one that stands still it says the same thing again."""
+    """Return True if the weight changed since its last reading: only then is a reading new evidence."""
     return layer.status == "ok" and not layer.update_ratio <= MOVED
 
 
 def is_pruned(layer: LayerReport) -> bool:
-    """Whether most of its elements are exactly zero, outside the rows and columns that are."""
+    """Return True if over half of the elements are exactly zero, outside all-zero rows and columns."""
     return layer.measures.get("sparsity", 0.0) > PRUNED

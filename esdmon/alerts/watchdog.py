@@ -1,4 +1,4 @@
-"""A monitor from which no reports come says nothing of itself: nobody asks the rules. So it is told from outside."""
+"""Raise an alert when no report arrives: rules run only on reports, so missing reports need a separate check."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from esdmon.alerts.messages import Case, fired, resolved
 from esdmon.alerts.rule import AlertRule
 from esdmon.records import Alert
 
-PATIENCE = 50
-"""Due steps without a report, where the rule does not say how many. Our choice."""
+DUE_STEPS_WITHOUT_REPORT = 50
+"""Due steps without a report before the alert, where the rule sets no `due_steps`. Our choice."""
 
 
 @final
 class Watchdog:
-    """Count the due steps since the last report; the alert is that of `stale_monitor`, after as many as its threshold.
+    """Counts the due steps since the last report and raises `stale_monitor` when there are too many.
 
     Args:
-        rule: in whose name it speaks; None where that is not asked.
+        rule: the rule `stale_monitor`, which gives the threshold `due_steps` and the advice; None disables the check.
     """
 
     def __init__(self, rule: AlertRule | None) -> None:
         self._rule = rule
-        due_steps = PATIENCE if rule is None else rule.thresholds.get("due_steps", PATIENCE)
-        self._patience = due_steps if isinstance(due_steps, int) else PATIENCE
+        due_steps = rule.thresholds.get("due_steps") if rule is not None else None
+        self._limit = due_steps if isinstance(due_steps, int) else DUE_STEPS_WITHOUT_REPORT
         self._since = self._due = 0
         self._alert: Alert | None = None
 
     def due(self, step: int) -> Alert | None:
-        """Take that a step was due. The alert, where too many have been since the last report."""
+        """Count a due step, and return the alert if this one reaches the limit."""
         self._since = self._since if self._due else step
         self._due += 1
-        if self._rule is None or self._due != self._patience:
+        if self._rule is None or self._due != self._limit:
             return None
-        # Not that rule's own severity: that readings are old is a notice, that none come is more.
-        what = f"no report has come in {self._due} due steps: readings hang, fail or are paused, see monitor.errors"
+        # A warning, where the rule itself is a notice: old readings are normal under a budget, none at all are not.
+        what = f"no report in {self._due} due steps: readings hang, fail or are paused, see monitor.errors"
         case = Case(wrong=self._due, since=self._since, what=what)
         self._alert = fired(self._rule, "warning", {"": case}, step)
         return self._alert
 
     def report(self, step: int) -> Alert | None:
-        """Take that a report has come. The end of the alert, where there was one."""
+        """Reset the count when a report arrives, and return the end of the alert if there was one."""
         ended, self._alert, self._due = self._alert, None, 0
         return None if ended is None else resolved(ended, step)

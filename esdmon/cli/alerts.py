@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from esdmon.alerts import AlertRule
-from esdmon.alerts.config import AlertConfig, choose_rules, read_settings
+from esdmon.alerts.config import AlertConfig, load_config, select_rules
 from esdmon.errors import InputError, nearest
 from esdmon.plugins import Plugins
 from esdmon.records.table import format_table
@@ -35,7 +35,7 @@ def check(file: str) -> None:
     Raises:
         InputError: for the first thing in it that is wrong.
     """
-    settings = read_settings(file, Plugins().rules)
+    settings = load_config(file, Plugins().rules)
     rows = [[rule.name, rule.severity, str(rule.checks), str(rule.clear), _thresholds(rule)] for rule in settings.rules]
     print(format_table(["rule", "severity", "for", "clear", "thresholds"], rows, left=(0, 1, 4)))
     for words, rules in (("ends the training", settings.stop_on), ("saves a checkpoint", settings.save_on)):
@@ -55,7 +55,7 @@ def show(run: str, file: str | None, *, as_json: bool) -> int:
         InputError: where the run or the file cannot be read.
     """
     known = Plugins().rules
-    settings = read_settings(file, known) if file else AlertConfig(choose_rules(["default"], known))
+    settings = load_config(file, known) if file else AlertConfig(select_rules(["default"], known))
     alerts = replay(Path(run), settings.rules)
     if as_json:
         for alert in alerts:

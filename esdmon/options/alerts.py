@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from esdmon.alerts import Actions, AlertRule
-from esdmon.alerts.config import AlertConfig, check_names, choose_rules, read_settings
+from esdmon.alerts.config import AlertConfig, check_names, load_config, select_rules
 from esdmon.errors import InputError, as_list
 from esdmon.plugins import Plugins
 from esdmon.records import Alert
@@ -27,10 +27,10 @@ def alert_config(
         InputError: for a file that cannot be used, and for names of unknown rules.
     """
     if isinstance(alerts, os.PathLike) or (isinstance(alerts, str) and alerts.endswith(".toml")):
-        config = read_settings(Path(alerts), known.rules)
+        config = load_config(Path(alerts), known.rules)
     else:
         given = () if alerts is None else as_list("alerts", alerts, "the names of rules, or rules")
-        config = AlertConfig(choose_rules(given, known.rules))
+        config = AlertConfig(select_rules(given, known.rules))
     active = [rule.name for rule in config.rules]
     stops = check_names("stop_on", as_list("stop_on", stop_on, "names of alert rules"), active)
     saves = check_names("save_on", as_list("save_on", save_on, "names of alert rules"), active)

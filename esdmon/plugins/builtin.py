@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @hookimpl
 def esdmon_register_measures() -> Iterable[measures.Measure]:
     """All of `esdmon.spectrum.measures`."""
-    return measures.BUILT_IN
+    return measures.BUILT_IN_MEASURES
 
 
 @hookimpl
@@ -32,7 +32,7 @@ def esdmon_register_sinks() -> Mapping[str, Callable[[str], sinks.Sink]]:
 @hookimpl
 def esdmon_register_alert_rules() -> Iterable[alerts.AlertRule]:
     """All of `esdmon.alerts.rules.builtin`."""
-    return alerts.BUILT_IN
+    return alerts.BUILT_IN_RULES
 
 
 @hookimpl

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 from esdmon.alerts import AlertRule
 from esdmon.errors import InputError, nearest
 from esdmon.isolation import describe
-from esdmon.plugins.registry import BUILT_IN, Listed, Registry
+from esdmon.plugins.registry import BUILT_IN_PLUGIN, Listed, Registry
 from esdmon.records import Alert, LayerReport
 from esdmon.schedule import Schedule
 from esdmon.sinks import Sink
@@ -67,7 +67,7 @@ class Plugins:
 
     def is_foreign(self, kind: Kind, name: str) -> bool:
         """Whether it is brought by a plugin that is not our own."""
-        return self._owners.get((kind, name), BUILT_IN) not in self._registry.ours
+        return self._owners.get((kind, name), BUILT_IN_PLUGIN) not in self._registry.ours
 
     def open_sink(self, spec: str | Sink) -> Sink:
         """`"scheme:target"` as a sink; an object that has a sink's methods as it is.

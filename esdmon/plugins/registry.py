@@ -26,7 +26,7 @@ P = ParamSpec("P")
 Result = TypeVar("Result")
 DISABLE = "ESDMON_DISABLE_PLUGINS"
 """Environment variable: names of entry points that are not loaded, by commas; `*` for all."""
-BUILT_IN = "built-in"
+BUILT_IN_PLUGIN = "built-in"
 LIMIT, SLOW = Limits().failures, Limits().slow_seconds
 _ASKED_OF_EACH = ("esdmon_extract_matrices", "esdmon_materialize")  # to fail on three modules is no reason to stop
 
@@ -58,9 +58,9 @@ class Registry:
         self._failed: dict[tuple[str, str], int] = {}
         """Failures in a row of a plugin in a hook."""
         self._listed: dict[str, Listed] = {}
-        self.ours = {BUILT_IN}
+        self.ours = {BUILT_IN_PLUGIN}
         """The plugins that esdmon brings itself."""
-        self._register(builtin, Listed(BUILT_IN, f"esdmon {version('esdmon')}", builtin.__name__))
+        self._register(builtin, Listed(BUILT_IN_PLUGIN, f"esdmon {version('esdmon')}", builtin.__name__))
         for entry_point in entry_points(group=hookspecs.NAME):
             self._load(entry_point)
         for plugin in extra:

@@ -5,16 +5,12 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import final
 
-import torch
-from torch import nn
 from torch.optim import Optimizer
 
-from esdmon.errors import InputError
 from esdmon.isolation import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report
@@ -22,6 +18,7 @@ from esdmon.records.serialization import Plain
 from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
 from esdmon.runtime.histogram import histogram
+from esdmon.runtime.watched_model import WatchedModel
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
 from esdmon.weights import (
@@ -31,16 +28,12 @@ from esdmon.weights import (
     Selection,
     Solver,
     UnreadableError,
-    Watched,
     check_precision,
     discover,
-    nominal_seconds,
     open_checkpoint,
     read_spectrum,
     snapshot,
     solve_torch,
-    structure,
-    unread,
 )
 
 _log = logging.getLogger("esdmon")
@@ -86,33 +79,32 @@ class Reader:
         self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
         self._solver = solver
-        self._model = _opened(model)
-        self._discover = partial(
-            discover,
-            self._model,
-            selection=selection,
-            reference=None if reference is None else _opened(reference),
-            extractor=plugins.extract,
-            materializer=plugins.materialize,
-            kept={},
+        opened = _opened(model)
+        self._model = WatchedModel(
+            opened,
+            partial(
+                discover,
+                opened,
+                selection=selection,
+                reference=None if reference is None else _opened(reference),
+                extractor=plugins.extract,
+                materializer=plugins.materialize,
+                kept={},
+            ),
         )
         self._held = HeldParameters(optimizers)
         self._faults = faults or Faults()
         self._drift = drift
         self._failing = FailingReadings(self._faults)
-        self._structure: tuple[object, ...] = ()
-        self._has_warned = False
-        self._unread: list[str] = []
-        self._tries = 0
-        self._take_up(self._discover())
-        for name in self._matrices:
+        self._share_samples()
+        for name in self._model.matrices:
             if self.is_trainable(name):
                 self.mark(name)  # so that the first reading knows how far a weight has moved from its start
 
     @property
     def coverage(self) -> Coverage:
         """Return how much of the model is read."""
-        return self._watched.coverage
+        return self._model.coverage
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -122,7 +114,7 @@ class Reader:
     @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Return the matrices that are read, in the model's order."""
-        return tuple(self._matrices.values())
+        return tuple(self._model.matrices.values())
 
     @property
     def any_in_optimizer(self) -> bool:
@@ -133,12 +125,11 @@ class Reader:
     @property
     def on_accelerator(self) -> bool:
         """Return whether any weight is on an accelerator."""
-        return bool(self._accelerators())
+        return self._model.on_accelerator
 
     def settle(self) -> None:
         """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
-        for device in self._accelerators():
-            torch.accelerator.synchronize(device)
+        self._model.settle()
 
     def refresh(self) -> bool:
         """Look for matrices again if the model has other parameters than before: at the start of each due step.
@@ -150,54 +141,31 @@ class Reader:
             InputError: where there is nothing left to read; the matrices stay as they were.
         """
         self._held.refresh()
-        if not isinstance(self._model, nn.Module):
-            return False
-        now = structure(self._model)
-        if now == self._structure:
-            return self._retry()
-        try:
-            self._take_up(self._discover())
-        except InputError:  # the same as long as the model is the same
-            self._structure = now
-            raise
-        level, self._has_warned = (logging.DEBUG if self._has_warned else logging.WARNING), True
-        _log.log(level, "esdmon: the parameters of the model have changed: %s", self.coverage)
-        return True
-
-    def _retry(self) -> bool:
-        """Try again, a few times, what has failed while matrices were looked for: the failure may be temporary."""
-        if not self._watched.failures or self._tries >= _TRIES:
-            return False
-        tries, before = self._tries + 1, self._watched.failures
-        self._take_up(self._discover())
-        self._tries = tries
-        return self._watched.failures != before
+        has_changed = self._model.refresh()
+        if has_changed:
+            self._share_samples()
+        return has_changed
 
     def nominal(self) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
-        return {name: nominal_seconds(matrix) for name, matrix in self._matrices.items()}
+        return self._model.nominal()
 
     def size(self, name: str) -> int:
-        """Return the bytes of a copy of a matrix; 0 for one that does not exist any more."""
-        matrix = self._matrices[name]
-        with suppress(Exception):  # the reading says why
-            return math.prod(matrix.stack_shape()) * max(4, *(p.element_size() for p in matrix.parameters()))
-        return 0
+        """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
+        return self._model.size(name)
 
     def is_trainable(self, name: str) -> bool:
         """Return whether any parameter behind a matrix requires a gradient."""
-        with suppress(Exception):  # one that does not exist any more
-            return any(parameter.requires_grad for parameter in self._matrices[name].parameters())
-        return False
+        return self._model.is_trainable(name)
 
     def look(self, names: Iterable[str]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked; NaN where that is not known."""
-        return {} if self._drift is None else self._drift.look(self._matrices[name] for name in names)
+        return {} if self._drift is None else self._drift.look(self._model.matrices[name] for name in names)
 
     def mark(self, name: str) -> float:
         """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
         try:
-            return math.nan if self._drift is None else self._drift.update(self._matrices[name])
+            return math.nan if self._drift is None else self._drift.update(self._model.matrices[name])
         except Exception:  # noqa: BLE001 -- the reading that follows gives the reason
             return math.nan
 
@@ -208,7 +176,7 @@ class Reader:
     def read(self, step: int) -> Report:
         """Read all matrices. A weight that cannot be read raises nothing: its layer has a status and a reason."""
         start = time.perf_counter()
-        layers = tuple(self.read_one(name, step) for name in self._matrices)
+        layers = tuple(self.read_one(name, step) for name in self._model.matrices)
         return Report(step, layers, self.coverage, time.perf_counter() - start)
 
     def read_one(self, name: str, step: int) -> LayerReport:
@@ -224,14 +192,14 @@ class Reader:
             moved: what `mark` returned.
             copy: copy the weight, so that the reading may be finished later, and in another thread.
         """
-        matrix = self._matrices[name]
+        matrix = self._model.matrices[name]
         begun = LayerReport(
             name, "failed", step, "not finished", view=matrix.view, aliases=matrix.aliases, update_ratio=moved
         )
         try:
             begun = replace(
                 begun,
-                n_parameters=math.prod(matrix.stack_shape()),
+                n_parameters=self._model.measure(matrix).n_elements,
                 trainable=self.is_trainable(name),
                 in_optimizer=self._held.holds(matrix),
             )
@@ -248,25 +216,9 @@ class Reader:
         """Parse `state_dict()`, and return the function that continues from it."""
         return (lambda: None) if self._drift is None else self._drift.prepare(state)
 
-    def _take_up(self, watched: Watched) -> None:
-        self._watched = watched
-        self._matrices = {matrix.name: matrix for matrix in watched.matrices}
-        self._structure = structure(self._model) if isinstance(self._model, nn.Module) else ()
-        self._tries = 0
-        self._log_unread(unread(watched))
+    def _share_samples(self) -> None:
         if self._drift is not None:
-            self._drift.share_among(len(self._matrices))
-
-    def _log_unread(self, sentences: list[str]) -> None:
-        level = logging.WARNING if _is_first_rank() else logging.DEBUG
-        for sentence in sentences:
-            if sentence not in self._unread:
-                _log.log(level, "esdmon: %s", sentence)
-        self._unread = sentences
-
-    def _accelerators(self) -> set[torch.device]:
-        weights = self._model.parameters() if isinstance(self._model, nn.Module) else self._model.values()
-        return {weight.device for weight in weights if weight.device.type not in ("cpu", "meta")}
+            self._drift.share_among(len(self._model.matrices))
 
     def _finish(self, matrix: Matrix, begun: LayerReport) -> LayerReport:
         try:
@@ -318,12 +270,6 @@ class Reader:
             with self._faults.isolated(who, step, is_timed=self._plugins.is_foreign("measure", name)):
                 return float(quantity(spectrum))
         return math.nan
-
-
-def _is_first_rank() -> bool:
-    """Return whether this is rank 0 of its job, or alone: all ranks would log the same."""
-    distributed = torch.distributed
-    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:

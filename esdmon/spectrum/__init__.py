@@ -1,14 +1,57 @@
-"""The spectral core: a `Spectrum` in, numbers out. No torch, no files, no logging.
+"""The spectral core: from a `Spectrum` to numbers. It imports no torch and does no I/O or logging.
 
 numpy does all that a reading needs; scipy's optimiser serves comparisons that are made on request. scipy.linalg must
 not appear: its LAPACK wrappers hold the interpreter lock for the whole of a solve, which would stall training when a
 background thread runs them.
+
+X = WᵀW/N of an N × M matrix W, N >= M, Q = N/M; λ are the eigenvalues of X, ascending; σ² is the variance of the bulk,
+λ⁺ its edge. "of X" in the last column means: in units of X, the square of those of W. NaN is undefined.
+
+===================== ====================================================================== ======================
+measure               definition                                                             unit, range
+===================== ====================================================================== ======================
+alpha                 exponent of the power-law tail p(λ) ~ λ^(−alpha), λ >= xmin            > 1
+alpha_stderr          its standard error, (alpha − 1)/√n_tail                                > 0
+alpha_low             smallest alpha of the fits with a KS distance within 10 % of the best  > 1
+alpha_high            largest alpha of those fits                                            > 1
+xmin                  smallest eigenvalue of the tail                                        of X, > 0
+ks_distance           Kolmogorov-Smirnov distance of the tail from the fit                   0 to 1
+n_tail                eigenvalues in the tail                                                count
+hill_alpha            1 + k/Σ ln(λ/λ_med) over the k largest, k half of all                  > 1
+alpha_hat             alpha·log₁₀ λmax(WᵀW)                                                  any
+log_alpha_norm        log₁₀ Σ λ(WᵀW)^alpha                                                   any
+lambda_max            largest eigenvalue                                                     of X, >= 0
+spectral_norm         ‖W‖₂ = √(N·λmax)                                                       of W, >= 0
+frobenius_norm        ‖W‖_F = √(N·Σλ)                                                        of W, >= 0
+stable_rank           Σλ/λmax                                                                1 to M
+mp_soft_rank          min(1, λ⁺/λmax)                                                        0 to 1; 1 for noise
+hard_rank             eigenvalues above the zero tolerance of the dtype                      count, 0 to M
+matrix_entropy        −Σ p ln p / ln M, p = λ/Σλ                                             0 to 1
+bulk_sigma            σ, the standard deviation of the elements that would make the bulk     of W, > 0
+bulk_edge             λ⁺ = σ²(1 + 1/√Q)²                                                     of X, > 0
+bulk_ks               M times the KS distance of the bulk from the Marchenko-Pastur law      > 0; noise below 6
+n_spikes              eigenvalues above the Tracy-Widom cut for noise                        count; 0 for noise
+erg_rank              largest number of top eigenvalues with Σ ln λ >= 0, at mean λ = 1      count
+erg_gap               xmin minus the smallest of those eigenvalues, at mean λ = 1            any; ideal 0
+trap                  larger of |mean|/σ_w·(NM)^¼ and max|w − mean|/σ_w/(NM)^¼, elements w   >= 0; noise below 1
+sparsity              share of zero elements outside all-zero rows and columns               0 to 1
+trap_spikes           n_spikes after shuffling the elements; on request                      count; 0 without traps
+localization_bulk     ‖v‖₁/‖v‖_∞, mean over the vectors v of the bulk; on request            1 to M
+localization_spikes   the mean over the vectors of the spikes; on request                    1 to M
+participation_bulk    ‖v‖₂/‖v‖₄, mean over the vectors of the bulk; on request               1 to M^¼
+participation_spikes  the mean over the vectors of the spikes; on request                    1 to M^¼
+vector_entropy_bulk   entropy of a 100-bin histogram of v, mean over the bulk; on request    nats, 0 to ln 100
+vector_entropy_spikes the mean over the vectors of the spikes; on request                    nats, 0 to ln 100
+===================== ====================================================================== ======================
+
+A convolution pools the eigenvalues of its k slices: the upper limits of `stable_rank` and `hard_rank` are then k·M.
 """
 
 from esdmon.spectrum.benaych2012 import spike_strengths as spike_strengths
 from esdmon.spectrum.bootstrap import goodness_of_fit as goodness_of_fit
 from esdmon.spectrum.bulk import Bulk as Bulk
 from esdmon.spectrum.bulk import fit_bulk as fit_bulk
+from esdmon.spectrum.classification import classify as classify
 from esdmon.spectrum.clauset2009 import PowerLawFit as PowerLawFit
 from esdmon.spectrum.clauset2009 import fit_power_law as fit_power_law
 from esdmon.spectrum.marchenko1967 import mp_cdf as mp_cdf
@@ -19,7 +62,6 @@ from esdmon.spectrum.measures import Measure as Measure
 from esdmon.spectrum.phases import Phase as Phase
 from esdmon.spectrum.phases import PhaseReading as PhaseReading
 from esdmon.spectrum.phases import PhaseThresholds as PhaseThresholds
-from esdmon.spectrum.phases import classify as classify
 from esdmon.spectrum.spectrum import Elements as Elements
 from esdmon.spectrum.spectrum import Spectrum as Spectrum
 from esdmon.spectrum.vuong1989 import Comparison as Comparison

@@ -1,4 +1,4 @@
-"""The array types of this floor."""
+"""Define the array types of the spectral core."""
 
 from typing import TypeAlias
 

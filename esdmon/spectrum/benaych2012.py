@@ -1,10 +1,12 @@
-"""How strong a perturbation a spike stands for.
+"""Estimate how strong a low-rank perturbation each spike stands for.
 
-Legend: W = W_rand + Δ, Δ of low rank with singular value S·√N·σ; λ is the eigenvalue of WᵀW/N that it makes, in units
-of σ² = 1. Below S = Q^(−¼) there is none: the transition of Baik, Ben Arous, Péché (2005).
+Legend: W = W_rand + Δ, where Δ has low rank and a singular value S·√N·σ; λ is the eigenvalue of WᵀW/N that it causes,
+in units of σ² = 1. Below S = Q^(−¼) it causes none: the transition of Baik, Ben Arous, Péché, "Phase transition of the
+largest eigenvalue for nonnull complex sample covariance matrices", Annals of Probability 33 (2005) 1643.
 
 Reference: F. Benaych-Georges, R. R. Nadakuditi, "The singular values and vectors of low rank perturbations of large
-rectangular random matrices", Journal of Multivariate Analysis 111 (2012) 120, §3.1: λ = (1 + S²)(1/Q + S²)/S².
+rectangular random matrices", Journal of Multivariate Analysis 111 (2012) 120 (https://arxiv.org/abs/1103.2221), §3.1:
+λ = (1 + S²)(1/Q + S²)/S².
 """
 
 import numpy as np
@@ -14,9 +16,9 @@ from esdmon.spectrum.spectrum import Spectrum
 
 
 def spike_strengths(spectrum: Spectrum) -> Floats:
-    """S of each spike, ascending, at least Q^(−¼); empty where there is no bulk or no spike.
+    """Return S of each spike, ascending; empty where there is no bulk or no spike.
 
-    S/Q^(−¼) is how far it is past the transition; S²·N·σ² is the eigenvalue of ΔᵀΔ itself.
+    S is at least Q^(−¼), and S/Q^(−¼) says how far it is past the transition. S²·N·σ² is the eigenvalue of ΔᵀΔ.
     """
     bulk = spectrum.bulk
     if bulk is None or bulk.n_spikes == 0:

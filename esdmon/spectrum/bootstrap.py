@@ -1,6 +1,8 @@
-"""How plausible a power law is: the share of true power laws that look worse than the data.
+"""Compute how plausible a power law is, by a parametric bootstrap.
 
-Reference: Clauset, Shalizi, Newman (2009), §4.1: they take 2500 draws for a p-value good to .01 and accept from .1 on.
+Reference: A. Clauset, C. R. Shalizi, M. E. J. Newman, "Power-law distributions in empirical data", SIAM Review 51
+(2009) 661 (https://arxiv.org/abs/0706.1062), §4.1: they take 2500 draws for a p-value good to .01 and accept
+from .1 on.
 """
 
 import numpy as np
@@ -10,16 +12,25 @@ from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 
 
 def goodness_of_fit(eigenvalues: Floats, fit: PowerLawFit, *, draws: int = 100, seed: int = 0) -> float:
-    """P(D* >= D) over samples drawn from the fit above xmin and from the data below, each fitted anew.
+    """Return the p-value of a fit: P(D* >= D) over samples drawn from it, each with a fit of its own.
 
-    The standard error is √(p(1 − p)/draws), at most .05 for 100. It costs that many fits: on request only. Eigenvalues
-    repel each other, so on spectra the p-value errs upwards.
+    A sample is drawn from the fitted law above xmin and from the data below. Eigenvalues repel each other, so the
+    p-value of a spectrum errs upwards.
+
+    Args:
+        eigenvalues: 1-D, any order; values that are not positive and finite are left out.
+        fit: the fit of these eigenvalues.
+        draws: samples, one fit each. The standard error is √(p(1 − p)/draws), at most .05 for 100 (our choice).
+        seed: seed of the random draws.
+
+    Returns:
+        p between 0 and 1; NaN where there is no fit.
 
     Raises:
-        ValueError: for fewer than one draw.
+        ValueError: if `draws` is below 1.
     """
     if draws < 1:
-        msg = f"draws is at least 1, got {draws}"
+        msg = f"draws must be at least 1; got {draws}"
         raise ValueError(msg)
     if not fit.n_tail:
         return float("nan")

@@ -1,10 +1,11 @@
-"""Power-law tail of a spectrum: maximum likelihood for alpha, the smallest Kolmogorov-Smirnov distance for xmin.
+"""Fit a power-law tail: alpha by maximum likelihood, xmin by the smallest Kolmogorov-Smirnov distance.
 
 Legend: x are the eigenvalues, ascending; a candidate k takes xmin = x_k and the tail {x >= x_k}, of n_k values;
 p(x) ~ x^(−alpha) for x >= xmin; β = alpha − 1.
 
 Reference: A. Clauset, C. R. Shalizi, M. E. J. Newman, "Power-law distributions in empirical data",
-SIAM Review 51 (2009) 661: alpha by eq. 3.1, its standard error by eq. 3.2, xmin by §3.3.
+SIAM Review 51 (2009) 661 (https://arxiv.org/abs/0706.1062): alpha by eq. 3.1, its standard error by
+eq. 3.2, xmin by §3.3.
 
 The distance is one-sided, D_k = max_j |F_k(x_j) − (number of tail values below x_j)/n_k|, as in the `powerlaw`
 package (its default range of alpha, [0, 3], opened) and in WeightWatcher, so that numbers compare with theirs to
@@ -33,34 +34,34 @@ _SAME = 1e-5  # ln(λmax/λmin) of eigenvalues that differ by the noise of a flo
 
 @dataclass(frozen=True, slots=True)
 class PowerLawFit:
-    """A fitted tail p(x) ~ x^(−alpha), x >= xmin. NaN everywhere, n_tail = 0 and a `reason` where there is none."""
+    """A fitted tail p(x) ~ x^(−alpha), x >= xmin; without a fit all is NaN, n_tail is 0 and `reason` says why."""
 
     alpha: float = np.nan
-    """Exponent, > 1, of the density of eigenvalues."""
+    """Exponent of the density of eigenvalues, above 1."""
     alpha_stderr: float = np.nan
-    """(alpha − 1)/√n_tail."""
+    """Standard error of alpha: (alpha − 1)/√n_tail."""
     alpha_low: float = np.nan
     """Smallest alpha among the candidates with D <= 1.1 × the best."""
     alpha_high: float = np.nan
-    """Largest alpha among them."""
+    """Largest alpha among the same candidates."""
     xmin: float = np.nan
-    """Where the tail starts, in the units of the eigenvalues."""
+    """Smallest value of the tail, in the units of the eigenvalues."""
     ks_distance: float = np.nan
     """D of the best candidate, in [0, 1]."""
     n_tail: int = 0
-    """Eigenvalues at or above xmin."""
+    """Number of eigenvalues at or above xmin."""
     reason: str = ""
     """Why there is no fit; empty where there is one."""
 
 
 def fit_power_law(eigenvalues: Floats) -> PowerLawFit:
-    """Maximum likelihood, alpha = 1 + n/Σ ln(x_i/xmin), on the tail whose Kolmogorov-Smirnov distance is smallest.
+    """Fit alpha = 1 + n/Σ ln(x_i/xmin) on the tail with the smallest Kolmogorov-Smirnov distance.
 
     Args:
         eigenvalues: 1-D, any order; values that are not positive and finite are left out.
 
     Returns:
-        The fit, or one with a `reason` where fewer than two distinct positive values are left.
+        The fit; without one, a `PowerLawFit` with a `reason`: fewer than two distinct positive values.
 
     >>> x = (1 - (np.arange(1000) + 0.5) / 1000) ** (-1 / 1.5)  # quantiles of a Pareto law with alpha = 2.5
     >>> round(fit_power_law(x).alpha, 2)
@@ -91,7 +92,7 @@ def fit_power_law(eigenvalues: Floats) -> PowerLawFit:
 
 
 class _Tails:
-    """All candidates at once: ln x, the number of eigenvalues below x_k, n_k and β_k; every value but the last."""
+    """All candidates k: ln x_k, the number of eigenvalues below x_k, n_k and β_k; each value but the last is one."""
 
     def __init__(self, log: Floats, below: Indices, total: int) -> None:
         self.log = log
@@ -104,9 +105,9 @@ class _Tails:
         self.beta = self.count / log_sums
 
     def deviation(self, k: Indices | np.intp, at: Indices | slice) -> Floats:
-        """|F_k(x) − ECDF_k(x)| at the values numbered `at`, which broadcast against the candidates k.
+        """Return |F_k(x) − ECDF_k(x)| at the values numbered `at`, which broadcast against the candidates k.
 
-        In place from the second step on: this is where the time of a fit goes.
+        It works in place from the second step on, because a fit spends its time here.
         """
         ecdf = self.below[at] - self.below[k]
         ecdf /= self.count[k]
@@ -118,7 +119,7 @@ class _Tails:
 
 
 class _Distances:
-    """D_k, computed where it is needed: `known[k]` is D_k or +inf, and `bound[k] <= D_k` always."""
+    """Distances D_k, computed only where needed: `known[k]` is D_k or +inf, and `bound[k] <= D_k` always."""
 
     def __init__(self, tails: _Tails) -> None:
         self.tails = tails
@@ -127,7 +128,7 @@ class _Distances:
         self.sampled = np.zeros(tails.count.size, dtype=np.intp)
 
     def best(self) -> int:
-        """The candidate with the smallest D; the smallest xmin among equals."""
+        """Return the candidate with the smallest D, and the smallest xmin among equals."""
         alive = np.arange(self.known.size)
         for points in _TAIL_POINTS:
             self._raise_bounds(alive, points)
@@ -142,9 +143,9 @@ class _Distances:
         return int(np.argmin(self.known))
 
     def range_of_beta(self, limit: float) -> tuple[float, float]:
-        """The smallest and the largest β among all candidates with D <= limit.
+        """Return the smallest and the largest β among all candidates with D <= limit.
 
-        Each is the first that qualifies when the candidates are taken in order of β, so most are never looked at.
+        Each is the first that qualifies when the candidates are taken in order of β, so most are never computed.
         """
         alive = np.flatnonzero(self.bound <= limit)
         by_beta = alive[np.argsort(self.tails.beta[alive], kind="stable")]
@@ -152,7 +153,7 @@ class _Distances:
         return float(self.tails.beta[low]), float(self.tails.beta[high])
 
     def _first(self, candidates: Indices, limit: float) -> int:
-        """The first candidate with D <= limit; there is one."""
+        """Return the first candidate with D <= limit; the caller knows that there is one."""
         for start in range(0, candidates.size, _CHUNK):
             chunk = candidates[start : start + _CHUNK]
             for points in _TAIL_POINTS:
@@ -176,6 +177,6 @@ class _Distances:
         self.sampled[candidates] = points
 
     def _take(self, candidates: Indices) -> None:
-        """Make D exact for these candidates."""
+        """Compute D exactly for these candidates."""
         for k in candidates[np.isinf(self.known[candidates])]:
             self.known[k] = self.bound[k] = self.tails.deviation(k, slice(k, None)).max()

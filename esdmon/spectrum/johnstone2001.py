@@ -1,10 +1,11 @@
-"""The largest eigenvalue of pure noise: Johnstone's centring and scaling, Tracy-Widom's quantiles.
+"""Compute where the largest eigenvalue of pure noise lies: Johnstone's centre and scale, Tracy-Widom quantiles.
 
 Legend: W is N × M, N >= M, independent elements of variance 1; ℓ is the largest eigenvalue of WᵀW. Then
 (ℓ − μ)/s tends to the Tracy-Widom law TW₁. In units of X = WᵀW/N both are divided by N.
 
 Reference: I. M. Johnstone, "On the distribution of the largest eigenvalue in principal components analysis",
-Annals of Statistics 29 (2001) 295, eq. 1.3 and 1.4: good for N and M as small as 5.
+Annals of Statistics 29 (2001) 295 (https://doi.org/10.1214/aos/1009210544), eq. 1.3 and 1.4: good for N and M as
+small as 5.
 """
 
 from types import MappingProxyType
@@ -16,12 +17,12 @@ TRACY_WIDOM_QUANTILES = MappingProxyType(
 
 
 def johnstone_centre(n: int, m: int) -> float:
-    """μ/N = (√(N−1) + √M)²/N, where the largest eigenvalue of X = WᵀW/N lies, for σ² = 1."""
+    """Return μ/N = (√(N−1) + √M)²/N, the centre of the largest eigenvalue of X = WᵀW/N, for σ² = 1."""
     return float(((n - 1) ** 0.5 + m**0.5) ** 2 / n)
 
 
 def johnstone_scale(n: int, m: int) -> float:
-    """s/N = (√(N−1) + √M)·(1/√(N−1) + 1/√M)^⅓/N, the width of its Tracy-Widom law, for σ² = 1.
+    """Return s/N = (√(N−1) + √M)·(1/√(N−1) + 1/√M)^⅓/N, the width of its Tracy-Widom law, for σ² = 1.
 
     >>> round(johnstone_scale(4096, 384), 5), round(johnstone_scale(384, 192), 5)
     (0.00827, 0.04332)

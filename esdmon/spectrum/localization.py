@@ -1,35 +1,38 @@
-"""How many elements an eigenvector lives on: those of the bulk are spread evenly, as Gaussian vectors are.
+"""Measure on how many elements eigenvectors live; those of the bulk are spread evenly, as Gaussian vectors are.
 
 Legend: v is a right singular vector (on the shorter side, M elements, ‖v‖₂ = 1). Measures are means over the vectors of
-the bulk, or of the spikes. Definitions as in the notebooks of Martin & Mahoney, JMLR 22 (2021) 165, §5.
+the bulk, or of the spikes.
+
+Reference: C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165, §5; definitions as in its notebooks.
 """
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.spectrum import Spectrum
 
-_BINS = 100
+_BINS = 100  # of the histogram
 
 
 def localization(vectors: Floats) -> Floats:
-    """‖v‖₁/‖v‖_∞ of each column: 1 for a single element, M for equal ones; 97.7 for Gaussian vectors of M = 384."""
+    """Return ‖v‖₁/‖v‖_∞ of each column: 1 for a single element, M for equal ones, 97.7 for Gaussian ones of M = 384."""
     size = np.abs(vectors)
     ratios: Floats = size.sum(axis=0) / size.max(axis=0)
     return ratios
 
 
 def participation(vectors: Floats) -> Floats:
-    """‖v‖₂/‖v‖₄ of each column: 1 for a single element, M^¼ for equal ones, (M/3)^¼ for Gaussian vectors."""
+    """Return ‖v‖₂/‖v‖₄ of each column: 1 for a single element, M^¼ for equal ones, (M/3)^¼ for Gaussian vectors."""
     ratios: Floats = np.sum(vectors**2, axis=0) ** 0.5 / np.sum(vectors**4, axis=0) ** 0.25
     return ratios
 
 
 def vector_entropy(vectors: Floats) -> Floats:
-    """−Σ p ln p of a histogram of each column's elements in 100 bins: 4.11 for Gaussian vectors of M = 384."""
+    """Return −Σ p ln p over a 100-bin histogram of each column: 4.11 nats for Gaussian vectors of M = 384."""
     entropies = []
     for v in vectors.T:
         p = np.histogram(v, bins=_BINS)[0] / v.size
@@ -39,22 +42,22 @@ def vector_entropy(vectors: Floats) -> Floats:
 
 
 def over_bulk(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
-    """The mean over the vectors of the bulk."""
-    return lambda spectrum: _mean(quantity, spectrum, spikes=False)
+    """Return a measure: the mean of a quantity over the vectors of the bulk."""
+    return partial(_mean, quantity, spikes=False)
 
 
 def over_spikes(quantity: Callable[[Floats], Floats]) -> Callable[[Spectrum], float]:
-    """The mean over the vectors of the spikes; NaN where there is none."""
-    return lambda spectrum: _mean(quantity, spectrum, spikes=True)
+    """Return a measure: the mean of a quantity over the vectors of the spikes; NaN where there is none."""
+    return partial(_mean, quantity, spikes=True)
 
 
 def participation_null(spectrum: Spectrum) -> float:
-    """(M/3)^¼."""
+    """Return (M/3)^¼, the value for Gaussian vectors."""
     return float((spectrum.m / 3) ** 0.25)
 
 
 def localization_null(spectrum: Spectrum) -> float:
-    """M·√(2/π)/E max|g| over M standard normals."""
+    """Return M·√(2/π)/E max|g| over M standard normals, the value for Gaussian vectors."""
     t = np.linspace(0, 8, 1601)
     inside = np.array([math.erf(x / math.sqrt(2)) for x in t])
     largest = float(np.trapezoid(1 - inside**spectrum.m, t))

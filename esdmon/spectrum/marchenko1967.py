@@ -1,10 +1,10 @@
-"""The Marchenko-Pastur law: the eigenvalue density of pure noise.
+"""Compute the Marchenko-Pastur law, the eigenvalue density of pure noise.
 
 Legend: W is N × M with N >= M and independent elements of variance σ²; X = WᵀW/N; Q = N/M >= 1; λ are the
 eigenvalues of X. All lengths here are in units of σ² = 1; scale by σ² for other variances.
 
 Reference: V. A. Marchenko, L. A. Pastur, "Distribution of eigenvalues for some sets of random matrices",
-Math. USSR Sbornik 1 (1967) 457.
+Math. USSR Sbornik 1 (1967) 457 (https://doi.org/10.1070/SM1967v001n04ABEH001994).
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ _NODES = 1024  # of the integral in `mp_mean`
 
 
 def mp_edges(q: float) -> tuple[float, float]:
-    """λ± = (1 ± 1/√Q)², the edges of the bulk, for σ² = 1.
+    """Return the edges of the bulk, λ± = (1 ± 1/√Q)², for σ² = 1.
 
     >>> mp_edges(4.0)
     (0.25, 2.25)
@@ -32,7 +32,7 @@ def mp_edges(q: float) -> tuple[float, float]:
 
 
 def mp_density(lam: Floats, q: float) -> Floats:
-    """ρ(λ) = Q/(2π) · √((λ⁺ − λ)(λ − λ⁻)) / λ inside the edges and 0 outside, for σ² = 1.
+    """Return ρ(λ) = Q/(2π) · √((λ⁺ − λ)(λ − λ⁻)) / λ inside the edges and 0 outside, for σ² = 1.
 
     >>> float(np.round(mp_density(np.array([1.0]), 1.0)[0], 4))
     0.2757
@@ -46,7 +46,7 @@ def mp_density(lam: Floats, q: float) -> Floats:
 
 
 def mp_cdf(lam: Floats, q: float) -> Floats:
-    """P(eigenvalue <= λ) under the Marchenko-Pastur law, for σ² = 1.
+    """Return P(eigenvalue <= λ) under the Marchenko-Pastur law, for σ² = 1.
 
     >>> [float(p) for p in mp_cdf(np.array([0.0, 4.0]), 1.0)]
     [0.0, 1.0]
@@ -57,7 +57,7 @@ def mp_cdf(lam: Floats, q: float) -> Floats:
 
 
 def mp_quantile(p: Floats, q: float) -> Floats:
-    """λ with mp_cdf(λ, Q) = p, for probabilities p in [0, 1] and σ² = 1.
+    """Return λ with mp_cdf(λ, Q) = p, for probabilities p in [0, 1] and σ² = 1.
 
     >>> float(np.round(mp_quantile(np.array([0.5]), 1.0)[0], 4))  # the median of a square matrix
     0.6528
@@ -69,7 +69,7 @@ def mp_quantile(p: Floats, q: float) -> Floats:
 
 
 def mp_mean(function: Callable[[Floats], Floats], q: float) -> float:
-    """E f(λ) = ∫ f(λ) ρ(λ) dλ for σ² = 1, of a function that is smooth on the bulk.
+    """Return E f(λ) = ∫ f(λ) ρ(λ) dλ of a function that is smooth on the bulk, for σ² = 1.
 
     >>> round(mp_mean(np.square, 2.0), 9)  # E λ² = 1 + 1/Q
     1.5
@@ -85,7 +85,7 @@ def mp_mean(function: Callable[[Floats], Floats], q: float) -> float:
 
 @lru_cache(maxsize=256)
 def _table(q: float) -> tuple[Floats, Floats]:
-    """(−θ, CDF) on ascending knots, by the closed form of the distribution function."""
+    """Return (−θ, CDF) on ascending knots, by the closed form of the distribution function."""
     low, high = mp_edges(q)
     angle = np.linspace(-np.pi, 0, _KNOTS)
     lam = (high + low) / 2 + (high - low) / 2 * np.cos(angle[1:-1])
@@ -104,5 +104,5 @@ def _table(q: float) -> tuple[Floats, Floats]:
 
 def _check_q(q: float) -> None:
     if not 1 <= q < np.inf:
-        msg = f"Q = N/M of a matrix with N >= M is at least 1, got {q!r}"
+        msg = f"Q = N/M must be finite and at least 1, since N >= M; got {q!r}"
         raise ValueError(msg)

@@ -1,7 +1,8 @@
-"""The built-in measures: each a pure function of a `Spectrum`, each with its value for pure noise where one is known.
+"""Define the built-in measures: pure functions of a `Spectrum`, with their value for pure noise where it is known.
 
-Legend: λ are the M eigenvalues (to a slice) of X = WᵀW/N; σᵢ² = N·λᵢ are those of WᵀW; Q = N/M. Sources are those of
-Martin & Mahoney, "Implicit self-regularization in deep neural networks", JMLR 22 (2021) 165, unless one is named.
+Legend: λ are the eigenvalues, M per slice, of X = WᵀW/N; σᵢ² = N·λᵢ are those of WᵀW; Q = N/M. The
+source is C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neural networks", JMLR 22 (2021) 165
+(https://arxiv.org/abs/1810.01075), unless another is named. The package docstring has a table of all measures.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import numpy as np
 
 from esdmon.spectrum import localization as loc
 from esdmon.spectrum import nulls, setol2025, traps
+from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean, mp_quantile
 from esdmon.spectrum.spectrum import MIN_BULK, Spectrum
 
@@ -20,19 +22,19 @@ Quantity = Callable[[Spectrum], float]
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number read off a spectrum. NaN says that it is undefined there."""
+    """A named number computed from a spectrum; NaN where it is undefined."""
 
     name: str
-    """The key in reports, and after `esdmon_` the tag in TensorBoard and W&B."""
+    """The key in reports; with `esdmon_` before it, the tag in TensorBoard and W&B."""
     compute: Quantity
     null: Quantity | None = None
-    """Its value for independent elements of the same N and M; reported as `<name>_null`."""
+    """Computes its value for independent elements of the same N and M; reported as `<name>_null`."""
     needs: Literal["", "vectors", "shuffled"] = ""
-    """What of a `Spectrum` it needs that is computed on request only; such a measure is not among the default ones."""
+    """The part of a `Spectrum` that it needs and that is computed on request only; then it is not a default measure."""
 
 
 def stable_rank(spectrum: Spectrum) -> float:
-    """Σλ/λmax = ‖W‖_F²/‖W‖₂², between 1 and M (times slices).
+    """Return Σλ/λmax = ‖W‖_F²/‖W‖₂², between 1 and M (times slices).
 
     >>> stable_rank(Spectrum.from_eigenvalues([1.0, 1.0, 2.0], shape=(3, 3)))
     2.0
@@ -41,14 +43,14 @@ def stable_rank(spectrum: Spectrum) -> float:
 
 
 def stable_rank_null(spectrum: Spectrum) -> float:
-    """M/(1 + 1/√Q)² (times slices): mean λ = 1 and λmax at the Marchenko-Pastur edge."""
+    """Return M/(1 + 1/√Q)² (times slices): mean λ = 1 and λmax at the Marchenko-Pastur edge."""
     return spectrum.eigenvalues.size / mp_edges(spectrum.q)[1]
 
 
 def mp_soft_rank(spectrum: Spectrum) -> float:
-    """min(1, λ⁺/λmax): 1 for noise, towards 0 as structure leaves the bulk. Each slice in units of its own σ².
+    """Return min(1, λ⁺/λmax): 1 for noise, towards 0 as structure leaves the bulk.
 
-    Where M is too small for a bulk to be fitted λ⁺ is that of the variance of all elements.
+    Each slice is in units of its own σ². Where M is too small for a bulk fit, λ⁺ uses the variance of all elements.
     """
     if spectrum.m < MIN_BULK:
         return min(1.0, _ratio(_variance(spectrum) * mp_edges(spectrum.q)[1], spectrum.lambda_max))
@@ -56,7 +58,7 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
 
 
 def matrix_entropy(spectrum: Spectrum) -> float:
-    """−Σ p ln p / ln M with p = λ/Σλ: between 0 (rank one) and 1 (all equal). The paper divides by ln rank."""
+    """Return −Σ p ln p / ln M, p = λ/Σλ: from 0 (rank one) to 1 (all equal). The paper divides by ln rank."""
     count = spectrum.eigenvalues.size
     if count < 2 or spectrum.lambda_max == 0:
         return float("nan")
@@ -67,7 +69,7 @@ def matrix_entropy(spectrum: Spectrum) -> float:
 
 
 def matrix_entropy_null(spectrum: Spectrum) -> float:
-    """1 − E[λ ln λ]/ln M under the Marchenko-Pastur law of σ² = 1: mean λ = 1, so p = λ/M."""
+    """Return 1 − E[λ ln λ]/ln M under the Marchenko-Pastur law of σ² = 1: mean λ = 1, so p = λ/M."""
     count = spectrum.eigenvalues.size
     if count < 2:
         return float("nan")
@@ -75,44 +77,48 @@ def matrix_entropy_null(spectrum: Spectrum) -> float:
 
 
 def hard_rank(spectrum: Spectrum) -> float:
-    """Eigenvalues that can be told from 0 (`Spectrum.zero_tolerance`); in float32 within 1 % of M, "exact" exactly."""
+    """Return the number of eigenvalues above `Spectrum.zero_tolerance`.
+
+    It is right to 1 % of M from a float32 Gram matrix, and exact with `precision="exact"`.
+    """
     return float(spectrum.nonzero.size)
 
 
 def lambda_max(spectrum: Spectrum) -> float:
-    """λmax of X = WᵀW/N. WeightWatcher's is N times that."""
+    """Return λmax of X = WᵀW/N; WeightWatcher's is N times as large."""
     return spectrum.lambda_max
 
 
 def spectral_norm(spectrum: Spectrum) -> float:
-    """σmax = ‖W‖₂ = √(N·λmax); of the largest slice."""
+    """Return σmax = ‖W‖₂ = √(N·λmax), of the slice with the largest."""
     return float((spectrum.n * spectrum.lambda_max) ** 0.5)
 
 
 def frobenius_norm(spectrum: Spectrum) -> float:
-    """‖W‖_F = √(N·Σλ)."""
+    """Return ‖W‖_F = √(N·Σλ)."""
     return float((spectrum.n * spectrum.eigenvalues.sum()) ** 0.5)
 
 
 def lambda_max_null(spectrum: Spectrum) -> float:
-    """Var(W)·λ⁺: the edge of noise with the variance of the elements."""
+    """Return Var(W)·λ⁺, the edge of noise with the variance of the elements."""
     return _variance(spectrum) * mp_edges(spectrum.q)[1]
 
 
 def spectral_norm_null(spectrum: Spectrum) -> float:
-    """√(N·Var(W)·λ⁺)."""
+    """Return √(N·Var(W)·λ⁺), the spectral norm of noise with the variance of the elements."""
     return float((spectrum.n * lambda_max_null(spectrum)) ** 0.5)
 
 
 def bulk_sigma_null(spectrum: Spectrum) -> float:
-    """√Var(W): in noise all of the variance is in the bulk."""
+    """Return √Var(W): in noise all of the variance is in the bulk."""
     return float(_variance(spectrum) ** 0.5)
 
 
 def hill_alpha(spectrum: Spectrum) -> float:
-    """1 + k/Σ ln(λ/λ_med) over the k = n/2 largest. Steadier than alpha, as no xmin is searched; it needs its null.
+    """Return 1 + k/Σ ln(λ/λ_med) over the k = n/2 largest eigenvalues.
 
-    Hill, Annals of Statistics 3 (1975) 1163; k = n/2 as in TempBalance (arXiv 2312.00359).
+    It is steadier than alpha, because no xmin is searched, and biased: compare with its null. Source: B. M. Hill,
+    Annals of Statistics 3 (1975) 1163; k = n/2 as in TempBalance (https://arxiv.org/abs/2312.00359).
     """
     lam = spectrum.nonzero
     tail = lam[lam.size // 2 :]
@@ -121,20 +127,20 @@ def hill_alpha(spectrum: Spectrum) -> float:
 
 
 def hill_alpha_null(spectrum: Spectrum) -> float:
-    """The same under the Marchenko-Pastur law: from 2.12 at Q = 1 (noise scores "ideal") to 10.6 at Q = 64."""
+    """Return the Hill alpha of the Marchenko-Pastur law: 2.12 at Q = 1 (noise scores "ideal") to 10.6 at Q = 64."""
     q = spectrum.q
     tail = mp_quantile(0.5 + (np.arange(2048) + 0.5) / 4096, q)
     return float(1 + 1 / np.mean(np.log(tail / mp_quantile(np.array([0.5]), q))))
 
 
 def alpha_hat(spectrum: Spectrum) -> float:
-    """alpha·log₁₀ λmax(WᵀW). Martin, Peng, Mahoney, Nature Communications 12 (2021) 4122."""
+    """Return alpha·log₁₀ λmax(WᵀW). Source: Martin, Peng, Mahoney, Nature Communications 12 (2021) 4122."""
     largest = spectrum.n * spectrum.lambda_max
     return spectrum.power_law.alpha * float(np.log10(largest)) if largest > 0 else float("nan")
 
 
 def log_alpha_norm(spectrum: Spectrum) -> float:
-    """log₁₀ Σ λ(WᵀW)^alpha, summed relative to λmax so that no power overflows. Same source."""
+    """Return log₁₀ Σ λ(WᵀW)^alpha, summed relative to λmax so that no power overflows. Source: as `alpha_hat`."""
     lam = spectrum.nonzero
     if lam.size == 0:
         return float("nan")
@@ -144,18 +150,30 @@ def log_alpha_norm(spectrum: Spectrum) -> float:
 
 
 def sparsity(spectrum: Spectrum) -> float:
-    """The share of elements that are exactly zero, outside rows and columns that are: 0, unless weights were pruned."""
+    """Return the share of exactly zero elements outside all-zero rows and columns: 0 unless weights were pruned."""
     if spectrum.elements is None:
         return float("nan")
     return spectrum.elements.zeros / (spectrum.n * spectrum.m * spectrum.slices)
 
 
 def _of_power_law(field: str) -> Quantity:
+    """Return a measure that reads a field of `PowerLawFit`."""
     return lambda spectrum: float(getattr(spectrum.power_law, field))
 
 
 def _of_bulk(field: str) -> Quantity:
+    """Return a measure that reads a field of `Bulk`; NaN where there is no bulk."""
     return lambda spectrum: float("nan") if spectrum.bulk is None else float(getattr(spectrum.bulk, field))
+
+
+def _of_vectors(
+    name: str, quantity: Callable[[Floats], Floats], null: Quantity | None = None
+) -> tuple[Measure, Measure]:
+    """Return two measures of the eigenvectors: of those of the bulk, and of those of the spikes."""
+    return (
+        Measure(f"{name}_bulk", loc.over_bulk(quantity), null, needs="vectors"),
+        Measure(f"{name}_spikes", loc.over_spikes(quantity), null, needs="vectors"),
+    )
 
 
 def _bulk_sigma(spectrum: Spectrum) -> float:
@@ -163,7 +181,7 @@ def _bulk_sigma(spectrum: Spectrum) -> float:
 
 
 def _variance(spectrum: Spectrum) -> float:
-    """The mean of λ, which is the mean square of the elements."""
+    """Return the mean of λ, which is the mean square of the elements."""
     return float(spectrum.eigenvalues.mean())
 
 
@@ -175,7 +193,7 @@ def _constant(value: float) -> Quantity:
     return lambda _spectrum: value
 
 
-BUILT_IN = (
+BUILT_IN_MEASURES = (
     Measure("alpha", _of_power_law("alpha"), nulls.alpha_null),
     Measure("alpha_stderr", _of_power_law("alpha_stderr")),
     Measure("alpha_low", _of_power_law("alpha_low")),
@@ -202,13 +220,7 @@ BUILT_IN = (
     Measure("trap", traps.trap),
     Measure("sparsity", sparsity, _constant(0.0)),
     Measure("trap_spikes", traps.trap_spikes, _constant(0.0), needs="shuffled"),
-    *(
-        Measure(f"{name}_{part}", over(quantity), null, needs="vectors")
-        for name, quantity, null in (
-            ("localization", loc.localization, loc.localization_null),
-            ("participation", loc.participation, loc.participation_null),
-            ("vector_entropy", loc.vector_entropy, None),
-        )
-        for part, over in (("bulk", loc.over_bulk), ("spikes", loc.over_spikes))
-    ),
+    *_of_vectors("localization", loc.localization, loc.localization_null),
+    *_of_vectors("participation", loc.participation, loc.participation_null),
+    *_of_vectors("vector_entropy", loc.vector_entropy),
 )

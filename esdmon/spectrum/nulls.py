@@ -1,8 +1,8 @@
-"""What the power-law fit says of pure noise: it has no closed form, so here is a table.
+"""Tabulate the power-law fit on pure noise, which has no closed form.
 
 Medians over draws of Gaussian noise, a row for each M and a column for each Q; made by `python -m
-tests.benchmarks.alpha_null`. Between its entries the logarithms of M and Q are interpolated; beyond them the nearest
-edge is taken. An alpha near its null is the edge of the noise, whatever its size.
+tests.benchmarks.alpha_null`. Values between the entries are interpolated in ln M and ln Q; beyond them the nearest edge
+is used. An alpha near its null describes the edge of noise, whatever its size.
 """
 
 import numpy as np
@@ -37,16 +37,16 @@ _KS_DISTANCE = np.array(
 
 
 def alpha_null(spectrum: Spectrum) -> float:
-    """The median alpha of noise of this M and Q, 2.7 to 24. Slices count as one matrix of all their eigenvalues."""
+    """Return the median alpha of noise of this M and Q, 2.7 to 24; slices count as one matrix of all eigenvalues."""
     return _interpolate(_ALPHA, spectrum)
 
 
 def ks_distance_null(spectrum: Spectrum) -> float:
-    """The median D of noise of this M and Q, 0.12 to 0.20."""
+    """Return the median D of noise of this M and Q, 0.12 to 0.20."""
     return _interpolate(_KS_DISTANCE, spectrum)
 
 
 def _interpolate(table: Floats, spectrum: Spectrum) -> float:
-    """Bilinear in (ln M, ln Q)."""
+    """Interpolate a table bilinearly in (ln M, ln Q)."""
     by_side = [float(np.interp(np.log(spectrum.eigenvalues.size), _SIDES, column)) for column in table.T]
     return float(np.interp(np.log(spectrum.q), _RATIOS, by_side))

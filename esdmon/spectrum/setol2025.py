@@ -1,8 +1,9 @@
-"""The exact-renormalisation-group condition: how much of the tail has volume one.
+"""Measure the exact-renormalisation-group (ERG) condition: how much of the tail has volume one.
 
 Legend: λ are rescaled to mean 1; the ERG tail is the largest set of top eigenvalues with Σ ln λ >= 0.
 
-Reference: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025): at the ideal alpha = 2
+Reference: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025)
+(https://arxiv.org/abs/2507.17912): at the ideal alpha = 2
 the power-law tail and the ERG tail begin at the same eigenvalue; where the power law begins below, the layer is
 over-regularised.
 """
@@ -15,7 +16,9 @@ from esdmon.spectrum.spectrum import Spectrum
 
 
 def erg_rank(spectrum: Spectrum) -> float:
-    """The number of eigenvalues in the ERG tail. By sums of logarithms: a product of thousands would underflow.
+    """Return the number of eigenvalues in the ERG tail.
+
+    It sums logarithms, since a product of thousands of eigenvalues would underflow.
 
     >>> erg_rank(Spectrum.from_eigenvalues([0.1, 0.1, 0.1, 3.7], shape=(4, 4)))
     1.0
@@ -25,13 +28,13 @@ def erg_rank(spectrum: Spectrum) -> float:
 
 
 def erg_rank_null(spectrum: Spectrum) -> float:
-    """The same for the Marchenko-Pastur law, of its quantiles."""
+    """Return the ERG rank of the quantiles of the Marchenko-Pastur law."""
     count = spectrum.eigenvalues.size
     return float(_tail(mp_quantile((np.arange(count) + 0.5) / count, spectrum.q)).size)
 
 
 def erg_gap(spectrum: Spectrum) -> float:
-    """Xmin − the smallest λ of the ERG tail, at mean λ = 1: negative where the power law begins below it."""
+    """Return xmin − the smallest λ of the ERG tail, at mean λ = 1: negative where the power law begins below it."""
     if not spectrum.power_law.n_tail:
         return float("nan")
     mean = float(spectrum.eigenvalues.mean())
@@ -40,7 +43,7 @@ def erg_gap(spectrum: Spectrum) -> float:
 
 
 def _tail(lam: Floats) -> Floats:
-    """Of ascending λ the largest set of top ones whose logarithms sum to 0 or more."""
+    """Return the largest set of top eigenvalues with Σ ln λ >= 0, from ascending λ."""
     # The sums rise while λ > 1 and fall from there on, so they cross 0 once.
     falling = -np.cumsum(np.log(lam[::-1]))
     above_one = lam.size - int(np.searchsorted(lam, 1.0, side="right"))

@@ -1,7 +1,7 @@
-"""`Spectrum`: all that a measure may ask of a weight matrix.
+"""Define `Spectrum`: the eigenvalues of a weight matrix and all else that a measure may need.
 
-Why it holds the two fits: there is one power-law fit and one bulk fit per reading, and what is published is what the
-phase and the alerts use. They are computed when first asked for and kept.
+It holds the two fits, so that there is one power-law fit and one bulk fit per reading: the published values are those
+that the phase and the alerts use. Each is computed at its first use and kept.
 """
 
 from dataclasses import dataclass
@@ -14,30 +14,30 @@ from esdmon.spectrum.bulk import Bulk, fit_bulk
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 
 MIN_BULK = 8
-"""M from which a bulk is fitted: fewer eigenvalues have no quantiles to read σ² from."""
+"""Smallest M for a bulk fit: fewer eigenvalues have no quantiles to estimate σ² from. Our choice."""
 _GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float64 Gram matrix leaves of a zero
 
 
 @dataclass(frozen=True, slots=True)
 class Elements:
-    """Statistics of the elements of W, for what the eigenvalues do not tell."""
+    """Statistics of the elements of W, which its eigenvalues do not determine."""
 
     mean: float
     variance: float
     minimum: float
     maximum: float
     zero_rows: int = 0
-    """Rows of W that were all zero, and were dropped before the spectrum was taken."""
+    """All-zero rows of W, dropped before the spectrum was computed."""
     zero_columns: int = 0
-    """Columns likewise."""
+    """All-zero columns of W, dropped too."""
     zeros: int = 0
-    """Elements that are exactly zero, in the rows and columns that are left."""
+    """Elements that are exactly zero in the remaining rows and columns."""
 
 
 # Not slots=True: `cached_property` keeps its values in the instance's dictionary.
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """The eigenvalues λ of X = WᵀW/N of an N × M matrix W, N >= M, and what is known about W besides.
+    """The eigenvalues λ of X = WᵀW/N of an N × M matrix W, N >= M, with metadata about W.
 
     A convolution is `slices` matrices of one shape, one for each kernel position, whose eigenvalues are pooled.
 
@@ -51,16 +51,18 @@ class Spectrum:
     """(N, M) of a slice, N >= M, after zero rows and columns were dropped."""
     elements: Elements | None = None
     dtype: str = "float32"
-    """What the weight is stored in: its precision limits the rank that can be told."""
+    """Type in which the weight is stored; its precision sets the zero tolerance."""
     view: str = "weight"
-    """What was read: weight, base, lora-delta, merged or difference."""
+    """Which matrix was read: weight, base, lora-delta, merged or difference."""
     normalisation: str = "WᵀW/N"
+    """What the eigenvalues are those of. Always WᵀW/N; for readers that compare with other tools, as WeightWatcher has
+    the eigenvalues of WᵀW, N times as large."""
     precision: str = "float64"
-    """What the eigenvalues were computed in."""
+    """Floating-point type in which the eigenvalues were computed."""
     vectors: Floats | None = None
-    """(slices, M, M), on request: column j of a slice belongs to its j-th eigenvalue; on the shorter side of W."""
+    """(slices, M, M), on request: column j is the singular vector of the j-th eigenvalue, on the shorter side of W."""
     shuffled: Floats | None = None
-    """(slices, M), on request: the eigenvalues after the elements of W were put in random order."""
+    """(slices, M), on request: the eigenvalues after shuffling the elements of W."""
 
     @classmethod
     def from_eigenvalues(
@@ -75,67 +77,88 @@ class Spectrum:
         vectors: Floats | None = None,
         shuffled: Floats | None = None,
     ) -> "Spectrum":
-        """A spectrum from the eigenvalues of X = WᵀW/N: (M,), or (slices, M); ascending if vectors are given.
+        """Create a spectrum from the eigenvalues of X = WᵀW/N.
+
+        Args:
+            eigenvalues: (M,) or (slices, M), in any order; ascending if vectors are given.
+            shape: (N, M) of a slice, N >= M >= 1.
+            elements: statistics of W; without them the measures that need them are NaN.
+            dtype: type in which the weight is stored; sets the zero tolerance.
+            view: which matrix was read.
+            precision: type in which the eigenvalues were computed.
+            vectors: (slices, M, M), right singular vectors as columns.
+            shuffled: (slices, M), eigenvalues after shuffling the elements of W.
 
         Raises:
-            ValueError: where the shape is not (N, M) with N >= M >= 1, the count is not M to a slice, or a value is not
-                finite or negative.
+            ValueError: if the shape is not (N, M) with N >= M >= 1, a slice has not M eigenvalues, or one of them is
+                negative or not finite.
         """
         lam = np.atleast_2d(np.array(eigenvalues, dtype=np.float64))
         n, m = shape
         if not n >= m >= 1:
-            msg = f"shape is (N, M) with N >= M >= 1, got {shape}"
+            msg = f"shape must be (N, M) with N >= M >= 1; got {shape}"
             raise ValueError(msg)
         if lam.ndim != 2 or lam.shape[1] != m:
-            msg = f"a spectrum of shape {shape} has {m} eigenvalues to a slice, got an array of shape {lam.shape}"
+            msg = f"a spectrum of shape {shape} needs {m} eigenvalues per slice; got an array of shape {lam.shape}"
             raise ValueError(msg)
         if not np.all(np.isfinite(lam)) or np.any(lam < 0):
             bad = lam[~np.isfinite(lam) | (lam < 0)]
-            msg = f"eigenvalues of WᵀW/N are finite and not negative, got {bad[0]} ({bad.size} of {lam.size} are not)"
+            msg = (
+                f"eigenvalues of WᵀW/N must be finite and not negative; got {bad[0]} ({bad.size} of {lam.size} are not)"
+            )
             raise ValueError(msg)
         lam = np.sort(lam, axis=1)
         lam.flags.writeable = False
-        return cls(lam, (n, m), elements, dtype, view, "WᵀW/N", precision, vectors, shuffled)
+        return cls(
+            lam,
+            (n, m),
+            elements=elements,
+            dtype=dtype,
+            view=view,
+            precision=precision,
+            vectors=vectors,
+            shuffled=shuffled,
+        )
 
     @property
     def n(self) -> int:
-        """N, the longer side."""
+        """Return N, the longer side."""
         return self.shape[0]
 
     @property
     def m(self) -> int:
-        """M, the shorter side, and the eigenvalues of a slice."""
+        """Return M, the shorter side and the number of eigenvalues of a slice."""
         return self.shape[1]
 
     @property
     def q(self) -> float:
-        """Q = N/M >= 1."""
+        """Return Q = N/M >= 1."""
         return self.n / self.m
 
     @property
     def slices(self) -> int:
-        """Matrices pooled: 1, or the kernel positions of a convolution."""
+        """Return the number of pooled matrices: 1, or the kernel positions of a convolution."""
         return int(self.by_slice.shape[0])
 
     @cached_property
     def eigenvalues(self) -> Floats:
-        """All λ, ascending, slices pooled."""
+        """Return all λ, ascending, with slices pooled."""
         pooled: Floats = np.sort(self.by_slice.ravel())
         pooled.flags.writeable = False
         return pooled
 
     @property
     def lambda_max(self) -> float:
-        """The largest eigenvalue."""
+        """Return the largest eigenvalue."""
         return float(self.eigenvalues[-1])
 
     @cached_property
     def zero_tolerance(self) -> float:
-        """λ/λmax up to which an eigenvalue cannot be told from 0.
+        """Return the λ/λmax up to which an eigenvalue counts as 0.
 
-        σ/σmax <= max(N, M)·eps for the eps of the weight's dtype, as LAPACK and numpy take it, squared. For 16-bit
-        weights that bound exceeds 1 at N = 256, so there it is the spectral norm of the rounding errors themselves,
-        ½·eps·rms(W)·(√N + √M), which `σmax >= rms(W)·√N` keeps below 1. Never less than the noise of the solver.
+        It is the square of σ/σmax = max(N, M)·eps, with the eps of the weight's dtype, as in LAPACK and numpy. For
+        16-bit weights that bound exceeds 1 at N = 256, so there it is the spectral norm of the rounding errors,
+        ½·eps·rms(W)·(√N + √M), which `σmax >= rms(W)·√N` keeps below 1. It is at least the noise of the solver.
         """
         eps = _EPS.get(self.dtype, _EPS["float32"])
         relative = self.n * eps
@@ -147,18 +170,18 @@ class Spectrum:
 
     @cached_property
     def nonzero(self) -> Floats:
-        """The eigenvalues above the zero tolerance, ascending."""
+        """Return the eigenvalues above the zero tolerance, ascending."""
         first = int(np.searchsorted(self.eigenvalues, self.zero_tolerance * self.lambda_max, side="right"))
         return self.eigenvalues[first:]
 
     @cached_property
     def power_law(self) -> PowerLawFit:
-        """The one fit of the tail; on the raw pool of slices, as in the literature."""
+        """Return the power-law fit of the tail, on the raw pool of slices as in the literature."""
         return fit_power_law(self.nonzero)
 
     @cached_property
     def bulk(self) -> Bulk | None:
-        """The one fit of the bulk; None where there is none: M < 8, or half of a slice's eigenvalues are 0."""
+        """Return the fit of the bulk; None if M < 8 or half of the eigenvalues of a slice are 0."""
         if self.m < MIN_BULK:
             return None
         try:

@@ -1,15 +1,19 @@
-"""Correlation traps: what makes a spike even in a matrix whose elements have been shuffled.
+"""Measure correlation traps, which make a spike even after the elements of a matrix are shuffled.
 
 A mean that is not zero is a perturbation of rank one of strength |mean|·√(NM); a single huge element w is one of
-strength |w|. Either makes a spike where it exceeds (NM)^¼·σ, the transition of Baik, Ben Arous, Péché (2005). Both are
-properties of the elements and not of what they say together. Martin & Hinrichs, "SETOL" (2025) call them traps.
+strength |w|. Either makes a spike where it exceeds (NM)^¼·σ. Both are properties of single elements, not of their
+correlations.
+
+References: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025)
+(https://arxiv.org/abs/2507.17912) name them; J. Baik, G. Ben Arous, S. Péché, Annals of Probability 33 (2005) 1643
+(https://arxiv.org/abs/math/0403022) give the transition.
 """
 
 from esdmon.spectrum.spectrum import Spectrum
 
 
 def trap(spectrum: Spectrum) -> float:
-    """The larger of |mean|/σ·(NM)^¼ and max|w − mean|/σ/(NM)^¼: above 1 the shuffled matrix has a spike."""
+    """Return the larger of |mean|/σ·(NM)^¼ and max|w − mean|/σ/(NM)^¼: above 1 the shuffled matrix has a spike."""
     elements = spectrum.elements
     if elements is None or elements.variance <= 0:
         return float("nan")
@@ -19,7 +23,7 @@ def trap(spectrum: Spectrum) -> float:
 
 
 def trap_spikes(spectrum: Spectrum) -> float:
-    """Eigenvalues of the shuffled matrix above the cut for noise: 0 unless there is a trap."""
+    """Return the number of spikes of the shuffled matrix: 0 unless there is a trap."""
     if spectrum.shuffled is None:
         return float("nan")
     shuffled = Spectrum.from_eigenvalues(spectrum.shuffled, shape=spectrum.shape)

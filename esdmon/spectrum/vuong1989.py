@@ -1,4 +1,4 @@
-"""Is the tail a power law rather than something else? Likelihood ratios against other tails.
+"""Compare a power law with other tails by likelihood ratios.
 
 Legend: x are the n values of the tail in units of xmin, x >= 1; d = ln p_powerlaw(x) − ln p_other(x).
 
@@ -18,12 +18,12 @@ from esdmon.spectrum.clauset2009 import PowerLawFit
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The power law against another tail, each at its maximum likelihood."""
+    """Result of comparing the power law with another tail, each at its maximum likelihood."""
 
     ratio: float
-    """R = Σd/(√n·sd(d)): above 0 the power law is likelier. NaN where there is no tail of 3 values."""
+    """R = Σd/(√n·sd(d)): above 0 the power law is more likely. NaN for a tail of fewer than 3 values."""
     p: float
-    """Chance of an |R| as large if both were equally good; for the truncated power law, if the truncation were none."""
+    """Two-sided p-value of R if both were equally good; for the truncated power law, without a truncation."""
 
 
 _NONE = Comparison(math.nan, math.nan)
@@ -31,7 +31,7 @@ _GRID = np.linspace(0, 1, 401)
 
 
 def power_law_against_exponential(eigenvalues: Floats, fit: PowerLawFit) -> Comparison:
-    """The other is λ·exp(−λ(x − 1)), λ = 1/(mean(x) − 1)."""
+    """Compare with the exponential λ·exp(−λ(x − 1)), λ = 1/(mean(x) − 1)."""
     x = _tail(eigenvalues, fit)
     if x is None:
         return _NONE
@@ -40,7 +40,7 @@ def power_law_against_exponential(eigenvalues: Floats, fit: PowerLawFit) -> Comp
 
 
 def power_law_against_lognormal(eigenvalues: Floats, fit: PowerLawFit) -> Comparison:
-    """The other is a normal law of u = ln x cut off below u = 0, its mean and width fitted. Needs scipy's optimiser."""
+    """Compare with a lognormal: a fitted normal law of u = ln x, cut off below u = 0. Needs scipy's optimiser."""
     from scipy.special import log_ndtr  # noqa: PLC0415 -- on request only: it would double the time of the import
 
     x = _tail(eigenvalues, fit)
@@ -60,7 +60,7 @@ def power_law_against_lognormal(eigenvalues: Floats, fit: PowerLawFit) -> Compar
 
 
 def power_law_against_truncated(eigenvalues: Floats, fit: PowerLawFit) -> Comparison:
-    """The other is x^(−α)·exp(−z·x), α and z > 0 fitted; the power law is its case z = 0, so R <= 0."""
+    """Compare with x^(−α)·exp(−z·x), α and z > 0 fitted; the power law is its case z = 0, so R <= 0."""
     x = _tail(eigenvalues, fit)
     if x is None:
         return _NONE
@@ -79,7 +79,7 @@ def power_law_against_truncated(eigenvalues: Floats, fit: PowerLawFit) -> Compar
 
 
 def _most_likely(log_density: Callable[[Floats], Floats], starts: Sequence[tuple[float, float]]) -> Floats:
-    """The log densities of the data at the parameters of largest likelihood, the best of several starts."""
+    """Return the log densities of the data at the most likely parameters, the best of several starts."""
     from scipy.optimize import minimize  # noqa: PLC0415 -- on request only
 
     def loss(parameters: Floats) -> float:
@@ -94,7 +94,7 @@ def _most_likely(log_density: Callable[[Floats], Floats], starts: Sequence[tuple
 
 
 def _log_normaliser(alpha: float, z: float) -> float:
-    """Ln ∫₁^∞ x^(−α) exp(−z x) dx, with x = exp(u) by the trapezoid rule up to where the integrand has vanished."""
+    """Return ln ∫₁^∞ x^(−α) exp(−z x) dx, by the trapezoid rule in u = ln x up to where the integrand vanishes."""
     upper = math.log1p(40 / z)
     if alpha > 1:
         upper = min(upper, 40 / (alpha - 1))
@@ -105,6 +105,7 @@ def _log_normaliser(alpha: float, z: float) -> float:
 
 
 def _tail(eigenvalues: Floats, fit: PowerLawFit) -> Floats | None:
+    """Return the tail in units of xmin; None for fewer than 3 values or if all are equal."""
     tail = eigenvalues[eigenvalues >= fit.xmin]
     return tail / fit.xmin if tail.size >= 3 and tail.max() > fit.xmin else None
 
@@ -115,6 +116,7 @@ def _log_power_law(x: Floats, fit: PowerLawFit) -> Floats:
 
 
 def _vuong(power_law: Floats, other: Floats) -> Comparison:
+    """Return R and p from the log densities of both laws at each value."""
     d = power_law - other
     spread = float(d.std())
     if not spread > 0:

@@ -1,10 +1,11 @@
-"""`Matrix`: a handle on one weight, in the one form that all kinds of layers are brought to.
+"""`Matrix`: a handle on one weight, in the form that the weights of all kinds of layers are brought to.
 
-The form is a stack (slices, rows, columns): a linear layer is one slice, a convolution one for each kernel position,
-a block of experts one for each expert. Rows are outputs where the layer says so; the spectrum does not ask. The handle
-reads the live weight each time, so it sees what the optimizer made of it.
+The form is a stack (slices, rows, columns): a linear layer is one slice, a convolution has a slice for each kernel
+position, a block of experts one for each expert. The rows are the outputs where the layer says so; the spectrum does
+not depend on it.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -20,64 +21,89 @@ from esdmon.records import Status
 
 
 @dataclass(frozen=True, slots=True)
+class StackSize:
+    """Size of the stack that a weight becomes."""
+
+    slices: int
+    rows: int
+    columns: int
+    n_elements: int
+    """Number of elements in all slices."""
+    n_eigenvalues: int
+    """Number of eigenvalues of all slices: slices · min(rows, columns)."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return (slices, rows, columns)."""
+        return self.slices, self.rows, self.columns
+
+
+@dataclass(frozen=True, slots=True)
 class Matrix:
-    """Where a weight is, and how it becomes a stack of matrices."""
+    """A handle that reads the current value of one weight as a stack of matrices."""
 
     name: str
-    """Unique in the model: the module's canonical name, or the parameter's where it is no `weight`; `/part` behind."""
+    """Unique in the model: the module's canonical name, or that of a parameter not called `weight`; then `/part`."""
     read: Callable[[], Tensor]
-    """The weight as it is now; it may require grad."""
+    """Returns the current weight; it may require grad."""
     to_stack: Callable[[Tensor], Tensor]
-    """The weight as (slices, rows, columns); a view where it can be."""
+    """Converts the weight to (slices, rows, columns); a view where possible."""
     made_of: Callable[[], tuple[Tensor, ...]] | None = None
-    """The parameters that the weight is computed from; None where it is one itself."""
+    """Returns the parameters that the weight is computed from; None where the weight is a parameter itself."""
     outline: Callable[[], Tensor] | None = None
-    """A tensor of the weight's shape, which may hold no numbers; None where reading costs nothing."""
+    """Returns a tensor of the weight's shape, which may be on the meta device; None where `read` costs nothing."""
     on_request: str = ""
-    """Why it is read only where `layers=` names it; empty for what is read by default."""
+    """Why the weight is read only where `layers=` names it; empty for a weight that is read by default."""
     detail: bool = False
-    """A second look at what is read as a whole anyway: a single head, say. Only a pattern with its `/part` names it."""
+    """True for a part of a weight that is read as a whole as well, such as one head; only patterns with a `/part` match
+    it."""
     view: str = "weight"
     """What is read: weight, base, lora-delta, merged or difference."""
     aliases: tuple[str, ...] = ()
-    """The other names of a weight that is tied."""
+    """The other names of a tied weight."""
     unreadable: str = ""
-    """Why there is nothing to read, where that is known beforehand, as of a shard; `read` raises it then."""
+    """Why the weight cannot be read, where that is known beforehand, such as for a shard; `read` raises it then."""
     probe: Callable[[int], Tensor] | None = None
-    """At most so many numbers that move as the weight does, found without computing all of it: (count,), or a row for
-    each of several factors. None where elements of the weight are taken."""
-    _shapes: dict[torch.Size, tuple[int, int, int]] = field(init=False, default_factory=dict, compare=False, repr=False)
+    """Returns at most that many numbers that change when the weight does, without computing all of it: (count,), or one
+    row for each of several factors. None: elements of the weight are sampled."""
+    _sizes: dict[torch.Size, StackSize] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def parameters(self) -> tuple[Tensor, ...]:
-        """The model's own tensors behind this weight."""
+        """Return the model's own tensors behind this weight."""
         return (self.read(),) if self.made_of is None else self.made_of()
 
-    def stack_shape(self) -> tuple[int, int, int]:
-        """(slices, rows, columns), without touching a number.
+    def size(self) -> StackSize:
+        """Return the size of the stack without reading any element.
+
+        It is computed once for each shape that the weight has had: the same object means the same shape.
 
         Raises:
-            UnreadableError: where the weight is not of a shape that its layer can have.
+            UnreadableError: where the shape of the weight does not fit its layer.
         """
-        return self.stack_shape_of((self.outline or self.read)())
+        return self.size_for((self.outline or self.read)())
 
-    def stack_shape_of(self, weight: Any) -> tuple[int, int, int]:
-        """The same for a weight that was read already; computed once for each shape that the weight has had."""
+    def size_for(self, weight: Any) -> StackSize:
+        """Return the size of the stack that `weight`, a value of this handle, becomes; see `size`."""
         if not isinstance(weight, Tensor):
             raise UnreadableError("skipped", f"its weight is {repr(weight)[:60]}, not a tensor")
-        shape = weight.shape
-        if shape not in self._shapes:
-            self._shapes[shape] = self._stack_shape_of(shape)
-        return self._shapes[shape]
+        size = self._sizes.get(weight.shape)
+        if size is None:
+            size = self._sizes[weight.shape] = self._compute_size(weight.shape)
+        return size
 
-    def _stack_shape_of(self, shape: torch.Size) -> tuple[int, int, int]:
+    def stack_shape(self) -> tuple[int, int, int]:
+        """Return (slices, rows, columns) without reading any element; see `size`."""
+        return self.size().shape
+
+    def _compute_size(self, shape: torch.Size) -> StackSize:
         try:
             slices, rows, columns = self.to_stack(torch.empty(shape, device="meta")).shape
         except Exception as error:
             raise UnreadableError("skipped", _misfit(shape)) from error
-        return slices, rows, columns
+        return StackSize(slices, rows, columns, math.prod((slices, rows, columns)), slices * min(rows, columns))
 
     def is_named_by(self, pattern: str) -> bool:
-        """Whether an fnmatch pattern names it: by any of its names, and a detail by its `/part` as well."""
+        """Return whether an fnmatch pattern matches one of its names; a detail needs a match of its `/part` as well."""
         if not self.detail:
             return any(fnmatchcase(name, pattern) for name in (self.name, *self.aliases))
         whole, _, part = self.name.rpartition("/")
@@ -86,7 +112,7 @@ class Matrix:
 
 
 class UnreadableError(Exception):
-    """A weight that gives no spectrum: never the user's fault, always a status and a reason."""
+    """Raised for a weight that gives no spectrum. It is reported as a status with a reason, not as a failure."""
 
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
@@ -94,41 +120,26 @@ class UnreadableError(Exception):
         self.reason = reason
 
 
-def _misfit(shape: torch.Size) -> str:
-    if shape.numel() == 0:
-        return f"an empty weight of shape {tuple(shape)}, which ZeRO-3 leaves in the place of a shard: not read yet"
-    if len(shape) == 1:
-        return (
-            f"of shape {tuple(shape)}, not the matrix of its layer: a shard of {shape.numel()} elements is not read yet"
-        )
-    return f"of shape {tuple(shape)}, which is not that of its layer"
-
-
-def refused(
+def mark_unreadable(
     matrix: Matrix,
     reason: str,
     *,
     parameters: tuple[Tensor, ...] | None = None,
     shape: tuple[int, int, int] = (0, 0, 0),
 ) -> Matrix:
-    """Return the matrix as one that is known and cannot be read.
+    """Return a handle on a weight that is known, but cannot be read.
 
     Args:
-        matrix: as it was found.
-        reason: why, for its status.
-        parameters: the model's tensors behind it, where the matrix does not know them.
-        shape: of its stack, as far as it is known.
+        matrix: the handle as it was found.
+        reason: why the weight cannot be read; `read` raises `UnreadableError` with it.
+        parameters: the model's tensors behind the weight; None asks `matrix` for them.
+        shape: shape of the stack, as far as known.
     """
-    if parameters is None:
-        parameters = ()
-        with suppress(Exception):
-            given: tuple[Any, ...] = matrix.parameters()
-            parameters = tuple(each for each in given if isinstance(each, Tensor))
-    behind = parameters
+    behind = _tensors_behind(matrix) if parameters is None else parameters
     return replace(
         matrix,
-        read=partial(_refuse, reason),
-        to_stack=_as_it_is,
+        read=partial(_raise_unreadable, reason),
+        to_stack=_unchanged,
         made_of=lambda: behind,
         outline=partial(torch.empty, shape, device="meta"),
         unreadable=reason,
@@ -136,14 +147,31 @@ def refused(
     )
 
 
-def why_not(error: Exception) -> str:
-    """Return the reason of a weight that cannot be read."""
+def reason_for(error: Exception) -> str:
+    """Return the reason to report for a weight whose reading raised this error."""
     return error.reason if isinstance(error, UnreadableError) else describe(error)
 
 
-def _refuse(reason: str) -> Tensor:
+def _misfit(shape: torch.Size) -> str:
+    if shape.numel() == 0:
+        return f"an empty weight of shape {tuple(shape)}, as ZeRO-3 leaves for a sharded weight: not read yet"
+    if len(shape) == 1:
+        return (
+            f"shape {tuple(shape)} does not fit its layer; probably a shard of {shape.numel()} elements: not read yet"
+        )
+    return f"shape {tuple(shape)} does not fit its layer"
+
+
+def _tensors_behind(matrix: Matrix) -> tuple[Tensor, ...]:
+    with suppress(Exception):
+        given: tuple[Any, ...] = matrix.parameters()
+        return tuple(each for each in given if isinstance(each, Tensor))
+    return ()
+
+
+def _raise_unreadable(reason: str) -> Tensor:
     raise UnreadableError("skipped", reason)
 
 
-def _as_it_is(weight: Tensor) -> Tensor:
+def _unchanged(weight: Tensor) -> Tensor:
     return weight

@@ -1,22 +1,24 @@
-"""The modules of a model under the names that its author gave them.
+"""Iterate over the modules of a model under the names that its author gave them.
 
-Wrappers rename what they hold (`_orig_mod.fc1`, `module.fc1`). They are known by their type and looked through at any
-depth; names are never cut by their spelling, since a user's own module may be called `module`.
+Wrappers rename what they hold (`_orig_mod.fc1`, `module.fc1`). They are recognised by their type and looked through at
+any depth. Names are never cut by their spelling, since a user's own module may be called `module`.
 """
 
 from collections.abc import Iterator
 
 from torch import nn
 
+from esdmon.torch_private import children_of
+
 # By package and class name: importing these classes would load dynamo, the distributed package, or peft.
-_INNER = {
+_INNER_ATTRIBUTES = {
     ("torch", "OptimizedModule"): "_orig_mod",  # torch.compile
     ("torch", "DataParallel"): "module",
     ("torch", "DistributedDataParallel"): "module",
     ("torch", "AveragedModel"): "module",
     ("torch", "FullyShardedDataParallel"): "_fsdp_wrapped_module",
     ("torch", "CheckpointWrapper"): "_checkpoint_wrapped_module",
-    # A model that Fabric has set up; each of Lightning's packages has a class of its own.
+    # A model that Fabric has set up; each of Lightning's packages has its own class.
     ("lightning", "_FabricModule"): "_forward_module",
     ("lightning_fabric", "_FabricModule"): "_forward_module",
     ("pytorch_lightning", "_FabricModule"): "_forward_module",
@@ -26,10 +28,10 @@ _INNER = {
 
 
 def unwrap(module: nn.Module) -> nn.Module:
-    """The module inside the wrappers around it."""
+    """Return the module inside the wrappers around it."""
     while True:
         kinds = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(module).__mro__)
-        attribute = next((_INNER[kind] for kind in kinds if kind in _INNER), None)
+        attribute = next((_INNER_ATTRIBUTES[kind] for kind in kinds if kind in _INNER_ATTRIBUTES), None)
         inner = None if attribute is None else getattr(module, attribute, None)
         if not isinstance(inner, nn.Module):
             return module
@@ -37,7 +39,12 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def named_modules(model: nn.Module, *, every_name: bool = False) -> Iterator[tuple[str, nn.Module]]:
-    """(canonical name, module), the model itself first under the empty name; each module once, or by every name."""
+    """Iterate over (canonical name, module), beginning with the model itself under the empty name.
+
+    Args:
+        model: the model, in wrappers or not.
+        every_name: give a shared module once under each of its names; by default only under the first.
+    """
     yield from _walk("", model, None if every_name else set())
 
 
@@ -48,13 +55,13 @@ def _walk(name: str, module: nn.Module, seen: set[int] | None) -> Iterator[tuple
             return
         seen.add(id(module))
     yield name, module
-    for child_name, child in module._modules.items():  # noqa: SLF001 -- named_children() gives each child one name
+    for attribute, child in children_of(module).items():
         if child is not None:
-            yield from _walk(_join(name, child_name, module), child, seen)
+            yield from _walk(_child_name(name, attribute, module), child, seen)
 
 
-def _join(name: str, child_name: str, module: nn.Module) -> str:
-    """A child's name; the layer that an adapter of peft stands before keeps the name that it had."""
-    if child_name == "base_layer" and type(module).__module__.startswith("peft."):
+def _child_name(name: str, attribute: str, module: nn.Module) -> str:
+    """Return a child's name; a layer that peft has wrapped in an adapter keeps its own."""
+    if attribute == "base_layer" and type(module).__module__.startswith("peft."):
         return name
-    return f"{name}.{child_name}" if name else child_name
+    return f"{name}.{attribute}" if name else attribute

@@ -1,8 +1,7 @@
-"""What is not read unless it is asked for: embeddings, output heads and routers.
+"""Find the layers that are read only on request: embeddings, output heads and routers.
 
-Their rows are tokens or experts, many of them seldom visited, and their spectra tell of frequencies in the data more
-than of what a layer computes. Where there is a module, its type says what it is; of a mapping only names and shapes are
-known.
+Their rows are tokens or experts, many of them rarely visited, and their spectra reflect frequencies in the data more
+than what a layer computes. The type of a module says what it is; of a mapping only names and shapes are known.
 """
 
 import math
@@ -23,68 +22,75 @@ _EXPERT_NAME = re.compile(r"(expert_?)?\d+")
 _EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*)?(_|$)|^(wte|wpe|shared)$")
 
 
-def with_roles(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[Matrix]:
-    """The matrices, those with such a role to be read on request.
+def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[Matrix]:
+    """Return the matrices, with output heads and routers marked as read on request.
 
     Args:
         found: all matrices of a model.
-        heads: ids of parameters that the model itself calls its output.
+        heads: ids of the parameters that the model itself names as its output, from `output_heads`.
     """
-    reasons = _routers(found)
-    entries = max((_rows(m) for m in found if m.on_request == EMBEDDING), default=0) or -1
-    outputs = [m for m in found if not m.on_request and not m.detail and "/" not in m.name and _rows(m) == entries]
+    reasons = _find_routers(found)
+    n_tokens = max((_rows(matrix) for matrix in found if matrix.on_request == EMBEDDING), default=0)
+    as_wide = [matrix for matrix in found if n_tokens and _may_be_head(matrix) and _rows(matrix) == n_tokens]
     for matrix in found:
         last = matrix.name.rpartition(".")[2]
-        called = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.parameters())
-        # A layer of the same number of outputs as there are tokens may be one by chance, if there are several.
-        if called or (len(outputs) == 1 and matrix is outputs[0]):
+        is_known = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.parameters())
+        # One layer with as many outputs as there are tokens is the head; of several, some are as wide by chance.
+        if is_known or (len(as_wide) == 1 and matrix is as_wide[0]):
             reasons[matrix.name] = _HEAD
-    return [replace(m, on_request=m.on_request or reasons.get(m.name, "")) for m in found]
+    return [replace(each, on_request=each.on_request or reasons.get(each.name, "")) for each in found]
 
 
 def output_heads(model: nn.Module) -> set[int]:
-    """Ids of the parameters that transformers' models name as their output."""
+    """Return ids of the parameters that models of transformers name as their output."""
     heads = set()
     for module in model.modules():
-        ask = getattr(module, "get_output_embeddings", None)
+        getter = getattr(module, "get_output_embeddings", None)
         head = None
-        with suppress(Exception):  # a model that has none may say so by raising
-            head = ask() if callable(ask) else None
+        with suppress(Exception):  # a model without a head may raise
+            head = getter() if callable(getter) else None
         if isinstance(head, nn.Module):
             heads |= {id(parameter) for parameter in head.parameters() if parameter.ndim == 2}
     return heads
 
 
-def is_embedding_by_name(name: str) -> bool:
-    """Whether a module of a mapping is called as embeddings are: `embed_tokens`, `wte`, `tok_emb`."""
+def is_embedding_name(name: str) -> bool:
+    """Return whether a name is usual for embeddings: `embed_tokens`, `wte`, `tok_emb`."""
     return _EMBEDDING_NAME.search(name.rpartition(".")[2]) is not None
 
 
+def _may_be_head(matrix: Matrix) -> bool:
+    return not matrix.on_request and not matrix.detail and "/" not in matrix.name
+
+
 def _rows(matrix: Matrix) -> int:
-    """Rows of a weight that is one slice; 0 for any other."""
-    slices, rows, _ = matrix.stack_shape()
-    return rows if slices == 1 else 0
+    """Return the rows of a weight that is one slice; 0 for any other."""
+    size = matrix.size()
+    return size.rows if size.slices == 1 else 0
 
 
-def _routers(found: Sequence[Matrix]) -> dict[str, str]:
-    """Name -> reason for each matrix beside some experts that has one output to an expert."""
+def _find_routers(found: Sequence[Matrix]) -> dict[str, str]:
+    """Return name -> reason for each matrix beside a block of experts that has one output for each expert."""
+    routers: dict[str, str] = {}
+    for block, n_experts in _count_experts(found).items():
+        for matrix in found:
+            name = f".{matrix.name}"
+            beside = name.startswith(f"{block}.") and not name.startswith(f"{block}.experts.")
+            if beside and n_experts > 1 and math.prod(matrix.stack_shape()[:2]) == n_experts:
+                routers[matrix.name] = _ROUTER
+    return routers
+
+
+def _count_experts(found: Sequence[Matrix]) -> dict[str, int]:
+    """Return block -> number of its experts: the slices of one weight, or modules that are numbered."""
     slices: dict[str, int] = {}
-    numbers: dict[str, set[str]] = {}
+    modules: dict[str, set[str]] = {}
     for matrix in found:
         block, inside, rest = f".{matrix.name}".partition(".experts.")
         if inside and not matrix.detail:
-            numbers.setdefault(block, set()).add(rest.partition(".")[0])
-            slices[block] = max(slices.get(block, 0), matrix.stack_shape()[0])
-    counts = {
-        block: max(slices[block], sum(_EXPERT_NAME.fullmatch(each) is not None for each in names))
-        for block, names in numbers.items()
-    }
+            slices[block] = max(slices.get(block, 0), matrix.size().slices)
+            modules.setdefault(block, set()).add(rest.partition(".")[0])
     return {
-        matrix.name: _ROUTER
-        for block, count in counts.items()
-        for matrix in found
-        if f".{matrix.name}".startswith(f"{block}.")
-        and not f".{matrix.name}".startswith(f"{block}.experts.")
-        and count > 1
-        and math.prod(matrix.stack_shape()[:2]) == count
+        block: max(slices[block], sum(_EXPERT_NAME.fullmatch(name) is not None for name in names))
+        for block, names in modules.items()
     }

@@ -1,4 +1,4 @@
-"""Which of the matrices that a model has are read, and what that covers of its parameters."""
+"""Select which matrices of a model are read, and count how many of its parameters that covers."""
 
 import math
 import re
@@ -11,54 +11,42 @@ from torch import Tensor
 
 from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
-from esdmon.weights.device.readable import MIN_EIGENVALUES, check_kind
 from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.validation import MIN_EIGENVALUES, check_kind
 
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to read of a model."""
+    """Which matrices of a model to read."""
 
     layers: Sequence[str] | None = None
-    """fnmatch patterns on the names of matrices; None for all that are read by default."""
+    """fnmatch patterns on the names of matrices; None selects all that are read by default."""
     exclude: Sequence[str] = ()
-    """Patterns of those to leave out."""
+    """fnmatch patterns of matrices to leave out; they win over `layers`."""
     min_eigenvalues: int = MIN_EIGENVALUES
     """Matrices with fewer eigenvalues, over all their slices, are left out."""
     max_eigenvalues: int | None = None
-    """Matrices with more are left out; None for no limit."""
+    """Matrices with more eigenvalues are left out; None for no limit."""
 
 
 def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
-    """Name -> why it is left out, empty for those that are chosen.
+    """Return by name why each matrix is left out; an empty reason for those that are selected.
 
     Raises:
-        InputError: where a pattern matches no matrix, a size is no number, or nothing is left.
+        InputError: where a pattern matches no matrix, a size is not a positive integer, or nothing is left to read.
     """
     layers = None if selection.layers is None else _patterns("layers", selection.layers, found)
     exclude = _patterns("exclude", selection.exclude, found)
-    low, high = _sizes(selection)
+    low, high = _limits(selection)
     if layers == []:
         raise InputError("layers= is empty: leave it out to read all layers")
-    reasons = {matrix.name: _why_not(matrix, layers, exclude) for matrix in found}
+    reasons = {matrix.name: _why_unselected(matrix, layers, exclude) for matrix in found}
     for matrix in found:
-        if matrix.unreadable and not math.prod(matrix.stack_shape()):
-            continue  # of unknown size
-        count = eigenvalues_of(matrix)
-        # The floor below which nothing is read at all is told with the reading: there the layer has a status.
-        if not reasons[matrix.name] and (count > high or (low > MIN_EIGENVALUES and count < low)):
-            reasons[matrix.name] = f"left out by {'max' if count > high else 'min'}_eigenvalues="
+        reasons[matrix.name] = reasons[matrix.name] or _why_unfit(matrix, low, high)
     if found and all(reasons.values()):
-        why = {reasons[matrix.name]: None for matrix in found if not matrix.detail}
-        msg = f"no matrix is left to read: {'; '.join(why)}"
-        raise InputError(msg)
+        distinct = dict.fromkeys(reasons[matrix.name] for matrix in found if not matrix.detail)
+        raise InputError(f"no matrix is left to read: {'; '.join(distinct)}")
     return reasons
-
-
-def eigenvalues_of(matrix: Matrix) -> int:
-    """How many eigenvalues a matrix has, over all its slices."""
-    slices, rows, columns = matrix.stack_shape()
-    return slices * min(rows, columns)
 
 
 def coverage(
@@ -67,73 +55,57 @@ def coverage(
     reasons: Mapping[str, str],
     lost: Mapping[int, str] | None = None,
 ) -> Coverage:
-    """What the chosen matrices make of the model's parameters, by element; `lost` has reasons by id of parameter."""
+    """Count how many of a model's parameters, by element, the selected matrices cover.
+
+    Args:
+        parameters: all parameters of the model by name.
+        found: all its matrices.
+        reasons: why each is left out, from `select`.
+        lost: by id of a parameter, why the module that holds it could not be searched.
+    """
     watched: dict[int, int] = {}
     why: dict[int, str] = dict(lost or {})
     for matrix in found:
-        reason = reasons[matrix.name] or _unreadable(matrix)
+        reason = reasons[matrix.name] or _why_unreadable(matrix)
         for parameter in matrix.parameters():
             if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)
             elif not reason:
-                read = parameter.numel() if matrix.made_of else math.prod(matrix.stack_shape())
+                read = parameter.numel() if matrix.made_of else matrix.size().n_elements
                 watched[id(parameter)] = watched.get(id(parameter), 0) + read
     skipped = []
     for name, parameter in parameters.items():
         left = parameter.numel() - watched.get(id(parameter), 0)
         if left > 0:
-            skipped.append(Skipped(name, left, why.get(id(parameter)) or _unclaimed(name, parameter)))
+            skipped.append(Skipped(name, left, why.get(id(parameter)) or _why_unclaimed(name, parameter)))
     total = sum(parameter.numel() for parameter in parameters.values())
     return Coverage(total - sum(skip.n_parameters for skip in skipped), total, tuple(skipped))
 
 
-def _why_not(matrix: Matrix, layers: Sequence[str] | None, exclude: Sequence[str]) -> str:
+def _why_unselected(matrix: Matrix, layers: Sequence[str] | None, exclude: Sequence[str]) -> str:
     if any(matrix.is_named_by(pattern) for pattern in exclude):
         return "left out by exclude="
     if layers is None:
         return matrix.on_request
-    return "" if any(matrix.is_named_by(pattern) for pattern in layers) else matrix.on_request or "left out by layers="
+    if any(matrix.is_named_by(pattern) for pattern in layers):
+        return ""
+    return matrix.on_request or "left out by layers="
 
 
-def _patterns(argument: str, given: Sequence[str], found: Sequence[Matrix]) -> list[str]:
-    patterns = [str(pattern) for pattern in as_list(argument, given, "patterns of names")]
-    for pattern in patterns:
-        if not any(matrix.is_named_by(pattern) for matrix in found):
-            msg = f"{argument}={pattern!r} matches no layer.{_hint(pattern, found)}"
-            raise InputError(msg)
-    return patterns
+def _why_unfit(matrix: Matrix, low: int, high: float) -> str:
+    """Return why the size of a matrix is outside the limits.
+
+    A matrix below the smallest size that is ever read is not left out here: it is listed, and its reading says so.
+    """
+    size = matrix.size()
+    if matrix.unreadable and not size.n_elements:
+        return ""  # its size is not known
+    if size.n_eigenvalues > high:
+        return "left out by max_eigenvalues="
+    return "left out by min_eigenvalues=" if low > MIN_EIGENVALUES and size.n_eigenvalues < low else ""
 
 
-def _hint(pattern: str, found: Sequence[Matrix]) -> str:
-    """The names nearest to a pattern; to the last part of one that begins with a star."""
-    names = [matrix.name for matrix in found if not matrix.detail]
-    last_parts = {_last(matrix.name): matrix.name for matrix in reversed(found)}
-    close = get_close_matches(_last(pattern), last_parts, n=3, cutoff=0.5) if "*" in pattern else []
-    return (
-        nearest(pattern, names)
-        or (f" Did you mean {' or '.join(repr(last_parts[last]) for last in close)}?" if close else "")
-        or f" The layers are: {', '.join(names[:8])}{' …' if names[8:] else ''}."
-    )
-
-
-def _last(name: str) -> str:
-    return re.split(r"[./]", name)[-1]
-
-
-def _sizes(selection: Selection) -> tuple[int, float]:
-    given: dict[str, Any] = {"min_eigenvalues": selection.min_eigenvalues, "max_eigenvalues": selection.max_eigenvalues}
-    for name, value in given.items():
-        if not (isinstance(value, int) and value >= 1) and not (name == "max_eigenvalues" and value is None):
-            msg = f"{name}= is a whole number from 1 on, got {value!r}"
-            raise InputError(msg)
-    low, high = given.values()
-    if high is not None and high < low:
-        msg = f"max_eigenvalues={high} is below min_eigenvalues={low}: no matrix has so many and so few"
-        raise InputError(msg)
-    return low, math.inf if high is None else high
-
-
-def _unreadable(matrix: Matrix) -> str:
+def _why_unreadable(matrix: Matrix) -> str:
     if matrix.unreadable:
         return matrix.unreadable
     if matrix.outline is None:
@@ -141,10 +113,52 @@ def _unreadable(matrix: Matrix) -> str:
             check_kind(matrix.read())
         except UnreadableError as error:
             return error.reason
-    return f"fewer than {MIN_EIGENVALUES} eigenvalues" if eigenvalues_of(matrix) < MIN_EIGENVALUES else ""
+    return f"fewer than {MIN_EIGENVALUES} eigenvalues" if matrix.size().n_eigenvalues < MIN_EIGENVALUES else ""
 
 
-def _unclaimed(name: str, parameter: Tensor) -> str:
+def _why_unclaimed(name: str, parameter: Tensor) -> str:
     if parameter.ndim < 2:
         return "vectors"
-    return "biases" if "bias" in name else f"{parameter.ndim}-D parameters whose layout no module tells"
+    return "biases" if "bias" in name else f"{parameter.ndim}-D parameters of unknown layout"
+
+
+def _patterns(argument: str, given: Sequence[str], found: Sequence[Matrix]) -> list[str]:
+    patterns = [str(pattern) for pattern in as_list(argument, given, "patterns of names")]
+    for pattern in patterns:
+        if not any(matrix.is_named_by(pattern) for matrix in found):
+            raise InputError(f"{argument}={pattern!r} matches no layer.{_hint(pattern, found)}")
+    return patterns
+
+
+def _hint(pattern: str, found: Sequence[Matrix]) -> str:
+    """Return the names closest to a pattern, by their last parts for a pattern with a star; else the first names."""
+    names = [matrix.name for matrix in found if not matrix.detail]
+    close = nearest(pattern, names)
+    if close:
+        return close
+    if "*" in pattern:
+        by_last_part = {_last_part(matrix.name): matrix.name for matrix in reversed(found)}
+        parts = get_close_matches(_last_part(pattern), by_last_part, n=3, cutoff=0.5)
+        if parts:
+            return f" Did you mean {' or '.join(repr(by_last_part[part]) for part in parts)}?"
+    return f" The layers are: {', '.join(names[:8])}{' …' if names[8:] else ''}."
+
+
+def _last_part(name: str) -> str:
+    return re.split(r"[./]", name)[-1]
+
+
+def _limits(selection: Selection) -> tuple[int, float]:
+    low, high = selection.min_eigenvalues, selection.max_eigenvalues
+    _check_positive("min_eigenvalues", low)
+    if high is None:
+        return low, math.inf
+    _check_positive("max_eigenvalues", high)
+    if high < low:
+        raise InputError(f"max_eigenvalues={high} must not be below min_eigenvalues={low}")
+    return low, high
+
+
+def _check_positive(argument: str, value: Any) -> None:
+    if not isinstance(value, int) or value < 1:
+        raise InputError(f"{argument}= must be a positive integer; got {value!r}")

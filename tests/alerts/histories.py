@@ -1,14 +1,13 @@
-"""Runs made of readings that never were: what a book of rules says to them."""
+"""Build reports from made-up readings, and run alert rules on them."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from esdmon.alerts import BUILT_IN, AlertManager, AlertRule
+from esdmon.alerts import BUILT_IN_RULES, AlertManager, AlertRule
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
 
-RULES = {rule.name: rule for rule in BUILT_IN}
+RULES = {rule.name: rule for rule in BUILT_IN_RULES}
 HEALTHY = {
     "alpha": 3.0,
     "alpha_high": 3.2,
@@ -27,7 +26,7 @@ HEALTHY = {
 
 
 def reading(step: int, name: str = "fc1", *, moved: float = 0.01, measures: Any = None, **fields: Any) -> LayerReport:
-    """A reading of a healthy layer of 80 eigenvalues, but for what is said."""
+    """Return a reading of a healthy layer of 80 eigenvalues, with the given changes."""
     record: dict[str, Any] = {
         "name": name,
         "status": "ok",
@@ -47,21 +46,42 @@ def report(step: int, *layers: LayerReport, waiting: Sequence[str] = ()) -> Repo
     return Report(step, layers, Coverage(1, 1), waiting=tuple(waiting))
 
 
-def told(rules: AlertRule | Iterable[AlertRule], reports: Iterable[Report]) -> list[Alert]:
-    """All that a book of these rules says."""
-    book = AlertManager([rules] if isinstance(rules, AlertRule) else rules)
-    return [alert for each in reports for alert in book.take(each, time=0.0)]
+def alerts_of(rules: AlertRule | Iterable[AlertRule], reports: Iterable[Report]) -> list[Alert]:
+    """Return all alerts that these rules raise on the reports."""
+    manager = AlertManager([rules] if isinstance(rules, AlertRule) else rules)
+    return [alert for each in reports for alert in manager.take(each, time=0.0)]
 
 
 def steps(alerts: Iterable[Alert]) -> list[tuple[int, str]]:
-    """When, and whether it has begun or ended."""
+    """Return the step and state of each alert."""
     return [(alert.step, alert.state) for alert in alerts]
 
 
 def series(rule: str, measure: str, values: Iterable[float], **fields: Any) -> list[tuple[int, str]]:
-    """What a rule says to a measure that runs through these values, at steps 1, 2, 3 …"""
+    """Return the alerts of a rule on a measure that takes these values at steps 1, 2, 3 …"""
     readings = [reading(step, measures={measure: value}, **fields) for step, value in enumerate(values, start=1)]
-    return steps(told(RULES[rule], (report(layer.step, layer) for layer in readings)))
+    return steps(alerts_of(RULES[rule], (report(layer.step, layer) for layer in readings)))
 
 
-NAN = math.nan
+def over(step: int, **fields: Any) -> LayerReport:
+    measures = {"alpha": 1.5, "alpha_high": 1.6, "alpha_stderr": 0.05, "erg_gap": -2.0}
+    return reading(step, measures=measures, phase=Phase.HEAVY_TAILED, **fields)
+
+
+def collapsed(step: int, **fields: Any) -> LayerReport:
+    return reading(step, measures={"hard_rank": 40.0}, phase=Phase.RANK_COLLAPSE, alpha_is_meaningful=False, **fields)
+
+
+WRONG: dict[str, Callable[[int], LayerReport]] = {
+    "over_regularized": over,
+    "rank_collapse": collapsed,
+    "correlation_trap": lambda step, **fields: reading(step, measures={"trap": 2.0}, **fields),
+    "scale_collapse": lambda step, **fields: reading(step, measures={"frobenius_norm": 0.8}, **fields),
+    "entropy_collapse": lambda step, **fields: reading(step, measures={"matrix_entropy": 0.6}, **fields),
+    "stable_rank_drop": lambda step, **fields: reading(step, measures={"stable_rank": 5.0}, **fields),
+    "norm_explosion": lambda step, **fields: reading(step, measures={"spectral_norm": 40.0}, **fields),
+    "phase_regression": lambda step, **fields: reading(
+        step, phase=Phase.RANDOM_LIKE, measures={"mp_soft_rank": 1.0}, **fields
+    ),
+}
+"""For each rule on spectra, a reading that it finds wrong after ten good ones."""

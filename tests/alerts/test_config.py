@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from esdmon.alerts import BUILT_IN, AlertRule
-from esdmon.alerts.config import choose_rules, read_settings
+from esdmon.alerts import BUILT_IN_RULES, AlertRule
+from esdmon.alerts.config import load_config, select_rules
 from esdmon.errors import InputError
-from tests.alerts.histories import RULES, reading, report, told
+from tests.alerts.histories import RULES, alerts_of, reading, report
 
 FILE = """
 [rules.stable_rank_drop]
@@ -40,8 +40,8 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_file_says_what_differs(tmp_path: Path) -> None:
     """All other rules are asked as they are."""
-    settings = read_settings(write(tmp_path, FILE), RULES)
-    rules = {rule.name: rule for rule in settings.rules}
+    config = load_config(write(tmp_path, FILE), RULES)
+    rules = {rule.name: rule for rule in config.rules}
     assert rules.keys() == RULES.keys() - {"phase_regression"}
     drop = rules["stable_rank_drop"]
     assert (drop.checks, drop.clear, drop.severity) == (5, 1, "critical")
@@ -49,17 +49,17 @@ def test_a_file_says_what_differs(tmp_path: Path) -> None:
     assert drop.thresholds == {"factor": 4, "back": 1.5}
     assert (rules["stale_monitor"].checks, rules["stale_monitor"].thresholds) == (3, {"due_steps": 20})
     assert rules["non_finite"] is RULES["non_finite"]
-    assert (settings.stop_on, settings.save_on, settings.webhook) == (("non_finite",), ("rank_collapse",), "$HOOK")
+    assert (config.stop_on, config.save_on, config.webhook) == (("non_finite",), ("rank_collapse",), "$HOOK")
 
 
 @pytest.mark.parametrize(("factor", "fires"), [(2.0, True), (5.0, False)])
 def test_a_threshold_is_heeded(factor: float, fires: bool, tmp_path: Path) -> None:  # noqa: FBT001
     """A fall to a third."""
     path = write(tmp_path, f"[rules.stable_rank_drop]\nfactor = {factor}")
-    (rule,) = [rule for rule in read_settings(path, RULES).rules if rule.name == "stable_rank_drop"]
+    (rule,) = [rule for rule in load_config(path, RULES).rules if rule.name == "stable_rank_drop"]
     values = [21.0] * 10 + [7.0] * 5
     readings = [reading(step, measures={"stable_rank": value}) for step, value in enumerate(values, start=1)]
-    assert bool(told(rule, (report(layer.step, layer) for layer in readings))) == fires
+    assert bool(alerts_of(rule, (report(layer.step, layer) for layer in readings))) == fires
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -68,86 +68,101 @@ def test_every_threshold_of_every_rule_can_be_set_in_a_file(name: str, tmp_path:
     rule = RULES[name]
     lines = [f"{key} = {value}" for key, value in rule.thresholds.items()]
     path = write(tmp_path, "\n".join([f"[rules.{name}]", *lines]))
-    (same,) = [rule for rule in read_settings(path, RULES).rules if rule.name == name]
+    (same,) = [rule for rule in load_config(path, RULES).rules if rule.name == name]
     assert (same.thresholds, same.page) == (rule.thresholds, rule.page)
 
 
 def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
-    assert read_settings(write(tmp_path, ""), RULES).rules == BUILT_IN
+    assert load_config(write(tmp_path, ""), RULES).rules == BUILT_IN_RULES
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[rules]\nx = =", r"is no TOML: .*line 2"),
-        ("[rulez.x]", r"rulez is no key of it; there are rules, actions\. Did you mean 'rules'\?"),
-        ("rules = 3", r"rules is a table, \[rules\]; got 3"),
-        ("[rules]\nrank_collapse = true", r"rules\.rank_collapse is a table, \[rules\.rank_collapse\]; got True"),
-        ("[rules.rank_colapse]", r"rules\.rank_colapse is no key of it; there are .*Did you mean 'rank_collapse'"),
-        ("[rules.rank_collapse]\nfr = 3", r"rules\.rank_collapse\.fr is no key of it; there are enabled, for, clear"),
-        ("[rules.rank_collapse]\nfor = 0", r"rules\.rank_collapse\.for = 0: a whole number of checks, 1 or more"),
-        ("[rules.rank_collapse]\nfor = true", r"rules\.rank_collapse\.for = True: a whole number of checks"),
-        ('[rules.rank_collapse]\nseverity = "bad"', r"severity = 'bad': one of info, warning, error, critical"),
-        ("[rules.rank_collapse]\nseverity = [1]", r"severity = \[1\]: one of info, warning"),
-        ('[rules.rank_collapse]\nenabled = "no"', r"enabled = 'no': true or false"),
-        ('[rules.rank_collapse]\nlayers = "a"', r"layers = 'a': a list of patterns"),
-        ('[rules.rank_collapse]\nback = "x"', r"rules\.rank_collapse\.back = 'x': a number, 0 or more; it is 0\.97"),
-        ("[rules.rank_collapse]\nback = nan", r"rules\.rank_collapse\.back = nan: a number"),
+        ("[rules]\nx = =", r"is not valid TOML: .*line 2"),
+        ("[rulez.x]", r"unknown key 'rulez'; valid keys: rules, actions\. Did you mean 'rules'\?"),
+        ("rules = 3", r"rules must be a table, \[rules\]; got 3"),
+        ("[rules]\nrank_collapse = true", r"rules\.rank_collapse must be a table, \[rules\.rank_collapse\]; got True"),
+        ("[rules.rank_colapse]", r"unknown key 'rules\.rank_colapse'; valid keys: .*Did you mean 'rank_collapse'"),
+        ("[rules.rank_collapse]\nfr = 3", r"unknown key 'rules\.rank_collapse\.fr'; valid keys: enabled, for, clear"),
+        (
+            "[rules.rank_collapse]\nfor = 0",
+            r"rules\.rank_collapse\.for must be a whole number of checks, 1 or more; got 0",
+        ),
+        (
+            "[rules.rank_collapse]\nfor = true",
+            r"rules\.rank_collapse\.for must be a whole number of checks, .*got True",
+        ),
+        (
+            '[rules.rank_collapse]\nseverity = "bad"',
+            r"severity must be one of info, warning, error, critical; got 'bad'",
+        ),
+        ("[rules.rank_collapse]\nseverity = [1]", r"severity must be one of info, warning.*; got \[1\]"),
+        ('[rules.rank_collapse]\nenabled = "no"', r"enabled must be true or false; got 'no'"),
+        ('[rules.rank_collapse]\nlayers = "a"', r"layers must be a list of patterns.*; got 'a'"),
+        (
+            '[rules.rank_collapse]\nback = "x"',
+            r"rules\.rank_collapse\.back must be a number, 0 or more \(default 0\.97\); got 'x'",
+        ),
+        ("[rules.rank_collapse]\nback = nan", r"rules\.rank_collapse\.back must be a number.*; got nan"),
         (
             "[rules.stale_monitor]\ndue_steps = 1.5",
-            r"rules\.stale_monitor\.due_steps = 1\.5: a whole number, 1 or more; it is 50",
+            r"rules\.stale_monitor\.due_steps must be a whole number, 1 or more \(default 50\); got 1\.5",
         ),
-        ("[rules.stale_monitor]\ndue_steps = 0", r"due_steps = 0: a whole number, 1 or more; it is 50"),
-        ("[rules.norm_explosion]\nfactor = -1.0", r"factor = -1.0: a number, 0 or more"),
-        ("[actions]\nstop = 1", r"actions\.stop is no key of it; there are webhook, stop_training, save_checkpoint"),
-        ("[actions]\nwebhook = 1", r"actions\.webhook is a text, got 1"),
-        ("[actions]\nstop_training = 1", r"actions\.stop_training is a list of names, got 1"),
-        ('[actions]\nstop_training = ["x"]', r"actions\.stop_training='x' is no rule that is asked"),
+        ("[rules.stale_monitor]\ndue_steps = 0", r"due_steps must be a whole number, 1 or more \(default 50\); got 0"),
+        ("[rules.norm_explosion]\nfactor = -1.0", r"factor must be a number, 0 or more \(default 3\.0\); got -1\.0"),
+        ("[actions]\nstop = 1", r"unknown key 'actions\.stop'; valid keys: webhook, stop_training, save_checkpoint"),
+        ("[actions]\nwebhook = 1", r"actions\.webhook must be a string; got 1"),
+        ("[actions]\nstop_training = 1", r"actions\.stop_training must be a list of rule names; got 1"),
+        ('[actions]\nstop_training = ["x"]', r"actions\.stop_training='x' names no rule in use"),
         (
             '[rules.non_finite]\nenabled = false\n[actions]\nstop_training = ["non_finite"]',
-            "'non_finite' is no rule that is asked",
+            "'non_finite' names no rule in use",
         ),
     ],
 )
 def test_what_is_wrong_is_told_with_file_key_and_what_is_allowed(text: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InputError, match=message) as raised:
-        read_settings(path, RULES)
+        load_config(path, RULES)
     assert str(path) in str(raised.value)
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"none\.toml'?: there is no such file"):
-        read_settings(tmp_path / "none.toml", RULES)
+    with pytest.raises(InputError, match=r"none\.toml'?: file not found"):
+        load_config(tmp_path / "none.toml", RULES)
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
-        read_settings(tmp_path, RULES)
+        load_config(tmp_path, RULES)
 
 
 def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
     """In the order given; "default" are all others."""
     own = AlertRule("own", lambda _history: [])
-    assert choose_rules([own, "rank_collapse"], RULES) == (own, RULES["rank_collapse"])
-    assert choose_rules(["default", own], RULES) == (*BUILT_IN, own)
-    assert choose_rules([], RULES) == ()
+    assert select_rules([own, "rank_collapse"], RULES) == (own, RULES["rank_collapse"])
+    assert select_rules(["default", own], RULES) == (*BUILT_IN_RULES, own)
+    assert select_rules([], RULES) == ()
 
 
 @pytest.mark.parametrize(
     ("alerts", "message"),
     [
-        (["rank_colapse"], r"alerts='rank_colapse' is no rule; .*Did you mean 'rank_collapse'"),
-        ([3], "alerts=3 is no rule; there are non_finite"),
-        (["default", AlertRule("rank_collapse", lambda _history: [])], "alerts= holds two rules 'rank_collapse'"),
+        (["rank_colapse"], r"unknown rule 'rank_colapse' in alerts=; .*Did you mean 'rank_collapse'"),
+        ([3], "unknown rule 3 in alerts=; valid names: non_finite"),
+        (
+            ["default", AlertRule("rank_collapse", lambda _history: [])],
+            "alerts= contains two rules named 'rank_collapse'",
+        ),
     ],
 )
 def test_what_is_no_rule_is_told(alerts: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        choose_rules(alerts, RULES)
+        select_rules(alerts, RULES)
 
 
 def test_the_readmes_file_is_one(tmp_path: Path) -> None:
     """Word for word."""
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     (text,) = re.findall(r"```toml\n(\[rules.*?)```", readme, re.DOTALL)
-    settings = read_settings(write(tmp_path, text), RULES)
-    assert settings.stop_on == ("non_finite",)
+    config = load_config(write(tmp_path, text), RULES)
+    assert config.stop_on == ("non_finite",)
     assert all(f"`{name}`" in readme for name in RULES)

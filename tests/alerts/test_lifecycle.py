@@ -15,7 +15,7 @@ from esdmon.alerts.history import WINDOW
 from esdmon.alerts.lifecycle import COOL_DOWN
 from esdmon.isolation import Faults
 from esdmon.records import Report
-from tests.alerts.histories import reading, report, steps, told
+from tests.alerts.histories import alerts_of, reading, report, steps
 
 
 def _low(history: History, *, limit: float = 10.0) -> Iterable[Finding]:
@@ -46,11 +46,11 @@ def one(pattern: str) -> list[Report]:
 
 def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
     """And not between; `time` is that of the report."""
-    book = AlertManager([LOW])
-    alerts = [alert for each in one(".xxxxx......") for alert in book.take(each, time=100.0 + each.step)]
+    manager = AlertManager([LOW])
+    alerts = [alert for each in one(".xxxxx......") for alert in manager.take(each, time=100.0 + each.step)]
     assert [(alert.step, alert.state, alert.time) for alert in alerts] == [(3, "firing", 103.0), (9, "resolved", 109.0)]
     assert alerts[0].id == alerts[1].id == "low:fc1"
-    assert alerts[1].message == "fc1: low no longer holds at step 9 (it held since step 2)."
+    assert alerts[1].message == "fc1: low resolved at step 9; it began at step 2."
 
 
 @pytest.mark.parametrize(
@@ -66,12 +66,12 @@ def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
 )
 def test_the_life_of_an_alert(pattern: str, expected: list[tuple[int, str]]) -> None:
     """Two in a row begin it, three in a row end it; what fires anew waits."""
-    assert steps(told(LOW, one(pattern))) == expected
+    assert steps(alerts_of(LOW, one(pattern))) == expected
 
 
 def test_a_layer_on_a_border_is_told_ever_more_rarely() -> None:
     """Two hundred flaps are a handful of messages."""
-    fired = [step for step, state in steps(told(LOW, one("xxx..." * 200))) if state == "firing"]
+    fired = [step for step, state in steps(alerts_of(LOW, one("xxx..." * 200))) if state == "firing"]
     assert len(fired) <= 8
     gaps = [later - earlier for earlier, later in pairwise(fired)]
     assert gaps == sorted(gaps)
@@ -80,11 +80,11 @@ def test_a_layer_on_a_border_is_told_ever_more_rarely() -> None:
 
 def test_what_is_pending_can_be_looked_at() -> None:
     """It is told to nobody."""
-    book = AlertManager([LOW])
+    manager = AlertManager([LOW])
     seen = []
     for each in one(".x.xxx..."):
-        told_now = book.take(each, time=0.0)
-        seen.append(([alert.state for alert in book.pending], [alert.state for alert in told_now]))
+        raised = manager.take(each, time=0.0)
+        seen.append(([alert.state for alert in manager.pending], [alert.state for alert in raised]))
     assert seen[:6] == [
         ([], []),
         (["pending"], []),
@@ -98,40 +98,40 @@ def test_what_is_pending_can_be_looked_at() -> None:
 def test_layers_that_fire_together_are_one_message() -> None:
     """Thirty of them; it names a few and counts the others."""
     everything = list(range(30))
-    fired, resolved = told(LOW, run(everything, everything, everything, [], [], []))
+    fired, resolved = alerts_of(LOW, run(everything, everything, everything, [], [], []))
     assert fired.layers == resolved.layers == NAMES
     assert fired.message.startswith("layer.0, layer.1, layer.2 and 27 more: low: it is low (layer.0)")
-    assert "layer.0, layer.1, layer.2 and 27 more: low no longer holds" in resolved.message
+    assert "layer.0, layer.1, layer.2 and 27 more: low resolved at step" in resolved.message
 
 
 def test_layers_that_follow_join_in_one_more_message() -> None:
     """Read in turn under a budget, they cross the line one by one: thirty layers are two or three messages."""
-    alerts = told(LOW, run(*(range(min(step, 30)) for step in range(1, 80))))
+    alerts = alerts_of(LOW, run(*(range(min(step, 30)) for step in range(1, 80))))
     assert len(alerts) == 4
     assert {alert.id for alert in alerts} == {"low:layer.0"}
     assert alerts[0].layers == ("layer.0",)
     assert set(alerts[-1].layers) == set(NAMES)
-    assert f"({len(alerts[1].layers)} layers by now, since step 1)" in alerts[1].message
+    assert f"({len(alerts[1].layers)} layers in total, since step 1)" in alerts[1].message
 
 
 def test_it_is_resolved_with_the_last_of_its_layers() -> None:
     """And not with the first."""
-    assert steps(told(LOW, run(*[[0, 1]] * 3, *[[1]] * 6, *[[]] * 4))) == [(2, "firing"), (12, "resolved")]
+    assert steps(alerts_of(LOW, run(*[[0, 1]] * 3, *[[1]] * 6, *[[]] * 4))) == [(2, "firing"), (12, "resolved")]
 
 
 def test_a_layer_that_is_gone_has_no_alert() -> None:
     """The model was changed in mid-run."""
     reports = [*one("xxx"), report(4, reading(4, "other"))]
-    assert steps(told(LOW, reports)) == [(2, "firing"), (4, "resolved")]
+    assert steps(alerts_of(LOW, reports)) == [(2, "firing"), (4, "resolved")]
 
 
 def test_the_number_of_layers_that_fire_is_known_at_each_report() -> None:
     """For the charts."""
-    book = AlertManager([LOW])
+    manager = AlertManager([LOW])
     counts = []
     for each in run([0, 1], [0, 1], [0], [0], [0], [0], [], [], [], []):
-        book.take(each, time=0.0)
-        counts.append(book.firing.get("low"))
+        manager.take(each, time=0.0)
+        counts.append(manager.firing.get("low"))
     assert counts == [None, 2, 2, 2, 1, 1, 1, 1, 0, 0]
 
 
@@ -151,14 +151,14 @@ def test_severities_are_told_apart() -> None:
     def find(history: History) -> Iterable[Finding]:
         return [Finding(name, "wrong", severity="info" if name != "layer.3" else None) for name in history.layers]
 
-    alerts = told(AlertRule("mixed", find, checks=1, severity="critical"), run([]))
+    alerts = alerts_of(AlertRule("mixed", find, checks=1, severity="critical"), run([]))
     assert [(alert.severity, len(alert.layers)) for alert in alerts] == [("critical", 1), ("info", 29)]
 
 
 def test_a_rule_looks_at_the_layers_that_it_is_for() -> None:
     """By patterns."""
     rule = replace(LOW, layers=("layer.1*",), exclude=("layer.11", "layer.12"))
-    (alert,) = told(rule, run(range(30), range(30)))
+    (alert,) = alerts_of(rule, run(range(30), range(30)))
     assert alert.layers == ("layer.1", "layer.10", *(f"layer.{k}" for k in range(13, 20)))
 
 
@@ -173,8 +173,8 @@ def test_a_rule_that_fails_ends_nothing_and_stops_no_other() -> None:
         return _low(history)
 
     faults = Faults()
-    book = AlertManager([replace(LOW, name="failing", find=find), LOW], faults=faults)
-    alerts = [alert for each in one("xxx.......") for alert in book.take(each, time=0.0)]
+    manager = AlertManager([replace(LOW, name="failing", find=find), LOW], faults=faults)
+    alerts = [alert for each in one("xxx.......") for alert in manager.take(each, time=0.0)]
     assert [(alert.rule, alert.state) for alert in alerts] == [
         ("failing", "firing"),
         ("low", "firing"),
@@ -199,7 +199,7 @@ def test_a_rule_is_given_the_readings_that_count_and_what_its_alert_began_on() -
         seen.append(history)
         return [Finding(name, "wrong", {"step": float(history.report.step)}) for name in history.layers]
 
-    told(AlertRule("spy", find, checks=2), [report(step, reading(step, moved=step % 3)) for step in range(1, 61)])
+    alerts_of(AlertRule("spy", find, checks=2), [report(step, reading(step, moved=step % 3)) for step in range(1, 61)])
     assert [layer.step for layer in seen[-2].layers["fc1"]][-3:] == [56, 58, 59]
     assert len(seen[-2].layers["fc1"]) == WINDOW
     assert seen[-2].first["fc1"].step == 1
@@ -225,9 +225,9 @@ def test_a_run_that_is_resumed_tells_what_one_that_was_not_does(pattern: str, cu
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=80))
 def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]]) -> None:
     """Of one id, firing and resolved take turns, but for layers that join; and all ends when all is well."""
-    calm: list[list[int]] = [[]] * 3
+    healthy: list[list[int]] = [[]] * 3
     open_: set[str] = set()
-    for alert in told(LOW, run(*wrong, *calm, names=NAMES[:6])):
+    for alert in alerts_of(LOW, run(*wrong, *healthy, names=NAMES[:6])):
         if alert.state == "resolved":
             assert alert.id in open_
             open_.remove(alert.id)
@@ -235,3 +235,15 @@ def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]
             assert alert.id in open_ or not open_
             open_.add(alert.id)
     assert open_ == set()
+
+
+def test_saved_states_keep_the_keys_of_the_first_version() -> None:
+    """Whatever the fields are called in the code: states of older versions load, and go back to them."""
+    manager = AlertManager([LOW])
+    for each in one("xxx"):
+        manager.take(each, time=0.0)
+    state = manager.state_dict()
+    assert state.keys() == {"memory", "reports", "cases", "open"}
+    assert state["memory"].keys() == {"first", "steps", "unwell", "layers"}
+    case = {"wrong", "right", "since", "what", "severity", "evidence", "firing", "told", "times", "quiet_until"}
+    assert state["cases"]["low"]["fc1"].keys() == case

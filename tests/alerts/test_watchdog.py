@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from esdmon.alerts import AlertManager
-from esdmon.alerts.watchdog import PATIENCE, Watchdog
+from esdmon.alerts.watchdog import DUE_STEPS_WITHOUT_REPORT, Watchdog
 from esdmon.records import Alert, Report
 from esdmon.runtime.monitor import Monitor
 from esdmon.schedule import every
@@ -25,7 +25,7 @@ def test_a_monitor_that_hangs_says_so_once_and_when_it_goes_on() -> None:
     """After fifty due steps without a report."""
     readings = Hangs()
     monitor = Monitor(readings, schedule=every(2), alerts=AlertManager([RULES["stale_monitor"]]))
-    for _ in range(2 * PATIENCE - 1):
+    for _ in range(2 * DUE_STEPS_WITHOUT_REPORT - 1):
         monitor.step()
     before = list(monitor.alerts)
     assert before == []
@@ -35,8 +35,13 @@ def test_a_monitor_that_hangs_says_so_once_and_when_it_goes_on() -> None:
     monitor.step()
     monitor.step()
     fired, resolved = monitor.alerts
-    assert (fired.rule, fired.severity, fired.step, fired.since) == ("stale_monitor", "warning", 2 * PATIENCE, 2)
-    assert fired.message.startswith("stale_monitor: no report has come in 50 due steps: readings hang, fail or are")
+    assert (fired.rule, fired.severity, fired.step, fired.since) == (
+        "stale_monitor",
+        "warning",
+        2 * DUE_STEPS_WITHOUT_REPORT,
+        2,
+    )
+    assert fired.message.startswith("stale_monitor: no report in 50 due steps: readings hang, fail or are")
     assert (resolved.state, resolved.id) == ("resolved", fired.id)
 
 

@@ -20,7 +20,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 
 from esdmon.spectrum import PowerLawFit, Spectrum, classify, fit_power_law
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.measures import BUILT_IN
+from esdmon.spectrum.measures import BUILT_IN_MEASURES
 
 Draw = Callable[[np.random.Generator, int], Floats]
 Numbers = tuple[float, float, float]
@@ -97,7 +97,7 @@ def difference(fit: PowerLawFit, numbers: Numbers) -> float:
 def everything_else(spectrum: Spectrum) -> None:
     """What a reading takes besides the fit, which is cached in the spectrum."""
     classify(spectrum)
-    for measure in BUILT_IN:
+    for measure in BUILT_IN_MEASURES:
         if not measure.needs:
             measure.compute(spectrum)
 

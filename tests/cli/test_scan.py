@@ -101,11 +101,11 @@ def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.pt"], "esdmon scan: there is no file or folder missing.pt"),
-        (["a.pt", "--compare", "missing.pt"], "esdmon scan: there is no file or folder missing.pt"),
+        (["missing.pt"], "esdmon scan: missing.pt does not exist"),
+        (["a.pt", "--compare", "missing.pt"], "esdmon scan: missing.pt does not exist"),
         (["a.pt", "--layers", "aa"], "esdmon scan: layers='aa' matches no layer. Did you mean 'a'"),
         (["a.pt", "--measures", "alhpa"], "esdmon scan: Unknown measure 'alhpa' in measures=. Did you mean 'alpha"),
-        (["."], "esdmon scan: . holds 2 checkpoints: give one of them"),
+        (["."], "esdmon scan: . contains 2 checkpoints. Pass one of them"),
     ],
     ids=" ".join,
 )

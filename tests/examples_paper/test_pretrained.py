@@ -219,11 +219,11 @@ def test_files_of_which_nothing_can_be_read(tmp_path: Path, capsys: pytest.Captu
     path.write_bytes(path.read_bytes()[:100])
     assert main(command) == 2
     shown = capsys.readouterr()
-    assert shown.err.splitlines()[1:] == [f"resnet18: {path} is truncated, or no checkpoint of torch"]
+    assert shown.err.splitlines()[1:] == [f"resnet18: {path} is truncated or not a torch checkpoint"]
     assert [row[8] for row in cells(shown.out)] == ["not read", "not read"]
     path.unlink()
     assert main(command) == 2
-    assert f"there is no file or folder {path}" in capsys.readouterr().err
+    assert f"{path} does not exist" in capsys.readouterr().err
 
 
 def test_a_wrong_shape_or_name_is_an_error_of_its_own() -> None:

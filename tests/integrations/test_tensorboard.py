@@ -9,7 +9,7 @@ import tensorboardX
 from torch.utils.tensorboard import SummaryWriter
 
 from esdmon.records import Alert
-from esdmon.spectrum.measures import BUILT_IN
+from esdmon.spectrum.measures import BUILT_IN_MEASURES
 from esdmon_tensorboard import TensorBoardSink
 from tests.integrations.tensorboard_files import TAG, events_of, report_of, steps_of_python, watch_for
 
@@ -20,7 +20,10 @@ def test_every_measure_of_every_layer_is_a_scalar_at_every_reading(tmp_path: Pat
     events = events_of(tmp_path)
     tags = set(events.Tags()["scalars"])
     expected = {
-        f"esdmon_{measure.name}/{layer}" for measure in BUILT_IN for layer in ("fc1", "fc2") if not measure.needs
+        f"esdmon_{measure.name}/{layer}"
+        for measure in BUILT_IN_MEASURES
+        for layer in ("fc1", "fc2")
+        if not measure.needs
     }
     assert expected | {"esdmon_phase/fc1", "esdmon_phase/fc2", "esdmon_summary/stable_rank_median"} <= tags
     points = events.Scalars("esdmon_stable_rank/fc1")

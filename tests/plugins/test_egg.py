@@ -111,7 +111,8 @@ def test_it_passes_what_esdmon_holds_itself_to(use: Use, tmp_path: Path) -> None
 
 def test_the_command_lists_it(installed: Path) -> None:
     """With its version and its hooks; its rule is explained, and can be left out."""
-    environment = os.environ | {"PYTHONPATH": str(installed)}
+    path = [str(installed), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     environment.pop("ESDMON_DISABLE_PLUGINS", None)
 
     def command(*arguments: str, **more: str) -> str:
@@ -187,7 +188,7 @@ BREAKS: dict[str, tuple[Callable[[str], str], str]] = {
     "its rule raises": (inside("top_heavy", RAISE), f"{RULE} failed at step 2: {BROKEN}"),
     "its rule gives rubbish": (
         inside("top_heavy", "yield 'it is heavy'"),
-        f"{RULE} failed at step 2: TypeError: a rule gives findings, got 'it is heavy'",
+        f"{RULE} failed at step 2: TypeError: a rule must return Finding objects; got 'it is heavy'",
     ),
     "its sink raises": (inside("write", RAISE), f"{SINK} failed at step 2: {BROKEN}"),
     "its sink raises on an alert": (inside("alert", RAISE), f"{SINK} failed at step 6: {BROKEN}"),

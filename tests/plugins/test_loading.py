@@ -117,10 +117,10 @@ def test_a_bad_plugin_is_named_and_the_others_go_on(
     plugins = Plugins()
     (warning,) = warnings(caplog)
     assert warning.startswith("plugin 'bad'")
-    assert plugins.measures.keys() == {measure.name for measure in measures.BUILT_IN} | {"good"}
-    assert plugins.rules.keys() == {rule.name for rule in alerts.BUILT_IN}
+    assert plugins.measures.keys() == {measure.name for measure in measures.BUILT_IN_MEASURES} | {"good"}
+    assert plugins.rules.keys() == {rule.name for rule in alerts.BUILT_IN_RULES}
     assert plugins.schemes == {"console", "jsonl", "tensorboard", "wandb", "webhook"}
-    assert plugins.measures["alpha"] in measures.BUILT_IN
+    assert plugins.measures["alpha"] in measures.BUILT_IN_MEASURES
 
 
 @pytest.mark.parametrize(

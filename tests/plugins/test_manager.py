@@ -82,8 +82,8 @@ def test_all_that_is_built_in_comes_by_the_hooks(monkeypatch: pytest.MonkeyPatch
     """Without any entry point there are the built-in measures, rules, sinks and extractor."""
     monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", "*")
     plugins = Plugins()
-    assert list(plugins.measures.values()) == list(measures.BUILT_IN)
-    assert list(plugins.rules.values()) == list(alerts.BUILT_IN)
+    assert list(plugins.measures.values()) == list(measures.BUILT_IN_MEASURES)
+    assert list(plugins.rules.values()) == list(alerts.BUILT_IN_RULES)
     assert plugins.schemes == {"console", "jsonl", "webhook"}
     assert [matrix.name for matrix in plugins.extract("fc", nn.Linear(2, 2)) or ()] == ["fc"]
     assert plugins.extract("act", nn.ReLU()) is None
@@ -303,7 +303,7 @@ class Wrapping:
 def test_mistakes_of_authors_are_told(plugin: object, warning: str, caplog: pytest.LogCaptureFixture) -> None:
     """One line each, and what is built in stands."""
     plugins = Plugins([plugin])
-    assert plugins.measures["alpha"] in measures.BUILT_IN
+    assert plugins.measures["alpha"] in measures.BUILT_IN_MEASURES
     (message,) = warnings(caplog)
     assert message.startswith(warning)
 

@@ -473,7 +473,7 @@ def test_a_rule_that_gives_something_else_is_the_rules_fault(undisturbed: list[f
     run.monitor.close()
     assert run.losses == undisturbed
     assert run.who_failed == ["rule bad"]
-    assert "a rule gives findings, got 'it is bad'" in run.monitor.errors[0].message
+    assert "a rule must return Finding objects; got 'it is bad'" in run.monitor.errors[0].message
     assert len(run.steps_read) == STEPS / 2
 
 

@@ -27,5 +27,5 @@ def test_is_the_same_for_the_same_seed_and_nan_without_a_fit() -> None:
     fit = fit_power_law(x)
     assert goodness_of_fit(x, fit, draws=10, seed=5) == goodness_of_fit(x, fit, draws=10, seed=5)
     assert math.isnan(goodness_of_fit(np.ones(5), fit_power_law(np.ones(5))))
-    with pytest.raises(ValueError, match="draws is at least 1, got 0"):
+    with pytest.raises(ValueError, match="draws must be at least 1; got 0"):
         goodness_of_fit(x, fit, draws=0)

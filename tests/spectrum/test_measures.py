@@ -5,13 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import esdmon.spectrum
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.measures import BUILT_IN
+from esdmon.spectrum.measures import BUILT_IN_MEASURES
 from tests.matrices import gaussian, spectrum_of
 from tests.strategies import hostile_spectra, matrices
 
-BY_NAME = {measure.name: measure for measure in BUILT_IN}
+BY_NAME = {measure.name: measure for measure in BUILT_IN_MEASURES}
 SCALE_FREE = ("alpha", "ks_distance", "n_tail", "hill_alpha", "stable_rank", "hard_rank", "matrix_entropy", "n_spikes")
 
 
@@ -111,7 +112,7 @@ def test_bounds(matrix: Floats) -> None:
 @given(hostile_spectra())
 def test_nothing_raises(spectrum: Spectrum) -> None:
     """Whatever the eigenvalues, every measure, null and phase is a number or NaN."""
-    for each in BUILT_IN:
+    for each in BUILT_IN_MEASURES:
         assert isinstance(each.compute(spectrum), float), each.name
         if each.null is not None:
             assert isinstance(each.null(spectrum), float), each.name
@@ -120,5 +121,16 @@ def test_nothing_raises(spectrum: Spectrum) -> None:
 
 def test_names_are_unique() -> None:
     """A name is a key and a tag."""
-    assert len(BY_NAME) == len(BUILT_IN)
-    assert all(isinstance(each, Measure) for each in BUILT_IN)
+    assert len(BY_NAME) == len(BUILT_IN_MEASURES)
+    assert all(isinstance(each, Measure) for each in BUILT_IN_MEASURES)
+
+
+def test_the_packages_table_has_every_measure_with_definition_and_unit() -> None:
+    """In the order of the list, so that none is missed and none is left behind."""
+    lines = (esdmon.spectrum.__doc__ or "").splitlines()
+    (first, second, last) = (k for k, line in enumerate(lines) if line.startswith("==="))
+    widths = [len(rule) + 1 for rule in lines[first].split()]
+    columns = [(line[: widths[0]], line[widths[0] : sum(widths[:2])], line[sum(widths[:2]) :]) for line in lines]
+    rows = [[cell.strip() for cell in row] for row in columns[second + 1 : last]]
+    assert [name for name, _, _ in rows] == list(BY_NAME)
+    assert all(definition and unit for _, definition, unit in rows)

@@ -23,10 +23,10 @@ def test_slices_are_pooled() -> None:
 @pytest.mark.parametrize(
     ("lam", "shape", "message"),
     [
-        ([1.0, 2.0], (1, 2), r"N >= M >= 1, got \(1, 2\)"),
-        ([1.0, 2.0], (4, 3), "has 3 eigenvalues to a slice"),
-        ([1.0, float("nan")], (4, 2), "finite and not negative, got nan"),
-        ([1.0, -2.0], (4, 2), "finite and not negative, got -2.0"),
+        ([1.0, 2.0], (1, 2), r"N >= M >= 1; got \(1, 2\)"),
+        ([1.0, 2.0], (4, 3), "needs 3 eigenvalues per slice"),
+        ([1.0, float("nan")], (4, 2), "finite and not negative; got nan"),
+        ([1.0, -2.0], (4, 2), "finite and not negative; got -2.0"),
     ],
     ids=["wide", "count", "nan", "negative"],
 )

@@ -216,7 +216,7 @@ def test_nearly_all_matrices_of_an_architecture_are_watched(architecture: str) -
         if kind in REASONS:
             assert skipped[name].reason.startswith(REASONS[kind])
 
-    # A convolution stands beside the model because a pattern that matches nothing, such as '*/*' may, is refused.
+    # A convolution is added to the model, since a pattern that matches nothing, such as '*/*' may, raises.
     both = nn.ModuleDict({"model": model, "beside": nn.Conv2d(4, 4, 3)})
     names = [matrix.name for matrix in discover(both, selection=Selection(layers=["*", "*/*"])).matrices]
     assert len(set(names)) == len(names) > len(watched.matrices)
@@ -224,6 +224,6 @@ def test_nearly_all_matrices_of_an_architecture_are_watched(architecture: str) -
     if not next(model.parameters()).is_meta:
         statuses = {(layer.status, layer.reason) for layer in esdmon.analyze(model).layers}
         assert {why for status, why in statuses if status == "skipped"} <= {
-            f"{count} eigenvalues, readings start at 10" for count in range(10)
+            f"{count} eigenvalues; at least 10 are needed" for count in range(10)
         }
         assert {status for status, _ in statuses} <= {"ok", "skipped"}

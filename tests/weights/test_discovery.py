@@ -106,7 +106,7 @@ def test_layers_selects_by_pattern() -> None:
     ],
 )
 def test_a_pattern_that_matches_nothing_names_the_nearest(pattern: str, message: str) -> None:
-    """A typo is told before training."""
+    """A typo raises before training."""
     with pytest.raises(InputError, match=message):
         discover(Shared(), selection=Selection(layers=["first", pattern]))
 
@@ -150,7 +150,7 @@ def test_a_layer_of_the_users_own_is_found_by_its_parameters() -> None:
     watched = discover(nn.ModuleDict({"own": Own()}))
     assert [matrix.name for matrix in watched.matrices] == ["own", "own.mixing"]
     (skipped,) = watched.coverage.skipped
-    assert (skipped.name, skipped.reason) == ("own.experts", "3-D parameters whose layout no module tells")
+    assert (skipped.name, skipped.reason) == ("own.experts", "3-D parameters of unknown layout")
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on importing its compiler
@@ -170,7 +170,7 @@ def test_wrappers_inside_a_model_do_not_show_in_its_names() -> None:
         (nn.Sequential(nn.ReLU()), "Sequential has no weight matrix to read"),
         ({}, "dict has no weight matrix to read"),
         ({"a": [1, 2]}, "'a' is a list: a model is an nn.Module or a mapping"),
-        (7, "a model is an nn.Module, a mapping of names to tensors or a path, got int"),
+        (7, "model must be an nn.Module, a mapping of names to tensors, or a path; got int"),
     ],
     ids=["no matrices", "empty", "no tensors", "path"],
 )

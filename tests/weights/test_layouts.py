@@ -318,10 +318,10 @@ def test_slices_of_one_column(layer: nn.Conv2d | nn.Bilinear, solver: Solver) ->
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_a_matrix_under_the_size_floor_is_skipped_whatever_it_holds(value: float) -> None:
-    """Before training many a small weight is zero; that is no fault to tell."""
+    """Small weights are often zero before training, which is not a fault."""
     layer = nn.Linear(40, 2)
     nn.init.constant_(layer.weight, value)
     (matrix,) = discover(layer).matrices
-    with pytest.raises(UnreadableError, match="2 eigenvalues, readings start at 10") as raised:
+    with pytest.raises(UnreadableError, match="2 eigenvalues; at least 10 are needed") as raised:
         read_spectrum(matrix)
     assert raised.value.status == "skipped"

@@ -56,14 +56,14 @@ def test_a_change_of_low_rank_is_no_collapse() -> None:
     assert layer.explanation.startswith("The change has rank 4 of 80")
 
 
-def test_other_shapes_and_missing_layers_are_told() -> None:
+def test_other_shapes_and_missing_layers_are_reported() -> None:
     """A reference with one layer of another shape and one that is not there."""
     report = esdmon.analyze(network(), reference={"0.weight": torch.ones(80, 90)})
-    assert report["0"].reason == "of shape (80, 100) here and (80, 90) in the reference"
+    assert report["0"].reason == "its shape is (80, 100), but (80, 90) in the reference"
     assert {skip.name: skip.reason for skip in report.coverage.skipped}["1.weight"] == "not in the reference"
 
 
 def test_a_reference_of_another_model_is_refused() -> None:
     """With names from both sides."""
-    with pytest.raises(InputError, match="reference= has no matrix of the model: it has fc1, the model 0, 1"):
+    with pytest.raises(InputError, match="reference= has none of the model's matrices: it has fc1, the model 0, 1"):
         esdmon.analyze(network(), reference={"fc1.weight": torch.ones(80, 100)})

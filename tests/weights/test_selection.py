@@ -70,13 +70,13 @@ def test_what_is_left_out_says_why() -> None:
         ({"layers": ["*.cnov"]}, r"layers='\*.cnov' matches no layer. Did you mean 'block.conv'\?"),
         ({"exclude": ["zzz"]}, "exclude='zzz' matches no layer. The layers are: embed, block.attn.in_proj_weight/q"),
         ({"layers": ["wide"], "exclude": ["wide"]}, "no matrix is left to read: .*left out by exclude="),
-        ({"min_eigenvalues": 0}, "min_eigenvalues= is a whole number from 1 on, got 0"),
-        ({"max_eigenvalues": "9"}, "max_eigenvalues= is a whole number from 1 on, got '9'"),
-        ({"max_eigenvalues": 5}, "max_eigenvalues=5 is below min_eigenvalues=10"),
+        ({"min_eigenvalues": 0}, "min_eigenvalues= must be a positive integer; got 0"),
+        ({"max_eigenvalues": "9"}, "max_eigenvalues= must be a positive integer; got '9'"),
+        ({"max_eigenvalues": 5}, "max_eigenvalues=5 must not be below min_eigenvalues=10"),
     ],
     ids=str,
 )
-def test_what_cannot_be_selected_is_told(options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_selected_raises(options: dict[str, Any], message: str) -> None:
     """One sentence, with what was got."""
     with pytest.raises(InputError, match=message):
         names(**options)

@@ -46,8 +46,8 @@ def test_a_weight_of_another_shape_is_skipped_and_the_rest_is_read(kind: str, sh
 @pytest.mark.parametrize(
     ("shape", "reason"),
     [
-        ((0,), r"an empty weight of shape \(0,\), which ZeRO-3 leaves"),
-        ((300,), r"of shape \(300,\), not the matrix of its layer: a shard of 300 elements is not read yet"),
+        ((0,), r"an empty weight of shape \(0,\), as ZeRO-3 leaves for a sharded weight: not read yet"),
+        ((300,), r"shape \(300,\) does not fit its layer; probably a shard of 300 elements: not read yet"),
         (None, "its weight is None, not a tensor"),
     ],
 )
@@ -61,8 +61,8 @@ def test_nothing_to_read_is_one_line_and_no_error(
         monitor.step()
     lines = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(lines) == 1
-    assert lines[0].startswith("esdmon: 5 of 5 matrices are skipped, since they cannot be read (0: ")
-    assert lines[0].endswith("; and 2 more). No matrix is left to read; training goes on without readings.")
+    assert lines[0].startswith("esdmon: 5 of 5 matrices are skipped because they cannot be read (0: ")
+    assert lines[0].endswith("; and 2 more). No matrix is left to read; training continues without readings.")
     assert monitor.report is not None
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(monitor.report["0"].reason)
@@ -132,5 +132,5 @@ def test_an_extractor_that_raises_costs_one_line() -> None:
     assert {skip.reason for skip in watched.coverage.skipped} == {"OSError: no", "vectors"}
     assert (
         unread(watched)[1]
-        == "the weights of 1, 2, 3 and 2 more modules could not be found, and are left out: OSError: no."
+        == "searching 1, 2, 3 and 2 more modules for weights raised OSError: no. Their weights are not read."
     )

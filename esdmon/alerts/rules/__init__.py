@@ -1,1 +1,1 @@
-"""The alert rules that come with esdmon."""
+"""The built-in alert rules: `builtin.py` lists them; the other files hold their functions, by what they read."""

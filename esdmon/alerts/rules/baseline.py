@@ -1,9 +1,12 @@
-"""A layer's own baseline: what its last readings lead one to expect, and how much they scatter.
+"""Fit a layer's own baseline: the value to expect from its last readings, and their scatter.
 
-Networks differ by orders of magnitude in every measure, and each measure drifts as training goes on, so a level that is
-alarming in one layer is where another has always been. What is alarming everywhere is a *leap*. The baseline is a line
-through the logarithms of the readings before the ones under test, by the median of the slopes of all pairs (Theil 1950,
-Sen 1968), which a third of outliers does not move; the scatter is the median of the distances from it.
+Measures differ between networks by orders of magnitude and drift during training, so no fixed level means "alarming" in
+every layer; a *leap* does. The baseline is a line through the logarithms of the readings before the ones under test,
+with the median of the slopes of all pairs as its slope, which a third of outliers does not move. The scatter is the
+median distance from the line, as a standard deviation.
+
+Reference: H. Theil, Proc. Kon. Ned. Akad. Wet. A 53 (1950) 386; P. K. Sen, "Estimates of the regression coefficient
+based on Kendall's tau", JASA 63 (1968) 1379.
 """
 
 import math
@@ -13,26 +16,33 @@ from dataclasses import dataclass
 import numpy as np
 
 RECENT = 3
-"""Readings under test, which are no part of the baseline: as many as a rule asks for before it fires."""
+"""Latest readings, left out of the baseline because they are under test: the default `checks` of a rule."""
 WARM_UP = 6
-"""Readings that a baseline takes at least. With `RECENT`, no change is told before the ninth reading. Our choice."""
+"""Readings that a baseline needs. With `RECENT`, no change is found before the ninth reading. Our choice."""
 _GAUSSIAN = 1.4826  # the standard deviation of a Gaussian over its median distance from the middle
 
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """Where a layer was, where it was heading, and how sure that is."""
+    """The range to expect of a measure, and the scatter of the readings that it was fitted to."""
 
     low: float
-    """The lower of the median before and of where the line leads now: a steady decline is no leap."""
+    """The lower of the median and the value of the line now: a steady decline is not a leap."""
     high: float
     """The higher of the two."""
     scatter: float
-    """Of the readings about the line, as a factor: exp of the standard deviation of the logarithms."""
+    """exp of the standard deviation of the logarithms about the line: a factor, 1 or more."""
 
 
-def baseline(values: Sequence[float]) -> Baseline | None:
-    """What is to be expected `RECENT` readings after these, oldest first; None of too few, or where one is not > 0."""
+def fit_baseline(values: Sequence[float]) -> Baseline | None:
+    """Return the baseline `RECENT` readings after these.
+
+    Args:
+        values: readings of a measure, oldest first.
+
+    Returns:
+        The baseline; None for fewer than `WARM_UP` values, or if one is not positive and finite.
+    """
     before = np.asarray(values, dtype=np.float64)
     if before.size < WARM_UP or not np.all(np.isfinite(before)) or np.any(before <= 0):
         return None

@@ -1,4 +1,4 @@
-"""The rules that are asked by default: those that see a cause before those that see what comes of it."""
+"""List the built-in rules with their severities, advice and mutes: rules on causes before rules on consequences."""
 
 from esdmon.alerts.rule import AlertRule
 from esdmon.alerts.rules.change import (
@@ -13,9 +13,9 @@ from esdmon.alerts.rules.health import dead_layer, non_finite, reading_failed, s
 from esdmon.alerts.rules.spectral import over_regularized, rank_collapse
 
 _SHAPE = ("entropy_collapse", "stable_rank_drop", "phase_regression")
-"""What changes in a spectrum when one of the rules before has seen why."""
+"""Rules on consequences, which a rule on their cause mutes."""
 
-BUILT_IN = (
+BUILT_IN_RULES = (
     AlertRule(
         "non_finite",
         non_finite,
@@ -23,14 +23,14 @@ BUILT_IN = (
         checks=1,
         clear=1,
         counts="readings",
-        advice="Go back to a checkpoint before it, and lower the learning rate or clip the gradients.",
+        advice="Restore an earlier checkpoint, then lower the learning rate or clip the gradients.",
     ),
     AlertRule(
         "norm_explosion",
         norm_explosion,
         severity="error",
         checks=2,
-        advice="Lower the learning rate, clip the gradients, or go back to a checkpoint before it.",
+        advice="Lower the learning rate, clip the gradients, or restore an earlier checkpoint.",
         mutes=("rank_collapse", "correlation_trap", "scale_collapse", *_SHAPE),
         needs=("spectral_norm",),
     ),
@@ -38,7 +38,7 @@ BUILT_IN = (
         "rank_collapse",
         rank_collapse,
         severity="error",
-        advice="Weight decay far too strong is the usual cause; lower it, or the learning rate.",
+        advice="Lower the weight decay, the usual cause, or the learning rate.",
         mutes=("over_regularized", "correlation_trap", *_SHAPE),
         needs=("hard_rank",),
     ),
@@ -52,21 +52,21 @@ BUILT_IN = (
     AlertRule(
         "correlation_trap",
         correlation_trap,
-        advice="Look at the layer's elements: a few huge ones, or a mean that is not zero. Clip or decay them.",
+        advice="Check the layer for a few huge elements or a mean that is not zero; clip or decay them.",
         mutes=_SHAPE,
         needs=("trap",),
     ),
     AlertRule(
         "entropy_collapse",
         entropy_collapse,
-        advice="Look for what draws the layer into few directions: weight decay, a term of the loss, a learning rate.",
+        advice="Check the weight decay, the terms of the loss and the learning rate.",
         mutes=_SHAPE[1:],
         needs=("matrix_entropy",),
     ),
     AlertRule(
         "stable_rank_drop",
         stable_rank_drop,
-        advice="Look at the loss since then: a bad batch, or a learning rate that was raised? Clip the gradients.",
+        advice="Check the loss since then for a bad batch or a raised learning rate; clip the gradients.",
         mutes=_SHAPE[2:],
         needs=("stable_rank",),
     ),
@@ -82,7 +82,7 @@ BUILT_IN = (
         "phase_regression",
         phase_regression,
         needs=("mp_soft_rank",),
-        advice="Was the layer initialised or loaded anew? Is the learning rate too high for what is left to learn?",
+        advice="Check whether the layer was initialised again or not loaded, or the learning rate is too high.",
     ),
     AlertRule(
         "dead_layer",
@@ -90,14 +90,15 @@ BUILT_IN = (
         checks=5,
         clear=1,
         counts="reports",
-        advice="Is it detached, frozen, or not reached by the loss? Take it out of the optimizer if that is meant.",
+        advice="Check whether it is detached, frozen or not reached by the loss; if that is meant, take it out of the "
+        "optimizer.",
     ),
     AlertRule(
         "reading_failed",
         reading_failed,
         clear=1,
         counts="reports",
-        advice="monitor.errors has the errors; leave the layer out with exclude=, or report the error to esdmon.",
+        advice="See monitor.errors; leave the layer out with exclude=, or report the error to esdmon.",
     ),
     AlertRule(
         "stale_monitor",

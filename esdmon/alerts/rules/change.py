@@ -1,4 +1,4 @@
-"""Rules on how a layer has changed: against its own baseline, or against the first reading of the run."""
+"""Rules on change: a layer against its own baseline, or against the first reading of the run."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -6,7 +6,7 @@ from statistics import median, median_low
 from typing import Literal, TypeAlias
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
-from esdmon.alerts.rules.baseline import baseline
+from esdmon.alerts.rules.baseline import fit_baseline
 from esdmon.records import LayerReport, Severity
 from esdmon.spectrum import Phase
 
@@ -14,39 +14,39 @@ Quantity: TypeAlias = Callable[[LayerReport], float]
 Direction: TypeAlias = Literal["up", "down"]
 
 SIGMAS = 5.0
-"""Standard deviations of a layer's own scatter that a leap must exceed, besides the factor. Our choice: a factor of two
-alone is nothing in a layer that goes to and fro by as much."""
+"""Standard deviations of a layer's own scatter that a leap must exceed, besides the factor. Our choice: some layers
+scatter by a factor of two without a fault."""
 BLOWN_UP = 10.0
-"""‖ΔW‖/‖W‖ from when watching began to the first reading, above which a weight blew up. Ours: in 65 healthy trainings
-it was below 1, but for weights that start at zero, of which it is infinite."""
+"""‖ΔW‖/‖W‖ from the start to the first reading above which a weight has blown up. Our choice: it was below 1 in 65
+healthy trainings, except for weights that start at zero, where it is infinite."""
 NOISE_LIKE = 0.7
-"""Stable rank over that of noise down to which a layer has yet to begin: its stable rank leaps when it does. Set on
-healthy trainings (tests/benchmarks/false_alarms.py), of which one in ten does so."""
-_OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # of the order of the phases
-_FEW = 64  # eigenvalues: of a matrix with fewer a rank is hardly a number of directions; as for phases
+"""Stable rank, as a share of that of noise, above which a layer has not begun to learn; its stable rank drops when it
+does. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
+_OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
+_FEW = 64  # eigenvalues below which a rank says little about directions; the same limit as for phases
 
 
 def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) -> Iterable[Finding]:
     """The weights of a layer blow up.
 
-    Fires when the spectral norm is more than 3 times what the layer's last readings lead one to expect, beyond five
-    times their scatter, and more than 3 times what it was at the first reading: to come back to that is no explosion. A
-    learning rate that is far too high does this, often before the loss says so or turns NaN. Fires as well where the
-    weight had moved by 10 times its own norm when it was read for the first time: it blew up before there was anything
-    to expect.
+    Fires when the spectral norm is more than 3 times the value expected from the layer's baseline, more than five
+    standard deviations of its scatter away, and more than 3 times its value at the first reading. A learning rate that
+    is far too high does this, often before the loss rises or turns NaN. It also fires when the weight had moved by more
+    than 10 times its own norm before its first reading: it blew up before there was a baseline.
 
-    Resolved when the norm is below twice what it was.
+    Resolved when the norm is below twice the expected value.
 
     Source: that weights grow without bound where gradient descent is unstable is textbook; the factors are ours.
     """
     for now, norm, before in _leaps(history, _norm, "up", factor=factor, back=back):
         if now.name in history.firing or norm > factor * _norm(history.first[now.name]):
-            yield _finding(now, f"spectral norm {norm:.3g}, and {before:.3g} was to be expected", before)
+            what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
+            yield _finding(now, what, before)
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
         before = _norm(first) / (1 + first.update_ratio)
         if name not in history.firing and BLOWN_UP < first.update_ratio < math.inf and _norm(now) > back * before:
-            what = f"spectral norm {_norm(now):.3g}, and about {before:.3g} before step {first.step}"
+            what = f"spectral norm {_norm(now):.3g}, up from about {before:.3g} before step {first.step}"
             yield _finding(now, what, before)
 
 
@@ -55,11 +55,10 @@ def correlation_trap(
 ) -> Iterable[Finding]:
     """A mean that is not zero, or a single huge element, dominates a layer.
 
-    The measure `trap` is above 1 where such a mean or element makes a spike in the spectrum even when the elements are
-    put in random order; at 1.5 that spike is far beyond chance. What dominates then is not what the elements say
-    together. Fires when it is above 1.5 and has leapt to more than twice what the layer's last readings lead one to
-    expect: corrupted or badly scaled weights look like this. Where it has risen slowly it is a notice (`info`), and
-    only where it was not so from the start: layers with a mean of their own are common in healthy networks, and late
+    Fires when the measure `trap` is above 1.5 and more than twice the value expected from the layer's baseline. Above
+    1, the mean or the largest element makes a spike in the spectrum even after the elements are shuffled; at 1.5 that
+    spike is far beyond chance. Corrupted or badly scaled weights look like this. A slow rise is a notice (`info`), and
+    only above 1.5 times the first reading: many healthy networks have layers with a mean of their own, and late
     over-training makes them too.
 
     Resolved when it is below 1.2.
@@ -70,79 +69,83 @@ def correlation_trap(
     leapt = _leapt(history, _trap, "up", factor)
     for name, readings in history.layers.items():
         value, before = _trap(readings[-1]), _trap(history.first[name])
-        if value > (back if name in history.firing else max(trap, 1.5 * before)):
+        limit = back if name in history.firing else max(trap, 1.5 * before)
+        if value > limit:
             yield _finding(
                 readings[-1],
-                f"trap {value:.2f}; {before:.2f} at step {history.first[name].step}, and above 1 a mean or a huge "
-                "element shows in the spectrum",
+                f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} (above 1 "
+                "the mean or one huge element makes a spike in the spectrum)",
                 before,
                 None if name in leapt else "info",
             )
 
 
 def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0) -> Iterable[Finding]:
-    """The weights of a layer have all but vanished.
+    """The weights of a layer have almost vanished.
 
-    Fires when the Frobenius norm is less than a tenth of what it was at the first reading of the run. Weight decay that
-    is too strong for the learning rate shrinks weights until they carry no signal; in a network with normalisation the
-    loss may not show it.
+    Fires when the Frobenius norm is less than a tenth of its value at the first reading of the run. Too strong a weight
+    decay for the learning rate shrinks weights until they carry no signal; in a network with normalisation the loss may
+    not show it.
 
-    Resolved when the norm is above a fifth of that again.
+    Resolved when the norm is above a fifth of that value.
 
     Source: the name is that of C. H. Martin, T. Peng, M. W. Mahoney, Nature Communications 12 (2021) 4122, who see it
-    in λmax; the whole norm shows it earlier, since what was learned vanishes last. The factors are ours.
+    in λmax; the whole norm shows it earlier, because the learned directions vanish last. The factors are ours.
     """
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
         (norm,), (before,) = measured(now, "frobenius_norm"), measured(first, "frobenius_norm")
         if norm * (back if name in history.firing else factor) < before:
-            yield _finding(now, f"Frobenius norm {norm:.3g}, and {before:.3g} at step {first.step}", before)
+            what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} at step {first.step}"
+            yield _finding(now, what, before)
 
 
 def entropy_collapse(history: History, *, factor: float = 2.0, back: float = 1.5) -> Iterable[Finding]:
-    """A layer has come to use far fewer directions than it did.
+    """A layer uses far fewer directions than before.
 
-    Fires when the effective rank M^S, with S the matrix entropy, is less than half of what the layer's last readings
-    lead one to expect, and beyond five times their scatter. All rows of an embedding that are drawn together look like
-    this, and a layer that one direction has taken over.
+    Fires when the effective rank M^S, with S the matrix entropy, is less than half of the value expected from the
+    layer's baseline, and more than five standard deviations of its scatter away. The rows of an embedding that are all
+    drawn to one point look like this, and so does a layer that a single direction dominates.
 
-    Resolved when it is above two thirds of what it was.
+    Resolved when it is above two thirds of the expected value.
 
     Source: O. Roy, M. Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007); the factors
     are ours.
     """
     for now, rank, before in _leaps(history, _effective_rank, "down", factor=factor, back=back):
-        yield _finding(now, f"effective rank {rank:.3g}, and {before:.3g} was to be expected", before)
+        what = f"effective rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+        yield _finding(now, what, before)
 
 
 def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5) -> Iterable[Finding]:
-    """One direction of a layer has come to stand far above the others.
+    """One direction of a layer has grown far above the others.
 
-    Fires when the stable rank Σλ/λmax is less than half of what the layer's last readings lead one to expect, and
-    beyond five times their scatter. The slow decline of a healthy training is part of what is expected, and a layer
-    that was still like noise is not judged: its first spike is the beginning of learning. A loss spike, a bad batch, or
-    a learning rate that has been raised shows here.
+    Fires when the stable rank Σλ/λmax is less than half of the value expected from the layer's baseline, and more than
+    five standard deviations of its scatter away. The baseline includes the slow decline of a healthy training. A layer
+    whose spectrum was still close to noise is left out: its first spike is the beginning of learning. A loss spike, a
+    bad batch or a raised learning rate shows here.
 
-    Resolved when it is above two thirds of what it was.
+    Resolved when it is above two thirds of the expected value.
 
     Source: the measure is that of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the factors are ours.
     """
     for now, rank, before in _leaps(history, _stable_rank, "down", factor=factor, back=back):
         if before > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
             continue
-        yield _finding(now, f"stable rank {rank:.3g}, and {before:.3g} was to be expected", before)
+        what = f"stable rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+        yield _finding(now, what, before)
 
 
 def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) -> Iterable[Finding]:
     """A layer has gone back towards noise.
 
-    Fires when the phase is two or more before the one it used to be in, in the order random-like, bleeding-out,
-    bulk+spikes, bulk-decay, heavy-tailed, and the MP soft rank, which is 1 for noise, has leapt to more than 1.5 times
-    what the layer's last readings lead one to expect. What was learned there is lost: the layer was initialised anew by
-    mistake, noise is larger than the gradient, a part of a checkpoint was not loaded. Layers on a border between phases
-    go to and fro by one, and a spike that fades away slowly is no loss.
+    Fires when the phase is two or more before the median phase of the layer's baseline, in the order random-like,
+    bleeding-out, bulk+spikes, bulk-decay, heavy-tailed, and the MP soft rank, which is 1 for noise, is more than 1.5
+    times the value expected from the baseline. The layer has lost what it learned: it was initialised again by mistake,
+    noise exceeds the gradient, or part of a checkpoint was not loaded. Layers on a border between phases change by one,
+    and a spike that fades slowly is not a loss.
 
-    Resolved when it is at most one phase before that again.
+    Resolved when it is at most one phase before that phase.
 
     Source: the order and the soft rank are those of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the distances are
     ours.
@@ -150,18 +153,18 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     leapt = dict.fromkeys(history.firing, 0.0) | _leapt(history, _soft_rank, "up", factor)
     for name in leapt.keys() & history.layers.keys():
         now = history.layers[name][-1]
-        before = [layer.phase for layer in history.calm[name] if layer.phase not in _OUTSIDE]
-        used_to_be = int(history.firing[name]["before"]) if name in history.firing else _middle(before)
-        if now.phase not in _OUTSIDE and now.phase.code <= used_to_be - phases:
-            phase = next(phase.value for phase in Phase if phase.code == used_to_be)
-            what = f"{now.phase.value} (confidence {now.phase_confidence:.1f}), and it used to be {phase}"
-            yield Finding(name, what, evidence_of(now, "mp_soft_rank", "n_spikes") | {"before": float(used_to_be)})
+        before = [layer.phase for layer in history.baseline[name] if layer.phase not in _OUTSIDE]
+        usual = int(history.firing[name]["before"]) if name in history.firing else _middle(before)
+        if now.phase not in _OUTSIDE and now.phase.code <= usual - phases:
+            phase = next(phase.value for phase in Phase if phase.code == usual)
+            what = f"phase {now.phase.value} (confidence {now.phase_confidence:.1f}), down from {phase} in its baseline"
+            yield Finding(name, what, evidence_of(now, "mp_soft_rank", "n_spikes") | {"before": float(usual)})
 
 
 def _leaps(
     history: History, quantity: Quantity, direction: Direction, *, factor: float, back: float
 ) -> Iterator[tuple[LayerReport, float, float]]:
-    """(reading, value, what it would have been) of each layer that has leapt, or has not come back from its leap."""
+    """Yield (reading, value, expected value) for each layer that leaps, or has not come back from its leap."""
     leapt = _leapt(history, quantity, direction, factor)
     for name, readings in history.layers.items():
         value = quantity(readings[-1])
@@ -174,21 +177,23 @@ def _leaps(
 
 
 def _leapt(history: History, quantity: Quantity, direction: Direction, factor: float) -> dict[str, float]:
-    """What was to be expected, of each layer that is farther from it than a factor and its own scatter allow."""
+    """Return the expected value of each layer that is farther from it than the factor and its own scatter allow."""
     found = {}
     for name, readings in history.layers.items():
-        before, value = [quantity(layer) for layer in history.calm[name]], quantity(readings[-1])
-        # A leap from the baseline is one from the median too, which is had for a thirtieth of the time.
-        if not before or not (
-            value > factor * median(before) if direction == "up" else factor * value < median(before)
-        ):
+        before, value = [quantity(layer) for layer in history.baseline[name]], quantity(readings[-1])
+        # A leap from the baseline is one from the median too, which takes a thirtieth of the time to compute.
+        if not before or not _is_beyond(value, median(before), direction, factor):
             continue
-        expected = baseline(before)
-        if expected is not None:
-            least = max(factor, expected.scatter**SIGMAS)
-            if value > expected.high * least if direction == "up" else value * least < expected.low:
-                found[name] = expected.high if direction == "up" else expected.low
+        fitted = fit_baseline(before)
+        if fitted is not None:
+            expected = fitted.high if direction == "up" else fitted.low
+            if _is_beyond(value, expected, direction, max(factor, fitted.scatter**SIGMAS)):
+                found[name] = expected
     return found
+
+
+def _is_beyond(value: float, expected: float, direction: Direction, factor: float) -> bool:
+    return value > factor * expected if direction == "up" else factor * value < expected
 
 
 def _middle(phases: Sequence[Phase]) -> int:

@@ -1,4 +1,4 @@
-"""Rules on whether a layer, and the monitor itself, is alive."""
+"""Rules on faults that need no spectrum: NaN, weights that do not move, readings that fail or are old."""
 
 from collections.abc import Iterable
 
@@ -6,36 +6,36 @@ from esdmon.alerts.rule import Finding, History
 from esdmon.records import MOVED
 
 LIVELY = 100 * MOVED
-"""‖ΔW‖/‖W‖ of some other layer without which none is called dead: as a training converges all come to a halt, and
-not all at the same report. Our choice."""
+"""‖ΔW‖/‖W‖ that another layer must exceed before one is called dead: when a training converges, all layers stop
+moving, and not all at the same report. Our choice."""
 
 
 def non_finite(history: History) -> Iterable[Finding]:
     """A weight holds NaN or infinity.
 
-    Fires at the first reading that finds one, since no training comes back from it by itself, and says at which step it
-    was not so yet: the checkpoint to go back to lies before.
+    Fires at the first reading that finds one, because no training recovers from it by itself. The message names the
+    last step at which the weight was finite: restore a checkpoint from then or before.
 
-    Resolved at the first reading without.
+    Resolved at the first reading without NaN or infinity.
     """
     for name, readings in history.layers.items():
         now = readings[-1]
         if now.status == "nonfinite":
             good = next((layer.step for layer in reversed(readings) if layer.status != "nonfinite"), None)
-            known = "" if good is None else f"; at step {good} it was not so"
-            yield Finding(name, f"{now.reason}{known}")
+            last_good = "" if good is None else f" (all finite at step {good})"
+            yield Finding(name, f"{now.reason}{last_good}")
 
 
 def dead_layer(history: History) -> Iterable[Finding]:
-    """A layer that is to be trained does not move.
+    """A layer in the optimizer does not move.
 
-    Fires when the optimizer holds the weight and it has changed by less than a millionth since it was read, on a sample
-    of its elements, five reports in a row, while another layer moves by a hundred times as much. The layer is cut off
-    from the loss, its units are dead, no token is routed to it, or updates are too small for the dtype of the weight:
-    bfloat16 rounds away what is below a 250th of it.
+    Fires when a weight in the optimizer has changed by at most a millionth of its norm since it was read, on a sample
+    of its elements, in five consecutive reports, while another layer moves by a hundred times as much. The layer is cut
+    off from the loss, its units are dead, no token is routed to it, or updates are too small for the dtype of the
+    weight: bfloat16 rounds away an update below 1/250 of the element.
 
-    A weight that requires no gradient and is in the optimizer all the same is a notice (`info`): many freeze layers so,
-    and some by mistake. One that the optimizer does not hold, or that is zero, is never told.
+    A weight in the optimizer that requires no gradient is a notice (`info`): it may be frozen on purpose or by mistake.
+    A weight that is zero or not in the optimizer raises no alert.
 
     Resolved when it moves.
 
@@ -46,44 +46,45 @@ def dead_layer(history: History) -> Iterable[Finding]:
         return
     for layer in held:
         if layer.stands_still and layer.name in history.layers:
-            why = "" if layer.trainable else " (it requires no gradient)"
+            why = "" if layer.trainable else " although it requires no gradient"
             yield Finding(
                 layer.name,
-                f"it does not move, while others do, and the optimizer holds it{why}",
+                f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, while other layers move, and it is in the "
+                f"optimizer{why}",
                 {"update_ratio": layer.last_move},
                 None if layer.trainable else "info",
             )
 
 
 def reading_failed(history: History) -> Iterable[Finding]:
-    """The monitor is blind: readings of a layer, or of all layers, fail.
+    """Readings of a layer, or of all layers, fail.
 
-    Fires when a layer has the status `failed` in three reports in a row: not one that is skipped, zero or not finite,
-    which has its own reason, but one whose reading raised an error. Where that is so for every layer, it is said once,
-    of the model. No other rule sees a fault in such a layer meanwhile.
+    Fires when the reading of a layer raises an error (status `failed`) in three consecutive reports; layers that are
+    skipped, zero or not finite do not count. If every layer fails, one alert is raised for the model. No other rule
+    checks such a layer meanwhile.
 
-    Resolved when the layer is read again.
+    Resolved when the layer is read successfully.
 
     Source: ours.
     """
     failed = [layer for layer in history.report if layer.status == "failed"]
     if failed and len(failed) == len(history.report):
-        yield Finding("", f"the reading of every layer fails: {failed[0].reason}", {"layers": float(len(failed))})
+        yield Finding("", f"the reading of every layer failed: {failed[0].reason}", {"layers": float(len(failed))})
         return
     for layer in failed:
         if layer.name in history.layers:
-            yield Finding(layer.name, f"its reading fails: {layer.reason}")
+            yield Finding(layer.name, f"its reading failed: {layer.reason}")
 
 
 def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]:
-    """The readings are so old that the other rules are blind.
+    """Readings are so old that the other rules may miss a fault.
 
-    Fires when a layer that has moved since was last read 50 due steps ago or more, or still waits for its first
-    reading after as many. Of a large model not all is read at each due step, and that is as it should be, so it is a
-    notice: a fault may stand this long before it is seen. It is a warning when no report has come at all in 50 due
-    steps, since readings hang, fail or are shut off.
+    Fires when a layer that has moved was last read at least 50 due steps ago, or still waits for its first reading
+    after as many. Under a budget, a large model is read in parts, so this is a notice (`info`): a fault may last this
+    long before it is found. It is a warning when no report has arrived in 50 due steps: readings hang, fail or are
+    paused.
 
-    Resolved when all layers have been read since.
+    Resolved when all layers have been read within that time.
 
     Source: ours.
     """
@@ -93,9 +94,9 @@ def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]
     old = [layer.name for layer in history.report if layer.step <= limit and not layer.unchanged]
     late = [*old, *history.report.waiting]
     if late:
+        others = f" and {len(late) - 1} others" if len(late) > 1 else ""
         yield Finding(
             "",
-            f"{late[0]}{f' and {len(late) - 1} others' if len(late) > 1 else ''} not read since step {limit} or "
-            f"before, {due_steps} due steps ago",
+            f"{late[0]}{others} not read for {due_steps} due steps, since step {limit} or earlier",
             {"layers": float(len(late)), "overhead": history.report.overhead},
         )

@@ -1,4 +1,4 @@
-"""Rules on what a spectrum is."""
+"""Rules on the shape of a spectrum: tails that are too heavy, and lost rank."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from esdmon.alerts.rule import Finding, History, evidence_of, measured
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
 
-_LOST = 0.98  # of a rank: what is below has been lost, and is not a whim of the tolerance
+_LOST = 0.98  # share of the first rank below which rank was lost, beyond the scatter of the zero tolerance
 
 
 def over_regularized(
@@ -15,22 +15,22 @@ def over_regularized(
 ) -> Iterable[Finding]:
     """The tail of a layer's spectrum is heavier than the critical one.
 
-    Fires when alpha, where it means something, is below 2 by more than its uncertainty: `alpha_high`, the largest of
-    the fits that are nearly as good, and two standard errors besides. Such layers hold few, very strong correlations:
-    they begin to describe the training examples rather than what those have in common, and test accuracy falls, often
-    long before the training loss says anything. Tiny batches, a learning rate that is too large for them, and too much
+    Fires when alpha is meaningful and below 2 by more than its uncertainty: `alpha_high`, the largest alpha among fits
+    that are nearly as good, plus two standard errors is below 2. Such layers hold few, very strong correlations: they
+    begin to describe the training examples rather than what those have in common, and test accuracy falls, often long
+    before the training loss shows it. Tiny batches, a learning rate that is too large for them, and too much
     regularisation lead there.
 
-    The second witness is the ERG tail, of volume one. At the ideal alpha of 2 the power law begins where it does; where
-    it begins clearly below, at less than half of that eigenvalue, theory says the same by another way, and the alert is
-    a warning. Else it is a notice (`info`), since alpha then stands alone: in healthy trainings recurrent layers, and
-    layers trained with Muon, reach an alpha of 1.65 at 0.7 or more.
+    The ERG tail, whose eigenvalues have a product of one, is the second criterion. At the ideal alpha of 2 the power
+    law begins where the ERG tail begins. If it begins at less than half of that eigenvalue, theory confirms the finding
+    in a second way, and the alert is a warning. Otherwise it is a notice (`info`), because it rests on alpha alone: in
+    healthy trainings, recurrent layers and layers trained with Muon reach an alpha of 1.65 at a ratio of 0.7 or more.
 
-    Only a layer whose alpha was 2 or more at the first reading of the run counts. One that came with less is as it is:
-    layers of pretrained models, and those that start at zero, whose first weights are a few gradients.
+    Only a layer with an alpha of 2 or more at the first reading of the run is checked. Layers of pretrained models may
+    start lower, and so do weights that start at zero, which consist of a few gradients at first.
 
-    Resolved when alpha is above 2.1. A rank collapse mutes it: the few eigenvalues that are left make any alpha. If the
-    validation loss still falls, wait.
+    Resolved when alpha is above 2.1. A rank collapse mutes this rule: the few eigenvalues that are left can give any
+    alpha. If the validation loss still falls, wait.
 
     Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025); the half is ours.
     """
@@ -40,7 +40,7 @@ def over_regularized(
         if measured(history.first[name], "alpha")[0] < alpha:
             continue
         if name in history.firing:
-            # What is no tail any more is no evidence that the tail was well.
+            # Without a meaningful tail there is no evidence that it has recovered, so the alert goes on.
             wrong = value < back and now.phase not in (Phase.RANDOM_LIKE, Phase.BLEEDING_OUT)
         else:
             wrong = now.alpha_is_meaningful and high + 2 * stderr < alpha
@@ -49,46 +49,46 @@ def over_regularized(
             agrees = ratio < erg_ratio
             yield Finding(
                 name,
-                f"alpha {value:.2f} (at most {high:.2f} ± {stderr:.2f}) is below {alpha:g}, and the power law begins "
-                f"at {ratio:.2g} of where the ERG tail does, which {'agrees' if agrees else 'does not say so'}",
+                f"alpha {value:.2f} (at most {high:.2f} ± {stderr:.2f}) is below {alpha:g}; the power law begins at "
+                f"{ratio:.2g} times the start of the ERG tail, which {'confirms' if agrees else 'does not confirm'} it",
                 evidence_of(now, "alpha", "alpha_high", "alpha_stderr", "n_tail", "ks_distance", "erg_gap"),
                 None if agrees else "info",
             )
 
 
 def rank_collapse(history: History, *, back: float = 0.97) -> Iterable[Finding]:
-    """A share of the eigenvalues of a layer is zero: the sixth of the 5+1 phases.
+    """Some eigenvalues of a layer are zero: the sixth of the 5+1 phases.
 
-    Fires when the phase is rank-collapse: more than 5 % of the eigenvalues cannot be told from zero, with a gulf
-    between them and the rest. The layer has lost directions for good. Weight decay that is far too strong is the usual
-    cause.
+    Fires when the phase is rank-collapse: more than 5 % of the eigenvalues are numerically zero, with a gap between
+    them and the rest. The layer has lost directions for good. Weight decay that is far too strong is the usual cause.
 
-    A layer that was so at the first reading of the run is a notice (`info`) as long as it loses no more: it may have
-    come so. While its rank rises it is nothing: layers that start at zero fill up in this way.
+    A layer that was collapsed at the first reading of the run is a notice (`info`) while it loses no more rank: it may
+    have been loaded so. While its rank rises there is no alert: weights that start at zero gain rank in this way.
 
-    Resolved when the rank is back at 97 % of the eigenvalues.
+    Resolved when the rank is at least 97 % of the number of eigenvalues.
 
     Source: C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the limits are in `PhaseThresholds`.
     """
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
         (rank,), (before,) = measured(now, "hard_rank"), measured(first, "hard_rank")
-        came_so = first.phase is Phase.RANK_COLLAPSE
+        began_so = first.phase is Phase.RANK_COLLAPSE
         if name in history.firing:
             wrong = rank < back * now.n_eigenvalues
         else:
-            wrong = now.phase is Phase.RANK_COLLAPSE and not (came_so and rank > before)
+            wrong = now.phase is Phase.RANK_COLLAPSE and not (began_so and rank > before)
         if wrong:
+            share = rank / now.n_eigenvalues
             yield Finding(
                 name,
-                f"rank {rank:.0f} of {now.n_eigenvalues}; {before:.0f} at step {first.step}",
+                f"rank {rank:.0f} of {now.n_eigenvalues} ({share:.0%}), from {before:.0f} at step {first.step}",
                 evidence_of(now, "hard_rank", "stable_rank", "matrix_entropy"),
-                "info" if came_so and rank > _LOST * before else None,
+                "info" if began_so and rank > _LOST * before else None,
             )
 
 
 def _erg_ratio(layer: LayerReport) -> float:
-    """Where the power law begins over where the ERG tail does, both at mean λ = 1."""
+    """Return the start of the power law over the start of the ERG tail, both at mean λ = 1."""
     xmin, gap, norm = measured(layer, "xmin", "erg_gap", "frobenius_norm")
     begins = xmin * layer.N * layer.n_eigenvalues / norm**2 if norm > 0 else math.nan
     return begins / (begins - gap) if begins > gap else math.nan

@@ -1,1 +1,1 @@
-"""Compute on the device of a weight: copies, precision, eigenvalues, how far it has moved."""
+"""Compute on the device of a weight: copies, precision, eigenvalues, samples of its elements."""

@@ -1,9 +1,9 @@
-"""From a weight to its eigenvalues.
+"""Compute the spectrum of a weight.
 
-Route: X = AᵀA on the shorter side, then a values-only symmetric solver: 3 to 9 times cheaper than singular values. In
+Method: X = AᵀA on the shorter side, then a values-only symmetric solver: 3 to 9 times cheaper than singular values. In
 float32 it leaves at most 5e-7 λmax of an eigenvalue that is 0 (both solvers, M from 64 to 4096). Where more than 1 % of
 the spectrum lies under 1e-6 λmax the rank would depend on that, and where the power law begins under 1e-4 λmax its
-alpha might: then it is done again in float64.
+alpha might depend on it: then it is computed again in float64.
 """
 
 import math
@@ -13,48 +13,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esdmon.errors import InputError
 from esdmon.spectrum import Elements, Spectrum
 from esdmon.spectrum.arrays import Floats
-from esdmon.weights.device.precision import rounds_products, weight_now, with_double, without_autocast
-from esdmon.weights.device.readable import MIN_EIGENVALUES, check_readable
+from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
 from esdmon.weights.device.solvers import Solver, blocks, solve_torch
 from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.validation import MIN_EIGENVALUES, check_readable
 
-_SMALL = 1e-6
-_SMALL_SHARE = 0.01
+_SMALL = 1e-6  # of λmax: twice the largest error of float32
+_SMALL_SHARE = 0.01  # of the eigenvalues; our choice
 _LOW_XMIN = 1e-4  # of λmax: above, alpha in float32 is within 6e-5 of that in float64; below, within 0.03 (320 draws)
-_SEED = 0  # of the shuffle: the same at each reading, so that what changes is the weight
+_SEED = 0  # of the shuffle: the same at each reading, so that only the weight changes
 _SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
-PRECISIONS = ("auto", "exact")
-
-
-def check_precision(precision: str) -> str:
-    """`auto`: float32 where that is safe. `exact`: float64 throughout."""
-    if precision not in PRECISIONS:
-        msg = f"precision= is one of {', '.join(PRECISIONS)}; got {precision!r}"
-        raise InputError(msg)
-    return precision
 
 
 def read_spectrum(
     matrix: Matrix, *, precision: str = "auto", also: Collection[str] = (), solver: Solver = solve_torch
 ) -> Spectrum:
-    """The spectrum of a weight as it is now, of zero rows and columns freed.
+    """Compute the spectrum of the current weight, with all-zero rows and columns removed.
 
     Args:
         matrix: the handle on the weight.
-        precision: see `check_precision`.
-        also: "vectors" for eigenvectors, in float64, at about three times the cost; "shuffled" for the eigenvalues of
-            the same elements in random order, at about twice. The order is that of a generator of its own, seeded.
-        solver: what to use on a CPU; elsewhere it is torch.
+        precision: "auto" or "exact"; see `check_precision`.
+        also: "vectors" adds eigenvectors, in float64, at about three times the cost; "shuffled" adds the eigenvalues of
+            the same elements in random order, from a seeded generator, at about twice the cost.
+        solver: computes the eigenvalues of a weight on a CPU; on other devices torch does.
 
     Raises:
-        UnreadableError: with a status and a reason: no numbers in it, not finite, all zero, too few eigenvalues.
+        UnreadableError: where the weight holds no numbers, NaN or infinities, only zeros, or too few eigenvalues.
     """
-    weight = weight_now(matrix)
+    weight = read_weight(matrix)
     check_readable(weight)
-    weight = with_double(weight)
+    weight = on_float64_device(weight)
     if weight.device.type != "cpu":
         solver = solve_torch
     with torch.no_grad(), without_autocast(weight.device.type):
@@ -66,7 +56,7 @@ def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str],
     n, m = max(stack.shape[1:]), min(stack.shape[1:])
     _check_size(stack)
     to_spectrum = scale**2 / n
-    # The user may have allowed TF32 or bfloat16 products for speed; a spectrum cannot bear them.
+    # The user may have allowed TF32 or bfloat16 products for speed; they are too coarse for a spectrum.
     rounded = solver is solve_torch and rounds_products(stack.device.type)
     exact = precision == "exact" or stack.dtype == torch.float64 or rounded
     vectors = shuffled = None
@@ -77,7 +67,7 @@ def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str],
         return Spectrum.from_eigenvalues(
             lam * to_spectrum,
             shape=(n, m),
-            # What stands for a low-rank product has its singular values, and elements of its own.
+            # The matrix that represents a low-rank product has its singular values, but not its elements.
             elements=None if matrix.view == "lora-delta" else elements,
             dtype=str(weight.dtype).removeprefix("torch."),
             view=matrix.view,
@@ -97,7 +87,7 @@ def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str],
 
 
 def _is_safe(quick: Spectrum) -> bool:
-    """Whether nothing that is read off a spectrum in float32 depends on what float32 cannot tell."""
+    """Return whether the rank and alpha of a float32 spectrum do not depend on float32's rounding errors."""
     few_small = np.mean(quick.eigenvalues < _SMALL * quick.lambda_max) <= _SMALL_SHARE
     return bool(few_small) and not quick.power_law.xmin < _LOW_XMIN * quick.lambda_max
 
@@ -105,13 +95,13 @@ def _is_safe(quick: Spectrum) -> bool:
 def _check_size(stack: Tensor) -> None:
     count = stack.shape[0] * min(stack.shape[1:])
     if count < MIN_EIGENVALUES:
-        raise UnreadableError("skipped", f"{count} eigenvalues, readings start at {MIN_EIGENVALUES}")
+        raise UnreadableError("skipped", f"{count} eigenvalues; at least {MIN_EIGENVALUES} are needed")
 
 
 def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float]:
-    """A stack without zero rows and columns, divided by a scale; the elements before that; the scale.
+    """Return the stack without zero rows and columns, divided by a scale; statistics of its elements; the scale.
 
-    16-bit numbers stay so: a solver converts them block by block.
+    16-bit numbers are not converted here: a solver converts them block by block.
     """
     every = _in_memory_order(stack)
     minimum, maximum = (float(x) for x in torch.aminmax(every))
@@ -136,28 +126,28 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float]:
 
 
 def _in_memory_order(stack: Tensor) -> Tensor:
-    """The same elements, so that what looks at all of them need not copy a convolution's slices first."""
+    """Return a view in the order of memory, so that a pass over all elements need not copy a convolution's slices."""
     return stack.permute(sorted(range(stack.ndim), key=stack.stride, reverse=True))
 
 
 def _moments(every: Tensor) -> tuple[float, float]:
-    """Variance and mean of all elements, in float32 or better; by blocks, each in the same half a MB of memory."""
+    """Return variance and mean of all elements, in float32 or better, with one buffer of half a MB for all blocks."""
     dtype = torch.promote_types(every.dtype, torch.float32)
     parts = blocks(every)
     mean = float(torch.stack([part.sum(dtype=dtype) for part in parts]).double().sum()) / every.numel()
-    room = torch.empty(parts[0].shape, dtype=dtype, device=every.device)
-    norms = [torch.linalg.vector_norm(room.narrow(-2, 0, part.shape[-2]).copy_(part).sub_(mean)) for part in parts]
+    buffer = torch.empty(parts[0].shape, dtype=dtype, device=every.device)
+    norms = [torch.linalg.vector_norm(buffer.narrow(-2, 0, part.shape[-2]).copy_(part).sub_(mean)) for part in parts]
     return float(torch.stack(norms).double().square().sum()) / every.numel(), mean
 
 
 def _safe_scale(largest: float) -> float:
-    """A power of two by which elements can be divided, without rounding, so that their squares fit float32."""
+    """Return a power of two; elements divided by it, which does not round them, have squares that fit float32."""
     exponent = math.frexp(largest)[1]
     return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-126, min(126, exponent))
 
 
 def _drop_zeros(stack: Tensor) -> tuple[Tensor, int, int]:
-    """Without the rows and columns that are zero in every slice, and how many those were."""
+    """Remove rows and columns that are zero in every slice; return the rest and how many were removed."""
     nonzero = (stack != 0).any(dim=0)
     rows, columns = nonzero.any(dim=1), nonzero.any(dim=0)
     dead_rows, dead_columns = int((~rows).sum()), int((~columns).sum())
@@ -169,13 +159,13 @@ def _drop_zeros(stack: Tensor) -> tuple[Tensor, int, int]:
 
 
 def _eigenvectors(stack: Tensor) -> tuple[Floats, Floats]:
-    """Eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA, on the shorter side of A."""
+    """Return eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA, on the shorter side of A."""
     tall = (stack if stack.shape[1] >= stack.shape[2] else stack.mT).double()
     lam, vectors = torch.linalg.eigh(tall.mT @ tall)
     return np.abs(lam.cpu().numpy()), vectors.cpu().numpy()
 
 
 def _shuffled(stack: Tensor) -> Tensor:
-    """The same elements in an order that leaves the user's random state alone."""
+    """Return the elements in a random order, without touching the user's random state."""
     order = torch.randperm(stack.numel(), generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu")
     return stack.reshape(-1)[order.to(stack.device)].reshape(stack.shape)

@@ -1,9 +1,9 @@
-"""Computing in full precision whatever the user has allowed for speed: TF32, bfloat16 products, autocast.
+"""Decide what is computed in float32 or float64, and keep TF32, bfloat16 products and autocast out of it.
 
-torch has two sets of switches for float32 products, `set_float32_matmul_precision` and `allow_tf32`, and since 2.9
-`fp32_precision` of each backend. Asking the old ones raises once the new ones were used, so the new ones are asked
+torch has two sets of switches for float32 products: `set_float32_matmul_precision` with `allow_tf32`, and since 2.9
+`fp32_precision` of each backend. Reading the old ones raises once the new ones were used, so the new ones are read
 where they exist, those of the backend that multiplies on the device: mkldnn on a CPU, cuBLAS on CUDA. No switch is ever
-set here: they are the user's, and other threads may multiply meanwhile.
+set here: they are the user's, and other threads may multiply at the same time.
 """
 
 from collections.abc import Iterator
@@ -14,47 +14,64 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from esdmon import torch_private
+from esdmon.errors import InputError
 from esdmon.weights.matrix import Matrix
 
-_LEGACY = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
-_EXACT = ("ieee", "none")
-_WITH_DOUBLE = ("cpu", "cuda")
+PRECISIONS = ("auto", "exact")
+_MATMUL_PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}  # the older names of the newer settings
+_EXACT_SETTINGS = ("ieee", "none")
+_DEVICES_WITH_FLOAT64 = ("cpu", "cuda")
+
+
+def check_precision(precision: str) -> str:
+    """Return a valid value of `precision=`.
+
+    `auto` computes in float32 where no result depends on the difference, and else in float64; `exact` always in
+    float64.
+
+    Raises:
+        InputError: for any other value.
+    """
+    if precision not in PRECISIONS:
+        raise InputError(f"precision= must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    return precision
 
 
 def rounds_products(device_type: str) -> bool:
-    """Return whether float32 products on a device may be rounded to fewer bits; True where that cannot be told."""
-    with suppress(Exception):  # another torch, other switches: float64 is always right
-        setting = _setting(device_type)
-        # On a CPU TF32 needs these instructions; without them the switch, which CUDA shares, does nothing.
+    """Return whether float32 products on a device may be rounded to fewer bits; True where torch does not say."""
+    with suppress(Exception):  # a version of torch with other switches: float64 is always right
+        setting = _product_setting(device_type)
+        # On a CPU TF32 needs special instructions; without them the switch, which CUDA shares, has no effect.
         if device_type == "cpu" and setting == "tf32":
-            return bool(torch.cpu._is_amx_fp16_supported())  # noqa: SLF001 -- there is no public way to ask
-        return device_type not in _WITH_DOUBLE or setting not in _EXACT
+            return torch_private.cpu_multiplies_in_tf32()
+        return device_type not in _DEVICES_WITH_FLOAT64 or setting not in _EXACT_SETTINGS
     return True
 
 
-def _setting(device_type: str) -> str:
+def _product_setting(device_type: str) -> str:
     backend = torch.backends.cuda if device_type == "cuda" else torch.backends.mkldnn
     setting: str | None = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
-    return _LEGACY[torch.get_float32_matmul_precision()] if setting is None else setting
+    return _MATMUL_PRECISIONS[torch.get_float32_matmul_precision()] if setting is None else setting
 
 
-def weight_now(matrix: Matrix) -> Tensor:
-    """Return the weight as it is now; one that is computed, as a parametrisation is, in full precision."""
+def read_weight(matrix: Matrix) -> Tensor:
+    """Return the current weight, detached; one that is computed from parameters is computed in full precision."""
     with torch.no_grad(), _full_precision():
         weight = matrix.read()
     return weight.detach()
 
 
-def with_double(tensor: Tensor) -> Tensor:
-    """Return the tensor on a device that has float64: a copy on the CPU where its own, such as MPS, has none."""
-    return tensor if tensor.device.type in (*_WITH_DOUBLE, "meta") else tensor.cpu()
+def on_float64_device(tensor: Tensor) -> Tensor:
+    """Return the tensor itself, or a copy on the CPU where its device, such as MPS, has no float64."""
+    return tensor if tensor.device.type in (*_DEVICES_WITH_FLOAT64, "meta") else tensor.cpu()
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
     """Return a context in which `torch.autocast` is off.
 
-    Nothing is entered where nothing is to be left: leaving autocast empties a cache of the whole process, also that of
-    a forward pass which goes on in another thread meanwhile, whose results then differ in their last bits.
+    It does nothing where autocast is off already: leaving autocast empties a cache of the whole process, also that of
+    a forward pass in another thread, and its results then differ in their last bits.
     """
     if not torch.is_autocast_enabled(device_type):
         return nullcontext()
@@ -63,14 +80,14 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    kinds = _WITH_DOUBLE if torch.cuda.is_available() else ("cpu",)
-    widened = any(map(rounds_products, kinds))
-    with without_autocast("cpu"), without_autocast("cuda"), _widened() if widened else nullcontext():
+    device_types = _DEVICES_WITH_FLOAT64 if torch.cuda.is_available() else ("cpu",)
+    widened = any(rounds_products(device_type) for device_type in device_types)
+    with without_autocast("cpu"), without_autocast("cuda"), _products_in_float64() if widened else nullcontext():
         yield
 
 
-def _widened() -> AbstractContextManager[object]:
-    mode: AbstractContextManager[object] = _Widened()  # type: ignore[no-untyped-call]
+def _products_in_float64() -> AbstractContextManager[object]:
+    mode: AbstractContextManager[object] = _ProductsInFloat64()  # type: ignore[no-untyped-call]
     return mode
 
 
@@ -80,21 +97,27 @@ _PRODUCTS = {
 }
 
 
-class _Widened(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """Multiply float32 in float64 in this thread, and leave the switches alone."""
+class _ProductsInFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    """Compute float32 products of this thread in float64, without changing any switch."""
 
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        schema = func._schema  # noqa: SLF001 -- there is no public way to the name
-        of = [arg for arg in args if isinstance(arg, Tensor)]
-        if schema.is_mutable or schema.name.partition("::")[2] not in _PRODUCTS or not all(map(_is_plain_float32, of)):
-            return func(*args, **kwargs or {})
+        kwargs = kwargs or {}
+        if not _is_product(func) or not _are_plain_float32(args):
+            return func(*args, **kwargs)
         wide = (arg.double() if isinstance(arg, Tensor) else arg for arg in args)
-        return func(*wide, **kwargs or {}).float()
+        return func(*wide, **kwargs).float()
 
 
-def _is_plain_float32(tensor: Tensor) -> bool:
-    return (
-        type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type in _WITH_DOUBLE
+def _is_product(operator: Any) -> bool:
+    schema = torch_private.operator_schema(operator)
+    return not schema.is_mutable and schema.name.partition("::")[2] in _PRODUCTS
+
+
+def _are_plain_float32(args: tuple[Any, ...]) -> bool:
+    return all(
+        type(arg) in (Tensor, nn.Parameter) and arg.dtype == torch.float32 and arg.device.type in _DEVICES_WITH_FLOAT64
+        for arg in args
+        if isinstance(arg, Tensor)
     )

@@ -1,9 +1,9 @@
-"""Eigenvalues of AᵀA for a stack of matrices A: the product on the shorter side, then a values-only symmetric solver.
+"""Compute the eigenvalues of AᵀA for a stack of matrices A: the product on the shorter side, then a symmetric solver.
 
-Two ways to the same numbers. `solve_torch` runs where the weight lives and lets other threads run: it is what a
-training loop gets, where a second pool of threads beside torch's is slower than either. `solve_lapack` halves the
-product (syrk) and solves in place, 1.5 to 3 times faster on a CPU and in a third of the memory, but scipy holds the
-interpreter's lock meanwhile: it is for a process that does nothing else.
+Two solvers give the same numbers. `solve_torch` runs on the weight's device and lets other threads run: training loops
+use it, where a second pool of threads besides torch's is slower than either. `solve_lapack` halves the product (syrk)
+and solves in place, 1.5 to 3 times faster on a CPU and in a third of the memory, but scipy holds the interpreter's lock
+meanwhile: it is for a process that does nothing else.
 """
 
 from collections.abc import Callable
@@ -15,14 +15,15 @@ from torch import Tensor
 from esdmon.spectrum.arrays import Floats
 
 Solver = Callable[[Tensor, torch.dtype], Floats]
-"""`(stack (slices, rows, columns), float32 or float64 to compute in) -> (slices, M)`, ascending; it may use up `stack`
-only by reading it."""
+"""`(stack (slices, rows, columns), float32 or float64 to compute in) -> eigenvalues (slices, M)`, ascending.
+
+It must not change the stack."""
 
 _CHUNK = 1 << 17  # elements of a block of rows that is converted at a time, at least: half a MB in float32
 
 
 def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
-    """On the weight's own device, in torch."""
+    """Compute eigenvalues with torch, on the weight's device."""
     tall = _tall(stack)
     if tall.dtype == dtype:
         gram = tall.mT @ tall
@@ -31,18 +32,21 @@ def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
         for rows in blocks(tall):
             converted = rows.to(dtype)
             gram += converted.mT @ converted
-    return _sizes(torch.linalg.eigvalsh(gram).cpu().numpy())
+    return _nonnegative(torch.linalg.eigvalsh(gram).cpu().numpy())
 
 
 def solve_lapack(stack: Tensor, dtype: torch.dtype) -> Floats:
-    """On the CPU, by scipy: syrk, sytrd, and sterf always in float64, which takes most of float32's error away."""
+    """Compute eigenvalues with scipy on the CPU: syrk, sytrd, sterf.
+
+    sterf always runs in float64, which removes most of float32's error.
+    """
     if 1 in stack.shape[1:]:  # one column: sterf refuses an empty off-diagonal, and there may be thousands of slices
         return solve_torch(stack, dtype)
     return np.stack([_solve_slice(matrix, dtype) for matrix in _tall(stack)])
 
 
 def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
-    from scipy.linalg import blas, lapack  # noqa: PLC0415 -- scipy.linalg is loaded by those who solve with it
+    from scipy.linalg import blas, lapack  # noqa: PLC0415 -- scipy.linalg is loaded only where it solves
 
     double = dtype == torch.float64
     syrk = blas.dsyrk if double else blas.ssyrk
@@ -50,8 +54,8 @@ def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
     m = tall.shape[1]
     # In the upper triangle: OpenBLAS reduces that to tridiagonal form a sixth sooner than the lower one.
     gram = np.zeros((m, m), dtype=np.float64 if double else np.float32, order="F")
-    as_it_lies = tall.dtype == dtype and (tall.is_contiguous() or tall.mT.is_contiguous())
-    for rows in (tall,) if as_it_lies else blocks(tall):
+    is_usable = tall.dtype == dtype and (tall.is_contiguous() or tall.mT.is_contiguous())
+    for rows in (tall,) if is_usable else blocks(tall):
         # Row-major in torch is column-major of the transpose for BLAS, so that nothing is copied.
         block = rows.to(dtype).numpy()
         by_columns = block.flags.f_contiguous
@@ -60,9 +64,8 @@ def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
     _, diagonal, off, _, _ = sytrd(gram, lwork=int(work), overwrite_a=1)
     lam, info = lapack.dsterf(diagonal.astype(np.float64), off.astype(np.float64))
     if info != 0:
-        msg = f"{info} eigenvalues of a {m} × {m} matrix did not converge"
-        raise RuntimeError(msg)
-    return _sizes(lam)
+        raise RuntimeError(f"{info} eigenvalues of a {m} × {m} matrix did not converge")
+    return _nonnegative(lam)
 
 
 def _tall(stack: Tensor) -> Tensor:
@@ -70,12 +73,12 @@ def _tall(stack: Tensor) -> Tensor:
 
 
 def blocks(stack: Tensor) -> tuple[Tensor, ...]:
-    """Blocks of rows to be converted to another dtype one by one, a quarter of the Gram matrix at most or half a MB."""
+    """Split a stack into blocks of rows, of half a MB or a quarter of the Gram matrix, to convert them one by one."""
     rows, columns = stack.shape[-2:]
     return torch.split(stack, max(1, max(_CHUNK, min(rows, columns) ** 2 // 4) // (stack[..., 0, :].numel())), dim=-2)
 
 
-def _sizes(lam: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> Floats:
-    """What rounding leaves below zero is as large as its own error."""
-    sizes: Floats = np.sort(np.abs(lam.astype(np.float64)), axis=-1)
-    return sizes
+def _nonnegative(lam: "np.ndarray[tuple[int, ...], np.dtype[np.floating]]") -> Floats:
+    """Return eigenvalues ascending in float64; one that rounding left below zero is replaced by its size."""
+    eigenvalues: Floats = np.sort(np.abs(lam.astype(np.float64)), axis=-1)
+    return eigenvalues

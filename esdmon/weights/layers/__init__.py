@@ -1,1 +1,1 @@
-"""What each kind of module holds, as named matrices."""
+"""Find the matrices in each kind of module."""

@@ -1,37 +1,42 @@
-"""Projections that one parameter holds together, such as q, k and v.
+"""Attention: projections that share one parameter, such as q, k and v, and single heads.
 
-How a fused weight is laid out is known to the module that uses it, so it is written down here for the modules of
-transformers and timm that have one, by class and attribute, each checked against its `forward`. A fused weight of
-anybody else's is read as the one matrix that it is.
+Only the module that uses a fused weight knows its layout, so the layouts of the modules of transformers and timm are
+listed here by class and attribute, each checked against its `forward`. A fused weight of any other module is read as
+one matrix.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
+from esdmon.torch_private import children_of, parameters_of
 from esdmon.weights import stacks
-from esdmon.weights.layers.heads import heads_of
-from esdmon.weights.matrix import Matrix
+from esdmon.weights.matrix import Matrix, UnreadableError
 
-Layout = Callable[[Any, Tensor], dict[str, Callable[[Tensor], Tensor]]]
+ToStack = Callable[[Tensor], Tensor]
+Layout = Callable[[Any, Tensor], dict[str, ToStack]]
 """`(module, weight) -> label -> to_stack`."""
 
+_HEADS = "attention is read whole; head by head on request: '*/head.3' in layers="
 _PACKAGES = ("transformers.", "timm.")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v")
 _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 
 
 def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """The fused projections of a module, and the heads of what is attention."""
-    size = next((vars(module)[key] for key in _HEAD_SIZES if isinstance(vars(module).get(key), int)), 0)
-    found = []
-    for attribute, dim, labels in _fused_in(module):
-        read = partial(getattr, getattr(module, attribute), "weight")
-        wholes = [Matrix(f"{name}.{attribute}/{label}", read, to_stack) for label, to_stack in labels.items()]
-        found += [m for whole in wholes for m in (whole, *heads_of(whole, size=size if "v" in labels else 0, dim=dim))]
+    """Return the fused projections of a module, and the heads of attention; None where it has neither."""
+    size = _head_size(module)
+    found: list[Matrix] = []
+    for fused in _find_fused(module):
+        read = partial(getattr, getattr(module, fused.attribute), "weight")
+        has_heads = "v" in fused.projections
+        for label, to_stack in fused.projections.items():
+            whole = Matrix(f"{name}.{fused.attribute}/{label}", read, to_stack)
+            found += [whole, *heads_of(whole, size=size if has_heads else 0, dim=fused.output_dim)]
     for attribute in _PROJECTIONS if size else ():
         if _plain_weight(module, attribute) is not None:
             whole = Matrix(f"{name}.{attribute}", partial(getattr, getattr(module, attribute), "weight"), stacks.linear)
@@ -39,24 +44,65 @@ def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     return found or None
 
 
-def _fused_in(module: nn.Module) -> Iterator[tuple[str, int, dict[str, Callable[[Tensor], Tensor]]]]:
-    """(attribute, dimension of the stack along which the outputs lie, label -> to_stack) of each fused weight."""
+def heads_of(whole: Matrix, *, size: int, dim: int = 1) -> list[Matrix]:
+    """Return the heads of a projection, to be read on request.
+
+    Args:
+        whole: the projection.
+        size: outputs of one head; none are returned where the outputs are not a multiple of it, or it is 0.
+        dim: dimension of the stack along which the outputs lie.
+    """
+    try:
+        outputs = whole.stack_shape()[dim]
+    except UnreadableError:  # reported for the whole
+        return []
+    if size <= 0 or outputs % size:
+        return []
+    return [
+        Matrix(
+            f"{whole.name}/head.{head}",
+            whole.read,
+            partial(stacks.one_head, of=whole.to_stack, dim=dim, start=head * size, size=size),
+            on_request=_HEADS,
+            detail=True,
+        )
+        for head in range(outputs // size)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Fused:
+    """One weight that holds several projections."""
+
+    attribute: str
+    projections: dict[str, ToStack]
+    output_dim: int
+    """Dimension of the stack along which the outputs lie."""
+
+
+def _head_size(module: nn.Module) -> int:
+    """Return the size of a head that a module declares; 0 where it declares none."""
+    sizes = (vars(module).get(attribute) for attribute in _HEAD_SIZES)
+    return next((size for size in sizes if isinstance(size, int)), 0)
+
+
+def _find_fused(module: nn.Module) -> Iterator[_Fused]:
     if not type(module).__module__.startswith(_PACKAGES):
         return
     for attribute, layout in _LAYOUTS.get(type(module).__name__, {}).items():
         weight = _plain_weight(module, attribute)
         if weight is not None:
-            yield attribute, 2 if layout is _equal_columns else 1, layout(module, weight)
+            yield _Fused(attribute, layout(module, weight), 2 if layout is _equal_columns else 1)
 
 
 def _plain_weight(module: nn.Module, attribute: str) -> Tensor | None:
-    """The 2-D weight of a child as its parent uses it; None where something stands between, such as a LoRA layer."""
-    child = module._modules.get(attribute)  # noqa: SLF001 -- getattr would ask a user's own __getattr__
-    weight = None if child is None else child._parameters.get("weight")  # noqa: SLF001
+    """Return the 2-D weight of a child; None where the child computes it from others, as a LoRA layer does."""
+    child = children_of(module).get(attribute)  # getattr would call a user's own __getattr__
+    weight = None if child is None else parameters_of(child).get("weight")
     return weight if weight is not None and weight.ndim == 2 else None
 
 
-def _rows(labels: Sequence[str], sizes: Sequence[int]) -> dict[str, Callable[[Tensor], Tensor]]:
+def _rows(labels: Sequence[str], sizes: Sequence[int]) -> dict[str, ToStack]:
     bounds = pairwise(accumulate(sizes, initial=0))
     return {
         label: partial(stacks.some_rows, start=start, stop=stop)
@@ -65,19 +111,24 @@ def _rows(labels: Sequence[str], sizes: Sequence[int]) -> dict[str, Callable[[Te
 
 
 def _equal_rows(*labels: str) -> Layout:
-    return lambda _module, weight: _rows(labels, [weight.shape[0] // len(labels)] * len(labels))
+    def layout(_module: Any, weight: Tensor) -> dict[str, ToStack]:
+        return _rows(labels, [weight.shape[0] // len(labels)] * len(labels))
+
+    return layout
 
 
 def _alternating_rows(*labels: str, size: str) -> Layout:
-    """q, k and v of one head, then those of the next; `size` is what the module calls the size of a head."""
-    return lambda module, _weight: {
-        label: partial(stacks.rows_of_heads, part=part, parts=len(labels), size=getattr(module, size))
-        for part, label in enumerate(labels)
-    }
+    """Return the layout of q, k and v of one head, then those of the next; `size` names the module's head size."""
+
+    def layout(module: Any, _weight: Tensor) -> dict[str, ToStack]:
+        take = partial(stacks.rows_of_heads, parts=len(labels), size=getattr(module, size))
+        return {label: partial(take, part=part) for part, label in enumerate(labels)}
+
+    return layout
 
 
-def _equal_columns(module: Any, weight: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
-    """The Conv1D of GPT-2, which is a linear layer stored as (inputs, outputs); k and v alone in cross-attention."""
+def _equal_columns(module: Any, weight: Tensor) -> dict[str, ToStack]:
+    """Split the Conv1D of GPT-2, a linear layer stored as (inputs, outputs); in cross-attention it has k and v only."""
     width = module.split_size
     labels = "qkv"[-(weight.shape[1] // width) :]
     return {
@@ -86,7 +137,7 @@ def _equal_columns(module: Any, weight: Tensor) -> dict[str, Callable[[Tensor], 
     }
 
 
-def _grouped_query_rows(module: Any, _weight: Tensor) -> dict[str, Callable[[Tensor], Tensor]]:
+def _grouped_query_rows(module: Any, _weight: Tensor) -> dict[str, ToStack]:
     keys = module.num_key_value_heads * module.head_dim
     return _rows("qkv", [module.config.num_attention_heads * module.head_dim, keys, keys])
 

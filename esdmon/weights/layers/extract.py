@@ -1,6 +1,6 @@
-"""Which matrices a module holds: the built-in extractor.
+"""The built-in extractor: which matrices a module holds.
 
-Layers that it does not know are no loss: `discover` reads any 2-D parameter that nobody has claimed as one matrix.
+An unknown kind of layer is read as well: `discover` takes each 2-D parameter that no extractor knows as one matrix.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,10 +14,13 @@ from esdmon.weights.layers.torch_nn import extract_torch
 from esdmon.weights.matrix import Matrix
 
 Extractor = Callable[[str, nn.Module], Sequence[Matrix] | None]
-"""`(canonical name, module) -> matrices`, or None for a kind of module that it does not know."""
+"""`(canonical name, module) -> matrices`, or None for an unknown kind of module."""
 
 
 def extract(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """The matrices of a layer of torch, of experts, of attention with fused projections, or of a LoRA layer."""
-    kinds = (extract_lora, extract_experts, extract_torch, extract_attention)
-    return next((matrices for kind in kinds if (matrices := kind(name, module)) is not None), None)
+    """Return the matrices of a module of torch, experts, attention or LoRA; None for any other module."""
+    for extractor in (extract_lora, extract_experts, extract_torch, extract_attention):
+        matrices = extractor(name, module)
+        if matrices is not None:
+            return matrices
+    return None

@@ -1,11 +1,12 @@
 """LoRA layers of peft: the base, what each adapter adds to it, and the sum.
 
-An adapter adds ΔW = s·B·A of rank r, s its scaling, B (outputs, r), A (r, inputs). With A = R·Q, Q of orthonormal
-rows, B·R (outputs × r) has the singular values of B·A: all that are not zero by construction. So a delta is an N × r
-matrix here, N the longer side of W, and never a large one of low rank. Known by its attributes, without importing peft.
+An adapter adds ΔW = s·B·A of rank r, where s is its scaling, B is (outputs, r) and A is (r, inputs). With A = R·Q, Q of
+orthonormal rows, B·R (outputs × r) has the singular values of B·A: all that are not zero by construction. So a delta is
+an N × r matrix here, N the longer side of W, and never a large one of low rank. The layers are recognised by their
+attributes, without importing peft.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,52 +15,35 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.weights import stacks
-from esdmon.weights.device.readable import check_readable
-from esdmon.weights.device.update_ratio import some
+from esdmon.weights.device.sample import sample_tensor
 from esdmon.weights.layers.torch_nn import extract_torch
 from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.validation import check_readable
 
 _MERGED = "the sum of base and adapters is read on request: '*/merged' in layers="
+_FACTORS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
 
 
 def extract_lora(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """`name` with the view base, `name/lora.<adapter>` for each adapter, `name/merged` on request."""
+    """Return `name` with the view base, `name/lora.<adapter>` for each adapter, and `name/merged` on request.
+
+    None for a module that is not a LoRA layer of peft.
+    """
     if not (type(module).__module__.startswith("peft.") and hasattr(module, "base_layer")):
         return None
     if not hasattr(module, "lora_A"):
         return None
-    layer: Any = module.base_layer
-    base = extract_torch(name, layer)
-    if base is None and isinstance(getattr(layer, "weight", None), Tensor):
-        base = [Matrix(name, partial(getattr, layer, "weight"), stacks.linear)]
-    apart = [
-        replace(
-            matrix,
-            read=partial(_unmerged, module, matrix.read),
-            made_of=matrix.parameters,
-            outline=matrix.read,
-            view="base",
-        )
-        for matrix in base or ()
-        if not matrix.detail
-    ]
-    deltas = list(_deltas(name, module))
-    merged = [
-        replace(
-            matrix,
-            name=f"{matrix.name}/merged",
-            read=partial(_merged, module, matrix.read),
-            on_request=_MERGED,
-            detail=True,
-            view="merged",
-        )
-        for matrix in apart[:1]
-    ]
-    return apart + deltas + merged
+    bases = [_base(module, matrix) for matrix in _extract_base(name, module) if not matrix.detail]
+    merged = [_merged(module, matrix) for matrix in bases[:1]]
+    return bases + _deltas(name, module) + merged
 
 
 def low_rank(a: Tensor, b: Tensor) -> Tensor:
-    """An N × r stack, N the longer side of b·a, with the singular values of b·a: b (outputs, r), a (r, inputs).
+    """Return an N × r stack with the singular values of b·a, N the longer side of b·a.
+
+    Args:
+        a: (r, inputs).
+        b: (outputs, r).
 
     Raises:
         UnreadableError: where one of them is zero, as b is at the start.
@@ -74,57 +58,93 @@ def low_rank(a: Tensor, b: Tensor) -> Tensor:
     return (b @ r.mT).unsqueeze(0)
 
 
-def _deltas(name: str, module: Any) -> Iterator[Matrix]:
-    factors: dict[str, tuple[nn.Module | Tensor, nn.Module | Tensor]] = {}
-    for first, second in (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B")):
+def _extract_base(name: str, module: Any) -> Sequence[Matrix]:
+    layer: Any = module.base_layer
+    matrices = extract_torch(name, layer)
+    if matrices is None and isinstance(getattr(layer, "weight", None), Tensor):
+        return [Matrix(name, partial(getattr, layer, "weight"), stacks.linear)]
+    return matrices or ()
+
+
+def _base(module: nn.Module, matrix: Matrix) -> Matrix:
+    return replace(
+        matrix,
+        read=partial(_read_base, module, matrix.read),
+        made_of=matrix.parameters,
+        outline=matrix.read,
+        view="base",
+    )
+
+
+def _merged(module: nn.Module, base: Matrix) -> Matrix:
+    return replace(
+        base,
+        name=f"{base.name}/merged",
+        read=partial(_read_merged, module, base.read),
+        on_request=_MERGED,
+        detail=True,
+        view="merged",
+    )
+
+
+def _deltas(name: str, module: Any) -> list[Matrix]:
+    found: dict[str, Matrix] = {}
+    for first, second in _FACTORS:
         firsts, seconds = getattr(module, first, {}), getattr(module, second, {})
-        factors |= {adapter: (firsts[adapter], seconds[adapter]) for adapter in firsts}
-    for adapter in factors:
-        made_of = partial(_weights, *factors[adapter])
-        a, b = made_of()
-        n, r = max(a[0].numel(), b.shape[0]), min(a.shape[0], a[0].numel(), b.shape[0])
-        yield Matrix(
-            f"{name}/lora.{adapter}",
-            partial(_delta, module, adapter, made_of),
-            stacks.as_it_is,
-            made_of=made_of,
-            outline=partial(torch.empty, 1, n, r, device="meta"),
-            view="lora-delta",
-            probe=partial(_of_both, module, adapter, made_of),
-        )
+        for adapter in firsts:
+            factors = partial(_weights, firsts[adapter], seconds[adapter])
+            found[adapter] = _delta(f"{name}/lora.{adapter}", module, adapter, factors)
+    return list(found.values())
+
+
+def _delta(name: str, module: nn.Module, adapter: str, factors: Callable[[], tuple[Tensor, ...]]) -> Matrix:
+    a, b = factors()
+    n, r = max(a[0].numel(), b.shape[0]), min(a.shape[0], a[0].numel(), b.shape[0])
+    return Matrix(
+        name,
+        partial(_read_delta, module, adapter, factors),
+        stacks.identity,
+        made_of=factors,
+        outline=partial(torch.empty, 1, n, r, device="meta"),
+        view="lora-delta",
+        probe=partial(_sample_factors, module, adapter, factors),
+    )
 
 
 def _weights(*factors: nn.Module | Tensor) -> tuple[Tensor, ...]:
     return tuple(factor if isinstance(factor, Tensor) else factor.get_parameter("weight") for factor in factors)
 
 
-def _delta(module: Any, adapter: str, made_of: Callable[[], tuple[Tensor, ...]]) -> Tensor:
-    a, b = (weight.detach().flatten(1) for weight in made_of())
+def _read_delta(module: Any, adapter: str, factors: Callable[[], tuple[Tensor, ...]]) -> Tensor:
+    a, b = (weight.detach().flatten(1) for weight in factors())
     if a.shape[0] != b.shape[1]:
-        raise UnreadableError("skipped", "the factors of this adapter do not make one product")
+        raise UnreadableError("skipped", f"its factors cannot be multiplied: {tuple(b.shape)} by {tuple(a.shape)}")
     return low_rank(a, b).mul(float(module.scaling[adapter]))
 
 
-def _of_both(module: Any, adapter: str, made_of: Callable[[], tuple[Tensor, ...]], size: int) -> Tensor:
-    """Elements of both factors: their product moves when one of them does."""
-    a, b = (weight.detach() for weight in made_of())
-    for factor in (a, b):
-        check_readable(factor)
+def _sample_factors(module: Any, adapter: str, factors: Callable[[], tuple[Tensor, ...]], size: int) -> Tensor:
+    """Return elements of both factors: their product changes when one of them does."""
+    a, b = (weight.detach() for weight in factors())
+    check_readable(a)
+    check_readable(b)
     count = min(max(1, size // 2), a.numel(), b.numel())
-    return torch.stack([some(a, count), some(b, count).to(a) * float(module.scaling[adapter])])
+    scaled = sample_tensor(b, count).to(a) * float(module.scaling[adapter])
+    return torch.stack([sample_tensor(a, count), scaled])
 
 
-def _unmerged(module: Any, read: Callable[[], Tensor]) -> Tensor:
+def _read_base(module: Any, read: Callable[[], Tensor]) -> Tensor:
     if module.merged:
-        raise UnreadableError("skipped", "an adapter is merged into it: unmerge_adapter() to read it apart")
+        raise UnreadableError(
+            "skipped", "an adapter is merged into this weight: call unmerge_adapter() to read the base"
+        )
     return read()
 
 
-def _merged(module: Any, read: Callable[[], Tensor]) -> Tensor:
+def _read_merged(module: Any, read: Callable[[], Tensor]) -> Tensor:
     weight = read().detach()
     for adapter in module.active_adapters:
         if adapter in getattr(module, "lora_magnitude_vector", {}):
-            raise UnreadableError("skipped", "the merged weight of this kind of adapter is not read")
+            raise UnreadableError("skipped", "the merged weight of a DoRA adapter is not read: it is not a plain sum")
         if adapter in module.lora_A:
             weight = weight + module.get_delta_weight(adapter)
     return weight

@@ -1,14 +1,13 @@
 """Weights that a module computes from its parameters: parametrisations, and torch's older hooks for the same.
 
-They are read as they act, and nothing is moved: in training mode spectral_norm, for one, takes a step of its power
-iteration whenever its weight is looked at.
+They are read with the values that `forward` will use, without changing any state: in training mode spectral_norm, for
+one, takes a step of its power iteration whenever its weight is read.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,21 +16,22 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from esdmon.torch_private import forward_pre_hooks, pruned_attribute
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.shards import Shard, find_shards
 
 
-def as_computed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
-    """The matrices of one module, those that it computes with their own way of being read."""
+def with_computed_weights(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
+    """Return the matrices of one module; those that it computes are read without changing its state."""
     if parametrize.is_parametrized(module):
-        return [_at_rest(module, matrix) for matrix in matrices]
-    hooked = dict(_hooked(module))
-    return [_recomputed(module, matrix, hooked) for matrix in matrices] if hooked else list(matrices)
+        return [_of_parametrization(module, matrix) for matrix in matrices]
+    hooked = dict(_hooked_weights(module))
+    return [_of_hook(module, matrix, hooked) for matrix in matrices] if hooked else list(matrices)
 
 
 @contextmanager
-def at_rest(module: nn.Module) -> Iterator[None]:
-    """Its parametrisations in evaluation mode."""
+def parametrizations_in_eval_mode(module: nn.Module) -> Iterator[None]:
+    """Put the parametrisations of a module into evaluation mode, and restore their modes afterwards."""
     parts = list(module.parametrizations.modules()) if parametrize.is_parametrized(module) else []  # type: ignore[union-attr]
     modes = [part.training for part in parts]
     for part in parts:
@@ -43,24 +43,10 @@ def at_rest(module: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-def _at_rest(module: nn.Module, matrix: Matrix) -> Matrix:
-    read = partial(_read_at_rest, module, matrix.read)
-    outline = partial(torch.empty, read().shape, device="meta")
-    return replace(matrix, read=read, made_of=partial(_originals, module), outline=outline)
-
-
-def _read_at_rest(module: nn.Module, read: Callable[[], Tensor]) -> Tensor:
-    # One that draws at random takes nothing from the user's random state.
-    devices = {parameter.device for parameter in module.parameters()} - {torch.device("cpu"), torch.device("meta")}
-    kind = next((device.type for device in devices), "cuda")
-    with at_rest(module), torch.no_grad(), torch.random.fork_rng(devices, device_type=kind):
-        return read()
-
-
 def structure(model: nn.Module) -> tuple[object, ...]:
-    """Equal for as long as the weights of a model are where they were: the same parameters, computed alike.
+    """Return a value that is equal as long as a model has the same parameters, and computes its weights alike.
 
-    What a wrapper shards counts as the parameter that the optimizer holds, whatever the module shows in the meantime.
+    A weight that a wrapper shards counts as the parameter that the optimizer holds, whatever the module shows.
     """
     shards = find_shards(model)
     return tuple(
@@ -69,7 +55,7 @@ def structure(model: nn.Module) -> tuple[object, ...]:
             type(module),
             tuple((name, id(parameter)) for name, parameter in _unsharded(module, shards.get(id(module), {}))),
             tuple((name, id(shard.parameter)) for name, shard in sorted(shards.get(id(module), {}).items())),
-            tuple(attribute for attribute, _ in _hooked(module)),
+            tuple(attribute for attribute, _ in _hooked_weights(module)),
         )
         for module in model.modules()
     )
@@ -79,34 +65,67 @@ def _unsharded(module: nn.Module, shards: Mapping[str, Shard]) -> Iterator[tuple
     return (pair for pair in module.named_parameters(recurse=False) if pair[0] not in shards)
 
 
+def _of_parametrization(module: nn.Module, matrix: Matrix) -> Matrix:
+    read = partial(_read_in_eval_mode, module, matrix.read)
+    outline = partial(torch.empty, read().shape, device="meta")
+    return replace(matrix, read=read, made_of=partial(_originals, module), outline=outline)
+
+
+def _read_in_eval_mode(module: nn.Module, read: Callable[[], Tensor]) -> Tensor:
+    # A parametrisation that draws random numbers must not change the user's random state.
+    devices = {parameter.device for parameter in module.parameters()} - {torch.device("cpu"), torch.device("meta")}
+    kind = next((device.type for device in devices), "cuda")
+    with (
+        parametrizations_in_eval_mode(module),
+        torch.no_grad(),
+        torch.random.fork_rng(devices, device_type=kind),
+    ):
+        return read()
+
+
 def _originals(module: nn.Module) -> tuple[Tensor, ...]:
     parametrizations = module.parametrizations
     assert isinstance(parametrizations, nn.ModuleDict)  # noqa: S101 -- for the type checker
     return tuple(parametrizations.parameters())
 
 
-def _hooked(module: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(attribute, its value) for each weight that a hook makes anew before `forward`; until then it is a step old."""
-    for hook in module._forward_pre_hooks.values():  # noqa: SLF001 -- there is no other way to them
+def _hooked_weights(module: nn.Module) -> Iterator[tuple[str, Callable[[], Tensor]]]:
+    """Iterate over (attribute, function that computes it) for weights that a hook sets before each `forward`.
+
+    Until the next `forward` the attribute itself holds the value of the last step.
+    """
+    for hook in forward_pre_hooks(module):
         match hook:
             case WeightNorm():
                 yield hook.name, partial(hook.compute_weight, module)
             case SpectralNorm():
                 yield hook.name, partial(hook.compute_weight, module, do_power_iteration=False)
             case BasePruningMethod():
-                # Set by torch on each instance, and declared nowhere.
-                method: Any = hook
-                yield method._tensor_name, partial(method.apply_mask, module)  # noqa: SLF001
+                yield pruned_attribute(hook), partial(hook.apply_mask, module)
 
 
-def _recomputed(module: nn.Module, matrix: Matrix, hooked: dict[str, Callable[[], Tensor]]) -> Matrix:
-    attribute = matrix.read.args[-1] if isinstance(matrix.read, partial) else None
-    if attribute not in hooked:
+def _of_hook(module: nn.Module, matrix: Matrix, hooked: Mapping[str, Callable[[], Tensor]]) -> Matrix:
+    attribute = _attribute_of(matrix, module, hooked)
+    if attribute is None:
         return matrix
-    behind = [weight for name, weight in module.named_parameters(recurse=False) if name.startswith(f"{attribute}_")]
-    return replace(matrix, read=partial(_quietly, hooked[attribute]), made_of=lambda: tuple(behind))
+    prefix = f"{attribute}_"  # of weight_g and weight_v, or of weight_orig
+    behind = tuple(weight for name, weight in module.named_parameters(recurse=False) if name.startswith(prefix))
+    return replace(matrix, read=partial(_read_without_grad, hooked[attribute]), made_of=lambda: behind)
 
 
-def _quietly(read: Callable[[], Tensor]) -> Tensor:
+def _attribute_of(matrix: Matrix, module: nn.Module, attributes: Iterable[str]) -> str | None:
+    """Return which of some attributes holds the tensor that a matrix reads; None for none of them.
+
+    It is recognised by identity, so that the handle of any extractor will do, however it looks the weight up.
+    """
+    weight = None
+    with suppress(Exception):  # reported for the matrix
+        weight = matrix.read()
+    if weight is None:
+        return None
+    return next((attribute for attribute in attributes if getattr(module, attribute, None) is weight), None)
+
+
+def _read_without_grad(read: Callable[[], Tensor]) -> Tensor:
     with torch.no_grad():
         return read()

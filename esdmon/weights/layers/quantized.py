@@ -1,7 +1,7 @@
-"""Weights that are stored as packed numbers, and give the numbers that they stand for.
+"""Weights that are stored as packed numbers, read as the numbers that they represent.
 
-Known by what they offer, without importing the library that made them: torch's own quantised tensors, tensor classes
-with a `dequantize` of their own (torchao, quanto), and the 4-bit and 8-bit parameters of bitsandbytes.
+They are recognised by what they offer, without importing the library that made them: torch's own quantised tensors,
+tensor classes with their own `dequantize` (torchao, quanto), and the 4-bit and 8-bit parameters of bitsandbytes.
 """
 
 from collections.abc import Callable
@@ -16,39 +16,57 @@ from torch import Tensor, nn
 from esdmon.weights.matrix import Matrix
 
 Materializer = Callable[[Tensor], Callable[[Tensor], Tensor] | None]
-"""`parameter -> what turns it into an ordinary tensor`; None for one that is, or that it does not know."""
+"""`parameter -> function that converts it to an ordinary tensor`; None for an ordinary or an unknown parameter."""
 
 
 def unpacker(weight: Any) -> Callable[[Any], Tensor] | None:
-    """What gives the numbers that a packed weight stands for; None for what is not packed, or in an unknown way."""
+    """Return a function that converts a packed weight to an ordinary tensor.
+
+    Returns:
+        None for a weight that is not packed, or packed in an unknown way.
+    """
     kind = type(weight)
     if kind.__module__.startswith("bitsandbytes."):
-        functional = import_module("bitsandbytes.functional")
         if getattr(weight, "quant_state", None) is not None:
-            return lambda packed: functional.dequantize_4bit(packed.data, packed.quant_state)
-        if getattr(weight, "SCB", None) is not None:
-            return lambda packed: functional.int8_vectorwise_dequant(packed.CB, packed.SCB)
-        return None
-    if weight.is_quantized or kind.dequantize is not Tensor.dequantize:
-        return lambda packed: packed.detach().dequantize()
-    return None
+            return _unpack_4bit
+        return None if getattr(weight, "SCB", None) is None else _unpack_8bit
+    return _dequantize if weight.is_quantized or kind.dequantize is not Tensor.dequantize else None
 
 
-def materialised(matrix: Matrix, materializer: Materializer = unpacker) -> Matrix:
-    """The matrix, read as the numbers that its weight stands for; one with an ordinary weight as it is."""
+def materialize(matrix: Matrix, materializer: Materializer = unpacker) -> Matrix:
+    """Return a handle that reads a packed weight as an ordinary tensor; a handle on an ordinary weight unchanged."""
     if matrix.made_of is not None:
         return matrix
     weight = matrix.read()
-    if _is_ordinary(weight) or (unpack := materializer(weight)) is None:
+    unpack = None if _is_ordinary(weight) else materializer(weight)
+    if unpack is None:
         return matrix
     shape = getattr(getattr(weight, "quant_state", None), "shape", weight.shape)
     return replace(
         matrix,
-        read=lambda: unpack(matrix.read()),
-        made_of=lambda: (matrix.read(),),
+        read=partial(_read_unpacked, matrix.read, unpack),
+        made_of=matrix.parameters,
         outline=partial(torch.empty, shape, device="meta"),
     )
 
 
+def _read_unpacked(read: Callable[[], Tensor], unpack: Callable[[Tensor], Tensor]) -> Tensor:
+    return unpack(read())
+
+
 def _is_ordinary(weight: Tensor) -> bool:
     return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.element_size() > 1
+
+
+def _dequantize(packed: Tensor) -> Tensor:
+    return packed.detach().dequantize()
+
+
+def _unpack_4bit(packed: Any) -> Tensor:
+    unpacked: Tensor = import_module("bitsandbytes.functional").dequantize_4bit(packed.data, packed.quant_state)
+    return unpacked
+
+
+def _unpack_8bit(packed: Any) -> Tensor:
+    unpacked: Tensor = import_module("bitsandbytes.functional").int8_vectorwise_dequant(packed.CB, packed.SCB)
+    return unpacked

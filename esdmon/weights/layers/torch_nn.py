@@ -1,12 +1,13 @@
-"""The layers of torch."""
+"""The layers of torch.nn."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
+from esdmon.torch_private import recurrent_attributes
 from esdmon.weights import stacks
-from esdmon.weights.layers.heads import heads_of
+from esdmon.weights.layers.attention import heads_of
 from esdmon.weights.matrix import Matrix
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -16,40 +17,33 @@ _FLATTENED = "convolutions are read by kernel position; flattened on request: '*
 
 
 def extract_torch(name: str, module: nn.Module) -> Sequence[Matrix] | None:  # noqa: PLR0911 -- one for each kind
-    """The matrices of a linear or bilinear layer, a convolution, attention, a recurrent layer or an embedding."""
+    """Return the matrices of a linear, bilinear, convolutional, recurrent or embedding layer, or of attention."""
     weight = partial(getattr, module, "weight")
     match module:
         case nn.Linear():
             return [Matrix(name, weight, stacks.linear)]
         case nn.Bilinear():
-            return [Matrix(name, weight, stacks.as_it_is)]
+            return [Matrix(name, weight, stacks.identity)]
         case nn.Embedding() | nn.EmbeddingBag():
             return [Matrix(name, weight, stacks.linear, on_request=EMBEDDING)]
         case nn.MultiheadAttention():
-            return _attention(name, module)
+            return _extract_attention(name, module)
         case nn.RNNBase():
-            return _recurrent(name, module)
+            return _extract_recurrent(name, module)
     if type(module).__name__ == "Conv1D" and type(module).__module__.startswith("transformers."):
         return [Matrix(name, weight, stacks.linear)]  # a linear layer of transformers, stored as (inputs, outputs)
     if isinstance(module, _CONVOLUTIONS):
-        dimensions = 2 + len(module.kernel_size)
-        return [
-            Matrix(name, weight, partial(stacks.convolution, groups=module.groups, dimensions=dimensions)),
-            Matrix(
-                f"{name}/flattened",
-                weight,
-                partial(stacks.flattened, groups=module.groups, dimensions=dimensions),
-                on_request=_FLATTENED,
-                detail=True,
-            ),
-        ]
+        groups, dimensions = module.groups, 2 + len(module.kernel_size)
+        whole = Matrix(name, weight, partial(stacks.convolution, groups=groups, dimensions=dimensions))
+        to_flat = partial(stacks.flattened, groups=groups, dimensions=dimensions)
+        return [whole, Matrix(f"{name}/flattened", weight, to_flat, on_request=_FLATTENED, detail=True)]
     return None
 
 
-def _parts(name: str, read: Callable[[], Tensor], labels: str) -> list[Matrix]:
-    """A weight in which as many matrices as there are labels stand on top of each other."""
+def _split_rows(name: str, read: Callable[[], Tensor], labels: str) -> list[Matrix]:
+    """Return one matrix for each label, from a weight that holds them above each other in equal parts."""
     weight = read()
-    if len(labels) == 1 or getattr(weight, "ndim", 0) != 2:  # of a strange shape: told as one
+    if len(labels) == 1 or getattr(weight, "ndim", 0) != 2:  # a weight of another shape is reported as one
         return [Matrix(name, read, stacks.linear)]
     rows = weight.shape[0] // len(labels)
     return [
@@ -58,25 +52,24 @@ def _parts(name: str, read: Callable[[], Tensor], labels: str) -> list[Matrix]:
     ]
 
 
-def _attention(name: str, module: nn.MultiheadAttention) -> list[Matrix]:
-    """q, k and v, in one parameter or, where their widths differ, in three; `out_proj` is a module of its own."""
+def _extract_attention(name: str, module: nn.MultiheadAttention) -> list[Matrix]:
+    """Return q, k, v and their heads; they have one parameter, or three where their widths differ."""
     if module.in_proj_weight is not None:
-        wholes = _parts(f"{name}.in_proj_weight", partial(getattr, module, "in_proj_weight"), "qkv")
+        wholes = _split_rows(f"{name}.in_proj_weight", partial(getattr, module, "in_proj_weight"), "qkv")
     else:
-        names = [f"{label}_proj_weight" for label in "qkv"]
-        wholes = [Matrix(f"{name}.{attr}", partial(getattr, module, attr), stacks.linear) for attr in names]
-    return [matrix for whole in wholes for matrix in (whole, *heads_of(whole, size=module.head_dim))]
+        attributes = [f"{label}_proj_weight" for label in "qkv"]
+        wholes = [Matrix(f"{name}.{each}", partial(getattr, module, each), stacks.linear) for each in attributes]
+    found: list[Matrix] = []
+    for whole in wholes:
+        found += [whole, *heads_of(whole, size=module.head_dim)]
+    return found
 
 
-def _recurrent(name: str, module: nn.RNNBase) -> list[Matrix]:
-    """The gates of each layer and direction, from the input and from the state; a projection is one matrix."""
-    return [
-        matrix
-        for attribute in module._flat_weights_names  # noqa: SLF001 -- the parameters' own names differ under weight_norm
-        if attribute.startswith("weight")
-        for matrix in _parts(
-            f"{name}.{attribute}",
-            partial(getattr, module, attribute),
-            "p" if "_hr_" in attribute else _GATES[module.mode],
-        )
-    ]
+def _extract_recurrent(name: str, module: nn.RNNBase) -> list[Matrix]:
+    """Return the gates of each layer and direction, from the input and from the state; a projection is one matrix."""
+    found: list[Matrix] = []
+    for attribute in recurrent_attributes(module):  # under weight_norm the parameters have other names
+        if attribute.startswith("weight"):
+            labels = "p" if "_hr_" in attribute else _GATES[module.mode]
+            found += _split_rows(f"{name}.{attribute}", partial(getattr, module, attribute), labels)
+    return found

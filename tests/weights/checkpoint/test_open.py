@@ -187,24 +187,24 @@ def hostile_index(folder: Path) -> Path:
 
 
 BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
-    "no such file": (lambda folder: folder / "a.pt", "there is no file or folder"),
-    "an empty folder": (lambda folder: folder, "holds no checkpoint"),
+    "no such file": (lambda folder: folder / "a.pt", "a.pt does not exist"),
+    "an empty folder": (lambda folder: folder, "contains no checkpoint"),
     "an empty file": (with_bytes("a.pt", b""), "a.pt is empty"),
-    "a text": (with_bytes("a.pt", b"weights to follow\n" * 9), "is truncated, or no checkpoint of torch"),
-    "another kind": (with_bytes("a.txt", b"hello"), "is none of .pt, .pth"),
-    "a truncated zip": (truncated(as_pt, 3000), "is truncated, or no checkpoint of torch"),
-    "a truncated pickle": (truncated(as_old, 300), "is truncated, or no checkpoint of torch"),
-    "truncated safetensors": (truncated(as_safetensors, 400), "is truncated, or no safetensors file"),
-    "no safetensors": (with_bytes("a.safetensors", b"x" * 99), "is truncated, or no safetensors file"),
+    "a text": (with_bytes("a.pt", b"weights to follow\n" * 9), "is truncated or not a torch checkpoint"),
+    "another kind": (with_bytes("a.txt", b"hello"), "is of an unknown kind. Pass a .pt, .pth"),
+    "a truncated zip": (truncated(as_pt, 3000), "is truncated or not a torch checkpoint"),
+    "a truncated pickle": (truncated(as_old, 300), "is truncated or not a torch checkpoint"),
+    "truncated safetensors": (truncated(as_safetensors, 400), "is truncated or not a safetensors file"),
+    "no safetensors": (with_bytes("a.safetensors", b"x" * 99), "is truncated or not a safetensors file"),
     "python objects": (saved("a.pt", {"w": torch.ones(9, 9), "args": argparse.Namespace()}), r"argparse.Namespace"),
-    "a whole model": (saved("a.pt", nn.Linear(3, 3)), r"refused: it holds Python objects \(torch.nn.modules.linear"),
-    "a bomb": (saved("a.pt", {"w": Bomb()}), "refused: it holds Python objects"),
-    "a bomb in an index": (hostile_index, "refused: its index holds posix.system"),
+    "a whole model": (saved("a.pt", nn.Linear(3, 3)), r"refused: it contains Python objects \(torch.nn.modules.linear"),
+    "a bomb": (saved("a.pt", {"w": Bomb()}), "refused: it contains Python objects"),
+    "a bomb in an index": (hostile_index, "refused: its index contains posix.system"),
     "a damaged index": (with_bytes("model.safetensors.index.json", b"{}"), "has no weight_map"),
-    "a missing shard": (missing_shard, "names 1 files that are not there: model-1.safetensors"),
-    "several checkpoints": (several, "holds 2 checkpoints: give one of them"),
-    "no tensors": (saved("a.pt", {"epoch": 3}), "holds no tensors by name: its keys are epoch"),
-    "a truncated metadata": (with_bytes(".metadata", b"\x80\x04"), "no index of a distributed checkpoint"),
+    "a missing shard": (missing_shard, "lists 1 files that do not exist, such as model-1.safetensors"),
+    "several checkpoints": (several, "contains 2 checkpoints. Pass one of them"),
+    "no tensors": (saved("a.pt", {"epoch": 3}), "contains no named tensors; its keys are epoch"),
+    "a truncated metadata": (with_bytes(".metadata", b"\x80\x04"), "not the index of a distributed checkpoint"),
 }
 
 
@@ -225,7 +225,7 @@ def test_torchscript_is_refused(tmp_path: Path) -> None:
     """It is code."""
     module: Any = torch.jit.script(nn.Linear(3, 3))
     module.save(tmp_path / "a.pt")
-    with pytest.raises(InputError, match="is a TorchScript archive, which is code"):
+    with pytest.raises(InputError, match="is a TorchScript archive, which contains code"):
         open_checkpoint(tmp_path / "a.pt")
 
 
@@ -244,7 +244,7 @@ def test_safetensors_is_an_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         open_checkpoint(path)
 
 
-def test_experts_are_told_from_kernels_by_their_names() -> None:
+def test_experts_and_kernels_are_distinguished_by_their_names() -> None:
     """A 3-D tensor of a mapping: slices along the first side for experts, along the last for a convolution."""
     shapes = {
         m.name: m.stack_shape()

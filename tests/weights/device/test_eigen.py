@@ -121,7 +121,7 @@ def test_extreme_scales(scale: float) -> None:
 
 
 def test_zero_rows_and_columns_are_dropped_and_counted() -> None:
-    """Dead units are no rank collapse: they are left out, and told."""
+    """Dead units are not a rank collapse: they are left out, and counted."""
     weight = torch.randn(60, 40)
     alive = weight[10:, :35]
     weight[:10] = 0
@@ -160,11 +160,11 @@ def test_elements_are_those_of_the_weight() -> None:
         (torch.zeros(20, 20), "degenerate", "all weights are zero"),
         (torch.full((20, 20), float("nan")), "nonfinite", "400 of 400 elements are NaN or infinite"),
         (torch.eye(20).index_fill(0, torch.tensor([0]), float("inf")), "nonfinite", "20 of 400"),
-        (torch.randn(20, 9), "skipped", "9 eigenvalues, readings start at 10"),
+        (torch.randn(20, 9), "skipped", "9 eigenvalues; at least 10 are needed"),
         (torch.empty(0, 20), "skipped", "an empty weight"),
-        (torch.ones(20, 20, dtype=torch.int8), "skipped", "torch.int8 weights are packed"),
-        (torch.ones(20, 20).to(torch.float8_e4m3fn), "skipped", "torch.float8_e4m3fn weights are packed"),
-        (torch.ones(20, 20, dtype=torch.complex64), "skipped", "torch.complex64 weights are packed"),
+        (torch.ones(20, 20, dtype=torch.int8), "skipped", "torch.int8 weights are not real numbers"),
+        (torch.ones(20, 20).to(torch.float8_e4m3fn), "skipped", "torch.float8_e4m3fn weights are not"),
+        (torch.ones(20, 20, dtype=torch.complex64), "skipped", "torch.complex64 weights are not real"),
         (torch.empty(20, 20, device="meta"), "skipped", "on the meta device"),
     ],
     ids=["zero", "nan", "inf", "few", "empty", "int8", "float8", "complex", "meta"],
@@ -178,7 +178,7 @@ def test_what_cannot_be_read_has_a_reason(weight: Tensor, status: str, reason: s
 
 def test_unknown_precision_is_refused() -> None:
     """With the ones that there are."""
-    with pytest.raises(InputError, match="precision= is one of auto, exact; got 'float16'"):
+    with pytest.raises(InputError, match="precision= must be one of auto, exact; got 'float16'"):
         check_precision("float16")
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import esdmon
+from esdmon import torch_private
 from esdmon.weights import discover, read_spectrum
-from esdmon.weights.device import precision
-from esdmon.weights.device.precision import rounds_products, weight_now
+from esdmon.weights.device.precision import read_weight, rounds_products
 
 _NEW = [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
 
@@ -62,7 +62,7 @@ WAYS: dict[str, tuple[Callable[[], object], str, bool]] = {
 @pytest.mark.parametrize("way", WAYS)
 def test_each_switch_leaves_readings_right(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a CPU in float64 only where its own products are rounded; TF32 needs instructions that most have not."""
-    monkeypatch.setattr("torch.cpu._is_amx_fp16_supported", lambda: False)
+    monkeypatch.setattr(torch_private, "cpu_multiplies_in_tf32", lambda: False)
     turn, used, on_cuda = WAYS[way]
     turn()
     model = nn.Sequential(nn.Linear(64, 96))
@@ -76,17 +76,26 @@ def test_each_switch_leaves_readings_right(way: str, monkeypatch: pytest.MonkeyP
     assert rounds_products("cuda") == on_cuda
 
 
+class UnknownBackend:
+    """Switches that raise when they are read."""
+
+    @property
+    def matmul(self) -> object:
+        raise RuntimeError("mixed APIs")
+
+
 def test_what_cannot_be_asked_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another device, or a torch whose switches raise."""
     assert rounds_products("mps")
-    monkeypatch.setattr(precision, "_setting", lambda _: 1 / 0)
+    for backend in ("mkldnn", "cuda"):
+        monkeypatch.setattr(torch.backends, backend, UnknownBackend())
     assert rounds_products("cpu")
     assert rounds_products("cuda")
 
 
 def test_tf32_counts_on_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """As the newest ones do."""
-    monkeypatch.setattr("torch.cpu._is_amx_fp16_supported", lambda: True)
+    monkeypatch.setattr(torch_private, "cpu_multiplies_in_tf32", lambda: True)
     new("mkldnn.matmul", "tf32")()
     assert rounds_products("cpu")
 
@@ -111,7 +120,7 @@ def test_a_computed_weight_is_computed_in_full_precision(autocast: bool) -> None
     if not autocast:
         torch.set_float32_matmul_precision("medium")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        weight = weight_now(matrix)
+        weight = read_weight(matrix)
         lam = read_spectrum(matrix).eigenvalues
     expected = original @ original.mT @ original
     assert weight.dtype == torch.float32

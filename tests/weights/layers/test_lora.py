@@ -84,7 +84,7 @@ def test_a_delta_is_never_called_collapsed_or_trained() -> None:
 
 
 def test_an_adapter_that_adds_nothing_yet_is_inactive() -> None:
-    """B = 0 at the start is no dead layer."""
+    """B = 0 at the start is not a dead layer."""
     layer = esdmon.analyze(adapted(["up"], init_lora_weights=True))["up/lora.default"]
     assert (layer.status, layer.reason) == ("skipped", "inactive: this adapter adds nothing yet (lora_B is zero)")
 
@@ -94,20 +94,23 @@ def test_a_merged_base_is_not_read_as_the_base() -> None:
     model = adapted(["up"])
     before = esdmon.analyze(model)["up"]
     model.merge_adapter()
-    assert esdmon.analyze(model)["up"].reason.startswith("an adapter is merged into it")
+    assert esdmon.analyze(model)["up"].reason.startswith("an adapter is merged into this weight")
     model.unmerge_adapter()
     after = esdmon.analyze(model)["up"]
     assert after.measures["spectral_norm"] == pytest.approx(before.measures["spectral_norm"], rel=1e-5)
 
 
 def test_several_adapters_and_dora() -> None:
-    """Each adapter by its name; the sum of a kind that is no plain sum is skipped with a reason."""
+    """Each adapter by its name; the sum of DoRA, which is not a plain sum, is skipped with a reason."""
     model = adapted(["up"], use_dora=True)
     model.add_adapter("other", peft.LoraConfig(r=RANK, target_modules=["up"], init_lora_weights=False))
     names = [matrix.name for matrix in discover(model).matrices]
     assert names == ["up", "up/lora.default", "up/lora.other", "down", "conv", "plain"]
     (merged,) = esdmon.analyze(model, layers=["*/merged"])
-    assert (merged.status, merged.reason) == ("skipped", "the merged weight of this kind of adapter is not read")
+    assert (merged.status, merged.reason) == (
+        "skipped",
+        "the merged weight of a DoRA adapter is not read: it is not a plain sum",
+    )
 
 
 def test_coverage_counts_the_factors() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import prune, spectral_norm, weight_norm
 
 import esdmon
-from esdmon.weights import discover, read_spectrum
+from esdmon.weights import Matrix, discover, read_spectrum, stacks
 
 pruned: Any = prune.random_unstructured
 HOOKS: dict[str, Callable[[nn.Linear], Any]] = {
@@ -40,6 +40,20 @@ def test_a_weight_that_a_hook_computes_is_read_as_the_next_forward_will_have_it(
     weight: Any = model[0].weight
     expected = np.sort(torch.linalg.svdvals(weight.detach().double()).numpy() ** 2) / 40
     assert np.allclose(spectrum.eigenvalues, expected, rtol=1e-6)
+
+
+def test_a_hooked_weight_is_recognised_in_the_handle_of_any_extractor() -> None:
+    """However that looks the weight up."""
+    model = HOOKS["spectral_norm"](nn.Linear(40, 30))
+    with torch.no_grad():
+        model.weight_orig.mul_(torch.rand(30, 40) + 0.5)
+
+    def extractor(name: str, module: nn.Module) -> list[Matrix]:
+        return [Matrix(name, lambda: module.weight, stacks.linear)]  # type: ignore[return-value,arg-type]
+
+    (ours,), (theirs,) = discover(model).matrices, discover(model, extractor=extractor).matrices
+    assert np.array_equal(read_spectrum(theirs).eigenvalues, read_spectrum(ours).eigenvalues)
+    assert [id(each) for each in theirs.parameters()] == [id(model.weight_orig)]
 
 
 def test_training_with_a_hooked_weight_is_watched() -> None:

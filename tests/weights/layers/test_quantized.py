@@ -1,4 +1,4 @@
-"""Packed weights are read as the numbers that they stand for, with the libraries that pack them."""
+"""Packed weights are read as the numbers that they represent, with the libraries that pack them."""
 
 import copy
 import logging
@@ -33,7 +33,7 @@ def test_torchs_own() -> None:
 @pytest.mark.parametrize("config", ["Int8WeightOnlyConfig", "Float8WeightOnlyConfig"])
 def test_torchao(config: str) -> None:
     """A tensor class with a `dequantize` of its own."""
-    logging.disable(logging.WARNING)  # its loader tells of accelerators that this machine lacks
+    logging.disable(logging.WARNING)  # its loader warns of accelerators that this machine lacks
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from torchao import quantization
@@ -73,6 +73,6 @@ def test_packed_numbers_of_an_unknown_kind_are_skipped() -> None:
     report = esdmon.analyze({"w": torch.ones(20, 20, dtype=torch.int8), "v": torch.randn(20, 20)})
     assert (report["w"].status, report["w"].reason) == (
         "skipped",
-        "torch.int8 weights are packed numbers, not a matrix",
+        "torch.int8 weights are not real numbers; a plugin's esdmon_materialize can convert them",
     )
     assert [(skip.name, skip.reason) for skip in report.coverage.skipped] == [("w", report["w"].reason)]

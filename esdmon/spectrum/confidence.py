@@ -1,0 +1,102 @@
+"""Measure how far a spectrum is from the border of its phase, as a confidence between 0 and 1.
+
+Distances are logarithms of factors in units of ln 1.5, so that 1 is a factor of 1.5 (our choice).
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, decide
+from esdmon.spectrum.spectrum import Spectrum
+
+_FAR = math.log(1.5)
+_BESIDE = 1e-9  # relative distance from a border of the values tried on either side of it
+
+
+def to_other_phase(evidence: Evidence, phase: Phase, limits: PhaseThresholds) -> float:
+    """Return the distance to the nearest evidence of another phase, at most 1.
+
+    The distance of a combined change is that of its largest part.
+    """
+    choices = {
+        name: [(getattr(evidence, name), 0.0)] for name in ("soft_rank", "spikes", "ks", "alpha", "tail_ks", "ratio")
+    }
+    for name, value, distance in _across_borders(evidence, limits):
+        if distance < 1:
+            choices[name].append((value, distance))
+    nearest = 1.0
+    for chosen in itertools.product(*choices.values()):
+        distance = max(part for _, part in chosen)
+        values = dict(zip(choices, (value for value, _ in chosen), strict=True))
+        if distance < nearest and decide(evidence._replace(**values), limits) is not phase:
+            nearest = distance
+    return nearest
+
+
+def _across_borders(e: Evidence, limits: PhaseThresholds) -> Iterator[tuple[str, float, float]]:
+    """Yield (piece of evidence, value across a border, distance to it) for every border."""
+    for name, border in (
+        ("soft_rank", limits.bleeding_soft_rank),
+        ("soft_rank", limits.heavy_soft_rank),
+        ("soft_rank", limits.far_soft_rank),
+        ("ks", limits.random_ks),
+        ("alpha", limits.heavy_alpha),
+        ("tail_ks", limits.heavy_ks),
+        ("ratio", limits.heavy_ratio),
+    ):
+        value = getattr(e, name)
+        if value >= border:
+            yield name, border * (1 - _BESIDE), _distance(value, border)
+        if value <= border:
+            yield name, border * (1 + _BESIDE), _distance(value, border)
+    for last in (math.floor(e.few), math.ceil(e.many) - 1):
+        if last >= 1:
+            yield "spikes", last + 1 if e.spikes <= last else last, _distance_of_count(e.spikes, last)
+    yield "spikes", 0 if e.spikes else 1, _distance(e.reach, 1)
+
+
+def _distance(value: float, border: float) -> float:
+    """Return |ln(value/border)|/ln 1.5; infinite unless both are positive and finite."""
+    if not (value > 0 and border > 0 and math.isfinite(value)):
+        return math.inf
+    return abs(math.log(value / border)) / _FAR
+
+
+def _distance_of_count(count: float, last: int) -> float:
+    """Return the distance from the last count before a border or the first behind it; infinite for a count of 0."""
+    if count == 0:
+        return math.inf
+    return _distance(count, last if count <= last else last + 1)
+
+
+def to_other_rank(spectrum: Spectrum, limits: PhaseThresholds) -> float:
+    """Return the distance to the border of rank collapse or of `max_dead`, from either side; it may exceed 1."""
+    size, rank = spectrum.eigenvalues.size, spectrum.nonzero.size
+    zeros = _distance_of_count(size - rank, size - math.ceil(limits.min_rank * size))
+    gap = _distance(_gap(spectrum), limits.zero_gap)
+    if is_collapsed(spectrum, limits):
+        collapse = min(zeros, gap)
+    else:  # both conditions must become true
+        few_zeros, is_one_tail = rank >= limits.min_rank * size, _gap(spectrum) >= limits.zero_gap
+        collapse = max(zeros if few_zeros else 0.0, gap if is_one_tail else 0.0)
+    dead = count_dead(spectrum)
+    return min(collapse, _distance(dead / (dead + spectrum.n + spectrum.m), limits.max_dead))
+
+
+def is_collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
+    """Return True if enough eigenvalues are zero, with a gap to the rest; a very heavy tail has no such gap."""
+    return spectrum.nonzero.size < limits.min_rank * spectrum.eigenvalues.size and _gap(spectrum) < limits.zero_gap
+
+
+def _gap(spectrum: Spectrum) -> float:
+    """Return the median of the zero eigenvalues over that of the others; 0 if none is zero."""
+    zeros = spectrum.eigenvalues[: spectrum.eigenvalues.size - spectrum.nonzero.size]
+    return float(np.median(zeros)) / float(np.median(spectrum.nonzero)) if zeros.size else 0.0
+
+
+def count_dead(spectrum: Spectrum) -> int:
+    """Return the number of all-zero rows and columns that were dropped."""
+    return 0 if spectrum.elements is None else spectrum.elements.zero_rows + spectrum.elements.zero_columns

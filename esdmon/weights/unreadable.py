@@ -1,0 +1,37 @@
+"""Describe the weights of a model that cannot be read, in sentences for the log."""
+
+from collections.abc import Mapping, Sequence
+
+from esdmon.weights.discovery import Watched
+
+_MAX_NAMED = 3  # layers or modules named in one sentence
+
+
+def unread(watched: Watched) -> list[str]:
+    """Return one sentence on unreadable matrices, and one for each error in the search of modules."""
+    sentences = [_on_modules(why, watched.failures) for why in dict.fromkeys(watched.failures.values())]
+    wholes = [matrix for matrix in watched.matrices if not matrix.detail]
+    reasons = {matrix.name: matrix.unreadable for matrix in wholes if matrix.unreadable}
+    if reasons:
+        sentences.insert(0, _on_matrices(reasons, len(wholes)))
+    return sentences
+
+
+def _on_matrices(reasons: Mapping[str, str], total: int) -> str:
+    examples = [f"{name}: {why}" for name, why in list(reasons.items())[:_MAX_NAMED]]
+    if len(reasons) > _MAX_NAMED:
+        examples.append(f"and {len(reasons) - _MAX_NAMED} more")
+    sentence = f"{len(reasons)} of {total} matrices are skipped because they cannot be read ({'; '.join(examples)})."
+    if len(reasons) == total:
+        sentence += " No matrix is left to read; training continues without readings."
+    return sentence
+
+
+def _on_modules(why: str, failures: Mapping[str, str]) -> str:
+    modules = [name for name, reason in failures.items() if reason == why]
+    return f"searching {_listed(modules)} for weights raised {why}. Their weights are not read."
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more modules" if rest > 0 else "")

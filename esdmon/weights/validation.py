@@ -1,0 +1,35 @@
+"""Check that a weight can be read at all, before any time is spent on it."""
+
+from torch import Tensor
+
+from esdmon.weights.matrix import UnreadableError
+
+MIN_EIGENVALUES = 10
+"""The smallest spectrum that is read: fewer eigenvalues say nothing about a distribution. Our choice."""
+
+
+def check_kind(weight: Tensor) -> None:
+    """Raise for a weight that holds no whole matrix of real numbers, by its dtype, type and shape alone.
+
+    Raises:
+        UnreadableError: for packed, integer and complex weights, shards, and empty weights.
+    """
+    if not weight.is_floating_point() or weight.element_size() < 2:
+        raise UnreadableError(
+            "skipped", f"{weight.dtype} weights are not real numbers; a plugin's esdmon_materialize can convert them"
+        )
+    if hasattr(weight, "placements"):
+        raise UnreadableError("skipped", "sharded over ranks: not read yet")
+    if weight.numel() == 0:
+        raise UnreadableError("skipped", "an empty weight")
+
+
+def check_readable(weight: Tensor) -> None:
+    """Raise for a weight that `check_kind` rejects, or that is on the meta device.
+
+    Raises:
+        UnreadableError: with the reason.
+    """
+    check_kind(weight)
+    if weight.device.type == "meta":
+        raise UnreadableError("skipped", "on the meta device, which holds no numbers: load the weights first")

@@ -1,0 +1,111 @@
+"""What holds for every built-in rule, and between them."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from esdmon.alerts import BUILT_IN_RULES, AlertRule
+from esdmon.records import LayerReport
+from esdmon.spectrum import Phase
+from tests.alerts.histories import RULES, WRONG, alerts_of, reading, report
+
+
+def test_every_rule_on_spectra_is_here() -> None:
+    assert WRONG.keys() == {rule.name for rule in BUILT_IN_RULES if rule.counts == "moves"}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_it_fires_after_as_many_readings_as_it_asks_for_and_says_what_and_what_to_do(name: str) -> None:
+    """And not before; it is resolved as many good readings later."""
+    rule = RULES[name]
+    good, wrong = range(1, 11), range(11, 11 + rule.checks)
+    after = range(wrong.stop, wrong.stop + rule.clear)
+    readings = [*map(reading, good), *map(WRONG[name], wrong), *map(reading, after)]
+    fired, resolved = alerts_of(rule, (report(layer.step, layer) for layer in readings))
+    assert (fired.rule, fired.layer, fired.state, fired.severity) == (name, "fc1", "firing", rule.severity)
+    assert (fired.since, fired.step) == (11, wrong[-1])
+    assert fired.message.startswith(f"fc1: {name}: ")
+    assert f"in {rule.checks} checks since step 11. {rule.advice}" in fired.message
+    assert fired.evidence
+    assert (resolved.id, resolved.state, resolved.severity, resolved.step) == (fired.id, "resolved", "info", after[-1])
+
+
+@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize(
+    "fields",
+    [{"moved": 0.0}, {"moved": 1e-7}, {"status": "failed"}, {"status": "degenerate"}],
+    ids=["still", "rounding", "failed", "zero"],
+)
+def test_readings_that_are_no_news_do_not_count(name: str, fields: dict[str, Any]) -> None:
+    """The same reading of a weight that stands still, said forty times, is no evidence; nor is one that failed."""
+    wrong = WRONG[name]
+    readings = [*map(reading, range(1, 11)), wrong(11), *(wrong(step, **fields) for step in range(12, 52))]
+    assert alerts_of(RULES[name], (report(layer.step, layer) for layer in readings)) == []
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_pruned_weight_never_fires(name: str) -> None:
+    """Its spectrum is that of the mask."""
+
+    def pruned(step: int) -> LayerReport:
+        layer = WRONG[name](step)
+        return replace(layer, measures={**layer.measures, "sparsity": 0.8})
+
+    readings = [*map(reading, range(1, 11)), *map(pruned, range(11, 31))]
+    assert alerts_of(RULES[name], (report(layer.step, layer) for layer in readings)) == []
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_measure_that_was_not_taken_is_nothing_wrong(name: str) -> None:
+    """Nor one that is undefined."""
+    readings = [reading(step) for step in range(1, 11)]
+    bare = [replace(reading(step), measures={}, phase=Phase.UNCLASSIFIED) for step in range(11, 31)]
+    assert alerts_of(RULES[name], (report(layer.step, layer) for layer in readings + bare)) == []
+
+
+def test_what_a_layer_was_in_a_fault_is_not_what_it_is_compared_with() -> None:
+    """Huge at the first reading, NaN at the next, and then restored."""
+    huge = reading(1, measures={"frobenius_norm": 1e9, "spectral_norm": 1e9})
+    nan = [replace(reading(step), status="nonfinite", reason="NaN") for step in range(2, 6)]
+    readings = [huge, *nan, *map(reading, range(6, 30))]
+    alerts = alerts_of(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))
+    assert [(alert.rule, alert.step) for alert in alerts] == [("non_finite", 2), ("non_finite", 6)]
+
+
+def test_the_way_back_from_a_fault_is_no_fault() -> None:
+    """A layer that was begun anew, and restored from a checkpoint: its stable rank is what it was before."""
+    noise = [
+        reading(step, measures={"stable_rank": 60.0, "mp_soft_rank": 1.0}, phase=Phase.RANDOM_LIKE)
+        for step in range(11, 31)
+    ]
+    readings = [*map(reading, range(1, 11)), *noise, *map(reading, range(31, 60))]
+    alerts = alerts_of(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))
+    assert [(alert.rule, alert.state) for alert in alerts] == [
+        ("phase_regression", "firing"),
+        ("phase_regression", "resolved"),
+    ]
+
+
+def test_a_layer_has_one_alert_for_one_fault() -> None:
+    """A collapse makes alpha small, the entropy low, the stable rank fall; only the collapse is told."""
+
+    def all_wrong(step: int) -> LayerReport:
+        names = ("over_regularized", "entropy_collapse", "stable_rank_drop")
+        measures = {key: value for name in names for key, value in WRONG[name](step).measures.items() if value < 1.7}
+        return reading(step, measures=measures | {"hard_rank": 40.0, "stable_rank": 5.0}, phase=Phase.RANK_COLLAPSE)
+
+    readings = [*map(reading, range(1, 11)), *map(all_wrong, range(11, 31))]
+    assert [alert.rule for alert in alerts_of(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))] == [
+        "rank_collapse"
+    ]
+
+
+@pytest.mark.parametrize("rule", BUILT_IN_RULES, ids=lambda rule: rule.name)
+def test_each_rule_has_a_page_a_source_and_advice(rule: AlertRule) -> None:
+    """`esdmon alerts explain`."""
+    assert "Fires " in rule.page
+    assert "Resolved " in rule.page
+    assert "Source: " in rule.page or rule.name == "non_finite"
+    assert rule.advice
+    assert set(rule.mutes) <= RULES.keys()

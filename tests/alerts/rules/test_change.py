@@ -1,0 +1,127 @@
+"""Rules on change: leaps, slow changes, and what is neither."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from esdmon.spectrum import Phase
+from tests.alerts.histories import RULES, alerts_of, reading, report, series, steps
+
+
+def test_a_trap_that_was_there_from_the_start_is_the_layers_own() -> None:
+    """Embeddings of large models have them."""
+    assert series("correlation_trap", "trap", [2.0] * 20) == []
+    assert series("correlation_trap", "trap", [1.1] * 9 + [1.6] * 9) == []
+    assert series("correlation_trap", "trap", [0.5] * 9 + [1.8] * 3 + [1.3] * 9) == [(12, "firing")]
+
+
+@pytest.mark.parametrize(
+    ("values", "severity"),
+    [([0.5] * 10 + [2.0] * 10, "warning"), (np.linspace(0.5, 2.0, 40), "info")],
+    ids=["leap", "slow"],
+)
+def test_a_trap_that_comes_slowly_is_a_notice(values: Any, severity: str) -> None:
+    """Healthy networks make them too."""
+    readings = [reading(step, measures={"trap": value}) for step, value in enumerate(values, start=1)]
+    (alert,) = alerts_of(RULES["correlation_trap"], (report(layer.step, layer) for layer in readings))
+    assert alert.severity == severity
+
+
+LEAPS = {
+    "stable_rank_drop": ("stable_rank", 20.0, 6.0),
+    "entropy_collapse": ("matrix_entropy", 0.9, 0.65),
+    "norm_explosion": ("spectral_norm", 4.0, 20.0),
+}
+
+
+@pytest.mark.parametrize("name", LEAPS)
+def test_a_leap_is_told_and_lasts_until_it_is_taken_back(name: str) -> None:
+    """However long: the baseline is that from before it, also for what comes after: the way back is no leap."""
+    measure, before, after = LEAPS[name]
+    checks = RULES[name].checks
+    for values in ([before] * 10 + [after] * 40 + [before] * 30, [before] * 10 + [after] * 40 + [before] * 3):
+        assert series(name, measure, values) == [(10 + checks, "firing"), (53, "resolved")]
+
+
+@pytest.mark.parametrize("name", LEAPS)
+def test_no_leap_is_told_before_there_is_a_baseline(name: str) -> None:
+    """Early training is all leaps."""
+    measure, before, after = LEAPS[name]
+    assert series(name, measure, [before] * 3 + [after] * 20) == []
+
+
+@pytest.mark.parametrize("name", LEAPS)
+def test_the_same_distance_at_a_steady_pace_is_no_leap(name: str) -> None:
+    """Stable rank falls and norms grow in every healthy training."""
+    measure, before, after = LEAPS[name]
+    assert series(name, measure, np.geomspace(before, after, 30)) == []
+
+
+@pytest.mark.parametrize("name", LEAPS)
+def test_a_layer_that_goes_to_and_fro_has_a_wide_baseline(name: str) -> None:
+    """A factor of two is nothing where the last readings scatter by as much."""
+    measure, before, after = LEAPS[name]
+    rng = np.random.default_rng(0)
+    values = before * np.exp(rng.normal(0, abs(np.log(after / before)) / 3, 200))
+    if name == "entropy_collapse":
+        values = np.minimum(values, 1.0)
+    assert series(name, measure, values) == []
+
+
+def test_a_matrix_of_few_eigenvalues_has_no_number_of_directions() -> None:
+    """Its rank of 5 becomes 2 at a whim."""
+    values = [9.0] * 10 + [2.0] * 10
+    assert series("stable_rank_drop", "stable_rank", values, M=10) == []
+
+
+def test_a_layer_that_begins_to_learn_is_not_one_that_fails() -> None:
+    """From 36, where noise has 40, to 10: its first spikes."""
+    assert series("stable_rank_drop", "stable_rank", [36.0] * 10 + [10.0] * 20) == []
+
+
+def test_a_spike_that_fades_away_slowly_is_no_regression() -> None:
+    """Until none is left."""
+    soft_ranks = np.linspace(0.5, 1.0, 40)
+    phases = [Phase.BULK_SPIKES if soft_rank < 0.84 else Phase.RANDOM_LIKE for soft_rank in soft_ranks]
+    readings = [
+        reading(step, measures={"mp_soft_rank": soft_rank}, phase=phase)
+        for step, (soft_rank, phase) in enumerate(zip(soft_ranks, phases, strict=True), start=1)
+    ]
+    assert alerts_of(RULES["phase_regression"], (report(layer.step, layer) for layer in readings)) == []
+
+
+def test_scale_collapse_is_told_however_slowly_it_comes() -> None:
+    """Against the first reading of the run, and not the last ones; it is resolved at a fifth."""
+    values = [*np.geomspace(4.0, 0.35, 60), 0.5, 0.6, 0.7, 0.9, 0.9, 0.9]
+    ((fired, _), (resolved, _)) = series("scale_collapse", "frobenius_norm", values)
+    assert 50 < fired < 62
+    assert resolved == 66
+
+
+@pytest.mark.parametrize("phase", [Phase.BULK_SPIKES, Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE])
+def test_one_phase_back_is_no_regression_nor_is_what_has_no_place_in_the_order(phase: Phase) -> None:
+    """Layers on a border go to and fro; a collapse has a rule of its own."""
+    readings = [*map(reading, range(1, 11)), *(reading(step, phase=phase) for step in range(11, 20))]
+    assert alerts_of(RULES["phase_regression"], (report(layer.step, layer) for layer in readings)) == []
+
+
+@pytest.mark.parametrize(
+    ("moved", "norms", "expected"),
+    [
+        (100.0, [400.0, 420.0, 440.0], [(2, "firing")]),
+        (100.0, [400.0, 7.0, 7.0, 7.0, 7.0], []),
+        (3.0, [400.0, 420.0, 440.0], []),
+        (np.inf, [400.0, 420.0, 440.0], []),
+    ],
+    ids=["blew-up", "came-back", "moved", "from-zero"],
+)
+def test_an_explosion_before_the_first_reading_is_told(
+    moved: float, norms: list[float], expected: list[tuple[int, str]]
+) -> None:
+    """Of 4, say; there is nothing to expect yet, but it is known how far it has moved."""
+    readings = [
+        reading(step, measures={"spectral_norm": norm}, moved=moved if step == 1 else 0.01)
+        for step, norm in enumerate(norms, start=1)
+    ]
+    assert steps(alerts_of(RULES["norm_explosion"], (report(layer.step, layer) for layer in readings))) == expected

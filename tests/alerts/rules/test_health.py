@@ -1,0 +1,123 @@
+"""Rules on NaN, weights that do not move, readings that fail or are old."""
+
+import math
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+from esdmon.alerts import AlertManager
+from esdmon.records import Report
+from tests.alerts.histories import RULES, alerts_of, reading, report, steps
+
+
+def test_nan_is_told_at_once_and_when_it_was_not_there() -> None:
+    """One reading is enough; the last good step is where to go back to."""
+    bad = replace(reading(20), status="nonfinite", reason="3 of 9 elements are NaN or infinite")
+    alerts = alerts_of(RULES["non_finite"], [report(10, reading(10)), report(20, bad), report(30, reading(30))])
+    assert steps(alerts) == [(20, "firing"), (30, "resolved")]
+    assert alerts[0].message.startswith(
+        "fc1: non_finite: 3 of 9 elements are NaN or infinite (all finite at step 10), at step 20. Restore"
+    )
+
+
+def still(step: int, *, others: float = 0.01, **fields: Any) -> Report:
+    """A report in which one layer was read at step 2 and has not moved since, and another has."""
+    dead = replace(reading(2, "dead", **fields), drift=0.0, emitted_step=step)
+    return report(step, reading(step, moved=others), dead)
+
+
+def test_a_layer_that_stands_still_while_others_move_is_dead() -> None:
+    """After five reports; it lives again with the first move."""
+    reports = [report(2, reading(2), reading(2, "dead"))]
+    reports += [still(step) for step in range(3, 20)]
+    reports += [report(20, reading(20), reading(20, "dead"))]
+    alerts = alerts_of(RULES["dead_layer"], reports)
+    assert [(alert.step, alert.state, alert.layer) for alert in alerts] == [
+        (7, "firing", "dead"),
+        (20, "resolved", "dead"),
+    ]
+    assert (
+        "‖ΔW‖/‖W‖ is 0, at most 1e-06, while other layers move, and it is in the optimizer, in 5 checks since step 3"
+        in alerts[0].message
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "severity"),
+    [
+        ({"trainable": False}, "info"),
+        ({"in_optimizer": False}, None),
+        ({"in_optimizer": None}, None),
+        ({"others": 0.0}, None),
+        ({"others": 1e-5}, None),
+        ({"status": "degenerate"}, None),
+    ],
+    ids=["frozen", "not-in-optimizer", "no-optimizer", "all-still", "converged", "zero"],
+)
+def test_a_layer_that_is_meant_to_stand_still_wakes_nobody(fields: dict[str, Any], severity: str | None) -> None:
+    """Frozen in the optimizer is a notice; a warm-up from learning rate zero, a LoRA B that is zero are nothing."""
+    alerts = alerts_of(
+        RULES["dead_layer"], [report(2, reading(2), reading(2, "dead")), *(still(s, **fields) for s in range(3, 20))]
+    )
+    assert [alert.severity for alert in alerts] == ([] if severity is None else [severity])
+
+
+def test_a_layer_whose_reading_fails_is_reported_and_so_is_its_recovery() -> None:
+    """After three reports, and at the first reading that works; what is skipped or zero has its own reason."""
+    rule = RULES["reading_failed"]
+    failing = [
+        report(step, reading(step), reading(step, "fc2", status="failed" if step < 6 else "ok", reason="LinAlgError"))
+        for step in range(1, 9)
+    ]
+    fired, resolved = alerts_of(rule, failing)
+    assert (fired.layer, fired.severity, fired.step) == ("fc2", "warning", 3)
+    assert fired.message.startswith("fc2: reading_failed: its reading failed: LinAlgError")
+    assert (resolved.state, resolved.step) == ("resolved", 6)
+    for status in ("skipped", "degenerate", "nonfinite"):
+        assert alerts_of(rule, (report(step, reading(step, status=status)) for step in range(1, 9))) == []
+
+
+def test_a_monitor_that_reads_nothing_says_so_once() -> None:
+    """All layers fail: it is the monitor that is blind, and one alert says so."""
+    blind = [
+        report(step, *(reading(step, name, status="failed", reason="RuntimeError: TF32") for name in ("fc1", "fc2")))
+        for step in range(1, 9)
+    ]
+    (alert,) = alerts_of(RULES["reading_failed"], blind)
+    assert (alert.layer, alert.step) == ("", 3)
+    assert "the reading of every layer failed: RuntimeError: TF32" in alert.message
+
+
+def test_rules_may_look_back_as_far_as_their_threshold_says() -> None:
+    """500 due steps: further than what is remembered where no rule asks for it."""
+    rule = replace(RULES["stale_monitor"], find=partial(RULES["stale_monitor"].find, due_steps=500))
+    old = [report(step, reading(step), reading(1, "old", emitted_step=step)) for step in range(1, 600)]
+    (alert,) = alerts_of(rule, old)
+    assert (alert.since, alert.step) == (501, 503)
+
+
+def test_an_alert_ends_in_a_layer_that_has_not_moved_since_it_was_resumed() -> None:
+    """Its weights were not finite when the state was saved, and are good again: there is no reading that moved."""
+    (alert, *_) = alerts_of(RULES["non_finite"], [report(1, reading(1, status="nonfinite", moved=math.nan))])
+    assert alert.rule == "non_finite"
+    manager = AlertManager([RULES["non_finite"]])
+    manager.take(report(1, reading(1, status="nonfinite", moved=0.0)), time=0.0)
+    resumed = AlertManager([RULES["non_finite"]])
+    resumed.prepare(manager.state_dict())()
+    (ended,) = resumed.take(report(2, reading(2, moved=0.0)), time=0.0)
+    assert ended.state == "resolved"
+
+
+def test_a_monitor_that_cannot_keep_up_says_so() -> None:
+    """Fifty due steps without a reading of a layer that has moved; one that has not is as good as read."""
+    fresh = [report(step, reading(step), reading(1, "old")) for step in range(1, 60)]
+    fired = alerts_of(RULES["stale_monitor"], fresh)
+    assert steps(fired) == [(53, "firing")]
+    assert fired[0].message.startswith("stale_monitor: old not read for 50 due steps, since step 3 or earlier")
+    assert fired[0].layers == ()
+    unchanged = [report(s, reading(s), replace(reading(1, "old"), unchanged=True)) for s in range(1, 60)]
+    assert alerts_of(RULES["stale_monitor"], unchanged) == []
+    waiting = [report(step, reading(step), waiting=["late"]) for step in range(1, 60)]
+    assert "late not read" in alerts_of(RULES["stale_monitor"], waiting)[0].message

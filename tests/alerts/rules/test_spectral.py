@@ -1,0 +1,63 @@
+"""Rules on the shape of a spectrum: tails that are too heavy, and lost rank."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.alerts.histories import RULES, alerts_of, collapsed, over, reading, report, steps
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"alpha_is_meaningful": False},
+        {"measures": {"alpha": 1.85, "alpha_high": 1.9, "alpha_stderr": 0.06}},
+        {"measures": {"alpha": 1.7, "alpha_high": 2.1, "alpha_stderr": 0.02}},
+    ],
+    ids=["not-meaningful", "within-its-error", "other-fits"],
+)
+def test_over_regularised_needs_a_meaningful_alpha_and_its_uncertainty(fields: dict[str, Any]) -> None:
+    """1.9 ± .06 may well be 2."""
+    unsure = [replace(over(step), **fields) for step in range(2, 10)]
+    assert alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in [reading(1), *unsure])) == []
+
+
+def test_a_layer_that_came_over_regularised_is_as_it_is() -> None:
+    """One of a pretrained model, or one that started at zero."""
+    assert alerts_of(RULES["over_regularized"], (report(step, over(step)) for step in range(1, 20))) == []
+
+
+def test_over_regularised_without_the_second_witness_is_a_notice() -> None:
+    """Alpha alone wakes nobody."""
+    alone = [replace(over(step), measures={**over(step).measures, "erg_gap": -0.4}) for step in range(2, 6)]
+    readings = [reading(1), *alone]
+    (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in readings))
+    assert alert.severity == "info"
+    assert "begins at 0.8 times the start of the ERG tail, which does not confirm it" in alert.message
+
+
+def test_a_border_makes_no_flapping() -> None:
+    """What takes 2 to begin takes more than 2.1 to end, though `alpha_is_meaningful` comes and goes."""
+    values = [3.0, 1.5, 1.5, 1.5, 1.95, 2.05, 1.95, 2.05, 2.05, 2.05, 2.05, 1.5]
+    readings = [
+        replace(over(step), measures={**over(step).measures, "alpha": alpha}, alpha_is_meaningful=alpha < 1.9)
+        for step, alpha in enumerate(values, start=1)
+    ]
+    assert steps(alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in readings))) == [
+        (4, "firing")
+    ]
+
+
+def test_a_layer_that_came_collapsed_is_a_notice_until_it_loses_more() -> None:
+    """From a checkpoint, say. What is a notice and becomes worse is told again."""
+    came = [collapsed(step) for step in range(1, 6)]
+    worse = [replace(collapsed(step), measures={"hard_rank": 30.0}) for step in range(6, 10)]
+    alerts = alerts_of(RULES["rank_collapse"], (report(layer.step, layer) for layer in came + worse))
+    assert [(alert.step, alert.severity) for alert in alerts] == [(3, "info"), (6, "error")]
+
+
+def test_a_layer_that_fills_up_from_zero_is_not_collapsed() -> None:
+    """Its first weights are a few gradients, of low rank."""
+    rising = [replace(collapsed(step), measures={"hard_rank": 20.0 + step}) for step in range(1, 30)]
+    assert alerts_of(RULES["rank_collapse"], (report(layer.step, layer) for layer in rising)) == []
