@@ -74,7 +74,7 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
     esdmon_summary/layers_<phase>        layers in that phase                              count
     esdmon_summary/layers_not_ok         layers without a valid reading                    count
     esdmon_summary/layers_new            layers that were read at this step                count
-    esdmon_summary/layers_unchanged      layers whose weight has not moved since a reading  count
+    esdmon_summary/layers_unchanged      layers that have not moved, with values repeated  count
     esdmon_summary/layers_waiting        layers that the budget has not yet let read       count
     esdmon_summary/alerts_firing         layers in which a rule fires, over all rules      count
     esdmon_summary/alert_<rule>          layers in which that rule fires                   count
@@ -98,8 +98,7 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
             them replaces that; a list may contain "auto" too. None writes nothing.
         options: the other options of `esdmon.watch`: `budget` limits the share of the run's time, `mode` reads on the
             spot or in a thread, `layers` and `exclude` choose the matrices, `alerts` the rules. An alert of a rule in
-            `stop_on` ends the training, on all ranks; one in `save_on` saves a checkpoint. Both act at a due step.
-            A checkpoint of `save_on=` is saved in `esdmon-checkpoints/` in the Trainer's log folder.
+            `stop_on` ends the training, on all ranks; one in `save_on` saves a checkpoint in `esdmon-checkpoints/`.
 
     Raises:
         InputError: for an unknown option or a value that cannot be used, when the callback is constructed.

@@ -23,6 +23,7 @@ def host_sinks(args: Any, state: Any) -> HostSinks:
 
 
 def _reported(args: Any, state: Any) -> list[tuple[str, Any]]:
+    """Return a sink for each name that esdmon knows; log the others."""
     names = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
     sinks: list[tuple[str, Any]] = []
     if "tensorboard" in names:

@@ -90,8 +90,5 @@ def test_a_metric_that_never_gets_a_value_is_logged(tmp_path: Path, caplog: pyte
     first, second = (record.getMessage() for record in caplog.records if record.name == "esdmon")
     assert "EarlyStopping monitors esdmon_summary/stable_rank_medain, which esdmon does not log." in first
     assert "Did you mean 'esdmon_summary/stable_rank_median'" in first
-    assert (
-        "EarlyStopping monitors esdmon_summary/alpha_median, which stays NaN" in second
-    assert (
-        "Add 'alpha' to measures=" in second
-    )
+    assert "EarlyStopping monitors esdmon_summary/alpha_median, which stays NaN" in second
+    assert "Add 'alpha' to measures=" in second
