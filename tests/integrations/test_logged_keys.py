@@ -14,7 +14,6 @@ from esdmon_lightning import SpectralMonitor as OfLightning
 from esdmon_transformers import SpectralMonitor as OfTransformers
 from tests.rules import ALWAYS
 
-
 VALUES = {
     "<measure>": "|".join(measure.name for measure in WatchOptions().chosen_measures),
     "<phase>": "|".join(phase.value.replace("+", "-") for phase in Phase),
