@@ -1,9 +1,9 @@
-"""What a measure, a rule, a sink or a host of your own should pass: the checks that esdmon's own pass in its tests.
+"""Checks for your own measures, rules, sinks and trainer integrations; the built-in ones pass them too.
 
     from esdmon.testing import check_measure, check_sink
     check_measure(Measure("condition_number", condition_number))
 
-Each raises `AssertionError`, with what was given and what came of it.
+Each raises `AssertionError` with the input and the result that is wrong.
 """
 
 import math
@@ -26,7 +26,7 @@ __all__ = ["check_host", "check_measure", "check_rule", "check_sink", "reports",
 
 
 def spectra() -> dict[str, Spectrum]:
-    """Spectra as they come, pleasant or not: noise, spikes, a power law, few, equal, zero and huge eigenvalues."""
+    """Return test spectra by name: noise, spikes, a power law; few, equal, zero, tiny and huge eigenvalues."""
     rng = np.random.default_rng(0)
     noise = np.linalg.svd(rng.standard_normal((256, 128)), compute_uv=False) ** 2 / 256
     slices = np.stack([np.linalg.svd(rng.standard_normal((64, 16)), compute_uv=False) ** 2 / 64 for _ in range(9)])
@@ -45,9 +45,12 @@ def spectra() -> dict[str, Spectrum]:
 
 
 def check_measure(measure: Measure) -> None:
-    """It gives one number for each spectrum, NaN where it is undefined, the same each time, and changes nothing.
+    """Check that a measure returns one number for each of `spectra()`, the same twice, and changes nothing.
 
-    Measures that need eigenvectors or a shuffled spectrum are asked without: they are undefined then.
+    An undefined value is NaN. Measures with `needs` (eigenvectors, a shuffled spectrum) are not called.
+
+    Raises:
+        AssertionError: if it raises, returns anything but a number, or changes the eigenvalues.
     """
     for name, spectrum in spectra().items():
         before = spectrum.eigenvalues.copy()
@@ -60,7 +63,7 @@ def check_measure(measure: Measure) -> None:
                 msg = f"the {what} of {measure.name} raises on {name}: {error!r}; undefined is NaN"
                 raise AssertionError(msg) from error
             if not isinstance(first, float | int | np.floating | np.integer):
-                msg = f"the {what} of {measure.name} on {name} is {first!r}, which is no number"
+                msg = f"the {what} of {measure.name} on {name} is {first!r}, which is not a number"
                 raise AssertionError(msg)  # noqa: TRY004 -- of a test
             if first != second and not (math.isnan(first) and math.isnan(second)):
                 msg = f"the {what} of {measure.name} on {name} is {first!r}, and {second!r} the second time"
@@ -71,7 +74,7 @@ def check_measure(measure: Measure) -> None:
 
 
 def reports() -> list[Report]:
-    """Three readings of a model with a name of three alphabets, a layer that is zero and one that turns NaN."""
+    """Return three readings of a model with a non-ASCII name, a layer that is zero and one that becomes NaN."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"fc": nn.Linear(96, 64), "слой/層": nn.Linear(80, 64), "zero": nn.Linear(64, 64)})
     nn.init.zeros_(model.get_parameter("zero.weight"))
@@ -88,10 +91,12 @@ def reports() -> list[Report]:
 
 
 def check_rule(rule: AlertRule) -> None:
-    """It finds the same twice, nothing but findings, in layers that it was given; and it has a page.
+    """Check that a rule yields findings of the given layers only, the same twice, and has a docstring.
 
-    It is asked about readings as they come, and as a monitor asks it: what it `needs` is there, and other measures may
-    be undefined.
+    It is evaluated on `reports()` in which the measures that it `needs` are present, once with every measure NaN.
+
+    Raises:
+        AssertionError: if it raises, yields anything else, or is not explained.
     """
     for report in reports():
         counted = [layer for layer in report if layer.status == "ok" or rule.counts != "moves"]
@@ -109,7 +114,9 @@ def check_rule(rule: AlertRule) -> None:
                 raise AssertionError(msg)
             for finding in first:
                 if getattr(finding, "layer", None) not in {"", *layers}:
-                    msg = f"the rule {rule.name} gives {finding!r} on {what}, which is no finding in one of its layers"
+                    msg = (
+                        f"the rule {rule.name} gives {finding!r} on {what}, which is not a finding in one of its layers"
+                    )
                     raise AssertionError(msg)
     if not rule.is_explained:
         msg = f"the rule {rule.name} has no page: give its function a docstring that says what, why and by which source"
@@ -117,16 +124,19 @@ def check_rule(rule: AlertRule) -> None:
 
 
 def _with(layer: LayerReport, needs: Iterable[str], value: float | None) -> LayerReport:
-    """A reading with the measures that are needed, or with all of them at one value."""
+    """Return a reading with the measures that are needed, or with all measures set to one value."""
     taken = dict.fromkeys(needs, 1.0) | dict(layer.measures)
     return replace(layer, measures=taken if value is None else dict.fromkeys(taken, value))
 
 
 def check_sink(make: Callable[[], Sink]) -> None:
-    """It takes readings, alerts, flush and close, in the order in which a monitor calls them, and prints no warning.
+    """Check that a sink takes readings, alerts, flush and close in the order of a monitor's calls.
 
     Args:
-        make: opens the sink; what it wrote is yours to look at afterwards.
+        make: opens the sink; check afterwards what it has written.
+
+    Raises:
+        AssertionError: if a method is missing or raises.
     """
     sink = make()
     missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(sink, name, None))]
@@ -150,10 +160,14 @@ def check_sink(make: Callable[[], Sink]) -> None:
 
 
 def check_host(train: Callable[[bool], tuple[Sequence[float], nn.Module]]) -> None:
-    """A training is the same to the last bit with and without a monitor, and leaves the random state alike.
+    """Check that training is bit-identical with and without a monitor, and so is the random state after it.
 
     Args:
-        train: trains from a fixed seed, watched or not; returns the losses and the model.
+        train: trains from a fixed seed, with a monitor if its argument is True; returns the losses and the model.
+
+    Raises:
+        AssertionError: if losses, weights or the random state differ.
+        InputError: if there are no losses.
     """
     results = []
     for watched in (False, True):
@@ -163,7 +177,7 @@ def check_host(train: Callable[[bool], tuple[Sequence[float], nn.Module]]) -> No
         )
     (plain, weights, random), (losses, weights_2, random_2) = results
     if not plain:
-        raise InputError("train() gave no losses: there is nothing to compare")
+        raise InputError("train() returned no losses: there is nothing to compare")
     _expect_equal("losses", plain, losses)
     if not all(torch.equal(a, b) for a, b in zip(weights, weights_2, strict=True)):
         raise AssertionError("the weights differ with a monitor")

@@ -182,7 +182,7 @@ def test_a_file_of_rules_is_checked(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main(["alerts", "check", str(file)]) == 0
     text = capsys.readouterr().out
     assert " ".join(text.split()).count("over_regularized warning 7 3 alpha = 1.8, erg_ratio = 0.5, back = 2.1") == 1
-    assert "ends the training: non_finite" in text
+    assert "stops the training: non_finite" in text
     assert all(len(line) <= 80 for line in text.splitlines())
     file.write_text("[rules.over_regularized]\nalhpa = 1.8")
     assert main(["alerts", "check", str(file)]) == 2

@@ -47,7 +47,7 @@ COUNT = count()
     [
         (_rule(lambda _: 1 / 0), "the rule own raises on readings: ZeroDivisionError"),
         (_rule(lambda _: ["bad"]), "the rule own gives 'bad' on readings"),
-        (_rule(lambda _: [Finding("fc9", "bad")]), "which is no finding in one of its layers"),
+        (_rule(lambda _: [Finding("fc9", "bad")]), "which is not a finding in one of its layers"),
         (_rule(lambda _: [Finding("", str(next(COUNT)))]), "the second time"),
         (_rule(lambda history: [history.layers["fc"][0].measures["x"]]), "raises on readings: KeyError"),
         (_rule(lambda _: [], page=""), "the rule own has no page"),
@@ -111,7 +111,7 @@ def spoils(spectrum: Spectrum) -> float:
     ("compute", "message"),
     [
         (raises, r"the value of mine raises on noise: ZeroDivisionError\(\); undefined is NaN"),
-        (lambda _spectrum: None, "the value of mine on noise is None, which is no number"),
+        (lambda _spectrum: None, "the value of mine on noise is None, which is not a number"),
         (lambda _spectrum: float(np.random.default_rng().random()), "and .* the second time"),
         (spoils, "mine changes the eigenvalues of noise|assignment destination|read-only|WRITEABLE"),
     ],

@@ -1,3 +1,3 @@
-"""The command `esdmon`."""
+"""The command line `esdmon`: `parser` reads the arguments, the other modules are a command each."""
 
 from esdmon.cli.parser import main as main

@@ -1,4 +1,4 @@
-"""Print what `esdmon alerts …` shows."""
+"""The subcommands of `esdmon alerts`: explain, check, replay."""
 
 import json
 import textwrap
@@ -17,28 +17,31 @@ _COUNTED = {"moves": "readings", "readings": "readings", "reports": "reports"}
 
 
 def explain(names: list[str]) -> None:
-    """Print the pages of rules; of all, where none is named.
+    """Print the documentation of rules.
+
+    Args:
+        names: rules to print; all if empty.
 
     Raises:
-        InputError: for a name that is none.
+        InputError: for an unknown rule.
     """
     known = Plugins().rules
     for name in names:
         if name not in known:
-            raise InputError(f"no rule {name!r}; there are {', '.join(known)}.{nearest(name, known)}")
+            raise InputError(f"Unknown rule {name!r}. Available: {', '.join(known)}.{nearest(name, known)}")
     print("\n\n".join(_page(known[name]) for name in names or known))
 
 
 def check(file: str) -> None:
-    """Print what a TOML file comes to.
+    """Validate a TOML file, and print its rules and actions.
 
     Raises:
-        InputError: for the first thing in it that is wrong.
+        InputError: for the first invalid entry.
     """
     settings = load_config(file, Plugins().rules)
     rows = [[rule.name, rule.severity, str(rule.checks), str(rule.clear), _thresholds(rule)] for rule in settings.rules]
     print(format_table(["rule", "severity", "for", "clear", "thresholds"], rows, left=(0, 1, 4)))
-    for words, rules in (("ends the training", settings.stop_on), ("saves a checkpoint", settings.save_on)):
+    for words, rules in (("stops the training", settings.stop_on), ("saves a checkpoint", settings.save_on)):
         if rules:
             print(f"{words}: {', '.join(rules)}")
     if settings.webhook:
@@ -48,11 +51,16 @@ def check(file: str) -> None:
 def show(run: str, file: str | None, *, as_json: bool) -> int:
     """Print the alerts that rules would have raised in a run.
 
+    Args:
+        run: JSONL file of a run, or its folder.
+        file: TOML file of rules; the default rules if None.
+        as_json: print one JSON object for each alert.
+
     Returns:
-        1 where a warning or worse would have fired, 0 where not.
+        Exit status: 1 if a warning or an error would have fired, else 0.
 
     Raises:
-        InputError: where the run or the file cannot be read.
+        InputError: if the run or the file cannot be read.
     """
     known = Plugins().rules
     settings = load_config(file, known) if file else AlertConfig(select_rules(["default"], known))

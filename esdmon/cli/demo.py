@@ -1,4 +1,4 @@
-"""`esdmon demo`: the paper's MiniAlexNet, scaled to scikit-learn's digits, watched while it trains."""
+"""`esdmon demo`: train the paper's MiniAlexNet, scaled to scikit-learn's digits, with a monitor."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from esdmon.runtime.monitor import Monitor
 
 READINGS = 40
-"""About how often the weights are read in a run."""
+"""Approximate number of readings in a run."""
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
-    """One run of the demo."""
+    """Arguments of the demo."""
 
     batch_size: int = 8
     lr: float = 0.004
@@ -68,10 +68,10 @@ class MiniAlexNet(nn.Sequential):
 
 
 def digits() -> tuple[Tensor, Tensor]:
-    """The 1797 digits of scikit-learn as (images (1797, 1, 16, 16) of mean 0 and variance 1, labels).
+    """Load scikit-learn's digits: images (1797, 1, 16, 16) of mean 0 and variance 1, and labels.
 
     Raises:
-        MissingExtraError: without scikit-learn.
+        MissingExtraError: if scikit-learn is not installed.
     """
     try:
         from sklearn.datasets import load_digits  # noqa: PLC0415 -- optional
@@ -84,14 +84,14 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 def batches(count: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:
-    """Endless shuffled batches of positions; each pass over the `count` examples is shuffled anew."""
+    """Yield batches of indices without end; each pass over the `count` examples is reshuffled."""
     shuffler = torch.Generator().manual_seed(seed)
     while True:
         yield from torch.split(torch.randperm(count, generator=shuffler), batch_size)
 
 
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> tuple[float, int]:
-    """One step of cross-entropy. Returns the loss, and how many of the batch were right before it."""
+    """Take one step of cross-entropy; return the loss and the number of correct labels, both before the step."""
     logits = model(images)
     loss = functional.cross_entropy(logits, labels)
     optimizer.zero_grad()
@@ -101,16 +101,16 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tenso
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of images that are labelled right."""
+    """Return the share of images with the right label, from 0 to 1."""
     with torch.no_grad():
         return float((model(images).argmax(1) == labels).float().mean())
 
 
 def run(settings: DemoOptions) -> Report:
-    """Train, watch, show. Returns the last reading.
+    """Train the network and show its readings; return the last one.
 
     Raises:
-        InputError: where `out` cannot be written, or an extra is missing.
+        InputError: if `out` cannot be written, or an extra is missing.
     """
     try:
         from rich.console import Console, Group  # noqa: PLC0415 -- optional
@@ -119,7 +119,7 @@ def run(settings: DemoOptions) -> Report:
         raise MissingExtraError("the demo", "rich", "demo") from error
     images, labels = digits()
     if not settings.out.strip():
-        raise InputError("--out is empty: give it a folder")
+        raise InputError("--out is empty: give a folder")
     out = _free_folder(Path(settings.out))
     torch.manual_seed(settings.seed)
     model = MiniAlexNet()
@@ -149,7 +149,7 @@ def run(settings: DemoOptions) -> Report:
 def _conclude(monitor: Monitor, train_accuracy: float, out: Path, console: Console) -> Report:
     report = monitor.report
     if report is None:
-        msg = "no reading was taken; esdmon's log says why"
+        msg = "no reading was taken; see the log of esdmon for the reason"
         raise InputError(msg)
     console.print(f"\n{report}\n", markup=False, highlight=False)
     lines = [f"Accuracy on the training digits: {train_accuracy:.3f}."]
@@ -162,7 +162,7 @@ def _conclude(monitor: Monitor, train_accuracy: float, out: Path, console: Conso
 
 
 def _free_folder(out: Path) -> Path:
-    """`out`, or `out-2`, `out-3` … where an earlier run lies: two runs in one folder would mix their curves."""
+    """Create and return `out`, or `out-2`, `out-3`, … if it is not empty: two runs in one folder would mix curves."""
     if out.name in ("", ".."):
         out = out.resolve()
     for folder in itertools.chain([out], (out.parent / f"{out.name}-{n}" for n in itertools.count(2))):

@@ -1,4 +1,4 @@
-"""The command `esdmon`: the edge where errors become one line and an exit status."""
+"""Parse the command line, run a command, and turn errors into one line and an exit status."""
 
 import argparse
 import io
@@ -17,15 +17,15 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns what the command does, or 2 for what the user can put right, 130 for Ctrl-C."""
+    """Run a command; return its exit status, 2 for an error of the user, or 130 for Ctrl-C."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that knows ASCII only gets a ? for a ×
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets a ? for a ×
     try:
         status: int = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_output()  # whoever read it, `head` say, has had enough
+        _drop_output()  # the reader has closed the pipe, as `head` does
         return FAILURE
     except OSError as error:
         _drop_output()
@@ -41,33 +41,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _drop_output() -> None:
-    """Point standard output to nowhere, so that what is left in its buffer does not complain at exit."""
+    """Redirect standard output to null, so that flushing its buffer at exit raises nothing."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="esdmon", description="Watch the spectra of a network's weights.")
+    parser = argparse.ArgumentParser(prog="esdmon", description="Monitor the spectra of a network's weights.")
     parser.add_argument("--version", action="version", version=version("esdmon"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_demo(commands.add_parser("demo", help="train a small network on digits and watch its spectra live"))
-    _add_scan(commands.add_parser("scan", help="read the spectra of a checkpoint"))
-    _add_alerts(commands.add_parser("alerts", help="explain and check alert rules, and try them on a finished run"))
+    _add_demo(commands.add_parser("demo", help="train a small network on digits and show its spectra live"))
+    _add_scan(commands.add_parser("scan", help="analyse the spectra of a checkpoint, or compare two"))
+    _add_alerts(
+        commands.add_parser("alerts", help="explain alert rules, validate a TOML file, or replay a finished run")
+    )
     listing = commands.add_parser("plugins", help="list plugins, with version and hooks")
-    listing.description = "List the plugins that are installed, with version and hooks, and why one is not used."
-    listing.epilog = "Exit status: 0; 1 where one could not be used."
-    listing.add_argument("--json", action="store_true", help="a JSON object for each plugin")
+    listing.description = "List the installed plugins with version and hooks, or the reason why one is not used."
+    listing.epilog = "Exit status: 0, or 1 if a plugin could not be used."
+    listing.add_argument("--json", action="store_true", help="print one JSON object for each plugin")
     listing.set_defaults(run=_plugins)
     return parser
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Train MiniAlexNet on scikit-learn's digits with esdmon.watch attached."
+    parser.description = "Train MiniAlexNet on scikit-learn's digits, monitored by esdmon.watch."
     default = "(default: %(default)s)"
-    parser.add_argument("--batch-size", type=_number(int, 1, 1797), default=8, metavar="N", help=f"1 to 1797 {default}")
+    parser.add_argument(
+        "--batch-size",
+        type=_number(int, 1, 1797),
+        default=8,
+        metavar="N",
+        help=f"examples in a step, 1 to 1797 {default}",
+    )
     parser.add_argument("--lr", type=_number(float, 0, 10), default=0.004, help=f"learning rate of SGD {default}")
-    parser.add_argument("--epochs", type=_number(int, 1, 10_000), default=20, metavar="N", help=f"passes {default}")
-    parser.add_argument("--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help=default)
-    parser.add_argument("--out", default="runs/demo", metavar="DIR", help=f"where the data goes {default}")
+    parser.add_argument(
+        "--epochs", type=_number(int, 1, 10_000), default=20, metavar="N", help=f"passes over the digits {default}"
+    )
+    parser.add_argument(
+        "--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help=f"seed of the random numbers {default}"
+    )
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help=f"folder for the data {default}")
     parser.set_defaults(run=_demo)
 
 
@@ -83,22 +95,28 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Read the weights of a checkpoint, tensor by tensor: a .pt, .pth, .ckpt, .bin or .safetensors file, a folder "
-        "of Hugging Face, or one of torch's distributed checkpoints. Nothing in it is run. Under torchrun the work is "
-        "split over the ranks."
+        "Analyse the weights of a checkpoint, tensor by tensor: a .pt, .pth, .ckpt, .bin or .safetensors file, a "
+        "Hugging Face folder, or a torch distributed checkpoint. No code in the checkpoint is executed. Under torchrun "
+        "the work is split over the ranks."
     )
-    parser.epilog = "Exit status: 0; 1 where a weight is zero, not finite or failed; 2 where nothing could be read."
+    parser.epilog = "Exit status: 0; 1 if a weight is zero, not finite or failed; 2 if nothing could be read."
     parser.add_argument("path", metavar="PATH", help="file or folder")
-    parser.add_argument("--layers", nargs="+", metavar="PATTERN", help="read only these; '*.q_proj', '*/head.3'")
-    parser.add_argument("--exclude", nargs="+", metavar="PATTERN", default=[], help="leave these out")
-    parser.add_argument("--max-eigenvalues", type=_number(int, 1, 10**9), metavar="N", help="leave out larger matrices")
-    parser.add_argument("--compare", metavar="OTHER", help="an earlier checkpoint: tell what has moved from there")
-    parser.add_argument("--reference", metavar="OTHER", help="read the difference from a checkpoint: W − W₀")
-    parser.add_argument("--measures", nargs="+", metavar="NAME", help="'all', or names of measures")
-    parser.add_argument("--exact", action="store_true", help="compute in float64 throughout")
+    parser.add_argument(
+        "--layers", nargs="+", metavar="PATTERN", help="read only matching layers, as '*.q_proj' or '*/head.3'"
+    )
+    parser.add_argument("--exclude", nargs="+", metavar="PATTERN", default=[], help="skip matching layers")
+    parser.add_argument(
+        "--max-eigenvalues", type=_number(int, 1, 10**9), metavar="N", help="skip matrices with more eigenvalues"
+    )
+    parser.add_argument("--compare", metavar="OTHER", help="an earlier checkpoint: report the changes since then")
+    parser.add_argument("--reference", metavar="OTHER", help="analyse the difference from a checkpoint: W − W₀")
+    parser.add_argument("--measures", nargs="+", metavar="NAME", help="names of measures, or 'all'")
+    parser.add_argument("--exact", action="store_true", help="compute everything in float64")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", dest="form", action="store_const", const="json", help="one JSON object")
-    form.add_argument("--csv", dest="form", action="store_const", const="csv", help="a line for each matrix")
+    form.add_argument("--json", dest="form", action="store_const", const="json", help="print one JSON object")
+    form.add_argument(
+        "--csv", dest="form", action="store_const", const="csv", help="print one CSV line for each matrix"
+    )
     parser.set_defaults(run=_scan, form="table")
 
 
@@ -120,23 +138,23 @@ def _scan(options: argparse.Namespace) -> int:
 
 
 def _add_alerts(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Explain alert rules, check a TOML file of theirs, and try them on a finished run."
+    parser.description = "Explain alert rules, validate a TOML file of rules, or replay a finished run."
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
-    explain = commands.add_parser("explain", help="what rules look at, why, and by which source")
-    explain.add_argument("rules", nargs="*", metavar="RULE", help="names of rules; all where left out")
+    explain = commands.add_parser("explain", help="print what a rule looks at, why, and its source")
+    explain.add_argument("rules", nargs="*", metavar="RULE", help="names of rules (default: all)")
     explain.set_defaults(run=_alerts_explain)
-    check = commands.add_parser("check", help="check a TOML file, and show what it comes to")
-    check.add_argument("file", metavar="FILE", help="the file that watch(alerts=FILE) is to be given")
+    check = commands.add_parser("check", help="validate a TOML file, and print its rules and actions")
+    check.add_argument("file", metavar="FILE", help="a TOML file for watch(alerts=FILE)")
     check.set_defaults(run=_alerts_check)
     replay = commands.add_parser(
         "replay",
-        help="the alerts that rules would have raised in a run",
-        description="Ask rules about the readings of a finished run, as if it were training again.",
-        epilog="Exit status: 0; 1 where a warning or worse would have fired; 2 where nothing could be read.",
+        help="print the alerts that rules would have raised in a run",
+        description="Evaluate rules on the readings of a finished run, as if it were training.",
+        epilog="Exit status: 0; 1 if a warning or an error would have fired; 2 if nothing could be read.",
     )
-    replay.add_argument("run_path", metavar="RUN", help="the JSONL of a run, or the folder it lies in")
-    replay.add_argument("--alerts", metavar="FILE", help="a TOML file; the rules as they are where left out")
-    replay.add_argument("--json", action="store_true", help="a JSON object for each alert")
+    replay.add_argument("run_path", metavar="RUN", help="JSONL file of a run, or its folder")
+    replay.add_argument("--alerts", metavar="FILE", help="a TOML file of rules (default: the default rules)")
+    replay.add_argument("--json", action="store_true", help="print one JSON object for each alert")
     replay.set_defaults(run=_alerts_replay)
 
 
@@ -167,7 +185,7 @@ def _plugins(options: argparse.Namespace) -> int:
 
 
 def _number(kind: type[Number], low: Number, high: Number) -> Callable[[str], Number]:
-    """A parser of numbers in [low, high], whose complaint argparse prints; for floats low is excluded."""
+    """Return a parser of numbers in [low, high], or in (low, high] for floats; argparse prints its error."""
 
     def parse(text: str) -> Number:
         try:

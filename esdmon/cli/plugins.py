@@ -1,4 +1,4 @@
-"""Print what `esdmon plugins` shows."""
+"""`esdmon plugins`: list the plugins that were found."""
 
 import json
 import textwrap
@@ -11,10 +11,10 @@ _WIDTH = 80
 
 
 def show(*, as_json: bool) -> int:
-    """Print the plugins that are known, with version and hooks, also those that are not used.
+    """Print all plugins with version and hooks, or the reason why one is not used.
 
     Returns:
-        1 where one could not be used, 0 where not; one that is disabled is no fault.
+        Exit status: 1 if a plugin could not be used (a disabled one does not count), else 0.
     """
     listed = Plugins().listed
     if as_json:

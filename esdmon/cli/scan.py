@@ -1,6 +1,6 @@
-"""`esdmon scan`: the spectra of a checkpoint, tensor by tensor, and what has moved between two.
+"""`esdmon scan`: analyse the spectra of a checkpoint, or compare two.
 
-Under torchrun the matrices are split over the ranks, and rank 0 writes.
+Under torchrun the matrices are split over the ranks, and rank 0 prints.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _WRONG = ("nonfinite", "degenerate", "failed")
 
 @dataclass(frozen=True, slots=True)
 class ScanOptions:
-    """One scan."""
+    """Arguments of a scan."""
 
     path: str
     selection: Selection
     compare: str | None = None
-    """An earlier checkpoint: what has moved from there."""
+    """An earlier checkpoint to compare with."""
     reference: str | None = None
-    """A checkpoint whose weights are taken off first."""
+    """A checkpoint with weights W₀, subtracted before the analysis."""
     measures: str | Sequence[str] = "default"
     precision: str = "auto"
     form: str = "table"
@@ -46,7 +46,7 @@ class ScanOptions:
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Which part of the work is this process's."""
+    """Rank and world size of this process."""
 
     rank: int = 0
     count: int = 1
@@ -54,7 +54,7 @@ class Ranks:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A matrix in two checkpoints."""
+    """The readings of a matrix in two checkpoints."""
 
     before: LayerReport
     after: LayerReport
@@ -65,20 +65,20 @@ class Change:
         return self.after.update_ratio
 
     def to_record(self) -> Record:
-        """The later reading, and of the earlier one what has a value of its own, as `before_<name>`."""
+        """Return the record of the later reading, with values of the earlier one as `before_<name>`."""
         before = self.before.to_record()
         earlier = {name: before[name] for name in ("status", "phase", "phase_code", *self.before.measures)}
         return self.after.to_record() | {f"before_{name}": value for name, value in earlier.items()}
 
 
 def scan(settings: ScanOptions) -> int:
-    """Read a checkpoint and write what was found to standard output.
+    """Analyse a checkpoint and print the result.
 
     Returns:
-        0, or 1 where a weight is zero, not finite, or could not be analysed.
+        Exit status: 1 if a weight is zero, not finite, or could not be analysed, else 0.
 
     Raises:
-        InputError: for what cannot be read at all.
+        InputError: if the checkpoint cannot be read.
     """
     with _ranks() as ranks:
         drift = Drift() if settings.compare is not None else None
@@ -124,7 +124,7 @@ def _read(reader: Reader, matrices: Sequence[Matrix], ranks: Ranks, what: str) -
 
 
 def split(matrices: Sequence[Matrix], ranks: Ranks) -> list[Matrix]:
-    """The matrices of one rank, in their order."""
+    """Return the matrices of one rank, in the given order."""
     costs = {matrix.name: nominal_seconds(matrix) for matrix in matrices}
     mine = set(share_out(costs, range(ranks.count))[ranks.rank])
     return [matrix for matrix in matrices if matrix.name in mine]
@@ -132,7 +132,7 @@ def split(matrices: Sequence[Matrix], ranks: Ranks) -> list[Matrix]:
 
 @contextmanager
 def _ranks() -> Iterator[Ranks]:
-    """This process's part where torchrun has started several, which it tells by the environment."""
+    """Join the process group if torchrun has set WORLD_SIZE; leave it at the end."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
@@ -144,7 +144,7 @@ def _ranks() -> Iterator[Ranks]:
 
 
 def _with_progress(matrices: Sequence[Matrix], what: str, ranks: Ranks) -> Iterable[Matrix]:
-    """A bar on a terminal, where rich is installed; standard output is left to the result."""
+    """Show a progress bar on stderr if it is a terminal and rich is installed."""
     if ranks.rank > 0 or not sys.stderr.isatty():
         return matrices
     try:

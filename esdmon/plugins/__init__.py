@@ -1,4 +1,4 @@
-"""The extension surface: hook specifications, and a manager that keeps a bad plugin from hurting the others."""
+"""Plugins: the hooks (`hookspecs`), loading and isolated calls (`registry`), what a monitor gets (`manager`)."""
 
 from esdmon.plugins.hookspecs import hookimpl as hookimpl
 from esdmon.plugins.hookspecs import hookspec as hookspec

@@ -1,4 +1,4 @@
-"""What esdmon brings itself, by the door that any plugin uses."""
+"""The built-in measures, sinks, rules and layers, registered by the hooks that any plugin uses."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
 
 @hookimpl
 def esdmon_register_measures() -> Iterable[measures.Measure]:
-    """All of `esdmon.spectrum.measures`."""
+    """Return all of `esdmon.spectrum.measures`."""
     return measures.BUILT_IN_MEASURES
 
 
 @hookimpl
 def esdmon_register_sinks() -> Mapping[str, Callable[[str], sinks.Sink]]:
-    """`console`, `jsonl:PATH` and `webhook:ADDRESS`."""
+    """Return the sinks `console`, `jsonl:PATH` and `webhook:ADDRESS`."""
     return {"console": _console, "jsonl": _jsonl, "webhook": sinks.WebhookSink}
 
 
 @hookimpl
 def esdmon_register_alert_rules() -> Iterable[alerts.AlertRule]:
-    """All of `esdmon.alerts.rules.builtin`."""
+    """Return all of `esdmon.alerts.rules.builtin`."""
     return alerts.BUILT_IN_RULES
 
 
 @hookimpl
 def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """The layers of torch."""
+    """Return the matrices of a layer that esdmon knows; None for other modules."""
     from esdmon.weights import extract  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
 
     return extract(name, module)
@@ -45,7 +45,7 @@ def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | 
 
 @hookimpl
 def esdmon_materialize(parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """Quantised weights of torch, torchao, quanto and bitsandbytes."""
+    """Return the unpacker of a weight quantised by torch, torchao, quanto or bitsandbytes; None for others."""
     from esdmon.weights import unpacker  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
 
     return unpacker(parameter)

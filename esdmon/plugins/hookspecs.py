@@ -1,8 +1,8 @@
-"""The hooks that a plugin may implement. The same ones bring in all that is built in.
+"""The hooks that a plugin may implement; the built-in parts are registered by the same hooks.
 
-A plugin is a module or an object whose functions are marked with `@esdmon.hookimpl`; it is found by the entry-point
-group `esdmon`, or given as `watch(..., plugins=[plugin])`. Hooks may gain arguments; an implementation takes those that
-it needs.
+A plugin is a module or an object with functions marked `@esdmon.hookimpl`. It is installed in the entry-point group
+`esdmon`, or given as `watch(..., plugins=[plugin])`. An implementation names only the arguments that it needs, so that
+a hook can gain arguments later.
 """
 
 from __future__ import annotations
@@ -29,60 +29,60 @@ hookspec = pluggy.HookspecMarker(NAME)
 
 
 def hookimpl(function: Function) -> Function:
-    """Mark a function of a plugin as the implementation of the hook that bears its name."""
+    """Mark a function of a plugin as an implementation of the hook with the same name."""
     return pluggy.HookimplMarker(NAME)(function)
 
 
 @hookspec
 def esdmon_register_measures() -> Iterable[Measure]:
-    """Measures to take of each spectrum. A name that is taken already is refused."""
+    """Return measures to compute from each spectrum; a name that exists already is refused."""
     raise NotImplementedError
 
 
 @hookspec
 def esdmon_register_sinks() -> Mapping[str, Callable[[str], Sink]]:
-    """For each scheme the function that opens a sink: `"jsonl:runs/a.jsonl"` calls `sinks["jsonl"]("runs/a.jsonl")`."""
+    """Return a factory for each sink scheme: `"jsonl:runs/a.jsonl"` calls `sinks["jsonl"]("runs/a.jsonl")`."""
     raise NotImplementedError
 
 
 @hookspec
 def esdmon_register_alert_rules() -> Iterable[AlertRule]:
-    """Rules that `alerts="default"` asks after each reading."""
+    """Return rules for `alerts="default"`, each evaluated after every reading."""
     raise NotImplementedError
 
 
 @hookspec
 def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """The matrices of a module; an empty sequence to skip it, None to leave it to the next plugin.
+    """Return the matrices of a module; an empty sequence skips it, None leaves it to the next plugin.
 
-    Plugins are asked before what is built in, the one registered last first.
+    Plugins are called before the built-in implementation, the one registered last first.
     """
     raise NotImplementedError
 
 
 @hookspec
 def esdmon_materialize(parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """For a parameter that is no ordinary tensor: what turns it into one, or None to leave it to the next plugin.
+    """Return a function that converts a packed or sharded parameter to an ordinary tensor; None for other parameters.
 
-    Packed numbers, shards, tensor classes of a library: the function is called with the parameter at each reading, and
-    gives all of it, in floating point and in `parameter.shape`. Asked once for each parameter, when a model is watched.
+    The hook is called once for each parameter, when a model is watched. The function is called with the parameter at
+    each reading, and returns the whole weight, in floating point and in `parameter.shape`.
     """
     raise NotImplementedError
 
 
 @hookspec
 def esdmon_schedule(step: int) -> bool | None:
-    """Whether to read at this step, besides those of `every=`. A function of the step alone: all ranks must agree."""
+    """Return True to read at this step too, besides `every=`; use `step` alone, since all ranks must agree."""
     raise NotImplementedError
 
 
 @hookspec
 def esdmon_on_alert(alert: Alert) -> None:
-    """Told of each alert that begins, grows or ends."""
+    """Handle an alert that begins, grows or ends."""
     raise NotImplementedError
 
 
 @hookspec
 def esdmon_request_stop(alert: Alert) -> bool | None:
-    """Whether the training is to end for this alert; asked at each that begins, grows or ends. One True is enough."""
+    """Return True to stop the training for an alert that begins, grows or ends; one plugin is enough."""
     raise NotImplementedError

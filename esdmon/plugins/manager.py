@@ -1,4 +1,4 @@
-"""`Plugins`: what a monitor gets from the plugins that are installed, and from those it is given."""
+"""`Plugins`: the measures, rules, sinks and hooks of all plugins, as a monitor uses them."""
 
 from __future__ import annotations
 
@@ -31,11 +31,18 @@ _REGISTERS = {
 
 @final
 class Plugins:
-    """Measures, rules and sinks by name, whose they are, and the hooks that are called while a run goes on."""
+    """Holds the measures, rules and sinks of all plugins by name, and calls the hooks of a run.
+
+    Args:
+        extra: plugins to use besides those that are installed.
+
+    Raises:
+        InputError: if `extra` is not a list.
+    """
 
     def __init__(self, extra: Iterable[object] = ()) -> None:
         if isinstance(extra, str) or not isinstance(extra, Iterable):
-            msg = f"plugins= is a list of modules or objects with hooks, got {extra!r}"
+            msg = f"plugins= must be a list of modules or objects with hooks; got {extra!r}"
             raise InputError(msg)
         self._registry = Registry(extra)
         self._owners: dict[tuple[str, str], str] = {}
@@ -43,37 +50,37 @@ class Plugins:
         self.measures: dict[str, Measure] = self._collect("measure", _measures)
         self.rules: dict[str, AlertRule] = self._collect("rule", _rules)
         self.schedule: Schedule | None = self._is_due if self._registry.has("esdmon_schedule") else None
-        """When the plugins want to read; None where none of them says."""
+        """Additional due steps, by `esdmon_schedule`; None if no plugin implements it."""
 
     @property
     def listed(self) -> tuple[Listed, ...]:
-        """All plugins that are known, also those that are not used."""
+        """Plugins that were found, including those that are not used."""
         return self._registry.listed
 
     @property
     def schemes(self) -> frozenset[str]:
-        """The sinks there are."""
+        """Schemes of the sinks, as `jsonl`."""
         return frozenset(self._sinks)
 
     def who(self, kind: Kind, name: str) -> str:
-        """What a measure, rule or sink is called in messages: `measure alpha`, with the plugin if it is another's."""
+        """Return the name of a measure, rule or sink in messages: `measure alpha`, with its plugin unless built in."""
         return f"{kind} {name}{self.whose(kind, name)}"
 
     def whose(self, kind: Kind, name: str) -> str:
-        """` (plugin 'egg', esdmon_register_measures)`; nothing for what is our own."""
+        """Return ` (plugin 'egg', esdmon_register_measures)`; an empty text for a part of esdmon."""
         if not self.is_foreign(kind, name):
             return ""
         return f" (plugin {self._owners[kind, name]!r}, {_REGISTERS[kind]})"
 
     def is_foreign(self, kind: Kind, name: str) -> bool:
-        """Whether it is brought by a plugin that is not our own."""
+        """Return whether a part comes from a plugin that is not part of esdmon."""
         return self._owners.get((kind, name), BUILT_IN_PLUGIN) not in self._registry.ours
 
     def open_sink(self, spec: str | Sink) -> Sink:
-        """`"scheme:target"` as a sink; an object that has a sink's methods as it is.
+        """Open `"scheme:target"`; return an object with a sink's methods unchanged.
 
         Raises:
-            InputError: for an unknown scheme, with the known ones; what the sink raises for a target it cannot use.
+            InputError: for an unknown scheme, for an object without a sink's methods, or for an invalid target.
         """
         self.check_sink(spec)
         if not isinstance(spec, str):
@@ -82,17 +89,19 @@ class Plugins:
         return self._sinks[scheme](target)
 
     def check_sink(self, spec: str | Sink) -> None:
-        """Whether it can be one, without opening it.
+        """Validate a sink without opening it.
 
         Raises:
-            InputError: for an unknown scheme, with the known ones; for an object without a sink's methods.
+            InputError: for an unknown scheme, or an object without a sink's methods.
         """
         if isinstance(spec, str):
             scheme = spec.partition(":")[0]
             if scheme not in self._sinks:
                 known = sorted(self._sinks)
-                msg = f"no sink {scheme!r} (in {shown(spec)!r}); there are {', '.join(known)}.{nearest(scheme, known)}"
-                raise InputError(msg)
+                raise InputError(
+                    f"Unknown sink scheme {scheme!r} in {shown(spec)!r}. Available: {', '.join(known)}."
+                    f"{nearest(scheme, known)}"
+                )
             return
         if isinstance(spec, type):
             msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class"
@@ -103,7 +112,7 @@ class Plugins:
             raise InputError(msg)
 
     def extract(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
-        """The matrices of a module by the first plugin that knows it."""
+        """Return the matrices of a module from the first plugin that knows it; None if none does."""
         from esdmon.weights import Matrix  # noqa: PLC0415 -- torch is loaded with the first model, not with a sink
 
         hook, registry = "esdmon_extract_matrices", self._registry
@@ -112,42 +121,42 @@ class Plugins:
                 if plugin in registry.ours:
                     return matrices
                 return [replace(matrix, read=registry.guarded(plugin, hook, matrix.read)) for matrix in matrices]
-            registry.tell_once(plugin, hook, f"returned {matrices!r}, which is no sequence of matrices")
+            registry.warn_once(plugin, hook, f"returned {matrices!r}, which is not a sequence of matrices")
         return None
 
     def materialize(self, parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """What turns a parameter into an ordinary tensor, by the first plugin that knows it."""
+        """Return the function that converts a parameter to an ordinary tensor, from the first plugin that knows it."""
         hook = "esdmon_materialize"
         for plugin, function in self._registry.call(hook, parameter=parameter):
             if callable(function):
                 return self._registry.guarded(plugin, hook, function)
-            self._registry.tell_once(plugin, hook, f"returned {function!r}, which is no function of the parameter")
+            self._registry.warn_once(plugin, hook, f"returned {function!r}, which is not a function of the parameter")
         return None
 
     def on_alert(self, alert: Alert) -> None:
-        """Tell every plugin."""
+        """Pass an alert to every plugin."""
         for _ in self._registry.call("esdmon_on_alert", alert=alert):
             pass
 
     def requests_stop(self, alert: Alert) -> bool:
-        """Whether any plugin wants the training to end; all are asked."""
+        """Return whether any plugin requests a stop; all of them are called."""
         return True in [answer for _, answer in self._registry.call("esdmon_request_stop", alert=alert)]
 
     def _is_due(self, step: int) -> bool:
         return True in [answer for _, answer in self._registry.call("esdmon_schedule", step=step)]
 
     def _collect(self, kind: Kind, named: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
-        """All that the plugins register by name, what is built in first; a name that is taken is refused."""
+        """Return what the plugins register, by name, built-in first; a name that exists already is refused."""
         hook, registry = _REGISTERS[kind], self._registry
         taken: dict[str, Any] = {}
         for plugin, items in sorted(registry.call(hook), key=lambda answer: registry.names.index(answer[0])):
             try:
                 new = named(items)
-            except Exception as error:  # noqa: BLE001 -- a stranger's generator, say
-                registry.tell_once(plugin, hook, f"what it returned cannot be used: {describe(error)}")
+            except Exception as error:  # noqa: BLE001 -- a plugin's generator may raise anything
+                registry.warn_once(plugin, hook, f"what it returned cannot be used: {describe(error)}")
                 continue
             for name in taken.keys() & new.keys():
-                registry.tell(plugin, hook, f"the name {name!r} is taken already")
+                registry.warn(plugin, hook, f"the name {name!r} is taken already")
             free = {name: item for name, item in new.items() if name not in taken}
             self._owners |= dict.fromkeys(((kind, name) for name in free), plugin)
             taken |= free
@@ -155,17 +164,17 @@ class Plugins:
 
 
 def shown(spec: str) -> str:
-    """The name of a sink in messages: an address on the net may be a secret, and is left out."""
+    """Return the name of a sink for messages, without its URL, which may be a secret."""
     return f"{spec.partition(':')[0]}:…" if "://" in spec else spec
 
 
 def _measures(items: Iterable[Any]) -> dict[str, Measure]:
-    # A measure stands among the fields of a layer's record.
+    # A measure is a field of a layer's JSON record, beside these.
     fields = {*LayerReport("", "ok", 0).to_record(), "schema", "kind"}
     measures = _named(items, Measure)
     for name in measures:
         if name in fields or name.endswith("_null"):
-            msg = f"{name!r} is the name of a field of the records: choose another for the measure"
+            msg = f"the measure {name!r} has the name of a record field. Choose another name."
             raise ValueError(msg)
     return measures
 
@@ -177,7 +186,7 @@ def _rules(items: Iterable[Any]) -> dict[str, AlertRule]:
 def _sinks(items: Mapping[str, Any]) -> dict[str, Any]:
     for scheme, factory in items.items():
         if not callable(factory):
-            msg = f"the sink {scheme!r} is {factory!r}, which cannot be called"
+            msg = f"sink {scheme!r}: {factory!r} is not callable"
             raise TypeError(msg)
     return dict(items)
 
@@ -186,10 +195,10 @@ def _named(items: Iterable[Any], kind: type[Item]) -> dict[str, Item]:
     named: dict[str, Item] = {}
     for item in items:
         if not isinstance(item, kind):
-            msg = f"{item!r} is no {kind.__name__}"
+            msg = f"{item!r} is not a {kind.__name__}"
             raise TypeError(msg)
         if item.name in named:
-            msg = f"it names two things {item.name!r}"
+            msg = f"the name {item.name!r} is used twice"
             raise ValueError(msg)
         named[item.name] = item
     return named

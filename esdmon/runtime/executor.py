@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias, final
 from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
+from esdmon.runtime.at_exit import wait_at_exit
 from esdmon.runtime.source import Answer, Source, Task
 from esdmon.schedule.budget import Budget
 
@@ -39,6 +40,10 @@ class _DaemonThread:
         self._jobs.append((future, job))
         self._wake.set()
         return future
+
+    def is_busy(self) -> bool:
+        """Return whether a job runs or waits."""
+        return bool(self._jobs)
 
     def close(self) -> None:
         """Cancel the jobs that have not begun, and end the thread when the running one is finished."""
@@ -137,6 +142,7 @@ class Executor:
     def _submit(self, job: Callable[[], Any], size: int) -> Future[Any]:
         if self._thread is None:  # now, and not earlier, so that a run that forks first forks no thread
             self._thread = _DaemonThread()
+            wait_at_exit(self._thread)
             weakref.finalize(self, self._thread.close).atexit = False
         future = self._thread.submit(job)
         self._waiting.append((future, size))

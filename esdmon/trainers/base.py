@@ -113,7 +113,7 @@ class MonitorCallback:
             if self._strict:
                 raise
             _log.warning(
-                "esdmon: the state in the checkpoint of step %d cannot be used: %s. Readings continue; alerts and "
+                "esdmon: the state in the checkpoint of step %d cannot be loaded: %s. Readings continue; alerts and "
                 "earlier readings are not restored.",
                 steps,
                 describe(error),

@@ -14,7 +14,7 @@ from esdmon.spectrum import Measure, Spectrum
 
 
 def top_share(spectrum: Spectrum) -> float:
-    """λmax/Σλ, between 1/M and 1: the share of a layer's energy that its strongest direction holds."""
+    """Return λmax/Σλ, between 1/M and 1: the share of a layer's energy in its strongest direction."""
     total = float(spectrum.eigenvalues.sum())
     return spectrum.lambda_max / total if total > 0 else float("nan")
 
@@ -34,24 +34,24 @@ def top_heavy(history: History, *, share: float = 0.5) -> Iterable[Finding]:
 
 @final
 class EggSink:
-    """A line of CSV for each layer that is read: step, name, share; and one for each alert."""
+    """Writes a line of CSV for each layer that is read (step, name, share) and for each alert."""
 
     def __init__(self, path: str) -> None:
         self._path = Path(path)
 
     def write(self, report: esdmon.Report) -> None:
-        """A line for each layer that was read at this step."""
+        """Write a line for each layer that was read at this step."""
         self._append([report.step, layer.name, layer.measures.get("top_share")] for layer in report.new)
 
     def alert(self, alert: esdmon.Alert) -> None:
-        """A line that says so."""
+        """Write a line with the message."""
         self._append([[alert.step, alert.layer, f"{alert.rule} {alert.state}"]])
 
     def flush(self) -> None:
-        """Nothing to do: each write is flushed."""
+        """Do nothing: each write is flushed."""
 
     def close(self) -> None:
-        """Nothing to do: no file is held open."""
+        """Do nothing: no file is held open."""
 
     def _append(self, lines: Iterable[list[object]]) -> None:
         with self._path.open("a", newline="", encoding="utf-8") as file:
@@ -60,17 +60,17 @@ class EggSink:
 
 @esdmon.hookimpl
 def esdmon_register_measures() -> Iterable[Measure]:
-    """`top_share`, in every report and chart."""
+    """Add `top_share` to every report and chart."""
     return [Measure("top_share", top_share)]
 
 
 @esdmon.hookimpl
 def esdmon_register_alert_rules() -> Iterable[AlertRule]:
-    """`top_heavy`, asked after each reading; `[rules.top_heavy]` in a TOML file sets its threshold."""
+    """Add the rule `top_heavy`; `[rules.top_heavy]` in a TOML file sets its threshold."""
     return [AlertRule("top_heavy", top_heavy, needs=("top_share",), advice="Look at that direction.")]
 
 
 @esdmon.hookimpl
 def esdmon_register_sinks() -> Mapping[str, Callable[[str], Sink]]:
-    """`egg:PATH`."""
+    """Add the sink `egg:PATH`."""
     return {"egg": EggSink}

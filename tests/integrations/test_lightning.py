@@ -130,7 +130,7 @@ def test_an_exception_closes_the_monitor_and_is_raised(tmp_path: Path) -> None:
     [
         ({"every": 0}, "every= must be a number of steps, 1 or more"),
         ({"budget": -0.1}, "budget= must be a share of the run, above 0 and at most 1"),
-        ({"sinks": "tensorbord:x"}, "no sink 'tensorbord'.*Did you mean 'tensorboard'"),
+        ({"sinks": "tensorbord:x"}, "Unknown sink scheme 'tensorbord'.*Did you mean 'tensorboard'"),
         ({"measures": ["alhpa"]}, "Unknown measure 'alhpa' in measures=. Did you mean 'alpha"),
         ({"mode": "fast"}, "mode= must be one of auto, sync, thread; got 'fast'"),
         ({"stop_on": "rank_colapse"}, "stop_on='rank_colapse' names no rule in use.*Did you mean 'rank_collapse'"),

@@ -91,7 +91,7 @@ def test_a_state_that_cannot_be_used_does_not_end_the_training(
     with caplog.at_level(logging.WARNING, "esdmon"):
         trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=[sink])).train(resume_from_checkpoint=True)
     assert [report.step for report in sink.reports] == [8, 12]
-    assert caplog.text.count("the state in the checkpoint of step 6 cannot be used") == 1
+    assert caplog.text.count("the state in the checkpoint of step 6 cannot be loaded") == 1
 
 
 @pytest.mark.parametrize("size", [0, 2000])

@@ -215,13 +215,17 @@ def test_a_bad_extractor_is_named_once_and_what_is_built_in_goes_on(
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        pytest.param("jsnl:a", r"no sink 'jsnl' \(in 'jsnl:a'\); .*console, jsonl.*Did you mean 'jsonl'\?", id="close"),
         pytest.param(
-            "mqtt", r"no sink 'mqtt' \(in 'mqtt'\); there are console, jsonl, tensorboard, wandb, webhook\.$", id="far"
+            "jsnl:a", r"Unknown sink scheme 'jsnl' in 'jsnl:a'\. .*console, jsonl.*Did you mean 'jsonl'\?", id="close"
+        ),
+        pytest.param(
+            "mqtt",
+            r"Unknown sink scheme 'mqtt' in 'mqtt'\. Available: console, jsonl, tensorboard, wandb, webhook\.$",
+            id="far",
         ),
         pytest.param("console:a", "console takes no target, got 'console:a'", id="needless-target"),
         pytest.param("jsonl", "jsonl needs a path: 'jsonl:", id="missing-path"),
-        pytest.param("tensorboard:", "tensorboard needs a folder: 'tensorboard:", id="missing-folder"),
+        pytest.param("tensorboard:", "tensorboard needs a folder, such as 'tensorboard:", id="missing-folder"),
     ],
 )
 def test_a_sink_that_cannot_be_opened_says_why(spec: str, message: str) -> None:
@@ -294,7 +298,7 @@ class Wrapping:
 @pytest.mark.parametrize(
     ("plugin", "warning"),
     [
-        (NoHooks(), "plugin 'NoHooks' has no hooks: mark its functions with @esdmon.hookimpl"),
+        (NoHooks(), "plugin 'NoHooks' has no hooks and is not used: mark its functions with @esdmon.hookimpl"),
         (First(), "plugin 'First' failed in esdmon_register_measures: the name 'alpha' is taken already"),
         (Wrapping(), "plugin 'Wrapping' failed in esdmon_register_measures: it is a wrapper"),
     ],
@@ -311,5 +315,5 @@ def test_mistakes_of_authors_are_told(plugin: object, warning: str, caplog: pyte
 @pytest.mark.parametrize("extra", ["name", 5], ids=["text", "number"])
 def test_plugins_are_a_list(extra: Any) -> None:
     """A ValueError that says so."""
-    with pytest.raises(InputError, match="plugins= is a list of modules or objects with hooks, got"):
+    with pytest.raises(InputError, match="plugins= must be a list of modules or objects with hooks; got"):
         Plugins(extra)

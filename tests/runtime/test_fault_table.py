@@ -416,19 +416,28 @@ def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFix
     assert last.in_optimizer
 
 
-def test_the_process_ends_though_a_reading_goes_on() -> None:
-    """`close(timeout)` holds for the end of the process too: a solve of ten minutes does not keep it."""
-    script = """
-        import threading, time, torch, esdmon
+@pytest.mark.parametrize(("seconds", "limit", "is_finished"), [(600, 0.1, False), (0.5, 60, True)])
+def test_the_process_ends_though_a_reading_goes_on(seconds: float, limit: float, is_finished: bool) -> None:  # noqa: FBT001
+    """A solve of ten minutes does not keep it; one of less is waited for, since its thread must not outlive Python."""
+    script = f"""
+        import functools, threading, time, torch, esdmon
         from torch import nn
+        from esdmon.runtime import at_exit
         from esdmon.spectrum import Measure
 
+        at_exit.Limits = functools.partial(at_exit.Limits, exit_seconds={limit})
         begun = threading.Event()
+
+        def slow(spectrum):
+            begun.set()
+            time.sleep({seconds})
+            print("finished")
+            return 1.0
 
         class Slow:
             @esdmon.hookimpl
             def esdmon_register_measures(self):
-                return [Measure("slow", lambda spectrum: begun.set() or time.sleep(600) or 1.0)]
+                return [Measure("slow", slow)]
 
         monitor = esdmon.watch(nn.Linear(64, 64), every=1, budget=None, mode="thread", sinks=None, plugins=[Slow()])
         monitor.step()
@@ -440,6 +449,7 @@ def test_the_process_ends_though_a_reading_goes_on() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "1 readings of step 1 were not finished in time and are lost" in done.stderr
+    assert ("finished" in done.stdout) is is_finished
 
 
 def test_a_monitor_that_was_never_closed_does_not_hold_up_the_end() -> None:
