@@ -1,27 +1,26 @@
-"""esdmon as a callback of Lightning."""
+"""The callback for the Trainer of Lightning."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from esdmon.errors import InputError, MissingExtraError
+from esdmon.errors import MissingExtraError
 from esdmon.isolation import describe
-from esdmon.options import WatchKeywords, shows_options
-from esdmon.options.sinks import Sinks
-from esdmon.schedule import Schedule
-from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, own_jsonl, resume
+from esdmon.trainers.base import MonitorCallback, refuse_second
+from esdmon.trainers.metrics import SummaryMetrics, saved_metrics
+from esdmon.trainers.sinks import HostSinks
 from esdmon_lightning.loggers import name_of, sink_for
-from esdmon_lightning.looks import Looks
+from esdmon_lightning.observers import Observers
 
 if TYPE_CHECKING:
     from esdmon import Monitor
@@ -31,7 +30,7 @@ _log = logging.getLogger("esdmon")
 
 
 def _callback() -> Any:
-    """Return `Callback` of the package that is in use already, or else of either: each Trainer takes the other's."""
+    """Return `Callback` of the package that is imported already, or of either: each Trainer accepts the other's."""
     packages = ("lightning.pytorch", "pytorch_lightning")
     for name in sorted(packages, key=lambda name: name not in sys.modules):
         try:
@@ -42,196 +41,209 @@ def _callback() -> Any:
 
 
 @dataclass(frozen=True)
-class _Left:
-    """What a fit has left, for the same Trainer to go on from with the same model."""
+class _FinishedFit:
+    """The state at the end of a fit: the same Trainer continues from it if it fits the same model again."""
 
     trainer: weakref.ref[Any]
     model: weakref.ref[Any]
     state: dict[str, Any]
 
     def is_of(self, trainer: Any, model: Any) -> bool:
-        """Return whether it is this Trainer that left it, with this model, at the steps where it is now."""
+        """Return whether this Trainer has finished the fit, of this model, and is still at its last step."""
         return (self.trainer(), self.model(), self.state["steps"]) == (trainer, model, int(trainer.global_step))
 
 
-class SpectralMonitor(CopiedByOptions, _callback()):  # type: ignore[misc]  # one of two packages, known at run time
-    """Watches the spectra of the LightningModule while it is fitted.
+class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # one of two packages, known at run time
+    """Monitors the spectra of a LightningModule while it is fitted.
 
-    Readings go to the Trainer's loggers, under the user's own loss; without loggers to `esdmon-1/esdmon.jsonl` in
-    `default_root_dir`. Steps are the Trainer's `global_step`, which grows by one for each of several optimizers. A
-    checkpoint of the Trainer holds the state.
+    Readings go to the Trainer's loggers, at the same x as the loss of that batch; without loggers to
+    `esdmon-1/esdmon.jsonl` in `default_root_dir`, with a new number for each run. Steps are the Trainer's
+    `global_step`, which grows by one for each of several optimizers. A checkpoint of the Trainer contains the state.
 
-    The summary goes to `trainer.callback_metrics` as well, for `ModelCheckpoint(monitor="esdmon_summary/alpha_median")`
-    and the like. All its numbers are there from the start: medians of alpha, mp_soft_rank, stable_rank and
-    matrix_entropy, `layers_…`, `alerts_firing`, `alert_<rule>`, `age_max`. Where a callback or a scheduler monitors one
-    of them, a reading is also taken at the last step before it looks. As long as no layer's alpha is meaningful,
-    `alpha_median` is here that of all layers.
+    Logged keys; in a JSONL the same numbers are fields of a record, without the prefixes:
 
-    The object can be given to one Trainer after another: each fit is a run of its own. Only a checkpoint that the
-    Trainer loads is gone on from, or what the same Trainer has left if it fits the same model again.
+    ==================================== ================================================= =================
+    key                                  meaning                                           unit, range
+    ==================================== ================================================= =================
+    esdmon_<measure>/<layer>             a measure of a layer, listed in `esdmon.spectrum` of the measure
+    esdmon_phase/<layer>                 0 random-like to 5 rank-collapse, −1 unclassified code, −1 to 5
+    esdmon_summary/alpha_median          median over the layers with a meaningful alpha    > 1
+    esdmon_summary/mp_soft_rank_median   median over the layers, as are the next two       0 to 1
+    esdmon_summary/stable_rank_median    Σλ/λmax                                           >= 1
+    esdmon_summary/matrix_entropy_median entropy of the eigenvalues                        0 to 1
+    esdmon_summary/layers_<phase>        layers in that phase                              count
+    esdmon_summary/layers_not_ok         layers without a valid reading                    count
+    esdmon_summary/layers_new            layers that were read at this step                count
+    esdmon_summary/layers_unchanged      layers that have not moved, with values repeated  count
+    esdmon_summary/layers_waiting        layers that the budget has not yet let read       count
+    esdmon_summary/alerts_firing         layers in which a rule fires, over all rules      count
+    esdmon_summary/alert_<rule>          layers in which that rule fires                   count
+    esdmon_summary/age_max               age of the oldest reading                         optimizer steps
+    esdmon_summary/seconds               time that the readings of this step took          seconds
+    esdmon_summary/overhead              share of the run's time that the monitor takes    >= 0
+    ==================================== ================================================= =================
+
+    The summary is also in `trainer.callback_metrics`, for `ModelCheckpoint(monitor="esdmon_summary/alpha_median")` and
+    the like. All its metrics exist from the start of training, as NaN until they are known. Where a callback or a
+    scheduler monitors one of them, a reading is also taken at the last step before it reads the metric. As long as no
+    layer's alpha is meaningful, `alpha_median` is there the median over all layers.
+
+    One object can be given to several Trainers: each fit is a run of its own. A fit continues from the checkpoint that
+    the Trainer loads, or from the previous fit of the same Trainer and model.
 
     Args:
-        every: steps between readings, or a function of the step.
-        sinks: "auto": the Trainer's loggers. Others as in `esdmon.watch`.
-        options: as in `esdmon.watch`: budget, mode, alerts, layers, … An alert of `stop_on=` ends the training, one of
-            `save_on=` saves a checkpoint in `esdmon-checkpoints/`, at a due step and on all ranks.
+        every: a reading is taken each time this many steps have passed, or at the steps for which a function of the
+            step returns True.
+        sinks: "auto" writes to the Trainer's loggers. A name such as "jsonl:PATH", a sink of your own, or a list of
+            them replaces that; a list may contain "auto" too. None writes nothing.
+        options: the other options of `esdmon.watch`: `budget` limits the share of the run's time, `mode` reads on the
+            spot or in a thread, `layers` and `exclude` choose the matrices, `alerts` the rules. An alert of a rule in
+            `stop_on` ends the training, on all ranks; one in `save_on` saves a checkpoint in `esdmon-checkpoints/`.
 
     Raises:
-        InputError: for options that cannot be used, when it is made.
-        MissingExtraError: without Lightning, when it is imported.
+        InputError: for an unknown option or a value that cannot be used, when the callback is constructed.
+        MissingExtraError: if Lightning is not installed, when this package is imported.
     """
 
-    monitor: Monitor | None
-    """None until training starts; closed when it has ended."""
+    _metrics: SummaryMetrics
     _numbers: dict[str, float]
+    """The metrics that `trainer.callback_metrics` has."""
     _loaded: dict[str, Any]
-    _left: _Left | None
+    """The state of a checkpoint that the next fit continues from."""
+    _finished: _FinishedFit | None
     _run: tuple[weakref.ref[Any], weakref.ref[Any]] | None
-
-    @shows_options
-    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchKeywords]) -> None:
-        super().__init__()
-        self._given = CallbackOptions(every=every, sinks=sinks, options=options)
-        self._forget()
+    """The Trainer and the model of the fit that is under way."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Refuse a second one on the same Trainer, which would write the same series; forget what is of another run."""
+        """Refuse a second one on the same Trainer; forget the state of other runs."""
         if sum(isinstance(callback, SpectralMonitor) for callback in trainer.callbacks) > 1:
-            raise InputError("there are two SpectralMonitors on this Trainer: give it one")
+            refuse_second()
         if stage == "fit":
             # A checkpoint is loaded after this, so that what is here already came from elsewhere.
             self._loaded = {}
             self._close()
-            if self._left is not None and not self._left.is_of(trainer, pl_module):
-                self._left = None
+            if self._finished is not None and not self._finished.is_of(trainer, pl_module):
+                self._finished = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin: the model is in its place, the optimizers are made, a checkpoint is loaded."""
+        """Begin to watch: the model is on its device, the optimizers are made, a checkpoint is loaded."""
         writes = trainer.is_global_zero and not trainer.fast_dev_run and not getattr(trainer, "barebones", False)
-        steps = trainer.global_step
-        state = dict(self._loaded or (self._left.state if self._left else {}))
-        self._loaded, self._left = {}, None
-        self._looks = Looks.of(trainer)
-        self._numbers = self._given.summary(None, _numbers(state.pop("summary", {})))
-        self._given.warn_of_unknown(self._looks.monitored)
+        state = dict(self._loaded or self._left_state())
+        self._loaded, self._finished = {}, None
+        self._observers = Observers.of(trainer)
+        self._numbers = self._metrics.of(None, saved_metrics(state.pop("summary", {})))
+        self._metrics.warn_of_unknown(self._observers.monitored)
         self._run = weakref.ref(trainer), weakref.ref(pl_module)
-        self.monitor = self._given.watch(
+        self._begin(
             pl_module,
             trainer.optimizers,
-            first_step=steps,
-            hosts_own=partial(_loggers, trainer) if writes else None,
-            asks=self._looks,
+            steps=trainer.global_step,
+            writes=_host_sinks(trainer) if writes else None,
+            extra=self._observers,
         )
-        if state and self.monitor is not None:
-            resume(self.monitor, state, steps=steps, strict=self._given.is_strict)
-        self._show(trainer)
+        if state:
+            self._resume(state, steps=trainer.global_step)
+        self._publish(trainer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the optimizer steps of the batch; in the midst of an accumulation there are none."""
-        monitor = self.monitor
-        steps = 0 if monitor is None else trainer.global_step - monitor.steps
+        monitor, steps = self.monitor, self._new_steps(trainer.global_step)
         if monitor is None or steps <= 0:
             return
         before = monitor.report
-        looked_at = self._looks.look(trainer, batch_idx)
+        is_read = self._observers.check(trainer, batch_idx)
         # Where Lightning draws what is logged in this batch.
         drawn_at = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
         due = monitor.step(steps, host_step=drawn_at)
-        if looked_at:
-            monitor.flush()  # the number is needed now, also where it is read in a thread
+        if is_read:
+            monitor.flush()  # the metric is needed now, also where it is read in a thread
         if trainer.world_size == 1:
             if monitor.report is not before:
-                self._tell(trainer, *self._findings(monitor))
+                self._apply(trainer, *self._findings(monitor))
         elif due:
-            self._tell(trainer, *trainer.strategy.broadcast(self._findings(monitor)))
+            self._apply(trainer, *trainer.strategy.broadcast(self._findings(monitor)))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Write what was read."""
+        """Close, so that the readings under way are written."""
         self._close()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Close, while the loggers are alive."""
+        """Close, while the loggers are open."""
         self._close()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Close, in case nothing else did."""
+        """Close, if no other hook did."""
         self._close()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the Trainer's checkpoint is to hold."""
-        if self._is_open and self.monitor is not None:
+        """Return the state for a checkpoint of the Trainer: that of the run, or of the run to be continued."""
+        if self._run is not None and self.monitor is not None:
             return self.monitor.state_dict() | {"summary": self._numbers}
-        return self._loaded or (self._left.state if self._left else {})
+        return self._loaded or self._left_state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the state of a checkpoint that the Trainer loads; in mid-run go back to it, if it is of another step."""
-        if not self._is_open or self.monitor is None:
+        """Keep the state of a checkpoint for the next fit; during a fit, go back to it if its step is another one."""
+        if self._run is None or self.monitor is None:
             self._loaded = state_dict
         elif state_dict.get("steps") != self.monitor.steps:
             state = {name: value for name, value in state_dict.items() if name != "summary"}
-            resume(self.monitor, state, steps=state_dict.get("steps", 0), strict=self._given.is_strict)
+            self._resume(state, steps=state_dict.get("steps", 0))
 
-    def _forget(self) -> None:
-        self.monitor = None
-        self._looks = Looks()
+    def _reset(self) -> None:
+        super()._reset()
+        checked = self._options.checked
+        self._metrics = SummaryMetrics((rule.name for rule in checked.alert_config.rules), checked.chosen_measures)
+        self._observers = Observers()
         self._numbers = {}
         self._loaded = {}
-        self._left = self._run = None
+        self._finished = self._run = None
 
-    @property
-    def _is_open(self) -> bool:
-        return self._run is not None
+    def _left_state(self) -> dict[str, Any]:
+        return self._finished.state if self._finished else {}
 
     def _findings(self, monitor: Monitor) -> tuple[dict[str, float], bool, bool]:
-        numbers = self._given.summary(monitor.report, self._numbers)
-        return numbers, monitor.should_stop, monitor.take_save_request()
+        """Return the metrics, and whether to stop and to save; those of rank 0 count for all ranks."""
+        return self._metrics.of(monitor.report, self._numbers), *self._requests()
 
-    def _tell(self, trainer: Any, numbers: dict[str, float], stop: bool, save: bool) -> None:  # noqa: FBT001 -- of a tuple
+    def _apply(self, trainer: Any, numbers: dict[str, float], stop: bool, save: bool) -> None:  # noqa: FBT001 -- of a tuple
         self._numbers = numbers
-        self._show(trainer)
+        self._publish(trainer)
         if save:
             self._save(trainer)
         if stop:
             trainer.should_stop = True
 
     def _save(self, trainer: Any) -> None:
-        """Save a checkpoint. Where that fails on several ranks it raises: none of them may go on alone."""
+        """Save a checkpoint. A failure on several ranks raises: none of them may continue alone."""
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "esdmon-checkpoints"
         try:
             trainer.save_checkpoint(folder / f"step={trainer.global_step}.ckpt")
         except Exception as error:
-            if trainer.world_size > 1 or self._given.is_strict:
+            if trainer.world_size > 1 or self._strict:
                 raise
             _log.warning(
-                "esdmon: the checkpoint of save_on= could not be saved: %s. Training goes on.", describe(error)
+                "esdmon: the checkpoint of save_on= could not be saved: %s. Training continues.", describe(error)
             )
 
-    def _show(self, trainer: Any) -> None:
+    def _publish(self, trainer: Any) -> None:
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._numbers.items()})
 
     def _close(self) -> None:
         if self._run is None or self.monitor is None:
             return
         (trainer, model), self._run = self._run, None
-        self.monitor.close()
-        self._left = _Left(trainer, model, self.monitor.state_dict() | {"summary": self._numbers})
+        super()._close()
+        self._finished = _FinishedFit(trainer, model, self.monitor.state_dict() | {"summary": self._numbers})
 
 
-def _numbers(saved: object) -> dict[str, float]:
-    """Return what is a number of a summary in a checkpoint, which may be damaged."""
-    if not isinstance(saved, Mapping):
-        return {}
-    return {name: float(value) for name, value in saved.items() if isinstance(name, str) and isinstance(value, float)}
+def _host_sinks(trainer: Any) -> HostSinks:
+    return HostSinks(
+        loggers=partial(_loggers, trainer),
+        folder=lambda: trainer.default_root_dir,
+        resumed=trainer.global_step > 0,
+    )
 
 
-def _loggers(trainer: Any) -> HostsOwn:
-    """Return the Trainer's loggers; where it has none, a file in the folder that it writes to."""
-    if trainer.loggers:
-        return _each(trainer.loggers)
-    spec = own_jsonl(trainer.default_root_dir, goes_on=trainer.global_step > 0)
-    return [(spec, lambda: spec)]
-
-
-def _each(loggers: Any) -> Iterator[tuple[str, Any]]:
-    for logger in loggers:
+def _loggers(trainer: Any) -> Iterator[tuple[str, Any]]:
+    for logger in trainer.loggers:
         yield name_of(logger), partial(sink_for, logger)

@@ -1,26 +1,17 @@
-"""esdmon as a callback of the Trainer of Hugging Face."""
+"""The callback for the Trainer of Hugging Face."""
 
 from __future__ import annotations
 
-import json
 import logging
 import uuid
 import weakref
-from collections.abc import Iterable
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
-
-import torch
+from typing import Any
 
 from esdmon.errors import InputError, MissingExtraError
 from esdmon.isolation import describe
-from esdmon.options import WatchKeywords, shows_options
-from esdmon.options.sinks import Sinks
-from esdmon.schedule import Schedule
-from esdmon.trainers.base import CallbackOptions, CopiedByOptions, HostsOwn, own_jsonl, resume
-from esdmon_transformers import folders
-from esdmon_wandb import WandbSink
+from esdmon.trainers.base import MonitorCallback, refuse_second
+from esdmon_transformers import folders, state_file
+from esdmon_transformers.loggers import host_sinks
 
 try:
     from transformers import TrainerCallback
@@ -28,242 +19,204 @@ try:
 except ImportError as error:
     raise MissingExtraError("esdmon_transformers", "transformers", "transformers") from error
 
-if TYPE_CHECKING:
-    from esdmon import Monitor
-
 _log = logging.getLogger("esdmon")
-_FILE = "esdmon.pt"
 
 
-class SpectralMonitor(CopiedByOptions, TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers is half typed
-    """Watches the spectra of the model while a Trainer trains it.
+class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers is half typed
+    """Monitors the spectra of a model while a Trainer trains it.
 
-    Steps are the Trainer's `global_step`. Readings go where `report_to` says: to TensorBoard in a folder of our own
-    beside the Trainer's, since its writer is not to be had and two writers in one folder lose data; to the run of
-    Weights & Biases that the Trainer has begun, in the Trainer's rows. Where it names none of them, they go to
-    `esdmon-1/esdmon.jsonl` in `output_dir`, with a new number for each run. Each checkpoint of the Trainer holds the
-    monitor's state in a file `esdmon.pt`, which is known by an id in the Trainer's own state.
+    Readings go where `report_to` says, at the Trainer's `global_step`: to TensorBoard in a folder of our own beside the
+    Trainer's, since its writer cannot be accessed and two writers in one folder lose data; to the run of Weights &
+    Biases that the Trainer has begun, in the Trainer's rows. If it names neither, they go to `esdmon-1/esdmon.jsonl` in
+    `output_dir`, with a new number for each run.
 
-    Each `train()` is a run of its own, also an attempt of `auto_find_batch_size` and a trial of a search. With
-    `restore_callback_states_from_checkpoint` options are those of the checkpoint; those that JSON cannot hold, such as
-    functions and sinks of your own, are taken from the callback that the Trainer was given.
+    Logged keys; in a JSONL the same numbers are fields of a record, without the prefixes:
+
+    ==================================== ================================================= =================
+    key                                  meaning                                           unit, range
+    ==================================== ================================================= =================
+    esdmon_<measure>/<layer>             a measure of a layer, listed in `esdmon.spectrum` of the measure
+    esdmon_phase/<layer>                 0 random-like to 5 rank-collapse, −1 unclassified code, −1 to 5
+    esdmon_summary/alpha_median          median over the layers with a meaningful alpha    > 1
+    esdmon_summary/mp_soft_rank_median   median over the layers, as are the next two       0 to 1
+    esdmon_summary/stable_rank_median    Σλ/λmax                                           >= 1
+    esdmon_summary/matrix_entropy_median entropy of the eigenvalues                        0 to 1
+    esdmon_summary/layers_<phase>        layers in that phase                              count
+    esdmon_summary/layers_not_ok         layers without a valid reading                    count
+    esdmon_summary/layers_new            layers that were read at this step                count
+    esdmon_summary/layers_unchanged      layers that have not moved, with values repeated  count
+    esdmon_summary/layers_waiting        layers that the budget has not yet let read       count
+    esdmon_summary/alerts_firing         layers in which a rule fires, over all rules      count
+    esdmon_summary/alert_<rule>          layers in which that rule fires                   count
+    esdmon_summary/age_max               age of the oldest reading                         optimizer steps
+    esdmon_summary/seconds               time that the readings of this step took          seconds
+    esdmon_summary/overhead              share of the run's time that the monitor takes    >= 0
+    ==================================== ================================================= =================
+
+    Each checkpoint of the Trainer contains the monitor's state in a file `esdmon.pt`, with an id that the Trainer's own
+    state contains too. Each `train()` is a run of its own, also an attempt of `auto_find_batch_size` and a trial of a
+    search. With `restore_callback_states_from_checkpoint` the options are those of the checkpoint; those that JSON
+    cannot hold, such as functions and sinks of your own, are taken from the callback that the Trainer was given.
 
     Args:
-        every: steps between readings, or a function of the step.
-        sinks: "auto": what `report_to` says. Others as in `esdmon.watch`.
-        options: as in `esdmon.watch`: budget, mode, alerts, layers, … An alert of `stop_on=` ends the training, one of
-            `save_on=` has the Trainer save a checkpoint, at a due step and on all ranks.
+        every: a reading is taken each time this many steps have passed, or at the steps for which a function of the
+            step returns True.
+        sinks: "auto" writes to what `report_to` names. A name such as "jsonl:PATH", a sink of your own, or a list of
+            them replaces that; a list may contain "auto" too. None writes nothing.
+        options: the other options of `esdmon.watch`: `budget` limits the share of the run's time, `mode` reads on the
+            spot or in a thread, `layers` and `exclude` choose the matrices, `alerts` the rules. An alert of a rule in
+            `stop_on` ends the training, on all ranks; one in `save_on` has the Trainer save a
+            checkpoint, at a due step.
 
     Raises:
-        InputError: for options that cannot be used, when it is made.
-        MissingExtraError: without transformers, when it is imported.
+        InputError: for an unknown option or a value that cannot be used, when the callback is constructed.
+        MissingExtraError: if transformers is not installed, when this package is imported.
     """
 
-    monitor: Monitor | None
-    """None until training starts; closed when it has ended."""
+    _id: str
+    """In the Trainer's state of a checkpoint, to find the monitor's state that belongs to it."""
     _restored: dict[str, Any]
-    _stands_for: SpectralMonitor | None
-
-    @shows_options
-    def __init__(self, every: int | Schedule = 200, *, sinks: Sinks = "auto", **options: Unpack[WatchKeywords]) -> None:
-        self._given = CallbackOptions(every=every, sinks=sinks, options=options)
-        self._forget()
+    _replaced: SpectralMonitor | None
+    """The callback that this one, made from a checkpoint, has replaced in the Trainer."""
 
     def on_train_begin(
         self, args: Any, state: Any, control: Any, model: Any = None, optimizer: Any = None, **_: Any
     ) -> None:
-        """Begin: the model is in its place, the optimizer is made, the loggers have begun their runs."""
+        """Begin to watch: the model is on its device, the optimizer is made, the loggers have begun their runs."""
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
-            raise InputError("there are two SpectralMonitors on this Trainer: give it one")
+            refuse_second()
         self._close()  # an attempt that was broken off has not ended
-        self.monitor = self._given.watch(
+        self._begin(
             model,
             optimizer,
-            first_step=state.global_step,
-            hosts_own=partial(_reported, args, state) if state.is_world_process_zero else None,
+            steps=state.global_step,
+            writes=host_sinks(args, state) if state.is_world_process_zero else None,
         )
-        if self._stands_for is not None:
-            self._stands_for.monitor = self.monitor
+        if self._replaced is not None:
+            self._replaced.monitor = self.monitor
         if state.global_step and self.monitor is not None:
-            self._resume(self.monitor, args, state)
+            self._load(args, state)
         # A checkpoint that was saved without this callback lacks it, and the Trainer's next save would fail.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count the step that the optimizer has taken."""
-        monitor = self.monitor
-        if monitor is None:
-            return
-        due = monitor.step(state.global_step - monitor.steps, host_step=state.global_step)
-        if due:
-            stop, save = _agreed((monitor.should_stop, monitor.take_save_request()), args)
+        steps = self._new_steps(state.global_step)
+        if self.monitor is not None and self.monitor.step(steps, host_step=state.global_step):
+            stop, save = _of_rank_0(self._requests(), args)
             control.should_training_stop |= stop
             control.should_save |= save
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the state beside the Trainer's, which has just been written with an id of ours."""
+        """Save the state beside the Trainer's, which has just been written with our id."""
         if self.monitor is None or not self._id or not state.is_world_process_zero:
             return
         try:
-            self._save(self.monitor, folders.checkpoints(args, state.global_step))
+            checkpoints = folders.checkpoints(args, state.global_step)
+            state_file.save(self.monitor.state_dict(), checkpoints, identity=self._id)
         except Exception as error:
-            if self._given.is_strict:
+            if self._strict:
                 raise
             _log.warning(
-                "esdmon: %s could not be saved at step %d: %s. A run that is resumed there does not know alerts and "
-                "what was read before.",
-                _FILE,
+                "esdmon: %s could not be saved at step %d: %s. A run that is resumed there has no alerts and earlier "
+                "readings.",
+                state_file.FILE,
                 state.global_step,
                 describe(error),
             )
 
-    def _save(self, monitor: Monitor, checkpoints: Iterable[Path]) -> None:
-        """Write the state whole or not at all, into the folder that the Trainer has just written."""
-        for folder in checkpoints:
-            file, new = folder / folders.STATE, folder / f"{_FILE}.new"
-            if file.is_file() and self._id in file.read_text(encoding="utf-8"):
-                try:
-                    torch.save(monitor.state_dict() | {"id": self._id}, new)
-                    new.replace(folder / _FILE)
-                finally:
-                    new.unlink(missing_ok=True)
-                return
-
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close what was opened."""
+        """Close the monitor and its sinks."""
         self._close()
 
     def state(self) -> dict[str, Any]:
-        """Return what the Trainer keeps in its JSON: the arguments that JSON can hold, by which it makes a callback.
+        """Return what the Trainer saves as JSON: the arguments that JSON can hold, to construct a callback from.
 
-        The Trainer asks for it when training begins, before it makes a callback from a checkpoint in the place of this
-        one, and when it saves; each time it has another id.
+        The Trainer calls it when training begins, before it replaces this callback by one from a checkpoint, and when
+        it saves; each call has another id.
         """
-        global _asked_last  # noqa: PLW0603 -- the Trainer does not say in whose place it makes a callback
-        _asked_last = weakref.ref(self)
+        global _last_saved  # noqa: PLW0603 -- the Trainer does not say which callback it replaces
+        _last_saved = weakref.ref(self)
         self._id = uuid.uuid4().hex
-        # Not an address on the net: it may be a secret, and the file is passed on.
-        is_secret = any(isinstance(sink, str) and "://" in sink for sink in self._given.sinks)
-        arguments = self._given.options | {"sinks": [sink for sink in self._given.sinks if "://" not in str(sink)]}
-        held = {name: value for name, value in arguments.items() if _is_json(value)}
-        left_out = sorted(arguments.keys() - held.keys() | ({"sinks"} if is_secret else set()))
-        return {"args": held, "attributes": {"restored": {"id": self._id, "left_out": left_out}}}
+        arguments, left_out = self._options.json_arguments()
+        return {"args": arguments, "attributes": {"restored": {"id": self._id, "left_out": left_out}}}
 
     @property
     def restored(self) -> dict[str, Any]:
-        """What a checkpoint has said besides the arguments, where the Trainer has made this callback from one."""
+        """Return what the checkpoint contains besides the arguments; empty if the Trainer has not restored this one.
+
+        The Trainer sets it. Options that JSON cannot hold are then taken from the callback that is replaced.
+        """
         return self._restored
 
     @restored.setter
-    def restored(self, said: dict[str, Any]) -> None:
-        self._restored = said
-        left_out = set(said.get("left_out", ()))
-        given = None if _asked_last is None else _asked_last()
-        if given is None:
-            if left_out:
-                _log.warning(
-                    "esdmon: the checkpoint does not hold the options %s: they have their defaults.",
-                    ", ".join(sorted(left_out)),
-                )
-            return
-        self._stands_for = given
-        options = {name: value for name, value in self._given.options.items() if name not in left_out}
-        lost = sorted(left_out - given._given.options.keys() - {"sinks"})  # noqa: SLF001 -- of the same class
+    def restored(self, saved: dict[str, Any]) -> None:
+        self._restored = saved
+        left_out = set(saved.get("left_out", ()))
+        self._replaced = None if _last_saved is None else _last_saved()
+        given = () if self._replaced is None else (*self._replaced.options, "sinks")
+        lost = sorted(left_out.difference(given))
         if lost:
             _log.warning(
-                "esdmon: the checkpoint does not hold the options %s, and they are not given: defaults are used.",
+                "esdmon: the checkpoint does not contain the options %s, and no callback of this Trainer sets them: "
+                "defaults are used. Give them to SpectralMonitor().",
                 ", ".join(lost),
             )
-        merged = given._given.options | options  # noqa: SLF001 -- of the same class
-        sinks = given._given.sinks if "sinks" in left_out else self._given.sinks  # noqa: SLF001
-        self._given = CallbackOptions(every=merged.pop("every"), sinks=sinks, options=merged)
+        if self._replaced is not None:
+            self._options = self._replaced._options.updated(self._options, keep=left_out)  # noqa: SLF001 -- of this class
 
-    def _forget(self) -> None:
-        self.monitor = None
+    def _reset(self) -> None:
+        super()._reset()
         self._id = ""
         self._restored = {}
-        self._stands_for = None
+        self._replaced = None
 
-    def _close(self) -> None:
-        if self.monitor is not None:
-            self.monitor.close()
-
-    def _resume(self, monitor: Monitor, args: Any, state: Any) -> None:
-        step = state.global_step
+    def _load(self, args: Any, state: Any) -> None:
+        """Continue from the state of the checkpoint that is resumed."""
         saved = state.stateful_callbacks.get(type(self).__name__, {})
-        wanted = saved.get("attributes", {}).get("restored", {}).get("id")
-        why = "is missing"
-        for folder in (*folders.resumed(args), *folders.checkpoints(args, step)) if wanted else ():
-            if not (folder / _FILE).is_file():
-                continue
-            try:
-                found = dict(torch.load(folder / _FILE, weights_only=True))
-            except Exception as error:  # noqa: BLE001 -- a file that was cut short raises anything
-                why = f"cannot be read ({describe(error)})"
-                continue
-            if found.pop("id", None) == wanted:
-                resume(monitor, found, steps=step, strict=self._given.is_strict)
-                return
-            why = "is that of another run"
+        identity = saved.get("attributes", {}).get("restored", {}).get("id") or ""
+        checkpoints = (*folders.resumed(args), *folders.checkpoints(args, state.global_step))
+        found, why = state_file.load(checkpoints, identity=identity)
+        if found is not None:
+            self._resume(found, steps=state.global_step)
+            return
         _log.warning(
-            "esdmon: training is resumed at step %d, and the %s of its checkpoint %s. The series goes on; alerts and "
-            "what was read before are not known.",
-            step,
-            _FILE,
+            "esdmon: training is resumed at step %d, and the %s of its checkpoint %s. Readings continue; alerts and "
+            "earlier readings are not restored.",
+            state.global_step,
+            state_file.FILE,
             why,
         )
 
 
-_asked_last: weakref.ref[SpectralMonitor] | None = None
+_last_saved: weakref.ref[SpectralMonitor] | None = None
 
 
-def _agreed(found: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
-    """What rank 0 has found, on all ranks."""
+def _of_rank_0(requests: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
+    """Return the requests of rank 0, on all ranks."""
     if args.world_size == 1:
-        return found
+        return requests
     from accelerate.utils import broadcast_object_list  # noqa: PLC0415 -- comes with the Trainer
 
-    agreed: tuple[bool, bool] = broadcast_object_list([found])[0]
+    agreed: tuple[bool, bool] = broadcast_object_list([requests])[0]
     return agreed
 
 
 def attach(trainer: Any, **options: Any) -> SpectralMonitor:
-    """Add a `SpectralMonitor` to a Trainer that is made already, TRL's among them.
+    """Add a `SpectralMonitor` to a Trainer that exists already, such as one of TRL, and return it.
+
+    Args:
+        trainer: the Trainer, before `train()`.
+        options: the arguments of `SpectralMonitor`.
 
     Raises:
-        InputError: where it has one.
+        InputError: if the Trainer has one already, or for options that cannot be used.
     """
     if any(isinstance(callback, SpectralMonitor) for callback in trainer.callback_handler.callbacks):
-        raise InputError("there is a SpectralMonitor on this Trainer already: give it one")
+        raise InputError(
+            "there is a SpectralMonitor on this Trainer already, and a second one would write the same series: "
+            "give it one"
+        )
     callback = SpectralMonitor(**options)
     trainer.add_callback(callback)
     return callback
-
-
-def _reported(args: Any, state: Any) -> HostsOwn:
-    """Return sinks for what `report_to` names; where that is none, a file in the folder that the Trainer writes to."""
-    names = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
-    sinks: list[tuple[str, Any]] = []
-    if "tensorboard" in names:
-        spec = f"tensorboard:{folders.tensorboard(args, state)}"
-        sinks.append((spec, lambda: spec))
-    if "wandb" in names:
-        import wandb  # noqa: PLC0415 -- the Trainer has imported it
-
-        if wandb.run is not None:
-            sinks.append(("the Trainer's run of W&B", lambda: WandbSink(wandb.run)))
-    others = sorted(set(names) - {"tensorboard", "wandb", "none"})
-    if others:
-        _log.warning("esdmon: readings do not go to %s; give sinks= for them.", ", ".join(others))
-    if not sinks:
-        own = own_jsonl(folders.of_trial(args, state), goes_on=state.global_step > 0)
-        sinks.append((own, lambda: own))
-    return sinks
-
-
-def _is_json(value: object) -> bool:
-    try:
-        json.dumps(value)
-    except TypeError:
-        return False
-    return True

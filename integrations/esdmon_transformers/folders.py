@@ -1,7 +1,7 @@
-"""Where the Trainer of Hugging Face reads and writes.
+"""Find the folders that the Trainer of Hugging Face reads and writes.
 
-Its events do not say: `args` has neither the checkpoint that is resumed nor the folder of a trial. So these are taken
-from the Trainer's own calls, further up the stack, by the names that it has there, and else from its usual places.
+Callbacks are not given them: `args` has neither the checkpoint that is resumed nor the folder of a trial. So they are
+read from local variables of the Trainer's functions, further up the stack, or else from its usual places.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 STATE = "trainer_state.json"
-"""The Trainer's file in a checkpoint."""
+"""Name of the Trainer's own file in a checkpoint."""
 
 
 def checkpoints(args: Any, step: int) -> Iterator[Path]:
-    """Yield the folders that a checkpoint of that step may be in: the Trainer's, and those of its trials."""
+    """Yield the possible folders of the checkpoint of a step: the Trainer's, and those of its trials."""
     root, name = Path(args.output_dir), f"checkpoint-{step}"
     yield root / name
     yield from sorted(root.glob(f"*/{name}"))
 
 
 def resumed(args: Any) -> Iterator[Path]:
-    """Yield the folder of the checkpoint that is resumed, as far as anybody says."""
+    """Yield the folder of the checkpoint that is resumed, from `train()` and from `args`, where they have one."""
     given = next((value for value in _above("resume_from_checkpoint") if isinstance(value, str)), None)
     for folder in (given, args.resume_from_checkpoint):
         if isinstance(folder, str):
@@ -32,26 +32,26 @@ def resumed(args: Any) -> Iterator[Path]:
 
 
 def of_trial(args: Any, state: Any) -> Path:
-    """Return the folder that checkpoints go to: in `hyperparameter_search` one for each trial."""
+    """Return the folder of the checkpoints: in `hyperparameter_search` one for each trial."""
     return Path(args.output_dir) / (state.trial_name or _unnamed_trial(state) or "")
 
 
 def tensorboard(args: Any, state: Any) -> Path:
-    """Return a folder of our own in the one that the Trainer's TensorBoard callback writes to.
+    """Return a folder of our own inside the one that the Trainer's TensorBoard callback writes to.
 
-    Trials without a name have one folder of the Trainer's for all of them, and each one of ours.
+    All trials without a name share one folder of the Trainer; each gets a folder of our own in it.
     """
     trial = None if state.trial_name else _unnamed_trial(state)
-    return _trainers(args, state) / (f"esdmon-{trial}" if trial else "esdmon")
+    return _of_trainer(args, state) / (f"esdmon-{trial}" if trial else "esdmon")
 
 
-def _trainers(args: Any, state: Any) -> Path:
-    callbacks = [each for handler in _above("self") for each in getattr(handler, "callbacks", None) or ()]
-    for callback in callbacks:
+def _of_trainer(args: Any, state: Any) -> Path:
+    """Return the folder that the Trainer's TensorBoard callback writes to."""
+    for callback in _callbacks():
         writer = getattr(callback, "tb_writer", None)
         folder = getattr(writer, "log_dir", None) or getattr(writer, "logdir", None)
         if state.is_hyper_param_search and state.trial_name:
-            # After a trial the Trainer opens its writer once more, which then still writes for the trial before.
+            # After a trial the Trainer opens its writer once more, which then still writes to the folder of that trial.
             folder = getattr(callback, "logging_dir", None) or folder
         if isinstance(folder, str | os.PathLike) and hasattr(callback, "tb_writer"):
             return Path(folder)
@@ -64,14 +64,19 @@ def _trainers(args: Any, state: Any) -> Path:
     return max(theirs, key=lambda folder: folder.stat().st_mtime, default=runs)
 
 
+def _callbacks() -> Iterator[Any]:
+    for handler in _above("self"):
+        yield from getattr(handler, "callbacks", None) or ()
+
+
 def _unnamed_trial(state: Any) -> str | None:
-    """Return what the Trainer calls a trial of Optuna that was given no name."""
+    """Return the Trainer's name for a trial of Optuna without a name; None outside of one."""
     number = getattr(next(_above("trial"), None), "number", None) if state.is_hyper_param_search else None
     return None if number is None else f"run-{number}"
 
 
 def _above(name: str) -> Iterator[Any]:
-    """Yield what a name stands for in the functions of transformers that have called, the nearest first."""
+    """Yield the values of a local variable in the calling functions of transformers, the innermost first."""
     frame = inspect.currentframe()
     while frame is not None:
         if name in frame.f_code.co_varnames and str(frame.f_globals.get("__name__", "")).startswith("transformers."):

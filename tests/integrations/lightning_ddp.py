@@ -1,6 +1,6 @@
 """A job of two ranks with Lightning, as a user's script: python lightning_ddp.py PACKAGE FOLDER.
 
-Trained twice: without a rule to stop on, and with one. Each rank writes what it has come to. Run by test_lightning.py.
+Trained twice: without a rule to stop on, and with one. Each rank writes its results. Run by test_lightning_ranks.py.
 """
 
 import json
@@ -17,7 +17,7 @@ from tests.rules import ALWAYS
 
 
 def small(pl: Any) -> Any:
-    """Two layers on noise."""
+    """Two linear layers that are trained on noise."""
 
     class Small(pl.LightningModule):  # type: ignore[misc]
         def __init__(self) -> None:

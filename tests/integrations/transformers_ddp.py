@@ -1,6 +1,7 @@
 """A job of two ranks with the Trainer of Hugging Face, as a user's script: torchrun transformers_ddp.py FOLDER.
 
-Trained twice: without a rule to stop on, and with one. Each rank writes its result. Run by test_transformers.py.
+Trained twice: without a rule to stop on, and with one. Each rank writes its results.
+Run by test_transformers_ranks.py.
 """
 
 import json

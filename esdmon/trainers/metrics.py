@@ -1,0 +1,84 @@
+"""The numbers of a report's summary as metrics of a Trainer, which other callbacks and schedulers can monitor."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from statistics import median
+from typing import final
+
+from esdmon.errors import nearest
+from esdmon.present.scalars import summary_tags
+from esdmon.records import SUMMARISED, Coverage, Report
+from esdmon.spectrum import Measure
+
+PREFIX = "esdmon_summary/"
+"""The first part of each metric's name."""
+
+_log = logging.getLogger("esdmon")
+
+
+@final
+class SummaryMetrics:
+    """The metrics of a run: all of them exist from its start, so that a callback that monitors one finds it.
+
+    Args:
+        rules: names of the alert rules that are checked, each with a metric `alert_<rule>`.
+        measures: the measures that are computed.
+    """
+
+    def __init__(self, rules: Iterable[str], measures: Iterable[Measure]) -> None:
+        self._rules = tuple(rules)
+        self._measures = frozenset(measure.name for measure in measures)
+
+    def of(self, report: Report | None, before: Mapping[str, float]) -> dict[str, float]:
+        """Return all metrics by name.
+
+        Alpha is the median over the layers where it is meaningful; without such a layer, the median over all layers,
+        which is that of noise.
+
+        Args:
+            report: the latest report; None before the first.
+            before: the metrics so far. They keep their values where the report has none; a metric without a value is
+                NaN.
+        """
+        empty = Report(step=0, layers=(), coverage=Coverage(0, 0))
+        unknown = {f"{name}_median": math.nan for name in SUMMARISED} | {f"alert_{rule}": 0.0 for rule in self._rules}
+        numbers = summary_tags(unknown | empty.summary) | dict(before)
+        if report is not None:
+            found = _alpha_of_all(report) | report.summary
+            numbers |= {tag: value for tag, value in summary_tags(found).items() if math.isfinite(value)}
+        return numbers
+
+    def warn_of_unknown(self, monitored: Mapping[str, str]) -> None:
+        """Log a warning for each monitored metric that never gets a value.
+
+        Args:
+            monitored: names of metrics, each with the class that monitors it.
+        """
+        known = self.of(None, {})
+        missing = {f"{PREFIX}{name}_median": name for name in SUMMARISED if name not in self._measures}
+        for name, who in monitored.items():
+            if name not in known:
+                _log.warning("esdmon: %s monitors %s, which esdmon does not log.%s", who, name, nearest(name, known))
+            elif name in missing:
+                _log.warning(
+                    "esdmon: %s monitors %s, which stays NaN: its measure is not computed. Add %r to measures=.",
+                    who,
+                    name,
+                    missing[name],
+                )
+
+
+def saved_metrics(saved: object) -> dict[str, float]:
+    """Return the metrics in a checkpoint, without anything that is not a number by name: it may be damaged."""
+    if not isinstance(saved, Mapping):
+        return {}
+    return {name: float(value) for name, value in saved.items() if isinstance(name, str) and isinstance(value, float)}
+
+
+def _alpha_of_all(report: Report) -> dict[str, float]:
+    values = [layer.measures.get("alpha", math.nan) for layer in report if layer.status == "ok"]
+    finite = [value for value in values if math.isfinite(value)]
+    return {"alpha_median": median(finite)} if finite else {}

@@ -1,0 +1,47 @@
+"""Find the parameters that a host's optimizers hold, whatever kind of optimizers these are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from esdmon.runtime.clock import unwrapped
+from esdmon.torch_private import has_step_hooks
+
+
+def readable(optimizers: Any) -> list[Optimizer] | None:
+    """Return torch optimizers with the parameter groups of a host's optimizers, which the host steps itself.
+
+    Args:
+        optimizers: one or a list of them. Wrappers are unwrapped; one that is not a torch optimizer needs
+            `param_groups` only, and gets a stand-in.
+
+    Returns:
+        None if there is none, or if the parameters of one of them are unknown: then it is not known which weights are
+        in an optimizer.
+    """
+    given = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
+    found = [_readable(optimizer) for optimizer in given]
+    known = [optimizer for optimizer in found if optimizer is not None]
+    return known if known and len(known) == len(found) else None
+
+
+class _StandIn(Optimizer):
+    """The parameter groups of an optimizer of another kind. A class of its own, as torch wraps `step` of each class."""
+
+    def step(self, closure: Any = None) -> Any:
+        """Do nothing: only the parameter groups are used."""
+
+
+def _readable(optimizer: Any) -> Optimizer | None:
+    inner = unwrapped(optimizer)
+    if has_step_hooks(inner):
+        return inner
+    try:
+        groups = inner.param_groups
+        stand_in = _StandIn([parameter for group in groups for parameter in group["params"]], {})
+    except Exception:  # noqa: BLE001 -- an unknown class can raise anything
+        return None
+    stand_in.param_groups = groups  # the list itself, so that groups that are added later are seen
+    return stand_in

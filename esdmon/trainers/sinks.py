@@ -1,0 +1,96 @@
+"""Open the sinks of a callback: those that were given, and the host's own loggers for "auto"."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from esdmon.isolation import describe
+from esdmon.plugins.manager import shown
+from esdmon.sinks import Sink
+from esdmon.trainers.options import CallbackOptions
+
+_log = logging.getLogger("esdmon")
+
+Made = TypeVar("Made")
+LoggerSinks = Iterable[tuple[str, Callable[[], str | Sink]]]
+"""Sinks for loggers of a host: the name of each in messages, and a function that returns it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostSinks:
+    """Where a host writes, for `sinks="auto"`. A function that raises is skipped, and logged."""
+
+    loggers: Callable[[], LoggerSinks]
+    """Returns a sink for each logger of the host."""
+    folder: Callable[[], str | os.PathLike[str]]
+    """Returns the host's folder, for a JSONL file if there is no logger."""
+    resumed: bool
+    """Whether a run is resumed: it appends to the newest JSONL file in that folder."""
+
+
+def open_sinks(options: CallbackOptions, host: HostSinks) -> list[tuple[str, str | Sink]]:
+    """Return the sinks with their names; a sink of the host that cannot be opened is skipped, and logged."""
+    sinks: list[tuple[str, str | Sink]] = []
+    for given in options.sinks:
+        if given == "auto":
+            sinks += _automatic(options, host)
+        else:
+            sinks.append((shown(given) if isinstance(given, str) else type(given).__name__, given))
+    return sinks
+
+
+def _automatic(options: CallbackOptions, host: HostSinks) -> list[tuple[str, str | Sink]]:
+    strict = options.checked.strict
+    sinks: list[tuple[str, str | Sink]] = []
+    for name, make in _attempt("the Trainer's loggers", partial(_loggers, host), strict=strict) or ():
+        sink = _attempt(name, partial(_opened, options, make), strict=strict)
+        if sink is not None:
+            sinks.append((name, sink))
+    return sinks
+
+
+def _loggers(host: HostSinks) -> LoggerSinks:
+    """Return the host's loggers, or else a file in its folder."""
+    loggers = list(host.loggers())
+    if loggers:
+        return loggers
+    file = own_jsonl(host.folder(), resumed=host.resumed)
+    return [(file, lambda: file)]
+
+
+def own_jsonl(root: str | os.PathLike[str], *, resumed: bool) -> str:
+    """Return the sink `jsonl:ROOT/esdmon-1/esdmon.jsonl`, with the next number that is free.
+
+    Args:
+        root: the host's folder.
+        resumed: True takes the file of the highest number instead, to append to it.
+    """
+    files = (Path(root) / f"esdmon-{n}" / "esdmon.jsonl" for n in itertools.count(1))
+    newest = file = next(files)
+    while file.exists():
+        newest, file = file, next(files)
+    return f"jsonl:{newest if resumed else file}"
+
+
+def _opened(options: CallbackOptions, make: Callable[[], str | Sink]) -> Sink:
+    sink = make()
+    return options.checked.known.open_sink(sink) if isinstance(sink, str) else sink
+
+
+def _attempt(name: str, make: Callable[[], Made], *, strict: bool) -> Made | None:
+    try:
+        return make()
+    except Exception as error:
+        if strict:
+            raise
+        _log.warning(
+            "esdmon: cannot open %s: %s. No readings are written to it; training continues.", name, describe(error)
+        )
+        return None

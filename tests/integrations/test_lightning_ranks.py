@@ -1,0 +1,32 @@
+"""The callback in a job of two ranks, in both packages of Lightning."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.runs import run_script
+
+# Lightning warns of much: few workers, small batches, its own dependencies.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module", params=["lightning.pytorch", "pytorch_lightning"])
+def two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a job of two ranks that trained twice: without a rule to stop on, and with one."""
+    folder = tmp_path_factory.mktemp("ranks")
+    run_script(str(Path(__file__).with_name("lightning_ddp.py")), request.param, str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("stop_on", "steps"), [("not-asked", 20), ("asked", 5)])
+def test_two_ranks_agree(stop_on: str, steps: int, two_ranks: Path) -> None:
+    """On when to stop and on the metric that ModelCheckpoint reads; rank 0 writes."""
+    folder = two_ranks / stop_on
+    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert (first["steps"], first["errors"]) == (steps, 0)
+    records = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    summaries = [record["step"] for record in records if record["kind"] == "summary"]
+    assert summaries == list(range(5, steps + 1, 5))
+    assert len(list(folder.rglob("esdmon-checkpoints/*.ckpt"))) == (stop_on == "asked")

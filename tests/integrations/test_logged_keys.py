@@ -1,0 +1,72 @@
+"""The table of logged keys in the docstring of each callback, against the tags of a report."""
+
+import re
+
+import pytest
+import torch
+
+import esdmon
+from esdmon.options import WatchOptions
+from esdmon.present.scalars import scalars
+from esdmon.spectrum import Phase
+from esdmon.trainers.metrics import SummaryMetrics
+from esdmon_lightning import SpectralMonitor as OfLightning
+from esdmon_transformers import SpectralMonitor as OfTransformers
+from tests.rules import ALWAYS
+
+VALUES = {
+    "<measure>": "|".join(measure.name for measure in WatchOptions().chosen_measures),
+    "<phase>": "|".join(phase.value.replace("+", "-") for phase in Phase),
+    "<rule>": "always",
+    "<layer>": "Linear",
+}
+"""What each part in angle brackets stands for in the run below."""
+
+
+def documented_keys(callback: type) -> list[str]:
+    """The first column of the table in the docstring; each row has a meaning and a unit."""
+    _, _, rows = (callback.__doc__ or "").partition("    key  ")
+    rules = [line for line in (callback.__doc__ or "").splitlines() if line.strip().startswith("====")]
+    widths = [len(part) for part in rules[0].split()]
+    keys = []
+    for line in rows.splitlines()[2:]:
+        if line.strip().startswith("===="):
+            break
+        row = line[4:]
+        key, meaning, unit = (
+            row[: widths[0]],
+            row[widths[0] + 1 : widths[0] + widths[1] + 1],
+            row[sum(widths[:2]) + 2 :],
+        )
+        assert all(part.strip() for part in (key, meaning, unit)), line
+        assert row[widths[0]] == row[widths[0] + widths[1] + 1] == " ", line
+        keys.append(key.strip())
+    assert keys
+    return keys
+
+
+def logged_tags() -> set[str]:
+    """Those of a run in which a rule has fired, and of its metrics in a Trainer."""
+    model = torch.nn.Linear(96, 64)
+    with esdmon.watch(model, every=1, sinks=None, alerts=[ALWAYS]) as monitor:
+        monitor.step()
+    assert monitor.report is not None
+    options = WatchOptions(alerts=[ALWAYS])
+    metrics = SummaryMetrics((rule.name for rule in options.alert_config.rules), options.chosen_measures)
+    return set(scalars(monitor.report)) | set(metrics.of(monitor.report, {}))
+
+
+@pytest.mark.parametrize("callback", [OfLightning, OfTransformers], ids=["lightning", "transformers"])
+def test_the_docstring_lists_what_is_logged(callback: type) -> None:
+    """Each tag is in the table, and each key of the table is logged."""
+    patterns = {
+        key: re.sub("<[a-z]+>", lambda part: f"(?:{VALUES[part[0]]})", key) for key in documented_keys(callback)
+    }
+    tags = logged_tags()
+    assert [tag for tag in tags if not any(re.fullmatch(pattern, tag) for pattern in patterns.values())] == []
+    assert [key for key, pattern in patterns.items() if not any(re.fullmatch(pattern, tag) for tag in tags)] == []
+
+
+def test_both_callbacks_have_the_same_table() -> None:
+    """They log the same numbers."""
+    assert documented_keys(OfLightning) == documented_keys(OfTransformers)

@@ -1,0 +1,31 @@
+"""The callback of Hugging Face in a job of two ranks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.runs import run_script
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and its dependencies warn of themselves
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a job of two ranks that trained twice: without a rule to stop on, and with one."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    run_script(*torchrun, str(Path(__file__).with_name("transformers_ddp.py")), str(folder))
+    return folder
+
+
+@pytest.mark.parametrize(("stop_on", "steps"), [("not-asked", 12), ("asked", 4)])
+def test_two_ranks_agree(stop_on: str, steps: int, two_ranks: Path) -> None:
+    """On when to stop; rank 0 writes, and both have read."""
+    folder = two_ranks / stop_on
+    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second == {"steps": steps, "errors": 0}
+    records = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if record["kind"] == "summary"] == list(range(4, steps + 1, 4))
+    assert {record["status"] for record in records if record["kind"] == "layer"} == {"ok"}
+    assert len(list(folder.rglob("esdmon.pt"))) == (stop_on == "asked")
