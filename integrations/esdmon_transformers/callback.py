@@ -118,7 +118,7 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
             if self._strict:
                 raise
             _log.warning(
-                "esdmon: %s could not be saved at step %d: %s. A run that is resumed there has no alerts and earlier "
+                "esdmon: %s could not be saved at step %d: %s. A run that is resumed there has no earlier alerts or "
                 "readings.",
                 state_file.FILE,
                 state.global_step,
@@ -214,8 +214,7 @@ def attach(trainer: Any, **options: Any) -> SpectralMonitor:
     """
     if any(isinstance(callback, SpectralMonitor) for callback in trainer.callback_handler.callbacks):
         raise InputError(
-            "there is a SpectralMonitor on this Trainer already, and a second one would write the same series: "
-            "give it one"
+            "there is a SpectralMonitor on this Trainer already, and a second would write the same series: use that one"
         )
     callback = SpectralMonitor(**options)
     trainer.add_callback(callback)
