@@ -146,6 +146,7 @@ def attach(
     limits = limits or Limits()
     faults = Faults(strict=options.strict, limits=limits)
     known = options.known
+    known.isolate_with(faults)
     inner = _optimizers(optimizer)
     reader = Reader(
         model,
