@@ -178,7 +178,7 @@ def attach(
         ),
         schedule=options.schedule,
         sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if leads else (),
-        alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.who, "rule")),
+        alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.label, "rule")),
         actions=actions_for(options.alert_config, options.on_alert, known),
         budget=budget,
         faults=faults,

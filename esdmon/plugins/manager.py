@@ -63,11 +63,11 @@ class Plugins:
         """Schemes of the sinks, as `jsonl`."""
         return frozenset(self._sinks)
 
-    def who(self, kind: Kind, name: str) -> str:
+    def label(self, kind: Kind, name: str) -> str:
         """Return the name of a measure, rule or sink in messages: `measure alpha`, with its plugin unless built in."""
-        return f"{kind} {name}{self.whose(kind, name)}"
+        return f"{kind} {name}{self.origin(kind, name)}"
 
-    def whose(self, kind: Kind, name: str) -> str:
+    def origin(self, kind: Kind, name: str) -> str:
         """Return ` (plugin 'egg', esdmon_register_measures)`; an empty text for a part of esdmon."""
         if not self.is_foreign(kind, name):
             return ""
