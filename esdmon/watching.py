@@ -146,6 +146,7 @@ def attach(
     limits = limits or Limits()
     faults = Faults(strict=options.strict, limits=limits)
     known = options.known
+    known.isolate_with(faults)
     inner = _optimizers(optimizer)
     reader = Reader(
         model,
@@ -177,7 +178,7 @@ def attach(
         ),
         schedule=options.schedule,
         sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if leads else (),
-        alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.who, "rule")),
+        alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.label, "rule")),
         actions=actions_for(options.alert_config, options.on_alert, known),
         budget=budget,
         faults=faults,

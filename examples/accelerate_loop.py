@@ -1,4 +1,4 @@
-"""A loop with Accelerate: prepared objects go straight in, readings to its trackers, the state into its checkpoints.
+"""A loop with Accelerate: `watch()` takes prepared objects, logs to its trackers and is saved in its checkpoints.
 
 python examples/accelerate_loop.py && tensorboard --logdir runs/accelerate
 """
@@ -14,7 +14,7 @@ from esdmon_transformers import tracker_sinks
 
 
 def train(out: str = "runs/accelerate", epochs: int = 5) -> esdmon.Monitor:
-    """Train on digits; returns the monitor."""
+    """Train on digits and return the monitor."""
     torch.manual_seed(0)
     data = load_digits()
     images, labels = torch.as_tensor(data.data / 16, dtype=torch.float32), torch.as_tensor(data.target)

@@ -30,7 +30,7 @@ MARGINS = {"left": 0.04, "right": 0.98, "bottom": 0.1, "top": 0.94}
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What came of one batch size."""
+    """The outcome of training at one batch size."""
 
     batch_size: int
     accuracy: float
@@ -39,7 +39,7 @@ class Run:
 
 
 def train(batch_size: int, *, epochs: int, seed: int, out: Path) -> Run:
-    """Train at one batch size, watched: its curves are in TensorBoard under `out`."""
+    """Train at one batch size; a monitor writes its curves to TensorBoard under `out`."""
     images, labels = digits()
     torch.manual_seed(seed)
     model = MiniAlexNet()
@@ -56,7 +56,7 @@ def train(batch_size: int, *, epochs: int, seed: int, out: Path) -> Run:
 
 
 def spectrum_of(weight: torch.Tensor | torch.nn.Module) -> Spectrum:
-    """The eigenvalues of WᵀW/N, by singular values."""
+    """Compute the eigenvalues of WᵀW/N from the singular values of W."""
     assert isinstance(weight, torch.Tensor)
     shape = (max(weight.shape), min(weight.shape))
     singular = torch.linalg.svdvals(weight.detach().double()).numpy()
@@ -64,7 +64,7 @@ def spectrum_of(weight: torch.Tensor | torch.nn.Module) -> Spectrum:
 
 
 def describe(run: Run) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     cells = [f"{run.batch_size:5d}  {run.accuracy:8.3f}"]
     for name in LAYERS:
         layer = run.report[name]
@@ -74,7 +74,7 @@ def describe(run: Run) -> str:
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """The spectra of both layers at each batch size, and the soft rank against it."""
+    """Draw the spectra of both layers at each batch size, and the soft rank against the batch size."""
     figure = Figure(figsize=(13, 8))
     upper, lower = np.asarray(figure.subfigures(2, 1, height_ratios=(2, 1)))
     panels = upper.subplots(
@@ -97,7 +97,7 @@ def draw(runs: list[Run], path: Path) -> None:
 
 
 def draw_spectrum(axes: Axes, spectrum: Spectrum) -> None:
-    """Histogram of log₁₀ λ, the Marchenko-Pastur law of its bulk, and ticks for the eigenvalues above the edge."""
+    """Draw a histogram of log₁₀ λ, the Marchenko-Pastur law of its bulk, and ticks for eigenvalues above the edge."""
     bulk = spectrum.bulk
     assert bulk is not None
     log_lam = np.log10(spectrum.eigenvalues / bulk.sigma2)
@@ -111,7 +111,7 @@ def draw_spectrum(axes: Axes, spectrum: Spectrum) -> None:
 
 
 def main() -> None:
-    """Sweep, print, draw."""
+    """Train at each batch size, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,4 +1,4 @@
-"""Lightning: one callback. Readings stand in the Trainer's own TensorBoard, under the loss.
+"""Lightning with one callback, which logs to the Trainer's own TensorBoard, beside the loss.
 
 python examples/lightning_digits.py && tensorboard --logdir runs/lightning
 """
@@ -15,32 +15,32 @@ from esdmon_lightning import SpectralMonitor
 
 
 class Digits(pl.LightningModule):
-    """Three layers."""
+    """A network of three linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 10))
 
     def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
-        """Cross entropy, logged."""
+        """Compute and log the cross entropy."""
         images, labels = batch
         loss = nn.functional.cross_entropy(self.net(images), labels)
         self.log("loss", loss)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """SGD with momentum."""
+        """Return SGD with momentum."""
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
 
 def train(out: str = "runs/lightning", epochs: int = 5) -> SpectralMonitor:
-    """Train on digits; returns the callback, whose `monitor` has the last report."""
+    """Train on digits and return the callback, whose `monitor` has the last report."""
     pl.seed_everything(0, verbose=False)
     data = load_digits()
     images, labels = torch.as_tensor(data.data / 16, dtype=torch.float32), torch.as_tensor(data.target)
 
     monitor = SpectralMonitor(every=50)  # the one line
-    best = ModelCheckpoint(monitor="esdmon_summary/stable_rank_median", mode="min")  # others can look at it
+    best = ModelCheckpoint(monitor="esdmon_summary/stable_rank_median", mode="min")  # logged values can be monitored
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=[monitor, best],

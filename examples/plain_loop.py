@@ -10,7 +10,7 @@ import esdmon
 
 
 def train(*, watched: bool = True, out: str = "runs/plain", epochs: int = 5) -> tuple[list[float], nn.Module]:
-    """Train a small network on digits; returns the losses and the network."""
+    """Train a small network on digits; return the losses and the network."""
     torch.manual_seed(0)
     data = load_digits()
     images, labels = torch.as_tensor(data.data / 16, dtype=torch.float32), torch.as_tensor(data.target)

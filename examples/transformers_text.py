@@ -1,4 +1,4 @@
-"""The Trainer of Hugging Face: one callback. A small GPT-2 learns the help texts of Python, byte by byte.
+"""Hugging Face's Trainer with one callback: a small GPT-2 learns the help texts of Python, byte by byte.
 
 python examples/transformers_text.py && tensorboard --logdir runs/transformers
 """
@@ -16,7 +16,7 @@ LENGTH = 64
 
 
 class Windows(Dataset[dict[str, Tensor]]):
-    """Pieces of English, as numbers from 0 to 255."""
+    """Windows of English text, as byte values."""
 
     def __init__(self) -> None:
         self.text = torch.tensor(list("".join(topics.values()).encode()))
@@ -30,7 +30,7 @@ class Windows(Dataset[dict[str, Tensor]]):
 
 
 def train(out: str = "runs/transformers", steps: int = 300) -> SpectralMonitor:
-    """Train; returns the callback, whose `monitor` has the last report."""
+    """Train and return the callback, whose `monitor` has the last report."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=256, n_positions=LENGTH, n_embd=128, n_layer=3, n_head=4, bos_token_id=0, eos_token_id=0

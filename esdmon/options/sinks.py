@@ -80,7 +80,7 @@ def _name(spec: str | Sink, known: Plugins) -> str:
     """Return what a sink is called in messages, after the word `sink`."""
     if not isinstance(spec, str):
         return type(spec).__name__
-    return f"{shown(spec)}{known.whose('sink', spec.partition(':')[0])}"
+    return f"{shown(spec)}{known.origin('sink', spec.partition(':')[0])}"
 
 
 def _automatic(known: Plugins) -> list[str | Sink]:

@@ -3,6 +3,14 @@
 A plugin is a module or an object with functions marked `@esdmon.hookimpl`. It is installed in the entry-point group
 `esdmon`, or given as `watch(..., plugins=[plugin])`. An implementation names only the arguments that it needs, so that
 a hook can gain arguments later.
+
+When a hook is called, and what happens if it raises:
+
+- `esdmon_register_*`: when plugins are loaded; a warning, and nothing of that hook is used.
+- `esdmon_extract_matrices`, `esdmon_materialize`: for each module or parameter when a model is watched; one warning,
+  and the next plugin is called.
+- `esdmon_schedule`, `esdmon_on_alert`, `esdmon_request_stop`: at each step, or at each alert; counted in
+  `monitor.errors`, and after three failures in a row paused for ten due steps, then tried again.
 """
 
 from __future__ import annotations

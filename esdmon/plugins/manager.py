@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
 from esdmon.alerts import AlertRule
 from esdmon.errors import InputError, nearest
-from esdmon.isolation import describe
+from esdmon.isolation import Faults, describe
 from esdmon.plugins.registry import BUILT_IN_PLUGIN, Listed, Registry
 from esdmon.records import Alert, LayerReport
 from esdmon.schedule import Schedule
@@ -45,6 +45,7 @@ class Plugins:
             msg = f"plugins= must be a list of modules or objects with hooks; got {extra!r}"
             raise InputError(msg)
         self._registry = Registry(extra)
+        self._is_in_run = False
         self._owners: dict[tuple[str, str], str] = {}
         self._sinks: dict[str, Callable[[str], Sink]] = self._collect("sink", _sinks)
         self.measures: dict[str, Measure] = self._collect("measure", _measures)
@@ -62,11 +63,11 @@ class Plugins:
         """Schemes of the sinks, as `jsonl`."""
         return frozenset(self._sinks)
 
-    def who(self, kind: Kind, name: str) -> str:
+    def label(self, kind: Kind, name: str) -> str:
         """Return the name of a measure, rule or sink in messages: `measure alpha`, with its plugin unless built in."""
-        return f"{kind} {name}{self.whose(kind, name)}"
+        return f"{kind} {name}{self.origin(kind, name)}"
 
-    def whose(self, kind: Kind, name: str) -> str:
+    def origin(self, kind: Kind, name: str) -> str:
         """Return ` (plugin 'egg', esdmon_register_measures)`; an empty text for a part of esdmon."""
         if not self.is_foreign(kind, name):
             return ""
@@ -133,17 +134,24 @@ class Plugins:
             self._registry.warn_once(plugin, hook, f"returned {function!r}, which is not a function of the parameter")
         return None
 
+    def isolate_with(self, faults: Faults) -> None:
+        """Count failures of the hooks of a run, and pause the hooks that keep failing, by the faults of a monitor."""
+        self._registry.faults = faults
+        self._is_in_run = True
+
     def on_alert(self, alert: Alert) -> None:
         """Pass an alert to every plugin."""
-        for _ in self._registry.call("esdmon_on_alert", alert=alert):
+        for _ in self._registry.call_at(alert.step, "esdmon_on_alert", alert=alert):
             pass
 
     def requests_stop(self, alert: Alert) -> bool:
         """Return whether any plugin requests a stop; all of them are called."""
-        return True in [answer for _, answer in self._registry.call("esdmon_request_stop", alert=alert)]
+        return True in list(self._registry.call_at(alert.step, "esdmon_request_stop", alert=alert))
 
     def _is_due(self, step: int) -> bool:
-        return True in [answer for _, answer in self._registry.call("esdmon_schedule", step=step)]
+        if not self._is_in_run:  # options that are validated call a schedule once, which is not a step
+            return False
+        return True in list(self._registry.call_at(step, "esdmon_schedule", step=step))
 
     def _collect(self, kind: Kind, named: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what the plugins register, by name, built-in first; a name that exists already is refused."""

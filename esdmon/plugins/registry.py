@@ -11,14 +11,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any, ParamSpec, TypeVar, final
 
 import pluggy
 
-from esdmon.isolation import describe
+from esdmon.isolation import Faults, describe
 from esdmon.limits import Limits
 from esdmon.plugins import builtin, hookspecs
 
@@ -27,11 +28,7 @@ Result = TypeVar("Result")
 DISABLE = "ESDMON_DISABLE_PLUGINS"
 """Environment variable: comma-separated names of entry points that are not loaded; `*` for all."""
 BUILT_IN_PLUGIN = "built-in"
-LIMIT, SLOW = Limits().failures, Limits().slow_seconds
-_CALLED_FOR_EACH = (
-    "esdmon_extract_matrices",
-    "esdmon_materialize",
-)  # three failing modules do not mean that the next fails
+_SLOW = Limits().slow_seconds
 
 _log = logging.getLogger("esdmon")
 
@@ -58,8 +55,8 @@ class Registry:
         self._manager = pluggy.PluginManager(hookspecs.NAME)
         self._manager.add_hookspecs(hookspecs)
         self._logged: set[tuple[str, str, str]] = set()
-        self._failed: dict[tuple[str, str], int] = {}
-        """Failures in a row of a plugin in a hook."""
+        self.faults = Faults()
+        """Failures of the hooks of a run; a monitor puts its own here."""
         self._listed: dict[str, Listed] = {}
         self.ours = {BUILT_IN_PLUGIN}
         """Names of the plugins that are part of esdmon."""
@@ -85,26 +82,38 @@ class Registry:
         return bool(getattr(self._manager.hook, hook).get_hookimpls())
 
     def call(self, hook: str, **arguments: Any) -> Iterator[tuple[str, Any]]:
-        """Yield (plugin, result) of each implementation that returns something, the one registered last first."""
-        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
-            plugin = impl.plugin_name
-            if impl.wrapper or impl.hookwrapper:
-                self.warn_once(plugin, hook, "it is a wrapper, which is not supported: hooks are called one by one")
-                continue
-            if self._failed.get((plugin, hook), 0) >= LIMIT and hook not in _CALLED_FOR_EACH:
-                continue
+        """Yield (plugin, result) of each implementation that returns something, the one registered last first.
+
+        For hooks of a model and of its parts: a failure is logged once, and the hook is called for the next module,
+        since three modules that fail do not mean that the next one does.
+        """
+        for plugin, function in self._implementations(hook, arguments):
             start = time.perf_counter()
             try:
-                result = impl.function(*(arguments[name] for name in impl.argnames))
-                self._failed[plugin, hook] = 0
+                result = function()
             except Exception as error:  # noqa: BLE001 -- a plugin may raise anything
-                self._failed[plugin, hook] = self._failed.get((plugin, hook), 0) + 1
                 self.warn_once(plugin, hook, describe(error))
                 continue
-            if time.perf_counter() - start > SLOW:
-                self.warn_once(plugin, hook, f"it took {time.perf_counter() - start:.1f} s", what="is slow")
+            took = time.perf_counter() - start
+            if took > _SLOW:
+                self.warn_once(plugin, hook, f"it took {took:.1f} s", what="is slow")
             if result is not None:
                 yield plugin, result
+
+    def call_at(self, step: int, hook: str, /, **arguments: Any) -> Iterator[Any]:
+        """Yield the results of a hook that is called again and again in a run, in the order of `call`.
+
+        A hook that keeps failing is paused and tried again by `faults`, as every other part of a monitor.
+        """
+        for plugin, function in self._implementations(hook, arguments):
+            who = f"hook {hook} (plugin {plugin!r})"
+            if self.faults.disabled(who):
+                continue
+            result = None
+            with self.faults.isolated(who, step, is_timed=True):
+                result = function()
+            if result is not None:
+                yield result
 
     def guarded(self, plugin: str, hook: str, function: Callable[P, Result]) -> Callable[P, Result]:
         """Wrap a function of a plugin, so that its failures are logged with the plugin and the hook."""
@@ -127,6 +136,15 @@ class Registry:
     def warn(self, plugin: str, hook: str, fault: str, *, what: str = "failed") -> None:
         """Log a fault of a plugin."""
         _log.warning("esdmon: plugin %r %s in %s: %s", plugin, what, hook, fault)
+
+    def _implementations(self, hook: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """Yield (plugin, call) of each implementation: the call passes the arguments that the implementation names."""
+        for impl in reversed(getattr(self._manager.hook, hook).get_hookimpls()):
+            plugin = impl.plugin_name
+            if impl.wrapper or impl.hookwrapper:
+                self.warn_once(plugin, hook, "it is a wrapper, which is not supported: hooks are called one by one")
+                continue
+            yield plugin, partial(impl.function, *(arguments[name] for name in impl.argnames))
 
     def _load(self, entry_point: EntryPoint) -> None:
         name, target, dist = entry_point.name, entry_point.value, entry_point.dist

@@ -265,7 +265,7 @@ class Reader:
         )
 
     def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:
-        who = self._plugins.who("measure", name)
+        who = self._plugins.label("measure", name)
         if not self._faults.disabled(who):
             with self._faults.isolated(who, step, is_timed=self._plugins.is_foreign("measure", name)):
                 return float(quantity(spectrum))

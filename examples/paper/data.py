@@ -1,6 +1,6 @@
-"""What the networks are trained on: scikit-learn's digits, images that are generated, and real sets from a folder.
+"""Data sets: scikit-learn's digits, generated images, and MNIST and CIFAR-10 from a folder.
 
-Nothing is downloaded. CIFAR-10 and MNIST are read where the user has them, in the files that their authors publish.
+Nothing is downloaded. CIFAR-10 and MNIST are read from the files that their authors publish.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.nn import functional
 
-_DIGITS_TRAINED = 1437  # of 1797; the others are for the test
+_DIGITS_TRAINED = 1437  # of 1797; the others are the test set
 _MNIST = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes: a label and three planes
 
@@ -28,30 +28,30 @@ class Split:
     labels: Tensor
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of images."""
         return len(self.labels)
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """What is trained on, and what is held back to test; images have mean 0 and variance 1 over the training set."""
+    """A training and a test set; images have mean 0 and variance 1 over the training set."""
 
     train: Split
     test: Split
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image."""
+        """Shape of an image: (channels, height, width)."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
     def to(self, device: torch.device) -> "Dataset":
-        """On a device."""
+        """Return a copy on a device."""
         return Dataset(*(Split(part.images.to(device), part.labels.to(device)) for part in (self.train, self.test)))
 
 
 def digits(*, size: int = 16, channels: int = 1) -> Dataset:
-    """The 1797 digits of scikit-learn, 8 × 8, made larger; every fifth or so is held back, by a fixed draw."""
+    """Return the 1797 digits of scikit-learn, scaled up from 8 × 8; a fixed random fifth is the test set."""
     data = load_digits()
     images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1)
     images = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
@@ -69,19 +69,19 @@ def generated(
     size: int = 32,
     seed: int = 0,
 ) -> Dataset:
-    """Images that look like clouds: each class has four of its own, seen shifted and through clouds that are no one's.
+    """Generate images of clouds: each class has four prototypes, which are shifted and mixed with random clouds.
 
-    An image is √(1−d)·(one of its class's fields, shifted by up to an eighth) + √d·(a field drawn for it alone). Fields
+    An image is √(1−d)·(a prototype of its class, shifted by up to an eighth) + √d·(a random field). Fields
     are Gaussian with a power spectrum of 1/f², as natural images have (Field, J. Opt. Soc. Am. A 4 (1987) 2379).
 
     Args:
-        difficulty: d, the share of an image's variance that tells nothing of its class.
-        label_noise: the share of the training labels that are drawn anew, at random.
-        train: images to train on.
-        test: images held back, whose labels are all true.
-        classes: how many.
-        size: height and width; three channels.
-        seed: of all that is drawn.
+        difficulty: d, the share of an image's variance that is independent of its class; from 0 to 1.
+        label_noise: share of the training labels that are replaced by random ones; from 0 to 1.
+        train: number of training images.
+        test: number of test images, whose labels are all correct.
+        classes: number of classes.
+        size: height and width in pixels; there are three channels.
+        seed: seed of everything random.
     """
     generator = torch.Generator().manual_seed(seed)
     prototypes = _fields(4 * classes, size, generator)
@@ -99,11 +99,11 @@ def generated(
 
 
 def mnist(folder: Path) -> Dataset:
-    """MNIST in its four idx files, with or without .gz.
+    """Read MNIST from its four idx files, with or without .gz.
 
     Raises:
-        FileNotFoundError: where one of them is missing.
-        ValueError: where one is no idx file.
+        FileNotFoundError: if a file is missing.
+        ValueError: if a file is not in the idx format.
     """
     parts = [_read_idx(_found(folder, [name, f"{name}.gz"])) for name in _MNIST]
     images = torch.cat([parts[0], parts[2]]).float().unsqueeze(1)
@@ -111,13 +111,13 @@ def mnist(folder: Path) -> Dataset:
 
 
 def cifar10(folder: Path, *, size: int = 28) -> Dataset:
-    """CIFAR-10 in its binary version (data_batch_1.bin … test_batch.bin), the centre of each image.
+    """Read CIFAR-10 in its binary version (data_batch_1.bin … test_batch.bin), the centre of each image.
 
-    The version for Python holds pickles, which run what is in them: it is not read.
+    The version for Python is not supported: it holds pickles, and unpickling can run any code.
 
     Raises:
-        FileNotFoundError: where a file is missing.
-        ValueError: where one has not the length of whole records.
+        FileNotFoundError: if a file is missing.
+        ValueError: if the length of a file is not a multiple of the record length.
     """
     names = [f"data_batch_{n}.bin" for n in range(1, 6)] + ["test_batch.bin"]
     records = [_read_records(_found(folder, [name])) for name in names]
@@ -137,7 +137,7 @@ def _split(images: Tensor, labels: Tensor, trained: int) -> Dataset:
 
 
 def _fields(count: int, size: int, generator: torch.Generator) -> Tensor:
-    """(count, 3, size, size) Gaussian fields of power 1/f², each of mean 0 and variance 1."""
+    """Draw Gaussian fields of power 1/f², (count, 3, size, size), each of mean 0 and variance 1."""
     white = torch.fft.rfft2(torch.randn(count, 3, size, size, generator=generator))
     rows, columns = torch.fft.fftfreq(size), torch.fft.rfftfreq(size)
     frequency = torch.hypot(rows[:, None], columns[None, :])
@@ -150,18 +150,18 @@ def _found(folder: Path, names: Sequence[str]) -> Path:
     for path in (folder / name for name in names):
         if path.exists():
             return path
-    msg = f"{folder} holds no {' or '.join(names)}"
+    msg = f"{folder} does not contain {' or '.join(names)}"
     raise FileNotFoundError(msg)
 
 
 def _read_idx(path: Path) -> Tensor:
-    """Unsigned bytes in the idx format: two zeros, the type 8, the number of sides, the sides, and the bytes."""
+    """Read unsigned bytes in the idx format: two zeros, the type 8, the number of sides, the sides, and the bytes."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     sides = content[3] if len(content) > 3 and content[:3] == b"\x00\x00\x08" else 0
     start = 4 + 4 * sides
     shape = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, sides + 1)]
     if not sides or len(content) != start + math.prod(shape):
-        msg = f"{path} is truncated, or no idx file of bytes"
+        msg = f"{path} is truncated, or not an idx file of bytes"
         raise ValueError(msg)
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
 
@@ -169,6 +169,6 @@ def _read_idx(path: Path) -> Tensor:
 def _read_records(path: Path) -> Tensor:
     content = np.fromfile(path, np.uint8)
     if content.size == 0 or content.size % _CIFAR_RECORD:
-        msg = f"{path} is truncated, or no binary batch of CIFAR-10: {content.size} bytes"
+        msg = f"{path} is truncated, or not a binary batch of CIFAR-10: {content.size} bytes"
         raise ValueError(msg)
     return torch.from_numpy(content.reshape(-1, _CIFAR_RECORD))

@@ -1,7 +1,7 @@
-"""Which runs make which experiment.
+"""The experiments and the runs that each consists of.
 
-The generated images are the main set: ten classes of them are hard enough to make the small network go through all
-phases, as CIFAR-10 does in the paper; scikit-learn's digits are too easy for that.
+The generated images are the main set: they are hard enough for the small network to go through all
+phases, as with CIFAR-10 in the paper; scikit-learn's digits are too easy for that.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Experiment:
 
 
 def experiments(*, full: bool, cifar10: Path | None = None, mnist: Path | None = None) -> list[Experiment]:
-    """All experiments, in the order in which they are run: the main finding first."""
+    """Return all experiments in the order in which they run, the main finding first."""
     return [*_main(full=full), *(_others() if full else ()), *_real(cifar10, mnist)]
 
 
@@ -85,7 +85,7 @@ def _others() -> Iterator[Experiment]:
     )
     yield Experiment(
         "label-noise",
-        "Half of the labels drawn at random, and learned by heart",
+        "Half of the labels drawn at random, and memorised",
         tuple(Recipe(**_GENERATED, batch_size=size, label_noise=0.5, epochs=60) for size in (32, 8)),
     )
     yield Experiment(
@@ -110,7 +110,7 @@ def _others() -> Iterator[Experiment]:
 
 
 def _real(cifar10: Path | None, mnist: Path | None) -> Iterator[Experiment]:
-    """As in the paper: for a GPU."""
+    """Yield the experiments on real data, as in the paper; they need a GPU."""
     if cifar10 is not None:
         yield Experiment(
             "cifar10",

@@ -1,4 +1,4 @@
-"""Pictures of the experiments, in the manner of the paper's."""
+"""Figures of the experiments, like those of the paper."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ Value = Callable[[Result], float]
 
 
 def reached(results: Iterable[Result], layer: str) -> dict[Phase, Result]:
-    """For each phase a run in which a layer ended in it: of the two sweeps where there is one, the clearest."""
+    """Return for each phase a run in which a layer ended in it: from a sweep if possible, by confidence."""
     best: dict[Phase, Result] = {}
     for result in results:
         if layer in result.phases:
@@ -40,7 +40,7 @@ def _preference(result: Result, layer: str) -> tuple[bool, float]:
 
 
 def phases(results: Sequence[Result], path: Path) -> None:
-    """The 5+1 phases, a column each, for FC1 and FC2; an empty panel for one that no run has reached."""
+    """Draw FC1 and FC2 in each of the 5+1 phases; the panel of a phase that no run reached is empty."""
     figure = Figure(figsize=(19, 7.2))
     wanted = [phase for phase in Phase if phase is not Phase.UNCLASSIFIED]
     panels = figure.subplots(len(LAYERS), len(wanted), gridspec_kw=_MARGINS)
@@ -67,7 +67,7 @@ def _one_spectrum(axes: Axes, result: Result, layer: str) -> None:
 
 
 def describe(result: Result, layer: str) -> str:
-    """The run, and what was measured."""
+    """Describe a run and the measures of a layer."""
     recipe = result.recipe
     extra = f", weight decay {recipe.weight_decay:g}" if recipe.weight_decay else ""
     lines = [f"{recipe.network}, {recipe.data}", f"batch {recipe.batch_size}, lr {recipe.lr:g}{extra}"]
@@ -80,7 +80,7 @@ def describe(result: Result, layer: str) -> str:
 
 
 def sweep(results: Sequence[Result], setting: str, path: Path, *, title: str) -> None:
-    """Soft rank, stable rank, spikes and test accuracy against a setting: the median over seeds, and their range."""
+    """Draw soft rank, stable rank, spikes and test accuracy against a setting: median and range over seeds."""
     figure = Figure(figsize=(16, 4), layout="constrained")
     figure.suptitle(title)
     panels = figure.subplots(1, len(_QUANTITIES) + 1)
@@ -114,7 +114,7 @@ def _band(axes: Axes, results: Sequence[Result], setting: str, value: Value, *, 
 
 
 def histories(results: Mapping[str, Result], path: Path) -> None:
-    """Stable rank, MP soft rank and entropy of FC1 and FC2 against time, a line for each named run."""
+    """Draw stable rank, MP soft rank and entropy of FC1 and FC2 by epoch, a line for each named run."""
     names = ("stable_rank", "mp_soft_rank", "matrix_entropy")
     figure = Figure(figsize=(14, 7), layout="constrained")
     for row, layer in zip(figure.subplots(len(LAYERS), len(names)), LAYERS, strict=True):

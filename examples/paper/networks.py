@@ -1,7 +1,7 @@
-"""The networks of the paper that are small enough to be trained here.
+"""The networks of the paper that are small enough to train here.
 
-Widths and order are those of the authors' notebooks (github.com/CalculatedContent/ImplicitSelfRegularization). Weights
-start Glorot normal, biases zero.
+Widths and order of the layers are taken from the authors' notebooks
+(github.com/CalculatedContent/ImplicitSelfRegularization). Weights start Glorot normal, biases zero.
 """
 
 from collections import OrderedDict
@@ -10,7 +10,7 @@ from torch import nn
 
 
 def mini_alexnet(*, channels: int = 3, dropout: float = 0.0) -> nn.Sequential:
-    """MiniAlexNet on 28 × 28 images: FC1 is 4096 × 384, FC2 is 384 × 192."""
+    """Return MiniAlexNet for 28 × 28 images: FC1 is 4096 × 384, FC2 is 384 × 192."""
     return _initialised(
         conv1=nn.Conv2d(channels, 96, 5, padding=2),
         relu1=nn.ReLU(),
@@ -32,10 +32,10 @@ def mini_alexnet(*, channels: int = 3, dropout: float = 0.0) -> nn.Sequential:
 
 
 def small_alexnet(*, channels: int = 1, dropout: float = 0.0) -> nn.Sequential:
-    """The same on 16 × 16 images with a third of the channels and no batch norm: FC1 1024 × 384, FC2 384 × 192.
+    """Return a smaller MiniAlexNet for 16 × 16 images: FC1 is 1024 × 384, FC2 is 384 × 192.
 
-    The fully connected layers, which the paper looks at, are of their sizes but for FC1's inputs; a step costs a
-    fifteenth. It is the network of `esdmon demo`, with dropout.
+    It has a third of the channels and no batch norm, so a step costs a fifteenth. The fully connected layers, which the
+    paper studies, keep their sizes except for FC1's inputs. `esdmon demo` trains this network without dropout.
     """
     return _initialised(
         conv1=nn.Conv2d(channels, 32, 5, padding=2),
@@ -56,7 +56,7 @@ def small_alexnet(*, channels: int = 1, dropout: float = 0.0) -> nn.Sequential:
 
 
 def lenet5() -> nn.Sequential:
-    """LeNet5 as in the paper, on 28 × 28 images: FC1 is 2450 × 500."""
+    """Return LeNet5 as in the paper, for 28 × 28 images: FC1 is 2450 × 500."""
     return _initialised(
         conv1=nn.Conv2d(1, 20, 5, padding=2),
         relu1=nn.ReLU(),
@@ -72,7 +72,7 @@ def lenet5() -> nn.Sequential:
 
 
 def mlp3() -> nn.Sequential:
-    """MLP3 as in the paper, on 28 × 28 × 3 images: its FC1 and FC2 are the two 512 × 512 layers behind the first."""
+    """Return MLP3 as in the paper, for 28 × 28 × 3 images: FC1 and FC2 are 512 × 512, behind a first layer."""
     return _initialised(
         flatten=nn.Flatten(),
         fc0=nn.Linear(2352, 512),
@@ -86,7 +86,7 @@ def mlp3() -> nn.Sequential:
 
 
 def setol_mlp3() -> nn.Sequential:
-    """MLP3 of SETOL (Martin & Hinrichs 2025), on 28 × 28 images: FC1 is 784 × 300, FC2 is 300 × 100."""
+    """Return MLP3 of SETOL (Martin & Hinrichs 2025), for 28 × 28 images: FC1 is 784 × 300, FC2 is 300 × 100."""
     return _initialised(
         flatten=nn.Flatten(),
         fc1=nn.Linear(784, 300),

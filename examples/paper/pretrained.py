@@ -1,10 +1,10 @@
-"""Layers of AlexNet and InceptionV3 beside the published values, and those of VGG and ResNet.
+"""Compare layers of AlexNet and InceptionV3 with the published values; read layers of VGG and ResNet.
 
     python -m examples.paper.pretrained
     python -m examples.paper.pretrained alexnet --weights alexnet=alexnet-owt-7be5be79.pth
 
-Weights are looked for where torchvision and timm keep what they have downloaded; here nothing is downloaded, and a
-model without weights on this machine is marked so.
+Weights are read from the caches of torchvision and timm. Nothing is downloaded: a model without weights on this machine
+is marked in the table.
 """
 
 import argparse
@@ -25,34 +25,34 @@ from examples.paper.published import Published, paper_sigma
 
 NO_WEIGHTS = "no weights on this machine"
 LEGEND = (
-    "In brackets: as published. σ is in units of WᵀW. The published soft rank and σ are of a law fitted to a smoothed\n"
-    "spectrum, and the published spikes were set apart by hand; ours are as `esdmon.analyze` finds them."
+    "In brackets: published values. σ is in units of WᵀW. The published soft rank and σ are of a law fitted to a\n"
+    "smoothed spectrum, and the published spikes were counted by hand; ours are those of `esdmon.analyze`."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """Where a model's weights may lie, and its layers of interest by torchvision's names, with their shapes."""
+    """The files that may hold a model's weights, and the names (torchvision's) and shapes of its layers."""
 
     torchvision: str
-    """The pattern of its file in torchvision's cache."""
+    """Pattern of its file in torchvision's cache."""
     timm: str | None
-    """The pattern of timm's name for it, training included; None where timm has no such model."""
+    """Pattern of timm's name for it, training included; None if timm has no such model."""
     layers: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A layer as it is read here, beside what was published."""
+    """Our reading of a layer, and the published values."""
 
     model: str
     layer: str
     shape: tuple[int, ...]
-    """As it should be, by torchvision."""
+    """Expected shape, from torchvision."""
     published: Published | None
     reading: esdmon.LayerReport | None = None
     problem: str = ""
-    """Why there is no reading; empty where there is one."""
+    """Reason why there is no reading; empty if there is one."""
 
 
 _VGG = {"classifier.0": (4096, 25088), "classifier.3": (4096, 4096), "classifier.6": (1000, 4096)}
@@ -79,7 +79,7 @@ _HEADER = ("model", "layer", "weight", "alpha", "D", "MP soft rank", "σ", "spik
 
 
 def find(model: str) -> Path | None:
-    """Weights that torchvision has downloaded, else timm: the newest of several; None where there are none."""
+    """Return the newest weights in torchvision's cache, else in timm's; None if there are none."""
     for folder, pattern in _places(model):
         files = [path for path in folder.glob(pattern) if path.exists()]  # a link may point nowhere
         if files:
@@ -88,31 +88,31 @@ def find(model: str) -> Path | None:
 
 
 def compare(weights: Mapping[str, Path], *, models: Iterable[str] = MODELS) -> list[Row]:
-    """A row for each layer of interest, read one layer at a time in float64; a row without a reading says why.
+    """Return a row for each layer, read one layer at a time in float64; a row without a reading has the reason.
 
     Args:
-        weights: the checkpoints, by the names of models.
-        models: whose rows are wanted; those that are not in `weights` are marked as without.
+        weights: paths of checkpoints, by model name.
+        models: models to include; one that is not in `weights` gets rows without a reading.
 
     Raises:
-        esdmon.InputError: for a model that is not one of `MODELS`.
+        esdmon.InputError: for an unknown model.
     """
     wanted = dict.fromkeys([*models, *weights])
     for model in wanted:
         if model not in MODELS:
-            msg = f"there is no model {model!r}: choose among {', '.join(MODELS)}"
+            msg = f"Unknown model {model!r}. Available: {', '.join(MODELS)}"
             raise esdmon.InputError(msg)
     return [row for model in wanted for row in _rows(model, weights.get(model))]
 
 
 def markdown(rows: Iterable[Row]) -> str:
-    """A table; what was published stands in brackets behind what was read."""
+    """Format rows as a Markdown table, with published values in brackets behind ours."""
     lines = [_HEADER, ("---",) * len(_HEADER), *map(_cells, rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _places(model: str) -> list[tuple[Path, str]]:
-    """(folder, pattern) of the files to look for, the first choice first."""
+    """Return (folder, pattern) of the files to look for, in order of preference."""
     known = MODELS[model]
     places = [(Path(torch.hub.get_dir()) / "checkpoints", known.torchvision)]
     if known.timm is not None:
@@ -121,7 +121,7 @@ def _places(model: str) -> list[tuple[Path, str]]:
 
 
 def _hugging_face_cache() -> Path:
-    """As huggingface_hub itself finds it."""
+    """Return the cache folder by the rules of huggingface_hub."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("HF_HOME", f"{caches}/huggingface")
     return Path(os.environ.get("HF_HUB_CACHE", f"{home}/hub")).expanduser()
@@ -154,10 +154,10 @@ def _read(row: Row, tensors: Mapping[str, Tensor], outlines: Mapping[str, Tensor
 
 
 def locate(outlines: Mapping[str, Tensor], layer: str, shape: tuple[int, ...]) -> str:
-    """The name of a layer's weight, torchvision's or timm's.
+    """Return the name of a layer's weight, torchvision's or timm's.
 
     Raises:
-        esdmon.InputError: where there is none, or it has not that shape.
+        esdmon.InputError: if the weight is missing or has another shape.
     """
     names = [f"{name}.weight" for name in dict.fromkeys((layer, _TIMM_LAYERS.get(layer, layer)))]
     name = next((name for name in names if name in outlines), None)
@@ -203,20 +203,20 @@ def _theirs(layer: Published | None) -> list[str]:
 def _given(text: str) -> tuple[str, Path]:
     model, _, path = text.partition("=")
     if not path or model not in MODELS:
-        msg = f"{text!r} is no MODEL=PATH with a model among {', '.join(MODELS)}"
+        msg = f"Invalid MODEL=PATH {text!r}. Available models: {', '.join(MODELS)}"
         raise argparse.ArgumentTypeError(msg)
     return model, Path(path).expanduser()
 
 
 def _named(text: str) -> str:
     if text not in MODELS:
-        msg = f"there is no model {text!r}: choose among {', '.join(MODELS)}"
+        msg = f"Unknown model {text!r}. Available: {', '.join(MODELS)}"
         raise argparse.ArgumentTypeError(msg)
     return text
 
 
-def _told(model: str, path: Path | None) -> list[Row]:
-    """A model's rows, with a line on stderr for what is read, and for each thing that is missing or wrong."""
+def _compared(model: str, path: Path | None) -> list[Row]:
+    """Return a model's rows; print the file that is read and each problem to stderr."""
     if path is None:
         places = " and ".join(f"{pattern} in {folder}" for folder, pattern in _places(model))
         print(f"{model}: {NO_WEIGHTS}: looked for {places}; or give --weights {model}=PATH", file=sys.stderr)
@@ -229,17 +229,23 @@ def _told(model: str, path: Path | None) -> list[Row]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table. Returns 2 where of a model's file nothing could be read."""
+    """Print the table; return 2 if nothing could be read from a model's file."""
     parser = argparse.ArgumentParser(prog="python -m examples.paper.pretrained", description=main.__doc__)
     parser.add_argument("models", nargs="*", type=_named, metavar="MODEL", help=f"default: {', '.join(MODELS)}")
     parser.add_argument(
-        "--weights", nargs="+", action="extend", type=_given, default=[], metavar="MODEL=PATH", help="a checkpoint"
+        "--weights",
+        nargs="+",
+        action="extend",
+        type=_given,
+        default=[],
+        metavar="MODEL=PATH",
+        help="path of a model's checkpoint",
     )
     options = parser.parse_args(arguments)
     given = dict(options.weights)
     wanted = dict.fromkeys([*(options.models or MODELS), *given])
     paths = {model: given.get(model) or find(model) for model in wanted}
-    rows = [row for model, path in paths.items() for row in _told(model, path)]
+    rows = [row for model, path in paths.items() for row in _compared(model, path)]
     print(f"{markdown(rows)}\n\n{LEGEND}")
     read = {row.model for row in rows if row.reading is not None}
     return 2 if any(path is not None and model not in read for model, path in paths.items()) else 0

@@ -1,12 +1,10 @@
-"""What Martin & Mahoney published on pretrained layers, in their units.
+"""Published measures of pretrained layers, in the units of Martin & Mahoney.
 
 From "Implicit self-regularization in deep neural networks", JMLR 22 (2021) 165, as printed in the authors' notebooks
-(github.com/CalculatedContent/ImplicitSelfRegularization). Only what could be read there stands here: None, or nothing,
-where a number was not told.
+(github.com/CalculatedContent/ImplicitSelfRegularization). A number that is not printed there is None, or empty.
 
-They take X = WᵀW without 1/N, so their σ is √N times the standard deviation of the elements that make the bulk, N being
-the longer side of W. Here X = WᵀW/N: `paper_sigma` turns the one into the other. Alpha, D and the soft rank have no
-unit.
+They define X = WᵀW without 1/N, so their σ is √N times the standard deviation of the elements that make the bulk,
+N being the longer side of W. Here X = WᵀW/N: `paper_sigma` converts it. Alpha, D and the soft rank are dimensionless.
 """
 
 import math
@@ -15,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One layer as it was published."""
+    """The published measures of one layer."""
 
     model: str
     label: str
@@ -34,7 +32,7 @@ class Published:
     spikes: tuple[int, ...] = ()
     """Eigenvalues that the authors set apart by hand; several where they tried several cuts."""
     note: str = ""
-    """What else was told of the layer."""
+    """Further remarks of the authors."""
 
 
 LAYERS = (
@@ -96,5 +94,5 @@ LAYERS = (
 
 
 def paper_sigma(bulk_sigma: float, *, n: int) -> float:
-    """√N·σ: the measure `bulk_sigma`, which is in units of WᵀW/N, in the paper's unit; `n` is the longer side."""
+    """Return √N·σ: the measure `bulk_sigma` (of WᵀW/N) in the paper's unit; `n` is the longer side."""
     return math.sqrt(n) * bulk_sigma

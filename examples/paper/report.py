@@ -1,4 +1,4 @@
-"""What came of the experiments: tables in Markdown, pictures, and all numbers as JSON."""
+"""Write the results of the experiments: tables in Markdown, figures, and all numbers as JSON."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from examples.paper.figures import LAYERS
 from examples.paper.training import Result
 
 TRAINED = 0.8
-"""Training accuracy below which a run has not trained, and says nothing of how it generalises."""
+"""Training accuracy below which a run counts as not trained: it says nothing about generalisation."""
 PUBLISHED_BATCHES: dict[float, str] = {
     500: "random-like, 1.00",
     250: "random-like, 1.00",
@@ -47,7 +47,7 @@ Row = Sequence[object]
 
 
 def write_report(results: Results, out: Path) -> str:
-    """Write `report.md`, `report.json` and the pictures into a folder; returns the first."""
+    """Write `report.md`, `report.json` and the figures into a folder; return the text of `report.md`."""
     every = list({result.path: result for runs in results.values() for result in runs}.values())
     trained = _trained(every)
     figures.phases(trained, out / "phases.png")
@@ -88,7 +88,7 @@ def _sections(results: Results) -> Iterator[str]:
 
 
 def _initialisation() -> str:
-    """MiniAlexNet before training, against the Marchenko-Pastur law."""
+    """Compare MiniAlexNet before training with the Marchenko-Pastur law."""
     readings = []
     for seed in range(5):
         torch.manual_seed(seed)
@@ -139,7 +139,7 @@ def _sweep_table(runs: Sequence[Result], setting: str, published: Mapping[float,
 
 
 def _falls(runs: Sequence[Result]) -> str:
-    """Where MP soft rank or stable rank does not fall as the batch is made smaller, seed by seed."""
+    """List where MP soft rank or stable rank does not fall with the batch size, for each seed."""
     lines = []
     for layer in LAYERS:
         for name in ("mp_soft_rank", "stable_rank"):
@@ -202,7 +202,7 @@ def _run_table(runs: Sequence[Result]) -> str:
 
 
 def _reached(trained: Sequence[Result], tried: int) -> str:
-    """Which phase each layer has reached, and in which run."""
+    """List the phases that each layer has reached, and the runs."""
     rows = []
     for layer in LAYERS:
         found = figures.reached(trained, layer)
@@ -225,7 +225,7 @@ def _phases(group: Iterable[Result], layer: str) -> str:
 
 
 def _range(values: Iterable[float], form: str) -> str:
-    """Median and range; one number for one."""
+    """Format median and range; a single number if all are equal."""
     finite = sorted(value for value in values if math.isfinite(value))
     if not finite:
         return "–"

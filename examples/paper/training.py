@@ -1,6 +1,6 @@
-"""One training run: a `Recipe` in, a `Result` on disk, which is read back where the run is asked for again.
+"""Train by a `Recipe` and save the `Result`; a run that is on disk already is loaded.
 
-A run that was stopped goes on from its last checkpoint and ends as it would have: what is drawn at random is seeded for
+A run that was interrupted resumes from its last checkpoint with the same result, since random numbers are seeded for
 each epoch.
 """
 
@@ -26,8 +26,8 @@ from esdmon.spectrum import PhaseReading, Spectrum, classify
 from examples.paper import data, networks
 
 READINGS = 20
-"""About how often the weights are read in a run."""
-_SECONDS = 60  # between checkpoints
+"""Approximate number of readings in a run."""
+_SECONDS = 60  # between checkpoints, at least
 _KEPT = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy", "n_spikes", "lambda_max", "bulk_sigma", "hard_rank")
 
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
@@ -41,11 +41,11 @@ NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """All that a run depends on."""
+    """All settings of a run."""
 
     network: str = "small AlexNet"
     data: str = "digits"
-    """digits, generated, or the folder of a real set: cifar10:FOLDER, mnist:FOLDER."""
+    """`digits`, `generated`, `cifar10:FOLDER` or `mnist:FOLDER`."""
     batch_size: int = 16
     lr: float = 0.004
     epochs: int = 40
@@ -55,13 +55,13 @@ class Recipe:
     dropout: float = 0.0
     optimizer: str = "SGD"
     summed: bool = False
-    """The loss is summed over the batch, as in SETOL, and not averaged."""
+    """Sum the loss over the batch, as in SETOL, instead of averaging it."""
     label_noise: float = 0.0
     difficulty: float = 0.5
 
     @property
     def name(self) -> str:
-        """What differs from a plain run, in words that are a file's name too."""
+        """Name of the run, also of its file: network, data, batch size, rate, and settings that are not the default."""
         usual = Recipe()
         parts = [self.network, self.data.replace("/", "-").replace(":", "-"), f"b{self.batch_size}", f"lr{self.lr:g}"]
         parts += [
@@ -75,7 +75,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a run."""
+    """The outcome of a run."""
 
     recipe: Recipe
     train_accuracy: float
@@ -86,14 +86,14 @@ class Result:
     layers: dict[str, dict[str, Any]]
     """The record of each layer at the end, with every measure: see `esdmon.Report.to_records`."""
     shuffled: dict[str, dict[str, Any]]
-    """The same after the elements of each weight were put in random order: a null with the layer's own elements."""
+    """Records of a copy with the elements of each weight in random order: a null with the layer's own elements."""
     history: dict[str, dict[str, list[float]]]
     """Layer -> measure -> its values at the epochs in `history["epoch"]["epoch"]`."""
     path: Path
 
     @cached_property
     def spectra(self) -> dict[str, Spectrum]:
-        """The spectrum of each fully connected layer at the end."""
+        """Load the spectrum of each fully connected layer at the end."""
         with np.load(self.path.with_suffix(".npz")) as file:
             return {
                 name: Spectrum.from_eigenvalues(file[name], shape=(self.layers[name]["N"], self.layers[name]["M"]))
@@ -102,23 +102,23 @@ class Result:
 
     @cached_property
     def phases(self) -> dict[str, PhaseReading]:
-        """The phase of each of them, told anew: a run does not go stale when the classifier is bettered."""
+        """Classify each of these spectra; phases are not saved, so that saved runs follow changes of the classifier."""
         return {name: classify(spectrum) for name, spectrum in self.spectra.items()}
 
     def measure(self, layer: str, name: str) -> float:
-        """A number of a layer at the end; NaN where it is undefined."""
+        """Return a measure of a layer at the end; NaN if it is undefined."""
         value = self.layers[layer].get(name)
         return math.nan if value is None else float(value)
 
 
 def run(recipe: Recipe, folder: Path, *, device: torch.device, progress: Callable[[float], None]) -> Result:
-    """Train by a recipe, or read what came of it before.
+    """Train by a recipe, or load its result from an earlier call.
 
     Args:
-        recipe: what to do.
-        folder: where results and checkpoints lie.
-        device: where to train.
-        progress: told the share that is done, now and then.
+        recipe: settings of the run.
+        folder: folder of results and checkpoints.
+        device: device to train on.
+        progress: called after each epoch with the share that is done, from 0 to 1.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{recipe.name}.json"
@@ -130,7 +130,7 @@ def run(recipe: Recipe, folder: Path, *, device: torch.device, progress: Callabl
 
 @lru_cache(maxsize=4)
 def dataset(name: str, network: str, label_noise: float, difficulty: float) -> data.Dataset:
-    """A set by its name, in the size that a network takes."""
+    """Load a data set by its name, in the image size of a network."""
     kind, _, folder = name.partition(":")
     if kind == "cifar10":
         return data.cifar10(Path(folder))
@@ -143,7 +143,7 @@ def dataset(name: str, network: str, label_noise: float, difficulty: float) -> d
 
 
 def make(recipe: Recipe, channels: int) -> nn.Sequential:
-    """The network as it starts."""
+    """Return the initialised network."""
     torch.manual_seed(recipe.seed)
     if recipe.network in ("MiniAlexNet", "small AlexNet"):
         return NETWORKS[recipe.network](channels=channels, dropout=recipe.dropout)
@@ -185,7 +185,7 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def _batches(split: data.Split, recipe: Recipe, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """One pass, in an order that the seed and the epoch decide; dropout is seeded with it."""
+    """Yield the batches of an epoch, in an order that depends on seed and epoch; dropout is seeded too."""
     torch.manual_seed(1_000_003 * (recipe.seed + 1) + epoch)
     order = torch.randperm(len(split)).to(split.images.device)
     for index in torch.split(order, recipe.batch_size):
@@ -211,7 +211,7 @@ def _remember(history: dict[str, dict[str, list[float]]], report: esdmon.Report,
 
 
 class _Checkpoint:
-    """Where a run stands, saved once a minute."""
+    """Saves and restores the state of a run, at most once a minute."""
 
     def __init__(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, monitor: esdmon.Monitor) -> None:
         self.path = path
@@ -219,7 +219,7 @@ class _Checkpoint:
         self._saved = time.monotonic()
 
     def load(self) -> tuple[int, dict[str, dict[str, list[float]]], float]:
-        """(epochs done, history, seconds taken); all zero where there is no checkpoint."""
+        """Return (epochs done, history, seconds taken); all zero or empty if there is no checkpoint."""
         if not self.path.exists():
             return 0, {}, 0.0
         state = torch.load(self.path, weights_only=True)
@@ -228,7 +228,7 @@ class _Checkpoint:
         return state["epoch"], state["history"], state["seconds"]
 
     def save(self, epoch: int, history: dict[str, dict[str, list[float]]], seconds: float) -> None:
-        """Where the last time is a minute ago; a kill in between leaves the one before."""
+        """Save if the last save is a minute ago; replaced atomically, so an interruption keeps the last one."""
         if time.monotonic() - self._saved < _SECONDS:
             return
         state = {name: part.state_dict() for name, part in self._parts.items()}
@@ -267,7 +267,7 @@ def _write(
 
 
 def _eigenvalues(weight: Tensor | nn.Module) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-    """λ of WᵀW/N, ascending, by singular values in float64."""
+    """Return λ of WᵀW/N, ascending, from singular values in float64."""
     assert isinstance(weight, Tensor)
     singular = torch.linalg.svdvals(weight.detach().double().cpu()).numpy()
     lam: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = np.sort(singular**2) / max(weight.shape)
@@ -281,7 +281,7 @@ def _shuffle(weight: Tensor | nn.Module) -> Tensor:
 
 
 def _evaluate(model: nn.Module, split: data.Split) -> tuple[float, float]:
-    """(accuracy, loss) over a set."""
+    """Compute (accuracy, loss) on a set."""
     right, loss = 0, 0.0
     with torch.no_grad():
         for images, labels in zip(torch.split(split.images, 500), torch.split(split.labels, 500), strict=True):

@@ -11,7 +11,7 @@ from esdmon.cli.demo import MiniAlexNet, digits
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a short demo."""
+    """Run a short demo and return its folder."""
     out = tmp_path_factory.mktemp("demo") / "run"
     assert main(["demo", "--epochs", "2", "--batch-size", "64", "--out", str(out)]) == 0
     return out

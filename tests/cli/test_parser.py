@@ -11,7 +11,7 @@ from esdmon.cli import main
 
 
 def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter, its output as text."""
+    """Run a fresh interpreter and capture its output as text."""
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=cwd)
 
 

@@ -76,7 +76,7 @@ def test_a_damaged_file_of_mnist_is_told(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="t10k-images-idx3-ubyte is truncated"):
         data.mnist(tmp_path)
     path.unlink()
-    with pytest.raises(FileNotFoundError, match="holds no t10k-images-idx3-ubyte or"):
+    with pytest.raises(FileNotFoundError, match="does not contain t10k-images-idx3-ubyte or"):
         data.mnist(tmp_path)
 
 

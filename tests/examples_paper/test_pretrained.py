@@ -42,7 +42,7 @@ def meta(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 def placed(path: Path, *, age: float = 0) -> Path:
-    """An empty file, so many seconds old."""
+    """Write an empty file that is `age` seconds old."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     os.utime(path, (1e9 - age, 1e9 - age))
@@ -54,7 +54,7 @@ def snapshot(hub: Path, name: str, *, revision: str = "0", age: float = 0) -> Pa
 
 
 def cells(table: str) -> list[list[str]]:
-    """The rows of a table."""
+    """Return the rows of a table."""
     lines = [line for line in table.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
@@ -238,11 +238,11 @@ def test_a_wrong_shape_or_name_is_an_error_of_its_own() -> None:
 
 def test_unknown_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """By name, in an argument and in a mapping."""
-    with pytest.raises(InputError, match="there is no model 'alexnit': choose among alexnet, inception_v3"):
+    with pytest.raises(InputError, match=r"Unknown model 'alexnit'\. Available: alexnet, inception_v3"):
         compare({"alexnit": Path("a.pth")})
     with pytest.raises(SystemExit, match="2"):
         main(["alexnit"])
-    assert "there is no model 'alexnit': choose among alexnet" in capsys.readouterr().err
+    assert "Unknown model 'alexnit'. Available: alexnet" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["--weights", "alexnit=a.pth"])
-    assert "'alexnit=a.pth' is no MODEL=PATH with a model among alexnet" in capsys.readouterr().err
+    assert "Invalid MODEL=PATH 'alexnit=a.pth'. Available models: alexnet" in capsys.readouterr().err

@@ -94,4 +94,4 @@ def test_an_unknown_experiment_is_told(capsys: pytest.CaptureFixture[str]) -> No
     """With those that there are."""
     with pytest.raises(SystemExit, match="2"):
         command.main(["--quick", "--only", "batchsize"])
-    assert "--only batchsize: the experiments are batch-size, learning-rate" in capsys.readouterr().err
+    assert "unknown experiment 'batchsize' in --only. Available: batch-size, learning-rate" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the tests of plugins are given."""
+"""Fixtures for the tests of plugins."""
 
 import importlib
 import sys
@@ -13,7 +13,7 @@ from tests.plugins.given import Install
 
 @pytest.fixture(autouse=True)
 def _all_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is disabled where the tests run is not disabled here."""
+    """Enable the plugins that the environment of the tests disables."""
     monkeypatch.delenv("ESDMON_DISABLE_PLUGINS", raising=False)
 
 

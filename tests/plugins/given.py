@@ -14,7 +14,7 @@ Install = Callable[[str, str], None]
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What esdmon has logged as a warning."""
+    """Return the warnings that esdmon has logged, without their prefix."""
     return [
         record.getMessage().removeprefix("esdmon: ") for record in caplog.records if record.levelno == logging.WARNING
     ]

@@ -1,6 +1,7 @@
 """Plugins: all comes in by the hooks, and one that is broken is named and left out."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 import esdmon
 from esdmon import alerts, sinks
 from esdmon.errors import InputError
+from esdmon.isolation import Faults
 from esdmon.plugins import Plugins, hookimpl
 from esdmon.records import Alert
 from esdmon.spectrum import Measure, Spectrum, measures
@@ -196,7 +198,54 @@ def test_a_plugin_that_fails_on_an_alert_stops_no_other(caplog: pytest.LogCaptur
     Plugins([early, RaisesOnAlert(), late]).on_alert(ALERT)
     assert (early.told, late.told) == ([ALERT], [ALERT])
     (warning,) = warnings(caplog)
-    assert warning == "plugin 'RaisesOnAlert' failed in esdmon_on_alert: RuntimeError: a"
+    assert warning.startswith("hook esdmon_on_alert (plugin 'RaisesOnAlert') failed at step 1: RuntimeError: a.")
+
+
+class RecoversAtStep:
+    """A plugin that fails on alerts before a step, and keeps the steps at which it is called."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.called: list[int] = []
+
+    @hookimpl
+    def esdmon_on_alert(self, alert: Alert) -> None:
+        self.called.append(alert.step)
+        if alert.step < self.step:
+            raise RuntimeError(alert.id)
+
+
+def test_a_hook_that_keeps_failing_is_paused_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """By the circuit breaker of the monitor: three failures, ten due steps of pause, and then as before."""
+    plugin, other, faults = RecoversAtStep(5), Listener(), Faults()
+    plugins = Plugins([plugin, other])
+    plugins.isolate_with(faults)
+    for step in range(1, 17):
+        faults.advance()
+        plugins.on_alert(replace(ALERT, step=step))
+    assert plugin.called == [1, 2, 3, 13, 14, 15, 16]
+    assert len(other.told) == 16
+    (fault,) = faults
+    assert (fault.who, fault.count, fault.in_a_row, fault.disabled) == (
+        "hook esdmon_on_alert (plugin 'RecoversAtStep')",
+        3,
+        0,
+        False,
+    )
+    assert [line.partition(") ")[2][:12] for line in warnings(caplog)] == [
+        "failed at st",
+        "has failed 3",
+        "works again ",
+    ]
+
+
+def test_a_failing_hook_is_among_the_errors_of_the_monitor() -> None:
+    """As a sink or a measure that fails."""
+    with esdmon.watch(small_model(), every=1, budget=None, sinks=[], plugins=[AddsRule(), RaisesOnAlert()]) as monitor:
+        monitor.step()
+    assert [(fault.who, fault.step) for fault in monitor.errors] == [
+        ("hook esdmon_on_alert (plugin 'RaisesOnAlert')", 1)
+    ]
 
 
 @pytest.mark.parametrize(
