@@ -5,8 +5,9 @@ Legend: λ are the eigenvalues of X = WᵀW/N, M to a slice; Q = N/M; k counts t
 A layer of noise plus structure has a Marchenko-Pastur bulk and outliers ("spikes"). σ² is found from the middle of the
 spectrum, which spikes do not reach; the cut is a Tracy-Widom quantile above the edge; both are repeated until k stays.
 
-Convolutions pool the spectra of their kernel positions. Pooled slices of different variance are no Marchenko-Pastur
-law even where each is, so each slice is divided by its own σ² first, and the false-alarm level is split among them.
+Convolutions pool the spectra of their kernel positions. Pooled slices of different variance do not follow a
+Marchenko-Pastur law even where each slice does, so each is divided by its own σ² first, and the false-alarm level is split
+among them.
 """
 
 from dataclasses import dataclass

@@ -181,8 +181,7 @@ BREAKS: dict[str, tuple[Callable[[str], str], str]] = {
     ),
     "registers rubbish": (
         inside("esdmon_register_measures", "return [3]"),
-        "plugin 'egg' failed in esdmon_register_measures: what it returned cannot be used: TypeError: 3 is "
-        "not a Measure",
+        "plugin 'egg' failed in esdmon_register_measures: what it returned cannot be used: TypeError: 3 is not a Meas",
     ),
     "its measure raises": (inside("top_share", RAISE), f"{MEASURE} failed at step 2: {BROKEN}"),
     "its measure is no number": (inside("top_share", "return 'much'"), f"{MEASURE} failed at step 2: ValueError"),
