@@ -6,8 +6,8 @@ A layer of noise plus structure has a Marchenko-Pastur bulk and outliers ("spike
 spectrum, which spikes do not reach; the cut is a Tracy-Widom quantile above the edge; both are repeated until k stays.
 
 Convolutions pool the spectra of their kernel positions. Pooled slices of different variance do not follow a
-Marchenko-Pastur law even where each slice does, so each is divided by its own σ² first, and the false-alarm level is split
-among them.
+Marchenko-Pastur law even where each slice does, so each is divided by its own σ² first, and the false-alarm level is
+split among them.
 """
 
 from dataclasses import dataclass
