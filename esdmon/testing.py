@@ -177,7 +177,7 @@ def check_host(train: Callable[[bool], tuple[Sequence[float], nn.Module]]) -> No
         )
     (plain, weights, random), (losses, weights_2, random_2) = results
     if not plain:
-        raise InputError("train() returned no losses: there is nothing to compare")
+        raise InputError("train() returned no losses: there is nothing to compare with and without a monitor")
     _expect_equal("losses", plain, losses)
     if not all(torch.equal(a, b) for a, b in zip(weights, weights_2, strict=True)):
         raise AssertionError("the weights differ with a monitor")

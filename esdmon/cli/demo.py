@@ -119,7 +119,7 @@ def run(settings: DemoOptions) -> Report:
         raise MissingExtraError("the demo", "rich", "demo") from error
     images, labels = digits()
     if not settings.out.strip():
-        raise InputError("--out is empty: give a folder")
+        raise InputError("--out is empty: give a folder for the data, such as runs/demo")
     out = _free_folder(Path(settings.out))
     torch.manual_seed(settings.seed)
     model = MiniAlexNet()

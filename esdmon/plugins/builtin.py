@@ -60,6 +60,6 @@ def _console(target: str) -> sinks.Sink:
 
 def _jsonl(target: str) -> sinks.Sink:
     if not target:
-        msg = "jsonl needs a path: 'jsonl:runs/a/esdmon.jsonl'"
+        msg = "jsonl needs a path: 'jsonl:runs/a/esdmon.jsonl', for example"
         raise InputError(msg)
     return sinks.JsonlSink(target)
