@@ -77,11 +77,6 @@ class Esd:
         return [self.low + k * step for k in range(len(self.counts) + 1)]
 
     @property
-    def centres(self) -> list[float]:
-        """λ at the centre of each bin, on the logarithmic axis."""
-        return [10 ** ((a + b) / 2) for a, b in pairwise(self.edges)]
-
-    @property
     def widths(self) -> list[float]:
         """Width of each bin in λ."""
         return [10**b - 10**a for a, b in pairwise(self.edges)]

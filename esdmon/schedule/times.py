@@ -52,11 +52,6 @@ def union(*schedules: "int | Schedule") -> Schedule:
     return _Union(tuple(as_schedule(schedule) for schedule in schedules))
 
 
-def never(_step: int) -> bool:
-    """Return False, whatever the step: for the ranks of a job that leave reading to another."""
-    return False
-
-
 def as_schedule(value: "int | Schedule") -> Schedule:
     """Return a number of steps, or a function of the user's own, as a schedule."""
     if not callable(value):

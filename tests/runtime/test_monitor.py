@@ -64,6 +64,21 @@ def test_a_failing_sink_is_paused_and_logged_once(caplog: pytest.LogCaptureFixtu
     ]
 
 
+def test_a_sink_that_closes_the_monitor_keeps_no_report_from_the_others() -> None:
+    """One that has seen enough, say."""
+    monitors: list[Monitor] = []
+
+    class Closing(Broken):
+        def write(self, report: Report) -> None:
+            monitors[0].close()
+
+    sink = MemorySink()
+    monitors.append(Monitor(Reads(), schedule=every(1), sinks=[("closing", Closing()), ("memory", sink)]))
+    monitors[0].step()
+    assert len(sink.reports) == 1
+    assert [fault.who for fault in monitors[0].errors] == ["sink closing"]  # it cannot be closed itself
+
+
 def test_strict_raises() -> None:
     """For tests and for finding a fault."""
     monitor = Monitor(Reads(), schedule=every(1), sinks=[("x", Broken())], faults=Faults(strict=True))
