@@ -220,6 +220,7 @@ def test_weights_that_move_on_after_the_last_step_are_named_at_the_end(caplog: p
 
 def test_nothing_of_it_stays_on_weights_and_optimizers() -> None:
     """The hook on a weight goes with the first step, those on optimizers with `close()`, or with the monitor."""
+    gc.collect()  # monitors of other tests, and their hooks
     hooks, before = _global_optimizer_post_hooks, len(_global_optimizer_post_hooks)
     model = network()
     weight = model.get_parameter("0.weight")
@@ -236,6 +237,7 @@ def test_nothing_of_it_stays_on_weights_and_optimizers() -> None:
 
 def test_a_monitor_that_nobody_holds_is_closed(tmp_path: Any) -> None:
     """Sixty trials of a search in one process: no file, thread or hook of the earlier ones stays."""
+    gc.collect()  # monitors of other tests, and their hooks
     hooks, before = _global_optimizer_post_hooks, len(_global_optimizer_post_hooks)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
