@@ -1,4 +1,4 @@
-"""The options of `watch()`: validated once, and resolved to what a monitor takes."""
+"""The options of `watch()`: validated once, and resolved to the parts of a monitor."""
 
 from esdmon.options.measures import choose_measures as choose_measures
 from esdmon.options.watch_options import WatchKeywords as WatchKeywords

@@ -87,7 +87,7 @@ def steps_of_rust(folder: Path, tag: str, last: int) -> list[int]:
 
 
 def until(is_so: Callable[[], object]) -> None:
-    for _ in range(1000):
+    for _ in range(6000):
         if is_so():
             return
         time.sleep(0.01)

@@ -48,7 +48,7 @@ moving = st.floats(min_value=2 * TOLERANCE / EVERY, max_value=0.1)
 
 
 @given(st.lists(st.tuples(costs, moving), min_size=1, max_size=8), st.floats(min_value=0, max_value=10))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_at_least_one_at_each_due_step_and_none_starves(matrices: list[tuple[float, float]], earned: float) -> None:
     """Whatever they cost and however fast they move, on any credit."""
     model = Model(*map(list, zip(*matrices, strict=True)))
@@ -58,7 +58,7 @@ def test_at_least_one_at_each_due_step_and_none_starves(matrices: list[tuple[flo
 
 
 @given(st.lists(st.tuples(st.floats(min_value=0.01, max_value=1), moving), min_size=2, max_size=8))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_credit_is_kept(matrices: list[tuple[float, float]]) -> None:
     """Where each can be paid for by what a due step earns, the sum is; and the credit is used, not left."""
     model = Model(*map(list, zip(*matrices, strict=True)))
