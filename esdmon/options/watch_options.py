@@ -3,7 +3,7 @@
 import inspect
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Self, SupportsIndex, TypedDict, TypeVar
 
@@ -80,12 +80,13 @@ class WatchOptions:
 
     def __post_init__(self) -> None:
         """Check the options, and resolve them."""
+        for name in _LISTS:
+            value: object = self.__dict__[name]
+            if isinstance(value, Iterator):  # a generator gives its items once, and options are read again
+                self.__dict__[name] = tuple(value)
         for name in _ALLOWED:
             if name in self.__dict__:
                 check(name, self.__dict__[name])
-        plugins: object = self.plugins
-        if isinstance(plugins, Iterable) and not isinstance(plugins, str):
-            self.__dict__["plugins"] = tuple(plugins)  # also of a generator, which gives its items once
         Budget(self.budget)
         check_precision(self.precision)
         schedule, known = as_schedule(self.every), Plugins(self.plugins)
@@ -126,6 +127,7 @@ class WatchOptions:
 _DEFAULTS = {each.name: each.default for each in fields(WatchOptions) if each.init}
 OPTIONS = tuple(_DEFAULTS)
 """The names of all options."""
+_LISTS = ("alerts", "stop_on", "save_on", "layers", "exclude", "measures", "plugins")
 
 
 def shows_options(function: Function) -> Function:

@@ -1,11 +1,18 @@
 """Options that cannot be used are refused before anything is opened."""
 
+import inspect
+import pickle
+import re
+from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 
 import esdmon
+from esdmon.options import WatchKeywords, WatchOptions
+from esdmon.options.watch_options import OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -30,3 +37,29 @@ def test_a_wrong_option_opens_nothing(
     with pytest.raises(esdmon.InputError, match=message):
         esdmon.watch(torch.nn.Linear(64, 64), **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_generators_are_read_once() -> None:
+    """Options are checked, and read again with the model; a copy has them too."""
+    options = WatchOptions(
+        layers=(name for name in ("a", "b")),  # type: ignore[arg-type]
+        measures=(name for name in ("alpha",)),  # type: ignore[arg-type]
+        stop_on=(name for name in ("non_finite",)),  # type: ignore[arg-type]
+        plugins=iter(list[object]()),
+    )
+    for again in (options, replace(options, every=5), pickle.loads(pickle.dumps(options))):  # noqa: S301 -- our own
+        assert again.selection.layers == ("a", "b")
+        assert [measure.name for measure in again.chosen_measures] == ["alpha"]
+        assert again.alert_config.stop_on == ("non_finite",)
+
+
+def test_every_option_is_described_and_typed() -> None:
+    """In the docstring of `watch`, and in what type checkers are given; `help()` spells them out in order."""
+    signature = inspect.signature(esdmon.watch)
+    assert set(get_type_hints(WatchKeywords)) == set(OPTIONS) - {"every", "sinks"}
+    assert list(signature.parameters) == ["model", "optimizer", *OPTIONS, "hook", "first_step"]
+    arguments = (esdmon.watch.__doc__ or "").partition("Returns:")[0]
+    described = re.findall(r"^        (\w+): ", arguments, re.MULTILINE)
+    assert set(described) == set(signature.parameters)
+    for name in OPTIONS:
+        assert signature.parameters[name].default == getattr(WatchOptions(), name)
