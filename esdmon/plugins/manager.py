@@ -151,7 +151,8 @@ class Plugins:
     def _is_due(self, step: int) -> bool:
         if not self._is_in_run:  # options that are validated call a schedule once, which is not a step
             return False
-        return True in list(self._registry.call_at(step, "esdmon_schedule", step=step))
+        # Not paused: a pause is counted in due steps, of which there may be none without this hook.
+        return True in list(self._registry.call_at(step, "esdmon_schedule", pauses=False, step=step))
 
     def _collect(self, kind: Kind, named: Callable[[Any], Mapping[str, Any]]) -> dict[str, Any]:
         """Return what the plugins register, by name, built-in first; a name that exists already is refused."""

@@ -100,17 +100,18 @@ class Registry:
             if result is not None:
                 yield plugin, result
 
-    def call_at(self, step: int, hook: str, /, **arguments: Any) -> Iterator[Any]:
+    def call_at(self, step: int, hook: str, /, *, pauses: bool = True, **arguments: Any) -> Iterator[Any]:
         """Yield the results of a hook that is called again and again in a run, in the order of `call`.
 
-        A hook that keeps failing is paused and tried again by `faults`, as every other part of a monitor.
+        A hook that keeps failing is paused and tried again by `faults`, as every other part of a monitor; without
+        `pauses` its failures are only counted, and logged once.
         """
         for plugin, function in self._implementations(hook, arguments):
             who = f"hook {hook} (plugin {plugin!r})"
             if self.faults.disabled(who):
                 continue
             result = None
-            with self.faults.isolated(who, step, is_timed=True):
+            with self.faults.isolated(who, step, is_timed=True, pauses=pauses):
                 result = function()
             if result is not None:
                 yield result

@@ -1,18 +1,17 @@
 """What happens when the interpreter ends: monitors that a script has left open are closed, running readings end.
 
 A reading that runs while the interpreter is torn down can abort the process: its thread is inside C++ code of torch,
-and Python ends a thread there that asks for the interpreter's lock. So the end waits for it, for some seconds.
+and Python ends a thread there that asks for the interpreter's lock. So the end waits for the thread, for some seconds.
 """
 
 import atexit
+import os
 import threading
 import time
 import weakref
 from typing import Protocol
 
 from esdmon.limits import Limits
-
-_POLL = 1e-3
 
 
 class Closable(Protocol):
@@ -22,15 +21,15 @@ class Closable(Protocol):
         """Close within some seconds."""
 
 
-class Busy(Protocol):
+class Joinable(Protocol):
     """A thread of readings."""
 
-    def is_busy(self) -> bool:
-        """Return whether a reading runs."""
+    def join(self, timeout: float) -> None:
+        """End the thread, and wait until it has ended."""
 
 
 _monitors: "weakref.WeakKeyDictionary[Closable, float]" = weakref.WeakKeyDictionary()
-_threads: "weakref.WeakSet[Busy]" = weakref.WeakSet()
+_threads: "weakref.WeakSet[Joinable]" = weakref.WeakSet()
 
 
 def close_at_exit(monitor: Closable, timeout: float) -> None:
@@ -43,8 +42,8 @@ def is_closed(monitor: Closable) -> None:
     _monitors.pop(monitor, None)
 
 
-def wait_at_exit(thread: Busy) -> None:
-    """Have the end of the interpreter wait for the reading that runs in a thread, for 5 seconds at most."""
+def join_at_exit(thread: Joinable) -> None:
+    """Have the end of the interpreter wait for a thread, for 5 seconds at most."""
     _threads.add(thread)
 
 
@@ -52,9 +51,17 @@ def _end() -> None:
     until = time.monotonic() + Limits().exit_seconds
     for monitor, timeout in list(_monitors.items()):
         monitor.close(timeout)
-    while any(thread.is_busy() for thread in list(_threads)) and time.monotonic() < until:
-        time.sleep(_POLL)
+    for thread in list(_threads):
+        thread.join(max(0.0, until - time.monotonic()))
+
+
+def _forget() -> None:
+    """Forget what the parent of this process, which was forked off it, has to end: its threads do not exist here."""
+    _monitors.clear()
+    _threads.clear()
 
 
 # Before the interpreter waits for all threads of pools, which it does before the functions of atexit.
 getattr(threading, "_register_atexit", atexit.register)(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

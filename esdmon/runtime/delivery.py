@@ -97,10 +97,10 @@ class Delivery:
         self._each(step, lambda sink: getattr(sink, method, _ignore)(argument))
 
     def _each(self, step: int, call: Callable[[Sink], object], *, is_timed: bool = False, heals: bool = False) -> None:
-        """Call a function with each sink that is not paused; it may close the sinks."""
+        """Call a function with each sink that is not paused; those that it closes are not called any more."""
         for name, sink in tuple(self.sinks):
             who = f"sink {name}"
-            if not self._faults.disabled(who):
+            if (name, sink) in self.sinks and not self._faults.disabled(who):
                 with self._faults.isolated(who, step, is_timed=is_timed, heals=heals):
                     call(sink)
 

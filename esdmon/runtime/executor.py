@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias, final
 from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
-from esdmon.runtime.at_exit import wait_at_exit
+from esdmon.runtime.at_exit import join_at_exit
 from esdmon.runtime.source import Answer, Source, Task
 from esdmon.schedule.budget import Budget
 
@@ -32,7 +32,8 @@ class _DaemonThread:
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._wake = Event()
         self._is_closed = False
-        Thread(target=self._run, name="esdmon", daemon=True).start()
+        self._thread = Thread(target=self._run, name="esdmon", daemon=True)
+        self._thread.start()
 
     def submit(self, job: Callable[[], Any]) -> Future[Any]:
         """Queue a job."""
@@ -41,16 +42,17 @@ class _DaemonThread:
         self._wake.set()
         return future
 
-    def is_busy(self) -> bool:
-        """Return whether a job runs or waits."""
-        return bool(self._jobs)
-
     def close(self) -> None:
         """Cancel the jobs that have not begun, and end the thread when the running one is finished."""
         self._is_closed = True
         for future, _ in tuple(self._jobs):
             future.cancel()
         self._wake.set()
+
+    def join(self, timeout: float) -> None:
+        """Close, and wait until the thread has ended, for so many seconds at most."""
+        self.close()
+        self._thread.join(timeout)
 
     def _run(self) -> None:
         while self._jobs or not self._is_closed:
@@ -142,7 +144,7 @@ class Executor:
     def _submit(self, job: Callable[[], Any], size: int) -> Future[Any]:
         if self._thread is None:  # now, and not earlier, so that a run that forks first forks no thread
             self._thread = _DaemonThread()
-            wait_at_exit(self._thread)
+            join_at_exit(self._thread)
             weakref.finalize(self, self._thread.close).atexit = False
         future = self._thread.submit(job)
         self._waiting.append((future, size))

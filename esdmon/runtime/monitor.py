@@ -7,7 +7,6 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Self, final
 
 from esdmon.alerts import Actions, AlertManager, Watchdog
@@ -58,14 +57,13 @@ class Monitor:
         self._budget = budget or Budget(None)
         self._faults = faults or Faults()
         self._out = Delivery(sinks, actions or Actions(), self._faults)
-        self._delivering = False
+        self._delivering = self._closes_sinks_later = False
         self._no_step = no_step
-        self._is_hooked = False
+        self._is_hooked = self._closed = False
         self._warned: set[str] = set()
         self._run = uuid.uuid4().hex[:8]
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
-        self._closed = False
         self._report: Report | None = None
         self._was_report = False
         self._alerts: list[Alert] = []
@@ -221,7 +219,10 @@ class Monitor:
             with self._faults.isolated("monitor", self._steps):
                 self._readings.close()
             self._warn_if_nothing_was_read()
-            self._out.close(self._steps)
+            # Where a sink or an action has called this, the others get the report first.
+            self._closes_sinks_later = self._delivering
+            if not self._delivering:
+                self._out.close(self._steps)
 
     def at_close(self, undo: Callable[[], None]) -> None:
         """Register a function that `close()` calls, such as one that removes a hook."""
@@ -260,9 +261,7 @@ class Monitor:
         """Return the monitor; leaving the block closes it."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close, also when the loop raised."""
         self.close()
 
@@ -312,6 +311,8 @@ class Monitor:
                         self._take(report)
             finally:
                 self._delivering = False
+                if self._closes_sinks_later:
+                    self._out.close(self._steps)
 
     def _take(self, report: Report) -> None:
         changes = self._alert_manager.take(report, time=time.time())

@@ -266,7 +266,7 @@ class ReadingPipeline:
             due.here.clear()
         if self.dropped > before:
             _log.warning(
-                "esdmon: %d readings of step %d were not finished in time and are lost: close() takes a timeout.",
+                "esdmon: %d readings of step %d were not finished in time and are lost, see monitor.dropped.",
                 self.dropped - before,
                 due.step,
             )

@@ -30,10 +30,15 @@ class CallbackOptions:
 
     def __init__(self, *, every: int | Schedule, sinks: Sinks, options: Mapping[str, Any]) -> None:
         self.checked = WatchOptions.from_keywords({**options, "every": every, "sinks": sinks})
-        # A command line passes all options, and a checkpoint should name those that were chosen.
-        chosen = {name: value for name, value in options.items() if not is_default(name, value)}
-        self.chosen = {name: _plain(value) for name, value in {"every": every, **chosen}.items()}
+        # As checked: a generator gives its items once.
+        self.given = {name: _plain(getattr(self.checked, name)) for name in ("every", *options)}
+        """The options that were passed, by name."""
         self.sinks = tuple(listed(sinks))
+
+    @property
+    def chosen(self) -> dict[str, Any]:
+        """Return `every` and the options that are not the default: a command line passes all."""
+        return {name: value for name, value in self.given.items() if name == "every" or not is_default(name, value)}
 
     def __deepcopy__(self, _memo: object) -> Self:
         """Return the options themselves: sinks and functions of the user's are not copied with a callback."""
@@ -45,18 +50,18 @@ class CallbackOptions:
         Sinks that are addresses on the net are left out: they may be secrets, and JSON files are passed on.
         """
         has_address = any(isinstance(sink, str) and "://" in sink for sink in self.sinks)
-        arguments = self.chosen | {"sinks": [sink for sink in self.sinks if "://" not in str(sink)]}
+        arguments = self.given | {"sinks": [sink for sink in self.sinks if "://" not in str(sink)]}
         held = {name: value for name, value in arguments.items() if _is_json(value)}
         return held, sorted(arguments.keys() - held.keys() | ({"sinks"} if has_address else set()))
 
     def updated(self, other: CallbackOptions, *, keep: Collection[str]) -> CallbackOptions:
-        """Return these options with the chosen ones of others in their place.
+        """Return these options with those that others were given in their place.
 
         Args:
             other: the options that take precedence.
             keep: names of options that keep the value they have here.
         """
-        merged = self.chosen | {name: value for name, value in other.chosen.items() if name not in keep}
+        merged = self.given | {name: value for name, value in other.given.items() if name not in keep}
         sinks = self.sinks if "sinks" in keep else other.sinks
         return CallbackOptions(every=merged.pop("every"), sinks=sinks, options=merged)
 

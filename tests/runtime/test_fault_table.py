@@ -452,6 +452,40 @@ def test_the_process_ends_though_a_reading_goes_on(seconds: float, limit: float,
     assert ("finished" in done.stdout) is is_finished
 
 
+def test_a_process_that_is_forked_off_ends_without_waiting_for_a_reading() -> None:
+    """The worker of a DataLoader, say: the thread that reads is its parent's. It would wait for an hour."""
+    script = """
+        import functools, threading, torch, esdmon
+        from torch import nn
+        from torch.utils.data import DataLoader
+        from esdmon.runtime import at_exit
+        from esdmon.spectrum import Measure
+
+        at_exit.Limits = functools.partial(at_exit.Limits, exit_seconds=3600)
+        begun, gate = threading.Event(), threading.Event()
+
+        class Slow:
+            @esdmon.hookimpl
+            def esdmon_register_measures(self):
+                return [Measure("slow", lambda spectrum: begun.set() or float(gate.wait(600)))]
+
+        options = {"budget": None, "mode": "thread", "sinks": None, "plugins": [Slow()]}
+        with esdmon.watch(nn.Linear(64, 64), every=1, **options) as monitor:
+            monitor.step()
+            assert begun.wait(60)
+            print(len(list(DataLoader(list(range(4)), num_workers=1, multiprocessing_context="fork"))))
+            gate.set()
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
 def test_a_monitor_that_was_never_closed_does_not_hold_up_the_end() -> None:
     """Twenty readings of a minute each wait: the process ends before they do, and says what was lost."""
     script = """

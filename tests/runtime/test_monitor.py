@@ -65,18 +65,32 @@ def test_a_failing_sink_is_paused_and_logged_once(caplog: pytest.LogCaptureFixtu
 
 
 def test_a_sink_that_closes_the_monitor_keeps_no_report_from_the_others() -> None:
-    """One that has seen enough, say."""
+    """The others are written to, and closed after that."""
     monitors: list[Monitor] = []
+    calls: list[str] = []
 
-    class Closing(Broken):
+    class Records:
+        def __init__(self, name: str) -> None:
+            self._name = name
+
         def write(self, report: Report) -> None:
+            calls.append(f"{self._name} write {report.step}")
             monitors[0].close()
 
-    sink = MemorySink()
-    monitors.append(Monitor(Reads(), schedule=every(1), sinks=[("closing", Closing()), ("memory", sink)]))
-    monitors[0].step()
-    assert len(sink.reports) == 1
-    assert [fault.who for fault in monitors[0].errors] == ["sink closing"]  # it cannot be closed itself
+        def alert(self, alert: Alert) -> None:
+            calls.append(f"{self._name} alert")
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None:
+            calls.append(f"{self._name} close")
+
+    sinks = [("a", Records("a")), ("b", Records("b"))]
+    monitors.append(Monitor(Reads(), schedule=every(1), sinks=sinks, alerts=AlertManager([ALWAYS])))
+    for _ in range(3):
+        monitors[0].step()
+    assert calls == ["a write 1", "b write 1", "a alert", "b alert", "a close", "b close"]
+    assert monitors[0].errors == ()
 
 
 def test_strict_raises() -> None:
