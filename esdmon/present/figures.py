@@ -177,7 +177,7 @@ class _Painter:
         self._power_law.set_data([start, esd.high], [height, height - alpha * (esd.high - start)])
         self._power_law.set_linestyle("-" if layer.alpha_is_meaningful else "--")
         fit = f"α = {alpha:.2f} ± {layer.measures.get('alpha_stderr', np.nan):.2f}"
-        solid, dashed = f"━ power law, {fit}", f"╍ power law ({fit}), consistent with noise"
+        solid, dashed = f"━ power law, {fit}", f"╍ power law ({fit}), not meaningful"
         self._power_law_key.set_text(solid if layer.alpha_is_meaningful else dashed)
 
     def _draw_axes(self, xlim: tuple[float, float], ylim: tuple[float, float]) -> None:
