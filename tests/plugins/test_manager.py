@@ -239,6 +239,22 @@ def test_a_hook_that_keeps_failing_is_paused_and_tried_again(caplog: pytest.LogC
     ]
 
 
+def test_a_schedule_that_fails_is_not_paused() -> None:
+    """A pause is counted in due steps, and without the schedule there may be none."""
+
+    class Late:
+        @esdmon.hookimpl
+        def esdmon_schedule(self, step: int) -> bool:
+            if step <= 5:
+                raise RuntimeError("not ready")
+            return step % 10 == 0
+
+    with esdmon.watch(small_model(), every=10**6, budget=None, sinks=[], plugins=[Late()]) as monitor:
+        due = [step for step in range(1, 31) if monitor.step()]
+    assert due == [10, 20, 30]
+    assert [(fault.count, fault.in_a_row, fault.disabled) for fault in monitor.errors] == [(5, 0, False)]
+
+
 def test_a_failing_hook_is_among_the_errors_of_the_monitor() -> None:
     """As a sink or a measure that fails."""
     with esdmon.watch(small_model(), every=1, budget=None, sinks=[], plugins=[AddsRule(), RaisesOnAlert()]) as monitor:

@@ -48,3 +48,18 @@ def test_an_unknown_option_raises() -> None:
     """With the option that may be meant."""
     with pytest.raises(InputError, match=r"Unknown option evry=\. Did you mean 'every'"):
         CallbackOptions(every=3, sinks=None, options={"evry": 3})
+
+
+def test_a_default_that_was_given_counts() -> None:
+    """A checkpoint of a run with the default names it, and a callback with another value does not win over it."""
+    older = CallbackOptions(every=3, sinks="auto", options={"budget": 0.5, "alerts": None})
+    newer = CallbackOptions(every=3, sinks="auto", options={"budget": 0.01, "alerts": "default"})
+    assert newer.json_arguments()[0] == {"every": 3, "budget": 0.01, "alerts": "default", "sinks": ["auto"]}
+    merged = older.updated(newer, keep=())
+    assert (merged.checked.budget, merged.checked.alerts) == (0.01, "default")
+
+
+def test_generators_are_kept_as_what_they_gave() -> None:
+    """Options are read again with each model."""
+    options = CallbackOptions(every=3, sinks="auto", options={"layers": (name for name in ("a", "b"))})
+    assert options.chosen["layers"] == ("a", "b")
