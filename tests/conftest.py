@@ -1,6 +1,6 @@
 """One thread of linear algebra for each process, and no limit of time for an example of hypothesis.
 
-Two test processes of two threads each would wait for each other; a busy machine is no fault of the code.
+Two test processes of two threads each would wait for each other; a busy machine must not fail a test.
 """
 
 import os

@@ -117,7 +117,7 @@ def test_the_model_is_untouched() -> None:
 
 
 def test_update_ratio_and_optimizer_membership() -> None:
-    """A layer that the optimizer was not given is told apart."""
+    """A layer that the optimizer was not given is marked."""
     model = network()
     optimizer = torch.optim.SGD(model.get_submodule("3").parameters(), lr=0.1)
     report = Reader(model, Plugins(), measures=DEFAULT, optimizers=[optimizer]).read(step=0)
@@ -138,7 +138,7 @@ class Extra:
 
 
 def test_a_measure_of_the_users_own_joins(caplog: pytest.LogCaptureFixture) -> None:
-    """It stands beside the built-in ones; one that raises is NaN, told once, and shut off."""
+    """It stands beside the built-in ones; one that raises is NaN, logged once, and paused."""
     report = esdmon.analyze(network(), plugins=[Extra()])
     assert report["3"].measures["trace"] == pytest.approx(
         report["3"].measures["frobenius_norm"] ** 2 / report["3"].N, rel=1e-6

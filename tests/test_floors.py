@@ -131,7 +131,7 @@ def test_the_check_can_fail(code: str, package: str) -> None:
 
 
 def test_import_linter_can_fail(tmp_path: Path) -> None:
-    """The way in which it is run here tells a broken contract."""
+    """The way in which it is run here reports a broken contract."""
     for name, code in (("upper", ""), ("lower", "import floors.upper")):
         (tmp_path / "floors").mkdir(exist_ok=True)
         (tmp_path / "floors" / f"{name}.py").write_text(code)

@@ -38,7 +38,7 @@ def test_parts_are_listed_in_the_order_of_their_first_failure() -> None:
 
 
 def test_what_does_not_fail_leaves_no_trace(caplog: pytest.LogCaptureFixture) -> None:
-    """A block that ends well is no fault and logs nothing."""
+    """A block that ends well records no fault and logs nothing."""
     faults = Faults()
     with faults.isolated("sink console", 1):
         pass
@@ -148,7 +148,7 @@ def test_the_user_can_always_stop_the_run(stop: type[BaseException]) -> None:
 
 
 def test_an_error_that_cannot_be_printed_is_isolated_too() -> None:
-    """A stranger's exception may raise in its own `__str__`; the run goes on all the same."""
+    """An exception may raise in its own `__str__`; the run goes on."""
 
     class UnprintableError(Exception):
         def __str__(self) -> str:

@@ -56,7 +56,7 @@ class Training:
 
 
 class Digits(Training):
-    """Three layers that tell digits apart."""
+    """Three layers that classify digits."""
 
     def __init__(self, *, lr: float = 0.02, momentum: float = 0.9, batch_size: int = 32) -> None:
         torch.manual_seed(0)
@@ -298,7 +298,7 @@ def amplified(training: Digits) -> Iterator[None]:
 
 
 @contextmanager
-def begun_anew(training: Digits) -> Iterator[None]:
+def reinitialised(training: Digits) -> Iterator[None]:
     """Initialised by mistake, every ten steps."""
     steps = count()
 
@@ -365,5 +365,5 @@ SCENARIOS = (
         watched=("*",),
     ),
     Scenario("one direction rewarded", "stable_rank_drop", ("fc2",), amplified, within=12),
-    Scenario("a layer begun anew", "phase_regression", ("fc1",), begun_anew),
+    Scenario("a layer reinitialised", "phase_regression", ("fc1",), reinitialised),
 )

@@ -1,4 +1,4 @@
-"""Rules chosen in code, and by a TOML file: what it may say, and what it is told where it is wrong."""
+"""Rules chosen in code, and by a TOML file: what it may contain, and the errors where it is wrong."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_file_says_what_differs(tmp_path: Path) -> None:
-    """All other rules are asked as they are."""
+    """All other rules keep their defaults."""
     config = load_config(write(tmp_path, FILE), RULES)
     rules = {rule.name: rule for rule in config.rules}
     assert rules.keys() == RULES.keys() - {"phase_regression"}

@@ -65,7 +65,7 @@ def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
     ids=["pending-only", "hysteresis", "cool-down", "after-cool-down", "still-at-its-end"],
 )
 def test_the_life_of_an_alert(pattern: str, expected: list[tuple[int, str]]) -> None:
-    """Two in a row begin it, three in a row end it; what fires anew waits."""
+    """Two in a row begin it, three in a row end it; what fires again waits."""
     assert steps(alerts_of(LOW, one(pattern))) == expected
 
 
@@ -79,7 +79,7 @@ def test_a_layer_on_a_border_is_told_ever_more_rarely() -> None:
 
 
 def test_what_is_pending_can_be_looked_at() -> None:
-    """It is told to nobody."""
+    """It is not announced."""
     manager = AlertManager([LOW])
     seen = []
     for each in one(".x.xxx..."):
@@ -163,7 +163,7 @@ def test_a_rule_looks_at_the_layers_that_it_is_for() -> None:
 
 
 def test_a_rule_that_fails_ends_nothing_and_stops_no_other() -> None:
-    """Its silence is no all-clear; three times in a row and it is not asked again."""
+    """Its failure resolves nothing; after three in a row it is paused."""
     calls = []
 
     def find(history: History) -> Iterable[Finding]:

@@ -1,4 +1,4 @@
-"""What is said of real trainings that go wrong, and of their healthy twins."""
+"""Alerts of real trainings that go wrong, and of their healthy twins."""
 
 import pytest
 

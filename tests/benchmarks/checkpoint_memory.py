@@ -3,7 +3,7 @@
     python -m pip install -c constraints.txt -e ".[test]" && python -m tests.benchmarks.checkpoint_memory
 
 A checkpoint of 2 GB, whose tensors have 100 MB each, is made in each format and read by `esdmon.analyze` in a process
-of its own, after a small one has loaded the libraries. Told is the most that was resident, every millisecond, above
+of its own, after a small one has loaded the libraries. Printed is the most that was resident, every millisecond, above
 what was before.
 """
 

@@ -1,4 +1,4 @@
-"""Matrices of known phase, to set the classifier's thresholds on and, drawn anew, to report on.
+"""Matrices of known phase, to set the classifier's thresholds on and, with other seeds, to report on.
 
 The phases are those of Martin & Mahoney, JMLR 22 (2021) 165, §4: W = W_rand + Δ, and
 
@@ -12,7 +12,7 @@ The phases are those of Martin & Mahoney, JMLR 22 (2021) 165, §4: W = W_rand + 
 
 Each range below is the phase with a margin at its borders, and what lies between two ranges belongs to neither:
 
-- bleeding-out: λmax from 2 % above the cut at which noise is told from spikes, or 1.05 λ⁺ where that is more, to
+- bleeding-out: λmax from 2 % above the cut that separates noise from spikes, or 1.05 λ⁺ where that is more, to
   1.14 λ⁺. The paper's figure has soft ranks of .92 there, and .80 for bulk+spikes: the border is near 1/.86 = 1.16 λ⁺.
 - bulk+spikes: λmax from 1.28 λ⁺ (soft rank .78), every spike from 1.2 λ⁺; 1 to max(9, 4 % of M) of them.
 - bulk-decay: max(18, 9 %) to max(24, 16 %) of M above λ⁺, Pareto from λ⁺ on with exponents 3.3 to 5; or a whole

@@ -121,7 +121,7 @@ def train(
 
 
 def batches(data: Batch, size: int, steps: int, *, seed: int) -> Iterator[Batch]:
-    """So many, in passes that are shuffled anew."""
+    """So many, in passes that are shuffled each time."""
     shuffler = torch.Generator().manual_seed(seed)
     inputs, targets = data
     done = 0

@@ -4,7 +4,7 @@
     python -m tests.benchmarks.overhead --rounds 4 --networks cnn
 
 Twins of one network, from the same weights, train the same batches: one plain, the others each with one tool that logs
-every 200 steps. They take turns of a few steps, in an order that is drawn anew each time, so that what else the machine
+every 200 steps. They take turns of a few steps, in an order that is drawn each time, so that what else the machine
 does meets all alike; a round is 200 steps of each, with one reading. Printed are the sums over the rounds of a twin's
 wall time, and of its CPU time, over those of the plain one, with an interval of 95 % (bootstrap over rounds); the CPU
 seconds of the tool itself over those of its twin; and the steps since the oldest reading at the end.

@@ -1,4 +1,4 @@
-"""How soon trainings that go wrong are told: a table of the scenarios of tests/alerts.
+"""How soon alerts fire in trainings that go wrong: a table of the scenarios of tests/alerts.
 
 python -m tests.benchmarks.scenarios
 """
@@ -7,7 +7,7 @@ from tests.alerts.scenarios import SCENARIOS, Scenario
 
 
 def row(scenario: Scenario) -> str:
-    """A line for a fault: what was told, how many readings after it began, and after it ended."""
+    """A line for a fault: the alert, how many readings after it began, and after it ended."""
     begins, ends, _ = scenario.stretches
     faulty, well = scenario.run(faulty=True), scenario.run(faulty=False)
     fired, resolved = (
@@ -32,9 +32,7 @@ def row(scenario: Scenario) -> str:
 
 
 def main() -> None:
-    print(
-        "| what goes wrong | told as | after readings | resolved after | then also | twin |\n|---|---|---|---|---|---|"
-    )
+    print("| what goes wrong | alert | after readings | resolved after | then also | twin |\n|---|---|---|---|---|---|")
     for scenario in SCENARIOS:
         print(row(scenario), flush=True)
 

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.skipped
 
-Trains with a cosine schedule to learning rate 0, and at each due step reads every matrix twice over: as it is, and as a
-monitor would tell it that repeats the last reading while ‖ΔW‖/‖W‖ since then is at most a tolerance. Printed for each
+Trains with a cosine schedule to learning rate 0, and at each due step reads every matrix twice over: now, and as a
+monitor would report it that repeats the last reading while ‖ΔW‖/‖W‖ since then is at most a tolerance. Printed for each
 tolerance: the share of readings saved; the largest difference in alpha between the two, absolute and in standard errors
 of the fit, where alpha means something and over all; and how many of the repeated readings name another phase.
 """
@@ -45,7 +45,7 @@ class Repeater:
     other_phases: int = 0
 
     def take(self, now: LayerReport) -> None:
-        """Compare what is told with what is."""
+        """Compare what is reported with what is."""
         self.asked += 1
         drift = self.reader.look([now.name])[now.name]
         if now.name not in self.kept or not drift <= self.tolerance:

@@ -2,7 +2,7 @@
 
     python -m pip install -c constraints.txt -e ".[bench]" && python -m tests.benchmarks.whole_models
 
-GPT-2 small and ResNet-50 as they are initialised, each weight with an eighth of its rank added at the strength of a
+GPT-2 small and ResNet-50 as initialised, each weight with an eighth of its rank added at the strength of a
 Pareto law, as training leaves it. Both tools read the same file in processes of their own:
 
 - alpha: of every matrix that WeightWatcher fits, given to esdmon by name; |Δalpha| in "exact" and in "auto" precision.
@@ -14,7 +14,7 @@ Pareto law, as training leaves it. Both tools read the same file in processes of
   of ratios is of the same matrices.
 - everything: `analyze(mp_fit=True, randomize=True, ERG=True)` over the same `esdmon.analyze(model)`.
 - memory: the high-water mark of resident memory above what the process held before, after a warm-up on two small
-  layers. Linux tells it. Freed memory is given back at once, so that it neither counts nor hides anything.
+  layers. Linux reports it. Freed memory is given back at once, so that it neither counts nor hides anything.
 """
 
 import argparse

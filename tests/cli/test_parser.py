@@ -25,7 +25,7 @@ def without(package: str, *arguments: str, cwd: Path) -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"]], ids=" ".join)
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Help goes to standard output, and asking for it is no failure."""
+    """Help goes to standard output, and it is not a failure."""
     with pytest.raises(SystemExit, match=r"^0$"):
         main(arguments)
     assert capsys.readouterr().out.startswith("usage: esdmon")
@@ -95,7 +95,7 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/run"])
 def test_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], below: str) -> None:
-    """Told in one line before anything is trained."""
+    """One line before anything is trained."""
     (tmp_path / "file").touch()
     out = tmp_path / below
     assert main(["demo", "--out", str(out)]) == 2

@@ -88,7 +88,7 @@ def test_reference_reads_the_difference(checkpoint: Path, capsys: pytest.Capture
 
 
 def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """So that a script can tell; the others have their numbers."""
+    """So that a script knows; the others have their numbers."""
     bad = weights()
     bad["a.weight"][3, 4] = float("nan")
     torch.save(bad, checkpoint)

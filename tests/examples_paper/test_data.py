@@ -37,7 +37,7 @@ def test_difficulty_is_the_share_of_variance_that_tells_nothing() -> None:
 
 
 def test_label_noise_spoils_training_labels_alone() -> None:
-    """Half drawn anew among ten classes leaves 55 % as they were; images and the test are the same."""
+    """Half drawn again among ten classes leaves 55 % unchanged; images and the test are the same."""
     clean, noisy = data.generated(size=8), data.generated(size=8, label_noise=0.5)
     assert torch.equal(clean.train.images, noisy.train.images)
     assert torch.equal(clean.test.labels, noisy.test.labels)

@@ -171,7 +171,7 @@ def test_torchvisions_file_goes_before_timms(caches: Path) -> None:
 
 
 def test_the_cache_of_hugging_face_is_where_its_variables_say(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub; a link that points nowhere is no file."""
+    """HF_HUB_CACHE, else HF_HOME/hub, else ~/.cache/huggingface/hub; a link that points nowhere does not count."""
     for name in ("HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(caches))
@@ -227,7 +227,7 @@ def test_files_of_which_nothing_can_be_read(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_wrong_shape_or_name_is_an_error_of_its_own() -> None:
-    """Both names are told where timm's differs."""
+    """Both names are given where timm's differs."""
     with pytest.raises(InputError, match=r"fc.weight is 10 × 2048, expected 1000 × 2048; are these the weights of"):
         locate(meta({"fc.weight": (10, 2048)}), "fc", (1000, 2048))
     with pytest.raises(InputError, match=r"layer4.2.conv3.weight is 2048 × 512 × 3 × 3, expected 2048 × 512 × 1 × 1"):

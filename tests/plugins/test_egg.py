@@ -235,7 +235,7 @@ def test_however_it_is_broken_the_run_goes_on_and_the_message_names_plugin_hook_
     use(change)
     path = tmp_path / "a.csv"
     sinks = [f"jsonl:{tmp_path / 'a.jsonl'}"]
-    # A plugin that is not there has no sink either, and a sink that is not there is told before training.
+    # A plugin that is not there has no sink either, and an unknown sink is an error before training.
     if "not loaded" not in message and "not used" not in message:
         sinks.append(f"egg:{path}")
     with caplog.at_level(logging.WARNING, "esdmon"):

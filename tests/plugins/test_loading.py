@@ -156,7 +156,7 @@ def test_a_missing_module_is_a_warning_too(install: Install, caplog: pytest.LogC
 
 
 def test_an_entry_point_whose_name_is_taken_is_named(install: Install, caplog: pytest.LogCaptureFixture) -> None:
-    """Two distributions that claim one name: one of them is used, and the user is told of the other."""
+    """Two distributions that claim one name: one of them is used, and the log names the other."""
     install("same", GOOD)
     install("same", GOOD.replace("good", "other"))
     plugins = Plugins()

@@ -34,7 +34,7 @@ class AddsRule:
 
 
 class Listener:
-    """A plugin that keeps the alerts that it is told of."""
+    """A plugin that keeps the alerts that it gets."""
 
     def __init__(self) -> None:
         self.told: list[Alert] = []
@@ -49,7 +49,7 @@ class LateListener(Listener):
 
 
 class RaisesOnAlert:
-    """A plugin that fails whenever it is told of an alert."""
+    """A plugin that fails at every alert."""
 
     @hookimpl
     def esdmon_on_alert(self, alert: Alert) -> None:
@@ -193,7 +193,7 @@ def test_a_measure_may_not_take_the_name_of_a_field(name: str, caplog: pytest.Lo
 
 
 def test_a_plugin_that_fails_on_an_alert_stops_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    """Whether it is asked before or after them."""
+    """Whether it is called before or after them."""
     early, late = Listener(), LateListener()
     Plugins([early, RaisesOnAlert(), late]).on_alert(ALERT)
     assert (early.told, late.told) == ([ALERT], [ALERT])
@@ -270,7 +270,7 @@ def test_a_failing_hook_is_among_the_errors_of_the_monitor() -> None:
 def test_a_bad_extractor_is_named_once_and_what_is_built_in_goes_on(
     plugin: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is asked of each module, but one warning is enough for all of them."""
+    """It is called for each module, but one warning is enough for all of them."""
     report = esdmon.analyze(small_model(), plugins=[plugin])
     assert [layer.name for layer in report] == ["0", "2"]
     (warning,) = warnings(caplog)

@@ -1,4 +1,4 @@
-"""The clock of a loop of one's own: what counts as a step, and what is said where the optimizer does not train."""
+"""The clock of a loop of one's own: what counts as a step, and the warning where the optimizer does not train."""
 
 from __future__ import annotations
 
@@ -309,7 +309,7 @@ class NoHooks(torch.optim.Optimizer):
 
 
 class Several:
-    """A container that is no optimizer."""
+    """A container of optimizers."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers = optimizers

@@ -146,7 +146,7 @@ def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
 
 
 def one_dies(rank: int, _folder: Path) -> list[list[str]]:
-    """A rank that leaves the talk in the middle: what it was to read is lost, told, and read by rank 0 from then on."""
+    """A rank that stops answering: its readings are lost and logged, and rank 0 reads its share from then on."""
     vars(watching)["Limits"] = partial(Limits, rank_seconds=0.5)
     model = network(0)
     sink = MemorySink()
@@ -203,7 +203,7 @@ def checkpointed(rank: int, _folder: Path) -> list[list[str]]:
 
 
 def rolled_back(rank: int, _folder: Path) -> list[list[int]]:
-    """A job that goes back to a checkpoint without being started anew: what was said at those steps is not meant."""
+    """A job that goes back to a checkpoint without a new start: messages of those steps do not apply."""
     model = DistributedDataParallel(network(0))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     sink = MemorySink()

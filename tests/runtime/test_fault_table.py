@@ -1,4 +1,4 @@
-"""What can go wrong beside a training: it ends as it would have ended, nothing hangs, and what was lost is told."""
+"""What can go wrong beside a training: it ends as it would have ended, nothing hangs, and what was lost is logged."""
 
 import ctypes
 import json
@@ -41,7 +41,7 @@ class Noise(Dataset[torch.Tensor]):
 
 
 class Run:
-    """A training of a few steps that is watched, and what it has told."""
+    """A training of a few steps that is watched, and its log."""
 
     def __init__(self, **options: Any) -> None:
         torch.manual_seed(0)
@@ -86,7 +86,7 @@ both_modes = pytest.mark.parametrize("mode", ["sync", "thread"])
 
 @dataclass
 class Raising:
-    """A sink whose methods raise what they are told to."""
+    """A sink whose methods raise a given exception."""
 
     error: Exception
 
@@ -150,7 +150,7 @@ def test_a_full_disk(mode: str, undisturbed: list[float], caplog: pytest.LogCapt
 
 
 def test_a_folder_that_is_deleted(tmp_path: Path, undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
-    """The file is begun anew, and the loss of the old one is told."""
+    """A new file is started, and the loss of the old one is logged."""
     path = tmp_path / "runs" / "esdmon.jsonl"
     run = Run(mode="sync", sinks=[f"jsonl:{path}"])
 
@@ -281,7 +281,7 @@ def test_a_fork_in_the_midst_of_work(undisturbed: list[float], tmp_path: Path) -
 
 
 def test_loaders_that_fork_are_no_news(undisturbed: list[float], capfd: pytest.CaptureFixture[str]) -> None:
-    """Two workers of a DataLoader end in each epoch with a monitor that is not theirs: nothing is said of it."""
+    """Two workers of a DataLoader end in each epoch with a monitor that is not theirs: nothing is logged."""
     run = Run(mode="sync")
     run.train(workers=2)
     run.monitor.close()

@@ -129,7 +129,7 @@ def test_a_scheduler_that_wraps_the_step_does_not_count_it_twice() -> None:
 
 
 def test_optimizers_that_step_in_backward_are_told_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
-    """One for each parameter: at the step of one, the others are old. Nothing is read then; told once."""
+    """One for each parameter: at the step of one, the others are old. Nothing is read then, which is logged once."""
     model = network()
     optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
     for parameter, optimizer in optimizers.items():

@@ -131,7 +131,7 @@ def test_the_thread_does_not_hold_up_the_loop() -> None:
 
 
 def test_a_full_queue_drops_and_counts(caplog: pytest.LogCaptureFixture) -> None:
-    """And does not block: four due steps may be under way. Told once."""
+    """And does not block: four due steps may be under way. Logged once."""
     gate = threading.Event()
     run = Training(mode="thread", budget=None, every=1, plugins=[waiting_measure(gate)()])
     run.train(12)
@@ -161,7 +161,7 @@ def test_copies_that_wait_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_checkpoint_waits_for_no_reading() -> None:
-    """What is under way is no part of the state, and goes on; a later state holds it."""
+    """What is under way is not part of the state, and goes on; a later state holds it."""
     gate = threading.Event()
     run = Training(mode="thread", budget=None, every=4, plugins=[waiting_measure(gate)()]).train(4)
     state = run.watched.state_dict()
@@ -175,7 +175,7 @@ def test_a_checkpoint_waits_for_no_reading() -> None:
 
 
 def test_close_waits_no_longer_than_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """What is not finished then is lost, and told: the gate opens only after `close`."""
+    """What is not finished then is lost, and logged: the gate opens only after `close`."""
     gate = threading.Event()
     run = Training(mode="thread", budget=None, every=1, plugins=[waiting_measure(gate)()]).train(1)
     run.watched.close(timeout=0.05)

@@ -18,7 +18,7 @@ from tests.rules import ALWAYS
 
 
 class Broken:
-    """A sink that raises whatever it is asked."""
+    """A sink that raises in every method."""
 
     def write(self, report: Report) -> None:
         raise OSError(28, "No space left on device")
@@ -112,7 +112,7 @@ def test_a_schedule_that_raises_reaches_no_loop() -> None:
 
 
 def test_alerts_go_to_the_log_the_sinks_and_who_asked_once(caplog: pytest.LogCaptureFixture) -> None:
-    """One that goes on holding is not told again; a rule that raises hides no other."""
+    """One that goes on holding is not announced again; a rule that raises hides no other."""
     sink, told = MemorySink(), list[Alert]()
     book = AlertManager([AlertRule("raising", raising), ALWAYS])
     monitor = Monitor(
@@ -153,7 +153,7 @@ def test_an_action_that_fails_loses_no_alert(caplog: pytest.LogCaptureFixture) -
 
 @pytest.mark.parametrize("asked", [(), ("always",)], ids=["not-asked", "asked"])
 def test_it_says_when_to_stop_and_to_save(asked: tuple[str, ...]) -> None:
-    """Only where it was asked; a checkpoint is asked for once."""
+    """Only with `stop_on`; a checkpoint is requested once."""
     actions = Actions(stop_on=frozenset(asked), save_on=frozenset(asked))
     monitor = Monitor(Reads(), schedule=every(1), alerts=AlertManager([ALWAYS]), actions=actions)
     assert not monitor.should_stop
@@ -409,7 +409,7 @@ def test_a_sink_whose_writes_fail_is_paused_though_its_other_methods_work() -> N
 
 
 def test_the_run_that_is_resumed_goes_on_under_its_id() -> None:
-    """Sinks are told which run writes, and from which step on."""
+    """Sinks get the run that writes, and from which step on."""
 
     class Files(Keeps):
         def __init__(self) -> None:

@@ -88,7 +88,7 @@ def killed_and_resumed(folder: Path) -> Run:
 
 
 def test_the_series_go_on_without_gap_doubling_or_a_step_back(tmp_path: Path) -> None:
-    """In the JSONL, in what TensorBoard shows, and in the monitor; the frozen layer is told once."""
+    """In the JSONL, in what TensorBoard shows, and in the monitor; the frozen layer is announced once."""
     whole, resumed = Run(tmp_path / "whole"), killed_and_resumed(tmp_path / "parts")
     whole.train(0, STEPS)
     for run in (whole, resumed):
@@ -191,7 +191,7 @@ def test_an_alert_fires_once_though_the_process_is_killed(killed: int, killed_an
 
 
 def test_a_resumed_monitor_can_have_other_layers() -> None:
-    """A layer that is new has no history; one that is gone is no error."""
+    """A layer that is new has no history; one that is gone raises nothing."""
     old = esdmon.watch(
         nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64)}), every=1, budget=None, sinks=None
     )

@@ -44,7 +44,7 @@ def test_per_decade_is_due_at_the_powers(readings: int, last: int) -> None:
 
 
 def test_per_decade_is_due_at_powers_of_ten_far_out() -> None:
-    """Also where a float no longer tells a step from the next by its logarithm alone."""
+    """Also where a float no longer distinguishes a step from the next by its logarithm alone."""
     schedule = per_decade(7)
     assert [schedule(10**9 + offset) for offset in (-1, 0, 1)] == [False, True, False]
     assert not schedule(0)

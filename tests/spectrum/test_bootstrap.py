@@ -16,7 +16,7 @@ def test_true_power_laws_are_plausible() -> None:
 
 
 def test_noise_is_not() -> None:
-    """The best tail of a Marchenko-Pastur bulk is no power law."""
+    """The best tail of a Marchenko-Pastur bulk is not a power law."""
     lam = spectrum_of(gaussian(np.random.default_rng(1), 1200, 600)).eigenvalues
     assert goodness_of_fit(lam, fit_power_law(lam), draws=40) < 0.1
 

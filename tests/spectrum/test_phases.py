@@ -68,7 +68,7 @@ def test_alpha_means_nothing_on_noise() -> None:
 
 
 def test_over_regularised_below_two() -> None:
-    """Tails of exponent 1.6 are told to be below 2; those of 2.2 are not."""
+    """Tails of exponent 1.6 are recognised as below 2; those of 2.2 are not."""
     rng = np.random.default_rng(2)
     for alpha, expected in ((1.6, 5), (2.2, 0)):
         draws = [spectrum_of(with_eigenvalues(rng, pareto(rng, alpha, 400), 800)) for _ in range(6)]

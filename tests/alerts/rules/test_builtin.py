@@ -38,7 +38,7 @@ def test_it_fires_after_as_many_readings_as_it_asks_for_and_says_what_and_what_t
     ids=["still", "rounding", "failed", "zero"],
 )
 def test_readings_that_are_no_news_do_not_count(name: str, fields: dict[str, Any]) -> None:
-    """The same reading of a weight that stands still, said forty times, is no evidence; nor is one that failed."""
+    """Forty readings of a weight that does not move are not evidence; nor is one that failed."""
     wrong = WRONG[name]
     readings = [*map(reading, range(1, 11)), wrong(11), *(wrong(step, **fields) for step in range(12, 52))]
     assert alerts_of(RULES[name], (report(layer.step, layer) for layer in readings)) == []
@@ -74,7 +74,7 @@ def test_what_a_layer_was_in_a_fault_is_not_what_it_is_compared_with() -> None:
 
 
 def test_the_way_back_from_a_fault_is_no_fault() -> None:
-    """A layer that was begun anew, and restored from a checkpoint: its stable rank is what it was before."""
+    """A layer that was reinitialised, and restored from a checkpoint: its stable rank is what it was before."""
     noise = [
         reading(step, measures={"stable_rank": 60.0, "mp_soft_rank": 1.0}, phase=Phase.RANDOM_LIKE)
         for step in range(11, 31)
@@ -88,7 +88,7 @@ def test_the_way_back_from_a_fault_is_no_fault() -> None:
 
 
 def test_a_layer_has_one_alert_for_one_fault() -> None:
-    """A collapse makes alpha small, the entropy low, the stable rank fall; only the collapse is told."""
+    """A collapse makes alpha small, the entropy low, the stable rank fall; only the collapse is announced."""
 
     def all_wrong(step: int) -> LayerReport:
         names = ("over_regularized", "entropy_collapse", "stable_rank_drop")

@@ -37,7 +37,7 @@ LEAPS = {
 
 @pytest.mark.parametrize("name", LEAPS)
 def test_a_leap_is_told_and_lasts_until_it_is_taken_back(name: str) -> None:
-    """However long: the baseline is that from before it, also for what comes after: the way back is no leap."""
+    """However long: the baseline is that from before it, also for what comes after: the way back is not a leap."""
     measure, before, after = LEAPS[name]
     checks = RULES[name].checks
     for values in ([before] * 10 + [after] * 40 + [before] * 30, [before] * 10 + [after] * 40 + [before] * 3):

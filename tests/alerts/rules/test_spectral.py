@@ -50,7 +50,7 @@ def test_a_border_makes_no_flapping() -> None:
 
 
 def test_a_layer_that_came_collapsed_is_a_notice_until_it_loses_more() -> None:
-    """From a checkpoint, say. What is a notice and becomes worse is told again."""
+    """From a checkpoint, say. What is a notice and becomes worse is announced again."""
     came = [collapsed(step) for step in range(1, 6)]
     worse = [replace(collapsed(step), measures={"hard_rank": 30.0}) for step in range(6, 10)]
     alerts = alerts_of(RULES["rank_collapse"], (report(layer.step, layer) for layer in came + worse))

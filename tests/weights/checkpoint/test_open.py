@@ -101,7 +101,7 @@ KINDS: dict[str, Callable[[Path], Path]] = {
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_reads_like_the_mapping_that_it_holds(kind: str, tmp_path: Path) -> None:
-    """The same names, numbers, aliases and coverage; other tensors in it are no weights."""
+    """The same names, numbers, aliases and coverage; other tensors in it are not weights."""
     path = KINDS[kind](tmp_path)
     prefix = "encoder." if kind == "training_state" else ""
     expected = esdmon.analyze({f"{prefix}{name}": tensor for name, tensor in weights().items()}, precision="exact")

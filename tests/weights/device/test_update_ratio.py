@@ -63,7 +63,7 @@ def test_draws_no_random_number() -> None:
 
 
 class Counted(dict[str, Tensor]):
-    """A mapping that counts how often its tensors are asked for."""
+    """A mapping that counts how often its tensors are read."""
 
     reads = 0
 
