@@ -19,8 +19,13 @@ _NEW = [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn, torch
 
 @pytest.fixture(autouse=True)
 def switches() -> Iterator[None]:
-    """Each is afterwards what it was."""
+    """Each is at its default before a test and after it: other packages set some when they are imported."""
+    _reset()
     yield
+    _reset()
+
+
+def _reset() -> None:
     torch.set_float32_matmul_precision("highest")
     for backend in _NEW:
         backend.fp32_precision = "none"
