@@ -33,7 +33,7 @@ def check_sinks(sinks: Sinks, known: Plugins) -> None:
     """Check each sink without opening it.
 
     Raises:
-        InputError: for one that cannot.
+        InputError: for an unknown scheme, or an object without the methods of a sink.
     """
     for spec in listed(sinks):
         if spec != "auto":

@@ -5,6 +5,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, Self, SupportsIndex, TypedDict, TypeVar
 
 from esdmon.alerts.config import AlertConfig
@@ -100,7 +101,7 @@ class WatchOptions:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how a copy is made: from the options that were given, since plugins cannot be pickled."""
-        return _made_from, (type(self), {name: getattr(self, name) for name in OPTIONS})
+        return partial(type(self), **{name: getattr(self, name) for name in OPTIONS}), ()
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any], *, besides: Iterable[str] = ()) -> Self:
@@ -165,8 +166,8 @@ def check(name: str, value: object) -> None:
         raise InputError(f"{name}= must be {allowed}; got {value!r}")
 
 
-def _is_whole(value: object, *, least: int = 0) -> bool:
-    return not isinstance(value, bool) and isinstance(value, SupportsIndex) and operator.index(value) >= least
+def _is_whole(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, SupportsIndex) and operator.index(value) >= 0
 
 
 def _is_whole_or_none(value: object) -> bool:
@@ -202,7 +203,3 @@ _ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
     "on_alert": (_is_function_or_none, "a function that takes an Alert"),
 }
 """By option: whether a value is allowed, and what is. `hook` and `first_step` are of `watch()` alone."""
-
-
-def _made_from(cls: type[WatchOptions], options: dict[str, Any]) -> WatchOptions:
-    return cls(**options)
