@@ -212,7 +212,7 @@ def _cells(layer: LayerReport) -> list[str]:
         return [f"[red]{layer.status}[/]"]
     alpha = show(layer, "alpha", ".2f")
     return [
-        f"[{PHASE_COLOURS[layer.phase]}]{layer.phase.value}[/]",
+        f"[{PHASE_COLOURS[layer.shown_phase]}]{layer.shown_phase.value}[/]",
         alpha if layer.alpha_is_meaningful else f"[bright_black]({alpha})[/]",
         show(layer, "mp_soft_rank", ".2f"),
         show(layer, "n_spikes", ".0f"),

@@ -116,7 +116,7 @@ class _Painter:
         name = layer.name if len(layer.name) <= _LONGEST_NAME else f"…{layer.name[1 - _LONGEST_NAME :]}"
         self._title.set_text(self._readable(name))
         self._step.set_text(f"step {layer.step}")
-        self._phase.set_text(layer.phase.value)
+        self._phase.set_text(layer.shown_phase.value)
         bottom, top = self._draw_bars(layer.esd)
         right = self._draw_noise(layer, layer.esd, bottom, top)
         self._draw_power_law(layer, layer.esd)
@@ -148,19 +148,23 @@ class _Painter:
         return bottom, top
 
     def _draw_noise(self, layer: LayerReport, esd: Esd, bottom: float, top: float) -> float:
-        """Draw the Marchenko-Pastur law and its edge, and return the right limit of what is drawn."""
+        """Draw the law of noise and its edge, and return the right limit of what is drawn."""
         sigma2, edge = layer.measures.get("bulk_sigma", np.nan) ** 2, layer.measures.get("bulk_edge", np.nan)
         is_known = bool(np.isfinite(edge) and edge > 0 and sigma2 > 0)
         for artist in (self._noise, self._edge, self._noise_key, self._edge_key):
             artist.set_visible(is_known)
         if not is_known:
             return esd.high
-        low, high = mp_edges(layer.Q)
-        inside = np.geomspace(max(low, 1e-6 * high), high, 200)[1:-1]
-        share = 1 - layer.measures.get("n_spikes", 0.0) / layer.n_eigenvalues
         with np.errstate(all="ignore"):
-            density = np.log10(share * mp_density(inside, layer.Q) / sigma2)
-        self._noise.set_data(np.log10(inside * sigma2), density)
+            if esd.noise:  # of rows and columns with different scales
+                place = (np.asarray(esd.edges)[1:] + np.asarray(esd.edges)[:-1]) / 2
+                density = np.log10(np.asarray(esd.noise) / (esd.total * np.asarray(esd.widths)))
+            else:
+                low, high = mp_edges(layer.Q)
+                inside = np.geomspace(max(low, 1e-6 * high), high, 200)[1:-1]
+                share = 1 - layer.measures.get("n_spikes", 0.0) / layer.n_eigenvalues
+                place, density = np.log10(inside * sigma2), np.log10(share * mp_density(inside, layer.Q) / sigma2)
+        self._noise.set_data(place, np.where(density > bottom - 1, density, np.nan))
         self._edge.set_data([np.log10(edge)] * 2, [bottom, top])
         return max(esd.high, float(np.log10(edge)))
 

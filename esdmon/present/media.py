@@ -75,10 +75,12 @@ class MediaSchedule:
         """
         found = []
         for layer in report.new:
-            is_changed = layer.status == "ok" and self._phases.setdefault(layer.name, layer.phase) is not layer.phase
+            is_changed = (
+                layer.status == "ok" and self._phases.setdefault(layer.name, layer.shown_phase) is not layer.shown_phase
+            )
             if is_changed and report.step >= 2 * self._last_picture.get(layer.name, 0):
                 self._last_picture[layer.name] = report.step
-                self._phases[layer.name] = layer.phase
+                self._phases[layer.name] = layer.shown_phase
                 found.append(layer)
         return found
 

@@ -69,7 +69,7 @@ def scalars(report: Report) -> dict[str, float]:
         if layer.name in choice.layers:
             for measure in layer.measures if choice.measures is None else choice.measures:
                 numbers[tag(measure, layer.name)] = layer.measures.get(measure, math.nan)
-            numbers[tag("phase", layer.name)] = float(layer.phase_code)
+            numbers[tag("phase", layer.name)] = float(layer.shown_phase.code)
     return {tag: float(value) for tag, value in numbers.items() if math.isfinite(value)}
 
 
@@ -174,7 +174,7 @@ def _medians(kind: str, layers: list[LayerReport]) -> dict[str, float]:
     """Return the medians of the chief measures and of the phase, by tag; none where no value is finite."""
     ok = [layer for layer in layers if layer.status == "ok"]
     values = {measure: [layer.measures.get(measure, math.nan) for layer in ok] for measure in CHIEF}
-    values["phase"] = [float(layer.phase_code) for layer in ok]
+    values["phase"] = [float(layer.shown_phase.code) for layer in ok]
     medians = {}
     for quantity, of_layers in values.items():
         finite = [value for value in of_layers if math.isfinite(value)]

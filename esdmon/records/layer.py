@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
@@ -36,6 +36,8 @@ RECORD_KEYS = (
     "in_optimizer",
     "update_ratio",
     "unchanged",
+    "dead_rows",
+    "dead_columns",
     "phase",
     "phase_code",
     "phase_confidence",
@@ -64,6 +66,9 @@ class Esd:
     """Number of eigenvalues in each bin."""
     zeros: int = 0
     """Number of eigenvalues that are zero: they have no logarithm and are in no bin."""
+    noise: tuple[float, ...] = ()
+    """Expected number in each bin for the noise of the bulk, where rows and columns of different scales make it; empty
+    where the Marchenko-Pastur law does, or where no bulk was found."""
 
     @property
     def total(self) -> int:
@@ -104,13 +109,13 @@ class LayerReport:
     aliases: tuple[str, ...] = ()
     """Further names of a weight that several modules share."""
     N: int = 0
-    """Longer side of the matrix, without rows and columns that are all zero; 0 if it could not be read."""
+    """Longer side of the matrix, without dead rows and columns; 0 if it could not be read."""
     M: int = 0
-    """Shorter side of the matrix, without rows and columns that are all zero; M <= N."""
+    """Shorter side of the matrix, without dead rows and columns; M <= N."""
     slices: int = 1
     """Number of N × M matrices whose eigenvalues are pooled, such as the kernel positions of a convolution."""
     n_parameters: int = 0
-    """Number of elements of the weight, zero rows and columns included."""
+    """Number of elements of the weight, dead rows and columns included."""
     dtype: str = ""
     """Type of the weight's elements, such as `bfloat16`."""
     precision: str = ""
@@ -133,22 +138,30 @@ class LayerReport:
     records."""
     unchanged: bool = False
     """True if the values are repeated from an earlier step since the weight has moved by at most 1e-3 of its norm."""
+    dead_rows: int = 0
+    """Rows that were left out: all zero, or with an rms below 1e-3 of that of the median row. For a linear layer, its
+    outputs."""
+    dead_columns: int = 0
+    """Columns that were left out for the same reason."""
     phase: Phase = Phase.UNCLASSIFIED
     """Phase of training after Martin and Mahoney; `phase_code` is its number, 0 to 5, and -1 for unclassified."""
     phase_confidence: float = 0.0
     """0 on a border between phases and if unclassified, 1 where the evidence is a factor of 1.5 or more from any."""
     explanation: str = ""
-    """Evidence for the phase, in a sentence or two; for an unclassified layer, why it has none."""
+    """Evidence for the phase, in a few sentences; for an unclassified layer, why it has none."""
     alpha_is_meaningful: bool = False
     """False if alpha describes the edge of noise and not a power-law tail."""
     over_regularized: bool = False
-    """True if alpha is meaningful and alpha_high + 2·alpha_stderr < 2."""
+    """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, and the tail begins above the edge of the bulk or
+    the layer is heavy-tailed."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Values of the measures by name; NaN where undefined. Units and formulas: `esdmon.spectrum.measures`."""
     nulls: Mapping[str, float] = field(default_factory=dict)
     """Values that pure noise of the same shape would give, by measure; `<measure>_null` in JSON records."""
     esd: Esd | None = None
     """Histogram of the eigenvalues, for pictures; not in JSON records."""
+    settled: Phase | None = None
+    """Phase to show where this reading is the first of another one; None to show `phase`. Not in JSON records."""
 
     @property
     def Q(self) -> float:  # noqa: N802 -- the field's letter
@@ -164,6 +177,17 @@ class LayerReport:
     def phase_code(self) -> int:
         """Number of the phase: 0 to 5, and -1 for unclassified."""
         return self.phase.code
+
+    @property
+    def shown_phase(self) -> Phase:
+        """Phase that tables, curves and pictures show: a new one from the second reading that agrees on it."""
+        return self.phase if self.settled is None else self.settled
+
+    def settle(self, before: "LayerReport | None") -> "LayerReport":
+        """Return this reading with the phase to show, given the reading before it."""
+        if before is None or before.status != "ok" or self.phase in (before.phase, before.shown_phase):
+            return self
+        return replace(self, settled=before.shown_phase)
 
     @property
     def last_move(self) -> float:

@@ -40,8 +40,11 @@ def to_plain(record: LayerReport | Alert | Esd) -> Plain:
 
 def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
     """Return the layer that `to_plain` was called with."""
-    esd = plain["esd"] and Esd(**plain["esd"] | {"counts": tuple(plain["esd"]["counts"])})
-    converted = {"phase": Phase(plain["phase"]), "aliases": tuple(plain["aliases"]), "esd": esd}
+    esd = plain["esd"] and Esd(
+        **plain["esd"] | {"counts": tuple(plain["esd"]["counts"]), "noise": tuple(plain["esd"].get("noise", ()))}
+    )
+    settled = plain.get("settled") and Phase(plain["settled"])
+    converted = {"phase": Phase(plain["phase"]), "settled": settled, "aliases": tuple(plain["aliases"]), "esd": esd}
     return LayerReport(**dict(plain) | converted)
 
 

@@ -32,7 +32,7 @@ def summarize(
         values = _finite_values(name, ok)
         if values:
             numbers[f"{name}_median"] = median(values)
-    counts = Counter(layer.phase for layer in ok)
+    counts = Counter(layer.shown_phase for layer in ok)
     numbers |= {f"layers_{phase.value}": float(counts[phase]) for phase in Phase}
     numbers["layers_not_ok"] = float(len(layers) - len(ok))
     numbers["layers_new"] = float(sum(layer.step == step for layer in layers))

@@ -14,7 +14,7 @@ def layer_table(layers: Sequence[LayerReport]) -> str:
     lines = [format_table(["layer", "N × M", "phase", "alpha", "soft rank", "spikes"], rows, left=(0, 2))]
     lines += [f"{layer.name}: {layer.reason}" for layer in layers if layer.status != "ok"]
     ok = [layer for layer in layers if layer.status == "ok"]
-    lines += grouped((layer.explanation, layer.name) for layer in ok if layer.phase is Phase.UNCLASSIFIED)
+    lines += grouped((layer.explanation, layer.name) for layer in ok if layer.shown_phase is Phase.UNCLASSIFIED)
     if any(not layer.alpha_is_meaningful for layer in ok):
         lines.append("(alpha) in parentheses: no power-law tail that can be distinguished from noise")
     return "\n".join(lines)
@@ -61,7 +61,7 @@ def _row(layer: LayerReport) -> list[str]:
     return [
         layer.name,
         shape,
-        layer.phase.value,
+        layer.shown_phase.value,
         f" {alpha} " if layer.alpha_is_meaningful else f"({alpha})",
         show(layer, "mp_soft_rank", ".2f"),
         show(layer, "n_spikes", ".0f"),

@@ -4,6 +4,7 @@ import numpy as np
 
 from esdmon.records import Esd
 from esdmon.spectrum import Spectrum
+from esdmon.spectrum.arrays import Floats
 
 _BINS = 64  # as many as a picture of 640 points can distinguish
 
@@ -15,4 +16,14 @@ def histogram(spectrum: Spectrum) -> Esd | None:
         return None
     counts, edges = np.histogram(logarithms, bins=_BINS)
     zeros = spectrum.eigenvalues.size - logarithms.size
-    return Esd(float(edges[0]), float(edges[-1]), tuple(map(int, counts)), zeros)
+    return Esd(float(edges[0]), float(edges[-1]), tuple(map(int, counts)), zeros, _noise(spectrum, 10**edges))
+
+
+def _noise(spectrum: Spectrum, borders: Floats) -> tuple[float, ...]:
+    """Return the expected counts of the bulk's noise between borders, where its law is not that of equal scales."""
+    bulk = spectrum.noise_bulk
+    if bulk is None or not bulk.is_scaled:
+        return ()
+    slices = zip(bulk.laws, bulk.sigma2_by_slice, bulk.spikes, strict=True)
+    expected = sum((spectrum.m - k) * np.diff(law.cdf(borders / sigma2)) for law, sigma2, k in slices)
+    return tuple(map(float, np.asarray(expected)))

@@ -293,7 +293,7 @@ class ReadingPipeline:
 
     def _report(self, due: DueStep) -> Report:
         names = self._priority.names
-        self.latest |= {name: due.read[name] for name in names if name in due.read}
+        self.latest |= {name: due.read[name].settle(self.latest.get(name)) for name in names if name in due.read}
         return Report(
             due.step,
             tuple(self._as_of(due, name) for name in names if name in self.latest),

@@ -239,7 +239,7 @@ class Reader:
         return replace(begun, reason=describe(error))
 
     def _spectral_report(self, begun: LayerReport, spectrum: Spectrum) -> LayerReport:
-        phase = classify(spectrum)
+        phase, elements = classify(spectrum), spectrum.elements
         values, nulls = {}, {}
         for measure in self._measures:
             values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
@@ -254,6 +254,8 @@ class Reader:
             slices=spectrum.slices,
             dtype=spectrum.dtype,
             precision=spectrum.precision,
+            dead_rows=0 if elements is None else elements.zero_rows,
+            dead_columns=0 if elements is None else elements.zero_columns,
             phase=phase.phase,
             phase_confidence=phase.confidence,
             explanation=phase.explanation,

@@ -34,8 +34,8 @@ class ConsoleSink:
 
     def write(self, report: Report) -> None:
         """Print the table, or of a large model the rows that have changed."""
-        changed = [layer for layer in report if self._phases.get(layer.name) is not layer.phase]
-        self._phases = {layer.name: layer.phase for layer in report}
+        changed = [layer for layer in report if self._phases.get(layer.name) is not layer.shown_phase]
+        self._phases = {layer.name: layer.shown_phase for layer in report}
         if os.environ.get("CI") and not self._is_terminal():
             self._print(_line(report))
         elif len(report) <= MAX_ROWS:
@@ -84,7 +84,7 @@ class ConsoleSink:
 
 def _line(report: Report) -> str:
     """Return one line with the number of layers in each phase."""
-    phases = Counter(layer.phase.value if layer.status == "ok" else layer.status for layer in report)
+    phases = Counter(layer.shown_phase.value if layer.status == "ok" else layer.status for layer in report)
     counted = ", ".join(f"{count} {name}" for name, count in phases.most_common())
     return f"esdmon, step {report.step}: {counted}; {len(report.new)} of {len(report)} read now"
 

@@ -24,18 +24,21 @@ lambda_max            largest eigenvalue                                        
 spectral_norm         ‖W‖₂ = √(N·λmax)                                                       of W, >= 0
 frobenius_norm        ‖W‖_F = √(N·Σλ)                                                        of W, >= 0
 stable_rank           Σλ/λmax                                                                1 to M
-mp_soft_rank          min(1, λ⁺/λmax)                                                        0 to 1; 1 for noise
+mp_soft_rank          min(1, λ⁺/λmax); NaN without a bulk of noise                           0 to 1; 1 for noise
 hard_rank             eigenvalues above the zero tolerance of the dtype                      count, 0 to M
 matrix_entropy        −Σ p ln p / ln M, p = λ/Σλ                                             0 to 1
 bulk_sigma            σ, the standard deviation of the elements that would make the bulk     of W, > 0
-bulk_edge             λ⁺ = σ²(1 + 1/√Q)²                                                     of X, > 0
-bulk_ks               M times the KS distance of the bulk from the Marchenko-Pastur law      > 0; noise below 6
+bulk_edge             λ⁺: σ²(1 + 1/√Q)², or the edge of noise with the scales of W           of X, > 0
+bulk_ks               M times the KS distance of the bulk from the law of noise              > 0; noise below 6
 n_spikes              eigenvalues above the Tracy-Widom cut for noise                        count; 0 for noise
 erg_rank              largest number of top eigenvalues with Σ ln λ >= 0, at mean λ = 1      count
 erg_gap               xmin minus the smallest of those eigenvalues, at mean λ = 1            any; ideal 0
 trap                  larger of |mean|/σ_w·(NM)^¼ and max|w − mean|/σ_w/(NM)^¼, elements w   >= 0; noise below 1
 sparsity              share of zero elements outside all-zero rows and columns               0 to 1
 trap_spikes           n_spikes after shuffling the elements; on request                      count; 0 without traps
+equalised_spikes      n_spikes after scaling rows and columns to equal rms; on request       count; 0 for noise
+equalised_alpha       alpha after it; on request                                             > 1
+equalised_soft_rank   mp_soft_rank after it; on request                                      0 to 1; 1 for noise
 localization_bulk     ‖v‖₁/‖v‖_∞, mean over the vectors v of the bulk; on request            1 to M
 localization_spikes   the mean over the vectors of the spikes; on request                    1 to M
 participation_bulk    ‖v‖₂/‖v‖₄, mean over the vectors of the bulk; on request               1 to M^¼

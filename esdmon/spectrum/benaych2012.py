@@ -12,6 +12,7 @@ rectangular random matrices", Journal of Multivariate Analysis 111 (2012) 120 (h
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.marchenko1967 import mp_edges
 from esdmon.spectrum.spectrum import Spectrum
 
 
@@ -20,10 +21,10 @@ def spike_strengths(spectrum: Spectrum) -> Floats:
 
     S is at least Q^(−¼), and S/Q^(−¼) says how far it is past the transition. S²·N·σ² is the eigenvalue of ΔᵀΔ.
     """
-    bulk = spectrum.bulk
+    bulk = spectrum.noise_bulk
     if bulk is None or bulk.n_spikes == 0:
         return np.empty(0)
     ratio = 1 / spectrum.q
-    b = bulk.standardised[bulk.standardised.size - bulk.n_spikes :] - 1 - ratio
+    b = bulk.standardised[bulk.standardised.size - bulk.n_spikes :] * mp_edges(spectrum.q)[1] - 1 - ratio
     strengths: Floats = np.sqrt((b + np.sqrt(np.maximum(b**2 - 4 * ratio, 0))) / 2)
     return strengths

@@ -1,23 +1,38 @@
 """Fit the random bulk of a spectrum: its variance σ², its edge λ⁺, and the spikes above it.
 
-Legend: λ are the eigenvalues of X = WᵀW/N, M to a slice; Q = N/M; k counts the eigenvalues above the cut.
+Legend: λ are the eigenvalues of X = WᵀW/N, M to a slice; Q = N/M; k counts the eigenvalues above the cut; KS·M is the
+Kolmogorov-Smirnov distance of the bulk from a law of noise, times M.
 
-A layer of noise plus structure has a Marchenko-Pastur bulk and outliers ("spikes"). σ² is found from the middle of the
-spectrum, which spikes do not reach; the cut is a Tracy-Widom quantile above the edge; both are repeated until k stays.
+A layer of noise plus structure has a bulk with the law of noise, and outliers ("spikes"). σ² is found from the middle
+of the spectrum, which spikes do not reach; the cut is a Tracy-Widom quantile above the edge; both are repeated until k
+stays.
 
-Convolutions pool the spectra of their kernel positions. Pooled slices of different variance do not follow a
-Marchenko-Pastur law even where each slice does, so each is divided by its own σ² first, and the false-alarm level is
-split among them.
+Noise with rows and columns of different scales does not have the Marchenko-Pastur law, so where that does not explain
+the whole spectrum, and the scales are known, the bulk is fitted with the law of noise of these scales as well. Spikes
+and single large rows distort the measured scales: if neither law fits, scales corrected for them are tried.
+
+Convolutions pool the spectra of their kernel positions. Each slice has its own σ² and its own law, and the false-alarm
+level is split among them.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.johnstone2001 import TRACY_WIDOM_QUANTILES, johnstone_centre, johnstone_scale
-from esdmon.spectrum.marchenko1967 import mp_cdf, mp_edges, mp_quantile
+from esdmon.spectrum.johnstone2001 import TRACY_WIDOM_QUANTILES
+from esdmon.spectrum.laws import NoiseLaw, marchenko_pastur
+from esdmon.spectrum.scales import Profile, Scales
+from esdmon.spectrum.separable import separable_laws
 
+CLEAN_KS = 6.0
+"""KS·M up to which a bulk is that of noise: 99 % of draws of noise are below 4.5. Our choice."""
+MAX_SPIKE_SHARE = 0.35
+"""k/M above which there is no bulk of noise: the paper's tables have at most 13 % above the edge. Our choice."""
+MAX_BULK_KS = 0.2
+"""KS distance above which, if KS·M is above 6, there is no bulk of noise. Set on labelled layers of published
+networks, where .10 to .15 still shows one to the eye."""
 # One false spike in a thousand matrices of Gaussian noise. Our choice.
 _SPIKE_QUANTILE = TRACY_WIDOM_QUANTILES[0.999]
 # Elements with heavier tails than Gaussian move the largest eigenvalue of small matrices: with this term the false
@@ -26,101 +41,179 @@ _SMALL_SAMPLE = 250.0
 # The quantiles of the bulk that σ² is read from: above the hard edge of square matrices, below any spike. Our choice.
 _SIGMA_QUANTILES = (0.1, 0.6)
 _SIGMA_POINTS = 128  # at least, of those quantiles: neighbours repel each other, so more of them add no information
+_NEAR = 0.05  # KS distance up to which a law without spikes is close to a spectrum; our choice
 _MAX_ITERATIONS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Bulk:
-    """The Marchenko-Pastur part of a spectrum, in units of X = WᵀW/N."""
+    """The part of a spectrum that has the law of noise, in units of X = WᵀW/N."""
 
     sigma2: float
     """σ², the variance of the elements that would make this bulk; the mean over slices."""
     edge: float
-    """λ⁺ = σ²(1 + 1/√Q)²; for slices the edge of the one that reaches highest."""
-    cut: float
-    """The spikes lie above (μ + c·s)/N of Johnstone (2001), in units of σ² = 1 (see `standardised`)."""
+    """λ⁺ of the slice whose bulk reaches highest; σ²(1 + 1/√Q)² for rows and columns of equal scales."""
     spikes: tuple[int, ...]
     """Number of eigenvalues above the cut, for each slice."""
     soft_rank: float
     """min(1, λ⁺/λmax), each slice in units of its own σ²."""
     ks: float
-    """KS·M: the Kolmogorov-Smirnov distance of the bulk from the law, times M. It is below 6 for noise: eigenvalues are
-    rigid, so it is of the order of 1 and not of √M. Kolmogorov's p-values do not apply."""
+    """KS·M. It is below 6 for noise: eigenvalues are rigid, so it is of the order of 1 and not of √M. Kolmogorov's
+    p-values do not apply."""
     standardised: Floats
-    """All λ/σ², each slice by its own, ascending."""
+    """All λ/σ², each slice by its own and by λ⁺ for σ² = 1, ascending: 1 is at the edge."""
+    laws: tuple[NoiseLaw, ...]
+    """The law of noise of each slice."""
+    is_scaled: bool = False
+    """True if it is the law of noise with rows and columns of different scales."""
+    is_capped: bool = False
+    """True if the fit of a slice stopped with half of its eigenvalues above the cut."""
+    sigma2_by_slice: tuple[float, ...] = ()
 
     @property
     def n_spikes(self) -> int:
         """Return k, the number of eigenvalues above the cut over all slices."""
         return sum(self.spikes)
 
+    @property
+    def spike_share(self) -> float:
+        """Return k/M; of the slice with the most spikes if its fit stopped at its limit of a half."""
+        m = self.standardised.size // len(self.spikes)
+        return max(self.spikes) / m if self.is_capped else self.n_spikes / self.standardised.size
 
-def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
-    """Fit the bulk: σ² = median over p of λ_(p)/q_MP(p), p in [0.1, 0.6], without the k spikes.
+    @property
+    def is_found(self) -> bool:
+        """Return whether the fit is a bulk of noise, so that its σ², edge and spikes mean something."""
+        m = self.standardised.size // len(self.spikes)
+        return self.spike_share <= MAX_SPIKE_SHARE and self.ks <= max(CLEAN_KS, MAX_BULK_KS * m)
+
+
+def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0, scales: Scales | None = None) -> Bulk:
+    """Fit the bulk: σ² = median over p of λ_(p)/q(p), p in [0.1, 0.6], without the k spikes; q: quantiles of the law.
 
     Args:
         by_slice: (slices, M) eigenvalues of X = WᵀW/N, ascending along the last axis.
         n: N, the longer side of a slice.
         floor: eigenvalue up to which one counts as 0.
+        scales: of rows and columns; None for equal ones.
 
     Raises:
         ValueError: if the σ² of a slice is not above the floor, as when about half of its eigenvalues are 0.
     """
     slices, m = by_slice.shape
-    q = n / m
-    cut = spike_cut(n, m, slices)
-    fits = [_fit_slice(row, q, cut) for row in by_slice]
-    sigma2 = np.array([s for s, _ in fits])
+    plain = _fit(by_slice, n, (marchenko_pastur(n, m),) * slices, floor)
+    if scales is None or (plain.n_spikes == 0 and plain.ks <= CLEAN_KS):
+        return plain
+
+    def fit_scaled(profile: Profile) -> Bulk:
+        if profile.is_flat:
+            return plain
+        return _fit(by_slice, n, separable_laws(profile), floor, is_scaled=True)
+
+    return _fit_best(plain, by_slice, scales, fit_scaled)
+
+
+def _fit_best(plain: Bulk, by_slice: Floats, scales: Scales, fit_scaled: Callable[[Profile], Bulk]) -> Bulk:
+    """Return the first fit whose bulk is that of noise; if none is, the one that comes closest.
+
+    A fit with all of a spectrum below its edge, and yet far from its law, explains nothing: large rows or elements have
+    moved the edge there. It is taken only if no other one is a bulk either. Clipped scales are believed only where they
+    give a bulk of noise: they make a tail of scales that differ much.
+    """
+    m = by_slice.shape[1]
+    measured = fit_scaled(scales.profile())
+    fits = [measured, plain]
+    if not any(map(_is_clean, fits)):
+        shares = _squared_shares(by_slice, min(fits, key=lambda fit: fit.n_spikes).spikes)
+        fits.append(fit_scaled(scales.profile(spikes=shares)))
+    clean = [fit for fit in fits if _is_clean(fit)]
+    if clean:
+        return clean[0]
+    clipped = fit_scaled(scales.profile(clipped=True))
+    if _is_clean(clipped):
+        return clipped
+    return min([fit for fit in fits if fit.is_found and (fit.n_spikes or fit.ks <= _NEAR * m)] or fits, key=_misfit)
+
+
+def _is_clean(fit: Bulk) -> bool:
+    return fit.ks <= CLEAN_KS and fit.is_found
+
+
+def _misfit(fit: Bulk) -> float:
+    """Return the share of a spectrum that a fit does not explain: k/M and the KS distance of the rest."""
+    return float((fit.n_spikes + fit.ks * len(fit.spikes)) / fit.standardised.size)
+
+
+def _squared_shares(by_slice: Floats, spikes: Sequence[int]) -> Floats:
+    """Return Σ p² over the spikes of each slice, p = λ/Σλ."""
+    m = by_slice.shape[1]
+    return np.array([float(np.sum((lam[m - k :] / lam.sum()) ** 2)) for lam, k in zip(by_slice, spikes, strict=True)])
+
+
+def _fit(by_slice: Floats, n: int, laws: tuple[NoiseLaw, ...], floor: float, *, is_scaled: bool = False) -> Bulk:
+    slices, m = by_slice.shape
+    level = _level(n, m, slices)
+    fits = [_fit_slice(lam, law, level) for lam, law in zip(by_slice, laws, strict=True)]
+    sigma2, spikes = np.array([s for s, _ in fits]), tuple(k for _, k in fits)
     if not np.all(sigma2 > floor):
         msg = f"no bulk: σ² = {sigma2.min():g} in slice {int(np.argmin(sigma2))} of {slices}"
         raise ValueError(msg)
-    standardised = np.sort((by_slice / sigma2[:, None]).ravel())
-    spikes = tuple(k for _, k in fits)
-    edge = mp_edges(q)[1]
+    edges = sigma2 * np.array([law.edge for law in laws])
+    standardised = np.sort((by_slice / edges[:, None]).ravel())
     return Bulk(
         sigma2=float(sigma2.mean()),
-        edge=float(sigma2.max() * edge),
-        cut=cut,
+        edge=float(edges.max()),
         spikes=spikes,
-        soft_rank=min(1.0, edge / float(standardised[-1])),
-        ks=_ks_times_m(standardised, sum(spikes), q, m),
+        soft_rank=min(1.0, 1 / float(standardised[-1])),
+        ks=_ks_times_m(by_slice, spikes, laws),
         standardised=standardised,
+        laws=laws,
+        is_scaled=is_scaled,
+        is_capped=max(spikes) >= m // 2,
+        sigma2_by_slice=tuple(map(float, sigma2)),
     )
 
 
 def spike_cut(n: int, m: int, slices: int = 1) -> float:
-    """Return (μ + c·s)/N with c = 3.27 + 250/√(NM), which noise exceeds once in a thousand matrices (σ² = 1).
+    """Return μ + c·s for rows and columns of equal scales, which noise exceeds once in a thousand matrices (σ² = 1)."""
+    law = marchenko_pastur(n, m)
+    return law.centre + _level(n, m, slices) * law.scale
+
+
+def _level(n: int, m: int, slices: int) -> float:
+    """Return c of the cut μ + c·s = 3.27 + 250/√(NM), which noise exceeds once in a thousand matrices.
 
     With k slices the level is .001/k², so that pooling does not multiply the false alarms. The tail of TW₁ falls as
     exp(−⅔·x^1.5), which gives the quantile of that level.
     """
     quantile = (_SPIKE_QUANTILE**1.5 + 1.5 * 2 * np.log(slices)) ** (2 / 3)
-    c = quantile + _SMALL_SAMPLE / (n * m) ** 0.5
-    return float(johnstone_centre(n, m) + c * johnstone_scale(n, m))
+    return float(quantile + _SMALL_SAMPLE / (n * m) ** 0.5)
 
 
-def spike_reach(by_slice: Floats, n: int, spikes: tuple[int, ...]) -> float:
+def spike_reach(by_slice: Floats, n: int, bulk: Bulk) -> float:
     """Return (λmax − λ⁺)/(cut − λ⁺), in units of σ², of the slice with the largest: above 1 there is a spike.
 
     It is the lower of two values, by the σ² of the bulk with and without its largest eigenvalue: the search for spikes
     starts from the first and must agree with the second. So it does not jump where k does.
     """
     slices, m = by_slice.shape
-    edge, cut = mp_edges(n / m)[1], spike_cut(n, m, slices)
+    level = _level(n, m, slices)
     reach = -np.inf
-    for lam, k in zip(by_slice, spikes, strict=True):
+    for lam, law, k in zip(by_slice, bulk.laws, bulk.spikes, strict=True):
         without = max(k, 1)
-        sigma2 = max(_sigma2(lam, m, n / m), _sigma2(lam[: m - without], m - without, n / m))
-        reach = max(reach, (float(lam[-1]) / sigma2 - edge) / (cut - edge))
+        sigma2 = max(_sigma2(lam, m, law), _sigma2(lam[: m - without], m - without, law))
+        cut = law.centre + level * law.scale
+        reach = max(reach, (float(lam[-1]) / sigma2 - law.edge) / (cut - law.edge))
     return float(reach)
 
 
-def _fit_slice(lam: Floats, q: float, cut: float) -> tuple[float, int]:
+def _fit_slice(lam: Floats, law: NoiseLaw, level: float) -> tuple[float, int]:
     """Return (σ², k) of one ascending slice."""
     m = lam.size
+    cut = law.centre + level * law.scale
     k, sigma2 = 0, 0.0
     for _ in range(_MAX_ITERATIONS):
-        sigma2 = _sigma2(lam[: m - k], m - k, q)
+        sigma2 = _sigma2(lam[: m - k], m - k, law)
         # At most half of a spectrum can be outliers of the other half.
         found = min(int(m - np.searchsorted(lam, sigma2 * cut, side="right")), m // 2)
         if found == k:
@@ -129,30 +222,33 @@ def _fit_slice(lam: Floats, q: float, cut: float) -> tuple[float, int]:
     return sigma2, k
 
 
-def _sigma2(bulk: Floats, total: int, q: float) -> float:
-    """Return the median of λ_(p)/q_MP(p) over the middle of the bulk, the lowest of `total` eigenvalues."""
+def _sigma2(bulk: Floats, total: int, law: NoiseLaw) -> float:
+    """Return the median of λ_(p)/q(p) over the middle of the bulk, the lowest of `total` eigenvalues."""
     low, high = (min(int(p * total), bulk.size - 1) for p in _SIGMA_QUANTILES)
     place = np.arange(low, high + 1, max(1, (high - low) // _SIGMA_POINTS))
-    return float(np.median(bulk[place] / mp_quantile((place + 0.5) / total, q)))
+    return float(np.median(bulk[place] / law.quantile((place + 0.5) / total)))
 
 
-def _ks_times_m(standardised: Floats, k: int, q: float, m: int) -> float:
-    """Return M·max |ECDF − MP CDF|, two-sided, of the eigenvalues below the k spikes: the smaller of two.
+def _ks_times_m(by_slice: Floats, spikes: Sequence[int], laws: Sequence[NoiseLaw]) -> float:
+    """Return M·max |ECDF − CDF|, two-sided, of the eigenvalues below the k spikes: the smaller of two.
 
     Either the spikes were added to noise, and a perturbation of low rank does not change the law of the others; or they
     were pulled out of its upper end, and the others are the lowest of a larger sample.
     """
-    bulk = standardised[: standardised.size - k]
-    return m * min(_distance(bulk, total, q) for total in {bulk.size, standardised.size})
+    m: int = by_slice.shape[1]
+    bulks = [lam[: m - k] for lam, k in zip(by_slice, spikes, strict=True)]
+    alone = _distance([(bulk, bulk.size) for bulk in bulks], laws)
+    return m * (alone if not sum(spikes) else min(alone, _distance([(bulk, m) for bulk in bulks], laws)))
 
 
-def _distance(bulk: Floats, total: int, q: float) -> float:
-    """Return the KS distance of the lowest of `total` eigenvalues from the law, with the σ² that fits them."""
-    if bulk.size == 0:
-        return 1.0
-    sigma2 = _sigma2(bulk, total, q)
-    if sigma2 <= 0:
-        return 1.0
-    cdf = mp_cdf(bulk / sigma2, q)
-    steps = np.arange(bulk.size + 1) / total
+def _distance(bulks: Sequence[tuple[Floats, int]], laws: Sequence[NoiseLaw]) -> float:
+    """Return the KS distance of pooled bulks, each the lowest of a number of eigenvalues and with the σ² that fits."""
+    parts = []
+    for (bulk, total), law in zip(bulks, laws, strict=True):
+        sigma2 = _sigma2(bulk, total, law) if bulk.size else 0.0
+        if sigma2 <= 0:
+            return 1.0
+        parts.append(law.cdf(bulk / sigma2))
+    cdf = np.sort(np.concatenate(parts))
+    steps = np.arange(cdf.size + 1) / sum(total for _, total in bulks)
     return max(float(np.max(steps[1:] - cdf)), float(np.max(cdf - steps[:-1])))

@@ -3,9 +3,19 @@
 import math
 
 from esdmon.spectrum.bulk import Bulk, spike_reach
-from esdmon.spectrum.confidence import count_dead, is_collapsed, to_other_phase, to_other_rank
-from esdmon.spectrum.phases import Evidence, Phase, PhaseReading, PhaseThresholds, decide
+from esdmon.spectrum.confidence import dead_shares, is_collapsed, to_other_phase, to_other_rank
+from esdmon.spectrum.phases import (
+    Evidence,
+    Phase,
+    PhaseReading,
+    PhaseThresholds,
+    accepts_power_law,
+    decide,
+    few_spikes,
+    has_bulk,
+)
 from esdmon.spectrum.spectrum import Spectrum
+from esdmon.spectrum.traps import trap
 from esdmon.spectrum.vuong1989 import power_law_against_exponential
 
 
@@ -13,11 +23,12 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     """Return the phase of a spectrum, its confidence, and the evidence for it.
 
     Args:
-        spectrum: the spectrum; statistics of its elements are used where it has them.
+        spectrum: the spectrum; statistics of its elements and the scales of its rows and columns are used where it has
+            them.
         thresholds: the borders between phases; None takes the defaults, which cite their sources.
 
     >>> classify(Spectrum.from_eigenvalues([1.0] * 10, shape=(20, 10))).explanation
-    'M is below 64: too small to distinguish noise from structure.'
+    'M is below 32: too small to distinguish noise from structure.'
     """
     limits = thresholds or PhaseThresholds()
     refusal = _refusal(spectrum, limits)
@@ -28,19 +39,18 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     bulk = spectrum.bulk
     if bulk is None:
         return PhaseReading(Phase.UNCLASSIFIED, 0.0, "Half of the eigenvalues of a slice are zero: it has no bulk.")
-    evidence = _evidence(spectrum, bulk, limits)
+    evidence = _evidence(spectrum, bulk)
     phase = decide(evidence, limits)
     confidence = 0.0
     if phase is not Phase.UNCLASSIFIED:
         confidence = min(to_other_phase(evidence, phase, limits), to_other_rank(spectrum, limits))
-    meaningful = _alpha_is_meaningful(spectrum, bulk, phase, limits)
-    fit = spectrum.power_law
+    is_meaningful = _alpha_is_meaningful(spectrum, evidence, phase, limits)
     return PhaseReading(
         phase=phase,
         confidence=confidence,
-        explanation=_explain(phase, evidence, spectrum),
-        alpha_is_meaningful=meaningful,
-        over_regularized=meaningful and fit.alpha_high + 2 * fit.alpha_stderr < 2,
+        explanation=" ".join((_explain(phase, evidence, spectrum, bulk, limits), *_remarks(spectrum, phase))),
+        alpha_is_meaningful=is_meaningful,
+        over_regularized=is_meaningful and _is_over_regularized(spectrum, bulk, phase),
     )
 
 
@@ -51,7 +61,8 @@ def _collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> PhaseReading:
         text = f"The change has rank {rank} of {count}: it is of low rank, or few rows have moved."
         return PhaseReading(Phase.UNCLASSIFIED, 0.0, text)
     text = f"{count - rank} of {count} eigenvalues are zero: the rank has collapsed to {rank / count:.0%} of full."
-    return PhaseReading(Phase.RANK_COLLAPSE, min(1.0, to_other_rank(spectrum, limits)), text)
+    explanation = " ".join((text, *_remarks(spectrum, Phase.RANK_COLLAPSE)))
+    return PhaseReading(Phase.RANK_COLLAPSE, min(1.0, to_other_rank(spectrum, limits)), explanation)
 
 
 def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
@@ -60,58 +71,123 @@ def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
         return "All weights are zero."
     if spectrum.view == "lora-delta":
         return f"An adapter of rank {spectrum.m}: phases are defined for whole weights."
+    dead = _dead_units(spectrum)
+    if max(dead_shares(spectrum)) > limits.max_dead:
+        return f"{dead} dead: too little of the layer is left."
     if spectrum.m < limits.min_m:
         return f"M is below {limits.min_m}: too small to distinguish noise from structure."
-    dead = count_dead(spectrum)
-    if dead / (dead + spectrum.n + spectrum.m) > limits.max_dead:
-        return f"{dead} rows and columns are zero: too little of the layer is left."
     return ""
 
 
-def _evidence(spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> Evidence:
+def _evidence(spectrum: Spectrum, bulk: Bulk) -> Evidence:
     fit = spectrum.power_law
     return Evidence(
         soft_rank=bulk.soft_rank,
         spikes=bulk.n_spikes,
-        few=max(limits.few_share * bulk.standardised.size, limits.few_spikes),
-        many=limits.heavy_share * bulk.standardised.size,
+        size=spectrum.eigenvalues.size,
+        m=spectrum.m,
+        share=bulk.spike_share,
         ks=bulk.ks,
         alpha=fit.alpha,
         tail_ks=fit.ks_distance * fit.n_tail**0.5,
         ratio=power_law_against_exponential(spectrum.eigenvalues, fit).ratio,
-        reach=spike_reach(spectrum.by_slice, spectrum.n, bulk.spikes),
+        n_tail=fit.n_tail,
+        reach=spike_reach(spectrum.by_slice, spectrum.n, bulk),
     )
 
 
-def _alpha_is_meaningful(spectrum: Spectrum, bulk: Bulk, phase: Phase, limits: PhaseThresholds) -> bool:
+def _alpha_is_meaningful(spectrum: Spectrum, e: Evidence, phase: Phase, limits: PhaseThresholds) -> bool:
     fit = spectrum.power_law
     return (
         phase in (Phase.BULK_SPIKES, Phase.BULK_DECAY, Phase.HEAVY_TAILED)
-        and fit.n_tail >= limits.min_n_tail
+        and e.n_tail >= limits.min_n_tail
         # Where the whole spectrum is a power law, its tail may extend below any edge.
-        and (phase is Phase.HEAVY_TAILED or bulk.n_spikes >= max(limits.min_spikes, limits.tail_spikes * fit.n_tail))
+        and (phase is Phase.HEAVY_TAILED or e.spikes >= max(limits.min_spikes, limits.tail_spikes * e.n_tail))
+        and e.tail_ks <= limits.heavy_ks
         and fit.ks_distance <= limits.max_ks_distance
         and fit.alpha_high - fit.alpha_low <= limits.max_alpha_range
     )
 
 
-def _explain(phase: Phase, e: Evidence, spectrum: Spectrum) -> str:
-    if phase is Phase.UNCLASSIFIED:
-        return (
-            f"No eigenvalue is above the bulk, yet the bulk is not random (KS·M {e.ks:.1f}): "
-            "orthogonal or rescaled weights look like this."
-        )
+def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
+    """Return whether a meaningful alpha is below 2 beyond doubt, and is that of a tail that has left the bulk."""
+    fit = spectrum.power_law
+    has_left = phase is Phase.HEAVY_TAILED or fit.xmin >= bulk.edge
+    return has_left and fit.alpha_high + 2 * fit.alpha_stderr < 2
+
+
+def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> str:
+    noise = "that of noise with rows and columns of their scales" if bulk.is_scaled else "that of noise"
+    clean = f"{noise} (KS·M {e.ks:.1f})"
+    tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
     if phase is Phase.RANDOM_LIKE:
-        return f"No eigenvalue is above the bulk, and the bulk is that of noise (KS·M {e.ks:.1f})."
+        return f"No eigenvalue is above the bulk, and the bulk is {clean}.{_below_the_edge(spectrum, bulk)}"
+    if e.spikes == 0:
+        return f"No eigenvalue is above the bulk, yet the bulk is not random (KS·M {e.ks:.1f}): {_other_shape(bulk)}."
+    if not has_bulk(e, limits):
+        law = "is a power law" if phase is Phase.HEAVY_TAILED else f"is no power law below alpha {limits.heavy_alpha:g}"
+        return f"No bulk of noise was found: {_why_no_bulk(e, limits)}. The tail {law}: {tail}{_why_no_law(e, limits)}."
     times = 1 / e.soft_rank if e.soft_rank > 0 else math.inf
     count = "1 eigenvalue is" if e.spikes == 1 else f"{e.spikes:.0f} eigenvalues are"
-    text = f"λmax is {times:.3g} × the bulk edge; {count} above it"
-    if phase is Phase.BULK_SPIKES:
-        return f"{text}; the bulk is that of noise (KS·M {e.ks:.1f})."
-    if phase is Phase.BLEEDING_OUT:
-        return f"{text}, none of them far."
-    tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
-    if phase is Phase.HEAVY_TAILED:
-        return f"{text}, as a power law: {tail}."
-    why = "more than a few" if e.spikes > e.few else f"but the bulk is not that of noise (KS·M {e.ks:.1f})"
-    return f"{text}, {why}; {tail}."
+    why = "more than a few" if e.spikes > few_spikes(e.size, limits) else f"but the bulk is not {clean}"
+    rest = {
+        Phase.BULK_SPIKES: f"; the bulk is {clean}",
+        Phase.BLEEDING_OUT: f", none of them far; the bulk is {clean}",
+        Phase.UNCLASSIFIED: f", none of them far, but the bulk is not {clean}",
+        Phase.HEAVY_TAILED: f", as a power law: {tail}",
+        Phase.BULK_DECAY: f", {why}; {tail}",
+    }
+    return f"λmax is {times:.3g} × the bulk edge; {count} above it{rest[phase]}."
+
+
+def _other_shape(bulk: Bulk) -> str:
+    if bulk.is_scaled:
+        return "neither equal scales nor those of its rows and columns explain it"
+    return "orthogonal or rescaled weights look like this"
+
+
+def _why_no_bulk(e: Evidence, limits: PhaseThresholds) -> str:
+    if e.share > limits.max_spike_share:
+        return f"{e.share:.0%} of the eigenvalues are above the best fit"
+    return f"the lower part differs from noise (KS {e.ks / e.m:.2f})"
+
+
+def _why_no_law(e: Evidence, limits: PhaseThresholds) -> str:
+    if accepts_power_law(e, limits):
+        return ""
+    return f", D·√n {e.tail_ks:.2f}, ratio to an exponential {e.ratio:.1f}"
+
+
+def _below_the_edge(spectrum: Spectrum, bulk: Bulk) -> str:
+    """Return what to measure where different scales may hide structure."""
+    if not bulk.is_scaled or spectrum.scales is None:
+        return ""
+    return (
+        f" Their scales differ by {spectrum.scales.spread:.2f} dex, which can hide weaker structure: "
+        "equalised_spikes counts it."
+    )
+
+
+def _remarks(spectrum: Spectrum, phase: Phase) -> list[str]:
+    """Return what else a reader of the phase must know: traps and dead units."""
+    remarks = []
+    value = trap(spectrum)
+    if value > 1 and phase in (Phase.BLEEDING_OUT, Phase.BULK_SPIKES, Phase.BULK_DECAY, Phase.HEAVY_TAILED):
+        remarks.append(f"Single elements or the mean alone make a spike (trap {value:.1f}).")
+    dead = _dead_units(spectrum)
+    if dead:
+        remarks.append(f"{dead} dead and left out.")
+    return remarks
+
+
+def _dead_units(spectrum: Spectrum) -> str:
+    """Return "3 of 64 rows and 1 of 9 columns are", or an empty text."""
+    elements = spectrum.elements
+    if elements is None or not (elements.zero_rows or elements.zero_columns):
+        return ""
+    sides = [
+        (elements.zero_rows, elements.rows, "rows"),
+        (elements.zero_columns, elements.columns, "columns"),
+    ]
+    counts = [f"{dead} of {dead + left} {side}" if left else f"{dead} {side}" for dead, left, side in sides if dead]
+    return f"{' and '.join(counts)} {'is' if elements.zero_rows + elements.zero_columns == 1 else 'are'}"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, decide
+from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, decide, few_spikes
 from esdmon.spectrum.spectrum import Spectrum
 
 _FAR = math.log(1.5)
@@ -21,9 +21,8 @@ def to_other_phase(evidence: Evidence, phase: Phase, limits: PhaseThresholds) ->
 
     The distance of a combined change is that of its largest part.
     """
-    choices = {
-        name: [(getattr(evidence, name), 0.0)] for name in ("soft_rank", "spikes", "ks", "alpha", "tail_ks", "ratio")
-    }
+    names = ("soft_rank", "spikes", "share", "ks", "alpha", "tail_ks", "ratio", "n_tail")
+    choices = {name: [(getattr(evidence, name), 0.0)] for name in names}
     for name, value, distance in _across_borders(evidence, limits):
         if distance < 1:
             choices[name].append((value, distance))
@@ -42,20 +41,26 @@ def _across_borders(e: Evidence, limits: PhaseThresholds) -> Iterator[tuple[str,
         ("soft_rank", limits.bleeding_soft_rank),
         ("soft_rank", limits.heavy_soft_rank),
         ("soft_rank", limits.far_soft_rank),
+        ("share", limits.max_spike_share),
         ("ks", limits.random_ks),
+        ("ks", max(limits.random_ks, limits.max_bulk_ks * e.m)),
         ("alpha", limits.heavy_alpha),
         ("tail_ks", limits.heavy_ks),
-        ("ratio", limits.heavy_ratio),
     ):
         value = getattr(e, name)
         if value >= border:
             yield name, border * (1 - _BESIDE), _distance(value, border)
         if value <= border:
             yield name, border * (1 + _BESIDE), _distance(value, border)
-    for last in (math.floor(e.few), math.ceil(e.many) - 1):
+    beyond = limits.heavy_ratio + (_BESIDE if e.ratio <= limits.heavy_ratio else -_BESIDE)
+    yield "ratio", beyond, abs(e.ratio - limits.heavy_ratio)
+    shares = (limits.heavy_share, limits.far_share)
+    for last in (math.floor(few_spikes(e.size, limits)), *(math.ceil(share * e.size) - 1 for share in shares)):
         if last >= 1:
             yield "spikes", last + 1 if e.spikes <= last else last, _distance_of_count(e.spikes, last)
     yield "spikes", 0 if e.spikes else 1, _distance(e.reach, 1)
+    last = limits.min_n_tail - 1
+    yield "n_tail", last + 1 if e.n_tail <= last else last, _distance_of_count(e.n_tail, last)
 
 
 def _distance(value: float, border: float) -> float:
@@ -82,8 +87,7 @@ def to_other_rank(spectrum: Spectrum, limits: PhaseThresholds) -> float:
     else:  # both conditions must become true
         few_zeros, is_one_tail = rank >= limits.min_rank * size, _gap(spectrum) >= limits.zero_gap
         collapse = max(zeros if few_zeros else 0.0, gap if is_one_tail else 0.0)
-    dead = count_dead(spectrum)
-    return min(collapse, _distance(dead / (dead + spectrum.n + spectrum.m), limits.max_dead))
+    return min(collapse, _distance(max(dead_shares(spectrum)), limits.max_dead))
 
 
 def is_collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
@@ -97,6 +101,11 @@ def _gap(spectrum: Spectrum) -> float:
     return float(np.median(zeros)) / float(np.median(spectrum.nonzero)) if zeros.size else 0.0
 
 
-def count_dead(spectrum: Spectrum) -> int:
-    """Return the number of all-zero rows and columns that were dropped."""
-    return 0 if spectrum.elements is None else spectrum.elements.zero_rows + spectrum.elements.zero_columns
+def dead_shares(spectrum: Spectrum) -> tuple[float, float]:
+    """Return the shares of the rows and of the columns of W that were dead and dropped; 0 where that is not known."""
+    elements = spectrum.elements
+    if elements is None:
+        return 0.0, 0.0
+    # Where it is not known which side of W is the longer one, the smaller share is taken.
+    rows, columns = elements.rows or spectrum.n, elements.columns or spectrum.n
+    return elements.zero_rows / (elements.zero_rows + rows), elements.zero_columns / (elements.zero_columns + columns)

@@ -65,7 +65,7 @@ def localization_null(spectrum: Spectrum) -> float:
 
 
 def _mean(quantity: Callable[[Floats], Floats], spectrum: Spectrum, *, spikes: bool) -> float:
-    bulk = spectrum.bulk
+    bulk = spectrum.noise_bulk
     if spectrum.vectors is None or bulk is None:
         return float("nan")
     pooled = np.concatenate(

@@ -29,7 +29,7 @@ class Measure:
     compute: Quantity
     null: Quantity | None = None
     """Computes its value for independent elements of the same N and M; reported as `<name>_null`."""
-    needs: Literal["", "vectors", "shuffled"] = ""
+    needs: Literal["", "vectors", "shuffled", "equalised"] = ""
     """The part of a `Spectrum` that it needs and that is computed on request only; then it is not a default measure."""
 
 
@@ -54,7 +54,7 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
     """
     if spectrum.m < MIN_BULK:
         return min(1.0, _ratio(_variance(spectrum) * mp_edges(spectrum.q)[1], spectrum.lambda_max))
-    return float("nan") if spectrum.bulk is None else spectrum.bulk.soft_rank
+    return float("nan") if spectrum.noise_bulk is None else spectrum.noise_bulk.soft_rank
 
 
 def matrix_entropy(spectrum: Spectrum) -> float:
@@ -162,8 +162,19 @@ def _of_power_law(field: str) -> Quantity:
 
 
 def _of_bulk(field: str) -> Quantity:
-    """Return a measure that reads a field of `Bulk`; NaN where there is no bulk."""
-    return lambda spectrum: float("nan") if spectrum.bulk is None else float(getattr(spectrum.bulk, field))
+    """Return a measure that reads a field of `Bulk`; NaN where no bulk of noise was found."""
+    return lambda spectrum: float("nan") if spectrum.noise_bulk is None else float(getattr(spectrum.noise_bulk, field))
+
+
+def _of_equalised(quantity: Quantity) -> Quantity:
+    """Return a measure of the matrix with rows and columns of equal mean squares; NaN where that was not read."""
+
+    def compute(spectrum: Spectrum) -> float:
+        if spectrum.equalised is None:
+            return float("nan")
+        return quantity(Spectrum.from_eigenvalues(spectrum.equalised, shape=spectrum.shape, dtype=spectrum.dtype))
+
+    return compute
 
 
 def _of_vectors(
@@ -177,7 +188,11 @@ def _of_vectors(
 
 
 def _bulk_sigma(spectrum: Spectrum) -> float:
-    return float("nan") if spectrum.bulk is None else float(spectrum.bulk.sigma2**0.5)
+    return float("nan") if spectrum.noise_bulk is None else float(spectrum.noise_bulk.sigma2**0.5)
+
+
+def _bulk_ks(spectrum: Spectrum) -> float:
+    return float("nan") if spectrum.bulk is None else spectrum.bulk.ks
 
 
 def _variance(spectrum: Spectrum) -> float:
@@ -213,13 +228,16 @@ BUILT_IN_MEASURES = (
     Measure("matrix_entropy", matrix_entropy, matrix_entropy_null),
     Measure("bulk_sigma", _bulk_sigma, bulk_sigma_null),
     Measure("bulk_edge", _of_bulk("edge"), lambda_max_null),
-    Measure("bulk_ks", _of_bulk("ks")),
+    Measure("bulk_ks", _bulk_ks),
     Measure("n_spikes", _of_bulk("n_spikes"), _constant(0.0)),
     Measure("erg_rank", setol2025.erg_rank, setol2025.erg_rank_null),
     Measure("erg_gap", setol2025.erg_gap),
     Measure("trap", traps.trap),
     Measure("sparsity", sparsity, _constant(0.0)),
     Measure("trap_spikes", traps.trap_spikes, _constant(0.0), needs="shuffled"),
+    Measure("equalised_spikes", _of_equalised(_of_bulk("n_spikes")), _constant(0.0), needs="equalised"),
+    Measure("equalised_alpha", _of_equalised(_of_power_law("alpha")), nulls.alpha_null, needs="equalised"),
+    Measure("equalised_soft_rank", _of_equalised(mp_soft_rank), _constant(1.0), needs="equalised"),
     *_of_vectors("localization", loc.localization, loc.localization_null),
     *_of_vectors("participation", loc.participation, loc.participation_null),
     *_of_vectors("vector_entropy", loc.vector_entropy),

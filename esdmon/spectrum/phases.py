@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from esdmon.spectrum.bulk import CLEAN_KS, MAX_BULK_KS, MAX_SPIKE_SHARE
+
 
 class Phase(Enum):
     """The 5+1 phases, and `UNCLASSIFIED` where none can be assigned."""
@@ -46,19 +48,25 @@ class PhaseThresholds:
     (ours); tests/benchmarks/confusion.py and trained.py show how often they are right on other data.
     """
 
-    min_m: int = 64
-    """Smallest M: below, noise of non-Gaussian elements cannot be distinguished from spikes (ours)."""
+    min_m: int = 32
+    """Smallest M: at 32, 98 to 100 % of draws of noise are random-like, and a spike of 2.5 times the strength at which
+    the first one shows is found in 95 % (ours)."""
     max_dead: float = 0.5
-    """Share of zero rows and columns above which too little of the layer is left (ours)."""
+    """Share of dead rows, or of dead columns, above which too little of the layer is left (ours)."""
     min_rank: float = 0.95
     """Rank/M below which the rank has collapsed (ours)."""
     zero_gap: float = 1e-3
     """Median of the zero eigenvalues over that of the others: above, all are one long tail and no collapse (ours)."""
-    random_ks: float = 6.0
+    random_ks: float = CLEAN_KS
     """KS·M up to which a bulk is random: 99 % of draws of noise are below 4.5 (ours)."""
+    max_spike_share: float = MAX_SPIKE_SHARE
+    """k/M above which there is no bulk of noise (table: at most .13; ours) ..."""
+    max_bulk_ks: float = MAX_BULK_KS
+    """... and the KS distance of the bulk above which there is none either (set on labelled layers of published
+    networks)."""
     bleeding_soft_rank: float = 0.84
     """R at and above which eigenvalues above the edge are bleeding out (figure: between .80 and .92)."""
-    few_share: float = 0.06
+    few_share: float = 0.05
     """k/M up to which spikes are few (table: between .048 and .09)."""
     few_spikes: int = 13
     """k up to which spikes are few at any M: one per class but one is 9 for ten classes (table, and ours)."""
@@ -67,15 +75,19 @@ class PhaseThresholds:
     heavy_share: float = 0.10
     """k/M from which a tail has no edge (table: between .09 and .13; set on trained layers) ..."""
     far_soft_rank: float = 0.20
-    """... or R up to which λmax is so far out that fewer eigenvalues in between suffice (figure: <= .29; ours)."""
+    """... or R up to which λmax is so far out that fewer eigenvalues in between suffice (figure: <= .29; ours) ..."""
+    far_share: float = 0.05
+    """... but not fewer than this k/M (table: 4.8 % above the edge is still bulk+spikes)."""
     heavy_alpha: float = 3.2
-    """alpha below which a tail is heavy: 3.4 and more is bulk-decay (ours)."""
+    """alpha below which a tail is heavy (set on ensembles, where 3.4 and more is bulk-decay, and on labelled layers of
+    published networks; the paper's InceptionV3 layers of 4.5 and 5.3 are bulk-decay by it)."""
     heavy_ks: float = 1.2
     """D·√n_tail up to which the power law is accepted: true Pareto tails are below .85 in 95 % (ours)."""
-    heavy_ratio: float = 1.0
-    """Vuong's ratio of power law to exponential above which the power law is preferred (ours)."""
+    heavy_ratio: float = 0.0
+    """Vuong's ratio of power law to exponential above which the power law is kept (text: unless another law is
+    significantly better)."""
     min_n_tail: int = 20
-    """alpha is meaningful from this n_tail on (ours) ..."""
+    """A power law is accepted, and alpha meaningful, from this n_tail on (ours) ..."""
     min_spikes: int = 8
     """... and from this k on: the largest in 64 908 draws of noise is 4 (ours) ..."""
     tail_spikes: float = 0.1
@@ -95,15 +107,17 @@ class PhaseReading:
     """Distance of the evidence from the nearest border: 0 on it, 1 where none is within a factor of 1.5.
 
     Between these it is ln f/ln 1.5, where f is the smallest factor such that changing each piece of the evidence by at
-    most f gives another phase. For a count, the last number before a border and the first behind it are both on it. It
-    is 0 for `UNCLASSIFIED`. The size of the matrix does not count as evidence.
+    most f gives another phase. For a count, the last number before a border and the first behind it are both on it;
+    Vuong's ratio, which is a standard score, counts by its difference from the border. It is 0 for `UNCLASSIFIED`. The
+    size of the matrix does not count as evidence.
     """
     explanation: str
     """The evidence in a sentence or two, with its values."""
     alpha_is_meaningful: bool = False
     """True if alpha describes a tail rather than the edge of noise."""
     over_regularized: bool = False
-    """True if alpha is meaningful and alpha_high + 2·alpha_stderr < 2: heavier than the critical tail (SETOL)."""
+    """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, heavier than the critical tail (SETOL), and the tail
+    begins above the edge of the bulk or the layer is heavy-tailed."""
 
 
 class Evidence(NamedTuple):
@@ -113,10 +127,12 @@ class Evidence(NamedTuple):
     """R."""
     spikes: float
     """k."""
-    few: float
-    """k up to which spikes are few."""
-    many: float
-    """k from which a tail has no edge."""
+    size: int
+    """Number of eigenvalues of all slices, which k/M refers to."""
+    m: int
+    """M of a slice."""
+    share: float
+    """k/M, by which it is decided whether there is a bulk."""
     ks: float
     """KS·M of the bulk."""
     alpha: float
@@ -124,23 +140,38 @@ class Evidence(NamedTuple):
     """D·√n_tail of the power law."""
     ratio: float
     """Vuong's ratio of power law to exponential."""
+    n_tail: float
     reach: float
     """(λmax − λ⁺)/(cut − λ⁺), see `spike_reach`: above 1 there is a spike. For noise it is around or below 0."""
 
 
+def has_bulk(e: Evidence, limits: PhaseThresholds) -> bool:
+    """Return whether a bulk of noise was found: not if too much lies above it, or it has too different a shape."""
+    return e.share <= limits.max_spike_share and e.ks <= max(limits.random_ks, limits.max_bulk_ks * e.m)
+
+
+def accepts_power_law(e: Evidence, limits: PhaseThresholds) -> bool:
+    """Return whether the tail is a power law: it fits, is not worse than an exponential, and has enough eigenvalues."""
+    return e.tail_ks <= limits.heavy_ks and e.ratio > limits.heavy_ratio and e.n_tail >= limits.min_n_tail
+
+
+def few_spikes(size: int, limits: PhaseThresholds) -> float:
+    """Return k up to which spikes are few."""
+    return max(limits.few_share * size, limits.few_spikes)
+
+
 def decide(e: Evidence, limits: PhaseThresholds) -> Phase:
     """Return the phase of a spectrum whose rank has not collapsed."""
+    is_clean = e.ks <= limits.random_ks
     if e.spikes == 0:
-        return Phase.RANDOM_LIKE if e.ks <= limits.random_ks else Phase.UNCLASSIFIED
+        return Phase.RANDOM_LIKE if is_clean else Phase.UNCLASSIFIED
+    is_heavy = e.alpha < limits.heavy_alpha and accepts_power_law(e, limits)
+    if not has_bulk(e, limits):
+        return Phase.HEAVY_TAILED if is_heavy else Phase.UNCLASSIFIED
     if e.soft_rank >= limits.bleeding_soft_rank:
-        return Phase.BLEEDING_OUT
-    if e.spikes <= e.few and e.ks <= limits.random_ks:
-        return Phase.BULK_SPIKES
-    heavy = (
-        e.soft_rank < limits.heavy_soft_rank
-        and (e.spikes >= e.many or e.soft_rank <= limits.far_soft_rank)
-        and e.alpha < limits.heavy_alpha
-        and e.tail_ks <= limits.heavy_ks
-        and e.ratio > limits.heavy_ratio
-    )
-    return Phase.HEAVY_TAILED if heavy else Phase.BULK_DECAY
+        return Phase.BLEEDING_OUT if is_clean else Phase.UNCLASSIFIED
+    if is_clean:
+        return Phase.BULK_SPIKES if e.spikes <= few_spikes(e.size, limits) else Phase.BULK_DECAY
+    is_far = e.soft_rank <= limits.far_soft_rank and e.spikes >= limits.far_share * e.size
+    has_no_edge = e.soft_rank < limits.heavy_soft_rank and (e.spikes >= limits.heavy_share * e.size or is_far)
+    return Phase.HEAVY_TAILED if is_heavy and has_no_edge else Phase.BULK_DECAY

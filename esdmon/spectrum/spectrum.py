@@ -12,6 +12,7 @@ import numpy as np
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import Bulk, fit_bulk
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
+from esdmon.spectrum.scales import Scales
 
 MIN_BULK = 8
 """Smallest M for a bulk fit: fewer eigenvalues have no quantiles to estimate σ² from. Our choice."""
@@ -27,11 +28,15 @@ class Elements:
     minimum: float
     maximum: float
     zero_rows: int = 0
-    """All-zero rows of W, dropped before the spectrum was computed."""
+    """Dead rows of W, dropped before the spectrum was computed: all-zero, or an rms below 1e-3 of the median row's."""
     zero_columns: int = 0
-    """All-zero columns of W, dropped too."""
+    """Dead columns of W, dropped too."""
     zeros: int = 0
     """Elements that are exactly zero in the remaining rows and columns."""
+    rows: int = 0
+    """Rows of W that remain; 0 where that is not known."""
+    columns: int = 0
+    """Columns of W that remain; 0 where that is not known."""
 
 
 # Not slots=True: `cached_property` keeps its values in the instance's dictionary.
@@ -63,6 +68,10 @@ class Spectrum:
     """(slices, M, M), on request: column j is the singular vector of the j-th eigenvalue, on the shorter side of W."""
     shuffled: Floats | None = None
     """(slices, M), on request: the eigenvalues after shuffling the elements of W."""
+    equalised: Floats | None = None
+    """(slices, M), on request: the eigenvalues after scaling rows and columns of W to equal mean squares."""
+    scales: Scales | None = None
+    """Scales of rows and columns; without them the noise is taken to have equal ones."""
 
     @classmethod
     def from_eigenvalues(
@@ -76,6 +85,8 @@ class Spectrum:
         precision: str = "float64",
         vectors: Floats | None = None,
         shuffled: Floats | None = None,
+        equalised: Floats | None = None,
+        scales: Scales | None = None,
     ) -> "Spectrum":
         """Create a spectrum from the eigenvalues of X = WᵀW/N.
 
@@ -88,6 +99,8 @@ class Spectrum:
             precision: type in which the eigenvalues were computed.
             vectors: (slices, M, M), right singular vectors as columns.
             shuffled: (slices, M), eigenvalues after shuffling the elements of W.
+            equalised: (slices, M), eigenvalues after scaling rows and columns of W to equal mean squares.
+            scales: scales of rows and columns.
 
         Raises:
             ValueError: if the shape is not (N, M) with N >= M >= 1, a slice has not M eigenvalues, or one of them is
@@ -118,6 +131,8 @@ class Spectrum:
             precision=precision,
             vectors=vectors,
             shuffled=shuffled,
+            equalised=equalised,
+            scales=scales,
         )
 
     @property
@@ -185,9 +200,14 @@ class Spectrum:
         if self.m < MIN_BULK:
             return None
         try:
-            return fit_bulk(self.by_slice, self.n, floor=self.zero_tolerance * self.lambda_max)
+            return fit_bulk(self.by_slice, self.n, floor=self.zero_tolerance * self.lambda_max, scales=self.scales)
         except ValueError:
             return None
+
+    @property
+    def noise_bulk(self) -> Bulk | None:
+        """Return the fit of the bulk where that is a bulk of noise, so that its edge and its spikes mean something."""
+        return self.bulk if self.bulk is not None and self.bulk.is_found else None
 
 
 _EPS = {

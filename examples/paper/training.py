@@ -90,15 +90,14 @@ class Result:
     history: dict[str, dict[str, list[float]]]
     """Layer -> measure -> its values at the epochs in `history["epoch"]["epoch"]`."""
     path: Path
+    shapes: dict[str, tuple[int, int]]
+    """N × M of the weight of each layer, dead rows and columns included."""
 
     @cached_property
     def spectra(self) -> dict[str, Spectrum]:
         """Load the spectrum of each fully connected layer at the end."""
         with np.load(self.path.with_suffix(".npz")) as file:
-            return {
-                name: Spectrum.from_eigenvalues(file[name], shape=(self.layers[name]["N"], self.layers[name]["M"]))
-                for name in file.files
-            }
+            return {name: Spectrum.from_eigenvalues(file[name], shape=self.shapes[name]) for name in file.files}
 
     @cached_property
     def phases(self) -> dict[str, PhaseReading]:
@@ -258,6 +257,7 @@ def _write(
         "diverged": not math.isfinite(train_loss),
         "seconds": seconds,
         "layers": {record["name"]: record for record in report.to_records()},
+        "shapes": {name: _shape(model.get_submodule(name).weight) for name in spectra},
         "shuffled": {record["name"]: record for record in esdmon.analyze(shuffled).to_records()} if shuffled else {},
         "history": history,
     }
@@ -272,6 +272,11 @@ def _eigenvalues(weight: Tensor | nn.Module) -> np.ndarray[tuple[int, ...], np.d
     singular = torch.linalg.svdvals(weight.detach().double().cpu()).numpy()
     lam: np.ndarray[tuple[int, ...], np.dtype[np.float64]] = np.sort(singular**2) / max(weight.shape)
     return lam
+
+
+def _shape(weight: Tensor | nn.Module) -> tuple[int, int]:
+    assert isinstance(weight, Tensor)
+    return max(weight.shape), min(weight.shape)
 
 
 def _shuffle(weight: Tensor | nn.Module) -> Tensor:
@@ -305,4 +310,5 @@ def _read(recipe: Recipe, path: Path) -> Result:
         shuffled=found["shuffled"],
         history=found["history"],
         path=path,
+        shapes={name: (n, m) for name, (n, m) in found["shapes"].items()},
     )

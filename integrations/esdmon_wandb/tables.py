@@ -24,7 +24,7 @@ def phase_table(layers: Iterable[LayerReport]) -> wandb.Table:
     rows: list[Iterable[Any]] = [
         [
             layer.name,
-            layer.phase.value,
+            layer.shown_phase.value,
             layer.measures.get("alpha"),
             layer.alpha_is_meaningful,
             layer.measures.get("mp_soft_rank"),

@@ -16,7 +16,7 @@ Each range below is the phase with a margin at its borders, and what lies betwee
   1.14 λ⁺. The paper's figure has soft ranks of .92 there, and .80 for bulk+spikes: the border is near 1/.86 = 1.16 λ⁺.
 - bulk+spikes: λmax from 1.28 λ⁺ (soft rank .78), every spike from 1.2 λ⁺; 1 to max(9, 4 % of M) of them.
 - bulk-decay: max(18, 9 %) to max(24, 16 %) of M above λ⁺, Pareto from λ⁺ on with exponents 3.3 to 5; or a whole
-  population with a power law of 3.4 to 4.5.
+  population with a power law of 3.4 to 4.5, in random directions.
 - heavy-tailed: exponents 1.7 to 2.7 of the spectrum, of the population or of half of the spectrum; elements of
   exponent μ from 1 to 2.2.
 - rank-collapse: rank from 20 to 90 % of M, exactly or with a bulk 1e-9 of the rest.
@@ -27,11 +27,14 @@ A shape is large where M >= 384. Elements of noise are Gaussian, uniform or Lapl
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from esdmon.spectrum import Phase, Spectrum, mp_edges
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.johnstone2001 import johnstone_centre, johnstone_scale
-from tests.matrices import gram_eigenvalues, pareto
+from esdmon.weights.device.eigen import read_spectrum
+from esdmon.weights.matrix import Matrix
+from tests.matrices import pareto
 
 LARGE = ((4096, 384), (2450, 500), (1024, 384), (512, 512), (1536, 512), (768, 768))
 SMALL = ((384, 192), (300, 128), (784, 300), (256, 256), (512, 128))
@@ -50,9 +53,9 @@ def noise(rng: np.random.Generator, n: int, m: int) -> Floats:
 
 
 def spectrum_of(matrix: Floats) -> Spectrum:
-    """By the Gram matrix, in float64."""
-    n, m = matrix.shape
-    return Spectrum.from_eigenvalues(gram_eigenvalues(matrix), shape=(n, m))
+    """Read it as a weight is read, in float64: with the scales of its rows and columns, and without dead ones."""
+    stack = torch.from_numpy(matrix)[None]
+    return read_spectrum(Matrix("matrix", lambda: stack, lambda weight: weight))
 
 
 def random_like(rng: np.random.Generator, n: int, m: int) -> Spectrum:
@@ -103,7 +106,7 @@ def decaying_tail(rng: np.random.Generator, n: int, m: int) -> Spectrum:
 
 
 def decaying_population(rng: np.random.Generator, n: int, m: int) -> Spectrum:
-    """Noise with columns scaled by a population of exponent 3.4 to 4.5."""
+    """Noise with a population of exponent 3.4 to 4.5 in random directions."""
     return population(rng, n, m, rng.uniform(3.4, 4.5))
 
 
@@ -142,6 +145,40 @@ def decayed_collapse(rng: np.random.Generator, n: int, m: int) -> Spectrum:
     return spectrum_of(learned + 1e-6 * noise(rng, n, m))
 
 
+def scaled(rng: np.random.Generator, matrix: Floats, spread: float) -> Floats:
+    """Scale rows and columns by log-normal factors whose rms spreads by this many dex."""
+    n, m = matrix.shape
+    return matrix * 10 ** (spread * rng.standard_normal((n, 1))) * 10 ** (spread * rng.standard_normal(m))
+
+
+def scaled_noise(rng: np.random.Generator, n: int, m: int) -> Spectrum:
+    """Noise whose rows and columns have scales of .03 to .3 dex."""
+    return spectrum_of(scaled(rng, noise(rng, n, m), rng.uniform(0.03, 0.3)))
+
+
+def scaled_spikes(rng: np.random.Generator, n: int, m: int) -> Spectrum:
+    """1 to max(9, 4 %) spikes of 4 to 8 times the strength at which the first one shows, scaled by .03 to .1 dex."""
+    count = int(rng.integers(1, max(9, int(0.04 * m)) + 1))
+    strength = rng.uniform(4, 8, count) ** 0.5 * (n * m) ** 0.25 * 1.5
+    left = np.linalg.qr(rng.standard_normal((n, count)))[0]
+    right = np.linalg.qr(rng.standard_normal((m, count)))[0]
+    return spectrum_of(scaled(rng, noise(rng, n, m) + left * strength @ right.T, rng.uniform(0.03, 0.1)))
+
+
+def outlying_rows(rng: np.random.Generator, n: int, m: int) -> Spectrum:
+    """Noise in which 1 to 4 rows are 3 to 10 times as large as the others."""
+    matrix = noise(rng, n, m)
+    matrix[: rng.integers(1, 5)] *= rng.uniform(3, 10)
+    return spectrum_of(matrix)
+
+
+def dead_rows(rng: np.random.Generator, n: int, m: int) -> Spectrum:
+    """Noise of which a tenth to a third of the columns has decayed to 1e-6."""
+    matrix = noise(rng, n, m)
+    matrix[:, : int(m * rng.uniform(0.1, 0.33))] *= 1e-6
+    return spectrum_of(matrix)
+
+
 ENSEMBLES: dict[str, tuple[Phase, Draw]] = {
     "noise": (Phase.RANDOM_LIKE, random_like),
     "at the edge": (Phase.BLEEDING_OUT, bleeding_out),
@@ -153,6 +190,10 @@ ENSEMBLES: dict[str, tuple[Phase, Draw]] = {
     "spectrum 1.7-2.7": (Phase.HEAVY_TAILED, heavy_spectrum),
     "upper half 1.7-2.7": (Phase.HEAVY_TAILED, heavy_half),
     "elements μ 1-2.2": (Phase.HEAVY_TAILED, heavy_elements),
+    "noise, scaled": (Phase.RANDOM_LIKE, scaled_noise),
+    "spikes, scaled": (Phase.BULK_SPIKES, scaled_spikes),
+    "noise, large rows": (Phase.RANDOM_LIKE, outlying_rows),
+    "noise, dead columns": (Phase.RANDOM_LIKE, dead_rows),
     "low rank": (Phase.RANK_COLLAPSE, exact_collapse),
     "decayed bulk": (Phase.RANK_COLLAPSE, decayed_collapse),
 }
@@ -166,5 +207,9 @@ def replaced(rng: np.random.Generator, n: int, m: int, tops: Floats) -> Spectrum
 
 
 def population(rng: np.random.Generator, n: int, m: int, alpha: float) -> Spectrum:
-    """W = Z Σ^½, the eigenvalues of Σ from a Pareto law of exponent alpha."""
-    return spectrum_of(noise(rng, n, m) * np.sqrt(pareto(rng, alpha, m)))
+    """W = Z Σ^½, the eigenvalues of Σ from a Pareto law of exponent alpha, its eigenvectors random.
+
+    With the axes as eigenvectors it would be noise with columns of different scales.
+    """
+    rotation = np.linalg.qr(rng.standard_normal((m, m)))[0]
+    return spectrum_of(noise(rng, n, m) * np.sqrt(pareto(rng, alpha, m)) @ rotation)

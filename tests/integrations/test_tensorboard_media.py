@@ -63,20 +63,22 @@ def test_a_layer_with_an_alert_is_drawn_first(tmp_path: Path) -> None:
 
 
 def test_a_watched_run_draws_while_it_trains(tmp_path: Path) -> None:
-    """It draws at the step after the phase has changed, and at the end."""
+    """It draws at the step after a second reading confirms a change of phase, and at the end."""
     torch.manual_seed(0)
     model = nn.Linear(128, 128)
     with esdmon.watch(
         model, every=2, budget=None, sinks=f"tensorboard:{tmp_path}", alerts=None, mode="sync"
     ) as monitor:
-        for step in range(1, 9):
+        for step in range(1, 11):
             if step == 3:
                 with torch.no_grad():
                     model.weight.add_(torch.outer(torch.ones(128), torch.ones(128)) * 0.05)
             monitor.step()
             if step == 5:
-                assert pictures(tmp_path) == {"Linear": [4]}
-    assert pictures(tmp_path) == {"Linear": [4, 8]}
+                assert pictures(tmp_path) == {}
+            if step == 7:
+                assert pictures(tmp_path) == {"Linear": [6]}
+    assert pictures(tmp_path) == {"Linear": [6, 10]}
 
 
 def test_closing_takes_only_so_long(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

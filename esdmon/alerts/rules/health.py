@@ -35,7 +35,8 @@ def dead_layer(history: History) -> Iterable[Finding]:
     weight: bfloat16 rounds away an update below 1/250 of the element.
 
     A weight in the optimizer that requires no gradient is a notice (`info`): it may be frozen on purpose or by mistake.
-    A weight that is zero or not in the optimizer raises no alert.
+    So is one that has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
+    that of a pooler which the loss does not use. A weight that is zero or not in the optimizer raises no alert.
 
     Resolved when it moves.
 
@@ -47,12 +48,17 @@ def dead_layer(history: History) -> Iterable[Finding]:
     for layer in held:
         if layer.stands_still and layer.name in history.layers:
             why = "" if layer.trainable else " although it requires no gradient"
+            never_moved = all(
+                reading.update_ratio == 0 for reading in (history.first[layer.name], *history.layers[layer.name])
+            )
+            if never_moved and layer.trainable:
+                why = "; it has its exact values since the start, as a layer that the loss does not use"
             yield Finding(
                 layer.name,
                 f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, while other layers move, and it is in the "
                 f"optimizer{why}",
                 {"update_ratio": layer.last_move},
-                None if layer.trainable else "info",
+                "info" if never_moved or not layer.trainable else None,
             )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from esdmon.spectrum import Elements, Spectrum
 from esdmon.spectrum.arrays import Floats
+from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
 from esdmon.weights.device.solvers import Solver, blocks, solve_torch
 from esdmon.weights.matrix import Matrix, UnreadableError
@@ -28,15 +29,20 @@ _SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within 
 
 
 def read_spectrum(
-    matrix: Matrix, *, precision: str = "auto", also: Collection[str] = (), solver: Solver = solve_torch
+    matrix: Matrix,
+    *,
+    precision: str = "auto",
+    also: Collection[str] = (),
+    solver: Solver = solve_torch,
 ) -> Spectrum:
-    """Compute the spectrum of the current weight, with all-zero rows and columns removed.
+    """Compute the spectrum of the current weight, with dead rows and columns removed.
 
     Args:
         matrix: the handle on the weight.
         precision: "auto" or "exact"; see `check_precision`.
         also: "vectors" adds eigenvectors, in float64, at about three times the cost; "shuffled" adds the eigenvalues of
-            the same elements in random order, from a seeded generator, at about twice the cost.
+            the same elements in random order, from a seeded generator, at about twice the cost; "equalised" those of
+            the matrix with equal scales, at about twice the cost.
         solver: computes the eigenvalues of a weight on a CPU; on other devices torch does.
 
     Raises:
@@ -51,29 +57,42 @@ def read_spectrum(
         return _read(matrix, weight, precision, also, solver)
 
 
-def _read(matrix: Matrix, weight: Tensor, precision: str, also: Collection[str], solver: Solver) -> Spectrum:
-    stack, elements, scale = _prepare(matrix.to_stack(weight))
+def _read(
+    matrix: Matrix,
+    weight: Tensor,
+    precision: str,
+    also: Collection[str],
+    solver: Solver,
+) -> Spectrum:
+    stack, elements, scale, margins = _prepare(matrix.to_stack(weight))
     n, m = max(stack.shape[1:]), min(stack.shape[1:])
     _check_size(stack)
     to_spectrum = scale**2 / n
     # The user may have allowed TF32 or bfloat16 products for speed; they are too coarse for a spectrum.
     rounded = solver is solve_torch and rounds_products(stack.device.type)
     exact = precision == "exact" or stack.dtype == torch.float64 or rounded
-    vectors = shuffled = None
+    dtype = torch.float64 if exact else torch.float32
+    vectors = shuffled = equalised = None
     if "shuffled" in also:
-        shuffled = solver(_shuffled(stack), torch.float64 if exact else torch.float32) * to_spectrum
+        shuffled = solver(_shuffled(stack), dtype) * to_spectrum
+    if "equalised" in also:
+        equalised = solver(equalise(stack, margins), dtype) / n
+    # The matrix that represents a low-rank product has its singular values, but not its elements.
+    has_elements = matrix.view != "lora-delta"
+    scales = scales_of(stack, margins) if has_elements else None
 
     def spectrum(lam: Floats, used: str) -> Spectrum:
         return Spectrum.from_eigenvalues(
             lam * to_spectrum,
             shape=(n, m),
-            # The matrix that represents a low-rank product has its singular values, but not its elements.
-            elements=None if matrix.view == "lora-delta" else elements,
+            elements=elements if has_elements else None,
             dtype=str(weight.dtype).removeprefix("torch."),
             view=matrix.view,
             precision=used,
             vectors=vectors,
             shuffled=shuffled,
+            equalised=equalised,
+            scales=scales,
         )
 
     if "vectors" in also:
@@ -98,8 +117,8 @@ def _check_size(stack: Tensor) -> None:
         raise UnreadableError("skipped", f"{count} eigenvalues; at least {MIN_EIGENVALUES} are needed")
 
 
-def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float]:
-    """Return the stack without zero rows and columns, divided by a scale; statistics of its elements; the scale.
+def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
+    """Return the stack without dead rows and columns, divided by a scale; its elements' statistics; scale; margins.
 
     16-bit numbers are not converted here: a solver converts them block by block.
     """
@@ -117,12 +136,12 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float]:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
         every = _in_memory_order(stack)
     variance, mean = _moments(every)
-    zero_rows = zero_columns = zeros = 0
-    if float(torch.linalg.vector_norm(every, -math.inf)) == 0:  # the smallest |element|
-        stack, zero_rows, zero_columns = _drop_zeros(stack)
-        zeros = stack.numel() - int(torch.count_nonzero(stack))
-    elements = Elements(mean * scale, variance * scale**2, minimum, maximum, zero_rows, zero_columns, zeros)
-    return stack, elements, scale
+    has_zeros = float(torch.linalg.vector_norm(every, -math.inf)) == 0  # the smallest |element|
+    stack, margins, dead_rows, dead_columns = _drop_dead(stack)
+    zeros = stack.numel() - int(torch.count_nonzero(stack)) if has_zeros else 0
+    sides = stack.shape[1:]
+    elements = Elements(mean * scale, variance * scale**2, minimum, maximum, dead_rows, dead_columns, zeros, *sides)
+    return stack, elements, scale, margins
 
 
 def _in_memory_order(stack: Tensor) -> Tensor:
@@ -146,16 +165,16 @@ def _safe_scale(largest: float) -> float:
     return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-126, min(126, exponent))
 
 
-def _drop_zeros(stack: Tensor) -> tuple[Tensor, int, int]:
-    """Remove rows and columns that are zero in every slice; return the rest and how many were removed."""
-    nonzero = (stack != 0).any(dim=0)
-    rows, columns = nonzero.any(dim=1), nonzero.any(dim=0)
+def _drop_dead(stack: Tensor) -> tuple[Tensor, Margins, int, int]:
+    """Remove rows and columns that are dead in all slices; return the rest, its margins and the numbers removed."""
+    margins = measure_margins(stack)
+    rows, columns = margins.alive()
     dead_rows, dead_columns = int((~rows).sum()), int((~columns).sum())
     if dead_rows:
         stack = stack[:, rows]
     if dead_columns:
         stack = stack[:, :, columns]
-    return stack, dead_rows, dead_columns
+    return stack, margins.keep(rows, columns) if dead_rows or dead_columns else margins, dead_rows, dead_columns
 
 
 def _eigenvectors(stack: Tensor) -> tuple[Floats, Floats]:

@@ -1,0 +1,128 @@
+"""The estimated scales of rows and columns, and the fit of a bulk with them."""
+
+import numpy as np
+import pytest
+import torch
+
+from esdmon.spectrum import Phase, Spectrum, classify
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.scales import Scales
+from esdmon.weights.device.eigen import read_spectrum
+from esdmon.weights.matrix import Matrix
+from tests.benchmarks.ensembles import dead_rows, scaled, scaled_noise, scaled_spikes
+
+
+def read(matrix: Floats) -> Spectrum:
+    """The spectrum of a matrix, or of a stack of them."""
+    stack = torch.from_numpy(np.atleast_3d(matrix.T).T if matrix.ndim == 2 else matrix)
+    return read_spectrum(Matrix("matrix", lambda: stack, lambda weight: weight))
+
+
+def test_noise_of_equal_scales_has_about_equal_ones() -> None:
+    rng = np.random.default_rng(0)
+    assert max(_scales(read(rng.standard_normal((256, 128)))).spread for _ in range(10)) < 0.02
+
+
+@pytest.mark.parametrize("law", ["normal", "laplace"])
+def test_spread_is_that_of_the_scales(law: str) -> None:
+    rng = np.random.default_rng(1)
+    noise = rng.standard_normal((512, 256)) if law == "normal" else rng.laplace(size=(512, 256))
+    assert _scales(read(scaled(rng, noise, 0.1))).spread == pytest.approx(0.1, rel=0.15)
+
+
+def test_spikes_and_large_rows_are_taken_off_the_profile() -> None:
+    rng = np.random.default_rng(2)
+    scales = _scales(read(scaled(rng, rng.standard_normal((256, 128)), 0.1)))
+    assert scales.profile(spikes=1.0).is_flat
+    rows = scales.rows.copy()
+    rows[0, 0] *= 1e4
+    wide = Scales(rows, scales.columns, scales.kurtosis)
+    assert wide.profile().rows.max() > 10 * wide.profile(clipped=True).rows.max()
+
+
+@pytest.mark.parametrize(("n", "m"), [(32, 32), (64, 64), (256, 128), (384, 192)])
+def test_noise_with_scales_is_random_like(n: int, m: int) -> None:
+    rng = np.random.default_rng([n, m])
+    readings = [classify(scaled_noise(rng, n, m)) for _ in range(20)]
+    assert sum(reading.phase is Phase.RANDOM_LIKE for reading in readings) >= 19
+    assert not any(reading.alpha_is_meaningful for reading in readings)
+
+
+def test_spikes_under_scales_are_found() -> None:
+    rng = np.random.default_rng(3)
+    phases = [classify(scaled_spikes(rng, 384, 192)).phase for _ in range(12)]
+    assert phases.count(Phase.BULK_SPIKES) >= 11
+
+
+def test_slices_with_scales_of_their_own_are_random_like() -> None:
+    rng = np.random.default_rng(4)
+    stack = np.stack([scaled(rng, rng.standard_normal((96, 64)), 0.02 + 0.03 * i) for i in range(9)])
+    reading = classify(read(stack))
+    assert reading.phase is Phase.RANDOM_LIKE
+    assert "Their scales differ by" in reading.explanation
+
+
+def test_one_huge_row_is_no_structure() -> None:
+    rng = np.random.default_rng(5)
+    matrix = rng.standard_normal((256, 128))
+    matrix[3] *= 20
+    assert classify(read(matrix)).phase is Phase.RANDOM_LIKE
+
+
+def test_dead_units_are_counted_for_each_side_and_said() -> None:
+    rng = np.random.default_rng(6)
+    matrix = rng.standard_normal((200, 100))
+    matrix[:30] *= 1e-9
+    matrix[:, 7] = 0
+    spectrum = read(matrix)
+    elements = spectrum.elements
+    assert elements is not None
+    assert (elements.zero_rows, elements.zero_columns, elements.rows, elements.columns) == (30, 1, 170, 99)
+    assert spectrum.shape == (170, 99)
+    reading = classify(spectrum)
+    assert reading.phase is Phase.RANDOM_LIKE
+    assert "30 of 200 rows and 1 of 100 columns are dead and left out." in reading.explanation
+
+
+def test_a_layer_with_most_outputs_dead_has_no_phase() -> None:
+    rng = np.random.default_rng(7)
+    matrix = rng.standard_normal((2048, 256))
+    matrix[:, :180] = 0
+    reading = classify(read(matrix))
+    assert reading.phase is Phase.UNCLASSIFIED
+    assert "180 of 256 columns are dead: too little" in reading.explanation
+    assert classify(dead_rows(rng, 512, 256)).phase is Phase.RANDOM_LIKE
+
+
+def test_a_layer_of_which_most_has_decayed_has_collapsed() -> None:
+    rng = np.random.default_rng(7)
+    matrix = rng.standard_normal((2048, 256))
+    matrix[:, :180] *= 1e-12
+    assert classify(read(matrix)).phase is Phase.RANK_COLLAPSE
+
+
+def test_a_spectrum_without_a_bulk_has_no_edge_and_no_spikes() -> None:
+    rng = np.random.default_rng(8)
+    two_halves = np.concatenate((rng.uniform(1, 2, 40), rng.uniform(1e4, 2e4, 40)))
+    spectrum = Spectrum.from_eigenvalues(two_halves, shape=(80, 80))
+    reading = classify(spectrum)
+    assert reading.phase is Phase.UNCLASSIFIED
+    assert reading.confidence == 0
+    assert reading.explanation.startswith("No bulk of noise was found: 50% of the eigenvalues are above the best fit")
+    assert not reading.alpha_is_meaningful
+    assert spectrum.noise_bulk is None
+
+
+def test_shuffled_heavy_elements_say_trap() -> None:
+    rng = np.random.default_rng(9)
+    matrix = rng.standard_normal((256, 128))
+    matrix[5, 5] = 60
+    reading = classify(read(matrix))
+    assert "Single elements or the mean alone make a spike (trap" in reading.explanation or (
+        reading.phase is Phase.RANDOM_LIKE
+    )
+
+
+def _scales(spectrum: Spectrum) -> Scales:
+    assert spectrum.scales is not None
+    return spectrum.scales

@@ -1,0 +1,87 @@
+"""The law of noise with rows and columns of different scales, against Marchenko-Pastur and against simulation."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.laws import marchenko_pastur
+from esdmon.spectrum.scales import Profile
+from esdmon.spectrum.separable import SeparableLaw, separable_laws
+
+SHAPES = ((64, 64), (128, 64), (384, 192), (512, 512), (4096, 384))
+
+
+def log_normal(rng: np.random.Generator, slices: int, count: int, dex: float) -> Floats:
+    """Scales of mean 1 whose square roots spread by some dex."""
+    scales: Floats = 10 ** (2 * dex * rng.standard_normal((slices, count)))
+    scales /= scales.mean(axis=1, keepdims=True)
+    return scales
+
+
+def draw(rng: np.random.Generator, profile: Profile, slice_: int = 0) -> Floats:
+    """Eigenvalues of one matrix of noise."""
+    scales = np.outer(profile.rows[slice_], profile.columns[slice_])
+    w = rng.standard_normal(scales.shape) * np.sqrt(scales)
+    return np.linalg.eigvalsh(w.T @ w / w.shape[0])
+
+
+def ks_times_m(law: SeparableLaw, lam: Floats) -> float:
+    """M times the Kolmogorov-Smirnov distance."""
+    cdf, steps = law.cdf(lam), np.arange(lam.size + 1) / lam.size
+    return float(lam.size * max((steps[1:] - cdf).max(), (cdf - steps[:-1]).max()))
+
+
+@pytest.mark.parametrize(("n", "m"), SHAPES)
+def test_equal_scales_are_marchenko_pastur(n: int, m: int) -> None:
+    law = separable_laws(Profile(np.ones((1, n)), np.ones((1, m))))[0]
+    known = marchenko_pastur(n, m)
+    assert law.edge == pytest.approx(known.edge, rel=1e-9)
+    assert law.centre == pytest.approx(known.centre, rel=1e-9)
+    assert law.scale == pytest.approx(known.scale, rel=1e-9)
+    lam = np.linspace(0, 1.1 * known.edge, 500)
+    assert np.abs(law.cdf(lam) - known.cdf(lam)).max() < 5e-5
+
+
+@pytest.mark.parametrize(("n", "m", "dex"), [(64, 64, 0.1), (384, 192, 0.1), (384, 192, 0.2), (512, 256, 0.3)])
+def test_law_and_edge_are_those_of_drawn_noise(n: int, m: int, dex: float) -> None:
+    rng = np.random.default_rng([n, m])
+    profile = Profile(log_normal(rng, 1, n, dex), log_normal(rng, 1, m, dex))
+    law = separable_laws(profile)[0]
+    spectra = [draw(rng, profile) for _ in range(12)]
+    assert max(ks_times_m(law, lam) for lam in spectra) < 5
+    # The Tracy-Widom law has mean -1.21 and standard deviation 1.27.
+    scores = np.array([(lam[-1] - law.centre) / law.scale for lam in spectra])
+    assert -2.5 < scores.mean() < 0
+    assert scores.max() < 3.3
+
+
+def test_slices_have_laws_of_their_own() -> None:
+    rng = np.random.default_rng(0)
+    profile = Profile(log_normal(rng, 3, 128, 0.1), log_normal(rng, 3, 64, 0.1))
+    together = separable_laws(profile)
+    for i, law in enumerate(together):
+        alone = separable_laws(Profile(profile.rows[i : i + 1], profile.columns[i : i + 1]))[0]
+        assert law.edge == pytest.approx(alone.edge, rel=1e-9)
+        assert np.abs(law.table - alone.table).max() < 1e-6
+
+
+@given(
+    seed=st.integers(0, 1000), m=st.integers(8, 80), more=st.integers(0, 200), dex=st.floats(0, 0.6), few=st.booleans()
+)
+def test_any_profile_has_a_distribution(*, seed: int, m: int, more: int, dex: float, few: bool) -> None:
+    rng = np.random.default_rng(seed)
+    rows, columns = log_normal(rng, 1, m + more, dex), log_normal(rng, 1, m, dex)
+    if few:  # one huge row, and columns of two sizes
+        rows[0, 0] *= 100
+        columns[0, ::2] /= 30
+        rows, columns = rows / rows.mean(), columns / columns.mean()
+    law = separable_laws(Profile(rows, columns))[0]
+    assert 0 <= law.lower < law.edge < law.centre + 10 * law.scale
+    assert law.scale > 0
+    assert law.table[0] == 0
+    assert law.table[-1] == pytest.approx(1, abs=1e-6)
+    assert np.all(np.diff(law.table) >= 0)
+    p = np.linspace(0.05, 0.95, 19)
+    assert np.allclose(law.cdf(law.quantile(p)), p, atol=1e-6)
