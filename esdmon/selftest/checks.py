@@ -14,8 +14,8 @@ CHECKS = (
     Check("graph", graphs.capture, needs_cuda="graphs", apart=True),
     Check("graphed_callables", graphs.graphed_callables, needs_cuda="graphs", apart=True),
     Check("compiled", graphs.compiled, needs_cuda="graphs", apart=True),
-    Check("memory", waiting.memory, needs_cuda="the memory of a GPU", apart=True),
     Check("step_times", costs.step_times),
+    Check("memory", waiting.memory, needs_cuda="the memory of a GPU", apart=True),  # alone: it takes all of it
     Check("estimates", costs.estimates),
     Check("leaving", waiting.leaving),
 )

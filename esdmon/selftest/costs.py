@@ -139,8 +139,8 @@ def step_times(machine: Machine) -> Iterator[Row]:
     text = (
         f"with / without {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f}, {pairs} pairs of "
         f"{steps} steps); median step {statistics.median(on):.2f} / {statistics.median(off):.2f} ms, "
-        f"longest {max(on):.1f} / {max(off):.1f} ms; {sum(len(report.new) for report in sink.reports)} readings, overhead "
-        f"{overhead:.2%} by its own count, of all blocks"
+        f"longest {max(on):.1f} / {max(off):.1f} ms; "
+        f"{sum(len(report.new) for report in sink.reports)} readings; overhead {overhead:.2%} by its own count"
     )
     wrong = [f"{fault.who}: {fault.message}" for fault in monitor.errors]
     if machine.is_cuda and statistics.median(ratios) > _SLOWER:

@@ -122,11 +122,8 @@ def _compare(machine: Machine, scenario: Scenario, *, pauses: bool = True) -> Ro
         return Row("FAIL", f"broken by watching: {explain(error)}; {run.what_is_known()}")
     wrong, text = run.check()
     same = torch.equal(run.module.get_parameter("weight"), plain.module.get_parameter("weight"))
-    unequal = "equal" if same else "not bit-identical"
-    return verdict(
-        wrong,
-        f"captured within {seconds:.2f} s of the begin of a reading, {_REPLAYS} steps; {text}; weights {unequal} to those without",
-    )
+    text += f"; weights {'equal' if same else 'not bit-identical'} to those without watching"
+    return verdict(wrong, f"captured within {seconds:.2f} s of the begin of a reading; {_REPLAYS} steps, {text}")
 
 
 def capture(machine: Machine) -> Iterator[Row]:

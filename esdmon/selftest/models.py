@@ -19,25 +19,28 @@ Fill = Callable[[int, int, torch.Generator], Tensor]
 
 def noise(n: int, m: int, random: torch.Generator) -> Tensor:
     """Return pure noise."""
-    return torch.randn(n, m, generator=random) / math.sqrt(n)
+    return torch.randn(n, m, generator=random).mul(1 / math.sqrt(n))
 
 
 def spiked(n: int, m: int, random: torch.Generator) -> Tensor:
     """Return noise and three directions that stand out of it."""
     left, right = torch.randn(n, 3, generator=random) * n**-0.5, torch.randn(m, 3, generator=random) * m**-0.5
-    return noise(n, m, random) + left * torch.tensor([4.0, 6.0, 9.0]) @ right.mT
+    spikes: Tensor = left * torch.tensor([4.0, 6.0, 9.0]) @ right.mT
+    return noise(n, m, random) + spikes
 
 
 def heavy_elements(n: int, m: int, random: torch.Generator) -> Tensor:
     """Return independent elements with a heavy tail."""
-    return 0.01 * noise(n, m, random).sign() * (0.001 + torch.rand(n, m, generator=random)).pow(-0.7)
+    sizes = torch.rand(n, m, generator=random).add(0.001).pow(-0.7)
+    return noise(n, m, random).sign().mul(0.01).mul(sizes)
 
 
 def power_law(n: int, m: int, random: torch.Generator) -> Tensor:
     """Return a matrix whose singular values follow a power law, as a well trained layer's do."""
     left = torch.linalg.qr(torch.randn(n, min(n, m), generator=random))[0]
     right = torch.linalg.qr(torch.randn(m, min(n, m), generator=random))[0]
-    return left * (1 + torch.arange(min(n, m))) ** -0.6 @ right.mT
+    weight: Tensor = left * (1 + torch.arange(min(n, m))) ** -0.6 @ right.mT
+    return weight
 
 
 def deficient(n: int, m: int, random: torch.Generator) -> Tensor:
