@@ -152,8 +152,8 @@ class LayerReport:
     alpha_is_meaningful: bool = False
     """False if alpha describes the edge of noise and not a power-law tail."""
     over_regularized: bool = False
-    """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, and the tail begins above the edge of the bulk or
-    the layer is heavy-tailed."""
+    """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, and the tail has left the bulk: see
+    `esdmon.spectrum.phases.has_left_bulk`."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Values of the measures by name; NaN where undefined. Units and formulas: `esdmon.spectrum.measures`."""
     nulls: Mapping[str, float] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from esdmon.spectrum.phases import (
     decide,
     few_spikes,
     has_bulk,
+    has_left_bulk,
 )
 from esdmon.spectrum.spectrum import Spectrum
 from esdmon.spectrum.traps import trap
@@ -112,7 +113,7 @@ def _alpha_is_meaningful(spectrum: Spectrum, e: Evidence, phase: Phase, limits: 
 def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
     """Return whether a meaningful alpha is below 2 beyond doubt, and is that of a tail that has left the bulk."""
     fit = spectrum.power_law
-    has_left = phase is Phase.HEAVY_TAILED or fit.xmin >= bulk.edge
+    has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
     return has_left and fit.alpha_high + 2 * fit.alpha_stderr < 2
 
 

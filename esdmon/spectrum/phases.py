@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from esdmon.spectrum.bulk import CLEAN_KS, MAX_BULK_KS, MAX_SPIKE_SHARE
 
+_LONG_SOFT_RANK, _LONG_SHARE = 0.05, 0.05  # see `has_left_bulk`
+
 
 class Phase(Enum):
     """The 5+1 phases, and `UNCLASSIFIED` where none can be assigned."""
@@ -116,8 +118,8 @@ class PhaseReading:
     alpha_is_meaningful: bool = False
     """True if alpha describes a tail rather than the edge of noise."""
     over_regularized: bool = False
-    """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, heavier than the critical tail (SETOL), and the tail
-    begins above the edge of the bulk or the layer is heavy-tailed."""
+    """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, heavier than the critical tail (SETOL), and the
+    tail has left the bulk (`has_left_bulk`)."""
 
 
 class Evidence(NamedTuple):
@@ -153,6 +155,18 @@ def has_bulk(e: Evidence, limits: PhaseThresholds) -> bool:
 def accepts_power_law(e: Evidence, limits: PhaseThresholds) -> bool:
     """Return whether the tail is a power law: it fits, is not worse than an exponential, and has enough eigenvalues."""
     return e.tail_ks <= limits.heavy_ks and e.ratio > limits.heavy_ratio and e.n_tail >= limits.min_n_tail
+
+
+def has_left_bulk(phase: Phase, *, xmin: float, edge: float, soft_rank: float, share: float) -> bool:
+    """Return whether a power-law tail is more than the end of the bulk, as an over-regularised one must be.
+
+    It is if the layer is heavy-tailed, if the tail begins at the edge of the bulk or above, or if at least 5 % of the
+    spectrum is above the edge and λmax is 20 times the edge: the tail then goes on for a decade beyond the bulk, of
+    which the fit takes a part. Ours; in published networks tails that begin within the bulk and end sooner are made by
+    the scales of rows and columns.
+    """
+    is_long = soft_rank <= _LONG_SOFT_RANK and share >= _LONG_SHARE
+    return phase is Phase.HEAVY_TAILED or xmin >= edge or is_long
 
 
 def few_spikes(size: int, limits: PhaseThresholds) -> float:

@@ -32,7 +32,6 @@ def test_heavy_tails_and_clean_bulks_exclude_each_other(readings: dict[NetworkLa
             assert bulk.ks > 6, layer.tensor
         if reading.over_regularized:
             assert reading.alpha_is_meaningful
-            assert reading.phase is Phase.HEAVY_TAILED or layer.spectrum.power_law.xmin >= bulk.edge
 
 
 def test_few_trained_layers_are_random_like(readings: dict[NetworkLayer, PhaseReading]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
+from esdmon.spectrum.phases import has_left_bulk
 
 _LOST = 0.98  # share of the first rank below which rank was lost, beyond the scatter of the zero tolerance
 
@@ -17,10 +18,10 @@ def over_regularized(
 
     Fires when alpha is meaningful and below 2 by more than its uncertainty: `alpha_high`, the largest alpha among fits
     that are nearly as good, plus two standard errors is below 2. The tail has to begin above the edge of the bulk, or
-    the layer to be heavy-tailed: a fit that begins within the bulk describes noise too. Such layers hold few, very
-    strong correlations: they begin to describe the training examples rather than what those have in common, and test
-    accuracy falls, often long before the training loss shows it. Tiny batches, a learning rate that is too large for
-    them, and too much regularisation lead there.
+    to go on for a decade beyond it, or the layer to be heavy-tailed: a fit within the bulk describes noise. Such layers
+    hold few, very strong correlations: they begin to describe the training examples rather than what those have in
+    common, and test accuracy falls, often long before the training loss shows it. Tiny batches, a learning rate that is
+    too large for them, and too much regularisation lead there.
 
     The ERG tail, whose eigenvalues have a product of one, is the second criterion. At the ideal alpha of 2 the power
     law begins where the ERG tail begins. If it begins at less than half of that eigenvalue, theory confirms the finding
@@ -38,14 +39,16 @@ def over_regularized(
     for name, readings in history.layers.items():
         now = readings[-1]
         value, high, stderr = measured(now, "alpha", "alpha_high", "alpha_stderr")
-        xmin, edge = measured(now, "xmin", "bulk_edge")
+        xmin, edge, soft_rank, spikes = measured(now, "xmin", "bulk_edge", "mp_soft_rank", "n_spikes")
         if measured(history.first[name], "alpha")[0] < alpha:
             continue
         if name in history.firing:
             # Without a meaningful tail there is no evidence that it has recovered, so the alert goes on.
             wrong = value < back and now.phase not in (Phase.RANDOM_LIKE, Phase.BLEEDING_OUT)
         else:
-            has_left = now.phase is Phase.HEAVY_TAILED or xmin >= edge
+            has_left = has_left_bulk(
+                now.phase, xmin=xmin, edge=edge, soft_rank=soft_rank, share=spikes / now.n_eigenvalues
+            )
             wrong = now.alpha_is_meaningful and has_left and high + 2 * stderr < alpha
         if wrong:
             ratio = _erg_ratio(now)

@@ -1,0 +1,1 @@
+"""Test esdmon on a machine with a GPU: `python -m esdmon.selftest`."""

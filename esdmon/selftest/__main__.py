@@ -1,0 +1,41 @@
+"""Run the self-test: `python -m esdmon.selftest`."""
+
+import argparse
+import faulthandler
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+# Before CUDA is used: trainings are compared to the last bit, for which cuBLAS needs a workspace of its own.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+import torch
+
+from esdmon.selftest.checks import CHECKS
+from esdmon.selftest.harness import Check, Machine, run
+
+
+def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] = CHECKS) -> int:
+    """Run the checks that the arguments name, and return the exit status: 1 if any has failed."""
+    parser = argparse.ArgumentParser(prog="python -m esdmon.selftest", description=__doc__)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=default, help="cuda or cpu; on cpu sizes are small, and times mean nothing")
+    parser.add_argument("--only", default="", help=f"some checks: {','.join(check.name for check in checks)}")
+    parser.add_argument("--json", type=Path, help="a file for all figures")
+    parser.add_argument("--in-process", action="store_true", help="start no further process for a check")
+    given = parser.parse_args(arguments)
+    names = [name for name in given.only.split(",") if name] or [check.name for check in checks]
+    unknown = set(names) - {check.name for check in checks}
+    if unknown:
+        parser.error(f"unknown checks: {', '.join(sorted(unknown))}")
+    device = torch.device(given.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        parser.error("this torch finds no CUDA device: --device cpu is a dry run")
+    chosen = [check for check in checks if check.name in names]
+    return run(chosen, Machine(device), json_path=given.json, in_process=given.in_process)
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(540, exit=True)  # where a check deadlocks: its stack is the finding
+    sys.exit(main())

@@ -1,0 +1,22 @@
+"""List the checks, in the order in which they run: what is right first, then what it costs."""
+
+from esdmon.selftest import correctness, costs, graphs, waiting
+from esdmon.selftest.harness import Check
+
+CHECKS = (
+    Check("environment", costs.environment),
+    Check("reading", correctness.reading),
+    Check("precision", correctness.precision),
+    Check("identical", correctness.identical),
+    Check("torn", correctness.torn),
+    Check("streams", correctness.streams),
+    Check("no_wait", waiting.no_wait, needs_cuda="a CPU has no queue to wait for"),
+    Check("graph", graphs.capture, needs_cuda="graphs", apart=True),
+    Check("graphed_callables", graphs.graphed_callables, needs_cuda="graphs", apart=True),
+    Check("compiled", graphs.compiled, needs_cuda="graphs", apart=True),
+    Check("step_times", costs.step_times),
+    Check("memory", waiting.memory, needs_cuda="the memory of a GPU", apart=True),  # alone: it takes all of it
+    Check("estimates", costs.estimates),
+    Check("leaving", waiting.leaving),
+)
+"""Each with a name for `--only`."""

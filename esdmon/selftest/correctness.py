@@ -1,0 +1,302 @@
+"""Check that readings on a GPU are right: against a CPU, under precision switches, on streams, in mid-training."""
+
+import copy
+import itertools
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esdmon.analysis import analyze
+from esdmon.records import LayerReport, Report
+from esdmon.selftest.harness import Machine, Row, python, verdict
+from esdmon.selftest.models import DTYPES, Training, lambda_max, zoo
+from esdmon.sinks import MemorySink
+from esdmon.watching import watch
+
+_STEPS = 60  # of the trainings that are compared bit by bit
+_TORN = 1e-5  # relative error of lambda_max from which a copy is not of its step: 20 times that of float32
+
+
+def reading(machine: Machine) -> Iterator[Row]:
+    """Compare readings on the device with those of a copy on the CPU, for layers of many kinds."""
+    for dtype in DTYPES:
+        model = zoo(dtype, large=machine.is_cuda)
+        expected = analyze(model)
+        report = analyze(copy.deepcopy(model).to(machine.device))
+        yield compared(report, expected, str(dtype).removeprefix("torch."), 1e-4 if dtype == torch.float32 else 1e-2)
+
+
+def compared(report: Report, expected: Report, part: str, tolerance: float, note: str = "") -> Row:
+    """Return a row on two readings of the same weights: alpha within the tolerance, phases equal, none failed."""
+    wrong = [f"{each.name}: {each.status}, {each.reason}" for each in report if each.status != "ok"]
+    alpha, edge = {}, {}
+    for each, other in zip(report, expected, strict=True):
+        alpha[each.name] = _difference(each, other, "alpha")
+        edge[each.name] = _difference(each, other, "lambda_max")
+        if not alpha[each.name] <= tolerance:
+            wrong.append(f"{each.name}: alpha {each.measures.get('alpha')}, on the CPU {other.measures.get('alpha')}")
+        if not edge[each.name] <= _TORN:
+            wrong.append(f"{each.name}: lambda_max is off by {edge[each.name]:.1e}")
+        if each.phase is not other.phase:
+            wrong.append(f"{each.name}: {each.phase.value}, on the CPU {other.phase.value}")
+    worst = max(alpha, key=alpha.__getitem__)
+    exact = sum(each.precision == "float64" for each in report)
+    text = (
+        f"{len(report)} layers, {exact} in float64; alpha within {alpha[worst]:.1e} ({worst}), lambda_max within "
+        f"{max(edge.values()):.1e}; {sum(a.phase is b.phase for a, b in zip(report, expected, strict=True))} phases "
+        f"equal{note}"
+    )
+    return verdict(wrong, text, part, {"alpha": alpha, "lambda_max": edge})
+
+
+def _difference(one: LayerReport, other: LayerReport, measure: str) -> float:
+    """Return the relative difference of a measure; infinite where it is defined for one of the two only."""
+    a, b = one.measures.get(measure, math.nan), other.measures.get(measure, math.nan)
+    if math.isnan(a) and math.isnan(b):
+        return 0.0
+    return math.inf if math.isnan(a) or math.isnan(b) else abs(a - b) / max(abs(b), 1e-300)
+
+
+def _assign(owner: Callable[[], Any], name: str, value: Any) -> str:
+    """Set a switch; return why that is not possible in this version of torch, or nothing."""
+    try:
+        if not hasattr(owner(), name):  # setting it would only make a new attribute
+            return f"torch {torch.__version__} has no such switch"
+        setattr(owner(), name, value)
+    except AttributeError as error:
+        return f"torch {torch.__version__} has no such switch: {error}"
+    return ""
+
+
+def _set_precision(value: str) -> str:
+    torch.set_float32_matmul_precision(value)
+    return ""
+
+
+_SWITCHES: Mapping[str, Callable[[], str]] = {
+    "untouched": lambda: "",
+    "allow_tf32": partial(_assign, lambda: torch.backends.cuda.matmul, "allow_tf32", value=True),
+    "high": partial(_set_precision, "high"),
+    "medium": partial(_set_precision, "medium"),
+    "cuda_fp32_precision": partial(_assign, lambda: torch.backends.cuda.matmul, "fp32_precision", value="tf32"),
+    "fp32_precision": partial(_assign, lambda: torch.backends, "fp32_precision", value="tf32"),
+}
+_GETTERS: Mapping[str, Callable[[], Any]] = {
+    "get_float32_matmul_precision": torch.get_float32_matmul_precision,
+    "cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
+    "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
+    "cuda.matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,
+    "mkldnn.matmul.fp32_precision": lambda: getattr(torch.backends, "mkldnn").matmul.fp32_precision,  # noqa: B009 -- mypy
+    "fp32_precision": lambda: getattr(torch.backends, "fp32_precision"),  # noqa: B009 -- since torch 2.9
+    "allow_bf16_reduced_precision_reduction": lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+}
+
+
+def _switches() -> dict[str, str]:
+    """Return all switches as they stand, or the type of the error with which torch answers."""
+    found = {}
+    for name, get in _GETTERS.items():
+        try:
+            found[name] = str(get())
+        except Exception as error:  # noqa: BLE001 -- torch raises where old and new switches were mixed
+            found[name] = type(error).__name__
+    return found
+
+
+def precision(machine: Machine) -> Iterator[Row]:
+    """Compare readings under each precision switch of torch, each in a process of its own."""
+
+    def child(switch: str) -> tuple[str, Row]:
+        code = f"from esdmon.selftest.correctness import read_under; read_under({switch!r}, {str(machine.device)!r})"
+        ended = python("-c", code, timeout=90)
+        try:
+            return switch, Row(**json.loads(ended.out.strip().splitlines()[-1]))
+        except (ValueError, IndexError, TypeError):
+            return switch, Row("FAIL", f"its process ended with {ended.describe()}", switch)
+
+    side_by_side = min(len(_SWITCHES), max(1, (os.cpu_count() or 1) // 2))
+    with ThreadPoolExecutor(side_by_side) as pool:
+        for _, row in pool.map(child, _SWITCHES):
+            yield row
+
+
+def read_under(switch: str, device: str) -> None:
+    """Set one switch, compare readings with those before, and print the row as JSON: for a process of its own."""
+    machine = Machine(torch.device(device))
+    model = zoo(torch.float32, large=False)
+    model["in_16_bits"] = zoo(torch.bfloat16, large=False)["power_law"]
+    expected = analyze(model)
+    on_device = copy.deepcopy(model).to(machine.device)
+    refused = _SWITCHES[switch]()
+    if refused:
+        row = Row("SKIP", refused, switch)
+    else:
+        before = _switches()
+        report = analyze(on_device)
+        after = _switches()
+        weight = on_device["power_law"].get_parameter("weight").detach()
+        exact = weight.double().mT @ weight.double()
+        rounding = float(((weight.mT @ weight).double() - exact).norm() / exact.norm())
+        note = f"; a plain product is off by {rounding:.1e} under it"
+        row = compared(report, expected, switch, 1e-4, note)
+        if before != after:
+            row = Row("FAIL", f"switches changed from {before} to {after}; {row.detail}", switch)
+    print(json.dumps({"result": row.result, "detail": row.detail, "part": row.part, "figures": dict(row.figures)}))
+
+
+def identical(machine: Machine) -> Iterator[Row]:
+    """Compare losses and weights of trainings with and without a watch, to the last bit."""
+    torch.use_deterministic_algorithms(mode=True)
+    plain, again = (_trained(machine, None) for _ in range(2))
+    if not plain.equals(again):
+        yield Row("SKIP", "the same training without watch() is not the same twice on this device")
+        return
+    ways: dict[str, dict[str, Any]] = {
+        "default": {"every": 20},
+        "sync": {"every": 20, "mode": "sync"},
+        "every_step": {"every": 1, "budget": None},
+        "thread": {"every": 1, "budget": None, "mode": "thread"},
+    }
+    for name, options in ways.items():
+        watched = _trained(machine, options)
+        wrong = watched.close()
+        if not watched.equals(plain):
+            losses = zip(watched.losses, plain.losses, strict=True)
+            first = next((k for k, (a, b) in enumerate(losses) if not torch.equal(a, b)), _STEPS)
+            wrong.append(f"losses differ from step {first} on")
+        if not watched.readings:
+            wrong.append("nothing was read")
+        yield verdict(wrong, f"{_STEPS} losses and all weights equal; {watched.readings} readings", name)
+
+
+def _trained(machine: Machine, options: Mapping[str, Any] | None) -> Training:
+    training = Training(machine, options=options)
+    for _ in range(_STEPS):
+        training.step()
+    machine.settle()
+    return training
+
+
+def torn(machine: Machine) -> Iterator[Row]:
+    """Compare the readings of a weight that an optimizer hammers with clones that are taken in the same steps."""
+    shape = (131072, 64) if machine.is_cuda else (8192, 64)
+    base = 0.01 * torch.randn(shape, generator=torch.Generator("cpu").manual_seed(1))
+    for mode in ("thread", "sync"):
+        layer = nn.Linear(shape[1], shape[0], bias=False)
+        with torch.no_grad():
+            layer.weight.copy_(base)
+        layer.to(machine.device)
+        optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+        layer.weight.grad = torch.full_like(layer.weight, -1.0)  # each step adds 1 to all elements
+        sink, clones = MemorySink(), dict[int, Tensor]()
+        with watch(layer, optimizer, every=1, budget=None, mode=mode, sinks=[sink], alerts=None) as monitor:
+            for _ in range(40):
+                optimizer.step()
+                clones[monitor.steps] = layer.weight.detach().clone()
+                if monitor.steps % 8 == 0:  # at times let the thread catch up, so that more steps are read
+                    machine.settle()
+                    time.sleep(0.05)
+        wrong, worst = [], 0.0
+        for report in sink.reports:
+            for each in report.new:
+                expected = lambda_max(clones[each.step])
+                error = abs(each.measures.get("lambda_max", math.nan) - expected) / expected
+                worst = max(worst, error)
+                if not error <= _TORN:
+                    wrong.append(f"step {each.step}: {each.measures.get('lambda_max')}, of the clone {expected}")
+        count = sum(len(report.new) for report in sink.reports)
+        if count < 5:
+            wrong.append(f"only {count} readings")
+        yield verdict(wrong, f"{count} readings at steps to 40, lambda_max within {worst:.1e} of the clones'", mode)
+    yield _sensitivity(base)
+    yield from _unordered(machine)
+
+
+def _sensitivity(base: Tensor) -> Row:
+    """Return whether a copy with 1 % of its rows from the next step would be seen at the last step."""
+    whole = base + 40
+    mixed = whole.clone()
+    mixed[: len(mixed) // 100] += 1
+    error = abs(lambda_max(mixed) / lambda_max(whole) - 1)
+    return verdict(
+        [] if error > _TORN else ["such a tear would not be seen"],
+        f"1 % of the rows from the next step change lambda_max by {error:.1e} (limit {_TORN:g})",
+        "control_tear",
+    )
+
+
+def _unordered(machine: Machine) -> Iterator[Row]:
+    """Yield how many copies are torn on a stream that waits for nothing: whether this device can tear at all."""
+    if not machine.is_cuda:
+        yield Row("SKIP", "needs CUDA: copies on another stream", "control_unordered")
+        return
+    weight = torch.zeros(8192, 4096, device=machine.device)
+    host = torch.empty(weight.shape, pin_memory=True)
+    side, count = machine.stream(), 0
+    for _ in range(20):
+        for _ in range(8):
+            weight.add_(1)
+        with torch.cuda.stream(side):
+            host.copy_(weight, non_blocking=True)
+        for _ in range(64):
+            weight.add_(1)
+        machine.settle()
+        count += int(host.min() != host.max())
+    text = f"{count} of 20 copies on a stream that waits for nothing are torn"
+    yield Row("PASS" if count else "INFO", text if count else f"{text}: tearing was not seen", "control_unordered")
+
+
+def streams(machine: Machine) -> Iterator[Row]:
+    """Read under autocast, and weights that another stream has updated."""
+    model = zoo(torch.float32, large=False)
+    expected = analyze(model)
+    model.to(machine.device)
+    with torch.autocast(machine.device.type, torch.bfloat16):
+        report = analyze(model)
+    yield compared(report, expected, "autocast", 1e-4)
+    for where, mode in itertools.product(("step_inside", "step_after"), ("thread", "sync")):
+        part = f"{where}_{mode}"
+        if machine.is_cuda:
+            yield _updated_on_a_side_stream(machine, part, inside=where == "step_inside", mode=mode)
+        else:
+            yield Row("SKIP", "needs CUDA: a second stream", part)
+
+
+def _updated_on_a_side_stream(machine: Machine, part: str, *, inside: bool, mode: str) -> Row:
+    """Update a weight behind long work on a side stream; read there, or on the first stream once that waits for it."""
+    layer = nn.Linear(64, 65536, bias=False).to(machine.device)
+    work = torch.randn(8192, 8192, device=machine.device)
+    side, main, sink = machine.stream(), torch.cuda.current_stream(), MemorySink()
+    clones: dict[int, Tensor] = {}
+    with watch(layer, every=1, budget=None, mode=mode, sinks=[sink], alerts=None) as monitor:
+        for _ in range(10):
+            side.wait_stream(main)
+            with torch.cuda.stream(side), torch.no_grad():
+                for _ in range(4):
+                    work = torch.mm(work, work).div_(8192)
+                layer.weight.add_(1)
+                if inside:
+                    monitor.step()
+                    clones[monitor.steps] = layer.weight.detach().clone()
+            main.wait_stream(side)
+            if not inside:
+                monitor.step()
+                clones[monitor.steps] = layer.weight.detach().clone()
+            monitor.flush()
+    wrong, worst = [], 0.0
+    for each in (each for report in sink.reports for each in report.new):
+        expected = lambda_max(clones[each.step])
+        error = abs(each.measures.get("lambda_max", math.nan) / expected - 1)
+        worst = max(worst, error)
+        if not error <= _TORN:
+            wrong.append(f"step {each.step}: {each.status}, lambda_max off by {error:.1e}")
+    count = sum(len(report.new) for report in sink.reports)
+    return verdict(wrong + ([] if count else ["nothing was read"]), f"{count} readings, within {worst:.1e}", part)

@@ -1,0 +1,183 @@
+"""Measure the machine, the slow-down of steps, and what the parts of a reading take."""
+
+import itertools
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+
+from esdmon.runtime.cpus import cores
+from esdmon.selftest.harness import Machine, Row, verdict
+from esdmon.selftest.models import mlp
+from esdmon.sinks import MemorySink
+from esdmon.watching import watch
+
+_SLOWER = 1.03  # the default budget of 1 %, and the scatter of such short blocks
+
+
+def environment(machine: Machine) -> Iterator[Row]:
+    """Describe the machine, and what calls to CUDA take that esdmon makes in a hook."""
+    limit = Path("/sys/fs/cgroup/cpu.max")
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
+    versions += f"scipy {scipy.__version__}"
+    quota = limit.read_text(encoding="utf-8").strip() if limit.exists() else "unknown"
+    text = f"{versions}; {os.cpu_count()} cores, {cores()} usable, {torch.get_num_threads()} threads, cpu.max {quota}"
+    yield Row("INFO", text, "host", {"device": str(machine.device)})
+    if machine.is_cuda:
+        its = torch.cuda.get_device_properties(machine.device)
+        text = f"{its.name}, {its.major}.{its.minor}, {its.total_memory / 2**30:.0f} GiB, CUDA {torch.version.cuda}"
+        yield Row("INFO", text, "device")
+    size = 8192 if machine.is_cuda else 512
+    rates = {}
+    for dtype in (torch.float32, torch.float64):
+        x = torch.randn(size, size, device=machine.device, dtype=dtype)
+        rates[dtype] = 2e-9 * size**3 / timed(machine, partial(torch.mm, x, x), 3)[0]
+    share = rates[torch.float64] / rates[torch.float32]
+    text = f"products {rates[torch.float32]:.1f} TFLOP/s in float32, {rates[torch.float64]:.1f} in float64"
+    yield Row("INFO", f"{text}: {'fast' if share > 0.25 else 'slow'} ({share:.2f})", "float64", {"share": share})
+    if machine.is_cuda:
+        event = machine.event()
+        calls: dict[str, Callable[[], Any]] = {
+            "record": event.record,
+            "query": event.query,
+            "mem_get_info": torch.cuda.mem_get_info,
+            "memory_stats": torch.cuda.memory_stats,
+            "synchronize": torch.cuda.synchronize,
+        }
+        costs = {name: _microseconds(machine, call) for name, call in calls.items()}
+        yield Row("INFO", ", ".join(f"{name} {cost:.1f} µs" for name, cost in costs.items()), "calls", costs)
+
+
+def _microseconds(machine: Machine, call: Callable[[], Any], count: int = 200) -> float:
+    call()
+    machine.settle()
+    begin = time.perf_counter()
+    for _ in range(count):
+        call()
+    return 1e6 * (time.perf_counter() - begin) / count
+
+
+def timed(machine: Machine, work: Callable[[], Any], repeats: int = 2) -> tuple[float, float, float]:
+    """Return the milliseconds of the device, the host and this thread's CPU, medians of some repeats after a first."""
+    work()
+    rows = []
+    for _ in range(repeats):
+        machine.settle()
+        begin, busy = time.perf_counter(), time.thread_time()
+        start = _mark(machine)
+        work()
+        host, cpu = time.perf_counter() - begin, time.thread_time() - busy
+        end = _mark(machine)
+        machine.settle()
+        rows.append((_between(start, end), 1e3 * host, 1e3 * cpu))
+    device, hosts, cpus = (statistics.median(column) for column in zip(*rows, strict=True))
+    return device, hosts, cpus
+
+
+def _mark(machine: Machine) -> Any:
+    """Return an event that is queued now; without a GPU the time."""
+    if not machine.is_cuda:
+        return time.perf_counter()
+    event = machine.event()
+    event.record()
+    return event
+
+
+def _between(start: Any, end: Any) -> float:
+    return float(start.elapsed_time(end)) if isinstance(start, torch.cuda.Event) else 1e3 * float(end - start)
+
+
+def step_times(machine: Machine) -> Iterator[Row]:
+    """Compare the times of steps with and without watching, in blocks that take turns."""
+    width, depth, batch, pairs, steps = (4096, 4, 4096, 5, 400) if machine.is_cuda else (64, 2, 64, 4, 40)
+    torch.manual_seed(2)
+    model = mlp(width, depth).to(machine.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=machine.is_cuda)
+    x = torch.randn(batch, width, device=machine.device)
+
+    def step() -> None:
+        with torch.autocast(machine.device.type, torch.bfloat16):
+            loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    sink = MemorySink()
+    # One monitor, since each has two seconds free; `hook=False`, so that blocks without it can come between.
+    monitor = watch(model, optimizer, every=200 if machine.is_cuda else 20, hook=False, sinks=[sink])
+
+    def block(*, watched: bool) -> list[float]:
+        marks = [_mark(machine)]
+        for _ in range(steps):
+            step()
+            if watched:
+                monitor.step()
+            marks.append(_mark(machine))
+        machine.settle()
+        if watched:
+            monitor.flush()  # outside of what is timed, so that no block without it is slowed down
+        return [_between(start, end) for start, end in itertools.pairwise(marks)]
+
+    block(watched=False)
+    blocks = []
+    for k in range(pairs):
+        order = (True, False) if k % 2 else (False, True)
+        both = {watched: block(watched=watched) for watched in order}
+        blocks.append((both[True], both[False]))
+    overhead = monitor.overhead
+    monitor.close()
+    ratios = [sum(on) / sum(off) for on, off in blocks]
+    on, off = ([ms for pair in blocks for ms in pair[k]] for k in (0, 1))
+    text = (
+        f"with / without {statistics.median(ratios):.4f} ({min(ratios):.4f} to {max(ratios):.4f}, {pairs} pairs of "
+        f"{steps} steps); median step {statistics.median(on):.2f} / {statistics.median(off):.2f} ms, "
+        f"longest {max(on):.1f} / {max(off):.1f} ms; "
+        f"{sum(len(report.new) for report in sink.reports)} readings; overhead {overhead:.2%} by its own count"
+    )
+    wrong = [f"{fault.who}: {fault.message}" for fault in monitor.errors]
+    if machine.is_cuda and statistics.median(ratios) > _SLOWER:
+        wrong.append(f"slower than {_SLOWER}")
+    yield verdict(wrong, text, figures={"ratios": ratios, "on": _tenths(on), "off": _tenths(off)})
+
+
+def _tenths(times: Sequence[float]) -> list[float]:
+    return statistics.quantiles(times, n=10)
+
+
+def estimates(machine: Machine) -> Iterator[Row]:
+    """Measure products, eigenvalues and copies: device, host and thread-CPU milliseconds."""
+    random = torch.Generator("cpu").manual_seed(4)
+    for m in (512, 1024, 2048, 4096) if machine.is_cuda else (64, 128):
+        weight = torch.randn(2 * m, m, generator=random).to(machine.device)
+        figures = {}
+        for dtype in (torch.float32, torch.float64):
+            name = str(dtype).removeprefix("torch.float")
+            wide = weight.to(dtype)
+            gram = wide.mT @ wide
+            figures[f"product {name}"] = timed(machine, partial(torch.mm, wide.mT, wide))
+            figures[f"eigvalsh {name}"] = timed(machine, partial(torch.linalg.eigvalsh, gram))
+        text = "; ".join(f"{name}: {a:.2f}/{b:.2f}/{c:.2f}" for name, (a, b, c) in figures.items())
+        yield Row("INFO", f"ms device/host/CPU: {text}", f"M_{m}", figures)
+    if not machine.is_cuda:
+        yield Row("SKIP", "needs CUDA: copies to the host", "copies")
+        return
+    source = torch.empty(64 << 20, device=machine.device)  # 256 MB
+    pageable, pinned = torch.empty(source.shape), torch.empty(source.shape, pin_memory=True)
+    rates = {
+        name: source.nbytes / 1e6 / timed(machine, partial(to.copy_, source, non_blocking=True), 3)[0]
+        for name, to in (("pageable", pageable), ("pinned", pinned))
+    }
+    begin = time.perf_counter()
+    again = torch.empty(source.numel() + 1, pin_memory=True)
+    rates["pin 256 MB, ms"] = 1e3 * (time.perf_counter() - begin)
+    del again
+    text = ", ".join(f"{name} {rate:.1f}" + (" GB/s" if "ms" not in name else "") for name, rate in rates.items())
+    yield Row("INFO", f"256 MB to the host: {text}", "copies", rates)

@@ -1,0 +1,214 @@
+"""Run checks one after another, each kept apart from the others, and print their rows as soon as they are known."""
+
+import gc
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+Result: TypeAlias = Literal["PASS", "FAIL", "SKIP", "INFO"]
+PROCESS_SECONDS = 100.0
+"""Seconds after which a check in a process of its own is ended: a deadlock, since none needs half of that."""
+_WIDTH = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The device that is tested, and how large a test may be."""
+
+    device: torch.device
+
+    @property
+    def is_cuda(self) -> bool:
+        """Return whether the device is a GPU of CUDA: else all sizes are small, and times mean nothing."""
+        return self.device.type == "cuda"
+
+    def stream(self) -> torch.cuda.Stream:
+        """Return a new stream."""
+        return torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def event(self) -> torch.cuda.Event:
+        """Return a new event that takes the time."""
+        return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    def settle(self) -> None:
+        """Wait until the device has done all that was queued."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the table."""
+
+    result: Result
+    detail: str
+    part: str = ""
+    """What of the check this line is about; empty for a check of one line."""
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Further numbers, for the JSON."""
+
+
+CheckFunction: TypeAlias = Callable[[Machine], Iterable[Row]]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check by name."""
+
+    name: str
+    function: CheckFunction
+    needs_cuda: str = ""
+    """Why the check needs a GPU; empty for one that also runs on a CPU."""
+    apart: bool = False
+    """Run in a process of its own, since it may leave CUDA unusable, or not return; with its neighbours."""
+
+
+def verdict(wrong: Sequence[str], right: str, part: str = "", figures: Mapping[str, Any] | None = None) -> Row:
+    """Return a row that fails and lists what is wrong, or passes with the figures."""
+    if wrong:
+        more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+        return Row("FAIL", "; ".join(wrong[:4]) + more + f" ({right})", part, figures or {})
+    return Row("PASS", right, part, figures or {})
+
+
+def run(checks: Sequence[Check], machine: Machine, *, json_path: Path | None = None, in_process: bool = False) -> int:
+    """Run checks, print the table, and return the exit status: 1 if any row is a FAIL.
+
+    Args:
+        checks: in their order.
+        machine: what is tested.
+        json_path: a file that is written after each row, so that it is there after a crash.
+        in_process: run those here that would have a process of their own.
+    """
+    rows: list[dict[str, Any]] = []
+    begin = time.perf_counter()
+    print(f"{'check':<{_WIDTH}} | result | detail", flush=True)
+    for check, row in _rows(checks, machine, in_process=in_process):
+        name = f"{check.name}.{row.part}" if row.part else check.name
+        print(f"{name:<{_WIDTH}} | {row.result:<6} | {row.detail}", flush=True)
+        rows.append({"check": check.name, **asdict(row), "at_seconds": round(time.perf_counter() - begin, 1)})
+        if json_path is not None:
+            json_path.write_text(json.dumps({"rows": rows}, indent=1, default=str), encoding="utf-8")
+    counts = {result: sum(row["result"] == result for row in rows) for result in ("PASS", "FAIL", "SKIP", "INFO")}
+    summary = ", ".join(f"{count} {result}" for result, count in counts.items())
+    print(f"{summary} in {time.perf_counter() - begin:.0f} s", flush=True)
+    return int(counts["FAIL"] > 0)
+
+
+def _rows(checks: Sequence[Check], machine: Machine, *, in_process: bool) -> Iterator[tuple[Check, Row]]:
+    for apart, group in itertools.groupby(checks, lambda check: check.apart and not in_process):
+        if apart:
+            together = tuple(group)
+            with ThreadPoolExecutor(min(len(together), max(1, (os.cpu_count() or 1) // 4))) as pool:
+                done = pool.map(lambda check: _in_own_process(check, machine), together)
+                for check, rows in zip(together, done, strict=True):
+                    yield from ((check, row) for row in rows)
+        else:
+            for check in group:
+                yield from ((check, row) for row in _in_this_process(check, machine))
+
+
+def _in_this_process(check: Check, machine: Machine) -> Iterator[Row]:
+    """Yield the rows of a check; an exception is a row that fails, and what comes after is not touched by it."""
+    if check.needs_cuda and not machine.is_cuda:
+        yield Row("SKIP", f"needs CUDA: {check.needs_cuda}")
+        return
+    try:
+        with quiet():
+            yield from check.function(machine)
+    except Exception as error:  # noqa: BLE001 -- that is what a check is for
+        yield Row("FAIL", explain(error))
+    finally:
+        _clean_up(machine)
+
+
+def _in_own_process(check: Check, machine: Machine) -> list[Row]:
+    if check.needs_cuda and not machine.is_cuda:
+        return [Row("SKIP", f"needs CUDA: {check.needs_cuda}")]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.json"
+        command = ["-m", "esdmon.selftest", "--device", str(machine.device), "--only", check.name, "--in-process"]
+        ended = python(*command, "--json", str(path), timeout=PROCESS_SECONDS)
+        known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    rows = [Row(row["result"], row["detail"], row["part"], row["figures"]) for row in known]
+    if not rows or ended.status != int(any(row.result == "FAIL" for row in rows)):
+        rows.append(Row("FAIL", f"its process ended with {ended.describe()}", "process"))
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A process that has ended."""
+
+    status: int | None
+    """None where it was ended because it took too long."""
+    out: str
+    err: str
+    seconds: float
+
+    def describe(self) -> str:
+        """Return the status and the last lines that it has written to standard error."""
+        status = f"no end in {self.seconds:.0f} s" if self.status is None else f"status {self.status}"
+        return f"{status}: {' / '.join(self.err.strip().splitlines()[-3:])[-400:] or 'nothing on standard error'}"
+
+
+def python(*arguments: str, timeout: float) -> Ended:
+    """Run Python with arguments and the import path of this process, and return what has become of it."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
+    begin = time.perf_counter()
+    try:
+        done = subprocess.run(
+            [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=timeout, env=environment
+        )
+    except subprocess.TimeoutExpired as late:
+        out, err = (
+            each.decode(errors="replace") if isinstance(each, bytes) else "" for each in (late.output, late.stderr)
+        )
+        return Ended(None, out, err, time.perf_counter() - begin)
+    return Ended(done.returncode, done.stdout, done.stderr, time.perf_counter() - begin)
+
+
+def explain(error: BaseException) -> str:
+    """Return the type and message of an exception, and the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Log no warnings of esdmon, which the small and strange models of the checks provoke."""
+    log = logging.getLogger("esdmon")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _clean_up(machine: Machine) -> None:
+    """Leave nothing behind for the next check: no memory, no mode."""
+    torch.use_deterministic_algorithms(mode=False)
+    gc.collect()
+    if machine.is_cuda:
+        try:
+            torch.cuda.set_sync_debug_mode("default")
+            torch.cuda.synchronize(machine.device)
+            torch.cuda.empty_cache()
+        except Exception as error:  # noqa: BLE001 -- a device that a check has broken; the next rows say so too
+            print(f"CUDA after this check: {explain(error)}", flush=True)

@@ -1,0 +1,103 @@
+"""The self-test for a machine with a GPU, as far as it runs without one."""
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from esdmon.analysis import analyze
+from esdmon.selftest.__main__ import main
+from esdmon.selftest.checks import CHECKS
+from esdmon.selftest.correctness import compared
+from esdmon.selftest.harness import Check, Machine, Row
+from esdmon.selftest.models import Training
+from esdmon.selftest.waiting import counted_waits
+from esdmon.weights.device import update_ratio
+from esdmon.weights.device.sample import sample_matrix
+
+
+def fails(_: Machine) -> Iterator[Row]:
+    yield Row("PASS", "so far", "before")
+    message = "injected"
+    raise RuntimeError(message)
+
+
+def passes(machine: Machine) -> Iterator[Row]:
+    yield Row("PASS", str(machine.device))
+
+
+def rows_of(output: str) -> dict[str, str]:
+    cells = [line.split(" | ") for line in output.splitlines() if " | " in line]
+    return {name.strip(): result.strip() for name, result, *_ in cells[1:]}
+
+
+def test_a_dry_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The cheap checks pass on a CPU; those of a GPU are skipped, with the reason."""
+    file = tmp_path / "rows.json"
+    status = main(["--device", "cpu", "--only", "environment,torn,no_wait,graph", "--json", str(file)])
+    output = capsys.readouterr().out
+    rows = rows_of(output)
+    assert status == 0
+    assert rows["torn.thread"] == rows["torn.sync"] == rows["torn.control_tear"] == "PASS"
+    assert rows["no_wait"] == rows["graph"] == rows["torn.control_unordered"] == "SKIP"
+    assert "needs CUDA: graphs" in output
+    assert {row["check"] for row in json.loads(file.read_text())["rows"]} == {"environment", "torn", "no_wait", "graph"}
+
+
+def test_a_check_that_fails_stops_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    """An exception is a FAIL with its message and line, and so is a process that ends otherwise than it should."""
+    checks = [Check("wrong", fails), Check("lost", passes, apart=True), Check("right", passes)]
+    assert main(["--device", "cpu"], checks) == 1
+    output = capsys.readouterr().out
+    assert rows_of(output) == {
+        "wrong.before": "PASS",
+        "wrong": "FAIL",
+        "lost.process": "FAIL",
+        "right": "PASS",
+    }
+    assert "RuntimeError: injected at test_selftest.py:" in output
+    assert "unknown checks: lost" in output
+
+
+def test_an_unknown_check_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--device", "cpu", "--only", "torm"])
+    assert "unknown checks: torm" in capsys.readouterr().err
+
+
+def test_names_are_unique() -> None:
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+def test_a_wrong_reading_is_seen() -> None:
+    """Of a weight that differs, and of one that holds NaN."""
+    layers = nn.ModuleDict({"one": nn.Linear(64, 96), "two": nn.Linear(64, 96)})
+    expected = analyze(layers)
+    assert compared(analyze(layers), expected, "", 1e-4).result == "PASS"
+    with torch.no_grad():
+        layers["one"].get_parameter("weight").mul_(1.001)
+        layers["two"].get_parameter("weight")[0, 0] = torch.nan
+    row = compared(analyze(layers), expected, "", 1e-4)
+    assert row.result == "FAIL"
+    assert "one: lambda_max is off by 2.0e-03" in row.detail
+    assert "two: nonfinite" in row.detail
+
+
+def test_waits_are_named_by_the_line_of_esdmon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch warns of a wait where it is called."""
+
+    def waits(*arguments: object) -> object:
+        warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+        return sample_matrix(*arguments)  # type: ignore[arg-type]
+
+    training = Training(Machine(torch.device("cpu")), options={"every": 1, "mode": "sync"})
+    monkeypatch.setattr(update_ratio, "sample_matrix", waits)
+    with counted_waits() as found:
+        training.step()
+    assert training.close() == []
+    assert found
+    assert all(line.startswith("update_ratio.py:") for line in found)
