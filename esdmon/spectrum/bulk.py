@@ -15,7 +15,7 @@ Convolutions pool the spectra of their kernel positions. Each slice has its own 
 level is split among them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,50 +88,59 @@ class Bulk:
         return self.spike_share <= MAX_SPIKE_SHARE and self.ks <= max(CLEAN_KS, MAX_BULK_KS * m)
 
 
-def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0, scales: Scales | None = None) -> Bulk:
+def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
     """Fit the bulk: σ² = median over p of λ_(p)/q(p), p in [0.1, 0.6], without the k spikes; q: quantiles of the law.
 
     Args:
         by_slice: (slices, M) eigenvalues of X = WᵀW/N, ascending along the last axis.
         n: N, the longer side of a slice.
         floor: eigenvalue up to which one counts as 0.
-        scales: of rows and columns; None for equal ones.
 
     Raises:
         ValueError: if the σ² of a slice is not above the floor, as when about half of its eigenvalues are 0.
     """
     slices, m = by_slice.shape
-    plain = _fit(by_slice, n, (marchenko_pastur(n, m),) * slices, floor)
-    if scales is None or (plain.n_spikes == 0 and plain.ks <= CLEAN_KS):
-        return plain
-
-    def fit_scaled(profile: Profile) -> Bulk:
-        if profile.is_flat:
-            return plain
-        return _fit(by_slice, n, separable_laws(profile), floor, is_scaled=True)
-
-    return _fit_best(plain, by_slice, scales, fit_scaled)
+    return _fit(by_slice, n, (marchenko_pastur(n, m),) * slices, floor)
 
 
-def _fit_best(plain: Bulk, by_slice: Floats, scales: Scales, fit_scaled: Callable[[Profile], Bulk]) -> Bulk:
+def is_noise(fit: Bulk) -> bool:
+    """Return whether a fit explains all of a spectrum, so that no other law is needed."""
+    return fit.n_spikes == 0 and fit.ks <= CLEAN_KS
+
+
+def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales) -> Bulk:
     """Return the first fit whose bulk is that of noise; if none is, the one that comes closest.
 
     A fit with all of a spectrum below its edge, and yet far from its law, explains nothing: large rows or elements have
     moved the edge there. It is taken only if no other one is a bulk either. Clipped scales are believed only where they
     give a bulk of noise: they make a tail of scales that differ much.
+
+    Args:
+        plain: the fit with the law of equal scales.
+        by_slice: as in `fit_bulk`.
+        n: N, the longer side of a slice.
+        scales: of rows and columns.
     """
     m = by_slice.shape[1]
-    measured = fit_scaled(scales.profile())
-    fits = [measured, plain]
+
+    def fit(profile: Profile) -> Bulk:
+        return plain if profile.is_flat else _fit(by_slice, n, separable_laws(profile), 0.0, is_scaled=True)
+
+    measured = scales.profile()
+    fits = [fit(measured), plain]
     if not any(map(_is_clean, fits)):
         shares = _squared_shares(by_slice, min(fits, key=lambda fit: fit.n_spikes).spikes)
-        fits.append(fit_scaled(scales.profile(spikes=shares)))
+        corrected = scales.profile(spikes=shares)
+        if corrected.differs_from(measured):
+            fits.append(fit(corrected))
     clean = [fit for fit in fits if _is_clean(fit)]
     if clean:
         return clean[0]
-    clipped = fit_scaled(scales.profile(clipped=True))
-    if _is_clean(clipped):
-        return clipped
+    clipped = scales.profile(clipped=True)
+    if fits[0].n_spikes == 0 and clipped.differs_from(measured):
+        last = fit(clipped)
+        if _is_clean(last):
+            return last
     return min([fit for fit in fits if fit.is_found and (fit.n_spikes or fit.ks <= _NEAR * m)] or fits, key=_misfit)
 
 

@@ -19,6 +19,7 @@ _EXCESS = (0.5, 8.0)
 _LEAST = 0.05  # share of the variance above which scales differ at all; our choice
 _CERTAIN = 4.0  # standard deviations of the scatter beyond which a single scale is not contracted; our choice
 _OUTLIER = 3.5  # median absolute deviations, rescaled to a standard deviation; our choice
+_DIFFERENT = 0.1  # of a spread; our choice
 _MAD = 1.4826  # standard deviations in a median absolute deviation of a normal distribution
 
 
@@ -35,6 +36,11 @@ class Profile:
     def is_flat(self) -> bool:
         """Return whether all scales are equal, so that noise has the Marchenko-Pastur law."""
         return bool(np.ptp(self.rows) == 0 and np.ptp(self.columns) == 0)
+
+    def differs_from(self, other: "Profile") -> bool:
+        """Return whether the spread of any side is another by a tenth, so that its law is worth computing."""
+        sides = ((self.rows, other.rows), (self.columns, other.columns))
+        return any(bool(np.any(np.abs(_spread(a) - _spread(b)) > _DIFFERENT * _spread(b))) for a, b in sides)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,6 +77,12 @@ class Scales:
             _contracted(self.rows, excess / m * (1 - 1 / n) + 2 * np.asarray(spikes), clipped=clipped),
             _contracted(self.columns, excess / n * (1 - 1 / m) + 2 * np.asarray(spikes), clipped=clipped),
         )
+
+
+def _spread(scales: Floats) -> Floats:
+    """Return the standard deviation of the logarithms, for each slice."""
+    spread: Floats = np.log(scales).std(axis=1)
+    return spread
 
 
 def _contracted(squares: Floats, scatter: Floats, *, clipped: bool) -> Floats:

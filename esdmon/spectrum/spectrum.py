@@ -4,13 +4,13 @@ It holds the two fits, so that there is one power-law fit and one bulk fit per r
 that the phase and the alerts use. Each is computed at its first use and kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.bulk import Bulk, fit_bulk
+from esdmon.spectrum.bulk import Bulk, fit_bulk, fit_scaled, is_noise
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 from esdmon.spectrum.scales import Scales
 
@@ -197,12 +197,26 @@ class Spectrum:
     @cached_property
     def bulk(self) -> Bulk | None:
         """Return the fit of the bulk; None if M < 8 or half of the eigenvalues of a slice are 0."""
+        plain = self.plain_bulk
+        if plain is None or self.scales is None or is_noise(plain):
+            return plain
+        return fit_scaled(plain, self.by_slice, self.n, self.scales)
+
+    @cached_property
+    def plain_bulk(self) -> Bulk | None:
+        """Return the fit of the bulk with the law of equal scales."""
         if self.m < MIN_BULK:
             return None
         try:
-            return fit_bulk(self.by_slice, self.n, floor=self.zero_tolerance * self.lambda_max, scales=self.scales)
+            return fit_bulk(self.by_slice, self.n, floor=self.zero_tolerance * self.lambda_max)
         except ValueError:
             return None
+
+    def with_scales(self, scales: Scales) -> "Spectrum":
+        """Return this spectrum with the scales of rows and columns; what is known of it already is kept."""
+        scaled = replace(self, scales=scales)
+        vars(scaled).update({name: value for name, value in vars(self).items() if name not in ("scales", "bulk")})
+        return scaled
 
     @property
     def noise_bulk(self) -> Bulk | None:

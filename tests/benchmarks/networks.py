@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from esdmon.spectrum import Phase, PhaseReading, Spectrum, classify
+from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.traps import trap
 from esdmon.weights.device.eigen import read_spectrum
 from esdmon.weights.device.margins import measure_margins
@@ -55,9 +56,12 @@ def collect(folder: Path) -> None:
     parts: dict[str, list[Any]] = {name: [] for name in ("eigenvalues", "equalised", "rows", "columns", "kurtosis")}
     for one, stack in stacks(folder):
         spectrum = read(stack, "equalised")
-        elements, scales, equalised = spectrum.elements, spectrum.scales, spectrum.equalised
-        if elements is None or scales is None or equalised is None:
+        elements, equalised, slices = spectrum.elements, spectrum.equalised, spectrum.slices
+        if elements is None or equalised is None:
             raise ValueError(f"{one['tensor']}: no elements")
+        # Noise of equal scales has none.
+        flat = Scales(np.ones((slices, spectrum.n)), np.ones((slices, spectrum.m)), np.full(slices, 3.0))
+        scales = spectrum.scales or flat
         fields = [getattr(elements, name) for name in type(elements).__slots__]
         about.append(
             {"number": one["id"], "network": one["network"], "tensor": one["tensor"], "shape": spectrum.shape}

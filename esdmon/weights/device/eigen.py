@@ -15,6 +15,7 @@ from torch import Tensor
 
 from esdmon.spectrum import Elements, Spectrum
 from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.bulk import is_noise
 from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
 from esdmon.weights.device.solvers import Solver, blocks, solve_torch
@@ -79,7 +80,6 @@ def _read(
         equalised = solver(equalise(stack, margins), dtype) / n
     # The matrix that represents a low-rank product has its singular values, but not its elements.
     has_elements = matrix.view != "lora-delta"
-    scales = scales_of(stack, margins) if has_elements else None
 
     def spectrum(lam: Floats, used: str) -> Spectrum:
         return Spectrum.from_eigenvalues(
@@ -92,17 +92,21 @@ def _read(
             vectors=vectors,
             shuffled=shuffled,
             equalised=equalised,
-            scales=scales,
         )
+
+    def with_scales(one: Spectrum) -> Spectrum:
+        # Noise of equal scales needs none.
+        is_explained = one.plain_bulk is None or is_noise(one.plain_bulk)
+        return one if is_explained or not has_elements else one.with_scales(scales_of(stack, margins))
 
     if "vectors" in also:
         lam, vectors = _eigenvectors(stack)
-        return spectrum(lam, "float64")
+        return with_scales(spectrum(lam, "float64"))
     if not exact:
         quick = spectrum(solver(stack, torch.float32), "float32")
         if _is_safe(quick):
-            return quick
-    return spectrum(solver(stack, torch.float64), "float64")
+            return with_scales(quick)
+    return with_scales(spectrum(solver(stack, torch.float64), "float64"))
 
 
 def _is_safe(quick: Spectrum) -> bool:

@@ -1,0 +1,84 @@
+"""Scales of rows and columns as they are measured on the weight's device, and the equalised view."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import esdmon
+from esdmon.runtime.histogram import histogram
+from esdmon.spectrum import Phase, Spectrum
+from esdmon.weights.device.eigen import read_spectrum
+from esdmon.weights.device.margins import equalise, measure_margins, scales_of
+from esdmon.weights.matrix import Matrix
+from tests.benchmarks.ensembles import scaled
+
+
+def read(stack: Tensor, *also: str) -> Spectrum:
+    """The spectrum of a stack."""
+    return read_spectrum(Matrix("matrix", lambda: stack, lambda weight: weight), also=also)
+
+
+def test_margins_are_mean_squares() -> None:
+    stack = torch.randn(3, 70, 50, generator=torch.Generator().manual_seed(0))
+    margins = measure_margins(stack)
+    assert torch.allclose(margins.rows, stack.double().square().mean(2), rtol=1e-5)
+    assert torch.allclose(margins.columns, stack.double().square().mean(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_scales_are_those_that_were_put_in(dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(0)
+    rows, columns = 10 ** (0.2 * rng.standard_normal(400)), 10 ** (0.2 * rng.standard_normal(300))
+    stack = torch.from_numpy(rng.standard_normal((1, 300, 400)) * columns[:, None] * rows).to(dtype)
+    scales = scales_of(stack, measure_margins(stack))
+    assert scales.rows.shape == (1, 400)  # N is the longer side
+    for found, given in ((scales.rows[0], rows**2), (scales.columns[0], columns**2)):
+        assert np.std(np.log(found / given)) < 0.12
+    assert scales.kurtosis[0] == pytest.approx(3, abs=0.15)
+
+
+def test_a_single_large_row_keeps_its_scale() -> None:
+    rng = np.random.default_rng(1)
+    matrix = rng.standard_normal((256, 128))
+    matrix[3] *= 20
+    stack = torch.from_numpy(matrix)[None]
+    scales = scales_of(stack, measure_margins(stack))
+    assert scales.rows[0, 3] / np.median(scales.rows) == pytest.approx(400, rel=0.3)
+    assert np.std(np.log(scales.columns)) < 0.15
+
+
+def test_equalised_rows_and_columns_have_equal_mean_squares() -> None:
+    rng = np.random.default_rng(2)
+    stack = torch.from_numpy(np.stack([scaled(rng, rng.standard_normal((80, 60)), 0.3) for _ in range(2)]))
+    margins = measure_margins(equalise(stack, measure_margins(stack)))
+    assert torch.allclose(margins.rows, torch.ones_like(margins.rows), rtol=1e-2)
+    assert torch.allclose(margins.columns, torch.ones_like(margins.columns), rtol=1e-2)
+
+
+def test_the_equalised_view_shows_spikes_below_the_raw_edge() -> None:
+    rng = np.random.default_rng(3)
+    n, m = 384, 192
+    left, right = (np.linalg.qr(rng.standard_normal((side, 5)))[0] for side in (n, m))
+    spikes = left * (2.5**0.5 * (n * m) ** 0.25) @ right.T
+    weight = torch.from_numpy(scaled(rng, rng.standard_normal((n, m)) + spikes, 0.2)).float()
+    layer = nn.Linear(m, n, bias=False)
+    layer.weight.data = weight
+    (found,) = esdmon.analyze(layer, measures=["n_spikes", "equalised_spikes", "equalised_soft_rank"])
+    assert found.phase is Phase.RANDOM_LIKE
+    assert "can hide weaker structure: equalised_spikes counts it." in found.explanation
+    assert found.measures["n_spikes"] == 0
+    assert found.measures["equalised_spikes"] >= 4
+    assert found.measures["equalised_soft_rank"] < 0.9
+
+
+def test_the_histogram_has_the_noise_of_these_scales() -> None:
+    rng = np.random.default_rng(4)
+    spectrum = read(torch.from_numpy(scaled(rng, rng.standard_normal((200, 100)), 0.15))[None])
+    esd = histogram(spectrum)
+    assert esd is not None
+    assert sum(esd.noise) == pytest.approx(100, abs=3)
+    assert np.abs(np.cumsum(esd.noise) - np.cumsum(esd.counts)).max() < 6
+    flat = histogram(read(torch.from_numpy(rng.standard_normal((1, 200, 100)))))
+    assert flat is not None
+    assert flat.noise == ()
