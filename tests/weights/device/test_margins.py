@@ -1,4 +1,4 @@
-"""Scales of rows and columns as they are measured on the weight's device, and the equalised view."""
+"""Scales of rows and columns, measured on the device of the weight, and the equalised view."""
 
 import numpy as np
 import pytest
