@@ -6,8 +6,8 @@ shapes of a spectrum, ordered by how much of the weights' structure has left the
 words and pictures; the borders here put numbers to those. They are deterministic: the same spectrum has the same phase.
 
 Where the paper leaves a choice: its noise has elements of one variance, ours has scales of rows and columns. It counts
-truncated power laws as heavy-tailed; no likelihood ratio decides between these and the others at the sizes of layers, so
-a tail is kept unless an exponential fits better. By `heavy_alpha` its InceptionV3 layers of alpha 4.5 and 5.3 are
+truncated power laws as heavy-tailed; no likelihood ratio separates these from the others at the sizes of layers, so a
+tail is kept unless an exponential fits better. By `heavy_alpha` its InceptionV3 layers of alpha 4.5 and 5.3 are
 bulk-decay. Heavy-tailed independent elements, its model of that phase, have large rows and columns, which are taken for
 scales here: such matrices read as bulk-decay or bulk+spikes, with a large `trap`.
 """
