@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esdmon.spectrum import Elements, Spectrum
+from esdmon.spectrum import Elements, PhaseThresholds, Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import is_noise
 from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
@@ -25,6 +25,7 @@ from esdmon.weights.validation import MIN_EIGENVALUES, check_readable
 _SMALL = 1e-6  # of λmax: twice the largest error of float32
 _SMALL_SHARE = 0.01  # of the eigenvalues; our choice
 _LOW_XMIN = 1e-4  # of λmax: above, alpha in float32 is within 6e-5 of that in float64; below, within 0.03 (320 draws)
+_MIN_M = PhaseThresholds().min_m
 _SEED = 0  # of the shuffle: the same at each reading, so that only the weight changes
 _SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
 
@@ -95,9 +96,11 @@ def _read(
         )
 
     def with_scales(one: Spectrum) -> Spectrum:
-        # Noise of equal scales needs none.
-        is_explained = one.plain_bulk is None or is_noise(one.plain_bulk)
-        return one if is_explained or not has_elements else one.with_scales(scales_of(stack, margins))
+        # Noise of equal scales needs none, and so do matrices that are too small for a phase.
+        plain = one.plain_bulk
+        if not has_elements or m < _MIN_M or plain is None or is_noise(plain):
+            return one
+        return one.with_scales(scales_of(stack, margins))
 
     if "vectors" in also:
         lam, vectors = _eigenvectors(stack)
