@@ -1,9 +1,12 @@
 """Random matrices of known kind, and their spectra: the known truth that the numerics are held against."""
 
 import numpy as np
+from torch import Tensor
 
 from esdmon.spectrum import Spectrum
 from esdmon.spectrum.arrays import Floats
+from esdmon.weights.device.eigen import read_spectrum
+from esdmon.weights.matrix import Matrix
 
 
 def gaussian(rng: np.random.Generator, n: int, m: int) -> Floats:
@@ -16,6 +19,11 @@ def spectrum_of(matrix: Floats) -> Spectrum:
     n, m = max(matrix.shape), min(matrix.shape)
     singular = np.linalg.svd(matrix, compute_uv=False)
     return Spectrum.from_eigenvalues(singular**2 / n, shape=(n, m))
+
+
+def read_stack(stack: Tensor, *also: str) -> Spectrum:
+    """The spectrum of a (slices, rows, columns) stack, read as a weight is: with scales, and without dead units."""
+    return read_spectrum(Matrix("matrix", lambda: stack, lambda weight: weight), also=also)
 
 
 def gram_eigenvalues(matrix: Floats) -> Floats:

@@ -1,4 +1,4 @@
-"""Run checks one after another, each kept apart from the others, and print their rows as soon as they are known."""
+"""Run checks in order, isolate their failures, and print each row at once."""
 
 import gc
 import itertools

@@ -76,16 +76,19 @@ class Bulk:
         return sum(self.spikes)
 
     @property
+    def m(self) -> int:
+        """Return M, the number of eigenvalues of a slice."""
+        return self.standardised.size // len(self.spikes)
+
+    @property
     def spike_share(self) -> float:
         """Return k/M; of the slice with the most spikes if its fit stopped at its limit of a half."""
-        m = self.standardised.size // len(self.spikes)
-        return max(self.spikes) / m if self.is_capped else self.n_spikes / self.standardised.size
+        return max(self.spikes) / self.m if self.is_capped else self.n_spikes / self.standardised.size
 
     @property
     def is_found(self) -> bool:
         """Return whether the fit is a bulk of noise, so that its σ², edge and spikes mean something."""
-        m = self.standardised.size // len(self.spikes)
-        return self.spike_share <= MAX_SPIKE_SHARE and self.ks <= max(CLEAN_KS, MAX_BULK_KS * m)
+        return self.spike_share <= MAX_SPIKE_SHARE and self.ks <= largest_bulk_ks(self.m)
 
 
 def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
@@ -101,6 +104,11 @@ def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
     """
     slices, m = by_slice.shape
     return _fit(by_slice, n, (marchenko_pastur(n, m),) * slices, floor)
+
+
+def largest_bulk_ks(m: int, *, clean_ks: float = CLEAN_KS, max_ks: float = MAX_BULK_KS) -> float:
+    """Return KS·M above which there is no bulk of noise: `max_ks` is of KS, and what is clean is a bulk at any M."""
+    return max(clean_ks, max_ks * m)
 
 
 def is_noise(fit: Bulk) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, decide, few_spikes
+from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, bulk_ks_limit, decide, few_spikes
 from esdmon.spectrum.spectrum import Spectrum
 
 _FAR = math.log(1.5)
@@ -43,7 +43,7 @@ def _across_borders(e: Evidence, limits: PhaseThresholds) -> Iterator[tuple[str,
         ("soft_rank", limits.far_soft_rank),
         ("share", limits.max_spike_share),
         ("ks", limits.random_ks),
-        ("ks", max(limits.random_ks, limits.max_bulk_ks * e.m)),
+        ("ks", bulk_ks_limit(e.m, limits)),
         ("alpha", limits.heavy_alpha),
         ("tail_ks", limits.heavy_ks),
     ):

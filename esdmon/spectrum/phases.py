@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
-from esdmon.spectrum.bulk import CLEAN_KS, MAX_BULK_KS, MAX_SPIKE_SHARE
+from esdmon.spectrum.bulk import CLEAN_KS, MAX_BULK_KS, MAX_SPIKE_SHARE, largest_bulk_ks
 
 _LONG_SOFT_RANK, _LONG_SHARE = 0.05, 0.05  # see `has_left_bulk`
 
@@ -155,7 +155,12 @@ class Evidence(NamedTuple):
 
 def has_bulk(e: Evidence, limits: PhaseThresholds) -> bool:
     """Return whether a bulk of noise was found: not if too much lies above it, or it has too different a shape."""
-    return e.share <= limits.max_spike_share and e.ks <= max(limits.random_ks, limits.max_bulk_ks * e.m)
+    return e.share <= limits.max_spike_share and e.ks <= bulk_ks_limit(e.m, limits)
+
+
+def bulk_ks_limit(m: int, limits: PhaseThresholds) -> float:
+    """Return KS·M above which there is no bulk of noise."""
+    return largest_bulk_ks(m, clean_ks=limits.random_ks, max_ks=limits.max_bulk_ks)
 
 
 def accepts_power_law(e: Evidence, limits: PhaseThresholds) -> bool:

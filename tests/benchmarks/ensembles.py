@@ -32,9 +32,7 @@ import torch
 from esdmon.spectrum import Phase, Spectrum, mp_edges
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.johnstone2001 import johnstone_centre, johnstone_scale
-from esdmon.weights.device.eigen import read_spectrum
-from esdmon.weights.matrix import Matrix
-from tests.matrices import pareto
+from tests.matrices import pareto, read_stack
 
 LARGE = ((4096, 384), (2450, 500), (1024, 384), (512, 512), (1536, 512), (768, 768))
 SMALL = ((384, 192), (300, 128), (784, 300), (256, 256), (512, 128))
@@ -54,8 +52,7 @@ def noise(rng: np.random.Generator, n: int, m: int) -> Floats:
 
 def spectrum_of(matrix: Floats) -> Spectrum:
     """Read it as a weight is read, in float64: with the scales of its rows and columns, and without dead ones."""
-    stack = torch.from_numpy(matrix)[None]
-    return read_spectrum(Matrix("matrix", lambda: stack, lambda weight: weight))
+    return read_stack(torch.from_numpy(matrix)[None])
 
 
 def random_like(rng: np.random.Generator, n: int, m: int) -> Spectrum:

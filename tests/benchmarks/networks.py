@@ -28,10 +28,9 @@ from torch import Tensor
 from esdmon.spectrum import Phase, PhaseReading, Spectrum, classify
 from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.traps import trap
-from esdmon.weights.device.eigen import read_spectrum
 from esdmon.weights.device.margins import measure_margins
-from esdmon.weights.matrix import Matrix
 from tests.fixtures.networks import SPECTRA, NetworkLayer, load_networks
+from tests.matrices import read_stack
 
 
 def stacks(folder: Path) -> Iterator[tuple[dict[str, Any], Tensor]]:
@@ -45,17 +44,12 @@ def stacks(folder: Path) -> Iterator[tuple[dict[str, Any], Tensor]]:
         yield one, weight.reshape(*weight.shape[:2], -1).permute(2, 0, 1)
 
 
-def read(stack: Tensor, *also: str) -> Spectrum:
-    """Read a stack as the package reads a weight."""
-    return read_spectrum(Matrix("layer", lambda: stack, lambda weight: weight), also=also)
-
-
 def collect(folder: Path) -> None:
     """Write the spectra of all listed layers."""
     about: list[dict[str, Any]] = []
     parts: dict[str, list[Any]] = {name: [] for name in ("eigenvalues", "equalised", "rows", "columns", "kurtosis")}
     for one, stack in stacks(folder):
-        spectrum = read(stack, "equalised")
+        spectrum = read_stack(stack, "equalised")
         elements, equalised, slices = spectrum.elements, spectrum.equalised, spectrum.slices
         if elements is None or equalised is None:
             raise ValueError(f"{one['tensor']}: no elements")
@@ -109,7 +103,7 @@ def noise_table(folder: Path) -> None:
             counts: dict[str, list[PhaseReading]] = {}
             for one, stack in stacks(folder):
                 if low <= one["M"] <= high:
-                    spectrum = read(make(stack, one["id"]))
+                    spectrum = read_stack(make(stack, one["id"]))
                     key = "" if make is scale_noise else " trap <= 1" if trap(spectrum) <= 1 else " trap > 1"
                     counts.setdefault(key, []).append(classify(spectrum))
             for key, readings in counts.items():

@@ -7,16 +7,15 @@ import torch
 from esdmon.spectrum import Phase, Spectrum, classify
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.scales import Scales
-from esdmon.weights.device.eigen import read_spectrum
 from esdmon.weights.device.margins import measure_margins, scales_of
-from esdmon.weights.matrix import Matrix
 from tests.benchmarks.ensembles import dead_rows, scaled, scaled_noise, scaled_spikes
+from tests.matrices import read_stack
 
 
 def read(matrix: Floats) -> Spectrum:
     """The spectrum of a matrix, or of a stack of them."""
     stack = torch.from_numpy(np.atleast_3d(matrix.T).T if matrix.ndim == 2 else matrix)
-    return read_spectrum(Matrix("matrix", lambda: stack, lambda weight: weight))
+    return read_stack(stack)
 
 
 def test_noise_of_equal_scales_has_about_equal_ones() -> None:

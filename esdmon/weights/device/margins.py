@@ -105,15 +105,11 @@ def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
 
 def equalise(stack: Tensor, margins: Margins) -> Tensor:
     """Return the stack with its rows and columns scaled to equal mean squares, in each slice (Sinkhorn and Knopp)."""
-    dtype = torch.promote_types(stack.dtype, torch.float32)
-    squares = stack.to(dtype).square()
-    tiny = torch.finfo(dtype).tiny
-    columns = margins.columns.to(dtype)
-    rows = margins.rows.to(dtype)
     for _ in range(_PASSES):
-        rows = (squares @ (1 / columns.clamp_min(tiny))[:, :, None])[..., 0].div_(squares.shape[2])
-        columns = ((1 / rows.clamp_min(tiny))[:, None, :] @ squares)[:, 0].div_(squares.shape[1])
-    return stack.to(dtype) / (rows.clamp_min(tiny)[:, :, None] * columns.clamp_min(tiny)[:, None, :]).sqrt()
+        margins = _refined(stack, margins)
+    scaled = stack / (margins.rows[:, :, None] * margins.columns[:, None, :]).sqrt()
+    scaled /= scaled.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    return scaled.to(torch.promote_types(stack.dtype, torch.float32))
 
 
 def _alive(squares: Tensor) -> Tensor:

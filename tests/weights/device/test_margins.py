@@ -3,20 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import esdmon
 from esdmon.runtime.histogram import histogram
-from esdmon.spectrum import Phase, Spectrum
-from esdmon.weights.device.eigen import read_spectrum
+from esdmon.spectrum import Phase
 from esdmon.weights.device.margins import equalise, measure_margins, scales_of
-from esdmon.weights.matrix import Matrix
 from tests.benchmarks.ensembles import scaled
-
-
-def read(stack: Tensor, *also: str) -> Spectrum:
-    """The spectrum of a stack."""
-    return read_spectrum(Matrix("matrix", lambda: stack, lambda weight: weight), also=also)
+from tests.matrices import read_stack
 
 
 def test_margins_are_mean_squares() -> None:
@@ -74,11 +68,11 @@ def test_the_equalised_view_shows_spikes_below_the_raw_edge() -> None:
 
 def test_the_histogram_has_the_noise_of_these_scales() -> None:
     rng = np.random.default_rng(4)
-    spectrum = read(torch.from_numpy(scaled(rng, rng.standard_normal((200, 100)), 0.15))[None])
+    spectrum = read_stack(torch.from_numpy(scaled(rng, rng.standard_normal((200, 100)), 0.15))[None])
     esd = histogram(spectrum)
     assert esd is not None
     assert sum(esd.noise) == pytest.approx(100, abs=3)
     assert np.abs(np.cumsum(esd.noise) - np.cumsum(esd.counts)).max() < 6
-    flat = histogram(read(torch.from_numpy(rng.standard_normal((1, 200, 100)))))
+    flat = histogram(read_stack(torch.from_numpy(rng.standard_normal((1, 200, 100)))))
     assert flat is not None
     assert flat.noise == ()
