@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +22,7 @@ from esdmon.runtime.histogram import histogram
 from esdmon.runtime.watched_model import WatchedModel
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
+from esdmon.spectrum.recent_laws import RecentLaws
 from esdmon.weights import (
     Drift,
     Matrix,
@@ -96,6 +98,7 @@ class Reader:
         self._faults = faults or Faults()
         self._drift = drift
         self._failing = FailingReadings(self._faults)
+        self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
         self._share_samples()
         for name in self._model.matrices:
             if self.is_trainable(name):
@@ -144,6 +147,7 @@ class Reader:
         has_changed = self._model.refresh()
         if has_changed:
             self._share_samples()
+            self._laws.clear()
         return has_changed
 
     def nominal(self) -> dict[str, float]:
@@ -210,6 +214,7 @@ class Reader:
 
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
+        self._laws.clear()  # a run that is resumed from here computes them anew, and so does this one
         return {} if self._drift is None else self._drift.state_dict()
 
     def prepare(self, state: Plain) -> Callable[[], None]:
@@ -222,7 +227,13 @@ class Reader:
 
     def _finish(self, matrix: Matrix, begun: LayerReport) -> LayerReport:
         try:
-            spectrum = read_spectrum(matrix, precision=self._precision, also=self._needs, solver=self._solver)
+            spectrum = read_spectrum(
+                matrix,
+                precision=self._precision,
+                also=self._needs,
+                solver=self._solver,
+                laws=self._laws[begun.name],
+            )
             layer = self._spectral_report(begun, spectrum)
         except Exception as error:  # noqa: BLE001 -- reported in the record
             return self._not_read(begun, error)

@@ -15,14 +15,16 @@ Convolutions pool the spectra of their kernel positions. Each slice has its own 
 level is split among them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.johnstone2001 import TRACY_WIDOM_QUANTILES
 from esdmon.spectrum.laws import NoiseLaw, marchenko_pastur
+from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Profile, Scales
 from esdmon.spectrum.separable import separable_laws
 
@@ -116,7 +118,7 @@ def is_noise(fit: Bulk) -> bool:
     return fit.n_spikes == 0 and fit.ks <= CLEAN_KS
 
 
-def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales) -> Bulk:
+def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales, laws: Laws = separable_laws) -> Bulk:
     """Return the first fit whose bulk is that of noise; if none is, the one that comes closest.
 
     A fit with all of a spectrum below its edge, and yet far from its law, explains nothing: large rows or elements have
@@ -128,11 +130,12 @@ def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales) -> Bulk:
         by_slice: as in `fit_bulk`.
         n: N, the longer side of a slice.
         scales: of rows and columns.
+        laws: computes the laws of noise of a profile.
     """
     m = by_slice.shape[1]
 
     def fit(profile: Profile) -> Bulk:
-        return plain if profile.is_flat else _fit(by_slice, n, separable_laws(profile), 0.0, is_scaled=True)
+        return plain if profile.is_flat else _fit(by_slice, n, laws(profile), 0.0, is_scaled=True)
 
     measured = scales.profile()
     fits = [fit(measured), plain]
@@ -182,7 +185,7 @@ def _fit(by_slice: Floats, n: int, laws: tuple[NoiseLaw, ...], floor: float, *, 
         edge=float(edges.max()),
         spikes=spikes,
         soft_rank=min(1.0, 1 / float(standardised[-1])),
-        ks=_ks_times_m(by_slice, spikes, laws),
+        ks=_ks_times_m(by_slice, sigma2, spikes, laws),
         standardised=standardised,
         laws=laws,
         is_scaled=is_scaled,
@@ -216,9 +219,8 @@ def spike_reach(by_slice: Floats, n: int, bulk: Bulk) -> float:
     slices, m = by_slice.shape
     level = _level(n, m, slices)
     reach = -np.inf
-    for lam, law, k in zip(by_slice, bulk.laws, bulk.spikes, strict=True):
-        without = max(k, 1)
-        sigma2 = max(_sigma2(lam, m, law), _sigma2(lam[: m - without], m - without, law))
+    for lam, law, k, found in zip(by_slice, bulk.laws, bulk.spikes, bulk.sigma2_by_slice, strict=True):
+        sigma2 = max(found, _sigma2(lam, m, law) if k else _sigma2(lam[: m - 1], m - 1, law))
         cut = law.centre + level * law.scale
         reach = max(reach, (float(lam[-1]) / sigma2 - law.edge) / (cut - law.edge))
     return float(reach)
@@ -241,12 +243,20 @@ def _fit_slice(lam: Floats, law: NoiseLaw, level: float) -> tuple[float, int]:
 
 def _sigma2(bulk: Floats, total: int, law: NoiseLaw) -> float:
     """Return the median of λ_(p)/q(p) over the middle of the bulk, the lowest of `total` eigenvalues."""
-    low, high = (min(int(p * total), bulk.size - 1) for p in _SIGMA_QUANTILES)
-    place = np.arange(low, high + 1, max(1, (high - low) // _SIGMA_POINTS))
-    return float(np.median(bulk[place] / law.quantile((place + 0.5) / total)))
+    place, quantiles = _middle(law, bulk.size, total)
+    ratios = np.sort(bulk[place] / quantiles)
+    return float(ratios[(ratios.size - 1) // 2] + ratios[ratios.size // 2]) / 2
 
 
-def _ks_times_m(by_slice: Floats, spikes: Sequence[int], laws: Sequence[NoiseLaw]) -> float:
+@lru_cache(maxsize=256)
+def _middle(law: NoiseLaw, size: int, total: int) -> tuple[slice, Floats]:
+    """Return which of `size` ascending eigenvalues lie in the middle of `total`, and their quantiles."""
+    low, high = (min(int(p * total), size - 1) for p in _SIGMA_QUANTILES)
+    step = max(1, (high - low) // _SIGMA_POINTS)
+    return slice(low, high + 1, step), law.quantile((np.arange(low, high + 1, step) + 0.5) / total)
+
+
+def _ks_times_m(by_slice: Floats, sigma2: Floats, spikes: Sequence[int], laws: Sequence[NoiseLaw]) -> float:
     """Return M·max |ECDF − CDF|, two-sided, of the eigenvalues below the k spikes: the smaller of two.
 
     Either the spikes were added to noise, and a perturbation of low rank does not change the law of the others; or they
@@ -254,18 +264,16 @@ def _ks_times_m(by_slice: Floats, spikes: Sequence[int], laws: Sequence[NoiseLaw
     """
     m: int = by_slice.shape[1]
     bulks = [lam[: m - k] for lam, k in zip(by_slice, spikes, strict=True)]
-    alone = _distance([(bulk, bulk.size) for bulk in bulks], laws)
-    return m * (alone if not sum(spikes) else min(alone, _distance([(bulk, m) for bulk in bulks], laws)))
+    distance = _distance(bulks, sigma2, laws, sum(bulk.size for bulk in bulks))
+    if sum(spikes):
+        pulled = [_sigma2(bulk, m, law) for bulk, law in zip(bulks, laws, strict=True)]
+        distance = min(distance, _distance(bulks, pulled, laws, by_slice.size))
+    return m * distance
 
 
-def _distance(bulks: Sequence[tuple[Floats, int]], laws: Sequence[NoiseLaw]) -> float:
-    """Return the KS distance of pooled bulks, each the lowest of a number of eigenvalues and with the σ² that fits."""
-    parts = []
-    for (bulk, total), law in zip(bulks, laws, strict=True):
-        sigma2 = _sigma2(bulk, total, law) if bulk.size else 0.0
-        if sigma2 <= 0:
-            return 1.0
-        parts.append(law.cdf(bulk / sigma2))
-    cdf = np.sort(np.concatenate(parts))
-    steps = np.arange(cdf.size + 1) / sum(total for _, total in bulks)
+def _distance(bulks: Sequence[Floats], sigma2: Iterable[float], laws: Sequence[NoiseLaw], total: int) -> float:
+    """Return the KS distance of pooled bulks, the lowest of `total` eigenvalues."""
+    parts = [law.cdf(bulk / scale) for bulk, scale, law in zip(bulks, sigma2, laws, strict=True)]
+    cdf = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
+    steps = np.arange(cdf.size + 1) / total
     return max(float(np.max(steps[1:] - cdf)), float(np.max(cdf - steps[:-1])))

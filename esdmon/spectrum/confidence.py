@@ -29,9 +29,10 @@ def to_other_phase(evidence: Evidence, phase: Phase, limits: PhaseThresholds) ->
     nearest = 1.0
     for chosen in itertools.product(*choices.values()):
         distance = max(part for _, part in chosen)
-        values = dict(zip(choices, (value for value, _ in chosen), strict=True))
-        if distance < nearest and decide(evidence._replace(**values), limits) is not phase:
-            nearest = distance
+        if distance < nearest:
+            values = dict(zip(choices, (value for value, _ in chosen), strict=True))
+            if decide(evidence._replace(**values), limits) is not phase:
+                nearest = distance
     return nearest
 
 

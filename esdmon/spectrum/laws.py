@@ -33,6 +33,9 @@ class NoiseLaw(Protocol):
     def quantile(self, p: Floats) -> Floats:
         """Return λ with cdf(λ) = p."""
 
+    def __hash__(self) -> int:
+        """Return a hash: what a fit needs of a law is computed once."""
+
 
 @dataclass(frozen=True, slots=True)
 class MarchenkoPastur:

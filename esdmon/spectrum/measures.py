@@ -7,6 +7,7 @@ source is C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neu
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -73,7 +74,13 @@ def matrix_entropy_null(spectrum: Spectrum) -> float:
     count = spectrum.eigenvalues.size
     if count < 2:
         return float("nan")
-    return float(1 - mp_mean(lambda lam: lam * np.log(lam), spectrum.q) / np.log(count))
+    return 1 - _mean_entropy(spectrum.q) / float(np.log(count))
+
+
+@lru_cache(maxsize=256)
+def _mean_entropy(q: float) -> float:
+    """Return E[λ ln λ] under the Marchenko-Pastur law of σ² = 1."""
+    return mp_mean(lambda lam: lam * np.log(lam), q)
 
 
 def hard_rank(spectrum: Spectrum) -> float:
@@ -128,7 +135,11 @@ def hill_alpha(spectrum: Spectrum) -> float:
 
 def hill_alpha_null(spectrum: Spectrum) -> float:
     """Return the Hill alpha of the Marchenko-Pastur law: 2.12 at Q = 1 (noise scores "ideal") to 10.6 at Q = 64."""
-    q = spectrum.q
+    return _hill_alpha_of_noise(spectrum.q)
+
+
+@lru_cache(maxsize=256)
+def _hill_alpha_of_noise(q: float) -> float:
     tail = mp_quantile(0.5 + (np.arange(2048) + 0.5) / 4096, q)
     return float(1 + 1 / np.mean(np.log(tail / mp_quantile(np.array([0.5]), q))))
 

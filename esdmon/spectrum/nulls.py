@@ -5,6 +5,8 @@ tests.benchmarks.alpha_null`. Values between the entries are interpolated in ln 
 is used. An alpha near its null describes the edge of noise, whatever its size.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
@@ -38,15 +40,21 @@ _KS_DISTANCE = np.array(
 
 def alpha_null(spectrum: Spectrum) -> float:
     """Return the median alpha of noise of this M and Q, 2.7 to 24; slices count as one matrix of all eigenvalues."""
-    return _interpolate(_ALPHA, spectrum)
+    return _interpolated(spectrum.eigenvalues.size, spectrum.q)[0]
 
 
 def ks_distance_null(spectrum: Spectrum) -> float:
     """Return the median D of noise of this M and Q, 0.12 to 0.20."""
-    return _interpolate(_KS_DISTANCE, spectrum)
+    return _interpolated(spectrum.eigenvalues.size, spectrum.q)[1]
 
 
-def _interpolate(table: Floats, spectrum: Spectrum) -> float:
-    """Interpolate a table bilinearly in (ln M, ln Q)."""
-    by_side = [float(np.interp(np.log(spectrum.eigenvalues.size), _SIDES, column)) for column in table.T]
-    return float(np.interp(np.log(spectrum.q), _RATIOS, by_side))
+@lru_cache(maxsize=1024)
+def _interpolated(size: int, q: float) -> tuple[float, float]:
+    """Return the entries of both tables, interpolated bilinearly in (ln M, ln Q)."""
+    place = np.log(size), np.log(q)
+    return _interpolate(_ALPHA, *place), _interpolate(_KS_DISTANCE, *place)
+
+
+def _interpolate(table: Floats, log_m: float, log_q: float) -> float:
+    by_side = [float(np.interp(log_m, _SIDES, column)) for column in table.T]
+    return float(np.interp(log_q, _RATIOS, by_side))

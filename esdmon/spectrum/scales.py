@@ -87,18 +87,28 @@ def _spread(scales: Floats) -> Floats:
 
 def _contracted(squares: Floats, scatter: Floats, *, clipped: bool) -> Floats:
     """Return scales of mean 1 whose logarithms have the variance of those of `squares`, less the scatter."""
-    smallest = np.min(squares, axis=1, initial=np.inf, where=squares > 0, keepdims=True)
-    logs = np.log(np.maximum(squares, np.where(np.isfinite(smallest), smallest, 1.0)))
+    ascending = np.sort(squares, axis=1)
+    if ascending[:, 0].min() <= 0:  # a unit that is dead in one slice only: as small as the smallest of the others
+        smallest = np.min(squares, axis=1, initial=np.inf, where=squares > 0, keepdims=True)
+        smallest = np.where(np.isfinite(smallest), smallest, 1.0)
+        squares, ascending = np.maximum(squares, smallest), np.maximum(ascending, smallest)
+    logs = np.log(squares)
+    middle = np.log(_median(ascending))
+    deviation = logs - middle
     if clipped:
-        middle = np.median(logs, axis=1, keepdims=True)
-        reach = _OUTLIER * _MAD * np.median(np.abs(logs - middle), axis=1, keepdims=True)
-        logs = np.clip(logs, middle - reach, middle + reach)
-    variance = logs.var(axis=1)
+        reach = _OUTLIER * _MAD * _median(np.sort(np.abs(deviation), axis=1))
+        deviation = np.clip(deviation, -reach, reach)
+    variance = deviation.var(axis=1)
     left = np.clip(1 - scatter / np.maximum(variance, 1e-300), 0, 1)
     left = np.where(left < _LEAST, 0.0, left)[:, None]
-    deviation = logs - np.median(logs, axis=1, keepdims=True)
     # One that is far beyond the scatter is what it seems to be, however little the others differ.
     alone = 1 - _CERTAIN**2 * scatter[:, None] / np.maximum(deviation**2, 1e-300)
     scales: Floats = np.exp(np.sqrt(np.maximum(left, alone)) * deviation)
     scales /= scales.mean(axis=1, keepdims=True)
     return scales
+
+
+def _median(ascending: Floats) -> Floats:
+    """Return the median of each row as a column; the lower of the two in the middle if their number is even."""
+    middle = (ascending.shape[1] - 1) // 2
+    return ascending[:, middle : middle + 1]

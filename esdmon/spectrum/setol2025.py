@@ -8,6 +8,8 @@ the power-law tail and the ERG tail begin at the same eigenvalue; where the powe
 over-regularised.
 """
 
+from functools import lru_cache
+
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
@@ -29,8 +31,12 @@ def erg_rank(spectrum: Spectrum) -> float:
 
 def erg_rank_null(spectrum: Spectrum) -> float:
     """Return the ERG rank of the quantiles of the Marchenko-Pastur law."""
-    count = spectrum.eigenvalues.size
-    return float(_tail(mp_quantile((np.arange(count) + 0.5) / count, spectrum.q)).size)
+    return _erg_rank_of_noise(spectrum.eigenvalues.size, spectrum.q)
+
+
+@lru_cache(maxsize=256)
+def _erg_rank_of_noise(count: int, q: float) -> float:
+    return float(_tail(mp_quantile((np.arange(count) + 0.5) / count, q)).size)
 
 
 def erg_gap(spectrum: Spectrum) -> float:

@@ -12,7 +12,9 @@ import numpy as np
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import Bulk, fit_bulk, fit_scaled, is_noise
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
+from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Scales
+from esdmon.spectrum.separable import separable_laws
 
 MIN_BULK = 8
 """Smallest M for a bulk fit: fewer eigenvalues have no quantiles to estimate σ² from. Our choice."""
@@ -72,6 +74,8 @@ class Spectrum:
     """(slices, M), on request: the eigenvalues after scaling rows and columns of W to equal mean squares."""
     scales: Scales | None = None
     """Scales of rows and columns; without them the noise is taken to have equal ones."""
+    laws: Laws = separable_laws
+    """Computes the laws of noise of these scales."""
 
     @classmethod
     def from_eigenvalues(
@@ -200,7 +204,7 @@ class Spectrum:
         plain = self.plain_bulk
         if plain is None or self.scales is None or is_noise(plain):
             return plain
-        return fit_scaled(plain, self.by_slice, self.n, self.scales)
+        return fit_scaled(plain, self.by_slice, self.n, self.scales, self.laws)
 
     @cached_property
     def plain_bulk(self) -> Bulk | None:
@@ -212,10 +216,12 @@ class Spectrum:
         except ValueError:
             return None
 
-    def with_scales(self, scales: Scales) -> "Spectrum":
+    def with_scales(self, scales: Scales, laws: Laws = separable_laws) -> "Spectrum":
         """Return this spectrum with the scales of rows and columns; what is known of it already is kept."""
-        scaled = replace(self, scales=scales)
-        vars(scaled).update({name: value for name, value in vars(self).items() if name not in ("scales", "bulk")})
+        scaled = replace(self, scales=scales, laws=laws)
+        vars(scaled).update(
+            {name: value for name, value in vars(self).items() if name not in vars(scaled) and name != "bulk"}
+        )
         return scaled
 
     @property

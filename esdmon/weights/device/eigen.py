@@ -16,6 +16,8 @@ from torch import Tensor
 from esdmon.spectrum import Elements, PhaseThresholds, Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import is_noise
+from esdmon.spectrum.recent_laws import Laws
+from esdmon.spectrum.separable import separable_laws
 from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
 from esdmon.weights.device.solvers import Solver, blocks, solve_torch
@@ -36,6 +38,7 @@ def read_spectrum(
     precision: str = "auto",
     also: Collection[str] = (),
     solver: Solver = solve_torch,
+    laws: Laws = separable_laws,
 ) -> Spectrum:
     """Compute the spectrum of the current weight, with dead rows and columns removed.
 
@@ -46,6 +49,7 @@ def read_spectrum(
             the same elements in random order, from a seeded generator, at about twice the cost; "equalised" those of
             the matrix with equal scales, at about twice the cost.
         solver: computes the eigenvalues of a weight on a CPU; on other devices torch does.
+        laws: computes the laws of noise with the scales of rows and columns.
 
     Raises:
         UnreadableError: where the weight holds no numbers, NaN or infinities, only zeros, or too few eigenvalues.
@@ -56,7 +60,7 @@ def read_spectrum(
     if weight.device.type != "cpu":
         solver = solve_torch
     with torch.no_grad(), without_autocast(weight.device.type):
-        return _read(matrix, weight, precision, also, solver)
+        return _read(matrix, weight, precision, also, solver=solver, laws=laws)
 
 
 def _read(
@@ -64,7 +68,9 @@ def _read(
     weight: Tensor,
     precision: str,
     also: Collection[str],
+    *,
     solver: Solver,
+    laws: Laws,
 ) -> Spectrum:
     stack, elements, scale, margins = _prepare(matrix.to_stack(weight))
     n, m = max(stack.shape[1:]), min(stack.shape[1:])
@@ -100,7 +106,7 @@ def _read(
         plain = one.plain_bulk
         if not has_elements or m < _MIN_M or plain is None or is_noise(plain):
             return one
-        return one.with_scales(scales_of(stack, margins))
+        return one.with_scales(scales_of(stack, margins), laws)
 
     if "vectors" in also:
         lam, vectors = _eigenvectors(stack)
@@ -176,11 +182,11 @@ def _drop_dead(stack: Tensor) -> tuple[Tensor, Margins, int, int]:
     """Remove rows and columns that are dead in all slices; return the rest, its margins and the numbers removed."""
     margins = measure_margins(stack)
     rows, columns = margins.alive()
-    dead_rows, dead_columns = int((~rows).sum()), int((~columns).sum())
+    dead_rows, dead_columns = int(np.sum(~rows)), int(np.sum(~columns))
     if dead_rows:
-        stack = stack[:, rows]
+        stack = stack[:, torch.from_numpy(rows)]
     if dead_columns:
-        stack = stack[:, :, columns]
+        stack = stack[:, :, torch.from_numpy(columns)]
     return stack, margins.keep(rows, columns) if dead_rows or dead_columns else margins, dead_rows, dead_columns
 
 

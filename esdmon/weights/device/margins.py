@@ -5,15 +5,19 @@ scales are measured after dividing by those of the other side: a_i = mean_j W_ij
 from the mean squares on.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.scales import Scales
 from esdmon.weights.device.solvers import blocks
+
+Bools = NDArray[np.bool_]
 
 _DEAD = 1e-3  # of the median rms: dead units of published networks have 1e-7 to 1e-40 of it. Our choice.
 _SAMPLED = 1 << 16  # elements that the kurtosis is estimated from; our choice
@@ -31,7 +35,7 @@ class Margins:
     columns: Tensor
     """(slices, columns)."""
 
-    def alive(self) -> tuple[Tensor, Tensor]:
+    def alive(self) -> tuple[Bools, Bools]:
         """Return masks of the rows and columns whose rms over all slices is at least 1e-3 of the median of their side.
 
         The median is that of those that are not exactly zero. Where most have decayed, none is left out: then the rank
@@ -39,12 +43,11 @@ class Margins:
         """
         return _alive(self.rows), _alive(self.columns)
 
-    def keep(self, rows: Tensor, columns: Tensor) -> "Margins":
+    def keep(self, rows: Bools, columns: Bools) -> "Margins":
         """Return the margins of some rows and columns; what the others add to a sum of squares is below 1e-6 of it."""
-        n_rows, n_columns = self.rows.shape[1], self.columns.shape[1]
         return Margins(
-            self.rows[:, rows] * (n_columns / max(1, int(columns.sum()))),
-            self.columns[:, columns] * (n_rows / max(1, int(rows.sum()))),
+            self.rows[:, torch.from_numpy(rows)] * (columns.size / max(1, int(columns.sum()))),
+            self.columns[:, torch.from_numpy(columns)] * (rows.size / max(1, int(rows.sum()))),
         )
 
 
@@ -61,59 +64,71 @@ def measure_margins(stack: Tensor) -> Margins:
 
 
 def scales_of(stack: Tensor, margins: Margins) -> Scales:
-    """Return the scales of a stack without dead rows and columns, of mean 1, with N >= M."""
+    """Return the scales of a stack without dead rows and columns, with N >= M."""
+    squares = _squared(stack)
     for _ in range(_REFINEMENTS):
-        margins = _refined(stack, margins)
-    rows, columns = margins.rows.cpu().numpy(), margins.columns.cpu().numpy()
+        margins = _refined(squares, margins)
+    rows, columns = (side.cpu().double().numpy() for side in (margins.rows, margins.columns))
     kurtosis = _kurtosis(stack, margins)
     return Scales(rows, columns, kurtosis) if rows.shape[1] >= columns.shape[1] else Scales(columns, rows, kurtosis)
 
 
-def _refined(stack: Tensor, margins: Margins) -> Margins:
-    """Return the scales of mean 1, from an earlier estimate."""
+def _squared(stack: Tensor) -> Iterable[Tensor]:
+    """Return the squares in blocks of rows: computed once if there is one block, else at each pass."""
     dtype = torch.promote_types(stack.dtype, torch.float32)
-    columns = _of_mean_one(margins.columns)
-    weights = (1 / columns).to(dtype)
-    by_row, by_column = [], torch.zeros_like(columns)
-    level = margins.rows.mean(dim=1, keepdim=True)
-    for part in blocks(stack):
-        squares = part.to(dtype).square()
-        rows = (squares @ weights[:, :, None])[..., 0].double() / stack.shape[2] / level
+    parts = blocks(stack)
+    return [parts[0].to(dtype).square()] if len(parts) == 1 else _Blocks(parts, dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    parts: tuple[Tensor, ...]
+    dtype: torch.dtype
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (part.to(self.dtype).square() for part in self.parts)
+
+
+def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
+    """Return scales, each side up to a factor, from an earlier estimate."""
+    by_row, by_column = [], torch.zeros_like(margins.columns)
+    weights = _inverse(margins.columns)
+    for part in squares:
+        rows = (part @ weights.to(part.dtype)[:, :, None])[..., 0]
         by_row.append(rows)
-        inverse = (1 / (rows * level).clamp_min(torch.finfo(dtype).tiny)).to(dtype)
-        by_column += (inverse[:, None, :] @ squares)[:, 0]
-    return Margins(_of_mean_one(torch.cat(by_row, dim=1)), _of_mean_one(by_column))
+        by_column += (_inverse(rows)[:, None, :] @ part)[:, 0]
+    return Margins(torch.cat(by_row, dim=1), by_column)
 
 
-def _of_mean_one(scales: Tensor) -> Tensor:
-    """Return scales divided by their mean; where one slice has a zero, a tiny one in its place."""
-    mean = scales.mean(dim=1, keepdim=True)
-    return (scales / mean.clamp_min(torch.finfo(scales.dtype).tiny)).clamp_min(_TINY)
+def _inverse(scales: Tensor) -> Tensor:
+    """Return 1/scale; one slice may have a zero, and then a tiny scale is taken in its place."""
+    return torch.maximum(scales, scales.mean(dim=1, keepdim=True) * _TINY).reciprocal()
 
 
 def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
     """Return E y²/(E y)² of the squares divided by the scales of their row and column, from evenly spaced rows."""
     slices, n_rows, n_columns = stack.shape
     step = max(1, -(-slices * n_rows * n_columns // _SAMPLED))
-    part = stack[:, ::step].to(torch.promote_types(stack.dtype, torch.float32))
-    a, b = margins.rows[:, ::step].to(part.dtype), margins.columns.to(part.dtype)
-    y = part.square() / a[:, :, None] / b[:, None, :]
-    first, second = y.mean(dim=(1, 2)).double(), y.square().mean(dim=(1, 2)).double()
-    kurtosis: Floats = np.nan_to_num((second / first.square()).cpu().numpy(), nan=3.0)
+    part = stack[:, ::step].to(margins.rows.dtype)
+    a, b = _inverse(margins.rows)[:, ::step], _inverse(margins.columns)
+    y = part.square() * a[:, :, None] * b[:, None, :]
+    first, second = y.mean(dim=(1, 2)), y.square_().mean(dim=(1, 2))
+    kurtosis: Floats = np.nan_to_num((second / first.square()).cpu().double().numpy(), nan=3.0)
     return kurtosis
 
 
 def equalise(stack: Tensor, margins: Margins) -> Tensor:
     """Return the stack with its rows and columns scaled to equal mean squares, in each slice (Sinkhorn and Knopp)."""
+    squares = _squared(stack)
     for _ in range(_PASSES):
-        margins = _refined(stack, margins)
-    scaled = stack / (margins.rows[:, :, None] * margins.columns[:, None, :]).sqrt()
+        margins = _refined(squares, margins)
+    scaled = stack * (_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :]).sqrt()
     scaled /= scaled.square().mean(dim=(1, 2), keepdim=True).sqrt()
     return scaled.to(torch.promote_types(stack.dtype, torch.float32))
 
 
-def _alive(squares: Tensor) -> Tensor:
-    total = squares.sum(dim=0)
+def _alive(squares: Tensor) -> Bools:
+    total = squares.sum(dim=0).cpu().numpy()
     positive = total[total > 0]
-    # torch's median of an even number is the lower of the two in the middle.
-    return total >= _DEAD**2 * positive.median() if positive.numel() else total > 0
+    mask: Bools = total >= _DEAD**2 * np.median(positive) if positive.size else total > 0
+    return mask

@@ -1,0 +1,206 @@
+"""Find the edges of the law of noise whose rows and columns have scales of their own; `separable` has the formulas.
+
+The scales enter by their distribution only, which is replaced by one of few nodes that has the same moments in each of
+several groups.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.scales import Profile
+
+_Sides = tuple[Floats, Floats, Floats, Floats]
+
+SQUARE = 0.999
+"""M/N from which the lower edge is taken as 0."""
+_STEPS = 30  # of Newton's method at most
+_ERROR = 1e-9  # of the equations, whose next value is about the square of it
+_LOGITS, _LOGS = np.linspace(-10, 14, 33), np.linspace(-18, 18, 49)  # where edges are searched
+
+
+class ScaleNodes(NamedTuple):
+    """Distributions of the scales of rows and of columns, one for each slice."""
+
+    values: Floats
+    """(2, slices, K)."""
+    weights: Floats
+    ratio: float
+
+    @property
+    def a(self) -> Floats:
+        """Return the values for the rows, (slices, K)."""
+        rows: Floats = self.values[0]
+        return rows
+
+    @property
+    def b(self) -> Floats:
+        """Return the values for the columns, (slices, K)."""
+        columns: Floats = self.values[1]
+        return columns
+
+    def balanced_weights(self) -> Floats:
+        """Return the weights of g(δ) and h(ε): those of the columns are multiplied by M/N."""
+        weights: Floats = self.weights * np.array([1.0, self.ratio])[:, None, None]
+        return weights
+
+    def of(self, slices: "slice | NDArray[np.intp]") -> "ScaleNodes":
+        """Return those of some slices."""
+        return ScaleNodes(self.values[:, slices], self.weights[:, slices], self.ratio)
+
+
+class Edges(NamedTuple):
+    """The edges of each slice, and (δ, ε) there in units of those of equal scales."""
+
+    lower: Floats
+    upper: Floats
+    scale: Floats
+    """(M·c)^(−⅔), on which the largest eigenvalue fluctuates."""
+    at_lower: Floats
+    """(2, slices)."""
+    at_upper: Floats
+    """(2, slices)."""
+
+
+def compressed(profile: Profile, top: int, groups: int) -> ScaleNodes:
+    """Return nodes for both sides; if one has fewer, they are repeated with weight 0."""
+    (a, a_weights), (b, b_weights) = (_quadrature(side, top, groups) for side in (profile.rows, profile.columns))
+    ratio, missing = profile.columns.shape[1] / profile.rows.shape[1], a.shape[1] - b.shape[1]
+    if missing > 0:
+        b, b_weights = np.pad(b, ((0, 0), (0, missing)), mode="edge"), np.pad(b_weights, ((0, 0), (0, missing)))
+    elif missing < 0:
+        a, a_weights = np.pad(a, ((0, 0), (0, -missing)), mode="edge"), np.pad(a_weights, ((0, 0), (0, -missing)))
+    return ScaleNodes(np.stack((a, b)), np.stack((a_weights, b_weights)), ratio)
+
+
+def _quadrature(scales: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
+    """Return (slices, K) nodes and weights: the largest scales, and for each group of the others two nodes.
+
+    The two nodes have the mean, variance and third moment of the group (Gauss quadrature).
+    """
+    values = np.sort(scales, axis=1)
+    slices, count = values.shape
+    if count <= top + 2 * groups:
+        return values, np.full_like(values, 1 / count)
+    rest = values[:, : count - top]
+    start = np.linspace(0, rest.shape[1], groups + 1).astype(int)
+    sizes, start = np.diff(start), start[:-1]
+    mean = np.add.reduceat(rest, start, axis=1) / sizes
+    deviation = rest - np.repeat(mean, sizes, axis=1)
+    variance = np.add.reduceat(deviation**2, start, axis=1) / sizes
+    third = np.add.reduceat(deviation**3, start, axis=1) / sizes
+    is_single = variance <= 1e-24 * mean**2
+    skew = np.where(is_single, 0.0, third / (2 * np.where(is_single, 1.0, variance)))
+    width = np.sqrt(np.where(is_single, 0.0, variance) + skew**2)
+    share = np.where(is_single, 0.5, (width + skew) / (2 * np.where(is_single, 1.0, width)))
+    pairs = np.stack((mean + skew - width, mean + skew + width), axis=2).reshape(slices, -1)
+    weights = np.stack((share * sizes, (1 - share) * sizes), axis=2).reshape(slices, -1)
+    nodes = np.concatenate((pairs, values[:, count - top :]), axis=1)
+    return nodes, np.concatenate((weights, np.ones((slices, top))), axis=1) / count
+
+
+def edges_of(nodes: ScaleNodes, m: int) -> Edges:
+    """Return the edges of each slice.
+
+    Square matrices have λ⁻ = 0, where δ and ε diverge: the limits there are at equal parts of the way from λ⁻ to λ⁺.
+    """
+    root = nodes.ratio**0.5
+    at_upper = _upper_edge(nodes)
+    upper, scale = _upper_and_scale(nodes, at_upper, m)
+    at_upper = at_upper / np.array([[-root], [-1.0]]) * (1 + root)
+    if nodes.ratio > SQUARE:
+        inverse = (nodes.weights / nodes.values).sum(-1)
+        balance = np.sqrt(inverse[0] / inverse[1])
+        limits = np.stack((balance, 1 / balance)) * (1 + root) / np.sqrt(upper)
+        return Edges(np.zeros_like(upper), upper, scale, limits, at_upper)
+    at_lower = _lower_edge(nodes)
+    g = (nodes.weights[0] * nodes.a / (1 + at_lower[0][:, None] * nodes.a)).sum(1)
+    return Edges(-g / at_lower[1], upper, scale, at_lower / np.array([[root], [-1.0]]) * (1 - root), at_upper)
+
+
+def _powers(t: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
+    """Return Σ w·p, Σ w·p² and Σ w·p³ with p = y/(1 + t·y); t is (2, slices, …), y and w are (2, slices, K)."""
+    extra = (slice(None), slice(None)) + (None,) * (t.ndim - 2)
+    p = y[extra] / (1 + t[..., None] * y[extra])
+    w = weights[extra]
+    wp = w * p
+    wpp = wp * p
+    return wp.sum(-1), wpp.sum(-1), (wpp * p).sum(-1)
+
+
+def _upper_edge(nodes: ScaleNodes) -> Floats:
+    """Return (δ, ε) at λ⁺, (2, slices), where −δ·max a and −ε·max b are in (0, 1): their logits are searched."""
+    largest = nodes.values.max(-1)
+    values, weights = nodes.values / largest[..., None], nodes.balanced_weights()
+
+    def sides(logits: Floats) -> _Sides:
+        x = 1 / (1 + np.exp(-logits))
+        s0, s1, s2 = _powers(-x, values, weights)
+        slope = x * (1 - x)
+        return np.log(x * s0), np.log(x * s1 / s0), slope * (1 / x + s1 / s0), slope * (1 / x + 2 * s2 / s1 - s1 / s0)
+
+    at_edge: Floats = -1 / (1 + np.exp(-_crossing(sides, _LOGITS, slices=values.shape[1]))) / largest
+    return at_edge
+
+
+def _lower_edge(nodes: ScaleNodes) -> Floats:
+    """Return (δ, ε) at λ⁻, (2, slices), of matrices that are not square.
+
+    There δ > 0 and −ε·min b > 1: the logarithms of δ and of 1/(−ε·min b − 1) are searched.
+    """
+    smallest = nodes.values.min(-1)
+    values, weights = nodes.values / smallest[..., None], nodes.balanced_weights()
+    signs = np.array([1.0, -1.0])
+
+    def sides(logs: Floats) -> _Sides:
+        sign = signs.reshape(2, *(1,) * (logs.ndim - 1))
+        slope = np.exp(sign * logs)
+        x = sign * slope - (sign < 0)
+        s0, s1, s2 = _powers(x, values, weights)
+        return np.log(x * s0), np.log(x * s1 / s0), slope * (1 / x - s1 / s0), slope * (1 / x - 2 * s2 / s1 + s1 / s0)
+
+    logs = _crossing(sides, _LOGS, slices=values.shape[1])
+    at_edge: Floats = np.stack((np.exp(logs[0]), -1 - np.exp(-logs[1]))) / smallest
+    return at_edge
+
+
+def _crossing(sides: Callable[[Floats], _Sides], grid: Floats, *, slices: int) -> Floats:
+    """Solve s_a(u) = s_b(v) and p_a(u) + p_b(v) = 0 for each slice, on a grid and then by Newton's method.
+
+    These are δg = εh and (δg′/g)·(εh′/h) = 1 in logarithms: s is that of |δg| and p that of |δg′/g|. `sides` takes
+    (2, slices, …) values (u, v) and returns s, p and their derivatives, of which s and p rise.
+    """
+    s, p, *_ = sides(np.broadcast_to(grid, (2, slices, grid.size)))
+    uv = np.empty((2, slices))
+    for i in range(slices):
+        product = p[0, i] + np.interp(s[0, i], s[1, i], p[1, i], left=-50, right=50)
+        place = np.interp(0.0, product, s[0, i])
+        uv[:, i] = np.interp(place, s[0, i], grid), np.interp(place, s[1, i], grid)
+    for _ in range(_STEPS):
+        s, p, ds, dp = sides(uv)
+        first, second = s[0] - s[1], p[0] + p[1]
+        if max(np.abs(first).max(), np.abs(second).max()) < _ERROR:
+            break
+        steps = np.stack((first * dp[1] + ds[1] * second, ds[0] * second - dp[0] * first))
+        uv = uv - np.clip(steps / (ds[0] * dp[1] + ds[1] * dp[0]), -2, 2)
+    return uv
+
+
+def _upper_and_scale(nodes: ScaleNodes, at_edge: Floats, m: int) -> tuple[Floats, Floats]:
+    """Return λ⁺ and (M·c)^(−⅔) from (δ, ε) at the edge."""
+    s0, s1, s2 = _powers(at_edge, nodes.values, nodes.balanced_weights())
+    (g, h), (g1, h1), (g2, h2) = s0, -s1, 2 * s2
+    delta, epsilon = at_edge
+    z = -g / epsilon
+    # Derivatives along δ·g(δ) = ε·h(ε).
+    left, left2 = g + delta * g1, 2 * g1 + delta * g2
+    right, right2 = h + epsilon * h1, 2 * h1 + epsilon * h2
+    slope = left / right
+    bend = (left2 - right2 * slope**2) / right
+    curvature = z * (g2 / g - bend / epsilon)  # z″, where z′ = 0
+    weighted = (nodes.b / (1 + epsilon[:, None] * nodes.b) ** 2 * nodes.weights[1]).sum(1)
+    c = np.abs(slope) / z * weighted * np.sqrt(2 / curvature)
+    return z, (m * c) ** (-2 / 3)

@@ -1,0 +1,68 @@
+"""Laws of noise that are reused from reading to reading."""
+
+import numpy as np
+import torch
+
+from esdmon.plugins import Plugins
+from esdmon.runtime.reader import Reader
+from esdmon.spectrum.measures import BUILT_IN_MEASURES
+from esdmon.spectrum.recent_laws import RecentLaws
+from esdmon.spectrum.scales import Profile
+from esdmon.spectrum.separable import separable_laws
+from tests.benchmarks.ensembles import scaled
+
+
+def _profile(rng: np.random.Generator, n: int, m: int) -> Profile:
+    sides = [np.exp(0.5 * rng.standard_normal((1, side))) for side in (n, m)]
+    return Profile(*(side / side.mean() for side in sides))
+
+
+def _moved(profile: Profile, rng: np.random.Generator, by: float) -> Profile:
+    return Profile(*(side * (1 + by * rng.uniform(-1, 1, side.shape)) for side in (profile.rows, profile.columns)))
+
+
+def test_laws_are_reused_while_the_scales_hardly_move() -> None:
+    rng = np.random.default_rng(0)
+    laws, profile = RecentLaws(), _profile(rng, 256, 128)
+    (first,) = laws(profile)
+    assert laws(_moved(profile, rng, 1e-4)) == (first,)
+    (other,) = laws(_moved(profile, rng, 0.05))
+    assert other is not first
+    assert laws(profile) == (first,)  # the last three are kept
+
+
+def test_a_reused_edge_is_within_a_tenth_of_its_scale() -> None:
+    rng = np.random.default_rng(1)
+    reused = 0
+    for n, m in ((64, 32), (256, 128), (1024, 512)):
+        laws, profile = RecentLaws(), _profile(rng, n, m)
+        (first,) = laws(profile)
+        for by in np.geomspace(1e-5, 0.1, 30):
+            moved = _moved(profile, rng, float(by))
+            (found,) = laws(moved)
+            (exact,) = separable_laws(moved)
+            assert abs(found.edge - exact.edge) <= 0.1 * exact.scale
+            reused += found is first
+    assert 30 <= reused <= 80
+
+
+def test_another_shape_has_other_laws() -> None:
+    rng = np.random.default_rng(2)
+    laws = RecentLaws()
+    flat = [Profile(np.ones((1, n)), np.ones((1, 64))) for n in (64, 128)]
+    assert laws(flat[0])[0].edge != laws(flat[1])[0].edge
+    assert len(laws(_profile(rng, 64, 64))) == 1
+
+
+def test_a_reader_that_is_saved_computes_its_laws_anew_as_one_that_resumes_from_it_does() -> None:
+    rng = np.random.default_rng(3)
+    weight = torch.from_numpy(scaled(rng, rng.standard_normal((128, 64)), 0.2)).float()
+    measures = [measure for measure in BUILT_IN_MEASURES if measure.name == "bulk_edge"]
+    reader = Reader({"a.weight": weight}, Plugins(), measures=measures)
+    (before,) = reader.read(0).layers
+    weight *= 1 + 1e-4 * torch.from_numpy(rng.standard_normal((128, 1))).float()
+    reader.state_dict()
+    (after,) = reader.read(1).layers
+    (resumed,) = Reader({"a.weight": weight}, Plugins(), measures=measures).read(1).layers
+    assert before.measures["bulk_edge"] != after.measures["bulk_edge"]
+    assert after.measures["bulk_edge"] == resumed.measures["bulk_edge"]
