@@ -210,7 +210,16 @@ def _coverage_record(coverage: Coverage) -> Record:
     skipped = [
         {"name": skip.name, "n_parameters": skip.n_parameters, "reason": skip.reason} for skip in coverage.skipped
     ]
-    return {"share": coverage.share, "watched": coverage.watched, "total": coverage.total, "skipped": skipped}
+    return {
+        "share": coverage.share,
+        "watched": coverage.watched,
+        "total": coverage.total,
+        "matrices_read": coverage.matrices_read,
+        "matrices_with_phase": coverage.matrices_with_phase,
+        "parameters_read": coverage.parameters_read,
+        "parameters_with_phase": coverage.parameters_with_phase,
+        "skipped": skipped,
+    }
 
 
 def _write_csv(records: Sequence[Mapping[str, object]]) -> None:

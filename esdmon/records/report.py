@@ -1,14 +1,15 @@
 """The record of a model at one step, `Report`, and the part of the model that it covers, `Coverage`."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from esdmon.errors import nearest
 from esdmon.records.layer import LayerReport
 from esdmon.records.summary import summarize
 from esdmon.records.text import age_lines, grouped, layer_table
 from esdmon.records.values import Record, jsonable
+from esdmon.spectrum import Phase
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,26 @@ class Coverage:
     """Number of parameters of the model."""
     skipped: tuple[Skipped, ...] = ()
     """Parameters that are not watched, each with the reason."""
+    matrices_read: int = 0
+    """Number of matrices with a reading."""
+    matrices_with_phase: int = 0
+    """Number of these whose phase is not unclassified."""
+    parameters_read: int = 0
+    """Number of parameters in the matrices with a reading; one that is part of two counts twice."""
+    parameters_with_phase: int = 0
+    """Number of these in matrices with a phase."""
+
+    def of(self, layers: Iterable[LayerReport]) -> "Coverage":
+        """Return this coverage with the counts of the layers that were read, and of those that have a phase."""
+        read = [layer for layer in layers if layer.status == "ok"]
+        phased = [layer for layer in read if layer.phase is not Phase.UNCLASSIFIED]
+        return replace(
+            self,
+            matrices_read=len(read),
+            matrices_with_phase=len(phased),
+            parameters_read=sum(layer.n_parameters for layer in read),
+            parameters_with_phase=sum(layer.n_parameters for layer in phased),
+        )
 
     @property
     def share(self) -> float:
@@ -39,10 +60,18 @@ class Coverage:
         return self.watched / self.total if self.total else 0.0
 
     def __str__(self) -> str:
-        """Return one line with the share, and one for each reason to skip."""
-        lines = [f"watching {self.share:.1%} of {self.total:,} parameters"]
+        """Return one line with the shares, and one for each reason to skip."""
+        lines = [f"watching {self.share:.1%} of {self.total:,} parameters", *self._phased()]
         lines += [f"  not {line}" for line in grouped((skip.reason, skip.name) for skip in self.skipped)]
         return "\n".join(lines)
+
+    def _phased(self) -> list[str]:
+        if not self.parameters_read:
+            return []
+        share = self.parameters_with_phase / self.parameters_read
+        return [
+            f"  {self.matrices_with_phase} of {self.matrices_read} matrices have a phase: {share:.1%} by parameters"
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +99,10 @@ class Report:
     """Number of layers in which an alert rule fires now, for each rule that has fired in the run."""
     max_tags: int | None = None
     """Largest number of series of layers that a tracker should get; None for no limit. See `esdmon.present.scalars`."""
+
+    def __post_init__(self) -> None:
+        """Count the layers with a phase in the coverage."""
+        object.__setattr__(self, "coverage", self.coverage.of(self.layers))
 
     def __getitem__(self, name: str) -> LayerReport:
         """Return the layer of that name.

@@ -214,7 +214,7 @@ class Reader:
 
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
-        self._laws.clear()  # a run that is resumed from here computes them anew, and so does this one
+        self._laws.clear()  # so that this run and one resumed from here go on alike
         return {} if self._drift is None else self._drift.state_dict()
 
     def prepare(self, state: Plain) -> Callable[[], None]:

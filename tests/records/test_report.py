@@ -245,3 +245,18 @@ def test_coverage_groups_what_is_skipped_by_reason() -> None:
 def test_the_share_of_a_model_that_is_watched(watched: int, total: int, share: float) -> None:
     """The share is in [0, 1], also for a model without parameters."""
     assert Coverage(watched, total).share == share
+
+
+def test_coverage_counts_the_matrices_and_parameters_with_a_phase() -> None:
+    """Layers that were not read, or have no phase, count for nothing."""
+    read = [
+        LayerReport("large", "ok", 0, n_parameters=900, phase=Phase.BULK_SPIKES),
+        LayerReport("small", "ok", 0, n_parameters=100),
+        LayerReport("broken", "nonfinite", 0, "NaN", n_parameters=50),
+    ]
+    report = Report(0, tuple(read), Coverage(1050, 1050))
+    coverage = report.coverage
+    assert (coverage.matrices_read, coverage.matrices_with_phase) == (2, 1)
+    assert (coverage.parameters_read, coverage.parameters_with_phase) == (1000, 900)
+    assert "  1 of 2 matrices have a phase: 90.0% by parameters" in str(report)
+    assert "have a phase" not in str(Coverage(10, 10))
