@@ -25,6 +25,7 @@ from statistics import median
 import torch
 
 import esdmon
+from esdmon.records import Alert
 from tests.benchmarks.faults import KINDS, SEED, Case, Kind, Recipe, Training
 
 _WINDOW = 50  # steps, of which the median is what a norm or a ratio is compared with
@@ -144,10 +145,11 @@ def do(recipe: Recipe, case: Case | None, every: int) -> Record:
         if step % min(every, 20) == 0:
             _note(series, step, dict(zip(("loss", "accuracy"), training.held_back(), strict=True)))
     monitor.close()
-    firing = {alert.id: alert for alert in reversed(monitor.alerts) if alert.state == "firing"}  # the first of each
-    alerts = tuple(
-        Raised(a.rule, a.severity, a.step, a.since, a.layers, a.message) for a in reversed(list(firing.values()))
-    )
+    firing: dict[str, Alert] = {}
+    for alert in monitor.alerts:
+        if alert.state == "firing":
+            firing.setdefault(alert.id, alert)  # and not what it grew to
+    alerts = tuple(Raised(a.rule, a.severity, a.step, a.since, a.layers, a.message) for a in firing.values())
     return Record(recipe.name, recipe.begin, alerts, series, round(time.perf_counter() - start, 1))
 
 
