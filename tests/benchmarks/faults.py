@@ -72,7 +72,7 @@ _SMALL = Recipe(
 )
 _DECODER = Recipe(task="decoder", optimizer="AdamW .1", begin=240, after=180, batch_size=16, clip=True)
 _LSTM = Recipe(task="LSTM", optimizer="AdamW .01", begin=400, after=400, batch_size=16, clip=True)
-_WORDS = Recipe(task="words", optimizer="AdamW .01", begin=500, after=500, is_cheap=True)
+_WORDS = Recipe(task="words", optimizer="SGD .9", begin=500, after=500, is_cheap=True)
 
 
 class Training:
@@ -245,11 +245,11 @@ def _cut_off(module: str) -> Fault:
 
 
 def _drawn_together(name: str, strength: float) -> Fault:
-    """Draw all rows of a matrix to its first."""
+    """Draw all rows of a matrix to its second; the first may be zero, for padding."""
 
     def begin(training: Training) -> None:
         (weight,) = training.named(name)
-        point = weight[0].detach().clone()
+        point = weight[1].detach().clone()
         training.extra = lambda: strength * (weight - point).square().sum()
 
     return begin
@@ -297,7 +297,7 @@ KINDS = (
         *((_MLP_ADAMW, f"{strength}", _decay(strength)) for strength in (3.0, 10.0)),
         (_SMALL, "20", _decay(20.0)),
         (_LSTM, "5", _decay(5.0)),
-        (_MUON, "0.5", _decay(0.5)),
+        (_MUON, "2", _decay(2.0)),
     ),
     _kind(
         "learning rate raised (SGD)",
@@ -392,7 +392,7 @@ KINDS = (
     _kind(
         "rows drawn together",
         "entropy_collapse rank_collapse stable_rank_drop",
-        *((_WORDS, f"embedding, {strength}", _drawn_together("embed.weight", strength)) for strength in (0.001, 0.01)),
+        *((_WORDS, f"embedding, {strength}", _drawn_together("embed.weight", strength)) for strength in (0.02, 0.1)),
         (_MLP_SGD, "first, 0.02", _drawn_together("1.weight", 0.02)),
         (_SMALL, "feed-forward, 0.01", _drawn_together(f"{_FF}1.weight", 0.01)),
     ),

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 
 import torch
 
@@ -231,7 +231,7 @@ def main() -> None:
         record = store.record(name, case.recipe.at(options.every), case)
         outcomes.setdefault(kind, []).append(judge(name, kind, record, limits[case.recipe.task]))
     print("\n".join(["", *_each(outcomes), "", *_table(outcomes), "", *_loosened(limits)]))
-    print("\n".join(_summary(outcomes, twins)))
+    print("\n".join([*_summary(outcomes, twins), "", *_wrong(outcomes)]))
 
 
 def _each(outcomes: dict[Kind, list[Outcome]]) -> Iterator[str]:
@@ -245,7 +245,7 @@ def _each(outcomes: dict[Kind, list[Outcome]]) -> Iterator[str]:
 
 
 def _table(outcomes: dict[Kind, list[Outcome]]) -> Iterator[str]:
-    """Yield a line for each kind; steps are medians over its runs, where never is the longest."""
+    """Yield a line for each kind; steps are those within which half of its runs have shown it."""
     yield f"| kind | for | runs | alert in | right cause first | first warning | {' | '.join(s.name for s in SIGNS)} |"
     yield "|---|---|---|---|---|---|" + "---|" * len(SIGNS)
     for kind, group in outcomes.items():
@@ -262,11 +262,19 @@ def _is_early(group: Sequence[Outcome]) -> bool:
 
 
 def _middle(group: Iterable[Outcome], name: str) -> float:
-    return median(outcome.steps[name] for outcome in group)
+    """Return the steps within which half of the runs have shown it."""
+    return median_low([outcome.steps[name] for outcome in group])
 
 
 def _steps(steps: float) -> str:
     return f"{steps:.0f}" if math.isfinite(steps) else "never"
+
+
+def _wrong(outcomes: dict[Kind, list[Outcome]]) -> Iterator[str]:
+    """Yield the message of each first warning that names another cause."""
+    for outcome in (outcome for group in outcomes.values() for outcome in group):
+        if outcome.first and not outcome.is_right:
+            yield f"{outcome.name}: {outcome.first.rule}: {outcome.first.message}"
 
 
 def _loosened(limits: dict[str, dict[str, float]]) -> Iterator[str]:
@@ -292,6 +300,13 @@ def _summary(outcomes: dict[Kind, list[Outcome]], twins: dict[Recipe, Record]) -
             f"{len(groups)} kinds."
         )
     runs = [outcome for group in outcomes.values() for outcome in group]
+    in_time = [outcome for outcome in runs if _is_early([outcome])]
+    alone = sum(math.isinf(outcome.steps["validation loss"]) for outcome in in_time)
+    unseen = sum(all(map(math.isinf, outcome.steps.values())) for outcome in runs)
+    yield (
+        f"Alert no later than the validation loss in {len(in_time)} of {len(runs)} runs, in {alone} of which the loss "
+        f"never shows it; nothing shows it in {unseen} runs."
+    )
     yield f"Runs with a warning before the fault: {sum(outcome.before > 0 for outcome in runs)} of {len(runs)}."
     noisy = [
         f"{recipe.name} ({', '.join(a.rule for a in twin.serious())})"
