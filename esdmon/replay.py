@@ -123,6 +123,7 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
         waiting=tuple(summary.get("waiting") or ()),
         overhead=math.nan if overhead is None else overhead,
         host_step=summary.get("host_step"),
+        extra=bool(summary.get("extra")),
     )
 
 

@@ -28,6 +28,7 @@ from esdmon.runtime.cpus import cores
 from esdmon.runtime.executor import Executor, Mode
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.pipeline import ReadingPipeline
+from esdmon.runtime.pulse import Escalation, Pulse
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.remote_reader import RemoteReader
 from esdmon.schedule import Schedule
@@ -170,12 +171,16 @@ def attach(
         _close_older(hooked, model)
     ranks = _ranks(limits)
     leads = ranks is None or ranks.rank == 0
-    monitor = Monitor(
+    readings = (
         RemoteReader(reader, executor, ranks)
         if ranks and not leads
         else ReadingPipeline(
             reader, executor, budget, ranks=ranks, max_tags=options.max_tags, queue=limits.due_steps_under_way
-        ),
+        )
+    )
+    escalation = Escalation(Pulse(reader, budget)) if leads and rules else None
+    monitor = Monitor(
+        readings,
         schedule=options.schedule,
         sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if leads else (),
         alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.label, "rule")),
@@ -185,6 +190,7 @@ def attach(
         parts={"reader": reader},
         first_step=first_step,
         limits=limits,
+        escalation=escalation,
         **({} if hooked is None else {"no_step": _NO_STEP.format(type(hooked).__name__)}),
     )
     if hooked is not None:

@@ -1,6 +1,6 @@
 """Readings that need no model to train: for tests of the monitor."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 import torch
@@ -34,6 +34,9 @@ class Reads:
         report = analyze(nn.Linear(30, 20))
         layers = tuple(replace(layer, step=step) for layer in report)
         self._complete.append(Report(step, layers, report.coverage, 0.0))
+
+    def begin_extra(self, names: Collection[str], step: int, host_step: int | None = None) -> None:
+        raise NotImplementedError
 
     def finished(self) -> Iterator[Report]:
         while self._complete:

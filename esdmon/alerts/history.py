@@ -8,7 +8,7 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import final
 
-from esdmon.alerts.rule import AlertRule, Counts, History, has_moved, is_pruned
+from esdmon.alerts.rule import AlertRule, Counts, History, Peak, has_moved, is_pruned
 from esdmon.alerts.rules.baseline import RECENT
 from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain, layer_from_plain, to_plain
@@ -33,6 +33,9 @@ class ReadingHistory:
         self._baseline: Series = {}
         self._first: dict[str, LayerReport] = {}
         self._steps: deque[int] = deque(maxlen=max(_STEPS, reports))
+        self._extra: Series = {}
+        """Readings after the last scheduled one. A baseline is without them, since its readings are evenly spaced."""
+        self._peaks: dict[str, Peak] = {}
         self._excluded: dict[str, tuple[int, int]] = {}
         """First and last step of the latest alert about a layer."""
 
@@ -40,11 +43,24 @@ class ReadingHistory:
         """Add the readings of a report, and return the layers that the model no longer has."""
         gone = self._read.keys() - {*(layer.name for layer in report), *report.waiting}
         for name in gone:
-            for series in (self._read, self._moved, self._baseline, self._first, self._excluded):
+            for series in (
+                self._read,
+                self._moved,
+                self._baseline,
+                self._first,
+                self._extra,
+                self._peaks,
+                self._excluded,
+            ):
                 series.pop(name, None)
-        self._steps.append(report.step)
+        if not report.extra:
+            self._steps.append(report.step)
         for layer in report.new:
             kept = replace(layer, esd=None)
+            if layer.extra:
+                _append(self._extra, kept)
+                continue
+            self._extra.pop(layer.name, None)
             _append(self._read, kept)
             if has_moved(layer):
                 _append(self._moved, kept)
@@ -71,32 +87,36 @@ class ReadingHistory:
         """Add to each baseline the reading that is old enough to know that no alert came of it."""
         for layer in report.new:
             moved = self._moved.get(layer.name, ())
-            if has_moved(layer) and len(moved) > RECENT:
+            if not layer.extra and has_moved(layer) and len(moved) > RECENT:
                 since, until = self._excluded.get(layer.name, (0, -1))
                 if not since <= moved[-1 - RECENT].step <= until:
                     _append(self._baseline, moved[-1 - RECENT])
+                    self._raise_peak(moved[-1 - RECENT])
 
     def history(self, rule: AlertRule, report: Report, firing: Mapping[str, Mapping[str, float]]) -> History:
         """Return what a rule reads: the layers it checks in this report, and their past readings."""
         kept = self._moved if rule.counts == "moves" else self._read
-        names = [
-            layer.name for layer in report if _is_checked(rule.counts, layer, report.step) and _concerns(rule, layer)
-        ]
-        layers = {name: tuple(kept[name]) for name in names if name in kept}
+        names = [layer.name for layer in report if _is_checked(rule.counts, layer, report) and _concerns(rule, layer)]
+        layers = {name: self._readings(kept, name) for name in names if name in kept}
         return History(
             report=report,
             layers=layers,
             first={name: self._first.get(name, layers[name][0]) for name in layers},
             baseline={name: tuple(self._baseline.get(name, ())) for name in layers},
+            peak={name: self._peaks.get(name, Peak()) for name in layers},
             firing=firing,
             steps=tuple(self._steps),
         )
+
+    def _readings(self, kept: Series, name: str) -> tuple[LayerReport, ...]:
+        return (*kept[name], *self._extra.get(name, ()))
 
     def state_dict(self) -> Plain:
         """Return each reading once, with the series it belongs to. The keys are those of the first version."""
         return {
             "first": {name: to_plain(layer) for name, layer in self._first.items()},
             "steps": list(self._steps),
+            "peaks": {name: list(peak) for name, peak in self._peaks.items()},
             "unwell": {name: list(steps) for name, steps in self._excluded.items()},
             "layers": {name: self._plain(name) for name in self._read},
         }
@@ -110,13 +130,20 @@ class ReadingHistory:
                 which[name] = deque((layer for layer in readings if layer.step in steps), maxlen=WINDOW)
         first = {name: layer_from_plain(layer) for name, layer in state["first"].items()}
         excluded = {name: (since, until) for name, (since, until) in state["unwell"].items()}
+        peaks = {name: Peak(*peak) for name, peak in state.get("peaks", {}).items()}
         steps = deque(map(int, state["steps"]), maxlen=self._steps.maxlen)
 
         def restore() -> None:
             self._read, self._moved, self._baseline = series
             self._first, self._excluded, self._steps = first, excluded, steps
+            self._peaks, self._extra = peaks, {}
 
         return restore
+
+    def _raise_peak(self, layer: LayerReport) -> None:
+        ratio, rate = self._peaks.get(layer.name, Peak())
+        # max() keeps its first argument where the second is NaN.
+        self._peaks[layer.name] = Peak(max(ratio, layer.step_ratio), max(rate, layer.learning_rate))
 
     def _plain(self, name: str) -> Plain:
         """Return a layer's readings in step order, and the steps that each of the three series holds."""
@@ -132,11 +159,13 @@ def _append(series: Series, layer: LayerReport) -> None:
     series.setdefault(layer.name, deque(maxlen=WINDOW)).append(layer)
 
 
-def _is_checked(counts: Counts, layer: LayerReport, step: int) -> bool:
+def _is_checked(counts: Counts, layer: LayerReport, report: Report) -> bool:
     """Return True if the reading of a layer at this step is a check, by what the rule counts."""
-    if counts == "reports":
+    if counts == "reports" and not report.extra:
         return True
-    return layer.step == step and (counts == "readings" or (has_moved(layer) and not is_pruned(layer)))
+    if counts == "reports":
+        return layer.step == report.step
+    return layer.step == report.step and (counts == "readings" or (has_moved(layer) and not is_pruned(layer)))
 
 
 def _concerns(rule: AlertRule, layer: LayerReport) -> bool:

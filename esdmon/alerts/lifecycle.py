@@ -94,7 +94,7 @@ class AlertManager:
         """
         if not self.rules:
             return []
-        self._reports += 1
+        self._reports += not report.extra  # extra ones come in tens of steps
         self._step = report.step
         for name in self._memory.take(report):
             self._end(name)

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from esdmon.records import MOVED, LayerReport, Report, Severity
 
@@ -18,6 +18,13 @@ PRUNED = 0.5
 """Share of zero elements above which a spectrum shows the pruning mask rather than what was learned. Our choice."""
 
 Counts: TypeAlias = Literal["moves", "readings", "reports"]
+
+
+class Peak(NamedTuple):
+    """The largest values of a layer so far, outside alerts."""
+
+    step_ratio: float = 0.0
+    learning_rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,8 @@ class History:
     baseline: Mapping[str, Sequence[LayerReport]] = field(default_factory=dict)
     """For each of these layers: its readings before the last three, without those during an alert, at most 16, oldest
     first. Rules on changes compare with these."""
+    peak: Mapping[str, Peak] = field(default_factory=dict)
+    """For each of these layers: the largest values of the readings that are or were in its baseline."""
     firing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The layers in which the rule's alert fires, each with the evidence on which it began. A rule needs it for
     hysteresis: less may keep an alert than begins one, and a layer must come back from the value it began on."""

@@ -35,6 +35,9 @@ RECORD_KEYS = (
     "trainable",
     "in_optimizer",
     "update_ratio",
+    "step_ratio",
+    "learning_rate",
+    "extra",
     "unchanged",
     "dead_rows",
     "dead_columns",
@@ -133,11 +136,17 @@ class LayerReport:
 
     At the first reading it counts from `watch()`. Infinite for a weight that was zero; NaN if there is no earlier
     value to compare with, as in `analyze()`."""
+    step_ratio: float = math.nan
+    """‖ΔW‖/‖W‖ of one optimizer step, >= 0, the last that was sampled before the reading; NaN if none was."""
     drift: float = math.nan
     """‖ΔW‖/‖W‖ from this reading to the latest check of the weight, >= 0; NaN if it was not checked since. Not in JSON
     records."""
     unchanged: bool = False
     """True if the values are repeated from an earlier step since the weight has moved by at most 1e-3 of its norm."""
+    learning_rate: float = math.nan
+    """Learning rate of its group in the optimizer; NaN without an optimizer."""
+    extra: bool = False
+    """True for a reading between the scheduled ones, since something in the layer leapt or may be wrong."""
     dead_rows: int = 0
     """Rows that were left out: all zero, or with an rms below 1e-3 of that of the median row. For a linear layer, its
     outputs."""

@@ -97,6 +97,8 @@ class Report:
     """Step by the Trainer's own count; None without a Trainer."""
     firing: Mapping[str, int] = field(default_factory=dict)
     """Number of layers in which an alert rule fires now, for each rule that has fired in the run."""
+    extra: bool = False
+    """True for a report between the scheduled ones, of layers in which something may be wrong."""
     max_tags: int | None = None
     """Largest number of series of layers that a tracker should get; None for no limit. See `esdmon.present.scalars`."""
 
@@ -159,6 +161,7 @@ class Report:
             "frozen": [layer.name for layer in self.layers if layer.stands_still and not layer.trainable],
             "unchanged": [layer.name for layer in self.layers if layer.unchanged],
             "waiting": list(self.waiting),
+            "extra": self.extra,
         }
         return steps | {key: jsonable(value) for key, value in self.summary.items()} | lists
 

@@ -53,6 +53,9 @@ def alert_from_plain(plain: Mapping[str, Any]) -> Alert:
     return Alert(**dict(plain) | {"layers": tuple(plain["layers"])})
 
 
+_RATIOS = ("update_ratio", "step_ratio", "learning_rate")  # undefined ones are written as None
+
+
 def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
     """Return the layer that `LayerReport.to_record` was called on, without the fields that it does not write.
 
@@ -64,8 +67,7 @@ def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
     own = {key: record[key] for key in _STORED if key in record}
     own["phase"] = Phase(own["phase"]) if own.get("phase") in _PHASES else Phase.UNCLASSIFIED
     own["aliases"] = tuple(own.get("aliases") or ())
-    if own.get("update_ratio") is None:
-        own["update_ratio"] = math.nan
+    own |= {key: math.nan for key in _RATIOS if own.get(key) is None}
     measures: dict[str, float] = {}
     nulls: dict[str, float] = {}
     for key, value in record.items():

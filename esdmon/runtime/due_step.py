@@ -18,6 +18,8 @@ class DueStep:
     """How far each matrix has moved since it was read, as last measured."""
     since: float
     """The time of the step, in seconds of the monotonic clock."""
+    extra: bool = False
+    """Whether it is a step between the scheduled ones."""
     begun: set[str] = field(default_factory=set)
     here: deque[Task] = field(default_factory=deque)
     """Under way in this process, in the order in which they will be finished."""

@@ -1,5 +1,6 @@
 """`HeldParameters`: the parameters that the optimizers hold."""
 
+import math
 from collections.abc import Sequence
 from typing import final
 
@@ -23,13 +24,22 @@ class HeldParameters:
     def refresh(self) -> None:
         """Look again: groups may be added between two due steps."""
         groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
-        self._ids = frozenset(id(parameter) for group in groups for parameter in group["params"])
+        self._groups = {id(parameter): group for group in groups for parameter in group["params"]}
 
     def holds(self, matrix: Matrix) -> bool | None:
         """Return whether any parameter behind a matrix is held; None where that is not known."""
         if not self._optimizers:
             return None
-        if any(id(parameter) in self._ids for parameter in matrix.parameters()):
+        if any(id(parameter) in self._groups for parameter in matrix.parameters()):
             return True
         # Of a shard the optimizer may hold a copy under another identity.
         return None if matrix.unreadable else False
+
+    def learning_rate(self, matrix: Matrix) -> float:
+        """Return the learning rate of the parameters behind a matrix, the largest of several; NaN if it is not known.
+
+        One that is on an accelerator counts as not known, since to read it would wait for the device.
+        """
+        groups = (self._groups.get(id(parameter), {}) for parameter in matrix.parameters()) if self._groups else ()
+        rates = [rate for group in groups if isinstance(rate := group.get("lr"), float | int)]
+        return float(max(rates, default=math.nan))

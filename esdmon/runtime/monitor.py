@@ -16,6 +16,7 @@ from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful, to_plain
 from esdmon.runtime.at_exit import close_at_exit, is_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
+from esdmon.runtime.pulse import Escalation
 from esdmon.runtime.saved_state import VERSION, parse
 from esdmon.runtime.source import Pipeline
 from esdmon.schedule import Schedule
@@ -47,15 +48,19 @@ class Monitor:
         parts: Mapping[str, Stateful] | None = None,
         first_step: int = 0,
         limits: Limits | None = None,
+        escalation: Escalation | None = None,
         no_step: str = "give watch() the optimizer, or call monitor.step()",
     ) -> None:
         self._readings = readings
         self._limits = limits or Limits()
         self._alert_manager = alerts or AlertManager()
         self._parts: dict[str, Stateful] = {"readings": readings, "alerts": self._alert_manager, **(parts or {})}
+        if escalation is not None:
+            self._parts["escalation"] = escalation
         self._schedule = schedule
         self._budget = budget or Budget(None)
         self._faults = faults or Faults()
+        self._escalation = escalation
         self._out = Delivery(sinks, actions or Actions(), self._faults)
         self._delivering = self._closes_sinks_later = False
         self._no_step = no_step
@@ -157,9 +162,11 @@ class Monitor:
         self._steps += count
         self._budget.start()
         due = self._is_due(count)
+        extra = self._extra(is_scheduled=due)
         if due:
             self._faults.advance()
-            self._begin(host_step)
+        if due or extra:
+            self._begin(host_step, extra)
         before = self._report
         self._take_finished()
         is_report, was_report = self._report is not before, self._was_report
@@ -169,6 +176,9 @@ class Monitor:
             self._catch_up()
         if due and self._readings.reports:
             self._raise([self._watchdog.due(self._steps)])
+        if self._escalation is not None and not self._faults.disabled("escalation"):
+            with self._faults.isolated("escalation", self._steps):
+                self._escalation.sample(self._steps)
         return due
 
     def _is_due(self, count: int) -> bool:
@@ -177,12 +187,23 @@ class Monitor:
             return any(map(self._schedule, range(self._steps - count + 1, self._steps + 1)))
         return False
 
-    def _begin(self, host_step: int | None) -> None:
+    def _extra(self, *, is_scheduled: bool) -> tuple[str, ...]:
+        """Return the layers to read at this step although it is not scheduled."""
+        if self._escalation is not None and not self._faults.disabled("escalation"):
+            with self._faults.isolated("escalation", self._steps):
+                return self._escalation.due(self._steps, is_scheduled=is_scheduled)
+        return ()
+
+    def _begin(self, host_step: int | None, extra: tuple[str, ...] = ()) -> None:
+        """Begin the scheduled readings of a step, or the extra ones."""
         if not self._faults.disabled("monitor"):
             with self._faults.isolated("monitor", self._steps):
                 self._readings.settle()
                 with self._budget.spending():
-                    self._readings.begin(self._steps, host_step)
+                    if extra:
+                        self._readings.begin_extra(extra, self._steps, host_step)
+                    else:
+                        self._readings.begin(self._steps, host_step)
 
     def _catch_up(self) -> None:
         """Let a sink do one piece of deferred work, where the budget has credit."""
@@ -316,6 +337,8 @@ class Monitor:
 
     def _take(self, report: Report) -> None:
         changes = self._alert_manager.take(report, time=time.time())
+        if self._escalation is not None:
+            self._escalation.report(report, self._alert_manager.pending)
         self._report = replace(report, firing=self._alert_manager.firing)
         self._out.write(self._report)
         self._raise([self._watchdog.report(report.step), *changes])

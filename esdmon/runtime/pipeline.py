@@ -86,8 +86,7 @@ class ReadingPipeline:
         self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
         self._warn_if_over_budget()
         self._measure_drift(step)
-        drift = {name: self._priority.drift(name) for name in self._priority.names}
-        due = DueStep(step, host_step, drift, time.monotonic())
+        due = DueStep(step, host_step, self._drifts(), time.monotonic())
         if self._ranks is not None and self._ranks.has_joined:
             self._begin_on_all(due, self._ranks)
         else:
@@ -95,6 +94,24 @@ class ReadingPipeline:
                 self._ranks.join(self._source.fingerprint())
             self._begin_here(due)
         self._priority.pass_by()
+
+    def begin_extra(self, names: Collection[str], step: int, host_step: int | None = None) -> None:
+        """Begin readings of some matrices at a step that is not scheduled, here and within the credit.
+
+        Other ranks take no part, so that nobody waits.
+        """
+        self._refresh()
+        self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
+        due = DueStep(step, host_step, self._drifts(), time.monotonic(), extra=True)
+        credit = self._budget.credit
+        chosen = []
+        for name in names:
+            if name in self._priority.names and self._priority.expected(name) <= credit:
+                chosen.append(name)
+                credit -= self._priority.expected(name)
+        if chosen and len(self._due) < self._queue:
+            self._due.append(due)
+            self._start(due, chosen, within_credit=False)
 
     def plan(
         self, step: int, *, ranks: Sequence[int] = (0,), without: Collection[str] = (), forced: bool = True
@@ -156,6 +173,9 @@ class ReadingPipeline:
         if self._source.refresh():
             self._priority.replace(self._source.nominal())
             self.latest = {name: self.latest[name] for name in self._priority.names if name in self.latest}
+
+    def _drifts(self) -> dict[str, float]:
+        return {name: self._priority.drift(name) for name in self._priority.names}
 
     def _measure_drift(self, step: int) -> None:
         """Measure how far matrices have moved: all if the credit allows, else those not measured for longest."""
@@ -246,7 +266,7 @@ class ReadingPipeline:
 
     def _take(self, due: DueStep, task: Task, answer: Answer) -> None:
         for name, (layer, seconds) in answer.items():
-            due.read[name] = replace(layer, host_step=due.host_step)
+            due.read[name] = replace(layer, host_step=due.host_step, extra=due.extra)
             due.seconds += seconds
             self._priority.took(name, seconds, readable=layer.status == "ok")
         lost = [name for name in task.names if name not in answer]
@@ -303,6 +323,7 @@ class ReadingPipeline:
             overhead=self._budget.overhead,
             host_step=due.host_step,
             max_tags=self._max_tags,
+            extra=due.extra,
         )
 
     def _as_of(self, due: DueStep, name: str) -> LayerReport:

@@ -20,6 +20,7 @@ from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
 from esdmon.runtime.histogram import histogram
 from esdmon.runtime.watched_model import WatchedModel
+from esdmon.schedule.step_sample import StepSample
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
 from esdmon.spectrum.recent_laws import RecentLaws
@@ -29,6 +30,7 @@ from esdmon.weights import (
     Model,
     Selection,
     Solver,
+    StepSampler,
     UnreadableError,
     check_precision,
     discover,
@@ -97,6 +99,7 @@ class Reader:
         self._held = HeldParameters(optimizers)
         self._faults = faults or Faults()
         self._drift = drift
+        self._steps = StepSampler()
         self._failing = FailingReadings(self._faults)
         self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
         self._share_samples()
@@ -148,6 +151,7 @@ class Reader:
         if has_changed:
             self._share_samples()
             self._laws.clear()
+        self._steps.watch(self._model.matrices.values())
         return has_changed
 
     def nominal(self) -> dict[str, float]:
@@ -172,6 +176,18 @@ class Reader:
             return math.nan if self._drift is None else self._drift.update(self._model.matrices[name])
         except Exception:  # noqa: BLE001 -- the reading that follows gives the reason
             return math.nan
+
+    def begin_step_sample(self) -> None:
+        """Sample the weights before an optimizer step."""
+        self._steps.begin()
+
+    def end_step_sample(self) -> None:
+        """Sample them after it."""
+        self._steps.end()
+
+    def step_samples(self) -> dict[str, StepSample]:
+        """Return what was sampled since the last call and is computed by now."""
+        return self._steps.take()
 
     def fingerprint(self) -> str:
         """Return a text that is equal on ranks that hold the same weights."""
@@ -205,7 +221,9 @@ class Reader:
                 begun,
                 n_parameters=self._model.measure(matrix).n_elements,
                 trainable=self.is_trainable(name),
+                step_ratio=self._steps.ratio(name),
                 in_optimizer=self._held.holds(matrix),
+                learning_rate=self._held.learning_rate(matrix),
             )
             source = snapshot(matrix) if copy else matrix
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
@@ -216,6 +234,15 @@ class Reader:
         """Return the samples from which is measured how far weights have moved."""
         self._laws.clear()  # so that this run and one resumed from here go on alike
         return {} if self._drift is None else self._drift.state_dict()
+
+    def step_state(self) -> Plain:
+        """Return what has been sampled of single steps."""
+        return self._steps.state_dict()
+
+    def restore_steps(self, state: Plain) -> None:
+        """Continue from `step_state()`."""
+        self._steps.watch(self._model.matrices.values())
+        self._steps.restore(state["before"], state["ratios"])
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import final
 
@@ -65,6 +65,9 @@ class RemoteReader:
                     tasks.append(self._executor.begin(name, step, moved=math.nan))  # noqa: PERF401
         finally:  # rank 0 waits for the answer, whatever fails here
             self._executor.then(partial(self._send, step, tasks))
+
+    def begin_extra(self, names: Collection[str], step: int, host_step: int | None = None) -> None:
+        """Do nothing: rank 0 reads these alone."""
 
     def finished(self) -> Iterator[Report]:
         """Yield nothing: rank 0 makes the reports."""

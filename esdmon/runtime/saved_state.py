@@ -8,6 +8,7 @@ from esdmon.records import Alert
 from esdmon.records.serialization import Stateful, alert_from_plain
 
 VERSION = 4
+_NEW = ("escalation",)  # parts that states of this version may lack
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,11 @@ def parse(state: object, parts: Mapping[str, Stateful]) -> SavedState:
             str(state.get("run", "")),
             steps,
             [alert_from_plain(alert) for alert in state["alerts"]],
-            [part.prepare(state["parts"][name]) for name, part in parts.items()],
+            [
+                part.prepare(state["parts"][name])
+                for name, part in parts.items()
+                if name in state["parts"] or name not in _NEW
+            ],
         )
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise ValueError(f"the state of a monitor is damaged: {describe(error)}") from error

@@ -1,11 +1,12 @@
 """The protocols between the parts of the runtime: what is read, a reading under way, and what gives reports."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from esdmon.records import Coverage, LayerReport, Report
-from esdmon.records.serialization import Stateful
+from esdmon.records.serialization import Plain, Stateful
+from esdmon.schedule.step_sample import StepSample
 
 Answer: TypeAlias = dict[str, tuple[LayerReport, float]]
 """Finished readings by matrix, each with the seconds that it took."""
@@ -38,6 +39,21 @@ class Source(Protocol):
 
     def mark(self, name: str) -> float:
         """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
+
+    def begin_step_sample(self) -> None:
+        """Sample the weights before an optimizer step."""
+
+    def end_step_sample(self) -> None:
+        """Sample them after it."""
+
+    def step_samples(self) -> dict[str, StepSample]:
+        """Return what was sampled since the last call and is computed by now."""
+
+    def step_state(self) -> Plain:
+        """Return what has been sampled of single steps."""
+
+    def restore_steps(self, state: Plain) -> None:
+        """Continue from `step_state()`."""
 
     def fingerprint(self) -> str:
         """Return a text that is equal on ranks that hold the same weights."""
@@ -78,6 +94,9 @@ class Pipeline(Stateful, Protocol):
 
     def begin(self, step: int, host_step: int | None = None) -> None:
         """Begin the readings of a due step."""
+
+    def begin_extra(self, names: Collection[str], step: int, host_step: int | None = None) -> None:
+        """Begin readings of some matrices at a step that is not due."""
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, in step order."""

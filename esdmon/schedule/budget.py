@@ -96,6 +96,11 @@ class Budget:
         return (self._spent + self._spending()) / run if run > 0 else math.nan
 
     @property
+    def run_seconds(self) -> float:
+        """Return the seconds since the start of the run; 0 before it."""
+        return self._run()
+
+    @property
     def is_exceeded(self) -> bool:
         """Return whether twice the share was spent, in a run at least twice as long as pays for the advance."""
         if self.share is None or self._run() < 2 * self._advance / self.share:

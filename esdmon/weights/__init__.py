@@ -8,6 +8,7 @@ from esdmon.weights.device.solvers import Solver as Solver
 from esdmon.weights.device.solvers import solve_lapack as solve_lapack
 from esdmon.weights.device.solvers import solve_torch as solve_torch
 from esdmon.weights.device.staging import snapshot as snapshot
+from esdmon.weights.device.step_sample import StepSampler as StepSampler
 from esdmon.weights.device.update_ratio import Drift as Drift
 from esdmon.weights.discovery import Model as Model
 from esdmon.weights.discovery import Watched as Watched

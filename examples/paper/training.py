@@ -22,7 +22,7 @@ from torch.nn import functional
 
 import esdmon
 from esdmon.sinks import MemorySink
-from esdmon.spectrum import PhaseReading, Spectrum, classify
+from esdmon.spectrum import Phase, PhaseReading, Spectrum
 from examples.paper import data, networks
 
 READINGS = 20
@@ -101,8 +101,18 @@ class Result:
 
     @cached_property
     def phases(self) -> dict[str, PhaseReading]:
-        """Classify each of these spectra; phases are not saved, so that saved runs follow changes of the classifier."""
-        return {name: classify(spectrum) for name, spectrum in self.spectra.items()}
+        """Return the phase of each of these layers, from its record: eigenvalues alone do not show scales of rows."""
+        return {
+            name: PhaseReading(
+                Phase(record["phase"]),
+                record["phase_confidence"],
+                record["explanation"],
+                alpha_is_meaningful=record["alpha_is_meaningful"],
+                over_regularized=record["over_regularized"],
+            )
+            for name, record in self.layers.items()
+            if name in self.spectra
+        }
 
     def measure(self, layer: str, name: str) -> float:
         """Return a measure of a layer at the end; NaN if it is undefined."""

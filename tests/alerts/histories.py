@@ -33,6 +33,7 @@ def reading(step: int, name: str = "fc1", *, moved: float = 0.01, measures: Any 
         "N": 100,
         "M": 80,
         "update_ratio": moved,
+        "step_ratio": 0.001,
         "in_optimizer": True,
         "phase": Phase.BULK_DECAY,
         "alpha_is_meaningful": True,
@@ -79,6 +80,9 @@ WRONG: dict[str, Callable[[int], LayerReport]] = {
     "scale_collapse": lambda step, **fields: reading(step, measures={"frobenius_norm": 0.8}, **fields),
     "entropy_collapse": lambda step, **fields: reading(step, measures={"matrix_entropy": 0.6}, **fields),
     "stable_rank_drop": lambda step, **fields: reading(step, measures={"stable_rank": 5.0}, **fields),
+    "update_surge": lambda step, **fields: reading(step, step_ratio=0.01, **fields),
+    "layer_reset": lambda step, **fields: reading(step, **({"moved": 1.4} | fields)),
+    "norm_decay": lambda step, **fields: reading(step, measures={"frobenius_norm": 9 * 0.97 ** (step - 11)}, **fields),
     "norm_explosion": lambda step, **fields: reading(step, measures={"spectral_norm": 40.0}, **fields),
     "phase_regression": lambda step, **fields: reading(
         step, phase=Phase.RANDOM_LIKE, measures={"mp_soft_rank": 1.0}, **fields

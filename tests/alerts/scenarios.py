@@ -68,6 +68,7 @@ class Digits(Training):
         self.cut_off = ""
         """A layer whose output is detached."""
         self.batches = batches(len(self.images), batch_size, seed=0)
+        self.initial = self.weight("fc1").detach().clone()
 
     def loss(self) -> Tensor:
         index = next(self.batches)
@@ -298,6 +299,59 @@ def amplified(training: Digits) -> Iterator[None]:
 
 
 @contextmanager
+def scaled_down(training: Digits) -> Iterator[None]:
+    """After each step, as by a conversion that loses the scale."""
+    weight = training.weight("fc1")
+    small = 0.03 * weight.detach()
+    with restored(training):
+
+        def scale() -> None:
+            weight.data.copy_(small)
+
+        training.after = scale
+        yield
+        training.after = None
+
+
+@contextmanager
+def single_examples(training: Digits) -> Iterator[None]:
+    """Batches of one at the learning rate of larger ones."""
+    with restored(training):
+        training.batches = batches(len(training.images), 1, seed=0)
+        yield
+        training.batches = batches(len(training.images), 32, seed=0)
+
+
+@contextmanager
+def narrowed(training: Digits) -> Iterator[None]:
+    """A weight keeps its norm, and a tenth of all directions but thirty."""
+    weight = training.weight("fc1")
+    basis = torch.linalg.qr(torch.randn(weight.shape[1], 30)).Q
+    narrow = torch.lerp(weight.detach(), weight.detach() @ basis @ basis.T, 0.9)
+    narrow *= weight.detach().norm() / narrow.norm()
+
+    with restored(training):
+        training.after = lambda: weight.data.copy_(narrow)
+        yield
+        training.after = None
+
+
+@contextmanager
+def set_back(training: Digits) -> Iterator[None]:
+    """To its initial values, every ten steps."""
+    steps = count()
+
+    def reset() -> None:
+        if next(steps) % 10 == 0:
+            training.weight("fc1").data.copy_(training.initial)
+
+    with restored(training):
+        training.after = reset
+        yield
+        training.after = None
+
+
+@contextmanager
 def reinitialised(training: Digits) -> Iterator[None]:
     """Initialised by mistake, every ten steps."""
     steps = count()
@@ -326,17 +380,19 @@ SCENARIOS = (
         stretches=(0, 60, 160),
         severity="error",
     ),
-    Scenario("weight decay far too strong", "scale_collapse", ("fc1", "fc2"), strong_decay, within=12),
+    Scenario("weight decay far too strong", "norm_decay", _ALL, strong_decay, within=3, then=("scale_collapse",)),
     Scenario(
         "weight decay too strong for long",
-        "entropy_collapse",
+        "norm_decay",
         ("fc1", "fc2"),
         decay_that_lasts,
-        within=14,
+        within=6,
         stretches=(100, 1000, 1200),
         every=10,
-        then=("over_regularized", "rank_collapse"),
+        then=("rank_collapse",),
     ),
+    Scenario("a weight that is scaled down", "scale_collapse", ("fc1",), scaled_down, within=3),
+    Scenario("batches of one", "update_surge", ("fc1", "fc2"), single_examples, within=4, then=("norm_explosion",)),
     Scenario(
         "batches of one, trained on for too long",
         "over_regularized",
@@ -356,14 +412,16 @@ SCENARIOS = (
     Scenario("a huge element", "correlation_trap", ("fc2",), huge_element, within=3),
     Scenario(
         "an embedding drawn together",
-        "entropy_collapse",
+        "norm_decay",
         ("embed",),
         drawn_together,
-        within=8,
+        within=4,
         make=Text,
         stretches=(100, 140, 240),
         watched=("*",),
     ),
+    Scenario("directions that die out", "entropy_collapse", ("fc1",), narrowed, within=3, then=("over_regularized",)),
     Scenario("one direction rewarded", "stable_rank_drop", ("fc2",), amplified, within=12),
-    Scenario("a layer reinitialised", "phase_regression", ("fc1",), reinitialised),
+    Scenario("a layer reinitialised", "layer_reset", ("fc1",), reinitialised, within=1),
+    Scenario("a layer set back to its start", "phase_regression", ("fc1",), set_back, within=7),
 )

@@ -244,6 +244,6 @@ def test_saved_states_keep_the_keys_of_the_first_version() -> None:
         manager.take(each, time=0.0)
     state = manager.state_dict()
     assert state.keys() == {"memory", "reports", "cases", "open"}
-    assert state["memory"].keys() == {"first", "steps", "unwell", "layers"}
+    assert state["memory"].keys() == {"first", "steps", "unwell", "layers", "peaks"}
     case = {"wrong", "right", "since", "what", "severity", "evidence", "firing", "told", "times", "quiet_until"}
     assert state["cases"]["low"]["fc1"].keys() == case

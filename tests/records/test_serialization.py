@@ -64,7 +64,9 @@ SAMPLE = LayerReport(
     trainable=False,
     in_optimizer=True,
     update_ratio=1e-3,
+    learning_rate=0.1,
     drift=1e-9,
+    extra=True,
     unchanged=True,
     phase=Phase.BULK_SPIKES,
     phase_confidence=0.5,
@@ -79,7 +81,8 @@ SAMPLE_JSON = (
     '{"name": "h.0/q", "status": "ok", "reason": "", "view": "weight", "aliases": ["tied"], "N": 1024, "M": 384, '
     '"Q": 2.6666666666666665, "slices": 2, "n_eigenvalues": 768, "n_parameters": 786432, "dtype": "bfloat16", '
     '"precision": "float32", "step": 200, "host_step": 100, "emitted_step": 250, "age": 50, "trainable": false, '
-    '"in_optimizer": true, "update_ratio": 0.001, "unchanged": true, '
+    '"in_optimizer": true, "update_ratio": 0.001, "step_ratio": null, "learning_rate": 0.1, '
+    '"extra": true, "unchanged": true, '
     '"dead_rows": 0, "dead_columns": 0, "phase": "bulk+spikes", "phase_code": 2, '
     '"phase_confidence": 0.5, "explanation": "spikes", "alpha_is_meaningful": true, "over_regularized": true, '
     '"alpha": 2.5, "xmin": null, "alpha_null": null}'
@@ -88,7 +91,7 @@ FAILED_JSON = (
     '{"name": "fc", "status": "failed", "reason": "no reason", "view": "weight", "aliases": [], "N": 0, "M": 0, '
     '"Q": null, "slices": 1, "n_eigenvalues": 0, "n_parameters": 0, "dtype": "", "precision": "", "step": 3, '
     '"host_step": null, "emitted_step": 3, "age": 0, "trainable": true, "in_optimizer": null, "update_ratio": null, '
-    '"unchanged": false, "dead_rows": 0, "dead_columns": 0, '
+    '"step_ratio": null, "learning_rate": null, "extra": false, "unchanged": false, "dead_rows": 0, "dead_columns": 0, '
     '"phase": "unclassified", "phase_code": -1, "phase_confidence": 0.0, "explanation": "", '
     '"alpha_is_meaningful": false, "over_regularized": false}'
 )
@@ -97,7 +100,7 @@ SUMMARY_JSON = (
     '"layers_bulk+spikes": 1.0, "layers_bulk-decay": 0.0, "layers_heavy-tailed": 0.0, "layers_rank-collapse": 0.0, '
     '"layers_unclassified": 0.0, "layers_not_ok": 1.0, "layers_new": 1.0, "layers_unchanged": 1.0, '
     '"layers_waiting": 1.0, "alerts_firing": 2.0, "alert_rank_collapse": 2.0, "age_max": 197.0, "seconds": 0.5, '
-    '"overhead": null, "still": [], "frozen": ["h.0/q"], "unchanged": ["h.0/q"], "waiting": ["w"]}'
+    '"overhead": null, "still": [], "frozen": ["h.0/q"], "unchanged": ["h.0/q"], "waiting": ["w"], "extra": true}'
 )
 ALERT_JSON = (
     '{"id": "a:fc", "rule": "a", "severity": "warning", "state": "firing", "layer": "fc", "layers": ["fc", "gc"], '
@@ -116,6 +119,7 @@ def test_the_json_of_records_is_pinned_to_the_byte() -> None:
         waiting=("w",),
         host_step=100,
         firing={"rank_collapse": 2},
+        extra=True,
     )
     assert [json.dumps(record) for record in report.to_records()] == [SAMPLE_JSON, FAILED_JSON]
     assert json.dumps(report.to_summary_record()) == SUMMARY_JSON

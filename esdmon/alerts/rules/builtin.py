@@ -4,10 +4,13 @@ from esdmon.alerts.rule import AlertRule
 from esdmon.alerts.rules.change import (
     correlation_trap,
     entropy_collapse,
+    layer_reset,
+    norm_decay,
     norm_explosion,
     phase_regression,
     scale_collapse,
     stable_rank_drop,
+    update_surge,
 )
 from esdmon.alerts.rules.health import dead_layer, non_finite, reading_failed, stale_monitor
 from esdmon.alerts.rules.spectral import over_regularized, rank_collapse
@@ -26,27 +29,57 @@ BUILT_IN_RULES = (
         advice="Restore an earlier checkpoint, then lower the learning rate or clip the gradients.",
     ),
     AlertRule(
+        "layer_reset",
+        layer_reset,
+        checks=1,
+        advice="Check whether it was initialised again, or a part of a checkpoint was not loaded.",
+        mutes=("norm_decay", "update_surge", "correlation_trap", *_SHAPE),
+    ),
+    AlertRule(
         "norm_explosion",
         norm_explosion,
         severity="error",
         checks=2,
         advice="Lower the learning rate, clip the gradients, or restore an earlier checkpoint.",
-        mutes=("rank_collapse", "correlation_trap", "scale_collapse", *_SHAPE),
+        mutes=(
+            "rank_collapse",
+            "over_regularized",
+            "correlation_trap",
+            "scale_collapse",
+            "norm_decay",
+            "layer_reset",
+            "update_surge",
+            *_SHAPE,
+        ),
         needs=("spectral_norm",),
+    ),
+    AlertRule(
+        "update_surge",
+        update_surge,
+        advice="Check the learning rate, the batch size, the labels, and the scale of inputs and loss; lower the "
+        "learning rate or clip the gradients.",
+        mutes=("correlation_trap", *_SHAPE),
     ),
     AlertRule(
         "rank_collapse",
         rank_collapse,
         severity="error",
         advice="Lower the weight decay, the usual cause, or the learning rate.",
-        mutes=("over_regularized", "correlation_trap", *_SHAPE),
+        mutes=("over_regularized", "correlation_trap", "norm_decay", *_SHAPE),
         needs=("hard_rank",),
     ),
     AlertRule(
         "scale_collapse",
         scale_collapse,
         advice="Lower the weight decay, or raise the learning rate.",
-        mutes=("correlation_trap", *_SHAPE),
+        mutes=("correlation_trap", "norm_decay", "update_surge", *_SHAPE),
+        needs=("frobenius_norm",),
+    ),
+    AlertRule(
+        "norm_decay",
+        norm_decay,
+        advice="Lower the weight decay, or the penalty on weights; or raise the learning rate of the loss against it.",
+        mutes=("over_regularized", "correlation_trap", "update_surge", *_SHAPE),
         needs=("frobenius_norm",),
     ),
     AlertRule(

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import dropwhile
 from statistics import median, median_low
 from typing import Literal, TypeAlias
 
-from esdmon.alerts.rule import Finding, History, evidence_of, measured
-from esdmon.alerts.rules.baseline import fit_baseline
+from esdmon.alerts.rule import Finding, History, Peak, evidence_of, measured
+from esdmon.alerts.rules.baseline import WARM_UP, fit_baseline
 from esdmon.records import LayerReport, Severity
 from esdmon.spectrum import Phase
 
@@ -23,6 +25,9 @@ NOISE_LIKE = 0.7
 """Stable rank, as a share of that of noise, above which a layer has not begun to learn; its stable rank drops when it
 does. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
 _OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
+_FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
+_SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
+_RAISED = 1.5  # factor from which a learning rate has been raised
 _FEW = 64  # eigenvalues below which a rank says little about directions; the same limit as for phases
 
 
@@ -78,6 +83,106 @@ def correlation_trap(
                 before,
                 None if name in leapt else "info",
             )
+
+
+def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, back: float = 2.0) -> Iterable[Finding]:
+    """Single steps move a layer several times as far as before.
+
+    Fires when ‖ΔW‖/‖W‖ of one optimizer step, `step_ratio`, is more than 4 times the value expected from the layer's
+    baseline, and more than five standard deviations of its scatter away. The learning rate was raised, or the gradients
+    have grown: by smaller batches, wrong labels, inputs or a loss of another scale. The message says which, where the
+    optimizer is known. It comes before norms, ranks and elements show it, so it mutes those rules.
+
+    Where the learning rate is not known, or was as high before, as in a schedule with restarts, the ratio must also be
+    more than 1.5 times the largest of the run so far.
+
+    Adam and its kin divide gradients by their size, so there only a raised learning rate is seen, and what makes
+    gradients less or more noisy.
+
+    Resolved when it is below twice the expected value.
+
+    Source: the ratio of update to weight is a common diagnostic of learning rates; the factors are ours.
+    """
+    for now, ratio, before in _leaps(history, _step_ratio, "up", factor=factor, back=back):
+        usual, highest = _usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
+        rate = now.learning_rate
+        is_restart = not rate <= _RAISED * usual and not rate > _RAISED * highest.learning_rate
+        if now.name in history.firing or not is_restart or ratio > peak * highest.step_ratio:
+            what = f"one step moves it by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
+            evidence = {"step_ratio": ratio, "learning_rate": rate, "before": before}
+            yield Finding(now.name, f"{what}{_why_faster(rate, usual)}", evidence)
+
+
+def _usual_rate(baseline: Sequence[LayerReport]) -> float:
+    """Return the median learning rate of a baseline; NaN where it is not known."""
+    rates = [layer.learning_rate for layer in baseline if layer.learning_rate > 0]
+    return median(rates) if rates else math.nan
+
+
+def _why_faster(rate: float, usual: float) -> str:
+    """Return whether the learning rate or the gradients have grown, where that is known."""
+    if rate > _RAISED * usual:
+        return f"; its learning rate rose from {usual:.2g} to {rate:.2g}"
+    return (
+        f"; its learning rate is {rate:.2g} as before, so its gradients have grown" if rate <= usual * _RAISED else ""
+    )
+
+
+def layer_reset(history: History, *, moved: float = 1.05, factor: float = 3.0) -> Iterable[Finding]:
+    """The weights of a layer were replaced, not trained.
+
+    Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
+    that has nothing in common with the last; and by more than 3 times as far as so many steps could move it. It was
+    initialised again, or a part of a checkpoint was not loaded. Where all layers have moved so, it is a notice
+    (`info`): another checkpoint was loaded. A weight that is set back to a value it had shortly before has not moved
+    far enough; then `phase_regression` may find it.
+
+    It fires at the first reading that shows it, since the next one moves by steps again.
+
+    Resolved when it moves by steps again.
+
+    Source: ours.
+    """
+    found = []
+    for name, readings in history.layers.items():
+        now, before = readings[-1], [*history.baseline[name], *readings][-2:-1]
+        ratios = [layer.step_ratio for layer in (*history.baseline[name], now) if layer.step_ratio >= 0]
+        if not before or len(ratios) < WARM_UP or not moved < now.update_ratio < math.inf:
+            continue
+        reach = (now.step - before[0].step) * max(ratios)
+        # Not one that was small, and is set back to a larger value that it had before.
+        is_unlike = now.update_ratio * _frobenius(before[0]) > moved * _frobenius(now)
+        if now.update_ratio > factor * reach and is_unlike:
+            what = (
+                f"it has moved by {now.update_ratio:.2g} of its norm since step {before[0].step}, and its steps reach"
+            )
+            found.append(Finding(name, f"{what} {reach:.2g}", {"update_ratio": now.update_ratio, "before": reach}))
+    is_whole = len(found) > 1 and len(found) == sum(layer.status == "ok" for layer in history.report)
+    yield from (replace(each, severity="info") if is_whole else each for each in found)
+
+
+def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> Iterable[Finding]:
+    """The weights of a layer shrink.
+
+    Fires when the Frobenius norm is below 1/1.1 of the value expected from the layer's baseline, more than five
+    standard deviations of its scatter away, and still falling from reading to reading. Weight decay, or another
+    penalty on weights, takes away more than the gradients restore. The learned directions vanish last, so effective
+    rank, alpha and single large elements change as a consequence, and those rules are muted; `scale_collapse` says when
+    a tenth is left. Where the stable rank rises meanwhile, the learned directions shrink first: the layer unlearns
+    something, and its weights do not decay.
+
+    Resolved when the norm is above 1/1.05 of that value.
+
+    Source: ours.
+    """
+    for now, norm, before in _leaps(history, _frobenius, "down", factor=factor, back=back):
+        last = [_frobenius(layer) for layer in history.layers[now.name][-2:]]
+        is_falling = len(last) > 1 and last[0] > norm * (before / norm) ** _FALLS
+        ranks = [rank for layer in history.baseline[now.name] if (rank := measured(layer, "stable_rank")[0]) > 0]
+        is_unlearning = bool(ranks) and measured(now, "stable_rank")[0] > _SPREAD * median(ranks)
+        if now.name in history.firing or (is_falling and not is_unlearning):
+            what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+            yield _finding(now, what, before)
 
 
 def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0) -> Iterable[Finding]:
@@ -180,7 +285,9 @@ def _leapt(history: History, quantity: Quantity, direction: Direction, factor: f
     """Return the expected value of each layer that is farther from it than the factor and its own scatter allow."""
     found = {}
     for name, readings in history.layers.items():
-        before, value = [quantity(layer) for layer in history.baseline[name]], quantity(readings[-1])
+        # The first readings of a run have no step ratio.
+        before = list(dropwhile(math.isnan, map(quantity, history.baseline[name])))
+        value = quantity(readings[-1])
         # A leap from the baseline is one from the median too, which takes a thirtieth of the time to compute.
         if not before or not _is_beyond(value, median(before), direction, factor):
             continue
@@ -206,6 +313,14 @@ def _trap(layer: LayerReport) -> float:
 
 def _soft_rank(layer: LayerReport) -> float:
     return measured(layer, "mp_soft_rank")[0]
+
+
+def _step_ratio(layer: LayerReport) -> float:
+    return layer.step_ratio
+
+
+def _frobenius(layer: LayerReport) -> float:
+    return measured(layer, "frobenius_norm")[0]
 
 
 def _norm(layer: LayerReport) -> float:

@@ -26,12 +26,13 @@ def test_it_fires_after_as_many_readings_as_it_asks_for_and_says_what_and_what_t
     assert (fired.rule, fired.layer, fired.state, fired.severity) == (name, "fc1", "firing", rule.severity)
     assert (fired.since, fired.step) == (11, wrong[-1])
     assert fired.message.startswith(f"fc1: {name}: ")
-    assert f"in {rule.checks} checks since step 11. {rule.advice}" in fired.message
+    where = f"in {rule.checks} checks since step 11" if rule.checks > 1 else "at step 11"
+    assert f"{where}. {rule.advice}" in fired.message
     assert fired.evidence
     assert (resolved.id, resolved.state, resolved.severity, resolved.step) == (fired.id, "resolved", "info", after[-1])
 
 
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", [name for name in WRONG if RULES[name].checks > 1])
 @pytest.mark.parametrize(
     "fields",
     [{"moved": 0.0}, {"moved": 1e-7}, {"status": "failed"}, {"status": "degenerate"}],

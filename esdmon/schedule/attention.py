@@ -1,0 +1,99 @@
+"""Choose when layers in which something may be wrong are read between the scheduled steps.
+
+An alert needs a finding in several readings in a row. At the scheduled cadence that takes hundreds of steps, so a layer
+with a finding that is not confirmed yet, or one that has leapt, is read ten times as often until that is settled.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, final
+
+DENSER = 10
+"""Extra readings in the time between two scheduled steps. Our choice."""
+MOST = 2 * DENSER
+"""Extra readings of a layer in a row, after which it waits for a scheduled reading in which nothing is wrong: a finding
+that comes and goes must not keep it at the denser cadence. Our choice."""
+
+
+@final
+class Attention:
+    """Keep the layers that are read more often, and the step of their next extra reading."""
+
+    def __init__(self) -> None:
+        self._scheduled: int | None = None
+        self._gap: int | None = None
+        self._counts: dict[str, int] = {}
+        """Extra readings so far of each layer that is read more often."""
+        self._spent: set[str] = set()
+        """Layers with as many as are allowed."""
+        self._next = 0
+
+    def scheduled(self, step: int) -> None:
+        """Record a scheduled step: the cadence is that of the last two."""
+        if self._scheduled is not None and step > self._scheduled:
+            self._gap = step - self._scheduled
+        self._scheduled = step
+
+    @property
+    def interval(self) -> int | None:
+        """Return the steps between extra readings, a tenth of those between scheduled ones.
+
+        None while that is not known, and where every tenth step or more is a scheduled one.
+        """
+        return None if self._gap is None or self._gap < DENSER else self._gap // DENSER
+
+    def is_next(self, step: int) -> bool:
+        """Return whether the next scheduled reading is expected at this step, or the next extra one is due."""
+        if self._scheduled is not None and self._gap is not None and step == self._scheduled + self._gap:
+            return True
+        return bool(self._counts) and step == self._next
+
+    def attend(self, names: Collection[str], step: int) -> None:
+        """Read these layers more often from a step on, and no others."""
+        self._counts = {name: self._counts.get(name, 0) for name in names if name not in self._spent}
+        self._next = step + (self.interval or 1)
+
+    def bring_forward(self, names: Collection[str], step: int) -> None:
+        """Read these layers at a step, besides those that are read more often already."""
+        fresh = [name for name in names if name not in self._spent and name not in self._counts]
+        if fresh:
+            self._counts |= dict.fromkeys(fresh, 0)
+            self._next = step
+
+    def release(self, names: Collection[str]) -> None:
+        """Allow extra readings again of layers in which a scheduled reading has found nothing."""
+        self._spent -= set(names)
+
+    def due(self, step: int) -> tuple[str, ...]:
+        """Return the layers to read at a step that is not a scheduled one, and count these readings."""
+        interval = self.interval
+        if not self._counts or step < self._next or interval is None:
+            return ()
+        self._next = step + interval
+        names = tuple(self._counts)
+        for name in names:
+            self._counts[name] += 1
+            if self._counts[name] >= MOST:
+                self._spent.add(name)
+        self._counts = {name: count for name, count in self._counts.items() if name not in self._spent}
+        return names
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that it has taken note of, as plain data."""
+        return {
+            "scheduled": self._scheduled,
+            "gap": self._gap,
+            "counts": dict(self._counts),
+            "spent": sorted(self._spent),
+            "next": self._next,
+        }
+
+    def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
+        """Parse `state_dict()`, and return the function that continues from it."""
+        scheduled, gap, following = state["scheduled"], state["gap"], state["next"]
+        counts, spent = dict(state["counts"]), set(state["spent"])
+
+        def restore() -> None:
+            self._scheduled, self._gap, self._next = scheduled, gap, following
+            self._counts, self._spent = counts, spent
+
+        return restore

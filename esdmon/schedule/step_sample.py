@@ -1,0 +1,12 @@
+"""`StepSample`: what a few elements of a weight show of one optimizer step."""
+
+from typing import NamedTuple
+
+
+class StepSample(NamedTuple):
+    """Norm and move of the sampled elements of one weight."""
+
+    norm: float
+    """Root of the sum of squares of the sampled elements, after the step."""
+    ratio: float
+    """‖ΔW‖/‖W‖ of the step; infinite for a weight that was zero."""

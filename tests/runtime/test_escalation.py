@@ -1,0 +1,124 @@
+"""Readings between the scheduled ones, in a training."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+import esdmon
+from esdmon.alerts import BUILT_IN_RULES
+from esdmon.replay import replay, reports_by_run
+from esdmon.runtime.pulse import SHARE, Pulse
+from esdmon.runtime.source import Source
+from esdmon.schedule.budget import Budget
+from esdmon.sinks.memory import MemorySink
+
+
+class Loop:
+    """A training that is watched every twenty steps."""
+
+    def __init__(self, **options: object) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 40))
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
+        self.sink = MemorySink()
+        settings: dict[str, object] = {"budget": None, "mode": "sync", "every": 20, "sinks": [self.sink]}
+        self.monitor = esdmon.watch(self.model, self.optimizer, **(settings | options))  # type: ignore[arg-type]
+
+    def train(self, first: int, last: int) -> None:
+        for step in range(first, last):
+            inputs = torch.randn(32, 64, generator=torch.Generator().manual_seed(step))
+            loss = functional.mse_loss(self.model(inputs), inputs[:, :40])
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            self.optimizer.step()
+
+    @property
+    def extra(self) -> list[int]:
+        return [report.step for report in self.sink.reports if report.extra]
+
+
+def test_a_healthy_training_is_read_as_scheduled() -> None:
+    loop = Loop()
+    loop.train(0, 400)
+    assert loop.extra == []
+    assert [report.step for report in loop.sink.reports] == list(range(20, 401, 20))
+    assert all(0 < report["0"].step_ratio < 0.1 for report in loop.sink.reports[2:])
+    assert all(report["0"].learning_rate == 0.05 for report in loop.sink.reports)
+
+
+def test_a_raised_learning_rate_is_reported_within_tens_of_steps() -> None:
+    loop = Loop()
+    loop.train(0, 410)
+    loop.optimizer.param_groups[0]["lr"] = 0.5
+    loop.train(410, 440)
+    first = next(alert for alert in loop.monitor.alerts if alert.severity != "info")
+    assert first.rule == "update_surge"
+    assert 410 < first.step < 420  # before the next scheduled reading
+    assert "its learning rate rose from 0.05 to 0.5" in first.message
+    assert loop.extra[0] > 410
+
+
+def test_a_layer_that_is_initialised_again_is_reported_at_once() -> None:
+    loop = Loop()
+    loop.train(0, 404)
+    nn.init.kaiming_normal_(loop.model.get_parameter("2.weight"))
+    loop.train(404, 420)
+    (first, *_) = loop.monitor.alerts
+    assert (first.rule, first.layer) == ("layer_reset", "2")
+    assert 404 < first.step <= 410
+
+
+def test_extra_readings_are_marked_and_replayed(tmp_path: Path) -> None:
+    loop = Loop(sinks=f"jsonl:{tmp_path}/esdmon.jsonl")
+    loop.train(0, 410)
+    loop.optimizer.param_groups[0]["lr"] = 0.5
+    loop.train(410, 460)
+    loop.monitor.close()
+    reports = [report for _, report in reports_by_run(tmp_path)]
+    extra = [report for report in reports if report.extra]
+    assert extra
+    assert all(layer.extra for report in extra for layer in report.new)
+    assert not any(layer.extra for report in reports if not report.extra for layer in report.new)
+    assert all(report.step % 20 for report in extra)
+    again = [(alert.rule, alert.step) for alert in replay(tmp_path, BUILT_IN_RULES)]
+    assert again == [(alert.rule, alert.step) for alert in loop.monitor.alerts]
+
+
+def test_without_rules_nothing_is_sampled_or_added() -> None:
+    loop = Loop(alerts=None)
+    loop.train(0, 410)
+    loop.optimizer.param_groups[0]["lr"] = 0.5
+    loop.train(410, 440)
+    assert loop.extra == []
+
+
+def test_the_watch_between_readings_stays_within_its_share() -> None:
+    """A thousandth of the run, on an injected clock, and what may be spent before it is earned."""
+
+    now = [0.0]
+    budget = Budget(0.01, clock=lambda: now[0], cpu_clock=lambda: now[0])
+
+    class Slow:
+        """Samples that take a hundredth of a second."""
+
+        def begin_step_sample(self) -> None:
+            now[0] += 0.005
+
+        def end_step_sample(self) -> None:
+            now[0] += 0.005
+
+        def step_samples(self) -> dict[str, object]:
+            return {}
+
+    source: Source = Slow()  # type: ignore[assignment]
+    pulse, spent = Pulse(source, budget), 0.0
+    budget.start()
+    for step in range(1, 20_000):
+        before = now[0]
+        pulse.end(step)
+        pulse.begin(step, 1, is_next=False)
+        spent += now[0] - before
+        now[0] += 0.01
+    assert 0.5 * SHARE < spent / now[0] < 1.2 * SHARE

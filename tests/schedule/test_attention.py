@@ -1,0 +1,86 @@
+"""Readings between the scheduled ones."""
+
+from esdmon.schedule.attention import DENSER, MOST, Attention
+from esdmon.schedule.leaps import Leaps
+from esdmon.schedule.step_sample import StepSample
+
+
+def scheduled(gap: int) -> Attention:
+    attention = Attention()
+    for step in (gap, 2 * gap):
+        attention.scheduled(step)
+    return attention
+
+
+def test_a_layer_with_an_unconfirmed_finding_is_read_ten_times_as_often() -> None:
+    attention = scheduled(200)
+    attention.attend({"fc1"}, 400)
+    due = [step for step in range(401, 500) if attention.due(step)]
+    assert due == [420, 440, 460, 480]
+    attention.attend((), 480)
+    assert not any(attention.due(step) for step in range(481, 600))
+
+
+def test_a_leap_is_read_at_once_and_then_more_often() -> None:
+    attention = scheduled(200)
+    attention.bring_forward(["fc1"], 437)
+    assert attention.due(437) == ("fc1",)
+    assert attention.due(438) == ()
+    assert attention.is_next(457)
+    assert attention.due(457) == ("fc1",)
+
+
+def test_where_steps_are_scheduled_densely_nothing_is_added() -> None:
+    for attention in (Attention(), scheduled(DENSER - 1)):
+        attention.attend({"fc1"}, 20)
+        assert attention.interval is None
+        assert not any(attention.due(step) for step in range(20, 200))
+
+
+def test_a_finding_that_comes_and_goes_does_not_keep_the_denser_cadence() -> None:
+    attention = scheduled(200)
+    attention.attend({"fc1"}, 400)
+    due = 0
+    for step in range(401, 3000):
+        due += bool(attention.due(step))
+        attention.attend({"fc1"}, step) if attention.is_next(step) else None
+    assert due == MOST
+    attention.release(["fc1"])
+    attention.bring_forward(["fc1"], 3000)
+    assert attention.due(3000) == ("fc1",)
+
+
+def test_it_goes_on_from_its_state() -> None:
+    attention, other = scheduled(200), Attention()
+    attention.attend({"fc1"}, 400)
+    attention.due(420)
+    other.prepare(attention.state_dict())()
+    assert other.state_dict() == attention.state_dict()
+    assert [step for step in range(421, 500) if other.due(step)] == [440, 460, 480]
+
+
+def samples(ratio: float, norm: float = 1.0) -> dict[str, StepSample]:
+    return {"fc1": StepSample(norm, ratio)}
+
+
+def test_a_leap_is_far_beyond_the_recent_samples() -> None:
+    leaps = Leaps()
+    assert leaps.take(samples(1.0)) == []  # nothing is known yet
+    for k in range(20):
+        assert leaps.take(samples(1e-3 * (1 + k % 2), 1 + 1e-3 * k)) == []
+    assert leaps.take(samples(5e-3, 1.02)) == []  # 1.0 is still among the last sixteen
+    for k in range(20):
+        leaps.take(samples(1e-3 * (1 + k % 2), 1.02))
+    assert leaps.take(samples(7e-3, 1.02)) == ["fc1"]
+    assert leaps.take(samples(7e-3, 1.02)) == []  # it is one of the recent ones now
+    assert leaps.take(samples(7e-3, 0.9)) == ["fc1"]  # the norm leaps
+    assert leaps.take(samples(0.0, 0.9)) == ["fc1"]  # it stands still
+    assert leaps.take(samples(0.0, 0.9)) == []
+
+
+def test_leaps_go_on_from_their_state() -> None:
+    leaps, other = Leaps(), Leaps()
+    for _ in range(10):
+        leaps.take(samples(1e-3))
+    other.prepare(leaps.state_dict())()
+    assert other.take(samples(1e-2)) == ["fc1"]

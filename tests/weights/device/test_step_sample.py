@@ -1,0 +1,69 @@
+"""How far single steps move weights, from a few elements."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from esdmon.weights import StepSampler, discover
+
+
+def sampler_of(model: nn.Module) -> StepSampler:
+    sampler = StepSampler()
+    sampler.watch(discover(model).matrices)
+    return sampler
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_step_is_measured(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48), nn.Conv2d(8, 16, 3)).to(dtype)
+    sampler = sampler_of(model)
+    sampler.begin()
+    with torch.no_grad():
+        model.get_parameter("0.weight").mul_(1.25)
+    sampler.end()
+    found = sampler.take()
+    assert found["0"].ratio == pytest.approx(0.25, rel=0.02)
+    assert found["1"].ratio == 0
+    assert sampler.ratio("0") == found["0"].ratio
+    assert math.isnan(sampler.ratio("2"))
+    assert sampler.take() == {}
+
+
+def test_only_weights_that_are_parameters_are_read() -> None:
+    """The power iteration of a spectral norm would go on with each reading."""
+    model = nn.Sequential(nn.Linear(64, 64), parametrizations.spectral_norm(nn.Linear(64, 64)))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    sampler = sampler_of(model)
+    sampler.begin()
+    sampler.end()
+    assert sampler.take().keys() == {"0"}
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_weight_that_was_zero_moves_infinitely_far() -> None:
+    model = nn.Linear(64, 64)
+    nn.init.zeros_(model.weight)
+    sampler = sampler_of(model)
+    sampler.begin()
+    with torch.no_grad():
+        model.weight.add_(1)
+    sampler.end()
+    (found,) = sampler.take().values()
+    assert found.ratio == math.inf
+
+
+def test_it_goes_on_from_its_state() -> None:
+    model = nn.Linear(64, 64)
+    sampler, other = sampler_of(model), sampler_of(model)
+    sampler.begin()
+    state = sampler.state_dict()
+    with torch.no_grad():
+        model.weight.mul_(2)
+    other.restore(state["before"], state["ratios"])  # type: ignore[arg-type]
+    other.end()
+    (found,) = other.take().values()
+    assert found.ratio == pytest.approx(1)
