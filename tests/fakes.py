@@ -29,14 +29,11 @@ class Reads:
     def settle(self) -> None:
         pass
 
-    def begin(self, step: int, host_step: int | None = None) -> None:
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         torch.manual_seed(step)
         report = analyze(nn.Linear(30, 20))
         layers = tuple(replace(layer, step=step) for layer in report)
         self._complete.append(Report(step, layers, report.coverage, 0.0))
-
-    def begin_extra(self, names: Collection[str], step: int, host_step: int | None = None) -> None:
-        raise NotImplementedError
 
     def finished(self) -> Iterator[Report]:
         while self._complete:

@@ -200,10 +200,7 @@ class Monitor:
             with self._faults.isolated("monitor", self._steps):
                 self._readings.settle()
                 with self._budget.spending():
-                    if extra:
-                        self._readings.begin_extra(extra, self._steps, host_step)
-                    else:
-                        self._readings.begin(self._steps, host_step)
+                    self._readings.begin(self._steps, host_step, extra)
 
     def _catch_up(self) -> None:
         """Let a sink do one piece of deferred work, where the budget has credit."""

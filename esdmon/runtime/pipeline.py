@@ -80,8 +80,11 @@ class ReadingPipeline:
         """Synchronise the device before what follows is measured."""
         self._source.settle()
 
-    def begin(self, step: int, host_step: int | None = None) -> None:
-        """Begin the readings of a due step, which the host counts as `host_step`."""
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
+        """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
+        if extra:
+            self._begin_extra(extra, step, host_step)
+            return
         self._refresh()
         self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
         self._warn_if_over_budget()
@@ -94,24 +97,6 @@ class ReadingPipeline:
                 self._ranks.join(self._source.fingerprint())
             self._begin_here(due)
         self._priority.pass_by()
-
-    def begin_extra(self, names: Collection[str], step: int, host_step: int | None = None) -> None:
-        """Begin readings of some matrices at a step that is not scheduled, here and within the credit.
-
-        Other ranks take no part, so that nobody waits.
-        """
-        self._refresh()
-        self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
-        due = DueStep(step, host_step, self._drifts(), time.monotonic(), extra=True)
-        credit = self._budget.credit
-        chosen = []
-        for name in names:
-            if name in self._priority.names and self._priority.expected(name) <= credit:
-                chosen.append(name)
-                credit -= self._priority.expected(name)
-        if chosen and len(self._due) < self._queue:
-            self._due.append(due)
-            self._start(due, chosen, within_credit=False)
 
     def plan(
         self, step: int, *, ranks: Sequence[int] = (0,), without: Collection[str] = (), forced: bool = True
@@ -187,6 +172,24 @@ class ReadingPipeline:
             names = names[count:]
             if self._budget.credit < (1 - _LOOKING) * credit or credit <= 0:
                 break
+
+    def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
+        """Begin readings of some matrices at a step that is not scheduled, here and within the credit.
+
+        Other ranks take no part, so that nobody waits.
+        """
+        self._refresh()
+        self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
+        due = DueStep(step, host_step, self._drifts(), time.monotonic(), extra=True)
+        credit = self._budget.credit
+        chosen = []
+        for name in names:
+            if name in self._priority.names and self._priority.expected(name) <= credit:
+                chosen.append(name)
+                credit -= self._priority.expected(name)
+        if chosen and len(self._due) < self._queue:
+            self._due.append(due)
+            self._start(due, chosen, within_credit=False)
 
     def _begin_here(self, due: DueStep) -> None:
         """Read within the credit, and plan again while some is left: the cost of a reading is known after it only."""

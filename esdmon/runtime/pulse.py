@@ -9,7 +9,7 @@ from typing import final
 
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain
-from esdmon.runtime.source import Source
+from esdmon.runtime.source import Sampled
 from esdmon.schedule.attention import Attention
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.leaps import Leaps
@@ -28,7 +28,7 @@ class Pulse:
         budget: measures and is charged with the cost; without a limit there is none here either.
     """
 
-    def __init__(self, source: Source, budget: Budget) -> None:
+    def __init__(self, source: Sampled, budget: Budget) -> None:
         self._source = source
         self._budget = budget
         self._leaps = Leaps()

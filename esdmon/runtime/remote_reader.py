@@ -46,8 +46,8 @@ class RemoteReader:
         """Synchronise the device."""
         self._source.settle()
 
-    def begin(self, step: int, _host_step: int | None = None) -> None:
-        """Read what rank 0 assigns; at the first due step announce this rank instead."""
+    def begin(self, step: int, _host_step: int | None = None, _extra: Collection[str] = ()) -> None:
+        """Read what rank 0 assigns; at the first due step announce this rank instead. Rank 0 reads extra ones alone."""
         if not self._ranks.has_joined:
             self._source.refresh()
             self._ranks.join(self._source.fingerprint())
@@ -65,9 +65,6 @@ class RemoteReader:
                     tasks.append(self._executor.begin(name, step, moved=math.nan))  # noqa: PERF401
         finally:  # rank 0 waits for the answer, whatever fails here
             self._executor.then(partial(self._send, step, tasks))
-
-    def begin_extra(self, names: Collection[str], step: int, host_step: int | None = None) -> None:
-        """Do nothing: rank 0 reads these alone."""
 
     def finished(self) -> Iterator[Report]:
         """Yield nothing: rank 0 makes the reports."""

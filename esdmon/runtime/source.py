@@ -40,6 +40,16 @@ class Source(Protocol):
     def mark(self, name: str) -> float:
         """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
 
+    def fingerprint(self) -> str:
+        """Return a text that is equal on ranks that hold the same weights."""
+
+    def begin(self, name: str, step: int, *, moved: float, copy: bool) -> Callable[[], LayerReport]:
+        """Begin a reading at its step, and return the function that finishes it."""
+
+
+class Sampled(Protocol):
+    """Weights of which a few elements are compared before and after single steps. A `Reader` is one."""
+
     def begin_step_sample(self) -> None:
         """Sample the weights before an optimizer step."""
 
@@ -54,12 +64,6 @@ class Source(Protocol):
 
     def restore_steps(self, state: Plain) -> None:
         """Continue from `step_state()`."""
-
-    def fingerprint(self) -> str:
-        """Return a text that is equal on ranks that hold the same weights."""
-
-    def begin(self, name: str, step: int, *, moved: float, copy: bool) -> Callable[[], LayerReport]:
-        """Begin a reading at its step, and return the function that finishes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +96,8 @@ class Pipeline(Stateful, Protocol):
     def settle(self) -> None:
         """Synchronise the device before what follows is measured."""
 
-    def begin(self, step: int, host_step: int | None = None) -> None:
-        """Begin the readings of a due step."""
-
-    def begin_extra(self, names: Collection[str], step: int, host_step: int | None = None) -> None:
-        """Begin readings of some matrices at a step that is not due."""
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
+        """Begin the readings of a scheduled step; of the matrices `extra` at a step between these."""
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, in step order."""

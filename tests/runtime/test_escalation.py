@@ -10,7 +10,7 @@ import esdmon
 from esdmon.alerts import BUILT_IN_RULES
 from esdmon.replay import replay, reports_by_run
 from esdmon.runtime.pulse import SHARE, Pulse
-from esdmon.runtime.source import Source
+from esdmon.runtime.source import Sampled
 from esdmon.schedule.budget import Budget
 from esdmon.sinks.memory import MemorySink
 
@@ -112,7 +112,7 @@ def test_the_watch_between_readings_stays_within_its_share() -> None:
         def step_samples(self) -> dict[str, object]:
             return {}
 
-    source: Source = Slow()  # type: ignore[assignment]
+    source: Sampled = Slow()  # type: ignore[assignment]
     pulse, spent = Pulse(source, budget), 0.0
     budget.start()
     for step in range(1, 20_000):
