@@ -36,6 +36,7 @@ def summarize(
     numbers |= {f"layers_{phase.value}": float(counts[phase]) for phase in Phase}
     numbers["layers_not_ok"] = float(len(layers) - len(ok))
     numbers["layers_new"] = float(sum(layer.step == step for layer in layers))
+    numbers["layers_extra"] = float(sum(layer.extra and layer.step == step for layer in layers))
     numbers["layers_unchanged"] = float(sum(layer.unchanged for layer in layers))
     numbers["layers_waiting"] = float(len(waiting))
     numbers["alerts_firing"] = float(sum(firing.values()))

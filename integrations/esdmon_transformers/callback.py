@@ -44,6 +44,7 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
     esdmon_summary/layers_<phase>        layers in that phase                              count
     esdmon_summary/layers_not_ok         layers without a valid reading                    count
     esdmon_summary/layers_new            layers that were read at this step                count
+    esdmon_summary/layers_extra          of these, read between the scheduled steps        count
     esdmon_summary/layers_unchanged      layers that have not moved, with values repeated  count
     esdmon_summary/layers_waiting        layers that the budget has not yet let read       count
     esdmon_summary/alerts_firing         layers in which a rule fires, over all rules      count
