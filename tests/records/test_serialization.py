@@ -99,7 +99,8 @@ SUMMARY_JSON = (
     '{"step": 200, "host_step": 100, "alpha_median": 2.5, "layers_random-like": 0.0, "layers_bleeding-out": 0.0, '
     '"layers_bulk+spikes": 1.0, "layers_bulk-decay": 0.0, "layers_heavy-tailed": 0.0, "layers_rank-collapse": 0.0, '
     '"layers_unclassified": 0.0, "layers_not_ok": 1.0, "layers_new": 1.0, "layers_extra": 1.0, '
-    '"layers_unchanged": 1.0, "layers_waiting": 1.0, "alerts_firing": 2.0, "alert_rank_collapse": 2.0, "age_max": 197.0, "seconds": 0.5, '
+    '"layers_unchanged": 1.0, "layers_waiting": 1.0, "alerts_firing": 2.0, "alert_rank_collapse": 2.0, '
+    '"age_max": 197.0, "seconds": 0.5, '
     '"overhead": null, "still": [], "frozen": ["h.0/q"], "unchanged": ["h.0/q"], "waiting": ["w"], "extra": true}'
 )
 ALERT_JSON = (
