@@ -36,6 +36,7 @@ RECORD_KEYS = (
     "in_optimizer",
     "update_ratio",
     "step_ratio",
+    "step_growth",
     "learning_rate",
     "extra",
     "unchanged",
@@ -143,6 +144,8 @@ class LayerReport:
     records."""
     unchanged: bool = False
     """True if the values are repeated from an earlier step since the weight has moved by at most 1e-3 of its norm."""
+    step_growth: float = math.nan
+    """Relative change of the norm of W by that step, sampled with it; −`step_ratio` where the weight just shrinks."""
     learning_rate: float = math.nan
     """Learning rate of its group in the optimizer; NaN without an optimizer."""
     extra: bool = False

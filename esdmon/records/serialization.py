@@ -53,7 +53,7 @@ def alert_from_plain(plain: Mapping[str, Any]) -> Alert:
     return Alert(**dict(plain) | {"layers": tuple(plain["layers"])})
 
 
-_RATIOS = ("update_ratio", "step_ratio", "learning_rate")  # undefined ones are written as None
+_RATIOS = ("update_ratio", "step_ratio", "step_growth", "learning_rate")  # undefined ones are written as None
 
 
 def layer_from_record(record: Mapping[str, Any]) -> LayerReport:

@@ -221,7 +221,8 @@ class Reader:
                 begun,
                 n_parameters=self._model.measure(matrix).n_elements,
                 trainable=self.is_trainable(name),
-                step_ratio=self._steps.ratio(name),
+                step_ratio=self._steps.last(name).ratio,
+                step_growth=self._steps.last(name).growth,
                 in_optimizer=self._held.holds(matrix),
                 learning_rate=self._held.learning_rate(matrix),
             )
@@ -242,7 +243,7 @@ class Reader:
     def restore_steps(self, state: Plain) -> None:
         """Continue from `step_state()`."""
         self._steps.watch(self._model.matrices.values())
-        self._steps.restore(state["before"], state["ratios"])
+        self._steps.restore(state["before"], state["last"])
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""

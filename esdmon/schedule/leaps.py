@@ -43,7 +43,7 @@ class Leaps:
     def take(self, samples: Mapping[str, StepSample]) -> list[str]:
         """Return the layers that leap from their recent samples to these."""
         found = []
-        for name, (norm, ratio) in samples.items():
+        for name, (norm, ratio, _) in samples.items():
             recent = self._recent.setdefault(name, _Recent())
             change = abs(math.log(norm / recent.norm)) if norm > 0 and recent.norm > 0 else math.nan
             if recent.leaps(ratio, change):

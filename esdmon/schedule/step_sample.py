@@ -10,3 +10,5 @@ class StepSample(NamedTuple):
     """Root of the sum of squares of the sampled elements, after the step."""
     ratio: float
     """‖ΔW‖/‖W‖ of the step; infinite for a weight that was zero."""
+    growth: float = 0.0
+    """Relative change of the norm by the step, negative where it shrinks."""

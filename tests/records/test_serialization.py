@@ -81,7 +81,7 @@ SAMPLE_JSON = (
     '{"name": "h.0/q", "status": "ok", "reason": "", "view": "weight", "aliases": ["tied"], "N": 1024, "M": 384, '
     '"Q": 2.6666666666666665, "slices": 2, "n_eigenvalues": 768, "n_parameters": 786432, "dtype": "bfloat16", '
     '"precision": "float32", "step": 200, "host_step": 100, "emitted_step": 250, "age": 50, "trainable": false, '
-    '"in_optimizer": true, "update_ratio": 0.001, "step_ratio": null, "learning_rate": 0.1, '
+    '"in_optimizer": true, "update_ratio": 0.001, "step_ratio": null, "step_growth": null, "learning_rate": 0.1, '
     '"extra": true, "unchanged": true, '
     '"dead_rows": 0, "dead_columns": 0, "phase": "bulk+spikes", "phase_code": 2, '
     '"phase_confidence": 0.5, "explanation": "spikes", "alpha_is_meaningful": true, "over_regularized": true, '
@@ -91,7 +91,8 @@ FAILED_JSON = (
     '{"name": "fc", "status": "failed", "reason": "no reason", "view": "weight", "aliases": [], "N": 0, "M": 0, '
     '"Q": null, "slices": 1, "n_eigenvalues": 0, "n_parameters": 0, "dtype": "", "precision": "", "step": 3, '
     '"host_step": null, "emitted_step": 3, "age": 0, "trainable": true, "in_optimizer": null, "update_ratio": null, '
-    '"step_ratio": null, "learning_rate": null, "extra": false, "unchanged": false, "dead_rows": 0, "dead_columns": 0, '
+    '"step_ratio": null, "step_growth": null, "learning_rate": null, '
+    '"extra": false, "unchanged": false, "dead_rows": 0, "dead_columns": 0, '
     '"phase": "unclassified", "phase_code": -1, "phase_confidence": 0.0, "explanation": "", '
     '"alpha_is_meaningful": false, "over_regularized": false}'
 )

@@ -25,6 +25,7 @@ NOISE_LIKE = 0.7
 """Stable rank, as a share of that of noise, above which a layer has not begun to learn; its stable rank drops when it
 does. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
 _OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
+_DECAYING = 0.5  # of the length of a step: for a gradient without decay it is about 0, for decay alone 1
 _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
 _RAISED = 1.5  # factor from which a learning rate has been raised
@@ -99,6 +100,9 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     Adam and its kin divide gradients by their size, so there only a raised learning rate is seen, and what makes
     gradients less or more noisy.
 
+    A step that makes the weight shorter rather than turning it, by half of its length or more, is decay, and no surge:
+    see `norm_decay`.
+
     Resolved when it is below twice the expected value.
 
     Source: the ratio of update to weight is a common diagnostic of learning rates; the factors are ours.
@@ -107,6 +111,8 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
         usual, highest = _usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
         rate = now.learning_rate
         is_restart = not rate <= _RAISED * usual and not rate > _RAISED * highest.learning_rate
+        if -now.step_growth > _DECAYING * ratio:
+            continue
         if now.name in history.firing or not is_restart or ratio > peak * highest.step_ratio:
             what = f"one step moves it by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
             evidence = {"step_ratio": ratio, "learning_rate": rate, "before": before}

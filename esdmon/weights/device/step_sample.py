@@ -17,6 +17,7 @@ from esdmon.schedule.step_sample import StepSample
 from esdmon.weights.device.sample import sample_value
 from esdmon.weights.matrix import Matrix
 
+_NONE = StepSample(math.nan, math.nan, math.nan)
 _ELEMENTS = 256  # of each matrix; our choice
 
 
@@ -39,7 +40,7 @@ class StepSampler:
     def __init__(self) -> None:
         self._weights: dict[str, tuple[Matrix, Tensor]] = {}
         self._before: dict[str, Tensor] = {}
-        self._ratios: dict[str, float] = {}
+        self._last: dict[str, StepSample] = {}
         self._arriving: list[tuple[list[str], Tensor, Callable[[], bool]]] = []
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
@@ -77,24 +78,27 @@ class StepSampler:
                 continue
             for name, (before, now, moved) in zip(names, norms.tolist(), strict=True):
                 ratio = moved / before if before > 0 else (math.inf if moved > 0 else 0.0)
-                found[name] = StepSample(now, ratio)
+                found[name] = StepSample(now, ratio, now / before - 1 if before > 0 else 0.0)
         self._arriving = waiting
-        self._ratios |= {name: sample.ratio for name, sample in found.items()}
+        self._last |= found
         return found
 
-    def ratio(self, name: str) -> float:
-        """Return ‖ΔW‖/‖W‖ of the last step of a weight that was sampled; NaN if none was."""
-        return self._ratios.get(name, math.nan)
+    def last(self, name: str) -> StepSample:
+        """Return the last sample of a weight; all NaN if there is none."""
+        return self._last.get(name, _NONE)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor] | dict[str, float]]:
-        """Return the samples before the next step, if they were taken, and the last ratios."""
-        return {"before": {name: sample.cpu() for name, sample in self._before.items()}, "ratios": dict(self._ratios)}
+    def state_dict(self) -> dict[str, dict[str, Tensor] | dict[str, list[float]]]:
+        """Return the samples before the next step, if they were taken, and what the last ones showed."""
+        return {
+            "before": {name: sample.cpu() for name, sample in self._before.items()},
+            "last": {name: list(sample) for name, sample in self._last.items()},
+        }
 
-    def restore(self, before: Mapping[str, Tensor], ratios: Mapping[str, float]) -> None:
+    def restore(self, before: Mapping[str, Tensor], last: Mapping[str, list[float]]) -> None:
         """Continue from a `state_dict()`."""
         weights = self._weights
         self._before = {name: sample.to(weights[name][1].device) for name, sample in before.items() if name in weights}
-        self._ratios, self._arriving = dict(ratios), []
+        self._last, self._arriving = {name: StepSample(*sample) for name, sample in last.items()}, []
 
     def _sampled(self) -> dict[str, Tensor]:
         """Return up to 256 elements of each weight, in float32."""

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
 from tests.alerts.histories import RULES, alerts_of, reading, report, series, steps
 
@@ -125,3 +126,50 @@ def test_an_explosion_before_the_first_reading_is_told(
         for step, norm in enumerate(norms, start=1)
     ]
     assert steps(alerts_of(RULES["norm_explosion"], (report(layer.step, layer) for layer in readings))) == expected
+
+
+def test_a_step_of_decay_is_no_surge() -> None:
+    """It shortens the weight; one of a grown gradient turns it."""
+    for growth, expected in ((-0.009, []), (-0.002, [(13, "firing")])):
+        faulty = [reading(step, step_ratio=0.01, step_growth=growth) for step in range(11, 14)]
+        readings = [*map(reading, range(1, 11)), *faulty]
+        assert steps(alerts_of(RULES["update_surge"], (report(layer.step, layer) for layer in readings))) == expected
+
+
+def test_a_learning_rate_that_is_restarted_is_no_surge() -> None:
+    """Unless it, or the step, is larger than any before."""
+    rates = [*[0.1] * 4, *[0.01] * 14]
+
+    def readings(rate: float, ratio: float) -> list[LayerReport]:
+        before = [reading(step, step_ratio=0.05 * each, learning_rate=each) for step, each in enumerate(rates, start=1)]
+        return before + [reading(step, step_ratio=ratio, learning_rate=rate) for step in range(19, 22)]
+
+    for rate, ratio, expected in ((0.1, 0.005, 0), (0.1, 0.01, 1), (0.3, 0.006, 1), (0.01, 0.005, 1)):
+        alerts = alerts_of(RULES["update_surge"], (report(layer.step, layer) for layer in readings(rate, ratio)))
+        assert len(alerts) == expected, (rate, ratio)
+
+
+def test_a_layer_that_unlearns_does_not_decay() -> None:
+    """Its stable rank rises, since the learned directions shrink first."""
+    for rank, expected in ((20.0, 1), (25.0, 0)):
+        faulty = [
+            reading(step, measures={"frobenius_norm": 9 * 0.97 ** (step - 11), "stable_rank": rank})
+            for step in range(11, 14)
+        ]
+        readings = [*map(reading, range(1, 11)), *faulty]
+        assert len(alerts_of(RULES["norm_decay"], (report(layer.step, layer) for layer in readings))) == expected
+
+
+def test_all_layers_at_once_are_another_checkpoint() -> None:
+    """A notice; one layer of two is a warning."""
+    for moved, severities in ((1.4, {"info"}), (0.01, {"warning"})):
+        reports = [report(step, reading(step), reading(step, "fc2")) for step in range(1, 11)]
+        reports.append(report(11, reading(11, moved=1.4), reading(11, "fc2", moved=moved)))
+        assert {alert.severity for alert in alerts_of(RULES["layer_reset"], reports)} == severities
+
+
+def test_a_small_weight_that_is_set_back_to_a_larger_value_is_no_reset() -> None:
+    """As when the checkpoint before a fault is loaded."""
+    small = [reading(step, measures={"frobenius_norm": 1.0}) for step in range(1, 11)]
+    readings = [*small, reading(11, moved=9.5)]
+    assert alerts_of(RULES["layer_reset"], (report(layer.step, layer) for layer in readings)) == []

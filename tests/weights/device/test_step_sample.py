@@ -27,9 +27,10 @@ def test_a_step_is_measured(dtype: torch.dtype) -> None:
     sampler.end()
     found = sampler.take()
     assert found["0"].ratio == pytest.approx(0.25, rel=0.02)
-    assert found["1"].ratio == 0
-    assert sampler.ratio("0") == found["0"].ratio
-    assert math.isnan(sampler.ratio("2"))
+    assert found["0"].growth == pytest.approx(0.25, rel=0.02)
+    assert found["1"] == found["1"]._replace(ratio=0, growth=0)
+    assert sampler.last("0") == found["0"]
+    assert math.isnan(sampler.last("2").ratio)
     assert sampler.take() == {}
 
 
@@ -63,7 +64,7 @@ def test_it_goes_on_from_its_state() -> None:
     state = sampler.state_dict()
     with torch.no_grad():
         model.weight.mul_(2)
-    other.restore(state["before"], state["ratios"])  # type: ignore[arg-type]
+    other.restore(state["before"], state["last"])  # type: ignore[arg-type]
     other.end()
     (found,) = other.take().values()
     assert found.ratio == pytest.approx(1)
