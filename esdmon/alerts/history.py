@@ -161,11 +161,10 @@ def _append(series: Series, layer: LayerReport) -> None:
 
 def _is_checked(counts: Counts, layer: LayerReport, report: Report) -> bool:
     """Return True if the reading of a layer at this step is a check, by what the rule counts."""
-    if counts == "reports" and not report.extra:
-        return True
+    is_new = layer.step == report.step
     if counts == "reports":
-        return layer.step == report.step
-    return layer.step == report.step and (counts == "readings" or (has_moved(layer) and not is_pruned(layer)))
+        return is_new or not report.extra
+    return is_new and (counts == "readings" or (has_moved(layer) and not is_pruned(layer)))
 
 
 def _concerns(rule: AlertRule, layer: LayerReport) -> bool:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from torch import distributed
 
@@ -207,19 +207,7 @@ def _only_in_one(reader: Reader, earlier: Reader) -> Iterator[str]:
 
 
 def _coverage_record(coverage: Coverage) -> Record:
-    skipped = [
-        {"name": skip.name, "n_parameters": skip.n_parameters, "reason": skip.reason} for skip in coverage.skipped
-    ]
-    return {
-        "share": coverage.share,
-        "watched": coverage.watched,
-        "total": coverage.total,
-        "matrices_read": coverage.matrices_read,
-        "matrices_with_phase": coverage.matrices_with_phase,
-        "parameters_read": coverage.parameters_read,
-        "parameters_with_phase": coverage.parameters_with_phase,
-        "skipped": skipped,
-    }
+    return {"share": coverage.share, **asdict(coverage)}
 
 
 def _write_csv(records: Sequence[Mapping[str, object]]) -> None:

@@ -139,15 +139,15 @@ class LayerReport:
     value to compare with, as in `analyze()`."""
     step_ratio: float = math.nan
     """‖ΔW‖/‖W‖ of one optimizer step, >= 0, the last that was sampled before the reading; NaN if none was."""
+    step_growth: float = math.nan
+    """Relative change of the norm of W by that step, sampled with it; −`step_ratio` where the weight just shrinks."""
+    learning_rate: float = math.nan
+    """Learning rate of its group in the optimizer; NaN without an optimizer."""
     drift: float = math.nan
     """‖ΔW‖/‖W‖ from this reading to the latest check of the weight, >= 0; NaN if it was not checked since. Not in JSON
     records."""
     unchanged: bool = False
     """True if the values are repeated from an earlier step since the weight has moved by at most 1e-3 of its norm."""
-    step_growth: float = math.nan
-    """Relative change of the norm of W by that step, sampled with it; −`step_ratio` where the weight just shrinks."""
-    learning_rate: float = math.nan
-    """Learning rate of its group in the optimizer; NaN without an optimizer."""
     extra: bool = False
     """True for a reading between the scheduled ones, since something in the layer leapt or may be wrong."""
     dead_rows: int = 0

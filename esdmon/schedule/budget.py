@@ -87,23 +87,23 @@ class Budget:
         """
         if self.share is None:
             return math.inf
-        return self._credit + max(0.0, self._advance - self.share * self._run()) - self._spending()
+        return self._credit + max(0.0, self._advance - self.share * self.run_seconds) - self._spending()
 
     @property
     def overhead(self) -> float:
         """Return the share of the run spent so far, of time or CPU time, whichever is more; NaN before the start."""
-        run = self._run()
+        run = self.run_seconds
         return (self._spent + self._spending()) / run if run > 0 else math.nan
 
     @property
     def run_seconds(self) -> float:
         """Return the seconds since the start of the run; 0 before it."""
-        return self._run()
+        return 0.0 if self._start is None else self._clock() - self._start[0]
 
     @property
     def is_exceeded(self) -> bool:
         """Return whether twice the share was spent, in a run at least twice as long as pays for the advance."""
-        if self.share is None or self._run() < 2 * self._advance / self.share:
+        if self.share is None or self.run_seconds < 2 * self._advance / self.share:
             return False
         return self.overhead > 2 * self.share
 
@@ -136,9 +136,6 @@ class Budget:
 
     def _spending(self) -> float:
         return 0.0 if self._spending_since is None else self._since(self._spending_since)
-
-    def _run(self) -> float:
-        return 0.0 if self._start is None else self._clock() - self._start[0]
 
     def _since(self, moment: tuple[float, float]) -> float:
         """Return the cost from a moment (wall, CPU) until now, in seconds of the run."""

@@ -171,6 +171,21 @@ def restored(training: Training) -> Iterator[None]:
 
 
 @contextmanager
+def _after_each(training: Training, change: Callable[[], object], *, steps: int = 1) -> Iterator[None]:
+    """Do something after the first of every so many steps."""
+    number = count()
+
+    def after() -> None:
+        if next(number) % steps == 0:
+            change()
+
+    with restored(training):
+        training.after = after
+        yield
+        training.after = None
+
+
+@contextmanager
 def _options(training: Training, **changed: float) -> Iterator[None]:
     (group,) = training.optimizer.param_groups
     before = {name: group[name] for name in changed}
@@ -214,8 +229,7 @@ def too_long(training: Digits) -> Iterator[None]:
     training.optimizer.param_groups[0]["lr"] = 0.01
 
 
-@contextmanager
-def compressed(training: Digits) -> Iterator[None]:
+def compressed(training: Digits) -> AbstractContextManager[None]:
     """A layer is cut to its 60 strongest directions after each step, by a compression that was left on."""
 
     def cut() -> None:
@@ -223,10 +237,7 @@ def compressed(training: Digits) -> Iterator[None]:
         left, strengths, right = torch.linalg.svd(weight, full_matrices=False)
         weight.copy_(left[:, :60] * strengths[:60] @ right[:60])
 
-    with restored(training):
-        training.after = cut
-        yield
-        training.after = None
+    return _after_each(training, cut)
 
 
 @contextmanager
@@ -298,19 +309,11 @@ def amplified(training: Digits) -> Iterator[None]:
         training.extra = None
 
 
-@contextmanager
-def scaled_down(training: Digits) -> Iterator[None]:
+def scaled_down(training: Digits) -> AbstractContextManager[None]:
     """After each step, as by a conversion that loses the scale."""
     weight = training.weight("fc1")
     small = 0.03 * weight.detach()
-    with restored(training):
-
-        def scale() -> None:
-            weight.data.copy_(small)
-
-        training.after = scale
-        yield
-        training.after = None
+    return _after_each(training, lambda: weight.data.copy_(small))
 
 
 @contextmanager
@@ -322,48 +325,23 @@ def single_examples(training: Digits) -> Iterator[None]:
         training.batches = batches(len(training.images), 32, seed=0)
 
 
-@contextmanager
-def narrowed(training: Digits) -> Iterator[None]:
+def narrowed(training: Digits) -> AbstractContextManager[None]:
     """A weight keeps its norm, and a tenth of all directions but thirty."""
     weight = training.weight("fc1")
     basis = torch.linalg.qr(torch.randn(weight.shape[1], 30)).Q
     narrow = torch.lerp(weight.detach(), weight.detach() @ basis @ basis.T, 0.9)
     narrow *= weight.detach().norm() / narrow.norm()
-
-    with restored(training):
-        training.after = lambda: weight.data.copy_(narrow)
-        yield
-        training.after = None
+    return _after_each(training, lambda: weight.data.copy_(narrow))
 
 
-@contextmanager
-def set_back(training: Digits) -> Iterator[None]:
+def set_back(training: Digits) -> AbstractContextManager[None]:
     """To its initial values, every ten steps."""
-    steps = count()
-
-    def reset() -> None:
-        if next(steps) % 10 == 0:
-            training.weight("fc1").data.copy_(training.initial)
-
-    with restored(training):
-        training.after = reset
-        yield
-        training.after = None
+    return _after_each(training, lambda: training.weight("fc1").data.copy_(training.initial), steps=10)
 
 
-@contextmanager
-def reinitialised(training: Digits) -> Iterator[None]:
+def reinitialised(training: Digits) -> AbstractContextManager[None]:
     """Initialised by mistake, every ten steps."""
-    steps = count()
-
-    def begin() -> None:
-        if next(steps) % 10 == 0:
-            nn.init.xavier_normal_(training.weight("fc1").data)
-
-    with restored(training):
-        training.after = begin
-        yield
-        training.after = None
+    return _after_each(training, lambda: nn.init.xavier_normal_(training.weight("fc1").data), steps=10)
 
 
 _ALL = ("fc1", "fc2", "fc3")

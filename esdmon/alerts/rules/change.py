@@ -29,7 +29,7 @@ _DECAYING = 0.5  # of the length of a step: for a gradient without decay it is a
 _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
 _RAISED = 1.5  # factor from which a learning rate has been raised
-_FEW = 64  # eigenvalues below which a rank says little about directions; the same limit as for phases
+_FEW = 64  # eigenvalues below which a rank says little about directions; our choice
 
 
 def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) -> Iterable[Finding]:
