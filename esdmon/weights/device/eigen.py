@@ -149,9 +149,8 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
         every = _in_memory_order(stack)
     variance, mean = _moments(every)
-    has_zeros = float(torch.linalg.vector_norm(every, -math.inf)) == 0  # the smallest |element|
     stack, margins, dead_rows, dead_columns = _drop_dead(stack)
-    zeros = stack.numel() - int(torch.count_nonzero(stack)) if has_zeros else 0
+    zeros = stack.numel() - int(torch.count_nonzero(stack))
     sides = stack.shape[1:]
     elements = Elements(mean * scale, variance * scale**2, minimum, maximum, dead_rows, dead_columns, zeros, *sides)
     return stack, elements, scale, margins
