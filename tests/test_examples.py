@@ -1,5 +1,4 @@
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -63,11 +62,14 @@ def test_the_hosts_examples_run(
     assert {f"esdmon_alpha/{layer.name}" for layer in monitor.report} <= tags
 
 
-def test_batch_size_sweep_draws_its_picture(tmp_path: Path) -> None:
+def test_batch_size_sweep_draws_its_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two sizes and one epoch: a line for each, and a picture."""
-    command = [sys.executable, str(EXAMPLES / "batch_size_sweep.py"), "--sizes", "512", "256", "--epochs", "1"]
-    done = subprocess.run([*command, "--out", str(tmp_path)], check=True, capture_output=True, text=True)
-    lines = done.stdout.splitlines()
+    options = ["--sizes", "512", "256", "--epochs", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["batch_size_sweep.py", *options])
+    runpy.run_path(str(EXAMPLES / "batch_size_sweep.py"), run_name="__main__")
+    lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["512", "256"]
     assert all("random-like" in line for line in lines[1:3])
     assert (tmp_path / "sweep.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""The callback in a job of two ranks, in both packages of Lightning."""
+"""The callback of Lightning in a job of two ranks; the tests of one rank run in both of its packages."""
 
 import json
 from pathlib import Path
@@ -11,11 +11,11 @@ from tests.integrations.runs import run_script
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
-@pytest.fixture(scope="module", params=["lightning.pytorch", "pytorch_lightning"])
-def two_ranks(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job of two ranks that trained twice: without a rule to stop on, and with one."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_script(str(Path(__file__).with_name("lightning_ddp.py")), request.param, str(folder))
+    run_script(str(Path(__file__).with_name("lightning_ddp.py")), "lightning.pytorch", str(folder))
     return folder
 
 

@@ -233,15 +233,17 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
 
     Fires when the stable rank Σλ/λmax is less than half of the value expected from the layer's baseline, and more than
     five standard deviations of its scatter away. The baseline includes the slow decline of a healthy training. A layer
-    whose spectrum was still close to noise is left out: its first spike is the beginning of learning. A loss spike, a
-    bad batch or a raised learning rate shows here.
+    whose spectrum was close to noise for most of its baseline is left out: its first spike is the start of learning,
+    and may grow for a thousand steps. A loss spike, a bad batch or a raised learning rate shows here.
 
     Resolved when it is above two thirds of the expected value.
 
     Source: the measure is that of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the factors are ours.
     """
     for now, rank, before in _leaps(history, _stable_rank, "down", factor=factor, back=back):
-        if before > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
+        known = [] if now.name in history.firing else [*map(_stable_rank, history.baseline[now.name])]
+        usual = median([rank for rank in known if not math.isnan(rank)] or [before])
+        if max(before, usual) > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
             continue
         what = f"stable rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
         yield _finding(now, what, before)

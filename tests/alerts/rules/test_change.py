@@ -81,6 +81,13 @@ def test_a_layer_that_begins_to_learn_is_not_one_that_fails() -> None:
     assert series("stable_rank_drop", "stable_rank", [36.0] * 10 + [10.0] * 20) == []
 
 
+def test_a_first_spike_that_grows_for_long_is_no_drop() -> None:
+    """From near noise, as in a key of a decoder that learns to attend; its trend lags behind it."""
+    growing = [15.3, 15.1, 14.9, 14.8, 14.5, 12.6, 9.86, 7.6, 6.08, 5.1, 4.57, 4.23, 4.01]
+    assert series("stable_rank_drop", "stable_rank", [2.4 * rank for rank in [17.3, 16.4, *growing]]) == []
+    assert series("stable_rank_drop", "stable_rank", [1.2 * rank for rank in [17.3, 16.4, *growing]]) != []
+
+
 def test_a_spike_that_fades_away_slowly_is_no_regression() -> None:
     """Until none is left."""
     soft_ranks = np.linspace(0.5, 1.0, 40)
