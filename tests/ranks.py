@@ -1,6 +1,8 @@
 """Start the ranks of a distributed job as processes that have torch and esdmon imported already."""
 
 import multiprocessing
+import os
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -23,3 +25,21 @@ def start(function: Callable[..., None], *args: Any, ranks: int) -> None:
     """
     multiprocessing.set_forkserver_preload(PRELOADED)
     start_processes(function, args=args, nprocs=ranks, start_method="forkserver")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def fork(function: Callable[..., None], *args: Any, ranks: int = 2) -> None:
+    """Call `function(*args)` in a fork of this process for each rank, in the environment that torchrun gives.
+
+    For scripts that have imported a host: a host takes many seconds to import, and torchrun imports it in each rank.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    start_processes(_as_rank, (ranks, port, function, args), nprocs=ranks, start_method="fork")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def _as_rank(rank: int, ranks: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:
+    sizes = {"WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "GROUP_RANK": 0, "MASTER_PORT": port}
+    os.environ |= {key: str(value) for key, value in ({"RANK": rank, "LOCAL_RANK": rank} | sizes).items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    function(*args)

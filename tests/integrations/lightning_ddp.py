@@ -1,49 +1,45 @@
-"""A job of two ranks with Lightning, as a user's script: python lightning_ddp.py PACKAGE FOLDER.
+"""A job of two ranks with Lightning, as a user's script: python lightning_ddp.py FOLDER.
 
-Trained twice: without a rule to stop on, and with one. Each rank writes its results. Run by test_lightning_ranks.py.
+Trained twice: without a rule to stop on, and with one. Each rank writes its results, and is a fork of this process.
+Run by test_lightning_ranks.py.
 """
 
 import json
 import sys
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from esdmon_lightning import SpectralMonitor
+from tests.ranks import fork
 from tests.rules import ALWAYS
 
 
-def small(pl: Any) -> Any:
+class Small(pl.LightningModule):
     """Two linear layers that are trained on noise."""
 
-    class Small(pl.LightningModule):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
 
-        def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
-            loss: Tensor = (self.net(batch[0]) - 1).square().mean()
-            return loss
+    def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
+        loss: Tensor = (self.net(batch[0]) - 1).square().mean()
+        return loss
 
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    return Small()
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def main(package: str, folder: str) -> None:
-    pl = import_module(package)
+def main(folder: str) -> None:
     torch.set_num_threads(1)
     for name, stop_on in (("not-asked", ()), ("asked", ("always",))):
-        train(pl, f"{folder}/{name}", stop_on)
+        train(f"{folder}/{name}", stop_on)
 
 
-def train(pl: Any, folder: str, stop_on: tuple[str, ...]) -> None:
-    from esdmon_lightning import SpectralMonitor
-
+def train(folder: str, stop_on: tuple[str, ...]) -> None:
     pl.seed_everything(0, verbose=False)
     monitor = SpectralMonitor(
         every=5,
@@ -65,7 +61,7 @@ def train(pl: Any, folder: str, stop_on: tuple[str, ...]) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(small(pl), DataLoader(TensorDataset(torch.randn(320, 64)), batch_size=8))
+    trainer.fit(Small(), DataLoader(TensorDataset(torch.randn(320, 64)), batch_size=8))
     result = {
         "steps": trainer.global_step,
         "metric": float(trainer.callback_metrics["esdmon_summary/stable_rank_median"]),
@@ -75,4 +71,4 @@ def train(pl: Any, folder: str, stop_on: tuple[str, ...]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    fork(main, *sys.argv[1:])

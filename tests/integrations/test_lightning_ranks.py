@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job of two ranks that trained twice: without a rule to stop on, and with one."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_script(str(Path(__file__).with_name("lightning_ddp.py")), "lightning.pytorch", str(folder))
+    run_script(str(Path(__file__).with_name("lightning_ddp.py")), str(folder))
     return folder
 
 

@@ -1,6 +1,6 @@
-"""A job of two ranks with the Trainer of Hugging Face, as a user's script: torchrun transformers_ddp.py FOLDER.
+"""A job of two ranks with the Trainer of Hugging Face, as a user's script: python transformers_ddp.py FOLDER.
 
-Trained twice: without a rule to stop on, and with one. Each rank writes its results.
+Trained twice: without a rule to stop on, and with one. Each rank writes its results, and is a fork of this process.
 Run by test_transformers_ranks.py.
 """
 
@@ -14,6 +14,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
 from esdmon_transformers import SpectralMonitor
+from tests.ranks import fork
 from tests.rules import ALWAYS
 
 
@@ -54,4 +55,4 @@ def main(folder: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    fork(main, *sys.argv[1:])
