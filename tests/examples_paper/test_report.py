@@ -19,7 +19,7 @@ def quietly(_share: float) -> None:
 
 
 def tiny(**settings: object) -> Recipe:
-    options: dict[str, object] = {"network": "SETOL MLP3", "batch_size": 64, "lr": 0.01, "epochs": 2} | settings
+    options: dict[str, object] = {"network": "SETOL MLP3", "batch_size": 64, "lr": 0.01, "epochs": 1} | settings
     return Recipe(**options)  # type: ignore[arg-type]
 
 
