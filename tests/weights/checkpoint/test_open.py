@@ -133,7 +133,7 @@ def test_a_folder_of_transformers(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "shards", max_shard_size="30KB")
     whole, shards = (esdmon.analyze(tmp_path / name) for name in ("whole", "shards"))
     assert sorted(layer.name for layer in whole) == sorted(layer.name for layer in shards)
-    assert len(whole) == 8
+    assert len(whole) == 12  # q, k and v apart
     assert all(shards[layer.name].measures == layer.measures for layer in whole)
 
 
@@ -196,7 +196,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a truncated pickle": (truncated(as_old, 300), "is truncated or not a torch checkpoint"),
     "truncated safetensors": (truncated(as_safetensors, 400), "is truncated or not a safetensors file"),
     "no safetensors": (with_bytes("a.safetensors", b"x" * 99), "is truncated or not a safetensors file"),
-    "python objects": (saved("a.pt", {"w": torch.ones(9, 9), "args": argparse.Namespace()}), r"argparse.Namespace"),
+    "only objects": (saved("a.pt", {"args": argparse.Namespace(lr=1)}), "contains no named tensors; its keys are args"),
+    "a model among others": (
+        saved("a.pt", {"epoch": 3, "ema": nn.Linear(3, 3)}),
+        r"\(torch.nn.modules.linear.Linear\)",
+    ),
     "a whole model": (saved("a.pt", nn.Linear(3, 3)), r"refused: it contains Python objects \(torch.nn.modules.linear"),
     "a bomb": (saved("a.pt", {"w": Bomb()}), "refused: it contains Python objects"),
     "a bomb in an index": (hostile_index, "refused: its index contains posix.system"),
