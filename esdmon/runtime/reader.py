@@ -34,7 +34,7 @@ from esdmon.weights import (
     UnreadableError,
     check_precision,
     discover,
-    kind_of,
+    layer_type_of,
     open_checkpoint,
     read_spectrum,
     snapshot,
@@ -230,7 +230,7 @@ class Reader:
         try:
             begun = replace(
                 begun,
-                kind=kind_of(matrix),
+                kind=layer_type_of(matrix),
                 n_parameters=self._model.measure(matrix).n_elements,
                 trainable=self.is_trainable(name),
                 step_ratio=self._steps.last(name).ratio,

@@ -14,7 +14,7 @@ _RECURRENT = re.compile(r"(^|\.)weight_(ih|hh|hr)(_l\d+(_reverse)?)?(/\w)?$")
 _ATTENTION = re.compile(r"attn|attention|/[qkv](/|$)|(^|\.)[qkvo](_proj)?(/|$)", re.IGNORECASE)
 
 
-def kind_of(matrix: Matrix) -> str:
+def layer_type_of(matrix: Matrix) -> str:
     """Return the kind of a matrix.
 
     One of `linear`, `conv1d`, `conv2d`, `conv3d`, `attention`, `recurrent`, `experts`, `lora`, `embedding`, `head` and
