@@ -6,6 +6,7 @@ that layers of the user's own are watched without any setup.
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -244,15 +245,16 @@ def _find_in_mapping(weights: Mapping[str, Tensor]) -> _Found:
         aliases = tuple(other.removesuffix(".weight") for other in names[_storage_key(outline)][1:])
         matrix = _of_entry(name, weights, outlines)
         if matrix is not None:
-            found.matrices.append(replace(matrix, aliases=aliases))
+            found.matrices.append(_checked(replace(matrix, aliases=aliases)))
     return found
 
 
 def _storage_key(tensor: Tensor) -> tuple[object, ...]:
     """Return a key that is equal for two names of one weight, and for no others."""
-    if tensor.device.type == "meta" or tensor.is_sparse or tensor.numel() == 0 or not hasattr(tensor, "data_ptr"):
-        return (id(tensor),)
-    return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    with suppress(Exception):  # a nested or sparse tensor has no storage of its own
+        if tensor.device.type != "meta" and tensor.layout == torch.strided and tensor.numel() > 0:
+            return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    return (id(tensor),)
 
 
 def _of_entry(name: str, weights: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Matrix | None:

@@ -153,6 +153,8 @@ def reason_for(error: Exception) -> str:
 
 
 def _misfit(shape: torch.Size) -> str:
+    if shape.numel() == 0 and len(shape) > 1:
+        return f"an empty weight of shape {tuple(shape)}"
     if shape.numel() == 0:
         return f"an empty weight of shape {tuple(shape)}, as ZeRO-3 leaves for a sharded weight: not read yet"
     if len(shape) == 1:

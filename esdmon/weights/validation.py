@@ -1,5 +1,6 @@
 """Check that a weight can be read at all, before any time is spent on it."""
 
+import torch
 from torch import Tensor
 
 from esdmon.weights.matrix import UnreadableError
@@ -12,8 +13,11 @@ def check_kind(weight: Tensor) -> None:
     """Raise for a weight that holds no whole matrix of real numbers, by its dtype, type and shape alone.
 
     Raises:
-        UnreadableError: for packed, integer and complex weights, shards, and empty weights.
+        UnreadableError: for sparse, packed, integer and complex weights, shards, and empty weights.
     """
+    if weight.layout != torch.strided:
+        kind = "nested" if weight.is_nested else str(weight.layout).removeprefix("torch.")
+        raise UnreadableError("skipped", f"a {kind} tensor: convert it to an ordinary one, with to_dense()")
     if not weight.is_floating_point() or weight.element_size() < 2:
         raise UnreadableError(
             "skipped", f"{weight.dtype} weights are not real numbers; a plugin's esdmon_materialize can convert them"

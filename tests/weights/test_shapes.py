@@ -134,3 +134,36 @@ def test_an_extractor_that_raises_costs_one_line() -> None:
         unread(watched)[1]
         == "searching 1, 2, 3 and 2 more modules for weights raised OSError: no. Their weights are not read."
     )
+
+
+ODD: dict[str, tuple[Callable[[], Tensor], str]] = {
+    "no outputs": (lambda: torch.zeros(0, 64, 3, 3), r"an empty weight of shape \(0, 64, 3, 3\)"),
+    "no inputs": (lambda: torch.zeros(64, 0, 5), r"an empty weight of shape \(64, 0, 5\)"),
+    "no rows": (lambda: torch.zeros(0, 64), "an empty weight"),
+    "coo": (lambda: torch.ones(20, 30).to_sparse(), "a sparse_coo tensor: convert it"),
+    "csr": (lambda: torch.ones(20, 30).to_sparse_csr(), "a sparse_csr tensor: convert it"),
+    "bsr": (lambda: torch.ones(20, 30).to_sparse_bsr((5, 5)), "a sparse_bsr tensor: convert it"),
+    "complex": (lambda: torch.ones(20, 30, dtype=torch.complex64), "torch.complex64 weights are not real"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize("kind", ODD)
+def test_a_tensor_of_an_unusual_kind_is_skipped_in_a_mapping(kind: str) -> None:
+    """Empty, sparse or complex: a short reason, and the others are read."""
+    make, reason = ODD[kind]
+    report = esdmon.analyze({"good.weight": torch.randn(64, 96), "odd.weight": make()})
+    assert report["good"].status == "ok"
+    assert report["odd"].status == "skipped"
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(report["odd"].reason)
+
+
+def test_an_empty_convolution_does_not_stop_a_watch() -> None:
+    """As pruning of channels leaves it; `watch` is one line of a script, and must not end it."""
+    with pytest.warns(UserWarning, match="zero-element tensors"):
+        model = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Conv2d(32, 0, 3))
+    with esdmon.watch(model, every=1, budget=None, sinks=None, strict=True) as monitor:
+        monitor.step()
+    assert monitor.report is not None
+    assert [layer.status for layer in monitor.report] == ["ok", "skipped"]

@@ -1,100 +1,144 @@
-"""Read folders of torch's distributed checkpoints.
+"""Read folders of torch's distributed checkpoints, without torch's loader, which would unpickle what it finds.
 
-Their index is a pickle; it is loaded only where it contains nothing but descriptions of tensors.
+Their index says which tensors there are, and where each chunk of one lies; a chunk is a file of `torch.save` inside a
+`.distcp` file. The index is refused where it names code that has no place in it.
 """
 
-import gc
-import pickle
-import warnings
-from collections.abc import Sequence
+import io
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint.mapping import CONTAINERS, Checkpoint
-from esdmon.weights.checkpoint.torch_file import MAX_RESIDENT
+from esdmon.weights.checkpoint.containers import find_weights, unflattened, without_optimizer
+from esdmon.weights.checkpoint.mapping import Checkpoint
+from esdmon.weights.checkpoint.pickled import Call, CodeError, PickleError, parse
+from esdmon.weights.checkpoint.stored import BUILDERS, dtype_of
+from esdmon.weights.checkpoint.torch_file import load_content, load_tensor
 
 INDEX = ".metadata"
 SUFFIX = ".distcp"
-_ALLOWED_CLASSES = {
-    "torch": {"Size"},
-    "torch.serialization": {"_get_layout"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.distributed.checkpoint.metadata": {
-        "BytesStorageMetadata",
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "pathlib": {"PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath"},
-    "collections": {"OrderedDict"},
-}
+_METADATA = "torch.distributed.checkpoint.metadata."
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """A part of a tensor, and where it lies."""
+
+    offsets: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A tensor of the index."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    chunks: tuple[_Chunk, ...]
 
 
 def open_distributed(folder: Path) -> Checkpoint:
     """Open a folder that `torch.distributed.checkpoint.save` wrote.
 
     Raises:
-        InputError: for a damaged index, or one that contains more than descriptions of tensors.
+        InputError: for a damaged index, one that contains more than descriptions of tensors, or a missing file.
     """
-    from torch.distributed.checkpoint.filesystem import FileSystemReader  # noqa: PLC0415 -- a second to import
-    from torch.distributed.checkpoint.state_dict_loader import load  # noqa: PLC0415
-
-    outlines = _load_outlines(folder / INDEX)
-    stored_names = _strip_container([name for name in outlines if "optim" not in name.partition(".")[0]])
-
-    def read(name: str) -> Tensor:
-        stored = stored_names[name]
-        into = {stored: torch.empty_like(outlines[stored], device="cpu")}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is no process group: none is needed
-            load(into, storage_reader=FileSystemReader(folder), no_dist=True)
-        if into[stored].nbytes > MAX_RESIDENT:
-            gc.collect()  # the loader's objects form cycles that hold the tensor
-        return into[stored]
-
-    return Checkpoint({name: outlines[stored] for name, stored in stored_names.items()}, read)
-
-
-def _load_outlines(index: Path) -> dict[str, Tensor]:
-    from torch.distributed.checkpoint.metadata import TensorStorageMetadata  # noqa: PLC0415 -- a second to import
-
     try:
-        with index.open("rb") as file:
-            entries = _IndexUnpickler(file).load().state_dict_metadata
-    except (InputError, OSError):
+        entries, paths = _load_index(folder / INDEX)
+        names = without_optimizer(entries)
+        tree = unflattened({paths.get(name) or _split_container(name, names): entries[name] for name in names})
+        found = find_weights(tree, _is_entry)
+    except CodeError as error:
+        raise InputError(
+            f"a distributed checkpoint is refused: its index contains {error}, and loading that may run code"
+        ) from error
+    except InputError as error:
+        raise InputError(f"{folder} {error}") from error
+    except OSError:
         raise
     except Exception as error:
-        raise InputError(f"{index} is truncated or not the index of a distributed checkpoint") from error
-    return {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
-        for name, entry in entries.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
+        raise InputError(f"{folder / INDEX} is truncated or not the index of a distributed checkpoint") from error
+    _check_files(folder, found)
+    outlines = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in found.items()}
+    return Checkpoint(outlines, lambda name: _read(folder, found[name]))
 
 
-def _strip_container(names: Sequence[str]) -> dict[str, str]:
-    """Map the model's names to the stored ones, which may all begin with the same container, such as `model.`."""
-    containers = {name.partition(".")[0] for name in names}
-    prefix = containers.pop() if len(containers) == 1 else ""
-    skip = len(prefix) + 1 if prefix in CONTAINERS else 0
-    return {name[skip:]: name for name in names}
+def _is_entry(value: object) -> bool:
+    return isinstance(value, _Entry)
 
 
-class _IndexUnpickler(pickle.Unpickler):
-    """Unpickle descriptions of tensors, and refuse everything else."""
+def _split_container(name: str, names: list[str]) -> tuple[str, ...]:
+    """Return a path of an index that does not say what is nested in what: one container around all is split off."""
+    head, _, rest = name.partition(".")
+    return (head, rest) if rest and all(other.startswith(f"{head}.") for other in names) else (name,)
 
-    def find_class(self, module: str, name: str) -> Any:
-        known: Any = super().find_class(module, name) if module in _ALLOWED_CLASSES else None
-        if known is not None and (isinstance(known, torch.dtype) or name in _ALLOWED_CLASSES[module]):
-            return known
+
+def _load_index(index: Path) -> tuple[dict[str, _Entry], dict[str, tuple[Any, ...]]]:
+    """Return the tensors of an index by their flat names, and the path of each in the dictionary that was saved."""
+    with index.open("rb") as file:
+        content = parse(file, BUILDERS)
+    state = content.state if isinstance(content, Call) else {}
+    places: dict[tuple[str, tuple[int, ...]], _Chunk] = {}
+    for key, place in state["storage_data"].items():
+        where, offsets = place.state, tuple(key.state.get("offset") or ())
+        places[key.state["fqn"], offsets] = _Chunk(offsets, where["relative_path"], where["offset"], where["length"])
+        if where.get("transform_descriptors"):
+            raise InputError("is compressed, which is not read")
+    entries = {}
+    for name, entry in state["state_dict_metadata"].items():
+        if entry.name != f"{_METADATA}TensorStorageMetadata":
+            continue
+        shape, chunks = tuple(entry.state["size"]), [tuple(chunk.state["offsets"]) for chunk in entry.state["chunks"]]
+        dtype = _dtype_in(entry.state["properties"])
+        entries[str(name)] = _Entry(shape, dtype, tuple(places[name, offsets] for offsets in chunks))
+    planner = state.get("planner_data")
+    paths = (
+        {name: path for name, path in planner.items() if isinstance(path, tuple)} if isinstance(planner, dict) else {}
+    )
+    return entries, paths
+
+
+def _dtype_in(properties: Call) -> torch.dtype:
+    state = properties.state
+    return dtype_of(state["dtype"] if isinstance(state, Mapping) else state[0])
+
+
+def _check_files(folder: Path, found: Mapping[str, _Entry]) -> None:
+    files = {chunk.file for entry in found.values() for chunk in entry.chunks}
+    missing = sorted(name for name in files if "/" in name or not (folder / name).exists())
+    if missing:
         raise InputError(
-            f"a distributed checkpoint is refused: its index contains {module}.{name}, and loading that may run code"
+            f"{folder} lacks {len(missing)} of the {len(files)} files with its tensors, such as {missing[0]}: "
+            "the checkpoint is incomplete, or was not written by all ranks"
         )
+
+
+def _read(folder: Path, entry: _Entry) -> Tensor:
+    if len(entry.chunks) == 1:
+        return _read_chunk(folder, entry.chunks[0])
+    whole = torch.empty(entry.shape, dtype=entry.dtype)
+    for chunk in entry.chunks:
+        part = _read_chunk(folder, chunk)
+        whole[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, part.shape, strict=True))] = part
+    return whole
+
+
+def _read_chunk(folder: Path, chunk: _Chunk) -> Tensor:
+    path = folder / chunk.file
+    with path.open("rb") as file:
+        file.seek(chunk.start)
+        content = file.read(chunk.length)
+    try:
+        tensor, places = load_content(lambda: io.BytesIO(content))
+        return load_tensor(lambda: io.BytesIO(content), tensor, places)
+    except (PickleError, BadZipFile, struct.error, AttributeError) as error:
+        raise InputError(f"{path} is truncated or damaged: {error}") from error

@@ -1,13 +1,9 @@
 """`Checkpoint`: a mapping of names to tensors that reads one tensor at a time from disk."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, final
 
-import torch
 from torch import Tensor
-
-CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
-"""Keys under which training scripts save the weights of a model."""
 
 
 @final
@@ -18,10 +14,21 @@ class Checkpoint(Mapping[str, Tensor]):
         outlines: tensors on the meta device with the shapes and dtypes of those on disk. Names of one shared tensor map
             to one outline.
         read: returns the tensor of a name, on the CPU.
+        unreadable: by name, why a tensor cannot be read.
+        config: what `config.json` or `adapter_config.json` beside the weights says.
     """
 
-    def __init__(self, outlines: dict[str, Tensor], read: Callable[[str], Tensor]) -> None:
-        self.outlines: Mapping[str, Tensor] = outlines
+    def __init__(
+        self,
+        outlines: Mapping[str, Tensor],
+        read: Callable[[str], Tensor],
+        *,
+        unreadable: Mapping[str, str] | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.outlines = outlines
+        self.unreadable = unreadable or {}
+        self.config = config or {}
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
@@ -42,21 +49,21 @@ class Checkpoint(Mapping[str, Tensor]):
         """Return the number of names."""
         return len(self.outlines)
 
-
-def join_checkpoints(parts: Sequence[Checkpoint]) -> Checkpoint:
-    """Return one checkpoint with the tensors of several; the last one wins where names are repeated."""
-    part_of = {name: part for part in parts for name in part}
-    outlines = {name: part.outlines[name] for name, part in part_of.items()}
-    return Checkpoint(outlines, lambda name: part_of[name][name])
+    def with_config(self, config: Mapping[str, Any]) -> "Checkpoint":
+        """Return the same tensors, with what a file beside them says."""
+        return Checkpoint(self.outlines, self._read, unreadable=self.unreadable, config=config)
 
 
-def outlines_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return outlines of tensors in memory; names that share a tensor get one outline."""
-    by_storage: dict[object, Tensor] = {}
+def join_checkpoints(parts: Mapping[str, tuple[Checkpoint, str]]) -> Checkpoint:
+    """Return one checkpoint of tensors from several.
 
-    def outline(tensor: Tensor) -> Tensor:
-        strided = tensor.layout == torch.strided and not tensor.is_quantized and tensor.numel() > 0
-        storage = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()) if strided else id(tensor)
-        return by_storage.setdefault(storage, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
-
-    return {name: outline(tensor) for name, tensor in tensors.items()}
+    Args:
+        parts: name of a tensor -> the checkpoint that holds it, and its name there.
+    """
+    return Checkpoint(
+        {name: part.outlines[inside] for name, (part, inside) in parts.items()},
+        lambda name: parts[name][0][parts[name][1]],
+        unreadable={
+            name: part.unreadable[inside] for name, (part, inside) in parts.items() if inside in part.unreadable
+        },
+    )

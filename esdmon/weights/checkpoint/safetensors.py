@@ -1,5 +1,6 @@
 """Read `.safetensors` files."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError, MissingExtraError
+from esdmon.weights.checkpoint.containers import without_optimizer
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
 SUFFIX = ".safetensors"
@@ -17,14 +19,17 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
     "BOOL": torch.bool,
 }
 
 
 def open_safetensors(path: Path) -> Checkpoint:
-    """Open a `.safetensors` file.
+    """Open a `.safetensors` file. Its tensors are sorted as people count, since the format keeps no order.
 
     Raises:
         InputError: for a damaged file, or where the package safetensors is missing.
@@ -35,9 +40,10 @@ def open_safetensors(path: Path) -> Checkpoint:
         raise MissingExtraError(str(path), "safetensors", "scan") from error
     try:
         with safe_open(path, framework="pt") as file:
-            outlines = {name: _outline(file.get_slice(name)) for name in file.keys()}  # noqa: SIM118 -- not a mapping
-    except SafetensorError as error:
-        raise InputError(f"{path} is truncated or not a safetensors file: {error}") from error
+            names = in_natural_order(without_optimizer(file.keys()))
+            outlines = {name: _outline(file.get_slice(name)) for name in names}
+    except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(f"{path} is truncated or not a safetensors file: {' '.join(str(error).split())}") from error
 
     def read(name: str) -> Tensor:
         # Opened for each tensor: closing the file releases the memory of what was read.
@@ -46,6 +52,14 @@ def open_safetensors(path: Path) -> Checkpoint:
             return tensor
 
     return Checkpoint(outlines, read)
+
+
+def in_natural_order(names: list[str]) -> list[str]:
+    """Return names sorted with their numbers as numbers: `layers.2` before `layers.10`."""
+    return sorted(names, key=lambda name: [int(part) if part.isdecimal() else part for part in _PARTS.split(name)])
+
+
+_PARTS = re.compile(r"([0-9]{1,18})")
 
 
 def _outline(tensor: Any) -> Tensor:

@@ -1,108 +1,193 @@
-"""Read files of `torch.save` with torch's weights-only loader, which runs no code of the file."""
+"""Read files of `torch.save` without running any of the code that they may hold.
 
-import gc
-import pickle
-import re
-import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+Two layouts: since torch 1.6 a zip archive, whose records are a pickle and one block of numbers for each storage, not
+compressed; before, a sequence of pickles with the blocks behind them. Each tensor is read when it is asked for.
+"""
+
+import io
+import struct
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import final
+from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint.mapping import CONTAINERS, Checkpoint, outlines_of
+from esdmon.weights.checkpoint.containers import find_weights, objects_with_tensors
+from esdmon.weights.checkpoint.mapping import Checkpoint
+from esdmon.weights.checkpoint.pickled import CodeError, PickleError, parse
+from esdmon.weights.checkpoint.stored import (
+    BUILDERS,
+    AnyStored,
+    Storage,
+    Unsupported,
+    is_stored,
+    outlines_of,
+    read_storages,
+    storage_of,
+)
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-MAX_RESIDENT = 1 << 24
-"""Bytes that may stay in memory after they were read: from then on a mapped file is mapped again."""
-_ZIP = b"PK\x03\x04"
+ZIP = b"PK\x03\x04"
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field, after which the record begins
+Open = Callable[[], BinaryIO]
+Places = dict[str, tuple[int, int]]
+"""Key of a storage -> (first byte in the file, number of bytes)."""
 
 
 def open_torch_file(path: Path) -> Checkpoint:
     """Open a file that `torch.save` wrote: a state dict, or a training state that holds one.
 
     Raises:
-        InputError: for a damaged file, TorchScript, Python objects besides the tensors, or no tensors.
+        InputError: for a damaged file, TorchScript, a file without named tensors, and one that calls for code to run.
     """
-    with path.open("rb") as file:
-        is_zip = file.read(len(_ZIP)) == _ZIP
-    if is_zip:
-        load = partial(_load_weights, path, mmap=True)
-        tensors = load()
-        return Checkpoint(outlines_of(tensors), _MappedFile(load).read)
-    tensors = _load_weights(path, mmap=False)  # torch before 1.6 wrote files that cannot be mapped
-    return Checkpoint(outlines_of(tensors), tensors.__getitem__)
-
-
-def _load_weights(path: Path, *, mmap: bool) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on TorchScript, which is refused below
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise _unpickling_error(path, str(error)) from error
-    except OSError:
-        raise
-    except Exception as error:
-        if "TorchScript" in str(error):
-            msg = f"{path} is a TorchScript archive, which contains code. Save the model's state_dict() instead"
-        else:
-            msg = f"{path} is truncated or not a torch checkpoint"
-        raise InputError(msg) from error
-    found = _find_weights(content)
+    with _clear_errors(path):
+        content, places = load_content(lambda: path.open("rb"))
+        found = find_weights(content, is_stored)
     if not found:
-        keys = f"; its keys are {', '.join(map(str, list(content)[:8]))}" if isinstance(content, Mapping) else ""
-        raise InputError(f"{path} contains no named tensors{keys}")
-    return found
+        raise InputError(_why_nothing(path, content))
+    return _as_checkpoint(path, found, places)
 
 
-def _unpickling_error(path: Path, message: str) -> InputError:
-    named = re.search(r"GLOBAL ([\w.]+\w) ", message)
-    if named is None:
-        return InputError(f"{path} is truncated or not a torch checkpoint")
-    return InputError(
-        f"{path} is refused: it contains Python objects ({named[1]}) besides its tensors, and loading those runs code. "
+def load_content(open_file: Open) -> tuple[Any, Places]:
+    """Return the content of a file as plain data with descriptions of its tensors, and where its storages are.
+
+    Raises:
+        PickleError: for a damaged file.
+        InputError: for TorchScript.
+    """
+    with open_file() as file:
+        is_zip = file.read(len(ZIP)) == ZIP
+        file.seek(0)
+        return _load_zip(file) if is_zip else _load_legacy(file)
+
+
+def load_tensor(open_file: Open, tensor: AnyStored, places: Places) -> Tensor:
+    """Read one tensor.
+
+    Raises:
+        PickleError: where its storage is truncated or missing.
+        UnreadableError: for a tensor of a kind that is not read.
+    """
+
+    def place_of(key: str) -> tuple[int, int]:
+        if key not in places:
+            msg = f"a storage in it is missing: {key[:40]}"
+            raise PickleError(msg)
+        return places[key]
+
+    with open_file() as file:
+        return tensor.load(read_storages(file, place_of))
+
+
+def _as_checkpoint(path: Path, found: dict[str, AnyStored], places: Places) -> Checkpoint:
+    def read(name: str) -> Tensor:
+        with _clear_errors(path):
+            return load_tensor(lambda: path.open("rb"), found[name], places)
+
+    unreadable = {name: tensor.reason for name, tensor in found.items() if isinstance(tensor, Unsupported)}
+    return Checkpoint(outlines_of(found), read, unreadable=unreadable)
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except CodeError as error:
+        raise InputError(f"{path} {_refusal(str(error))}") from error
+    except (PickleError, zipfile.BadZipFile, struct.error) as error:
+        msg = f"{path} is truncated or not a torch checkpoint: {error}"
+        raise InputError(" ".join(msg.split())) from error
+    except InputError as error:
+        raise InputError(f"{path} {error}") from error
+
+
+def _load_zip(file: BinaryIO) -> tuple[Any, Places]:
+    archive = zipfile.ZipFile(file)
+    names = archive.namelist()
+    roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+    if any(name.endswith(("/constants.pkl", "/extern_modules")) for name in names):
+        raise InputError("is a TorchScript archive, which contains code. Save the model's state_dict() instead")
+    if not roots:
+        raise PickleError("it is a zip archive without data.pkl")
+    root = roots[0]
+    places = {}
+    for record in archive.infolist():
+        if record.filename.startswith(f"{root}data/"):
+            places[record.filename.removeprefix(f"{root}data/")] = _place_of(file, record)
+    byte_order = archive.read(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
+    if byte_order != b"little":
+        raise PickleError("its numbers are big-endian")
+    start, size = _place_of(file, archive.getinfo(f"{root}data.pkl"))
+    file.seek(start)
+    return _parse(io.BytesIO(file.read(size)), _storage_in_zip), places
+
+
+def _place_of(file: BinaryIO, record: zipfile.ZipInfo) -> tuple[int, int]:
+    if record.compress_type != zipfile.ZIP_STORED:
+        raise PickleError("its records are compressed")
+    file.seek(record.header_offset)
+    name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    return record.header_offset + _LOCAL_HEADER.size + name_length + extra_length, record.file_size
+
+
+def _parse(file: BinaryIO, load_persistent: Callable[[Any], Any] | None) -> Any:
+    return parse(file, BUILDERS, load_persistent)
+
+
+def _storage_in_zip(identifier: Any) -> Storage:
+    _, kind, key, _, numel = identifier
+    return storage_of(kind, key, numel)
+
+
+def _load_legacy(file: BinaryIO) -> tuple[Any, Places]:
+    if _parse(file, None) != _LEGACY_MAGIC:
+        raise PickleError("it is a pickle that torch.save did not write")
+    _parse(file, None)  # the version of the layout
+    system = _parse(file, None)
+    if not isinstance(system, dict) or not system.get("little_endian", True):
+        raise PickleError("its numbers are big-endian")
+    storages: dict[str, Storage] = {}
+
+    def load_persistent(identifier: Any) -> Storage:
+        _, kind, key, _, numel, view = identifier
+        whole = storages.setdefault(str(key), storage_of(kind, key, numel))
+        if view is None:
+            return whole
+        _, start, size = view
+        return storage_of(kind, key, size, start=start)
+
+    content = _parse(file, load_persistent)
+    keys = _parse(file, None)
+    places = {}
+    for key in map(str, keys):
+        (numel,) = struct.unpack("<q", file.read(8))
+        size = numel * storages[key].dtype.itemsize if key in storages else -1
+        if size < 0:
+            raise PickleError("it lists a storage that no tensor has")
+        places[key] = file.tell(), size
+        file.seek(size, io.SEEK_CUR)
+    end = file.tell()
+    if file.seek(0, io.SEEK_END) < end:
+        raise PickleError("a storage in it is truncated")
+    return content, places
+
+
+def _refusal(name: str) -> str:
+    return (
+        f"is refused: it contains Python objects ({name}) besides named tensors, and loading those runs code. "
         "Save the model's state_dict() alone"
     )
 
 
-def _find_weights(content: object) -> dict[str, Tensor]:
-    """Return the tensors of the model by name, without what a training script saved besides them."""
-    if not isinstance(content, Mapping):
-        return {}
-    for key in CONTAINERS:
-        inside = _find_weights(content.get(key))
-        if inside:
-            return inside
-    own = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-    if own:
-        return own
-    nested: dict[str, Tensor] = {}
-    for key, part in content.items():
-        if "optim" not in str(key):
-            nested |= {f"{key}.{name}": value for name, value in _find_weights(part).items()}
-    return nested
-
-
-@final
-class _MappedFile:
-    """Reads tensors of a memory-mapped file, and maps it again after `MAX_RESIDENT` bytes to release them."""
-
-    def __init__(self, load: Callable[[], dict[str, Tensor]]) -> None:
-        self._load = load
-        self._tensors: dict[str, Tensor] | None = None
-        self._bytes_read = 0
-
-    def read(self, name: str) -> Tensor:
-        """Return one tensor, which keeps the file mapped as long as it lives."""
-        if self._tensors is None:
-            self._tensors, self._bytes_read = self._load(), 0
-        tensor = self._tensors[name]
-        self._bytes_read += tensor.nbytes
-        if self._bytes_read > MAX_RESIDENT:
-            self._tensors = None
-            gc.collect()  # the loader's objects form cycles that hold the file
-        return tensor
+def _why_nothing(path: Path, content: object) -> str:
+    owner = objects_with_tensors(content, is_stored)
+    if owner:
+        return f"{path} {_refusal(owner)}"
+    keys = (
+        f"; its keys are {', '.join(str(key)[:40] for key in list(content)[:8])}" if isinstance(content, dict) else ""
+    )
+    return f"{path} contains no named tensors{keys}"

@@ -1,0 +1,169 @@
+"""Find the weights of a model among all that a training script saves with them.
+
+A checkpoint is a tree of dictionaries and lists with tensors at its leaves. Optimizer states are recognised by their
+key or by their form at any depth; what lies under a usual key, such as `state_dict`, is the model, under the names that
+it has there; all else that holds matrices, such as an EMA copy or a second model, keeps its path before its names.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from esdmon.errors import InputError
+from esdmon.weights.checkpoint.pickled import Call
+
+IsLeaf = Callable[[object], bool]
+Leaves = dict[str, Any]
+"""Path in the tree, joined by dots -> leaf."""
+
+CONTAINERS = (
+    *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params", "app"),
+    *("model_weights", "base_state_dict"),
+)
+"""Keys under which training scripts save the weights of a model."""
+_OPTIMIZER_KEY = re.compile("optim|scheduler|scaler")
+_OPTIMIZER_PART = re.compile(r"optim(izer)?s?(_states?|_state_dict)?")
+_MOMENTS = {
+    *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
+    *("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_diff", "prev_grad", "fp32_from_fp16_params"),
+}
+_LIGHTNING = "pytorch-lightning_version"
+_MAX_DEPTH = 64
+
+
+def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
+    """Return the leaves of a tree that belong to models, by name.
+
+    Args:
+        content: dictionaries and lists, with other values of any type.
+        is_leaf: whether a value is a tensor.
+
+    Raises:
+        InputError: where two tensors would get one name.
+    """
+    if not isinstance(content, Mapping | list | tuple):
+        return {}
+    found: Leaves = {}
+    for name, leaf in _named(list(_leaves(content, is_leaf, (), set()))):
+        if name in found:
+            raise InputError(f"contains two tensors named {name!r}")
+        found[name] = leaf
+    if isinstance(content, Mapping) and _LIGHTNING in content and all(name.startswith("model.") for name in found):
+        return {name.removeprefix("model."): leaf for name, leaf in found.items()}
+    return found
+
+
+def unflattened(paths: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
+    """Return the tree of some leaves, from their paths."""
+    tree: dict[Any, Any] = {}
+    for path, leaf in paths.items():
+        node = tree
+        for key in path[:-1]:
+            inside = node.setdefault(key, {})
+            node = inside if isinstance(inside, dict) else node.setdefault(f"{key}.", {})
+        node[path[-1]] = leaf
+    return tree
+
+
+def without_optimizer(names: Iterable[str]) -> list[str]:
+    """Return the flat names that are not of an optimizer's state."""
+    return [name for name in names if not is_optimizer_name(name)]
+
+
+def is_optimizer_name(name: str) -> bool:
+    """Return whether a flat name is that of a tensor in an optimizer's state, such as `optim.state.0.exp_avg`."""
+    parts = re.split(r"[./]", name)
+    return not _MOMENTS.isdisjoint(parts) or any(_OPTIMIZER_PART.fullmatch(part) for part in parts[:-1])
+
+
+def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
+    """Return the class of the first object in a tree that holds tensors, as a model does; empty without one."""
+    for value in _everything(content):
+        if isinstance(value, Call) and any(is_leaf(inside) for inside in _everything([value.state, value.items])):
+            return value.name
+    return ""
+
+
+def _everything(content: object) -> Iterator[object]:
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield value
+        if isinstance(value, Call):
+            waiting += [value.state, value.items, value.arguments, value.elements]
+        elif isinstance(value, Mapping):
+            waiting += list(value.values())[::-1]
+        elif isinstance(value, list | tuple):
+            waiting += list(value)[::-1]
+
+
+Path = tuple[str, ...]
+
+
+def _leaves(node: Any, is_leaf: IsLeaf, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
+    """Iterate over the paths and leaves below a node; one that holds itself is walked once."""
+    if is_leaf(node):
+        yield path, node
+        return
+    if isinstance(node, Call):
+        node = _inside(node)
+    if id(node) in seen or len(path) > _MAX_DEPTH:
+        return
+    if isinstance(node, Mapping):
+        if _is_optimizer(node):
+            return
+        children = [(str(key), value) for key, value in node.items() if not _is_optimizer_key(key, value, is_leaf)]
+    elif isinstance(node, list | tuple):
+        children = [(str(index), value) for index, value in enumerate(node)]
+    else:
+        return
+    seen.add(id(node))
+    for key, value in children:
+        yield from _leaves(value, is_leaf, (*path, key), seen)
+
+
+def _inside(call: Call) -> Any:
+    """Return what an object holds that is a container in all but its class, or packed parameters of torch."""
+    if call.items:
+        return call.items
+    if call.name.endswith("ScriptObject") and isinstance(call.state, tuple):
+        return call.state
+    return call.elements
+
+
+def _is_optimizer(node: Mapping[Any, Any]) -> bool:
+    return {"state", "param_groups"} <= node.keys() or not _MOMENTS.isdisjoint(map(str, node))
+
+
+def _is_optimizer_key(key: object, value: object, is_leaf: IsLeaf) -> bool:
+    return not is_leaf(value) and _OPTIMIZER_KEY.search(str(key).lower()) is not None
+
+
+def _named(leaves: Sequence[tuple[Path, Any]]) -> Iterator[tuple[str, Any]]:
+    """Iterate over names and leaves: those of the model first, under the names that they have in it."""
+    main = _container_of([path for path, _ in leaves])
+    depth = len(main)
+    yield from ((".".join(path[depth:]), leaf) for path, leaf in leaves if path[:depth] == main)
+    others = [(path, leaf) for path, leaf in leaves if path[:depth] != main]
+    with_matrices = {path[0] for path, leaf in others if len(getattr(leaf, "shape", ())) > 1}
+    yield from ((".".join(path), leaf) for path, leaf in others if path[0] in with_matrices)
+
+
+def _container_of(inside: list[Path]) -> Path:
+    """Return the path of the dictionary that is the model; empty where that is the tree itself."""
+    container: Path = ()
+    while True:
+        heads = dict.fromkeys(path[0] for path in inside if len(path) > 1)
+        usual = next((key for key in CONTAINERS if key in heads), None)
+        if usual is None and len(heads) == 1 and all(len(path) > 2 for path in inside):
+            (only,) = heads
+            # A wrapper around a usual container, such as {"trainer": {"model": …, "optimizer": …}}.
+            usual = only if any(path[1] in CONTAINERS and len(path) > 2 for path in inside) else None
+        if usual is None:
+            return container
+        container = (*container, usual)
+        inside = [path[1:] for path in inside if path[0] == usual and len(path) > 1]

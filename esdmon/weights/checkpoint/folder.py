@@ -1,0 +1,205 @@
+"""Read folders of weights, as the libraries write them that made them.
+
+What a folder means is never guessed: where its files contradict each other, it is refused with what was found.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from esdmon.errors import InputError
+from esdmon.weights.checkpoint import distributed
+from esdmon.weights.checkpoint.containers import is_optimizer_name
+from esdmon.weights.checkpoint.formats import open_file, opener_of, read_json
+from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
+from esdmon.weights.checkpoint.safetensors import in_natural_order
+
+_STEMS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model", "pytorch_lora_weights")
+_SUFFIXES = (".safetensors", ".bin")
+_WEIGHTS = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in _STEMS)
+"""Files that hold all tensors of a folder, the preferred ones first."""
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})(?P<rest>\..+)")
+_NOT_WEIGHTS = re.compile(r"optim|scheduler|scaler|rng|random_states|training_args|sampler|dl_state")
+_INDEX = re.compile(r".+\.index(\.\w+)?\.json")
+_CONFIGS = ("adapter_config.json", "config.json")
+_PIPELINE = "model_index.json"
+_DEEPSPEED_STATES = re.compile(r"(?P<shard>zero_pp_rank_\d+_)?(bf16_)?mp_rank_(?P<rank>\d+)_model_states\.pt")
+_Parts = dict[str, tuple[Checkpoint, str]]
+
+
+def open_folder(folder: Path) -> Checkpoint:
+    """Open a folder of one model, or a pipeline of several.
+
+    Raises:
+        InputError: for a folder without weights, an incomplete one, and one that holds more than one model.
+    """
+    return _open_weights(folder).with_config(read_config(folder))
+
+
+def read_config(folder: Path) -> dict[str, object]:
+    """Return what the configuration beside the weights says; empty without one."""
+    return next((content for name in _CONFIGS if (content := read_json(folder / name))), {})
+
+
+def open_index(index: Path) -> Checkpoint:
+    """Open the shards of an index; each tensor is read from the file that the index names for it.
+
+    Raises:
+        InputError: for a damaged index, a missing file, or a tensor that is not in its file.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise InputError(f"{index} is damaged: it has no weight_map of names to files")
+    names = {name: file for name, file in weight_map.items() if not is_optimizer_name(name)}
+    files = sorted(set(names.values()))
+    outside = [file for file in files if PurePosixPath(file).is_absolute() or ".." in PurePosixPath(file).parts]
+    if outside:
+        raise InputError(f"{index} is refused: it lists {outside[0]}, which is outside of its folder")
+    missing = [file for file in files if not (index.parent / file).exists()]
+    if missing:
+        raise InputError(f"{index} lists {len(missing)} files that do not exist, such as {missing[0]}")
+    parts = {file: _open_one(index.parent / file) for file in files}
+    lost = [name for name, file in names.items() if name not in parts[file]]
+    if lost:
+        raise InputError(f"{index} lists {lost[0]} in {names[lost[0]]}, which does not contain it")
+    return join_checkpoints({name: (parts[names[name]], name) for name in in_natural_order(list(names))})
+
+
+def _open_weights(folder: Path) -> Checkpoint:
+    files = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if _PIPELINE in files:
+        return _open_pipeline(folder)
+    if distributed.INDEX in files:
+        return distributed.open_distributed(folder)
+    if any(_DEEPSPEED_STATES.fullmatch(name) for name in files) or "latest" in files:
+        return _open_deepspeed(folder, files)
+    return _open_standard(folder, files)
+
+
+def _open_standard(folder: Path, files: Sequence[str]) -> Checkpoint:
+    """Open the weights by their usual names, in one format: others of the same model are left."""
+    indexes = [name for name in files if _INDEX.fullmatch(name)]
+    for suffix in _SUFFIXES:
+        usual_indexes = [name for name in indexes if name in {f"{stem}{suffix}.index.json" for stem in _STEMS}]
+        wholes = [name for name in files if name in _WEIGHTS and name.endswith(suffix)]
+        if len(wholes) + len(usual_indexes) > 1:
+            raise InputError(_too_many(folder, [*wholes, *usual_indexes]))
+        if usual_indexes:
+            return open_index(folder / usual_indexes[0])
+        if wholes:
+            return _open_with_siblings(folder, wholes[0], files)
+    if len(indexes) == 1:
+        return open_index(folder / indexes[0])
+    return _open_others(folder, files)
+
+
+def _open_with_siblings(folder: Path, name: str, files: Sequence[str]) -> Checkpoint:
+    """Open a file, and beside it further models of the same run, as accelerate writes them: `model_1.safetensors`."""
+    whole = Path(name)
+    models = [name, *(each for each in files if re.fullmatch(rf"{whole.stem}_\d+{re.escape(whole.suffix)}", each))]
+    if len(models) == 1:
+        return _open_one(folder / name)
+    return _join_apart({Path(each).stem: _open_one(folder / each) for each in in_natural_order(models)})
+
+
+def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
+    """Open shards that are numbered in their names, or the only file of weights."""
+    candidates = [name for name in files if not _NOT_WEIGHTS.search(name.lower()) and opener_of(folder / name)]
+    shards = _shards_of(candidates)
+    if len(shards) > 1:
+        sets = [f"{stem}-…-of-{count}{rest}" for stem, count, rest in shards]
+        raise InputError(_too_many(folder, sets))
+    if shards:
+        ((_, count, _), names), *_ = shards.items()
+        return _open_shards(folder, names, int(count))
+    if len(candidates) == 1:
+        return _open_one(folder / candidates[0])
+    if candidates:
+        raise InputError(_too_many(folder, candidates))
+    raise InputError(
+        f"{folder} contains no checkpoint: neither a file of weights nor {distributed.INDEX}{_hint(folder)}"
+    )
+
+
+def _shards_of(names: Iterable[str]) -> dict[tuple[str, str, str], dict[int, str]]:
+    shards: defaultdict[tuple[str, str, str], dict[int, str]] = defaultdict(dict)
+    for name in names:
+        match = _SHARD.fullmatch(name)
+        if match:
+            shards[match["stem"], match["count"], match["rest"]][int(match["number"])] = name
+    return shards
+
+
+def _open_shards(folder: Path, names: Mapping[int, str], count: int) -> Checkpoint:
+    numbers = range(min(1, *names), min(1, *names) + count) if len(names) > 1 else range(1, count + 1)
+    missing = [number for number in numbers if number not in names]
+    if missing:
+        raise InputError(
+            f"{folder} contains {len(names)} of {count} shards: number {missing[0]} is missing. Download it again"
+        )
+    parts: _Parts = {}
+    for name in names.values():
+        part = _open_one(folder / name)
+        twice = next((inside for inside in part if inside in parts), None)
+        if twice is not None:
+            raise InputError(f"{folder} contains {twice} in two of its shards, one of them {name}")
+        parts |= {inside: (part, inside) for inside in part}
+    return join_checkpoints({name: parts[name] for name in in_natural_order(list(parts))})
+
+
+def _open_pipeline(folder: Path) -> Checkpoint:
+    """Open the components of a pipeline of diffusers, each under the name of its folder."""
+    components = [name for name in read_json(folder / _PIPELINE) if (folder / name).is_dir()]
+    found: dict[str, Checkpoint] = {}
+    for name in sorted({*components, *(path.name for path in folder.iterdir() if path.is_dir())}):
+        if any(path.is_file() and path.name.endswith(_SUFFIXES) for path in (folder / name).iterdir()):
+            found[name] = open_folder(folder / name)
+    if not found:
+        raise InputError(f"{folder} is a pipeline of diffusers, and none of its components contains weights")
+    return _join_apart(found)
+
+
+def _open_deepspeed(folder: Path, files: Sequence[str]) -> Checkpoint:
+    """Open a checkpoint of DeepSpeed, from its folder or the one around it, whose file `latest` names it."""
+    latest = folder / "latest"
+    if "latest" in files and latest.stat().st_size < 256:
+        inside = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
+        if inside.parent == folder and inside.is_dir():
+            return open_folder(inside)
+    states = [match for name in files if (match := _DEEPSPEED_STATES.fullmatch(name))]
+    if not states:
+        return _open_standard(folder, files)
+    if any(match["shard"] for match in states):
+        raise InputError(
+            f"{folder} is sharded by ZeRO-3: join it with DeepSpeed's zero_to_fp32.py, and pass the result"
+        )
+    if len(states) > 1:
+        raise InputError(
+            f"{folder} is split over {len(states)} ranks (tensor parallel), which is not read: "
+            "join it with DeepSpeed first"
+        )
+    return _open_one(folder / states[0][0])
+
+
+def _join_apart(models: Mapping[str, Checkpoint]) -> Checkpoint:
+    """Return several models as one, each under its name."""
+    return join_checkpoints(
+        {f"{model}.{name}": (checkpoint, name) for model, checkpoint in models.items() for name in checkpoint}
+    )
+
+
+def _open_one(path: Path) -> Checkpoint:
+    checkpoint = open_file(path)
+    if checkpoint is None:
+        raise InputError(f"{path} is an index in the place of weights")
+    return checkpoint
+
+
+def _too_many(folder: Path, names: Sequence[str]) -> str:
+    return f"{folder} contains {len(names)} checkpoints. Pass one of them, such as {names[0]} or {names[-1]}"
+
+
+def _hint(folder: Path) -> str:
+    inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return f". Pass one of its folders, such as {inside[-1]}" if inside else ""

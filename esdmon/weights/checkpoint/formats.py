@@ -1,0 +1,88 @@
+"""Recognise a file by its first bytes: its name says little, as in `checkpoint.pth.tar` or a blob of a cache."""
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from esdmon.errors import InputError
+from esdmon.weights.checkpoint import safetensors, torch_file
+from esdmon.weights.checkpoint.mapping import Checkpoint
+
+INDEX_SUFFIX = ".index.json"
+_MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its library
+_FIRST = 64  # bytes that are looked at
+_OTHERS = {
+    b"GGUF": "a GGUF file, whose packed weights are not read: convert it to safetensors",
+    b"\x89HDF": "an HDF5 file: convert it to safetensors or a .pt file",
+    b"version https://git-lfs": "a pointer of Git LFS in the place of a file: fetch it with `git lfs pull`",
+    b"\x93NUMPY": "an array of numpy: give its weights names, in a .safetensors or .pt file",
+    b"\x1f\x8b": "compressed by gzip: unpack it first",
+    b"<!DOCTYPE": "a web page in the place of a file: download it again",
+    b"<html": "a web page in the place of a file: download it again",
+}
+
+
+def open_file(path: Path) -> Checkpoint | None:
+    """Open a file with the weights of a model; None for an index of shards.
+
+    Raises:
+        InputError: for a file of another kind, or a damaged one.
+    """
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist") from error
+    if size == 0:
+        raise InputError(f"{path} is empty")
+    opener = opener_of(path)
+    if opener is not None:
+        return opener(path)
+    if path.name.endswith(INDEX_SUFFIX) or (path.suffix == ".json" and "weight_map" in read_json(path)):
+        return None
+    raise InputError(f"{path} {_what_it_is(path)}")
+
+
+def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
+    """Return what opens a file of weights; None for another kind of file."""
+    with path.open("rb") as file:
+        first = file.read(_FIRST)
+    if first.startswith(torch_file.ZIP) or _is_legacy(first):
+        return torch_file.open_torch_file
+    if _is_safetensors(first):
+        return safetensors.open_safetensors
+    if any(first.startswith(magic) for magic in _OTHERS):
+        return None
+    suffix = path.suffix.lower()  # damaged, so that its name says what it should be
+    if suffix == safetensors.SUFFIX:
+        return safetensors.open_safetensors
+    return torch_file.open_torch_file if suffix in torch_file.SUFFIXES else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of a JSON file; empty for one that does not exist, is damaged, or holds no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _is_legacy(first: bytes) -> bool:
+    # Protocol 2 or later, and the number by which torch.save marks its files.
+    return first[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in first
+
+
+def _is_safetensors(first: bytes) -> bool:
+    return len(first) > 8 and first[8:9] == b"{" and 2 <= struct.unpack("<Q", first[:8])[0] <= _MAX_HEADER
+
+
+def _what_it_is(path: Path) -> str:
+    with path.open("rb") as file:
+        first = file.read(_FIRST)
+    known = next((what for magic, what in _OTHERS.items() if first.startswith(magic)), None)
+    if known is not None:
+        return f"is {known}"
+    suffixes = ", ".join((*torch_file.SUFFIXES, safetensors.SUFFIX))
+    return f"is of an unknown kind. Pass a {suffixes} file, or a folder with one of them"

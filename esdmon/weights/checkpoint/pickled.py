@@ -1,0 +1,246 @@
+"""Read a pickle as plain data: no name of it is imported, no object of it is made, and nothing of it is called.
+
+A pickle is a program for a stack machine. `parse` runs it on a machine of its own, which knows containers, numbers and
+texts; every global of the pickle stays a name, and every call of one becomes a `Call`, a record of what was to be
+called with what. Only `builders`, functions of ours, turn calls into something else, such as a description of a tensor.
+So a hyperparameter of any type beside the weights is read past, and a hostile pickle does nothing.
+"""
+
+import pickletools
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, final
+
+
+class PickleError(Exception):
+    """Raised for a pickle that is damaged."""
+
+
+class CodeError(PickleError):
+    """Raised for a pickle that calls for code which has no place in a checkpoint, such as `posix.system`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Global:
+    """The qualified name of a class or function that a pickle refers to."""
+
+    name: str
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """What a pickle makes by calling a global: its name and arguments, and what is then stored in the object."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+    state: Any = None
+    items: dict[Any, Any] = field(default_factory=dict)
+    """What it stores under keys."""
+    elements: list[Any] = field(default_factory=list)
+    """What it appends."""
+
+
+Builders = Mapping[str, Callable[..., Any]]
+"""Qualified name of a global -> function of ours that takes the arguments of its calls."""
+
+
+def parse(file: BinaryIO, builders: Builders, load_persistent: Callable[[Any], Any] | None = None) -> Any:
+    """Return the content of one pickle, and leave the file behind its end.
+
+    Args:
+        file: an open file, at the start of a pickle.
+        builders: what becomes of calls; others become a `Call`.
+        load_persistent: returns what an object is that the pickle refers to by an id; None refuses those.
+
+    Raises:
+        PickleError: for a damaged pickle.
+        CodeError: for a pickle that names what starts programs or runs code. It would do nothing here; but whoever
+            opens the file in another way should know.
+    """
+    machine = _Machine(builders, load_persistent)
+    try:
+        for code, argument, _ in pickletools.genops(file):
+            if code.name == "STOP":
+                return machine.stack[-1]
+            machine.step(code.name, argument)
+    except PickleError:
+        raise
+    except Exception as error:
+        msg = f"{type(error).__name__}: {error}"
+        raise PickleError(msg) from error
+    raise PickleError("it has no end")
+
+
+_MARK = object()
+_CODE_MODULES = {
+    *("os", "posix", "nt", "sys", "subprocess", "_posixsubprocess", "shutil", "socket", "runpy", "importlib", "ctypes"),
+    *("pty", "code", "codeop", "webbrowser", "pickle", "_pickle", "marshal", "pip", "timeit", "cProfile", "pdb", "bdb"),
+}
+_CODE_BUILTINS = {"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint", "globals", "vars"}
+_IGNORED = {"PROTO", "FRAME"}
+_CONSTANTS: dict[str, Callable[[], Any]] = {
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_DICT": dict,
+    "EMPTY_SET": list,
+    "MARK": lambda: _MARK,
+}
+_LITERALS = {
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+
+
+@final
+class _Machine:
+    """The stack and the memo of a pickle, and what each opcode does to them."""
+
+    def __init__(self, builders: Builders, load_persistent: Callable[[Any], Any] | None) -> None:
+        self.stack: list[Any] = []
+        self._memo: dict[int, Any] = {}
+        self._builders = builders
+        self._load_persistent = load_persistent
+
+    def step(self, opcode: str, argument: Any) -> None:
+        """Execute one opcode.
+
+        Raises:
+            PickleError: for an opcode that has no place in a checkpoint.
+        """
+        if opcode in _IGNORED:
+            return
+        if opcode in _LITERALS:
+            self.stack.append(argument)
+        elif opcode in _CONSTANTS:
+            self.stack.append(_CONSTANTS[opcode]())
+        elif opcode in _OPERATIONS:
+            _OPERATIONS[opcode](self, argument)
+        else:
+            msg = f"it contains the opcode {opcode}"
+            raise PickleError(msg)
+
+    def pop(self, count: int) -> list[Any]:
+        """Remove and return the topmost values, the lowest first."""
+        values = [self.stack.pop() for _ in range(count)][::-1]
+        if any(value is _MARK for value in values):
+            raise PickleError("it takes a mark for a value")
+        return values
+
+    def pop_to_mark(self) -> list[Any]:
+        """Remove and return the values above the topmost mark, and remove the mark."""
+        place = max(index for index, value in enumerate(self.stack) if value is _MARK)
+        values = self.stack[place + 1 :]
+        del self.stack[place:]
+        return values
+
+    def drop_to_mark(self) -> None:
+        """Remove the values above the topmost mark, and the mark."""
+        self.pop_to_mark()
+
+    def replace(self, count: int, make: Callable[..., Any]) -> None:
+        """Replace the topmost values by what `make` returns for them."""
+        self.stack.append(make(*self.pop(count)))
+
+    def push_from_mark(self, make: Callable[[list[Any]], Any]) -> None:
+        """Replace the values down to the topmost mark by what `make` returns for the list of them."""
+        self.stack.append(make(self.pop_to_mark()))
+
+    def append(self, values: list[Any]) -> None:
+        """Append values to the topmost list, set or object."""
+        top = self.stack[-1]
+        (top.elements if isinstance(top, Call) else top).extend(values)
+
+    def set_items(self, pairs: list[Any]) -> None:
+        """Store pairs of keys and values in the topmost dictionary or object."""
+        top = self.stack[-1]
+        into = top.items if isinstance(top, Call) else top
+        into.update(_as_dict(pairs))
+
+    def memoize(self, key: int) -> None:
+        """Remember the topmost value."""
+        self._memo[key] = self.stack[-1]
+
+    def memoize_next(self) -> None:
+        """Remember the topmost value under the next number."""
+        self.memoize(len(self._memo))
+
+    def recall(self, key: int) -> None:
+        """Push a remembered value."""
+        self.stack.append(self._memo[key])
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        """Return what a builder makes of a call, or a record of the call."""
+        name = function.name if isinstance(function, Global) else type(function).__name__
+        arguments = tuple(arguments)
+        build = self._builders.get(name) if isinstance(function, Global) else None
+        return Call(name, arguments) if build is None else build(*arguments)
+
+    def call_from_mark(self, function: Any = None) -> None:
+        """Call a global with the values down to the mark; by default it is the first of them."""
+        values = self.pop_to_mark()
+        first = values.pop(0) if function is None else function
+        self.stack.append(self.call(first, values))
+
+    def build(self) -> None:
+        """Store a state in the topmost object. That of containers, such as the `_metadata` of a state dict, is left."""
+        (state,) = self.pop(1)
+        if isinstance(self.stack[-1], Call):
+            self.stack[-1].state = state
+
+    def refer(self, identifier: Any) -> None:
+        """Push what a persistent id stands for."""
+        if self._load_persistent is None:
+            raise PickleError("it refers to objects outside of it")
+        self.stack.append(self._load_persistent(identifier))
+
+
+def _as_dict(values: list[Any]) -> dict[Any, Any]:
+    keys = (key if isinstance(key, Hashable) else repr(key) for key in values[::2])
+    return dict(zip(keys, values[1::2], strict=True))
+
+
+def _global(module: str, name: str) -> Global:
+    is_builtin = module in ("builtins", "__builtin__") and name.partition(".")[0] in _CODE_BUILTINS
+    if is_builtin or module.partition(".")[0] in _CODE_MODULES:
+        raise CodeError(f"{module}.{name}")
+    return Global(f"{module}.{name}")
+
+
+_OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.drop_to_mark(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "LIST": lambda machine, _: machine.push_from_mark(list),
+    "FROZENSET": lambda machine, _: machine.push_from_mark(list),
+    "TUPLE": lambda machine, _: machine.push_from_mark(tuple),
+    "DICT": lambda machine, _: machine.push_from_mark(_as_dict),
+    "TUPLE1": lambda machine, _: machine.replace(1, lambda *values: values),
+    "TUPLE2": lambda machine, _: machine.replace(2, lambda *values: values),
+    "TUPLE3": lambda machine, _: machine.replace(3, lambda *values: values),
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    "ADDITEMS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
+    "PUT": lambda machine, key: machine.memoize(int(key)),
+    "BINPUT": lambda machine, key: machine.memoize(key),
+    "LONG_BINPUT": lambda machine, key: machine.memoize(key),
+    "MEMOIZE": lambda machine, _: machine.memoize_next(),
+    "GET": lambda machine, key: machine.recall(int(key)),
+    "BINGET": lambda machine, key: machine.recall(key),
+    "LONG_BINGET": lambda machine, key: machine.recall(key),
+    "GLOBAL": lambda machine, name: machine.stack.append(_global(*name.split(" ", 1))),
+    "STACK_GLOBAL": lambda machine, _: machine.replace(2, _global),
+    "REDUCE": lambda machine, _: machine.replace(2, machine.call),
+    "NEWOBJ": lambda machine, _: machine.replace(2, machine.call),
+    "NEWOBJ_EX": lambda machine, _: machine.replace(3, lambda kind, values, _: machine.call(kind, values)),
+    "INST": lambda machine, name: machine.call_from_mark(_global(*name.split(" ", 1))),
+    "OBJ": lambda machine, _: machine.call_from_mark(),
+    "BUILD": lambda machine, _: machine.build(),
+    "PERSID": lambda machine, identifier: machine.refer(identifier),
+    "BINPERSID": lambda machine, _: machine.refer(*machine.pop(1)),
+}

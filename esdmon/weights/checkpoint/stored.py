@@ -1,0 +1,280 @@
+"""Tensors as a pickle of torch describes them, and how each is read from the storages beside the pickle.
+
+A tensor is a view of a storage: an offset, a shape and strides. The functions in `BUILDERS` take the arguments of
+torch's own rebuilding functions, and return descriptions; nothing is read before `StoredTensor.load`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from esdmon.weights.checkpoint.pickled import Builders, Call, Global, PickleError
+from esdmon.weights.matrix import UnreadableError
+
+_DTYPES: dict[str, torch.dtype] = {
+    f"torch.{name}": getattr(torch, name)
+    for name in (
+        *("float64", "float32", "float16", "bfloat16", "complex128", "complex64", "complex32", "bool"),
+        *("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64", "qint8", "quint8", "qint32"),
+        *("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"),
+    )
+    if hasattr(torch, name)
+}
+_STORAGES = {
+    "Double": torch.float64,
+    "Float": torch.float32,
+    "Half": torch.float16,
+    "BFloat16": torch.bfloat16,
+    "Long": torch.int64,
+    "Int": torch.int32,
+    "Short": torch.int16,
+    "Char": torch.int8,
+    "Byte": torch.uint8,
+    "Bool": torch.bool,
+    "ComplexDouble": torch.complex128,
+    "ComplexFloat": torch.complex64,
+    "QInt8": torch.qint8,
+    "QUInt8": torch.quint8,
+    "QInt32": torch.qint32,
+    "Untyped": torch.uint8,
+}
+_PLAIN_DTYPES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+_LARGEST_EXPANSION = 1 << 26  # elements of a tensor that repeats those of its storage; our choice
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A block of numbers beside the pickle."""
+
+    key: str
+    dtype: torch.dtype
+    numel: int
+    start: int = 0
+    """First element of it in the block of that key."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor that is not read yet."""
+
+    storage: Storage
+    dtype: torch.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    quantizer: tuple[Any, ...] = ()
+    """Of a tensor of torch's own quantisation: (scheme, scale, zero point), or with tensors and an axis."""
+
+    @property
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return math.prod(self.shape)
+
+    def outline(self) -> Tensor:
+        """Return a tensor on the meta device of its shape and dtype; of a quantised one, that of what it stands for."""
+        return torch.empty(self.shape, dtype=torch.float32 if self.quantizer else self.dtype, device="meta")
+
+    def load(self, read_bytes: Callable[[str, int, int], bytearray]) -> Tensor:
+        """Return the tensor.
+
+        Args:
+            read_bytes: `(key of a storage, first byte, count)` to bytes.
+        """
+        if self.numel == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        plain = _PLAIN_DTYPES.get(self.dtype, self.dtype)
+        extent = 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
+        first = (self.storage.start + self.offset) * plain.itemsize
+        numbers = torch.frombuffer(read_bytes(self.storage.key, first, extent * plain.itemsize), dtype=plain)
+        tensor = numbers.as_strided(self.shape, self.stride)
+        return _dequantized(tensor, self.quantizer, read_bytes) if self.quantizer else tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """A tensor of a kind that is not read."""
+
+    reason: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def outline(self) -> Tensor:
+        """Return a tensor on the meta device of its shape and dtype."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+
+    def load(self, _read_bytes: Callable[[str, int, int], bytearray]) -> Tensor:
+        """Raise the reason.
+
+        Raises:
+            UnreadableError: always.
+        """
+        raise UnreadableError("skipped", self.reason)
+
+
+AnyStored = StoredTensor | Unsupported
+
+
+def storage_of(kind: Any, key: Any, numel: Any, *, start: int = 0) -> Storage:
+    """Return the storage that a persistent id of torch names, such as `torch.FloatStorage` of 12 elements."""
+    name = kind.name.rpartition(".")[2] if isinstance(kind, Global) else ""
+    dtype = _STORAGES.get(name.removesuffix("Storage"))
+    if dtype is None or not _is_count(numel):
+        msg = f"it names a storage of an unknown kind, {str(name)[:60]!r}"
+        raise PickleError(msg)
+    return Storage(str(key), dtype, numel, start)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *options: Any) -> StoredTensor:
+    """Return a tensor; `options` are a dtype other than that of the storage, and how it is quantised."""
+    dtype, quantizer = options or (None, ())
+    if not isinstance(storage, Storage) or not isinstance(shape, Sequence) or not isinstance(stride, Sequence):
+        raise PickleError("a tensor in it has no storage or shape")
+    if len(shape) != len(stride) or not all(_is_count(number) for number in (offset, *shape, *stride)):
+        raise PickleError("a tensor in it has an impossible shape")
+    numbers = StoredTensor(storage, dtype or storage.dtype, offset, tuple(shape), tuple(stride), tuple(quantizer))
+    held = storage.numel * storage.dtype.itemsize // numbers.dtype.itemsize
+    extent = offset + 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    if numbers.numel and (extent > held or numbers.numel > max(held, _LARGEST_EXPANSION)):
+        raise PickleError("a tensor in it is larger than its storage")
+    return numbers
+
+
+def _tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> Any:
+    return _tensor(storage, offset, shape, stride, dtype_of(dtype), ())
+
+
+def dtype_of(value: Any) -> torch.dtype:
+    """Return the dtype that a global names.
+
+    Raises:
+        PickleError: for anything else.
+    """
+    if isinstance(value, Global) and value.name in _DTYPES:
+        return _DTYPES[value.name]
+    msg = f"it names an unknown dtype, {getattr(value, 'name', value)!r:.60}"
+    raise PickleError(msg)
+
+
+def _sparse(layout: Any, data: Any, *_: Any) -> Any:
+    kind = layout if isinstance(layout, str) else "sparse"
+    tensors = [value for value in data if isinstance(value, StoredTensor)]
+    shapes = [value for value in data if isinstance(value, tuple) and all(_is_count(side) for side in value)]
+    if not tensors or not shapes:
+        raise PickleError("a sparse tensor in it has no shape")
+    reason = f"a {kind.removeprefix('torch.')} tensor: convert it to an ordinary one, with to_dense()"
+    return Unsupported(reason, shapes[-1], tensors[-1].dtype)
+
+
+def _nested(buffer: Any, *_: Any) -> Any:
+    return Unsupported("a nested tensor: convert it to an ordinary one, with to_dense()", buffer.shape, buffer.dtype)
+
+
+def _meta(dtype: Any, shape: Any, *_: Any) -> Any:
+    if not all(_is_count(side) for side in shape):
+        raise PickleError("a tensor in it has an impossible shape")
+    reason = "on the meta device, which holds no numbers: load the weights first"
+    return Unsupported(reason, tuple(shape), dtype_of(dtype))
+
+
+def _subclass(_kind: Any, _rebuild: Any, _arguments: Any, state: Any) -> Any:
+    """Return the tensors that a wrapper around tensors holds, by attribute: torchao's `qdata` and `scale`."""
+    inside = state[0] if isinstance(state, tuple) and state else state
+    return dict(inside) if isinstance(inside, dict) else Call("torch.Tensor", (), state)
+
+
+def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """Return what a tensor of a class of its own holds: the tensor itself, or those it is made of."""
+    name = rebuild.name if isinstance(rebuild, Global) else ""
+    if name == "torch._utils._rebuild_wrapper_subclass":
+        return _subclass(kind, rebuild, arguments, state)
+    build = BUILDERS.get(name)
+    return Call(name, tuple(arguments), state) if build is None else build(*arguments)
+
+
+def _mapping(*arguments: Any) -> dict[Any, Any]:
+    pairs = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else ()
+    return {pair[0]: pair[1] for pair in pairs if isinstance(pair[0], str | int)}
+
+
+BUILDERS: Builders = {
+    "collections.OrderedDict": _mapping,
+    "collections.defaultdict": lambda *_: {},
+    "torch.Size": tuple,
+    "torch.serialization._get_layout": lambda name: name,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, stride, *_: _tensor(
+        storage, offset, shape, stride
+    ),
+    "torch._utils._rebuild_tensor_v3": _tensor_v3,
+    "torch._utils._rebuild_parameter": lambda data, *_: data,
+    "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
+    "torch._utils._rebuild_qtensor": lambda storage, offset, shape, stride, quantizer, *_: _tensor(
+        storage, offset, shape, stride, None, quantizer
+    ),
+    "torch._utils._rebuild_sparse_tensor": _sparse,
+    "torch._utils._rebuild_sparse_csr_tensor": _sparse,
+    "torch._utils._rebuild_nested_tensor": _nested,
+    "torch._utils._rebuild_meta_tensor_no_storage": _meta,
+    "torch._tensor._rebuild_from_type_v2": _from_type,
+}
+"""What becomes of the calls in a file of `torch.save`."""
+
+
+def _dequantized(
+    numbers: Tensor, quantizer: tuple[Any, ...], read_bytes: Callable[[str, int, int], bytearray]
+) -> Tensor:
+    """Return (q − zero point)·scale, of one scale for the tensor, or one for each row along an axis."""
+    _, scale, zero_point, *axis = quantizer
+    if not axis:
+        return (numbers.float() - float(zero_point)) * float(scale)
+    shape = [1] * numbers.ndim
+    shape[axis[0]] = -1
+    scales: Tensor = scale.load(read_bytes).float().reshape(shape)
+    zeros: Tensor = zero_point.load(read_bytes).float().reshape(shape)
+    return (numbers.float() - zeros) * scales
+
+
+def read_storages(file: BinaryIO, place_of: Callable[[str], tuple[int, int]]) -> Callable[[str, int, int], bytearray]:
+    """Return a function that reads bytes of storages.
+
+    Args:
+        file: an open file.
+        place_of: the first byte of a storage in the file, and its size, by key.
+    """
+
+    def read_bytes(key: str, first: int, count: int) -> bytearray:
+        start, size = place_of(key)
+        if first + count > size:
+            raise PickleError("a storage in it is truncated")
+        buffer = bytearray(count)
+        file.seek(start + first)
+        if file.readinto(buffer) != count:  # type: ignore[attr-defined]  # of any file that is opened for reading
+            raise PickleError("a storage in it is truncated")
+        return buffer
+
+    return read_bytes
+
+
+def is_stored(value: object) -> bool:
+    """Return whether a value of a pickle is a tensor."""
+    return isinstance(value, StoredTensor | Unsupported)
+
+
+def outlines_of(tensors: Mapping[str, AnyStored]) -> dict[str, Tensor]:
+    """Return outlines of tensors; names of one tensor get one outline."""
+    by_tensor: dict[object, Tensor] = {}
+    return {name: by_tensor.setdefault(_identity(tensor), tensor.outline()) for name, tensor in tensors.items()}
+
+
+def _identity(tensor: AnyStored) -> object:
+    if isinstance(tensor, Unsupported) or tensor.numel == 0:
+        return id(tensor)
+    return tensor.storage.key, tensor.storage.start + tensor.offset, tensor.dtype, tensor.shape, tensor.stride
