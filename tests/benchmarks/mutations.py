@@ -313,7 +313,7 @@ def hostile_content(which: str, protocol: int = 2) -> bytes:
 
 
 def write_hostile(path: Path, which: str, protocol: int = 2) -> None:
-    """Write one of the pickles of `HOSTILE` as an archive of `torch.save`, or for another suffix as it is."""
+    """Write one of the pickles of `HOSTILE` as an archive of `torch.save`, or alone for another suffix."""
     if path.suffix == ".pt":
         _write_archive(path, {"model/data.pkl": hostile_content(which, protocol), "model/version": b"3\n"})
     else:
