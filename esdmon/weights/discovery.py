@@ -6,20 +6,17 @@ that layers of the user's own are watched without any setup.
 
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from esdmon.errors import InputError
 from esdmon.records import Coverage
 from esdmon.weights import stacks
-from esdmon.weights.layers.attention import ToStack
+from esdmon.weights.kinds import MATRIX_DIMENSIONS, why_no_weight
 from esdmon.weights.layers.extract import Extractor, extract
-from esdmon.weights.layers.lora import low_rank
 from esdmon.weights.layers.parametrized import parametrizations_in_eval_mode, with_computed_weights
 from esdmon.weights.layers.quantized import Materializer, materialize, unpacker
 from esdmon.weights.layers.torch_nn import EMBEDDING
@@ -28,10 +25,10 @@ from esdmon.weights.names import named_modules, unwrap
 from esdmon.weights.optional_layers import is_embedding_name, mark_optional, output_heads
 from esdmon.weights.reference import ReferenceWeight, differences
 from esdmon.weights.selection import Selection, coverage, select
-from esdmon.weights.shards import Outline, Shards, find_shards, parameters_in_optimizer, shard_of
+from esdmon.weights.shards import Outline, Shards, find_shards, parameters_in_optimizer
+from esdmon.weights.state import find_in_state
 
 Model = nn.Module | Mapping[str, Tensor]
-_MATRIX_DIMENSIONS = range(2, 6)  # of weights that may be matrices, experts or convolutions
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +55,7 @@ def discover(
     """Find the matrices of a model, in its order.
 
     Args:
-        model: a module, or names and tensors. Of the latter, 2-D tensors are read as linear layers, and those of 3 to 5
-            dimensions as convolutions, or as experts where their names say so.
+        model: a module, or names and tensors, which are read as the module would be that has them.
         selection: which matrices to read; None selects all that are read by default.
         reference: another state of the model, in either form; W − W₀ is read instead of W.
         kept: W₀ from earlier calls for the same model, which is used again; new ones are added.
@@ -160,21 +156,31 @@ def _extract_isolated(
     except Exception as error:  # noqa: BLE001 -- a user's layer or a plugin's extractor: the others are still found
         why = found.failures[name or type(module).__name__] = reason_for(error)
         found.lost |= {id(outline.original(weight)): why for weight in module.parameters(recurse=False)}
-        return [mark_unreadable(matrix, why) for matrix in _by_parameter(name, module, _MATRIX_DIMENSIONS)]
+        return [mark_unreadable(matrix, why) for matrix in _by_parameter(name, module, MATRIX_DIMENSIONS)]
 
 
 def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]:
-    """Return what the extractor finds in a module; for an unknown module, each of its own 2-D parameters but biases."""
+    """Return what the extractor finds in a module, and each of its own 2-D weights besides."""
     with parametrizations_in_eval_mode(module):
         matrices = extractor(name or type(module).__name__, module)
         if matrices is None:
-            matrices = list(_by_parameter(name, module, {2}))
-        return [_checked(matrix) for matrix in with_computed_weights(module, matrices)]
+            return [
+                _checked(matrix) for matrix in with_computed_weights(module, list(_by_parameter(name, module, {2})))
+            ]
+        found = [_checked(matrix) for matrix in with_computed_weights(module, matrices)]
+        known = {id(parameter) for matrix in found for parameter in matrix.parameters()}
+        others = _by_parameter(name, module, {2}) if found and _are_plain(found) else ()
+        return found + [_checked(matrix) for matrix in others if known.isdisjoint(map(id, matrix.parameters()))]
+
+
+def _are_plain(matrices: Sequence[Matrix]) -> bool:
+    """Return whether each matrix of a module is a parameter of it, so that the other parameters are behind none."""
+    return all(matrix.made_of is None and not matrix.unreadable for matrix in matrices)
 
 
 def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> Iterator[Matrix]:
     for attribute, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim in dimensions and "bias" not in attribute.split("_"):
+        if parameter.ndim in dimensions and not why_no_weight(attribute, parameter):
             why = EMBEDDING if is_embedding_name(attribute) else ""
             read = partial(getattr, module, attribute)
             yield Matrix(_parameter_name(name, module, attribute), read, stacks.linear, on_request=why)
@@ -229,72 +235,6 @@ def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
 
 
 def _find_in_mapping(weights: Mapping[str, Tensor]) -> _Found:
-    """Find matrices by names and shapes; the tensors of a checkpoint are not read for that."""
-    outlines: Mapping[str, Tensor] = getattr(weights, "outlines", weights)
-    found = _Found()
-    names: dict[tuple[object, ...], list[str]] = {}
-    for name, outline in outlines.items():
-        if not isinstance(outline, Tensor):
-            kind = type(outline).__name__
-            raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors")
-        same = names.setdefault(_storage_key(outline), [])
-        if not same:
-            found.parameters[name] = outline
-        same.append(name)
-    for name, outline in found.parameters.items():
-        aliases = tuple(other.removesuffix(".weight") for other in names[_storage_key(outline)][1:])
-        matrix = _of_entry(name, weights, outlines)
-        if matrix is not None:
-            found.matrices.append(_checked(replace(matrix, aliases=aliases)))
-    return found
-
-
-def _storage_key(tensor: Tensor) -> tuple[object, ...]:
-    """Return a key that is equal for two names of one weight, and for no others."""
-    with suppress(Exception):  # a nested or sparse tensor has no storage of its own
-        if tensor.device.type != "meta" and tensor.layout == torch.strided and tensor.numel() > 0:
-            return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
-    return (id(tensor),)
-
-
-def _of_entry(name: str, weights: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Matrix | None:
-    """Return the matrix of one tensor of a mapping; None where it has none, or belongs to that of another name."""
-    outline = outlines[name]
-    if outline.ndim not in _MATRIX_DIMENSIONS:
-        return None
-    if ".lora_B." in name and name.replace(".lora_B.", ".lora_A.") in outlines:
-        return None  # read with its lora_A
-    partner = name.replace(".lora_A.", ".lora_B.")
-    if partner != name and partner in outlines and outline.ndim == outlines[partner].ndim == 2:
-        return _delta_in_mapping(name, partner, weights, outlines)
-    matrix = Matrix(
-        name.removesuffix(".weight"),
-        partial(weights.__getitem__, name),
-        _layout(name, outline.ndim),
-        on_request=EMBEDDING if is_embedding_name(name.removesuffix(".weight")) else "",
-    )
-    shard = shard_of(outline)
-    if shard is not None:
-        return mark_unreadable(matrix, shard.reason, parameters=(outline,), shape=matrix.size_for(outline).shape)
-    is_lazy = outlines is not weights
-    return replace(matrix, made_of=lambda: (outline,), outline=lambda: outline) if is_lazy else matrix
-
-
-def _layout(name: str, dimensions: int) -> ToStack:
-    if dimensions == 2:
-        return stacks.linear
-    return stacks.identity if dimensions == 3 and "expert" in name else stacks.convolution
-
-
-def _delta_in_mapping(a: str, b: str, weights: Mapping[str, Tensor], outlines: Mapping[str, Tensor]) -> Matrix:
-    """Return an adapter's ΔW = B·A; its scaling is not among the weights, so it is taken as 1."""
-    first, second = outlines[a], outlines[b]
-    n, r = max(first.shape[1], second.shape[0]), min(*first.shape, *second.shape)
-    return Matrix(
-        a.removesuffix(".weight").replace(".lora_A", "/lora"),
-        lambda: low_rank(weights[a], weights[b]),
-        stacks.identity,
-        made_of=lambda: (first, second),
-        outline=partial(torch.empty, 1, n, r, device="meta"),
-        view="lora-delta",
-    )
+    inside = find_in_state(weights)
+    matrices = [_checked(matrix) for matrix in inside.matrices]
+    return _Found(matrices, inside.parameters, lost=inside.left_out)

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -65,7 +66,7 @@ def coverage(
         lost: by id of a parameter, why the module that holds it could not be searched.
         unread: by name of a selected matrix, why its reading gave nothing.
     """
-    watched: dict[int, int] = {}
+    watched: dict[int, Fraction] = {}
     why: dict[int, str] = dict(lost or {})
     for matrix in found:
         reason = reasons[matrix.name] or _why_unreadable(matrix) or (unread or {}).get(matrix.name, "")
@@ -73,15 +74,22 @@ def coverage(
             if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)
             elif not reason:
-                read = parameter.numel() if matrix.made_of else matrix.size().n_elements
-                watched[id(parameter)] = watched.get(id(parameter), 0) + read
+                watched[id(parameter)] = watched.get(id(parameter), Fraction(0)) + _share(matrix) * parameter.numel()
     skipped = []
     for name, parameter in parameters.items():
-        left = parameter.numel() - watched.get(id(parameter), 0)
+        left = round(parameter.numel() - watched.get(id(parameter), Fraction(0)))
         if left > 0:
             skipped.append(Skipped(name, left, why.get(id(parameter)) or _why_unclaimed(name, parameter)))
     total = sum(parameter.numel() for parameter in parameters.values())
     return Coverage(total - sum(skip.n_parameters for skip in skipped), total, tuple(skipped))
+
+
+def _share(matrix: Matrix) -> Fraction:
+    """Return the share of the parameters behind a matrix that it reads."""
+    if matrix.made_of is not None and matrix.outline is None:
+        return Fraction(1)
+    whole = (matrix.outline or matrix.read)().numel()
+    return Fraction(matrix.size().n_elements, whole) if whole else Fraction(0)
 
 
 def _why_unselected(matrix: Matrix, layers: Sequence[str] | None, exclude: Sequence[str]) -> str:

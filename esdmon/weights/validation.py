@@ -28,6 +28,15 @@ def check_kind(weight: Tensor) -> None:
         raise UnreadableError("skipped", "an empty weight")
 
 
+def why_unreadable(weight: Tensor) -> str:
+    """Return why `check_kind` rejects a weight; empty for one that it accepts."""
+    try:
+        check_kind(weight)
+    except UnreadableError as error:
+        return error.reason
+    return ""
+
+
 def check_readable(weight: Tensor) -> None:
     """Raise for a weight that `check_kind` rejects, or that is on the meta device.
 

@@ -1,7 +1,7 @@
 """Read files of `torch.save` without running any of the code that they may hold.
 
 Two layouts: since torch 1.6 a zip archive, whose records are a pickle and one block of numbers for each storage, not
-compressed; before, a sequence of pickles with the blocks behind them. Each tensor is read when it is asked for.
+compressed; before, a sequence of pickles with the blocks behind them. Each tensor is read on its own, on request.
 """
 
 import io

@@ -89,10 +89,10 @@ def _head_size(module: nn.Module) -> int:
 def _find_fused(module: nn.Module) -> Iterator[_Fused]:
     if not type(module).__module__.startswith(_PACKAGES):
         return
-    for attribute, layout in _LAYOUTS.get(type(module).__name__, {}).items():
+    for attribute, layout in LAYOUTS.get(type(module).__name__, {}).items():
         weight = _plain_weight(module, attribute)
         if weight is not None:
-            yield _Fused(attribute, layout(module, weight), 2 if layout is _equal_columns else 1)
+            yield _Fused(attribute, layout(module, weight), 2 if layout is equal_columns else 1)
 
 
 def _plain_weight(module: nn.Module, attribute: str) -> Tensor | None:
@@ -102,7 +102,8 @@ def _plain_weight(module: nn.Module, attribute: str) -> Tensor | None:
     return weight if weight is not None and weight.ndim == 2 else None
 
 
-def _rows(labels: Sequence[str], sizes: Sequence[int]) -> dict[str, ToStack]:
+def rows(labels: Sequence[str], sizes: Sequence[int]) -> dict[str, ToStack]:
+    """Return matrices that lie above each other in a weight, from their numbers of rows."""
     bounds = pairwise(accumulate(sizes, initial=0))
     return {
         label: partial(stacks.some_rows, start=start, stop=stop)
@@ -112,7 +113,7 @@ def _rows(labels: Sequence[str], sizes: Sequence[int]) -> dict[str, ToStack]:
 
 def _equal_rows(*labels: str) -> Layout:
     def layout(_module: Any, weight: Tensor) -> dict[str, ToStack]:
-        return _rows(labels, [weight.shape[0] // len(labels)] * len(labels))
+        return rows(labels, [weight.shape[0] // len(labels)] * len(labels))
 
     return layout
 
@@ -127,7 +128,7 @@ def _alternating_rows(*labels: str, size: str) -> Layout:
     return layout
 
 
-def _equal_columns(module: Any, weight: Tensor) -> dict[str, ToStack]:
+def equal_columns(module: Any, weight: Tensor) -> dict[str, ToStack]:
     """Split the Conv1D of GPT-2, a linear layer stored as (inputs, outputs); in cross-attention it has k and v only."""
     width = module.split_size
     labels = "qkv"[-(weight.shape[1] // width) :]
@@ -139,22 +140,22 @@ def _equal_columns(module: Any, weight: Tensor) -> dict[str, ToStack]:
 
 def _grouped_query_rows(module: Any, _weight: Tensor) -> dict[str, ToStack]:
     keys = module.num_key_value_heads * module.head_dim
-    return _rows("qkv", [module.config.num_attention_heads * module.head_dim, keys, keys])
+    return rows("qkv", [module.config.num_attention_heads * module.head_dim, keys, keys])
 
 
 _QKV = _equal_rows("q", "k", "v")
 _GATE_UP = _equal_rows("gate", "up")
-_LAYOUTS: dict[str, dict[str, Layout]] = {
-    "Attention": {"c_attn": _equal_columns, "qkv": _QKV},  # the first GPT; timm's vision transformers
+LAYOUTS: dict[str, dict[str, Layout]] = {
+    "Attention": {"c_attn": equal_columns, "qkv": _QKV},  # the first GPT; timm's vision transformers
     "BarkSelfAttention": {"att_proj": _QKV},
     "BloomAttention": {"query_key_value": _alternating_rows("q", "k", "v", size="head_dim")},
-    "DecisionTransformerGPT2Attention": {"c_attn": _equal_columns},
+    "DecisionTransformerGPT2Attention": {"c_attn": equal_columns},
     "DiaMLP": {"gate_up_proj": _GATE_UP},
-    "GPT2Attention": {"c_attn": _equal_columns},
+    "GPT2Attention": {"c_attn": equal_columns},
     "GPTNeoXAttention": {"query_key_value": _alternating_rows("q", "k", "v", size="head_size")},
     "Glm4MLP": {"gate_up_proj": _GATE_UP},
     "GlmMLP": {"gate_up_proj": _GATE_UP},
-    "ImageGPTAttention": {"c_attn": _equal_columns},
+    "ImageGPTAttention": {"c_attn": equal_columns},
     "MambaMixer": {"in_proj": _equal_rows("x", "gate")},
     "ModernBertAttention": {"Wqkv": _QKV},
     "ModernBertMLP": {"Wi": _equal_rows("input", "gate")},
@@ -163,3 +164,4 @@ _LAYOUTS: dict[str, dict[str, Layout]] = {
     "Phi3MLP": {"gate_up_proj": _GATE_UP},
     "Zamba2MLP": {"gate_up_proj": _GATE_UP},
 }
+"""Class of a module -> attribute -> how the weight of that child is split."""

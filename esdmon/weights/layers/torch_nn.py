@@ -11,7 +11,7 @@ from esdmon.weights.layers.attention import heads_of
 from esdmon.weights.matrix import Matrix
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-_GATES = {"LSTM": "ifgo", "GRU": "rzn", "RNN_TANH": "h", "RNN_RELU": "h"}
+GATES = {"LSTM": "ifgo", "GRU": "rzn", "RNN_TANH": "h", "RNN_RELU": "h"}
 EMBEDDING = "embeddings are read on request: name them in layers="
 _FLATTENED = "convolutions are read by kernel position; flattened on request: '*/flattened' in layers="
 
@@ -70,6 +70,6 @@ def _extract_recurrent(name: str, module: nn.RNNBase) -> list[Matrix]:
     found: list[Matrix] = []
     for attribute in recurrent_attributes(module):  # under weight_norm the parameters have other names
         if attribute.startswith("weight"):
-            labels = "p" if "_hr_" in attribute else _GATES[module.mode]
+            labels = "p" if "_hr_" in attribute else GATES[module.mode]
             found += _split_rows(f"{name}.{attribute}", partial(getattr, module, attribute), labels)
     return found

@@ -126,7 +126,7 @@ def test_an_adapters_file_is_read_as_deltas() -> None:
     model = adapted(["up"])
     state = peft.get_peft_model_state_dict(model)
     (delta,) = discover(state).matrices
-    assert (delta.name, delta.view) == ("base_model.model.up/lora", "lora-delta")
+    assert (delta.name, delta.view) == ("up/lora.default", "lora-delta")
     expected = model.get_submodule("base_model.model.up").get_delta_weight("default") / SCALING
     assert np.allclose(read_spectrum(delta, precision="exact").eigenvalues, by_hand(expected)[-RANK:], rtol=1e-5)
 

@@ -1,0 +1,60 @@
+"""Decide what is a weight matrix and what is not, by name, shape, dtype and neighbours, for modules and files alike.
+
+A module distinguishes parameters from buffers, and knows its layers. Of a file only names and shapes are known, so that
+a causal mask of 1 × 1 × 1024 × 1024 numbers looks like a convolution. What is left out here is named in the coverage,
+with the reason.
+"""
+
+import re
+from collections.abc import Container
+
+import torch
+from torch import Tensor
+
+MATRIX_DIMENSIONS = range(2, 6)
+"""Dimensions of weights that may be matrices, experts or convolutions."""
+_WORDS = {
+    "biases": {"bias", "biases"},
+    "masks": {"mask", "masks"},
+    "tables of constants": {"table", "grid", "index", "indices", "ids", "anchors", "freqs", "freq", "cos", "sin", "pe"},
+    "tokens": {"token", "tokens"},
+    "running statistics": {"running"},
+    "logarithms of a diagonal": {"log"},
+    "counters and caches": {"cache", "cached", "queue", "num"},
+}
+_PACKING = {"scales", "scale", "zeros", "qzeros", "zp", "SCB", "absmax", "g_idx", "weight_scale", "weight_scale_inv"}
+_PACKING |= {"weight_zero_point", "zero_point", "scale_weight", "input_scale", "nested_absmax", "quant_map"}
+_OTHER_ADAPTERS = re.compile(r"\.(hada_w|hada_t|lokr_w|lokr_t|oft_|vera_lambda|on_input|boft_)")
+_PACKED = {"weight", "qweight", "weight_packed"}
+_INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16)
+
+
+def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str:
+    """Return why a tensor is no weight matrix; empty for one that may be.
+
+    Args:
+        name: of the parameter, with its path.
+        tensor: it, or its outline.
+        beside: all names of the state dict.
+    """
+    path, _, last = name.rpartition(".")
+    if tensor.dim() not in MATRIX_DIMENSIONS:
+        return "vectors" if tensor.dim() < 2 else f"{tensor.dim()}-D parameters of unknown layout"
+    reason = "" if last == "weight" else _why_by_name(name, path, last, beside)
+    return reason or ("integers" if tensor.dtype in _INTEGERS and last not in _PACKED - {"weight"} else "")
+
+
+def _why_by_name(name: str, path: str, last: str, beside: Container[str]) -> str:
+    words = set(re.split(r"[_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", last).lower()))
+    reason = next((why for why, known in _WORDS.items() if not words.isdisjoint(known)), "")
+    if reason:
+        return reason
+    if last in _PACKING and any(_beside(path, packed) in beside for packed in ("qweight", "weight", "weight_packed")):
+        return "scales of packed weights"
+    if last.endswith("_epsilon") and _beside(path, last.replace("_epsilon", "_sigma")) in beside:
+        return "noise of a noisy layer"
+    return "factors of an adapter other than LoRA" if _OTHER_ADAPTERS.search(f".{name}") else ""
+
+
+def _beside(path: str, last: str) -> str:
+    return f"{path}.{last}" if path else last

@@ -1,0 +1,144 @@
+"""Find the matrices of a state dict by names, shapes and neighbours, without reading a tensor of a checkpoint."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esdmon.weights import stacks
+from esdmon.weights.kinds import why_no_weight
+from esdmon.weights.layers.torch_nn import EMBEDDING
+from esdmon.weights.matrix import Matrix, mark_unreadable
+from esdmon.weights.optional_layers import is_embedding_name
+from esdmon.weights.shards import shard_of
+from esdmon.weights.state.adapters import adapter_entries
+from esdmon.weights.state.computed import computed_entries
+from esdmon.weights.state.layouts import Part, parts_of
+from esdmon.weights.state.packed import packed_entries
+from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry
+from esdmon.weights.validation import why_unreadable
+
+
+@dataclass(slots=True)
+class FoundInState:
+    """The matrices of a state dict, and all its tensors."""
+
+    matrices: list[Matrix] = field(default_factory=list)
+    parameters: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> outline; a tensor that has several names is listed under the first."""
+    left_out: dict[int, str] = field(default_factory=dict)
+    """id of an outline -> why it is not a matrix."""
+
+
+def find_in_state(weights: Mapping[str, Any]) -> FoundInState:
+    """Find the matrices of a mapping of names to tensors, in its order.
+
+    Raises:
+        InputError: for a value that is not a tensor.
+    """
+    state = open_state(weights)
+    aliases = _aliases(state)
+    found = FoundInState(parameters={name: state.outlines[name] for name in aliases})
+    entries = list(_in_order(state, aliases))
+    shapes = {entry.name: entry.outline.shape for entry in entries if _has_shape(entry.outline)}
+    shown: set[str] = set()
+    for entry in entries:
+        for matrix in _matrices(entry, state, shapes, aliases, found):
+            name = matrix.name if matrix.name not in shown else f"{matrix.name}.weight"
+            shown.add(name)
+            found.matrices.append(matrix if name == matrix.name else _renamed(matrix, name))
+    return found
+
+
+def _has_shape(outline: Tensor) -> bool:
+    with suppress(Exception):  # a nested tensor has none
+        return len(outline.shape) >= 0
+    return False
+
+
+def _renamed(matrix: Matrix, name: str) -> Matrix:
+    return replace(matrix, name=name)
+
+
+def _aliases(state: State) -> dict[str, tuple[str, ...]]:
+    """Return first name -> all other names of each tensor."""
+    names: dict[tuple[object, ...], list[str]] = {}
+    for name, outline in state.outlines.items():
+        names.setdefault(_storage_key(outline), []).append(name)
+    return {first: tuple(others) for first, *others in names.values()}
+
+
+def _storage_key(tensor: Tensor) -> tuple[object, ...]:
+    """Return a key that is equal for two names of one weight, and for no others."""
+    with suppress(Exception):  # a nested or sparse tensor has no storage of its own
+        if tensor.device.type != "meta" and tensor.layout == torch.strided and tensor.numel() > 0:
+            return (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    return (id(tensor),)
+
+
+def _in_order(state: State, names: Mapping[str, object]) -> Iterator[Entry]:
+    """Iterate over the parameters of the model, in the order of the tensors that they begin with."""
+    made = [*computed_entries(state), *adapter_entries(state), *packed_entries(state)]
+    at = {entry.parts[0]: entry for entry in made}
+    taken = {part for entry in made for part in entry.parts}
+    for name in state.outlines:
+        if name in at:
+            yield at[name]
+        elif name in names and name not in taken:
+            yield plain_entry(state, name)
+
+
+def _matrices(
+    entry: Entry,
+    state: State,
+    shapes: Mapping[str, torch.Size],
+    aliases: Mapping[str, tuple[str, ...]],
+    found: FoundInState,
+) -> Iterator[Matrix]:
+    outlines = tuple(state.outlines[part] for part in entry.parts)
+    if entry.view == "lora-delta":
+        parts, why = [Part("", stacks.identity)], ""
+    else:
+        why = why_no_weight(entry.name, entry.outline, state.outlines)
+        parts = [] if why or entry.name not in shapes else parts_of(entry.name, shapes, state.config)
+    if not parts:
+        reason = why or f"{entry.outline.dim()}-D parameters of unknown layout"
+        found.left_out |= {id(outline): reason for outline in outlines}
+        return
+    name = entry.name.removesuffix(".weight")
+    others = aliases.get(entry.parts[0], ()) if entry.is_plain else ()
+    on_request = EMBEDDING if _is_embedding(entry, shapes) else ""
+    for part in parts:
+        end = f"/{part.label}" if part.label else ""
+        matrix = Matrix(
+            f"{name}{end}",
+            entry.read,
+            part.to_stack,
+            on_request=on_request,
+            view=entry.view,
+            aliases=tuple(f"{other.removesuffix('.weight')}{end}" for other in others),
+        )
+        yield _with_outline(matrix, entry, outlines, is_lazy=state.is_lazy)
+
+
+def _with_outline(matrix: Matrix, entry: Entry, outlines: tuple[Tensor, ...], *, is_lazy: bool) -> Matrix:
+    shard = shard_of(outlines[0])
+    if shard is not None:
+        return mark_unreadable(matrix, shard.reason, parameters=outlines, shape=matrix.size_for(outlines[0]).shape)
+    if is_lazy or not entry.is_plain:
+        matrix = replace(matrix, made_of=lambda: outlines, outline=lambda: entry.outline)
+        reason = entry.unreadable or (why_unreadable(entry.outline) if entry.is_plain else "")
+        if reason:
+            return mark_unreadable(matrix, reason, parameters=outlines)
+    return matrix
+
+
+def _is_embedding(entry: Entry, shapes: Mapping[str, torch.Size]) -> bool:
+    """Return whether a parameter is a table of embeddings: by its name; and unlike a linear layer it has no bias."""
+    path = entry.name.removesuffix(".weight")
+    if len(entry.outline.shape) != 2 or f"{path}.bias" in shapes or entry.view != "weight":
+        return False
+    return is_embedding_name(path) or (path != entry.name and path.endswith("_bias"))

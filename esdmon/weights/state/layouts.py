@@ -1,0 +1,213 @@
+"""Determine which matrices a parameter of a state dict holds: gates, fused projections, experts, kernel positions.
+
+A module knows its layout. In a file it follows from names that only one layout has, from the shapes of neighbours, and
+from `config.json` where there is one. What remains ambiguous is read as one matrix.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from esdmon.weights import stacks
+from esdmon.weights.layers.attention import LAYOUTS, ToStack, equal_columns, rows
+from esdmon.weights.layers.torch_nn import GATES
+
+_RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_reverse)?)")
+_BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
+_EXPERTS = re.compile(r"(^|\.)(\w*experts?|\w*moe)\.")
+_LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One matrix of a parameter."""
+
+    label: str
+    """What stands behind the slash; empty for a parameter that is one matrix."""
+    to_stack: ToStack
+
+
+Shapes = Mapping[str, torch.Size]
+"""Shape of each parameter of a state dict, by name."""
+
+
+def parts_of(name: str, shapes: Shapes, config: Mapping[str, Any]) -> list[Part]:
+    """Return the matrices of a parameter of two to five dimensions; none where its layout is not known."""
+    shape = shapes[name]
+    if len(shape) == 2:
+        split = _recurrent(name, shapes) or _fused(name, shapes, config)
+        return [Part(label, to_stack) for label, to_stack in split.items()] or [Part("", stacks.linear)]
+    if len(shape) == 3 and (_EXPERTS.search(name) or _is_stack(name, shape)):
+        return _experts(name, shapes)
+    if name.rpartition(".")[2] != "weight":
+        return []
+    if len(shape) == 3 and "bilinear" in name.lower():
+        return [Part("", stacks.identity)]
+    return [Part("", partial(stacks.convolution, groups=_groups(name, shapes), dimensions=len(shape)))]
+
+
+def _recurrent(name: str, shapes: Shapes) -> dict[str, ToStack]:
+    """Return the gates of an LSTM or GRU, by the number of rows for each of its outputs."""
+    match = _RECURRENT.fullmatch(name)
+    if match is None or match["of"] == "hr":
+        return {}
+    of_state = shapes.get(f"{match['prefix']}weight_hh_l{match['layer']}")
+    projection = shapes.get(f"{match['prefix']}weight_hr_l{match['layer']}")
+    if of_state is None or len(of_state) != 2:
+        return {}
+    hidden = of_state[1] if projection is None else projection[-1]
+    labels = _BY_GATES.get(shapes[name][0] // hidden if hidden else 0, "")
+    return rows(labels, [hidden] * len(labels)) if len(labels) > 1 else {}
+
+
+def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, ToStack]:
+    """Return the projections that a weight holds, by the architecture's layout or by an unambiguous name."""
+    path, _, last = name.rpartition(".")
+    if last == "in_proj_weight" and shapes[name][0] == 3 * shapes[name][1]:
+        return rows("qkv", [shapes[name][1]] * 3)
+    if last != "weight":
+        return {}
+    attribute = path.rpartition(".")[2]
+    for facts, kind in _architectures(config):
+        for owner, layouts in LAYOUTS.items():
+            if attribute in layouts and owner.lower().startswith(kind):
+                return layouts[attribute](facts, torch.empty(shapes[name], device="meta"))
+    by_name = _BY_NAME.get(attribute)
+    return {} if by_name is None else by_name(path.removesuffix(attribute), shapes[name], shapes)
+
+
+def _architectures(config: Mapping[str, Any]) -> list[tuple[SimpleNamespace, str]]:
+    """Return what layouts ask of a module, and the beginning of its class, for each model that a config describes."""
+    found = []
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        kind = part.get("model_type")
+        if isinstance(kind, str):
+            found.append((_facts(part), kind.replace("_", "").replace("-", "").lower()))
+    return found
+
+
+def _facts(config: Mapping[str, Any]) -> SimpleNamespace:
+    def number(*keys: str) -> int:
+        return next((config[key] for key in keys if isinstance(config.get(key), int) and config[key] > 0), 0)
+
+    width, heads = number("hidden_size", "n_embd", "d_model"), number("num_attention_heads", "n_head", "n_heads")
+    size = number("head_dim") or (width // heads if heads else 0)
+    return SimpleNamespace(
+        split_size=width,
+        head_dim=size,
+        head_size=size,
+        num_key_value_heads=number("num_key_value_heads") or heads,
+        config=SimpleNamespace(num_attention_heads=heads),
+    )
+
+
+ByName = Callable[[str, torch.Size, Shapes], dict[str, ToStack]]
+"""`(path of the owner with its dot, shape, shapes of all)` to the projections; empty where the shapes contradict."""
+
+
+def _conv1d(_owner: str, shape: torch.Size, _shapes: Shapes) -> dict[str, ToStack]:
+    """Return q, k and v of GPT-2's Conv1D, (inputs, 3 · inputs); a linear layer would be (3 · inputs, inputs)."""
+    if shape[1] != 3 * shape[0]:
+        return {}
+    return equal_columns(SimpleNamespace(split_size=shape[0]), torch.empty(shape, device="meta"))
+
+
+def _thirds(output: str) -> ByName:
+    def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+        is_attention = f"{owner}{output}.weight" in shapes and shape[0] == 3 * shape[1]
+        return rows("qkv", [shape[1]] * 3) if is_attention else {}
+
+    return split
+
+
+def _grouped(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+    """Return q, k and v, where the inputs of the output projection are the outputs of q."""
+    output = shapes.get(f"{owner}o_proj.weight", ())
+    queries = output[1] if len(output) == 2 else 0
+    keys = (shape[0] - queries) // 2
+    return rows("qkv", [queries, keys, keys]) if queries and 0 < keys <= queries else {}
+
+
+def _halves(first: str, second: str, beside: str) -> ByName:
+    def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+        output = shapes.get(f"{owner}{beside}", ())
+        fits = len(output) == 2 and (2 * output[1] == shape[0] or beside == "A_log")
+        return rows((first, second), [shape[0] // 2] * 2) if fits else {}
+
+    return split
+
+
+_BY_NAME: dict[str, ByName] = {
+    "att_proj": _thirds("out_proj"),
+    "c_attn": _conv1d,
+    "gate_up_proj": _halves("gate", "up", "down_proj.weight"),
+    "in_proj": _halves("x", "gate", "A_log"),
+    "qkv_proj": _grouped,
+    "Wi": _halves("input", "gate", "Wo.weight"),
+    "Wqkv": _thirds("Wo"),
+}
+
+
+def _is_stack(name: str, shape: torch.Size) -> bool:
+    """Return whether a 3-D weight is a stack of matrices: its last side is too long for that of a kernel."""
+    return name.endswith(".weight") and shape[0] < min(shape[1:]) and shape[2] > _LARGEST_KERNEL
+
+
+def _experts(name: str, shapes: Shapes) -> list[Part]:
+    """Return the experts of one parameter; gate and up-projection apart where the down-projection says their sides."""
+    owner, _, last = name.rpartition(".")
+    down = shapes.get(f"{owner}.down_proj", ())
+    if last != "gate_up_proj" or len(down) != 3:
+        return [Part("", stacks.identity)]
+    _, first, second = shapes[name]
+    if (first, second) == (2 * down[2], down[1]):
+        dim = 1
+    elif (first, second) == (down[2], 2 * down[1]):
+        dim = 2
+    else:
+        return [Part("", stacks.identity)]
+    is_interleaved = f"{owner}.gate_up_proj_bias" in shapes  # GPT-OSS, the only one with biases, alternates
+    split = partial(stacks.half_of_experts, dim=dim, interleaved=is_interleaved)
+    return [Part("gate", partial(split, half=0)), Part("up", partial(split, half=1))]
+
+
+def _groups(name: str, shapes: Shapes) -> int:
+    """Return the groups of a convolution, as far as it follows from the layers around it.
+
+    A depthwise one has one input for each group; so has the first layer of a network for grey images, which is alone
+    with that. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the first are the inputs of the second.
+    """
+    outputs, inputs = shapes[name][:2]
+    if inputs == 1:
+        alone = sum(len(shape) > 2 and shape[1] == 1 for key, shape in shapes.items() if key.endswith("weight")) == 1
+        return 1 if alone and not _has_source(name, outputs, shapes) else outputs
+    before, after = _around(name, shapes)
+    is_bottleneck = before is not None and after is not None and before[0] == outputs == after[1]
+    if (
+        is_bottleneck
+        and before is not None
+        and outputs > inputs
+        and outputs % inputs == 0
+        and max(shapes[name][2:]) > 1
+    ):
+        return outputs // inputs
+    return 1
+
+
+def _has_source(name: str, outputs: int, shapes: Shapes) -> bool:
+    return any(len(shape) > 1 and key != name and shape[0] == outputs and shape[1] > 1 for key, shape in shapes.items())
+
+
+def _around(name: str, shapes: Shapes) -> tuple[torch.Size | None, torch.Size | None]:
+    """Return the shapes of the convolutions before and after one, where both are 1 × 1."""
+    convolutions = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and key.endswith("weight")]
+    place = convolutions.index(name)
+    around = [shapes[key] for key in (*convolutions[max(0, place - 1) : place], *convolutions[place + 1 : place + 2])]
+    if len(around) < 2 or any(max(shape[2:]) > 1 for shape in around):
+        return None, None
+    return around[0], around[1]

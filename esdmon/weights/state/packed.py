@@ -1,0 +1,179 @@
+"""Weights that files store as packed numbers, and the formulas for what they stand for.
+
+GPTQ and AWQ: int32 with several codes in each, scales and zero points by group. bitsandbytes: 4-bit codes that index a
+table, scaled by block, or int8 rows. Others: int8 or float8 with a scale for the tensor, for rows or for blocks.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from esdmon.weights.matrix import UnreadableError
+from esdmon.weights.state.tensors import Entry, State, outline_like
+
+_AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each output in an int32 of 4-bit codes
+_NF4 = ".quant_state.bitsandbytes__"
+_SCALES = ("_scale_inv", "_scale", ".scale")
+_UNKNOWN = "packed numbers of an unknown layout: not read"
+_BLOCK = 128  # of float8 weights, where the configuration does not say it
+
+
+def packed_entries(state: State) -> Iterator[Entry]:
+    """Iterate over the packed weights of a state dict."""
+    for name, outline in state.outlines.items():
+        path, _, last = name.rpartition(".")
+        prefix = f"{path}." if path else ""
+        if last == "qweight" and f"{prefix}scales" in state.outlines:
+            yield _grouped(state, prefix)
+        elif last == "weight_packed" and f"{prefix}weight_scale" in state.outlines:
+            yield _unread(state, f"{prefix}weight", name, "integers packed by compressed-tensors: not read")
+        elif last == "qdata" and f"{prefix}scale" in state.outlines:
+            yield _scaled(state, path, name, f"{prefix}scale", zero=f"{prefix}zero_point")
+        elif name.endswith("._packed_params._packed_params.0"):
+            owner = name.removesuffix("_packed_params._packed_params.0")
+            yield Entry(f"{owner}weight", outline, lambda name=name: state.read(name), (name,))  # type: ignore[misc]
+        elif _NF4 in name:
+            yield _four_bits(state, name.partition(_NF4)[0], name)
+        elif last.endswith("weight") and _is_small(outline):
+            yield from _with_scales(state, name, prefix)
+
+
+def _is_small(outline: Tensor) -> bool:
+    return outline.dtype.itemsize == 1 and outline.dtype != torch.bool and outline.ndim > 1
+
+
+def _with_scales(state: State, name: str, prefix: str) -> Iterator[Entry]:
+    for key in (f"{prefix}SCB", f"{name}.SCB"):
+        if key in state.outlines:
+            yield _entry(state, name, (name, key), lambda codes, rows: codes.float() * (rows.float()[:, None] / 127))
+            return
+    keys = [*(f"{name}{suffix}" for suffix in _SCALES), f"{prefix}scale_weight"]
+    scale = next((key for key in keys if key in state.outlines), None)
+    is_fp4 = f"{name}_scale_2" in state.outlines or state.outlines[name].dtype == torch.uint8
+    if scale is not None and not is_fp4:
+        yield _scaled(state, name, name, scale, zero=f"{name}_zero_point")
+
+
+def _entry(state: State, name: str, parts: tuple[str, ...], unpack: Callable[..., Tensor]) -> Entry:
+    def read() -> Tensor:
+        return unpack(*(state.read(part) for part in parts))
+
+    return Entry(name, outline_like(state.outlines[parts[0]]), read, parts)
+
+
+def _unread(state: State, name: str, part: str, why: str = _UNKNOWN) -> Entry:
+    return Entry(name, outline_like(state.outlines[part]), lambda: state.read(part), (part,), unreadable=why)
+
+
+def _scaled(state: State, name: str, codes: str, scale: str, *, zero: str) -> Entry:
+    """Return q·s, or (q − z)·s, with a scale for the tensor, for each row, or for each block."""
+    shape, sides = state.outlines[codes].shape, state.outlines[scale].shape
+    if any(side > whole for side, whole in zip(sides, shape, strict=False)) or len(sides) > len(shape):
+        return _unread(state, name, codes)
+    block = _block_size(state)
+
+    def unpack(numbers: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
+        values = numbers.float()
+        if zeros is not None:
+            values = values - _spread(zeros.float(), values.shape, block)
+        return values * _spread(scales.float(), values.shape, block)
+
+    zeros = (zero,) if state.shape(zero) == sides else ()
+    return _entry(state, name, (codes, scale, *zeros), unpack)
+
+
+def _block_size(state: State) -> int:
+    settings = state.config.get("quantization_config")
+    size = settings.get("weight_block_size") if isinstance(settings, dict) else None
+    return size[0] if isinstance(size, list) and size and isinstance(size[0], int) and size[0] > 0 else _BLOCK
+
+
+def _spread(scales: Tensor, shape: torch.Size, block: int) -> Tensor:
+    """Return scales in a form that broadcasts to `shape`: each is repeated over its block."""
+    if (scales.ndim == 1 and scales.numel() not in (1, shape[-1])) or (scales.ndim == 1 and scales.numel() == shape[0]):
+        scales = scales.reshape(-1, *[1] * (len(shape) - 1))
+    for side, (count, size) in enumerate(zip(scales.shape, shape, strict=False)) if scales.ndim == len(shape) else ():
+        if count not in (1, size):
+            each = block if math.ceil(size / block) == count else math.ceil(size / count)
+            scales = scales.repeat_interleave(each, dim=side).narrow(side, 0, size)
+    return scales
+
+
+def _four_bits(state: State, name: str, settings: str) -> Entry:
+    """Return table[code]·absmax of its block, as bitsandbytes stores nf4 and fp4."""
+    parts = (name, f"{name}.absmax", f"{name}.quant_map", settings)
+    nested = (f"{name}.nested_absmax", f"{name}.nested_quant_map")
+    if any(part not in state.outlines for part in parts) or state.outlines[settings].numel() > 1 << 16:
+        return _unread(state, name, name if name in state.outlines else settings)
+    try:
+        facts = json.loads(bytes(state.read(settings).tolist()))
+        shape, block = torch.Size(facts["shape"]), int(facts["blocksize"])
+        nested_block, offset = int(facts.get("nested_blocksize") or 1), float(facts.get("nested_offset") or 0)
+        whole = torch.empty(shape, device="meta")
+    except Exception:  # noqa: BLE001 -- damaged: reported for this weight
+        return _unread(state, name, name)
+    if shape.numel() != 2 * state.outlines[name].numel() or block < 1 or nested_block < 1:
+        return _unread(state, name, name)
+    is_nested = all(part in state.outlines for part in nested)
+
+    def read() -> Tensor:
+        packed, absmax, table, *_ = (state.read(part) for part in parts)
+        if is_nested:
+            outer, outer_table = (state.read(part).float() for part in nested)
+            absmax = outer_table[absmax.long()] * outer.repeat_interleave(nested_block)[: absmax.numel()] + offset
+        codes = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], dim=1).flatten()
+        scales = absmax.float().flatten().repeat_interleave(block)[: codes.numel()]
+        values: Tensor = table.float()[codes.long()] * scales
+        return values.reshape(shape)
+
+    return Entry(name, whole, read, (*parts, *(nested if is_nested else ())))
+
+
+def _grouped(state: State, prefix: str) -> Entry:
+    """Return (q − z)·s by group of inputs, (inputs, outputs), of GPTQ or AWQ."""
+    name, packed, scales, zeros = (f"{prefix}{last}" for last in ("weight", "qweight", "scales", "qzeros"))
+    rows, columns = state.outlines[packed].shape if state.outlines[packed].ndim == 2 else (0, 0)
+    groups, outputs = state.outlines[scales].shape if state.outlines[scales].ndim == 2 else (0, 0)
+    zero_columns = (state.shape(zeros) or (0,))[-1]
+    bits = 32 * zero_columns // outputs if outputs else 0
+    if bits not in (2, 4, 8) or not groups:
+        return _unread(state, name, packed)
+    per_number = 32 // bits
+    is_awq = columns * per_number == outputs and columns != outputs
+    inputs = rows if is_awq else rows * per_number
+    if not is_awq and columns != outputs:
+        return _unread(state, name, packed)
+    group_of = f"{prefix}g_idx" if state.shape(f"{prefix}g_idx") == (inputs,) else None
+    settings = state.config.get("quantization_config")
+    is_v2 = isinstance(settings, dict) and settings.get("checkpoint_format") == "gptq_v2"
+
+    def read() -> Tensor:
+        codes, offsets = state.read(packed), _unpack_columns(state.read(zeros), bits)
+        if is_awq:
+            codes, offsets = _awq_order(_unpack_columns(codes, bits), bits), _awq_order(offsets, bits)
+        else:
+            codes = _unpack_columns(codes.T, bits).T
+            offsets = offsets if is_v2 else offsets + 1  # GPTQ stores the zero point less 1
+        size = math.ceil(inputs / groups)
+        group = torch.arange(inputs) // size if group_of is None else state.read(group_of).long()
+        if int(group.min()) < 0 or int(group.max()) >= groups:
+            raise UnreadableError("skipped", _UNKNOWN)
+        return (codes - offsets[group]).float() * state.read(scales).float()[group]
+
+    parts = (packed, scales, zeros) if group_of is None else (packed, scales, zeros, group_of)
+    return Entry(name, torch.empty(inputs, outputs, device="meta"), read, parts)
+
+
+def _unpack_columns(packed: Tensor, bits: int) -> Tensor:
+    """Return the codes in each int32, the lowest bits first: (rows, columns) to (rows, columns · 32/bits)."""
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    codes: Tensor = (packed[:, :, None] >> shifts) & (2**bits - 1)
+    return codes.reshape(packed.shape[0], -1)
+
+
+def _awq_order(codes: Tensor, bits: int) -> Tensor:
+    order = _AWQ_ORDER if bits == 4 else tuple(range(32 // bits))
+    return codes.reshape(codes.shape[0], -1, len(order))[:, :, list(order)].reshape(codes.shape)

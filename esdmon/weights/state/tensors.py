@@ -1,0 +1,129 @@
+"""The tensors of a state dict, under the names that the model's author gave them."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esdmon.errors import InputError
+
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+_PREFIXES = ("module.", "base_model.model.")
+"""What DataParallel, DistributedDataParallel, AveragedModel and peft put before every name."""
+_LORA = re.compile(r"\.lora_(embedding_)?[AB]\b")
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Names, shapes and values of tensors, and what a configuration says of them."""
+
+    outlines: Mapping[str, Tensor]
+    """Tensors of the right shape and dtype, which may be on the meta device."""
+    read: Callable[[str], Tensor]
+    """Returns the tensor of a name."""
+    is_lazy: bool
+    """Whether the values are on disk."""
+    unreadable: Mapping[str, str]
+    """By name, why a tensor cannot be read."""
+    config: Mapping[str, Any]
+    """`config.json` or `adapter_config.json`; empty without one."""
+
+    def shape(self, name: str) -> torch.Size | None:
+        """Return the shape of a tensor; None where there is none of that name, or it has no shape."""
+        with suppress(Exception):  # a nested tensor has none
+            return self.outlines[name].shape
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A parameter of the model: a tensor of the state dict, or what several of them stand for."""
+
+    name: str
+    """As the model names it."""
+    outline: Tensor
+    """Of the weight that acts."""
+    read: Callable[[], Tensor]
+    parts: tuple[str, ...]
+    """Names of the tensors that it is made of."""
+    view: str = "weight"
+    unreadable: str = ""
+    """Why it cannot be read."""
+    is_plain: bool = False
+    """Whether it is one tensor of the state dict, unchanged."""
+
+
+def outline_like(outline: Tensor, shape: Iterable[int] | None = None) -> Tensor:
+    """Return a tensor on the meta device, of another shape where one is given, and of floats."""
+    dtype = outline.dtype if outline.is_floating_point() and outline.dtype.itemsize > 1 else torch.float32
+    return torch.empty(tuple(outline.shape if shape is None else shape), dtype=dtype, device="meta")
+
+
+def open_state(weights: Mapping[str, Any]) -> State:
+    """Return the tensors of a mapping, with the names of wrappers removed.
+
+    Raises:
+        InputError: for a value that is not a tensor, nor any other thing that state dicts contain.
+    """
+    lazy = getattr(weights, "outlines", None)
+    flat = dict(lazy if lazy is not None else _flat(weights))
+    clean = _clean_names(flat)
+    reasons = getattr(weights, "unreadable", {})
+    return State(
+        outlines={name: flat[raw] for name, raw in clean.items()},
+        read=lambda name: weights[clean[name]] if clean[name] in weights else flat[clean[name]],
+        is_lazy=lazy is not None,
+        unreadable={name: reasons[raw] for name, raw in clean.items() if raw in reasons},
+        config=getattr(weights, "config", {}),
+    )
+
+
+def plain_entry(state: State, name: str) -> Entry:
+    """Return the entry of one tensor, unchanged."""
+    outline = state.outlines[name]
+    return Entry(
+        name, outline, partial(state.read, name), (name,), unreadable=state.unreadable.get(name, ""), is_plain=True
+    )
+
+
+def renamed(entry: Entry, name: str) -> Entry:
+    """Return an entry under another name."""
+    return replace(entry, name=name)
+
+
+def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over names and tensors. A module may save other values: its extra state, or packed parameters."""
+    for name, value in weights.items():
+        if isinstance(value, Tensor):
+            yield str(name), value
+        elif isinstance(value, tuple):
+            yield from ((f"{name}.{index}", part) for index, part in enumerate(value) if isinstance(part, Tensor))
+        elif value is not None and not isinstance(value, bytes | torch.dtype | torch.ScriptObject):
+            kind = type(value).__name__
+            raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors")
+
+
+def _clean_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return clean name -> stored name."""
+    clean = {name: ".".join(part for part in name.split(".") if part not in _WRAPPERS) for name in tensors}
+    prefix = _common_prefix(clean, tensors)
+    while prefix:
+        clean = {name: shown.removeprefix(prefix) for name, shown in clean.items()}
+        prefix = _common_prefix(clean, tensors)
+    if any(_LORA.search(name) for name in tensors):
+        clean = {name: shown.replace(".base_layer.", ".") for name, shown in clean.items()}
+    found: dict[str, str] = {}
+    for name, shown in clean.items():
+        found[name if shown in found or not shown else shown] = name
+    return found
+
+
+def _common_prefix(clean: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
+    """Return the prefix of a wrapper that all names have, but those of counters such as `n_averaged`."""
+    shown = [each for name, each in clean.items() if tensors[name].dim() > 0]
+    return next((prefix for prefix in _PREFIXES if shown and all(each.startswith(prefix) for each in shown)), "")

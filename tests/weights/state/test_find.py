@@ -1,0 +1,313 @@
+"""A state dict, or a file of it, is read as the module is: the same names, shapes and numbers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import esdmon
+from esdmon.records import Report
+from esdmon.weights import discover
+
+
+def pruned() -> nn.Module:
+    layer = nn.LSTM(16, 20)
+    cut: Any = prune
+    cut.random_unstructured(layer, "weight_hh_l0", amount=0.5)
+    return nn.Sequential(cut.l1_unstructured(nn.Linear(64, 48), "weight", amount=0.8), layer)
+
+
+def old_norms() -> nn.Module:
+    return nn.Sequential(
+        nn.utils.weight_norm(nn.Conv1d(20, 24, 3)),
+        nn.utils.weight_norm(nn.Linear(24, 30), dim=1),
+        nn.utils.spectral_norm(nn.ConvTranspose2d(20, 30, 3)),
+    )
+
+
+def new_norms() -> nn.Module:
+    new = nn.utils.parametrizations
+    return nn.Sequential(
+        new.weight_norm(nn.Linear(24, 30)),
+        new.weight_norm(nn.Conv2d(20, 24, 3), dim=1),
+        new.spectral_norm(nn.Linear(30, 24)),
+    ).eval()
+
+
+class Bottleneck(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 3)
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(64, 48, 1), nn.Conv2d(48, 48, 3, groups=4), nn.Conv2d(48, 64, 1)
+        self.depthwise, self.point = nn.Conv2d(64, 64, 5, groups=64), nn.Conv2d(64, 32, 1)
+        self.shortcut = nn.Conv2d(64, 64, 1)
+
+
+class Noisy(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(30, 24)
+        self.weight_sigma = nn.Parameter(torch.rand(24, 30))
+        self.register_buffer("weight_epsilon", torch.randn(24, 30))
+        self.register_buffer("attn_mask", torch.randn(24, 24))
+        self.register_buffer("grid", torch.randn(24, 24))
+        self.cls_token = nn.Parameter(torch.randn(1, 20, 24))
+        self.spline = nn.Parameter(torch.randn(12, 20, 24))
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "pruned": pruned,
+    "old norms": old_norms,
+    "new norms": new_norms,
+    "recurrent": lambda: nn.ModuleList(
+        [nn.LSTM(15, 20, proj_size=12), nn.GRU(15, 20, bidirectional=True), nn.RNN(15, 20)]
+    ),
+    "attention": lambda: nn.Sequential(nn.MultiheadAttention(24, 4), nn.MultiheadAttention(24, 4, kdim=20, vdim=18)),
+    "grey images": lambda: nn.Sequential(nn.Conv2d(1, 12, 5), nn.Conv2d(12, 16, 5), nn.Linear(64, 20)),
+    "groups": Bottleneck,
+    "what is no weight": lambda: nn.Sequential(Noisy()),
+    "an embedding": lambda: nn.ModuleDict({"embed_proj": nn.Linear(20, 30), "tok_embed": nn.Embedding(50, 20)}),
+}
+
+
+def assert_same_reading(report: Report, expected: Report) -> None:
+    assert {layer.name for layer in report} == {layer.name for layer in expected}
+    for layer in report:
+        other = expected[layer.name]
+        assert (layer.N, layer.M, layer.slices, layer.status) == (other.N, other.M, other.slices, other.status)
+        assert layer.measures == pytest.approx(other.measures, rel=1e-4, nan_ok=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_state_dict_is_read_as_its_module(kind: str, tmp_path: Path) -> None:
+    """Also from a file, and under the names of wrappers."""
+    torch.manual_seed(0)
+    model = MODELS[kind]()
+    expected = esdmon.analyze(model, measures=["alpha", "lambda_max"])
+    wrapped = {f"module._orig_mod.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save({"epoch": 1, "state_dict": wrapped}, tmp_path / "a.pth.tar")
+    for source in (model.state_dict(), tmp_path / "a.pth.tar"):
+        assert_same_reading(esdmon.analyze(source, measures=["alpha", "lambda_max"]), expected)
+
+
+MASKED = {
+    "h.0.attn.bias": (torch.ones(1, 1, 64, 64), "biases"),
+    "attn.mask": (torch.ones(64, 64), "masks"),
+    "experts.gate_up_proj_bias": (torch.ones(32, 64), "biases"),
+    "pos": (torch.ones(1, 50, 64), "3-D parameters of unknown layout"),
+    "mixer.A_log": (torch.ones(64, 16), "logarithms of a diagonal"),
+    "relative_position_index": (torch.ones(49, 49, dtype=torch.int64), "tables of constants"),
+    "position_map": (torch.ones(49, 49, dtype=torch.int64), "integers"),
+    "x.hada_w1_a": (torch.ones(30, 20), "factors of an adapter other than LoRA"),
+}
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_what_is_no_weight_is_named_in_the_coverage(name: str) -> None:
+    """With its reason."""
+    tensor, reason = MASKED[name]
+    report = esdmon.analyze({"fc.weight": torch.randn(30, 20), name: tensor})
+    assert [layer.name for layer in report] == ["fc"]
+    assert {skip.name: skip.reason for skip in report.coverage.skipped} == {name: reason}
+
+
+register: Any = nn.utils.parametrize.register_parametrization
+UNKNOWN: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "orthogonal": (lambda: nn.utils.parametrizations.orthogonal(nn.Linear(20, 20)), "orthogonal by a map"),
+    "of a user": (
+        lambda: register(nn.Linear(20, 20), "weight", nn.Softplus()),
+        "a parametrisation that the file does not describe",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_a_parametrisation_that_is_not_in_the_file_is_skipped(kind: str) -> None:
+    """What acts cannot be known."""
+    make, reason = UNKNOWN[kind]
+    state = nn.ModuleDict({"odd": make(), "good": nn.Linear(20, 30)}).state_dict()
+    report = esdmon.analyze(state)
+    assert (report["good"].status, report["odd"].status) == ("ok", "skipped")
+    assert reason in report["odd"].reason
+    assert "odd.parametrizations.weight.original" in {skip.name for skip in report.coverage.skipped}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.emb, self.conv = nn.Embedding(60, 24), nn.Conv2d(20, 30, 3)
+        self.q, self.v = nn.Linear(24, 32), nn.Linear(24, 40)
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "plain": {"lora_alpha": 64, "target_modules": ["q", "v"]},
+    "rslora": {"lora_alpha": 64, "use_rslora": True, "target_modules": ["q"]},
+    "patterns": {"lora_alpha": 8, "target_modules": ["q", "v"], "alpha_pattern": {"v": 40}, "rank_pattern": {"q": 12}},
+    "dora": {"lora_alpha": 32, "use_dora": True, "target_modules": ["q"]},
+    "convolution and embedding": {"lora_alpha": 32, "target_modules": ["conv", "emb"]},
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_an_adapter_has_the_scale_of_its_configuration(kind: str, tmp_path: Path) -> None:
+    """A folder of peft gives the changes that its module has."""
+    torch.manual_seed(0)
+    model = peft.get_peft_model(Net(), peft.LoraConfig(r=16, **ADAPTERS[kind]))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(parameter, std=0.02)
+    model.save_pretrained(str(tmp_path))
+    expected = esdmon.analyze(model, layers=["*/lora.default"], measures=["spectral_norm"])
+    report = esdmon.analyze(tmp_path, measures=["spectral_norm"])
+    assert_same_reading(report, expected)
+    assert all(layer.status == "ok" and layer.view == "lora-delta" for layer in report)
+
+
+def test_an_adapter_of_kohya_has_its_own_scale() -> None:
+    """alpha/r, of a linear layer and of a convolution."""
+    up, down = torch.randn(40, 12), torch.randn(12, 30)
+    state = {
+        "unet_a.lora_up.weight": up,
+        "unet_a.lora_down.weight": down,
+        "unet_a.alpha": torch.tensor(6.0),
+        "unet_b.lora_up.weight": up[:, :, None, None],
+        "unet_b.lora_down.weight": down.reshape(12, 10, 3, 1),
+    }
+    report = esdmon.analyze(state)
+    norm = float(torch.linalg.matrix_norm(up @ down, 2))
+    assert [layer.name for layer in report] == ["unet_a/lora", "unet_b/lora"]
+    assert report["unet_a/lora"].measures["spectral_norm"] == pytest.approx(norm / 2, rel=1e-5)
+    assert report["unet_b/lora"].measures["spectral_norm"] == pytest.approx(norm, rel=1e-5)
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Return rows of codes packed into int32, the lowest bits first."""
+    grouped = codes.reshape(codes.shape[0], -1, 32 // bits).to(torch.int64)
+    total = (grouped << torch.arange(0, 32, bits)).sum(dim=-1)
+    return torch.where(total >= 2**31, total - 2**32, total).to(torch.int32)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("order", ["in order", "by activation"])
+def test_gptq_is_read_as_what_it_stands_for(bits: int, order: str) -> None:
+    """(q − z)·s, with the group of each input, in order or not."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, outputs, groups = 64, 32, 4
+    codes = torch.randint(0, 2**bits, (inputs, outputs), generator=generator)
+    zeros = torch.randint(1, 2**bits, (groups, outputs), generator=generator)
+    scales = torch.rand(groups, outputs, generator=generator) + 0.5
+    group_of = torch.arange(inputs) // 16 if order == "in order" else torch.randperm(inputs, generator=generator) // 16
+    weight = (codes - zeros[group_of]) * scales[group_of]
+    state = {
+        "q.qweight": pack(codes.T, bits).T.contiguous(),
+        "q.qzeros": pack(zeros - 1, bits),
+        "q.scales": scales,
+        "q.g_idx": group_of.int(),
+    }
+    (matrix,) = discover(state).matrices
+    assert matrix.name == "q"
+    assert torch.allclose(matrix.read(), weight)
+    assert discover(state).coverage.share == 1
+
+
+def test_awq_is_read_as_what_it_stands_for() -> None:
+    """Its codes lie side by side in another order, and its zero points are not shifted."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (64, 32), generator=generator)
+    zeros = torch.randint(0, 16, (4, 32), generator=generator)
+    scales = torch.rand(4, 32, generator=generator) + 0.5
+    order = torch.tensor([0, 2, 4, 6, 1, 3, 5, 7])  # output of each place, as AutoAWQ packs them
+
+    def packed(values: Tensor) -> Tensor:
+        return pack(values.reshape(len(values), -1, 8)[:, :, order].reshape(values.shape), 4)
+
+    state = {"q.qweight": packed(codes), "q.qzeros": packed(zeros), "q.scales": scales}
+    (matrix,) = discover(state).matrices
+    group_of = torch.arange(64) // 16
+    assert torch.allclose(matrix.read(), (codes - zeros[group_of]) * scales[group_of])
+
+
+@pytest.mark.parametrize("scale", [(), (1,), (200, 1), (2, 1)])
+def test_small_floats_are_read_with_their_scales(scale: tuple[int, ...], tmp_path: Path) -> None:
+    """For the tensor, for each row, or for each block of 128."""
+    codes, scales = torch.randn(200, 100).to(torch.float8_e4m3fn), torch.rand(scale) + 0.5
+    save_file({"a.weight": codes, "a.weight_scale_inv": scales, "b.weight": codes.clone()}, tmp_path / "a.safetensors")
+    read, unread = discover(esdmon.weights.open_checkpoint(tmp_path / "a.safetensors")).matrices
+    spread = scales.repeat_interleave(128, 0)[:200] if scale == (2, 1) else scales
+    assert torch.equal(read.read(), codes.float() * spread)
+    assert "float8_e4m3fn weights are not real numbers" in unread.unreadable
+
+
+def test_a_quantised_model_of_torchao_is_read_from_its_file(tmp_path: Path) -> None:
+    """Its tensors are classes of its own, which are not made here."""
+    quantization = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(64, 48))
+    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
+    torch.save(model.state_dict(), tmp_path / "a.pt")
+    assert_same_reading(esdmon.analyze(tmp_path / "a.pt"), esdmon.analyze(model))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dynamic_quantisation_of_torch_is_read_from_its_file(tmp_path: Path) -> None:
+    """A linear layer from its packed parameters."""
+    model = nn.Sequential(nn.Linear(64, 48))
+    engines = torch.backends.quantized.supported_engines
+    torch.backends.quantized.engine = next(engine for engine in engines if engine != "none")
+    quantize: Any = torch.ao.quantization.quantize_dynamic
+    packed = quantize(model, {nn.Linear})
+    weight = packed[0].weight().dequantize()
+    torch.save(packed.state_dict(), tmp_path / "a.pt")
+    for source in (esdmon.weights.open_checkpoint(tmp_path / "a.pt"), packed.state_dict()):
+        (matrix,) = discover(source).matrices
+        assert matrix.name == "0"
+        assert torch.allclose(
+            matrix.read().float() if not matrix.read().is_quantized else matrix.read().dequantize(), weight
+        )
+
+
+def test_four_bits_of_bitsandbytes_are_read_from_a_file(tmp_path: Path) -> None:
+    """By its own table and the largest number of each block, itself in 8 bits."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    weight = torch.randn(64, 96)
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
+    parts = {f"q.weight.{key.removeprefix('weight.')}": value for key, value in state.as_dict(packed=True).items()}
+    save_file({"q.weight": packed, **parts}, tmp_path / "a.safetensors")
+    (matrix,) = discover(esdmon.weights.open_checkpoint(tmp_path / "a.safetensors")).matrices
+    assert torch.allclose(matrix.read(), functional.dequantize_4bit(packed, state), atol=1e-5)
+
+
+def test_experts_are_split_by_the_sides_of_their_neighbours() -> None:
+    """Gate and up-projection lie along the side that the down-projection has half of; alternating with biases."""
+    up, down = torch.randn(4, 24, 60), torch.randn(4, 30, 24)
+    state = {"mlp.experts.gate_up_proj": up, "mlp.experts.down_proj": down}
+    biased = state | {"mlp.experts.gate_up_proj_bias": torch.ones(4, 60)}
+    for given, expected in ((state, up[:, :, :30]), (biased, up[:, :, ::2])):
+        matrices = {matrix.name: matrix for matrix in discover(given).matrices}
+        assert set(matrices) == {
+            "mlp.experts.gate_up_proj/gate",
+            "mlp.experts.gate_up_proj/up",
+            "mlp.experts.down_proj",
+        }
+        gate = matrices["mlp.experts.gate_up_proj/gate"]
+        assert torch.equal(gate.to_stack(gate.read()), expected)
+
+
+def test_a_configuration_says_how_heads_alternate(tmp_path: Path) -> None:
+    """Bloom stores q, k and v of one head, then those of the next; without the configuration it is one matrix."""
+    save_file({"h.0.query_key_value.weight": torch.randn(96, 32)}, tmp_path / "model.safetensors")
+    assert [layer.name for layer in esdmon.analyze(tmp_path)] == ["h.0.query_key_value"]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bloom", "n_head": 4, "hidden_size": 32}))
+    assert [layer.name for layer in esdmon.analyze(tmp_path)] == [f"h.0.query_key_value/{part}" for part in "qkv"]
+
+
+def test_two_names_that_differ_by_weight_are_both_read() -> None:
+    """`proj`, a parameter, beside `proj.weight`, that of a layer."""
+    report = esdmon.analyze({"proj": torch.randn(30, 20), "proj.weight": torch.randn(40, 20)})
+    assert [(layer.name, layer.N) for layer in report] == [("proj", 30), ("proj.weight", 40)]
