@@ -39,3 +39,8 @@ def nearest(got: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'a' or 'b'?"` for the names closest to a wrong one, or an empty text."""
     close = difflib.get_close_matches(got, list(known), n=3, cutoff=0.5)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def printable(text: str) -> str:
+    """Return a text in one line, its line breaks and control characters written as escape sequences."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

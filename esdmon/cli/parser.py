@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TypeVar
 
-from esdmon.errors import EsdmonError
+from esdmon.errors import EsdmonError, printable
 
 Number = TypeVar("Number", int, float)
 FAILURE = 2
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"esdmon {options.command}: cannot write: {error.strerror or error}", file=sys.stderr)
         return FAILURE
     except EsdmonError as error:
-        print(f"esdmon {options.command}: {error}", file=sys.stderr)
+        print(f"esdmon {options.command}: {printable(str(error))}", file=sys.stderr)
         return FAILURE
     except KeyboardInterrupt:
         print(f"\nesdmon {options.command}: stopped.", file=sys.stderr)
@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=version("esdmon"))
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands.add_parser("demo", help="train a small network on digits and show its spectra live"))
-    _add_scan(commands.add_parser("scan", help="analyse the spectra of a checkpoint, or compare two"))
+    _add_scan(commands.add_parser("scan", help="analyse the spectra of a checkpoint, or compare several"))
     _add_alerts(
         commands.add_parser("alerts", help="explain alert rules, validate a TOML file, or replay a finished run")
     )
@@ -108,10 +108,21 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-eigenvalues", type=_number(int, 1, 10**9), metavar="N", help="skip matrices with more eigenvalues"
     )
-    parser.add_argument("--compare", metavar="OTHER", help="an earlier checkpoint: report the changes since then")
+    parser.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="OTHER",
+        default=[],
+        help="earlier checkpoints, the oldest first: report the changes since then",
+    )
     parser.add_argument("--reference", metavar="OTHER", help="analyse the difference from a checkpoint: W − W₀")
     parser.add_argument("--measures", nargs="+", metavar="NAME", help="names of measures, or 'all'")
     parser.add_argument("--exact", action="store_true", help="compute everything in float64")
+    parser.add_argument(
+        "--columns", nargs="+", metavar="NAME", help="columns of the table or the CSV, by names as in --json"
+    )
+    parser.add_argument("--sort", metavar="NAME", help="sort by a column, layers without a value last")
+    parser.add_argument("--reverse", action="store_true", help="sort in descending order")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print one JSON object")
     form.add_argument(
@@ -133,6 +144,9 @@ def _scan(options: argparse.Namespace) -> int:
         measures="all" if measures == ["all"] else measures,
         precision="exact" if options.exact else "auto",
         form=options.form,
+        columns=options.columns,
+        sort=options.sort,
+        reverse=options.reverse,
     )
     return scan.scan(settings)
 

@@ -1,31 +1,35 @@
-"""`esdmon scan`: analyse the spectra of a checkpoint, or compare two.
+"""`esdmon scan`: analyse the spectra of a checkpoint, or compare several.
 
 Under torchrun the matrices are split over the ranks, and rank 0 prints.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import distributed
 
+from esdmon.cli import compare, scan_output
+from esdmon.cli.compare import Snapshot
+from esdmon.cli.scan_output import View
+from esdmon.errors import InputError, printable
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
-from esdmon.records import Coverage, LayerReport, Record, Report, show
-from esdmon.records.table import format_table
+from esdmon.present.columns import COMPARISON, TABLE, choose_columns, measures_in
+from esdmon.records import LayerReport, Report
+from esdmon.records.table import shorten
 from esdmon.runtime.reader import Reader
 from esdmon.schedule.priority import share_out
+from esdmon.spectrum import Measure
 from esdmon.weights import Drift, Matrix, Selection, nominal_seconds, solve_lapack
 
 _WRONG = ("nonfinite", "degenerate", "failed")
+_NAME = 24  # characters of a name beside the progress bar
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +38,20 @@ class ScanOptions:
 
     path: str
     selection: Selection
-    compare: str | None = None
-    """An earlier checkpoint to compare with."""
+    compare: Sequence[str] = ()
+    """Earlier checkpoints to compare with, the oldest first."""
     reference: str | None = None
     """A checkpoint with weights W₀, subtracted before the analysis."""
     measures: str | Sequence[str] = "default"
     precision: str = "auto"
     form: str = "table"
     """table, json or csv."""
+    columns: Sequence[str] | None = None
+    """Names of the columns of a table or of CSV; None for the usual ones."""
+    sort: str | None = None
+    """Name of the column to sort by; None for the model's order, or in a comparison for the most moved first."""
+    reverse: bool = False
+    """True to sort in descending order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,75 +62,94 @@ class Ranks:
     count: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """The readings of a matrix in two checkpoints."""
-
-    before: LayerReport
-    after: LayerReport
-
-    @property
-    def moved(self) -> float:
-        """‖ΔW‖/‖W‖, on a sample of the elements."""
-        return self.after.update_ratio
-
-    def to_record(self) -> Record:
-        """Return the record of the later reading, with values of the earlier one as `before_<name>`."""
-        before = self.before.to_record()
-        earlier = {name: before[name] for name in ("status", "phase", "phase_code", *self.before.measures)}
-        return self.after.to_record() | {f"before_{name}": value for name, value in earlier.items()}
-
-
 def scan(settings: ScanOptions) -> int:
-    """Analyse a checkpoint and print the result.
+    """Analyse a checkpoint, or several, and print the result.
 
     Returns:
-        Exit status: 1 if a weight is zero, not finite, or could not be analysed, else 0.
+        Exit status: 2 if no matrix could be read, 1 if a weight is zero, not finite, or could not be analysed, else 0.
 
     Raises:
-        InputError: if the checkpoint cannot be read.
+        InputError: if a checkpoint cannot be read, nothing can be compared, or an option is unknown.
     """
+    plugins = Plugins()
+    view = _view(settings, plugins.measures)
+    measures = _measures(settings, view, plugins.measures)
+    paths = [*settings.compare, settings.path]
     with _ranks() as ranks:
-        drift = Drift() if settings.compare is not None else None
-        reader = _reader(settings, settings.path, drift)
-        earlier = None if settings.compare is None else _reader(settings, settings.compare, drift)
-        before = None if earlier is None else _read(earlier, _common(earlier, reader), ranks, "before")
-        after = _read(reader, reader.matrices if earlier is None else _common(reader, earlier), ranks, "reading")
+        drift = Drift() if settings.compare else None
+        readers = [_reader(settings, path, drift, plugins, measures) for path in paths]
+        found = [[matrix.name for matrix in reader.matrices] for reader in readers]
+        compare.check_common(paths, found)
+        names = compare.common(found)
+        mine = {matrix.name for matrix in split([each for each in readers[-1].matrices if each.name in names], ranks)}
+        snapshots = [
+            Snapshot(path, _read(reader, names, mine, step, ranks), {m.name: m.stack_shape() for m in reader.matrices})
+            for path, step, reader in zip(paths, compare.steps_of(paths), readers, strict=True)
+        ]
         if ranks.rank > 0:
             return 0
-        _write(settings, after, before, reader, earlier)
-    return int(any(layer.status in _WRONG for layer in after))
+    if len(snapshots) > 1:
+        print(compare.output(snapshots, view))
+    else:
+        print(scan_output.output(snapshots[0].report, view))
+    return _status(snapshots[-1].report)
 
 
-def _reader(settings: ScanOptions, path: str, drift: Drift | None) -> Reader:
-    known = Plugins()
+def _view(settings: ScanOptions, known: Mapping[str, Measure]) -> View:
+    usual = COMPARISON if settings.compare else TABLE
+    if settings.columns and settings.form == "json":
+        raise InputError("--columns chooses columns of a table or of CSV: leave it out, since --json prints all values")
+    names = ("layer", *(name for name in settings.columns or usual if name != "layer"))
+    sort = None if settings.sort is None else choose_columns("--sort", [settings.sort], known)[0]
+    columns = choose_columns("--columns", names, known)
+    return View(settings.form, columns, sort, reverse=settings.reverse, is_chosen=bool(settings.columns))
+
+
+def _measures(settings: ScanOptions, view: View, known: Mapping[str, Measure]) -> tuple[Measure, ...]:
+    """Return the measures to compute, with those of the columns that are shown or sorted by."""
+    measures = choose_measures(settings.measures, known)
+    shown = measures_in((*view.columns, *([view.sort] if view.sort else ())), known)
+    return tuple(measure for name, measure in known.items() if measure in measures or name in shown)
+
+
+def _status(report: Report) -> int:
+    """Return the exit status, and say on standard error if no matrix could be read."""
+    if not any(layer.was_read for layer in report):
+        reasons = "; ".join(dict.fromkeys(layer.reason for layer in report))
+        print(f"esdmon scan: no matrix could be read: {reasons}", file=sys.stderr)
+        return 2
+    return int(any(layer.status in _WRONG for layer in report))
+
+
+def _reader(
+    settings: ScanOptions, path: str, drift: Drift | None, plugins: Plugins, measures: Sequence[Measure]
+) -> Reader:
     return Reader(
         path,
-        known,
+        plugins,
         selection=settings.selection,
         reference=settings.reference,
-        measures=choose_measures(settings.measures, known.measures),
+        measures=measures,
         precision=settings.precision,
         drift=drift,
         solver=solve_lapack,
     )
 
 
-def _common(reader: Reader, other: Reader) -> list[Matrix]:
-    names = {matrix.name for matrix in other.matrices}
-    return [matrix for matrix in reader.matrices if matrix.name in names]
-
-
-def _read(reader: Reader, matrices: Sequence[Matrix], ranks: Ranks, what: str) -> Report:
+def _read(reader: Reader, names: Collection[str], mine: Collection[str], step: int, ranks: Ranks) -> Report:
+    """Read the matrices `names`, of which this rank reads `mine`."""
     start = time.perf_counter()
-    mine = split(matrices, ranks)
-    read = {matrix.name: reader.read_one(matrix.name, step=0) for matrix in _with_progress(mine, what, ranks)}
+    matrices = [matrix for matrix in reader.matrices if matrix.name in names]
+    progress = _with_progress([matrix for matrix in matrices if matrix.name in mine], ranks)
+    read = {matrix.name: reader.read_one(matrix.name, step) for matrix in progress}
     if ranks.count > 1:
         gathered: list[dict[str, LayerReport]] = [{} for _ in range(ranks.count)]
         distributed.all_gather_object(gathered, read)
         read = {name: layer for part in gathered for name, layer in part.items()}
     layers = tuple(read[matrix.name] for matrix in matrices)
-    return Report(0, layers, reader.coverage, time.perf_counter() - start)
+    return Report(
+        step, layers, reader.coverage_of(layers, absent="not in all checkpoints"), time.perf_counter() - start
+    )
 
 
 def split(matrices: Sequence[Matrix], ranks: Ranks) -> list[Matrix]:
@@ -143,76 +172,25 @@ def _ranks() -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def _with_progress(matrices: Sequence[Matrix], what: str, ranks: Ranks) -> Iterable[Matrix]:
-    """Show a progress bar on stderr if it is a terminal and rich is installed."""
+def _with_progress(matrices: Sequence[Matrix], ranks: Ranks) -> Iterator[Matrix]:
+    """Yield the matrices, with a progress bar on stderr if it is a terminal and rich is installed.
+
+    The bar and its estimate of the time left count what each matrix costs, since most of them are small.
+    """
     if ranks.rank > 0 or not sys.stderr.isatty():
-        return matrices
+        yield from matrices
+        return
     try:
         from rich.console import Console  # noqa: PLC0415 -- an extra
-        from rich.progress import track  # noqa: PLC0415
+        from rich.markup import escape  # noqa: PLC0415
+        from rich.progress import Progress  # noqa: PLC0415
     except ImportError:
-        return matrices
-    return track(matrices, description=what, console=Console(stderr=True), transient=True)
-
-
-def _write(settings: ScanOptions, after: Report, before: Report | None, reader: Reader, earlier: Reader | None) -> None:
-    if before is None or earlier is None:
-        records = after.to_records()
-        table = str(after)
-    else:
-        changes = sorted(
-            (Change(old, new) for old, new in zip(before, after, strict=True)),
-            key=lambda change: -change.moved if math.isfinite(change.moved) else -math.inf,
-        )
-        records = [change.to_record() for change in changes]
-        table = "\n".join([_changes_table(changes), *_only_in_one(reader, earlier), str(after.coverage)])
-    if settings.form == "table":
-        print(table)
-    elif settings.form == "json":
-        print(json.dumps({"coverage": _coverage_record(after.coverage), "layers": records}, indent=1, allow_nan=False))
-    else:
-        _write_csv(records)
-
-
-def _changes_table(changes: Sequence[Change]) -> str:
-    header = ["layer", "moved", "alpha", "soft rank", "phase"]
-    return format_table(header, [_change_row(change) for change in changes], left=(0, 4))
-
-
-def _change_row(change: Change) -> list[str]:
-    before, after = change.before, change.after
-    if after.status != "ok" or before.status != "ok":
-        return [after.name, "", "", "", _arrow(before.status, after.status)]
-    alphas = (f"{show(layer, 'alpha', '.2f')}" if layer.alpha_is_meaningful else "–" for layer in (before, after))
-    return [
-        after.name,
-        f"{change.moved:.2%}",
-        _arrow(*alphas),
-        _arrow(show(before, "mp_soft_rank", ".2f"), show(after, "mp_soft_rank", ".2f")),
-        _arrow(before.phase.value, after.phase.value),
-    ]
-
-
-def _arrow(before: str, after: str) -> str:
-    return after if before == after else f"{before} → {after}"
-
-
-def _only_in_one(reader: Reader, earlier: Reader) -> Iterator[str]:
-    for here, there, which in ((reader, earlier, "later"), (earlier, reader, "earlier")):
-        names = {matrix.name for matrix in there.matrices}
-        alone = [matrix.name for matrix in here.matrices if matrix.name not in names]
-        if alone:
-            more = f" and {len(alone) - 3} more" if len(alone) > 3 else ""
-            yield f"only in the {which}: {', '.join(alone[:3])}{more}"
-
-
-def _coverage_record(coverage: Coverage) -> Record:
-    return {"share": coverage.share, **asdict(coverage)}
-
-
-def _write_csv(records: Sequence[Mapping[str, object]]) -> None:
-    names = list(dict.fromkeys(name for record in records for name in record))
-    writer = csv.DictWriter(sys.stdout, names)
-    writer.writeheader()
-    for record in records:
-        writer.writerow({name: " ".join(value) if isinstance(value, list) else value for name, value in record.items()})
+        yield from matrices
+        return
+    costs = [nominal_seconds(matrix) for matrix in matrices]
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading", total=sum(costs))
+        for matrix, cost in zip(matrices, costs, strict=True):
+            progress.update(task, description=escape(printable(shorten(matrix.name, _NAME))))
+            yield matrix
+            progress.advance(task, cost)

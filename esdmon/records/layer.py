@@ -14,6 +14,9 @@ Status: TypeAlias = Literal["ok", "skipped", "degenerate", "nonfinite", "failed"
 MOVED = 1e-6
 """‖ΔW‖/‖W‖ above which a weight counts as moved: ten times the rounding error of float32. Our choice."""
 
+EQUAL = "equal to the reference"
+"""The reason why a weight that has not changed has no spectrum of W − W₀."""
+
 RECORD_KEYS = (
     "name",
     "status",
@@ -108,6 +111,9 @@ class LayerReport:
     """Number of optimizer steps taken when the weight was read."""
     reason: str = ""
     """Explanation of a status other than `ok`; empty for `ok`."""
+    kind: str = ""
+    """Kind of layer by how it is read, such as `linear`, `conv2d`, `attention` or `experts`; empty if it is not known.
+    Not in JSON records."""
     view: str = "weight"
     """Which matrix was read: `weight`, `base`, `lora-delta`, `merged`, or `difference` from a reference."""
     aliases: tuple[str, ...] = ()
@@ -200,6 +206,11 @@ class LayerReport:
         if before is None or before.status != "ok" or self.phase in (before.phase, before.shown_phase):
             return self
         return replace(self, settled=before.shown_phase)
+
+    @property
+    def was_read(self) -> bool:
+        """True if the weight was read, even if it is zero, not finite or equal to its reference."""
+        return self.status not in ("skipped", "failed") or self.reason == EQUAL
 
     @property
     def last_move(self) -> float:

@@ -3,32 +3,39 @@
 import itertools
 from collections.abc import Collection, Sequence
 
+from esdmon.errors import printable
+
 WIDTH = 80
 _GAP = "  "
 _LONG_NAME = 20  # characters; common leading parts are removed if a name is longer
 
 
 def format_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), width: int = WIDTH
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,), width: int | None = WIDTH
 ) -> str:
     """Return a table with aligned columns, the first one shortened until the table fits `width`.
+
+    Line breaks and control characters in a cell are written as escape sequences.
 
     Args:
         header: a title for each column.
         rows: a cell for each column.
         left: numbers of the columns that are aligned to the left; the others are aligned to the right.
-        width: characters in a line.
+        width: characters in a line; None shortens nothing.
 
     >>> print(format_table(["layer", "alpha"], [["encoder.layers.0.weight", "2.31"]], width=20))
     layer          alpha
     enco…0.weight   2.31
     """
-    names = _without_common_prefix([row[0] for row in rows])
-    rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
+    rows = [[printable(cell) for cell in row] for row in rows]
+    if width is not None:
+        names = _without_common_prefix([row[0] for row in rows])
+        rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
-    widths[0] = min(widths[0], max(width - others, len(header[0]), 8))
+    if width is not None:
+        others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
+        widths[0] = min(widths[0], max(width - others, len(header[0]), 8))
     return "\n".join(_line(row, widths, left) for row in (header, *rows))
 
 

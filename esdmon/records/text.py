@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 
+from esdmon.errors import printable
 from esdmon.records.layer import LayerReport
 from esdmon.records.table import format_table
 from esdmon.spectrum import Phase
@@ -12,12 +13,21 @@ def layer_table(layers: Sequence[LayerReport]) -> str:
     """Return a table of 80 columns, and lines on layers that are not ok, are unclassified, or look like noise."""
     rows = [_row(layer) for layer in layers]
     lines = [format_table(["layer", "N × M", "phase", "alpha", "soft rank", "spikes"], rows, left=(0, 2))]
-    lines += [f"{layer.name}: {layer.reason}" for layer in layers if layer.status != "ok"]
+    return "\n".join([*lines, *layer_notes(layers), *alpha_note(layers)])
+
+
+def layer_notes(layers: Sequence[LayerReport]) -> list[str]:
+    """Return lines on layers that are not ok, or unclassified."""
     ok = [layer for layer in layers if layer.status == "ok"]
-    lines += grouped((layer.explanation, layer.name) for layer in ok if layer.shown_phase is Phase.UNCLASSIFIED)
-    if any(not layer.alpha_is_meaningful for layer in ok):
-        lines.append("(alpha) in parentheses: no power-law tail that can be distinguished from noise")
-    return "\n".join(lines)
+    unclassified = ((layer.explanation, layer.name) for layer in ok if layer.shown_phase is Phase.UNCLASSIFIED)
+    return [*grouped((layer.reason, layer.name) for layer in layers if layer.status != "ok"), *grouped(unclassified)]
+
+
+def alpha_note(layers: Sequence[LayerReport]) -> list[str]:
+    """Return a line on what parentheses around an alpha mean, where a table has any."""
+    if all(layer.alpha_is_meaningful for layer in layers if layer.status == "ok"):
+        return []
+    return ["(alpha) in parentheses: no power-law tail that can be distinguished from noise"]
 
 
 def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str]) -> list[str]:
@@ -42,7 +52,7 @@ def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
     for reason, name in reasons:
         by_reason.setdefault(reason, []).append(name)
     return [
-        f"{', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}: {reason}"
+        printable(f"{', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}: {reason}")
         for reason, names in by_reason.items()
     ]
 
@@ -53,16 +63,27 @@ def show(layer: LayerReport, measure: str, form: str) -> str:
     return format(value, form) if math.isfinite(value) else "–"
 
 
-def _row(layer: LayerReport) -> list[str]:
-    shape = f"{layer.N} × {layer.M}" + (f" × {layer.slices}" if layer.slices > 1 else "")
-    if layer.status != "ok":
-        return [layer.name, shape if layer.N else "", layer.status, "", "", ""]
+def shape_of(layer: LayerReport) -> str:
+    """Return `N × M`, or `N × M × slices`; an empty text if that is not known."""
+    if not layer.N:
+        return ""
+    return f"{layer.N} × {layer.M}" + (f" × {layer.slices}" if layer.slices > 1 else "")
+
+
+def alpha_with_error(layer: LayerReport) -> str:
+    """Return `alpha ± its standard error`, in parentheses where it is not meaningful."""
     alpha = f"{show(layer, 'alpha', '.2f')} ± {show(layer, 'alpha_stderr', '.2f')}"
+    return f" {alpha} " if layer.alpha_is_meaningful else f"({alpha})"
+
+
+def _row(layer: LayerReport) -> list[str]:
+    if layer.status != "ok":
+        return [layer.name, shape_of(layer), layer.status, "", "", ""]
     return [
         layer.name,
-        shape,
+        shape_of(layer),
         layer.shown_phase.value,
-        f" {alpha} " if layer.alpha_is_meaningful else f"({alpha})",
+        alpha_with_error(layer),
         show(layer, "mp_soft_rank", ".2f"),
         show(layer, "n_spikes", ".0f"),
     ]

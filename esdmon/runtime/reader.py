@@ -34,6 +34,7 @@ from esdmon.weights import (
     UnreadableError,
     check_precision,
     discover,
+    layer_type_of,
     open_checkpoint,
     read_spectrum,
     snapshot,
@@ -111,6 +112,16 @@ class Reader:
     def coverage(self) -> Coverage:
         """Return how much of the model is read."""
         return self._model.coverage
+
+    def coverage_of(self, layers: Iterable[LayerReport], *, absent: str = "not read") -> Coverage:
+        """Return how much of the model was read: zero and not finite weights were, those that failed were not.
+
+        Args:
+            layers: the readings of matrices.
+            absent: why the other matrices were not read.
+        """
+        reasons = {layer.name: "" if layer.was_read else layer.reason for layer in layers}
+        return self._model.recount(dict.fromkeys(self._model.matrices, absent) | reasons)
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -197,7 +208,7 @@ class Reader:
         """Read all matrices. A weight that cannot be read raises nothing: its layer has a status and a reason."""
         start = time.perf_counter()
         layers = tuple(self.read_one(name, step) for name in self._model.matrices)
-        return Report(step, layers, self.coverage, time.perf_counter() - start)
+        return Report(step, layers, self.coverage_of(layers), time.perf_counter() - start)
 
     def read_one(self, name: str, step: int) -> LayerReport:
         """Read one matrix."""
@@ -219,6 +230,7 @@ class Reader:
         try:
             begun = replace(
                 begun,
+                kind=layer_type_of(matrix),
                 n_parameters=self._model.measure(matrix).n_elements,
                 trainable=self.is_trainable(name),
                 step_ratio=self._steps.last(name).ratio,

@@ -1,7 +1,7 @@
 """`WatchedModel`: the matrices of a model, looked for again where the model has changed."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import final
 
@@ -41,6 +41,10 @@ class WatchedModel:
     def coverage(self) -> Coverage:
         """Return how much of the model is read."""
         return self._watched.coverage
+
+    def recount(self, unread: Mapping[str, str]) -> Coverage:
+        """Return the coverage without the matrices that could not be read, given their names and the reasons."""
+        return self._watched.recount(unread)
 
     @property
     def on_accelerator(self) -> bool:

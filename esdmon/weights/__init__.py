@@ -13,6 +13,7 @@ from esdmon.weights.device.update_ratio import Drift as Drift
 from esdmon.weights.discovery import Model as Model
 from esdmon.weights.discovery import Watched as Watched
 from esdmon.weights.discovery import discover as discover
+from esdmon.weights.layer_type import layer_type_of as layer_type_of
 from esdmon.weights.layers.extract import Extractor as Extractor
 from esdmon.weights.layers.extract import extract as extract
 from esdmon.weights.layers.parametrized import structure as structure

@@ -4,7 +4,8 @@ Discovery is by parameter: what an extractor knows is read as it says, and any o
 that layers of the user's own are watched without any setup.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -36,6 +37,8 @@ class Watched:
 
     matrices: tuple[Matrix, ...]
     coverage: Coverage
+    recount: Callable[[Mapping[str, str]], Coverage]
+    """Returns the coverage without matrices that turned out to be unreadable, given their names and the reasons."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """Modules that could not be searched for weights, and the error."""
 
@@ -69,7 +72,16 @@ def discover(
         chosen = differences(chosen, _find(reference, extractor, materializer).matrices, kept)
         names = {matrix.name for matrix in chosen}
         reasons = {name: why or ("" if name in names else "not in the reference") for name, why in reasons.items()}
-    return Watched(chosen, coverage(found.parameters, found.matrices, reasons, found.lost), found.failures)
+
+    # Weak references: a parameter that the model replaces must not stay in memory because it was counted here.
+    parameters = {name: weakref.ref(parameter) for name, parameter in found.parameters.items()}
+    matrices, lost = found.matrices, found.lost
+
+    def recount(unread: Mapping[str, str]) -> Coverage:
+        alive = {name: parameter for name, reference in parameters.items() if (parameter := reference()) is not None}
+        return coverage(alive, matrices, reasons, lost, unread)
+
+    return Watched(chosen, recount({}), recount, found.failures)
 
 
 @dataclass(slots=True)

@@ -15,8 +15,8 @@ from torch import nn
 from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix
 
-_HEAD = "output heads are read on request: name them in layers="
-_ROUTER = "routers are read on request: name them in layers="
+HEAD = "output heads are read on request: name them in layers="
+ROUTER = "routers are read on request: name them in layers="
 _HEAD_NAMES = {"lm_head", "embed_out"}
 _EXPERT_NAME = re.compile(r"(expert_?)?\d+")
 _EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*)?(_|$)|^(wte|wpe|shared)$")
@@ -37,7 +37,7 @@ def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[
         is_known = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.parameters())
         # One layer with as many outputs as there are tokens is the head; of several, some are as wide by chance.
         if is_known or (len(as_wide) == 1 and matrix is as_wide[0]):
-            reasons[matrix.name] = _HEAD
+            reasons[matrix.name] = HEAD
     return [replace(each, on_request=each.on_request or reasons.get(each.name, "")) for each in found]
 
 
@@ -77,7 +77,7 @@ def _find_routers(found: Sequence[Matrix]) -> dict[str, str]:
             name = f".{matrix.name}"
             beside = name.startswith(f"{block}.") and not name.startswith(f"{block}.experts.")
             if beside and n_experts > 1 and math.prod(matrix.stack_shape()[:2]) == n_experts:
-                routers[matrix.name] = _ROUTER
+                routers[matrix.name] = ROUTER
     return routers
 
 

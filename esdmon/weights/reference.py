@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError
+from esdmon.records import EQUAL
 from esdmon.weights.device.precision import on_float64_device
 from esdmon.weights.device.sample import reduce_sample, sample_matrix, sample_size, sample_value
 from esdmon.weights.matrix import Matrix, UnreadableError, mark_unreadable, reason_for
@@ -126,5 +127,5 @@ def _subtract(now: Tensor, before: Tensor) -> Tensor:
     now = on_float64_device(now) if dtype == torch.float64 else now
     moved = now.to(dtype) - before.to(now.device, dtype)
     if not bool(moved.any()):
-        raise UnreadableError("skipped", "equal to the reference")
+        raise UnreadableError("skipped", EQUAL)
     return moved

@@ -55,6 +55,7 @@ def coverage(
     found: Sequence[Matrix],
     reasons: Mapping[str, str],
     lost: Mapping[int, str] | None = None,
+    unread: Mapping[str, str] | None = None,
 ) -> Coverage:
     """Count how many of a model's parameters, by element, the selected matrices cover.
 
@@ -63,11 +64,12 @@ def coverage(
         found: all its matrices.
         reasons: why each is left out, from `select`.
         lost: by id of a parameter, why the module that holds it could not be searched.
+        unread: by name of a selected matrix, why its reading gave nothing.
     """
     watched: dict[int, Fraction] = {}
     why: dict[int, str] = dict(lost or {})
     for matrix in found:
-        reason = reasons[matrix.name] or _why_unreadable(matrix)
+        reason = reasons[matrix.name] or _why_unreadable(matrix) or (unread or {}).get(matrix.name, "")
         for parameter in matrix.parameters():
             if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)

@@ -1,11 +1,18 @@
 """`esdmon scan`: what it prints, in which form, with which exit status."""
 
 import csv
+import fcntl
 import io
 import json
 import os
+import pty
+import re
+import struct
 import subprocess
 import sys
+import termios
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -31,19 +38,84 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "a.pt"
 
 
-def test_the_table_is_that_of_analyze(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """In 80 columns, with the coverage under it."""
+def test_the_table_has_the_readings_of_analyze(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the verdict and the coverage under it."""
     assert main(["scan", str(checkpoint)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    report = esdmon.analyze(checkpoint)
+    assert [line.split()[:2] for line in lines[1:4]] == [["a", "linear"], ["b", "linear"], ["c", "conv2d"]]
+    assert [line.split()[-2:] for line in lines[1:4]] == [
+        [f"{layer.n_eigenvalues}/{layer.n_eigenvalues}", str(int(layer.measures["n_spikes"]))] for layer in report
+    ]
+    assert lines[-4].startswith("verdict: none of 3 layers is over-regularised")
+    assert lines[-3:] == str(report.coverage).splitlines()
+
+
+def test_names_are_whole_outside_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """However long they are; line breaks and control characters do not break the table or the terminal."""
+    names = [f"model.decoder.{'very.' * 12}long.{part}" for part in ("a", "b")] + ["line\nbreak\x1b[31m"]
+    torch.save({f"{name}.weight": torch.randn(40, 30) for name in names}, tmp_path / "a.pt")
+    assert main(["scan", str(tmp_path / "a.pt")]) == 0
     out = capsys.readouterr().out
-    assert out.strip() == str(esdmon.analyze(checkpoint))
-    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["a", "b", "c"]
-    assert max(map(len, out.splitlines()[:4])) <= 80
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == [*names[:2], r"line\nbreak\x1b[31m"]
+    assert "\x1b" not in out
+
+
+def test_columns_and_order_are_chosen(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A column may need a measure that is not computed by default; CSV has the same columns."""
+    options = ["--columns", "dtype", "participation_bulk", "--sort", "stable_rank", "--reverse"]
+    assert main(["scan", str(checkpoint), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.split(r"\s{2,}", lines[0]) == ["layer", "dtype", "participation bulk"]
+    assert all(float(line.split()[2]) > 0 for line in lines[1:4])
+    by_rank = sorted(esdmon.analyze(checkpoint), key=lambda layer: -layer.measures["stable_rank"])
+    assert [line.split()[0] for line in lines[1:4]] == [layer.name for layer in by_rank]
+    assert main(["scan", str(checkpoint), *options, "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [*rows[0]] == ["name", "dtype", "participation_bulk"]
+    assert [row["name"] for row in rows] == [layer.name for layer in by_rank]
+
+
+def test_rows_that_are_left_out_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a difference, rows that did not change."""
+    before = {"a.weight": torch.randn(60, 40)}
+    after = {"a.weight": before["a.weight"] + torch.cat([torch.randn(50, 40), torch.zeros(10, 40)])}
+    torch.save(before, tmp_path / "a.pt")
+    torch.save(after, tmp_path / "b.pt")
+    assert main(["scan", str(tmp_path / "b.pt"), "--reference", str(tmp_path / "a.pt")]) == 0
+    out = capsys.readouterr().out
+    assert "50 × 40" in out
+    assert "a: N × M is without 10 unchanged rows" in out
+
+
+@pytest.mark.parametrize("shape", [(8, 40), (9, 9)])
+def test_nothing_that_can_be_read_gives_status_2(
+    shape: tuple[int, int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as an adapter of rank 8: the table says why, and so does a line on standard error."""
+    torch.save({"a.weight": torch.randn(shape), "b.weight": torch.randn(shape)}, tmp_path / "a.pt")
+    assert main(["scan", str(tmp_path / "a.pt")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == (f"esdmon scan: no matrix could be read: {min(shape)} eigenvalues; at least 10 are needed\n")
+    assert "watching 0.0% of" in captured.out
+
+
+def test_the_coverage_counts_what_was_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A weight whose dtype holds no real numbers is not watched, from a file as from a mapping."""
+    weights = {"a.weight": torch.randn(40, 30), "b.weight": torch.randn(40, 30).to(torch.complex64)}
+    torch.save(weights, tmp_path / "a.pt")
+    assert main(["scan", str(tmp_path / "a.pt")]) == 0
+    out = capsys.readouterr().out
+    assert "watching 50.0% of 2,400 parameters" in out
+    assert str(esdmon.analyze(tmp_path / "a.pt").coverage) in out
+    assert esdmon.analyze(weights).coverage.share == esdmon.analyze(tmp_path / "a.pt").coverage.share == 0.5
 
 
 def test_json_is_one_object(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With the records of the report and what was skipped."""
     assert main(["scan", str(checkpoint), "--json", "--exact", "--layers", "a", "c"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert [layer.pop("type") for layer in found["layers"]] == ["linear", "conv2d"]
     assert found["layers"] == esdmon.analyze(checkpoint, precision="exact", layers=["a", "c"]).to_records()
     assert {skip["name"] for skip in found["coverage"]["skipped"]} == {"embed.weight", "b.weight"}
 
@@ -60,7 +132,7 @@ def test_csv_is_a_line_for_each_matrix(checkpoint: Path, capsys: pytest.CaptureF
     assert frame["participation_bulk"].notna().all()
 
 
-def test_compare_tells_what_moved(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_says_what_moved(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The most moved first; what is in one alone is named."""
     later = weights()
     later["b.weight"] += 0.1 * weights(1)["b.weight"]
@@ -72,7 +144,7 @@ def test_compare_tells_what_moved(checkpoint: Path, capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[:3]] == ["layer", "a", "b"]
     assert "random-like → bulk+spikes" in lines[1]
-    assert lines[3:5] == ["only in the later: d", "only in the earlier: c"]
+    assert {"d: only in the later", "c: only in the earlier"} <= set(lines)
     assert main(["scan", str(path), "--compare", str(checkpoint), "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)["layers"]
     assert first["update_ratio"] == pytest.approx(1, rel=0.1)
@@ -104,6 +176,9 @@ def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: py
         (["missing.pt"], "esdmon scan: missing.pt does not exist"),
         (["a.pt", "--compare", "missing.pt"], "esdmon scan: missing.pt does not exist"),
         (["a.pt", "--layers", "aa"], "esdmon scan: layers='aa' matches no layer. Did you mean 'a'"),
+        (["a.pt", "--columns", "alhpa"], "esdmon scan: unknown column 'alhpa' in --columns. Did you mean 'alpha'"),
+        (["a.pt", "--sort", "alhpa"], "esdmon scan: unknown column 'alhpa' in --sort. Did you mean 'alpha'"),
+        (["a.pt", "--columns", "alpha", "--json"], "esdmon scan: --columns chooses columns of a table or of CSV"),
         (["a.pt", "--measures", "alhpa"], "esdmon scan: Unknown measure 'alhpa' in measures=. Did you mean 'alpha"),
         (["."], "esdmon scan: . contains 2 checkpoints. Pass one of them"),
     ],
@@ -166,6 +241,44 @@ def test_ranks_share_the_work_and_rank_0_writes(checkpoint: Path) -> None:
         check=True,
     )
     assert json.loads(together.stdout) == json.loads(alone.stdout)
+
+
+def in_terminal(*arguments: str, width: int) -> tuple[str, str]:
+    """Standard output and error of a scan in a terminal of that width, as the bytes that it gets."""
+    outputs = []
+    outer, inner = zip(*(pty.openpty() for _ in range(2)), strict=True)
+    for end in inner:
+        fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    command = [sys.executable, "-m", "esdmon", "scan", *arguments]
+    with subprocess.Popen(command, stdout=inner[0], stderr=inner[1], env=environment | {"TERM": "xterm"}) as process:
+        for end in inner:
+            os.close(end)
+        with ThreadPoolExecutor(2) as pool:  # a terminal that is not read from fills up
+            outputs = [text.decode() for text in pool.map(read_all, outer)]
+    assert process.returncode == 0, outputs
+    return outputs[0].replace("\r\n", "\n"), outputs[1]
+
+
+def read_all(end: int) -> bytes:
+    parts = []
+    with os.fdopen(end, "rb", buffering=0) as file, suppress(OSError):  # Linux reports a closed terminal as an error
+        while part := file.read(4096):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def test_a_terminal_gets_a_table_that_fits_and_a_progress_bar(tmp_path: Path) -> None:
+    """Names are shortened before a column is left out for good, and the columns left out are named."""
+    names = [f"model.decoder.layers.{number}.self_attention.projection" for number in range(3)]
+    torch.save({f"{name}.weight": torch.randn(200, 150) for name in names}, tmp_path / "a.pt")
+    out, err = in_terminal(str(tmp_path / "a.pt"), width=80)
+    lines = out.splitlines()
+    assert re.split(r"\s{2,}", lines[0]) == ["layer", "N × M", "phase", "alpha", "soft rank", "spikes"]
+    assert max(map(len, lines[:4])) <= 80
+    assert lines[4] == "too narrow for: hard rank, stable rank, type (see --columns)"
+    assert "100%" in err
+    assert "0:00:0" in err
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])

@@ -5,6 +5,12 @@ from typing import Any, final
 
 from torch import Tensor
 
+from esdmon.errors import InputError
+from esdmon.records.table import shorten
+from esdmon.weights.matrix import UnreadableError
+
+_LONGEST = 200  # characters of a reason; our choice
+
 
 @final
 class Checkpoint(Mapping[str, Tensor]):
@@ -32,10 +38,21 @@ class Checkpoint(Mapping[str, Tensor]):
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read a tensor from disk to the CPU."""
+        """Read a tensor from disk to the CPU.
+
+        Raises:
+            KeyError: where there is none of that name.
+            UnreadableError: for one of a kind that is not read, and where its numbers are missing or damaged.
+        """
         if name not in self.outlines:
             raise KeyError(name)
-        return self._read(name)
+        try:
+            return self._read(name)
+        except UnreadableError:
+            raise
+        except Exception as error:
+            reason = str(error) if isinstance(error, InputError) else f"it cannot be read from the file: {error}"
+            raise UnreadableError("failed", shorten(" ".join(reason.split()), _LONGEST)) from error
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a tensor of that name, without reading it."""

@@ -7,7 +7,7 @@ So a hyperparameter of any type beside the weights is read past, and a hostile p
 """
 
 import pickletools
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, final
 
@@ -27,7 +27,7 @@ class Global:
     name: str
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Call:
     """What a pickle makes by calling a global: its name and arguments, and what is then stored in the object."""
 
@@ -78,6 +78,10 @@ _CODE_MODULES = {
 }
 _CODE_BUILTINS = {"eval", "exec", "execfile", "compile", "open", "__import__", "input", "breakpoint", "globals", "vars"}
 _IGNORED = {"PROTO", "FRAME"}
+_KEYS = (str, bytes, int, float, Global, Call, type(None))
+_LONGEST_KEY = 8  # parts of a tuple; our choice
+_MAX_TUPLES = 1_000_000
+"""Tuples that a pickle may hold, those inside others counted each time that they occur; our choice."""
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -104,6 +108,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
         self._builders = builders
         self._load_persistent = load_persistent
+        self._budget = _MAX_TUPLES
 
     def step(self, opcode: str, argument: Any) -> None:
         """Execute one opcode.
@@ -132,10 +137,25 @@ class _Machine:
 
     def pop_to_mark(self) -> list[Any]:
         """Remove and return the values above the topmost mark, and remove the mark."""
-        place = max(index for index, value in enumerate(self.stack) if value is _MARK)
+        place = len(self.stack) - 1
+        while place >= 0 and self.stack[place] is not _MARK:
+            place -= 1
+        if place < 0:
+            raise PickleError("it misses a mark")
         values = self.stack[place + 1 :]
         del self.stack[place:]
         return values
+
+    def push_tuple(self, values: list[Any]) -> None:
+        """Push a tuple. Hashing one visits all tuples in it each time that they occur, so these are counted before."""
+        made = tuple(values)
+        waiting: list[Any] = [made]
+        while waiting:
+            self._budget -= 1
+            if self._budget < 0:
+                raise PickleError("it nests too many tuples")
+            waiting += [value for value in waiting.pop() if isinstance(value, tuple)]
+        self.stack.append(made)
 
     def drop_to_mark(self) -> None:
         """Remove the values above the topmost mark, and the mark."""
@@ -198,8 +218,15 @@ class _Machine:
         self.stack.append(self._load_persistent(identifier))
 
 
+def _is_key(key: Any) -> bool:
+    """Return whether a dictionary keeps a key: others may not be hashable, or their text may be endless."""
+    if isinstance(key, tuple):
+        return len(key) <= _LONGEST_KEY and all(isinstance(part, str | int) for part in key)
+    return isinstance(key, _KEYS)
+
+
 def _as_dict(values: list[Any]) -> dict[Any, Any]:
-    keys = (key if isinstance(key, Hashable) else repr(key) for key in values[::2])
+    keys = (key if _is_key(key) else f"({type(key).__name__})" for key in values[::2])
     return dict(zip(keys, values[1::2], strict=True))
 
 
@@ -216,11 +243,11 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
     "LIST": lambda machine, _: machine.push_from_mark(list),
     "FROZENSET": lambda machine, _: machine.push_from_mark(list),
-    "TUPLE": lambda machine, _: machine.push_from_mark(tuple),
+    "TUPLE": lambda machine, _: machine.push_tuple(machine.pop_to_mark()),
     "DICT": lambda machine, _: machine.push_from_mark(_as_dict),
-    "TUPLE1": lambda machine, _: machine.replace(1, lambda *values: values),
-    "TUPLE2": lambda machine, _: machine.replace(2, lambda *values: values),
-    "TUPLE3": lambda machine, _: machine.replace(3, lambda *values: values),
+    "TUPLE1": lambda machine, _: machine.push_tuple(machine.pop(1)),
+    "TUPLE2": lambda machine, _: machine.push_tuple(machine.pop(2)),
+    "TUPLE3": lambda machine, _: machine.push_tuple(machine.pop(3)),
     "APPEND": lambda machine, _: machine.append(machine.pop(1)),
     "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
     "ADDITEMS": lambda machine, _: machine.append(machine.pop_to_mark()),

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError, MissingExtraError
+from esdmon.records.table import shorten
 from esdmon.weights.checkpoint.containers import without_optimizer
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
 SUFFIX = ".safetensors"
+_LONGEST = 200  # characters of an error of the library; our choice
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -43,7 +45,8 @@ def open_safetensors(path: Path) -> Checkpoint:
             names = in_natural_order(without_optimizer(file.keys()))
             outlines = {name: _outline(file.get_slice(name)) for name in names}
     except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
-        raise InputError(f"{path} is truncated or not a safetensors file: {' '.join(str(error).split())}") from error
+        why = shorten(" ".join(str(error).split()), _LONGEST)  # the library quotes what it did not expect
+        raise InputError(f"{path} is truncated or not a safetensors file: {why}") from error
 
     def read(name: str) -> Tensor:
         # Opened for each tensor: closing the file releases the memory of what was read.

@@ -122,7 +122,7 @@ def storage_of(kind: Any, key: Any, numel: Any, *, start: int = 0) -> Storage:
     """Return the storage that a persistent id of torch names, such as `torch.FloatStorage` of 12 elements."""
     name = kind.name.rpartition(".")[2] if isinstance(kind, Global) else ""
     dtype = _STORAGES.get(name.removesuffix("Storage"))
-    if dtype is None or not _is_count(numel):
+    if dtype is None or not _is_count(numel) or not isinstance(key, str | int):
         msg = f"it names a storage of an unknown kind, {str(name)[:60]!r}"
         raise PickleError(msg)
     return Storage(str(key), dtype, numel, start)
@@ -159,7 +159,7 @@ def dtype_of(value: Any) -> torch.dtype:
     """
     if isinstance(value, Global) and value.name in _DTYPES:
         return _DTYPES[value.name]
-    msg = f"it names an unknown dtype, {getattr(value, 'name', value)!r:.60}"
+    msg = f"it names an unknown dtype, {str(getattr(value, 'name', type(value).__name__))[:60]!r}"
     raise PickleError(msg)
 
 

@@ -161,18 +161,19 @@ def _load_legacy(file: BinaryIO) -> tuple[Any, Places]:
         return storage_of(kind, key, size, start=start)
 
     content = _parse(file, load_persistent)
-    keys = _parse(file, None)
+    keys, begin = _parse(file, None), file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(begin)
     places = {}
-    for key in map(str, keys):
+    for key in (str(key) for key in keys if isinstance(key, str | int)):
         (numel,) = struct.unpack("<q", file.read(8))
         size = numel * storages[key].dtype.itemsize if key in storages else -1
         if size < 0:
             raise PickleError("it lists a storage that no tensor has")
         places[key] = file.tell(), size
+        if file.tell() + size > end:
+            raise PickleError("a storage in it is truncated")
         file.seek(size, io.SEEK_CUR)
-    end = file.tell()
-    if file.seek(0, io.SEEK_END) < end:
-        raise PickleError("a storage in it is truncated")
     return content, places
 
 

@@ -1,0 +1,62 @@
+"""The verdict on a model: its readings in one sentence."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from esdmon.records import EQUAL, LayerReport
+from esdmon.spectrum import Phase
+
+NEARLY_FULL = 0.97
+"""Share of the full rank below which a layer is near collapse; the alert `rank_collapse` ends at the same value."""
+
+_CHANGES = ("difference", "lora-delta")  # a change may have any rank
+
+
+def verdict(layers: Sequence[LayerReport]) -> str:
+    """Return one sentence: how many layers have which fault, with names, and what the others show.
+
+    Each layer counts once, with its gravest fault. Near collapse is a layer that has lost more than 3 % of its rank but
+    is not in the phase rank-collapse.
+    """
+    by_state: dict[str, list[str]] = {state: [] for state in (*_FAULTS, *_STATES)}
+    for layer in layers:
+        by_state[_state(layer)].append(layer.name)
+    total = f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
+    faults = [f"{len(names)} {fault} ({_named(names)})" for fault in _FAULTS if (names := by_state[fault])]
+    states = [f"{len(names)} {state}" for state in _STATES if (names := by_state[state])]
+    if faults:
+        faults[0] = faults[0].replace(" ", f" of {total} ", 1)
+    else:
+        faults = [f"none of {total} is over-regularised or near collapse"]
+    return f"verdict: {'; '.join(', '.join(found) for found in (faults, states) if found)}"
+
+
+_FAULTS: Mapping[str, Callable[[LayerReport], bool]] = {
+    "not finite": lambda layer: layer.status == "nonfinite",
+    "all zero": lambda layer: layer.status == "degenerate",
+    "failed": lambda layer: layer.status == "failed",
+    "collapsed": lambda layer: layer.phase is Phase.RANK_COLLAPSE,
+    "over-regularised": lambda layer: layer.over_regularized,
+    "near collapse": lambda layer: layer.view not in _CHANGES and _rank(layer) < NEARLY_FULL * layer.n_eigenvalues,
+}
+"""The gravest first."""
+_STATES: Mapping[str, Callable[[LayerReport], bool]] = {
+    "not read": lambda layer: not layer.was_read,
+    "equal to the reference": lambda layer: layer.reason == EQUAL,
+    "unclassified": lambda layer: layer.shown_phase is Phase.UNCLASSIFIED,
+    "like noise": lambda layer: layer.shown_phase is Phase.RANDOM_LIKE,
+    "with learned structure": lambda _: True,
+}
+
+
+def _rank(layer: LayerReport) -> float:
+    return layer.measures.get("hard_rank", layer.n_eigenvalues)
+
+
+def _state(layer: LayerReport) -> str:
+    faults = (fault for fault, has in _FAULTS.items() if has(layer))
+    states = (state for state, has in _STATES.items() if has(layer))
+    return next(faults, None) or next(states)
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

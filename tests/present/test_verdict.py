@@ -1,0 +1,78 @@
+"""The verdict of a scan: one sentence, in which every layer is counted once."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esdmon.present.verdict import verdict
+from esdmon.records import EQUAL, LayerReport
+from esdmon.spectrum import Phase
+
+
+def ok(phase: Phase, rank: int = 100, **fields: object) -> Callable[[str], LayerReport]:
+    def make(name: str) -> LayerReport:
+        given_fields = {"view": "weight", "over_regularized": False} | fields
+        return LayerReport(
+            name,
+            "ok",
+            0,
+            N=200,
+            M=100,
+            phase=phase,
+            view=str(given_fields["view"]),
+            over_regularized=bool(given_fields["over_regularized"]),
+            measures={"hard_rank": float(rank)},
+        )
+
+    return make
+
+
+STATES: dict[str, Callable[[str], LayerReport]] = {
+    "over-regularised": ok(Phase.HEAVY_TAILED, over_regularized=True),
+    "near collapse": ok(Phase.BULK_DECAY, 96),
+    "collapsed": ok(Phase.RANK_COLLAPSE, 60),
+    "not finite": lambda name: LayerReport(name, "nonfinite", 0, "NaN"),
+    "all zero": lambda name: LayerReport(name, "degenerate", 0, "all weights are zero"),
+    "failed": lambda name: LayerReport(name, "failed", 0, "KeyError"),
+    "with learned structure": ok(Phase.BULK_SPIKES, 97),
+    "like noise": ok(Phase.RANDOM_LIKE),
+    "unclassified": ok(Phase.UNCLASSIFIED),
+    "equal to the reference": lambda name: LayerReport(name, "skipped", 0, EQUAL),
+    "not read": lambda name: LayerReport(name, "skipped", 0, "packed"),
+}
+
+
+def test_faults_come_first_with_names_and_the_gravest_first() -> None:
+    """As a person would report it."""
+    layers = [STATES["over-regularised"](f"a{i}") for i in range(3)]
+    layers += [STATES["near collapse"]("b"), STATES["collapsed"]("c"), STATES["with learned structure"]("d")]
+    assert verdict(layers) == (
+        "verdict: 1 of 6 layers collapsed (c), 3 over-regularised (a0, a1 and 1 more), 1 near collapse (b); "
+        "1 with learned structure"
+    )
+
+
+def test_without_a_fault_it_says_so() -> None:
+    """With what the layers show."""
+    layers = [STATES["like noise"]("a"), STATES["not read"]("b")]
+    assert verdict(layers) == "verdict: none of 2 layers is over-regularised or near collapse; 1 not read, 1 like noise"
+
+
+@pytest.mark.parametrize("view", ["difference", "lora-delta"])
+def test_a_change_of_low_rank_is_not_near_collapse(view: str) -> None:
+    """It has the rank of what was trained."""
+    assert "near collapse (" not in verdict([ok(Phase.BULK_DECAY, 8, view=view)("a")])
+    assert "near collapse (a)" in verdict([ok(Phase.BULK_DECAY, 8)("a")])
+
+
+@given(st.lists(st.sampled_from(sorted(STATES)), min_size=1))
+def test_each_layer_is_counted_once(states: list[str]) -> None:
+    """Whatever they are, each in its own state."""
+    text = verdict([STATES[state](f"x{'y' * number}") for number, state in enumerate(states)])
+    for state in set(states):
+        assert re.search(rf"\b{states.count(state)} (of \d+ layers? )?{state}\b", text), text
+    counts = re.sub(r"\(.*?\)|(none )?of \d+ layers?", "", text)
+    assert sum(map(int, re.findall(r"\b\d+\b", counts))) == len(states)
