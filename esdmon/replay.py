@@ -93,7 +93,7 @@ def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
 def _layer(record: Record, path: Path) -> LayerReport:
     try:
         return layer_from_record(record)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: a line of step {record['step']} is not a valid reading of a layer: {error}"
         ) from error

@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ import esdmon
 from esdmon.alerts import BUILT_IN_RULES
 from esdmon.cli import main
 from esdmon.errors import InputError
-from esdmon.records import Alert
+from esdmon.records import Alert, LayerReport
 from esdmon.records.serialization import layer_from_record
 from esdmon.replay import replay, reports
 from esdmon.sinks import MemorySink, Sink
@@ -63,6 +64,57 @@ def test_the_reports_are_those_that_were(run: tuple[Path, esdmon.Monitor, Memory
     for report, before in zip(again, sink.reports, strict=True):
         expected = {layer.name: json.dumps(layer.to_record()) for layer in before}
         assert {layer.name: json.dumps(layer.to_record()) for layer in report} == expected
+
+
+def test_spectra_are_read_back_where_a_layer_was_read_first_fifth_or_changed(
+    run: tuple[Path, esdmon.Monitor, MemorySink],
+) -> None:
+    """Counts are exact; λ is rounded to four digits."""
+    folder, _, sink = run
+    before = {(layer.name, layer.step): layer for report in sink.reports for layer in report.new}
+    found: dict[str, list[LayerReport]] = {}
+    for report in reports(folder):
+        for layer in report.new:
+            found.setdefault(layer.name, []).append(layer)
+            if layer.esd is not None:
+                original = before[layer.name, layer.step].esd
+                assert original is not None
+                assert (layer.esd.counts, layer.esd.zeros) == (original.counts, original.zeros)
+                assert layer.esd.edges == pytest.approx(original.edges, abs=1e-4)
+                assert layer.esd.top == pytest.approx(original.top, rel=1e-3)
+    since_esd: dict[str, int] = {}
+    phase: dict[str, esdmon.Phase] = {}
+    for name, layers in found.items():
+        for layer in layers:
+            since_esd[name] = since_esd.get(name, 4) + 1
+            if layer.status == "ok":
+                is_due = since_esd[name] >= 5 or layer.phase is not phase.get(name)
+                assert (layer.esd is not None) == is_due, (name, layer.step)
+                if is_due:
+                    since_esd[name], phase[name] = 0, layer.phase
+    assert len({layer.phase for layer in found["falls"]}) > 1
+
+
+def test_the_largest_eigenvalues_of_a_line_are_those_of_the_weight(tmp_path: Path) -> None:
+    """They are descending, in units of WᵀW/N, and at most sixteen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 64), nn.Linear(64, 10))
+    with esdmon.watch(model, every=1, sinks=f"jsonl:{tmp_path / 'esdmon.jsonl'}") as monitor:
+        monitor.step()
+    (report,) = reports(tmp_path)
+    for layer in report:
+        weight = model.get_parameter(f"{layer.name}.weight").detach().double()
+        lam = np.linalg.svd(weight.numpy(), compute_uv=False) ** 2 / layer.N
+        assert layer.esd is not None
+        assert layer.esd.top == pytest.approx(lam[:16], rel=1e-3)
+        assert sum(layer.esd.counts) == len(lam)
+
+
+def test_a_spectrum_of_another_form_is_refused(tmp_path: Path) -> None:
+    line = {"schema": 1, "kind": "layer", "step": 1, "name": "a", "status": "ok", "esd": {"low": 1}}
+    (tmp_path / "esdmon.jsonl").write_text(json.dumps(line))
+    with pytest.raises(InputError, match="a line of step 1 is not a valid reading of a layer"):
+        list(reports(tmp_path))
 
 
 def test_a_record_of_a_layer_is_read_back(run: tuple[Path, esdmon.Monitor, MemorySink]) -> None:

@@ -73,6 +73,8 @@ class Esd:
     noise: tuple[float, ...] = ()
     """Expected number in each bin for the noise of the bulk, where rows and columns of different scales make it; empty
     where the Marchenko-Pastur law does, or where no bulk was found."""
+    top: tuple[float, ...] = ()
+    """The largest λ themselves, descending: 16, or all where there are fewer. Bins blur the spikes."""
 
     @property
     def total(self) -> int:
@@ -171,7 +173,7 @@ class LayerReport:
     nulls: Mapping[str, float] = field(default_factory=dict)
     """Values that pure noise of the same shape would give, by measure; `<measure>_null` in JSON records."""
     esd: Esd | None = None
-    """Histogram of the eigenvalues, for pictures; not in JSON records."""
+    """Histogram of the eigenvalues and the largest ones, for pictures; not in flat records, but in some JSONL lines."""
     settled: Phase | None = None
     """Phase to show where this reading is the first of another one; None to show `phase`. Not in JSON records."""
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import final
 
 from esdmon.errors import unwritable
-from esdmon.records import SCHEMA, Alert, Record, Report
+from esdmon.present.media import HistogramSchedule
+from esdmon.records import SCHEMA, Alert, LayerReport, Record, Report
+from esdmon.records.serialization import esd_to_record
 from esdmon.sinks import lines
 
 _log = logging.getLogger("esdmon")
@@ -22,8 +24,8 @@ class JsonlSink:
     """Append records to the file `path`, and create its folder. A line torn by a kill is removed at the next opening.
 
     Every line has `"schema"`, `"kind"` (layer, summary or alert), `"run"` (an id, equal in all lines of a run) and
-    `"step"`; undefined values are null, never NaN. The fields are those of `esdmon.records`. Several runs may be
-    appended to one file.
+    `"step"`; undefined values are null, never NaN. The fields are those of `esdmon.records`, and `"esd"` in a layer's
+    first line, in every fifth, and where its phase changes. Several runs may be appended to one file.
 
     Raises:
         InputError: for a path that cannot be written, and for a file with other content, which is left unchanged.
@@ -32,6 +34,7 @@ class JsonlSink:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()  # the working directory may change
         self._run: str | None = None
+        self._histograms = HistogramSchedule()
         self._file: io.FileIO | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,10 +45,12 @@ class JsonlSink:
     def start(self, run: str) -> None:
         """Use this id for all lines from now on."""
         self._run = run
+        self._histograms = HistogramSchedule()
 
     def write(self, report: Report) -> None:
         """Append a line for each matrix that was read at this step, and one for the summary."""
-        records = [{"kind": "layer"} | layer.to_record() for layer in report.new]
+        due = {layer.name for layer in self._histograms.due(report)}
+        records = [{"kind": "layer"} | _record(layer, with_esd=layer.name in due) for layer in report.new]
         self._append([*records, {"kind": "summary"} | report.to_summary_record()])
 
     def alert(self, alert: Alert) -> None:
@@ -54,6 +59,7 @@ class JsonlSink:
 
     def rewind(self, step: int) -> None:
         """Remove the lines that this run wrote after a step. Without `start`, the run of the last line is continued."""
+        self._histograms = HistogramSchedule()
         if self.path.is_file():
             if self._run is None:
                 self._run = lines.last_run(self.path)
@@ -91,6 +97,11 @@ class JsonlSink:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open_for_append(self.path)
         return self._file
+
+
+def _record(layer: LayerReport, *, with_esd: bool) -> Record:
+    esd = layer.esd if with_esd else None
+    return layer.to_record() | ({} if esd is None else {"esd": esd_to_record(esd)})
 
 
 def _open_for_append(path: Path) -> io.FileIO:

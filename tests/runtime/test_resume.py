@@ -53,11 +53,11 @@ class Run:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Without what the clock decides, and the id, of which there is one."""
+    """Without what the clock decides, the id, of which there is one, and spectra, which a resumed run writes again."""
     records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
     assert len({record["run"] for record in records}) == 1
     return [
-        {key: value for key, value in record.items() if key not in ("seconds", "overhead", "time", "run")}
+        {key: value for key, value in record.items() if key not in ("seconds", "overhead", "time", "run", "esd")}
         for record in records
     ]
 
