@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.present.scalars import kind_of
-from esdmon.records import SCHEMA, Alert, LayerReport, Record
+from esdmon.records import SCHEMA, LayerReport, Record
 from esdmon.records.serialization import esd_to_record
 from esdmon.spectrum import Phase
 
@@ -126,11 +126,11 @@ def frame_of(layer: LayerReport) -> Record:
     }
 
 
-def alert_of(alert: Alert, x: int) -> Record:
-    """Return an alert that is drawn at `x`. It began as many steps earlier as its own count says, scaled as `x` is."""
-    since = alert.since * x // alert.step if alert.step > 0 else x
-    keys = ("id", "rule", "severity", "state", "layer", "message")
-    return {key: getattr(alert, key) for key in keys} | {"layers": list(alert.layers), "step": x, "since": since}
+def alert_of(alert: Mapping[str, Any], x: int) -> Record:
+    """Return the record of an alert, drawn at `x`; the step since which it holds is scaled as `x` is."""
+    since = alert["since"] * x // alert["step"] if alert["step"] > 0 else x
+    keys = ("id", "rule", "severity", "state", "layer", "layers", "message")
+    return {key: alert[key] for key in keys} | {"step": x, "since": since}
 
 
 def overview(
@@ -193,27 +193,38 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(digits or -1), text) for digits, text in re.findall(r"(\d*)(\D*)", name)]
 
 
-def choose_columns(codes: NDArray[np.int8], limit: int) -> list[int]:
-    """Return the indices of at most `limit` columns: the first and last, those at changes of a phase, evenly others.
+def choose_columns(steps: Sequence[int], codes: NDArray[np.int8], limit: int) -> list[int]:
+    """Return the indices of at most `limit` columns: the first and last, changes of a phase, others between.
 
     Args:
+        steps: of the columns, ascending.
         codes: of shape (columns, layers).
         limit: from 2 on.
     """
-    count = len(codes)
-    if count <= limit:
-        return list(range(count))
-    changed = np.flatnonzero((codes[1:] != codes[:-1]).any(axis=1)) + 1
-    changed = changed[evenly(len(changed), limit // 2)]
-    even = np.asarray(evenly(count, limit - len(changed)))
-    return sorted({*changed.tolist(), *even.tolist()})
+    if len(steps) <= limit:
+        return list(range(len(steps)))
+    changed = (np.flatnonzero((codes[1:] != codes[:-1]).any(axis=1)) + 1).tolist()
+    kept = [changed[k] for k in spread([steps[k] for k in changed], limit // 2)]
+    return sorted({*kept, *spread(steps, limit - len(kept))})
 
 
-def evenly(count: int, limit: int) -> list[int]:
-    """Return at most `limit` of the numbers below `count`, evenly spaced, with the first and the last."""
-    if count <= limit:
-        return list(range(count))
-    return sorted({round(k * (count - 1) / (limit - 1)) for k in range(limit)}) if limit > 1 else [count - 1]
+def spread(steps: Sequence[int], limit: int) -> list[int]:
+    """Return the indices of at most `limit` steps, spread evenly from the first to the last, which are among them."""
+    if len(steps) <= limit:
+        return list(range(len(steps)))
+    if limit < 2:
+        return [len(steps) - 1]
+    places = np.linspace(steps[0], steps[-1], limit)
+    chosen = np.searchsorted(np.asarray(steps), places, side="right") - 1
+    return [int(k) for k in np.unique(chosen)]
+
+
+def rows_of(codes: NDArray[np.int8]) -> list[str]:
+    """Return a text for each layer, with one of `CHARACTERS` for each column, from codes of shape (columns, layers)."""
+    known = sorted(CHARACTERS)
+    table = np.array([ord(CHARACTERS[code]) for code in known], dtype=np.uint8)
+    characters = table[np.clip(codes.astype(int) - known[0], 0, len(table) - 1)]
+    return [row.tobytes().decode("ascii") for row in np.ascontiguousarray(characters.T)]
 
 
 def last_reading(step: int, measures: Sequence[float]) -> Record:

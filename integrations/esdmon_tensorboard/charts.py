@@ -16,7 +16,7 @@ import numpy as np
 from esdmon.glass import contract
 from esdmon.records import SCHEMA, Record
 from esdmon.spectrum import Phase
-from esdmon_tensorboard.stored import MAX_COLUMNS, MAX_FRAMES, Datum, Provider, rows_of
+from esdmon_tensorboard.stored import MAX_COLUMNS, MAX_FRAMES, Datum, Provider
 
 PREFIX: Final = "esdmon_phase/"
 _ALERT: Final = re.compile(r"esdmon_alert/(?P<rule>[^/]+)/(?P<layer>.*)/text_summary", re.DOTALL)
@@ -46,11 +46,11 @@ class ChartedRun:
         for row, points in enumerate(series.values()):
             for step, value in points.items():
                 codes[place[step] :, row] = min(max(round(value), _LOWEST), _HIGHEST)
-        chosen = contract.choose_columns(codes, MAX_COLUMNS)
+        chosen = contract.choose_columns(steps, codes, MAX_COLUMNS)
         view = contract.overview(
             [contract.Layer.unread(name) for name in names],
             [steps[k] for k in chosen],
-            rows_of(codes[chosen]),
+            contract.rows_of(codes[chosen]),
             alerts,
             self._last(names),
         )
@@ -60,13 +60,13 @@ class ChartedRun:
         """Return the measures of a layer at its readings."""
         values = {measure: self._scalars(measure, name).get(name, {}) for measure in contract.MEASURES}
         steps = sorted({step for points in values.values() for step in points})
-        chosen = [steps[k] for k in contract.evenly(len(steps), MAX_COLUMNS // 2)]
+        chosen = [steps[k] for k in contract.spread(steps, MAX_COLUMNS // 2)]
         return contract.lines(chosen, [[points.get(step, math.nan) for step in chosen] for points in values.values()])
 
     def frames(self, name: str) -> Record:
         """Return the spectra of a layer."""
         points = self._provider.points(self._run, f"esdmon_esd/{name}", "histograms")
-        chosen = [points[k] for k in contract.evenly(len(points), MAX_FRAMES)]
+        chosen = [points[k] for k in contract.spread([point.step for point in points], MAX_FRAMES)]
         fits = {measure: self._scalars(measure, name).get(name, {}) for measure in (*contract.FIT, "phase")}
         return contract.frames([point.step for point in chosen], [_frame(point, fits) for point in chosen])
 

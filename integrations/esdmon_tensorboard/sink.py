@@ -11,7 +11,7 @@ from esdmon.errors import MissingExtraError
 from esdmon.present import Media, draw_esd
 from esdmon.present.scalars import scalars, tag
 from esdmon_tensorboard.outputs import Output, output_for
-from esdmon_tensorboard.tensors import TensorLog, alert_value
+from esdmon_tensorboard.tensors import TensorLog
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -93,7 +93,7 @@ class TensorBoardSink:
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
         output = self._target.output(alert.step, x)
         output.text(tag("alert", f"{alert.rule}/{alert.layer or 'model'}"), text, x)
-        output.tensors([alert_value(alert, x)], x)
+        output.tensors(self._tensors.alert(alert, x), x)
         by_name = {} if report is None else {layer.name: layer for layer in report}
         names = dict.fromkeys((alert.layer, *alert.layers))
         self._media.queue_first([by_name[name] for name in names if name in by_name])

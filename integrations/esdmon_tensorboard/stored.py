@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, final
 
@@ -44,6 +44,12 @@ class Provider:
         """Return the tags of each run."""
         found = self.provider.list_tensors(self.context, experiment_id=self.experiment, plugin_name=plugin)
         return {run: sorted(tags) for run, tags in found.items()}
+
+    def by_start(self, runs: Iterable[str]) -> list[str]:
+        """Return runs by the time at which they began."""
+        listed = self.provider.list_runs(self.context, experiment_id=self.experiment)
+        began = {run.run_name: run.start_time for run in listed}
+        return sorted(runs, key=lambda run: (began.get(run) or 0.0, run))
 
     def runs_with_scalars(self, prefix: str) -> list[str]:
         """Return the runs that have a scalar whose tag begins with a prefix."""
@@ -108,7 +114,8 @@ class StoredRun:
             after: the `cursor` of an earlier answer. Then the columns behind it only, with `"append": true`; or
                 `"unchanged": true` where there is nothing new; or all, where the run was rewound since.
         """
-        points, alerts = self._points(tensors.PHASE), self._provider.events(self._run, tensors.ALERTS)
+        points = self._points(tensors.PHASE)
+        alerts = [alert for point in self._points(tensors.ALERTS) for alert in _json(point)]
         layers = self.layers
         cursor = _Cursor(points[-1] if points else None, len(alerts), len(layers))
         if after and after == str(cursor):
@@ -116,14 +123,14 @@ class StoredRun:
         known = cursor.columns_known(after, points)
         new = points[known:]
         codes = self._codes(new, layers)
-        chosen = contract.choose_columns(codes, MAX_COLUMNS)
+        chosen = contract.choose_columns([point.step for point in new], codes, MAX_COLUMNS)
         view = contract.overview(
             layers,
             [new[k].step for k in chosen],
-            rows_of(codes[chosen]),
-            [_json(alert) for alert in alerts],
+            contract.rows_of(codes[chosen]),
+            alerts,
             self._last(layers),
-            final=None if not points else (points[-1].step, rows_of(self._codes(points[-1:], layers))),
+            final=None if not points else (points[-1].step, contract.rows_of(self._codes(points[-1:], layers))),
         )
         return view | {"cursor": str(cursor), "append": known > 0}
 
@@ -137,14 +144,14 @@ class StoredRun:
             if row is not None:
                 steps.append(point.step)
                 rows.append(row)
-        chosen = contract.evenly(len(steps), MAX_COLUMNS // 2)
+        chosen = contract.spread(steps, MAX_COLUMNS // 2)
         columns = np.array([rows[k] for k in chosen]).T.tolist() if chosen else [[] for _ in contract.MEASURES]
         return contract.lines([steps[k] for k in chosen], columns)
 
     def frames(self, name: str) -> Record:
         """Return the spectra of a layer."""
         points = self._points(tensors.esd_tag(name))
-        chosen = [points[k] for k in contract.evenly(len(points), MAX_FRAMES)]
+        chosen = [points[k] for k in contract.spread([point.step for point in points], MAX_FRAMES)]
         return contract.frames([point.step for point in chosen], [_json(point) for point in chosen])
 
     def _points(self, tag: str) -> list[Datum]:
@@ -204,14 +211,6 @@ class _Cursor:
             return 0
         known = [k for k, point in enumerate(points) if (str(point.step), f"{point.wall_time:.6f}") == (step, time)]
         return known[-1] + 1 if known else 0
-
-
-def rows_of(codes: NDArray[np.int8]) -> list[str]:
-    """Return a text for each layer, with a character for each column, from codes of shape (columns, layers)."""
-    lowest = min(contract.CHARACTERS)
-    table = np.array([ord(contract.CHARACTERS[code]) for code in sorted(contract.CHARACTERS)], dtype=np.uint8)
-    characters = table[np.clip(codes.astype(int) - lowest, 0, len(table) - 1)]
-    return [row.tobytes().decode("ascii") for row in np.ascontiguousarray(characters.T)]
 
 
 def _row_of(rows: NDArray[np.float32], index: int) -> list[float] | None:

@@ -64,7 +64,7 @@ class EsdTab(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard ships n
     def _runs(self, request: wrappers.Request) -> list[str]:
         provider = self._provider_for(request)
         stored = {run for run, tags in provider.runs().items() if LAYERS in tags}
-        return sorted(stored | {run for run in provider.runs_with_scalars(charts.PREFIX) if run not in stored})
+        return provider.by_start(stored.union(provider.runs_with_scalars(charts.PREFIX)))
 
     def _view(self, request: wrappers.Request) -> _View:
         provider, run = self._provider_for(request), request.args.get("run", "")

@@ -9,7 +9,7 @@ TensorBoard keeps the metadata of its first value only, so what may change, such
 | `esdmon/phase` | int8, the code of each layer (`contract.code_of`), in the order of the latest `esdmon/layers` |
 | `esdmon/measures` | float32, a row for each layer read: its index in `esdmon/layers`, then `contract.MEASURES` |
 | `esdmon/esd/<layer>` | JSON of `contract.frame_of`, where a histogram of the layer is due |
-| `esdmon/alerts` | JSON of `contract.alert_of`, for each alert |
+| `esdmon/alerts` | JSON list of `contract.alert_of`, the alerts of this step |
 
 TensorBoard keeps a random sample of each tag, so tags are joined by step, and what belongs together is in one value.
 Numbers are written as raw bytes: as lists of numbers, which is the other form, they take ten times as long to read.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from esdmon.glass import contract
 from esdmon.present.scalars import portable
-from esdmon.records import SCHEMA
+from esdmon.records import SCHEMA, Record
 
 if TYPE_CHECKING:
     from esdmon import Alert, LayerReport, Report
@@ -50,10 +50,11 @@ class TensorLog:
 
     def __init__(self) -> None:
         self._layers: dict[str, contract.Layer] = {}
+        self._alerts: list[Record] = []  # of one place
 
     def restart(self) -> None:
         """Write the names of layers again with the next reading, as a new file or a rewind needs."""
-        self._layers = {}
+        self._layers, self._alerts = {}, []
 
     def reading(self, report: Report, due: Iterable[LayerReport]) -> list[Any]:
         """Return the values of a report: `Summary.Value` of TensorBoard.
@@ -79,10 +80,11 @@ class TensorLog:
             values.append(_array_value(MEASURES, np.array(rows_read, dtype=np.float32)))
         return values + [_json_value(esd_tag(layer.name), contract.frame_of(layer)) for layer in due]
 
-
-def alert_value(alert: Alert, x: int) -> Any:
-    """Return the value of an alert that is drawn at `x`."""
-    return _json_value(ALERTS, contract.alert_of(alert, x))
+    def alert(self, alert: Alert, x: int) -> list[Any]:
+        """Return a value with all alerts at `x` so far: TensorBoard keeps one value of a tag at a step."""
+        earlier = [record for record in self._alerts if record["step"] == x]
+        self._alerts = [*earlier, contract.alert_of(alert.to_record(), x)]
+        return [_json_value(ALERTS, self._alerts)]
 
 
 def _array_value(tag: str, array: NDArray[Any]) -> Any:

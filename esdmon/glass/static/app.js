@@ -45,7 +45,8 @@ function httpSource(base) {
     return answer.json();
   };
   return {
-    runs: async () => (await get('runs')).runs,
+    runs: async () => (await get('runs')).runs, // in the order in which they began
+    first: runs => runs.at(-1),
     overview: (run, after = '') => get('overview', {run, after}),
     lines: (run, layer) => get('lines', {run, layer}),
     frames: (run, layer) => get('frames', {run, layer}),
@@ -57,6 +58,7 @@ function embeddedSource(data) {
   const noLines = {steps: [], values: {}}, noFrames = {steps: [], frames: []};
   return {
     runs: async () => data.runs.map(run => run.name),
+    first: runs => runs[0],
     overview: async run => of(run).overview,
     lines: async (run, layer) => of(run).lines[layer] || noLines,
     frames: async (run, layer) => of(run).frames[layer] || noFrames,

@@ -105,7 +105,8 @@ function drawMap(view, width, {domain, selected, caption}) {
     drawLetters(g, view, layout, axis, colours);
   }
   const alerted = new Map();
-  for (const span of [...spans].sort((a, b) => (b.end !== null) - (a.end !== null))) {
+  const rank = span => (span.end === null) * 10 - Object.keys(SEVERITIES).indexOf(span.severity);
+  for (const span of [...spans].sort((a, b) => rank(a) - rank(b))) { // the most severe on top
     drawSpan(g, span, index, layout, axis, colours, alerted);
   }
   drawLabels(g, view, layout, colours, alerted);

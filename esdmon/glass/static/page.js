@@ -6,6 +6,7 @@ async function mount(root, source, {poll = 0} = {}) {
   const state = {run: null, other: '', view: null, otherView: null, selected: null, compared: [], lines: new Map(),
     frames: null, otherFrames: null, timer: 0, follows: true};
   const parts = buildPage(source, state);
+  parts.refresh.hidden = !poll;
   root.replaceChildren(parts.page);
   followTheme(parts.page, () => state.view && draw());
   const status = window.__esd = {ready: false, state, place: (layer, step) => parts.map.firstChild.place(layer, step)};
@@ -81,7 +82,7 @@ async function mount(root, source, {poll = 0} = {}) {
     const runs = await source.runs();
     fillRuns(parts, runs, state);
     if (state.run === null && runs.length) {
-      state.run = runs.at(-1);
+      state.run = source.first(runs);
       parts.run.value = state.run;
       await load();
     }
