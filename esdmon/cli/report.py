@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from esdmon.errors import InputError, unwritable
+from esdmon.errors import unwritable
 from esdmon.glass.report import html
 from esdmon.glass.run_data import RunData
 from esdmon.records import Report
@@ -48,10 +48,7 @@ def read(run: str) -> list[RunData]:
             data.add(event)
         else:
             data.add_alert(event)
-    found = [data for data in by_run.values() if data.readings]
-    if not found:
-        raise InputError(f"{run} contains no readings, so there is nothing to show. Choose a run that was watched.")
-    return found
+    return [data for data in by_run.values() if data.readings]
 
 
 def _with_different_names(runs: list[RunData]) -> list[RunData]:
