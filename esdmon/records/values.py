@@ -1,6 +1,7 @@
 """Values in JSON form."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -18,3 +19,9 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if math.isfinite(value) else None
+
+
+def show_number(values: Mapping[str, float], name: str, form: str) -> str:
+    """Return a value in a format such as `.2f`; a dash if it is undefined or missing."""
+    value = values.get(name, math.nan)
+    return format(value, form) if math.isfinite(value) else "–"
