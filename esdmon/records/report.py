@@ -13,7 +13,7 @@ from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.frame import to_frame
 from esdmon.records.layer import LayerReport
 from esdmon.records.summary import summarize
-from esdmon.records.text import HEADER, age_lines, counted, grouped, layer_table, notes, row, short_table
+from esdmon.records.text import HEADER, age_lines, count, counted, grouped, layer_table, notes, row, short_table
 from esdmon.records.values import Record, jsonable
 from esdmon.spectrum import Phase
 
@@ -211,7 +211,7 @@ class Report:
 
     def _headline(self) -> str:
         step = f"step {self.step}, " if self.step else ""
-        return f"{step}{len(self)} layers: {counted(self.layers)}" if self.layers else f"{step}no layers"
+        return f"{step}{count(len(self), 'layer')}: {counted(self.layers)}" if self.layers else f"{step}no layers"
 
     @staticmethod
     def _html_row(layer: LayerReport) -> list[str]:

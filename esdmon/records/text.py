@@ -40,7 +40,7 @@ def short_table(layers: Sequence[LayerReport], *, most: int) -> str:
 def counted(layers: Iterable[LayerReport]) -> str:
     """Return how many layers are in each phase, or have a status other than ok: `3 bulk+spikes, 1 failed`."""
     names = Counter(layer.shown_phase.value if layer.status == "ok" else layer.status for layer in layers)
-    return ", ".join(f"{count} {name}" for name, count in names.most_common())
+    return ", ".join(f"{number} {name}" for name, number in names.most_common())
 
 
 def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str]) -> list[str]:
@@ -57,6 +57,11 @@ def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str
         more = f" and {len(waiting) - 2} more" if len(waiting) > 2 else ""
         lines.append(f"not read yet: {', '.join(waiting[:2])}{more}")
     return lines
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 layer`, `2 layers`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
