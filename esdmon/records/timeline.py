@@ -24,12 +24,17 @@ class Stage(NamedTuple):
 class Episode:
     """An alert from its beginning to its end."""
 
+    first: Alert
+    """The alert as it fired first."""
     alert: Alert
     """The alert as it fired last: one that grew has all its layers."""
-    began: int
-    """Step at which it fired first."""
     ended: int | None = None
     """Step at which it was resolved; None while it fires."""
+
+    @property
+    def began(self) -> int:
+        """Return the step at which it fired first."""
+        return self.first.step
 
 
 @final
@@ -57,7 +62,7 @@ class Timeline:
         """Add an alert that has begun, grown or ended."""
         number = next((n for n, each in enumerate(self.episodes) if each.ended is None and _same(each, alert)), None)
         if number is None and alert.state == "firing":
-            self.episodes.append(Episode(alert, alert.step))
+            self.episodes.append(Episode(alert, alert))
         elif number is not None and alert.state == "firing":
             self.episodes[number] = replace(self.episodes[number], alert=alert)
         elif number is not None:
