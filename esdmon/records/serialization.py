@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from esdmon.records.alert import Alert
 from esdmon.records.layer import RECORD_KEYS, Esd, LayerReport
+from esdmon.records.values import rounded
 from esdmon.spectrum import Phase
 
 Plain = dict[str, Any]
@@ -85,14 +86,14 @@ def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
 def esd_to_record(esd: Esd) -> Plain:
     """Return a JSON object: log₁₀ λ to 4 decimals, λ of `top` to 4 digits, and `zeros` and `noise` where there are any.
 
-    `noise` has 2 decimals: it is compared with whole numbers of eigenvalues.
+    `noise` has 2 digits, which is less than a line's width in a picture, and 0 below a twentieth of an eigenvalue.
     """
     record: Plain = {"low": round(esd.low, 4), "high": round(esd.high, 4), "counts": list(esd.counts)}
     if esd.zeros:
         record["zeros"] = esd.zeros
     if esd.noise:
-        record["noise"] = [round(expected, 2) for expected in esd.noise]
-    return record | {"top": [float(f"{value:.4g}") for value in esd.top]}
+        record["noise"] = [rounded(expected, 2) if expected >= 0.05 else 0 for expected in esd.noise]
+    return record | {"top": [rounded(value, 4) for value in esd.top]}
 
 
 def _esd_from_record(record: Mapping[str, Any]) -> Esd:

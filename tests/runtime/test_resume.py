@@ -14,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import esdmon
+from esdmon.records.shortening import POWERS
+from esdmon.replay import records
 from esdmon.sinks import MemorySink
 
 STEPS, SAVED, KILLED = 20, 9, 13
@@ -53,12 +55,17 @@ class Run:
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    """Without what the clock decides, the id, of which there is one, and spectra, which a resumed run writes again."""
-    records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
-    assert len({record["run"] for record in records}) == 1
+    """Without what the clock decides, the id, of which there is one, spectra and explanations, which a resumed run
+    writes again, and nulls that are computed from those of an earlier line, to the last digit or so."""
+    found = list(records(folder / "esdmon.jsonl"))
+    assert len({record["run"] for record in found}) == 1
     return [
-        {key: value for key, value in record.items() if key not in ("seconds", "overhead", "time", "run", "esd")}
-        for record in records
+        {
+            key: value
+            for key, value in record.items()
+            if key not in ("seconds", "overhead", "time", "run", "esd", "explanation", *POWERS)
+        }
+        for record in found
     ]
 
 
