@@ -12,7 +12,7 @@ from pathlib import Path
 from esdmon.alerts import AlertManager, AlertRule
 from esdmon.errors import InputError
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report
-from esdmon.records.serialization import layer_from_record
+from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
 
 _log = logging.getLogger("esdmon")
@@ -63,7 +63,16 @@ def reports(run: str | Path) -> Iterator[Report]:
 
 
 def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
-    """Yield the reports in a file, each with its run.
+    """Yield the reports in a file, each with its run; see `events_by_run`.
+
+    Raises:
+        InputError: without such a file, or if it is not a JSONL of esdmon.
+    """
+    return ((each, event) for each, event in events_by_run(run) if isinstance(event, Report))
+
+
+def events_by_run(run: str | Path) -> Iterator[tuple[Run, Report | Alert]]:
+    """Yield the reports and alerts in a file, each with its run.
 
     Runs are distinguished by the id in their lines. If lines have no id, as in older versions, or an id occurs again, a
     step that does not follow that of the last report begins another run.
@@ -77,15 +86,17 @@ def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
     path = find_file(run)
     runs: dict[str, Run] = {}
     for record in records(path):
-        if record["kind"] not in ("layer", "summary"):
+        if record["kind"] not in ("layer", "summary", "alert"):
             continue
         run_id = str(record.get("run"))
-        if run_id not in runs or record["step"] <= runs[run_id].step:
+        if run_id not in runs or (record["kind"] != "alert" and record["step"] <= runs[run_id].step):
             runs[run_id] = Run()
         current = runs[run_id]
         if record["kind"] == "layer":
             layer = _layer(record, path)
             current.latest[layer.name] = layer
+        elif record["kind"] == "alert":
+            yield current, _alert(record, path)
         else:
             current.step = record["step"]
             yield current, _report(record, current.latest)
@@ -102,6 +113,13 @@ def _layer(record: Record, path: Path) -> LayerReport:
         raise InputError(
             f"{path}: a line of step {record['step']} is not a valid reading of a layer: {error}"
         ) from error
+
+
+def _alert(record: Record, path: Path) -> Alert:
+    try:
+        return alert_from_record(record)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: a line of step {record['step']} is not a valid alert: {error!r}") from error
 
 
 def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_alerts(
         commands.add_parser("alerts", help="explain alert rules, validate a TOML file, or replay a finished run")
     )
+    _add_report(commands.add_parser("report", help="write one HTML file of runs: phases, spectra, alerts"))
     listing = commands.add_parser("plugins", help="list plugins, with version and hooks")
     listing.description = "List the installed plugins with version and hooks, or the reason why one is not used."
     listing.epilog = "Exit status: 0, or 1 if a plugin could not be used."
@@ -193,6 +194,25 @@ def _alerts_replay(options: argparse.Namespace) -> int:
     from esdmon.cli import alerts  # noqa: PLC0415
 
     return alerts.show(options.run_path, options.alerts, as_json=options.json)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Write one self-contained HTML file of runs: the views of TensorBoard's tab ESD, with the data inside, at most "
+        "5 MB. It loads nothing, and shows the map, alerts and tables also where scripts are switched off."
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="JSONL file of a run, or its folder")
+    parser.add_argument(
+        "-o", "--out", default="report.html", metavar="FILE", help="file to write, or replace (default: %(default)s)"
+    )
+    parser.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from esdmon.cli import report  # noqa: PLC0415 -- loads numpy
+
+    report.write(options.runs, options.out)
+    return 0
 
 
 def _plugins(options: argparse.Namespace) -> int:

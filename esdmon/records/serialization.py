@@ -53,6 +53,18 @@ def alert_from_plain(plain: Mapping[str, Any]) -> Alert:
     return Alert(**dict(plain) | {"layers": tuple(plain["layers"])})
 
 
+def alert_from_record(record: Mapping[str, Any]) -> Alert:
+    """Return the alert that `Alert.to_record` was called on. Its `time` is NaN if it was undefined.
+
+    Raises:
+        KeyError, TypeError: if the record lacks a field.
+    """
+    own = {field.name: record[field.name] for field in fields(Alert) if field.name not in ("time", "evidence")}
+    time = record.get("time")
+    own |= {"layers": tuple(record["layers"]), "evidence": record.get("evidence") or {}}
+    return Alert(**own, time=math.nan if time is None else time)
+
+
 _RATIOS = ("update_ratio", "step_ratio", "step_growth", "learning_rate")  # undefined ones are written as None
 
 

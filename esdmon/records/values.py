@@ -24,7 +24,6 @@ def jsonable(value: Any) -> Any:
     return float(value) if math.isfinite(value) else None
 
 
-<<<<<<< HEAD
 def rounded(value: Any, digits: int = DIGITS) -> Any:
     """Return a float with that many significant digits, as an int if it is whole; other values unchanged.
 
@@ -35,9 +34,9 @@ def rounded(value: Any, digits: int = DIGITS) -> Any:
         return value
     short = float(f"{value:.{digits}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
-=======
+
+
 def show_number(values: Mapping[str, float], name: str, form: str) -> str:
     """Return a value in a format such as `.2f`; a dash if it is undefined or missing."""
     value = values.get(name, math.nan)
     return format(value, form) if math.isfinite(value) else "–"
->>>>>>> people
