@@ -11,7 +11,7 @@ import pytest
 
 from esdmon.cli import main
 from esdmon.glass import contract
-from esdmon.glass.still import PHASE_LOOK
+from esdmon.records.colours import PHASE_HEX
 from tests.esdmon_tensorboard.server import tensorboard
 from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write, write_lines
 
@@ -27,7 +27,7 @@ PIXEL = """([layer, step]) => {
   const data = canvas.getContext('2d').getImageData(x, y, 1, 1).data;
   return '#' + [...data.slice(0, 3)].map(value => value.toString(16).padStart(2, '0')).join('');
 }"""
-COLOURS = {phase.value: colour for phase, (_, colour) in PHASE_LOOK.items()}
+COLOURS = {phase.value: colour for phase, colour in PHASE_HEX.items()}
 
 
 @dataclass

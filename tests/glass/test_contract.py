@@ -12,18 +12,20 @@ from hypothesis import strategies as st
 
 from esdmon import Phase
 from esdmon.glass import assets, contract
-from esdmon.glass.still import PHASE_LOOK
+from esdmon.glass.still import PHASE_LETTERS
+from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from tests.glass.made import a_layer, alert_at
 
 
 def test_the_page_has_the_phases_of_the_records() -> None:
     """In their order, with the characters, letters and colours of the map without scripts."""
     found = re.findall(r"\{code: '(.)', letter: '(.)', name: '([^']+)', colour: '(#\w+)'\},", assets.script())
-    phases = [
-        (contract.CHARACTERS[phase.code], letter, phase.value, hue) for phase, (letter, hue) in PHASE_LOOK.items()
+    assert found[: len(Phase)] == [
+        (contract.CHARACTERS[phase.code], PHASE_LETTERS[phase], phase.value, PHASE_HEX[phase]) for phase in Phase
     ]
-    assert [(code, letter, name, colour) for code, letter, name, colour in found[: len(Phase)]] == phases
-    assert {name for _, _, name, _ in phases} == {phase.value for phase in Phase}
+    severities = re.search(r"const SEVERITIES = \{(.*)\};", assets.script())
+    assert severities is not None
+    assert dict(re.findall(r"(\w+): '(#\w+)'", severities[1])) == SEVERITY_HEX
 
 
 def test_the_page_knows_each_character() -> None:
