@@ -1,8 +1,10 @@
 """Read a finished run from its JSONL, and apply alert rules to it: to try thresholds without training again."""
 
+import gzip
 import json
 import logging
 import math
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +12,12 @@ from pathlib import Path
 from esdmon.alerts import AlertManager, AlertRule
 from esdmon.errors import InputError
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report
-from esdmon.records.serialization import layer_from_record
+from esdmon.records.serialization import alert_from_record, layer_from_record
+from esdmon.records.shortening import Restorer
 
 _log = logging.getLogger("esdmon")
-FILE_NAME = "esdmon.jsonl"
-"""Name of the JSONL in the folder of a run."""
+FILE_NAMES = ("esdmon.jsonl", "esdmon.jsonl.gz")
+"""Names that the JSONL in the folder of a run may have."""
 
 
 @dataclass(eq=False, slots=True)
@@ -60,7 +63,16 @@ def reports(run: str | Path) -> Iterator[Report]:
 
 
 def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
-    """Yield the reports in a file, each with its run.
+    """Yield the reports in a file, each with its run; see `events_by_run`.
+
+    Raises:
+        InputError: without such a file, or if it is not a JSONL of esdmon.
+    """
+    return ((each, event) for each, event in events_by_run(run) if isinstance(event, Report))
+
+
+def events_by_run(run: str | Path) -> Iterator[tuple[Run, Report | Alert]]:
+    """Yield the reports and alerts in a file, each with its run.
 
     Runs are distinguished by the id in their lines. If lines have no id, as in older versions, or an id occurs again, a
     step that does not follow that of the last report begins another run.
@@ -71,16 +83,20 @@ def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
     Raises:
         InputError: without such a file, or if it is not a JSONL of esdmon.
     """
-    path = _file(run)
+    path = find_file(run)
     runs: dict[str, Run] = {}
-    for record in _records(path):
+    for record in records(path):
+        if record["kind"] not in ("layer", "summary", "alert"):
+            continue
         run_id = str(record.get("run"))
-        if run_id not in runs or record["step"] <= runs[run_id].step:
+        if run_id not in runs or (record["kind"] != "alert" and record["step"] <= runs[run_id].step):
             runs[run_id] = Run()
         current = runs[run_id]
         if record["kind"] == "layer":
             layer = _layer(record, path)
             current.latest[layer.name] = layer
+        elif record["kind"] == "alert":
+            yield current, _alert(record, path)
         else:
             current.step = record["step"]
             yield current, _report(record, current.latest)
@@ -93,10 +109,17 @@ def reports_by_run(run: str | Path) -> Iterator[tuple[Run, Report]]:
 def _layer(record: Record, path: Path) -> LayerReport:
     try:
         return layer_from_record(record)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"{path}: a line of step {record['step']} is not a valid reading of a layer: {error}"
         ) from error
+
+
+def _alert(record: Record, path: Path) -> Alert:
+    try:
+        return alert_from_record(record)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: a line of step {record['step']} is not a valid alert: {error!r}") from error
 
 
 def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
@@ -127,32 +150,58 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
     )
 
 
-def _file(run: str | Path) -> Path:
+def find_file(run: str | Path) -> Path:
+    """Return the path of the JSONL of a run, given that or its folder.
+
+    Raises:
+        InputError: without such a file.
+    """
     path = Path(run).expanduser()
-    if path.is_dir():
-        path /= FILE_NAME
-    if not path.is_file():
-        raise InputError(f"file {path} not found. Pass the JSONL of a run, or its folder.")
-    return path
+    paths = [path / name for name in FILE_NAMES] if path.is_dir() else [path]
+    found = [each for each in paths if each.is_file()]
+    if not found:
+        raise InputError(f"file {paths[0]} not found. Pass the JSONL of a run, or its folder.")
+    return found[0]
 
 
-def _records(path: Path) -> Iterator[Record]:
-    """Yield the lines of readings as records; skip and count those torn by a kill or a full disk."""
-    torn = 0
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                if number == 1 and line.endswith("\n"):
-                    raise InputError(f"{path}, line {number}: invalid JSON. Choose the JSONL of a run.") from error
-                torn += line.endswith("\n")
-                continue
-            _check(record, f"{path}, line {number}")
-            if record["kind"] in ("layer", "summary"):
-                yield record
+def records(path: Path) -> Iterator[Record]:
+    """Yield all whole records of a JSONL, plain or gzipped, in the order of the file.
+
+    Lines torn by a kill or a full disk are skipped and counted in the log.
+
+    Raises:
+        InputError: for a file that is not a JSONL of esdmon.
+    """
+    torn, restorer = 0, Restorer()
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == 1 and line.endswith("\n"):
+                raise InputError(f"{path}, line {number}: invalid JSON. Choose the JSONL of a run.") from error
+            torn += line.endswith("\n")
+            continue
+        _check(record, f"{path}, line {number}")
+        yield restorer.restore(record) if record["kind"] in ("layer", "summary") else record
     if torn:
         _log.warning("esdmon: %s: skipped %d incomplete lines, as a kill or a full disk leaves them.", path, torn)
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a file, decompressed; up to where a gzip member is not finished."""
+    if path.suffix != ".gz":
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            yield from file
+        return
+    try:
+        with gzip.open(path, "rt", encoding="utf-8-sig", errors="replace") as packed:
+            yield from packed
+    except gzip.BadGzipFile as error:
+        raise InputError(f"{path} is not a gzip file. Choose the JSONL of a run.") from error
+    except (EOFError, zlib.error):  # a run that is being written, or was killed
+        return
 
 
 def _check(record: object, where: str) -> None:

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import esdmon
-from esdmon.cli.demo import MiniAlexNet, accuracy, batches, digits, train_step
+from esdmon.cli.digits import MiniAlexNet, accuracy, batches, digits, train_step
 from esdmon.spectrum import Spectrum, mp_density, mp_edges
 
 SIZES = (512, 128, 32, 8, 2)

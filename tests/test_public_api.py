@@ -107,7 +107,9 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
     ("command", "options"),
     [
         pytest.param([], {"--help", "--version"}, id="esdmon"),
-        pytest.param(["demo"], {"--help", "--batch-size", "--lr", "--epochs", "--seed", "--out"}, id="esdmon-demo"),
+        pytest.param(
+            ["demo"], {"--help", "--batch-size", "--lr", "--epochs", "--seed", "--out", "--healthy"}, id="esdmon-demo"
+        ),
     ],
 )
 def test_command_line_options(command: list[str], options: set[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,164 +1,278 @@
-"""`esdmon demo`: train the paper's MiniAlexNet, scaled to scikit-learn's digits, with a monitor."""
+"""`esdmon demo`: train a small network on digits, let it go wrong and recover, and say what happened.
+
+For three eighths of the run training is healthy. Then weight decay is set far too strong, as by a slip in a
+configuration: the layers lose their bulk of noise, then directions, and alerts fire. After another three eighths the
+weights from before the fault are restored, as a person would do it who has read the alert, and the alerts end.
+"""
 
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from esdmon.errors import InputError, MissingExtraError, unwritable
-from esdmon.present.colours import PHASE_COLOURS
-from esdmon.records import LayerReport, Report, show
+from esdmon.cli import live
+from esdmon.cli.digits import accuracy, batches, digits
+from esdmon.errors import InputError, unwritable
+from esdmon.notice import nearby
+from esdmon.records import Alert, Report
+from esdmon.records.outcome import named
+from esdmon.records.timeline import Timeline
+from esdmon.spectrum import Phase
 from esdmon.watching import watch
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    from esdmon.runtime.monitor import Monitor
-
-READINGS = 40
+READINGS = 80
 """Approximate number of readings in a run."""
+WIDTH = 256
+"""Units of a hidden layer."""
+DECAY = 0.1
+"""The weight decay that is far too strong; common values are 1e-4 to 5e-3 for SGD."""
+_HELD_BACK = 297  # of 1797 digits
+_PLAIN = {
+    Phase.RANDOM_LIKE: "noise: nothing is learned yet",
+    Phase.BLEEDING_OUT: "structure begins to show",
+    Phase.BULK_SPIKES: "a few directions are learned",
+    Phase.BULK_DECAY: "the bulk of noise dissolves into a tail",
+    Phase.HEAVY_TAILED: "only a heavy tail is left",
+    Phase.RANK_COLLAPSE: "directions are lost",
+    Phase.UNCLASSIFIED: "no phase fits",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class DemoOptions:
     """Arguments of the demo."""
 
-    batch_size: int = 8
-    lr: float = 0.004
-    epochs: int = 20
+    batch_size: int = 30
+    lr: float = 0.02
+    epochs: int = 32
     seed: int = 0
     out: str = "runs/demo"
+    healthy: bool = False
+    """Leave out the fault."""
 
 
-class MiniAlexNet(nn.Sequential):
-    """Two convolutions and three fully connected layers, on 1 × 16 × 16 images; FC1 is 1024 × 384, FC2 384 × 192.
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at a step, in plain words."""
 
-    The paper's (Martin & Mahoney 2021, §5) has FC1 4096 × 384 and FC2 384 × 192 on 28 × 28 × 3 images; here the
-    channels are fewer, and there is no batch normalisation. Weights start Glorot normal and biases zero, as there.
-    """
+    step: int
+    text: str
+    style: str = ""
+    """A style of rich."""
+
+
+class Classifier(nn.Sequential):
+    """Three hidden layers of 256 units on 64 pixels, all with M >= 64; the output layer is not watched."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 32, kernel_size=5, padding=2)
-        self.relu1 = nn.ReLU()
-        self.pool1 = nn.MaxPool2d(2)
-        self.conv2 = nn.Conv2d(32, 64, kernel_size=5, padding=2)
-        self.relu2 = nn.ReLU()
-        self.pool2 = nn.MaxPool2d(2)
-        self.flatten = nn.Flatten()
-        self.fc1 = nn.Linear(1024, 384)
-        self.relu3 = nn.ReLU()
-        self.fc2 = nn.Linear(384, 192)
-        self.relu4 = nn.ReLU()
-        self.fc3 = nn.Linear(192, 10)
-        for name, parameter in self.named_parameters():
-            if name.endswith("weight"):
-                nn.init.xavier_normal_(parameter)
-            else:
-                nn.init.zeros_(parameter)
+        self.fc1, self.relu1 = nn.Linear(64, WIDTH), nn.ReLU()
+        self.fc2, self.relu2 = nn.Linear(WIDTH, WIDTH), nn.ReLU()
+        self.fc3, self.relu3 = nn.Linear(WIDTH, WIDTH), nn.ReLU()
+        self.head = nn.Linear(WIDTH, 10)
 
 
-def digits() -> tuple[Tensor, Tensor]:
-    """Load scikit-learn's digits: images (1797, 1, 16, 16) of mean 0 and variance 1, and labels.
+@final
+class Story:
+    """What happens to the training on purpose: a fault, and the recovery from it.
 
-    Raises:
-        MissingExtraError: if scikit-learn is not installed.
+    Args:
+        model: what trains.
+        optimizer: its weight decay is changed.
+        steps: of the whole run.
     """
-    try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 -- optional
-    except ImportError as error:
-        raise MissingExtraError("the demo", "scikit-learn", "demo") from error
-    data = load_digits()
-    images = torch.as_tensor(data.images, dtype=torch.float32).unsqueeze(1)
-    images = functional.interpolate(images, size=(16, 16), mode="bilinear", align_corners=False)
-    return (images - images.mean()) / images.std(), torch.as_tensor(data.target)
 
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        self._model, self._optimizer = model, optimizer
+        self.fault, self.recovery = steps * 3 // 8, steps * 6 // 8
+        """Steps after which weight decay is set too strong, and the weights are restored."""
+        self.events: list[Event] = []
+        self._saved: dict[str, Tensor] = {}
 
-def batches(count: int, batch_size: int, *, seed: int) -> Iterator[Tensor]:
-    """Yield batches of indices without end; each pass over the `count` examples is reshuffled."""
-    shuffler = torch.Generator().manual_seed(seed)
-    while True:
-        yield from torch.split(torch.randperm(count, generator=shuffler), batch_size)
+    def after(self, step: int, held_back: float) -> None:
+        """Do what is due after a step; `held_back` is the accuracy on digits that are held back."""
+        if step == self.fault:
+            self._saved = {name: value.clone() for name, value in self._model.state_dict().items()}
+            self._decay(DECAY)
+            text = f"THE FAULT: weight decay is set to {DECAY:g}, far too strong"
+            self.events.append(Event(step, f"{text} (accuracy {held_back:.3f})", "bold red"))
+        elif step == self.recovery:
+            self._model.load_state_dict(self._saved)
+            self._optimizer.state.clear()
+            self._decay(0.0)
+            text = f"THE REMEDY: no weight decay, and the weights of step {self.fault} are restored"
+            self.events.append(Event(step, f"{text} (accuracy was {held_back:.3f})", "bold green"))
 
-
-def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> tuple[float, int]:
-    """Take one step of cross-entropy; return the loss and the number of correct labels, both before the step."""
-    logits = model(images)
-    loss = functional.cross_entropy(logits, labels)
-    optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    optimizer.step()
-    return loss.item(), int((logits.argmax(1) == labels).sum())
-
-
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Return the share of images with the right label, from 0 to 1."""
-    with torch.no_grad():
-        return float((model(images).argmax(1) == labels).float().mean())
+    def _decay(self, value: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["weight_decay"] = value
 
 
 def run(settings: DemoOptions) -> Report:
-    """Train the network and show its readings; return the last one.
+    """Train the network, show its readings and say what happened; return the last reading.
 
     Raises:
         InputError: if `out` cannot be written, or an extra is missing.
     """
-    try:
-        from rich.console import Console, Group  # noqa: PLC0415 -- optional
-        from rich.live import Live  # noqa: PLC0415 -- optional
-    except ImportError as error:
-        raise MissingExtraError("the demo", "rich", "demo") from error
-    images, labels = digits()
+    console = live.console("the demo", "demo")
+    images, labels = digits(side=8)
     if not settings.out.strip():
         raise InputError("--out is empty: give a folder for the data, such as runs/demo")
     out = _free_folder(Path(settings.out))
     torch.manual_seed(settings.seed)
-    model = MiniAlexNet()
+    timeline, story, held_back = _train(settings, images.flatten(1), labels, out, console)
+    return _conclude(timeline, story, held_back, out, console)
+
+
+def _train(
+    settings: DemoOptions, images: Tensor, labels: Tensor, out: Path, console: Console
+) -> tuple[Timeline, Story, float]:
+    """Train, and return the course of the run, what was done to it, and the accuracy on digits that are held back."""
+    from rich.console import Group  # noqa: PLC0415 -- optional
+    from rich.live import Live  # noqa: PLC0415
+
+    train, test = slice(_HELD_BACK, None), slice(_HELD_BACK)
+    count = len(images) - _HELD_BACK
+    steps = settings.epochs * math.ceil(count / settings.batch_size)
+    every = max(1, steps // READINGS)
+    model = Classifier()
     optimizer = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=0.9)
-    per_epoch = math.ceil(len(images) / settings.batch_size)
-    steps = settings.epochs * per_epoch
-    console = Console()
-    sinks = [f"tensorboard:{out}", f"jsonl:{out / 'esdmon.jsonl'}"]
-    progress, task = _progress(steps, console)
-    with (
-        watch(model, optimizer, every=max(1, steps // READINGS), budget=None, sinks=sinks) as monitor,
-        Live(progress, console=console, refresh_per_second=4) as live,
-    ):
-        right = seen = 0
-        indices = itertools.islice(batches(len(images), settings.batch_size, seed=settings.seed), steps)
-        for step, index in enumerate(indices, start=1):
-            loss, correct = train_step(model, optimizer, images[index], labels[index])
-            right, seen = right + correct, seen + len(index)
-            progress.update(task, advance=1, loss=f"{loss:.4f}", accuracy=f"{right / seen:.3f}")
-            if monitor.report is not None and monitor.report.step == step:
-                live.update(Group(_live_table(monitor.report), progress))
-            if step % per_epoch == 0:
-                right = seen = 0
-    return _conclude(monitor, accuracy(model, images, labels), out, console)
+    story = Story(model, optimizer, steps)
+    indices = itertools.islice(batches(count, settings.batch_size, seed=settings.seed), steps)
+    course = _Course()
+    sinks: list[Any] = [f"tensorboard:{out / 'spectra'}", f"jsonl:{out / 'esdmon.jsonl'}", course]
+    held_back = 0.0
+    monitor = watch(model, optimizer, every=every, budget=None, sinks=sinks, exclude=["head"])
+    with _closing(monitor), _curves(out / "training") as curves:
+        progress, task = _progress(steps, console)
+        with Live(progress, console=console, refresh_per_second=4) as shown:
+            for step, index in enumerate(indices, start=1):
+                logits = model(images[train][index])
+                loss = functional.cross_entropy(logits, labels[train][index])
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                optimizer.step()
+                progress.update(task, advance=1, loss=f"{loss.item():.4f}")
+                if step % every == 0 or step == steps:
+                    held_back = accuracy(model, images[test], labels[test])
+                    decay = optimizer.param_groups[0]["weight_decay"]
+                    values = {"loss": loss.item(), "accuracy_held_back": held_back, "weight_decay": decay}
+                    for name, value in values.items():
+                        curves.add_scalar(f"training/{name}", value, step)
+                    progress.update(task, accuracy=f"{held_back:.3f}")
+                    shown.update(Group(live.overview(course.timeline), "", progress))
+                if not settings.healthy:
+                    story.after(step, held_back)
+    return course.timeline, story, held_back
 
 
-def _conclude(monitor: Monitor, train_accuracy: float, out: Path, console: Console) -> Report:
-    report = monitor.report
+@final
+class _Course:
+    """A sink that keeps the course of the run."""
+
+    def __init__(self) -> None:
+        self.timeline = Timeline()
+
+    def write(self, report: Report) -> None:
+        self.timeline.take(report)
+
+    def alert(self, alert: Alert) -> None:
+        self.timeline.alert(alert)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@contextmanager
+def _closing(monitor: Any) -> Iterator[None]:
+    """Close a monitor at the end, without its summary: the demo has one of its own."""
+    log = logging.getLogger("esdmon")
+    try:
+        yield
+    finally:
+        level = log.level
+        log.setLevel(logging.ERROR)
+        try:
+            monitor.close()
+        finally:
+            log.setLevel(level)
+
+
+@contextmanager
+def _curves(folder: Path) -> Iterator[Any]:
+    """Yield a writer of the training's own curves."""
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 -- optional
+
+    writer = SummaryWriter(str(folder))
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _conclude(timeline: Timeline, story: Story, held_back: float, out: Path, console: Console) -> Report:
+    from rich.table import Table  # noqa: PLC0415 -- optional
+    from rich.text import Text  # noqa: PLC0415
+
+    report = timeline.last
     if report is None:
         msg = "no reading was taken; see the log of esdmon for the reason"
         raise InputError(msg)
-    console.print(f"\n{report}\n", markup=False, highlight=False)
-    lines = [f"Accuracy on the training digits: {train_accuracy:.3f}."]
-    lines += [f"Alert: {alert.message}" for alert in monitor.alerts]
-    lines += [f"Data: {out} (TensorBoard) and {out / 'esdmon.jsonl'}."]
-    lines += [f"See it: tensorboard --logdir {out}"]
-    for line in lines:
+    quiet = "" if timeline.episodes else "; no alert has fired"
+    end = Event(report.step, f"the end: accuracy {held_back:.3f} on {_HELD_BACK} digits that were held back{quiet}")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(justify="right")
+    for event in [*_chronology(timeline, story.events), end]:
+        table.add_row(str(event.step), Text(event.text, style=event.style))
+    console.print("\n[bold]What happened[/], by step\n")
+    console.print(table)
+    folder = nearby(out)
+    console.print("\n[bold]Look[/]\n")
+    for line in (
+        f"tensorboard --logdir {folder}",
+        "    in the browser: tab TIME SERIES for esdmon_phase beside training/loss; tab TEXT for the alerts",
+        f"esdmon tail {folder} --once",
+        "    the last reading, in this terminal",
+    ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return report
+
+
+def _chronology(timeline: Timeline, events: list[Event]) -> list[Event]:
+    """Return what was done, what the alerts said, and how the phases changed, in order of steps."""
+    changes: dict[tuple[int, str], list[str]] = {}
+    for name, stages in timeline.stages.items():
+        for stage in stages:
+            changes.setdefault((stage.step, stage.state), []).append(name)
+    plain = {phase.value: text for phase, text in _PLAIN.items()}
+    found = [
+        Event(step, f"{named(names)}: {state}{f', {plain[state]}' if state in plain else ''}")
+        for (step, state), names in changes.items()
+    ]
+    for episode in timeline.episodes:
+        alert = episode.first
+        said = alert.message.partition(f"{alert.rule}: ")[2] or alert.message
+        found.append(Event(episode.began, f"ALERT {alert.rule}: {named(alert.layers)}: {said}", "yellow"))
+        if episode.ended is not None:
+            found.append(Event(episode.ended, f"resolved: {alert.rule}", "green"))
+    return sorted([*found, *events], key=lambda event: event.step)
 
 
 def _free_folder(out: Path) -> Path:
@@ -194,27 +308,3 @@ def _progress(steps: int, console: Console) -> tuple[Progress, TaskID]:
         expand=True,
     )
     return progress, progress.add_task("training", total=steps, loss="", accuracy="")
-
-
-def _live_table(report: Report) -> RenderableType:
-    from rich.table import Table  # noqa: PLC0415 -- optional
-
-    table = Table(title=f"step {report.step}", title_justify="left", expand=True)
-    for column in ("layer", "phase", "alpha", "soft rank", "spikes", "stable rank"):
-        table.add_column(column, justify="left" if column in ("layer", "phase") else "right", no_wrap=True)
-    for layer in report:
-        table.add_row(layer.name, *_cells(layer))
-    return table
-
-
-def _cells(layer: LayerReport) -> list[str]:
-    if layer.status != "ok":
-        return [f"[red]{layer.status}[/]"]
-    alpha = show(layer, "alpha", ".2f")
-    return [
-        f"[{PHASE_COLOURS[layer.shown_phase]}]{layer.shown_phase.value}[/]",
-        alpha if layer.alpha_is_meaningful else f"[bright_black]({alpha})[/]",
-        show(layer, "mp_soft_rank", ".2f"),
-        show(layer, "n_spikes", ".0f"),
-        show(layer, "stable_rank", ".1f"),
-    ]

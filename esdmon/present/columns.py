@@ -9,7 +9,7 @@ from functools import partial
 from esdmon.errors import InputError, nearest
 from esdmon.records import LayerReport, show
 from esdmon.records.layer import RECORD_KEYS
-from esdmon.records.text import alpha_with_error, shape_of
+from esdmon.records.text import cell_of_alpha
 
 SortKey = tuple[float | str, ...]
 
@@ -99,7 +99,9 @@ _OWN = (
         "layer", "layer", lambda layer: layer.name, lambda layer: _natural(layer.name), left=True, every_status=True
     ),
     Column("type", "type", lambda layer: layer.kind, lambda layer: (layer.kind,), left=True, every_status=True),
-    Column("shape", "N × M", shape_of, lambda layer: (float(layer.n_parameters),), every_status=True),
+    Column(
+        "shape", "N × M", lambda layer: layer.shape_text, lambda layer: (float(layer.n_parameters),), every_status=True
+    ),
     Column(
         "phase",
         "phase",
@@ -108,7 +110,7 @@ _OWN = (
         left=True,
         every_status=True,
     ),
-    Column("alpha", "alpha", alpha_with_error, partial(_number, name="alpha"), brief=_alpha_briefly),
+    Column("alpha", "alpha", cell_of_alpha, partial(_number, name="alpha"), brief=_alpha_briefly),
     _measure("mp_soft_rank", "soft rank", ".2f"),
     _measure("stable_rank", "stable rank", ".1f"),
     Column("hard_rank", "hard rank", _rank_of, partial(_number, name="hard_rank")),

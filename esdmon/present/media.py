@@ -1,5 +1,6 @@
 """Choose which layers get a histogram or a picture, and queue the pictures that are still to be drawn."""
 
+import math
 from collections.abc import Iterable
 from typing import final
 
@@ -23,7 +24,7 @@ class Media:
 
     def __init__(self) -> None:
         self._can_draw = prepare_drawing()
-        self._schedule = MediaSchedule()
+        self._restart()
         self._pictures = PictureQueue()
 
     def __len__(self) -> int:
@@ -32,11 +33,11 @@ class Media:
 
     def histograms(self, report: Report) -> list[LayerReport]:
         """Return the layers of which a histogram is due."""
-        return self._schedule.histograms(report)
+        return self._histograms.due(report)
 
     def queue_changed(self, report: Report) -> None:
         """Queue a picture of each layer whose phase has changed."""
-        self.queue_first(self._schedule.changed(report))
+        self.queue_first(self._changes.due(report))
 
     def queue_first(self, layers: Iterable[LayerReport]) -> None:
         """Queue a picture of each layer, ahead of all others."""
@@ -55,19 +56,56 @@ class Media:
     def rewind(self, step: int) -> None:
         """Forget what was read after a step, and begin the schedule again."""
         self._pictures.rewind(step)
-        self._schedule = MediaSchedule()
+        self._restart()
+
+    def _restart(self) -> None:
+        self._histograms = HistogramSchedule(most=MAX_HISTOGRAMS)
+        self._changes = ChangeSchedule()
 
 
 @final
-class MediaSchedule:
-    """Decide at each report which layers get a histogram, and which a picture because their phase has changed."""
+class HistogramSchedule:
+    """Decide at each report of which layers a histogram is due.
+
+    Args:
+        most: histograms in one report; None for no limit.
+    """
+
+    def __init__(self, *, most: int | None = None) -> None:
+        self._most = most
+        self._phases: dict[str, Phase] = {}  # at the last histogram
+        self._readings_since: dict[str, int] = {}
+
+    def due(self, report: Report) -> list[LayerReport]:
+        """Return the layers of which a histogram is due, those with another phase and those overdue the longest first.
+
+        One is due at the first reading of a layer, where its phase differs from that of its last histogram, and
+        `HISTOGRAM_INTERVAL` readings after that.
+        """
+        since = self._readings_since
+        overdue: list[tuple[float, LayerReport]] = []
+        for layer in report.new:
+            if layer.esd is not None:
+                since[layer.name] = since.get(layer.name, 0) + 1
+                if self._phases.get(layer.name) is not layer.phase:
+                    overdue.append((math.inf, layer))
+                elif since[layer.name] >= HISTOGRAM_INTERVAL:
+                    overdue.append((since[layer.name], layer))
+        chosen = [layer for _, layer in sorted(overdue, key=lambda pair: -pair[0])[: self._most]]
+        for layer in chosen:
+            since[layer.name], self._phases[layer.name] = 0, layer.phase
+        return chosen
+
+
+@final
+class ChangeSchedule:
+    """Decide at each report which layers get a picture because their phase has changed."""
 
     def __init__(self) -> None:
         self._phases: dict[str, Phase] = {}
-        self._readings_since_histogram: dict[str, int] = {}
         self._last_picture: dict[str, int] = {}  # step
 
-    def changed(self, report: Report) -> list[LayerReport]:
+    def due(self, report: Report) -> list[LayerReport]:
         """Return the layers whose phase differs from that of their last picture, or of their first reading.
 
         A layer may have a picture again when the run is twice as long as at its last one, so that one on the border
@@ -83,22 +121,6 @@ class MediaSchedule:
                 self._phases[layer.name] = layer.shown_phase
                 found.append(layer)
         return found
-
-    def histograms(self, report: Report) -> list[LayerReport]:
-        """Return the layers of which a histogram is due, at most `MAX_HISTOGRAMS`, those overdue the longest first.
-
-        One is due at the first reading of a layer, and `HISTOGRAM_INTERVAL` readings after the last.
-        """
-        readings = self._readings_since_histogram
-        due = []
-        for layer in report.new:
-            if layer.esd is not None:
-                readings[layer.name] = readings.get(layer.name, HISTOGRAM_INTERVAL - 1) + 1
-                if readings[layer.name] >= HISTOGRAM_INTERVAL:
-                    due.append(layer)
-        due = sorted(due, key=lambda layer: -readings[layer.name])[:MAX_HISTOGRAMS]
-        readings |= dict.fromkeys((layer.name for layer in due), 0)
-        return due
 
 
 @final

@@ -150,11 +150,16 @@ def _choose_series(report: Report, n_measures: int) -> _Series:
     return _Series(_evenly_spaced(names, room - len(kinds)), CHIEF, dict(islice(kinds.items(), room)))
 
 
+def kind_of(layer: str) -> str:
+    """Return the name of a layer with `*` for its place in a stack of similar ones: `h.3.mlp` is of kind `h.*.mlp`."""
+    return re.sub(r"(?<![^./_])\d+(?![^./_])", "*", layer)
+
+
 def _kinds(names: list[str]) -> dict[str, list[str]]:
     """Group names by kind: the name without the layer's place in a stack of similar layers, such as `h.all.mlp`."""
     kinds: dict[str, list[str]] = {}
     for name in names:
-        kinds.setdefault(re.sub(r"(?<![^./_])\d+(?![^./_])", "*", name), []).append(name)
+        kinds.setdefault(kind_of(name), []).append(name)
     readable = {kind: kind.replace("*", "all") for kind in kinds}
     uses = Counter(readable.values())
     # A layer may be called `all` itself, and must not share its series with a median.

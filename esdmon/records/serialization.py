@@ -8,12 +8,14 @@ from typing import Any, Protocol
 
 from esdmon.records.alert import Alert
 from esdmon.records.layer import RECORD_KEYS, Esd, LayerReport
+from esdmon.records.values import rounded
 from esdmon.spectrum import Phase
 
 Plain = dict[str, Any]
 """Numbers, texts, lists and dictionaries only."""
 
 _FIELDS = {field.name for field in fields(LayerReport)}
+_ESD_FIELDS = {field.name for field in fields(Esd)}
 _STORED = [key for key in RECORD_KEYS if key in _FIELDS]  # the others are computed from these
 _NOT_MEASURES = {*RECORD_KEYS, *_FIELDS, "schema", "kind"}
 _PHASES = {phase.value for phase in Phase}
@@ -40,9 +42,7 @@ def to_plain(record: LayerReport | Alert | Esd) -> Plain:
 
 def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
     """Return the layer that `to_plain` was called with."""
-    esd = plain["esd"] and Esd(
-        **plain["esd"] | {"counts": tuple(plain["esd"]["counts"]), "noise": tuple(plain["esd"].get("noise", ()))}
-    )
+    esd = plain["esd"] and Esd(**{key: _tuple(value) for key, value in plain["esd"].items()})
     settled = plain.get("settled") and Phase(plain["settled"])
     converted = {"phase": Phase(plain["phase"]), "settled": settled, "aliases": tuple(plain["aliases"]), "esd": esd}
     return LayerReport(**dict(plain) | converted)
@@ -53,21 +53,35 @@ def alert_from_plain(plain: Mapping[str, Any]) -> Alert:
     return Alert(**dict(plain) | {"layers": tuple(plain["layers"])})
 
 
+def alert_from_record(record: Mapping[str, Any]) -> Alert:
+    """Return the alert that `Alert.to_record` was called on. Its `time` is NaN if it was undefined.
+
+    Raises:
+        KeyError, TypeError: if the record lacks a field.
+    """
+    own = {field.name: record[field.name] for field in fields(Alert) if field.name not in ("time", "evidence")}
+    time = record.get("time")
+    own |= {"layers": tuple(record["layers"]), "evidence": record.get("evidence") or {}}
+    return Alert(**own, time=math.nan if time is None else time)
+
+
 _RATIOS = ("update_ratio", "step_ratio", "step_growth", "learning_rate")  # undefined ones are written as None
 
 
 def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
     """Return the layer that `LayerReport.to_record` was called on, without the fields that it does not write.
 
-    Unknown keys, as a newer version may have added, are read as measures if they are numbers, and skipped otherwise.
+    Unknown keys, as a newer version may have added, are read as measures if they are numbers, and skipped otherwise. An
+    `esd` in the form of `esd_to_record` is read too.
 
     Raises:
-        TypeError: without a name, a status or a step.
+        TypeError, AttributeError: without a name, a status or a step, and for an `esd` of another form.
     """
     own = {key: record[key] for key in _STORED if key in record}
     own["phase"] = Phase(own["phase"]) if own.get("phase") in _PHASES else Phase.UNCLASSIFIED
     own["aliases"] = tuple(own.get("aliases") or ())
     own |= {key: math.nan for key in _RATIOS if own.get(key) is None}
+    own["esd"] = None if record.get("esd") is None else _esd_from_record(record["esd"])
     measures: dict[str, float] = {}
     nulls: dict[str, float] = {}
     for key, value in record.items():
@@ -79,6 +93,27 @@ def layer_from_record(record: Mapping[str, Any]) -> LayerReport:
         else:
             measures[key] = number
     return LayerReport(**own, measures=measures, nulls=nulls)
+
+
+def esd_to_record(esd: Esd) -> Plain:
+    """Return a JSON object: log₁₀ λ to 4 decimals, λ of `top` to 4 digits, and `zeros` and `noise` where there are any.
+
+    `noise` has 2 digits, which is less than a line's width in a picture, and 0 below a twentieth of an eigenvalue.
+    """
+    record: Plain = {"low": round(esd.low, 4), "high": round(esd.high, 4), "counts": list(esd.counts)}
+    if esd.zeros:
+        record["zeros"] = esd.zeros
+    if esd.noise:
+        record["noise"] = [rounded(expected, 2) if expected >= 0.05 else 0 for expected in esd.noise]
+    return record | {"top": [rounded(value, 4) for value in esd.top]}
+
+
+def _esd_from_record(record: Mapping[str, Any]) -> Esd:
+    return Esd(**{key: _tuple(value) for key, value in record.items() if key in _ESD_FIELDS})
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain_value(value: Any) -> Any:

@@ -1,19 +1,26 @@
 """The text of a report: its table, and the lines below it."""
 
-import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from esdmon.errors import printable
 from esdmon.records.layer import LayerReport
 from esdmon.records.table import format_table
+from esdmon.records.values import show_number
 from esdmon.spectrum import Phase
+
+HEADER = ("layer", "N × M", "phase", "alpha", "soft rank", "spikes")
+"""Titles of the columns of a report's table."""
 
 
 def layer_table(layers: Sequence[LayerReport]) -> str:
     """Return a table of 80 columns, and lines on layers that are not ok, are unclassified, or look like noise."""
-    rows = [_row(layer) for layer in layers]
-    lines = [format_table(["layer", "N × M", "phase", "alpha", "soft rank", "spikes"], rows, left=(0, 2))]
-    return "\n".join([*lines, *layer_notes(layers), *alpha_note(layers)])
+    return "\n".join([format_table(HEADER, [row(layer) for layer in layers], left=(0, 2)), *notes(layers)])
+
+
+def notes(layers: Sequence[LayerReport]) -> list[str]:
+    """Return lines on layers that are not ok, are unclassified, or look like noise."""
+    return [*layer_notes(layers), *alpha_note(layers)]
 
 
 def layer_notes(layers: Sequence[LayerReport]) -> list[str]:
@@ -28,6 +35,22 @@ def alpha_note(layers: Sequence[LayerReport]) -> list[str]:
     if all(layer.alpha_is_meaningful for layer in layers if layer.status == "ok"):
         return []
     return ["(alpha) in parentheses: no power-law tail that can be distinguished from noise"]
+
+
+def short_table(layers: Sequence[LayerReport], *, most: int) -> str:
+    """Return the table without notes, of more than `most` layers the first and the last."""
+    if len(layers) <= most:
+        return format_table(HEADER, [row(layer) for layer in layers], left=(0, 2))
+    ends = [*layers[: most // 2], *layers[-(most // 2) :]]
+    lines = format_table(HEADER, [row(layer) for layer in ends], left=(0, 2)).splitlines()
+    lines.insert(1 + most // 2, f"… {len(layers) - len(ends)} more layers")
+    return "\n".join(lines)
+
+
+def counted(layers: Iterable[LayerReport]) -> str:
+    """Return how many layers are in each phase, or have a status other than ok: `3 bulk+spikes, 1 failed`."""
+    names = Counter(layer.shown_phase.value if layer.status == "ok" else layer.status for layer in layers)
+    return ", ".join(f"{number} {name}" for name, number in names.most_common())
 
 
 def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str]) -> list[str]:
@@ -46,6 +69,11 @@ def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str
     return lines
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 layer`, `2 layers`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
     """Return a line `name, name and 3 more: reason` for each reason, from pairs (reason, name)."""
     by_reason: dict[str, list[str]] = {}
@@ -59,31 +87,23 @@ def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 def show(layer: LayerReport, measure: str, form: str) -> str:
     """Return a measure in a format such as `.2f`; a dash if it is undefined or was not computed."""
-    value = layer.measures.get(measure, math.nan)
-    return format(value, form) if math.isfinite(value) else "–"
+    return show_number(layer.measures, measure, form)
 
 
-def shape_of(layer: LayerReport) -> str:
-    """Return `N × M`, or `N × M × slices`; an empty text if that is not known."""
-    if not layer.N:
-        return ""
-    return f"{layer.N} × {layer.M}" + (f" × {layer.slices}" if layer.slices > 1 else "")
+def cell_of_alpha(layer: LayerReport) -> str:
+    """Return alpha and its standard error, so that the numbers of a column stand below each other."""
+    return f" {layer.alpha_text} " if layer.alpha_is_meaningful else layer.alpha_text
 
 
-def alpha_with_error(layer: LayerReport) -> str:
-    """Return `alpha ± its standard error`, in parentheses where it is not meaningful."""
-    alpha = f"{show(layer, 'alpha', '.2f')} ± {show(layer, 'alpha_stderr', '.2f')}"
-    return f" {alpha} " if layer.alpha_is_meaningful else f"({alpha})"
-
-
-def _row(layer: LayerReport) -> list[str]:
+def row(layer: LayerReport) -> list[str]:
+    """Return the cells of a layer, one for each title of `HEADER`."""
     if layer.status != "ok":
-        return [layer.name, shape_of(layer), layer.status, "", "", ""]
+        return [layer.name, layer.shape_text, layer.status, "", "", ""]
     return [
         layer.name,
-        shape_of(layer),
+        layer.shape_text,
         layer.shown_phase.value,
-        alpha_with_error(layer),
+        cell_of_alpha(layer),
         show(layer, "mp_soft_rank", ".2f"),
         show(layer, "n_spikes", ".0f"),
     ]

@@ -1,11 +1,15 @@
 """Values in JSON form."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 SCHEMA = 1
 """Version of the JSON form of records; every JSON object carries it."""
+
+DIGITS = 5
+"""Significant digits of numbers in files: fits are not better known, and float32 is right to 1e-6 or so."""
 
 Record: TypeAlias = dict[str, Any]
 """A flat JSON object."""
@@ -18,3 +22,21 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if math.isfinite(value) else None
+
+
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """Return a float with that many significant digits, as an int if it is whole; other values unchanged.
+
+    >>> rounded(0.123456789), rounded(256.0), rounded("a")
+    (0.12346, 256, 'a')
+    """
+    if not isinstance(value, float) or not math.isfinite(value):
+        return value
+    short = float(f"{value:.{digits}g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def show_number(values: Mapping[str, float], name: str, form: str) -> str:
+    """Return a value in a format such as `.2f`; a dash if it is undefined or missing."""
+    value = values.get(name, math.nan)
+    return format(value, form) if math.isfinite(value) else "–"

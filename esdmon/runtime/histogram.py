@@ -7,16 +7,25 @@ from esdmon.spectrum import Spectrum
 from esdmon.spectrum.arrays import Floats
 
 _BINS = 64  # as many as a picture of 640 points can distinguish
+_TOP = 16  # eigenvalues given one by one: more than most layers have spikes. Our choice
 
 
 def histogram(spectrum: Spectrum) -> Esd | None:
     """Return counts of log₁₀ λ in 64 bins between the smallest and largest nonzero λ; None where all are zero."""
-    logarithms = np.log10(spectrum.nonzero)
+    nonzero = spectrum.nonzero
+    logarithms = np.log10(nonzero)
     if not logarithms.size:
         return None
     counts, edges = np.histogram(logarithms, bins=_BINS)
     zeros = spectrum.eigenvalues.size - logarithms.size
-    return Esd(float(edges[0]), float(edges[-1]), tuple(map(int, counts)), zeros, _noise(spectrum, 10**edges))
+    return Esd(
+        float(edges[0]),
+        float(edges[-1]),
+        tuple(map(int, counts)),
+        zeros=zeros,
+        noise=_noise(spectrum, 10**edges),
+        top=tuple(map(float, nonzero[: -_TOP - 1 : -1])),
+    )
 
 
 def _noise(spectrum: Spectrum, borders: Floats) -> tuple[float, ...]:

@@ -6,15 +6,21 @@ import json
 import logging
 import os
 import secrets
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import final
 
 from esdmon.errors import unwritable
-from esdmon.records import SCHEMA, Alert, Record, Report
+from esdmon.notice import nearby
+from esdmon.present.media import HistogramSchedule
+from esdmon.records import SCHEMA, Alert, LayerReport, Record, Report
+from esdmon.records.serialization import esd_to_record
+from esdmon.records.shortening import Shortener
 from esdmon.sinks import lines
 
 _log = logging.getLogger("esdmon")
+_compact = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 
 @final
@@ -22,8 +28,11 @@ class JsonlSink:
     """Append records to the file `path`, and create its folder. A line torn by a kill is removed at the next opening.
 
     Every line has `"schema"`, `"kind"` (layer, summary or alert), `"run"` (an id, equal in all lines of a run) and
-    `"step"`; undefined values are null, never NaN. The fields are those of `esdmon.records`. Several runs may be
-    appended to one file.
+    `"step"`; undefined values are null, never NaN. The other fields are those of `esdmon.records`, without what seldom
+    changes and has not: see `esdmon.records.shortening`, whose `Restorer` gives whole records. A layer's first line,
+    every fifth, and one with another phase have its spectrum, `"esd"`. Several runs may be appended to one file.
+
+    A path that ends with `.gz` is compressed, a member for each report: it can be read while it grows.
 
     Raises:
         InputError: for a path that cannot be written, and for a file with other content, which is left unchanged.
@@ -32,6 +41,7 @@ class JsonlSink:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()  # the working directory may change
         self._run: str | None = None
+        self._begin()
         self._file: io.FileIO | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,22 +52,30 @@ class JsonlSink:
     def start(self, run: str) -> None:
         """Use this id for all lines from now on."""
         self._run = run
+        self._begin()
 
     def write(self, report: Report) -> None:
         """Append a line for each matrix that was read at this step, and one for the summary."""
-        records = [{"kind": "layer"} | layer.to_record() for layer in report.new]
-        self._append([*records, {"kind": "summary"} | report.to_summary_record()])
+        file = self._current_file()  # before anything is left out: a new file begins with whole records
+        due = {layer.name for layer in self._histograms.due(report)}
+        records = [self._layer(layer, with_esd=layer.name in due) for layer in report.new]
+        self._append(file, [*records, {"kind": "summary"} | self._shortener.shorten(report.to_summary_record())])
 
     def alert(self, alert: Alert) -> None:
         """Append a line for an alert."""
-        self._append([{"kind": "alert"} | alert.to_record()])
+        self._append(self._current_file(), [{"kind": "alert"} | alert.to_record()])
 
     def rewind(self, step: int) -> None:
         """Remove the lines that this run wrote after a step. Without `start`, the run of the last line is continued."""
+        self._begin()
         if self.path.is_file():
             if self._run is None:
                 self._run = lines.last_run(self.path)
             lines.remove_after(self.path, self._run, step)
+
+    def where(self) -> str:
+        """Return the command that shows the file in a terminal."""
+        return f"`esdmon tail {shlex.quote(nearby(self.path))}`"
 
     def flush(self) -> None:
         """Do nothing: the file is not buffered."""
@@ -68,15 +86,23 @@ class JsonlSink:
             self._file.close()
             self._file = None
 
-    def _append(self, records: list[Record]) -> None:
+    def _begin(self) -> None:
+        """Write all fields in the next lines, and all spectra."""
+        self._histograms = HistogramSchedule()
+        self._shortener = Shortener()
+
+    def _layer(self, layer: LayerReport, *, with_esd: bool) -> Record:
+        record = {"kind": "layer"} | self._shortener.shorten(layer.to_record(), explained=with_esd)
+        return record | {"esd": esd_to_record(layer.esd)} if with_esd and layer.esd is not None else record
+
+    def _append(self, file: io.FileIO, records: list[Record]) -> None:
         self._run = self._run or secrets.token_hex(4)
         head = {"schema": SCHEMA, "kind": "", "run": self._run, "step": 0}
-        texts = [json.dumps(head | record, allow_nan=False, ensure_ascii=False) for record in records]
-        file = self._current_file()
         try:
-            _write_all(file, "".join(f"{text}\n" for text in texts).encode())
-        except OSError:
-            self.close()  # the next write opens the file again
+            text = "".join(f"{_compact.encode(head | record)}\n" for record in records)
+            _write_all(file, lines.packed(self.path, text.encode()))
+        except BaseException:
+            self.close()  # the next write opens the file again, and begins with whole records
             raise
 
     def _current_file(self) -> io.FileIO:
@@ -90,6 +116,7 @@ class JsonlSink:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = _open_for_append(self.path)
+            self._begin()
         return self._file
 
 

@@ -1,4 +1,4 @@
-"""The lines of a JSONL file as bytes: which run wrote them, and where the file may be cut.
+"""The lines of a JSONL file as bytes, plain or gzipped: which run wrote them, and where the file may be cut.
 
 "Ours" are lines that this version of esdmon, or an older one, has written. Other lines are never changed.
 """
@@ -14,13 +14,15 @@ from typing import BinaryIO, NamedTuple
 
 from esdmon.errors import InputError
 from esdmon.records import SCHEMA
+from esdmon.sinks import members
 
 KINDS = ("layer", "summary", "alert", "note")
 BLOCK_SIZE = 1 << 20
 """Bytes that are read at once from the end of a file."""
 _MAX_FIRST_LINE = 1 << 24  # bytes; ours have a few thousand
-_MIN_TORN = len(b'{"schema": ')  # bytes of a torn line that are needed to recognise it as ours
-_HEAD = re.compile(rb'\{"schema": \d+, "kind": "\w+", "run": "([^"\\]+)", "step": (\d+)[,}]')
+_MIN_TORN = len(b'{"schema":1')  # bytes of a torn line that are needed to recognise it as ours
+_BLANKS = re.compile(rb"([:,]) ")
+_HEAD = re.compile(rb'\{"schema": ?\d+, ?"kind": ?"\w+", ?"run": ?"([^"\\]+)", ?"step": ?(\d+)[,}]')
 
 
 class Origin(NamedTuple):
@@ -31,46 +33,79 @@ class Origin(NamedTuple):
     step: int
 
 
+class Edit(NamedTuple):
+    """A part of a file that is replaced."""
+
+    start: int
+    end: int
+    text: bytes = b""
+
+
+def is_packed(path: Path) -> bool:
+    """Return whether a file is compressed, by its name."""
+    return path.suffix == ".gz"
+
+
+def packed(path: Path, text: bytes) -> bytes:
+    """Return whole lines in the form in which they are appended to a file."""
+    return members.pack(text) if is_packed(path) else text
+
+
 def repair_end(path: Path) -> None:
-    """Make a file end with a whole line: remove a torn line of ours, and add a missing newline.
+    """Make a file end with a whole line: remove a torn line or member of ours, and add a missing newline.
 
     Raises:
         InputError: for a file that is not ours; it is left unchanged.
     """
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        end = _end_of_whole_lines(file, size)
-        if end is None:
-            msg = f"jsonl:{path} contains something else than JSON lines of esdmon. Choose another path."
-            raise InputError(msg)
-        file.seek(max(0, end - 1))
-        lacks_newline = end > 0 and file.read(1) != b"\n"
+        found = (_end_of_whole_members if is_packed(path) else _end_of_whole_lines)(file, size)
+    if found is None:
+        what = "gzipped JSON lines" if is_packed(path) else "JSON lines"
+        msg = f"jsonl:{path} contains something else than {what} of esdmon. Choose another path."
+        raise InputError(msg)
+    end, lacks_newline = found
     if end < size:
         os.truncate(path, end)
     if lacks_newline:
         with path.open("ab") as file:
-            file.write(b"\n")
+            file.write(packed(path, b"\n"))
 
 
-def _end_of_whole_lines(file: BinaryIO, size: int) -> int | None:
-    """Return where a torn line begins, or the size if there is none; None for a file that is not ours."""
+def _end_of_whole_lines(file: BinaryIO, size: int) -> tuple[int, bool] | None:
+    """Return where a torn line begins, or the size, and whether a newline is missing; None if the file is not ours."""
     file.seek(0)
     first = file.readline(_MAX_FIRST_LINE)
     if size == len(first) and (not first or _is_torn(first)):
-        return 0
+        return 0, False
     if not _is_ours(first):
         return None
     _, block = next(_blocks(file, size))
     last = block.rpartition(b"\n")[2]
-    is_torn = _is_torn(last) or not last.strip(b"\0")  # a machine that lost its power may leave zeros
-    return size - len(last) if is_torn else size
+    if _is_torn(last) or not last.strip(b"\0"):  # a machine that lost its power may leave zeros
+        return size - len(last), False
+    return size, True
+
+
+def _end_of_whole_members(file: BinaryIO, size: int) -> tuple[int, bool] | None:
+    """Return the same for a compressed file, where a torn member is what is not whole at the end."""
+    last = next(members.members(file, size), None)
+    if last is None:
+        return 0, False
+    file.seek(last.start + last.whole)
+    rest = file.read()
+    is_torn = rest.startswith(members.SIGNATURE) or members.SIGNATURE.startswith(rest) or not rest.strip(b"\0")
+    is_empty = last.start + last.whole == 0
+    if not is_torn or not (is_empty or _is_ours(members.first_bytes(file, _MAX_FIRST_LINE).partition(b"\n")[0])):
+        return None
+    return last.start + last.whole, last.text[-1:] not in (b"", b"\n")
 
 
 def last_run(path: Path) -> str | None:
     """Return the run of our last line; None without such a line, and if it has no run."""
     with path.open("rb") as file:
-        for _, block in _blocks(file, file.seek(0, os.SEEK_END)):
-            for line in reversed(block.split(b"\n")):
+        for _, _, text in _units(path, file):
+            for line in reversed(text.split(b"\n")):
                 origin = parse_origin(line)
                 if origin is not None:
                     return origin.run
@@ -80,54 +115,77 @@ def last_run(path: Path) -> str | None:
 def remove_after(path: Path, run: str | None, step: int) -> None:
     """Remove the lines that a run wrote after a step, and no line of another run.
 
-    The file is read backwards from its end, up to a block in which the run has not passed the step: a file of
-    gigabytes is not read whole.
+    The file is read backwards from its end, until the run has not passed the step for half a block: a file of gigabytes
+    is not read whole.
     """
     with path.open("rb+") as file:
+        edits = [*_edits(path, file, run, step)][::-1]
+        if not edits:
+            return
         size = file.seek(0, os.SEEK_END)
-        spans = sorted(_spans_after(file, size, run, step))
-        if not spans:
-            return
-        kept = _gaps(spans, size)
-        if not kept:  # the usual case: nothing follows
-            file.truncate(spans[0][0])
-            return
-        _replace(path, file, [(0, spans[0][0]), *kept])
+        kept = _gaps(edits, size)
+        if not kept and not any(edit.text for edit in edits):  # the usual case: nothing follows
+            file.truncate(edits[0].start)
+        else:
+            _replace(path, file, edits, size)
 
 
-def _spans_after(file: BinaryIO, size: int, run: str | None, step: int) -> Iterator[tuple[int, int]]:
-    """Yield (start, end) of each line that a run wrote after a step, block by block from the end of the file."""
-    run_bytes = b"" if run is None else run.encode()
-    for start, block in _blocks(file, size):
-        if run_bytes not in block:
+def _edits(path: Path, file: BinaryIO, run: str | None, step: int) -> Iterator[Edit]:
+    """Yield what removes the lines that a run wrote after a step, from the end of the file on."""
+    run_bytes, passed = b"" if run is None else run.encode(), 0
+    for start, end, text in _units(path, file):
+        if run_bytes not in text:
             continue
-        position, steps = start, []
-        for line in block.splitlines(keepends=True):
+        kept, is_known = [], False
+        for line in text.splitlines(keepends=True):
             origin = parse_origin(line)
-            if origin is not None and origin.run == run:
-                steps.append(origin.step)
-                if origin.step > step:
-                    yield position, position + len(line)
-            position += len(line)
-        # Not at the first line of an earlier step: an alert may be written before a reading that was begun earlier.
-        if steps and max(steps) <= step:
-            return
+            is_of_run = origin is not None and origin.run == run
+            is_known |= is_of_run
+            if origin is None or not is_of_run or origin.step <= step:
+                kept.append(line)
+        left = b"".join(kept)
+        if left != text:
+            passed = 0
+            yield _edit(path, start, end, text, left)
+        elif is_known:
+            # Not at the first line of an earlier step: an alert may be written before a reading that was begun earlier.
+            passed += len(text)
+            if passed > BLOCK_SIZE // 2:
+                return
 
 
-def _gaps(spans: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
-    """Return the spans between given ones, and the one behind the last."""
-    starts = [*(start for start, _ in spans[1:]), size]
-    return [(end, start) for (_, end), start in zip(spans, starts, strict=True) if end < start]
+def _edit(path: Path, start: int, end: int, text: bytes, left: bytes) -> Edit:
+    """Return what replaces a text by what is left of it."""
+    if is_packed(path) or not text.startswith(left):
+        return Edit(start, end, packed(path, left) if left else b"")
+    return Edit(start + len(left), end)
 
 
-def _replace(path: Path, file: BinaryIO, kept: list[tuple[int, int]]) -> None:
-    """Replace a file by some of its spans; atomically, so that a kill leaves either the old or the new file."""
+def _units(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
+    """Yield (start, end, text) of blocks of lines, or of members, from the end of the file on."""
+    size = file.seek(0, os.SEEK_END)
+    if is_packed(path):
+        return ((piece.start, piece.start + piece.whole, piece.text) for piece in members.members(file, size))
+    return ((start, start + len(block), block) for start, block in _blocks(file, size))
+
+
+def _gaps(edits: list[Edit], size: int) -> list[Edit]:
+    """Return the parts of a file between edits, and behind the last, without their text."""
+    starts = [*(edit.start for edit in edits[1:]), size]
+    return [Edit(edit.end, start) for edit, start in zip(edits, starts, strict=True) if edit.end < start]
+
+
+def _replace(path: Path, file: BinaryIO, edits: list[Edit], size: int) -> None:
+    """Replace a file by an edited one; atomically, so that a kill leaves either the old or the new file."""
     target = path.resolve()
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f"{target.name}.", delete=False) as new:
-        for start, end in kept:
-            file.seek(start)
-            for position in range(start, end, BLOCK_SIZE):
-                new.write(file.read(min(BLOCK_SIZE, end - position)))
+        position = 0
+        for edit in (*edits, Edit(size, size)):
+            file.seek(position)
+            for start in range(position, edit.start, BLOCK_SIZE):
+                new.write(file.read(min(BLOCK_SIZE, edit.start - start)))
+            new.write(edit.text)
+            position = edit.end
     shutil.copymode(target, new.name)
     Path(new.name).replace(target)
 
@@ -177,5 +235,6 @@ def _is_torn(line: bytes) -> bool:
     """Return True for the beginning of a line of ours that was never finished."""
     if line.endswith(b"\n") or len(line) < _MIN_TORN or _is_ours(line):
         return False
-    beginnings = (f'{{"schema": {SCHEMA}, "kind": "{kind}"'.encode() for kind in KINDS)
-    return any(line.startswith(beginning) or beginning.startswith(line) for beginning in beginnings)
+    compact = _BLANKS.sub(rb"\1", line)  # older versions wrote blanks
+    beginnings = (f'{{"schema":{SCHEMA},"kind":"{kind}"'.encode() for kind in KINDS)
+    return any(compact.startswith(beginning) or beginning.startswith(compact) for beginning in beginnings)

@@ -1,15 +1,35 @@
-"""The sink `tensorboard:DIR`: measures and phases as scalars, spectra as histograms and pictures, alerts as text.
+"""The sink `tensorboard:DIR`, and the tab ESD of TensorBoard.
 
-Registered by the entry-point group `esdmon`. TensorBoard itself is imported when a sink is opened.
+The sink is registered by the entry-point group `esdmon`; measures and phases are scalars, spectra histograms and
+pictures, alerts text. The tab is registered by the group `tensorboard_plugins`. TensorBoard itself is imported when a
+sink is opened.
 """
 
-from collections.abc import Callable, Mapping
+from __future__ import annotations
 
-from esdmon import hookimpl
-from esdmon_tensorboard.sink import TensorBoardSink as TensorBoardSink
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from pluggy import HookimplMarker
+
+if TYPE_CHECKING:
+    from esdmon_tensorboard.sink import TensorBoardSink as TensorBoardSink
+
+hookimpl = HookimplMarker("esdmon")  # that of `esdmon`, whose import loads all built-in plugins; see `__getattr__`
 
 
 @hookimpl
 def esdmon_register_sinks() -> Mapping[str, Callable[[str], TensorBoardSink]]:
     """Register the scheme `tensorboard:DIR`."""
+    from esdmon_tensorboard.sink import TensorBoardSink  # noqa: PLC0415 -- see `__getattr__`
+
     return {"tensorboard": TensorBoardSink.open}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the sink when it is first used: what fails to import here would keep TensorBoard from starting."""
+    if name == "TensorBoardSink":
+        from esdmon_tensorboard.sink import TensorBoardSink  # noqa: PLC0415
+
+        return TensorBoardSink
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

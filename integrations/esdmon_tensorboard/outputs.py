@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import numpy as np
@@ -27,6 +27,9 @@ class Output(Protocol):
 
     def numbers(self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int) -> None:
         """Write numbers by tag, and the histograms of layers."""
+
+    def tensors(self, values: Sequence[Any], step: int) -> None:
+        """Write values of the tab ESD, in one event."""
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text in Markdown."""
@@ -60,6 +63,12 @@ class EventOutput:
         for layer in layers:
             histo = HistogramProto(**_histogram(layer, limits="bucket_limit", counts="bucket"))
             values.append(Summary.Value(tag=tag("esd", layer.name), histo=histo))
+        self._add(Summary(value=values), step)
+
+    def tensors(self, values: Sequence[Any], step: int) -> None:
+        """Write values of the tab ESD, in one event."""
+        from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415 -- optional
+
         self._add(Summary(value=values), step)
 
     def text(self, tag: str, text: str, step: int) -> None:
@@ -98,6 +107,9 @@ class WriterOutput:
         for layer in layers:
             histogram = _histogram(layer, limits="bucket_limits", counts="bucket_counts")
             self._call("add_histogram_raw", tag("esd", layer.name), **histogram, global_step=step)
+
+    def tensors(self, values: Sequence[Any], step: int) -> None:
+        """Do nothing: such writers have no method for it. The tab shows what is in the charts."""
 
     def text(self, tag: str, text: str, step: int) -> None:
         """Write a text in Markdown."""

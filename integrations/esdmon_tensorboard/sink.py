@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from esdmon.errors import MissingExtraError
+from esdmon.notice import nearby
 from esdmon.present import Media, draw_esd
 from esdmon.present.scalars import scalars, tag
 from esdmon_tensorboard.outputs import Output, output_for
+from esdmon_tensorboard.tensors import TensorLog
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,6 +46,7 @@ class TensorBoardSink:
         self._target: UsersWriter | RunFiles = UsersWriter(writer) if hasattr(writer, "add_scalar") else writer
         self._clock = clock
         self._media = Media()
+        self._tensors = TensorLog()
         self._report: Report | None = None
 
     @classmethod
@@ -68,15 +73,19 @@ class TensorBoardSink:
         """Make TensorBoard drop what this run wrote after a step; no effect on a writer of the user's."""
         self._target.rewind(step)
         self._media.rewind(step)
+        self._tensors.restart()
 
     def write(self, report: Report) -> None:
         """Write scalars and due histograms, and queue pictures of layers whose phase has changed."""
         output = self._target.output(report.step, report.x)
         if self._target.needs_layout:
             output.layout(report)
+            self._tensors.restart()
             self._target.needs_layout = False
         self._report = report
-        output.numbers(scalars(report), self._media.histograms(report), report.x)
+        due = self._media.histograms(report)
+        output.numbers(scalars(report), due, report.x)
+        output.tensors(self._tensors.reading(report, due), report.x)
         self._media.queue_changed(report)
         self._target.flush()
 
@@ -85,7 +94,9 @@ class TensorBoardSink:
         report = self._report
         x = alert.step if report is None else report.x
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
-        self._target.output(alert.step, x).text(tag("alert", f"{alert.rule}/{alert.layer or 'model'}"), text, x)
+        output = self._target.output(alert.step, x)
+        output.text(tag("alert", f"{alert.rule}/{alert.layer or 'model'}"), text, x)
+        output.tensors(self._tensors.alert(alert, x), x)
         by_name = {} if report is None else {layer.name: layer for layer in report}
         names = dict.fromkeys((alert.layer, *alert.layers))
         self._media.queue_first([by_name[name] for name in names if name in by_name])
@@ -96,6 +107,11 @@ class TensorBoardSink:
         self._draw_next()
         self._target.flush()
         return len(self._media) > 0
+
+    def where(self) -> str:
+        """Return the command that shows the files."""
+        folder = self._target.where()
+        return f"`tensorboard --logdir {shlex.quote(folder)}`" if folder else ""
 
     def flush(self) -> None:
         """Flush the writer."""
@@ -152,6 +168,11 @@ class UsersWriter:
     def output(self, step: int, x: int) -> Output:  # noqa: ARG002 -- `RunFiles` needs both
         """Return the fastest way to write to it now."""
         return output_for(self._writer)
+
+    def where(self) -> str:
+        """Return the folder, of a writer that names it."""
+        folder = getattr(self._writer, "log_dir", None) or getattr(self._writer, "logdir", None)
+        return nearby(Path(folder).absolute()) if isinstance(folder, str | Path) else ""
 
     def flush(self) -> None:
         """Flush the writer, if it can."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import esdmon
-from esdmon.cli.demo import batches, digits
+from esdmon.cli.digits import batches, digits
 from esdmon.sinks import Sink
 
 _TRAINED_ON = 1400  # of the 1797 digits

@@ -27,7 +27,7 @@ from torch.nn import functional
 
 import esdmon
 from esdmon import schedule
-from esdmon.cli.demo import digits
+from esdmon.cli.digits import digits
 
 _TRAINED = 1000
 _BATCH = 200

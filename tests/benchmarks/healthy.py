@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.nn.utils import prune
 from torch.optim.lr_scheduler import LambdaLR
 
-from esdmon.cli.demo import MiniAlexNet, digits
+from esdmon.cli.digits import MiniAlexNet, digits
 
 _HELD_BACK = 397  # of the 1797 digits
 _WINDOW = 32  # characters that a language model sees

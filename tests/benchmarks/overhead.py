@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import esdmon
-from esdmon.cli.demo import MiniAlexNet, digits
+from esdmon.cli.digits import MiniAlexNet, digits
 from esdmon.schedule.budget import Budget
 
 EVERY = 200

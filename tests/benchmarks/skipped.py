@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from esdmon.cli.demo import MiniAlexNet, batches, digits
+from esdmon.cli.digits import MiniAlexNet, batches, digits
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import LayerReport

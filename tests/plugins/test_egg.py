@@ -19,7 +19,7 @@ from torch.nn import functional
 
 import esdmon
 from esdmon import isolation
-from esdmon.cli.demo import batches, digits
+from esdmon.cli.digits import batches, digits
 from esdmon.plugins import registry
 from esdmon.sinks import Sink
 from esdmon.testing import check_measure, check_rule, check_sink

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from esdmon.present.media import HISTOGRAM_INTERVAL, MAX_HISTOGRAMS, Media, MediaSchedule, PictureQueue
+from esdmon.present.media import HISTOGRAM_INTERVAL, MAX_HISTOGRAMS, HistogramSchedule, Media, PictureQueue
 from esdmon.records import Coverage, Esd, LayerReport, Report
 from esdmon.spectrum import Phase
 
@@ -85,11 +85,8 @@ def test_what_was_read_after_a_step_is_forgotten() -> None:
 
 
 def test_histograms_are_due_at_the_first_reading_and_every_fifth() -> None:
-    schedule = MediaSchedule()
-    due = [
-        [layer.name for layer in schedule.histograms(report("ab", step))]
-        for step in range(1, 2 * HISTOGRAM_INTERVAL + 2)
-    ]
+    schedule = HistogramSchedule()
+    due = [[layer.name for layer in schedule.due(report("ab", step))] for step in range(1, 2 * HISTOGRAM_INTERVAL + 2)]
     assert due == [
         ["a", "b"],
         *[[]] * (HISTOGRAM_INTERVAL - 1),
@@ -101,10 +98,21 @@ def test_histograms_are_due_at_the_first_reading_and_every_fifth() -> None:
 
 def test_of_many_histograms_some_are_due_in_each_report() -> None:
     """The layers that are overdue the longest come first."""
-    schedule = MediaSchedule()
+    schedule = HistogramSchedule(most=MAX_HISTOGRAMS)
     names = "".join(chr(0x4E00 + k) for k in range(3 * MAX_HISTOGRAMS))
-    due = ["".join(layer.name for layer in schedule.histograms(report(names, step))) for step in range(1, 5)]
+    due = ["".join(layer.name for layer in schedule.due(report(names, step))) for step in range(1, 5)]
     assert due == [names[:MAX_HISTOGRAMS], names[MAX_HISTOGRAMS : 2 * MAX_HISTOGRAMS], names[2 * MAX_HISTOGRAMS :], ""]
+
+
+def test_a_histogram_is_due_where_the_phase_changes() -> None:
+    """Even if the last one was taken at the reading before; the next one is due five readings later."""
+    schedule = HistogramSchedule()
+    phases = [Phase.RANDOM_LIKE, Phase.BULK_SPIKES, *[Phase.HEAVY_TAILED] * HISTOGRAM_INTERVAL, Phase.HEAVY_TAILED]
+    due = []
+    for step, phase in enumerate(phases):
+        layers = tuple(replace(layer, phase=phase) for layer in named("a", step))
+        due += [step for _ in schedule.due(Report(step, layers, Coverage(0, 0)))]
+    assert due == [0, 1, 2, 2 + HISTOGRAM_INTERVAL]
 
 
 def test_a_sink_that_is_rewound_shows_again_what_it_showed() -> None:

@@ -75,7 +75,7 @@ SAMPLE = LayerReport(
     over_regularized=True,
     measures={"alpha": 2.5, "xmin": math.nan},
     nulls={"alpha": math.inf},
-    esd=Esd(-2.0, 1.0, (1, 2, 3)),
+    esd=Esd(-2.0, 1.0, (1, 2, 3), zeros=1, noise=(0.5, 2.0, 3.5), top=(9.0, 3.0)),
 )
 SAMPLE_JSON = (
     '{"name": "h.0/q", "status": "ok", "reason": "", "view": "weight", "aliases": ["tied"], "N": 1024, "M": 384, '

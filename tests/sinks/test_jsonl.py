@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from esdmon.records import SCHEMA
+from esdmon.records import SCHEMA, Coverage, Report
+from esdmon.records.layer import RECORD_KEYS
 from esdmon.sinks import JsonlSink, Sink
-from tests.sinks.jsonl_files import ALERT, REPORT, lines, write
+from tests.sinks.jsonl_files import ALERT, LAYER, REPORT, lines, write
 
 
 def test_every_line_says_what_it_is(path: Path) -> None:
@@ -22,10 +23,68 @@ def test_every_line_says_what_it_is(path: Path) -> None:
 
 
 def test_lines_hold_the_records(path: Path) -> None:
-    """A line contains its whole record."""
+    """The first line of each layer contains its whole record, but for the step of writing, which is `step + age`."""
     write(path, REPORT, ALERT)
     records = [*REPORT.to_records(), REPORT.to_summary_record(), ALERT.to_record()]
+    for record in records[:2]:
+        assert record.pop("emitted_step") == 5
     assert [{**line, **record} for line, record in zip(lines(path), records, strict=True)] == lines(path)
+
+
+def test_what_has_not_changed_is_not_repeated(path: Path) -> None:
+    """Measures are always written; a description where it changes, so that a forward fill by layer restores it."""
+    later = [replace(LAYER, step=6), replace(LAYER, step=7, N=6, dead_rows=1, measures={"alpha": 2.5})]
+    write(path, *(Report(layer.step, (layer,), Coverage(8, 10)) for layer in (LAYER, *later)))
+    found = [line for line in lines(path) if line["kind"] == "layer"]
+    assert "explanation" in found[0]
+    assert found[1] == {
+        "schema": SCHEMA,
+        "kind": "layer",
+        "run": found[0]["run"],
+        "step": 6,
+        "name": "fc1",
+        "status": "ok",
+        "N": 4,
+        "M": 2,
+        "slices": 1,
+        "update_ratio": None,
+        "step_ratio": None,
+        "step_growth": None,
+        "phase": "unclassified",
+        "phase_confidence": 0,
+        "alpha_is_meaningful": False,
+        "alpha": 2.5,
+        "xmin": None,
+    }
+    assert set(found[2]) - set(found[1]) == {"Q", "dead_rows"}
+    filled = pd.DataFrame(found).groupby(["run", "name"]).ffill()
+    assert list(filled["dead_rows"]) == [0, 0, 1]
+    assert list(filled["Q"]) == [2, 2, 3]
+
+
+@pytest.mark.parametrize("cause", ["rewind", "another-run", "opened-again", "failed", "deleted"])
+def test_the_next_lines_are_whole_where_earlier_ones_may_be_missing(path: Path, cause: str) -> None:
+    """Otherwise what was left out could not be restored."""
+    sink = JsonlSink(path)
+    sink.write(REPORT)
+    match cause:
+        case "rewind":
+            sink.rewind(4)
+        case "another-run":
+            sink.start("another")
+        case "opened-again":
+            sink.close()
+            sink = JsonlSink(path)
+        case "failed":
+            with pytest.raises(TypeError, match="not JSON serializable"):
+                sink.write(replace(REPORT, layers=(replace(LAYER, reason={1}),)))  # type: ignore[arg-type]
+        case "deleted":
+            path.unlink()
+    sink.write(replace(REPORT, step=6, layers=(replace(LAYER, step=6),)))
+    sink.close()
+    last = [line for line in lines(path) if line["kind"] == "layer"][-1]
+    assert last["step"] == 6
+    assert {*RECORD_KEYS} - {*last} == {"emitted_step"}
 
 
 def test_what_is_undefined_is_null(path: Path) -> None:

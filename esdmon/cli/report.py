@@ -1,0 +1,61 @@
+"""`esdmon report`: one HTML file of runs, from their JSONL."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from esdmon.errors import unwritable
+from esdmon.glass.report import html
+from esdmon.glass.run_data import RunData
+from esdmon.records import Report
+from esdmon.replay import Run, events_by_run
+
+
+def write(runs: Sequence[str], out: str) -> None:
+    """Write a report of runs, and print where it is.
+
+    Args:
+        runs: JSONL files of runs, or their folders; a file may contain several.
+        out: path of the HTML file, which is replaced if it exists.
+
+    Raises:
+        InputError: if a run cannot be read, or the file cannot be written.
+    """
+    found = _with_different_names([data for run in runs for data in read(run)])
+    path = Path(out).expanduser()
+    text = html(found).encode(errors="replace")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(text)
+    except OSError as error:
+        raise unwritable(f"-o {out}", error) from error
+    layers = sum(len(data.layers) for data in found)
+    print(f"{path}: {len(found)} {'run' if len(found) == 1 else 'runs'}, {layers} layers, {len(text) / 1e6:.1f} MB")
+
+
+def read(run: str) -> list[RunData]:
+    """Return what the views need of the runs in a JSONL.
+
+    Raises:
+        InputError: without such a file, and if it has no reading.
+    """
+    path = Path(run).expanduser()
+    name = (path if path.is_dir() else path.parent).absolute().name
+    by_run: dict[Run, RunData] = {}
+    for each, event in events_by_run(path):
+        data = by_run.setdefault(each, RunData(name))
+        if isinstance(event, Report):
+            data.add(event)
+        else:
+            data.add_alert(event)
+    return [data for data in by_run.values() if data.readings]
+
+
+def _with_different_names(runs: list[RunData]) -> list[RunData]:
+    """Return the runs with a number behind names that occur again."""
+    seen: Counter[str] = Counter()
+    for data in runs:
+        seen[data.name] += 1
+        if seen[data.name] > 1:
+            data.name = f"{data.name} ({seen[data.name]})"
+    return runs

@@ -1,0 +1,155 @@
+"""Collect from reports and alerts what the views of one run need, in bounded memory."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable
+from typing import Final, Generic, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esdmon.glass import contract
+from esdmon.records import Alert, LayerReport, Record, Report
+
+MAX_COLUMNS: Final = 2000
+"""Steps of the phase map that are kept; a screen has no more pixels."""
+MAX_POINTS: Final = 600
+"""Points of a layer's lines that are kept. Our choice."""
+MAX_FRAMES: Final = 48
+"""Spectra of a layer that are kept, of some 700 bytes each. Our choice."""
+
+T = TypeVar("T")
+
+
+@final
+class Series(Generic[T]):
+    """Values by step, of which one to two times `limit` are kept: every first, second, fourth …, and the last."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._every = 1
+        self._number = -1  # of the last value
+        self.steps: list[int] = []
+        self.values: list[T] = []
+
+    def add(self, step: int, value: T) -> None:
+        """Append a value."""
+        if self.steps and self._number % self._every:  # the one before was kept since it was the last
+            del self.steps[-1], self.values[-1]
+        self._number += 1
+        self.steps.append(step)
+        self.values.append(value)
+        if len(self.steps) > 2 * self._limit:
+            self.steps, self.values = self.steps[::2], self.values[::2]
+            self._every *= 2
+
+    def rewind(self, step: int) -> None:
+        """Drop what is after a step."""
+        count = bisect_right(self.steps, step)
+        if count < len(self.steps):
+            del self.steps[count:], self.values[count:]
+            self._number = 0
+
+
+@final
+class RunData:
+    """What the views show of one run.
+
+    Args:
+        name: shown as the name of the run.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.readings = 0
+        """Number of reports."""
+        self.alerts: list[Record] = []
+        self._layers: dict[str, contract.Layer] = {}
+        self._columns: Series[NDArray[np.int8]] = Series(2 * MAX_COLUMNS)
+        self._lines: dict[str, Series[list[float]]] = {}
+        self._frames: dict[str, Series[str]] = {}
+        self._step, self._x = 0, 0
+
+    @property
+    def layers(self) -> list[contract.Layer]:
+        """Return the layers in the order in which they came."""
+        return list(self._layers.values())
+
+    def add(self, report: Report, due: Iterable[LayerReport] | None = None) -> None:
+        """Add a report.
+
+        Args:
+            report: the report.
+            due: layers whose spectra are kept; None for all that were read and have one.
+        """
+        self.readings += 1
+        self._step, self._x = report.step, report.x
+        self._layers |= {layer.name: contract.Layer.of(layer) for layer in report}
+        for name in report.waiting:
+            self._layers.setdefault(name, contract.Layer.unread(name))
+        codes = dict.fromkeys(self._layers, contract.NOT_READ)
+        codes |= {layer.name: contract.code_of(layer) for layer in report}
+        for layer in report.new:
+            self._lines.setdefault(layer.name, Series(MAX_POINTS)).add(report.x, contract.measures_of(layer))
+        for layer in report.new if due is None else due:
+            if layer.esd is not None:
+                text = json.dumps(contract.frame_of(layer), separators=(",", ":"), ensure_ascii=False)
+                self._frames.setdefault(layer.name, Series(MAX_FRAMES)).add(report.x, text)
+        self._columns.add(report.x, np.array(list(codes.values()), dtype=np.int8))
+
+    def add_alert(self, alert: Alert) -> None:
+        """Add an alert, at the place of the last report if that has its step, else at its own step."""
+        x = self._x if alert.step == self._step else alert.step
+        self.alerts.append(contract.alert_of(alert.to_record(), x))
+
+    def rewind(self, step: int) -> None:
+        """Drop what is after a step, in optimizer steps."""
+        x = step * self._x // max(self._step, 1)
+        self._columns.rewind(x)
+        self.alerts = [alert for alert in self.alerts if alert["step"] <= x]
+        for line in self._lines.values():
+            line.rewind(x)
+        for frame in self._frames.values():
+            frame.rewind(x)
+
+    def overview(self, columns: int = MAX_COLUMNS) -> Record:
+        """Return what the first screen shows, with at most so many columns."""
+        matrix, steps = self._matrix(), self._columns.steps
+        chosen = contract.choose_columns(steps, matrix, columns)
+        last = {
+            name: contract.last_reading(series.steps[-1], series.values[-1])
+            for name, series in self._lines.items()
+            if series.steps
+        }
+        rows = contract.rows_of(matrix[chosen])
+        return contract.overview(self.layers, [steps[k] for k in chosen], rows, self.alerts, last)
+
+    def lines(self, name: str, points: int = MAX_POINTS) -> Record:
+        """Return the measures of a layer, with at most so many points."""
+        series = self._lines.get(name) or Series[list[float]](points)
+        chosen = contract.spread(series.steps, points)
+        rows = [series.values[k] for k in chosen]
+        columns = [[row[k] for row in rows] for k in range(len(contract.MEASURES))]
+        return contract.lines([series.steps[k] for k in chosen], columns)
+
+    def frames(self, name: str, count: int = MAX_FRAMES) -> Record:
+        """Return at most so many spectra of a layer."""
+        series = self._frames.get(name) or Series[str](count)
+        chosen = contract.spread(series.steps, count)
+        return contract.frames([series.steps[k] for k in chosen], [json.loads(series.values[k]) for k in chosen])
+
+    def by_interest(self) -> list[str]:
+        """Return the names of the layers: those with an alert, then those whose phase changed, then the others."""
+        alerted = {name for alert in self.alerts for name in alert["layers"]}
+        matrix = self._matrix()
+        read = matrix != contract.NOT_READ
+        changed = {name for k, name in enumerate(self._layers) if np.unique(matrix[read[:, k], k]).size > 1}
+        return sorted(self._layers, key=lambda name: (name not in alerted, name not in changed))
+
+    def _matrix(self) -> NDArray[np.int8]:
+        """Return the codes, of shape (columns, layers); layers that came later were not read before."""
+        columns = self._columns.values
+        matrix = np.full((len(columns), len(self._layers)), contract.NOT_READ, dtype=np.int8)
+        for column, codes in zip(matrix, columns, strict=True):
+            column[: len(codes)] = codes
+        return matrix

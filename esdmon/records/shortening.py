@@ -1,0 +1,108 @@
+"""Short lines for a file of records, and whole records again: what seldom changes is written where it changes.
+
+`Shortener` and `Restorer` keep, for each layer of a run and for its summaries, the last value of the keys that are
+carried: the description of a layer, its explanation, and its nulls. A carried key that is absent from a line has the
+value of the last line of that layer that has it; a null (`alpha_null`) only where its measure (`alpha`) is present. So
+a forward fill by layer restores a table: `frame.groupby(["run", "name"]).ffill()`. Two things are computed instead:
+`emitted_step` is `step + age`, and the nulls in `POWERS`, which noise of the same variance would give, stay in
+proportion to `frobenius_norm`, or its square.
+
+Numbers are rounded to the digits that mean something: to 5, since fits are not better known than that and a reading in
+float32 is right to 1e-6 or so; to 4 where they are estimated on a sample of the elements. Files of older versions have
+all keys in all lines, and are read in the same way.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, TypeGuard, final
+
+from esdmon.records.layer import RECORD_KEYS
+from esdmon.records.values import DIGITS, Record, rounded
+
+SAMPLED_DIGITS = 4
+"""Significant digits of numbers that are estimated on a sample, and of confidences."""
+POWERS = {"lambda_max_null": 2, "bulk_edge_null": 2, "spectral_norm_null": 1, "bulk_sigma_null": 1}
+"""Nulls that are proportional to a power of `frobenius_norm`, with a factor that depends on the shape alone."""
+_SAMPLED = frozenset({"update_ratio", "step_ratio", "step_growth", "phase_confidence"})
+_ALWAYS = {"name", "status", "step", "N", "M", "slices", "phase", "alpha_is_meaningful", *_SAMPLED}
+_CARRIED = {*RECORD_KEYS, "still", "frozen", "waiting"} - _ALWAYS - {"emitted_step"}
+_NULL = "_null"
+_NUMBER = re.compile(r"[-+\d.e]*\d")
+
+
+@final
+class Shortener:
+    """Shorten the records of one run, in the order in which they are written."""
+
+    def __init__(self) -> None:
+        self._written: dict[object, Record] = {}
+
+    def shorten(self, record: Record, *, explained: bool = True) -> Record:
+        """Return the record without what is carried over from the last one of the same layer.
+
+        Args:
+            record: of a layer, or a summary.
+            explained: write the explanation; else only if its words have changed, and not just its numbers.
+        """
+        written = self._written.setdefault(record.get("name"), {})
+        short: Record = {}
+        for key, value in record.items():
+            if _is_carried(key):
+                kept = _kept(key, value, record)
+                is_due = explained and key == "explanation"
+                if key in written and _is_same(written[key], kept) and not is_due:
+                    continue
+                written[key] = kept
+            if key != "emitted_step":
+                short[key] = rounded(value, SAMPLED_DIGITS if key in _SAMPLED else DIGITS)
+        return short
+
+
+@final
+class Restorer:
+    """Restore the records of a file, in the order of its lines."""
+
+    def __init__(self) -> None:
+        self._read: dict[object, Record] = {}
+
+    def restore(self, record: Mapping[str, Any]) -> Record:
+        """Return the whole record of a line with a layer or a summary."""
+        read = self._read.setdefault(tuple(str(record.get(key)) for key in ("run", "kind", "name")), {})
+        whole = dict(record)
+        for key, value in read.items():
+            if key not in record and (key in _CARRIED or key.removesuffix(_NULL) in record):
+                whole[key] = rounded(value * _scale(key, record)) if key in POWERS and _is_number(value) else value
+        for key, value in record.items():
+            if _is_carried(key):
+                read[key] = value / _scale(key, record) if key in POWERS and _is_number(value) else value
+        if record["kind"] == "layer" and _is_number(whole.get("age")):
+            whole.setdefault("emitted_step", record["step"] + whole["age"])
+        return whole
+
+
+def _is_carried(key: str) -> bool:
+    """Return whether a key is absent from a line where it has the value of an earlier one."""
+    return key in _CARRIED or key.endswith(_NULL)
+
+
+def _kept(key: str, value: Any, record: Record) -> Any:
+    """Return what has to change for a value to be written again."""
+    if key == "explanation":
+        return _NUMBER.sub("#", value)
+    if key in POWERS and _is_number(value):
+        return rounded(value / _scale(key, record), 9)
+    return rounded(value)
+
+
+def _scale(key: str, record: Mapping[str, Any]) -> float:
+    """Return what a null is proportional to; 1 where the norm is not known, or its square might be 0 or infinite."""
+    norm = record.get("frobenius_norm")
+    return float(norm ** POWERS[key]) if _is_number(norm) and 1e-100 < norm < 1e100 else 1.0
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float)
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    return type(before) is type(now) and bool(before == now)

@@ -1,0 +1,79 @@
+"""Gzip members: a file that grows by whole members can be read while it grows, by anything that reads gzip.
+
+Each member of ours begins with the same `SIGNATURE`, so that members are found from the end of a file on, without
+decompressing what is before them. Source: RFC 1952; members may have a field of their own, and be appended.
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+_FIELD = b"ES" + struct.pack("<H", 6) + b"esdmon"
+SIGNATURE = b"\x1f\x8b\x08\x04" + bytes(4) + b"\x00\xff" + struct.pack("<H", len(_FIELD)) + _FIELD
+"""Header of a member: deflated, with an extra field, of no time and no system."""
+MAGIC = SIGNATURE[:2]
+"""What every gzip file begins with."""
+_GZIP = 16 + zlib.MAX_WBITS
+_FIRST = 1 << 20  # compressed bytes of the first member that are read at most
+_BLOCK_SIZE = 1 << 16  # bytes that are first read from the end; twice as many each time that no member begins there
+
+
+class Members(NamedTuple):
+    """A piece of a file: one member of ours, or several of another program."""
+
+    start: int
+    end: int
+    text: bytes
+    """The decompressed content, as far as the piece is whole."""
+    whole: int
+    """Number of bytes from `start` on that are whole members."""
+
+
+def pack(text: bytes) -> bytes:
+    """Return a member."""
+    deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    checks = struct.pack("<II", zlib.crc32(text), len(text) & 0xFFFFFFFF)
+    return SIGNATURE + deflate.compress(text) + deflate.flush() + checks
+
+
+def members(file: BinaryIO, size: int) -> Iterator[Members]:
+    """Yield the pieces of a file from its end to its beginning, each decompressed."""
+    buffer, position, end, length = b"", size, size, _BLOCK_SIZE
+    while end > 0:
+        at = buffer.rfind(SIGNATURE)
+        if at < 0 and position > 0:
+            position = file.seek(max(0, position - length))
+            buffer = file.read(end - len(buffer) - position) + buffer
+            length *= 2
+            continue
+        at = max(at, 0)
+        text, whole = _unpack(buffer[at:])
+        yield Members(position + at, end, text, whole)
+        end, buffer, length = position + at, buffer[:at], _BLOCK_SIZE
+
+
+def first_bytes(file: BinaryIO, count: int) -> bytes:
+    """Return up to `count` bytes of what the first member of a file holds; empty if it is not gzip."""
+    file.seek(0)
+    inflate = zlib.decompressobj(_GZIP)
+    try:
+        return inflate.decompress(file.read(_FIRST), count)
+    except zlib.error:
+        return b""
+
+
+def _unpack(data: bytes) -> tuple[bytes, int]:
+    """Return the content of the whole members at the beginning of the data, and the number of their bytes."""
+    texts, rest = [], data
+    while rest:
+        inflate = zlib.decompressobj(_GZIP)
+        try:
+            text = inflate.decompress(rest)
+        except zlib.error:
+            break
+        if not inflate.eof:
+            break
+        texts.append(text)
+        rest = inflate.unused_data
+    return b"".join(texts), len(data) - len(rest)

@@ -1,0 +1,118 @@
+"""Short records for lines of a file, and whole ones again."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from esdmon.records import LayerReport
+from esdmon.records.serialization import layer_from_record
+from esdmon.records.shortening import POWERS, Restorer, Shortener
+from esdmon.spectrum import Phase
+
+LAYER = LayerReport(
+    "fc",
+    "ok",
+    1,
+    N=96,
+    M=64,
+    explanation="λmax is 2.5 × the edge.",
+    measures={"alpha": 2.5, "frobenius_norm": 8.0, "lambda_max": 1 / 3, "bulk_sigma": math.nan},
+    nulls={"alpha": 4.25, "lambda_max": 0.5, "bulk_sigma": 0.125},
+)
+
+
+def lines(*layers: LayerReport) -> list[dict[str, object]]:
+    """Return what stands in the lines of a file."""
+    shortener = Shortener()
+    short = [shortener.shorten(layer.to_record(), explained=False) for layer in layers]
+    return [json.loads(json.dumps({"kind": "layer", "run": "a"} | record, allow_nan=False)) for record in short]
+
+
+def restored(*layers: LayerReport) -> list[LayerReport]:
+    restorer = Restorer()
+    return [layer_from_record(restorer.restore(line)) for line in lines(*layers)]
+
+
+FLOATS = st.one_of(st.just(math.nan), st.floats(-1e6, 1e6))
+LAYERS = st.builds(
+    replace,
+    st.just(LAYER),
+    name=st.sampled_from(["fc", "gc"]),
+    step=st.integers(0, 100),
+    N=st.integers(64, 66),
+    status=st.sampled_from(["ok", "failed"]),
+    reason=st.sampled_from(["", "no reason"]),
+    host_step=st.sampled_from([None, 5]),
+    in_optimizer=st.sampled_from([None, False, True]),
+    learning_rate=st.sampled_from([math.nan, 0.1, 0.01]),
+    extra=st.booleans(),
+    phase=st.sampled_from(Phase),
+    explanation=st.sampled_from(["", "α is 2.5.", "α is 3.5.", "λ is 1."]),
+    measures=st.dictionaries(st.sampled_from(["alpha", "frobenius_norm", "lambda_max"]), FLOATS),
+).map(lambda layer: replace(layer, nulls={name: 2.5 for name in layer.measures}))  # noqa: C420 -- no shared view
+
+
+@given(st.lists(LAYERS, max_size=12))
+def test_whatever_changes_in_whatever_order_is_restored(layers: list[LayerReport]) -> None:
+    """Numbers to 4 digits or more, and explanations but for their numbers."""
+    for layer, before in zip(restored(*layers), layers, strict=True):
+        now, then = layer.to_record(), before.to_record()
+        assert (now.pop("explanation")[:1], now.pop("emitted_step")) == (then.pop("explanation")[:1], before.step)
+        then.pop("emitted_step")
+        assert list(now) == list(then) or now.keys() == then.keys()
+        for key, value in then.items():
+            expected = pytest.approx(value, rel=5e-4) if isinstance(value, float) else value
+            assert now[key] == expected, key
+
+
+def test_nulls_of_the_same_variance_are_computed_from_the_norm() -> None:
+    """They are written once for a shape, though they change with the norm."""
+    grown = [
+        replace(
+            LAYER,
+            step=step,
+            measures={**LAYER.measures, "frobenius_norm": 8.0 * factor},
+            nulls={"alpha": 4.25, "lambda_max": 0.5 * factor**2, "bulk_sigma": 0.125 * factor},
+        )
+        for step, factor in enumerate((1.0, 1.7, 0.3, 1e-9))
+    ]
+    assert [[key for key in POWERS if key in line] for line in lines(*grown)] == [
+        ["lambda_max_null", "bulk_sigma_null"],
+        *[[]] * 3,
+    ]
+    for layer, before in zip(restored(*grown), grown, strict=True):
+        assert layer.nulls == pytest.approx(before.nulls, rel=1e-4)
+
+
+@pytest.mark.parametrize("norm", [0.0, math.nan, 1e200, 1e-200])
+def test_a_norm_that_cannot_be_squared_leaves_nulls_as_they_were(norm: float) -> None:
+    layers = [replace(LAYER, step=k, measures={**LAYER.measures, "frobenius_norm": norm}) for k in range(2)]
+    for layer in restored(*layers):
+        assert layer.nulls == LAYER.nulls
+
+
+def test_nulls_follow_their_measures() -> None:
+    """A reading that failed has none, and the next one has them again."""
+    failed = replace(LAYER, status="failed", step=2, measures={}, nulls={})
+    assert [set(layer.nulls) for layer in restored(LAYER, failed, LAYER)] == [set(LAYER.nulls), set(), set(LAYER.nulls)]
+
+
+def test_an_explanation_is_written_where_its_words_change() -> None:
+    texts = ["λmax is 2.5 × the edge.", "λmax is 2.75 × the edge.", "The rank is 3.", "The rank is 4."]
+    layers = [replace(LAYER, step=step, explanation=text) for step, text in enumerate(texts)]
+    assert [line.get("explanation") for line in lines(*layers)] == [texts[0], None, texts[2], None]
+    shortener = Shortener()
+    whole = [shortener.shorten(layer.to_record(), explained=True)["explanation"] for layer in layers]
+    assert whole == texts
+
+
+def test_lines_that_another_program_has_changed_raise_nothing() -> None:
+    """What is wrong in them is found where the record is read."""
+    restorer = Restorer()
+    first = {"kind": "layer", "run": ["a"], "name": {}, "step": 1, "frobenius_norm": "x", "lambda_max_null": "y"}
+    assert restorer.restore(first | {"age": "z"}) == first | {"age": "z"}
+    assert restorer.restore(first | {"frobenius_norm": True})["lambda_max_null"] == "y"
