@@ -28,6 +28,8 @@ class Run:
     """The latest reading of each layer."""
     step: int = -1
     """Step of the last report; -1 before the first."""
+    run: str = ""
+    """Id in its lines; empty in files of older versions."""
 
 
 def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
@@ -90,11 +92,11 @@ def events_by_run(run: str | Path) -> Iterator[tuple[Run, Report | Alert]]:
             continue
         run_id = str(record.get("run"))
         if run_id not in runs or (record["kind"] != "alert" and record["step"] <= runs[run_id].step):
-            runs[run_id] = Run()
+            runs[run_id] = Run(run=str(record.get("run") or ""))
         current = runs[run_id]
         if record["kind"] == "layer":
             layer = _layer(record, path)
-            current.latest[layer.name] = layer
+            current.latest[layer.name] = layer.settle(current.latest.get(layer.name))
         elif record["kind"] == "alert":
             yield current, _alert(record, path)
         else:
@@ -146,6 +148,7 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
         waiting=tuple(summary.get("waiting") or ()),
         overhead=math.nan if overhead is None else overhead,
         host_step=summary.get("host_step"),
+        firing={key.removeprefix("alert_"): int(value) for key, value in summary.items() if key.startswith("alert_")},
         extra=bool(summary.get("extra")),
     )
 

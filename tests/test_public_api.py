@@ -23,9 +23,11 @@ PUBLIC = {
     "Monitor",
     "Phase",
     "Report",
+    "Run",
     "Spectrum",
     "analyze",
     "hookimpl",
+    "load",
     "watch",
 }
 HOOKS = {

@@ -1,17 +1,22 @@
-"""The record of one matrix at one step, `LayerReport`, and its spectrum as a histogram, `Esd`."""
+"""The record of one matrix at one step."""
+
+from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from esdmon.records import html
+from esdmon.records import html, plots
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
+from esdmon.records.esd import Esd
 from esdmon.records.table import WIDTH, format_table
 from esdmon.records.values import Record, jsonable, show_number
 from esdmon.spectrum import Phase
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Status: TypeAlias = Literal["ok", "skipped", "degenerate", "nonfinite", "failed"]
 
@@ -57,44 +62,6 @@ RECORD_KEYS = (
 
 What is read back from a record (`serialization.layer_from_record`) follows from this list: the keys that are fields.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Esd:
-    """The empirical spectral density of a matrix: a histogram of log₁₀ λ with bins of equal width.
-
-    λ are the eigenvalues of WᵀW/N.
-    """
-
-    low: float
-    """log₁₀ λ at the left border of the first bin."""
-    high: float
-    """log₁₀ λ at the right border of the last bin."""
-    counts: tuple[int, ...]
-    """Number of eigenvalues in each bin."""
-    zeros: int = 0
-    """Number of eigenvalues that are zero: they have no logarithm and are in no bin."""
-    noise: tuple[float, ...] = ()
-    """Expected number in each bin for the noise of the bulk, where rows and columns of different scales make it; empty
-    where the Marchenko-Pastur law does, or where no bulk was found."""
-    top: tuple[float, ...] = ()
-    """The largest λ themselves, descending: 16, or all where there are fewer. Bins blur the spikes."""
-
-    @property
-    def total(self) -> int:
-        """Number of all eigenvalues."""
-        return sum(self.counts) + self.zeros
-
-    @property
-    def edges(self) -> list[float]:
-        """Borders of the bins in log₁₀ λ, one more than there are bins."""
-        step = (self.high - self.low) / len(self.counts)
-        return [self.low + k * step for k in range(len(self.counts) + 1)]
-
-    @property
-    def widths(self) -> list[float]:
-        """Width of each bin in λ."""
-        return [10**b - 10**a for a, b in pairwise(self.edges)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +168,7 @@ class LayerReport:
         """Phase that tables, curves and pictures show: a new one from the second reading that agrees on it."""
         return self.phase if self.settled is None else self.settled
 
-    def settle(self, before: "LayerReport | None") -> "LayerReport":
+    def settle(self, before: LayerReport | None) -> LayerReport:
         """Return this reading with the phase to show, given the reading before it."""
         if before is None or before.status != "ok" or self.phase in (before.phase, before.shown_phase):
             return self
@@ -230,6 +197,21 @@ class LayerReport:
         own["phase"] = self.phase.value
         nulls = {f"{name}_null": value for name, value in self.nulls.items()}
         return {key: jsonable(value) for key, value in (own | dict(self.measures) | nulls).items()}
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the spectrum on logarithmic axes, with the noise that fits its bulk and the power law of its tail.
+
+        The power law begins at xmin, and is dashed where alpha is not meaningful. Ticks at the bottom are the largest
+        eigenvalues one by one, up to 16, those above the edge of noise in red.
+
+        Args:
+            axes: where to draw; a new figure of pyplot if None.
+
+        Raises:
+            MissingExtraError: without matplotlib, which is optional.
+            InputError: for a layer without a spectrum; a JSONL has that of every fifth reading.
+        """
+        return plots.plot_layer(self, axes)
 
     @property
     def shape_text(self) -> str:

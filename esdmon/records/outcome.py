@@ -17,7 +17,7 @@ def outcome(timeline: Timeline) -> list[str]:
     report = timeline.last
     if report is None:
         return []
-    lines = [f"after {report.step} steps, {count(len(report), 'layer')}: {counted(report)}"]
+    lines = [f"after {count(report.step, 'step')}, {count(len(report), 'layer')}: {counted(report)}"]
     return [*lines, *changes(timeline), alerts_line(timeline.episodes)]
 
 
