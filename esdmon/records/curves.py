@@ -29,7 +29,7 @@ class Layer(Protocol):
     @property
     def measures(self) -> Mapping[str, float]: ...  # noqa: D102
     @property
-    def shown_phase(self) -> Phase: ...  # noqa: D102
+    def phase(self) -> Phase: ...  # noqa: D102
     @property
     def alpha_text(self) -> str: ...  # noqa: D102
     @property

@@ -230,7 +230,7 @@ class LayerReport:
             return f"<LayerReport {self.name}: {self.status}, step {self.step}: {self.reason}>"
         soft_rank, spikes = (show_number(self.measures, *of) for of in (("mp_soft_rank", ".2f"), ("n_spikes", ".0f")))
         return (
-            f"<LayerReport {self.name}: {self.shape_text}, {self.shown_phase.value}, alpha {self.alpha_text}, "
+            f"<LayerReport {self.name}: {self.shape_text}, {self.phase.value}, alpha {self.alpha_text}, "
             f"soft rank {soft_rank}, {spikes} spikes, step {self.step}>"
         )
 
@@ -245,7 +245,7 @@ class LayerReport:
 
     def _repr_html_(self) -> str:
         """Return what notebooks show."""
-        colour = PHASE_HEX[self.shown_phase] if self.status == "ok" else SEVERITY_HEX["error"]
+        colour = PHASE_HEX[self.phase] if self.status == "ok" else SEVERITY_HEX["error"]
         facts = html.faint(", ".join(filter(None, (self.shape_text, f"step {self.step}"))))
         parts = [html.paragraph(html.strong(self.name), html.badge(self._state(), colour), facts)]
         parts.append(html.paragraph(self.explanation or self.reason))
@@ -256,9 +256,9 @@ class LayerReport:
 
     def _state(self) -> str:
         """Return the phase and how sure it is, or a status other than ok."""
-        if self.status != "ok" or self.shown_phase is Phase.UNCLASSIFIED:
-            return self.status if self.status != "ok" else self.shown_phase.value
-        return f"{self.shown_phase.value} (confidence {self.phase_confidence:.2f})"
+        if self.status != "ok" or self.phase is Phase.UNCLASSIFIED:
+            return self.status if self.status != "ok" else self.phase.value
+        return f"{self.phase.value} (confidence {self.phase_confidence:.2f})"
 
     def _measure_rows(self) -> Iterator[list[str]]:
         """Yield name, value and the value of pure noise of each measure; alpha with its error and parentheses."""

@@ -58,9 +58,9 @@ def plot_layer(layer: curves.Layer, axes: Axes | None) -> Axes:
         _, axes = _pyplot().subplots(figsize=(6.4, 4.2), layout="constrained")
     _draw_spectrum(axes, layer)
     axes.set_title(_plain(shorten(layer.name, _LONGEST_NAME)), loc="left", fontsize="medium")
-    axes.set_title(layer.shown_phase.value, loc="right", fontsize="medium", color=PHASE_HEX[layer.shown_phase])
+    axes.set_title(layer.phase.value, loc="right", fontsize="medium", color=PHASE_HEX[layer.phase])
     axes.set(xlabel="eigenvalue λ of WᵀW/N", ylabel="density")
-    axes.legend(frameon=False, fontsize="small", loc="upper right")
+    axes.legend(framealpha=0.8, edgecolor="none", fontsize="small", loc="upper right")
     return axes
 
 
@@ -85,7 +85,7 @@ def plot_layers(layers: Sequence[curves.Layer], *, total: int) -> Figure:
         _draw_spectrum(axes, layer)
         axes.set_title(_plain(shorten(layer.name, _LONGEST_NAME)), loc="left", fontsize="small")
         at = {"transform": axes.transAxes, "ha": "right", "va": "top"}
-        axes.text(0.98, 0.97, layer.shown_phase.value, color=PHASE_HEX[layer.shown_phase], fontsize="small", **at)
+        axes.text(0.98, 0.97, layer.phase.value, color=PHASE_HEX[layer.phase], fontsize="small", **at)
     for axes in grid.flat[len(layers) :]:
         axes.set_axis_off()
     handles, labels = grid.flat[0].get_legend_handles_labels()
