@@ -1,7 +1,8 @@
 """Collect from reports and alerts what the views of one run need, in bounded memory."""
 
 import json
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterable
 from typing import Final, Generic, TypeVar, final
 
 import numpy as np
@@ -22,26 +23,32 @@ T = TypeVar("T")
 
 @final
 class Series(Generic[T]):
-    """Values by step, of which about `limit` are kept, spread evenly over the steps; the first and the last always."""
+    """Values by step, of which one to two times `limit` are kept: every first, second, fourth …, and the last."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self._every = 1
+        self._number = -1  # of the last value
         self.steps: list[int] = []
         self.values: list[T] = []
 
     def add(self, step: int, value: T) -> None:
-        """Append a value; drop some when there are twice as many as the limit."""
+        """Append a value."""
+        if self.steps and self._number % self._every:  # the one before was kept since it was the last
+            del self.steps[-1], self.values[-1]
+        self._number += 1
         self.steps.append(step)
         self.values.append(value)
-        if len(self.steps) >= 2 * self._limit:
-            self._keep(contract.spread(self.steps, self._limit))
+        if len(self.steps) > 2 * self._limit:
+            self.steps, self.values = self.steps[::2], self.values[::2]
+            self._every *= 2
 
     def rewind(self, step: int) -> None:
         """Drop what is after a step."""
-        self._keep([k for k, each in enumerate(self.steps) if each <= step])
-
-    def _keep(self, chosen: Sequence[int]) -> None:
-        self.steps, self.values = [self.steps[k] for k in chosen], [self.values[k] for k in chosen]
+        count = bisect_right(self.steps, step)
+        if count < len(self.steps):
+            del self.steps[count:], self.values[count:]
+            self._number = 0
 
 
 @final
@@ -58,8 +65,7 @@ class RunData:
         """Number of reports."""
         self.alerts: list[Record] = []
         self._layers: dict[str, contract.Layer] = {}
-        self._steps: list[int] = []
-        self._codes: list[NDArray[np.int8]] = []
+        self._columns: Series[NDArray[np.int8]] = Series(2 * MAX_COLUMNS)
         self._lines: dict[str, Series[list[float]]] = {}
         self._frames: dict[str, Series[str]] = {}
         self._step, self._x = 0, 0
@@ -69,23 +75,27 @@ class RunData:
         """Return the layers in the order in which they came."""
         return list(self._layers.values())
 
-    def add(self, report: Report) -> None:
-        """Add a report."""
+    def add(self, report: Report, due: Iterable[LayerReport] | None = None) -> None:
+        """Add a report.
+
+        Args:
+            report: the report.
+            due: layers whose spectra are kept; None for all that were read and have one.
+        """
         self.readings += 1
         self._step, self._x = report.step, report.x
+        self._layers |= {layer.name: contract.Layer.of(layer) for layer in report}
         for name in report.waiting:
             self._layers.setdefault(name, contract.Layer.unread(name))
         codes = dict.fromkeys(self._layers, contract.NOT_READ)
-        for layer in report:
-            codes[layer.name] = contract.code_of(layer)
-            self._layers[layer.name] = contract.Layer.of(layer)
+        codes |= {layer.name: contract.code_of(layer) for layer in report}
         for layer in report.new:
-            self._add_reading(layer, report.x)
-        self._steps.append(report.x)
-        self._codes.append(np.array(list(codes.values()), dtype=np.int8))
-        if len(self._steps) >= 2 * MAX_COLUMNS:
-            chosen = contract.choose_columns(self._steps, self._matrix(), MAX_COLUMNS)
-            self._steps, self._codes = [self._steps[k] for k in chosen], [self._codes[k] for k in chosen]
+            self._lines.setdefault(layer.name, Series(MAX_POINTS)).add(report.x, contract.measures_of(layer))
+        for layer in report.new if due is None else due:
+            if layer.esd is not None:
+                text = json.dumps(contract.frame_of(layer), separators=(",", ":"), ensure_ascii=False)
+                self._frames.setdefault(layer.name, Series(MAX_FRAMES)).add(report.x, text)
+        self._columns.add(report.x, np.array(list(codes.values()), dtype=np.int8))
 
     def add_alert(self, alert: Alert) -> None:
         """Add an alert, at the place of the last report if that has its step, else at its own step."""
@@ -95,8 +105,7 @@ class RunData:
     def rewind(self, step: int) -> None:
         """Drop what is after a step, in optimizer steps."""
         x = step * self._x // max(self._step, 1)
-        count = sum(each <= x for each in self._steps)
-        self._steps, self._codes = self._steps[:count], self._codes[:count]
+        self._columns.rewind(x)
         self.alerts = [alert for alert in self.alerts if alert["step"] <= x]
         for line in self._lines.values():
             line.rewind(x)
@@ -105,15 +114,15 @@ class RunData:
 
     def overview(self, columns: int = MAX_COLUMNS) -> Record:
         """Return what the first screen shows, with at most so many columns."""
-        matrix = self._matrix()
-        chosen = contract.choose_columns(self._steps, matrix, columns)
+        matrix, steps = self._matrix(), self._columns.steps
+        chosen = contract.choose_columns(steps, matrix, columns)
         last = {
             name: contract.last_reading(series.steps[-1], series.values[-1])
             for name, series in self._lines.items()
             if series.steps
         }
         rows = contract.rows_of(matrix[chosen])
-        return contract.overview(self.layers, [self._steps[k] for k in chosen], rows, self.alerts, last)
+        return contract.overview(self.layers, [steps[k] for k in chosen], rows, self.alerts, last)
 
     def lines(self, name: str, points: int = MAX_POINTS) -> Record:
         """Return the measures of a layer, with at most so many points."""
@@ -137,15 +146,10 @@ class RunData:
         changed = {name for k, name in enumerate(self._layers) if np.unique(matrix[read[:, k], k]).size > 1}
         return sorted(self._layers, key=lambda name: (name not in alerted, name not in changed))
 
-    def _add_reading(self, layer: LayerReport, x: int) -> None:
-        self._lines.setdefault(layer.name, Series(MAX_POINTS)).add(x, contract.measures_of(layer))
-        if layer.esd is not None:
-            text = json.dumps(contract.frame_of(layer), separators=(",", ":"), ensure_ascii=False)
-            self._frames.setdefault(layer.name, Series(MAX_FRAMES)).add(x, text)
-
     def _matrix(self) -> NDArray[np.int8]:
         """Return the codes, of shape (columns, layers); layers that came later were not read before."""
-        matrix = np.full((len(self._codes), len(self._layers)), contract.NOT_READ, dtype=np.int8)
-        for column, codes in zip(matrix, self._codes, strict=True):
+        columns = self._columns.values
+        matrix = np.full((len(columns), len(self._layers)), contract.NOT_READ, dtype=np.int8)
+        for column, codes in zip(matrix, columns, strict=True):
             column[: len(codes)] = codes
         return matrix

@@ -6,22 +6,15 @@ from html import escape
 from itertools import groupby
 from typing import Final, Self
 
-from esdmon.glass.contract import firing
+from esdmon.glass.contract import CHARACTERS, firing
 from esdmon.records import Record
+from esdmon.records.colours import PHASE_HEX
 from esdmon.spectrum import Phase
 
-PHASE_LOOK: Final = {
-    Phase.RANDOM_LIKE: ("R", "#7f8fa9"),
-    Phase.BLEEDING_OUT: ("B", "#2aa1b3"),
-    Phase.BULK_SPIKES: ("S", "#3b7dd8"),
-    Phase.BULK_DECAY: ("D", "#a562d6"),
-    Phase.HEAVY_TAILED: ("H", "#2e9e5b"),
-    Phase.RANK_COLLAPSE: ("C", "#d8433b"),
-    Phase.UNCLASSIFIED: ("U", "#b0b0b0"),
-}
-"""Letter and colour of each phase; `static/app.js` has the same."""
+PHASE_LETTERS: Final = dict(zip(Phase, "RBSDHCU", strict=True))
+"""Letter of each phase, beside its colour; `static/app.js` has the same."""
 _LOOK: Final = {
-    **{("-" if phase.code < 0 else str(phase.code)): (phase.value, *look) for phase, look in PHASE_LOOK.items()},
+    **{CHARACTERS[phase.code]: (phase.value, letter, PHASE_HEX[phase]) for phase, letter in PHASE_LETTERS.items()},
     "N": ("NaN or infinity", "N", "#111111"),
     "Z": ("all zero, or too small", "Z", "#6b5b4b"),
     "F": ("reading failed", "F", "#6b2b4b"),

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from esdmon import hookimpl
+from pluggy import HookimplMarker
 
 if TYPE_CHECKING:
     from esdmon_tensorboard.sink import TensorBoardSink as TensorBoardSink
+
+hookimpl = HookimplMarker("esdmon")  # that of `esdmon`, whose import loads all built-in plugins; see `__getattr__`
 
 
 @hookimpl

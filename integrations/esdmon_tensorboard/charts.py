@@ -16,7 +16,7 @@ import numpy as np
 from esdmon.glass import contract
 from esdmon.records import SCHEMA, Record
 from esdmon.spectrum import Phase
-from esdmon_tensorboard.stored import MAX_COLUMNS, MAX_FRAMES, Datum, Provider
+from esdmon_tensorboard.stored import MAX_COLUMNS, MAX_FRAMES, MAX_POINTS, Datum, Provider
 
 PREFIX: Final = "esdmon_phase/"
 _ALERT: Final = re.compile(r"esdmon_alert/(?P<rule>[^/]+)/(?P<layer>.*)/text_summary", re.DOTALL)
@@ -60,7 +60,7 @@ class ChartedRun:
         """Return the measures of a layer at its readings."""
         values = {measure: self._scalars(measure, name).get(name, {}) for measure in contract.MEASURES}
         steps = sorted({step for points in values.values() for step in points})
-        chosen = [steps[k] for k in contract.spread(steps, MAX_COLUMNS // 2)]
+        chosen = [steps[k] for k in contract.spread(steps, MAX_POINTS)]
         return contract.lines(chosen, [[points.get(step, math.nan) for step in chosen] for points in values.values()])
 
     def frames(self, name: str) -> Record:
@@ -89,7 +89,7 @@ class ChartedRun:
 
     def _alerts(self) -> list[Record]:
         found = []
-        for tag in self._provider.runs("text").get(self._run, []):
+        for tag in self._provider.tags("text", [self._run]).get(self._run, []):
             match = _ALERT.fullmatch(tag)
             for point in self._provider.events(self._run, tag, "text") if match else ():
                 text = _TEXT.fullmatch(_text(point))

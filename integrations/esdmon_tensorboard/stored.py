@@ -16,7 +16,9 @@ from esdmon.records import SCHEMA, Record
 from esdmon_tensorboard import tensors
 
 MAX_COLUMNS: Final = 2000
-"""Steps in one overview, and points of a line: a screen has no more pixels."""
+"""Steps in one overview: a screen has no more pixels."""
+MAX_POINTS: Final = 1000
+"""Points of a line, which is half as wide."""
 MAX_FRAMES: Final = 240
 """Spectra of a layer in one answer, of some 900 bytes each. Our choice."""
 _ALL: Final = 100_000
@@ -40,10 +42,23 @@ class Provider:
     context: Any
     experiment: str
 
-    def runs(self, plugin: str = tensors.PLUGIN) -> dict[str, list[str]]:
-        """Return the tags of each run."""
-        found = self.provider.list_tensors(self.context, experiment_id=self.experiment, plugin_name=plugin)
-        return {run: sorted(tags) for run, tags in found.items()}
+    def stored_runs(self, run: str | None = None) -> list[str]:
+        """Return the runs with tensors of ours, or the given one if it has any."""
+        return list(self.tags(tensors.PLUGIN, [run] if run is not None else None, [tensors.LAYERS]))
+
+    def tags(
+        self, plugin: str, runs: Sequence[str] | None = None, tags: Sequence[str] | None = None
+    ) -> dict[str, list[str]]:
+        """Return the tags of tensors by run, of the given ones if there are any."""
+        from tensorboard.data import provider  # noqa: PLC0415 -- optional
+
+        found = self.provider.list_tensors(
+            self.context,
+            experiment_id=self.experiment,
+            plugin_name=plugin,
+            run_tag_filter=provider.RunTagFilter(runs=runs, tags=tags),
+        )
+        return {run: sorted(of_run) for run, of_run in found.items()}
 
     def by_start(self, runs: Iterable[str]) -> list[str]:
         """Return runs by the time at which they began."""
@@ -51,9 +66,16 @@ class Provider:
         began = {run.run_name: run.start_time for run in listed}
         return sorted(runs, key=lambda run: (began.get(run) or 0.0, run))
 
-    def runs_with_scalars(self, prefix: str) -> list[str]:
-        """Return the runs that have a scalar whose tag begins with a prefix."""
-        found = self.provider.list_scalars(self.context, experiment_id=self.experiment, plugin_name="scalars")
+    def runs_with_scalars(self, prefix: str, run: str | None = None) -> list[str]:
+        """Return the runs that have a scalar whose tag begins with a prefix, or the given one if it has."""
+        from tensorboard.data import provider  # noqa: PLC0415 -- optional
+
+        found = self.provider.list_scalars(
+            self.context,
+            experiment_id=self.experiment,
+            plugin_name="scalars",
+            run_tag_filter=provider.RunTagFilter(runs=None if run is None else [run]),
+        )
         return [run for run, tags in found.items() if any(tag.startswith(prefix) for tag in tags)]
 
     def scalars(self, run: str, prefix: str, only: str | None = None) -> dict[str, list[Any]]:
@@ -69,19 +91,20 @@ class Provider:
         found = self.provider.read_scalars(self.context, **where, downsample=_ALL, run_tag_filter=chosen)
         return {tag: found[run][tag] for tag in tags if tag in found.get(run, {})}
 
-    def points(self, run: str, tag: str, plugin: str = tensors.PLUGIN) -> list[Datum]:
-        """Return the points of a tag by step; of several at one step, the last; none of an unknown run or tag."""
-        return sorted({point.step: point for point in self.events(run, tag, plugin)}.values(), key=lambda p: p.step)
+    def points(self, run: str, tag: str, plugin: str = tensors.PLUGIN, *, most: int = _ALL) -> list[Datum]:
+        """Return the points of a tag by step, a random choice of `most` and the last; none of an unknown run or tag."""
+        by_step = {point.step: point for point in self.events(run, tag, plugin, most=most)}  # of several the last
+        return [by_step[step] for step in sorted(by_step)]
 
-    def events(self, run: str, tag: str, plugin: str = tensors.PLUGIN) -> list[Datum]:
-        """Return all points of a tag, in the order of time."""
+    def events(self, run: str, tag: str, plugin: str = tensors.PLUGIN, *, most: int = _ALL) -> list[Datum]:
+        """Return the points of a tag in the order of time."""
         from tensorboard.data import provider  # noqa: PLC0415 -- optional
 
         found = self.provider.read_tensors(
             self.context,
             experiment_id=self.experiment,
             plugin_name=plugin,
-            downsample=_ALL,
+            downsample=most,
             run_tag_filter=provider.RunTagFilter(runs=[run], tags=[tag]),
         )
         return sorted(found.get(run, {}).get(tag, []), key=lambda point: (point.wall_time, point.step))
@@ -137,16 +160,15 @@ class StoredRun:
     def lines(self, name: str) -> Record:
         """Return the measures of a layer at its readings."""
         steps, rows = [], []
-        for point in self._points(tensors.MEASURES):
+        for point in self._points(tensors.MEASURES, most=MAX_POINTS):
             version = self._version_at(point.step)
             index = next((k for k, layer in enumerate(version) if layer.name == name), None)
             row = None if index is None else _row_of(point.numpy, index)
             if row is not None:
                 steps.append(point.step)
                 rows.append(row)
-        chosen = contract.spread(steps, MAX_COLUMNS // 2)
-        columns = np.array([rows[k] for k in chosen]).T.tolist() if chosen else [[] for _ in contract.MEASURES]
-        return contract.lines([steps[k] for k in chosen], columns)
+        columns = np.array(rows).T.tolist() if rows else [[] for _ in contract.MEASURES]
+        return contract.lines(steps, columns)
 
     def frames(self, name: str) -> Record:
         """Return the spectra of a layer."""
@@ -154,8 +176,8 @@ class StoredRun:
         chosen = [points[k] for k in contract.spread([point.step for point in points], MAX_FRAMES)]
         return contract.frames([point.step for point in chosen], [_json(point) for point in chosen])
 
-    def _points(self, tag: str) -> list[Datum]:
-        return self._provider.points(self._run, tag)
+    def _points(self, tag: str, *, most: int = _ALL) -> list[Datum]:
+        return self._provider.points(self._run, tag, most=most)
 
     def _version_at(self, step: int) -> list[contract.Layer]:
         """Return the list of layers that was in force at a step."""
@@ -174,9 +196,13 @@ class StoredRun:
         return codes
 
     def _last(self, layers: Sequence[contract.Layer]) -> dict[str, Record]:
-        """Return the last reading of each layer."""
+        """Return the last reading of each layer; where the last value has all of them, no other is read."""
+        found = self._last_in(self._points(tensors.MEASURES, most=1), layers)
+        return found if len(found) == len(layers) else self._last_in(self._points(tensors.MEASURES), layers)
+
+    def _last_in(self, points: Sequence[Datum], layers: Sequence[contract.Layer]) -> dict[str, Record]:
         found: dict[str, Record] = {}
-        for point in reversed(self._points(tensors.MEASURES)):
+        for point in reversed(points):
             version = self._version_at(point.step)
             for row in point.numpy:
                 index = int(row[0])

@@ -19,7 +19,7 @@ from esdmon.glass import assets
 from esdmon.records import SCHEMA, Record
 from esdmon_tensorboard import charts
 from esdmon_tensorboard.stored import Provider, StoredRun
-from esdmon_tensorboard.tensors import LAYERS, PLUGIN
+from esdmon_tensorboard.tensors import PLUGIN
 
 _RENDER: Final = """
 export async function render() {
@@ -63,14 +63,13 @@ class EsdTab(base_plugin.TBPlugin):  # type: ignore[misc]  # TensorBoard ships n
 
     def _runs(self, request: wrappers.Request) -> list[str]:
         provider = self._provider_for(request)
-        stored = {run for run, tags in provider.runs().items() if LAYERS in tags}
-        return provider.by_start(stored.union(provider.runs_with_scalars(charts.PREFIX)))
+        return provider.by_start({*provider.stored_runs(), *provider.runs_with_scalars(charts.PREFIX)})
 
     def _view(self, request: wrappers.Request) -> _View:
         provider, run = self._provider_for(request), request.args.get("run", "")
-        if LAYERS in provider.runs().get(run, []):
+        if provider.stored_runs(run):
             return StoredRun(provider, run)
-        if run in provider.runs_with_scalars(charts.PREFIX):
+        if provider.runs_with_scalars(charts.PREFIX, run):
             return charts.ChartedRun(provider, run)
         raise errors.NotFoundError(f"run {run!r} has no readings of esdmon")
 

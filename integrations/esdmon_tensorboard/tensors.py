@@ -53,7 +53,11 @@ class TensorLog:
         self._alerts: list[Record] = []  # of one place
 
     def restart(self) -> None:
-        """Write the names of layers again with the next reading, as a new file or a rewind needs."""
+        """Write the names of layers again with the next reading, as a new file or a rewind needs.
+
+        TensorBoard's data server drops what is after a rewind tag by tag, when a tag has a new value: so the tag of
+        alerts has an empty one.
+        """
         self._layers, self._alerts = {}, []
 
     def reading(self, report: Report, due: Iterable[LayerReport]) -> list[Any]:
@@ -63,7 +67,7 @@ class TensorLog:
             report: the report to write.
             due: layers of which a histogram is due.
         """
-        values = []
+        values = [] if self._layers else [_json_value(ALERTS, [])]
         layers = self._layers | {layer.name: contract.Layer.of(layer) for layer in report}
         layers |= {name: contract.Layer.unread(name) for name in report.waiting if name not in layers}
         if layers != self._layers:

@@ -42,6 +42,7 @@ async function mount(root, source, {poll = 0} = {}) {
     if (add && before && layer !== before) {
       state.compared = [before, ...state.compared.filter(name => name !== before && name !== layer)];
     } else if (!add && !state.compared.includes(layer)) state.compared = [];
+    if (layer !== before) Object.assign(state, {frames: null, otherFrames: null, lines: new Map(), otherLines: new Map()});
     state.selected = {layer, step};
     state.follows = state.view.steps.length > 0 && step >= state.view.steps.at(-1);
     draw();
@@ -56,13 +57,16 @@ async function mount(root, source, {poll = 0} = {}) {
   };
   const load = guarded(async () => {
     stop();
-    state.view = state.run === null ? null : await source.overview(state.run);
-    state.otherView = state.other ? await source.overview(state.other) : null;
+    const {run, other} = state;
+    const view = run === null ? null : await source.overview(run);
+    const otherView = other ? await source.overview(other) : null;
+    if (state.run !== run || state.other !== other) return; // another was chosen meanwhile
+    Object.assign(state, {view, otherView, frames: null, otherFrames: null, lines: new Map(), otherLines: new Map()});
     if (state.view && state.view.layers.length) {
       const first = startingPoint(state.view, state.selected);
       await choose(first.layer, first.step);
     } else draw();
-    status.ready = true;
+    Object.assign(status, {ready: true, run, other});
   });
   const refresh = guarded(async () => {
     await listRuns();
