@@ -247,9 +247,12 @@ def _conclude(timeline: Timeline, story: Story, held_back: float, out: Path, con
     console.print("\n[bold]Look[/]\n")
     for line in (
         f"tensorboard --logdir {folder}",
-        "    in the browser: tab TIME SERIES for esdmon_phase beside training/loss; tab TEXT for the alerts",
+        "    in the browser: tab ESD for the phases of all layers, their spectra and the alerts,",
+        "    tab TIME SERIES for training/loss and training/accuracy_held_back over the same steps",
         f"esdmon tail {folder} --once",
         "    the last reading, in this terminal",
+        f"esdmon report {folder} -o report.html",
+        "    the same as the tab, as one file",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return report
