@@ -29,8 +29,8 @@ def analyze(
 
     Args:
         model: a module, a mapping of names to tensors (2-D: linear, 4-D: convolution), or the path of a checkpoint,
-            which is read tensor by tensor: a `.pt`, `.pth`, `.ckpt`, `.bin` or `.safetensors` file, a folder of Hugging
-            Face with one or more of those, or one of torch's distributed checkpoints.
+            which is read tensor by tensor, as the module would be: a file of `torch.save` or safetensors, a folder of
+            Hugging Face, DeepSpeed or accelerate, or one of torch's distributed checkpoints.
         layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers, which
             are read where a pattern names them, and details such as `*/head.3`.
         exclude: patterns of those to leave out.

@@ -92,7 +92,7 @@ def fit_power_law(eigenvalues: Floats) -> PowerLawFit:
 
 
 class _Tails:
-    """All candidates k: ln x_k, the number of eigenvalues below x_k, n_k and β_k; each value but the last is one."""
+    """All candidates k: ln x_k, the number of eigenvalues below x_k, n_k and β_k. The last value is not one."""
 
     def __init__(self, log: Floats, below: Indices, total: int) -> None:
         self.log = log
@@ -101,8 +101,10 @@ class _Tails:
         # S_k = Σ_{x >= x_k} ln(x/x_k) by S_k = S_{k+1} + n_{k+1}·ln(x_{k+1}/x_k): all terms positive, so nothing
         # cancels, where Σ ln x − n·ln x_k would lose the digits of a tight tail.
         log_sums = np.cumsum((count[1:] * np.diff(self.log))[::-1])[::-1]
-        self.count = count[:-1]
-        self.beta = self.count / log_sums
+        # A tail of eigenvalues that are equal but for rounding, as those of a repeated block are, has no exponent.
+        spread = np.searchsorted(log, log[-1] - _SAME, side="right")
+        self.count = count[:spread]
+        self.beta = self.count / log_sums[:spread]
 
     def deviation(self, k: Indices | np.intp, at: Indices | slice) -> Floats:
         """Return |F_k(x) − ECDF_k(x)| at the values numbered `at`, which broadcast against the candidates k.

@@ -68,6 +68,9 @@ class Spectrum:
     """Floating-point type in which the eigenvalues were computed."""
     vectors: Floats | None = None
     """(slices, M, M), on request: column j is the singular vector of the j-th eigenvalue, on the shorter side of W."""
+    from_gram: bool = True
+    """Whether they are eigenvalues of a computed WᵀW, in which λ below some eps·λmax are lost; else squares of singular
+    values."""
     shuffled: Floats | None = None
     """(slices, M), on request: the eigenvalues after shuffling the elements of W."""
     equalised: Floats | None = None
@@ -87,6 +90,7 @@ class Spectrum:
         dtype: str = "float32",
         view: str = "weight",
         precision: str = "float64",
+        from_gram: bool = True,
         vectors: Floats | None = None,
         shuffled: Floats | None = None,
         equalised: Floats | None = None,
@@ -101,6 +105,7 @@ class Spectrum:
             dtype: type in which the weight is stored; sets the zero tolerance.
             view: which matrix was read.
             precision: type in which the eigenvalues were computed.
+            from_gram: whether they are those of a computed WᵀW, or squares of singular values.
             vectors: (slices, M, M), right singular vectors as columns.
             shuffled: (slices, M), eigenvalues after shuffling the elements of W.
             equalised: (slices, M), eigenvalues after scaling rows and columns of W to equal mean squares.
@@ -133,6 +138,7 @@ class Spectrum:
             dtype=dtype,
             view=view,
             precision=precision,
+            from_gram=from_gram,
             vectors=vectors,
             shuffled=shuffled,
             equalised=equalised,
@@ -177,7 +183,7 @@ class Spectrum:
 
         It is the square of σ/σmax = max(N, M)·eps, with the eps of the weight's dtype, as in LAPACK and numpy. For
         16-bit weights that bound exceeds 1 at N = 256, so there it is the spectral norm of the rounding errors,
-        ½·eps·rms(W)·(√N + √M), which `σmax >= rms(W)·√N` keeps below 1. It is at least the noise of the solver.
+        ½·eps·rms(W)·(√N + √M), which `σmax >= rms(W)·√N` keeps below 1. It is at least the noise of WᵀW in float64.
         """
         eps = _EPS.get(self.dtype, _EPS["float32"])
         relative = self.n * eps
@@ -185,7 +191,7 @@ class Spectrum:
             mean_over_max = float(self.eigenvalues.mean()) / self.lambda_max if self.lambda_max > 0 else 1.0
             rms_over_max = (mean_over_max / self.n) ** 0.5
             relative = eps / 2 * rms_over_max * (self.n**0.5 + self.m**0.5)
-        return max(relative**2, _GRAM_NOISE * self.m)
+        return max(relative**2, _GRAM_NOISE * self.m if self.from_gram else 0.0)
 
     @cached_property
     def nonzero(self) -> Floats:

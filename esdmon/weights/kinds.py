@@ -30,7 +30,7 @@ _INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16)
 
 
 def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str:
-    """Return why a tensor is no weight matrix; empty for one that may be.
+    """Return why a tensor is not a weight matrix; empty for one that may be.
 
     Args:
         name: of the parameter, with its path.

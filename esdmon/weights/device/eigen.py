@@ -3,7 +3,8 @@
 Method: X = AᵀA on the shorter side, then a values-only symmetric solver: 3 to 9 times cheaper than singular values. In
 float32 it leaves at most 5e-7 λmax of an eigenvalue that is 0 (both solvers, M from 64 to 4096). Where more than 1 % of
 the spectrum lies under 1e-6 λmax the rank would depend on that, and where the power law begins under 1e-4 λmax its
-alpha might depend on it: then it is computed again in float64.
+alpha might depend on it: then it is computed again in float64. AᵀA has the square of A's condition, so of a float64
+weight with eigenvalues that float64 loses in it the singular values of A itself are computed.
 """
 
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from esdmon.records import Status
 from esdmon.spectrum import Elements, PhaseThresholds, Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import is_noise
@@ -29,6 +31,7 @@ _SMALL_SHARE = 0.01  # of the eigenvalues; our choice
 _LOW_XMIN = 1e-4  # of λmax: above, alpha in float32 is within 6e-5 of that in float64; below, within 0.03 (320 draws)
 _MIN_M = PhaseThresholds().min_m
 _SEED = 0  # of the shuffle: the same at each reading, so that only the weight changes
+_MAX_EXPONENT = 500  # of two: squares stay within float64
 _SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
 
 
@@ -88,7 +91,7 @@ def _read(
     # The matrix that represents a low-rank product has its singular values, but not its elements.
     has_elements = matrix.view != "lora-delta"
 
-    def spectrum(lam: Floats, used: str) -> Spectrum:
+    def spectrum(lam: Floats, used: str, *, from_gram: bool = True) -> Spectrum:
         return Spectrum.from_eigenvalues(
             lam * to_spectrum,
             shape=(n, m),
@@ -96,6 +99,7 @@ def _read(
             dtype=str(weight.dtype).removeprefix("torch."),
             view=matrix.view,
             precision=used,
+            from_gram=from_gram,
             vectors=vectors,
             shuffled=shuffled,
             equalised=equalised,
@@ -115,7 +119,10 @@ def _read(
         quick = spectrum(solver(stack, torch.float32), "float32")
         if _is_safe(quick):
             return with_scales(quick)
-    return with_scales(spectrum(solver(stack, torch.float64), "float64"))
+    full = spectrum(solver(stack, torch.float64), "float64")
+    if weight.dtype == torch.float64 and full.nonzero.size < full.eigenvalues.size:
+        full = spectrum(torch.linalg.svdvals(stack).square().cpu().numpy(), "float64", from_gram=False)
+    return with_scales(full)
 
 
 def _is_safe(quick: Spectrum) -> bool:
@@ -144,7 +151,10 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
     if largest == 0:
         _check_size(stack)
         raise UnreadableError("degenerate", "all weights are zero")
-    scale = _safe_scale(largest)
+    scale = _safe_scale(largest, stack.dtype)
+    if abs(math.frexp(largest)[1]) > _MAX_EXPONENT:
+        status: Status = "nonfinite" if largest > 1 else "degenerate"
+        raise UnreadableError(status, f"its largest element is {largest:.0e}, whose square is outside of float64")
     if scale != 1:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
         every = _in_memory_order(stack)
@@ -172,10 +182,10 @@ def _moments(every: Tensor) -> tuple[float, float]:
     return float(torch.stack(norms).double().square().sum()) / every.numel(), mean
 
 
-def _safe_scale(largest: float) -> float:
+def _safe_scale(largest: float, dtype: torch.dtype) -> float:
     """Return a power of two; elements divided by it, which does not round them, have squares that fit float32."""
-    exponent = math.frexp(largest)[1]
-    return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-126, min(126, exponent))
+    exponent, limit = math.frexp(largest)[1], _MAX_EXPONENT if dtype == torch.float64 else 126
+    return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-limit, min(limit, exponent))
 
 
 def _drop_dead(stack: Tensor) -> tuple[Tensor, Margins, int, int]:

@@ -16,7 +16,6 @@ from esdmon.weights.optional_layers import is_embedding_name
 from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
 from esdmon.weights.state.computed import computed_entries
-from esdmon.weights.state.experts import expert_entries
 from esdmon.weights.state.layouts import Part, parts_of
 from esdmon.weights.state.packed import packed_entries
 from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry
@@ -82,7 +81,7 @@ def _storage_key(tensor: Tensor) -> tuple[object, ...]:
 
 def _in_order(state: State, names: Mapping[str, object]) -> Iterator[Entry]:
     """Iterate over the parameters of the model, in the order of the tensors that they begin with."""
-    made = [*computed_entries(state), *adapter_entries(state), *packed_entries(state), *expert_entries(state)]
+    made = [*computed_entries(state), *adapter_entries(state), *packed_entries(state)]
     at = {entry.parts[0]: entry for entry in made}
     taken = {part for entry in made for part in entry.parts}
     for name in state.outlines:

@@ -72,18 +72,14 @@ def open_state(weights: Mapping[str, Any]) -> State:
     """
     lazy = getattr(weights, "outlines", None)
     flat = dict(lazy if lazy is not None else _flat(weights))
-    config = getattr(weights, "config", {})
     clean = _clean_names(flat)
-    if config.get("model_type") and any(".block_sparse_moe.experts." in name for name in clean):
-        # Files keep the name of the block before transformers 5.
-        clean = {name.replace(".block_sparse_moe.", ".mlp."): raw for name, raw in clean.items()}
     reasons = getattr(weights, "unreadable", {})
     return State(
         outlines={name: flat[raw] for name, raw in clean.items()},
         read=lambda name: weights[clean[name]] if clean[name] in weights else flat[clean[name]],
         is_lazy=lazy is not None,
         unreadable={name: reasons[raw] for name, raw in clean.items() if raw in reasons},
-        config=config,
+        config=getattr(weights, "config", {}),
     )
 
 

@@ -1,0 +1,172 @@
+"""Folders as libraries write them: read by what their files say, or refused with what was found."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
+
+import esdmon
+from esdmon.errors import InputError
+from esdmon.weights import discover, open_checkpoint
+
+
+def files(folder: Path, content: dict[str, Any], index: dict[str, str] | None = None) -> Path:
+    """Write files of weights, and an index."""
+    for name, tensors in content.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".safetensors"):
+            save_file(tensors, folder / name)
+        else:
+            torch.save(tensors, folder / name)
+    if index is not None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return folder
+
+
+def w(value: float = 1.0) -> Tensor:
+    return torch.full((20, 30), value)
+
+
+READ: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "two models of accelerate": (
+        {"model.safetensors": {"a": w()}, "model_1.safetensors": {"b": w()}, "optimizer.bin": {"exp_avg": w()}},
+        ["model.a", "model_1.b"],
+    ),
+    "an optimizer under another name": ({"weights.safetensors": {"a": w()}, "optim.safetensors": {"a": w()}}, ["a"]),
+    "variants of diffusers": (
+        {f"diffusion_pytorch_model{kind}.safetensors": {"a": w()} for kind in ("", ".fp16", ".non_ema")},
+        ["a"],
+    ),
+    "shards by number": ({f"x-0000{i}-of-00002.safetensors": {f"l.{i}": w()} for i in (1, 2)}, ["l.1", "l.2"]),
+    "DeepSpeed": ({"mp_rank_00_model_states.pt": {"module": {"a": w()}, "optimizer": {"b": w()}}}, ["a"]),
+    "a blob without a suffix": ({"4f2a": {"a": w()}}, ["a"]),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_a_folder_is_read_as_its_library_reads_it(kind: str, tmp_path: Path) -> None:
+    """Each weight under its name."""
+    content, names = READ[kind]
+    assert list(open_checkpoint(files(tmp_path, content))) == names
+
+
+def test_a_pipeline_of_diffusers_has_its_components_apart(tmp_path: Path) -> None:
+    """Each under the name of its folder."""
+    parts = {f"{name}/diffusion_pytorch_model.safetensors": {"a": w()} for name in ("unet", "vae")}
+    (tmp_path / "model_index.json").write_text("{}")
+    assert list(open_checkpoint(files(tmp_path, parts))) == ["unet.a", "vae.a"]
+
+
+REFUSED: dict[str, tuple[dict[str, dict[str, Tensor]], str]] = {
+    "steps of a run": ({f"step-{i}.safetensors": {"a": w()} for i in (1, 2)}, "contains 2 checkpoints. Pass one"),
+    "two formats": ({"last.pt": {"a": w()}, "all.safetensors": {"a": w()}}, "contains 2 checkpoints. Pass one"),
+    "a missing shard": (
+        {f"x-0000{i}-of-00003.bin": {f"{i}": w()} for i in (1, 3)},
+        "2 of 3 shards: number 2 is missing",
+    ),
+    "two generations": (
+        {"x-00001-of-00001.safetensors": {"a": w()}, "x-00001-of-00002.safetensors": {"a": w()}},
+        "contains 2 checkpoints",
+    ),
+    "a name in two shards": (
+        {f"x-0000{i}-of-00002.bin": {"a": w()} for i in (1, 2)},
+        "contains a in two of its shards",
+    ),
+    "ZeRO-3": ({"zero_pp_rank_0_mp_rank_00_model_states.pt": {"a": torch.empty(0)}}, "sharded by ZeRO-3"),
+    "checkpoints in folders": ({"step-10/model.safetensors": {"a": w()}}, "Pass one of its folders, such as step-10"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_folder_that_is_not_one_model_is_refused(kind: str, tmp_path: Path) -> None:
+    """With what was found."""
+    content, message = REFUSED[kind]
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(files(tmp_path, content))
+
+
+def test_an_index_decides_which_file_a_tensor_is_read_from(tmp_path: Path) -> None:
+    """A stale copy in another shard is not read."""
+    shards = {"1.safetensors": {"a": w(1)}, "2.safetensors": {"a": w(2), "b": w(3)}}
+    checkpoint = open_checkpoint(files(tmp_path, shards, {"b": "2.safetensors", "a": "1.safetensors"}))
+    assert [float(checkpoint[name].max()) for name in checkpoint] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"a": "1.safetensors", "c": "1.safetensors"}, "lists c in 1.safetensors, which does not contain it"),
+        ({"a": "../1.safetensors"}, "which is outside of its folder"),
+    ],
+)
+def test_an_index_that_contradicts_its_shards_is_refused(index: dict[str, str], message: str, tmp_path: Path) -> None:
+    """A tensor that is nowhere, or a file elsewhere."""
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(files(tmp_path, {"1.safetensors": {"a": w()}}, index))
+
+
+def test_layers_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    """safetensors sorts by characters."""
+    files(tmp_path, {"model.safetensors": {f"layers.{i}": w() for i in range(12)}})
+    assert list(open_checkpoint(tmp_path)) == [f"layers.{i}" for i in range(12)]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_distributed_checkpoint_holds_the_model_alone(nested: object, tmp_path: Path) -> None:
+    """As torch's recipe nests it, or flat; optimizer states are recognised at any depth."""
+    model = nn.Sequential(nn.Linear(20, 30), nn.Linear(30, 24))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(2, 20)).sum().backward()
+    optimizer.step()
+    weights, moments = get_state_dict(model, optimizer)
+    state = {"app": {"model": weights, "optim": moments}} if nested else weights
+    save(state, checkpoint_id=tmp_path, no_dist=True)
+    checkpoint = open_checkpoint(tmp_path)
+    assert [matrix.name for matrix in discover(checkpoint).matrices] == ["0", "1"]
+    assert torch.equal(checkpoint["1.weight"], model.get_parameter("1.weight"))
+    (tmp_path / "__0_0.distcp").unlink()
+    with pytest.raises(InputError, match=r"lacks 1 of the 1 files with its tensors, such as __0_0.distcp"):
+        open_checkpoint(tmp_path)
+
+
+NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
+    "an EMA copy": (
+        lambda state: {"model": state, "ema": dict(state), "optG": {"state": {}, "param_groups": []}},
+        ["a", "ema.a"],
+    ),
+    "two models": (lambda state: {"gen": state, "disc": dict(state)}, ["gen.a", "disc.a"]),
+    "a wrapper of a wrapper": (lambda state: {"trainer": {"model": {"state_dict": state}, "epoch": 1}}, ["a"]),
+    "an optimizer by its form": (
+        lambda state: {"net": state, "x": [{"state": {0: {"m": w()}}, "param_groups": []}]},
+        ["a"],
+    ),
+    "moments by their names": (lambda state: {"net": state, "x": {0: {"exp_avg": w(), "step": 3}}}, ["a"]),
+    "Lightning": (lambda state: {"pytorch-lightning_version": "2", "state_dict": {"model.a": state["a"]}}, ["a"]),
+    "a list": (lambda state: [state, dict(state)], ["0.a", "1.a"]),
+}
+
+
+@pytest.mark.parametrize("kind", NESTED)
+def test_models_are_found_among_what_is_saved_with_them(kind: str, tmp_path: Path) -> None:
+    """Each named apart where there are several."""
+    make, names = NESTED[kind]
+    torch.save(make({"a": w()}), tmp_path / "a.pt")
+    assert list(open_checkpoint(tmp_path / "a.pt")) == names
+
+
+@pytest.mark.parametrize(
+    "content", [b"GGUF" + bytes(99), b"version https://git-lfs.github.com/spec/v1\noid x", b"\x1f\x8b123"]
+)
+def test_another_kind_of_file_is_named(content: bytes, tmp_path: Path) -> None:
+    """By its first bytes, with what to do."""
+    (tmp_path / "model.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"is (a GGUF file|a pointer of Git LFS|compressed by gzip)"):
+        esdmon.analyze(tmp_path / "model.safetensors")
