@@ -57,6 +57,7 @@ def open_distributed(folder: Path) -> Checkpoint:
         names = without_optimizer(entries)
         tree = unflattened({paths.get(name) or _split_container(name, names): entries[name] for name in names})
         found = find_weights(tree, _is_entry)
+        outlines = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in found.items()}
     except CodeError as error:
         raise InputError(
             f"a distributed checkpoint is refused: its index contains {error}, and loading that may run code"
@@ -68,7 +69,6 @@ def open_distributed(folder: Path) -> Checkpoint:
     except Exception as error:
         raise InputError(f"{folder / INDEX} is truncated or not the index of a distributed checkpoint") from error
     _check_files(folder, found)
-    outlines = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in found.items()}
     return Checkpoint(outlines, lambda name: _read(folder, found[name]))
 
 

@@ -2,7 +2,8 @@
 
 The spectra of the experts are pooled, as those of a convolution's kernel positions are; a single expert is read on
 request. Where the gate lies beside the up-projection, the module says on which side and in which order (`has_gate`,
-`is_transposed`, `is_concatenated`); otherwise each expert's matrix is read whole, which is right in either orientation.
+`is_transposed`, `is_concatenated`), or the shape of the down-projection does; otherwise each expert's matrix is read
+whole, which is right in either orientation.
 """
 
 from collections.abc import Sequence
@@ -40,14 +41,29 @@ def _pooled(name: str, module: nn.Module, attribute: str) -> list[Matrix]:
     read = partial(getattr, module, attribute)
     whole = f"{name}.{attribute}"
     declared = vars(module)
-    if attribute != "gate_up_proj" or not declared.get("has_gate") or "is_transposed" not in declared:
+    if attribute != "gate_up_proj":
         return [Matrix(whole, read, stacks.identity)]
-    split = partial(
-        stacks.half_of_experts,
-        dim=2 if declared["is_transposed"] else 1,
-        interleaved=not declared.get("is_concatenated", True),
-    )
+    if "is_transposed" in declared:
+        dim = (2 if declared["is_transposed"] else 1) if declared.get("has_gate") else None
+    else:
+        dim = side_of_halves(read().shape, getattr(getattr(module, "down_proj", None), "shape", ()))
+    if dim is None:
+        return [Matrix(whole, read, stacks.identity)]
+    split = partial(stacks.half_of_experts, dim=dim, interleaved=not declared.get("is_concatenated", True))
     return [Matrix(f"{whole}/gate", read, partial(split, half=0)), Matrix(f"{whole}/up", read, partial(split, half=1))]
+
+
+def side_of_halves(gate_up: Sequence[int], down: Sequence[int]) -> int | None:
+    """Return the dimension along which gate and up-projection lie beside each other, by their shape and that of down.
+
+    None where the shapes do not fit each other.
+    """
+    if len(gate_up) != 3 or len(down) != 3:
+        return None
+    _, first, second = gate_up
+    if (first, second) == (2 * down[2], down[1]):
+        return 1
+    return 2 if (first, second) == (down[2], 2 * down[1]) else None
 
 
 def _single_experts(name: str, module: nn.Module, attribute: str, count: int) -> list[Matrix]:

@@ -15,6 +15,7 @@ import torch
 
 from esdmon.weights import stacks
 from esdmon.weights.layers.attention import LAYOUTS, ToStack, equal_columns, rows
+from esdmon.weights.layers.experts import side_of_halves
 from esdmon.weights.layers.torch_nn import GATES
 
 _RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_reverse)?)")
@@ -110,16 +111,18 @@ ByName = Callable[[str, torch.Size, Shapes], dict[str, ToStack]]
 """`(path of the owner with its dot, shape, shapes of all)` to the projections; empty where the shapes contradict."""
 
 
-def _conv1d(_owner: str, shape: torch.Size, _shapes: Shapes) -> dict[str, ToStack]:
+def _conv1d(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
     """Return q, k and v of GPT-2's Conv1D, (inputs, 3 · inputs); a linear layer would be (3 · inputs, inputs)."""
-    if shape[1] != 3 * shape[0]:
+    is_fused = shape[1] == 3 * shape[0]
+    is_cross_attention = shape[1] == 2 * shape[0] and f"{owner}q_attn.weight" in shapes  # k and v only
+    if not is_fused and not is_cross_attention:
         return {}
     return equal_columns(SimpleNamespace(split_size=shape[0]), torch.empty(shape, device="meta"))
 
 
-def _thirds(output: str) -> ByName:
+def _thirds(*outputs: str) -> ByName:
     def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
-        is_attention = f"{owner}{output}.weight" in shapes and shape[0] == 3 * shape[1]
+        is_attention = any(f"{owner}{output}.weight" in shapes for output in outputs) and shape[0] == 3 * shape[1]
         return rows("qkv", [shape[1]] * 3) if is_attention else {}
 
     return split
@@ -149,7 +152,7 @@ _BY_NAME: dict[str, ByName] = {
     "in_proj": _halves("x", "gate", "A_log"),
     "qkv_proj": _grouped,
     "Wi": _halves("input", "gate", "Wo.weight"),
-    "Wqkv": _thirds("Wo"),
+    "Wqkv": _thirds("Wo", "out_proj"),
 }
 
 
@@ -161,15 +164,8 @@ def _is_stack(name: str, shape: torch.Size) -> bool:
 def _experts(name: str, shapes: Shapes) -> list[Part]:
     """Return the experts of one parameter; gate and up-projection apart where the down-projection says their sides."""
     owner, _, last = name.rpartition(".")
-    down = shapes.get(f"{owner}.down_proj", ())
-    if last != "gate_up_proj" or len(down) != 3:
-        return [Part("", stacks.identity)]
-    _, first, second = shapes[name]
-    if (first, second) == (2 * down[2], down[1]):
-        dim = 1
-    elif (first, second) == (down[2], 2 * down[1]):
-        dim = 2
-    else:
+    dim = side_of_halves(shapes[name], shapes.get(f"{owner}.down_proj", ())) if last == "gate_up_proj" else None
+    if dim is None:
         return [Part("", stacks.identity)]
     is_interleaved = f"{owner}.gate_up_proj_bias" in shapes  # GPT-OSS, the only one with biases, alternates
     split = partial(stacks.half_of_experts, dim=dim, interleaved=is_interleaved)
