@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from esdmon.errors import EsdmonError as EsdmonError
     from esdmon.errors import InputError as InputError
     from esdmon.errors import MissingExtraError as MissingExtraError
+    from esdmon.loading import Run as Run
+    from esdmon.loading import load as load
     from esdmon.plugins import hookimpl as hookimpl
     from esdmon.records import Alert as Alert
     from esdmon.records import Coverage as Coverage
@@ -31,9 +33,11 @@ _HOME = {
     "Monitor": "runtime.monitor",
     "Phase": "spectrum",
     "Report": "records",
+    "Run": "loading",
     "Spectrum": "spectrum",
     "analyze": "analysis",
     "hookimpl": "plugins",
+    "load": "loading",
     "watch": "watching",
 }
 __all__ = list(_HOME)

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import final
 
 from esdmon.alerts import AlertManager, AlertRule
 from esdmon.errors import InputError
@@ -28,6 +29,8 @@ class Run:
     """The latest reading of each layer."""
     step: int = -1
     """Step of the last report; -1 before the first."""
+    run: str = ""
+    """Id in its lines; empty in files of older versions."""
 
 
 def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
@@ -84,26 +87,48 @@ def events_by_run(run: str | Path) -> Iterator[tuple[Run, Report | Alert]]:
         InputError: without such a file, or if it is not a JSONL of esdmon.
     """
     path = find_file(run)
-    runs: dict[str, Run] = {}
-    for record in records(path):
-        if record["kind"] not in ("layer", "summary", "alert"):
-            continue
-        run_id = str(record.get("run"))
-        if run_id not in runs or (record["kind"] != "alert" and record["step"] <= runs[run_id].step):
-            runs[run_id] = Run()
-        current = runs[run_id]
-        if record["kind"] == "layer":
-            layer = _layer(record, path)
-            current.latest[layer.name] = layer
-        elif record["kind"] == "alert":
-            yield current, _alert(record, path)
-        else:
-            current.step = record["step"]
-            yield current, _report(record, current.latest)
-    if all(each.step < 0 for each in runs.values()):
+    reader = EventReader(path)
+    yield from reader.events(records(path))
+    if all(each.step < 0 for each in reader.runs.values()):
         raise InputError(
             f"{path} contains no readings, so there is nothing to replay. Choose the JSONL of a run that was watched."
         )
+
+
+@final
+class EventReader:
+    """Turn records into reports and alerts, in as many pieces as they come in.
+
+    Args:
+        path: what errors call the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.runs: dict[str, Run] = {}
+        """The runs in the file by the id in their lines; of several with one id the last."""
+
+    def events(self, found: Iterable[Record]) -> Iterator[tuple[Run, Report | Alert]]:
+        """Yield the reports and alerts of further records, each with its run."""
+        for record in found:
+            if record["kind"] not in ("layer", "summary", "alert"):
+                continue
+            current = self._run_of(record)
+            if record["kind"] == "layer":
+                layer = _layer(record, self._path)
+                current.latest[layer.name] = layer.settle(current.latest.get(layer.name))
+            elif record["kind"] == "alert":
+                yield current, _alert(record, self._path)
+            else:
+                current.step = record["step"]
+                yield current, _report(record, current.latest)
+
+    def _run_of(self, record: Record) -> Run:
+        run_id = str(record.get("run"))
+        known = self.runs.get(run_id)
+        if known is None or (record["kind"] != "alert" and record["step"] <= known.step):
+            known = self.runs[run_id] = Run(run=str(record.get("run") or ""))
+        return known
 
 
 def _layer(record: Record, path: Path) -> LayerReport:
@@ -146,6 +171,7 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
         waiting=tuple(summary.get("waiting") or ()),
         overhead=math.nan if overhead is None else overhead,
         host_step=summary.get("host_step"),
+        firing={key.removeprefix("alert_"): int(value) for key, value in summary.items() if key.startswith("alert_")},
         extra=bool(summary.get("extra")),
     )
 
@@ -172,8 +198,22 @@ def records(path: Path) -> Iterator[Record]:
     Raises:
         InputError: for a file that is not a JSONL of esdmon.
     """
-    torn, restorer = 0, Restorer()
-    for number, line in enumerate(_lines(path), start=1):
+    return parse(_lines(path), path, Restorer())
+
+
+def parse(lines: Iterable[str], path: Path, restorer: Restorer) -> Iterator[Record]:
+    """Yield the records of lines, as `records` does.
+
+    Args:
+        lines: lines of the file, or of its end.
+        path: what errors and the log call the file.
+        restorer: restores what is not repeated in each line.
+
+    Raises:
+        InputError: for lines that are not esdmon's.
+    """
+    torn = 0
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -3,7 +3,7 @@
 import re
 
 _SUMMARY = re.compile(
-    r"^esdmon: after \d+ steps.*\n(?:esdmon: .*\n)*?esdmon: alerts: .*\n(?:esdmon: look: .*\n)?", re.MULTILINE
+    r"^esdmon: after \d+ steps?.*\n(?:esdmon: .*\n)*?esdmon: alerts: .*\n(?:esdmon: look: .*\n)?", re.MULTILINE
 )
 
 

@@ -1,10 +1,13 @@
+import json
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib as mpl
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.limits import set_limits
@@ -71,3 +74,19 @@ def test_batch_size_sweep_draws_its_picture(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines[1:3]] == ["512", "256"]
     assert all("random-like" in line for line in lines[1:3])
     assert (tmp_path / "sweep.png").stat().st_size > 10_000
+
+
+def test_the_notebook_is_that_of_its_script() -> None:
+    """Its cells are those of the script, which runs; what they showed is kept, small and without an error."""
+    cells = runpy.run_path(str(EXAMPLES / "make_notebook.py"))["cells"]
+    path = EXAMPLES / "notebook.ipynb"
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    script = cells((EXAMPLES / "notebook.py").read_text(encoding="utf-8"))
+    assert [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]] == script
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    assert {output["output_type"] for output in outputs} == {"stream", "execute_result", "display_data"}
+    assert path.stat().st_size < 300_000
+    with mpl.rc_context({"backend": "Agg"}):
+        names = runpy.run_path(str(EXAMPLES / "notebook.py"))
+        plt.close("all")
+    assert names["run"].alerts[0].rule == "norm_decay"

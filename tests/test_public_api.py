@@ -23,9 +23,11 @@ PUBLIC = {
     "Monitor",
     "Phase",
     "Report",
+    "Run",
     "Spectrum",
     "analyze",
     "hookimpl",
+    "load",
     "watch",
 }
 HOOKS = {
@@ -110,6 +112,7 @@ def test_an_unknown_attribute_is_an_attribute_error() -> None:
         pytest.param(
             ["demo"], {"--help", "--batch-size", "--lr", "--epochs", "--seed", "--out", "--healthy"}, id="esdmon-demo"
         ),
+        pytest.param(["tail"], {"--help", "--once"}, id="esdmon-tail"),
     ],
 )
 def test_command_line_options(command: list[str], options: set[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from esdmon.cli.digits import accuracy, batches, digits
 from esdmon.errors import InputError, unwritable
 from esdmon.notice import nearby
 from esdmon.records import Alert, Report
-from esdmon.records.outcome import named
+from esdmon.records.outcome import measured, named
 from esdmon.records.timeline import Timeline
 from esdmon.spectrum import Phase
 from esdmon.watching import watch
@@ -174,7 +174,7 @@ def _train(
                     for name, value in values.items():
                         curves.add_scalar(f"training/{name}", value, step)
                     progress.update(task, accuracy=f"{held_back:.3f}")
-                    shown.update(Group(live.overview(course.timeline), "", progress))
+                    shown.update(Group(live.overview(course.timeline, width=console.width), "", progress))
                 if not settings.healthy:
                     story.after(step, held_back)
     return course.timeline, story, held_back
@@ -247,9 +247,12 @@ def _conclude(timeline: Timeline, story: Story, held_back: float, out: Path, con
     console.print("\n[bold]Look[/]\n")
     for line in (
         f"tensorboard --logdir {folder}",
-        "    in the browser: tab TIME SERIES for esdmon_phase beside training/loss; tab TEXT for the alerts",
+        "    in the browser: tab ESD for the phases of all layers, their spectra and the alerts,",
+        "    tab TIME SERIES for training/loss and training/accuracy_held_back over the same steps",
         f"esdmon tail {folder} --once",
         "    the last reading, in this terminal",
+        f"esdmon report {folder} -o report.html",
+        "    the same as the tab, as one file",
     ):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return report
@@ -268,8 +271,8 @@ def _chronology(timeline: Timeline, events: list[Event]) -> list[Event]:
     ]
     for episode in timeline.episodes:
         alert = episode.first
-        said = alert.message.partition(f"{alert.rule}: ")[2] or alert.message
-        found.append(Event(episode.began, f"ALERT {alert.rule}: {named(alert.layers)}: {said}", "yellow"))
+        text = f"ALERT {alert.rule}: {named(alert.layers)}: {measured(alert)}"
+        found.append(Event(episode.began, text, "yellow"))
         if episode.ended is not None:
             found.append(Event(episode.ended, f"resolved: {alert.rule}", "green"))
     return sorted([*found, *events], key=lambda event: event.step)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from esdmon.errors import MissingExtraError
 from esdmon.present.colours import PHASE_COLOURS
 from esdmon.records import LayerReport, Report, Severity, show
-from esdmon.records.outcome import named
-from esdmon.records.table import shorten
+from esdmon.records.outcome import episode_text, measured
+from esdmon.records.table import shorten, without_common_prefix
 from esdmon.records.text import age_lines, count, counted
 from esdmon.records.timeline import Timeline
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 40
 """Layers up to which all are in the table; above, those that are of interest. Our choice."""
-_LONGEST_NAME = 28  # characters, so that the table fits 80 columns
+_OTHER_COLUMNS = 62  # characters that the columns beside the name take at most
 _SEVERITY_COLOURS: dict[Severity, str] = {
     "critical": "bold red",
     "error": "bold red",
@@ -40,44 +40,50 @@ def console(who: str, extra: str) -> Console:
     return Console()
 
 
-def overview(timeline: Timeline, *, since: int = 0) -> RenderableType:
+def overview(timeline: Timeline, *, width: int, from_start: bool = True) -> RenderableType:
     """Return what is wrong now, in words, and below it the table of the last reading.
 
     Args:
         timeline: the run, from its beginning or from a later step.
-        since: the first step of the timeline; a phase that was there already is marked `≤`.
+        width: columns of the terminal.
+        from_start: False if the timeline begins later; a step of which only the latest is known is marked `≤`.
     """
     from rich.console import Group  # noqa: PLC0415 -- optional
 
     report = timeline.last
     if report is None:
         return "no reading yet"
-    return Group(*_what_is_wrong(timeline, report, since), "", _table(timeline, report, since), *_below(report))
+    return Group(
+        *_what_is_wrong(timeline, report),
+        "",
+        _table(timeline, report, longest_name=max(8, width - _OTHER_COLUMNS), from_start=from_start),
+        *_below(report),
+    )
 
 
-def _what_is_wrong(timeline: Timeline, report: Report, since: int) -> Iterator[RenderableType]:
+def _what_is_wrong(timeline: Timeline, report: Report) -> Iterator[RenderableType]:
     from rich.text import Text  # noqa: PLC0415 -- optional
 
     yield Text(f"step {report.step}, {count(len(report), 'layer')}: {counted(report)}", style="bold")
     firing = [episode for episode in timeline.firing if episode.alert.severity != "info"]
     for episode in firing:
-        alert = episode.alert
-        where = f" in {named(alert.layers)}" if alert.layers else ""
-        yield Text.assemble(
-            (f"{alert.severity}: {alert.rule}{where}, since step {episode.began}. ", _SEVERITY_COLOURS[alert.severity]),
-            alert.message,
-        )
+        severity = episode.alert.severity
+        title = _printable(f"{severity}: {episode_text(episode)}: ")
+        yield Text.assemble((title, _SEVERITY_COLOURS[severity]), _printable(measured(episode.first)))
     # The summary of a reading counts alerts; those from before the timeline have no text.
     known = {episode.alert.rule for episode in timeline.firing}
     older = {rule: number for rule, number in report.firing.items() if number and rule not in known}
     for rule, number in older.items():
-        layers = count(number, "layer")
-        yield Text(f"{rule} in {layers}, since before step {since}", style=_SEVERITY_COLOURS["warning"])
+        yield Text(f"{rule} fires in {count(number, 'layer')}, since some time", style=_SEVERITY_COLOURS["warning"])
     if not firing and not older:
         yield Text("No alert fires.", style="green")
+    ended = [episode for episode in timeline.episodes if episode.ended is not None]
+    if ended:
+        latest = max(ended, key=lambda episode: episode.ended or 0)
+        yield Text(_printable(f"The last one that ended: {episode_text(latest)}."), style="dim")
 
 
-def _table(timeline: Timeline, report: Report, since: int) -> RenderableType:
+def _table(timeline: Timeline, report: Report, *, longest_name: int, from_start: bool) -> RenderableType:
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 -- optional
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -85,11 +91,14 @@ def _table(timeline: Timeline, report: Report, since: int) -> RenderableType:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title in ("layer", "phase", "since", "alpha", "soft rank", "spikes"):
         table.add_column(title, justify="left" if title in ("layer", "phase") else "right", no_wrap=True)
-    for layer in _rows(timeline, report):
-        stages = timeline.stages.get(layer.name)
-        began = "" if not stages else f"{'≤ ' if stages[-1].step <= since else ''}{stages[-1].step}"
+    layers = _rows(timeline, report)
+    names = without_common_prefix([_printable(layer.name) for layer in layers])
+    for name, layer in zip(names, layers, strict=True):
+        stages = timeline.stages.get(layer.name, [])
+        at_most = "≤ " if len(stages) == 1 and not from_start else ""
+        began = f"{at_most}{stages[-1].step}" if stages else ""
         cells = [Text(cell, style=style) for cell, style in _cells(layer, began)]
-        table.add_row(Text(shorten(_printable(layer.name), _LONGEST_NAME)), *cells)
+        table.add_row(Text(shorten(name, longest_name)), *cells)
     return table
 
 
@@ -111,7 +120,7 @@ def _below(report: Report) -> list[RenderableType]:
     if len(report) > MAX_ROWS:
         hidden = len(report) - MAX_ROWS
         lines.append(f"{hidden} more layers: shown are those with an alert, and those that changed phase last")
-    return [Text(line, style="dim") for line in lines]
+    return [Text(_printable(line), style="dim") for line in lines]
 
 
 def _cells(layer: LayerReport, began: str) -> list[tuple[str, str]]:
@@ -128,4 +137,5 @@ def _cells(layer: LayerReport, began: str) -> list[tuple[str, str]]:
 
 
 def _printable(name: str) -> str:
+    """Replace what would move the cursor of a terminal: names of layers may contain anything."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

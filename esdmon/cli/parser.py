@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("alerts", help="explain alert rules, validate a TOML file, or replay a finished run")
     )
     _add_report(commands.add_parser("report", help="write one HTML file of runs: phases, spectra, alerts"))
+    _add_tail(commands.add_parser("tail", help="show a running run in this terminal: what is wrong, and its layers"))
     listing = commands.add_parser("plugins", help="list plugins, with version and hooks")
     listing.description = "List the installed plugins with version and hooks, or the reason why one is not used."
     listing.epilog = "Exit status: 0, or 1 if a plugin could not be used."
@@ -212,6 +213,23 @@ def _report(options: argparse.Namespace) -> int:
     from esdmon.cli import report  # noqa: PLC0415 -- loads numpy
 
     report.write(options.runs, options.out)
+    return 0
+
+
+def _add_tail(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Show what is wrong in a run now, and the table of its last reading, and follow the run until Ctrl-C. If the "
+        "output is not a terminal, print once."
+    )
+    parser.add_argument("run_path", metavar="RUN", help="JSONL file of a run, or its folder")
+    parser.add_argument("--once", action="store_true", help="print once and end")
+    parser.set_defaults(run=_tail)
+
+
+def _tail(options: argparse.Namespace) -> int:
+    from esdmon.cli import tail  # noqa: PLC0415 -- loads numpy
+
+    tail.show(options.run_path, once=options.once)
     return 0
 
 

@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.errors import MissingExtraError
-from esdmon.records import Esd, LayerReport
-from esdmon.spectrum import mp_density, mp_edges
+from esdmon.records import Esd, LayerReport, curves
 
 if TYPE_CHECKING:
     from matplotlib.text import Text
@@ -140,47 +139,35 @@ class _Painter:
 
     def _draw_bars(self, esd: Esd) -> tuple[float, float]:
         """Draw the histogram, and return the limits of the vertical axis."""
-        counts, widths = np.asarray(esd.counts, dtype=float), np.asarray(esd.widths)
-        heights = np.log10(np.maximum(counts, 1e-9) / (esd.total * widths))
-        seen = heights[counts > 0]
+        heights = curves.heights(esd)
+        seen = heights[np.isfinite(heights)]
         bottom, top = float(seen.min()) - 0.5, float(seen.max()) + 0.5
-        self._bars.set_data(np.where(counts > 0, heights, bottom), np.asarray(esd.edges), baseline=bottom)
+        self._bars.set_data(np.maximum(heights, bottom), np.asarray(esd.edges), baseline=bottom)
         return bottom, top
 
     def _draw_noise(self, layer: LayerReport, esd: Esd, bottom: float, top: float) -> float:
         """Draw the law of noise and its edge, and return the right limit of what is drawn."""
-        sigma2, edge = layer.measures.get("bulk_sigma", np.nan) ** 2, layer.measures.get("bulk_edge", np.nan)
-        is_known = bool(np.isfinite(edge) and edge > 0 and sigma2 > 0)
+        noise = curves.noise(layer, esd)
         for artist in (self._noise, self._edge, self._noise_key, self._edge_key):
-            artist.set_visible(is_known)
-        if not is_known:
+            artist.set_visible(noise is not None)
+        if noise is None:
             return esd.high
-        with np.errstate(all="ignore"):
-            if esd.noise:  # of rows and columns with different scales
-                place = (np.asarray(esd.edges)[1:] + np.asarray(esd.edges)[:-1]) / 2
-                density = np.log10(np.asarray(esd.noise) / (esd.total * np.asarray(esd.widths)))
-            else:
-                low, high = mp_edges(layer.Q)
-                inside = np.geomspace(max(low, 1e-6 * high), high, 200)[1:-1]
-                share = 1 - layer.measures.get("n_spikes", 0.0) / layer.n_eigenvalues
-                place, density = np.log10(inside * sigma2), np.log10(share * mp_density(inside, layer.Q) / sigma2)
+        edge = layer.measures["bulk_edge"]
+        place, density = noise
         self._noise.set_data(place, np.where(density > bottom - 1, density, np.nan))
         self._edge.set_data([np.log10(edge)] * 2, [bottom, top])
         return max(esd.high, float(np.log10(edge)))
 
     def _draw_power_law(self, layer: LayerReport, esd: Esd) -> None:
         """Draw the power law from xmin on; dashed if alpha is not meaningful."""
-        alpha, xmin, n_tail = (layer.measures.get(name, np.nan) for name in ("alpha", "xmin", "n_tail"))
-        is_known = bool(np.isfinite(alpha) and alpha > 1 and xmin > 0 and n_tail > 0)
-        self._power_law.set_visible(is_known)
-        self._power_law_key.set_visible(is_known)
-        if not is_known:
+        law = curves.power_law(layer, esd)
+        self._power_law.set_visible(law is not None)
+        self._power_law_key.set_visible(law is not None)
+        if law is None:
             return
-        start = np.log10(xmin)
-        height = np.log10(n_tail / layer.n_eigenvalues * (alpha - 1)) - start
-        self._power_law.set_data([start, esd.high], [height, height - alpha * (esd.high - start)])
+        self._power_law.set_data(*law)
         self._power_law.set_linestyle("-" if layer.alpha_is_meaningful else "--")
-        fit = f"α = {alpha:.2f} ± {layer.measures.get('alpha_stderr', np.nan):.2f}"
+        fit = f"α = {layer.alpha_text.strip('()')}"
         solid, dashed = f"━ power law, {fit}", f"╍ power law ({fit}), not meaningful"
         self._power_law_key.set_text(solid if layer.alpha_is_meaningful else dashed)
 

@@ -3,8 +3,8 @@
 from esdmon.records.alert import Alert as Alert
 from esdmon.records.alert import AlertState as AlertState
 from esdmon.records.alert import Severity as Severity
+from esdmon.records.esd import Esd as Esd
 from esdmon.records.layer import MOVED as MOVED
-from esdmon.records.layer import Esd as Esd
 from esdmon.records.layer import LayerReport as LayerReport
 from esdmon.records.layer import Status as Status
 from esdmon.records.report import Coverage as Coverage

@@ -1,17 +1,22 @@
-"""The record of one matrix at one step, `LayerReport`, and its spectrum as a histogram, `Esd`."""
+"""The record of one matrix at one step."""
+
+from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from esdmon.records import html
+from esdmon.records import html, plots
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
+from esdmon.records.esd import Esd
 from esdmon.records.table import WIDTH, format_table
 from esdmon.records.values import Record, jsonable, show_number
 from esdmon.spectrum import Phase
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Status: TypeAlias = Literal["ok", "skipped", "degenerate", "nonfinite", "failed"]
 
@@ -57,44 +62,6 @@ RECORD_KEYS = (
 
 What is read back from a record (`serialization.layer_from_record`) follows from this list: the keys that are fields.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class Esd:
-    """The empirical spectral density of a matrix: a histogram of log₁₀ λ with bins of equal width.
-
-    λ are the eigenvalues of WᵀW/N.
-    """
-
-    low: float
-    """log₁₀ λ at the left border of the first bin."""
-    high: float
-    """log₁₀ λ at the right border of the last bin."""
-    counts: tuple[int, ...]
-    """Number of eigenvalues in each bin."""
-    zeros: int = 0
-    """Number of eigenvalues that are zero: they have no logarithm and are in no bin."""
-    noise: tuple[float, ...] = ()
-    """Expected number in each bin for the noise of the bulk, where rows and columns of different scales make it; empty
-    where the Marchenko-Pastur law does, or where no bulk was found."""
-    top: tuple[float, ...] = ()
-    """The largest λ themselves, descending: 16, or all where there are fewer. Bins blur the spikes."""
-
-    @property
-    def total(self) -> int:
-        """Number of all eigenvalues."""
-        return sum(self.counts) + self.zeros
-
-    @property
-    def edges(self) -> list[float]:
-        """Borders of the bins in log₁₀ λ, one more than there are bins."""
-        step = (self.high - self.low) / len(self.counts)
-        return [self.low + k * step for k in range(len(self.counts) + 1)]
-
-    @property
-    def widths(self) -> list[float]:
-        """Width of each bin in λ."""
-        return [10**b - 10**a for a, b in pairwise(self.edges)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +168,7 @@ class LayerReport:
         """Phase that tables, curves and pictures show: a new one from the second reading that agrees on it."""
         return self.phase if self.settled is None else self.settled
 
-    def settle(self, before: "LayerReport | None") -> "LayerReport":
+    def settle(self, before: LayerReport | None) -> LayerReport:
         """Return this reading with the phase to show, given the reading before it."""
         if before is None or before.status != "ok" or self.phase in (before.phase, before.shown_phase):
             return self
@@ -231,6 +198,21 @@ class LayerReport:
         nulls = {f"{name}_null": value for name, value in self.nulls.items()}
         return {key: jsonable(value) for key, value in (own | dict(self.measures) | nulls).items()}
 
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Draw the spectrum on logarithmic axes, with the noise that fits its bulk and the power law of its tail.
+
+        The power law begins at xmin, and is dashed where alpha is not meaningful. Ticks at the bottom are the largest
+        eigenvalues one by one, up to 16, those above the edge of noise in red.
+
+        Args:
+            axes: where to draw; a new figure of pyplot if None.
+
+        Raises:
+            MissingExtraError: without matplotlib, which is optional.
+            InputError: for a layer without a spectrum; a JSONL has that of every fifth reading.
+        """
+        return plots.plot_layer(self, axes)
+
     @property
     def shape_text(self) -> str:
         """Return `1024 × 384`, or `64 × 32 × 25` for pooled slices; empty if the weight could not be read."""
@@ -248,7 +230,7 @@ class LayerReport:
             return f"<LayerReport {self.name}: {self.status}, step {self.step}: {self.reason}>"
         soft_rank, spikes = (show_number(self.measures, *of) for of in (("mp_soft_rank", ".2f"), ("n_spikes", ".0f")))
         return (
-            f"<LayerReport {self.name}: {self.shape_text}, {self.shown_phase.value}, alpha {self.alpha_text}, "
+            f"<LayerReport {self.name}: {self.shape_text}, {self.phase.value}, alpha {self.alpha_text}, "
             f"soft rank {soft_rank}, {spikes} spikes, step {self.step}>"
         )
 
@@ -263,7 +245,7 @@ class LayerReport:
 
     def _repr_html_(self) -> str:
         """Return what notebooks show."""
-        colour = PHASE_HEX[self.shown_phase] if self.status == "ok" else SEVERITY_HEX["error"]
+        colour = PHASE_HEX[self.phase] if self.status == "ok" else SEVERITY_HEX["error"]
         facts = html.faint(", ".join(filter(None, (self.shape_text, f"step {self.step}"))))
         parts = [html.paragraph(html.strong(self.name), html.badge(self._state(), colour), facts)]
         parts.append(html.paragraph(self.explanation or self.reason))
@@ -274,9 +256,9 @@ class LayerReport:
 
     def _state(self) -> str:
         """Return the phase and how sure it is, or a status other than ok."""
-        if self.status != "ok" or self.shown_phase is Phase.UNCLASSIFIED:
-            return self.status if self.status != "ok" else self.shown_phase.value
-        return f"{self.shown_phase.value} (confidence {self.phase_confidence:.2f})"
+        if self.status != "ok" or self.phase is Phase.UNCLASSIFIED:
+            return self.status if self.status != "ok" else self.phase.value
+        return f"{self.phase.value} (confidence {self.phase_confidence:.2f})"
 
     def _measure_rows(self) -> Iterator[list[str]]:
         """Yield name, value and the value of pure noise of each measure; alpha with its error and parentheses."""

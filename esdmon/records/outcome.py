@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from esdmon.records.alert import Alert
 from esdmon.records.text import count, counted
 from esdmon.records.timeline import SEVERITIES, Episode, Stage, Timeline
 from esdmon.spectrum import Phase
@@ -17,7 +18,7 @@ def outcome(timeline: Timeline) -> list[str]:
     report = timeline.last
     if report is None:
         return []
-    lines = [f"after {report.step} steps, {count(len(report), 'layer')}: {counted(report)}"]
+    lines = [f"after {count(report.step, 'step')}, {count(len(report), 'layer')}: {counted(report)}"]
     return [*lines, *changes(timeline), alerts_line(timeline.episodes)]
 
 
@@ -46,7 +47,7 @@ def alerts_line(episodes: Sequence[Episode]) -> str:
     """Return one line on all alerts: those that fire first, then by severity; notices are only counted."""
     serious = [episode for episode in episodes if episode.alert.severity != "info"]
     serious.sort(key=lambda episode: (episode.ended is not None, SEVERITIES.index(episode.alert.severity)))
-    texts = [_episode_text(episode) for episode in serious[:_EPISODES]]
+    texts = [episode_text(episode) for episode in serious[:_EPISODES]]
     more, notices = len(serious) - len(texts), len(episodes) - len(serious)
     texts += [f"{more} more"] if more else []
     texts += [count(notices, "notice")] if notices else []
@@ -60,7 +61,13 @@ def named(names: Iterable[str], *, most: int = 3) -> str:
     return f"{', '.join(shown[:most])}{more}"
 
 
-def _episode_text(episode: Episode) -> str:
+def episode_text(episode: Episode) -> str:
+    """Return rule, layers and span of an alert."""
     where = f" in {named(episode.alert.layers)}" if episode.alert.layers else ""
     span = f"since step {episode.began}" if episode.ended is None else f"from step {episode.began} to {episode.ended}"
     return f"{episode.alert.rule}{where} {span}"
+
+
+def measured(alert: Alert) -> str:
+    """Return the message of an alert without the layers and the rule before it."""
+    return alert.message.partition(f"{alert.rule}: ")[2] or alert.message

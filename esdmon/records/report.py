@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from esdmon.errors import nearest
+from esdmon.errors import as_list, nearest
 from esdmon.records import html
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.frame import to_frame
 from esdmon.records.layer import LayerReport
+from esdmon.records.plots import MAX_PANELS, plot_layers
 from esdmon.records.summary import summarize
 from esdmon.records.text import HEADER, age_lines, count, counted, grouped, layer_table, notes, row, short_table
 from esdmon.records.values import Record, jsonable
@@ -19,6 +21,7 @@ from esdmon.spectrum import Phase
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 MAX_ROWS = 20
 """Layers that `repr` of a report shows at most; `print` shows all. Our choice."""
@@ -173,6 +176,23 @@ class Report:
         """
         return to_frame(self.to_records())
 
+    def plot(self, layers: Sequence[str] = ("*",)) -> Figure:
+        """Draw the spectra of layers, each as `LayerReport.plot` draws it; of more than 24, some over the whole depth.
+
+        Args:
+            layers: fnmatch patterns on names.
+
+        Raises:
+            MissingExtraError: without matplotlib, which is optional.
+            InputError: if no layer of these names has a spectrum; a JSONL has that of every fifth reading.
+        """
+        patterns = as_list("layers", layers, "patterns")
+        named = [layer for layer in self.layers if any(fnmatchcase(layer.name, pattern) for pattern in patterns)]
+        drawn = [layer for layer in named if layer.esd is not None]
+        if len(drawn) > MAX_PANELS:
+            drawn = [drawn[k * (len(drawn) - 1) // (MAX_PANELS - 1)] for k in range(MAX_PANELS)]
+        return plot_layers(drawn, total=len(named))
+
     def to_summary_record(self) -> Record:
         """Return the summary, and names of layers that are still, frozen, unchanged or waiting, as a JSON object."""
         steps = {"step": self.step, "host_step": self.host_step}
@@ -188,7 +208,8 @@ class Report:
     def __str__(self) -> str:
         """Return a table of 80 columns, notes on it, and the parameters that are not watched."""
         lines = [layer_table(self.layers), *age_lines(self.layers, step=self.step, waiting=self.waiting)]
-        lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
+        if self._has_coverage:
+            lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -202,12 +223,17 @@ class Report:
         """Return what notebooks show."""
         rows = [self._html_row(layer) for layer in self.layers]
         lines = [*notes(self.layers), *age_lines(self.layers, step=self.step, waiting=self.waiting)]
-        lines += str(self.coverage).splitlines()
+        lines += str(self.coverage).splitlines() if self._has_coverage else []
         return html.page(
             html.paragraph(html.strong(self._headline())),
             html.table(HEADER, rows, left=(0, 2)),
             *(html.paragraph(html.faint(line)) for line in lines),
         )
+
+    @property
+    def _has_coverage(self) -> bool:
+        """Return False for a report that was read from a file, which has no record of what is not watched."""
+        return bool(self.coverage.total) or not self.layers
 
     def _headline(self) -> str:
         step = f"step {self.step}, " if self.step else ""

@@ -7,7 +7,8 @@ from enum import Enum
 from typing import Any, Protocol
 
 from esdmon.records.alert import Alert
-from esdmon.records.layer import RECORD_KEYS, Esd, LayerReport
+from esdmon.records.esd import Esd
+from esdmon.records.layer import RECORD_KEYS, LayerReport
 from esdmon.records.values import rounded
 from esdmon.spectrum import Phase
 

@@ -23,7 +23,7 @@ def format_table(
     layer          alpha
     enco…0.weight   2.31
     """
-    names = _without_common_prefix([row[0] for row in rows])
+    names = without_common_prefix([row[0] for row in rows])
     rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
@@ -32,7 +32,7 @@ def format_table(
     return "\n".join(_line(row, widths, left) for row in (header, *rows))
 
 
-def _without_common_prefix(names: Sequence[str]) -> Sequence[str]:
+def without_common_prefix(names: Sequence[str]) -> Sequence[str]:
     """Return long names without their common leading parts, so that the parts that differ stay visible."""
     if len(names) < 2 or max(map(len, names)) <= _LONG_NAME:
         return names

@@ -74,8 +74,8 @@ class JsonlSink:
             lines.remove_after(self.path, self._run, step)
 
     def where(self) -> str:
-        """Return the command that shows the file in a terminal."""
-        return f"`esdmon tail {shlex.quote(nearby(self.path))}`"
+        """Return the command that makes a page of the file."""
+        return f"`esdmon report {shlex.quote(nearby(self.path))}`"
 
     def flush(self) -> None:
         """Do nothing: the file is not buffered."""

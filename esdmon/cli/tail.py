@@ -1,0 +1,69 @@
+"""`esdmon tail`: follow a run in a terminal."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from esdmon.cli import live
+from esdmon.following import FollowedRun
+from esdmon.notice import nearby
+from esdmon.replay import find_file
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+_LOOK = 1.0  # seconds from one look at the file to the next
+
+
+def show(run: str, *, once: bool) -> None:
+    """Print what is wrong in a run now and the table of its last reading; again at each new one, until Ctrl-C.
+
+    Args:
+        run: JSONL file of a run, or its folder.
+        once: print once; as is done where the output is not a terminal.
+
+    Raises:
+        InputError: without such a file, if it is not a JSONL of esdmon, and without rich.
+    """
+    console = live.console("esdmon tail", "scan")
+    followed = FollowedRun(find_file(run))
+    followed.update()
+    if once or not console.is_terminal:
+        console.print(_overview(followed, console))
+        return
+    from rich.live import Live  # noqa: PLC0415 -- optional
+
+    try:
+        with Live(_view(followed, console), console=console, auto_refresh=False, vertical_overflow="visible") as shown:
+            while True:
+                time.sleep(_LOOK)
+                followed.update()
+                shown.update(_view(followed, console), refresh=True)
+    except KeyboardInterrupt:  # the usual end
+        return
+
+
+def _view(followed: FollowedRun, console: Console) -> RenderableType:
+    from rich.console import Group  # noqa: PLC0415 -- optional
+    from rich.text import Text  # noqa: PLC0415
+
+    path = followed.path
+    status = f"{nearby(path.absolute())}, {_age(path)}. Ctrl-C ends."
+    return Group(_overview(followed, console), "", Text(status, style="dim", overflow="ellipsis", no_wrap=True))
+
+
+def _overview(followed: FollowedRun, console: Console) -> RenderableType:
+    return live.overview(followed.timeline, width=console.width, from_start=followed.from_start)
+
+
+def _age(path: Path) -> str:
+    """Return how long ago a file was written."""
+    try:
+        seconds = max(0, int(time.time() - path.stat().st_mtime))
+    except OSError:
+        return "which does not exist now"
+    if seconds < 120:
+        return f"written {seconds} s ago"
+    return f"written {seconds // 60} min ago" if seconds < 7200 else f"written {seconds // 3600} h ago"

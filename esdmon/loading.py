@@ -1,0 +1,204 @@
+"""`load`: the readings of a finished or a running run, from its JSONL.
+
+The module has another name than the function because a submodule would take the place of `esdmon.load`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from esdmon import replay
+from esdmon.errors import InputError, nearest
+from esdmon.records import Alert, LayerReport, Report, html
+from esdmon.records.frame import to_frame
+from esdmon.records.outcome import outcome
+from esdmon.records.plots import Rows, plot_course
+from esdmon.records.timeline import Timeline
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Run:
+    """The readings and alerts of one run. `print(run)` says what happened in it, `run.last` is its last report."""
+
+    path: Path
+    """The JSONL that it was read from."""
+    reports: tuple[Report, ...]
+    """All reports, in order of steps; at least one. Each has the latest reading of every layer up to then."""
+    alerts: tuple[Alert, ...]
+    """Alerts that began, grew and ended, in order."""
+    number: int = 1
+    """Which run in the file it is, counted from 1."""
+    count: int = 1
+    """Number of runs in the file."""
+    timeline: Timeline = field(init=False, repr=False)
+    """Phases of each layer since which step, and alerts from beginning to end."""
+
+    def __post_init__(self) -> None:
+        """Build the timeline."""
+        timeline = Timeline()
+        for report in self.reports:
+            timeline.take(report)
+        for alert in self.alerts:
+            timeline.alert(alert)
+        object.__setattr__(self, "timeline", timeline)
+
+    @property
+    def last(self) -> Report:
+        """Return the last report."""
+        return self.reports[-1]
+
+    def readings(self, name: str) -> tuple[LayerReport, ...]:
+        """Return the readings of a layer, in order of steps, each once.
+
+        Raises:
+            KeyError: for an unknown name, with the nearest known ones.
+        """
+        found = tuple(layer for report in self.reports for layer in report.new if layer.name == name)
+        if not found:
+            msg = f"unknown layer {name!r}.{nearest(str(name), (layer.name for layer in self.last))}"
+            raise KeyError(msg)
+        return found
+
+    def spectrum(self, name: str, step: float = math.inf) -> LayerReport:
+        """Return the latest reading of a layer that has a spectrum to plot: `run.spectrum("fc1").plot()`.
+
+        Args:
+            name: name of the layer.
+            step: the last step that is considered.
+
+        Raises:
+            KeyError: for an unknown name.
+            InputError: without a spectrum up to that step, as in files of older versions.
+        """
+        with_spectrum = [layer for layer in self.readings(name) if layer.esd is not None and layer.step <= step]
+        if not with_spectrum:
+            until = "" if step == math.inf else f" up to step {step}"
+            raise InputError(f"{self.path} has no spectrum of {name}{until}: older versions wrote none. Watch again.")
+        return with_spectrum[-1]
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return a table of pandas with a row for each layer and reading, and the columns of `Report.to_records`.
+
+        Raises:
+            MissingExtraError: without pandas, which is optional.
+        """
+        return to_frame([layer.to_record() for report in self.reports for layer in report.new])
+
+    def plot(self) -> Figure:
+        """Draw the phases of all layers over the steps, with the alerts, and alpha where it is meaningful.
+
+        Raises:
+            MissingExtraError: without matplotlib, which is optional.
+        """
+        return plot_course(self._rows())
+
+    def __str__(self) -> str:
+        """Return what happened: layers by phase, changes, alerts."""
+        of = f", run {self.number} of {self.count}" if self.count > 1 else ""
+        return "\n".join([f"{self.path}{of}: {len(self.reports)} reports", *outcome(self.timeline)])
+
+    def __repr__(self) -> str:
+        """Return the same."""
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show."""
+        first, *others = str(self).splitlines()
+        return html.page(html.paragraph(html.strong(first)), *others)
+
+    def _rows(self) -> Rows:
+        names = [layer.name for layer in self.last]
+        states: dict[str, list[str]] = {name: [] for name in names}
+        alphas: dict[str, list[float]] = {name: [] for name in names}
+        for report in self.reports:
+            layers = {layer.name: layer for layer in report}
+            for name in names:
+                layer = layers.get(name)
+                state = "" if layer is None else layer.shown_phase.value if layer.status == "ok" else layer.status
+                states[name].append(state)
+                is_meaningful = layer is not None and layer.alpha_is_meaningful
+                alphas[name].append(layer.measures["alpha"] if layer is not None and is_meaningful else math.nan)
+        began = [
+            (episode.began, name)
+            for episode in self.timeline.episodes
+            if episode.alert.severity != "info"
+            for name in episode.alert.layers
+        ]
+        return Rows([report.step for report in self.reports], states, alphas, began)
+
+
+def load(run: str | Path, *, number: int | None = None) -> Run:
+    """Read a run from its JSONL, which may still be written to: then it is the run so far.
+
+    A line that was torn by a kill is skipped. Where a run was resumed at an earlier step and what followed that step is
+    still in the file, the later lines count.
+
+    Args:
+        run: a file `.jsonl` or `.jsonl.gz`, or the folder with an `esdmon.jsonl` in it.
+        number: which run of a file that contains several, counted from 1 in the order in which they began; by default
+            the last one.
+
+    Raises:
+        InputError: without such a file, if it is not a JSONL of esdmon or has no readings, and for a wrong number.
+
+    >>> import esdmon, tempfile, torch
+    >>> folder = tempfile.mkdtemp()
+    >>> model = torch.nn.Linear(64, 64)
+    >>> with esdmon.watch(model, every=1, sinks=f"jsonl:{folder}/esdmon.jsonl") as monitor:
+    ...     _ = monitor.step()
+    >>> [layer.M for layer in load(folder).last]
+    [64]
+    """
+    path = replay.find_file(run)
+    runs = _joined(replay.events_by_run(path))
+    if number is not None and not 1 <= number <= len(runs):
+        raise InputError(f"number={number} is out of range: {path} contains {len(runs)} runs, counted from 1.")
+    chosen = len(runs) if number is None else number
+    reports, alerts = runs[chosen - 1]
+    return Run(path, tuple(reports), tuple(alerts), chosen, len(runs))
+
+
+def _joined(events: Iterable[tuple[replay.Run, Report | Alert]]) -> list[tuple[list[Report], list[Alert]]]:
+    """Return the reports and alerts of each run; parts of one run, which was resumed, are joined."""
+    parts: dict[replay.Run, tuple[list[Report], list[Alert]]] = {}
+    for part, event in events:
+        reports, alerts = parts.setdefault(part, ([], []))
+        if isinstance(event, Report):
+            reports.append(event)
+        else:
+            alerts.append(event)
+    runs: dict[object, tuple[list[Report], list[Alert]]] = {}
+    for part, (reports, alerts) in parts.items():
+        if not reports:
+            continue
+        key = part.run or part
+        if key in runs:
+            runs[key] = _continued(*runs[key], reports, alerts)
+        else:
+            runs[key] = (reports, alerts)
+    return list(runs.values())
+
+
+def _continued(
+    before: list[Report], alerts_before: list[Alert], reports: list[Report], alerts: list[Alert]
+) -> tuple[list[Report], list[Alert]]:
+    """Join a run with its continuation from an earlier step, which lacks the layers that it has not read yet."""
+    first = reports[0].step
+    kept = [report for report in before if report.step < first]
+    carried = {layer.name: layer for layer in kept[-1]} if kept else {}
+    joined = [replace(report, layers=tuple(_with(report, carried))) for report in reports]
+    return [*kept, *joined], [*(alert for alert in alerts_before if alert.step < first), *alerts]
+
+
+def _with(report: Report, carried: dict[str, LayerReport]) -> Iterator[LayerReport]:
+    read = {layer.name: layer for layer in report}
+    yield from (read.pop(name, layer) for name, layer in carried.items())
+    yield from read.values()

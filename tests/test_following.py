@@ -1,0 +1,233 @@
+"""Following the JSONL of a running run, through resumes and replaced files; and `esdmon tail`."""
+
+import gzip
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import esdmon
+from esdmon.cli import main
+from esdmon.following import FollowedRun, Follower
+from esdmon.records import Report
+from esdmon.sinks import JsonlSink
+from tests.records.test_timeline import alert
+
+LINE = b'{"schema": 1, "kind": "note", "step": %d}\n'
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    torch.manual_seed(0)
+    return esdmon.analyze(nn.ModuleDict({"fc1": nn.Linear(96, 80), "fc2": nn.Linear(80, 64)}))
+
+
+@pytest.fixture
+def sink(tmp_path: Path) -> Iterator[JsonlSink]:
+    opened = JsonlSink(tmp_path / "esdmon.jsonl")
+    opened.start("0123abcd")
+    yield opened
+    opened.close()
+
+
+def write(sink: JsonlSink, report: Report, *steps: int) -> None:
+    for step in steps:
+        sink.write(replace(report, step=step, layers=tuple(replace(layer, step=step) for layer in report)))
+
+
+def lines_of(piece: Any) -> list[int]:
+    return [int(line.split()[-1].rstrip(b"}\n")) for line in piece.lines]
+
+
+def test_what_is_appended_is_read_once(tmp_path: Path) -> None:
+    """Half a line is left until it is whole, with or without its newline."""
+    path = tmp_path / "a"
+    path.write_bytes(LINE % 1 + (LINE % 2)[:10])
+    follower = Follower(path)
+    piece = follower.read()
+    assert piece is not None
+    assert (lines_of(piece), piece.is_first, piece.from_start) == ([1], True, True)
+    assert follower.read() is None
+    path.write_bytes(LINE % 1 + LINE[:-1] % 2)
+    piece = follower.read()
+    assert piece is not None
+    assert (lines_of(piece), piece.is_first) == ([2], False)
+    path.write_bytes(LINE % 1 + LINE % 2 + LINE % 3)
+    piece = follower.read()
+    assert piece is not None
+    assert [line for line in piece.lines if line.strip()] == [LINE % 3]
+    assert follower.read() is None
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["cut in place", "replaced"])
+@pytest.mark.parametrize("more", [0, 1, 5])
+def test_a_file_that_was_cut_is_read_again(replaced: bool, more: int, tmp_path: Path) -> None:  # noqa: FBT001
+    """Shorter, as long as before, and longer than before at the next look."""
+    path = tmp_path / "a"
+    path.write_bytes(b"".join(LINE % step for step in range(1, 6)))
+    follower = Follower(path)
+    follower.read()
+    resumed = [1, 2, *range(13, 13 + more)]
+    if replaced:
+        path.unlink()
+        assert follower.read() is None
+    with path.open("wb" if replaced else "rb+") as file:
+        file.truncate(2 * len(LINE % 1))
+        file.seek(0)
+        file.write(b"".join(LINE % step for step in resumed))
+    piece = follower.read()
+    assert piece is not None
+    assert (lines_of(piece), piece.is_first) == (resumed, True)
+
+
+def test_a_large_file_is_read_from_its_end(tmp_path: Path) -> None:
+    """From the first whole line on; also a packed one, by its members."""
+    data = b"".join(LINE % step for step in range(10, 99))
+    (tmp_path / "a").write_bytes(data)
+    follower = Follower(tmp_path / "a", most=3 * len(LINE % 10) + 5)
+    piece = follower.read()
+    assert piece is not None
+    assert (lines_of(piece), piece.from_start) == ([96, 97, 98], False)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(data))
+    packed = Follower(tmp_path / "a.gz").read()
+    assert packed is not None
+    assert (lines_of(packed), packed.from_start) == ([*range(10, 99)], True)
+
+
+@pytest.mark.parametrize("name", ["esdmon.jsonl", "esdmon.jsonl.gz"])
+def test_a_run_is_followed_through_a_resume(name: str, tmp_path: Path, report: Report) -> None:
+    """Its stages and alerts are those of a run that was not interrupted."""
+    sink = JsonlSink(tmp_path / name)
+    sink.start("0123abcd")
+    write(sink, report, 10, 20)
+    followed = FollowedRun(tmp_path / name)
+    assert followed.update()
+    sink.alert(alert(20, "firing", "fc1"))
+    write(sink, report, 30)
+    assert followed.update()
+    assert not followed.update()
+    assert [episode.began for episode in followed.timeline.firing] == [20]
+    sink.rewind(10)
+    write(sink, report, 25, 35, 45, 55)
+    sink.close()
+    assert followed.update()
+    assert followed.timeline.firing == []
+    assert followed.timeline.last is not None
+    assert followed.timeline.last.step == 55
+    assert [stage.step for stage in followed.timeline.stages["fc1"]] == [10]
+    assert followed.from_start
+
+
+def test_the_run_that_wrote_last_is_shown(sink: JsonlSink, report: Report) -> None:
+    """A file may contain several."""
+    write(sink, report, 100, 200)
+    sink.start("another0")
+    write(sink, report, 20)
+    followed = FollowedRun(sink.path)
+    followed.update()
+    assert followed.timeline.last is not None
+    assert followed.timeline.last.step == 20
+
+
+@pytest.fixture
+def faulty(sink: JsonlSink, report: Report) -> Path:
+    """A run in which an alert fires and another has ended, one is so old that only its count is known."""
+    write(sink, report, 10, 20)
+    text = "fc1, fc2: rank_collapse: rank 40 of 80 (50%). Lower the weight decay."
+    fired = replace(alert(20, "firing", "fc1", "fc2", rule="rank_collapse", severity="error"), message=text)
+    sink.alert(alert(10, "firing", "fc2", rule="update_surge"))
+    sink.alert(fired)
+    sink.alert(alert(20, "resolved", "fc2", rule="update_surge"))
+    sink.write(replace(report, step=30, firing={"rank_collapse": 2, "dead_layer": 1}))
+    return sink.path
+
+
+def test_tail_says_what_is_wrong(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In words, before the table, which fits 80 columns. In a pipe it is printed once without `--once`, too."""
+    for arguments in (["tail", str(faulty.parent)], ["tail", str(faulty), "--once"]):
+        assert main(arguments) == 0
+        text = capsys.readouterr().out
+        assert max(map(len, text.splitlines())) <= 80
+        words = " ".join(text.split())
+        assert "step 30, 2 layers: 2 random-like" in words
+        assert "error: rank_collapse in fc1, fc2 since step 20: rank 40 of 80 (50%). Lower the weight decay." in words
+        assert "dead_layer fires in 1 layer" in words
+        assert "update_surge in fc2 from step 10 to 20" in words
+        assert words.index("error: rank_collapse") < words.index("layer phase since alpha")
+        assert "2 of 2 read earlier" in words
+
+
+def test_tail_of_a_large_model_is_cut(sink: JsonlSink, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    """To the layers with an alert and those that changed last; long and hostile names do not break the table."""
+    names = [f"transformer.h.{k}.attn.c_attn.weight/q" for k in range(60)]
+    names[7] = "transformer.[red]\n\x1b[2J"
+    layers = tuple(replace(report.layers[0], name=name, step=10) for name in names)
+    sink.write(replace(report, step=10, layers=layers))
+    sink.alert(alert(10, "firing", names[50], names[7]))
+    assert main(["tail", str(sink.path), "--once"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "20 more layers" in " ".join(text.split())
+    assert "[red]??[2J" in text
+    assert "\x1b[2J" not in text
+
+
+@pytest.mark.parametrize(("text", "message"), [(None, "not found"), ("x\n", "invalid JSON"), ("{}\n", "not a line of")])
+def test_tail_of_something_else(
+    text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "esdmon.jsonl").write_text(text)
+    assert main(["tail", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_tail_before_the_first_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "esdmon.jsonl").touch()
+    assert main(["tail", str(tmp_path), "--once"]) == 0
+    assert capsys.readouterr().out == "no reading yet\n"
+
+
+def test_tail_in_a_terminal(sink: JsonlSink, report: Report) -> None:
+    """It shows a new reading when it comes, and Ctrl-C ends it well."""
+    write(sink, report, 10)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "esdmon", "tail", str(sink.path)]
+    environment = os.environ | {"COLUMNS": "80", "TERM": "xterm"}
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    os.close(theirs)
+    try:
+        _read_until(ours, b"step 10")
+        write(sink, report, 20)
+        _read_until(ours, b"step 20")
+        process.send_signal(signal.SIGINT)
+        _read_until(ours, b"")
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def _read_until(terminal: int, wanted: bytes) -> None:
+    """Read from a terminal until a text has come; until its other end is closed for an empty one."""
+    read = b""
+    while not wanted or wanted not in read:
+        try:
+            piece = os.read(terminal, 1 << 16)
+        except OSError:  # it was closed
+            piece = b""
+        read += piece
+        if not piece:
+            assert not wanted, read
+            return
+        assert b"Traceback" not in read, read
