@@ -71,6 +71,11 @@ class RunData:
         self._step, self._x = 0, 0
 
     @property
+    def last_step(self) -> int:
+        """Return the step of the last report, in optimizer steps; 0 before the first."""
+        return self._step
+
+    @property
     def layers(self) -> list[contract.Layer]:
         """Return the layers in the order in which they came."""
         return list(self._layers.values())

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from esdmon.errors import InputError, MissingExtraError
+from esdmon.glass.report import html
+from esdmon.glass.run_data import RunData
 from esdmon.present import Media, draw_esd
 from esdmon.present.scalars import Namespace, portable, scalars, tag
 from esdmon_wandb.row import HISTOGRAM_PARTS, PICTURE_PARTS, STEP, NextRow, RunEndedError
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 MAX_LAST_PICTURES = 4
 """Pictures that `close` draws at most. Our choice."""
+MAX_PAGE_BYTES = 1_000_000
+"""Size of the page of views, which is uploaded at alerts and at the end. Our choice."""
 _ALERT_LEVELS = {"info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
 _log = logging.getLogger("esdmon")
 
@@ -32,7 +36,7 @@ class WandbSink:
 
     Keys are the tags of `esdmon.present.scalars`, drawn over the axis `esdmon/step`. A reading is overwritten by the
     next one if the user logs no row between them. Then it is in no chart of W&B, but in the table `esdmon_readings` at
-    the end. Tables are put into the run's summary, which needs no row.
+    the end. Tables, and the page of `esdmon report`, are put into the run's summary, which needs no row.
 
     Args:
         run: the run to write to.
@@ -46,6 +50,9 @@ class WandbSink:
         self._readings = ReadingTable()
         self._keys_in_row: set[str] = set()
         self._report: Report | None = None
+        self._data = RunData(run.name or run.id)
+        self._page_is_due = False
+        self._page_step = 0
         self.written = 0
         """Number of readings that were written."""
         self.overwritten = 0
@@ -82,7 +89,10 @@ class WandbSink:
         self._media.queue_changed(report)
 
     def catch_up(self) -> bool:
-        """Draw one picture of the queue. Return True if there are more."""
+        """Draw the page of views if an alert came, else one picture of the queue. Return True if there are more."""
+        if self._page_is_due:
+            self._write_page()
+            return len(self._media) > 0
         layer = self._media.take()
         if layer is not None and self._report is not None:
             import wandb  # noqa: PLC0415 -- optional
@@ -94,6 +104,9 @@ class WandbSink:
 
     def alert(self, alert: Alert) -> None:
         """Send an alert of the run. W&B would drop a second one of a title within a minute; ours are few enough."""
+        self._data.add_alert(alert)
+        if self._report is not None and alert.step >= 2 * self._page_step:  # each page is a file to upload
+            self._page_is_due = True
         title = f"esdmon: {alert.rule} {alert.state}"
         with self._row.while_open("this alert"):
             self._run.alert(title=title, text=alert.message, level=_ALERT_LEVELS[alert.severity], wait_duration=1)
@@ -101,6 +114,7 @@ class WandbSink:
     def rewind(self, step: int) -> None:
         """Forget what was read after a step; rows of the run are not removed."""
         self._readings.rewind(step)
+        self._data.rewind(step)
         self._media.rewind(step)
 
     def where(self) -> str:
@@ -146,12 +160,24 @@ class WandbSink:
         import wandb  # noqa: PLC0415 -- optional
 
         histograms = {}
-        for layer in self._media.histograms(report):
+        due = self._media.histograms(report)
+        self._data.add(report, due)
+        for layer in due:
             if layer.esd is not None:
                 counts_and_edges = np.asarray(layer.esd.counts), np.asarray(layer.esd.edges)
                 key = self._namespace(tag("esd", layer.name))
                 histograms[key] = wandb.Histogram(np_histogram=counts_and_edges)
         self._row.add_media(histograms, report.x, HISTOGRAM_PARTS)
+
+    def _write_page(self) -> None:
+        """Put the HTML report of the run into its summary, in the place of an earlier one."""
+        import wandb  # noqa: PLC0415 -- optional
+
+        self._page_is_due, self._page_step = False, self._data.last_step
+        with self._row.while_open("the page of views"):
+            # Without `inject=False` W&B adds links to its own style, which the page's policy does not allow.
+            page = wandb.Html(html([self._data], max_bytes=MAX_PAGE_BYTES), inject=False)
+            self._run.summary.update({self._namespace("esdmon_report"): page})
 
     def _write_last(self, report: Report) -> None:
         import wandb  # noqa: PLC0415 -- optional
@@ -163,6 +189,7 @@ class WandbSink:
                 columns, rows = self._readings.table()
                 table = wandb.Table(columns=columns, data=rows)
                 self._run.summary.update({self._namespace("esdmon_readings"): table})
+        self._write_page()
         if self.overwritten:
             self._log_overwritten()
         if self._row.has_last_reading:  # else a picture would begin a row after the user's last

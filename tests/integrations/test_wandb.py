@@ -255,6 +255,18 @@ def test_an_alert_is_an_alert_of_the_run(ways: Path) -> None:
     assert milliseconds == 1000  # in which W&B would drop a second one of that title; by default a minute
 
 
+def test_the_page_of_views_is_in_the_summary(ways: Path) -> None:
+    """Byte for byte as `esdmon report` writes it, since W&B's own style would break its policy."""
+    result(ways, "alert")
+    value = wandb_files.summary(ways / "alert")["esdmon_report"]
+    assert value["_type"] == "html-file"
+    (page,) = (ways / "alert").rglob(Path(value["path"]).name)
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("<!doctype html>\n<html")
+    assert "1 problem at step 2" in text
+    assert "non finite since step 2" in text
+
+
 def test_a_run_that_ends_early_loses_that_sink_and_nothing_else(ways: Path) -> None:
     """The other sinks continue; one log line says what to do, and closing does not repeat it."""
     reports, faults, lines = result(ways, "finished_in_training")
