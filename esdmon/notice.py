@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 
 _log = logging.getLogger("esdmon")
 
@@ -15,3 +16,12 @@ def notice(text: str) -> None:
         _log.info("esdmon: %s", text)
     elif _log.isEnabledFor(logging.WARNING) and sys.stderr is not None:
         print(f"esdmon: {text}", file=sys.stderr)
+
+
+def nearby(path: Path) -> str:
+    """Return a path as the user would type it: relative to the working directory if it is in there."""
+    try:
+        here = Path.cwd()
+    except OSError:  # it was deleted
+        return str(path)
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -70,8 +70,7 @@ def show(run: str, file: str | None, *, as_json: bool) -> int:
             print(json.dumps({"schema": 1, "kind": "alert"} | alert.to_record(), ensure_ascii=False))
     else:
         for alert in alerts:
-            text = f"step {alert.step}, {alert.severity}, {alert.state}: {alert.message}"
-            print(textwrap.fill(text, _WIDTH, subsequent_indent="    "))
+            print(textwrap.fill(str(alert), _WIDTH, subsequent_indent="    "))
         fired = Counter(alert.rule for alert in alerts if alert.state == "firing")
         counted = ", ".join(f"{rule} {count}" for rule, count in fired.most_common())
         print(f"{len(settings.rules)} rules: {counted or 'no alert'}")

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from esdmon.records import html
+from esdmon.records.colours import SEVERITY_HEX
 from esdmon.records.values import Record, jsonable
 
 Severity: TypeAlias = Literal["info", "warning", "error", "critical"]
@@ -52,3 +54,16 @@ class Alert:
             "message": self.message,
             "evidence": {key: jsonable(value) for key, value in self.evidence.items()},
         }
+
+    def __str__(self) -> str:
+        """Return one line: step, severity, state and message."""
+        return f"step {self.step}, {self.severity}, {self.state}: {self.message}"
+
+    def __repr__(self) -> str:
+        """Return that line in brackets."""
+        return f"<Alert {self}>"
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show."""
+        badge = html.badge(f"{self.severity}, {self.state}", SEVERITY_HEX.get(self.severity, ""))
+        return html.paragraph(badge, html.faint(f"step {self.step}"), self.message)

@@ -1,12 +1,16 @@
 """The record of one matrix at one step, `LayerReport`, and its spectrum as a histogram, `Esd`."""
 
 import math
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, TypeAlias
 
-from esdmon.records.values import Record, jsonable
+from esdmon.records import html
+from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
+from esdmon.records.table import WIDTH, format_table
+from esdmon.records.values import Record, jsonable, show_number
 from esdmon.spectrum import Phase
 
 Status: TypeAlias = Literal["ok", "skipped", "degenerate", "nonfinite", "failed"]
@@ -226,3 +230,56 @@ class LayerReport:
         own["phase"] = self.phase.value
         nulls = {f"{name}_null": value for name, value in self.nulls.items()}
         return {key: jsonable(value) for key, value in (own | dict(self.measures) | nulls).items()}
+
+    @property
+    def shape_text(self) -> str:
+        """Return `1024 × 384`, or `64 × 32 × 25` for pooled slices; empty if the weight could not be read."""
+        return " × ".join(map(str, (self.N, self.M, self.slices)[: 3 if self.slices > 1 else 2])) if self.N else ""
+
+    @property
+    def alpha_text(self) -> str:
+        """Return alpha and its standard error, `2.50 ± 0.25`; in parentheses if alpha is not meaningful."""
+        alpha = f"{show_number(self.measures, 'alpha', '.2f')} ± {show_number(self.measures, 'alpha_stderr', '.2f')}"
+        return alpha if self.alpha_is_meaningful else f"({alpha})"
+
+    def __repr__(self) -> str:
+        """Return one line with the chief values."""
+        if self.status != "ok":
+            return f"<LayerReport {self.name}: {self.status}, step {self.step}: {self.reason}>"
+        soft_rank, spikes = (show_number(self.measures, *of) for of in (("mp_soft_rank", ".2f"), ("n_spikes", ".0f")))
+        return (
+            f"<LayerReport {self.name}: {self.shape_text}, {self.shown_phase.value}, alpha {self.alpha_text}, "
+            f"soft rank {soft_rank}, {spikes} spikes, step {self.step}>"
+        )
+
+    def __str__(self) -> str:
+        """Return the phase, the evidence for it, and a table of all measures beside those of noise, in 80 columns."""
+        title = f"{self.name}, step {self.step}: {', '.join(filter(None, (self.shape_text, self._state())))}"
+        lines = [title, *textwrap.wrap(self.explanation or self.reason, WIDTH)]
+        rows = list(self._measure_rows())
+        if rows:
+            lines.append(format_table(("measure", "value", "of pure noise"), rows))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show."""
+        colour = PHASE_HEX[self.shown_phase] if self.status == "ok" else SEVERITY_HEX["error"]
+        facts = html.faint(", ".join(filter(None, (self.shape_text, f"step {self.step}"))))
+        parts = [html.paragraph(html.strong(self.name), html.badge(self._state(), colour), facts)]
+        parts.append(html.paragraph(self.explanation or self.reason))
+        rows = list(self._measure_rows())
+        if rows:
+            parts.append(html.folded(f"{len(rows)} measures", html.table(("measure", "value", "of pure noise"), rows)))
+        return html.page(*parts)
+
+    def _state(self) -> str:
+        """Return the phase and how sure it is, or a status other than ok."""
+        if self.status != "ok" or self.shown_phase is Phase.UNCLASSIFIED:
+            return self.status if self.status != "ok" else self.shown_phase.value
+        return f"{self.shown_phase.value} (confidence {self.phase_confidence:.2f})"
+
+    def _measure_rows(self) -> Iterator[list[str]]:
+        """Yield name, value and the value of pure noise of each measure; alpha with its error and parentheses."""
+        for name in self.measures:
+            value = self.alpha_text if name == "alpha" else show_number(self.measures, name, ".4g")
+            yield [name, value, show_number(self.nulls, name, ".4g") if name in self.nulls else ""]

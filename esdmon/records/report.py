@@ -1,15 +1,27 @@
 """The record of a model at one step, `Report`, and the part of the model that it covers, `Coverage`."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from esdmon.errors import nearest
+from esdmon.records import html
+from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
+from esdmon.records.frame import to_frame
 from esdmon.records.layer import LayerReport
 from esdmon.records.summary import summarize
-from esdmon.records.text import age_lines, grouped, layer_table
+from esdmon.records.text import HEADER, age_lines, count, counted, grouped, layer_table, notes, row, short_table
 from esdmon.records.values import Record, jsonable
 from esdmon.spectrum import Phase
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_ROWS = 20
+"""Layers that `repr` of a report shows at most; `print` shows all. Our choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +54,7 @@ class Coverage:
     parameters_with_phase: int = 0
     """Number of these in matrices with a phase."""
 
-    def of(self, layers: Iterable[LayerReport]) -> "Coverage":
+    def of(self, layers: Iterable[LayerReport]) -> Coverage:
         """Return this coverage with the counts of the layers that were read, and of those that have a phase."""
         read = [layer for layer in layers if layer.status == "ok"]
         phased = [layer for layer in read if layer.phase is not Phase.UNCLASSIFIED]
@@ -153,6 +165,14 @@ class Report:
         """Return one flat JSON object for each layer."""
         return [layer.to_record() for layer in self.layers]
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """Return a table of pandas with a row for each layer and the columns of `to_records`.
+
+        Raises:
+            MissingExtraError: without pandas, which is optional.
+        """
+        return to_frame(self.to_records())
+
     def to_summary_record(self) -> Record:
         """Return the summary, and names of layers that are still, frozen, unchanged or waiting, as a JSON object."""
         steps = {"step": self.step, "host_step": self.host_step}
@@ -170,3 +190,32 @@ class Report:
         lines = [layer_table(self.layers), *age_lines(self.layers, step=self.step, waiting=self.waiting)]
         lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """Return the counts of phases and the table, of a large model its first and last rows."""
+        lines = [self._headline(), short_table(self.layers, most=MAX_ROWS)]
+        if len(self) > MAX_ROWS:
+            lines.append("print(report) shows all layers, report.to_dataframe() all measures")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show."""
+        rows = [self._html_row(layer) for layer in self.layers]
+        lines = [*notes(self.layers), *age_lines(self.layers, step=self.step, waiting=self.waiting)]
+        lines += str(self.coverage).splitlines()
+        return html.page(
+            html.paragraph(html.strong(self._headline())),
+            html.table(HEADER, rows, left=(0, 2)),
+            *(html.paragraph(html.faint(line)) for line in lines),
+        )
+
+    def _headline(self) -> str:
+        step = f"step {self.step}, " if self.step else ""
+        return f"{step}{count(len(self), 'layer')}: {counted(self.layers)}" if self.layers else f"{step}no layers"
+
+    @staticmethod
+    def _html_row(layer: LayerReport) -> list[str]:
+        name, shape, phase, alpha, *others = row(layer)
+        colour = PHASE_HEX[layer.shown_phase] if layer.status == "ok" else SEVERITY_HEX["error"]
+        shown = alpha if layer.alpha_is_meaningful else html.faint(alpha)
+        return [html.strong(name), shape, html.badge(phase, colour), shown, *others]

@@ -1,23 +1,46 @@
 """The text of a report: its table, and the lines below it."""
 
-import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from esdmon.records.layer import LayerReport
 from esdmon.records.table import format_table
+from esdmon.records.values import show_number
 from esdmon.spectrum import Phase
+
+HEADER = ("layer", "N × M", "phase", "alpha", "soft rank", "spikes")
+"""Titles of the columns of a report's table."""
 
 
 def layer_table(layers: Sequence[LayerReport]) -> str:
     """Return a table of 80 columns, and lines on layers that are not ok, are unclassified, or look like noise."""
-    rows = [_row(layer) for layer in layers]
-    lines = [format_table(["layer", "N × M", "phase", "alpha", "soft rank", "spikes"], rows, left=(0, 2))]
-    lines += [f"{layer.name}: {layer.reason}" for layer in layers if layer.status != "ok"]
+    return "\n".join([format_table(HEADER, [row(layer) for layer in layers], left=(0, 2)), *notes(layers)])
+
+
+def notes(layers: Sequence[LayerReport]) -> list[str]:
+    """Return lines on layers that are not ok, are unclassified, or look like noise."""
+    lines = [f"{layer.name}: {layer.reason}" for layer in layers if layer.status != "ok"]
     ok = [layer for layer in layers if layer.status == "ok"]
     lines += grouped((layer.explanation, layer.name) for layer in ok if layer.shown_phase is Phase.UNCLASSIFIED)
     if any(not layer.alpha_is_meaningful for layer in ok):
         lines.append("(alpha) in parentheses: no power-law tail that can be distinguished from noise")
+    return lines
+
+
+def short_table(layers: Sequence[LayerReport], *, most: int) -> str:
+    """Return the table without notes, of more than `most` layers the first and the last."""
+    if len(layers) <= most:
+        return format_table(HEADER, [row(layer) for layer in layers], left=(0, 2))
+    ends = [*layers[: most // 2], *layers[-(most // 2) :]]
+    lines = format_table(HEADER, [row(layer) for layer in ends], left=(0, 2)).splitlines()
+    lines.insert(1 + most // 2, f"… {len(layers) - len(ends)} more layers")
     return "\n".join(lines)
+
+
+def counted(layers: Iterable[LayerReport]) -> str:
+    """Return how many layers are in each phase, or have a status other than ok: `3 bulk+spikes, 1 failed`."""
+    names = Counter(layer.shown_phase.value if layer.status == "ok" else layer.status for layer in layers)
+    return ", ".join(f"{number} {name}" for name, number in names.most_common())
 
 
 def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str]) -> list[str]:
@@ -36,6 +59,11 @@ def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str
     return lines
 
 
+def count(number: int, noun: str) -> str:
+    """Return a number with its noun: `1 layer`, `2 layers`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
     """Return a line `name, name and 3 more: reason` for each reason, from pairs (reason, name)."""
     by_reason: dict[str, list[str]] = {}
@@ -49,20 +77,18 @@ def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
 
 def show(layer: LayerReport, measure: str, form: str) -> str:
     """Return a measure in a format such as `.2f`; a dash if it is undefined or was not computed."""
-    value = layer.measures.get(measure, math.nan)
-    return format(value, form) if math.isfinite(value) else "–"
+    return show_number(layer.measures, measure, form)
 
 
-def _row(layer: LayerReport) -> list[str]:
-    shape = f"{layer.N} × {layer.M}" + (f" × {layer.slices}" if layer.slices > 1 else "")
+def row(layer: LayerReport) -> list[str]:
+    """Return the cells of a layer, one for each title of `HEADER`."""
     if layer.status != "ok":
-        return [layer.name, shape if layer.N else "", layer.status, "", "", ""]
-    alpha = f"{show(layer, 'alpha', '.2f')} ± {show(layer, 'alpha_stderr', '.2f')}"
+        return [layer.name, layer.shape_text, layer.status, "", "", ""]
     return [
         layer.name,
-        shape,
+        layer.shape_text,
         layer.shown_phase.value,
-        f" {alpha} " if layer.alpha_is_meaningful else f"({alpha})",
+        f" {layer.alpha_text} " if layer.alpha_is_meaningful else layer.alpha_text,
         show(layer, "mp_soft_rank", ".2f"),
         show(layer, "n_spikes", ".0f"),
     ]

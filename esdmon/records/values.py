@@ -1,6 +1,7 @@
 """Values in JSON form."""
 
 import math
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -33,3 +34,9 @@ def rounded(value: Any, digits: int = DIGITS) -> Any:
         return value
     short = float(f"{value:.{digits}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def show_number(values: Mapping[str, float], name: str, form: str) -> str:
+    """Return a value in a format such as `.2f`; a dash if it is undefined or missing."""
+    value = values.get(name, math.nan)
+    return format(value, form) if math.isfinite(value) else "–"

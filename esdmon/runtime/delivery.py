@@ -6,7 +6,10 @@ from typing import final
 
 from esdmon.alerts import Actions
 from esdmon.isolation import Faults
+from esdmon.notice import notice
 from esdmon.records import Alert, Report
+from esdmon.records.outcome import outcome
+from esdmon.records.timeline import Timeline
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
@@ -30,6 +33,7 @@ class Delivery:
         """Sinks that may have deferred work."""
         self._actions = actions
         self._faults = faults
+        self._timeline = Timeline()
         self.should_stop = False
         self._should_save = False
 
@@ -42,17 +46,25 @@ class Delivery:
         """Call `start(run)` of the sinks that have it: this run writes from now on."""
         self._optional("start", step, run)
 
-    def rewind(self, step: int) -> None:
-        """Call `rewind(step)` of the sinks that have it: drop what this run wrote after a step."""
+    def rewind(self, step: int, alerts: Sequence[Alert]) -> None:
+        """Call `rewind(step)` of the sinks that have it: drop what this run wrote after a step.
+
+        Args:
+            step: the step at which the run is continued.
+            alerts: those that were raised up to it.
+        """
+        self._timeline.rewind(step, alerts)
         self._optional("rewind", step, step)
 
     def write(self, report: Report) -> None:
         """Write a report to each sink."""
+        self._timeline.take(report)
         self._each(report.step, lambda sink: sink.write(report), is_timed=True, heals=True)
         self._behind |= {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
 
     def alert(self, alert: Alert) -> None:
         """Log an alert, and write it to each sink."""
+        self._timeline.alert(alert)
         _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
         self._each(alert.step, lambda sink: sink.alert(alert), is_timed=True)
 
@@ -90,8 +102,14 @@ class Delivery:
         self._each(step, lambda sink: sink.flush())
 
     def close(self, step: int) -> None:
-        """Close the sinks."""
+        """Close the sinks, and log what has happened in the run and where to look."""
+        sinks = [sink for _, sink in self.sinks]
         close_sinks(self.sinks, self._faults, step)
+        lines = outcome(self._timeline) if sinks else []
+        with self._faults.isolated("summary", step, pauses=False):
+            places = [place for sink in sinks for place in [getattr(sink, "where", str)()] if place]
+            for line in [*lines, *([f"look: {'; '.join(places)}"] if lines and places else [])]:
+                notice(line)
 
     def _optional(self, method: str, step: int, argument: str | int) -> None:
         self._each(step, lambda sink: getattr(sink, method, _ignore)(argument))

@@ -273,7 +273,7 @@ class Monitor:
             part()
         self._alerts, self._steps, self._run = saved.alerts, saved.steps, saved.run or self._run
         self._out.start(self._run, saved.steps)
-        self._out.rewind(saved.steps)
+        self._out.rewind(saved.steps, saved.alerts)
 
     def __enter__(self) -> Self:
         """Return the monitor; leaving the block closes it."""

@@ -3,13 +3,13 @@
 import os
 import re
 import sys
-from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from typing import TextIO, final
 
 from esdmon.present.colours import coloured
 from esdmon.records import Alert, LayerReport, Report
+from esdmon.records.text import counted
 from esdmon.spectrum import Phase
 
 MAX_ROWS = 40
@@ -84,9 +84,7 @@ class ConsoleSink:
 
 def _line(report: Report) -> str:
     """Return one line with the number of layers in each phase."""
-    phases = Counter(layer.shown_phase.value if layer.status == "ok" else layer.status for layer in report)
-    counted = ", ".join(f"{count} {name}" for name, count in phases.most_common())
-    return f"esdmon, step {report.step}: {counted}; {len(report.new)} of {len(report)} read now"
+    return f"esdmon, step {report.step}: {counted(report)}; {len(report.new)} of {len(report)} read now"
 
 
 def _table(report: Report, layers: list[LayerReport]) -> list[str]:

@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import secrets
+import shlex
 from contextlib import suppress
 from pathlib import Path
 from typing import final
 
 from esdmon.errors import unwritable
+from esdmon.notice import nearby
 from esdmon.present.media import HistogramSchedule
 from esdmon.records import SCHEMA, Alert, LayerReport, Record, Report
 from esdmon.records.serialization import esd_to_record
@@ -70,6 +72,10 @@ class JsonlSink:
             if self._run is None:
                 self._run = lines.last_run(self.path)
             lines.remove_after(self.path, self._run, step)
+
+    def where(self) -> str:
+        """Return the command that shows the file in a terminal."""
+        return f"`esdmon tail {shlex.quote(nearby(self.path))}`"
 
     def flush(self) -> None:
         """Do nothing: the file is not buffered."""

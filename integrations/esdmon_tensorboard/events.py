@@ -19,6 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from esdmon.errors import InputError, unwritable
+from esdmon.notice import nearby
 from esdmon_tensorboard.outputs import EventOutput
 
 _log = logging.getLogger("esdmon")
@@ -116,6 +117,10 @@ class RunFiles:
             self._file = self._open(step, x)
             self.needs_layout = True
         return EventOutput(self._add)
+
+    def where(self) -> str:
+        """Return the folder of the run."""
+        return nearby(self._run_folder or self._folder)
 
     def flush(self) -> None:
         """Do nothing: the file is not buffered."""

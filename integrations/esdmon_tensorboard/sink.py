@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
 from esdmon.errors import MissingExtraError
+from esdmon.notice import nearby
 from esdmon.present import Media, draw_esd
 from esdmon.present.scalars import scalars, tag
 from esdmon_tensorboard.outputs import Output, output_for
@@ -97,6 +100,11 @@ class TensorBoardSink:
         self._target.flush()
         return len(self._media) > 0
 
+    def where(self) -> str:
+        """Return the command that shows the files."""
+        folder = self._target.where()
+        return f"`tensorboard --logdir {shlex.quote(folder)}`" if folder else ""
+
     def flush(self) -> None:
         """Flush the writer."""
         self._target.flush()
@@ -152,6 +160,11 @@ class UsersWriter:
     def output(self, step: int, x: int) -> Output:  # noqa: ARG002 -- `RunFiles` needs both
         """Return the fastest way to write to it now."""
         return output_for(self._writer)
+
+    def where(self) -> str:
+        """Return the folder, of a writer that names it."""
+        folder = getattr(self._writer, "log_dir", None) or getattr(self._writer, "logdir", None)
+        return nearby(Path(folder).absolute()) if isinstance(folder, str | Path) else ""
 
     def flush(self) -> None:
         """Flush the writer, if it can."""

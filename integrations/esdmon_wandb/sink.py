@@ -103,6 +103,10 @@ class WandbSink:
         self._readings.rewind(step)
         self._media.rewind(step)
 
+    def where(self) -> str:
+        """Return the address of the run's page; its id if it is offline."""
+        return self._run.url or f"the W&B run {self._run.id}"
+
     def flush(self) -> None:
         """Do nothing: the run writes by itself."""
 

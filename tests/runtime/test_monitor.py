@@ -12,7 +12,7 @@ from esdmon.records import Alert, Report
 from esdmon.runtime.monitor import Monitor
 from esdmon.schedule import every
 from esdmon.schedule.budget import Budget
-from esdmon.sinks import MemorySink
+from esdmon.sinks import MemorySink, Sink
 from tests.fakes import Reads
 from tests.rules import ALWAYS
 
@@ -430,3 +430,52 @@ def test_the_run_that_is_resumed_goes_on_under_its_id() -> None:
     own, run, step = two.told
     assert (run, step) == (one.told[0], 1)
     assert own != run
+
+
+def test_a_run_ends_with_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
+    """Once, of a few lines: the layers by phase, alerts, and where the sinks say that one can look."""
+
+    class Shown:
+        """A sink that says where to look."""
+
+        def write(self, report: Report) -> None: ...
+        def alert(self, alert: Alert) -> None: ...
+        def flush(self) -> None: ...
+        def close(self) -> None: ...
+        def where(self) -> str:
+            return "`tensorboard --logdir runs/a`"
+
+    sinks: list[tuple[str, Sink]] = [("a", Shown()), ("memory", MemorySink())]
+    monitor = Monitor(Reads(), schedule=every(3), sinks=sinks, alerts=AlertManager([ALWAYS]))
+    for _ in range(10):
+        monitor.step()
+    monitor.close()
+    monitor.close()
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("esdmon: after 9 steps, 1 layer: 1 ")
+    assert others[-2].startswith("esdmon: alerts: ")
+    assert others[-1] == "esdmon: look: `tensorboard --logdir runs/a`"
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_there_is_no_summary_without_readings_or_sinks(steps: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """What nobody looks at needs no summary, and what was not read has none."""
+    monitor = Monitor(Reads(), schedule=every(3), sinks=[("memory", MemorySink())] if steps == 0 else [])
+    for _ in range(steps):
+        monitor.step()
+    monitor.close()
+    assert "after" not in capsys.readouterr().err
+
+
+def test_a_summary_that_fails_is_isolated(caplog: pytest.LogCaptureFixture) -> None:
+    """The sinks are closed before it."""
+
+    class Lost(Broken):
+        def where(self) -> str:
+            raise OSError(2, "No such file")
+
+    monitor = Monitor(Reads(), schedule=every(1), sinks=[("x", Lost())])
+    monitor.step()
+    monitor.close()
+    assert "summary" in {fault.who for fault in monitor.errors}
+    assert "No such file" in caplog.text

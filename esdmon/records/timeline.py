@@ -1,0 +1,81 @@
+"""`Timeline`: which phases each layer has been in, since which step, and which alerts have fired and ended."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, final
+
+from esdmon.records.alert import Alert, Severity
+from esdmon.records.report import Report
+
+SEVERITIES: Sequence[Severity] = ("critical", "error", "warning", "info")
+"""The severities of alerts, the worst first."""
+
+
+class Stage(NamedTuple):
+    """A stretch of a run in which a layer has one state."""
+
+    step: int
+    """Step of the first reading in that state."""
+    state: str
+    """Value of the phase that is shown, or a status other than ok."""
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """An alert from its beginning to its end."""
+
+    alert: Alert
+    """The alert as it fired last: one that grew has all its layers."""
+    began: int
+    """Step at which it fired first."""
+    ended: int | None = None
+    """Step at which it was resolved; None while it fires."""
+
+
+@final
+class Timeline:
+    """The course of a run, built up report by report. It keeps one record for each change, and not the reports."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, list[Stage]] = {}
+        """The states of each layer, in order."""
+        self.episodes: list[Episode] = []
+        """Alerts in the order in which they fired first."""
+        self.last: Report | None = None
+        """The last report."""
+
+    def take(self, report: Report) -> None:
+        """Add a report."""
+        self.last = report
+        for layer in report.new:
+            state = layer.shown_phase.value if layer.status == "ok" else layer.status
+            stages = self.stages.setdefault(layer.name, [])
+            if not stages or stages[-1].state != state:
+                stages.append(Stage(layer.step, state))
+
+    def alert(self, alert: Alert) -> None:
+        """Add an alert that has begun, grown or ended."""
+        number = next((n for n, each in enumerate(self.episodes) if each.ended is None and _same(each, alert)), None)
+        if number is None and alert.state == "firing":
+            self.episodes.append(Episode(alert, alert.step))
+        elif number is not None and alert.state == "firing":
+            self.episodes[number] = replace(self.episodes[number], alert=alert)
+        elif number is not None:
+            self.episodes[number] = replace(self.episodes[number], ended=alert.step)
+
+    def rewind(self, step: int, alerts: Iterable[Alert]) -> None:
+        """Forget what happened after a step, and replace all alerts by those up to it."""
+        self.stages = {name: [stage for stage in stages if stage.step <= step] for name, stages in self.stages.items()}
+        self.episodes = []
+        for alert in alerts:
+            self.alert(alert)
+
+    @property
+    def firing(self) -> list[Episode]:
+        """Return the alerts that have not ended, the worst first."""
+        open_ones = (episode for episode in self.episodes if episode.ended is None)
+        return sorted(open_ones, key=lambda episode: SEVERITIES.index(episode.alert.severity))
+
+
+def _same(episode: Episode, alert: Alert) -> bool:
+    return episode.alert.id == alert.id
