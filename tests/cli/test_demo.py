@@ -22,7 +22,7 @@ def test_tensorboard_finds_each_layer_at_ten_steps_or_more(finished: Path) -> No
     events = EventAccumulator(str(finished), size_guidance={"scalars": 0})
     events.Reload()
     for layer in ("conv1", "conv2", "fc1", "fc2", "fc3"):
-        assert len(events.Scalars(f"esdmon_alpha/{layer}")) >= 10
+        assert len(events.Scalars(f"esdmon_stable_rank/{layer}")) >= 10
         assert len(events.Scalars(f"esdmon_phase/{layer}")) >= 10
         assert len(events.Scalars(f"esdmon_mp_soft_rank/{layer}")) >= 10
 
