@@ -62,7 +62,7 @@ def test_the_hosts_examples_run(
         events = EventAccumulator(str(folder))
         events.Reload()
         tags |= set(events.Tags()["scalars"])
-    assert {f"esdmon_alpha/{layer.name}" for layer in monitor.report} <= tags
+    assert {f"esdmon_stable_rank/{layer.name}" for layer in monitor.report} <= tags
 
 
 def test_batch_size_sweep_draws_its_picture(

@@ -4,3 +4,4 @@ from esdmon.present.colours import coloured as coloured
 from esdmon.present.figures import draw_esd as draw_esd
 from esdmon.present.figures import prepare_drawing as prepare_drawing
 from esdmon.present.media import Media as Media
+from esdmon.present.overview import Overview as Overview

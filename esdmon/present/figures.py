@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("esdmon")
 SIZE = (6.4, 4.0)  # inches, at 100 dots per inch
-_AXES_BOX = (0.115, 0.15, 0.86, 0.605)  # left, bottom, width and height, as fractions of the picture
-_LONGEST_NAME = 50  # characters that fit beside the step
+_AXES_BOX = (0.125, 0.18, 0.85, 0.52)  # left, bottom, width and height, as fractions of the picture
+_LONGEST_NAME = 36  # characters that fit beside the step
 _MOST_TICKS = 6
 _BLUE, _RED, _BLACK, _GREY = "#9db7d5", "#c0392b", "#222222", "#dddddd"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -94,18 +94,18 @@ class _Painter:
         (self._noise,) = self._axes.plot([], [], color=_RED, lw=2, ls="-", marker="", zorder=3)
         (self._edge,) = self._axes.plot([], [], color=_RED, lw=1.5, ls=":", marker="", zorder=2)
         (self._power_law,) = self._axes.plot([], [], color=_BLACK, lw=2, marker="", zorder=4)
-        self._title = self._text(0.02, 0.945, 12.5)
-        self._step = self._text(0.98, 0.945, 12, at="right")
-        self._phase = self._text(0.02, 0.875, 12)
-        self._power_law_key = self._text(0.98, 0.875, 11, at="right")
-        self._text(0.02, 0.805, 11, "■", color=_BLUE)
-        self._text(0.05, 0.805, 11, "eigenvalues")
-        self._noise_key = self._text(0.26, 0.805, 11, "━ noise that fits the bulk", color=_RED)
-        self._edge_key = self._text(0.98, 0.805, 11, "┊ edge of that noise, λ⁺", color=_RED, at="right")
-        self._text(_AXES_BOX[0] + _AXES_BOX[2] / 2, 0.025, 11, "λ of WᵀW/N", at="center")
-        self._text(0.025, _AXES_BOX[1] + _AXES_BOX[3] / 2, 11, "density", at="center", rotation=90)
-        self._x_labels = [self._text(0, 0.09, 10.5, at="center") for _ in range(_MOST_TICKS + 1)]
-        self._y_labels = [self._text(_AXES_BOX[0] - 0.012, 0, 10.5, at="right") for _ in range(_MOST_TICKS + 1)]
+        self._title = self._text(0.02, 0.94, 15.5)
+        self._step = self._text(0.98, 0.94, 15, at="right")
+        self._phase = self._text(0.02, 0.855, 15)
+        self._power_law_key = self._text(0.98, 0.855, 15, at="right")
+        self._text(0.02, 0.765, 14, "■", color=_BLUE)
+        self._text(0.055, 0.765, 14, "eigenvalues")
+        self._noise_key = self._text(0.36, 0.765, 14, "━ noise in the bulk", color=_RED)
+        self._edge_key = self._text(0.98, 0.765, 14, "┊ its edge λ⁺", color=_RED, at="right")
+        self._text(_AXES_BOX[0] + _AXES_BOX[2] / 2, 0.035, 14, "λ of WᵀW/N", at="center")
+        self._text(0.022, _AXES_BOX[1] + _AXES_BOX[3] / 2, 14, "density", at="center", rotation=90)
+        self._x_labels = [self._text(0, 0.12, 13.5, at="center") for _ in range(_MOST_TICKS + 1)]
+        self._y_labels = [self._text(_AXES_BOX[0] - 0.01, 0, 13.5, at="right") for _ in range(_MOST_TICKS + 1)]
 
     def draw(self, layer: LayerReport) -> NDArray[np.uint8]:
         """Draw one layer."""
@@ -168,7 +168,7 @@ class _Painter:
         self._power_law.set_data(*law)
         self._power_law.set_linestyle("-" if layer.alpha_is_meaningful else "--")
         fit = f"α = {layer.alpha_text.strip('()')}"
-        solid, dashed = f"━ power law, {fit}", f"╍ power law ({fit}), not meaningful"
+        solid, dashed = f"━ power law, {fit}", f"╍ ({fit}) not meaningful"
         self._power_law_key.set_text(solid if layer.alpha_is_meaningful else dashed)
 
     def _draw_axes(self, xlim: tuple[float, float], ylim: tuple[float, float]) -> None:

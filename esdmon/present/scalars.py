@@ -7,6 +7,8 @@ still too many, each kind of layer has one, `esdmon_alpha/transformer.h.all.mlp.
 single layers, evenly spaced over the depth, have theirs as far as the limit allows. The choice depends on the model
 alone, so that no series has gaps. The JSONL has everything.
 
+TensorBoard is given less, `as_charts`: of five layers with the default measures 40 series at most, and not 130.
+
 Tags contain ASCII letters, digits, `_ - . : /` and blanks only, which every tracker accepts; MLflow rejects a whole
 report for one `+` or `*` in it.
 """
@@ -16,7 +18,7 @@ import math
 import re
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from statistics import median
@@ -24,10 +26,12 @@ from typing import final
 
 from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Phase
+from esdmon.spectrum.measures import BUILT_IN_MEASURES
 
 CHIEF = ("alpha", "mp_soft_rank", "n_spikes", "stable_rank", "matrix_entropy", "lambda_max")
 """Measures that keep a series for each layer as long as possible. Our choice."""
 
+_SECONDARY = {measure.name for measure in BUILT_IN_MEASURES if not measure.needs} - {*CHIEF}
 _log = logging.getLogger("esdmon")
 _PREFIX = "esdmon"
 _PORTABLE = re.compile(r"[\w\-.:/ ]*", re.ASCII)
@@ -57,19 +61,28 @@ def summary_tags(summary: Mapping[str, float]) -> dict[str, float]:
     return {f"{_PREFIX}_summary/{_PHASE_NAMES.get(name) or portable(name)}": value for name, value in summary.items()}
 
 
-def scalars(report: Report) -> dict[str, float]:
-    """Return the finite numbers of the summary, and of the layers that were read at this step, by tag."""
+def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
+    """Return the finite numbers of the summary, and of the layers that were read at this step, by tag.
+
+    Args:
+        report: the report.
+        as_charts: for a tracker that draws a chart for each tag: of the default measures the chief ones only, unless
+            `max_tags` is None; and an alpha that is not meaningful as `alpha_noise`, so that it is not drawn like one
+            that is.
+    """
     numbers = summary_tags(report.summary)
     ok = [layer for layer in report.new if layer.status == "ok"]
-    choice = _choose_series(report, max((len(layer.measures) for layer in ok), default=0))
+    choice = _choose_series(report, max((layer.measures for layer in ok), key=len, default={}), as_charts=as_charts)
     by_name = {layer.name: layer for layer in report}
     for kind, members in choice.kinds.items():
-        numbers |= _medians(kind, [by_name[name] for name in members if name in by_name])
+        numbers |= _medians(kind, [by_name[name] for name in members if name in by_name], as_charts=as_charts)
     for layer in ok:
         if layer.name in choice.layers:
-            for measure in layer.measures if choice.measures is None else choice.measures:
-                numbers[tag(measure, layer.name)] = layer.measures.get(measure, math.nan)
-            numbers[tag("phase", layer.name)] = float(layer.shown_phase.code)
+            measures = layer.measures if choice.measures is None else choice.measures
+            numbers |= {
+                tag(quantity, layer.name): value
+                for quantity, value in _quantities(layer, measures, as_charts=as_charts)
+            }
     return {tag: float(value) for tag, value in numbers.items() if math.isfinite(value)}
 
 
@@ -137,17 +150,21 @@ class _Series:
     """Kinds of layers that have a series of medians, each with the names of its layers."""
 
 
-def _choose_series(report: Report, n_measures: int) -> _Series:
+def _choose_series(report: Report, measures: Collection[str], *, as_charts: bool) -> _Series:
     """Choose as many series as `Report.max_tags` allows; `phase` is one more for each layer or kind."""
     names = [layer.name for layer in report] + list(report.waiting)
-    limit = report.max_tags
-    if limit is None or len(names) * (n_measures + 1) <= limit:
+    limit, more = report.max_tags, 2 if as_charts else 1  # alpha may have two
+    if limit is None:
         return _Series(set(names))
-    room = limit // (len(CHIEF) + 1)
+    if as_charts and set(measures) >= _SECONDARY:  # else they were chosen by name
+        measures = [measure for measure in measures if measure not in _SECONDARY]
+    if len(names) * (len(measures) + more) <= limit:
+        return _Series(set(names), tuple(measures))
+    room = limit // (len(CHIEF) + more)
     if len(names) <= room:
         return _Series(set(names), CHIEF)
-    kinds = _kinds(names)
-    return _Series(_evenly_spaced(names, room - len(kinds)), CHIEF, dict(islice(kinds.items(), room)))
+    by_kind = kinds(names)
+    return _Series(_evenly_spaced(names, room - len(by_kind)), CHIEF, dict(islice(by_kind.items(), room)))
 
 
 def kind_of(layer: str) -> str:
@@ -155,15 +172,15 @@ def kind_of(layer: str) -> str:
     return re.sub(r"(?<![^./_])\d+(?![^./_])", "*", layer)
 
 
-def _kinds(names: list[str]) -> dict[str, list[str]]:
+def kinds(names: Sequence[str]) -> dict[str, list[str]]:
     """Group names by kind: the name without the layer's place in a stack of similar layers, such as `h.all.mlp`."""
-    kinds: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for name in names:
-        kinds.setdefault(kind_of(name), []).append(name)
-    readable = {kind: kind.replace("*", "all") for kind in kinds}
+        members.setdefault(kind_of(name), []).append(name)
+    readable = {kind: kind.replace("*", "all") for kind in members}
     uses = Counter(readable.values())
     # A layer may be called `all` itself, and must not share its series with a median.
-    return {kind if uses[readable[kind]] > 1 else readable[kind]: members for kind, members in kinds.items()}
+    return {kind if uses[readable[kind]] > 1 else readable[kind]: found for kind, found in members.items()}
 
 
 def _evenly_spaced(names: list[str], count: int) -> set[str]:
@@ -175,14 +192,20 @@ def _evenly_spaced(names: list[str], count: int) -> set[str]:
     return {names[round(k * (len(names) - 1) / (count - 1))] for k in range(count)}
 
 
-def _medians(kind: str, layers: list[LayerReport]) -> dict[str, float]:
+def _quantities(layer: LayerReport, measures: Iterable[str], *, as_charts: bool) -> Iterator[tuple[str, float]]:
+    """Yield what has a series, and its value: measures, and the phase."""
+    for measure in measures:
+        is_noise = as_charts and measure == "alpha" and not layer.alpha_is_meaningful
+        yield "alpha_noise" if is_noise else measure, layer.measures.get(measure, math.nan)
+    yield "phase", float(layer.shown_phase.code)
+
+
+def _medians(kind: str, layers: list[LayerReport], *, as_charts: bool) -> dict[str, float]:
     """Return the medians of the chief measures and of the phase, by tag; none where no value is finite."""
-    ok = [layer for layer in layers if layer.status == "ok"]
-    values = {measure: [layer.measures.get(measure, math.nan) for layer in ok] for measure in CHIEF}
-    values["phase"] = [float(layer.shown_phase.code) for layer in ok]
-    medians = {}
-    for quantity, of_layers in values.items():
-        finite = [value for value in of_layers if math.isfinite(value)]
-        if finite:
-            medians[tag(quantity, kind)] = median(finite)
-    return medians
+    values: dict[str, list[float]] = {}
+    for layer in layers:
+        if layer.status == "ok":
+            for quantity, value in _quantities(layer, CHIEF, as_charts=as_charts):
+                if math.isfinite(value):
+                    values.setdefault(quantity, []).append(value)
+    return {tag(quantity, kind): median(finite) for quantity, finite in values.items()}

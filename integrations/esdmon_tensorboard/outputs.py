@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.present.scalars import tag
+from esdmon.spectrum import Phase
 
 if TYPE_CHECKING:
     from esdmon import LayerReport, Report
 
 _MAX_RANGE_CHARTS = 12  # layers with a chart of alpha and its range in the tab of custom scalars
+_PHASE_NAMES = ", ".join(f"{phase.code} {phase.value}" for phase in sorted(Phase, key=lambda phase: phase.code))
+_DESCRIPTIONS = {
+    "alpha": "Exponent of the power law of the tail, at readings where there is one that is not noise. Well trained: 2 "
+    "to 6; below 2: over-regularised. The other readings are under `esdmon_alpha_noise`.",
+    "alpha_noise": "The exponent that a fit gives where the tail cannot be distinguished from noise. It says nothing "
+    "about training.",
+    "phase": f"Phase of training: {_PHASE_NAMES}. Set the smoothing to 0: a smoothed phase is none of these.",
+    "mp_soft_rank": "Edge of the bulk of noise / largest eigenvalue: 1 for noise, towards 0 as structure grows.",
+    "stable_rank": "Sum of the eigenvalues / the largest.",
+    "n_spikes": "Eigenvalues above the edge of the bulk of noise.",
+}
+_COLOURS = 128  # of a picture: a third of the bytes, and no difference that is seen
 Picture = NDArray[np.uint8]
 """RGB values of shape (height, width, 3)."""
 
@@ -25,8 +38,10 @@ class Output(Protocol):
     def layout(self, report: Report) -> None:
         """Write the charts of the tab of custom scalars."""
 
-    def numbers(self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int) -> None:
-        """Write numbers by tag, and the histograms of layers."""
+    def numbers(
+        self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int, *, new: Collection[str] = ()
+    ) -> None:
+        """Write numbers by tag, with a description of those that are new, and the histograms of layers."""
 
     def tensors(self, values: Sequence[Any], step: int) -> None:
         """Write values of the tab ESD, in one event."""
@@ -55,11 +70,22 @@ class EventOutput:
 
         self._add(custom_scalars(_layout(report)), 0)  # type: ignore[no-untyped-call]
 
-    def numbers(self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int) -> None:
-        """Write numbers by tag, and the histograms of layers."""
-        from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary  # noqa: PLC0415 -- optional
+    def numbers(
+        self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int, *, new: Collection[str] = ()
+    ) -> None:
+        """Write numbers by tag, with a description of those that are new, and the histograms of layers."""
+        from tensorboard.compat.proto.summary_pb2 import (  # noqa: PLC0415 -- optional
+            HistogramProto,
+            Summary,
+            SummaryMetadata,
+        )
 
+        scalars = SummaryMetadata.PluginData(plugin_name="scalars")
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in numbers.items()]
+        for value in values:
+            text = _description(value.tag) if value.tag in new else ""
+            if text:
+                value.metadata.CopyFrom(SummaryMetadata(summary_description=text, plugin_data=scalars))
         for layer in layers:
             histo = HistogramProto(**_histogram(layer, limits="bucket_limit", counts="bucket"))
             values.append(Summary.Value(tag=tag("esd", layer.name), histo=histo))
@@ -79,11 +105,11 @@ class EventOutput:
 
     def picture(self, tag: str, picture: Picture, step: int) -> None:
         """Write a picture."""
-        from PIL import Image  # noqa: PLC0415 -- comes with matplotlib
+        from PIL import Image  # noqa: PLC0415 -- comes with TensorBoard
         from tensorboard.compat.proto.summary_pb2 import Summary  # noqa: PLC0415 -- optional
 
         file = io.BytesIO()
-        Image.fromarray(picture).save(file, format="PNG")
+        Image.fromarray(picture).quantize(_COLOURS).save(file, format="PNG")
         height, width, channels = picture.shape
         image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
         self._add(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
@@ -100,7 +126,14 @@ class WriterOutput:
         """Write the charts of the tab of custom scalars."""
         self._call("add_custom_scalars", _layout(report))
 
-    def numbers(self, numbers: Mapping[str, float], layers: Iterable[LayerReport], step: int) -> None:
+    def numbers(
+        self,
+        numbers: Mapping[str, float],
+        layers: Iterable[LayerReport],
+        step: int,
+        *,
+        new: Collection[str] = (),  # noqa: ARG002 -- writers differ in whether they take descriptions
+    ) -> None:
         """Write numbers by tag, and the histograms of layers."""
         for name, value in numbers.items():
             self._writer.add_scalar(name, value, step)
@@ -132,6 +165,11 @@ def output_for(writer: Any) -> Output:
     return EventOutput(files.add_summary) if isinstance(files, FileWriter) else WriterOutput(writer)
 
 
+def _description(name: str) -> str:
+    """Return what TensorBoard's tab of scalars says about a tag, in Markdown; empty for most."""
+    return _DESCRIPTIONS.get(name.partition("/")[0].removeprefix("esdmon_"), "")
+
+
 def _histogram(layer: LayerReport, *, limits: str, counts: str) -> dict[str, Any]:
     """Return the histogram of log₁₀ λ in TensorBoard's terms.
 
@@ -158,14 +196,17 @@ def _histogram(layer: LayerReport, *, limits: str, counts: str) -> dict[str, Any
 
 
 def _layout(report: Report) -> dict[str, dict[str, list[Any]]]:
-    """Return the charts of the tab of custom scalars: some measures of all layers, and alpha with its range."""
-    names = [layer.name for layer in report] + list(report.waiting)
-    together = ("alpha", "phase", "mp_soft_rank", "stable_rank", "n_spikes")
-    ranges = {
-        name: ["Margin", [tag(which, name) for which in ("alpha", "alpha_low", "alpha_high")]]
-        for name in names[:_MAX_RANGE_CHARTS]
+    """Return the charts of the tab of custom scalars: measures of all layers, and alpha with its range."""
+    charts = {
+        f"phase: {_PHASE_NAMES}": "phase",
+        "alpha, where there is a power law": "alpha",
+        "alpha of fits to noise": "alpha_noise",
+        **{name: name for name in ("mp_soft_rank", "stable_rank", "n_spikes")},
     }
-    return {
-        "all layers": {which: ["Multiline", [f"esdmon_{which}/.*"]] for which in together},
-        "alpha, and the range of fits nearly as good": ranges,
-    }
+    layout = {"all layers": {title: ["Multiline", [f"esdmon_{quantity}/.*"]] for title, quantity in charts.items()}}
+    if report.max_tags is None:  # else the range has no series
+        names = [*(layer.name for layer in report), *report.waiting][:_MAX_RANGE_CHARTS]
+        layout["alpha, and the range of fits nearly as good"] = {
+            name: ["Margin", [tag(which, name) for which in ("alpha", "alpha_low", "alpha_high")]] for name in names
+        }
+    return layout

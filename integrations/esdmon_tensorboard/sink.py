@@ -1,4 +1,8 @@
-"""A sink that writes records to TensorBoard."""
+"""A sink that writes records to TensorBoard.
+
+TensorBoard sorts what it shows by tag. What is to be seen first has tags that sort before all others of ours:
+`esdmon/overview`, a picture of the phases of all layers, and `esdmon/alerts`, what fires now.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Self, final
 
 from esdmon.errors import MissingExtraError
 from esdmon.notice import nearby
-from esdmon.present import Media, draw_esd
+from esdmon.present import Media, Overview, draw_esd
+from esdmon.present.overview import alert_text
 from esdmon.present.scalars import scalars, tag
 from esdmon_tensorboard.outputs import Output, output_for
 from esdmon_tensorboard.tensors import TensorLog
@@ -35,7 +40,7 @@ class TensorBoardSink:
 
     `TensorBoardSink.open(folder)` writes event files of its own; `TensorBoardSink(writer)` uses a writer of the user's,
     which stays open. Tags are those of `esdmon.present.scalars`. Pictures are queued by `write` and `alert`, and drawn
-    one by one by `catch_up`.
+    one by one by `catch_up`, the overview of all layers first.
 
     Args:
         writer: a `SummaryWriter` of torch or tensorboardX, any object with their methods, or event files of our own.
@@ -47,6 +52,9 @@ class TensorBoardSink:
         self._clock = clock
         self._media = Media()
         self._tensors = TensorLog()
+        self._overview = Overview()
+        self._drew_overview = False
+        self._described: set[str] = set()
         self._report: Report | None = None
 
     @classmethod
@@ -74,6 +82,7 @@ class TensorBoardSink:
         self._target.rewind(step)
         self._media.rewind(step)
         self._tensors.restart()
+        self._overview.rewind(step)
 
     def write(self, report: Report) -> None:
         """Write scalars and due histograms, and queue pictures of layers whose phase has changed."""
@@ -82,19 +91,26 @@ class TensorBoardSink:
             output.layout(report)
             self._tensors.restart()
             self._target.needs_layout = False
+            self._described = set()
+        if self._report is None:  # the tab of texts shows first what was written first
+            output.text("esdmon/alerts", alert_text(self._overview.timeline), report.x)
         self._report = report
-        due = self._media.histograms(report)
-        output.numbers(scalars(report), due, report.x)
+        numbers, due = scalars(report, as_charts=True), self._media.histograms(report)
+        output.numbers(numbers, due, report.x, new=numbers.keys() - self._described)
+        self._described |= numbers.keys()
         output.tensors(self._tensors.reading(report, due), report.x)
         self._media.queue_changed(report)
+        self._overview.take(report)
         self._target.flush()
 
     def alert(self, alert: Alert) -> None:
-        """Write the message by rule and layer, and queue pictures of the layers; the summary has the scalar."""
+        """Write the message by rule and layer, and what fires now; queue pictures. The summary has the scalar."""
         report = self._report
         x = alert.step if report is None else report.x
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
+        self._overview.alert(alert)
         output = self._target.output(alert.step, x)
+        output.text("esdmon/alerts", alert_text(self._overview.timeline), x)
         output.text(tag("alert", f"{alert.rule}/{alert.layer or 'model'}"), text, x)
         output.tensors(self._tensors.alert(alert, x), x)
         by_name = {} if report is None else {layer.name: layer for layer in report}
@@ -103,10 +119,14 @@ class TensorBoardSink:
         self._target.flush()
 
     def catch_up(self) -> bool:
-        """Draw one picture of the queue. Return True if there are more."""
-        self._draw_next()
+        """Draw the overview if it is due, or one picture of the queue, in turn. Return True if there are more."""
+        if self._report is not None and self._overview.is_due and not (self._drew_overview and self._media):
+            self._draw_overview(self._report)
+        else:
+            self._drew_overview = False
+            self._draw_next()
         self._target.flush()
-        return len(self._media) > 0
+        return self._overview.is_due or len(self._media) > 0
 
     def where(self) -> str:
         """Return the command that shows the files."""
@@ -125,6 +145,10 @@ class TensorBoardSink:
         finally:
             self._target.close()
 
+    def _draw_overview(self, report: Report) -> None:
+        self._drew_overview = True
+        self._target.output(report.step, report.x).picture("esdmon/overview", self._overview.draw(), report.x)
+
     def _draw_next(self) -> None:
         layer = self._media.take()
         if layer is not None:
@@ -134,6 +158,9 @@ class TensorBoardSink:
     def _write_last(self, report: Report) -> None:
         table = "\n".join(f"    {line}" for line in str(report).splitlines())
         self._target.output(report.step, report.x).text("esdmon_report", table, report.x)
+        self._overview.make_due()
+        if self._overview.is_due:
+            self._draw_overview(report)
         self._media.queue_last(report)
         start, waiting = self._clock(), len(self._media)
         for _ in range(min(waiting, MAX_LAST_PICTURES)):

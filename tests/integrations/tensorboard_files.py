@@ -19,7 +19,7 @@ from esdmon.spectrum import Phase
 from esdmon.testing import reports
 from esdmon_tensorboard import TensorBoardSink
 
-TAG = "esdmon_alpha/a"
+TAG = "esdmon_stable_rank/a"
 
 
 def events_of(folder: Path) -> EventAccumulator:
@@ -44,7 +44,8 @@ def report_of(names: str, step: int, phase: Phase = Phase.RANDOM_LIKE, host_step
 def pictures(folder: Path) -> dict[str, list[int]]:
     """Return the steps of the pictures of each layer."""
     events = events_of(folder)
-    return {tag.rpartition("/")[2]: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
+    tags = [tag for tag in events.Tags()["images"] if tag.startswith("esdmon_picture/")]
+    return {tag.rpartition("/")[2]: [image.step for image in events.Images(tag)] for tag in tags}
 
 
 def steps_of_python(folder: Path, tag: str) -> list[int]:
@@ -109,10 +110,10 @@ def write_run(folder: Path, steps: Iterable[int], *, run: str = "aa", rewound: i
     return sink
 
 
-def watch_for(steps: int, sinks: list[str | TensorBoardSink]) -> esdmon.Monitor:
+def watch_for(steps: int, sinks: list[str | TensorBoardSink], *, max_tags: int | None = 200) -> esdmon.Monitor:
     torch.manual_seed(0)
     model = nn.ModuleDict({"fc1": nn.Linear(128, 96), "fc2": nn.Linear(96, 20)})
-    with esdmon.watch(model, every=10, budget=None, sinks=sinks) as monitor:
+    with esdmon.watch(model, every=10, budget=None, sinks=sinks, max_tags=max_tags) as monitor:
         for _ in range(steps):
             monitor.step()
     return monitor

@@ -25,10 +25,10 @@ def test_readings_are_at_the_x_of_the_loss_in_each_logger(tmp_path: Path) -> Non
     trainer(tmp_path, callback, logger=[board, table]).fit(Small(), batches())
     written = events(board.log_dir)
     losses = [point.step for point in written.Scalars("loss")]
-    points = written.Scalars("esdmon_alpha/net.0")
+    points = written.Scalars("esdmon_stable_rank/net.0")
     assert [losses.index(point.step) for point in points] == [4, 9, 14, 19]  # of the 5th, 10th … batch
     rows = list(csv.DictReader((Path(table.log_dir) / "metrics.csv").open()))
-    in_csv = {int(row["step"]): float(row["esdmon_alpha/net.0"]) for row in rows if row["esdmon_alpha/net.0"]}
+    in_csv = {int(row["step"]): float(row["esdmon_stable_rank/net.0"]) for row in rows if row["esdmon_alpha/net.0"]}
     assert in_csv == pytest.approx({point.step: point.value for point in points})
     report = monitor_of(callback).report
     assert report is not None

@@ -8,24 +8,24 @@ import pytest
 import tensorboardX
 from torch.utils.tensorboard import SummaryWriter
 
+from esdmon.present.scalars import CHIEF
 from esdmon.records import Alert
 from esdmon.spectrum.measures import BUILT_IN_MEASURES
 from esdmon_tensorboard import TensorBoardSink
 from tests.integrations.tensorboard_files import TAG, events_of, report_of, steps_of_python, watch_for
 
 
-def test_every_measure_of_every_layer_is_a_scalar_at_every_reading(tmp_path: Path) -> None:
-    """TensorBoard's own reader finds the values that were reported."""
-    monitor = watch_for(30, [f"tensorboard:{tmp_path}"])
+@pytest.mark.parametrize("max_tags", [200, None])
+def test_measures_of_every_layer_are_scalars_at_every_reading(tmp_path: Path, max_tags: int | None) -> None:
+    """TensorBoard's own reader finds the values that were reported: of the chief measures, or of all on request."""
+    monitor = watch_for(30, [f"tensorboard:{tmp_path}"], max_tags=max_tags)
     events = events_of(tmp_path)
     tags = set(events.Tags()["scalars"])
-    expected = {
-        f"esdmon_{measure.name}/{layer}"
-        for measure in BUILT_IN_MEASURES
-        for layer in ("fc1", "fc2")
-        if not measure.needs
-    }
-    assert expected | {"esdmon_phase/fc1", "esdmon_phase/fc2", "esdmon_summary/stable_rank_median"} <= tags
+    names = CHIEF if max_tags else [measure.name for measure in BUILT_IN_MEASURES if not measure.needs]
+    drawn = ["alpha_noise" if name == "alpha" else name for name in (*names, "phase")]  # these layers are noise
+    expected = {f"esdmon_{name}/{layer}" for name in drawn for layer in ("fc1", "fc2")}
+    assert {tag for tag in tags if not tag.startswith("esdmon_summary/")} == expected
+    assert "esdmon_summary/stable_rank_median" in tags
     points = events.Scalars("esdmon_stable_rank/fc1")
     assert [point.step for point in points] == [10, 20, 30]
     assert monitor.report is not None
@@ -50,7 +50,7 @@ def test_the_users_own_writer_stays_open(tmp_path: Path) -> None:
     watch_for(10, [TensorBoardSink(writer)])
     writer.add_scalar("loss", 1.0, 11)
     writer.close()
-    assert {"loss", "esdmon_alpha/fc1"} <= set(events_of(tmp_path).Tags()["scalars"])
+    assert {"loss", "esdmon_stable_rank/fc1"} <= set(events_of(tmp_path).Tags()["scalars"])
 
 
 @pytest.mark.parametrize("close_early", [False, True], ids=["open", "closed"])
@@ -68,11 +68,12 @@ def test_a_writer_of_any_kind_has_all(tmp_path: Path, kind: Any, close_early: bo
     sink.close()
     writer.close()
     tags = events_of(tmp_path).Tags()
-    assert {"esdmon_alpha/a", "esdmon_phase/b"} <= set(tags["scalars"])
+    assert {"esdmon_stable_rank/a", "esdmon_phase/b"} <= set(tags["scalars"])
     assert set(tags["histograms"]) == {"esdmon_esd/a", "esdmon_esd/b"}
-    assert set(tags["images"]) == {"esdmon_picture/a", "esdmon_picture/b"}
-    assert {"esdmon_alert/r/a/text_summary", "esdmon_report/text_summary"} <= set(tags["tensors"])
-    assert {point.step for point in events_of(tmp_path).Scalars("esdmon_alpha/a")} == {10, 20}
+    assert set(tags["images"]) == {"esdmon/overview", "esdmon_picture/a", "esdmon_picture/b"}
+    texts = {"esdmon/alerts/text_summary", "esdmon_alert/r/a/text_summary", "esdmon_report/text_summary"}
+    assert texts <= set(tags["tensors"])
+    assert {point.step for point in events_of(tmp_path).Scalars("esdmon_stable_rank/a")} == {10, 20}
 
 
 def test_a_writer_that_takes_numbers_only_has_the_numbers() -> None:
@@ -90,7 +91,7 @@ def test_a_writer_that_takes_numbers_only_has_the_numbers() -> None:
     sink.write(report_of("a", 10))
     sink.flush()
     sink.close()
-    assert "esdmon_alpha/a" in writer.tags
+    assert "esdmon_stable_rank/a" in writer.tags
 
 
 def test_a_writer_of_the_users_in_the_same_folder_loses_nothing(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_a_folder_that_is_deleted_is_created_again(tmp_path: Path, caplog: pytes
             with torch.no_grad():
                 model.weight.mul_(1.1)
     assert monitor.errors == ()
-    assert [point.step for point in events_of(folder).Scalars("esdmon_alpha/Linear")] == [4, 5, 6]
+    assert [point.step for point in events_of(folder).Scalars("esdmon_stable_rank/Linear")] == [4, 5, 6]
     assert caplog.text.count("was deleted, and its content is lost. Writing continues in a new file") == 1
 
 
@@ -112,7 +112,7 @@ def test_a_script_that_is_run_twice_has_two_runs(tmp_path: Path) -> None:
     for _ in range(2):
         watch_for(10, [f"tensorboard:{tmp_path}"])
     for folder in (tmp_path, tmp_path / "run-2"):
-        assert [point.step for point in events_of(folder).Scalars("esdmon_alpha/fc1")] == [10]
+        assert [point.step for point in events_of(folder).Scalars("esdmon_stable_rank/fc1")] == [10]
 
 
 def test_nothing_is_made_before_there_is_something_to_write(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_readings_are_beside_the_trainers_in_tensorboard(tmp_path: Path) -> None
     trainer(tmp_path, callback, report_to=["tensorboard"]).train()
     (run,) = (tmp_path / "runs").iterdir()
     assert scalar_steps(run, "train/loss") == list(range(1, 13))
-    assert scalar_steps(run / "esdmon", f"esdmon_alpha/{NAMES[0]}") == [4, 8, 12]
+    assert scalar_steps(run / "esdmon", f"esdmon_stable_rank/{NAMES[0]}") == [4, 8, 12]
     report = monitor_of(callback).report
     assert report is not None
     assert [layer.name for layer in report][:3] == NAMES
@@ -118,4 +118,4 @@ def test_trackers_of_accelerate_get_the_readings(tmp_path: Path) -> None:
     assert monitor.errors == ()
     folder = next(path.parent for path in tmp_path.rglob("events.out.tfevents.*"))
     assert scalar_steps(folder, "loss") == [1, 2, 3, 4]
-    assert scalar_steps(folder, "esdmon_alpha/Linear") == [2, 4]
+    assert scalar_steps(folder, "esdmon_stable_rank/Linear") == [2, 4]

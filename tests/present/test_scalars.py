@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from esdmon.present.scalars import CHIEF, Namespace, portable, scalars, summary_tags, tag
 from esdmon.records import Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
+from esdmon.spectrum.measures import BUILT_IN_MEASURES
 
 EVERYWHERE = re.compile(r"[A-Za-z0-9_\-.:/ ]+")
 
@@ -154,3 +155,35 @@ def test_a_sink_that_was_never_closed_and_is_gone_holds_no_name() -> None:
     place = object()
     Namespace(place, "the run")("esdmon/step")
     assert Namespace(place, "the run")("esdmon/step") == "esdmon/step"
+
+
+def test_of_the_default_measures_the_chief_ones_have_charts() -> None:
+    """Those of a plugin, and those that a user has named, have charts too; None means all."""
+    default = {measure.name: 2.0 for measure in BUILT_IN_MEASURES if not measure.needs}
+    layer = LayerReport("a", "ok", 1, alpha_is_meaningful=True, measures=default | {"of_a_plugin": 1.0})
+    report = Report(1, (layer,), Coverage(0, 0), max_tags=200)
+
+    def charted(report: Report) -> set[str]:
+        tags = [tag for tag in scalars(report, as_charts=True) if not tag.startswith("esdmon_summary/")]
+        return {tag.removeprefix("esdmon_").removesuffix("/a") for tag in tags}
+
+    assert charted(report) == {*CHIEF, "phase", "of_a_plugin"}
+    assert charted(replace(report, max_tags=None)) == {*default, "phase", "of_a_plugin"}
+    named = replace(layer, measures={"alpha": 2.0, "frobenius_norm": 3.0})
+    assert charted(replace(report, layers=(named,))) == {"alpha", "frobenius_norm", "phase"}
+
+
+def test_an_alpha_of_noise_has_another_chart() -> None:
+    """Also in the medians of a kind, each over its own layers; other trackers have one series of alpha."""
+    layers = tuple(
+        LayerReport(f"h.{k}.fc", "ok", 1, alpha_is_meaningful=k < 10, measures={"alpha": float(k)}) for k in range(60)
+    )
+    report = Report(1, layers, Coverage(0, 0), max_tags=50)
+    charts = scalars(report, as_charts=True)
+    assert charts["esdmon_alpha/h.all.fc"] == 4.5
+    assert charts["esdmon_alpha_noise/h.all.fc"] == 34.5
+    assert charts["esdmon_alpha/h.0.fc"] == 0
+    assert charts["esdmon_alpha_noise/h.59.fc"] == 59
+    assert not {"esdmon_alpha_noise/h.0.fc", "esdmon_alpha/h.59.fc"} & charts.keys()
+    assert len([tag for tag in charts if not tag.startswith("esdmon_summary/")]) <= 50
+    assert scalars(report)["esdmon_alpha/h.all.fc"] == 29.5

@@ -104,7 +104,7 @@ def test_the_series_go_on_without_gap_doubling_or_a_step_back(tmp_path: Path) ->
     assert [record["step"] for record in lines(tmp_path / "parts") if record.get("name") == "0"] == [2]
     expected = scalars(tmp_path / "whole")
     assert scalars(tmp_path / "parts") == expected
-    assert [step for step, _ in expected["esdmon_alpha/2"]] == list(range(2, STEPS + 1, 2))
+    assert [step for step, _ in expected["esdmon_stable_rank/2"]] == list(range(2, STEPS + 1, 2))
     assert [report.step for report in resumed.sink.reports] == list(range(10, STEPS + 1, 2))
     last, other = resumed.monitor.report, whole.monitor.report
     assert last is not None

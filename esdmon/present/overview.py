@@ -1,0 +1,287 @@
+"""Draw the phases of all layers over a run in one picture: which layer, since which step, and which alerts fire.
+
+It is drawn with Pillow, which TensorBoard installs, in letters that can be read where a tracker shows it half as large.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esdmon.errors import MissingExtraError
+from esdmon.present.scalars import kinds
+from esdmon.records import Alert, Report
+from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
+from esdmon.records.timeline import Episode, Stage, Timeline
+from esdmon.spectrum import Phase
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw
+
+WIDTH, HEIGHT = 480, 360
+_LEFT, _RIGHT, _TOP, _BOTTOM = 132, 8, 78, 86  # margins of the map
+_TEXT, _BACKGROUND, _UNREAD = "#222222", "#ffffff", "#eef0f2"
+_SINGLE_ROWS: Final = 14
+"""Layers up to which each has a row with its name; more are grouped by kind. Our choice."""
+_LINE = 20  # pixels from one line of text to the next
+_LAST_READING = 0.02  # of the width, for what the last reading has found
+_REDRAWN_AFTER = 50
+"""A picture is drawn again after a fiftieth of all readings: 10 000 readings have some 300. Our choice."""
+_STATES: Final[Mapping[str, str]] = {
+    **{phase.value: colour for phase, colour in PHASE_HEX.items()},
+    "nonfinite": "#111111",
+    "degenerate": "#6b5b4b",
+    "failed": "#6b2b4b",
+    "skipped": "#8a8a8a",
+}
+"""The colour of each phase, and of each status without one."""
+
+
+@final
+class Overview:
+    """The picture of one sink: what it shows, and when it is due to be drawn again."""
+
+    def __init__(self) -> None:
+        self._can_draw = _can_draw()
+        self.timeline = Timeline()
+        self._alerts: list[Alert] = []
+        self._readings = self._drawn_at = 0
+        self._is_due = False
+
+    @property
+    def is_due(self) -> bool:
+        """Return True if there is something new to draw, and Pillow to draw with."""
+        return self._is_due and self._can_draw and self.timeline.last is not None
+
+    def take(self, report: Report) -> None:
+        """Add a report."""
+        self.timeline.take(report)
+        self._readings += 1
+        self._is_due |= self._readings - self._drawn_at >= max(1, self._readings // _REDRAWN_AFTER)
+
+    def alert(self, alert: Alert) -> None:
+        """Add an alert that has begun, grown or ended."""
+        self.timeline.alert(alert)
+        self._alerts.append(alert)
+        self._is_due = True
+
+    def rewind(self, step: int) -> None:
+        """Forget what happened after a step."""
+        self._alerts = [alert for alert in self._alerts if alert.step <= step]
+        self.timeline.rewind(step, self._alerts)
+        self._is_due = False
+
+    def make_due(self) -> None:
+        """Draw what the last report says, though the next picture was not due yet."""
+        self._is_due |= self._drawn_at < self._readings
+
+    def draw(self) -> NDArray[np.uint8]:
+        """Draw the picture, which is then not due before there is more."""
+        self._is_due, self._drawn_at = False, self._readings
+        return draw_overview(self.timeline)
+
+
+class _Row(NamedTuple):
+    """Where a layer is drawn."""
+
+    name: str
+    top: float
+    bottom: float
+
+
+def draw_overview(timeline: Timeline) -> NDArray[np.uint8]:
+    """Draw a row for each layer, coloured by its phase from left to right, with alerts, a legend and the steps.
+
+    Returns:
+        RGB values of shape (360, 480, 3).
+
+    Raises:
+        MissingExtraError: without Pillow.
+    """
+    try:
+        from PIL import Image, ImageDraw  # noqa: PLC0415 -- optional
+    except ImportError as error:
+        raise MissingExtraError("an overview picture", "pillow", "tensorboard") from error
+    picture = Image.new("RGB", (WIDTH, HEIGHT), _BACKGROUND)
+    painter = _Painter(ImageDraw.Draw(picture), timeline)
+    painter.draw()
+    return np.asarray(picture)
+
+
+@final
+class _Painter:
+    """One picture that is being drawn."""
+
+    def __init__(self, pen: "ImageDraw", timeline: Timeline) -> None:
+        from PIL import ImageFont  # noqa: PLC0415 -- optional
+
+        font = ImageFont.load_default(size=17)
+        if not isinstance(font, ImageFont.FreeTypeFont):
+            raise MissingExtraError("an overview picture", "pillow with FreeType", "tensorboard")
+        self._font = font
+        self._pen = pen
+        self._timeline = timeline
+        self._first = min((stages[0].step for stages in timeline.stages.values() if stages), default=0)
+        self._last = self._first if timeline.last is None else max(timeline.last.step, self._first)
+        self._step_width = (1 - _LAST_READING) * (WIDTH - _LEFT - _RIGHT) / max(self._last - self._first, 1)
+
+    def draw(self) -> None:
+        """Draw all parts."""
+        self._write_headline()
+        rows, labels = self._place()
+        for row in rows:
+            self._draw_row(row)
+        for label, middle in labels:
+            self._write(_LEFT - 9, middle - _LINE / 2, label, width=_LEFT - 13, at="right")
+        for episode in self._timeline.episodes:
+            self._mark(episode, {row.name: row for row in rows})
+        self._write_steps()
+        self._write_legend()
+
+    def _write_headline(self) -> None:
+        firing = [episode for episode in self._timeline.firing if episode.alert.severity != "info"]
+        count = f"{len(firing)} alert{'s fire' if len(firing) != 1 else ' fires'}" if firing else "No alert fires"
+        self._write(8, 2, f"{count} at step {self._last}", colour=_severity(firing[0]) if firing else _TEXT, bold=True)
+        for line, episode in enumerate(firing[:2]):
+            layers = episode.alert.layers or ((episode.alert.layer,) if episode.alert.layer else ())
+            where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
+            text = f"{episode.alert.rule}{where} since step {episode.alert.since}"
+            self._write(8, 2 + (line + 1) * _LINE, text, width=WIDTH - 16, colour=_severity(episode))
+
+    def _place(self) -> tuple[list[_Row], list[tuple[str, float]]]:
+        """Return the row of each layer, and labels with the height at which they stand."""
+        names = list(self._timeline.stages)
+        height = HEIGHT - _BOTTOM - _TOP
+        if len(names) <= _SINGLE_ROWS:
+            each = min(height / max(len(names), 1), 48.0)
+            single = [_Row(name, _TOP + k * each, _TOP + (k + 1) * each - 1) for k, name in enumerate(names)]
+            return single, [(row.name, (row.top + row.bottom) / 2) for row in single]
+        bands = kinds(names)
+        gap = min(3.0, 0.25 * height / len(bands))
+        each = (height - gap * (len(bands) - 1)) / len(names)
+        rows: list[_Row] = []
+        labels: list[tuple[str, float]] = []
+        top = float(_TOP)
+        for kind, members in bands.items():
+            rows += [_Row(name, top + k * each, top + (k + 1) * each) for k, name in enumerate(members)]
+            middle, top = top + len(members) * each / 2, top + len(members) * each + gap
+            if not labels or middle - labels[-1][1] >= _LINE:
+                labels.append((kind, middle))
+        return rows, labels
+
+    def _draw_row(self, row: _Row) -> None:
+        stages = self._timeline.stages[row.name]
+        self._pen.rectangle((_LEFT, row.top, WIDTH - _RIGHT, _under(row)), fill=_UNREAD)
+        for k, stage in enumerate(stages):
+            end = self._x(stages[k + 1].step) if k + 1 < len(stages) else WIDTH - _RIGHT
+            box = (self._x(stage.step), row.top, max(end, self._x(stage.step) + 1), _under(row))
+            self._pen.rectangle(box, fill=_STATES.get(stage.state, _UNREAD))
+
+    def _mark(self, episode: Episode, rows: Mapping[str, _Row]) -> None:
+        """Draw a triangle above the map where an alert began, and lines in its rows, if they are high enough."""
+        x, colour = self._x(episode.began), _severity(episode)
+        self._pen.polygon([(x, _TOP - 2), (x - 5, _TOP - 12), (x + 5, _TOP - 12)], fill=colour)
+        if episode.alert.severity == "info":
+            return
+        end = WIDTH - _RIGHT if episode.ended is None else self._x(episode.ended)
+        for name in episode.alert.layers:
+            if name in rows and rows[name].bottom - rows[name].top >= 8:
+                middle = (rows[name].top + rows[name].bottom) / 2
+                self._pen.line((x, middle, max(end, x + 2), middle), fill="#ffffff", width=6)
+                self._pen.line((x, middle, max(end, x + 2), middle), fill="#111111", width=2)
+            elif name in rows and episode.ended is None:
+                middle = (rows[name].top + rows[name].bottom) / 2
+                self._pen.rectangle((_LEFT - 7, middle - 3, _LEFT - 2, middle + 3), fill=colour)
+                self._pen.line((x, middle, end, middle), fill="#111111")
+
+    def _write_steps(self) -> None:
+        bottom = HEIGHT - _BOTTOM + 2
+        self._write(_LEFT, bottom, f"step {self._first}")
+        self._write(WIDTH - _RIGHT, bottom, str(self._last), at="right")
+
+    def _write_legend(self) -> None:
+        used = {stage.state for stages in self._timeline.stages.values() for stage in stages}
+        x, y = 8.0, HEIGHT - _BOTTOM + 2.0 + _LINE + 4
+        for state in (state for state in _STATES if state in used):
+            width = 20 + self._font.getlength(state) + 12
+            if x + width > WIDTH:
+                x, y = 8.0, y + _LINE
+            self._pen.rectangle((x, y + 4, x + 13, y + 17), fill=_STATES[state])
+            self._write(x + 18, y, state)
+            x += width
+
+    def _x(self, step: int) -> float:
+        return _LEFT + max(step - self._first, 0) * self._step_width
+
+    def _write(
+        self,
+        x: float,
+        y: float,
+        text: str,
+        *,
+        width: float = WIDTH,
+        at: str = "left",
+        colour: str = _TEXT,
+        bold: bool = False,
+    ) -> None:
+        text = self._fitted(text, width)
+        left = x - self._font.getlength(text) if at == "right" else x
+        self._pen.text((left, y), text, fill=colour, font=self._font, stroke_width=0.4 if bold else 0)
+
+    def _fitted(self, text: str, width: float) -> str:
+        """Return a text that fits, with `…` in the place of its beginning: names differ at their ends."""
+        text = "".join(letter if letter.isprintable() else "?" for letter in text)
+        if self._font.getlength(text) <= width:
+            return text
+        start = bisect_right(range(len(text)), -width, key=lambda k: -self._font.getlength(f"…{text[k:]}"))
+        return f"…{text[start:]}"
+
+
+def _under(row: _Row) -> float:
+    return max(row.bottom - 1, row.top)
+
+
+def _severity(episode: Episode) -> str:
+    return SEVERITY_HEX[episode.alert.severity]
+
+
+def _can_draw() -> bool:
+    """Return whether a picture can be drawn, so that none fails, or imports something, while a model trains."""
+    timeline = Timeline()
+    timeline.stages["fc"] = [Stage(0, Phase.RANDOM_LIKE.value)]
+    try:
+        draw_overview(timeline)
+    except Exception:  # noqa: BLE001 -- Pillow is missing, or without its letters: there is no picture
+        return False
+    return True
+
+
+def alert_text(timeline: Timeline, *, ended: int = 5) -> str:
+    """Return in Markdown what fires now, the worst first, and the alerts that ended last.
+
+    Args:
+        timeline: the course of the run.
+        ended: number of alerts that have ended.
+    """
+    firing = timeline.firing
+    lines = [
+        f"**{len(firing)} alert{'s fire' if len(firing) != 1 else ' fires'} now**"
+        if firing
+        else "**No alert fires now**",
+        "",
+    ]
+    lines += [
+        f"- **{each.alert.severity}**, since step {each.alert.since}: {_plain(each.alert.message)}" for each in firing
+    ]
+    over = [episode for episode in timeline.episodes if episode.ended is not None][-ended:][::-1]
+    if over:
+        lines += ["", "Ended:", ""]
+        lines += [f"- steps {each.began} to {each.ended}: {_plain(each.alert.message)}" for each in over]
+    return "\n".join(lines)
+
+
+def _plain(message: str) -> str:
+    """Return a message in which Markdown finds nothing to format, such as the `_` or `*` of a name."""
+    return "".join(f"\\{letter}" if letter in r"\`*_{}[]<>#|" else letter for letter in message)
