@@ -28,6 +28,7 @@ from esdmon.weights.checkpoint.stored import (
     read_storages,
     storage_of,
 )
+from esdmon.weights.matrix import UnreadableError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 ZIP = b"PK\x03\x04"
@@ -98,11 +99,13 @@ def _clear_errors(path: Path) -> Iterator[None]:
         yield
     except CodeError as error:
         raise InputError(f"{path} {_refusal(str(error))}") from error
-    except (PickleError, zipfile.BadZipFile, struct.error) as error:
-        msg = f"{path} is truncated or not a torch checkpoint: {error}"
-        raise InputError(" ".join(msg.split())) from error
     except InputError as error:
         raise InputError(f"{path} {error}") from error
+    except (OSError, UnreadableError):
+        raise
+    except Exception as error:  # of our parser, or of zipfile, which has many kinds for a damaged archive
+        msg = f"{path} is truncated or not a torch checkpoint: {error}"
+        raise InputError(" ".join(msg.split())) from error
 
 
 def _load_zip(file: BinaryIO) -> tuple[Any, Places]:
