@@ -5,12 +5,10 @@ Their index says which tensors there are, and where each chunk of one lies; a ch
 """
 
 import io
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -18,7 +16,7 @@ from torch import Tensor
 from esdmon.errors import InputError
 from esdmon.weights.checkpoint.containers import find_weights, unflattened, without_optimizer
 from esdmon.weights.checkpoint.mapping import Checkpoint
-from esdmon.weights.checkpoint.pickled import Call, CodeError, PickleError, parse
+from esdmon.weights.checkpoint.pickled import Call, CodeError, parse
 from esdmon.weights.checkpoint.stored import BUILDERS, dtype_of
 from esdmon.weights.checkpoint.torch_file import load_content, load_tensor
 
@@ -140,5 +138,5 @@ def _read_chunk(folder: Path, chunk: _Chunk) -> Tensor:
     try:
         tensor, places = load_content(lambda: io.BytesIO(content))
         return load_tensor(lambda: io.BytesIO(content), tensor, places)
-    except (PickleError, BadZipFile, struct.error, AttributeError) as error:
+    except Exception as error:
         raise InputError(f"{path} is truncated or damaged: {error}") from error

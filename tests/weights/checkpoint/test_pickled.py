@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import contextlib
 import datetime as dt
 import io
 import pathlib
@@ -141,3 +142,18 @@ def test_pickle_is_the_oracle_of_plain_data() -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         if protocol > 2:  # before, bytes are made by a call
             assert parse(io.BytesIO(pickle.dumps(content, protocol)), {}) == content
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_damaged_file_is_an_error_of_ours(zipped: object, tmp_path: Path) -> None:
+    """One byte changed anywhere that matters: the file is read, or refused in one line."""
+    torch.save({"w": torch.ones(12, 11)}, tmp_path / "a.pt", _use_new_zipfile_serialization=bool(zipped))
+    content = (tmp_path / "a.pt").read_bytes()
+    generator = np.random.default_rng(0)
+    places = [*range(0, len(content), 23), *range(len(content) - 300, len(content), 5)]
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] = generator.integers(256)
+        (tmp_path / "b.pt").write_bytes(damaged)
+        with contextlib.suppress(InputError):
+            esdmon.analyze(tmp_path / "b.pt", measures=["lambda_max"])
