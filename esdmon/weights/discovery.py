@@ -109,10 +109,17 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Fo
         raise InputError(f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}")
     if not found.matrices and not found.failures:
         kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
-        raise InputError(f"{kind} has no weight matrix to read: esdmon reads parameters of two or more dimensions")
+        raise InputError(
+            f"{kind} has no weight matrix to read: esdmon reads parameters of two or more dimensions{_hint(found)}"
+        )
     unpacked = [_materialize(matrix, materializer) for matrix in found.matrices]
     found.matrices = mark_optional(unpacked, found.heads)
     return found
+
+
+def _hint(found: _Found) -> str:
+    empty = sum(parameter.numel() == 0 for parameter in found.parameters.values())
+    return f", and {empty} are empty, as ZeRO-3 leaves them: join its shards first" if empty else ""
 
 
 def _check_initialized(model: nn.Module) -> None:

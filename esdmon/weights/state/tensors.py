@@ -64,22 +64,31 @@ def outline_like(outline: Tensor, shape: Iterable[int] | None = None) -> Tensor:
     return torch.empty(tuple(outline.shape if shape is None else shape), dtype=dtype, device="meta")
 
 
-def open_state(weights: Mapping[str, Any]) -> State:
+Rename = Callable[[str, Mapping[str, Any]], str]
+"""`(stored name, configuration)` to the name in the module."""
+
+
+def open_state(weights: Mapping[str, Any], rename: Rename) -> State:
     """Return the tensors of a mapping, with the names of wrappers removed.
+
+    Args:
+        weights: names and tensors.
+        rename: applied to the names without wrappers.
 
     Raises:
         InputError: for a value that is not a tensor, nor any other thing that state dicts contain.
     """
     lazy = getattr(weights, "outlines", None)
     flat = dict(lazy if lazy is not None else _flat(weights))
-    clean = _clean_names(flat)
+    config = getattr(weights, "config", {})
+    clean = {rename(name, config): raw for name, raw in _clean_names(flat).items()}
     reasons = getattr(weights, "unreadable", {})
     return State(
         outlines={name: flat[raw] for name, raw in clean.items()},
         read=lambda name: weights[clean[name]] if clean[name] in weights else flat[clean[name]],
         is_lazy=lazy is not None,
         unreadable={name: reasons[raw] for name, raw in clean.items() if raw in reasons},
-        config=getattr(weights, "config", {}),
+        config=config,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
@@ -311,3 +312,36 @@ def test_two_names_that_differ_by_weight_are_both_read() -> None:
     """`proj`, a parameter, beside `proj.weight`, that of a layer."""
     report = esdmon.analyze({"proj": torch.randn(30, 20), "proj.weight": torch.randn(40, 20)})
     assert [(layer.name, layer.N) for layer in report] == [("proj", 30), ("proj.weight", 40)]
+
+
+def moe() -> Any:
+    return transformers.MixtralModel(transformers.MixtralConfig(**SIZES, num_local_experts=4, num_key_value_heads=2))
+
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 90}
+SAVED: dict[str, Callable[[], Any]] = {
+    "Mixtral": moe,
+    "Qwen2Moe": lambda: transformers.Qwen2MoeModel(
+        transformers.Qwen2MoeConfig(**SIZES, num_experts=4, num_key_value_heads=2, moe_intermediate_size=24)
+    ),
+    "ViT": lambda: transformers.ViTModel(transformers.ViTConfig(**SIZES, image_size=32, patch_size=4)),
+    "GPT-NeoX": lambda: transformers.GPTNeoXModel(transformers.GPTNeoXConfig(**SIZES)),
+    "Phi-3": lambda: transformers.Phi3Model(transformers.Phi3Config(**SIZES, num_key_value_heads=2, pad_token_id=0)),
+    "T5": lambda: transformers.T5Model(transformers.T5Config(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)),
+    "ConvNeXt": lambda: transformers.ConvNextModel(
+        transformers.ConvNextConfig(hidden_sizes=[24, 48], depths=[1, 1], num_stages=2)
+    ),
+    "Mamba": lambda: transformers.MambaModel(
+        transformers.MambaConfig(hidden_size=32, num_hidden_layers=2, vocab_size=90)
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", SAVED)
+def test_a_folder_of_transformers_is_read_as_its_module(architecture: str, tmp_path: Path) -> None:
+    """Where `save_pretrained` renames, or stores experts apart, too."""
+    torch.manual_seed(0)
+    model = SAVED[architecture]()
+    model.save_pretrained(tmp_path)
+    expected = esdmon.analyze(model, measures=["lambda_max"])
+    assert_same_reading(esdmon.analyze(tmp_path, measures=["lambda_max"]), expected)

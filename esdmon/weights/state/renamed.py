@@ -1,0 +1,80 @@
+"""Names and experts in files of transformers 5, which stores models in the layout of its earlier versions.
+
+`save_pretrained` turns the parameters of some models back into what earlier versions wrote: experts that are one 3-D
+parameter in the module are one tensor each in the file, and some modules have their old names. Both follow from
+`config.json`; found by comparing modules of transformers 5.24 with what they save.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from esdmon.weights.state.tensors import Entry, State
+
+_FIRST_VERSION = 5
+_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
+    "mixtral": ((r"\bblock_sparse_moe\.", "mlp."),),
+    "vit": (
+        (r"\bencoder\.layer\.", "layers."),
+        (r"\battention\.attention\.(query|key|value)\b", r"attention.\1"),
+        (r"\battention\.query\b", "attention.q_proj"),
+        (r"\battention\.key\b", "attention.k_proj"),
+        (r"\battention\.value\b", "attention.v_proj"),
+        (r"\battention\.output\.dense\b", "attention.o_proj"),
+        (r"\bintermediate\.dense\b", "mlp.fc1"),
+        (r"(layers\.\d+)\.output\.dense\b", r"\1.mlp.fc2"),
+    ),
+}
+"""`model_type` -> patterns of names in its files, and what the module has in their place."""
+_EXPERT = re.compile(r"(?P<block>.*\bexperts)\.(?P<number>\d{1,6})\.(?P<projection>\w+)\.weight")
+_PARTS = {
+    "gate_proj": "gate_up_proj/gate",
+    "w1": "gate_up_proj/gate",
+    "up_proj": "gate_up_proj/up",
+    "w3": "gate_up_proj/up",
+    "down_proj": "down_proj",
+    "w2": "down_proj",
+}
+
+
+def is_of_transformers_5(config: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is that of a file which transformers 5 or later has saved."""
+    version = re.match(r"\d+", str(config.get("transformers_version", "")))
+    return version is not None and int(version[0][:4]) >= _FIRST_VERSION
+
+
+def name_in_module(name: str, config: Mapping[str, Any]) -> str:
+    """Return the name that the module has for a stored name."""
+    if is_of_transformers_5(config):
+        for pattern, replacement in _NAMES.get(str(config.get("model_type")), ()):
+            name = re.sub(pattern, replacement, name)
+    return name
+
+
+def expert_entries(state: State) -> Iterator[Entry]:
+    """Iterate over the experts of each block and projection, as one stack (experts, rows, columns)."""
+    if not is_of_transformers_5(state.config):
+        return
+    experts: defaultdict[tuple[str, str], dict[int, str]] = defaultdict(dict)
+    for name in state.outlines:
+        match = _EXPERT.fullmatch(name)
+        if match and match["projection"] in _PARTS:
+            experts[match["block"], _PARTS[match["projection"]]][int(match["number"])] = name
+    for (block, part), names in experts.items():
+        parts = tuple(names[number] for number in sorted(names))
+        first = state.outlines[parts[0]]
+        is_stack = sorted(names) == list(range(len(names))) and first.is_floating_point() and first.dtype.itemsize > 1
+        if is_stack and len(names) > 1 and all(state.shape(each) == first.shape for each in parts) and first.ndim == 2:
+            yield _stack(state, f"{block}.{part}", parts)
+
+
+def _stack(state: State, name: str, parts: tuple[str, ...]) -> Entry:
+    def read() -> Tensor:
+        return torch.stack([state.read(part) for part in parts])
+
+    first = state.outlines[parts[0]]
+    return Entry(name, torch.empty(len(parts), *first.shape, dtype=first.dtype, device="meta"), read, parts)
