@@ -37,6 +37,54 @@ def vgg11() -> nn.Module:
     return nn.ModuleDict({"features": nn.Sequential(*features), "classifier": nn.Sequential(*classifier)})
 
 
+def narrow_vgg() -> nn.Module:
+    """The layers of VGG at an eighth of their widths."""
+    widths = [3, 16, 32, 48, 64]
+    layers: list[nn.Module] = []
+    for a, b in pairwise(widths):
+        layers += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU()]
+    classifier = nn.Sequential(nn.Linear(256, 96), nn.ReLU(), nn.Dropout(), nn.Linear(96, 100))
+    return nn.ModuleDict({"features": nn.Sequential(*layers), "classifier": classifier})
+
+
+class Bottleneck(nn.Module):
+    """The block of ResNet-50; with groups that of ResNeXt."""
+
+    def __init__(self, inputs: int, width: int, outputs: int, groups: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        if inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+
+
+def bottlenecks(groups: int = 1) -> nn.Module:
+    """The parts of torchvision's ResNet under its names, two stages of two blocks."""
+    width = 32 if groups == 1 else 64
+    stages = {
+        "layer1": nn.Sequential(Bottleneck(32, width, 128, groups), Bottleneck(128, width, 128, groups)),
+        "layer2": nn.Sequential(Bottleneck(128, 2 * width, 256, groups), Bottleneck(256, 2 * width, 256, groups)),
+    }
+    return nn.ModuleDict({"conv1": nn.Conv2d(3, 32, 7, bias=False), **stages, "fc": nn.Linear(256, 100)})
+
+
+def mobilenet() -> nn.Module:
+    """Depthwise and pointwise convolutions in turn, as MobileNet has them."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, stride=2, bias=False), nn.BatchNorm2d(32)]
+    for a, b in pairwise([32, 64, 96, 128]):
+        layers += [nn.Conv2d(a, a, 3, padding=1, groups=a, bias=False), nn.BatchNorm2d(a)]
+        layers += [nn.Conv2d(a, b, 1, bias=False), nn.BatchNorm2d(b)]
+    return nn.ModuleDict({"features": nn.Sequential(*layers), "classifier": nn.Linear(128, 100)})
+
+
+def gru_classifier() -> nn.Module:
+    return nn.ModuleDict({"gru": nn.GRU(40, 48, 2, bidirectional=True), "classifier": nn.Linear(96, 40)})
+
+
 Kernel = int | tuple[int, int]
 Path = Sequence[tuple[int, Kernel]]
 

@@ -38,6 +38,14 @@ VIT: dict[str, Any] = {
     "patch_size": 8,
     "num_labels": 100,
 }
+WAV2VEC2: dict[str, Any] = {
+    **BERT,
+    "conv_dim": [32] * 3,
+    "conv_kernel": [10, 3, 3],
+    "conv_stride": [5, 2, 2],
+    "num_conv_pos_embeddings": 16,
+    "num_conv_pos_embedding_groups": 4,
+}
 LATENT_ATTENTION = {
     "num_key_value_heads": 4,
     "q_lora_rank": 24,
@@ -74,6 +82,11 @@ def clip() -> nn.Module:
     return of("CLIP", "Model", text_config=text, vision_config=VIT, projection_dim=32)()
 
 
+def blip() -> nn.Module:
+    text = {**BERT, "encoder_hidden_size": 64, "max_position_embeddings": 32}
+    return of("Blip", "ForConditionalGeneration", text_config=text, vision_config=VIT, projection_dim=32)()
+
+
 def llama4() -> nn.Module:
     config = transformers.Llama4TextConfig(**EXPERTS, intermediate_size_mlp=96, head_dim=16)
     model = transformers.Llama4ForCausalLM(config)
@@ -100,6 +113,11 @@ ARCHITECTURES: dict[str, Model] = {
     "UNet": plain.UNet,
     "LSTM language model": lambda: plain.LSTMLanguageModel(tied=False),
     "LSTM language model, tied": lambda: plain.LSTMLanguageModel(tied=True),
+    "GRU": plain.gru_classifier,
+    "VGG, narrow": plain.narrow_vgg,
+    "ResNet of bottlenecks": plain.bottlenecks,
+    "ResNeXt": lambda: plain.bottlenecks(groups=4),
+    "MobileNet": plain.mobilenet,
     "experts apart": plain.MixtureOfModules,
     "GPT-2": of("GPT2", "LMHeadModel", **GPT2, add_cross_attention=True),
     "GPT-NeoX": of("GPTNeoX", **BERT),
@@ -112,9 +130,11 @@ ARCHITECTURES: dict[str, Model] = {
     "OPT": of("OPT", **BERT, ffn_dim=128, word_embed_proj_dim=32),
     "Llama": of("Llama", **LLAMA),
     "Llama 4": llama4,
+    "Mistral": of("Mistral", **LLAMA),
     "Gemma": of("Gemma", **LLAMA, head_dim=16),
     "Gemma 2": of("Gemma2", **LLAMA, head_dim=16),
     "GLM-4": of("Glm4", **LLAMA, head_dim=16),
+    "Phi": of("Phi", **BERT),
     "Phi-3": of("Phi3", **LLAMA),
     "Qwen2": of("Qwen2", **LLAMA),
     "Qwen3": of("Qwen3", **LLAMA, head_dim=16),
@@ -128,6 +148,7 @@ ARCHITECTURES: dict[str, Model] = {
     "Mamba 2": of("Mamba2", **BERT, num_heads=8, head_dim=16, n_groups=2),
     "RWKV": of("Rwkv", vocab_size=320, hidden_size=64, num_hidden_layers=2),
     "BERT": of("Bert", "ForMaskedLM", **BERT),
+    "RoBERTa": of("Roberta", "ForMaskedLM", **BERT),
     "DistilBERT": of("DistilBert", "ForMaskedLM", vocab_size=320, dim=64, n_layers=2, n_heads=4, hidden_dim=128),
     "DeBERTa": of("DebertaV2", "ForMaskedLM", **BERT, relative_attention=True, pos_att_type=["p2c", "c2p"]),
     "ALBERT": of("Albert", "ForMaskedLM", **BERT, embedding_size=32),
@@ -135,7 +156,9 @@ ARCHITECTURES: dict[str, Model] = {
     "T5": of("T5", "ForConditionalGeneration", **T5),
     "BART": of("Bart", "ForConditionalGeneration", **BART),
     "Whisper": whisper,
+    "Wav2Vec2": of("Wav2Vec2", "ForCTC", **WAV2VEC2),
     "CLIP": clip,
+    "BLIP": blip,
     "ViT": of("ViT", "ForImageClassification", **VIT),
     "DINOv2": of("Dinov2", "ForImageClassification", **VIT),
     "BEiT": of("Beit", "ForImageClassification", **VIT | {"num_attention_heads": 16}, use_relative_position_bias=True),

@@ -16,7 +16,7 @@ import esdmon
 from esdmon.weights import Selection, discover
 from tests.transformers_models import ARCHITECTURES
 
-HEADS = {"LSTM language model": "decoder.weight", "experts apart": "lm_head.weight"}
+HEADS = {"Wav2Vec2": "lm_head.weight", "LSTM language model": "decoder.weight", "experts apart": "lm_head.weight"}
 """Of models that do not name their output head."""
 ROUTERS = re.compile(r"\.(gate|router|router\.classifier)\.weight$")
 NO_MATRIX = re.compile(r"bias|pos_embed|position_embedding|(cls|mask)_token|A_log")

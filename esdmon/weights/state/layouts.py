@@ -21,6 +21,7 @@ from esdmon.weights.layers.torch_nn import GATES
 _RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_reverse)?)")
 _BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
 _EXPERTS = re.compile(r"(^|\.)(\w*experts?|\w*moe)\.")
+_NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
 _LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
 
 
@@ -179,6 +180,8 @@ def _groups(name: str, shapes: Shapes) -> int:
     with that. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the first are the inputs of the second.
     """
     outputs, inputs = shapes[name][:2]
+    if inputs == 1 and _begins_dense_series(name, shapes):
+        return 1
     if inputs == 1:
         alone = sum(len(shape) > 2 and shape[1] == 1 for key, shape in shapes.items() if key.endswith("weight")) == 1
         return 1 if alone and not _has_source(name, outputs, shapes) else outputs
@@ -193,6 +196,17 @@ def _groups(name: str, shapes: Shapes) -> int:
     ):
         return outputs // inputs
     return 1
+
+
+def _begins_dense_series(name: str, shapes: Shapes) -> bool:
+    """Return whether a convolution is the first of a numbered series, and the next of it has more inputs.
+
+    It reads one channel then, as that of a sound or of a grey image.
+    """
+    pattern = _NUMBER.sub("#", name)
+    series = [key for key in shapes if _NUMBER.sub("#", key) == pattern and len(shapes[key]) == len(shapes[name])]
+    series.sort(key=lambda key: [int(number) for number in _NUMBER.findall(key)])
+    return len(series) > 1 and series[0] == name and shapes[series[1]][1] > 1
 
 
 def _has_source(name: str, outputs: int, shapes: Shapes) -> bool:
