@@ -158,7 +158,7 @@ function drawLines(chart, series, domain, step, width, height) {
   g.fillStyle = colours.mute;
   g.textAlign = 'right';
   g.textBaseline = 'middle';
-  for (const tick of niceTicks(low, high, 3)) {
+  for (const tick of niceTicks(low, high, 4)) {
     stroke(g, [[left, Y(tick)], [right, Y(tick)]], colours.line);
     g.fillText(chart.log ? shown(10 ** tick, 4) : shown(tick), left - 4, Y(tick));
   }
