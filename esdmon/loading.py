@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from esdmon import replay
 from esdmon.errors import InputError, nearest
+from esdmon.present.scalars import kind_of
 from esdmon.records import Alert, LayerReport, Report, html
 from esdmon.records.frame import to_frame
 from esdmon.records.outcome import outcome
@@ -115,7 +116,7 @@ class Run:
         return html.page(html.paragraph(html.strong(first)), *others)
 
     def _rows(self) -> Rows:
-        names = [layer.name for layer in self.last]
+        names = _by_kind([layer.name for layer in self.last])
         states: dict[str, list[str]] = {name: [] for name in names}
         alphas: dict[str, list[float]] = {name: [] for name in names}
         for report in self.reports:
@@ -133,6 +134,12 @@ class Run:
             for name in episode.alert.layers
         ]
         return Rows([report.step for report in self.reports], states, alphas, began)
+
+
+def _by_kind(names: list[str]) -> list[str]:
+    """Return names with those of one kind together, in order of depth: neighbours on a map then look alike."""
+    kinds = [kind_of(name) for name in names]
+    return [name for _, name in sorted(zip(kinds, names, strict=True), key=lambda pair: kinds.index(pair[0]))]
 
 
 def load(run: str | Path, *, number: int | None = None) -> Run:

@@ -160,6 +160,16 @@ def test_a_run_is_plotted(run: esdmon.Run) -> None:
     figure.canvas.draw()
 
 
+def test_layers_of_a_kind_are_neighbours_on_the_map(run: esdmon.Run) -> None:
+    """In order of depth; otherwise the map of a transformer is a rug of stripes."""
+    names = ["in", *(f"h.{k}.{part}" for k in range(11) for part in ("attn", "mlp")), "out"]
+    layer = run.spectrum("lives")
+    report = replace(run.last, layers=tuple(replace(layer, name=name) for name in names))
+    phases, _ = esdmon.Run(run.path, (report,), ()).plot().axes
+    labels = [label.get_text() for label in phases.get_yticklabels()]
+    assert labels == ["in", *(f"h.{k}.attn" for k in range(11)), *(f"h.{k}.mlp" for k in range(11)), "out"]
+
+
 def test_a_layer_is_plotted(run: esdmon.Run) -> None:
     """In axes of the user's, or new ones; the power law is dashed where alpha is not meaningful."""
     layer = run.spectrum("lives")

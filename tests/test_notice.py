@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from esdmon.notice import notice
+from tests.summaries import without_summary
 
 SCRIPT = """
     import torch, esdmon
@@ -22,13 +23,16 @@ SCRIPT = """
 
 
 def test_with_all_defaults_one_line_says_where_readings_go(tmp_path: Path) -> None:
-    """It also says how to open them; nothing else is printed."""
+    """It also says how to open them; nothing else is printed but the summary at the end."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     (folder,) = (tmp_path / "runs").iterdir()
     assert done.stdout == ""
-    assert done.stderr == f"esdmon: readings go to {folder}; `tensorboard --logdir runs` shows them.\n"
+    assert without_summary(done.stderr) == f"esdmon: readings go to {folder}; `tensorboard --logdir runs` shows them.\n"
+    assert done.stderr.splitlines()[-1] == (
+        f"esdmon: look: `tensorboard --logdir runs/{folder.name}`; `esdmon report runs/{folder.name}/esdmon.jsonl`"
+    )
 
 
 def test_a_script_that_logs_gets_it_as_a_log_line(
