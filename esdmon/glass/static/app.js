@@ -41,7 +41,7 @@ const fill = (node, ...children) => node.replaceChildren(...children.filter(isTh
 function httpSource(base) {
   const get = async (route, query = {}) => {
     const answer = await fetch(`${base}/${route}?${new URLSearchParams(query)}`);
-    if (!answer.ok) throw new Error(`${route}: ${answer.status} ${(await answer.text()).slice(0, 200)}`);
+    if (!answer.ok) throw new Error(`${route}: HTTP ${answer.status}`);
     return answer.json();
   };
   return {

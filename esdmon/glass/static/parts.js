@@ -8,7 +8,7 @@ function buildPage(source) {
     where: el('span', {className: 'esd-mute'}),
     refresh: el('button', {type: 'button', textContent: '↻ refresh'}),
     now: el('section', {className: 'esd-now', 'aria-live': 'polite'}),
-    empty: el('p', {className: 'esd-empty'}),
+    empty: el('p', {className: 'esd-empty', textContent: 'Loading …'}),
     legend: el('div', {className: 'esd-legend'}),
     map: el('div', {className: 'esd-map', tabIndex: 0}),
     otherTitle: el('h3'),
@@ -25,7 +25,7 @@ function buildPage(source) {
     table: el('div', {className: 'esd-table'}),
     tip: el('div', {className: 'esd-tip', hidden: true}),
   };
-  const own = el('div', {className: 'esd-body'},
+  const own = el('div', {className: 'esd-body', hidden: true},
     parts.now, parts.legend, parts.map, parts.otherTitle, parts.otherMap,
     el('div', {className: 'esd-columns'},
       el('section', {}, parts.title, el('div', {className: 'esd-bar'}, parts.play, parts.slider),
@@ -42,7 +42,10 @@ function buildPage(source) {
 }
 
 function connect(parts, actions, state, load) {
-  parts.run.addEventListener('change', () => { state.run = parts.run.value; load(); });
+  parts.run.addEventListener('change', () => { // begins at what is wrong in this run
+    Object.assign(state, {run: parts.run.value, selected: null, compared: []});
+    load();
+  });
   parts.other.addEventListener('change', () => { state.other = parts.other.value; load(); });
   parts.refresh.addEventListener('click', actions.refresh);
   parts.play.addEventListener('click', actions.play);
