@@ -59,6 +59,9 @@ class ChartedRun:
     def lines(self, name: str) -> Record:
         """Return the measures of a layer at its readings."""
         values = {measure: self._scalars(measure, name).get(name, {}) for measure in contract.MEASURES}
+        noise = self._scalars("alpha_noise", name).get(name, {})  # alpha where it is not meaningful has its own chart
+        values["alpha_is_meaningful"] = dict.fromkeys(values["alpha"], 1.0) | dict.fromkeys(noise, 0.0) if noise else {}
+        values["alpha"] = values["alpha"] | noise
         steps = sorted({step for points in values.values() for step in points})
         chosen = [steps[k] for k in contract.spread(steps, MAX_POINTS)]
         return contract.lines(chosen, [[points.get(step, math.nan) for step in chosen] for points in values.values()])

@@ -24,7 +24,8 @@ def write_charts_only(folder: Path) -> None:
         for report in made_reports():
             for layer in report:
                 writer.add_scalar(tag("phase", layer.name), layer.phase.code, report.step)
-                writer.add_scalar(tag("alpha", layer.name), layer.measures["alpha"], report.step)
+                chart = "alpha_noise" if layer.name == "out" and report.step > 50 else "alpha"
+                writer.add_scalar(tag(chart, layer.name), layer.measures["alpha"], report.step)
             layer = next(iter(report))
             assert layer.esd is not None
             writer.add_histogram_raw(
@@ -119,6 +120,14 @@ def test_lines_are_those_of_the_layer(server: Server) -> None:
         defined = {name for name, values in found["values"].items() if any(value is not None for value in values)}
         assert defined <= measures
         assert "alpha" in defined
+
+
+def test_alpha_of_noise_is_in_another_chart(server: Server) -> None:
+    """Both are one line of the page, with the part that is not meaningful marked."""
+    found = server.get("lines", run="charts", layer="out")
+    assert found["steps"] == list(range(10, 110, 10))
+    assert found["values"]["alpha"] == pytest.approx([6 + step / 1000 for step in found["steps"]], rel=1e-3)
+    assert found["values"]["alpha_is_meaningful"] == [1] * 5 + [0] * 5
 
 
 def test_spectra_are_those_of_the_layer(server: Server) -> None:
