@@ -5,8 +5,8 @@
 
 An MLP 256-200-200-10 on 1 000 of scikit-learn's digits, begun at eight times the usual scale, with a squared loss on
 one-hot labels and AdamW: the recipe of grokking on images (Liu, Michaud, Tegmark, "Omnigrok", arXiv:2210.01117).
-Trained on without weight decay, test accuracy is said to fall again much later, while the training accuracy stays at
-100 %, with correlation traps as a first witness and alpha as a second (arXiv:2602.02859, on MNIST, to 10^7 steps).
+Trained on without weight decay, test accuracy falls again much later, while the training accuracy stays at 100 %,
+with correlation traps as a first witness and alpha as a second (arXiv:2602.02859, on MNIST, to 10^7 steps).
 
 `train` writes loss and accuracy to `curves.csv` and all that esdmon sees to `esdmon.jsonl`; `draw` makes one picture
 of both.

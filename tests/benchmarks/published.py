@@ -117,7 +117,7 @@ def _bin(pitch: Tensor) -> Tensor:
 
 
 class Speakers:
-    """Tell apart eight speakers of four utterances each, by the end-to-end loss of Wan et al."""
+    """Distinguish eight speakers of four utterances each, by the end-to-end loss of Wan et al."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self.model = SpeakerEncoder()
