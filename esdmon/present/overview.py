@@ -194,7 +194,7 @@ class _Painter:
             elif name in rows and episode.ended is None:
                 middle = (rows[name].top + rows[name].bottom) / 2
                 self._pen.rectangle((_LEFT - 7, middle - 3, _LEFT - 2, middle + 3), fill=colour)
-                self._pen.line((x, middle, end, middle), fill="#111111")
+                self._draw_row(_Row(name, middle - 2, middle + 2))  # a row of one point would not be seen
 
     def _write_steps(self) -> None:
         bottom = HEIGHT - _BOTTOM + 2

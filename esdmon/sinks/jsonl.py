@@ -41,6 +41,7 @@ class JsonlSink:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()  # the working directory may change
         self._run: str | None = None
+        self._has_written = False
         self._begin()
         self._file: io.FileIO | None = None
         try:
@@ -51,7 +52,7 @@ class JsonlSink:
 
     def start(self, run: str) -> None:
         """Use this id for all lines from now on."""
-        self._run = run
+        self._run, self._has_written = run, False
         self._begin()
 
     def write(self, report: Report) -> None:
@@ -97,6 +98,8 @@ class JsonlSink:
 
     def _append(self, file: io.FileIO, records: list[Record]) -> None:
         self._run = self._run or secrets.token_hex(4)
+        if not self._has_written:  # not before: a state that is loaded may continue the run of the file
+            self._warn_of_another_run(self._run)
         head = {"schema": SCHEMA, "kind": "", "run": self._run, "step": 0}
         try:
             text = "".join(f"{_compact.encode(head | record)}\n" for record in records)
@@ -104,6 +107,16 @@ class JsonlSink:
         except BaseException:
             self.close()  # the next write opens the file again, and begins with whole records
             raise
+        self._has_written = True
+
+    def _warn_of_another_run(self, run: str) -> None:
+        if self.path.is_file() and self.path.stat().st_size and lines.last_run(self.path) != run:
+            _log.warning(
+                "esdmon: %s has another run already. This one is appended, with the id %s in its lines. Choose another "
+                "path to keep them apart.",
+                self.path,
+                run,
+            )
 
     def _current_file(self) -> io.FileIO:
         """Return the file that is at the path now: writing to a deleted or replaced one would lose the lines."""

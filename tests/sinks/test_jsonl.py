@@ -11,7 +11,7 @@ import pytest
 from esdmon.records import SCHEMA, Coverage, Report
 from esdmon.records.layer import RECORD_KEYS
 from esdmon.sinks import JsonlSink, Sink
-from tests.sinks.jsonl_files import ALERT, LAYER, REPORT, lines, write
+from tests.sinks.jsonl_files import ALERT, LAYER, REPORT, append, lines, started, write
 
 
 def test_every_line_says_what_it_is(path: Path) -> None:
@@ -119,13 +119,27 @@ def test_what_is_written_is_seen_at_once(path: Path) -> None:
     sink.close()
 
 
-def test_a_second_run_appends(path: Path) -> None:
-    """Lines of an earlier run are unchanged."""
+def test_a_second_run_appends(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Lines of an earlier run are unchanged, and the log warns once that the file now has two."""
     write(path, REPORT)
+    assert not caplog.records
     before = lines(path)
-    write(path, ALERT)
-    assert lines(path)[:-1] == before
+    write(path, ALERT, ALERT)
+    assert lines(path)[:-2] == before
     assert lines(path)[-1]["kind"] == "alert"
+    (message,) = caplog.messages
+    assert message.startswith(f"esdmon: {path} has another run already.")
+    assert lines(path)[-1]["run"] in message
+
+
+def test_a_run_that_is_continued_is_not_another(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As when a state is loaded: the id that the sink was first given is replaced."""
+    append(path, "aa", 1)
+    sink = started(path, "bb")
+    sink.start("aa")
+    sink.alert(ALERT)
+    sink.close()
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
