@@ -33,7 +33,7 @@ class WatchedModel:
         self._discover = discover
         self._has_warned = False
         self._unread: list[str] = []
-        self._structure: tuple[object, ...] = ()
+        self._structure: tuple[object, ...]
         self._tries = 0
         self._take_up(discover())
 
@@ -119,9 +119,11 @@ class WatchedModel:
         for matrix in watched.matrices:
             with suppress(Exception):  # the reading reports why
                 self.measure(matrix)
-        self._structure = structure(self._model) if isinstance(self._model, nn.Module) else ()
         self._tries = 0
-        self._log_unread(unread(watched))
+        self._structure = ()
+        if isinstance(self._model, nn.Module):  # others are not in training, and their report has the reasons
+            self._structure = structure(self._model)
+            self._log_unread(unread(watched))
 
     def _log_unread(self, sentences: list[str]) -> None:
         level = logging.WARNING if _is_first_rank() else logging.DEBUG

@@ -185,6 +185,8 @@ def _groups(name: str, shapes: Shapes) -> int:
     if inputs == 1:
         alone = sum(len(shape) > 2 and shape[1] == 1 for key, shape in shapes.items() if key.endswith("weight")) == 1
         return 1 if alone and not _has_source(name, outputs, shapes) else outputs
+    if "pos_conv" in name and outputs % inputs == 0:
+        return outputs // inputs  # added to its own input, as in wav2vec 2: as many inputs as outputs
     before, after = _around(name, shapes)
     is_bottleneck = before is not None and after is not None and before[0] == outputs == after[1]
     if (

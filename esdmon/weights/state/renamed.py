@@ -16,18 +16,33 @@ from torch import Tensor
 from esdmon.weights.state.tensors import Entry, State
 
 _FIRST_VERSION = 5
-_NAMES: dict[str, tuple[tuple[str, str], ...]] = {
+_Names = tuple[tuple[str, str], ...]
+_ATTENTION: _Names = (
+    (r"\battention\.(attention|self)\.(query|key|value)\b", r"attention.\2"),
+    (r"\battention\.query\b", "attention.q_proj"),
+    (r"\battention\.key\b", "attention.k_proj"),
+    (r"\battention\.value\b", "attention.v_proj"),
+    (r"\battention\.output\.dense\b", "attention.o_proj"),
+)
+_BLOCK: _Names = (
+    *_ATTENTION,
+    (r"\bintermediate\.dense\b", "mlp.fc1"),
+    (r"((layers|blocks)\.\d+)\.output\.dense\b", r"\1.mlp.fc2"),
+)
+_NAMES: dict[str, _Names] = {
+    "beit": ((r"\bencoder\.layer\.", "layers."), *_BLOCK),
+    "dinov2": _ATTENTION,
     "mixtral": ((r"\bblock_sparse_moe\.", "mlp."),),
-    "vit": (
-        (r"\bencoder\.layer\.", "layers."),
-        (r"\battention\.attention\.(query|key|value)\b", r"attention.\1"),
-        (r"\battention\.query\b", "attention.q_proj"),
-        (r"\battention\.key\b", "attention.k_proj"),
-        (r"\battention\.value\b", "attention.v_proj"),
-        (r"\battention\.output\.dense\b", "attention.o_proj"),
-        (r"\bintermediate\.dense\b", "mlp.fc1"),
-        (r"(layers\.\d+)\.output\.dense\b", r"\1.mlp.fc2"),
+    "segformer": (
+        (r"\bencoder\.patch_embeddings\.(\d+)\.", r"stages.\1.patch_embeddings."),
+        (r"\bencoder\.block\.(\d+)\.", r"stages.\1.blocks."),
+        (r"\battention\.self\.sr\b", "attention.sequence_reduction.sequence_reduction"),
+        *_ATTENTION,
+        (r"\bmlp\.dense([12])\b", r"mlp.fc\1"),
+        (r"\bdecode_head\.linear_c\.", "decode_head.linear_projections."),
     ),
+    "swin": _BLOCK,
+    "vit": ((r"\bencoder\.layer\.", "layers."), *_BLOCK),
 }
 """`model_type` -> patterns of names in its files, and what the module has in their place."""
 _EXPERT = re.compile(r"(?P<block>.*\bexperts)\.(?P<number>\d{1,6})\.(?P<projection>\w+)\.weight")
