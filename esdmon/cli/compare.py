@@ -9,11 +9,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from esdmon.cli.scan_output import View, as_csv, as_json, coverage_record, dead_notes, fitting_table, record_of, shows
+from esdmon.cli.scan_output import (
+    View,
+    as_csv,
+    as_json,
+    as_jsonl,
+    coverage_record,
+    dead_notes,
+    fitting_table,
+    record_of,
+    run_records,
+    shows,
+)
 from esdmon.errors import InputError, printable
 from esdmon.present.columns import Column
 from esdmon.present.verdict import verdict
-from esdmon.records import SCHEMA, LayerReport, Record, Report
+from esdmon.records import LayerReport, Record, Report
 from esdmon.records.text import grouped
 
 Shape = tuple[int, int, int]
@@ -115,6 +126,8 @@ def output(snapshots: Sequence[Snapshot], view: View) -> str:
         ordered = [tracks[layer.name] for layer in view.sorted([track.readings[-1] for track in tracks.values()])]
     if view.form == "json":
         return as_json(_to_json(snapshots, ordered))
+    if view.form == "jsonl":
+        return as_jsonl(_series(snapshots, ordered))
     if view.form == "csv":
         records = [track.to_record() for track in ordered] if len(snapshots) == 2 else _long_records(snapshots, ordered)
         return as_csv(records, view)
@@ -134,16 +147,19 @@ def _to_json(snapshots: Sequence[Snapshot], tracks: Sequence[Track]) -> Record:
         {"path": each.path, "step": each.report.step, "coverage": coverage_record(each.report.coverage)}
         for each in snapshots
     ]
-    readings = [
-        record_of(layer) for snapshot in zip(*(track.readings for track in tracks), strict=True) for layer in snapshot
-    ]
     return {
         "coverage": coverage_record(snapshots[-1].report.coverage),
         "layers": [track.to_record() for track in tracks],
         "checkpoints": checkpoints,
-        "series": [{"schema": SCHEMA, "kind": "layer"} | record for record in readings],
+        "series": run_records(_series(snapshots, tracks)),
         "only_in": {name: [snapshots[place].path for place in places] for name, places in _alone(snapshots).items()},
     }
+
+
+def _series(snapshots: Sequence[Snapshot], tracks: Sequence[Track]) -> list[Report]:
+    """Return a report for each checkpoint, in which nothing has moved that cannot be compared."""
+    readings = zip(*(track.readings for track in tracks), strict=True)
+    return [replace(each.report, layers=layers) for each, layers in zip(snapshots, readings, strict=True)]
 
 
 def _long_records(snapshots: Sequence[Snapshot], tracks: Sequence[Track]) -> list[Record]:

@@ -145,6 +145,13 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print one JSON object")
     form.add_argument(
+        "--jsonl",
+        dest="form",
+        action="store_const",
+        const="jsonl",
+        help="print the JSONL of a run, whose steps are the checkpoints",
+    )
+    form.add_argument(
         "--csv", dest="form", action="store_const", const="csv", help="print one CSV line for each matrix"
     )
     parser.set_defaults(run=_scan, form="table")

@@ -45,7 +45,7 @@ class ScanOptions:
     measures: str | Sequence[str] = "default"
     precision: str = "auto"
     form: str = "table"
-    """table, json or csv."""
+    """table, json, jsonl or csv."""
     columns: Sequence[str] | None = None
     """Names of the columns of a table or of CSV; None for the usual ones."""
     sort: str | None = None
@@ -97,8 +97,10 @@ def scan(settings: ScanOptions) -> int:
 
 def _view(settings: ScanOptions, known: Mapping[str, Measure]) -> View:
     usual = COMPARISON if settings.compare else TABLE
-    if settings.columns and settings.form == "json":
-        raise InputError("--columns chooses columns of a table or of CSV: leave it out, since --json prints all values")
+    if settings.columns and settings.form in ("json", "jsonl"):
+        raise InputError(
+            "--columns chooses columns of a table or of CSV: leave it out, since --json and --jsonl print all values"
+        )
     names = ("layer", *(name for name in settings.columns or usual if name != "layer"))
     sort = None if settings.sort is None else choose_columns("--sort", [settings.sort], known)[0]
     columns = choose_columns("--columns", names, known)

@@ -7,13 +7,13 @@ import io
 import json
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 
 from esdmon.errors import printable
 from esdmon.present.columns import DROPPED_FIRST, Column, sort_layers
 from esdmon.present.verdict import verdict
-from esdmon.records import Coverage, LayerReport, Record, Report
+from esdmon.records import SCHEMA, Coverage, LayerReport, Record, Report
 from esdmon.records.table import WIDTH, format_table
 from esdmon.records.text import alpha_note, grouped, layer_notes
 
@@ -25,7 +25,7 @@ class View:
     """What is printed of the readings, and in which order."""
 
     form: str
-    """table, json or csv."""
+    """table, json, jsonl or csv."""
     columns: tuple[Column, ...]
     sort: Column | None = None
     """None for the model's order."""
@@ -44,6 +44,8 @@ def output(report: Report, view: View) -> str:
     layers = view.sorted(report.layers)
     if view.form == "json":
         return as_json({"coverage": coverage_record(report.coverage), "layers": [record_of(each) for each in layers]})
+    if view.form == "jsonl":
+        return as_jsonl([replace(report, layers=tuple(layers))])
     if view.form == "csv":
         return as_csv([record_of(layer) for layer in layers], view)
     table = fitting_table(view, [[layer] for layer in layers], lambda column, cells: column.show(cells[0]))
@@ -65,6 +67,20 @@ def coverage_record(coverage: Coverage) -> Record:
 def as_json(content: Mapping[str, object]) -> str:
     """Return one JSON object."""
     return json.dumps(content, indent=1, allow_nan=False)
+
+
+def run_records(reports: Iterable[Report]) -> list[Record]:
+    """Return what the JSONL of a run with these readings contains: a record for each layer, then the summary."""
+    records = []
+    for report in reports:
+        records += [{"kind": "layer"} | record_of(layer) for layer in report]
+        records.append({"kind": "summary"} | report.to_summary_record())
+    return [{"schema": SCHEMA, "run": "scan"} | record for record in records]
+
+
+def as_jsonl(reports: Iterable[Report]) -> str:
+    """Return the JSONL of a run with these readings, for whatever reads runs."""
+    return "\n".join(json.dumps(record, allow_nan=False) for record in run_records(reports))
 
 
 def as_csv(records: Sequence[Mapping[str, object]], view: View) -> str:

@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.same_as_module
 
-Names, order aside, shapes, types and phases must be equal, and all measures to a relative 1e-5: the weights are the same,
-but experts that a file keeps apart lie in memory in another way, and a weight norm is multiplied again.
+Names, order aside, shapes, types and phases must be equal, and all measures to a relative 1e-5: the weights are the
+same, but experts that a file keeps apart lie in memory in another way, and a weight norm is multiplied again.
 """
 
 import sys

@@ -13,6 +13,7 @@ import esdmon
 from esdmon.cli import main
 from esdmon.cli.compare import steps_of
 from esdmon.records.serialization import layer_from_record
+from esdmon.replay import reports
 
 SHAPES = {"a.weight": (90, 60), "b.weight": (80, 50), "c.weight": (24, 20, 3, 3)}
 
@@ -71,9 +72,9 @@ def test_the_json_of_a_series_can_be_drawn(steps: list[str], capsys: pytest.Capt
     assert [(each["path"], each["step"]) for each in found["checkpoints"]] == list(
         zip(steps, (50, 200, 1000), strict=True)
     )
-    assert all((record["schema"], record["kind"]) == (1, "layer") for record in found["series"])
+    readings = [record for record in found["series"] if record["kind"] == "layer"]
     for path, step in zip(steps, (50, 200, 1000), strict=True):
-        read = [layer_from_record(record) for record in found["series"] if record["step"] == step]
+        read = [layer_from_record(record) for record in readings if record["step"] == step]
         expected = esdmon.analyze(path, precision="exact")
         assert {layer.name: layer.phase for layer in read} == {layer.name: layer.phase for layer in expected}
         for layer in read:
@@ -81,6 +82,23 @@ def test_the_json_of_a_series_can_be_drawn(steps: list[str], capsys: pytest.Capt
     (a,) = [layer for layer in found["layers"] if layer["name"] == "a"]
     assert a["before_phase"] == a["phase"] == "bulk+spikes"
     assert a["before_N"] == a["N"] == 90
+
+
+def test_the_jsonl_of_a_series_is_that_of_a_run(
+    steps: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever reads runs reads it, such as the replay of alerts."""
+    assert main(["scan", steps[2], "--compare", *steps[:2], "--jsonl"]) == 0
+    (tmp_path / "series.jsonl").write_text(capsys.readouterr().out, encoding="utf-8")
+    read = list(reports(tmp_path / "series.jsonl"))
+    assert [report.step for report in read] == [50, 200, 1000]
+    for path, report in zip(steps, read, strict=True):
+        assert {layer.name: layer.phase for layer in report} == {
+            layer.name: layer.phase for layer in esdmon.analyze(path)
+        }
+    assert math.isnan(read[0]["c"].update_ratio)
+    assert read[2]["c"].update_ratio == pytest.approx(0.5)
+    assert main(["alerts", "replay", str(tmp_path / "series.jsonl")]) == 0
 
 
 def test_csv_of_a_series_is_a_line_for_each_reading(steps: list[str], capsys: pytest.CaptureFixture[str]) -> None:
