@@ -201,7 +201,10 @@ def test_tail_in_a_terminal(sink: JsonlSink, report: Report) -> None:
     """It shows a new reading when it comes, and Ctrl-C ends it well."""
     write(sink, report, 10)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "esdmon", "tail", str(sink.path)]
+    # What runs in the background of a shell ignores Ctrl-C, and so do its children.
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code = f"{listen}from esdmon.cli import main; raise SystemExit(main(['tail', {str(sink.path)!r}]))"
+    command = [sys.executable, "-c", code]
     environment = os.environ | {"COLUMNS": "80", "TERM": "xterm"}
     process = subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
     os.close(theirs)

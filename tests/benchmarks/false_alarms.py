@@ -124,7 +124,7 @@ def do(run: Run, folder: Path) -> Outcome:
     before, after = train(run, task, begin)
     (monitor,) = watched
     fired = Counter(alert.rule for alert in monitor.alerts if alert.state == "firing" and alert.severity != "info")
-    readings = sum('"kind": "summary"' in line for line in path.open(encoding="utf-8"))
+    readings = sum('"kind":"summary"' in line for line in path.open(encoding="utf-8"))
     return Outcome(run, readings, before, after, fired)
 
 

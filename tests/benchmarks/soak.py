@@ -56,7 +56,7 @@ def soak(steps: int, mode: str, folder: Path) -> Soaked:
     for thread in threading.enumerate():
         if thread.name.startswith("esdmon"):
             thread.join(5)
-    readings = (folder / "esdmon.jsonl").read_text().count('"kind": "summary"')
+    readings = (folder / "esdmon.jsonl").read_text().count('"kind":"summary"')
     return Soaked(memory, readings, (before[0], threading.active_count()), (before[1], _files()))
 
 

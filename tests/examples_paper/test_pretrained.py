@@ -219,7 +219,9 @@ def test_files_of_which_nothing_can_be_read(tmp_path: Path, capsys: pytest.Captu
     path.write_bytes(path.read_bytes()[:100])
     assert main(command) == 2
     shown = capsys.readouterr()
-    assert shown.err.splitlines()[1:] == [f"resnet18: {path} is truncated or not a torch checkpoint"]
+    assert shown.err.splitlines()[1:] == [
+        f"resnet18: {path} is truncated or not a torch checkpoint: File is not a zip file"
+    ]
     assert [row[8] for row in cells(shown.out)] == ["not read", "not read"]
     path.unlink()
     assert main(command) == 2

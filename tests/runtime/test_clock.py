@@ -249,7 +249,7 @@ def test_a_monitor_that_nobody_holds_is_closed(tmp_path: Any) -> None:
     gc.collect()
     assert alive() is None
     assert len(hooks) == before
-    assert (tmp_path / "a.jsonl").read_text().count('"kind": "summary"') == 1
+    assert (tmp_path / "a.jsonl").read_text().count('"kind":"summary"') == 1
 
 
 def test_a_cell_that_is_run_again_closes_the_monitor_of_before(caplog: pytest.LogCaptureFixture) -> None:

@@ -229,16 +229,18 @@ def gpt_oss() -> tuple[nn.Module, Heads]:
     return experts, {"gate_up_proj/gate": gate, "gate_up_proj/up": up, "down_proj": torch.eye(96) @ experts.down_proj}
 
 
-def without_a_layout() -> tuple[nn.Module, Heads]:
-    """Experts that do not say where the gate lies are read whole."""
+def llama4() -> tuple[nn.Module, Heads]:
+    """Experts that do not say where the gate lies: their shapes do; it comes first."""
     experts = part("Llama4Text", "layers.0.feed_forward.experts", GROUPED)
+    gate, up = torch.bmm(INPUTS.expand(3, -1, -1), experts.gate_up_proj).chunk(2, dim=-1)
     return experts, {
-        "gate_up_proj": torch.bmm(INPUTS.expand(3, -1, -1), experts.gate_up_proj),
+        "gate_up_proj/gate": gate,
+        "gate_up_proj/up": up,
         "down_proj": torch.bmm(torch.eye(96).expand(3, -1, -1), experts.down_proj),
     }
 
 
-@pytest.mark.parametrize("build", [mixtral, gpt_oss, without_a_layout])
+@pytest.mark.parametrize("build", [mixtral, gpt_oss, llama4])
 def test_experts_are_pooled_and_read_one_by_one_on_request(build: Callable[[], tuple[nn.Module, Heads]]) -> None:
     """One slice to an expert; `expert.1` is all that the parameter holds of it."""
     torch.manual_seed(0)
