@@ -47,12 +47,16 @@ class Checkpoint(Mapping[str, Tensor]):
         if name not in self.outlines:
             raise KeyError(name)
         try:
-            return self._read(name)
+            tensor = self._read(name)
         except UnreadableError:
             raise
         except Exception as error:
             reason = str(error) if isinstance(error, InputError) else f"it cannot be read from the file: {error}"
             raise UnreadableError("failed", shorten(" ".join(reason.split()), _LONGEST)) from error
+        if tensor.shape != self.outlines[name].shape:
+            shapes = f"{tuple(tensor.shape)}, and its index says {tuple(self.outlines[name].shape)}"
+            raise UnreadableError("failed", f"the file is damaged: it has the shape {shapes}")
+        return tensor
 
     def __contains__(self, name: object) -> bool:
         """Return whether there is a tensor of that name, without reading it."""
