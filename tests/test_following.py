@@ -3,6 +3,7 @@
 import gzip
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -197,23 +198,29 @@ def test_tail_before_the_first_reading(tmp_path: Path, capsys: pytest.CaptureFix
     assert capsys.readouterr().out == "no reading yet\n"
 
 
+TAIL = """
+import signal, sys
+from esdmon.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores Ctrl-C
+sys.exit(main(["tail", sys.argv[1]]))
+"""
+
+
 def test_tail_in_a_terminal(sink: JsonlSink, report: Report) -> None:
     """It shows a new reading when it comes, and Ctrl-C ends it well."""
     write(sink, report, 10)
     ours, theirs = pty.openpty()
-    # What runs in the background of a shell ignores Ctrl-C, and so do its children.
-    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-    code = f"{listen}from esdmon.cli import main; raise SystemExit(main(['tail', {str(sink.path)!r}]))"
-    command = [sys.executable, "-c", code]
     environment = os.environ | {"COLUMNS": "80", "TERM": "xterm"}
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, stdin=theirs, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", TAIL, str(sink.path)], stdout=theirs, stderr=theirs, stdin=theirs, env=environment
+    )
     os.close(theirs)
     try:
         _read_until(ours, b"step 10")
         write(sink, report, 20)
         _read_until(ours, b"step 20")
         process.send_signal(signal.SIGINT)
-        _read_until(ours, b"")
+        _read_until(ours, None)
         assert process.wait(60) == 0
     finally:
         process.kill()
@@ -221,16 +228,17 @@ def test_tail_in_a_terminal(sink: JsonlSink, report: Report) -> None:
         os.close(ours)
 
 
-def _read_until(terminal: int, wanted: bytes) -> None:
-    """Read from a terminal until a text has come; until its other end is closed for an empty one."""
+def _read_until(terminal: int, wanted: bytes | None) -> None:
+    """Read from a terminal until a text has come, or for None until its other end is closed."""
     read = b""
-    while not wanted or wanted not in read:
+    while wanted is None or wanted not in read:
+        assert select.select([terminal], [], [], 120)[0], f"nothing more came after {read!r}"
         try:
             piece = os.read(terminal, 1 << 16)
         except OSError:  # it was closed
             piece = b""
         read += piece
         if not piece:
-            assert not wanted, read
+            assert wanted is None, read
             return
         assert b"Traceback" not in read, read
