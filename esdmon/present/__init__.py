@@ -1,4 +1,4 @@
-"""Presentation of records for every sink: numbers by tag (`scalars`), pictures, and the colour of each phase."""
+"""Presentation of records: numbers by tag (`scalars`), pictures, columns of tables, a verdict, colours of phases."""
 
 from esdmon.present.colours import coloured as coloured
 from esdmon.present.figures import draw_esd as draw_esd

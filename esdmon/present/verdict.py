@@ -8,6 +8,7 @@ from esdmon.spectrum import Phase
 NEARLY_FULL = 0.97
 """Share of the full rank below which a layer is near collapse; the alert `rank_collapse` ends at the same value."""
 
+_NO_VERDICT = "no verdict: the only layer could not be read"
 _CHANGES = ("difference", "lora-delta")  # a change may have any rank
 
 
@@ -20,6 +21,8 @@ def verdict(layers: Sequence[LayerReport]) -> str:
     by_state: dict[str, list[str]] = {state: [] for state in (*_FAULTS, *_STATES)}
     for layer in layers:
         by_state[_state(layer)].append(layer.name)
+    if not any(layer.was_read for layer in layers):
+        return f"no verdict: none of {len(layers)} layers could be read" if len(layers) != 1 else _NO_VERDICT
     total = f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
     faults = [f"{len(names)} {fault} ({_named(names)})" for fault in _FAULTS if (names := by_state[fault])]
     states = [f"{len(names)} {state}" for state in _STATES if (names := by_state[state])]

@@ -61,6 +61,12 @@ def test_without_a_fault_it_says_so() -> None:
     assert verdict(layers) == "verdict: none of 2 layers is over-regularised or near collapse; 1 not read, 1 like noise"
 
 
+def test_there_is_no_verdict_on_what_was_not_read() -> None:
+    """Not even that nothing is wrong."""
+    assert verdict([STATES["not read"]("a"), STATES["failed"]("b")]) == "no verdict: none of 2 layers could be read"
+    assert verdict([STATES["not read"]("a")]) == "no verdict: the only layer could not be read"
+
+
 @pytest.mark.parametrize("view", ["difference", "lora-delta"])
 def test_a_change_of_low_rank_is_not_near_collapse(view: str) -> None:
     """It has the rank of what was trained."""
@@ -71,6 +77,7 @@ def test_a_change_of_low_rank_is_not_near_collapse(view: str) -> None:
 @given(st.lists(st.sampled_from(sorted(STATES)), min_size=1))
 def test_each_layer_is_counted_once(states: list[str]) -> None:
     """Whatever they are, each in its own state."""
+    states.append("like noise")  # something has to be read
     text = verdict([STATES[state](f"x{'y' * number}") for number, state in enumerate(states)])
     for state in set(states):
         assert re.search(rf"\b{states.count(state)} (of \d+ layers? )?{state}\b", text), text

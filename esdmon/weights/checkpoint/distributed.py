@@ -5,6 +5,7 @@ Their index says which tensors there are, and where each chunk of one lies; a ch
 """
 
 import io
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,9 @@ def _load_index(index: Path) -> tuple[dict[str, _Entry], dict[str, tuple[Any, ..
     places: dict[tuple[str, tuple[int, ...]], _Chunk] = {}
     for key, place in state["storage_data"].items():
         where, offsets = place.state, tuple(key.state.get("offset") or ())
-        places[key.state["fqn"], offsets] = _Chunk(offsets, where["relative_path"], where["offset"], where["length"])
+        places[key.state["fqn"], offsets] = _Chunk(
+            offsets, str(where["relative_path"]), where["offset"], where["length"]
+        )
         if where.get("transform_descriptors"):
             raise InputError("is compressed, which is not read")
     entries = {}
@@ -123,6 +126,8 @@ def _check_files(folder: Path, found: Mapping[str, _Entry]) -> None:
 def _read(folder: Path, entry: _Entry) -> Tensor:
     if len(entry.chunks) == 1:
         return _read_chunk(folder, entry.chunks[0])
+    if sum(chunk.length for chunk in entry.chunks) < math.prod(entry.shape) * entry.dtype.itemsize:
+        raise InputError(f"{folder} is damaged: a tensor of shape {entry.shape} has too few numbers in its files")
     whole = torch.empty(entry.shape, dtype=entry.dtype)
     for chunk in entry.chunks:
         part = _read_chunk(folder, chunk)
@@ -133,6 +138,11 @@ def _read(folder: Path, entry: _Entry) -> Tensor:
 def _read_chunk(folder: Path, chunk: _Chunk) -> Tensor:
     path = folder / chunk.file
     with path.open("rb") as file:
+        size = file.seek(0, io.SEEK_END)
+        if not 0 <= chunk.start <= chunk.start + chunk.length <= size:
+            raise InputError(
+                f"{path} is truncated or damaged: a tensor in it should end at byte {chunk.start + chunk.length}"
+            )
         file.seek(chunk.start)
         content = file.read(chunk.length)
     try:
