@@ -256,6 +256,8 @@ def _mutated_pickle(data: bytes, rng: Random) -> bytes:
     except Exception:  # noqa: BLE001 -- it was damaged before
         starts = list(range(len(data)))
     for _ in range(rng.choice((1, 1, 2, 5))):
+        if not starts:
+            return data
         which = rng.randrange(max(1, len(starts) - 1))
         start, end = starts[which], starts[which + 1] if which + 1 < len(starts) else len(data)
         data = data[:start] + _operation(data[start:end], rng) + data[end:]
