@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, final
 
+from esdmon.records.table import shorten
+
 
 class PickleError(Exception):
     """Raised for a pickle that is damaged."""
@@ -66,11 +68,12 @@ def parse(file: BinaryIO, builders: Builders, load_persistent: Callable[[Any], A
     except PickleError:
         raise
     except Exception as error:
-        msg = f"{type(error).__name__}: {error}"
+        msg = f"{type(error).__name__}: {shorten(str(error), _LONGEST_ERROR)}"  # it may quote the file
         raise PickleError(msg) from error
     raise PickleError("it has no end")
 
 
+_LONGEST_ERROR = 150  # characters; our choice
 _MARK = object()
 _CODE_MODULES = {
     *("os", "posix", "nt", "sys", "subprocess", "_posixsubprocess", "shutil", "socket", "runpy", "importlib", "ctypes"),
