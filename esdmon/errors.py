@@ -41,6 +41,11 @@ def nearest(got: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def masked(text: str) -> str:
+    """Return a text with `?` in the place of line breaks and control characters, which names of layers may contain."""
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
 def printable(text: str) -> str:
     """Return a text in one line, its line breaks and control characters written as escape sequences."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from esdmon import replay
 from esdmon.errors import InputError, nearest
-from esdmon.present.scalars import kind_of
+from esdmon.present.scalars import kinds
 from esdmon.records import Alert, LayerReport, Report, html
 from esdmon.records.frame import to_frame
 from esdmon.records.outcome import outcome
@@ -116,15 +116,15 @@ class Run:
         return html.page(html.paragraph(html.strong(first)), *others)
 
     def _rows(self) -> Rows:
-        names = _by_kind([layer.name for layer in self.last])
+        by_kind = kinds([layer.name for layer in self.last])  # neighbours on a map then look alike
+        names = [name for members in by_kind.values() for name in members]
         states: dict[str, list[str]] = {name: [] for name in names}
         alphas: dict[str, list[float]] = {name: [] for name in names}
         for report in self.reports:
             layers = {layer.name: layer for layer in report}
             for name in names:
                 layer = layers.get(name)
-                state = "" if layer is None else layer.shown_phase.value if layer.status == "ok" else layer.status
-                states[name].append(state)
+                states[name].append("" if layer is None else layer.state)
                 is_meaningful = layer is not None and layer.alpha_is_meaningful
                 alphas[name].append(layer.measures["alpha"] if layer is not None and is_meaningful else math.nan)
         began = [
@@ -134,12 +134,6 @@ class Run:
             for name in episode.alert.layers
         ]
         return Rows([report.step for report in self.reports], states, alphas, began)
-
-
-def _by_kind(names: list[str]) -> list[str]:
-    """Return names with those of one kind together, in order of depth: neighbours on a map then look alike."""
-    kinds = [kind_of(name) for name in names]
-    return [name for _, name in sorted(zip(kinds, names, strict=True), key=lambda pair: kinds.index(pair[0]))]
 
 
 def load(run: str | Path, *, number: int | None = None) -> Run:

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from esdmon.analysis import analyze
-from esdmon.records import LayerReport, Report
+from esdmon.records import Alert, LayerReport, Report
 from esdmon.records.serialization import Plain
+from esdmon.records.timeline import Timeline
 
 _DIFFERENT = 8  # reports, so that a hundred due steps take no time
 
@@ -18,6 +19,17 @@ _DIFFERENT = 8  # reports, so that a hundred due steps take no time
 def _report_of(seed: int) -> Report:
     torch.manual_seed(seed)
     return analyze(nn.Linear(30, 20))
+
+
+def timeline_of(*events: Report | Alert) -> Timeline:
+    """Return the course of a run in which these happened, in order."""
+    timeline = Timeline()
+    for event in events:
+        if isinstance(event, Report):
+            timeline.take(event)
+        else:
+            timeline.alert(event)
+    return timeline
 
 
 class Reads:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from esdmon.alerts.rule import AlertRule
 from esdmon.records import Alert, Severity
 from esdmon.records.serialization import Plain
+from esdmon.records.text import named
 
 _NAMED = 3  # layers that a message names
 
@@ -88,5 +89,4 @@ def _prefix(names: Sequence[str]) -> str:
     """Return `a, b, c and 4 more: `, or nothing where the alert is about the model."""
     if not any(names):
         return ""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return f"{', '.join(names[:_NAMED])}{more}: "
+    return f"{named(names, most=_NAMED)}: "

@@ -25,10 +25,11 @@ from esdmon.errors import InputError, printable
 from esdmon.present.columns import Column
 from esdmon.present.verdict import verdict
 from esdmon.records import LayerReport, Record, Report
-from esdmon.records.text import grouped
+from esdmon.records.text import grouped, named
 
 Shape = tuple[int, int, int]
 _MAX_SHOWN = 4  # values of a series that a terminal shows; our choice
+_NAMED = 4  # matrices that an error names
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,8 @@ def check_common(paths: Sequence[str], found: Sequence[Sequence[str]]) -> None:
         *others, latest = zip(paths, found, strict=True)
         theirs = next((each for each in others if not common([each[1], latest[1]])), others[0])
         raise InputError(
-            f"--compare: {theirs[0]} and {latest[0]} have no matrix in common: the first has {_first(theirs[1])}, "
-            f"the other {_first(latest[1])}"
+            f"--compare: {theirs[0]} and {latest[0]} have no matrix in common: the first has "
+            f"{named(theirs[1], most=_NAMED)}, the other {named(latest[1], most=_NAMED)}"
         )
 
 
@@ -234,7 +235,3 @@ def _which(places: Sequence[int], snapshots: Sequence[Snapshot]) -> str:
     if len(snapshots) == 2:
         return ("the earlier", "the later")[places[0]]
     return ", ".join(snapshots[place].path for place in places)
-
-
-def _first(names: Sequence[str], count: int = 4) -> str:
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -25,7 +25,8 @@ from esdmon.cli.digits import accuracy, batches, digits
 from esdmon.errors import InputError, unwritable
 from esdmon.notice import nearby
 from esdmon.records import Alert, Report
-from esdmon.records.outcome import measured, named
+from esdmon.records.outcome import measured
+from esdmon.records.text import named
 from esdmon.records.timeline import Timeline
 from esdmon.spectrum import Phase
 from esdmon.watching import watch

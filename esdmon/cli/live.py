@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from esdmon.errors import MissingExtraError
+from esdmon.errors import MissingExtraError, masked
 from esdmon.present.colours import PHASE_COLOURS
 from esdmon.records import LayerReport, Report, Severity, show
 from esdmon.records.outcome import episode_text, measured
@@ -68,8 +68,8 @@ def _what_is_wrong(timeline: Timeline, report: Report) -> Iterator[RenderableTyp
     firing = [episode for episode in timeline.firing if episode.alert.severity != "info"]
     for episode in firing:
         severity = episode.alert.severity
-        title = _printable(f"{severity}: {episode_text(episode)}: ")
-        yield Text.assemble((title, _SEVERITY_COLOURS[severity]), _printable(measured(episode.first)))
+        title = masked(f"{severity}: {episode_text(episode)}: ")
+        yield Text.assemble((title, _SEVERITY_COLOURS[severity]), masked(measured(episode.first)))
     # The summary of a reading counts alerts; those from before the timeline have no text.
     known = {episode.alert.rule for episode in timeline.firing}
     older = {rule: number for rule, number in report.firing.items() if number and rule not in known}
@@ -80,7 +80,7 @@ def _what_is_wrong(timeline: Timeline, report: Report) -> Iterator[RenderableTyp
     ended = [episode for episode in timeline.episodes if episode.ended is not None]
     if ended:
         latest = max(ended, key=lambda episode: episode.ended or 0)
-        yield Text(_printable(f"The last one that ended: {episode_text(latest)}."), style="dim")
+        yield Text(masked(f"The last one that ended: {episode_text(latest)}."), style="dim")
 
 
 def _table(timeline: Timeline, report: Report, *, longest_name: int, from_start: bool) -> RenderableType:
@@ -92,7 +92,7 @@ def _table(timeline: Timeline, report: Report, *, longest_name: int, from_start:
     for title in ("layer", "phase", "since", "alpha", "soft rank", "spikes"):
         table.add_column(title, justify="left" if title in ("layer", "phase") else "right", no_wrap=True)
     layers = _rows(timeline, report)
-    names = without_common_prefix([_printable(layer.name) for layer in layers])
+    names = without_common_prefix([masked(layer.name) for layer in layers])
     for name, layer in zip(names, layers, strict=True):
         stages = timeline.stages.get(layer.name, [])
         at_most = "≤ " if len(stages) == 1 and not from_start else ""
@@ -120,7 +120,7 @@ def _below(report: Report) -> list[RenderableType]:
     if len(report) > MAX_ROWS:
         hidden = len(report) - MAX_ROWS
         lines.append(f"{hidden} more layers: shown are those with an alert, and those that changed phase last")
-    return [Text(_printable(line), style="dim") for line in lines]
+    return [Text(masked(line), style="dim") for line in lines]
 
 
 def _cells(layer: LayerReport, began: str) -> list[tuple[str, str]]:
@@ -134,8 +134,3 @@ def _cells(layer: LayerReport, began: str) -> list[tuple[str, str]]:
         (show(layer, "mp_soft_rank", ".2f"), ""),
         (show(layer, "n_spikes", ".0f"), ""),
     ]
-
-
-def _printable(name: str) -> str:
-    """Replace what would move the cursor of a terminal: names of layers may contain anything."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -8,6 +8,7 @@ from esdmon.errors import unwritable
 from esdmon.glass.report import html
 from esdmon.glass.run_data import RunData
 from esdmon.records import Report
+from esdmon.records.text import count
 from esdmon.replay import Run, events_by_run
 
 
@@ -30,7 +31,7 @@ def write(runs: Sequence[str], out: str) -> None:
     except OSError as error:
         raise unwritable(f"-o {out}", error) from error
     layers = sum(len(data.layers) for data in found)
-    print(f"{path}: {len(found)} {'run' if len(found) == 1 else 'runs'}, {layers} layers, {len(text) / 1e6:.1f} MB")
+    print(f"{path}: {count(len(found), 'run')}, {layers} layers, {len(text) / 1e6:.1f} MB")
 
 
 def read(run: str) -> list[RunData]:

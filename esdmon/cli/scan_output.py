@@ -15,7 +15,7 @@ from esdmon.present.columns import DROPPED_FIRST, Column, sort_layers
 from esdmon.present.verdict import verdict
 from esdmon.records import SCHEMA, Coverage, LayerReport, Record, Report
 from esdmon.records.table import WIDTH, format_table
-from esdmon.records.text import alpha_note, grouped, layer_notes
+from esdmon.records.text import alpha_note, count, grouped, layer_notes
 
 _MIN_NAME = 20  # characters of a name that a narrow terminal shows before columns are dropped; our choice
 
@@ -145,7 +145,7 @@ def dead_notes(layers: Sequence[LayerReport]) -> list[str]:
 
 def _counted(layer: LayerReport, what: str) -> str:
     counts = ((layer.dead_rows, "row"), (layer.dead_columns, "column"))
-    return " and ".join(f"{count} {what} {noun}{'' if count == 1 else 's'}" for count, noun in counts if count)
+    return " and ".join(count(number, f"{what} {noun}") for number, noun in counts if number)
 
 
 def shows(view: View, name: str) -> bool:

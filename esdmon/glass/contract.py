@@ -11,7 +11,6 @@ Steps are those of the horizontal axis: the Trainer's, where there is one.
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -22,6 +21,9 @@ from numpy.typing import NDArray
 from esdmon.present.scalars import kind_of
 from esdmon.records import SCHEMA, LayerReport, Record
 from esdmon.records.serialization import esd_to_record
+from esdmon.records.table import natural_key
+from esdmon.records.text import count
+from esdmon.records.timeline import SEVERITIES
 from esdmon.spectrum import Phase
 
 MEASURES: Final = (
@@ -58,7 +60,6 @@ MAX_ALERTS: Final = 400
 """Alerts in one overview: those that fire, and the latest of the others. Our choice."""
 MIN_GROUP: Final = 3
 """Layers of a kind that make a group of their own. Our choice."""
-_SEVERITIES: Final = ("critical", "error", "warning", "info")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +88,6 @@ class Layer:
 def code_of(layer: LayerReport) -> int:
     """Return the code of a reading: that of its phase, 0 to 5 and -1, or below -2 that of another status than `ok`."""
     return layer.phase.code if layer.status == "ok" else _STATUS_CODES[layer.status]
-
-
-def x_of(layer: LayerReport) -> int:
-    """Return the place of a reading on the horizontal axis."""
-    return layer.step if layer.host_step is None else layer.host_step
 
 
 def measures_of(layer: LayerReport) -> list[float]:
@@ -180,17 +176,12 @@ def groups(layers: Sequence[Layer]) -> list[Record]:
     found: list[Record] = []
     for kind, rows in by_kind.items():
         if len(rows) >= MIN_GROUP:
-            found.append({"kind": kind, "rows": sorted(rows, key=lambda row: _natural(layers[row].name))})
+            found.append({"kind": kind, "rows": sorted(rows, key=lambda row: natural_key(layers[row].name))})
         elif found and not found[-1]["kind"]:
             found[-1]["rows"] += rows
         else:
             found.append({"kind": "", "rows": rows})
     return found
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key by which `h.10` comes after `h.9`."""
-    return [(int(digits or -1), text) for digits, text in re.findall(r"(\d*)(\D*)", name)]
 
 
 def choose_columns(steps: Sequence[int], codes: NDArray[np.int8], limit: int) -> list[int]:
@@ -291,10 +282,9 @@ def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) ->
     if not items:
         return {"level": "quiet", "title": _quiet(alerts, step), "items": []}
     serious = [item for item in items if item["severity"] != "info"]
-    count = f"{len(items)} {'problem' if len(items) == 1 else 'problems'}"
     return {
-        "level": min((item["severity"] for item in items), key=_SEVERITIES.index),
-        "title": f"{count} at step {step}" + ("" if serious else ", none of which is a warning"),
+        "level": min((item["severity"] for item in items), key=SEVERITIES.index),
+        "title": f"{count(len(items), 'problem')} at step {step}" + ("" if serious else ", none of which is a warning"),
         "items": items,
     }
 
@@ -326,7 +316,7 @@ def _without_heading(alert: Record) -> str:
 
 
 def _rank(alert: Record) -> int:
-    return _SEVERITIES.index(alert["severity"]) if alert["severity"] in _SEVERITIES else len(_SEVERITIES)
+    return SEVERITIES.index(alert["severity"]) if alert["severity"] in SEVERITIES else len(SEVERITIES)
 
 
 def _latest_alerts(alerts: Sequence[Record]) -> tuple[list[Record], int]:

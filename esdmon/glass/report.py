@@ -75,9 +75,9 @@ def _fitting(runs: Sequence[RunData], room: int) -> str:
             break
     notes = _thinned(runs, detail)
     left = room - size
+    orders = [run.by_interest() for run in runs]
     for k in range(max(len(run.layers) for run in runs) if runs else 0):  # in turn, so that each run has its share
-        for run, view in zip(runs, views, strict=True):
-            names = run.by_interest()
+        for run, view, names in zip(runs, views, orders, strict=True):
             if k < len(names):
                 found = run.frames(names[k], detail.frames)
                 size = len(_json({names[k]: found}).encode())

@@ -8,17 +8,17 @@ from typing import Final, Self
 
 from esdmon.glass.contract import CHARACTERS, firing
 from esdmon.records import Record
-from esdmon.records.colours import PHASE_HEX
+from esdmon.records.colours import PHASE_HEX, STATUS_HEX
 from esdmon.spectrum import Phase
 
 PHASE_LETTERS: Final = dict(zip(Phase, "RBSDHCU", strict=True))
 """Letter of each phase, beside its colour; `static/app.js` has the same."""
 _LOOK: Final = {
     **{CHARACTERS[phase.code]: (phase.value, letter, PHASE_HEX[phase]) for phase, letter in PHASE_LETTERS.items()},
-    "N": ("NaN or infinity", "N", "#111111"),
-    "Z": ("all zero, or too small", "Z", "#6b5b4b"),
-    "F": ("reading failed", "F", "#6b2b4b"),
-    "S": ("skipped", "–", "#8a8a8a"),
+    "N": ("NaN or infinity", "N", STATUS_HEX["nonfinite"]),
+    "Z": ("all zero, or too small", "Z", STATUS_HEX["degenerate"]),
+    "F": ("reading failed", "F", STATUS_HEX["failed"]),
+    "S": ("skipped", "–", STATUS_HEX["skipped"]),
 }
 _LEFT, _WIDTH, _RIGHT, _TOP, _GAP = 230, 640, 110, 16, 6
 _LEGIBLE = 11

@@ -1,7 +1,6 @@
 """Columns of a table of layers, chosen by name: keys of a layer's record, and a few that show several of them."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,6 +8,7 @@ from functools import partial
 from esdmon.errors import InputError, nearest
 from esdmon.records import LayerReport, show
 from esdmon.records.layer import RECORD_KEYS
+from esdmon.records.table import natural_key
 from esdmon.records.text import cell_of_alpha
 
 SortKey = tuple[float | str, ...]
@@ -37,11 +37,6 @@ class Column:
         if layer.status != "ok" and not self.every_status:
             return ""
         return (self.brief or self.cell)(layer) if briefly else self.cell(layer)
-
-
-def _natural(text: str) -> SortKey:
-    """Return a key that sorts `block.2` before `block.10`."""
-    return tuple(f"{int(part):020}" if part.isdecimal() else part for part in re.split(r"(\d+)", text))
 
 
 def _number(layer: LayerReport, name: str) -> SortKey | None:
@@ -81,7 +76,7 @@ def _attribute(name: str) -> Column:
             case int(number) | float(number):
                 return (float(number),)
             case other:
-                return _natural(str(other))
+                return natural_key(str(other))
 
     return Column(name, name.replace("_", " "), cell, key, every_status=True)
 
@@ -96,7 +91,7 @@ def _rank_of(layer: LayerReport) -> str:
 
 _OWN = (
     Column(
-        "layer", "layer", lambda layer: layer.name, lambda layer: _natural(layer.name), left=True, every_status=True
+        "layer", "layer", lambda layer: layer.name, lambda layer: natural_key(layer.name), left=True, every_status=True
     ),
     Column("type", "type", lambda layer: layer.kind, lambda layer: (layer.kind,), left=True, every_status=True),
     Column(
@@ -105,7 +100,7 @@ _OWN = (
     Column(
         "phase",
         "phase",
-        lambda layer: layer.shown_phase.value if layer.status == "ok" else layer.status,
+        lambda layer: layer.state,
         lambda layer: (float(layer.phase_code),) if layer.status == "ok" else None,
         left=True,
         every_status=True,

@@ -4,16 +4,17 @@ It is drawn with Pillow, which TensorBoard installs, in letters that can be read
 """
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from esdmon.errors import MissingExtraError
+from esdmon.errors import MissingExtraError, masked
 from esdmon.present.scalars import kinds
 from esdmon.records import Alert, Report
-from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
+from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX, STATUS_HEX
+from esdmon.records.text import count
 from esdmon.records.timeline import Episode, Stage, Timeline
 from esdmon.spectrum import Phase
 
@@ -31,10 +32,7 @@ _REDRAWN_AFTER = 50
 """A picture is drawn again after a fiftieth of all readings: 10 000 readings have some 300. Our choice."""
 _STATES: Final[Mapping[str, str]] = {
     **{phase.value: colour for phase, colour in PHASE_HEX.items()},
-    "nonfinite": "#111111",
-    "degenerate": "#6b5b4b",
-    "failed": "#6b2b4b",
-    "skipped": "#8a8a8a",
+    **STATUS_HEX,
 }
 """The colour of each phase, and of each status without one."""
 
@@ -135,15 +133,16 @@ class _Painter:
             self._draw_row(row)
         for label, middle in labels:
             self._write(_LEFT - 9, middle - _LINE / 2, label, width=_LEFT - 13, at="right")
+        by_name = {row.name: row for row in rows}
         for episode in self._timeline.episodes:
-            self._mark(episode, {row.name: row for row in rows})
+            self._mark(episode, by_name)
         self._write_steps()
         self._write_legend()
 
     def _write_headline(self) -> None:
         firing = [episode for episode in self._timeline.firing if episode.alert.severity != "info"]
-        count = f"{len(firing)} alert{'s fire' if len(firing) != 1 else ' fires'}" if firing else "No alert fires"
-        self._write(8, 2, f"{count} at step {self._last}", colour=_severity(firing[0]) if firing else _TEXT, bold=True)
+        colour = _severity(firing[0]) if firing else _TEXT
+        self._write(8, 2, f"{_how_many_fire(firing)} at step {self._last}", colour=colour, bold=True)
         for line, episode in enumerate(firing[:2]):
             layers = episode.alert.layers or ((episode.alert.layer,) if episode.alert.layer else ())
             where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
@@ -232,7 +231,7 @@ class _Painter:
 
     def _fitted(self, text: str, width: float) -> str:
         """Return a text that fits, with `…` in the place of its beginning: names differ at their ends."""
-        text = "".join(letter if letter.isprintable() else "?" for letter in text)
+        text = masked(text)
         if self._font.getlength(text) <= width:
             return text
         start = bisect_right(range(len(text)), -width, key=lambda k: -self._font.getlength(f"…{text[k:]}"))
@@ -241,6 +240,12 @@ class _Painter:
 
 def _under(row: _Row) -> float:
     return max(row.bottom - 1, row.top)
+
+
+def _how_many_fire(firing: Sequence[Episode]) -> str:
+    if not firing:
+        return "No alert fires"
+    return f"{count(len(firing), 'alert')} {'fires' if len(firing) == 1 else 'fire'}"
 
 
 def _severity(episode: Episode) -> str:
@@ -266,12 +271,7 @@ def alert_text(timeline: Timeline, *, ended: int = 5) -> str:
         ended: number of alerts that have ended.
     """
     firing = timeline.firing
-    lines = [
-        f"**{len(firing)} alert{'s fire' if len(firing) != 1 else ' fires'} now**"
-        if firing
-        else "**No alert fires now**",
-        "",
-    ]
+    lines = [f"**{_how_many_fire(firing)} now**", ""]
     lines += [
         f"- **{each.alert.severity}**, since step {each.alert.since}: {_plain(each.alert.message)}" for each in firing
     ]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from esdmon.records import EQUAL, LayerReport
+from esdmon.records.text import count, named
 from esdmon.spectrum import Phase
 
 NEARLY_FULL = 0.97
@@ -23,8 +24,8 @@ def verdict(layers: Sequence[LayerReport]) -> str:
         by_state[_state(layer)].append(layer.name)
     if not any(layer.was_read for layer in layers):
         return f"no verdict: none of {len(layers)} layers could be read" if len(layers) != 1 else _NO_VERDICT
-    total = f"{len(layers)} layer{'' if len(layers) == 1 else 's'}"
-    faults = [f"{len(names)} {fault} ({_named(names)})" for fault in _FAULTS if (names := by_state[fault])]
+    total = count(len(layers), "layer")
+    faults = [f"{len(names)} {fault} ({named(names, most=2)})" for fault in _FAULTS if (names := by_state[fault])]
     states = [f"{len(names)} {state}" for state in _STATES if (names := by_state[state])]
     if faults:
         faults[0] = faults[0].replace(" ", f" of {total} ", 1)
@@ -59,7 +60,3 @@ def _state(layer: LayerReport) -> str:
     faults = (fault for fault, has in _FAULTS.items() if has(layer))
     states = (state for state, has in _STATES.items() if has(layer))
     return next(faults, None) or next(states)
-
-
-def _named(names: Sequence[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")

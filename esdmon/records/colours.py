@@ -16,6 +16,14 @@ PHASE_HEX: Final[Mapping[Phase, str]] = {
 }
 """The hues are those of the terminal, `esdmon.present.colours`."""
 
+STATUS_HEX: Final[Mapping[str, str]] = {
+    "nonfinite": "#111111",
+    "degenerate": "#6b5b4b",
+    "failed": "#6b2b4b",
+    "skipped": "#8a8a8a",
+}
+"""The statuses without a phase."""
+
 SEVERITY_HEX: Final[Mapping[str, str]] = {
     "info": "#7f8fa9",
     "warning": "#c98a00",

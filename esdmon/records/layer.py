@@ -181,6 +181,11 @@ class LayerReport:
         return replace(self, settled=before.shown_phase)
 
     @property
+    def state(self) -> str:
+        """Value of the phase that is shown, or a status other than ok."""
+        return self.shown_phase.value if self.status == "ok" else self.status
+
+    @property
     def was_read(self) -> bool:
         """True if the weight was read, even if it is zero, not finite or equal to its reference."""
         return self.status not in ("skipped", "failed") or self.reason == EQUAL

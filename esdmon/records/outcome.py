@@ -1,9 +1,9 @@
 """The course of a run in a few lines of plain text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from esdmon.records.alert import Alert
-from esdmon.records.text import count, counted
+from esdmon.records.text import count, counted, named
 from esdmon.records.timeline import SEVERITIES, Episode, Stage, Timeline
 from esdmon.spectrum import Phase
 
@@ -52,13 +52,6 @@ def alerts_line(episodes: Sequence[Episode]) -> str:
     texts += [f"{more} more"] if more else []
     texts += [count(notices, "notice")] if notices else []
     return f"alerts: {'; '.join(texts) or 'none'}"
-
-
-def named(names: Iterable[str], *, most: int = 3) -> str:
-    """Return `a, b, c and 4 more`."""
-    shown = list(names)
-    more = f" and {len(shown) - most} more" if len(shown) > most else ""
-    return f"{', '.join(shown[:most])}{more}"
 
 
 def episode_text(episode: Episode) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from esdmon.errors import InputError, MissingExtraError
+from esdmon.errors import InputError, MissingExtraError, masked
 from esdmon.records import curves
 from esdmon.records.colours import PHASE_HEX
 from esdmon.records.table import shorten
@@ -200,4 +200,4 @@ def _add_phase_legend(figure: Figure, states: set[str], has_alerts: bool) -> Non
 
 def _plain(name: str) -> str:
     """Return a name that matplotlib does not take for a formula, without characters that break the line."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name).replace("$", r"\$")
+    return masked(name).replace("$", r"\$")

@@ -1,12 +1,14 @@
 """Plain-text tables that fit a terminal of 80 columns."""
 
 import itertools
+import re
 from collections.abc import Collection, Sequence
 
 from esdmon.errors import printable
 
 WIDTH = 80
 _GAP = "  "
+_NUMBER = re.compile(r"([0-9]{1,18})")  # longer ones are no count, and Python refuses very long ones
 _LONG_NAME = 20  # characters; common leading parts are removed if a name is longer
 
 
@@ -37,6 +39,11 @@ def format_table(
         others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
         widths[0] = min(widths[0], max(width - others, len(header[0]), 8))
     return "\n".join(_line(row, widths, left) for row in (header, *rows))
+
+
+def natural_key(name: str) -> tuple[int | str, ...]:
+    """Return a key that sorts names with their numbers as numbers: `layers.2` before `layers.10`."""
+    return tuple(int(part) if place % 2 else part for place, part in enumerate(_NUMBER.split(name)))
 
 
 def without_common_prefix(names: Sequence[str]) -> Sequence[str]:

@@ -49,7 +49,7 @@ def short_table(layers: Sequence[LayerReport], *, most: int) -> str:
 
 def counted(layers: Iterable[LayerReport]) -> str:
     """Return how many layers are in each phase, or have a status other than ok: `3 bulk+spikes, 1 failed`."""
-    names = Counter(layer.shown_phase.value if layer.status == "ok" else layer.status for layer in layers)
+    names = Counter(layer.state for layer in layers)
     return ", ".join(f"{number} {name}" for name, number in names.most_common())
 
 
@@ -64,9 +64,15 @@ def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str
         reasons += [f"{len(old) - unchanged} postponed by budget="] if len(old) > unchanged else []
         lines.append(f"{len(old)} of {len(layers)} read earlier, the oldest at step {oldest}: {', '.join(reasons)}")
     if waiting:
-        more = f" and {len(waiting) - 2} more" if len(waiting) > 2 else ""
-        lines.append(f"not read yet: {', '.join(waiting[:2])}{more}")
+        lines.append(f"not read yet: {named(waiting, most=2)}")
     return lines
+
+
+def named(names: Iterable[str], *, most: int = 3) -> str:
+    """Return `a, b, c and 4 more`."""
+    shown = list(names)
+    more = f" and {len(shown) - most} more" if len(shown) > most else ""
+    return f"{', '.join(shown[:most])}{more}"
 
 
 def count(number: int, noun: str) -> str:
@@ -79,10 +85,7 @@ def grouped(reasons: Iterable[tuple[str, str]]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for reason, name in reasons:
         by_reason.setdefault(reason, []).append(name)
-    return [
-        printable(f"{', '.join(names[:2])}{f' and {len(names) - 2} more' if len(names) > 2 else ''}: {reason}")
-        for reason, names in by_reason.items()
-    ]
+    return [printable(f"{named(names, most=2)}: {reason}") for reason, names in by_reason.items()]
 
 
 def show(layer: LayerReport, measure: str, form: str) -> str:

@@ -53,10 +53,9 @@ class Timeline:
         """Add a report."""
         self.last = report
         for layer in report.new:
-            state = layer.shown_phase.value if layer.status == "ok" else layer.status
             stages = self.stages.setdefault(layer.name, [])
-            if not stages or stages[-1].state != state:
-                stages.append(Stage(layer.step, state))
+            if not stages or stages[-1].state != layer.state:
+                stages.append(Stage(layer.step, layer.state))
 
     def alert(self, alert: Alert) -> None:
         """Add an alert that has begun, grown or ended."""

@@ -105,8 +105,8 @@ class Delivery:
         """Close the sinks, and log what has happened in the run and where to look."""
         sinks = [sink for _, sink in self.sinks]
         close_sinks(self.sinks, self._faults, step)
-        lines = outcome(self._timeline) if sinks else []
         with self._faults.isolated("summary", step, pauses=False):
+            lines = outcome(self._timeline) if sinks else []
             places = [place for sink in sinks for place in [getattr(sink, "where", str)()] if place]
             for line in [*lines, *([f"look: {'; '.join(places)}"] if lines and places else [])]:
                 notice(line)

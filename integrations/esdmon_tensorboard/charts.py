@@ -14,9 +14,10 @@ from typing import Any, Final, final
 import numpy as np
 
 from esdmon.glass import contract
+from esdmon.glass.run_data import MAX_COLUMNS
 from esdmon.records import SCHEMA, Record
 from esdmon.spectrum import Phase
-from esdmon_tensorboard.stored import MAX_COLUMNS, MAX_FRAMES, MAX_POINTS, Datum, Provider
+from esdmon_tensorboard.stored import MAX_FRAMES, MAX_POINTS, Datum, Provider
 
 PREFIX: Final = "esdmon_phase/"
 _ALERT: Final = re.compile(r"esdmon_alert/(?P<rule>[^/]+)/(?P<layer>.*)/text_summary", re.DOTALL)

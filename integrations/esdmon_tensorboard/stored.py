@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.glass import contract
+from esdmon.glass.run_data import MAX_COLUMNS
 from esdmon.records import SCHEMA, Record
 from esdmon_tensorboard import tensors
 
-MAX_COLUMNS: Final = 2000
-"""Steps in one overview: a screen has no more pixels."""
 MAX_POINTS: Final = 1000
 """Points of a line, which is half as wide."""
 MAX_FRAMES: Final = 240

@@ -13,7 +13,7 @@ from esdmon.cli import main
 from esdmon.glass import contract
 from esdmon.records.colours import PHASE_HEX
 from tests.esdmon_tensorboard.server import tensorboard
-from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write, write_lines
+from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -56,7 +56,7 @@ class Opened:
     def choose(self, run: str) -> None:
         """Choose a run."""
         self.frame.select_option("select[aria-label=run]", run)
-        self.wait(f"window.__esd.run === {json.dumps(run)}")
+        self.wait(f"{READY} && window.__esd.run === {json.dumps(run)}")
 
 
 @pytest.fixture(scope="module")
@@ -103,8 +103,8 @@ def tab(logdir: Path, browser: Any) -> Iterator[Opened]:
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a report of a faulty run and a hostile one."""
     folder = tmp_path_factory.mktemp("report")
-    write_lines(folder / "faulty", made_reports(), [alert_at(80, "blocks.1.fc")])
-    write_lines(folder / "hostile", [report_at(10, {HOSTILE: PHASES["out"][0]})], [alert_at(10, HOSTILE)])
+    write(folder / "faulty", made_reports(), [alert_at(80, "blocks.1.fc")], events=False)
+    write(folder / "hostile", [report_at(10, {HOSTILE: PHASES["out"][0]})], [alert_at(10, HOSTILE)], events=False)
     assert main(["report", str(folder / "faulty"), str(folder / "hostile"), "-o", str(folder / "report.html")]) == 0
     return folder / "report.html"
 

@@ -60,24 +60,13 @@ def write(
     *,
     run: str = "aa",
     rewind: int | None = None,
+    events: bool = True,
 ) -> None:
-    """Write reports to event files and a JSONL in a folder, as a monitor does, each alert behind its report."""
-    with closing(TensorBoardSink.open(str(folder))) as events:
-        _write(events, found, alerts, run=run, rewind=rewind)
-    write_lines(folder, found, alerts, run=run, rewind=rewind)
-
-
-def write_lines(
-    folder: Path,
-    found: Sequence[Report],
-    alerts: Sequence[Alert] = (),
-    *,
-    run: str = "aa",
-    rewind: int | None = None,
-) -> None:
-    """Write reports to a JSONL in a folder."""
-    with closing(JsonlSink(folder / "esdmon.jsonl")) as lines:
-        _write(lines, found, alerts, run=run, rewind=rewind)
+    """Write reports to a JSONL in a folder, and to event files, as a monitor does, each alert behind its report."""
+    sinks: list[TensorBoardSink | JsonlSink] = [TensorBoardSink.open(str(folder))] if events else []
+    for sink in (*sinks, JsonlSink(folder / "esdmon.jsonl")):
+        with closing(sink):
+            _write(sink, found, alerts, run=run, rewind=rewind)
 
 
 def _write(

@@ -16,7 +16,7 @@ from esdmon.cli import main
 from esdmon.glass import report as glass_report
 from esdmon.glass.report import html
 from esdmon.glass.run_data import RunData
-from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, write_lines
+from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,7 +60,7 @@ def data_of(name: str = "run", extra: str | None = None) -> RunData:
 def test_the_command_writes_a_report_of_several_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From folders, files and gzipped files, each under its name."""
     for name in ("a", "b"):
-        write_lines(tmp_path / name, made_reports(), [alert_at(80, "blocks.1.fc")])
+        write(tmp_path / name, made_reports(), [alert_at(80, "blocks.1.fc")], events=False)
     out = tmp_path / "out" / "report.html"
     assert (
         main(["report", str(tmp_path / "a"), str(tmp_path / "b" / "esdmon.jsonl"), str(tmp_path / "a"), "-o", str(out)])

@@ -12,6 +12,7 @@ from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.timeline import Timeline
 from esdmon.spectrum import Phase
+from tests.fakes import timeline_of
 
 ALERT = Alert("r:b", "r", "error", "firing", "b", ("b",), 30, 20, "b: it holds")
 
@@ -19,16 +20,6 @@ ALERT = Alert("r:b", "r", "error", "firing", "b", ("b",), 30, 20, "b: it holds")
 def report(step: int, **phases: Phase) -> Report:
     layers = tuple(LayerReport(name, "ok", step, N=64, M=64, phase=phase) for name, phase in phases.items())
     return Report(step, layers, Coverage(0, 0))
-
-
-def timeline(*records: Report | Alert) -> Timeline:
-    found = Timeline()
-    for record in records:
-        if isinstance(record, Report):
-            found.take(record)
-        else:
-            found.alert(record)
-    return found
 
 
 def columns(picture: NDArray[np.uint8], colour: str) -> list[int]:
@@ -40,7 +31,7 @@ def columns(picture: NDArray[np.uint8], colour: str) -> list[int]:
 def test_a_phase_is_drawn_from_its_first_step_to_its_last() -> None:
     """From left to right; the legend has the phases that occur."""
     phases = [Phase.RANDOM_LIKE, Phase.RANDOM_LIKE, Phase.HEAVY_TAILED, Phase.HEAVY_TAILED]
-    drawn = draw_overview(timeline(*(report(10 * k, a=phase) for k, phase in enumerate(phases, start=1))))
+    drawn = draw_overview(timeline_of(*(report(10 * k, a=phase) for k, phase in enumerate(phases, start=1))))
     assert drawn.shape == (360, 480, 3)
     before, after = columns(drawn, PHASE_HEX[Phase.RANDOM_LIKE]), columns(drawn, PHASE_HEX[Phase.HEAVY_TAILED])
     assert max(before) < min(after)
@@ -50,7 +41,7 @@ def test_a_phase_is_drawn_from_its_first_step_to_its_last() -> None:
 
 def test_what_the_last_reading_has_found_can_be_seen() -> None:
     """However long the run is."""
-    drawn = draw_overview(timeline(report(1, a=Phase.RANDOM_LIKE), report(10**6, a=Phase.RANK_COLLAPSE)))
+    drawn = draw_overview(timeline_of(report(1, a=Phase.RANDOM_LIKE), report(10**6, a=Phase.RANK_COLLAPSE)))
     assert len(columns(drawn, PHASE_HEX[Phase.RANK_COLLAPSE])) >= 5
 
 
@@ -59,12 +50,12 @@ def test_an_alert_is_marked(n_layers: int) -> None:
     """Above the map at the step at which it began, in the headline and at its row; a notice only above the map."""
     phases = {f"h.{k}.fc": Phase.RANDOM_LIKE for k in range(n_layers - 1)} | {"b": Phase.RANDOM_LIKE}
     course = [report(step, **phases) for step in (10, 30, 50)]
-    quiet = draw_overview(timeline(*course))
+    quiet = draw_overview(timeline_of(*course))
     assert columns(quiet, SEVERITY_HEX["error"]) == []
-    loud = draw_overview(timeline(*course, ALERT))
+    loud = draw_overview(timeline_of(*course, ALERT))
     assert columns(loud, SEVERITY_HEX["error"])
     assert not np.array_equal(loud[:60], quiet[:60])
-    ended = draw_overview(timeline(*course, ALERT, replace(ALERT, state="resolved", step=50)))
+    ended = draw_overview(timeline_of(*course, ALERT, replace(ALERT, state="resolved", step=50)))
     assert np.array_equal(ended[:20], quiet[:20])
 
 
@@ -72,13 +63,13 @@ def test_an_alert_is_marked(n_layers: int) -> None:
 @pytest.mark.parametrize("n_layers", [1, 40])
 def test_any_name_is_drawn(name: str, n_layers: int) -> None:
     phases = {name: Phase.BULK_DECAY} | {f"h.{k}": Phase.BULK_SPIKES for k in range(1, n_layers)}
-    course = timeline(report(10, **phases), replace(ALERT, layer=name, layers=(name,)))
+    course = timeline_of(report(10, **phases), replace(ALERT, layer=name, layers=(name,)))
     assert columns(draw_overview(course), PHASE_HEX[Phase.BULK_DECAY])
 
 
 def test_layers_without_a_phase_and_runs_without_a_layer_are_drawn() -> None:
     failed = LayerReport("a", "nonfinite", 10, "NaN")
-    assert columns(draw_overview(timeline(Report(10, (failed,), Coverage(0, 0)))), "#111111")
+    assert columns(draw_overview(timeline_of(Report(10, (failed,), Coverage(0, 0)))), "#111111")
     assert draw_overview(Timeline()).shape == (360, 480, 3)
 
 
@@ -125,7 +116,7 @@ def test_without_pillow_it_is_never_due(monkeypatch: pytest.MonkeyPatch) -> None
 def test_alerts_in_words() -> None:
     """The worst first, with nothing of a name read as Markdown."""
     milder = replace(ALERT, id="s:a", severity="warning", message="a_b*: slow")
-    assert alert_text(timeline(milder, ALERT)).splitlines() == [
+    assert alert_text(timeline_of(milder, ALERT)).splitlines() == [
         "**2 alerts fire now**",
         "",
         "- **error**, since step 20: b: it holds",

@@ -6,6 +6,7 @@ from esdmon.records import Alert, LayerReport, Report
 from esdmon.records.outcome import alerts_line, changes, outcome
 from esdmon.records.timeline import Stage, Timeline
 from esdmon.spectrum import Phase
+from tests.fakes import timeline_of
 from tests.records.test_report import BROKEN, GOOD, report_of
 
 PHASES = list(Phase)
@@ -19,16 +20,6 @@ def at(step: int, **phases: Phase) -> Report:
 
 def alert(step: int, state: str, *layers: str, rule: str = "norm_decay", severity: str = "warning") -> Alert:
     return Alert(rule, rule, severity, state, layers[0], layers, step=step, since=step - 1, message="")  # type: ignore[arg-type]
-
-
-def timeline_of(*events: Report | Alert) -> Timeline:
-    timeline = Timeline()
-    for event in events:
-        if isinstance(event, Report):
-            timeline.take(event)
-        else:
-            timeline.alert(event)
-    return timeline
 
 
 def test_a_layer_has_a_stage_for_each_change() -> None:

@@ -53,12 +53,19 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+def posting() -> list[threading.Thread]:
+    """Return the threads that post alerts."""
+    return [thread for thread in threading.enumerate() if thread.name == "esdmon-webhook"]
+
+
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.gate.set()
+        for thread in posting():  # one that is left would log its failure into the next test
+            thread.join(10)
         server.shutdown()
 
 
@@ -78,15 +85,11 @@ def test_an_alert_is_posted_in_the_form_of_slack(server: Server) -> None:
 
 def test_its_thread_ends_with_it(server: Server) -> None:
     """There is no thread before the first alert."""
-
-    def threads() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if thread.name == "esdmon-webhook"]
-
-    before = threads()
+    before = posting()
     sink = WebhookSink(server.address)
-    assert threads() == before
+    assert posting() == before
     sink.alert(ALERT)
-    (thread,) = [thread for thread in threads() if thread not in before]
+    (thread,) = [thread for thread in posting() if thread not in before]
     sink.close()
     thread.join(5)
     assert not thread.is_alive()

@@ -57,6 +57,7 @@ async function mount(root, source, {poll = 0} = {}) {
   };
   const load = guarded(async () => {
     stop();
+    status.ready = false;
     const {run, other} = state;
     const view = run === null ? null : await source.overview(run);
     const otherView = other ? await source.overview(other) : null;

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from esdmon.errors import InputError
+from esdmon.records.table import natural_key
 from esdmon.weights.checkpoint import distributed
 from esdmon.weights.checkpoint.containers import is_optimizer_name
 from esdmon.weights.checkpoint.formats import open_file, opener_of, read_json
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
-from esdmon.weights.checkpoint.safetensors import in_natural_order
 
 _STEMS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model", "pytorch_lora_weights")
 _SUFFIXES = (".safetensors", ".bin")
@@ -63,7 +63,7 @@ def open_index(index: Path) -> Checkpoint:
     lost = [name for name, file in names.items() if name not in parts[file]]
     if lost:
         raise InputError(f"{index} lists {lost[0]} in {names[lost[0]]}, which does not contain it")
-    return join_checkpoints({name: (parts[names[name]], name) for name in in_natural_order(list(names))})
+    return join_checkpoints({name: (parts[names[name]], name) for name in sorted(names, key=natural_key)})
 
 
 def _open_weights(folder: Path) -> Checkpoint:
@@ -100,7 +100,7 @@ def _open_with_siblings(folder: Path, name: str, files: Sequence[str]) -> Checkp
     models = [name, *(each for each in files if re.fullmatch(rf"{whole.stem}_\d+{re.escape(whole.suffix)}", each))]
     if len(models) == 1:
         return _open_one(folder / name)
-    return _join_apart({Path(each).stem: _open_one(folder / each) for each in in_natural_order(models)})
+    return _join_apart({Path(each).stem: _open_one(folder / each) for each in sorted(models, key=natural_key)})
 
 
 def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
@@ -145,7 +145,7 @@ def _open_shards(folder: Path, names: Mapping[int, str], count: int) -> Checkpoi
         if twice is not None:
             raise InputError(f"{folder} contains {twice} in two of its shards, one of them {name}")
         parts |= {inside: (part, inside) for inside in part}
-    return join_checkpoints({name: parts[name] for name in in_natural_order(list(parts))})
+    return join_checkpoints({name: parts[name] for name in sorted(parts, key=natural_key)})
 
 
 def _open_pipeline(folder: Path) -> Checkpoint:

@@ -1,6 +1,5 @@
 """Read `.safetensors` files."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.records.table import shorten
+from esdmon.records.table import natural_key, shorten
 from esdmon.weights.checkpoint.containers import without_optimizer
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
@@ -42,7 +41,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         raise MissingExtraError(str(path), "safetensors", "scan") from error
     try:
         with safe_open(path, framework="pt") as file:
-            names = in_natural_order(without_optimizer(file.keys()))
+            names = sorted(without_optimizer(file.keys()), key=natural_key)
             outlines = {name: _outline(file.get_slice(name)) for name in names}
     except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
         why = shorten(" ".join(str(error).split()), _LONGEST)  # the library quotes what it did not expect
@@ -55,14 +54,6 @@ def open_safetensors(path: Path) -> Checkpoint:
             return tensor
 
     return Checkpoint(outlines, read)
-
-
-def in_natural_order(names: list[str]) -> list[str]:
-    """Return names sorted with their numbers as numbers: `layers.2` before `layers.10`."""
-    return sorted(names, key=lambda name: [int(part) if part.isdecimal() else part for part in _PARTS.split(name)])
-
-
-_PARTS = re.compile(r"([0-9]{1,18})")
 
 
 def _outline(tensor: Any) -> Tensor:

@@ -4,12 +4,12 @@ The names are those that torch gives to the stored tensors: `weight_g` and `weig
 or `parametrizations.weight.original`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from esdmon.weights.state.tensors import Entry, State, outline_like
+from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
 
 _PARAMETRIZED = ".parametrizations."
 
@@ -18,7 +18,7 @@ def computed_entries(state: State) -> Iterator[Entry]:
     """Iterate over the weights that are computed from several tensors."""
     for name in state.outlines:
         if name.endswith("_v") and f"{name[:-2]}_g" in state.outlines:
-            yield _computed(state, name[:-2], (name, f"{name[:-2]}_g"), _weight_norm)
+            yield computed_entry(state, name[:-2], (name, f"{name[:-2]}_g"), _weight_norm)
         elif name.endswith("_orig"):
             yield from _of_original(state, name.removesuffix("_orig"))
         elif _PARAMETRIZED in f".{name}" and name.endswith((".original", ".original0")):
@@ -27,11 +27,12 @@ def computed_entries(state: State) -> Iterator[Entry]:
 
 def _of_original(state: State, name: str) -> Iterator[Entry]:
     if f"{name}_mask" in state.outlines:
-        yield _computed(state, name, (f"{name}_orig", f"{name}_mask"), lambda weight, mask: weight * mask)
+        yield computed_entry(state, name, (f"{name}_orig", f"{name}_mask"), lambda weight, mask: weight * mask)
     elif f"{name}_u" in state.outlines and f"{name}_v" in state.outlines:
-        yield _computed(state, name, (f"{name}_orig", f"{name}_u", f"{name}_v"), _spectral_norm)
+        yield computed_entry(state, name, (f"{name}_orig", f"{name}_u", f"{name}_v"), _spectral_norm)
     elif f"{name}_u" in state.outlines:  # of torch before 1.0, without what is needed for σ
-        yield _unknown(state, name, (f"{name}_orig", f"{name}_u"), "spectral norm without its second vector: not read")
+        why = "spectral norm without its second vector: not read"
+        yield unread_entry(state, name, (f"{name}_orig", f"{name}_u"), why)
 
 
 def _of_parametrization(state: State, original: str) -> Entry:
@@ -41,30 +42,19 @@ def _of_parametrization(state: State, original: str) -> Entry:
     parts = {key.removeprefix(f"{path}."): key for key in state.outlines if key.startswith(f"{path}.")}
     match sorted(parts):
         case ["original0", "original1"] if _is_weight_norm(state, parts):
-            return _computed(state, name, (parts["original1"], parts["original0"]), _weight_norm)
+            return computed_entry(state, name, (parts["original1"], parts["original0"]), _weight_norm)
         case ["0._u", "0._v", "original"]:
-            return _computed(state, name, (parts["original"], parts["0._u"], parts["0._v"]), _spectral_norm)
+            return computed_entry(state, name, (parts["original"], parts["0._u"], parts["0._v"]), _spectral_norm)
         case ["0.base", "original"]:
             why = "orthogonal by a map that the file does not name; all its singular values are 1"
-            return _unknown(state, name, tuple(parts.values()), why)
+            return unread_entry(state, name, tuple(parts.values()), why)
     why = "computed by a parametrisation that the file does not describe"
-    return _unknown(state, name, (original, *(key for key in parts.values() if key != original)), why)
+    return unread_entry(state, name, (original, *(key for key in parts.values() if key != original)), why)
 
 
 def _is_weight_norm(state: State, parts: dict[str, str]) -> bool:
     scale, direction = state.outlines[parts["original0"]], state.outlines[parts["original1"]]
     return scale.ndim in (0, direction.ndim) and scale.numel() in (1, *direction.shape)
-
-
-def _computed(state: State, name: str, parts: tuple[str, ...], compute: Callable[..., Tensor]) -> Entry:
-    def read() -> Tensor:
-        return compute(*(state.read(part) for part in parts))
-
-    return Entry(name, outline_like(state.outlines[parts[0]]), read, parts)
-
-
-def _unknown(state: State, name: str, parts: tuple[str, ...], why: str) -> Entry:
-    return Entry(name, outline_like(state.outlines[parts[0]]), lambda: state.read(parts[0]), parts, unreadable=why)
 
 
 def _weight_norm(direction: Tensor, scale: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def find_in_state(weights: Mapping[str, Any]) -> FoundInState:
         for matrix in _matrices(entry, state, shapes, aliases, found):
             name = matrix.name if matrix.name not in shown else f"{matrix.name}.weight"
             shown.add(name)
-            found.matrices.append(matrix if name == matrix.name else _renamed(matrix, name))
+            found.matrices.append(matrix if name == matrix.name else replace(matrix, name=name))
     return found
 
 
@@ -58,10 +58,6 @@ def _has_shape(outline: Tensor) -> bool:
     with suppress(Exception):  # a nested tensor has none
         return len(outline.shape) >= 0
     return False
-
-
-def _renamed(matrix: Matrix, name: str) -> Matrix:
-    return replace(matrix, name=name)
 
 
 def _aliases(state: State) -> dict[str, tuple[str, ...]]:

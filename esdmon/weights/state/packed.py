@@ -6,13 +6,13 @@ table, scaled by block, or int8 rows. Others: int8 or float8 with a scale for th
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from esdmon.weights.matrix import UnreadableError
-from esdmon.weights.state.tensors import Entry, State, outline_like
+from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each output in an int32 of 4-bit codes
 _NF4 = ".quant_state.bitsandbytes__"
@@ -48,7 +48,7 @@ def _is_small(outline: Tensor) -> bool:
 def _with_scales(state: State, name: str, prefix: str) -> Iterator[Entry]:
     for key in (f"{prefix}SCB", f"{name}.SCB"):
         if key in state.outlines:
-            yield _entry(state, name, (name, key), lambda codes, rows: codes.float() * (rows.float()[:, None] / 127))
+            yield computed_entry(state, name, (name, key), _by_rows)
             return
     keys = [*(f"{name}{suffix}" for suffix in _SCALES), f"{prefix}scale_weight"]
     scale = next((key for key in keys if key in state.outlines), None)
@@ -57,15 +57,13 @@ def _with_scales(state: State, name: str, prefix: str) -> Iterator[Entry]:
         yield _scaled(state, name, name, scale, zero=f"{name}_zero_point")
 
 
-def _entry(state: State, name: str, parts: tuple[str, ...], unpack: Callable[..., Tensor]) -> Entry:
-    def read() -> Tensor:
-        return unpack(*(state.read(part) for part in parts))
-
-    return Entry(name, outline_like(state.outlines[parts[0]]), read, parts)
+def _by_rows(codes: Tensor, largest: Tensor) -> Tensor:
+    """Return q·m/127, with the largest absolute value m of each row."""
+    return codes.float() * (largest.float()[:, None] / 127)
 
 
 def _unread(state: State, name: str, part: str, why: str = _UNKNOWN) -> Entry:
-    return Entry(name, outline_like(state.outlines[part]), lambda: state.read(part), (part,), unreadable=why)
+    return unread_entry(state, name, (part,), why)
 
 
 def _scaled(state: State, name: str, codes: str, scale: str, *, zero: str) -> Entry:
@@ -82,7 +80,7 @@ def _scaled(state: State, name: str, codes: str, scale: str, *, zero: str) -> En
         return values * _spread(scales.float(), values.shape, block)
 
     zeros = (zero,) if state.shape(zero) == sides else ()
-    return _entry(state, name, (codes, scale, *zeros), unpack)
+    return computed_entry(state, name, (codes, scale, *zeros), unpack)
 
 
 def _block_size(state: State) -> int:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -100,9 +100,19 @@ def plain_entry(state: State, name: str) -> Entry:
     )
 
 
-def renamed(entry: Entry, name: str) -> Entry:
-    """Return an entry under another name."""
-    return replace(entry, name=name)
+def computed_entry(state: State, name: str, parts: tuple[str, ...], compute: Callable[..., Tensor]) -> Entry:
+    """Return the entry of a weight that is computed from several tensors, and has the shape of the first."""
+
+    def read() -> Tensor:
+        return compute(*(state.read(part) for part in parts))
+
+    return Entry(name, outline_like(state.outlines[parts[0]]), read, parts)
+
+
+def unread_entry(state: State, name: str, parts: tuple[str, ...], why: str) -> Entry:
+    """Return the entry of a weight that is made of these tensors, and why it cannot be read."""
+    first = parts[0]
+    return Entry(name, outline_like(state.outlines[first]), partial(state.read, first), parts, unreadable=why)
 
 
 def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
