@@ -8,7 +8,7 @@ from esdmon.errors import printable
 
 WIDTH = 80
 _GAP = "  "
-_NUMBER = re.compile(r"([0-9]{1,18})")  # longer ones are no count, and Python refuses very long ones
+_NUMBER = re.compile(r"([0-9]{1,18})")  # a longer one does not count anything, and Python refuses very long ones
 _LONG_NAME = 20  # characters; common leading parts are removed if a name is longer
 
 
