@@ -32,10 +32,19 @@ def fork(function: Callable[..., None], *args: Any, ranks: int = 2) -> None:
 
     For scripts that have imported a host: a host takes many seconds to import, and torchrun imports it in each rank.
     """
+    start_processes(_as_rank, (ranks, _free_port(), function, args), nprocs=ranks, start_method="fork")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def torchrun(function: Callable[..., None], *args: Any, ranks: int = 2) -> None:
+    """Call `function(*args)` as `start` does, in the environment that torchrun gives."""
+    start(_as_rank, ranks, _free_port(), function, args, ranks=ranks)
+
+
+def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    start_processes(_as_rank, (ranks, port, function, args), nprocs=ranks, start_method="fork")  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def _as_rank(rank: int, ranks: int, port: int, function: Callable[..., None], args: tuple[Any, ...]) -> None:

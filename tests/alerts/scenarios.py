@@ -136,6 +136,8 @@ class Scenario:
     then: tuple[str, ...] = ()
     """Rules that may follow in the same layers, as it gets worse."""
     watched: tuple[str, ...] | None = None
+    long: bool = False
+    """Whether its healthy twin is trained by `python -m tests.benchmarks.scenarios` only."""
 
     def run(self, *, faulty: bool, sinks: Sequence[str | Sink] = ()) -> esdmon.Monitor:
         """Train, watched with all rules; the monitor is closed."""
@@ -368,6 +370,7 @@ SCENARIOS = (
         stretches=(100, 1000, 1200),
         every=10,
         then=("rank_collapse",),
+        long=True,
     ),
     Scenario("a weight that is scaled down", "scale_collapse", ("fc1",), scaled_down, within=3),
     Scenario("batches of one", "update_surge", ("fc1", "fc2"), single_examples, within=4, then=("norm_explosion",)),
@@ -381,6 +384,7 @@ SCENARIOS = (
         well=Digits,
         stretches=(600, 4000, 5500),
         every=100,
+        long=True,
     ),
     Scenario("a compression left on", "rank_collapse", ("fc1",), compressed, severity="error"),
     Scenario("a batch of NaN", "non_finite", _ALL, bad_batch, within=1, severity="error"),

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ import esdmon
 from esdmon.cli import main
 from esdmon.cli.scan import Ranks, split
 from esdmon.weights import discover
+from tests.ranks import torchrun
 
 SHAPES = {"embed.weight": (300, 40), "a.weight": (200, 150), "b.weight": (90, 70), "c.weight": (64, 32, 3, 3)}
 
@@ -228,19 +229,20 @@ def test_a_reader_that_leaves_early_is_no_traceback(checkpoint: Path) -> None:
     assert result.stderr == ""
 
 
-def test_ranks_share_the_work_and_rank_0_writes(checkpoint: Path) -> None:
-    """Under torchrun, the same output as from one process."""
-    alone = run(str(checkpoint), "--json", "--exact")
-    together = subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("-m", "esdmon", "scan", str(checkpoint), "--json", "--exact"),
-        ],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(together.stdout) == json.loads(alone.stdout)
+def scan_to_file(checkpoint: Path, out: Path) -> None:
+    """Scan as one of the ranks, into a file of its own."""
+    with (out / os.environ["RANK"]).open("w") as file, redirect_stdout(file):
+        assert main(["scan", str(checkpoint), "--json", "--exact"]) == 0
+
+
+def test_ranks_share_the_work_and_rank_0_writes(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the environment that torchrun gives, the same output as from one process."""
+    assert main(["scan", str(checkpoint), "--json", "--exact"]) == 0
+    torchrun(scan_to_file, checkpoint, tmp_path)
+    assert json.loads((tmp_path / "0").read_text()) == json.loads(capsys.readouterr().out)
+    assert (tmp_path / "1").read_text() == ""
 
 
 def in_terminal(*arguments: str, width: int) -> tuple[str, str]:

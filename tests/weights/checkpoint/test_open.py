@@ -264,8 +264,8 @@ def test_one_tensor_at_a_time_is_in_memory(kind: str, tmp_path: Path) -> None:
     """Five tensors of 48 MB: at its peak a scan holds less than three of them above what it started with."""
     paths = [tmp_path / f"{name}.{kind}" for name in ("small", "large")]
     # The small one first: libraries and their buffers are in memory before anything is measured.
-    for path, rows, count in zip(paths, (1100, 12288), (1, 5), strict=True):
-        tensors = {f"layer{i}.weight": torch.randn(rows, 1024) for i in range(count)}
+    for path, rows, count in zip(paths, (6000, 98304), (1, 5), strict=True):
+        tensors = {f"layer{i}.weight": torch.randn(rows, 128) for i in range(count)}
         if kind == "pt":
             torch.save(tensors, path)
         elif kind == "safetensors":
@@ -279,4 +279,4 @@ def test_one_tensor_at_a_time_is_in_memory(kind: str, tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert int(result.stdout) < 3 * 12288 * 1024 * 4
+    assert int(result.stdout) < 3 * 98304 * 128 * 4
