@@ -299,7 +299,7 @@ def _quiet(alerts: Sequence[Record], step: int) -> str:
     last = max(fired.values(), key=lambda alert: alert["step"])
     return (
         f"All quiet at step {step}. {len(fired)} earlier {'alert is' if len(fired) == 1 else 'alerts are'} resolved; "
-        f"the last was {last['rule'].replace('_', ' ')} of {_place(last)}, until step {last['step']}."
+        f"the last was {last['rule'].replace('_', ' ')} of {_place(last)}, from step {last['since']} to {last['step']}."
     )
 
 

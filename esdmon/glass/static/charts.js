@@ -81,8 +81,8 @@ function drawEsd(frame, limits, width, height, other) {
     const end = start - frame.alpha * (frame.high - from);
     stroke(g, [[X(from), Y(start)], [X(frame.high), Y(end)]], colours.fg, 2, frame.meaningful ? [] : [6, 5]);
   }
-  for (const value of frame.top || []) { // the largest eigenvalues one by one; bins blur them
-    const isSpike = frame.bulk_edge && value > frame.bulk_edge;
+  for (const [place, value] of (frame.top || []).entries()) { // the largest eigenvalues one by one; bins blur them
+    const isSpike = place < frame.n_spikes;
     g.fillStyle = isSpike ? colours.noise : colours.mute;
     g.fillRect(X(Math.log10(value)) - 0.75, bottom + 1, 1.5, isSpike ? 9 : 6);
   }

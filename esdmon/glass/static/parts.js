@@ -194,7 +194,7 @@ function drawPlayer(parts, state) {
   fill(parts.key, key('bar', 'eigenvalues'),
     frame.bulk_edge && noiseCurve(frame).length ? key('noise', 'noise that fits the bulk, and its edge') : null,
     key(frame.meaningful ? 'fit' : 'fit-dashed', alpha), frame.top && frame.top.length
-      ? key('rug', `the largest, one by one${frame.n_spikes ? `; ${frame.n_spikes} above the edge` : ''}`) : null,
+      ? key('rug', `the largest, one by one${frame.n_spikes ? `; ${frame.n_spikes} too large for noise` : ''}`) : null,
     other ? key('other', `${state.other}, at its step ${others.steps[lastUpTo(others.steps, selected.step)]}`) : null);
   const zeros = frame.zeros ? `${frame.zeros} eigenvalues are exactly zero and not drawn. ` : '';
   parts.words.textContent = `${zeros}${frame.explanation || ''}${exact}`;
