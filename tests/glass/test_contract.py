@@ -100,7 +100,7 @@ def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
         )
     ]
     now = contract.now(alerts, 60, {"a": "2", "b": "5", "c": "0"})
-    assert (now["level"], now["title"]) == ("error", "2 problems at step 60")
+    assert (now["level"], now["title"]) == ("error", "2 problems now, at step 60")
     assert [(item["layer"], item["since"], item["title"]) for item in now["items"]] == [
         ("b", 30, "b: rank collapse since step 30"),
         ("c", 40, "c: dead layer since step 40"),

@@ -161,7 +161,9 @@ function drawLegend(box, ...views) {
   fill(box, ...STATES.filter(state => PHASES.includes(state) || used.has(state.code)).map(state =>
     el('span', {className: used.has(state.code) ? '' : 'esd-unused'},
       el('i', {textContent: state.letter, style: {background: state.colour || 'transparent'}}), state.name)),
-  el('span', {}, el('i', {className: 'esd-mark', textContent: '▼'}), 'alert (hollow: resolved)'));
+  ...['warning', 'error'].map(severity => el('span', {},
+    el('i', {className: 'esd-mark', textContent: '▼', style: {color: SEVERITIES[severity]}}), severity)),
+  el('span', {}, el('i', {className: 'esd-mark', textContent: '▽'}), 'resolved'));
 }
 
 function drawPlayer(parts, state) {
