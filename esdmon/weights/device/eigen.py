@@ -144,6 +144,8 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
 
     16-bit numbers are not converted here: a solver converts them block by block.
     """
+    if 1 not in stack.stride()[-2:]:  # slices of a convolution: each of many passes would gather them from all over
+        stack = stack.contiguous()
     every = _in_memory_order(stack)
     minimum, maximum = (float(x) for x in torch.aminmax(every))
     if not (np.isfinite(minimum) and np.isfinite(maximum)):
@@ -169,7 +171,7 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
 
 
 def _in_memory_order(stack: Tensor) -> Tensor:
-    """Return a view in the order of memory, so that a pass over all elements need not copy a convolution's slices."""
+    """Return a view in the order of memory, so that a pass over all elements is one over memory."""
     return stack.permute(sorted(range(stack.ndim), key=stack.stride, reverse=True))
 
 

@@ -83,7 +83,7 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
 
 def _squared(stack: Tensor) -> Iterable[Tensor]:
     """Return the squares in blocks of rows: computed once if there is one block, else at each pass."""
-    squares = _Squares(blocks(stack), torch.promote_types(stack.dtype, torch.float32), 1 in stack.stride()[-2:])
+    squares = _Squares(blocks(stack), torch.promote_types(stack.dtype, torch.float32))
     return squares if len(squares.parts) > 1 else list(squares)
 
 
@@ -91,12 +91,9 @@ def _squared(stack: Tensor) -> Iterable[Tensor]:
 class _Squares:
     parts: tuple[Tensor, ...]
     dtype: torch.dtype
-    is_dense: bool
-    """If not, as in the slices of a convolution, a product would copy each slice into one piece of memory first."""
 
     def __iter__(self) -> Iterator[Tensor]:
-        of_dtype = (part.to(self.dtype) for part in self.parts)
-        return (part.square() if self.is_dense else part.contiguous().square() for part in of_dtype)
+        return (part.to(self.dtype).square() for part in self.parts)
 
 
 def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
