@@ -4,11 +4,17 @@ A matrix that moves at a rate d (‖ΔW‖/‖W‖ per step) and is read every T
 c/T per step. The total staleness is least, for a given total cost, where d·T²/c is equal for all matrices (Lagrange).
 So the matrix with the largest drift · age / cost is read first. This priority grows with age for every matrix that
 moves, and there is a longest wait, so no matrix starves.
+
+Before any of that each matrix is read once: one of each kind first, from the middle of the model's depth, then the
+first and the last of each kind, then those between. So the first report of a large model covers every kind.
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import final
 
 TOLERANCE = 1e-3
@@ -23,9 +29,14 @@ LONGEST = 10
 costs ten thousand times as much as its neighbours would wait a hundred times as long. Our choice."""
 
 
+_DEPTH = re.compile(r"\d+")  # in the name of a layer, which is otherwise the same for all layers of a kind
+
+
 @dataclass(slots=True)
 class _State:
     nominal: float
+    round: int = 0
+    """In which of the first readings of its kind it is."""
     seconds: float = math.nan
     """Cost of a reading, as last measured."""
     read: int | None = None
@@ -54,14 +65,17 @@ class ReadPriority:
     """
 
     def __init__(self, nominal: Mapping[str, float], *, limited: bool = True) -> None:
-        self._states = {name: _State(seconds) for name, seconds in nominal.items()}
+        self._states: dict[str, _State] = {}
         self._limited = limited
         self._measured = [0.0, 0.0]
         """Measured and nominal seconds of the matrices that were read: how fast this machine is."""
+        self.replace(nominal)
 
     def replace(self, nominal: Mapping[str, float]) -> None:
         """Replace the matrices; keep what is known of those that stay."""
         self._states = {name: self._states.get(name) or _State(seconds) for name, seconds in nominal.items()}
+        for name, number in first_rounds(nominal).items():
+            self._states[name].round = number
         known = [state for state in self._states.values() if not math.isnan(state.seconds)]
         self._measured = [sum(state.seconds for state in known), sum(state.nominal for state in known)]
 
@@ -154,20 +168,51 @@ class ReadPriority:
         for state in self._states.values():
             state.passed += 1
 
-    def _order(self, name: str, step: int, cost: float) -> tuple[int, float]:
+    def _order(self, name: str, step: int, cost: float) -> tuple[int, float, float]:
         state = self._states[name]
         if state.read is None:
-            return 0, cost
+            return 0, state.round, cost
         if not self._has_changed(state):
-            return 3, state.read
+            return 3, state.read, cost
         if state.passed > LONGEST * len(self._states):
-            return 1, -state.passed
-        return 2, -state.importance(step, cost)
+            return 1, -state.passed, cost
+        return 2, -state.importance(step, cost), cost
 
     def _has_changed(self, state: _State) -> bool:
         if state.read is None or state.drift > TOLERANCE or (math.isnan(state.drift) and state.readable):
             return True
         return not self._limited and (state.trainable or state.drift > 0)
+
+
+def first_rounds(names: Iterable[str]) -> dict[str, int]:
+    """Return in which round of first readings each matrix is: a round has one of each kind.
+
+    A kind is a name without its numbers.
+
+    >>> first_rounds(["h.0.fc", "h.1.fc", "h.2.fc", "h.3.fc", "head"])
+    {'h.0.fc': 1, 'h.1.fc': 0, 'h.2.fc': 3, 'h.3.fc': 2, 'head': 0}
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        kinds.setdefault(_DEPTH.sub("0", name), []).append(name)
+    places = {
+        kind: dict(zip(_spread(len(of_kind)), range(len(of_kind)), strict=True)) for kind, of_kind in kinds.items()
+    }
+    return {name: places[kind][place] for kind, of_kind in kinds.items() for place, name in enumerate(of_kind)}
+
+
+def _spread(count: int) -> Iterator[int]:
+    """Yield 0 … count − 1, any first few of them spread: the middle, the ends, then the middle of what is between."""
+    first = dict.fromkeys(((count - 1) // 2, 0, count - 1)) if count else {}
+    yield from first
+    ends = sorted(first)
+    between = deque(pairwise(ends))
+    while between:
+        low, high = between.popleft()
+        middle = (low + high) // 2
+        if low < middle:
+            yield middle
+            between += (low, middle), (middle, high)
 
 
 def share_out(costs: Mapping[str, float], ranks: Iterable[int]) -> dict[int, list[str]]:

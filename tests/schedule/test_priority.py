@@ -1,11 +1,12 @@
 import math
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esdmon.schedule.priority import REFRESH, TOLERANCE, ReadPriority, share_out
+from esdmon.schedule.priority import REFRESH, TOLERANCE, ReadPriority, first_rounds, share_out
 
 EVERY = 10
 
@@ -83,10 +84,42 @@ def test_what_moves_fast_is_read_more_often_and_what_costs_more_less() -> None:
     assert read["w1"] / read["w2"] == pytest.approx(2, rel=0.1)
 
 
-def test_unread_ones_come_first_and_the_cheapest_of_them() -> None:
+def test_unread_ones_come_first_and_the_cheapest_kind_of_them() -> None:
     """So that there is something to see soon, and its cost is known."""
-    model = Model([3, 1, 2], [0.1, 0.1, 0.1])
-    assert [names[0] for names in model.train(3, earned=1.0)] == ["w1", "w2", "w0"]
+    priority = ReadPriority({"q": 3.0, "up": 1.0, "down": 2.0})
+    chosen = []
+    for step in range(3):
+        (name,) = priority.choose(step, 0.0)
+        priority.begun(name, step)
+        priority.took(name, priority.expected(name))
+        chosen.append(name)
+    assert chosen == ["up", "down", "q"]
+
+
+@given(st.integers(0, 200))
+def test_first_readings_are_spread_over_the_depth(count: int) -> None:
+    """Each is in one round; the ends are early, and after k rounds no gap is wider than the widest half of before."""
+    rounds = first_rounds(f"h.{number}.fc" for number in range(count))
+    order = sorted(range(count), key=lambda number: rounds[f"h.{number}.fc"])
+    assert sorted(rounds.values()) == list(range(count))
+    if count > 2:
+        assert order[:3] == [(count - 1) // 2, 0, count - 1]
+        read = sorted(order[: 1 + 2 ** (count.bit_length() // 2)])
+        assert max(b - a for a, b in pairwise(read)) <= 2 * count / (len(read) - 1) + 1
+
+
+def test_the_first_readings_cover_every_kind() -> None:
+    """One of each, though some cost a hundred times as much as others; then the first and the last."""
+    costs = {"q": 1.0, "up": 3.0, "down": 100.0}
+    names = {f"h.{depth}.{kind}": cost for depth in range(9) for kind, cost in costs.items()}
+    priority = ReadPriority(names)
+    chosen = []
+    for step in range(9):
+        (name,) = priority.choose(step, 0.0)
+        priority.begun(name, step)
+        priority.took(name, names[name])
+        chosen.append(name)
+    assert chosen == [f"h.{depth}.{kind}" for depth in (4, 0, 8) for kind in costs]
 
 
 def test_unchanged_ones_are_left_out_and_say_so() -> None:
