@@ -137,11 +137,11 @@ def _why_faster(rate: float, usual: float) -> str:
     )
 
 
-def layer_reset(history: History, *, moved: float = 1.05, factor: float = 2.0) -> Iterable[Finding]:
+def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5) -> Iterable[Finding]:
     """The weights of a layer were replaced, not trained.
 
     Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
-    that has nothing in common with the last; and by more than 2 times as far as so many steps could move it. It was
+    that has nothing in common with the last; and by more than 1.5 times as far as so many steps could move it. It was
     initialised again, or a part of a checkpoint was not loaded. Where all layers have moved so, it is a notice
     (`info`): another checkpoint was loaded. A weight that is set back to a value it had shortly before has not moved
     far enough; then `phase_regression` may find it.
