@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import final
 
 from esdmon.alerts.rule import AlertRule, Counts, History, Peak, has_moved, is_pruned
 from esdmon.alerts.rules.baseline import RECENT
 from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain, layer_from_plain, to_plain
+from esdmon.records.table import matches
 
 WINDOW = 16
 """Readings kept of each layer, and in its baseline. Our choice."""
@@ -168,7 +168,7 @@ def _is_checked(counts: Counts, layer: LayerReport, report: Report) -> bool:
 
 
 def _concerns(rule: AlertRule, layer: LayerReport) -> bool:
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatchcase(layer.name, pattern) for pattern in patterns)
+    def is_in(patterns: Sequence[str]) -> bool:
+        return any(matches(layer.name, pattern) for pattern in patterns)
 
-    return matches(rule.layers) and not matches(rule.exclude)
+    return is_in(rule.layers) and not is_in(rule.exclude)

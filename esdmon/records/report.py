@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from esdmon.errors import as_list, nearest
@@ -15,6 +14,7 @@ from esdmon.records.frame import to_frame
 from esdmon.records.layer import LayerReport
 from esdmon.records.plots import MAX_PANELS, plot_layers
 from esdmon.records.summary import summarize
+from esdmon.records.table import matches
 from esdmon.records.text import HEADER, age_lines, count, counted, grouped, layer_table, notes, row, short_table
 from esdmon.records.values import Record, jsonable
 from esdmon.spectrum import Phase
@@ -187,7 +187,7 @@ class Report:
             InputError: if no layer of these names has a spectrum; a JSONL has that of every fifth reading.
         """
         patterns = as_list("layers", layers, "patterns")
-        named = [layer for layer in self.layers if any(fnmatchcase(layer.name, pattern) for pattern in patterns)]
+        named = [layer for layer in self.layers if any(matches(layer.name, pattern) for pattern in patterns)]
         drawn = [layer for layer in named if layer.esd is not None]
         if len(drawn) > MAX_PANELS:
             drawn = [drawn[k * (len(drawn) - 1) // (MAX_PANELS - 1)] for k in range(MAX_PANELS)]

@@ -3,6 +3,7 @@
 import itertools
 import re
 from collections.abc import Collection, Sequence
+from fnmatch import fnmatchcase
 
 from esdmon.errors import printable
 
@@ -39,6 +40,15 @@ def format_table(
         others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
         widths[0] = min(widths[0], max(width - others, len(header[0]), 8))
     return "\n".join(_line(row, widths, left) for row in (header, *rows))
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Return whether a name is the pattern itself, as `blocks[0].w` may be, or matches it as an fnmatch pattern.
+
+    >>> [matches("blocks[0].w", pattern) for pattern in ("blocks[0].w", "blocks*", "blocks?0].w", "blocks[1].w")]
+    [True, True, True, False]
+    """
+    return name == pattern or fnmatchcase(name, pattern)
 
 
 def natural_key(name: str) -> tuple[int | str, ...]:

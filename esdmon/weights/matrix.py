@@ -9,7 +9,6 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from esdmon.isolation import describe
 from esdmon.records import Status
+from esdmon.records.table import matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,10 @@ class Matrix:
     def is_named_by(self, pattern: str) -> bool:
         """Return whether an fnmatch pattern matches one of its names; a detail needs a match of its `/part` as well."""
         if not self.detail:
-            return any(fnmatchcase(name, pattern) for name in (self.name, *self.aliases))
+            return any(matches(name, pattern) for name in (self.name, *self.aliases))
         whole, _, part = self.name.rpartition("/")
         pattern_whole, slash, pattern_part = pattern.rpartition("/")
-        return bool(slash) and fnmatchcase(whole, pattern_whole) and fnmatchcase(part, pattern_part)
+        return bool(slash) and matches(whole, pattern_whole) and matches(part, pattern_part)
 
 
 class UnreadableError(Exception):

@@ -49,6 +49,13 @@ def test_selection(options: dict[str, Any], expected: list[str]) -> None:
     assert names(**options) == expected
 
 
+def test_a_name_with_brackets_selects_itself() -> None:
+    """Though brackets are characters to choose from in a pattern."""
+    weights = {f"blocks[{k}].w": torch.ones(40, 30) for k in range(2)}
+    watched = discover(weights, selection=Selection(layers=["blocks[0].w"]))
+    assert [matrix.name for matrix in watched.matrices] == ["blocks[0].w"]
+
+
 def test_what_is_left_out_says_why() -> None:
     """Each parameter with its own reason, and how many of its elements."""
     watched = discover(network(), selection=Selection(exclude=["*.conv", "*/k"], min_eigenvalues=32))
