@@ -309,10 +309,13 @@ def _place(alert: Record) -> str:
 
 
 def _without_heading(alert: Record) -> str:
-    """Return the message without the names and the rule before it, which stand in the title."""
+    """Return the message without the rule, and without the layers unless it is about other ones than the title."""
     message = str(alert["message"])
     heading, found, text = message.partition(f"{alert['rule']}: ")
-    return text[:1].upper() + text[1:] if found and len(heading) < len(text) else message
+    if not found or len(heading) >= len(text):
+        return message
+    text = text[:1].upper() + text[1:]
+    return text if heading in ("", f"{_place(alert)}: ") else f"{heading}{text}"
 
 
 def _rank(alert: Record) -> int:

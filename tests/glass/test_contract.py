@@ -108,6 +108,13 @@ def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
     assert now["items"][0]["text"] == "Rank 40 of 64, in 3 checks since step 30. Lower the weight decay."
 
 
+def test_an_alert_that_has_grown_says_of_which_layer_it_speaks() -> None:
+    """Its title names all layers, its text those that joined."""
+    alert = replace(alert_at(40, "b"), layers=("a", "b"), message="b: rank_collapse: rank 40 of 64. Wait.")
+    (item,) = contract.now([contract.alert_of(alert.to_record(), 40)], 60, {})["items"]
+    assert (item["title"], item["text"]) == ("a, b: rank collapse since step 30", "b: Rank 40 of 64. Wait.")
+
+
 def test_a_quiet_run_says_so() -> None:
     """With what was before, if anything."""
     assert contract.now([], 60, {"a": "2"})["title"] == "All quiet at step 60: no alert has fired."
