@@ -45,7 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.filterwarnings("ignore")  # the hosts warn of themselves and of each other
 @every_page
-def test_the_blocks_run(page: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_blocks_run(
+    page: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLACK_WEBHOOK", "http://127.0.0.1:9/none")
@@ -55,6 +57,7 @@ def test_the_blocks_run(page: Path, folder: Path, tmp_path: Path, monkeypatch: p
     for example in document:
         example.evaluate()
     plt.close("all")
+    assert [text for text in caplog.messages if "failed" in text] == []  # what fails inside a watch raises nothing
 
 
 @every_page
