@@ -22,7 +22,7 @@ from esdmon.present.scalars import kind_of
 from esdmon.records import SCHEMA, LayerReport, Record
 from esdmon.records.serialization import esd_to_record
 from esdmon.records.table import natural_key
-from esdmon.records.text import count
+from esdmon.records.text import count, named
 from esdmon.records.timeline import SEVERITIES
 from esdmon.spectrum import Phase
 
@@ -284,7 +284,8 @@ def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) ->
     serious = [item for item in items if item["severity"] != "info"]
     return {
         "level": min((item["severity"] for item in items), key=SEVERITIES.index),
-        "title": f"{count(len(items), 'problem')} at step {step}" + ("" if serious else ", none of which is a warning"),
+        "title": f"{count(len(items), 'problem')} now, at step {step}"
+        + ("" if serious else ", none of which is a warning"),
         "items": items,
     }
 
@@ -299,13 +300,12 @@ def _quiet(alerts: Sequence[Record], step: int) -> str:
     last = max(fired.values(), key=lambda alert: alert["step"])
     return (
         f"All quiet at step {step}. {len(fired)} earlier {'alert is' if len(fired) == 1 else 'alerts are'} resolved; "
-        f"the last was {last['rule'].replace('_', ' ')} of {_place(last)}, until step {last['step']}."
+        f"the last was {last['rule'].replace('_', ' ')} of {_place(last)}, from step {last['since']} to {last['step']}."
     )
 
 
 def _place(alert: Record) -> str:
-    others = len(alert["layers"]) - 1
-    return (alert["layer"] or "the whole run") + (f" and {others} more" if others > 0 else "")
+    return named(alert["layers"], most=3) or "the whole run"
 
 
 def _without_heading(alert: Record) -> str:

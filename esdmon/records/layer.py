@@ -218,7 +218,7 @@ class LayerReport:
         """Draw the spectrum on logarithmic axes, with the noise that fits its bulk and the power law of its tail.
 
         The power law begins at xmin, and is dashed where alpha is not meaningful. Ticks at the bottom are the largest
-        eigenvalues one by one, up to 16, those above the edge of noise in red.
+        eigenvalues one by one, up to 16, those too large for noise in red.
 
         Args:
             axes: where to draw; a new figure of pyplot if None.

@@ -171,7 +171,8 @@ def _draw_spectrum(axes: Axes, layer: curves.Layer) -> None:
         colour = axes.xaxis.label.get_color()
         label = f"power law, α = {layer.alpha_text.strip('()')}{meaning}"
         axes.plot(*(10**each for each in law), color=colour, lw=1.8, ls=style, label=label)
-    above = [value for value in esd.top if not value <= edge]  # all where no edge is known
+    spikes = layer.measures.get("n_spikes", math.nan)
+    above = esd.top if math.isnan(spikes) else esd.top[: int(spikes)]  # all where no bulk of noise is known
     if above:  # an empty line that is not clipped has no limits, which breaks the layout
         axes.plot(
             above, [floor] * len(above), "|", color="gray" if noise is None else _RED, ms=11, mew=1.4, clip_on=False

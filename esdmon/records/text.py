@@ -69,10 +69,11 @@ def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str
 
 
 def named(names: Iterable[str], *, most: int = 3) -> str:
-    """Return `a, b, c and 4 more`."""
+    """Return `a, b, c and 4 more`; a single one more is named."""
     shown = list(names)
-    more = f" and {len(shown) - most} more" if len(shown) > most else ""
-    return f"{', '.join(shown[:most])}{more}"
+    if len(shown) <= most + 1:
+        return ", ".join(shown)
+    return f"{', '.join(shown[:most])} and {len(shown) - most} more"
 
 
 def count(number: int, noun: str) -> str:

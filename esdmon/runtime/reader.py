@@ -255,7 +255,7 @@ class Reader:
     def restore_steps(self, state: Plain) -> None:
         """Continue from `step_state()`."""
         self._steps.watch(self._model.matrices.values())
-        self._steps.restore(state["before"], state["last"])
+        self._steps.restore(state["before"], state["last"], state.get("after", {}))
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""

@@ -16,6 +16,7 @@ FACTOR = 3.0
 _KEPT = 16  # values that a new one is compared with
 _KNOWN = 6  # values before which nothing is a leap
 _LEAST = 0.02  # relative change of a norm below which nothing is a leap
+_REPLACED = 0.5  # way of a weight from sample to sample, in its norm, below which it was not replaced
 
 
 @dataclass(slots=True)
@@ -23,14 +24,17 @@ class _Recent:
     ratios: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     changes: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     """|Δ ln ‖W‖| from sample to sample."""
+    shifts: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     norm: float = math.nan
 
-    def leaps(self, ratio: float, change: float) -> bool:
-        """Return whether a step, or the change of a norm, is far beyond the recent ones, or a moving weight stops."""
+    def leaps(self, ratio: float, change: float, shift: float) -> bool:
+        """Return whether a step, a norm or the way since the last sample leaps, or a moving weight stops."""
         if len(self.changes) < _KNOWN:
             return False
         has_stopped = ratio == 0 and min(self.ratios) > 0
-        return has_stopped or ratio > FACTOR * max(self.ratios) or change > FACTOR * max(_LEAST, *self.changes)
+        is_replaced = shift > max(_REPLACED, FACTOR * max(self.shifts, default=math.inf))
+        has_changed = change > FACTOR * max(_LEAST, *self.changes)
+        return has_stopped or is_replaced or has_changed or ratio > FACTOR * max(self.ratios)
 
 
 @final
@@ -43,27 +47,31 @@ class Leaps:
     def take(self, samples: Mapping[str, StepSample]) -> list[str]:
         """Return the layers that leap from their recent samples to these."""
         found = []
-        for name, (norm, ratio, _) in samples.items():
+        for name, (norm, ratio, _, shift) in samples.items():
             recent = self._recent.setdefault(name, _Recent())
             change = abs(math.log(norm / recent.norm)) if norm > 0 and recent.norm > 0 else math.nan
-            if recent.leaps(ratio, change):
+            if recent.leaps(ratio, change, shift):
                 found.append(name)
-            if math.isfinite(ratio):
-                recent.ratios.append(ratio)
-            if math.isfinite(change):
-                recent.changes.append(change)
+            for value, kept in ((ratio, recent.ratios), (change, recent.changes), (shift, recent.shifts)):
+                if math.isfinite(value):
+                    kept.append(value)
             recent.norm = norm
         return found
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return the recent values of each layer, as plain data."""
-        return {name: [list(each.ratios), list(each.changes), each.norm] for name, each in self._recent.items()}
+        return {
+            name: [list(each.ratios), list(each.changes), each.norm, list(each.shifts)]
+            for name, each in self._recent.items()
+        }
 
     def prepare(self, state: Mapping[str, list[Any]]) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
         recent = {
-            name: _Recent(deque(ratios, _KEPT), deque(changes, _KEPT), float(norm))
-            for name, (ratios, changes, norm) in state.items()
+            name: _Recent(
+                deque(ratios, _KEPT), deque(changes, _KEPT), deque(*shifts or [()], maxlen=_KEPT), float(norm)
+            )
+            for name, (ratios, changes, norm, *shifts) in state.items()  # older states have no shifts
         }
 
         def restore() -> None:

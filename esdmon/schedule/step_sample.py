@@ -12,3 +12,5 @@ class StepSample(NamedTuple):
     """‖ΔW‖/‖W‖ of the step; infinite for a weight that was zero."""
     growth: float = 0.0
     """Relative change of the norm by the step, negative where it shrinks."""
+    shift: float = 0.0
+    """‖ΔW‖/‖W‖ since the end of the last sample, before the step; 0 where there was none."""

@@ -129,7 +129,7 @@ def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: 
         law = "is a power law" if phase is Phase.HEAVY_TAILED else f"is no power law below alpha {limits.heavy_alpha:g}"
         return f"No bulk of noise was found: {_why_no_bulk(e, limits)}. The tail {law}: {tail}{_why_no_law(e, limits)}."
     times = 1 / e.soft_rank if e.soft_rank > 0 else math.inf
-    count = "1 eigenvalue is" if e.spikes == 1 else f"{e.spikes:.0f} eigenvalues are"
+    count = f"{e.spikes:.0f} eigenvalue{'' if e.spikes == 1 else 's'}"
     why = "more than a few" if e.spikes > few_spikes(e.size, limits) else f"but the bulk is not {clean}"
     rest = {
         Phase.BULK_SPIKES: f"; the bulk is {clean}",
@@ -138,7 +138,7 @@ def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: 
         Phase.HEAVY_TAILED: f", as a power law: {tail}",
         Phase.BULK_DECAY: f", {why}; {tail}",
     }
-    return f"λmax is {times:.3g} × the bulk edge; {count} above it{rest[phase]}."
+    return f"λmax is {times:.3g} × the bulk edge; {count} too large for noise{rest[phase]}."
 
 
 def _other_shape(bulk: Bulk) -> str:

@@ -25,7 +25,7 @@ _DESCRIPTIONS = {
     "phase": f"Phase of training: {_PHASE_NAMES}. Set the smoothing to 0: a smoothed phase is none of these.",
     "mp_soft_rank": "Edge of the bulk of noise / largest eigenvalue: 1 for noise, towards 0 as structure grows.",
     "stable_rank": "Sum of the eigenvalues / the largest.",
-    "n_spikes": "Eigenvalues above the edge of the bulk of noise.",
+    "n_spikes": "Eigenvalues too large for noise: beyond the edge of its bulk, at a level of one in a thousand.",
 }
 _COLOURS = 128  # of a picture: a third of the bytes, and no difference that is seen
 Picture = NDArray[np.uint8]

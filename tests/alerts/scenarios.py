@@ -137,7 +137,7 @@ class Scenario:
     """Rules that may follow in the same layers, as it gets worse."""
     watched: tuple[str, ...] | None = None
     long: bool = False
-    """Whether its healthy twin is trained by `python -m tests.benchmarks.scenarios` only."""
+    """Whether it trains for thousands of steps, so that its tests are slow ones."""
 
     def run(self, *, faulty: bool, sinks: Sequence[str | Sink] = ()) -> esdmon.Monitor:
         """Train, watched with all rules; the monitor is closed."""

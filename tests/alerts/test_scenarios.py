@@ -5,7 +5,11 @@ import pytest
 from esdmon import Monitor
 from tests.alerts.scenarios import SCENARIOS, Scenario
 
-every_scenario = pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.name)
+every_scenario = pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(each, marks=pytest.mark.slow if each.long else ()) for each in SCENARIOS],
+    ids=[each.name for each in SCENARIOS],
+)
 
 
 @every_scenario
@@ -37,7 +41,7 @@ def healthy(scenario: Scenario) -> Monitor:
     return TWINS[key]
 
 
-@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if not each.long], ids=lambda scenario: scenario.name)
+@every_scenario
 def test_the_healthy_twin_raises_nothing(scenario: Scenario) -> None:
     """No warning, and not that alert at any severity."""
     monitor = healthy(scenario)

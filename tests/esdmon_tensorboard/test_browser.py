@@ -129,7 +129,7 @@ def test_the_first_screen_says_what_is_wrong(tab: Opened) -> None:
     """Which layer, since which step, and what to do."""
     tab.choose("faulty")
     text = tab.frame.locator(".esd-now").inner_text()
-    assert "1 problem at step 100" in text
+    assert "1 problem now, at step 100" in text
     assert "blocks.1.fc: rank collapse since step 70" in text
     assert "Lower the weight decay." in text
     assert tab.title() == "Spectrum of blocks.1.fc at step 80: rank-collapse"

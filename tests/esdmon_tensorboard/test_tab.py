@@ -98,7 +98,7 @@ def test_alerts_of_one_step_are_all_there(server: Server) -> None:
         (80, "norm_decay", "blocks.0.fc"),
         (90, "rank_collapse", "out"),
     ]
-    assert view["now"]["title"] == "3 problems at step 100"
+    assert view["now"]["title"] == "3 problems now, at step 100"
 
 
 def test_a_resumed_run_has_each_step_once(server: Server) -> None:

@@ -11,6 +11,8 @@ from examples.paper.experiments import Experiment, experiments
 from examples.paper.report import write_report
 from examples.paper.training import Recipe, Result, run
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

@@ -10,6 +10,8 @@ import esdmon
 from examples.paper import networks, training
 from examples.paper.training import NETWORKS, Recipe, run
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = Recipe(network="SETOL MLP3", batch_size=256, lr=0.01, epochs=3)
 

@@ -100,7 +100,7 @@ def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
         )
     ]
     now = contract.now(alerts, 60, {"a": "2", "b": "5", "c": "0"})
-    assert (now["level"], now["title"]) == ("error", "2 problems at step 60")
+    assert (now["level"], now["title"]) == ("error", "2 problems now, at step 60")
     assert [(item["layer"], item["since"], item["title"]) for item in now["items"]] == [
         ("b", 30, "b: rank collapse since step 30"),
         ("c", 40, "c: dead layer since step 40"),
@@ -113,7 +113,7 @@ def test_a_quiet_run_says_so() -> None:
     assert contract.now([], 60, {"a": "2"})["title"] == "All quiet at step 60: no alert has fired."
     records = [alert_at(30, "a"), alert_at(50, "a", state="resolved")]
     alerts = [contract.alert_of(alert.to_record(), alert.step) for alert in records]
-    title = "All quiet at step 60. 1 earlier alert is resolved; the last was rank collapse of a, until step 50."
+    title = "All quiet at step 60. 1 earlier alert is resolved; the last was rank collapse of a, from step 40 to 50."
     assert contract.now(alerts, 60, {"a": "2"})["title"] == title
     assert contract.now([], None, {})["title"].startswith("No reading yet")
 

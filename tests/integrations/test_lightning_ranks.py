@@ -8,7 +8,7 @@ import pytest
 from tests.integrations.runs import run_script
 
 # Lightning warns of much: few workers, small batches, its own dependencies.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 
 @pytest.fixture(scope="module")

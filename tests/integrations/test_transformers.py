@@ -47,6 +47,7 @@ class TooLarge(Trainer):  # type: ignore[misc]  # transformers is half typed
         return super().training_step(model, inputs, *rest, **options)
 
 
+@pytest.mark.slow
 def test_an_attempt_that_was_broken_off_is_closed(tmp_path: Path) -> None:
     """The next attempt has a monitor and a file of its own, and counts from the Trainer's steps."""
     monitors: list[esdmon.Monitor] = []

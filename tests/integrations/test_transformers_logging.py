@@ -53,6 +53,7 @@ def test_without_a_logger_readings_go_to_a_file_of_each_run(tmp_path: Path, capl
     assert logged == [f"esdmon: readings go to jsonl:{file}" for file in (files[0], files[0], files[1])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("named", [True, False], ids=["named", "unnamed"])
 def test_each_trial_of_a_search_has_folders_of_its_own(named: Any, tmp_path: Path) -> None:
     """For its curves, and for the state in its checkpoints."""

@@ -7,7 +7,10 @@ import pytest
 
 from tests.integrations.runs import run_script
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and its dependencies warn of themselves
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),
+]  # transformers and its dependencies warn of themselves
 
 
 @pytest.fixture(scope="module")

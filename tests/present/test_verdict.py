@@ -50,7 +50,7 @@ def test_faults_come_first_with_names_and_the_gravest_first() -> None:
     layers = [STATES["over-regularised"](f"a{i}") for i in range(3)]
     layers += [STATES["near collapse"]("b"), STATES["collapsed"]("c"), STATES["with learned structure"]("d")]
     assert verdict(layers) == (
-        "verdict: 1 of 6 layers collapsed (c), 3 over-regularised (a0, a1 and 1 more), 1 near collapse (b); "
+        "verdict: 1 of 6 layers collapsed (c), 3 over-regularised (a0, a1, a2), 1 near collapse (b); "
         "1 with learned structure"
     )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
 def test_nothing_grows_and_nothing_is_left() -> None:
     """1000 steps and 100 readings, in a process of their own; the script has 20 000 by default, and both modes."""

@@ -78,6 +78,15 @@ def test_a_leap_is_far_beyond_the_recent_samples() -> None:
     assert leaps.take(samples(0.0, 0.9)) == []
 
 
+def test_a_weight_that_is_replaced_between_samples_leaps() -> None:
+    """Farther than half of its norm, and far beyond its usual way."""
+    for usual, shift, expected in ((0.01, 0.6, ["fc1"]), (0.01, 0.4, []), (0.3, 0.6, []), (0.3, 1.4, ["fc1"])):
+        leaps = Leaps()
+        for _ in range(10):
+            leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, usual)})
+        assert leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, shift)}) == expected
+
+
 def test_leaps_go_on_from_their_state() -> None:
     leaps, other = Leaps(), Leaps()
     for _ in range(10):

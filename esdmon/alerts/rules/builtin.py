@@ -78,7 +78,8 @@ BUILT_IN_RULES = (
     AlertRule(
         "norm_decay",
         norm_decay,
-        advice="Lower the weight decay, or the penalty on weights; or raise the learning rate of the loss against it.",
+        advice="Lower the weight decay, or the penalty on weights; or raise the learning rate of the loss against it. "
+        "Where there is neither decay nor penalty, the initial weights may have been too large.",
         mutes=("over_regularized", "correlation_trap", "update_surge", *_SHAPE),
         needs=("frobenius_norm",),
     ),

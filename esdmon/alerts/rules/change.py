@@ -29,6 +29,7 @@ _DECAYING = 0.5  # of the length of a step: for a gradient without decay it is a
 _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
 _RAISED = 1.5  # factor from which a learning rate has been raised
+_LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood; our choice
 _FEW = 64  # eigenvalues below which a rank says little about directions; our choice
 
 
@@ -95,7 +96,8 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     optimizer is known. It comes before norms, ranks and elements show it, so it mutes those rules.
 
     Where the learning rate is not known, or was as high before, as in a schedule with restarts, the ratio must also be
-    more than 1.5 times the largest of the run so far.
+    more than 1.5 times the largest of the run so far. Where it was not raised, the ratio must be more than a tenth of
+    that: the gradients of a layer that has almost stopped learning leap without harm.
 
     Adam and its kin divide gradients by their size, so there only a raised learning rate is seen, and what makes
     gradients less or more noisy.
@@ -111,9 +113,10 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
         usual, highest = _usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
         rate = now.learning_rate
         is_restart = not rate <= _RAISED * usual and not rate > _RAISED * highest.learning_rate
+        is_lull = not rate > _RAISED * usual and ratio < _LULL * highest.step_ratio
         if -now.step_growth > _DECAYING * ratio:
             continue
-        if now.name in history.firing or not is_restart or ratio > peak * highest.step_ratio:
+        if now.name in history.firing or not (is_restart or is_lull) or ratio > peak * highest.step_ratio:
             what = f"one step moves it by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
             evidence = {"step_ratio": ratio, "learning_rate": rate, "before": before}
             yield Finding(now.name, f"{what}{_why_faster(rate, usual)}", evidence)
@@ -134,11 +137,11 @@ def _why_faster(rate: float, usual: float) -> str:
     )
 
 
-def layer_reset(history: History, *, moved: float = 1.05, factor: float = 3.0) -> Iterable[Finding]:
+def layer_reset(history: History, *, moved: float = 1.05, factor: float = 2.0) -> Iterable[Finding]:
     """The weights of a layer were replaced, not trained.
 
     Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
-    that has nothing in common with the last; and by more than 3 times as far as so many steps could move it. It was
+    that has nothing in common with the last; and by more than 2 times as far as so many steps could move it. It was
     initialised again, or a part of a checkpoint was not loaded. Where all layers have moved so, it is a notice
     (`info`): another checkpoint was loaded. A weight that is set back to a value it had shortly before has not moved
     far enough; then `phase_regression` may find it.
@@ -266,8 +269,8 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     leapt = dict.fromkeys(history.firing, 0.0) | _leapt(history, _soft_rank, "up", factor)
     for name in leapt.keys() & history.layers.keys():
         now = history.layers[name][-1]
-        before = [layer.phase for layer in history.baseline[name] if layer.phase not in _OUTSIDE]
-        usual = int(history.firing[name]["before"]) if name in history.firing else _middle(before)
+        codes = [layer.phase.code for layer in history.baseline[name] if layer.phase not in _OUTSIDE]
+        usual = int(history.firing[name]["before"]) if name in history.firing else median_low(codes or [0])
         if now.phase not in _OUTSIDE and now.phase.code <= usual - phases:
             phase = next(phase.value for phase in Phase if phase.code == usual)
             what = f"phase {now.phase.value} (confidence {now.phase_confidence:.1f}), down from {phase} in its baseline"
@@ -309,10 +312,6 @@ def _leapt(history: History, quantity: Quantity, direction: Direction, factor: f
 
 def _is_beyond(value: float, expected: float, direction: Direction, factor: float) -> bool:
     return value > factor * expected if direction == "up" else factor * value < expected
-
-
-def _middle(phases: Sequence[Phase]) -> int:
-    return median_low(phase.code for phase in phases) if phases else 0
 
 
 def _trap(layer: LayerReport) -> float:

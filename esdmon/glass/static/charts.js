@@ -81,8 +81,8 @@ function drawEsd(frame, limits, width, height, other) {
     const end = start - frame.alpha * (frame.high - from);
     stroke(g, [[X(from), Y(start)], [X(frame.high), Y(end)]], colours.fg, 2, frame.meaningful ? [] : [6, 5]);
   }
-  for (const value of frame.top || []) { // the largest eigenvalues one by one; bins blur them
-    const isSpike = frame.bulk_edge && value > frame.bulk_edge;
+  for (const [place, value] of (frame.top || []).entries()) { // the largest eigenvalues one by one; bins blur them
+    const isSpike = place < frame.n_spikes;
     g.fillStyle = isSpike ? colours.noise : colours.mute;
     g.fillRect(X(Math.log10(value)) - 0.75, bottom + 1, 1.5, isSpike ? 9 : 6);
   }
@@ -142,18 +142,18 @@ function stretches(steps, values) {
 // One measure of several series {name, colour, dash, lines}, with a vertical line at a step.
 function drawLines(chart, series, domain, step, width, height) {
   const colours = theme(), [canvas, g] = canvasOf(width, height, `${chart.title} by step`);
-  const scaled = chart.log ? value => value > 0 ? Math.log10(value) : null : value => value;
+  const scaled = chart.log ? value => value > 0 ? Math.log10(value) : -Infinity : value => value; // zero is at the bottom
   const column = (lines, key) => (lines.values[key] || []).map(value => value === null ? null : scaled(value));
   const nulls = series.slice(0, 1).flatMap(({lines}) => chart.nullKey ? column(lines, chart.nullKey) : []);
   const keys = [chart.key, ...(series.length === 1 && chart.band || [])];
   const all = [...series.flatMap(({lines}) => keys.flatMap(key => column(lines, key))), ...nulls]
-    .concat(chart.nullValue === undefined ? [] : [chart.nullValue]).filter(value => value !== null);
+    .concat(chart.nullValue === undefined ? [] : [chart.nullValue]).filter(Number.isFinite);
   if (!all.length) return null;
   const robust = [...all].sort((a, b) => a - b), low = robust[0];
   const high = chart.key === 'alpha' ? Math.min(robust.at(-1), Math.max(8, robust[Math.floor(robust.length * 0.8)]))
     : robust.at(-1);
   const pad = (high - low) * 0.06 || Math.abs(high) * 0.1 || 1, left = 46, right = width - 6, bottom = height - 16;
-  const Y = value => bottom - (value - low + pad) / (high - low + 2 * pad) * (bottom - 4);
+  const Y = value => Math.min(bottom - 1, bottom - (value - low + pad) / (high - low + 2 * pad) * (bottom - 4));
   const axis = stepAxis(domain, left, right), at = ([x, y]) => [axis.x(x), Y(y)];
   g.fillStyle = colours.mute;
   g.textAlign = 'right';

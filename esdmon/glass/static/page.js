@@ -146,7 +146,7 @@ async function advance(source, run, view) {
 function startingPoint(view, before) {
   const last = view.steps.at(-1) ?? 0, isKnown = name => view.layers.some(layer => layer.name === name);
   if (before && isKnown(before.layer)) return {layer: before.layer, step: Math.min(before.step, last)};
-  const worst = view.now.items.find(item => isKnown(item.layer));
+  const worst = view.now.items.find(item => isKnown(item.layer)) || view.alerts.findLast(alert => isKnown(alert.layer));
   const names = view.groups.flatMap(group => group.rows).map(row => view.layers[row].name);
   const moved = names.find(name => view.rows[view.layers.findIndex(layer => layer.name === name)].at(-1) !== '-');
   return {layer: worst ? worst.layer : moved || names[0], step: last};

@@ -161,7 +161,9 @@ function drawLegend(box, ...views) {
   fill(box, ...STATES.filter(state => PHASES.includes(state) || used.has(state.code)).map(state =>
     el('span', {className: used.has(state.code) ? '' : 'esd-unused'},
       el('i', {textContent: state.letter, style: {background: state.colour || 'transparent'}}), state.name)),
-  el('span', {}, el('i', {className: 'esd-mark', textContent: '▼'}), 'alert (hollow: resolved)'));
+  ...['warning', 'error'].map(severity => el('span', {},
+    el('i', {className: 'esd-mark', textContent: '▼', style: {color: SEVERITIES[severity]}}), severity)),
+  el('span', {}, el('i', {className: 'esd-mark', textContent: '▽'}), 'resolved'));
 }
 
 function drawPlayer(parts, state) {
@@ -194,7 +196,7 @@ function drawPlayer(parts, state) {
   fill(parts.key, key('bar', 'eigenvalues'),
     frame.bulk_edge && noiseCurve(frame).length ? key('noise', 'noise that fits the bulk, and its edge') : null,
     key(frame.meaningful ? 'fit' : 'fit-dashed', alpha), frame.top && frame.top.length
-      ? key('rug', `the largest, one by one${frame.n_spikes ? `; ${frame.n_spikes} above the edge` : ''}`) : null,
+      ? key('rug', `the largest, one by one${frame.n_spikes ? `; ${frame.n_spikes} too large for noise` : ''}`) : null,
     other ? key('other', `${state.other}, at its step ${others.steps[lastUpTo(others.steps, selected.step)]}`) : null);
   const zeros = frame.zeros ? `${frame.zeros} eigenvalues are exactly zero and not drawn. ` : '';
   parts.words.textContent = `${zeros}${frame.explanation || ''}${exact}`;

@@ -27,6 +27,7 @@ class _Group:
 
     names: list[str] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)
+    """Of each weight: at the end of the last sample, before the step, after it."""
 
 
 @final
@@ -40,6 +41,7 @@ class StepSampler:
     def __init__(self) -> None:
         self._weights: dict[str, tuple[Matrix, Tensor]] = {}
         self._before: dict[str, Tensor] = {}
+        self._after: dict[str, Tensor] = {}
         self._last: dict[str, StepSample] = {}
         self._arriving: list[tuple[list[str], Tensor, Callable[[], bool]]] = []
 
@@ -58,15 +60,17 @@ class StepSampler:
     def end(self) -> None:
         """Take the samples after it, and begin to compare those of the same weight."""
         groups: dict[tuple[torch.device, int], _Group] = {}
-        for name, now in self._sampled().items():
+        after = self._sampled()
+        for name, now in after.items():
             before = self._before.get(name)
-            if before is not None and before.shape == now.shape and before.device == now.device:
+            if before is not None and _is_alike(before, now):
+                earlier = self._after.get(name, before)
                 group = groups.setdefault((now.device, now.numel()), _Group())
                 group.names.append(name)
-                group.parts += [before, now]
+                group.parts += [earlier if _is_alike(earlier, now) else before, before, now]
         for (device, _), group in groups.items():
             self._compare(device, group)
-        self._before = {}
+        self._before, self._after = {}, after
 
     def take(self) -> dict[str, StepSample]:
         """Return what has been compared since the last call, without waiting for the rest."""
@@ -76,9 +80,9 @@ class StepSampler:
             if not is_there():
                 waiting.append((names, norms, is_there))
                 continue
-            for name, (before, now, moved) in zip(names, norms.tolist(), strict=True):
-                ratio = moved / before if before > 0 else (math.inf if moved > 0 else 0.0)
-                found[name] = StepSample(now, ratio, now / before - 1 if before > 0 else 0.0)
+            for name, (earlier, before, now, shifted, moved) in zip(names, norms.tolist(), strict=True):
+                growth = now / before - 1 if before > 0 else 0.0
+                found[name] = StepSample(now, _ratio(moved, before), growth, _ratio(shifted, earlier))
         self._arriving = waiting
         self._last |= found
         return found
@@ -88,17 +92,24 @@ class StepSampler:
         return self._last.get(name, _NONE)
 
     def state_dict(self) -> dict[str, dict[str, Tensor] | dict[str, list[float]]]:
-        """Return the samples before the next step, if they were taken, and what the last ones showed."""
+        """Return the samples before the next step, if they were taken, the last ones, and what these showed."""
         return {
             "before": {name: sample.cpu() for name, sample in self._before.items()},
+            "after": {name: sample.cpu() for name, sample in self._after.items()},
             "last": {name: list(sample) for name, sample in self._last.items()},
         }
 
-    def restore(self, before: Mapping[str, Tensor], last: Mapping[str, list[float]]) -> None:
+    def restore(
+        self, before: Mapping[str, Tensor], last: Mapping[str, list[float]], after: Mapping[str, Tensor]
+    ) -> None:
         """Continue from a `state_dict()`."""
-        weights = self._weights
-        self._before = {name: sample.to(weights[name][1].device) for name, sample in before.items() if name in weights}
+        self._before, self._after = self._placed(before), self._placed(after)
         self._last, self._arriving = {name: StepSample(*sample) for name, sample in last.items()}, []
+
+    def _placed(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the samples of weights that are watched, each on the device of its weight."""
+        weights = self._weights
+        return {name: sample.to(weights[name][1].device) for name, sample in samples.items() if name in weights}
 
     def _sampled(self) -> dict[str, Tensor]:
         """Return up to 256 elements of each weight, in float32."""
@@ -110,9 +121,8 @@ class StepSampler:
         return samples
 
     def _compare(self, device: torch.device, group: _Group) -> None:
-        pairs = torch.stack(group.parts).reshape(len(group.names), 2, -1)
-        three = torch.stack((pairs[:, 0], pairs[:, 1], pairs[:, 1] - pairs[:, 0]), dim=1)
-        norms = torch.linalg.vector_norm(three, dim=2)
+        samples = torch.stack(group.parts).reshape(len(group.names), 3, -1)
+        norms = torch.linalg.vector_norm(torch.cat((samples, samples.diff(dim=1)), dim=1), dim=2)
         if device.type != "cuda":
             self._arriving.append((group.names, norms.cpu(), lambda: True))
             return
@@ -120,6 +130,14 @@ class StepSampler:
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         event.record(torch.cuda.current_stream(device))
         self._arriving.append((group.names, copy, event.query))
+
+
+def _is_alike(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.device == other.device
+
+
+def _ratio(moved: float, norm: float) -> float:
+    return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
 
 
 def _is_plain(weight: Tensor) -> bool:

@@ -156,6 +156,16 @@ def test_a_learning_rate_that_is_restarted_is_no_surge() -> None:
         assert len(alerts) == expected, (rate, ratio)
 
 
+def test_a_gradient_that_leaps_from_almost_nothing_is_no_surge() -> None:
+    """Up to a tenth of the largest step so far, unless the learning rate was raised."""
+    ratios = [*[0.02] * 4, *[1e-4] * 14]
+    before = [reading(step, step_ratio=each, learning_rate=0.1) for step, each in enumerate(ratios, start=1)]
+    for rate, ratio, expected in ((0.1, 0.0015, 0), (0.1, 0.0025, 1), (0.2, 0.0015, 1)):
+        faulty = [reading(step, step_ratio=ratio, learning_rate=rate) for step in range(19, 22)]
+        alerts = alerts_of(RULES["update_surge"], (report(layer.step, layer) for layer in [*before, *faulty]))
+        assert len(alerts) == expected, (rate, ratio)
+
+
 def test_a_layer_that_unlearns_does_not_decay() -> None:
     """Its stable rank rises, since the learned directions shrink first."""
     for rank, expected in ((20.0, 1), (25.0, 0)):

@@ -257,6 +257,7 @@ def test_experts_and_kernels_are_distinguished_by_their_names() -> None:
     assert shapes == {"experts.up": (4, 30, 20), "conv": (4, 30, 20)}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the resident set from /proc")
 @pytest.mark.parametrize("kind", ["pt", "safetensors", "distributed"])
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")

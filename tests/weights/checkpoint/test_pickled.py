@@ -144,6 +144,7 @@ def test_pickle_is_the_oracle_of_plain_data() -> None:
             assert parse(io.BytesIO(pickle.dumps(content, protocol)), {}) == content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 def test_every_damaged_file_is_an_error_of_ours(zipped: object, tmp_path: Path) -> None:
     """One byte changed anywhere that matters: the file is read, or refused in one line."""

@@ -64,7 +64,30 @@ def test_it_goes_on_from_its_state() -> None:
     state = sampler.state_dict()
     with torch.no_grad():
         model.weight.mul_(2)
-    other.restore(state["before"], state["last"])  # type: ignore[arg-type]
+    other.restore(state["before"], state["last"], state["after"])  # type: ignore[arg-type]
     other.end()
     (found,) = other.take().values()
     assert found.ratio == pytest.approx(1)
+
+
+def test_what_happens_between_samples_is_measured_too() -> None:
+    """A weight that is replaced between two of them, and between a checkpoint and its resume."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64)
+    sampler, resumed = sampler_of(model), sampler_of(model)
+
+    def shift_of(sampler: StepSampler) -> float:
+        sampler.begin()
+        sampler.end()
+        (found,) = sampler.take().values()
+        assert found.ratio == found.growth == 0
+        return found.shift
+
+    assert shift_of(sampler) == 0
+    state = sampler.state_dict()
+    with torch.no_grad():
+        model.weight.mul_(1.5)
+    resumed.restore(state["before"], state["last"], state["after"])  # type: ignore[arg-type]
+    assert shift_of(sampler) == pytest.approx(0.5)
+    assert shift_of(resumed) == pytest.approx(0.5)
+    assert shift_of(sampler) == 0
