@@ -1,5 +1,6 @@
 """What the code blocks of the pages find: a small training, and a folder with its run, checkpoints and rules."""
 
+import importlib.util
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -65,7 +66,12 @@ def learned_matrix(n: int, m: int) -> NDArray[np.float64]:
     return rng.standard_normal((n, m)) + 0.3 * rng.standard_normal((n, 5)) @ rng.standard_normal((5, m))
 
 
-NAMES = {each.__name__: each for each in (small_training, train, small_gpt2, learned_matrix)}
+def missing(package: str) -> bool:
+    """Return whether a package is not installed."""
+    return importlib.util.find_spec(package) is None
+
+
+NAMES = {each.__name__: each for each in (small_training, train, small_gpt2, learned_matrix, missing)}
 """The functions that invisible blocks call."""
 
 

@@ -1,18 +1,23 @@
 """Every block of code in README, CONTRIBUTING and docs runs as it stands, in the order of the page.
 
 What a block needs and a reader has, a model or a loader, is made by an invisible block before it: a comment in the
-page, with functions of `tests/pages/prepared.py`.
+page, with functions of `tests/pages/prepared.py`. A block that needs a package which the extra `test` does not
+install has a comment before it, and is left out where the package is missing:
+
+    <!--- skip: next if(missing("mlflow"), reason="needs mlflow") -->
 """
 
 import re
 import shutil
 import tomllib
+from contextlib import suppress
 from pathlib import Path
+from unittest import SkipTest
 
 import pytest
 from matplotlib import pyplot as plt
 from sybil import Example, Sybil
-from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
 from esdmon.alerts.config import load_config
 from tests.alerts.histories import RULES
@@ -33,7 +38,9 @@ def check_toml(example: Example) -> None:
         assert tomllib.loads(example.parsed)
 
 
-SYBIL = Sybil([PythonCodeBlockParser(), CodeBlockParser("sh", shell.check), CodeBlockParser("toml", check_toml)])
+SYBIL = Sybil(
+    [PythonCodeBlockParser(), CodeBlockParser("sh", shell.check), CodeBlockParser("toml", check_toml), SkipParser()]
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +62,35 @@ def test_the_blocks_run(
     document = SYBIL.parse(page)
     document.namespace.update(prepared.NAMES, __name__="page")
     for example in document:
-        example.evaluate()
+        with suppress(SkipTest):  # a block before which `missing` has said that its package is not installed
+            example.evaluate()
     plt.close("all")
     assert [text for text in caplog.messages if "failed" in text] == []  # what fails inside a watch raises nothing
+
+
+@every_page
+def test_a_block_is_left_out_only_for_a_package(page: Path) -> None:
+    """And for one that the extra `test` does not install."""
+    skips = re.findall(r"<!--- ?skip: (.*?) ?-->", page.read_text(encoding="utf-8"))
+    for skip in skips:
+        package = re.fullmatch(r'next if\(missing\("(\w+)"\), reason=".+"\)', skip)
+        assert package is not None, skip
+        test = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]["test"]
+        assert not [each for each in test if each.startswith(package[1])]
+
+
+def test_a_block_is_left_out_where_its_package_is_missing(tmp_path: Path) -> None:
+    """And not where it is there."""
+    page = tmp_path / "page.md"
+    for package, error in (("no_such_package", SkipTest), ("torch", ZeroDivisionError)):
+        skip = f'<!--- skip: next if(missing("{package}"), reason="needs it") -->'
+        page.write_text(f"{skip}\n\n```python\n1 / 0\n```\n", encoding="utf-8")
+        document = SYBIL.parse(page)
+        document.namespace.update(prepared.NAMES)
+        skip_parser, block = document
+        skip_parser.evaluate()
+        with pytest.raises(error, match=r"needs it|division"):
+            block.evaluate()
 
 
 @every_page
