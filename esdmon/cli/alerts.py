@@ -39,7 +39,7 @@ def check(file: str) -> None:
         InputError: for the first invalid entry.
     """
     settings = load_config(file, Plugins().rules)
-    rows = [[rule.name, rule.severity, str(rule.checks), str(rule.clear), _thresholds(rule)] for rule in settings.rules]
+    rows = [[rule.name, rule.severity, str(rule.checks), str(rule.clear), thresholds(rule)] for rule in settings.rules]
     print(format_table(["rule", "severity", "for", "clear", "thresholds"], rows, left=(0, 1, 4)))
     for words, rules in (("stops the training", settings.stop_on), ("saves a checkpoint", settings.save_on)):
         if rules:
@@ -77,19 +77,24 @@ def show(run: str, file: str | None, *, as_json: bool) -> int:
     return int(any(alert.severity != "info" for alert in alerts))
 
 
+def persistence(rule: AlertRule) -> str:
+    """Return for how long a rule must find the same before it fires: `after 3 readings in a row`."""
+    return "at once" if rule.checks == 1 else f"after {rule.checks} {_COUNTED[rule.counts]} in a row"
+
+
+def thresholds(rule: AlertRule) -> str:
+    """Return the thresholds of a rule with their values: `factor = 3.0, back = 2.0`."""
+    return ", ".join(f"{name} = {value}" for name, value in rule.thresholds.items())
+
+
 def _page(rule: AlertRule) -> str:
-    counted = "at once" if rule.checks == 1 else f"after {rule.checks} {_COUNTED[rule.counts]} in a row"
     paragraphs = rule.page.split("\n\n")
     if rule.advice:
         paragraphs.append(f"What to do: {rule.advice}")
     if rule.thresholds:
-        paragraphs.append(f"Thresholds: {_thresholds(rule)}")
-    return "\n\n".join([f"{rule.name}: {rule.severity}, {counted}", *map(_indented, paragraphs)])
+        paragraphs.append(f"Thresholds: {thresholds(rule)}")
+    return "\n\n".join([f"{rule.name}: {rule.severity}, {persistence(rule)}", *map(_indented, paragraphs)])
 
 
 def _indented(paragraph: str) -> str:
     return textwrap.fill(" ".join(paragraph.split()), _WIDTH, initial_indent="    ", subsequent_indent="    ")
-
-
-def _thresholds(rule: AlertRule) -> str:
-    return ", ".join(f"{name} = {value}" for name, value in rule.thresholds.items())

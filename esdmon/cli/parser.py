@@ -6,9 +6,9 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import TypeVar
 
+import esdmon
 from esdmon.errors import EsdmonError, printable
 
 Number = TypeVar("Number", int, float)
@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status, 2 for an error of the user, or 130 for Ctrl-C."""
-    parser = _parser()
+    parser = make_parser()
     options = parser.parse_args(arguments)
     if options.command is None:
         parser.print_help()
@@ -49,9 +49,10 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(prog="esdmon", description="Monitor the spectra of a network's weights.")
-    parser.add_argument("--version", action="version", version=version("esdmon"))
+    parser.add_argument("--version", action="version", version=esdmon.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_demo(
         commands.add_parser(
@@ -64,6 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_report(commands.add_parser("report", help="write one HTML file of runs: phases, spectra, alerts"))
     _add_tail(commands.add_parser("tail", help="show a running run in this terminal: what is wrong, and its layers"))
+    doctor = commands.add_parser("doctor", help="print versions, devices, hosts and plugins, and check the readings")
+    doctor.description = (
+        "Print versions, devices, precision switches, hosts and plugins, and run a self-check of some seconds: "
+        "readings of known spectra, a watched training, and the files that it writes. Put the output into a bug report."
+    )
+    doctor.epilog = (
+        "Exit status: 0, or 1 if a check has failed, a package is too old, or a plugin could not be used. A machine "
+        "with a GPU has a longer test: python -m esdmon.selftest."
+    )
+    doctor.set_defaults(run=_doctor)
     listing = commands.add_parser("plugins", help="list plugins, with version and hooks")
     listing.description = "List the installed plugins with version and hooks, or the reason why one is not used."
     listing.epilog = "Exit status: 0, or 1 if a plugin could not be used."
@@ -252,6 +263,12 @@ def _tail(options: argparse.Namespace) -> int:
 
     tail.show(options.run_path, once=options.once)
     return 0
+
+
+def _doctor(_options: argparse.Namespace) -> int:
+    from esdmon.cli import doctor  # noqa: PLC0415 -- loads torch
+
+    return doctor.show()
 
 
 def _plugins(options: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ import textwrap
 from dataclasses import asdict
 
 from esdmon.plugins import Plugins
-from esdmon.plugins.registry import DISABLE
 
 _WIDTH = 80
 
@@ -25,4 +24,4 @@ def show(*, as_json: bool) -> int:
             print(" ".join(filter(None, (each.name, f"({each.version})" if each.version else "", each.source))))
             text = f"not used: {each.fault}" if each.fault else ", ".join(each.hooks)
             print(textwrap.fill(text, _WIDTH, initial_indent="    ", subsequent_indent="    "))
-    return int(any(each.fault and DISABLE not in each.fault for each in listed))
+    return int(any(each.is_broken for each in listed))

@@ -46,6 +46,11 @@ class Listed:
     fault: str = ""
     """Reason why it is not used; empty if it is used."""
 
+    @property
+    def is_broken(self) -> bool:
+        """Return whether it cannot be used; one that the user has disabled can."""
+        return bool(self.fault) and DISABLE not in self.fault
+
 
 @final
 class Registry:
