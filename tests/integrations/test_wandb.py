@@ -269,7 +269,7 @@ def test_the_page_of_views_is_in_the_summary(ways: Path) -> None:
     (page,) = (ways / "alert").rglob(Path(value["path"]).name)
     text = page.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>\n<html")
-    assert "1 problem at step 2" in text
+    assert "1 problem now, at step 2" in text
     assert "non finite since step 2" in text
 
 
