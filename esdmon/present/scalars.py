@@ -9,10 +9,11 @@ alone, so that no series has gaps. The JSONL has everything.
 
 TensorBoard is given less, `as_charts`: of five layers with the default measures 40 series at most, and not 130.
 
-Tags contain ASCII letters, digits, `_ - . : /` and blanks only, which every tracker accepts; MLflow rejects a whole
-report for one `+` or `*` in it.
+Tags contain ASCII letters, digits, `_ - . : /` and blanks only, do not lead to another tag as a path does, and have 250
+characters at most, which every tracker accepts; MLflow rejects a whole report for one `+`, `*` or `//` in it.
 """
 
+import hashlib
 import logging
 import math
 import re
@@ -37,18 +38,32 @@ _PREFIX = "esdmon"
 _PORTABLE = re.compile(r"[\w\-.:/ ]*", re.ASCII)
 _NOT_PORTABLE = re.compile(r"[^\w\-./ ]", re.ASCII)
 _ESCAPED = re.compile(":[0-9a-f]+:")
+_LONGEST = 200  # characters of a name: MLflow takes tags of 250, SwanLab of 255
 _PHASE_NAMES = {f"layers_{phase.value}": f"layers_{phase.value.replace('+', '-')}" for phase in Phase}
 
 
 def portable(name: str) -> str:
     """Return a name that every tracker accepts, different for each name.
 
-    A character that some tracker rejects is replaced by its code point between colons: `a+b` becomes `a:2b:b`. Names
-    without such characters are returned unchanged, unless they look like the result of a replacement.
+    A character that some tracker rejects is replaced by its code point between colons: `a+b` becomes `a:2b:b`. So are
+    the dots and slashes of a name that leads to another one, as the path `a//b` does; the end of a very long name is
+    replaced by a hash of it. Names without any of that are returned unchanged, unless they look like a replacement.
     """
-    if _PORTABLE.fullmatch(name) and not _ESCAPED.search(name):
-        return name
-    return _NOT_PORTABLE.sub(lambda found: f":{ord(found[0]):x}:", name)
+    if not _PORTABLE.fullmatch(name) or _ESCAPED.search(name):
+        name = _NOT_PORTABLE.sub(_escaped, name)
+    if name and _is_path_to_another(name):
+        name = re.sub(r"[./ ]", _escaped, name)
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST - 17]}:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f":{ord(found[0]):x}:"
+
+
+def _is_path_to_another(name: str) -> bool:
+    return name[-1] in ". " or any(part in ("", ".", "..") for part in name.split("/"))
 
 
 def tag(quantity: str, layer: str) -> str:

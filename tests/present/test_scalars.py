@@ -1,5 +1,6 @@
 import logging
 import math
+import posixpath
 import re
 from dataclasses import replace
 
@@ -88,10 +89,20 @@ def test_a_name_that_all_trackers_take_stays_as_it_is(name: str) -> None:
     assert portable(name) == name
 
 
-@given(st.sets(st.text(alphabet="a2b+*:_-ö", max_size=6), max_size=30))
+@given(st.sets(st.text(alphabet="a2b+*:_-ö./ ", max_size=6), max_size=30))
 def test_no_two_layers_share_a_tag(names: set[str]) -> None:
     """Different names have different tags."""
     assert len({portable(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("name", ["a//b", "../x", "/a", "a/", "./a", "a/../b", "a.", "a ", "x" * 300, "ö" * 300])
+def test_a_tag_is_no_path_to_another_and_not_too_long(name: str) -> None:
+    """MLflow refuses what a file system would resolve to another path, and tags of more than 250 characters."""
+    for found in (tag("alpha", name), tag("equalised_soft_rank", name)):
+        assert EVERYWHERE.fullmatch(found)
+        assert posixpath.normpath(found) == found == found.strip(" ./")
+        assert len(found) <= 245  # `esdmon12_` is longer
+    assert portable(name) != portable(name[:-1])
 
 
 def test_a_layer_that_is_called_as_its_kind_would_be_keeps_its_series() -> None:
