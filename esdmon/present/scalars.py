@@ -7,7 +7,7 @@ still too many, each kind of layer has one, `esdmon_alpha/transformer.h.all.mlp.
 single layers, evenly spaced over the depth, have theirs as far as the limit allows. The choice depends on the model
 alone, so that no series has gaps. The JSONL has everything.
 
-TensorBoard is given less, `as_charts`: of five layers with the default measures 40 series at most, and not 130.
+TensorBoard is given less, `as_charts`: of five layers with the default measures 45 series at most, and not 200.
 
 Tags contain ASCII letters, digits, `_ - . : /` and blanks only, do not lead to another tag as a path does, and have 250
 characters at most, which every tracker accepts; MLflow rejects a whole report for one `+`, `*` or `//` in it.
@@ -32,7 +32,9 @@ from esdmon.spectrum.measures import BUILT_IN_MEASURES
 CHIEF = ("alpha", "mp_soft_rank", "n_spikes", "stable_rank", "matrix_entropy", "lambda_max")
 """Measures that keep a series for each layer as long as possible. Our choice."""
 
-_SECONDARY = {measure.name for measure in BUILT_IN_MEASURES if not measure.needs} - {*CHIEF}
+_DEFAULT = [measure for measure in BUILT_IN_MEASURES if not measure.needs]
+_SECONDARY = {measure.name for measure in _DEFAULT} - {*CHIEF}
+_OF_ALL = {measure.name for measure in _DEFAULT if measure.applies is None} - {*CHIEF}
 _log = logging.getLogger("esdmon")
 _PREFIX = "esdmon"
 _PORTABLE = re.compile(r"[\w\-.:/ ]*", re.ASCII)
@@ -166,12 +168,12 @@ class _Series:
 
 
 def _choose_series(report: Report, measures: Collection[str], *, as_charts: bool) -> _Series:
-    """Choose as many series as `Report.max_tags` allows; `phase` is one more for each layer or kind."""
+    """Choose as many series as `Report.max_tags` allows; each layer or kind also has `update_ratio`, `phase`."""
     names = [layer.name for layer in report] + list(report.waiting)
-    limit, more = report.max_tags, 2 if as_charts else 1  # alpha may have two
+    limit, more = report.max_tags, 3 if as_charts else 2  # alpha may have two
     if limit is None:
         return _Series(set(names))
-    if as_charts and set(measures) >= _SECONDARY:  # else they were chosen by name
+    if as_charts and set(measures) >= _OF_ALL:  # else they were chosen by name
         measures = [measure for measure in measures if measure not in _SECONDARY]
     if len(names) * (len(measures) + more) <= limit:
         return _Series(set(names), tuple(measures))
@@ -208,7 +210,8 @@ def _evenly_spaced(names: list[str], count: int) -> set[str]:
 
 
 def _quantities(layer: LayerReport, measures: Iterable[str], *, as_charts: bool) -> Iterator[tuple[str, float]]:
-    """Yield what has a series, and its value: measures, and the phase."""
+    """Yield what has a series, and its value: how far the weight has moved, measures, and the phase."""
+    yield "update_ratio", layer.update_ratio
     for measure in measures:
         is_noise = as_charts and measure == "alpha" and not layer.alpha_is_meaningful
         yield "alpha_noise" if is_noise else measure, layer.measures.get(measure, math.nan)

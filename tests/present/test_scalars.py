@@ -20,7 +20,7 @@ MEASURES = dict.fromkeys((*CHIEF, "xmin", "alpha_low", "trap"), 2.0)
 
 def layer(name: str, step: int = 10, alpha: float = 2.0) -> LayerReport:
     measures = MEASURES | {"alpha": alpha}
-    return LayerReport(name, "ok", step, N=64, M=64, phase=Phase.BULK_DECAY, measures=measures)
+    return LayerReport(name, "ok", step, N=64, M=64, phase=Phase.BULK_DECAY, measures=measures, update_ratio=0.01)
 
 
 def report(names: list[str], max_tags: int | None, **changes: object) -> Report:
@@ -33,12 +33,12 @@ def of_layers(numbers: dict[str, float]) -> set[str]:
     return {tag for tag in numbers if not tag.startswith("esdmon_summary/")}
 
 
-@pytest.mark.parametrize(("max_tags", "each"), [(None, 10), (200, 10), (30, 10), (29, 7), (21, 7)])
+@pytest.mark.parametrize(("max_tags", "each"), [(None, 11), (200, 11), (33, 11), (32, 8), (24, 8)])
 def test_each_layer_has_as_much_as_there_is_room_for(max_tags: int | None, each: int) -> None:
     """There are all measures, or the chief ones, and the phase."""
     tags = of_layers(scalars(report(["a", "b", "c"], max_tags)))
     assert len(tags) == 3 * each
-    assert {"esdmon_alpha/a", "esdmon_phase/c", "esdmon_lambda_max/b"} <= tags
+    assert {"esdmon_alpha/a", "esdmon_phase/c", "esdmon_update_ratio/c", "esdmon_lambda_max/b"} <= tags
 
 
 def test_of_many_layers_there_are_kinds_and_a_few() -> None:
