@@ -1,7 +1,7 @@
 """Checks for your own measures, rules, sinks and trainer integrations; the built-in ones pass them too.
 
     from esdmon.testing import check_measure, check_sink
-    check_measure(Measure("condition_number", condition_number))
+    check_measure(Measure("flatness", flatness))
 
 Each raises `AssertionError` with the input and the result that is wrong.
 """

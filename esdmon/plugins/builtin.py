@@ -25,8 +25,14 @@ def esdmon_register_measures() -> Iterable[measures.Measure]:
 
 @hookimpl
 def esdmon_register_sinks() -> Mapping[str, Callable[[str], sinks.Sink]]:
-    """Return the sinks `console`, `jsonl:PATH` and `webhook:ADDRESS`."""
-    return {"console": _console, "jsonl": _jsonl, "webhook": sinks.WebhookSink}
+    """Return the sinks `console`, `jsonl:PATH`, `csv:PATH`, `prometheus:TARGET` and `webhook:ADDRESS`."""
+    return {
+        "console": _console,
+        "csv": _csv,
+        "jsonl": _jsonl,
+        "prometheus": sinks.PrometheusSink,
+        "webhook": sinks.WebhookSink,
+    }
 
 
 @hookimpl
@@ -63,3 +69,9 @@ def _jsonl(target: str) -> sinks.Sink:
         msg = "jsonl needs a path: 'jsonl:runs/a/esdmon.jsonl', for example"
         raise InputError(msg)
     return sinks.JsonlSink(target)
+
+
+def _csv(target: str) -> sinks.Sink:
+    if not target:
+        raise InputError("csv needs a path: 'csv:runs/a/esdmon.csv', for example")
+    return sinks.CsvSink(target)

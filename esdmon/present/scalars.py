@@ -7,12 +7,13 @@ still too many, each kind of layer has one, `esdmon_alpha/transformer.h.all.mlp.
 single layers, evenly spaced over the depth, have theirs as far as the limit allows. The choice depends on the model
 alone, so that no series has gaps. The JSONL has everything.
 
-TensorBoard is given less, `as_charts`: of five layers with the default measures 40 series at most, and not 130.
+TensorBoard is given less, `as_charts`: of five layers with the default measures 45 series at most, and not 200.
 
-Tags contain ASCII letters, digits, `_ - . : /` and blanks only, which every tracker accepts; MLflow rejects a whole
-report for one `+` or `*` in it.
+Tags contain ASCII letters, digits, `_ - . : /` and blanks only, do not lead to another tag as a path does, and have 250
+characters at most, which every tracker accepts; MLflow rejects a whole report for one `+`, `*` or `//` in it.
 """
 
+import hashlib
 import logging
 import math
 import re
@@ -31,24 +32,40 @@ from esdmon.spectrum.measures import BUILT_IN_MEASURES
 CHIEF = ("alpha", "mp_soft_rank", "n_spikes", "stable_rank", "matrix_entropy", "lambda_max")
 """Measures that keep a series for each layer as long as possible. Our choice."""
 
-_SECONDARY = {measure.name for measure in BUILT_IN_MEASURES if not measure.needs} - {*CHIEF}
+_DEFAULT = [measure for measure in BUILT_IN_MEASURES if not measure.needs]
+_SECONDARY = {measure.name for measure in _DEFAULT} - {*CHIEF}
+_OF_ALL = {measure.name for measure in _DEFAULT if measure.applies is None} - {*CHIEF}
 _log = logging.getLogger("esdmon")
 _PREFIX = "esdmon"
 _PORTABLE = re.compile(r"[\w\-.:/ ]*", re.ASCII)
 _NOT_PORTABLE = re.compile(r"[^\w\-./ ]", re.ASCII)
 _ESCAPED = re.compile(":[0-9a-f]+:")
+_LONGEST = 200  # characters of a name: MLflow takes tags of 250, SwanLab of 255
 _PHASE_NAMES = {f"layers_{phase.value}": f"layers_{phase.value.replace('+', '-')}" for phase in Phase}
 
 
 def portable(name: str) -> str:
     """Return a name that every tracker accepts, different for each name.
 
-    A character that some tracker rejects is replaced by its code point between colons: `a+b` becomes `a:2b:b`. Names
-    without such characters are returned unchanged, unless they look like the result of a replacement.
+    A character that some tracker rejects is replaced by its code point between colons: `a+b` becomes `a:2b:b`. So are
+    the dots and slashes of a name that leads to another one, as the path `a//b` does; the end of a very long name is
+    replaced by a hash of it. Names without any of that are returned unchanged, unless they look like a replacement.
     """
-    if _PORTABLE.fullmatch(name) and not _ESCAPED.search(name):
-        return name
-    return _NOT_PORTABLE.sub(lambda found: f":{ord(found[0]):x}:", name)
+    if not _PORTABLE.fullmatch(name) or _ESCAPED.search(name):
+        name = _NOT_PORTABLE.sub(_escaped, name)
+    if name and _is_path_to_another(name):
+        name = re.sub(r"[./ ]", _escaped, name)
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST - 17]}:{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return name
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return f":{ord(found[0]):x}:"
+
+
+def _is_path_to_another(name: str) -> bool:
+    return name[-1] in ". " or any(part in ("", ".", "..") for part in name.split("/"))
 
 
 def tag(quantity: str, layer: str) -> str:
@@ -151,12 +168,12 @@ class _Series:
 
 
 def _choose_series(report: Report, measures: Collection[str], *, as_charts: bool) -> _Series:
-    """Choose as many series as `Report.max_tags` allows; `phase` is one more for each layer or kind."""
+    """Choose as many series as `Report.max_tags` allows; each layer or kind also has `update_ratio`, `phase`."""
     names = [layer.name for layer in report] + list(report.waiting)
-    limit, more = report.max_tags, 2 if as_charts else 1  # alpha may have two
+    limit, more = report.max_tags, 3 if as_charts else 2  # alpha may have two
     if limit is None:
         return _Series(set(names))
-    if as_charts and set(measures) >= _SECONDARY:  # else they were chosen by name
+    if as_charts and set(measures) >= _OF_ALL:  # else they were chosen by name
         measures = [measure for measure in measures if measure not in _SECONDARY]
     if len(names) * (len(measures) + more) <= limit:
         return _Series(set(names), tuple(measures))
@@ -193,7 +210,8 @@ def _evenly_spaced(names: list[str], count: int) -> set[str]:
 
 
 def _quantities(layer: LayerReport, measures: Iterable[str], *, as_charts: bool) -> Iterator[tuple[str, float]]:
-    """Yield what has a series, and its value: measures, and the phase."""
+    """Yield what has a series, and its value: how far the weight has moved, measures, and the phase."""
+    yield "update_ratio", layer.update_ratio
     for measure in measures:
         is_noise = as_charts and measure == "alpha" and not layer.alpha_is_meaningful
         yield "alpha_noise" if is_noise else measure, layer.measures.get(measure, math.nan)

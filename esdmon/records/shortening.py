@@ -7,11 +7,15 @@ a forward fill by layer restores a table: `frame.groupby(["run", "name"]).ffill(
 `emitted_step` is `step + age`, and the nulls in `POWERS`, which noise of the same variance would give, stay in
 proportion to `frobenius_norm`, or its square.
 
+Measures of singular values (`SINGULAR`) stand together in one list, `"singular"`, without their names, which would be
+more than half of what they take; `condition_number` is computed again, as `spectral_norm` over `sigma_min`.
+
 Numbers are rounded to the digits that mean something: to 5, since fits are not better known than that and a reading in
 float32 is right to 1e-6 or so; to 4 where they are estimated on a sample of the elements. Files of older versions have
 all keys in all lines, and are read in the same way.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, TypeGuard, final
@@ -20,12 +24,22 @@ from esdmon.records.layer import RECORD_KEYS
 from esdmon.records.values import DIGITS, Record, rounded
 
 SAMPLED_DIGITS = 4
-"""Significant digits of numbers that are estimated on a sample, and of confidences."""
-POWERS = {"lambda_max_null": 2, "bulk_edge_null": 2, "spectral_norm_null": 1, "bulk_sigma_null": 1}
+"""Significant digits of numbers that are estimated on a sample, of confidences, and in the list `singular`."""
+POWERS = {
+    "lambda_max_null": 2,
+    "bulk_edge_null": 2,
+    "spectral_norm_null": 1,
+    "nuclear_norm_null": 1,
+    "sigma_min_null": 1,
+    "bulk_sigma_null": 1,
+}
 """Nulls that are proportional to a power of `frobenius_norm`, with a factor that depends on the shape alone."""
+SINGULAR = ("effective_rank", "nuclear_norm", "sigma_min", "spectral_gap", "snr")
+"""Measures in the list `singular` of a line, in its order."""
 _SAMPLED = frozenset({"update_ratio", "step_ratio", "step_growth", "phase_confidence"})
 _ALWAYS = {"name", "status", "step", "N", "M", "slices", "phase", "alpha_is_meaningful", *_SAMPLED}
-_CARRIED = {*RECORD_KEYS, "still", "frozen", "waiting"} - _ALWAYS - {"emitted_step"}
+_COUNTS = {"zero_rows", "zero_columns", "weak_rows", "weak_columns"}  # measures that seldom change
+_CARRIED = {*RECORD_KEYS, *_COUNTS, "still", "frozen", "waiting"} - _ALWAYS - {"emitted_step"}
 _NULL = "_null"
 _NUMBER = re.compile(r"[-+\d.e]*\d")
 
@@ -55,7 +69,7 @@ class Shortener:
                 written[key] = kept
             if key != "emitted_step":
                 short[key] = rounded(value, SAMPLED_DIGITS if key in _SAMPLED else DIGITS)
-        return short
+        return _packed(short)
 
 
 @final
@@ -68,8 +82,11 @@ class Restorer:
     def restore(self, record: Mapping[str, Any]) -> Record:
         """Return the whole record of a line with a layer or a summary."""
         read = self._read.setdefault(tuple(str(record.get(key)) for key in ("run", "kind", "name")), {})
+        record = _unpacked(record)
         whole = dict(record)
         for key, value in read.items():
+            if key in _COUNTS and record.get("status") != "ok":
+                continue
             if key not in record and (key in _CARRIED or key.removesuffix(_NULL) in record):
                 whole[key] = rounded(value * _scale(key, record)) if key in POWERS and _is_number(value) else value
         for key, value in record.items():
@@ -78,6 +95,38 @@ class Restorer:
         if record["kind"] == "layer" and _is_number(whole.get("age")):
             whole.setdefault("emitted_step", record["step"] + whole["age"])
         return whole
+
+
+def _packed(record: Record) -> Record:
+    """Return a record with a list in the place of the measures of singular values, if it has all of them."""
+    if not record.keys() >= {*SINGULAR, "condition_number"} or not _is_condition(record["condition_number"], record):
+        return record
+    left = {key: value for key, value in record.items() if key not in SINGULAR and key != "condition_number"}
+    return left | {"singular": [rounded(record[key], SAMPLED_DIGITS) for key in SINGULAR]}
+
+
+def _unpacked(record: Mapping[str, Any]) -> Record:
+    """Return a line's record with the measures of singular values by name."""
+    whole = dict(record)
+    values = whole.pop("singular", None)
+    if isinstance(values, list) and len(values) == len(SINGULAR):
+        whole |= dict(zip(SINGULAR, values, strict=True))
+        whole["condition_number"] = _condition(whole)
+    return whole
+
+
+def _condition(record: Mapping[str, Any]) -> float | None:
+    """Return σmax/σmin; None where that is not defined."""
+    largest, smallest = record.get("spectral_norm"), record.get("sigma_min")
+    return rounded(largest / smallest, 4) if _is_number(largest) and _is_number(smallest) and smallest > 0 else None
+
+
+def _is_condition(value: Any, record: Mapping[str, Any]) -> bool:
+    """Return whether a value is the condition number that would be computed from a record."""
+    computed = _condition(record)
+    return (
+        value is computed if computed is None or not _is_number(value) else math.isclose(value, computed, rel_tol=1e-3)
+    )
 
 
 def _is_carried(key: str) -> bool:

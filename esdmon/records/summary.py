@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from statistics import median
+from statistics import median, pstdev
 
 from esdmon.records.layer import LayerReport
 from esdmon.spectrum import Phase
@@ -11,11 +11,15 @@ from esdmon.spectrum import Phase
 SUMMARISED = ("alpha", "mp_soft_rank", "stable_rank", "matrix_entropy")
 """Measures whose median over the layers is in the summary."""
 
+SPREAD = ("alpha", "hill_alpha")
+"""Measures whose standard deviation over the layers is in the summary. Source of the second: TempBalance
+(https://arxiv.org/abs/2312.00359), which balances it between layers."""
+
 
 def summarize(
     layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str], firing: Mapping[str, int]
 ) -> dict[str, float]:
-    """Return medians over the layers, the number of layers in each phase, and the age of the oldest reading.
+    """Return medians and spreads over the layers, the number in each phase, and the age of the oldest reading.
 
     Args:
         layers: the latest reading of each matrix that was read so far.
@@ -24,7 +28,8 @@ def summarize(
         firing: number of layers in which each alert rule that has fired in the run fires now.
 
     Returns:
-        Numbers by name. `alpha_median` is over the layers with a meaningful alpha; a median over no layers is absent.
+        Numbers by name. `alpha_median` and `alpha_spread` are over the layers with a meaningful alpha; a median over no
+        layers is absent, and so is a spread over fewer than two.
     """
     ok = [layer for layer in layers if layer.status == "ok"]
     numbers: dict[str, float] = {}
@@ -32,6 +37,10 @@ def summarize(
         values = _finite_values(name, ok)
         if values:
             numbers[f"{name}_median"] = median(values)
+    for name in SPREAD:
+        values = _finite_values(name, ok)
+        if len(values) > 1:
+            numbers[f"{name}_spread"] = pstdev(values)
     counts = Counter(layer.shown_phase for layer in ok)
     numbers |= {f"layers_{phase.value}": float(counts[phase]) for phase in Phase}
     numbers["layers_not_ok"] = float(len(layers) - len(ok))

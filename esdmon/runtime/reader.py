@@ -293,6 +293,8 @@ class Reader:
         phase, elements = classify(spectrum), spectrum.elements
         values, nulls = {}, {}
         for measure in self._measures:
+            if measure.applies is not None and not measure.applies(spectrum):
+                continue
             values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
             if measure.null is not None and spectrum.view != "lora-delta":  # its null is that of one random matrix
                 nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)

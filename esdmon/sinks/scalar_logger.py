@@ -1,49 +1,118 @@
-"""A sink for loggers that accept numbers by name."""
+"""A sink for trackers that accept numbers by name, and what else they have a place for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import final
 
-from esdmon.present.scalars import Namespace, scalars
-from esdmon.records import Alert, Report
+from esdmon.present.media import MAX_HISTOGRAMS, HistogramSchedule
+from esdmon.present.phase_table import PHASE_COLUMNS, phase_rows
+from esdmon.present.scalars import Namespace, scalars, tag
+from esdmon.records import Alert, Esd, Report
 
-
-def _do_nothing() -> None:
-    pass
+Cell = str | float | bool | None
+Table = tuple[Sequence[str], list[list[Cell]]]
+"""Names of the columns, and rows."""
 
 
 @final
 class ScalarLoggerSink:
     """Log the numbers of each report in one call, by the tags of `esdmon.present.scalars`.
 
+    Tags hold only characters that every tracker accepts, so that no function given here has to change them. What a
+    tracker has no place for is left out: without `alert`, the message of an alert is in esdmon's log only.
+
     Args:
         log: called with the numbers by tag, and the step.
-        flush: called to make the logger write what it has buffered.
-        place: the logger; a second monitor that writes to the same one uses other tags. By default the sink itself.
+        flush: called to make the tracker write what it has buffered.
+        place: the tracker, or a text that names it; a second monitor that writes to the same object uses other tags. By
+            default the sink itself.
+        alert: called with an alert that begins, grows or ends, and the step.
+        histograms: called with histograms of log₁₀ λ by tag, and the step: of a layer's first reading, of every fifth,
+            and where its phase changes; 24 in one report at most.
+        table: called with a tag, a table of the layers and their phases, and the step, when the sink is closed.
+        where: where to look at what was written, for the summary that ends a run.
     """
 
     def __init__(
         self,
         log: Callable[[dict[str, float], int], object],
-        flush: Callable[[], object] = _do_nothing,
+        flush: Callable[[], object] | None = None,
         *,
         place: object = None,
+        alert: Callable[[Alert, int], object] | None = None,
+        histograms: Callable[[dict[str, Esd], int], object] | None = None,
+        table: Callable[[str, Table, int], object] | None = None,
+        where: str = "",
     ) -> None:
         self._log = log
         self._flush = flush
-        self._namespace = Namespace(self if place is None else place, f"this {type(place).__name__}")
+        self._alert = alert
+        self._histograms = histograms
+        self._table = table
+        self._where = where
+        description = place if isinstance(place, str) else f"this {type(place).__name__}"
+        self._namespace = Namespace(self if place is None else place, description)
+        self._schedule = HistogramSchedule(most=MAX_HISTOGRAMS)
+        self._report: Report | None = None
 
     def write(self, report: Report) -> None:
-        """Log the numbers of a report in one call."""
+        """Log the numbers of a report in one call, and the histograms that are due."""
+        self._report = report
         self._log(self._namespace.rename(scalars(report)), report.x)
+        if self._histograms is not None:
+            due = self._schedule.due(report)
+            drawn = {self._namespace(tag("esd", each.name)): each.esd for each in due if each.esd is not None}
+            if drawn:
+                self._histograms(drawn, report.x)
 
     def alert(self, alert: Alert) -> None:
-        """Do nothing: such loggers take no text. The message is in esdmon's log."""
+        """Write the words of an alert, at the step of the last report as the host counts it."""
+        if self._alert is not None:
+            self._alert(alert, alert.step if self._report is None else self._report.x)
+
+    def rewind(self, _step: int) -> None:
+        """Begin the schedule of the histograms again; trackers keep what was logged after a step."""
+        self._schedule = HistogramSchedule(most=MAX_HISTOGRAMS)
+
+    def where(self) -> str:
+        """Return where to look at what was written; an empty text where that is not known."""
+        return self._where
 
     def flush(self) -> None:
-        """Make the logger write what it has buffered."""
-        self._flush()
+        """Make the tracker write what it has buffered."""
+        if self._flush is not None:
+            self._flush()
 
     def close(self) -> None:
-        """Flush; the logger stays open, since its owner closes it."""
-        self._namespace.release()
-        self._flush()
+        """Write the table of phases, and flush; the tracker stays open, since its owner closes it."""
+        report, self._report = self._report, None
+        try:
+            if self._table is not None and report is not None:
+                self._table(self._namespace("esdmon_phases"), (PHASE_COLUMNS, phase_rows(report)), report.x)
+        finally:
+            self._namespace.release()
+            self.flush()
+
+
+def title_of(alert: Alert) -> str:
+    """Return a short title of an alert, `esdmon: rank_collapse firing`."""
+    return f"esdmon: {alert.rule} {alert.state}"
+
+
+@contextmanager
+def counter_kept(owner: object, name: str) -> Iterator[None]:
+    """Set the step counter of a tracker back to its value before: rows without a step of their own are the user's.
+
+    Trackers that count rows take the step of an explicit one as their count. Then the next row that the user logs
+    without a step would be behind ours, on another axis than the rows before it.
+
+    Args:
+        owner: the object that has the counter.
+        name: of its attribute. An owner without it is left unchanged.
+    """
+    before = getattr(owner, name, None)
+    try:
+        yield
+    finally:
+        if hasattr(owner, name):
+            setattr(owner, name, before)

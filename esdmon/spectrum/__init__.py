@@ -27,6 +27,12 @@ stable_rank           Σλ/λmax                                                
 mp_soft_rank          min(1, λ⁺/λmax); NaN without a bulk of noise                           0 to 1; 1 for noise
 hard_rank             eigenvalues above the zero tolerance of the dtype                      count, 0 to M
 matrix_entropy        −Σ p ln p / ln M, p = λ/Σλ                                             0 to 1
+effective_rank        exp(−Σ p ln p), p = σ/Σσ of the singular values σ                      1 to M
+nuclear_norm          ‖W‖_* = Σσ                                                             of W, >= 0
+sigma_min             smallest σ; 0 without full rank, NaN where float32 does not resolve it of W, >= 0
+condition_number      σmax/σmin; NaN where σmin is 0 or not known                            >= 1
+spectral_gap          σ₁/σ₂, of the two largest                                              >= 1
+snr                   Σλ of the spikes over Σλ of the others; NaN without a bulk of noise    >= 0; 0 for noise
 bulk_sigma            σ, the standard deviation of the elements that would make the bulk     of W, > 0
 bulk_edge             λ⁺: σ²(1 + 1/√Q)², or the edge of noise with the scales of W           of X, > 0
 bulk_ks               M times the KS distance of the bulk from the law of noise              > 0; noise below 6
@@ -34,6 +40,18 @@ n_spikes              eigenvalues above the Tracy-Widom cut for noise           
 erg_rank              largest number of top eigenvalues with Σ ln λ >= 0, at mean λ = 1      count
 erg_gap               xmin minus the smallest of those eigenvalues, at mean λ = 1            any; ideal 0
 trap                  larger of |mean|/σ_w·(NM)^¼ and max|w − mean|/σ_w/(NM)^¼, elements w   >= 0; noise below 1
+trap_is_local         1 if single elements make the trap, 0 if the mean does; these: if trap > 1 0 or 1
+trap_mean             mean/σ of the elements w                                               any
+trap_count            elements with |w − mean| > (NM)^¼·σ                                    count
+trap_row              row of the one that is farthest from the mean, from 0                  index
+trap_column           its column                                                             index
+trap_value            its value                                                              of W
+trap_share            share of Σw² in these elements and in the mean                         0 to 1
+zero_rows             rows that are zero or have an rms below 1e-3 of the median row's       count
+zero_columns          columns of that kind                                                   count
+weak_rows             other rows with an rms below a tenth of the median row's               count
+weak_columns          columns of that kind                                                   count
+rank_use              stable_rank/r, of the ΔW of an adapter of rank r only                  1/r to 1
 sparsity              share of zero elements outside all-zero rows and columns               0 to 1
 trap_spikes           n_spikes after shuffling the elements; on request                      count; 0 without traps
 equalised_spikes      n_spikes after scaling rows and columns to equal rms; on request       count; 0 for noise
@@ -47,7 +65,8 @@ vector_entropy_bulk   entropy of a 100-bin histogram of v, mean over the bulk; o
 vector_entropy_spikes the mean over the vectors of the spikes; on request                    nats, 0 to ln 100
 ===================== ====================================================================== ======================
 
-A convolution pools the eigenvalues of its k slices: the upper limits of `stable_rank` and `hard_rank` are then k·M.
+A convolution pools the eigenvalues of its k slices: the upper limits of `stable_rank`, `effective_rank` and `hard_rank`
+are then k·M.
 """
 
 from esdmon.spectrum.benaych2012 import spike_strengths as spike_strengths

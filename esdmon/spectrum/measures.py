@@ -14,6 +14,7 @@ import numpy as np
 
 from esdmon.spectrum import localization as loc
 from esdmon.spectrum import nulls, setol2025, traps
+from esdmon.spectrum import singular_values as sv
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean, mp_quantile
 from esdmon.spectrum.spectrum import MIN_BULK, Spectrum
@@ -32,6 +33,8 @@ class Measure:
     """Computes its value for independent elements of the same N and M; reported as `<name>_null`."""
     needs: Literal["", "vectors", "shuffled", "equalised"] = ""
     """The part of a `Spectrum` that it needs and that is computed on request only; then it is not a default measure."""
+    applies: Callable[[Spectrum], bool] | None = None
+    """Returns whether a spectrum has such a number at all; a layer's record is without it otherwise. None: always."""
 
 
 def stable_rank(spectrum: Spectrum) -> float:
@@ -172,6 +175,19 @@ def _of_power_law(field: str) -> Quantity:
     return lambda spectrum: float(getattr(spectrum.power_law, field))
 
 
+def rank_use(spectrum: Spectrum) -> float:
+    """Return the stable rank of ΔW over the rank r of its adapter: 1/r where one direction has all, 1 where all share.
+
+    An adapter with a low one could do with a smaller r.
+    """
+    return _ratio(stable_rank(spectrum), float(spectrum.m))
+
+
+def _of_elements(field: str) -> Quantity:
+    """Return a measure that reads a field of `Elements`; NaN where they are not known."""
+    return lambda spectrum: float("nan") if spectrum.elements is None else float(getattr(spectrum.elements, field))
+
+
 def _of_bulk(field: str) -> Quantity:
     """Return a measure that reads a field of `Bulk`; NaN where no bulk of noise was found."""
     return lambda spectrum: float("nan") if spectrum.noise_bulk is None else float(getattr(spectrum.noise_bulk, field))
@@ -237,6 +253,12 @@ BUILT_IN_MEASURES = (
     Measure("mp_soft_rank", mp_soft_rank, _constant(1.0)),
     Measure("hard_rank", hard_rank, lambda spectrum: float(spectrum.eigenvalues.size)),
     Measure("matrix_entropy", matrix_entropy, matrix_entropy_null),
+    Measure("effective_rank", sv.effective_rank, sv.effective_rank_null),
+    Measure("nuclear_norm", sv.nuclear_norm, sv.nuclear_norm_null),
+    Measure("sigma_min", sv.sigma_min, sv.sigma_min_null),
+    Measure("condition_number", sv.condition_number, sv.condition_number_null),
+    Measure("spectral_gap", sv.spectral_gap),
+    Measure("snr", sv.snr, _constant(0.0)),
     Measure("bulk_sigma", _bulk_sigma, bulk_sigma_null),
     Measure("bulk_edge", _of_bulk("edge"), lambda_max_null),
     Measure("bulk_ks", _bulk_ks),
@@ -244,6 +266,17 @@ BUILT_IN_MEASURES = (
     Measure("erg_rank", setol2025.erg_rank, setol2025.erg_rank_null),
     Measure("erg_gap", setol2025.erg_gap),
     Measure("trap", traps.trap),
+    Measure("trap_is_local", traps.trap_is_local, applies=traps.is_trapped),
+    Measure("trap_mean", traps.trap_mean, applies=traps.is_trapped),
+    *(
+        Measure(f"trap_{field}", traps.of_trap(field), applies=traps.is_trapped)
+        for field in ("count", "row", "column", "value", "share")
+    ),
+    Measure("zero_rows", _of_elements("zero_rows")),
+    Measure("zero_columns", _of_elements("zero_columns")),
+    Measure("weak_rows", _of_elements("weak_rows")),
+    Measure("weak_columns", _of_elements("weak_columns")),
+    Measure("rank_use", rank_use, applies=lambda spectrum: spectrum.view == "lora-delta"),
     Measure("sparsity", sparsity, _constant(0.0)),
     Measure("trap_spikes", traps.trap_spikes, _constant(0.0), needs="shuffled"),
     Measure("equalised_spikes", _of_equalised(_of_bulk("n_spikes")), _constant(0.0), needs="equalised"),

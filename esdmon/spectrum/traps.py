@@ -9,17 +9,54 @@ References: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep)
 (https://arxiv.org/abs/math/0403022) give the transition.
 """
 
-from esdmon.spectrum.spectrum import Spectrum
+from collections.abc import Callable
+
+from esdmon.spectrum.spectrum import Elements, Spectrum, TrapElements
 
 
 def trap(spectrum: Spectrum) -> float:
     """Return the larger of |mean|/σ·(NM)^¼ and max|w − mean|/σ/(NM)^¼: above 1 the shuffled matrix has a spike."""
-    elements = spectrum.elements
-    if elements is None or elements.variance <= 0:
+    if spectrum.elements is None or spectrum.elements.variance <= 0:
         return float("nan")
-    sigma, root = elements.variance**0.5, (spectrum.n * spectrum.m) ** 0.25
+    return max(parts_of_trap(spectrum.elements, spectrum.n, spectrum.m))
+
+
+def parts_of_trap(elements: Elements, n: int, m: int) -> tuple[float, float]:
+    """Return |mean|/σ·(NM)^¼ and max|w − mean|/σ/(NM)^¼; zeros for elements that are all equal."""
+    if elements.variance <= 0:
+        return 0.0, 0.0
+    sigma, root = elements.variance**0.5, (n * m) ** 0.25
     largest = max(elements.maximum - elements.mean, elements.mean - elements.minimum)
-    return float(max(abs(elements.mean) / sigma * root, largest / sigma / root))
+    return float(abs(elements.mean) / sigma * root), float(largest / sigma / root)
+
+
+def is_trapped(spectrum: Spectrum) -> bool:
+    """Return whether there is a trap that was taken apart."""
+    return spectrum.elements is not None and spectrum.elements.trap is not None
+
+
+def trap_mean(spectrum: Spectrum) -> float:
+    """Return mean/σ of the elements, with its sign: above (NM)^−¼ the trap is diffuse, in all elements alike."""
+    elements = spectrum.elements
+    return float("nan") if elements is None or elements.variance <= 0 else elements.mean / elements.variance**0.5
+
+
+def trap_is_local(spectrum: Spectrum) -> float:
+    """Return 1 where single elements make the trap, 0 where the mean does: where the larger of the two comes from."""
+    if spectrum.elements is None:
+        return float("nan")
+    by_mean, by_element = parts_of_trap(spectrum.elements, spectrum.n, spectrum.m)
+    return float(by_element > by_mean)
+
+
+def of_trap(field: str) -> Callable[[Spectrum], float]:
+    """Return a measure that reads a field of `TrapElements`; NaN without a trap."""
+
+    def compute(spectrum: Spectrum) -> float:
+        found: TrapElements | None = None if spectrum.elements is None else spectrum.elements.trap
+        return float("nan") if found is None else float(getattr(found, field))
+
+    return compute
 
 
 def trap_spikes(spectrum: Spectrum) -> float:

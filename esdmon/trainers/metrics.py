@@ -10,7 +10,7 @@ from typing import final
 
 from esdmon.errors import nearest
 from esdmon.present.scalars import summary_tags
-from esdmon.records import SUMMARISED, Coverage, Report
+from esdmon.records import SPREAD, SUMMARISED, Coverage, Report
 from esdmon.spectrum import Measure
 
 PREFIX = "esdmon_summary/"
@@ -44,7 +44,8 @@ class SummaryMetrics:
                 NaN.
         """
         empty = Report(step=0, layers=(), coverage=Coverage(0, 0))
-        unknown = {f"{name}_median": math.nan for name in SUMMARISED} | {f"alert_{rule}": 0.0 for rule in self._rules}
+        statistics = [*(f"{name}_median" for name in SUMMARISED), *(f"{name}_spread" for name in SPREAD)]
+        unknown = dict.fromkeys(statistics, math.nan) | {f"alert_{rule}": 0.0 for rule in self._rules}
         numbers = summary_tags(unknown | empty.summary) | dict(before)
         if report is not None:
             found = _alpha_of_all(report) | report.summary

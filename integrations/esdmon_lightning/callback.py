@@ -66,11 +66,14 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
     key                                  meaning                                           unit, range
     ==================================== ================================================= =================
     esdmon_<measure>/<layer>             a measure of a layer, listed in `esdmon.spectrum` of the measure
+    esdmon_update_ratio/<layer>          ‖ΔW‖/‖W‖ since the last reading                   >= 0
     esdmon_phase/<layer>                 0 random-like to 5 rank-collapse, −1 unclassified code, −1 to 5
     esdmon_summary/alpha_median          median over the layers with a meaningful alpha    > 1
     esdmon_summary/mp_soft_rank_median   median over the layers, as are the next two       0 to 1
     esdmon_summary/stable_rank_median    Σλ/λmax                                           >= 1
     esdmon_summary/matrix_entropy_median entropy of the eigenvalues                        0 to 1
+    esdmon_summary/alpha_spread          standard deviation over the meaningful alphas     >= 0
+    esdmon_summary/hill_alpha_spread     standard deviation over all layers                >= 0
     esdmon_summary/layers_<phase>        layers in that phase                              count
     esdmon_summary/layers_not_ok         layers without a valid reading                    count
     esdmon_summary/layers_new            layers that were read at this step                count

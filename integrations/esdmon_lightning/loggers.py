@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from esdmon.sinks import ScalarLoggerSink
 from esdmon_tensorboard import TensorBoardSink
+from esdmon_trackers import comet, mlflow
 from esdmon_wandb import WandbSink
 
 if TYPE_CHECKING:
@@ -16,13 +17,21 @@ if TYPE_CHECKING:
 
 
 def sink_for(logger: Any) -> Sink:
-    """Return the sink for a logger: TensorBoard and Weights & Biases get also pictures and alerts, others numbers."""
+    """Return the sink for a logger.
+
+    TensorBoard, Weights & Biases, MLflow and Comet get all that they have a place for, such as histograms and the words
+    of alerts; other loggers get the numbers.
+    """
     experiment = _experiment(logger)
     # Look at the class: a dummy experiment has any attribute, and is neither of them.
     if hasattr(type(experiment), "add_scalar"):
         return TensorBoardSink(experiment)
     if hasattr(type(experiment), "define_metric"):
         return WandbSink(experiment)
+    if hasattr(type(experiment), "log_batch") and isinstance(getattr(logger, "run_id", None), str):
+        return mlflow.sink_for(experiment, logger.run_id)
+    if hasattr(type(experiment), "log_histogram_3d"):
+        return comet.sink_for(experiment)
 
     def log(numbers: dict[str, float], step: int) -> None:
         logger.log_metrics(numbers, step=step)

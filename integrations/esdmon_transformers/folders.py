@@ -47,7 +47,7 @@ def tensorboard(args: Any, state: Any) -> Path:
 
 def _of_trainer(args: Any, state: Any) -> Path:
     """Return the folder that the Trainer's TensorBoard callback writes to."""
-    for callback in _callbacks():
+    for callback in callbacks():
         writer = getattr(callback, "tb_writer", None)
         folder = getattr(writer, "log_dir", None) or getattr(writer, "logdir", None)
         if state.is_hyper_param_search and state.trial_name:
@@ -64,7 +64,8 @@ def _of_trainer(args: Any, state: Any) -> Path:
     return max(theirs, key=lambda folder: folder.stat().st_mtime, default=runs)
 
 
-def _callbacks() -> Iterator[Any]:
+def callbacks() -> Iterator[Any]:
+    """Yield the callbacks of the Trainer that is calling one of them."""
     for handler in _above("self"):
         yield from getattr(handler, "callbacks", None) or ()
 

@@ -1,16 +1,46 @@
-"""Sinks for what `report_to` of the Trainer names."""
+"""Sinks for what `report_to` of the Trainer names.
+
+TensorBoard, Weights & Biases and the trackers of `esdmon_trackers` have sinks that give them all they have a place for;
+any other integration of the Trainer gets the numbers by its own `on_log`, as from `Trainer.log`. Not by `Trainer.log`
+itself, which would put them into the Trainer's `log_history` and swallow its next row.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from esdmon.isolation import describe
+from esdmon.sinks import ScalarLoggerSink
 from esdmon.trainers.sinks import HostSinks
+from esdmon_trackers import clearml, comet, mlflow, swanlab, trackio
 from esdmon_transformers import folders
 from esdmon_wandb import WandbSink
 
+if TYPE_CHECKING:
+    from esdmon.sinks import Sink
+
 _log = logging.getLogger("esdmon")
+
+
+def _active_wandb() -> Sink | None:
+    import wandb  # noqa: PLC0415 -- the Trainer has imported it
+
+    return None if wandb.run is None else WandbSink(wandb.run)
+
+
+_ACTIVE: dict[str, Callable[[], Sink | None]] = {
+    "clearml": clearml.active_sink,
+    "comet_ml": comet.active_sink,
+    "dagshub": mlflow.active_sink,
+    "mlflow": mlflow.active_sink,
+    "swanlab": swanlab.active_sink,
+    "trackio": partial(trackio.active_sink, beside_rows="train/global_step"),
+    "wandb": _active_wandb,
+}
 
 
 def host_sinks(args: Any, state: Any) -> HostSinks:
@@ -22,23 +52,67 @@ def host_sinks(args: Any, state: Any) -> HostSinks:
     )
 
 
-def _reported(args: Any, state: Any) -> list[tuple[str, Any]]:
-    """Return a sink for each name that esdmon knows; log the others."""
+def _reported(args: Any, state: Any) -> list[tuple[str, Callable[[], str | Sink]]]:
+    """Return a sink for each name that can take readings; log the others."""
     names = [args.report_to] if isinstance(args.report_to, str) else list(args.report_to or ())
-    sinks: list[tuple[str, Any]] = []
-    if "tensorboard" in names:
-        spec = f"tensorboard:{folders.tensorboard(args, state)}"
-        sinks.append((spec, lambda: spec))
-    if "wandb" in names:
-        import wandb  # noqa: PLC0415 -- the Trainer has imported it
-
-        if wandb.run is not None:
-            sinks.append(("the Trainer's run of W&B", lambda: WandbSink(wandb.run)))
-    others = sorted(set(names) - {"tensorboard", "wandb", "none"})
+    sinks: list[tuple[str, Callable[[], str | Sink]]] = []
+    others: list[str] = []
+    for name in sorted(set(names) - {"none"}):
+        callback, sink = _integration(name), _of_active_run(name)
+        if name == "tensorboard":
+            spec = f"tensorboard:{folders.tensorboard(args, state)}"
+            sinks.append((spec, partial(str, spec)))
+        elif sink is not None:
+            sinks.append((f"the Trainer's run of {name}", partial(_same, sink)))
+        elif callback is not None:
+            sinks.append((f"the Trainer's {type(callback).__name__}", partial(_through, callback, args, state)))
+        else:
+            others.append(name)
     if others:
         _log.warning(
-            "esdmon: report_to= names %s, for which esdmon has no sink. No readings are written there; give a sink in "
-            "sinks=.",
+            "esdmon: report_to= names %s, which has no active run or takes no numbers. No readings are written there; "
+            "give a sink in sinks=.",
             ", ".join(others),
         )
     return sinks
+
+
+def _of_active_run(name: str) -> Sink | None:
+    """Return a sink for the active run of a tracker; None without a run, and where the tracker has changed."""
+    try:
+        return _ACTIVE[name]() if name in _ACTIVE else None
+    except Exception as error:  # noqa: BLE001 -- parts of a tracker that are not documented
+        _log.warning("esdmon: the run of %s cannot be opened: %s. It gets numbers only.", name, describe(error))
+        return None
+
+
+def _same(sink: Sink) -> Sink:
+    return sink
+
+
+def _through(callback: Any, args: Any, state: Any) -> ScalarLoggerSink:
+    """Return a sink that hands the numbers to an integration, as the Trainer does when it logs."""
+    from transformers import TrainerControl  # noqa: PLC0415 -- half typed
+
+    def log(numbers: dict[str, float], step: int) -> None:
+        live = getattr(callback, "live", None)
+        if live is not None:  # DVCLive: its `on_log` would count a step of the Trainer
+            for name, value in numbers.items():
+                live.log_metric(name, value)
+            return
+        then = copy.copy(state)
+        then.global_step = step
+        callback.on_log(args, then, TrainerControl(), logs=numbers)
+
+    return ScalarLoggerSink(log, place=callback)
+
+
+def _integration(name: str) -> Any:
+    """Return the callback of the Trainer for a name of `report_to`, if it takes numbers; else None."""
+    from transformers import TrainerCallback  # noqa: PLC0415 -- half typed
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK  # noqa: PLC0415
+
+    kind = INTEGRATION_TO_CALLBACK.get(name)
+    found: Iterator[Any] = (each for each in folders.callbacks() if kind is not None and type(each) is kind)
+    callback = next(found, None)
+    return None if callback is None or type(callback).on_log is TrainerCallback.on_log else callback

@@ -7,6 +7,8 @@ from array import array
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, final
 
+from esdmon.present.phase_table import PHASE_COLUMNS, phase_rows
+
 if TYPE_CHECKING:
     import wandb
 
@@ -14,26 +16,14 @@ if TYPE_CHECKING:
 
 MAX_NUMBERS = 30_000
 """Numbers that are kept: W&B takes 13 µs for each to make a table of them, so 0.4 s at the end. Our choice."""
-_PHASE_COLUMNS = ("layer", "phase", "alpha", "alpha is meaningful", "MP soft rank", "step", "explanation")
 
 
 def phase_table(layers: Iterable[LayerReport]) -> wandb.Table:
     """Return a table with a row for each layer."""
     import wandb  # noqa: PLC0415 -- optional
 
-    rows: list[Iterable[Any]] = [
-        [
-            layer.name,
-            layer.shown_phase.value,
-            layer.measures.get("alpha"),
-            layer.alpha_is_meaningful,
-            layer.measures.get("mp_soft_rank"),
-            layer.step,
-            layer.explanation or layer.reason,
-        ]
-        for layer in layers
-    ]
-    return wandb.Table(columns=list(_PHASE_COLUMNS), data=rows)
+    rows: list[Iterable[Any]] = [*phase_rows(layers)]
+    return wandb.Table(columns=list(PHASE_COLUMNS), data=rows)
 
 
 @final

@@ -22,6 +22,7 @@ HEALTHY = {
     "matrix_entropy": 0.9,
     "mp_soft_rank": 0.3,
     "sparsity": 0.0,
+    "zero_rows": 0.0,
 }
 
 
@@ -77,6 +78,7 @@ WRONG: dict[str, Callable[[int], LayerReport]] = {
     "over_regularized": over,
     "rank_collapse": collapsed,
     "correlation_trap": lambda step, **fields: reading(step, measures={"trap": 2.0}, **fields),
+    "dead_units": lambda step, **fields: reading(step, measures={"zero_rows": 30.0}, **fields),
     "scale_collapse": lambda step, **fields: reading(step, measures={"frobenius_norm": 0.8}, **fields),
     "entropy_collapse": lambda step, **fields: reading(step, measures={"matrix_entropy": 0.6}, **fields),
     "stable_rank_drop": lambda step, **fields: reading(step, measures={"stable_rank": 5.0}, **fields),

@@ -336,6 +336,17 @@ def narrowed(training: Digits) -> AbstractContextManager[None]:
     return _after_each(training, lambda: weight.data.copy_(narrow))
 
 
+def dying_units(training: Digits) -> AbstractContextManager[None]:
+    """Every fifth unit never opens, and its weights have decayed to nothing."""
+    weight, bias = (training.model.get_parameter(f"fc1.{name}") for name in ("weight", "bias"))
+
+    def die() -> None:
+        training.optimizer.state[weight]["momentum_buffer"][::5] = 0
+        weight.data[::5], bias.data[::5] = 0, -1
+
+    return _after_each(training, die)
+
+
 def set_back(training: Digits) -> AbstractContextManager[None]:
     """To its initial values, every ten steps."""
     return _after_each(training, lambda: training.weight("fc1").data.copy_(training.initial), steps=10)
@@ -390,6 +401,7 @@ SCENARIOS = (
     Scenario("a batch of NaN", "non_finite", _ALL, bad_batch, within=1, severity="error"),
     Scenario("a layer cut off from the loss", "dead_layer", ("fc1",), cut_off),
     Scenario("a layer frozen in the optimizer", "dead_layer", ("fc2",), frozen, severity="info"),
+    Scenario("units that die", "dead_units", ("fc1",), dying_units, within=4),
     Scenario("a mean that is not zero", "correlation_trap", ("fc1",), shifted, within=3),
     Scenario("a huge element", "correlation_trap", ("fc2",), huge_element, within=3),
     Scenario(

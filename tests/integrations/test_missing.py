@@ -12,6 +12,7 @@ BLOCKED = {
     "lightning": ["lightning", "lightning.pytorch", "pytorch_lightning"],
     "transformers": ["transformers"],
     "matplotlib": ["matplotlib"],
+    **{name: [name] for name in ("mlflow", "trackio", "swanlab", "comet_ml", "clearml")},
 }
 
 
@@ -52,6 +53,10 @@ def run(script: str, *packages: str) -> str:
             "tensorboard",
         ),
         ("wandb", "import esdmon_wandb; told(lambda: esdmon.watch(torch.nn.Linear(64, 64), sinks='wandb'))", "wandb"),
+        *(
+            (package, f"told(lambda: esdmon.watch(torch.nn.Linear(64, 64), sinks='{extra}'))", extra)
+            for package, extra in (("mlflow", "mlflow"), ("comet_ml", "comet"))
+        ),
         ("lightning", "told(lambda: __import__('esdmon_lightning'))", "lightning"),
         ("transformers", "told(lambda: __import__('esdmon_transformers'))", "transformers"),
         (

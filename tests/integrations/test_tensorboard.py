@@ -22,7 +22,9 @@ def test_measures_of_every_layer_are_scalars_at_every_reading(tmp_path: Path, ma
     events = events_of(tmp_path)
     tags = set(events.Tags()["scalars"])
     names = CHIEF if max_tags else [measure.name for measure in BUILT_IN_MEASURES if not measure.needs]
-    drawn = ["alpha_noise" if name == "alpha" else name for name in (*names, "phase")]  # these layers are noise
+    applied = {measure.name for measure in BUILT_IN_MEASURES if measure.applies is None}
+    names = ["update_ratio", *(name for name in names if name in applied), "phase"]
+    drawn = ["alpha_noise" if name == "alpha" else name for name in names]  # these layers are noise
     expected = {f"esdmon_{name}/{layer}" for name in drawn for layer in ("fc1", "fc2")}
     assert {tag for tag in tags if not tag.startswith("esdmon_summary/")} == expected
     assert "esdmon_summary/stable_rank_median" in tags

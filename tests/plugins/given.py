@@ -9,6 +9,10 @@ from torch import nn
 from esdmon.plugins import hookimpl
 from esdmon.spectrum import Measure, Spectrum
 
+BUILT_IN_SCHEMES = {"console", "csv", "jsonl", "prometheus", "webhook"}
+SCHEMES = BUILT_IN_SCHEMES | {"clearml", "comet", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"}
+"""Those of the sinks, with our integrations."""
+
 Install = Callable[[str, str], None]
 """`install(name, code)` makes a module that is the entry point of that name."""
 

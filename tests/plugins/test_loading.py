@@ -9,7 +9,7 @@ import esdmon
 from esdmon import alerts
 from esdmon.plugins import Plugins
 from esdmon.spectrum import measures
-from tests.plugins.given import AddsMeasure, Install, small_model, warnings
+from tests.plugins.given import SCHEMES, AddsMeasure, Install, small_model, warnings
 
 GOOD = """
     from esdmon import hookimpl
@@ -119,7 +119,7 @@ def test_a_bad_plugin_is_named_and_the_others_go_on(
     assert warning.startswith("plugin 'bad'")
     assert plugins.measures.keys() == {measure.name for measure in measures.BUILT_IN_MEASURES} | {"good"}
     assert plugins.rules.keys() == {rule.name for rule in alerts.BUILT_IN_RULES}
-    assert plugins.schemes == {"console", "jsonl", "tensorboard", "wandb", "webhook"}
+    assert plugins.schemes == SCHEMES
     assert plugins.measures["alpha"] in measures.BUILT_IN_MEASURES
 
 

@@ -19,7 +19,7 @@ from esdmon.plugins import Plugins, hookimpl
 from esdmon.records import Alert
 from esdmon.spectrum import Measure, Spectrum, measures
 from esdmon.weights import Matrix, stacks
-from tests.plugins.given import AddsMeasure, small_model, warnings
+from tests.plugins.given import BUILT_IN_SCHEMES, SCHEMES, AddsMeasure, small_model, warnings
 from tests.rules import ALWAYS
 
 ALERT = Alert("a", "always", "warning", "firing", "0", ("0",), step=1, since=1, message="0: told by a plugin.")
@@ -86,14 +86,14 @@ def test_all_that_is_built_in_comes_by_the_hooks(monkeypatch: pytest.MonkeyPatch
     plugins = Plugins()
     assert list(plugins.measures.values()) == list(measures.BUILT_IN_MEASURES)
     assert list(plugins.rules.values()) == list(alerts.BUILT_IN_RULES)
-    assert plugins.schemes == {"console", "jsonl", "webhook"}
+    assert plugins.schemes == BUILT_IN_SCHEMES
     assert [matrix.name for matrix in plugins.extract("fc", nn.Linear(2, 2)) or ()] == ["fc"]
     assert plugins.extract("act", nn.ReLU()) is None
 
 
 def test_tensorboard_comes_by_an_entry_point() -> None:
     """Our own integration uses the door of any third party."""
-    assert Plugins().schemes == {"console", "jsonl", "tensorboard", "wandb", "webhook"}
+    assert Plugins().schemes == SCHEMES
 
 
 def test_a_plugin_adds_a_measure() -> None:
@@ -281,11 +281,13 @@ def test_a_bad_extractor_is_named_once_and_what_is_built_in_goes_on(
     ("spec", "message"),
     [
         pytest.param(
-            "jsnl:a", r"Unknown sink scheme 'jsnl' in 'jsnl:a'\. .*console, jsonl.*Did you mean 'jsonl'\?", id="close"
+            "jsnl:a",
+            r"Unknown sink scheme 'jsnl' in 'jsnl:a'\. .*console, csv, jsonl.*Did you mean 'jsonl' or 'swanlab'\?",
+            id="close",
         ),
         pytest.param(
             "mqtt",
-            r"Unknown sink scheme 'mqtt' in 'mqtt'\. Available: console, jsonl, tensorboard, wandb, webhook\.$",
+            rf"Unknown sink scheme 'mqtt' in 'mqtt'\. Available: {', '.join(sorted(SCHEMES))}\.$",
             id="far",
         ),
         pytest.param("console:a", "console takes no target, got 'console:a'", id="needless-target"),

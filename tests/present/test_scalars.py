@@ -1,5 +1,6 @@
 import logging
 import math
+import posixpath
 import re
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ MEASURES = dict.fromkeys((*CHIEF, "xmin", "alpha_low", "trap"), 2.0)
 
 def layer(name: str, step: int = 10, alpha: float = 2.0) -> LayerReport:
     measures = MEASURES | {"alpha": alpha}
-    return LayerReport(name, "ok", step, N=64, M=64, phase=Phase.BULK_DECAY, measures=measures)
+    return LayerReport(name, "ok", step, N=64, M=64, phase=Phase.BULK_DECAY, measures=measures, update_ratio=0.01)
 
 
 def report(names: list[str], max_tags: int | None, **changes: object) -> Report:
@@ -32,12 +33,12 @@ def of_layers(numbers: dict[str, float]) -> set[str]:
     return {tag for tag in numbers if not tag.startswith("esdmon_summary/")}
 
 
-@pytest.mark.parametrize(("max_tags", "each"), [(None, 10), (200, 10), (30, 10), (29, 7), (21, 7)])
+@pytest.mark.parametrize(("max_tags", "each"), [(None, 11), (200, 11), (33, 11), (32, 8), (24, 8)])
 def test_each_layer_has_as_much_as_there_is_room_for(max_tags: int | None, each: int) -> None:
     """There are all measures, or the chief ones, and the phase."""
     tags = of_layers(scalars(report(["a", "b", "c"], max_tags)))
     assert len(tags) == 3 * each
-    assert {"esdmon_alpha/a", "esdmon_phase/c", "esdmon_lambda_max/b"} <= tags
+    assert {"esdmon_alpha/a", "esdmon_phase/c", "esdmon_update_ratio/c", "esdmon_lambda_max/b"} <= tags
 
 
 def test_of_many_layers_there_are_kinds_and_a_few() -> None:
@@ -88,10 +89,20 @@ def test_a_name_that_all_trackers_take_stays_as_it_is(name: str) -> None:
     assert portable(name) == name
 
 
-@given(st.sets(st.text(alphabet="a2b+*:_-ö", max_size=6), max_size=30))
+@given(st.sets(st.text(alphabet="a2b+*:_-ö./ ", max_size=6), max_size=30))
 def test_no_two_layers_share_a_tag(names: set[str]) -> None:
     """Different names have different tags."""
     assert len({portable(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("name", ["a//b", "../x", "/a", "a/", "./a", "a/../b", "a.", "a ", "x" * 300, "ö" * 300])
+def test_a_tag_is_no_path_to_another_and_not_too_long(name: str) -> None:
+    """MLflow refuses what a file system would resolve to another path, and tags of more than 250 characters."""
+    for found in (tag("alpha", name), tag("equalised_soft_rank", name)):
+        assert EVERYWHERE.fullmatch(found)
+        assert posixpath.normpath(found) == found == found.strip(" ./")
+        assert len(found) <= 245  # `esdmon12_` is longer
+    assert portable(name) != portable(name[:-1])
 
 
 def test_a_layer_that_is_called_as_its_kind_would_be_keeps_its_series() -> None:

@@ -3,11 +3,15 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
+import esdmon
 from esdmon.records import LayerReport
 from esdmon.records.serialization import layer_from_record
 from esdmon.records.shortening import POWERS, Restorer, Shortener
@@ -67,6 +71,49 @@ def test_whatever_changes_in_whatever_order_is_restored(layers: list[LayerReport
         for key, value in then.items():
             expected = pytest.approx(value, rel=5e-4) if isinstance(value, float) else value
             assert now[key] == expected, key
+
+
+NAMED = {"effective_rank": 40.5, "nuclear_norm": 33.25, "sigma_min": 0.5, "condition_number": 7.0, "spectral_gap": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("measures", "is_packed"),
+    [
+        (NAMED | {"snr": 0.25, "spectral_norm": 3.5}, True),
+        (NAMED | {"snr": math.nan, "spectral_norm": 3.5}, True),
+        (NAMED | {"snr": 0.25, "spectral_norm": 3.5, "sigma_min": 0.0, "condition_number": math.nan}, True),
+        (NAMED | {"snr": 0.25, "spectral_norm": 3.6}, False),  # a measure of a plugin, say
+        (NAMED | {"snr": 0.25}, False),
+        (NAMED | {"spectral_norm": 3.5}, False),
+    ],
+)
+def test_measures_of_singular_values_stand_in_one_list(measures: dict[str, float], *, is_packed: bool) -> None:
+    """They come back by their names, the condition number to 4 digits, with their nulls."""
+    layer = replace(LAYER, measures={**LAYER.measures, **measures}, nulls={**LAYER.nulls, "snr": 0.0})
+    (line,) = lines(layer)
+    assert ("singular" in line) == is_packed
+    assert ("effective_rank" in line) == ("condition_number" in line) == (not is_packed)
+    (back,) = restored(layer)
+    assert back.measures == pytest.approx(layer.measures, rel=1e-3, nan_ok=True)
+    assert back.nulls == layer.nulls
+
+
+def test_a_line_of_a_layer_takes_at_most_half_of_what_it_once_took(tmp_path: Path) -> None:
+    """900 bytes with its share of spectra, of a layer that is read fifty times."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 48))
+    optimizer = torch.optim.AdamW(model.parameters())
+    with esdmon.watch(
+        model, optimizer, every=1, budget=None, sinks=f"jsonl:{tmp_path}/a.jsonl", alerts=None
+    ) as monitor:
+        for _ in range(50):
+            for parameter in model.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+    assert monitor.errors == ()
+    sizes = [len(line) for line in (tmp_path / "a.jsonl").read_text().splitlines() if '"kind":"layer"' in line]
+    assert len(sizes) == 50
+    assert sum(sizes) / len(sizes) <= 900
 
 
 def test_nulls_of_the_same_variance_are_computed_from_the_norm() -> None:

@@ -12,7 +12,7 @@ from esdmon.alerts.rules.change import (
     stable_rank_drop,
     update_surge,
 )
-from esdmon.alerts.rules.health import dead_layer, non_finite, reading_failed, stale_monitor
+from esdmon.alerts.rules.health import dead_layer, dead_units, non_finite, reading_failed, stale_monitor
 from esdmon.alerts.rules.spectral import over_regularized, rank_collapse
 
 _SHAPE = ("entropy_collapse", "stable_rank_drop", "phase_regression")
@@ -126,6 +126,13 @@ BUILT_IN_RULES = (
         counts="reports",
         advice="Check whether it is detached, frozen or not reached by the loss; if that is meant, take it out of the "
         "optimizer.",
+    ),
+    AlertRule(
+        "dead_units",
+        dead_units,
+        advice="Lower the learning rate or the weight decay, and check what reaches these units; if they are pruned, "
+        "turn the rule off.",
+        needs=("zero_rows",),
     ),
     AlertRule(
         "reading_failed",

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 
 from esdmon.alerts.rule import Finding, History, Peak, evidence_of, measured
 from esdmon.alerts.rules.baseline import WARM_UP, fit_baseline
+from esdmon.alerts.rules.trap_words import what_traps
 from esdmon.records import LayerReport, Severity
 from esdmon.spectrum import Phase
 
@@ -80,8 +81,8 @@ def correlation_trap(
         if value > limit:
             yield _finding(
                 readings[-1],
-                f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} (above 1 "
-                "the mean or one huge element makes a spike in the spectrum)",
+                f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} "
+                f"({what_traps(readings[-1])})",
                 before,
                 None if name in leapt else "info",
             )

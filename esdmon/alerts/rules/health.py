@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from esdmon.alerts.rule import Finding, History
-from esdmon.records import MOVED
+from esdmon.alerts.rule import Finding, History, evidence_of, measured
+from esdmon.records import MOVED, LayerReport
 
 LIVELY = 100 * MOVED
 """‖ΔW‖/‖W‖ that another layer must exceed before one is called dead: when a training converges, all layers stop
@@ -60,6 +60,47 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 {"update_ratio": layer.last_move},
                 "info" if never_moved or not layer.trainable else None,
             )
+
+
+def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
+    """Units of a layer die: rows of its weight become zero.
+
+    Fires when the rows that are zero, or have an rms below 1e-3 of that of the median row, are a tenth of all rows more
+    than at the first reading of the run. Rows are the outputs of a linear layer, the channels of a convolution: a unit
+    behind them gives a constant. Rows decay so where no gradient reaches them, as behind a ReLU that never opens, and
+    where weight decay or a penalty on groups removes them, which may be meant.
+
+    Columns die where an input is always zero, as the corners of pictures, which harms nothing: they are in the measures
+    `zero_columns` and `weak_columns`, and raise no alert.
+
+    Resolved when no more than half of that share is dead beyond the first reading.
+
+    Source: ours; dormant units as a fault of long trainings: S. Dohare and others, Nature 632 (2024) 768.
+    """
+    for name, readings in history.layers.items():
+        now, first = readings[-1], history.first[name]
+        (dead,), (before,) = measured(now, "zero_rows"), measured(first, "zero_rows")
+        rows = _rows(now)
+        limit = share / 2 if name in history.firing else share
+        if rows and dead - before > limit * rows:
+            yield Finding(
+                name,
+                f"{dead:.0f} of {rows} rows are dead, from {before:.0f} at step {first.step}",
+                evidence_of(now, "zero_rows", "weak_rows", "zero_columns"),
+            )
+
+
+def _rows(layer: LayerReport) -> int:
+    """Return the number of rows of the weight, dead ones included; of a convolution those of one kernel position.
+
+    A record has the longer and the shorter side of what is left, and not which of them are rows, so that they follow
+    from the number of all elements.
+    """
+    for rows, columns in ((layer.N, layer.M), (layer.M, layer.N)):
+        whole = (rows + layer.dead_rows) * (columns + layer.dead_columns) * layer.slices
+        if layer.n_parameters == whole:
+            return rows + layer.dead_rows
+    return layer.N + layer.dead_rows
 
 
 def reading_failed(history: History) -> Iterable[Finding]:

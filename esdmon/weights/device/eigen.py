@@ -9,6 +9,7 @@ weight with eigenvalues that float64 loses in it the singular values of A itself
 
 import math
 from collections.abc import Collection
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from esdmon.spectrum.separable import separable_laws
 from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
 from esdmon.weights.device.solvers import Solver, blocks, solve_torch
+from esdmon.weights.device.traps import take_apart
 from esdmon.weights.matrix import Matrix, UnreadableError
 from esdmon.weights.validation import MIN_EIGENVALUES, check_readable
 
@@ -163,10 +165,27 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
         every = _in_memory_order(stack)
     variance, mean = _moments(every)
+    whole = stack
     stack, margins, dead_rows, dead_columns = _drop_dead(stack)
     zeros = stack.numel() - int(torch.count_nonzero(stack))
-    sides = stack.shape[1:]
-    elements = Elements(mean * scale, variance * scale**2, minimum, maximum, dead_rows, dead_columns, zeros, *sides)
+    rows, columns = stack.shape[1:]
+    weak_rows, weak_columns = margins.weak() if stack.numel() else (0, 0)
+    elements = Elements(
+        mean * scale,
+        variance * scale**2,
+        minimum,
+        maximum,
+        zero_rows=dead_rows,
+        zero_columns=dead_columns,
+        zeros=zeros,
+        rows=rows,
+        columns=columns,
+        weak_rows=weak_rows,
+        weak_columns=weak_columns,
+    )
+    if stack.numel():
+        trap = take_apart(whole, elements, n=max(rows, columns), m=min(rows, columns), scale=scale)
+        elements = replace(elements, trap=trap)
     return stack, elements, scale, margins
 
 

@@ -20,6 +20,7 @@ from esdmon.weights.device.solvers import blocks
 Bools = NDArray[np.bool_]
 
 _DEAD = 1e-3  # of the median rms: dead units of published networks have 1e-7 to 1e-40 of it. Our choice.
+_WEAK = 0.1  # of the median rms: rows of noise scatter by (2M)^−½, 4 % for M = 256. Our choice.
 _SAMPLED = 1 << 16  # elements that the kurtosis is estimated from; our choice
 _SETTLED = 0.05  # a change of scales after which the next one is below .005 (on 14 published networks); our choice
 _TINY = 1e-12  # of the mean scale: less is what is left of a unit that is dead in one slice only
@@ -43,6 +44,12 @@ class Margins:
         of the layer has collapsed.
         """
         return _alive(self.rows), _alive(self.columns)
+
+    def weak(self) -> tuple[int, int]:
+        """Return the numbers of rows and columns whose rms over all slices is below a tenth of the median's."""
+        sides = (side.sum(dim=0).cpu().numpy() for side in (self.rows, self.columns))
+        rows, columns = (int(np.sum(side < _WEAK**2 * np.median(side))) for side in sides)
+        return rows, columns
 
     def any_decayed(self) -> bool:
         """Return whether the rms of some row or column is below 1e-3 of that of the largest of its side."""

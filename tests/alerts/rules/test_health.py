@@ -121,3 +121,23 @@ def test_a_monitor_that_cannot_keep_up_says_so() -> None:
     assert alerts_of(RULES["stale_monitor"], unchanged) == []
     waiting = [report(step, reading(step), waiting=["late"]) for step in range(1, 60)]
     assert "late not read" in alerts_of(RULES["stale_monitor"], waiting)[0].message
+
+
+def test_rows_that_die_are_counted_from_the_first_reading() -> None:
+    """A tenth of all rows, in either orientation; those that were dead at the start, and columns, raise nothing."""
+
+    def of(*dead: float, shape: tuple[int, int]) -> list[tuple[int, str]]:
+        rows, columns = shape
+        layers = []
+        for step, count in enumerate(dead, start=1):
+            left, gone = rows - int(count), int(count)
+            sides: dict[str, Any] = {"N": max(left, columns), "M": min(left, columns), "n_parameters": rows * columns}
+            layers.append(reading(step, measures={"zero_rows": count}, dead_rows=gone, **sides))
+        return steps(alerts_of(RULES["dead_units"], [report(layer.step, layer) for layer in layers]))
+
+    wide, tall = (100, 200), (200, 100)
+    assert of(0, 8, 9, 10, 10, shape=wide) == []
+    assert of(0, 11, 11, 11, 11, shape=wide) == [(4, "firing")]
+    assert of(0, 11, 11, 11, 11, shape=tall) == []
+    assert of(0, 21, 21, 21, 4, 4, 4, 4, shape=tall) == [(4, "firing"), (7, "resolved")]
+    assert of(30, 30, 30, 30, 30, shape=wide) == []

@@ -27,6 +27,37 @@ def test_ratio_is_that_of_the_whole(shape: tuple[int, int]) -> None:
     assert drift.update(held(weight)) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [3e-6, 1e-4, 1e-3, 0.05])
+def test_of_a_16_bit_weight_it_is_that_of_the_update_before_it_was_rounded(dtype: torch.dtype, size: float) -> None:
+    """Beside masters in float32, as in mixed precision; the norm of what is seen is up to 25 times as large."""
+    torch.manual_seed(0)
+    master = torch.randn(1024, 512)
+    drift = Drift()
+    drift._size = 1 << 18  # of moves of 3e-6 few elements are seen
+    drift.update(held(master.to(dtype)))
+    before = master.to(dtype).double()
+    step = size * torch.randn(1024, 512)
+    expected = float(step.norm() / master.norm())
+    master += step
+    seen = float((master.to(dtype).double() - before).norm() / before.norm())
+    assert drift.update(held(master.to(dtype))) == pytest.approx(expected, rel=0.15)
+    if dtype == torch.bfloat16 and size < 1e-5:
+        assert seen > 15 * expected
+
+
+def test_moves_of_many_units_are_as_they_are_seen() -> None:
+    """Of a 16-bit weight that trains without masters, and moves in a few elements only."""
+    torch.manual_seed(0)
+    weight = torch.randn(256, 256, dtype=torch.bfloat16)
+    drift = Drift()
+    drift.update(held(weight))
+    before = weight.double()
+    weight[:2] *= 2
+    expected = float((weight.double() - before).norm() / before.norm())
+    assert drift.update(held(weight)) == pytest.approx(expected, rel=0.3)
+
+
 def test_a_change_in_one_row_or_column_is_seen() -> None:
     """The sample lies along no row or column."""
     weight = torch.zeros(512, 384) + 1

@@ -1,0 +1,84 @@
+"""The CSV sink, read back by pandas."""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import esdmon
+from esdmon.errors import InputError
+from esdmon.present.scalars import scalars
+from esdmon.sinks import CsvSink
+from esdmon.testing import check_sink
+from tests.rules import ALWAYS
+
+
+def train(path: Path, state: Any = None, *, steps: int = 2) -> dict[str, Any]:
+    torch.manual_seed(0)
+    monitor = esdmon.watch(nn.Linear(40, 20), every=1, budget=None, sinks=f"csv:{path}", alerts=[ALWAYS])
+    if state is not None:
+        monitor.load_state_dict(state)
+    saved: dict[str, Any] = {}
+    for step in range(steps):
+        monitor.step()
+        saved = saved or (monitor.state_dict() if step == 0 else {})
+    monitor.close()
+    assert monitor.errors == ()
+    return saved
+
+
+def test_pandas_reads_numbers_and_words(tmp_path: Path) -> None:
+    """A number by tag and step, as every tracker gets it; the message of an alert once."""
+    path = tmp_path / "new" / "a.csv"
+    train(path)
+    frame = pd.read_csv(path)
+    wide = frame.pivot_table(index="step", columns="tag", values="value")
+    torch.manual_seed(0)
+    report = esdmon.analyze(nn.Linear(40, 20))
+    expected = {name: value for name, value in scalars(report).items() if "summary" not in name}
+    assert expected
+    assert {name: wide.loc[1, name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert wide.loc[2, "esdmon_summary/alerts_firing"] == 1
+    (words,) = frame.text.dropna()
+    assert words.startswith("firing: always: it holds")
+    assert frame[frame.text.notna()].tag.tolist() == ["esdmon_alert/always"]
+
+
+def test_a_resumed_run_drops_what_it_wrote_after_its_checkpoint_and_no_line_of_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    train(path)
+    other = pd.read_csv(path).run.iloc[0]
+    saved = train(path, steps=3)
+    with path.open("a") as file:
+        file.write("torn,2,")  # by a kill
+    train(path, saved, steps=1)
+    frame = pd.read_csv(path)
+    ranks = frame[frame.tag == "esdmon_stable_rank/Linear"]
+    assert ranks[ranks.run == other].step.tolist() == [1, 2]
+    assert ranks[ranks.run != other].step.tolist() == [1, 2]
+
+
+def test_a_file_with_other_columns_is_left_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "mine.csv"
+    path.write_text("epoch,loss\n1,0.5\n")
+    with pytest.raises(InputError, match="has another content: its first line is 'epoch,loss'"):
+        CsvSink(path)
+    assert path.read_text() == "epoch,loss\n1,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("sink", "message"),
+    [("csv", "csv needs a path"), ("csv:{folder}", "cannot be written"), ("csv:{folder}/f/a.csv", "a file is in the")],
+)
+def test_what_cannot_be_a_path_is_an_error(sink: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    with pytest.raises(InputError, match=message):
+        esdmon.watch(nn.Linear(40, 20), sinks=sink.format(folder=tmp_path))
+
+
+def test_it_is_a_sink(path: Path) -> None:
+    check_sink(lambda: CsvSink(path))
+    assert path.stat().st_size
