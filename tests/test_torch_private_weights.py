@@ -132,4 +132,4 @@ def test_fsdp1_parameters(use_orig_params: bool) -> None:  # noqa: FBT001 -- a c
     managed = list(torch_private.fsdp1_parameters(model))
     assert [names_of(inner, each) for each in managed] == [["0.weight", "1.weight"], ["2.weight"]]
     assert [tuple(each.shape) for each in managed] == [(4, 4), (6, 4)]
-    assert [each.n_local for each in managed] == [16, 24]
+    assert [each.interval for each in managed] == [(0, 16), (0, 24)]

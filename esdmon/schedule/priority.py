@@ -8,7 +8,7 @@ moves, and there is a longest wait, so no matrix starves.
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 TOLERANCE = 1e-3
@@ -38,6 +38,12 @@ class _State:
     """Number of due steps since the last reading."""
     readable: bool = True
     """Whether the last reading gave numbers."""
+    rate: float = math.nan
+    """‖ΔW‖/‖W‖ a step, as last measured."""
+
+    def ahead(self, step: int) -> "_State":
+        """Return what is expected at a later step: drift goes on at its rate; NaN where that is not known."""
+        return self if self.read is None else replace(self, drift=self.rate * (step - self.read))
 
     def importance(self, step: int, cost: float) -> float:
         drift = self.drift if self.drift <= 1 else 1.0  # also for NaN
@@ -94,6 +100,13 @@ class ReadPriority:
         """Record how far a matrix has moved since its last reading; NaN where that is not known."""
         state = self._states[name]
         state.looked, state.drift, state.trainable = step, drift, trainable
+        if state.read is not None and step > state.read:
+            state.rate = drift / (step - state.read)
+
+    def moved(self, name: str, drift: float, steps: int) -> None:
+        """Record how far a matrix had moved between its last two readings, so many steps apart."""
+        if name in self._states and steps > 0:
+            self._states[name].rate = drift / steps
 
     def begun(self, name: str, step: int) -> None:
         """Record that a reading started at a step."""
@@ -126,7 +139,15 @@ class ReadPriority:
         """Return whether a matrix required a gradient when its drift was last measured."""
         return self._states[name].trainable
 
-    def choose(self, step: int, credit: float, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
+    def choose(
+        self,
+        step: int,
+        credit: float,
+        *,
+        without: Collection[str] = (),
+        forced: bool = True,
+        ahead: bool = False,
+    ) -> list[str]:
         """Return the matrices to read within the credit, the highest priority first.
 
         Args:
@@ -134,11 +155,13 @@ class ReadPriority:
             credit: seconds that may be spent.
             without: matrices to leave out.
             forced: choose one matrix that has changed even without credit for it.
+            ahead: True for a step to come, of which drifts are not measured yet.
         """
         costs = {name: self.expected(name) for name in self._states if name not in without}
+        states = {name: self._states[name].ahead(step) if ahead else self._states[name] for name in costs}
         chosen: list[str] = []
-        for name in sorted(costs, key=lambda name: self._order(name, step, costs[name])):
-            state = self._states[name]
+        for name in sorted(costs, key=lambda name: self._order(states[name], step, costs[name])):
+            state = states[name]
             if self._has_changed(state):
                 # Credit is saved for one that does not fit now: those after it would use it up again and again.
                 if costs[name] > credit and not (forced and not chosen):
@@ -149,13 +172,21 @@ class ReadPriority:
             credit -= costs[name]
         return chosen
 
+    def affordable(self, names: Iterable[str], credit: float) -> list[str]:
+        """Return those of some matrices, in their order, that are read within the credit."""
+        chosen: list[str] = []
+        for name in names:
+            if self.expected(name) <= credit:
+                chosen.append(name)
+                credit -= self.expected(name)
+        return chosen
+
     def pass_by(self) -> None:
         """Count a due step for all matrices."""
         for state in self._states.values():
             state.passed += 1
 
-    def _order(self, name: str, step: int, cost: float) -> tuple[int, float]:
-        state = self._states[name]
+    def _order(self, state: _State, step: int, cost: float) -> tuple[int, float]:
         if state.read is None:
             return 0, cost
         if not self._has_changed(state):

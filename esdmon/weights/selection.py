@@ -70,7 +70,7 @@ def coverage(
     why: dict[int, str] = dict(lost or {})
     for matrix in found:
         reason = reasons[matrix.name] or _why_unreadable(matrix) or (unread or {}).get(matrix.name, "")
-        for parameter in matrix.parameters():
+        for parameter in matrix.whole_parameters():
             if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)
             elif not reason:
@@ -118,7 +118,7 @@ def _why_unfit(matrix: Matrix, low: int, high: float) -> str:
 def _why_unreadable(matrix: Matrix) -> str:
     if matrix.unreadable:
         return matrix.unreadable
-    if matrix.outline is None:
+    if matrix.outline is None and not matrix.shards:
         try:
             check_kind(matrix.read())
         except UnreadableError as error:
