@@ -234,6 +234,7 @@ def _choose_holders(
         elif not covers(ranks, shape):
             held = sum(fragment.n_elements for fragment in ranks)
             reasons[name] = f"{held:,} of {prod(shape):,} elements are held by ranks that watch"
+            reasons[name] += " and answer" if paused else ""
         found = []
         for fragment, holding in ranks.items():
             rank = min(holding, key=lambda rank: (load[rank], rank))

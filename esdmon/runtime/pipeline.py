@@ -199,12 +199,10 @@ class ReadingPipeline:
         if team.is_alone:
             return
         previous, self._last_due = self._last_due, due.step
-        names: list[str] = []
         if sum(not self._is_complete(each) for each in self._due) < self._queue:
             credit = (self._budget.credit + earned) * team.size - self._under_way()
             then = due.step + max(1, due.step - previous)
-            names = self._priority.choose(then, credit, without=team.missing, ahead=True)
-        team.plan(due.step, names)
+            team.plan(due.step, self._priority.choose(then, credit, without=team.missing, ahead=True))
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
@@ -230,9 +228,8 @@ class ReadingPipeline:
         return due.is_complete
 
     def _enqueue(self, due: DueStep) -> bool:
-        """Append a due step to the queue; return False, and count what is skipped, where the queue is full."""
-        first = self._due[0] if self._due else None
-        if first is not None and len(self._due) >= self._queue and not first.is_complete:
+        """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
+        if sum(not self._is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
             self._drop(due.step, len(self.plan(due.step)))
             return False
         self._due.append(due)

@@ -114,16 +114,19 @@ class ReadPriority:
         state.read, state.drift, state.looked, state.passed = step, 0.0, step, 0
 
     def took(self, name: str, seconds: float, *, readable: bool = True) -> None:
-        """Record the duration of a reading, and whether it gave numbers."""
+        """Record the duration of a reading, 0 where nothing was computed, and whether it gave numbers."""
         state = self._states.get(name)
         if state is None:
+            return
+        state.readable = readable
+        if seconds <= 0:
             return
         if math.isnan(state.seconds):
             self._measured[0] += seconds
             self._measured[1] += state.nominal
         else:
             self._measured[0] += seconds - state.seconds
-        state.seconds, state.readable = seconds, readable
+        state.seconds = seconds
 
     def lost(self, name: str) -> None:
         """Record that a reading was lost: the matrix counts as never read."""

@@ -24,7 +24,7 @@ from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
 
 CPU = torch.device("cpu")
-STEPS = 8
+STEPS = 5
 
 
 class Experts(nn.Module):
@@ -108,8 +108,7 @@ def compiled(model: nn.Module) -> Any:
 
 LOW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
 WAYS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
-    "fsdp2": (Mixed, fsdp2),
-    "fsdp2, not resharded after forward": (Mixed, lambda model: fsdp2(model, reshard_after_forward=False)),
+    "fsdp2, looked at between": (Mixed, lambda model: fsdp2(model, reshard_after_forward=False)),
     "fsdp2, kept whole": (Mixed, kept_whole),
     "fsdp2, bfloat16": (Layers, lambda model: fsdp2(model, mp_policy=LOW)),
     "fsdp2, offloaded": (Layers, lambda model: fsdp2(model, offload_policy=CPUOffloadPolicy(pin_memory=False))),
@@ -128,6 +127,7 @@ WAYS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "fsdp2 and tensor parallel": (Layers, in_both_ways),
     "hybrid": (Mixed, hybrid),
     "compiled": (Layers, compiled),
+    "fsdp2": (Mixed, fsdp2),
 }
 OF_FOUR = ("fsdp2 and tensor parallel", "hybrid", "fsdp2")
 OF_TWO = tuple(way for way in WAYS if way not in OF_FOUR[:2])
@@ -159,8 +159,9 @@ def full(weight: Any) -> Tensor:
     return tensor.detach()
 
 
-def reading_of(whole: nn.Module) -> Report:
+def reading_of(whole: nn.Module, state: dict[str, Tensor]) -> Report:
     """What `watch()` would read of a model in one piece."""
+    whole.load_state_dict(state)
     options = WatchOptions.from_keywords({"every": 1}, besides=("model", "optimizer", "hook", "first_step"))
     return Reader(whole, options.known, measures=options.chosen_measures).read(0)
 
@@ -169,26 +170,30 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
     """A few steps; the losses, and of a watched model how its readings differ from those of the one in one piece."""
     whole, model = made(way)
     parameters = dict(model.named_parameters())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     rank = distributed.get_rank()
     generator = torch.Generator().manual_seed(0 if "tensor" in way else rank)
     sink, losses = MemorySink(), []
-    expected: dict[int, Report] = {}
+    states: dict[int, dict[str, Tensor]] = {}
     monitor = esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink]) if watched else None
     for step in range(1, STEPS + 1):
         loss = model(whole.batch(generator)).float().square().mean()
         optimizer.zero_grad()
         loss.backward()
+        if way == "fsdp2, looked at between":  # from here on the module shows whole parameters, soon a step old
+            with torch.no_grad():
+                model(whole.batch(generator))
         optimizer.step()
         losses.append(float(full(loss)))
         if monitor is not None:
             gather(whole, parameters, model)
-            expected[step] = reading_of(whole)
+            states[step] = {name: weight.clone() for name, weight in whole.state_dict().items()}
             distributed.barrier()
     if monitor is None:
         return {"losses": losses}
     monitor.close(timeout=20)
     read = [layer for report in sink.reports for layer in report.new]
+    expected = {step: reading_of(whole, states[step]) for step in {layer.step for layer in read} | {STEPS}}
     return {
         "losses": losses,
         "errors": [fault.message for fault in monitor.errors],
