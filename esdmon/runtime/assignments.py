@@ -164,7 +164,7 @@ class Assignments:
                     self.letterbox.keep(key, self._parts.copy(local), self._parts.size(local), moved)
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
                 if not is_mine:
-                    self.letterbox.fail(key, f"reading its part failed: {describe(error)}")
+                    self.letterbox.fail(key, f"cannot read its part: {describe(error)}")
         return own
 
     def _begin_whole(self, job: Job, step: int, moved: dict[str, float]) -> Iterable[Task]:
@@ -205,7 +205,8 @@ class Assignments:
                     layer = replace(finish(), name=name, update_ratio=ratio)
                     answer[name] = layer, clock.lap()
         except PeerError as error:
-            failures[error.rank] = str(error)
+            if not error.answers:
+                failures[error.rank] = str(error)
             answer |= _failed(job.names, answer, step, str(error))
         except Exception as error:
             if self._source.strict:

@@ -23,6 +23,7 @@ from typing import final
 _MOST_REQUEST = 4096  # bytes of a key
 _MAC = hashlib.sha256().digest_size
 _LENGTH = struct.Struct("!I")
+_WAIT = struct.Struct("!d")  # seconds
 _HEAD = struct.Struct("!qdd")  # bytes that follow, or -length of an error message; what `Moved` holds
 _AT_ONCE = 16  # requests that are answered at the same time; others wait. Our choice.
 _ELSEWHERE = ("192.0.2.1", 9)  # an address that is never used (RFC 5737): the route to it is that of other hosts
@@ -53,11 +54,13 @@ class PeerError(Exception):
     Args:
         rank: which rank.
         reason: what happened.
+        answers: whether it says so itself; else it cannot be reached, or does not answer.
     """
 
-    def __init__(self, rank: int, reason: str) -> None:
+    def __init__(self, rank: int, reason: str, *, answers: bool = False) -> None:
         super().__init__(reason)
         self.rank = rank
+        self.answers = answers
 
 
 @final
@@ -95,7 +98,9 @@ class Letterbox:
         now = time.monotonic()
         with self._changed:
             if self._kept and self.kept_bytes + size > self.most_bytes:
-                self._kept[key] = _Kept(None, 0, moved, now, "its copies for earlier readings have not been fetched")
+                self._kept[key] = _Kept(
+                    None, 0, moved, now, "has no memory for it: copies for earlier readings have not been fetched"
+                )
             else:
                 self._kept[key] = _Kept(read, size, moved, now)
                 self.kept_bytes += size
@@ -169,22 +174,24 @@ class Letterbox:
                 link.settimeout(self.patience)
                 key = self._read_request(link)
                 if key is not None:
-                    self._send(link, key)
+                    self._send(link, *key)
         finally:
             self._busy.release()
 
-    def _read_request(self, link: socket.socket) -> str | None:
-        """Return the key that is asked for; None for anything that was not sent by a rank of this job."""
+    def _read_request(self, link: socket.socket) -> tuple[str, float] | None:
+        """Return the key that is asked for, and how long to wait for it; None for what no rank of this job has sent."""
         (length,) = _LENGTH.unpack(_receive(link, bytearray(_LENGTH.size)))
-        if not _MAC < length <= _MAC + _MOST_REQUEST:
+        if not _MAC + _WAIT.size < length <= _MAC + _MOST_REQUEST:
             return None
         request = bytes(_receive(link, bytearray(length)))
         mac, key = request[:_MAC], request[_MAC:]
-        return key.decode() if hmac.compare_digest(mac, self._sign(key)) else None
+        if not hmac.compare_digest(mac, self._sign(key)):
+            return None
+        return key[_WAIT.size :].decode(), min(self.patience, *_WAIT.unpack(key[: _WAIT.size]))
 
-    def _send(self, link: socket.socket, key: str) -> None:
+    def _send(self, link: socket.socket, key: str, wait: float) -> None:
         try:
-            copy, moved = self.take(key, time.monotonic() + self.patience)
+            copy, moved = self.take(key, time.monotonic() + wait)
         except Exception as error:  # noqa: BLE001 -- the reason is the answer
             why = str(error).encode()
             link.sendall(_HEAD.pack(-len(why), 0, 0) + why)
@@ -211,17 +218,19 @@ class Letterbox:
         """
         host, port = address.rsplit(" ", 1)
         try:
-            left = max(0.05, until - time.monotonic())
+            # Longer than the other side waits for its copy, so that it can say that it has none.
+            left = max(0.0, until - time.monotonic()) + self.patience / 4
             with socket.create_connection((host, int(port)), timeout=left) as link:
-                request = self._sign(key.encode()) + key.encode()
+                asked = _WAIT.pack(max(0.0, until - time.monotonic())) + key.encode()
+                request = self._sign(asked) + asked
                 link.sendall(_LENGTH.pack(len(request)) + request)
                 size, change, norm = _HEAD.unpack(_receive(link, bytearray(_HEAD.size)))
                 link.settimeout(self.patience)
                 if size < 0:
                     why = bytes(_receive(link, bytearray(min(-size, _MOST_REQUEST)))).decode(errors="replace")
-                    raise PeerError(rank, f"rank {rank}: {why}")
+                    raise PeerError(rank, f"rank {rank} {why}", answers=True)
                 if size != into.nbytes:
-                    raise PeerError(rank, f"rank {rank} sent {size} bytes, expected {into.nbytes}")
+                    raise PeerError(rank, f"rank {rank} sent {size} bytes, expected {into.nbytes}", answers=True)
                 _receive(link, into)
         except TimeoutError as error:
             raise PeerError(rank, f"rank {rank} did not answer in time") from error

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, nn
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -87,7 +88,7 @@ CASES = (*EVENTS, *ABSENT)
 
 
 def run(rank: int, case: str, folder: str, port: int) -> None:
-    store = distributed.TCPStore("127.0.0.1", port, None, rank == 0, timedelta(seconds=20))  # type: ignore[arg-type]
+    store = TCPStore("127.0.0.1", port, None, rank == 0, timedelta(seconds=20))
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
     torch.set_num_threads(1)
     model = network(rank)

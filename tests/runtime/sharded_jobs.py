@@ -56,7 +56,8 @@ class Mixed(nn.Module):
         x = self.first(torch.tanh(self.conv(x)).flatten(1))
         x = self.again(torch.tanh(self.tied(x)))
         x, _ = self.attention(x[:, None], x[:, None], x[:, None], need_weights=False)
-        return self.experts(x[:, 0])
+        out: Tensor = self.experts(x[:, 0])
+        return out
 
     def batch(self, generator: torch.Generator) -> Tensor:
         return torch.randn(4, 3, 5, 5, generator=generator)
