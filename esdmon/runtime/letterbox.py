@@ -124,6 +124,7 @@ class Letterbox:
             kept = self._kept.pop(key, None)
             if kept is not None:
                 self.kept_bytes -= kept.size
+            self._changed.notify_all()
         if kept is None or kept.read is None:
             raise LookupError("has no copy of this step" if kept is None else kept.error)
         return kept.read(), kept.moved
