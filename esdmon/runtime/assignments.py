@@ -61,6 +61,8 @@ class Assignments:
         self._version = 0
         self._has_joined = False
         self._holders: dict[str, tuple[Holder, ...]] = {}
+        self.n_listed = 0
+        """Matrices of this rank's model, as last announced."""
         self.letterbox: Letterbox | None = None
         """Copies of this rank's fragments; None for a rank that has none."""
 
@@ -127,6 +129,7 @@ class Assignments:
 
     def _table(self, token: bytes) -> Table:
         matrices, parts = self._parts.holdings()
+        self.n_listed = len(matrices)
         address = ""
         if parts and self.letterbox is None:
             limits = self._limits

@@ -23,7 +23,6 @@ from esdmon.schedule.fragments import Fragment
 
 _KEPT = 8  # due steps whose word stays in the store
 _PIECE = 1 << 20  # bytes of a value; a store closes the connection at one of more than 8 MiB
-_TABLES = 64  # tables that rank 0 takes at one due step, so that its hook stays short in a job of thousands
 
 
 class Store(Protocol):
@@ -150,10 +149,14 @@ class Coordinator:
         self._put(key, table.to_json())
         self._store.set(f"joined/{self._store.add('joined', 1)}", key)
 
+    def has_tables(self) -> bool:
+        """On rank 0: return whether tables were announced since the last `take_tables`."""
+        return self._store.add("joined", 0) > self._taken
+
     def take_tables(self) -> list[Table]:
-        """On rank 0: return the tables that were announced since the last call, 64 at most."""
+        """On rank 0: return the tables that were announced since the last call."""
         tables = []
-        last = min(self._store.add("joined", 0), self._taken + _TABLES)
+        last = self._store.add("joined", 0)
         while self._taken < last and self._store.check([f"joined/{self._taken + 1}"]):
             self._taken += 1
             key = self._store.get(f"joined/{self._taken}").decode()

@@ -128,9 +128,13 @@ class Holdings:
         """Return a rank's own names by those in the job, of those that differ."""
         return {other: own for own, other in self.names.get(rank, {}).items()}
 
-    def copies(self, rank: int) -> list[str]:
-        """Return the parameters, by their names in the job, of which a rank gives its fragment."""
-        return [name for name, holders in self.holders.items() if any(holder.rank == rank for holder in holders)]
+    def copies(self) -> dict[int, list[str]]:
+        """Return by rank the parameters, by their names in the job, of which it gives its fragment."""
+        copies: dict[int, list[str]] = defaultdict(list)
+        for name, holders in self.holders.items():
+            for holder in holders:
+                copies[holder.rank].append(name)
+        return copies
 
 
 def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:

@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from threading import Thread
 from typing import final
 
 from esdmon.isolation import Faults
@@ -16,6 +17,7 @@ from esdmon.runtime.source import Answer, Task
 
 _log = logging.getLogger("esdmon")
 _MOST_NAMED = 6  # matrices in a log line
+_IN_THREAD = 4000  # ranks × matrices, which take a fifth of a second here. Our choice.
 _SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
 
 
@@ -48,6 +50,7 @@ class Team:
         self._words: dict[int, Word] = {}
         self._quiet = 0
         self._has_renamed = False
+        self._gathering: _Gathering | None = None
         self.holdings = Holdings()
         """What all ranks hold, as of the last `look`."""
 
@@ -87,24 +90,31 @@ class Team:
         return assigned
 
     def look(self) -> bool:
-        """Look which ranks have announced what they hold, or are paused; return True where that has changed."""
-        tables = self._ranks.take_tables()
-        self._tables |= {table.rank: table for table in tables}
-        paused = frozenset(rank for rank in self._tables if self._is_paused(rank))
-        self._quiet = 0 if tables else self._quiet + 1
-        if not tables and paused == self._paused:
+        """Look which ranks have announced what they hold, or are paused; return True where that has changed.
+
+        In a large job tables are joined in a thread, and known at a later due step.
+        """
+        if self._gathering is None:
+            paused = frozenset(rank for rank in self._tables if self._is_paused(rank))
+            if not self._ranks.has_tables() and paused == self._paused:
+                self._quiet += 1
+                return False
+            self._quiet = 0
+            self._gathering = gathering = _Gathering(self._ranks, self._tables, self._roles, paused)
+            if self._ranks.size * self._own.n_listed > _IN_THREAD:
+                Thread(target=gathering.run, name="esdmon-tables", daemon=True).start()
+            else:
+                gathering.run()
+        if not self._gathering.is_done:
             return False
-        self._paused = paused
-        self.holdings = join(self._tables, paused)
+        done, self._gathering = self._gathering, None
+        if done.error is not None:
+            raise done.error
+        self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings
         self._version += 1
         self._given.clear()
         least = min(self._load.values(), default=0.0)
         self._load = {rank: self._load.get(rank, least) for rank in self._tables}
-        for rank in self._tables:
-            role = Role(self.holdings.local_names(rank), frozenset(self.holdings.copies(rank)))
-            if self._roles.get(rank) != role:
-                self._ranks.give_role(rank, role)
-                self._roles[rank] = role
         self._log_renamed()
         return True
 
@@ -229,6 +239,43 @@ class Team:
             for holder in self.holdings.holders[name]:
                 held[holder.rank] += holder.fragment.n_elements
         return min(entry.readers, key=lambda rank: (self._load[rank], -held[rank], rank))
+
+
+class _Gathering:
+    """Join the tables that have been announced, and give ranks their roles.
+
+    Args:
+        ranks: the messages of the job.
+        tables: those known before.
+        roles: those given before.
+        paused: ranks that are not asked now.
+    """
+
+    def __init__(
+        self, ranks: Coordinator, tables: Mapping[int, Table], roles: Mapping[int, Role], paused: frozenset[int]
+    ) -> None:
+        self._ranks = ranks
+        self.tables = dict(tables)
+        self.roles = dict(roles)
+        self.paused = paused
+        self.holdings = Holdings()
+        self.error: Exception | None = None
+        self.is_done = False
+
+    def run(self) -> None:
+        """Do it; an error is kept."""
+        try:
+            self.tables |= {table.rank: table for table in self._ranks.take_tables()}
+            self.holdings = join(self.tables, self.paused)
+            copies = self.holdings.copies()
+            for rank in self.tables:
+                role = Role(self.holdings.local_names(rank), frozenset(copies.get(rank, ())))
+                if self.roles.get(rank) != role:
+                    self._ranks.give_role(rank, role)
+                    self.roles[rank] = role
+        except Exception as error:  # noqa: BLE001 -- raised by the training's thread
+            self.error = error
+        self.is_done = True
 
 
 def _moved(layer: LayerReport, ratios: Mapping[str, float]) -> LayerReport:
