@@ -129,6 +129,14 @@ def fsdp2_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
             yield ManagedParameter(owners, managed.sharded_param, managed.sharded_param.shape)
 
 
+def authors_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module before `fully_shard` put `FSDP<class>` in its place, by which layers are known."""
+    kind = type(module)
+    first, *others = kind.__bases__
+    is_made = others and any(base.__name__ == "FSDPModule" for base in first.__mro__)
+    return others[0] if is_made else kind
+
+
 def fsdp1_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
     """Iterate over the parameters that a `FullyShardedDataParallel` (FSDP1) splits over ranks.
 

@@ -108,6 +108,32 @@ def test_fsdp2_parameters() -> None:
     assert len(find_shards(model)) == 3
 
 
+@pytest.mark.usefixtures("group")
+def test_authors_class() -> None:
+    """Else LoRA layers, and fused projections of transformers, are not recognised once they are sharded."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    class Layer(nn.Linear):
+        pass
+
+    model = Layer(4, 4)
+    assert torch_private.authors_class(model) is Layer
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    assert type(model) is not Layer
+    assert torch_private.authors_class(model) is Layer
+
+
+@pytest.mark.usefixtures("group")
+def test_box_of_dtensor() -> None:
+    """Else DTensors are skipped, since which part a rank holds is not known."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    tensor = distribute_tensor(torch.ones(3, 4), init_device_mesh("cpu", (1,)), [Shard(0)])
+    assert torch_private.box_of_dtensor(tensor) == ((0, 0), (3, 4))
+
+
 class FlatHandle:
     """What a `FullyShardedDataParallel` on several ranks holds, with the attributes of its own classes."""
 

@@ -21,7 +21,7 @@ from esdmon.runtime.holdings import Holder, Table
 from esdmon.runtime.source import Answer
 from esdmon.schedule.fragments import Fragment
 
-_KEPT = 8  # due steps whose word stays in the store
+_KEPT = 8  # due steps whose word stays in the store, and versions of the holders: ranks may be behind
 _PIECE = 1 << 20  # bytes of a value; a store closes the connection at one of more than 8 MiB
 
 
@@ -176,10 +176,10 @@ class Coordinator:
         return Role(local, frozenset(copies))
 
     def give_holders(self, version: int, parameter: str, holders: Sequence[Holder]) -> None:
-        """On rank 0: say who gives the fragments of a parameter; those of the version before are forgotten."""
+        """On rank 0: say who gives the fragments of a parameter; what was said eight versions ago is forgotten."""
         plain = [[holder.rank, holder.fragment.to_plain(), holder.address] for holder in holders]
         self._put(f"holders/{version}/{parameter}", json.dumps(plain))
-        before = f"holders/{version - 1}/{parameter}"
+        before = f"holders/{version - _KEPT}/{parameter}"
         if self._store.check([before]):
             self._delete(before)
 

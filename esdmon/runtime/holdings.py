@@ -44,7 +44,7 @@ class Listed:
     content: str = ""
     """A hash of a few elements of a matrix of which this rank holds all."""
     size: int = 0
-    """Number of its elements; 0 for a part of a matrix that is listed as a whole as well."""
+    """Number of parameters that it covers; 0 for a part of a matrix that is listed as a whole as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Entry:
     readers: tuple[int, ...]
     """The ranks that can read it, or put it together."""
     size: int = 0
-    """Number of its elements."""
+    """Number of parameters that it covers."""
     reason: str = ""
     """Why nobody can; empty where somebody can."""
 

@@ -25,6 +25,7 @@ _MAC = hashlib.sha256().digest_size
 _LENGTH = struct.Struct("!I")
 _WAIT = struct.Struct("!d")  # seconds
 _HEAD = struct.Struct("!qdd")  # bytes that follow, or -length of an error message; what `Moved` holds
+_PIECE = 1 << 20  # bytes that are sent within the patience
 _AT_ONCE = 16  # requests that are answered at the same time; others wait. Our choice.
 _ELSEWHERE = ("192.0.2.1", 9)  # an address that is never used (RFC 5737): the route to it is that of other hosts
 
@@ -198,7 +199,8 @@ class Letterbox:
             link.sendall(_HEAD.pack(-len(why), 0, 0) + why)
             return
         link.sendall(_HEAD.pack(copy.nbytes, moved.change, moved.norm))
-        link.sendall(copy)
+        for start in range(0, copy.nbytes, _PIECE):  # the timeout is one of each call
+            link.sendall(copy[start : start + _PIECE])
 
     def _sign(self, key: bytes) -> bytes:
         return hmac.new(self.token, key, hashlib.sha256).digest()

@@ -18,7 +18,17 @@ from esdmon.runtime.holdings import Holder, Listed, Part
 from esdmon.runtime.letterbox import Moved
 from esdmon.runtime.source import Fetch, Own
 from esdmon.runtime.watched_model import WatchedModel
-from esdmon.weights import Matrix, Shard, copy_to_cpu, filled, nominal_seconds, part_of, sample_matrix, sample_tensor
+from esdmon.weights import (
+    Matrix,
+    Shard,
+    copy_to_cpu,
+    filled,
+    n_parameters,
+    nominal_seconds,
+    part_of,
+    sample_matrix,
+    sample_tensor,
+)
 
 _CONTENT = 16  # elements of a fragment by which replicas are recognised; our choice
 _SAMPLE = 1024  # elements of a fragment by which is measured how far it has moved; our choice
@@ -160,7 +170,7 @@ def _content(sample: Tensor) -> str:
 
 def _size(matrix: Matrix) -> int:
     with suppress(Exception):
-        return matrix.size().n_elements
+        return n_parameters(matrix)
     return 0
 
 

@@ -26,6 +26,7 @@ from esdmon.weights.matrix import StackSize as StackSize
 from esdmon.weights.matrix import UnreadableError as UnreadableError
 from esdmon.weights.outline import filled as filled
 from esdmon.weights.selection import Selection as Selection
+from esdmon.weights.selection import n_parameters as n_parameters
 from esdmon.weights.sharded import part_of as part_of
 from esdmon.weights.shards import Shard as Shard
 from esdmon.weights.unreadable import unread as unread

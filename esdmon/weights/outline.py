@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from esdmon import torch_private
 from esdmon.weights.shards import Shard
 
-_filled: ContextVar[Mapping[int, Tensor]] = ContextVar("filled", default={})  # noqa: B039 -- never changed in place
+_filled: ContextVar[Mapping[int, nn.Parameter]] = ContextVar("filled", default={})  # noqa: B039 -- never changed in place
 
 
 @contextmanager
 def filled(values: Mapping[int, Tensor]) -> Iterator[None]:
     """Have stand-ins read as values, in this thread and block only: by id of the stand-in."""
-    token = _filled.set(values)
+    # As parameters, since `get_parameter` checks that.
+    token = _filled.set({key: nn.Parameter(value, requires_grad=False) for key, value in values.items()})
     try:
         yield
     finally:
@@ -34,14 +35,14 @@ class _Parameters(dict[str, nn.Parameter | None]):
     def __getitem__(self, name: str) -> nn.Parameter | None:
         """Return the value that a stand-in is filled with, or the stand-in."""
         value = super().__getitem__(name)
-        return _filled.get().get(id(value), value)  # type: ignore[return-value]  # a Tensor does for all that read it
+        return _filled.get().get(id(value), value)
 
 
 class Outline:
     """A copy of a model in which each shard is a tensor on the meta device of the whole weight's shape.
 
     Extractors find there what they would find in the whole model: names, layouts, heads. Modules without shards, in
-    themselves or below, are the model's own; the others are stand-ins of the same type. The model is not changed.
+    themselves or below, are the model's own; the others are stand-ins of the author's type. The model is not changed.
 
     Args:
         model: the model.
@@ -69,7 +70,7 @@ class Outline:
         if not own and all(copies[name] is child for name, child in children.items()):
             self._copies[id(module)] = module
             return module
-        copy: nn.Module = object.__new__(type(module))
+        copy: nn.Module = object.__new__(torch_private.authors_class(module))
         vars(copy).update({name: value for name, value in vars(module).items() if name not in own})
         stand_ins = {name: self._stand_in(shard) for name, shard in own.items()}
         shown = torch_private.parameters_of(module).items()

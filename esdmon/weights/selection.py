@@ -84,6 +84,11 @@ def coverage(
     return Coverage(total - sum(skip.n_parameters for skip in skipped), total, tuple(skipped))
 
 
+def n_parameters(matrix: Matrix) -> int:
+    """Return how many of a model's parameters, by element, a matrix covers."""
+    return round(_share(matrix) * sum(parameter.numel() for parameter in matrix.whole_parameters()))
+
+
 def _share(matrix: Matrix) -> Fraction:
     """Return the share of the parameters behind a matrix that it reads."""
     if matrix.made_of is not None and matrix.outline is None:

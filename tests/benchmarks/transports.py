@@ -14,8 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 
-import numpy as np
 import torch
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
@@ -52,7 +52,7 @@ def serve_store(key: str, size: int, hold: Callable[[], None]) -> tuple[str, obj
 
 
 def fetch_from_letterbox(address: str, key: str, size: int) -> None:
-    into = memoryview(np.empty(size, np.uint8)).cast("B")
+    into = memoryview(bytearray(size))
     box = Letterbox(TOKEN, 0, PATIENCE)
     box.fetch(1, address.replace("_", " "), key, into, until=time.monotonic() + PATIENCE)
 
@@ -69,7 +69,7 @@ def serve_letterbox(key: str, size: int, hold: Callable[[], None]) -> tuple[str,
     return box.open().replace(" ", "_"), box
 
 
-def gloo(rank: int, port: int) -> ProcessGroupGloo:
+def gloo(rank: int, port: int) -> Any:
     """A group beside the job's, constructed directly: it is not in torch's list of groups."""
     shared = PrefixStore("gloo", store(port, serves=False))
     return ProcessGroupGloo(shared, rank, 2, timedelta(seconds=PATIENCE))
@@ -79,7 +79,7 @@ class FromGloo:
     """The group is made at the first fetch, and used again at the next."""
 
     def __init__(self) -> None:
-        self._group: ProcessGroupGloo | None = None
+        self._group: Any = None
 
     def __call__(self, address: str, key: str, size: int) -> None:
         if self._group is None:

@@ -73,6 +73,17 @@ class Layers(nn.Sequential):
         return torch.randn(4, 24, generator=generator)
 
 
+class Adapted(Layers):
+    """Layers with LoRA adapters of peft: base and adapter are read apart."""
+
+    def __init__(self) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        super().__init__()
+        config = LoraConfig(r=12, target_modules=["0", "2"], init_lora_weights=False)
+        inject_adapter_in_model(config, self)
+
+
 def fsdp2(model: Any, mesh: DeviceMesh | None = None, **options: Any) -> Any:
     for layer in (model.first, model.experts) if isinstance(model, Mixed) else (model[0], model[2]):
         fully_shard(layer, mesh=mesh, **options)
@@ -128,6 +139,7 @@ WAYS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "fsdp2 and tensor parallel": (Layers, in_both_ways),
     "hybrid": (Mixed, hybrid),
     "compiled": (Layers, compiled),
+    "lora": (Adapted, fsdp2),
     "fsdp2": (Mixed, fsdp2),
 }
 OF_FOUR = ("fsdp2 and tensor parallel", "hybrid", "fsdp2")
