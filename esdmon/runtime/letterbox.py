@@ -181,7 +181,7 @@ class Letterbox:
             self._busy.release()
 
     def _read_request(self, link: socket.socket) -> tuple[str, float] | None:
-        """Return the key that is asked for, and how long to wait for it; None for what no rank of this job has sent."""
+        """Return the requested key, and how long to wait for it; None for what no rank of this job has sent."""
         (length,) = _LENGTH.unpack(_receive(link, bytearray(_LENGTH.size)))
         if not _MAC + _WAIT.size < length <= _MAC + _MOST_REQUEST:
             return None

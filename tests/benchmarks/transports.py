@@ -52,7 +52,7 @@ def serve_store(key: str, size: int, hold: Callable[[], None]) -> tuple[str, obj
 
 
 def fetch_from_letterbox(address: str, key: str, size: int) -> None:
-    into = memoryview(bytearray(size))
+    into: Any = memoryview(torch.empty(size, dtype=torch.uint8).numpy())
     box = Letterbox(TOKEN, 0, PATIENCE)
     box.fetch(1, address.replace("_", " "), key, into, until=time.monotonic() + PATIENCE)
 
@@ -63,7 +63,8 @@ def serve_letterbox(key: str, size: int, hold: Callable[[], None]) -> tuple[str,
 
     def put() -> None:
         hold()
-        box.keep(key, lambda: memoryview(bytes(size)), size, Moved(0, 0))
+        copy = memoryview(bytes(size))
+        box.keep(key, lambda: copy, size, Moved(0, 0))
 
     threading.Thread(target=put, daemon=True).start()
     return box.open().replace(" ", "_"), box

@@ -154,7 +154,7 @@ def test_closing_waits_until_the_copies_are_fetched(holder: tuple[Letterbox, str
 
 
 def test_the_address_is_that_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the interface that the job is told to use; on one host it is not reachable from others."""
+    """Of the interface that the environment names; on one host it is the loopback."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
     assert own_address() == "127.0.0.1"
