@@ -52,7 +52,8 @@ def serve_store(key: str, size: int, hold: Callable[[], None]) -> tuple[str, obj
 
 
 def fetch_from_letterbox(address: str, key: str, size: int) -> None:
-    into: Any = memoryview(torch.empty(size, dtype=torch.uint8).numpy())
+    array: Any = torch.empty(size, dtype=torch.uint8).numpy()
+    into = memoryview(array)
     box = Letterbox(TOKEN, 0, PATIENCE)
     box.fetch(1, address.replace("_", " "), key, into, until=time.monotonic() + PATIENCE)
 
