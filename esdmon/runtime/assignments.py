@@ -166,8 +166,7 @@ class Assignments:
                 elif name in self._role.copies:
                     self.letterbox.keep(key, self._parts.copy(local), self._parts.size(local), moved)
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
-                if not is_mine:
-                    self.letterbox.fail(key, f"cannot read its part: {describe(error)}")
+                self.letterbox.fail(key, f"cannot read its part: {describe(error)}")
         return own
 
     def _begin_whole(self, job: Job, step: int, moved: dict[str, float]) -> Iterable[Task]:

@@ -83,6 +83,7 @@ EVENTS: dict[str, tuple[int, Callable[[Monitor | None], None]]] = {
     "rank 1 closes first": (1, close),
     "rank 0 closes first": (0, close),
 }
+TOGETHER = ("rank 1 raises on one weight", "rank 1 is silent")  # the training goes on as before
 ABSENT = {"rank 1 does not watch": 1, "rank 0 does not watch": 0}
 CASES = (*EVENTS, *ABSENT)
 
@@ -110,6 +111,8 @@ def run(rank: int, case: str, folder: str, port: int) -> None:
             event = int(store.get("event")) if store.check(["event"]) else 0
             if event and who == rank:
                 happens(monitor)
+        elif case in TOGETHER:
+            distributed.barrier()
         before = time.monotonic()
         if monitor is not None:
             monitor.step()

@@ -81,8 +81,8 @@ def test_a_port_scan_changes_nothing(junk: bytes, holder: tuple[Letterbox, str])
     host, port = address.split()
     with socket.create_connection((host, int(port)), timeout=5) as link:
         link.sendall(junk)
-        link.shutdown(socket.SHUT_WR)
-        with suppress(ConnectionResetError):
+        with suppress(OSError):  # it may be closed already
+            link.shutdown(socket.SHUT_WR)
             assert link.recv(10) == b""
     assert fetch(address) == b"abc"
 
