@@ -23,7 +23,9 @@ class Limits:
     slow_seconds: float = 1.0
     """Seconds from which a call of a part that others have written is logged as slow: few training steps are longer."""
     rank_seconds: float = 10.0
-    """Seconds that a rank waits for rank 0 at a due step, where all ranks of a job are within a step."""
+    """Seconds, besides those that the readings take, after which rank 0 gives up the answer of another rank."""
+    fragment_seconds: float = 3.0
+    """Seconds that a thread waits for a fragment of another rank: all ranks of a job are within a step."""
     close_seconds: float = 30.0
     """Seconds that `flush` and `close` wait for readings that are under way in this process."""
     close_seconds_elsewhere: float = 2.0

@@ -3,9 +3,10 @@
 A test of a function fails where a new version of torch has changed what it reads, and says what stops working then.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType
 from typing import Any, TypeGuard
 
@@ -103,8 +104,10 @@ class ManagedParameter:
     """The tensor that the optimizer holds; FSDP1 may flatten several weights into one."""
     shape: torch.Size
     """Shape of the whole weight."""
-    n_local: int | None
-    """Number of its elements on this rank; None where it is not known."""
+    interval: tuple[int, int] | None = None
+    """The elements of the flattened weight on this rank, first and last + 1; None for a DTensor."""
+    read: Callable[[], Tensor] | None = None
+    """Returns these elements."""
 
 
 def fsdp2_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
@@ -123,7 +126,15 @@ def fsdp2_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
             info = managed._module_info  # noqa: SLF001
             shared = zip(info.shared_modules, info.shared_param_names, strict=True)
             owners = ((info.module, info.param_name), *shared)
-            yield ManagedParameter(owners, managed.sharded_param, managed.sharded_param.shape, None)
+            yield ManagedParameter(owners, managed.sharded_param, managed.sharded_param.shape)
+
+
+def authors_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module before `fully_shard` put `FSDP<class>` in its place, by which layers are known."""
+    kind = type(module)
+    first, *others = kind.__bases__
+    is_made = others and any(base.__name__ == "FSDPModule" for base in first.__mro__)
+    return others[0] if is_made else kind
 
 
 def fsdp1_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
@@ -144,5 +155,31 @@ def fsdp1_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
     for position, (info, shape) in enumerate(zip(flat._param_infos, flat._shapes, strict=True)):  # noqa: SLF001
         others = shared.get((id(info.module), info.param_name), ())
         parameter = flat if flat._params is None else flat._params[position]  # noqa: SLF001
-        count = flat._shard_param_infos[position].numel_in_shard or 0  # noqa: SLF001
-        yield ManagedParameter(((info.module, info.param_name), *others), parameter, torch.Size(shape), count)
+        here = flat._shard_param_infos[position]  # noqa: SLF001
+        interval, start, count = (0, 0), 0, 0
+        if here.in_shard:
+            interval = here.intra_param_start_idx, here.intra_param_end_idx + 1
+            start, count = here.offset_in_shard, here.numel_in_shard
+        read = partial(_local_elements, handle, start, count)
+        yield ManagedParameter(((info.module, info.param_name), *others), parameter, torch.Size(shape), interval, read)
+
+
+def _local_elements(handle: Any, start: int, count: int) -> Tensor:
+    local: Tensor = handle.flat_param._local_shard  # noqa: SLF001
+    return local.detach()[start : start + count]
+
+
+def box_of_dtensor(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """Return offset and size of the part of a DTensor that this rank holds; None where it holds none.
+
+    Computed from mesh and placements, without communication; also for rows that alternate over ranks.
+
+    Raises:
+        ImportError: with a version of torch that computes it elsewhere.
+    """
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # noqa: PLC0415
+
+    if tensor.device_mesh.get_coordinate() is None:
+        return None
+    size, offset = compute_local_shape_and_global_offset(tuple(tensor.shape), tensor.device_mesh, tensor.placements)
+    return None if 0 in size else (tuple(offset), tuple(size))

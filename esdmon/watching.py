@@ -22,6 +22,7 @@ from esdmon.options import WatchKeywords, WatchOptions, shows_options
 from esdmon.options.alerts import actions_for, usable_rules
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
+from esdmon.runtime.assignments import Assignments
 from esdmon.runtime.clock import Clock, hookable
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.cpus import cores
@@ -31,6 +32,8 @@ from esdmon.runtime.pipeline import ReadingPipeline
 from esdmon.runtime.pulse import Escalation, Pulse
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.remote_reader import RemoteReader
+from esdmon.runtime.source import Pipeline
+from esdmon.runtime.team import Team
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.torch_private import job_store
@@ -171,13 +174,15 @@ def attach(
         _close_older(hooked, model)
     ranks = _ranks(limits)
     leads = ranks is None or ranks.rank == 0
-    readings = (
-        RemoteReader(reader, executor, ranks)
-        if ranks and not leads
-        else ReadingPipeline(
-            reader, executor, budget, ranks=ranks, max_tags=options.max_tags, queue=limits.due_steps_under_way
+    readings: Pipeline
+    if ranks is not None and not leads:
+        readings = RemoteReader(reader, executor, ranks, limits=limits)
+    else:
+        own = None if ranks is None else Assignments(reader, executor, ranks, limits=limits)
+        team = None if ranks is None or own is None else Team(ranks, own, faults, limits=limits)
+        readings = ReadingPipeline(
+            reader, executor, budget, team=team, max_tags=options.max_tags, queue=limits.due_steps_under_way
         )
-    )
     escalation = Escalation(Pulse(reader, budget)) if leads and rules else None
     monitor = Monitor(
         readings,

@@ -108,6 +108,32 @@ def test_fsdp2_parameters() -> None:
     assert len(find_shards(model)) == 3
 
 
+@pytest.mark.usefixtures("group")
+def test_authors_class() -> None:
+    """Else LoRA layers, and fused projections of transformers, are not recognised once they are sharded."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    class Layer(nn.Linear):
+        pass
+
+    model = Layer(4, 4)
+    assert torch_private.authors_class(model) is Layer
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    assert type(model) is not Layer
+    assert torch_private.authors_class(model) is Layer
+
+
+@pytest.mark.usefixtures("group")
+def test_box_of_dtensor() -> None:
+    """Else DTensors are skipped, since which part a rank holds is not known."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    tensor = distribute_tensor(torch.ones(3, 4), init_device_mesh("cpu", (1,)), [Shard(0)])
+    assert torch_private.box_of_dtensor(tensor) == ((0, 0), (3, 4))
+
+
 class FlatHandle:
     """What a `FullyShardedDataParallel` on several ranks holds, with the attributes of its own classes."""
 
@@ -132,4 +158,4 @@ def test_fsdp1_parameters(use_orig_params: bool) -> None:  # noqa: FBT001 -- a c
     managed = list(torch_private.fsdp1_parameters(model))
     assert [names_of(inner, each) for each in managed] == [["0.weight", "1.weight"], ["2.weight"]]
     assert [tuple(each.shape) for each in managed] == [(4, 4), (6, 4)]
-    assert [each.n_local for each in managed] == [16, 24]
+    assert [each.interval for each in managed] == [(0, 16), (0, 24)]

@@ -1,36 +1,41 @@
-"""Share the reading among ranks of a job that hold the same weights; rank 0 decides, gathers and writes.
+"""The messages between the ranks of a job: who holds what, what is read where, and the readings.
 
-The ranks exchange messages through the key-value store that every `torch.distributed` job has, and use no collectives.
-A collective that one rank does not enter hangs the job: when only rank 0 calls `watch`, when one rank fails to read, or
-when the loop is left early. A message that does not come is waited for until a timeout, and then done without. The
-store also depends on no backend (NCCL, gloo), and mixes with no collective of the training.
+The ranks exchange words and numbers through the key-value store that every `torch.distributed` job has, and use no
+collectives. A collective that one rank does not enter hangs the job: when only rank 0 calls `watch`, when one rank
+fails to read, or when the loop is left early. The store also depends on no backend (NCCL, gloo), and mixes with no
+collective of the training. Nobody waits for a message in the training's thread: what is read at a due step was
+announced at the due step before, and whoever has no word reads nothing.
 """
 
 import json
-import logging
-import time
+import secrets
+import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import Protocol, final
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self, final
 
 from esdmon.limits import Limits
 from esdmon.records.serialization import layer_from_plain, to_plain
+from esdmon.runtime.holdings import Holder, Table
 from esdmon.runtime.source import Answer
+from esdmon.schedule.fragments import Fragment
 
-_POLL = 1e-3
-_KEPT = 8  # due steps whose assignment stays in the store
-
-_log = logging.getLogger("esdmon")
+_KEPT = 8  # due steps whose word stays in the store, and versions of the holders: ranks may be behind
+_PIECE = 1 << 20  # bytes of a value; a store closes the connection at one of more than 8 MiB
 
 
 class Store(Protocol):
     """A `torch.distributed.Store`."""
 
-    def set(self, key: str, value: str) -> None:
-        """Store a text under a key."""
+    def set(self, key: str, value: str | bytes) -> None:
+        """Store a value under a key."""
 
     def get(self, key: str) -> bytes:
-        """Return the text under a key."""
+        """Return the value under a key."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter, and return it."""
 
     def check(self, keys: list[str]) -> bool:
         """Return whether all keys are there."""
@@ -43,12 +48,16 @@ class Store(Protocol):
 class _ClosedStore:
     """An empty store, in the place of one that may be gone."""
 
-    def set(self, key: str, value: str) -> None:
+    def set(self, key: str, value: str | bytes) -> None:
         """Do nothing."""
 
     def get(self, _key: str) -> bytes:
-        """Return an empty text."""
+        """Return an empty value."""
         return b""
+
+    def add(self, _key: str, _amount: int) -> int:
+        """Return 0."""
+        return 0
 
     def check(self, _keys: list[str]) -> bool:
         """Return False."""
@@ -59,127 +68,192 @@ class _ClosedStore:
         return False
 
 
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What one rank reads at a due step: matrices that share their parameters, by their names in the job."""
+
+    owner: int
+    names: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+    """The sharded parameters that it puts together; none where it holds all of the matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What is read at a due step."""
+
+    version: int
+    """Of the holdings; a rank that knows another one looks up its role first."""
+    jobs: tuple[Job, ...]
+
+    def to_json(self) -> str:
+        """Return the word as JSON."""
+        return json.dumps([self.version, [[job.owner, job.names, job.parameters] for job in self.jobs]])
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the word that `to_json` was called on."""
+        version, jobs = json.loads(text)
+        return cls(version, tuple(Job(owner, tuple(names), tuple(behind)) for owner, names, behind in jobs))
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a rank needs to know to act on words."""
+
+    local: Mapping[str, str]
+    """Its own names by those in the job, of those that differ."""
+    copies: frozenset[str]
+    """The parameters, by their names in the job, of which it gives its fragment."""
+
+
 @final
 class Coordinator:
-    """The messages of one rank: rank 0 assigns matrices, the others answer with readings.
+    """The messages of one rank: rank 0 says what is read, all ranks answer with readings.
 
     Args:
         store: the job's store, with a prefix for this monitor.
         rank: of this process.
         size: of the job.
-        timeout: seconds to wait for a message.
+        timeout: seconds after which an answer is given up.
     """
 
     def __init__(self, store: Store, rank: int, size: int, *, timeout: float = Limits().rank_seconds) -> None:
         self._store: Store = store
         self.rank = rank
+        self.size = size
         self.timeout = timeout
-        self.helpers: list[int] = []
-        """On rank 0: the ranks that hold the same weights and watch them."""
-        self._unknown = list(range(1, size))
-        self._fingerprint = ""
-        self._assignments: deque[str] = deque()
-        self._assigned: dict[int, list[int]] = {}
         self._epoch = 0
-        self._rounds = 0
+        self._taken = 0
+        self._words: deque[str] = deque()
+        if rank == 0:
+            store.set("token", secrets.token_hex(32))
 
     @property
-    def has_joined(self) -> bool:
-        """Return whether `join` was called."""
-        return bool(self._fingerprint)
-
-    def join(self, fingerprint: str) -> None:
-        """Announce at the first due step which weights this rank holds; ranks with the same share the reading."""
-        self._fingerprint = fingerprint
-        if self.rank > 0:
-            self._store.set(f"rank/{self.rank}", fingerprint)
+    def epoch(self) -> int:
+        """Return how often the monitor has gone back to a checkpoint."""
+        return self._epoch
 
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load: messages of later steps no longer apply."""
         self._epoch += 1
-        self._assignments.clear()
-        self._assigned.clear()
+        self._words.clear()
 
-    def assign(self, step: int, shares: Mapping[int, Iterable[str]]) -> None:
-        """On rank 0: send which rank reads which matrices at this step, and look for ranks that have joined."""
-        key = self._key("step", step)
-        self._store.set(key, json.dumps({str(rank): list(names) for rank, names in shares.items()}))
-        self._assignments.append(key)
-        if len(self._assignments) > _KEPT:
-            self._store.delete_key(self._assignments.popleft())
-        helping = [rank for rank, names in shares.items() if rank > 0 and names]
-        if helping:
-            self._assigned[step] = helping
-        self._look_for_ranks()
+    def token(self) -> bytes | None:
+        """Return the key by which ranks know each other; None until rank 0 watches."""
+        return self._store.get("token") if self._store.check(["token"]) else None
 
-    def answered(self, step: int) -> Answer | None:
-        """On rank 0: return what the other ranks have read; None until all of them have answered."""
-        if not self._store.check([self._key("answer", step, rank) for rank in self._assigned[step]]):
+    def announce(self, table: Table) -> None:
+        """Announce what this rank holds; the last table counts."""
+        key = f"table/{self.rank}"
+        self._put(key, table.to_json())
+        self._store.set(f"joined/{self._store.add('joined', 1)}", key)
+
+    def has_tables(self) -> bool:
+        """On rank 0: return whether tables were announced since the last `take_tables`."""
+        return self._store.add("joined", 0) > self._taken
+
+    def take_tables(self) -> list[Table]:
+        """On rank 0: return the tables that were announced since the last call."""
+        tables = []
+        last = self._store.add("joined", 0)
+        while self._taken < last and self._store.check([f"joined/{self._taken + 1}"]):
+            self._taken += 1
+            key = self._store.get(f"joined/{self._taken}").decode()
+            tables.append(Table.from_json(self._get(key)))
+        return tables
+
+    def give_role(self, rank: int, role: Role) -> None:
+        """On rank 0: say what a rank needs to know to act on words."""
+        self._put(f"role/{rank}", json.dumps([dict(role.local), sorted(role.copies)]))
+
+    def role(self) -> Role | None:
+        """Return the role of this rank; None where rank 0 has not given it one yet."""
+        key = f"role/{self.rank}"
+        if not self._store.check([key]):
             return None
-        return self._take(step, self._assigned.pop(step))
+        local, copies = json.loads(self._get(key))
+        return Role(local, frozenset(copies))
 
-    def give_up(self, step: int) -> Answer:
-        """On rank 0: return the answers that have come, and assign no more to ranks that have not answered."""
-        ranks = self._assigned.pop(step)
-        there = [rank for rank in ranks if self._store.check([self._key("answer", step, rank)])]
-        for rank in ranks:
-            if rank not in there and rank in self.helpers:
-                self.helpers.remove(rank)
-                _log.warning("esdmon: rank %d did not answer at step %d; other ranks read its share.", rank, step)
-        return self._take(step, there)
+    def give_holders(self, version: int, parameter: str, holders: Sequence[Holder]) -> None:
+        """On rank 0: say who gives the fragments of a parameter; what was said eight versions ago is forgotten."""
+        plain = [[holder.rank, holder.fragment.to_plain(), holder.address] for holder in holders]
+        self._put(f"holders/{version}/{parameter}", json.dumps(plain))
+        before = f"holders/{version - _KEPT}/{parameter}"
+        if self._store.check([before]):
+            self._delete(before)
 
-    def assigned(self, step: int) -> list[str] | None:
-        """On other ranks: return what this rank reads at this step; None where rank 0 has ended, or timed out."""
-        key, until = self._key("step", step), time.monotonic() + self.timeout
-        while not self._store.check([key]):
-            if self._store.check(["end"]):
-                return None
-            if time.monotonic() > until:
-                _log.warning(
-                    "esdmon: rank %d: timed out after %g s waiting for rank 0 at step %d; it no longer shares the "
-                    "reading. Call watch() on every rank, and load_state_dict() too.",
-                    self.rank,
-                    self.timeout,
-                    step,
-                )
-                return None
-            time.sleep(_POLL)
-        shares: dict[str, list[str]] = json.loads(self._store.get(key))
-        return shares.get(str(self.rank), [])
+    def holders(self, version: int, parameter: str) -> tuple[Holder, ...]:
+        """Return who gives the fragments of a parameter."""
+        plain = json.loads(self._get(f"holders/{version}/{parameter}"))
+        return tuple(Holder(rank, Fragment.from_plain(fragment), address) for rank, fragment, address in plain)
 
-    def answer(self, step: int, answer: Answer) -> None:
-        """On other ranks: send what was read."""
+    def assign(self, previous: int, word: Word) -> None:
+        """On rank 0: send at a due step what is read at the next one."""
+        key = self._key("word", previous)
+        self._put(key, word.to_json())
+        self._words.append(key)
+        if len(self._words) > _KEPT:
+            self._delete(self._words.popleft())
+
+    def word(self, previous: int) -> Word | None:
+        """Return what is read at the due step after `previous`; None where rank 0 has not said it."""
+        key = self._key("word", previous)
+        return Word.from_json(self._get(key)) if self._store.check([key]) else None
+
+    def answer(self, step: int, answer: Answer, failures: Mapping[int, str]) -> None:
+        """On other ranks: send what was read, and which ranks did not give their fragments."""
         plain = {name: [to_plain(layer), seconds] for name, (layer, seconds) in answer.items()}
-        self._store.set(self._key("answer", step, self.rank), json.dumps(plain))
+        self._put(self._key("answer", step, self.rank), json.dumps([plain, failures]))
+
+    def answered(self, step: int, ranks: Iterable[int]) -> list[int]:
+        """On rank 0: return those ranks whose answer has come."""
+        ranks = list(ranks)
+        if ranks and self._store.check([self._key("answer", step, rank) for rank in ranks]):
+            return ranks
+        return []
+
+    def take_answers(self, step: int, ranks: Iterable[int]) -> tuple[Answer, dict[int, dict[int, str]], list[int]]:
+        """On rank 0: return the answers that are there, the failures that ranks report, and who has not answered."""
+        answer: Answer = {}
+        failures: dict[int, dict[int, str]] = {}
+        missing = []
+        for rank in ranks:
+            key = self._key("answer", step, rank)
+            if not self._store.check([key]):
+                missing.append(rank)
+                continue
+            plain, failed = json.loads(self._get(key))
+            self._delete(key)
+            answer |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
+            failures[rank] = {int(other): why for other, why in failed.items()}
+        return answer, failures, missing
 
     def end(self) -> None:
-        """Let the other ranks wait no more, where this is rank 0; and release the store.
+        """Release the store.
 
         A store that outlives the process group it belongs to can abort the process when the interpreter ends.
         """
-        if self.rank == 0:
-            self._store.set("end", "")
         self._store = _ClosedStore()
-
-    def _look_for_ranks(self) -> None:
-        """Look which ranks have joined: at due steps 1, 2, 4, 8 and so on."""
-        self._rounds += 1
-        if self._rounds & (self._rounds - 1):
-            return
-        for rank in [rank for rank in self._unknown if self._store.check([f"rank/{rank}"])]:
-            self._unknown.remove(rank)
-            if self._store.get(f"rank/{rank}").decode() == self._fingerprint:
-                self.helpers.append(rank)
-            else:
-                _log.warning("esdmon: rank %d holds other weights than rank 0: only those of rank 0 are read.", rank)
-
-    def _take(self, step: int, ranks: Iterable[int]) -> Answer:
-        answer: Answer = {}
-        for key in (self._key("answer", step, rank) for rank in ranks):
-            plain = json.loads(self._store.get(key))
-            self._store.delete_key(key)
-            answer |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
-        return answer
 
     def _key(self, *parts: str | int) -> str:
         return "/".join(map(str, (self._epoch, *parts)))
+
+    def _put(self, key: str, text: str) -> None:
+        """Store a text of any length: compressed, in pieces, and last their number."""
+        packed = zlib.compress(text.encode(), 1)
+        pieces = range(0, len(packed), _PIECE)
+        for number, start in enumerate(pieces):
+            self._store.set(f"{key}/{number}", packed[start : start + _PIECE])
+        self._store.set(key, str(len(pieces)))
+
+    def _get(self, key: str) -> str:
+        if not self._store.check([key]):  # a store waits for a key that is not there
+            raise LookupError(f"{key} is not in the job's store")
+        count = int(self._store.get(key))
+        return zlib.decompress(b"".join(self._store.get(f"{key}/{number}") for number in range(count))).decode()
+
+    def _delete(self, key: str) -> None:
+        for number in range(int(self._store.get(key))):
+            self._store.delete_key(f"{key}/{number}")
+        self._store.delete_key(key)

@@ -1,5 +1,6 @@
 """`DueStep`: the readings of one due step, until they are reported."""
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ class DueStep:
     """Under way in this process, in the order in which they will be finished."""
     elsewhere: Task | None = None
     """Under way on other ranks."""
+    until: float = math.inf
+    """The time at which what is under way on other ranks is given up."""
     read: dict[str, LayerReport] = field(default_factory=dict)
     seconds: float = 0.0
 

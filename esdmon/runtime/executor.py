@@ -3,7 +3,7 @@
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -123,9 +123,21 @@ class Executor:
         future = self._submit(partial(_timed, finish), self._source.size(name))
         return Task((name,), partial(self._poll, name, step, future), partial(_cancel, future))
 
+    def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:
+        """Have the thread finish several readings, in either mode: those that wait for other ranks.
+
+        Args:
+            names: of the matrices.
+            step: optimizer steps taken.
+            job: finishes them.
+            size: bytes of copies that it holds.
+        """
+        future = self._submit(job, size)
+        return Task(tuple(names), partial(self._poll_job, names, step, future), partial(_cancel, future))
+
     def then(self, job: Callable[[], None]) -> None:
         """Call a function when all that was begun so far is finished."""
-        if self.on_the_spot:
+        if self.on_the_spot and self.is_idle():
             job()
         else:
             self._submit(job, 0)
@@ -156,17 +168,23 @@ class Executor:
         Raises:
             Exception: of the reading, which it lets through for `strict=True` only.
         """
+        return self._poll_job([name], step, future, lambda result: {name: result})
+
+    def _poll_job(
+        self, names: Sequence[str], step: int, future: Future[Any], as_answer: Callable[[Any], Answer] = dict
+    ) -> Answer | None:
         if not future.done():
             return None
         error = future.exception()
         if error is None:
-            layer, seconds = future.result()
+            answer = as_answer(future.result())
         elif isinstance(error, Exception):
             raise error
         else:  # SystemExit, say, raised in the thread from outside
-            layer, seconds = LayerReport(name, "failed", step, f"the worker was stopped: {describe(error)}"), 0.0
-        self._budget.spend(seconds)
-        return {name: (layer, seconds)}
+            why = f"the worker was stopped: {describe(error)}"
+            answer = {name: (LayerReport(name, "failed", step, why), 0.0) for name in names}
+        self._budget.spend(sum(seconds for _, seconds in answer.values()))
+        return answer
 
 
 def _timed(finish: Callable[[], LayerReport]) -> tuple[LayerReport, float]:
@@ -175,6 +193,6 @@ def _timed(finish: Callable[[], LayerReport]) -> tuple[LayerReport, float]:
     return layer, time.perf_counter() - start
 
 
-def _cancel(future: Future[tuple[LayerReport, float]]) -> Answer:
+def _cancel(future: Future[Any]) -> Answer:
     future.cancel()
     return {}

@@ -12,17 +12,17 @@ from typing import final
 from esdmon.limits import Limits
 from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain, layer_from_plain, to_plain
-from esdmon.runtime.coordination import Coordinator
+from esdmon.runtime.assignments import Assigned
+from esdmon.runtime.drift_log import DriftLog
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.source import Answer, Source, Task
+from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
-from esdmon.schedule.priority import TOLERANCE, ReadPriority, share_out
+from esdmon.schedule.priority import TOLERANCE, ReadPriority
 
 _SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
-_LOOKS = 32  # matrices whose drift is measured before the credit is checked again
-_FEW_LOOKS = 4  # matrices whose drift is measured where there is no credit
-_LOOKING = 0.5  # share of the credit that may go into measuring drift
+_PATIENCE = 4  # times what readings of other ranks are expected to take, before they are given up. Our choice.
 
 _log = logging.getLogger("esdmon")
 
@@ -35,7 +35,7 @@ class ReadingPipeline:
         source: the matrices.
         executor: finishes readings.
         budget: the seconds that may be spent.
-        ranks: the ranks of the job, of which this is rank 0; None for a process that is alone.
+        team: the ranks of the job, of which this is rank 0; None for a process that is alone.
         max_tags: passed on to the sinks in each report.
         queue: due steps whose readings may be under way.
     """
@@ -48,23 +48,25 @@ class ReadingPipeline:
         executor: Executor,
         budget: Budget,
         *,
-        ranks: Coordinator | None = None,
+        team: Team | None = None,
         max_tags: int | None = None,
         queue: int = Limits().due_steps_under_way,
     ) -> None:
         self._source = source
         self._executor = executor
         self._budget = budget
-        self._ranks = ranks
+        self._team = team
         self._max_tags = max_tags
         self._queue = queue
         self._priority = ReadPriority(source.nominal(), limited=budget.share is not None)
+        self._drift = DriftLog(source, self._priority, budget, team)
         self._due: deque[DueStep] = deque()
         self.latest: dict[str, LayerReport] = {}
         """The last reading of each matrix."""
         self.dropped = 0
         """Readings that were skipped because the queue was full, or that were lost."""
         self._has_warned = False
+        self._last_due = 0
 
     @property
     def under_way(self) -> bool:
@@ -86,42 +88,32 @@ class ReadingPipeline:
             self._begin_extra(extra, step, host_step)
             return
         self._refresh()
-        self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
+        earned = self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
         self._warn_if_over_budget()
-        self._measure_drift(step)
-        due = DueStep(step, host_step, self._drifts(), time.monotonic())
-        if self._ranks is not None and self._ranks.has_joined:
-            self._begin_on_all(due, self._ranks)
-        else:
-            if self._ranks is not None:
-                self._ranks.join(self._source.fingerprint())
+        self._drift.measure(step)
+        due = DueStep(step, host_step, self._drift.known(), time.monotonic())
+        if self._team is None:
             self._begin_here(due)
+        else:
+            self._begin_with(self._team, due, earned)
         self._priority.pass_by()
 
-    def plan(
-        self, step: int, *, ranks: Sequence[int] = (0,), without: Collection[str] = (), forced: bool = True
-    ) -> dict[int, list[str]]:
-        """Return the matrices to read at a step, by rank. Nothing is begun or changed.
+    def plan(self, step: int, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
+        """Return the matrices to read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
+        credit = self._budget.credit - self._under_way()
+        elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
+        return self._priority.choose(step, credit, without=elsewhere.union(without), forced=forced)
 
-        Args:
-            step: optimizer steps taken.
-            ranks: those that share the reading, each with the credit of this one.
-            without: matrices that are read at this step already.
-            forced: read one matrix that has changed even without credit for it.
-        """
-        priority = self._priority
-        under_way = (priority.expected(name) for due in self._due for task in due.here for name in task.names)
-        credit = self._budget.credit * len(ranks) - sum(under_way)
-        names = priority.choose(step, credit, without=without, forced=forced)
-        if len(ranks) == 1:
-            return {ranks[0]: names}
-        return share_out({name: priority.expected(name) for name in names}, ranks)
+    def _under_way(self) -> float:
+        """Return the expected seconds of what this process has to finish."""
+        return sum(self._priority.expected(name) for due in self._due for task in due.here for name in task.names)
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
         while self._due:
-            self._collect(self._due[0])
-            if not self._due[0].is_complete:
+            if time.monotonic() > self._due[0].until:
+                self._give_up(self._due[0], elsewhere_only=True)
+            if not self._is_complete(self._due[0]):
                 return
             yield self._report(self._due.popleft())
 
@@ -134,8 +126,8 @@ class ReadingPipeline:
     def close(self) -> None:
         """End the thread, and let other ranks wait no more."""
         self._executor.close()
-        if self._ranks is not None:
-            self._ranks.end()
+        if self._team is not None:
+            self._team.close()
 
     def state_dict(self) -> Plain:
         """Return the last reading of each matrix."""
@@ -147,31 +139,26 @@ class ReadingPipeline:
 
     def _continue_from(self, latest: Mapping[str, LayerReport]) -> None:
         self._due.clear()
-        if self._ranks is not None:
-            self._ranks.restart()
-        self._priority = ReadPriority(self._source.nominal(), limited=self._budget.share is not None)
+        if self._team is not None:
+            self._team.restart()
+        self._priority = ReadPriority(self._nominal(), limited=self._budget.share is not None)
+        self._drift = DriftLog(self._source, self._priority, self._budget, self._team)
         self.latest = {name: latest[name] for name in self._priority.names if name in latest}
         for name, layer in self.latest.items():
             self._priority.begun(name, layer.step)
 
     def _refresh(self) -> None:
-        if self._source.refresh():
-            self._priority.replace(self._source.nominal())
-            self.latest = {name: self.latest[name] for name in self._priority.names if name in self.latest}
+        if (self._team or self._source).refresh():
+            self._replace()
 
-    def _drifts(self) -> dict[str, float]:
-        return {name: self._priority.drift(name) for name in self._priority.names}
+    def _replace(self) -> None:
+        """Take up the matrices that there are now."""
+        self._priority.replace(self._nominal())
+        self.latest = {name: self.latest[name] for name in self._priority.names if name in self.latest}
 
-    def _measure_drift(self, step: int) -> None:
-        """Measure how far matrices have moved: all if the credit allows, else those not measured for longest."""
-        names, credit = self._priority.to_look_at(), self._budget.credit
-        count = _LOOKS if credit > 0 else _FEW_LOOKS
-        while names:
-            for name, drift in self._source.look(names[:count]).items():
-                self._priority.looked(name, step, drift, trainable=self._source.is_trainable(name))
-            names = names[count:]
-            if self._budget.credit < (1 - _LOOKING) * credit or credit <= 0:
-                break
+    def _nominal(self) -> dict[str, float]:
+        own = self._source.nominal()
+        return own if self._team is None else self._team.nominal(own)
 
     def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
         """Begin readings of some matrices at a step that is not scheduled, here and within the credit.
@@ -180,13 +167,9 @@ class ReadingPipeline:
         """
         self._refresh()
         self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
-        due = DueStep(step, host_step, self._drifts(), time.monotonic(), extra=True)
-        credit = self._budget.credit
-        chosen = []
-        for name in names:
-            if name in self._priority.names and self._priority.expected(name) <= credit:
-                chosen.append(name)
-                credit -= self._priority.expected(name)
+        due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
+        here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
+        chosen = self._priority.affordable(here, self._budget.credit)
         if chosen and len(self._due) < self._queue:
             self._due.append(due)
             self._start(due, chosen, within_credit=False)
@@ -197,32 +180,57 @@ class ReadingPipeline:
             return
         forced = not self.under_way_here
         while True:
-            names = self.plan(due.step, without=due.begun, forced=forced and not due.begun)[0]
+            names = self.plan(due.step, without=due.begun, forced=forced and not due.begun)
             if not names or not self._start(due, names, within_credit=True) or due.here:
                 return
 
-    def _begin_on_all(self, due: DueStep, ranks: Coordinator) -> None:
-        """Read here and on other ranks."""
-        shares: dict[int, list[str]] = {0: []}
-        try:
-            if self._enqueue(due):
-                shares = self.plan(due.step, ranks=[0, *ranks.helpers])
-        finally:  # the other ranks wait for it, whatever fails here
-            ranks.assign(due.step, shares)
-        mine = shares.pop(0)
-        moved = {name: self._mark(due, name) for names in shares.values() for name in names}
-        if moved:
-            poll = partial(_with_update_ratio, moved, partial(ranks.answered, due.step))
-            due.elsewhere = Task(tuple(moved), poll, partial(ranks.give_up, due.step))
-        self._start(due, mine, within_credit=False)
+    def _begin_with(self, team: Team, due: DueStep, earned: float) -> None:
+        """Read here and on other ranks what was planned at the due step before, and plan the next one."""
+        assigned = team.begin(due.step)
+        if assigned is None:
+            self._begin_here(due)
+        else:
+            self._follow(team, due, assigned)
+        if team.look():
+            self.latest = team.renamed(self.latest)
+            due.read = team.renamed(due.read)
+            self._replace()
+        due.read |= team.unreadable(due.step)
+        if team.is_alone:
+            return
+        previous, self._last_due = self._last_due, due.step
+        if sum(not self._is_complete(each) for each in self._due) < self._queue:
+            credit = (self._budget.credit + earned) * team.size - self._under_way()
+            then = due.step + max(1, due.step - previous)
+            team.plan(due.step, self._priority.choose(then, credit, without=team.missing, ahead=True))
+
+    def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
+        """Take note of what was begun, here and on other ranks."""
+        self._due.append(due)
+        jobs = assigned.word.jobs
+        due.begun.update(name for job in jobs for name in job.names)
+        for name in due.begun:
+            self._priority.begun(name, due.step)
+        due.here += assigned.tasks
+        mine = {name for task in assigned.tasks for name in task.names}
+        lost = [name for job in jobs if not job.owner for name in job.names if name not in mine]
+        for name in lost:
+            self._priority.lost(name)
+        self._drop(due.step, len(lost))
+        due.elsewhere = team.others(due.step, assigned)
+        names = due.elsewhere.names if due.elsewhere else ()
+        due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
+        if self._executor.on_the_spot:
+            self._collect(due)
+
+    def _is_complete(self, due: DueStep) -> bool:
+        self._collect(due)
+        return due.is_complete
 
     def _enqueue(self, due: DueStep) -> bool:
-        """Append a due step to the queue; return False, and count what is skipped, where the queue is full."""
-        first = self._due[0] if self._due else None
-        if first is not None and self._ranks is not None and due.since - first.since > self._ranks.timeout:
-            self._give_up(first, elsewhere_only=True)
-        if first is not None and len(self._due) >= self._queue and not first.is_complete:
-            self._drop(due.step, len(self.plan(due.step)[0]))
+        """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
+        if sum(not self._is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
+            self._drop(due.step, len(self.plan(due.step)))
             return False
         self._due.append(due)
         return True
@@ -239,7 +247,9 @@ class ReadingPipeline:
         return True
 
     def _begin(self, due: DueStep, name: str) -> None:
-        moved = self._mark(due, name)
+        due.begun.add(name)
+        self._priority.begun(name, due.step)
+        moved = self._source.mark(name)
         try:
             due.here.append(self._executor.begin(name, due.step, moved=moved))
         except BaseException:  # Ctrl-C, say
@@ -247,11 +257,6 @@ class ReadingPipeline:
             raise
         if self._executor.on_the_spot:
             self._collect(due)
-
-    def _mark(self, due: DueStep, name: str) -> float:
-        due.begun.add(name)
-        self._priority.begun(name, due.step)
-        return self._source.mark(name)
 
     def _collect(self, due: DueStep) -> None:
         while due.here:
@@ -316,11 +321,14 @@ class ReadingPipeline:
 
     def _report(self, due: DueStep) -> Report:
         names = self._priority.names
+        if self._team is not None:
+            self._team.settle(due.step)
+            self._drift.learn(due.read, self.latest)
         self.latest |= {name: due.read[name].settle(self.latest.get(name)) for name in names if name in due.read}
         return Report(
             due.step,
             tuple(self._as_of(due, name) for name in names if name in self.latest),
-            self._source.coverage,
+            self._source.coverage if self._team is None else self._team.coverage(self._source.coverage),
             due.seconds,
             waiting=tuple(name for name in names if name not in self.latest),
             overhead=self._budget.overhead,
@@ -337,11 +345,3 @@ class ReadingPipeline:
         drift = due.drift.get(name, math.nan)
         trainable = layer.trainable and self._priority.is_trainable(name)
         return replace(layer, emitted_step=due.step, trainable=trainable, drift=drift, unchanged=drift <= TOLERANCE)
-
-
-def _with_update_ratio(moved: Mapping[str, float], poll: Callable[[], Answer | None]) -> Answer | None:
-    """Return the answer of other ranks with the update ratios of rank 0, which knows the last reading of any rank."""
-    answer = poll()
-    if answer is None:
-        return None
-    return {name: (replace(layer, update_ratio=moved[name]), seconds) for name, (layer, seconds) in answer.items()}

@@ -19,6 +19,7 @@ from esdmon.records.serialization import Plain
 from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
 from esdmon.runtime.histogram import histogram
+from esdmon.runtime.local_parts import LocalParts
 from esdmon.runtime.watched_model import WatchedModel
 from esdmon.schedule.step_sample import StepSample
 from esdmon.spectrum import Measure, Spectrum, classify
@@ -103,6 +104,7 @@ class Reader:
         self._steps = StepSampler()
         self._failing = FailingReadings(self._faults)
         self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
+        self._parts = LocalParts(self._model)
         self._share_samples()
         for name in self._model.matrices:
             if self.is_trainable(name):
@@ -132,6 +134,16 @@ class Reader:
     def matrices(self) -> tuple[Matrix, ...]:
         """Return the matrices that are read, in the model's order."""
         return tuple(self._model.matrices.values())
+
+    @property
+    def parts(self) -> LocalParts:
+        """Return what this rank holds of a model that is spread over the ranks of a job."""
+        return self._parts
+
+    @property
+    def strict(self) -> bool:
+        """Return whether what fails is raised."""
+        return self._faults.strict
 
     @property
     def any_in_optimizer(self) -> bool:
@@ -199,10 +211,6 @@ class Reader:
     def step_samples(self) -> dict[str, StepSample]:
         """Return what was sampled since the last call and is computed by now."""
         return self._steps.take()
-
-    def fingerprint(self) -> str:
-        """Return a text that is equal on ranks that hold the same weights."""
-        return "" if self._drift is None else self._drift.fingerprint(self.matrices)
 
     def read(self, step: int) -> Report:
         """Read all matrices. A weight that cannot be read raises nothing: its layer has a status and a reason."""

@@ -1,17 +1,18 @@
-"""`RemoteReader`: read on another rank for rank 0, in a job where all ranks hold the same weights."""
+"""`RemoteReader`: on the other ranks of a job, read and give copies as rank 0 says."""
 
 import logging
-import math
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from typing import final
 
 from esdmon.isolation import describe
+from esdmon.limits import Limits
 from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain
+from esdmon.runtime.assignments import Assigned, Assignments
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.executor import Executor
-from esdmon.runtime.source import Answer, Source, Task
+from esdmon.runtime.source import Answer, Source
 
 _log = logging.getLogger("esdmon")
 
@@ -22,11 +23,13 @@ class RemoteReader:
 
     reports = False
 
-    def __init__(self, source: Source, executor: Executor, ranks: Coordinator) -> None:
+    def __init__(self, source: Source, executor: Executor, ranks: Coordinator, *, limits: Limits | None = None) -> None:
         self._source = source
         self._executor = executor
         self._ranks = ranks
-        self._is_helping = True
+        self._limits = limits or Limits()
+        self._assignments = Assignments(source, executor, ranks, limits=self._limits)
+        self._is_lost = False
         self.latest: dict[str, LayerReport] = {}
         """Empty: rank 0 keeps the readings."""
         self.dropped = 0
@@ -47,24 +50,11 @@ class RemoteReader:
         self._source.settle()
 
     def begin(self, step: int, _host_step: int | None = None, _extra: Collection[str] = ()) -> None:
-        """Read what rank 0 assigns; at the first due step announce this rank instead. Rank 0 reads extra ones alone."""
-        if not self._ranks.has_joined:
-            self._source.refresh()
-            self._ranks.join(self._source.fingerprint())
-            return
-        names = self._ranks.assigned(step) if self._is_helping else None
-        if names is None:
-            self._is_helping = False
-            return
-        tasks: list[Task] = []
-        try:
-            self._source.refresh()
-            known = self._source.nominal()
-            for name in names:
-                if name in known and self._executor.has_room(name):  # each copy that is begun takes room
-                    tasks.append(self._executor.begin(name, step, moved=math.nan))  # noqa: PERF401
-        finally:  # rank 0 waits for the answer, whatever fails here
-            self._executor.then(partial(self._send, step, tasks))
+        """Do what rank 0 has assigned for this due step. It reads extra matrices alone."""
+        self._assignments.refresh()
+        assigned = self._assignments.begin(step)
+        if assigned is not None and any(job.owner == self._ranks.rank for job in assigned.word.jobs):
+            self._executor.then(partial(self._send, step, assigned))
 
     def finished(self) -> Iterator[Report]:
         """Yield nothing: rank 0 makes the reports."""
@@ -74,9 +64,9 @@ class RemoteReader:
         """Do nothing: rank 0 stops waiting by itself."""
 
     def close(self) -> None:
-        """End the thread, and release the store."""
+        """End the thread, let the others fetch what this rank has copied for them, and release the store."""
         self._executor.close()
-        self._ranks.end()
+        self._assignments.close(self._limits.fragment_seconds)
 
     def state_dict(self) -> Plain:
         """Return an empty state: rank 0 keeps it."""
@@ -84,18 +74,19 @@ class RemoteReader:
 
     def prepare(self, _state: Plain) -> Callable[[], None]:
         """Return the function that starts again with the other ranks."""
-        return self._ranks.restart
+        return self._assignments.restart
 
-    def _send(self, step: int, tasks: list[Task]) -> None:
+    def _send(self, step: int, assigned: Assigned) -> None:
         answer: Answer = {}
-        for task in tasks:
+        for task in assigned.tasks:
             answer |= task.poll() or {}
         try:
-            self._ranks.answer(step, answer)
+            self._ranks.answer(step, answer, assigned.failures)
         except Exception as error:  # noqa: BLE001 -- the store of a job that ends
-            self._is_helping = False
-            _log.warning(
-                "esdmon: rank 0 cannot be reached at step %d: %s. This rank no longer shares the reading.",
+            level, self._is_lost = (logging.DEBUG if self._is_lost else logging.WARNING), True
+            _log.log(
+                level,
+                "esdmon: rank 0 cannot be reached at step %d: %s. What this rank has read is lost.",
                 step,
                 describe(error),
             )

@@ -1,19 +1,69 @@
 """The protocols between the parts of the runtime: what is read, a reading under way, and what gives reports."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from esdmon.records import Coverage, LayerReport, Report
 from esdmon.records.serialization import Plain, Stateful
+from esdmon.runtime.holdings import Holder, Listed, Part
+from esdmon.runtime.letterbox import Moved
 from esdmon.schedule.step_sample import StepSample
 
 Answer: TypeAlias = dict[str, tuple[LayerReport, float]]
 """Finished readings by matrix, each with the seconds that it took."""
 
 
+Own: TypeAlias = tuple[Callable[[], memoryview], Moved]
+"""A copy of this rank's own fragment of a parameter."""
+Fetch: TypeAlias = Callable[[str, Holder, memoryview], Moved]
+"""Fetches the fragment of a parameter from its holder into memory of its size."""
+
+
+class Parts(Protocol):
+    """What this rank holds of a job's weights. `esdmon.runtime.local_parts.LocalParts` is one."""
+
+    def is_here(self, name: str) -> bool:
+        """Return whether this rank holds all of a matrix, and so can read it alone."""
+
+    def has(self, name: str) -> bool:
+        """Return whether this rank's model has a matrix."""
+
+    def holdings(self) -> tuple[dict[str, Listed], dict[str, Part]]:
+        """Return the matrices of this rank's model, and its sharded parameters."""
+
+    def coverage(self) -> Coverage:
+        """Return how much of this rank's model is watched, as if it held all of it."""
+
+    def fragments(self, parameters: Iterable[str]) -> list[str]:
+        """Return those parameters of which this rank holds a fragment."""
+
+    def size(self, parameter: str) -> int:
+        """Return the bytes of this rank's fragment of a parameter."""
+
+    def copy(self, parameter: str) -> Callable[[], memoryview]:
+        """Begin to copy this rank's fragment, and return the function that gives the bytes of the copy."""
+
+    def mark(self, parameter: str) -> Moved:
+        """Return how far this rank's fragment has moved since the last call; NaN at the first."""
+
+    def assembled(
+        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
+    ) -> AbstractContextManager[float]:
+        """Put whole parameters together, so that in this thread and block their matrices can be read."""
+
+
 class Source(Protocol):
     """The matrices of a model, by name. `esdmon.runtime.reader.Reader` is one."""
+
+    @property
+    def parts(self) -> Parts:
+        """Return what this rank holds of a model that is spread over the ranks of a job."""
+
+    @property
+    def strict(self) -> bool:
+        """Return whether what fails is raised."""
 
     @property
     def coverage(self) -> Coverage:
@@ -39,9 +89,6 @@ class Source(Protocol):
 
     def mark(self, name: str) -> float:
         """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
-
-    def fingerprint(self) -> str:
-        """Return a text that is equal on ranks that hold the same weights."""
 
     def begin(self, name: str, step: int, *, moved: float, copy: bool) -> Callable[[], LayerReport]:
         """Begin a reading at its step, and return the function that finishes it."""

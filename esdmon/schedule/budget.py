@@ -66,8 +66,8 @@ class Budget:
             self._start = (self._clock(), self._cpu_clock())
             self._earned_at = self._start[0]
 
-    def earn(self, at_most: float) -> None:
-        """Add credit for the time since the last call.
+    def earn(self, at_most: float) -> float:
+        """Add credit for the time since the last call, and return it; 0 without a limit.
 
         Args:
             at_most: bound of the credit, and beyond the advance of the debt, in seconds: after a long pause, or a
@@ -75,9 +75,12 @@ class Budget:
         """
         if self.share is not None:
             now = self._clock()
-            credit = self._credit + self.share * (now - self._earned_at)
+            earned = self.share * (now - self._earned_at)
+            credit = self._credit + earned
             self._credit = max(-self._advance - at_most, min(at_most, credit))
             self._earned_at = now
+            return earned
+        return 0.0
 
     @property
     def credit(self) -> float:

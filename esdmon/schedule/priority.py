@@ -13,7 +13,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import final
 
@@ -49,6 +49,12 @@ class _State:
     """Number of due steps since the last reading."""
     readable: bool = True
     """Whether the last reading gave numbers."""
+    rate: float = math.nan
+    """‖ΔW‖/‖W‖ a step, as last measured."""
+
+    def ahead(self, step: int) -> "_State":
+        """Return what is expected at a later step: drift goes on at its rate; NaN where that is not known."""
+        return self if self.read is None else replace(self, drift=self.rate * (step - self.read))
 
     def importance(self, step: int, cost: float) -> float:
         drift = self.drift if self.drift <= 1 else 1.0  # also for NaN
@@ -108,6 +114,13 @@ class ReadPriority:
         """Record how far a matrix has moved since its last reading; NaN where that is not known."""
         state = self._states[name]
         state.looked, state.drift, state.trainable = step, drift, trainable
+        if state.read is not None and step > state.read:
+            state.rate = drift / (step - state.read)
+
+    def moved(self, name: str, drift: float, steps: int) -> None:
+        """Record how far a matrix had moved between its last two readings, so many steps apart."""
+        if name in self._states and steps > 0:
+            self._states[name].rate = drift / steps
 
     def begun(self, name: str, step: int) -> None:
         """Record that a reading started at a step."""
@@ -115,16 +128,19 @@ class ReadPriority:
         state.read, state.drift, state.looked, state.passed = step, 0.0, step, 0
 
     def took(self, name: str, seconds: float, *, readable: bool = True) -> None:
-        """Record the duration of a reading, and whether it gave numbers."""
+        """Record the duration of a reading, 0 where nothing was computed, and whether it gave numbers."""
         state = self._states.get(name)
         if state is None:
+            return
+        state.readable = readable
+        if seconds <= 0:
             return
         if math.isnan(state.seconds):
             self._measured[0] += seconds
             self._measured[1] += state.nominal
         else:
             self._measured[0] += seconds - state.seconds
-        state.seconds, state.readable = seconds, readable
+        state.seconds = seconds
 
     def lost(self, name: str) -> None:
         """Record that a reading was lost: the matrix counts as never read."""
@@ -140,7 +156,15 @@ class ReadPriority:
         """Return whether a matrix required a gradient when its drift was last measured."""
         return self._states[name].trainable
 
-    def choose(self, step: int, credit: float, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
+    def choose(
+        self,
+        step: int,
+        credit: float,
+        *,
+        without: Collection[str] = (),
+        forced: bool = True,
+        ahead: bool = False,
+    ) -> list[str]:
         """Return the matrices to read within the credit, the highest priority first.
 
         Args:
@@ -148,11 +172,13 @@ class ReadPriority:
             credit: seconds that may be spent.
             without: matrices to leave out.
             forced: choose one matrix that has changed even without credit for it.
+            ahead: True for a step to come, of which drifts are not measured yet.
         """
         costs = {name: self.expected(name) for name in self._states if name not in without}
+        states = {name: self._states[name].ahead(step) if ahead else self._states[name] for name in costs}
         chosen: list[str] = []
-        for name in sorted(costs, key=lambda name: self._order(name, step, costs[name])):
-            state = self._states[name]
+        for name in sorted(costs, key=lambda name: self._order(states[name], step, costs[name])):
+            state = states[name]
             if self._has_changed(state):
                 # Credit is saved for one that does not fit now: those after it would use it up again and again.
                 if costs[name] > credit and not (forced and not chosen):
@@ -163,13 +189,21 @@ class ReadPriority:
             credit -= costs[name]
         return chosen
 
+    def affordable(self, names: Iterable[str], credit: float) -> list[str]:
+        """Return those of some matrices, in their order, that are read within the credit."""
+        chosen: list[str] = []
+        for name in names:
+            if self.expected(name) <= credit:
+                chosen.append(name)
+                credit -= self.expected(name)
+        return chosen
+
     def pass_by(self) -> None:
         """Count a due step for all matrices."""
         for state in self._states.values():
             state.passed += 1
 
-    def _order(self, name: str, step: int, cost: float) -> tuple[int, float, float]:
-        state = self._states[name]
+    def _order(self, state: _State, step: int, cost: float) -> tuple[int, float, float]:
         if state.read is None:
             return 0, state.round, cost
         if not self._has_changed(state):

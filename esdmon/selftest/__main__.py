@@ -1,4 +1,4 @@
-"""Run the self-test: `python -m esdmon.selftest`."""
+"""Run the self-test: `python -m esdmon.selftest`, or on a cluster `torchrun … -m esdmon.selftest`."""
 
 import argparse
 import faulthandler
@@ -32,6 +32,10 @@ def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] = CHECK
     device = torch.device(given.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("this torch finds no CUDA device: --device cpu is a dry run")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from esdmon.selftest import cluster  # noqa: PLC0415 -- some builds of torch have no distributed package
+
+        return cluster.check_all(device)
     chosen = [check for check in checks if check.name in names]
     return run(chosen, Machine(device), json_path=given.json, in_process=given.in_process)
 

@@ -4,9 +4,12 @@ from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
 from esdmon.weights.device.cost import nominal_seconds as nominal_seconds
 from esdmon.weights.device.eigen import read_spectrum as read_spectrum
 from esdmon.weights.device.precision import check_precision as check_precision
+from esdmon.weights.device.sample import sample_matrix as sample_matrix
+from esdmon.weights.device.sample import sample_tensor as sample_tensor
 from esdmon.weights.device.solvers import Solver as Solver
 from esdmon.weights.device.solvers import solve_lapack as solve_lapack
 from esdmon.weights.device.solvers import solve_torch as solve_torch
+from esdmon.weights.device.staging import copy_to_cpu as copy_to_cpu
 from esdmon.weights.device.staging import snapshot as snapshot
 from esdmon.weights.device.step_sample import StepSampler as StepSampler
 from esdmon.weights.device.update_ratio import Drift as Drift
@@ -21,6 +24,10 @@ from esdmon.weights.layers.quantized import unpacker as unpacker
 from esdmon.weights.matrix import Matrix as Matrix
 from esdmon.weights.matrix import StackSize as StackSize
 from esdmon.weights.matrix import UnreadableError as UnreadableError
+from esdmon.weights.outline import filled as filled
 from esdmon.weights.selection import Selection as Selection
+from esdmon.weights.selection import n_parameters as n_parameters
+from esdmon.weights.sharded import part_of as part_of
+from esdmon.weights.shards import Shard as Shard
 from esdmon.weights.unreadable import unread as unread
 from esdmon.weights.validation import MIN_EIGENVALUES as MIN_EIGENVALUES

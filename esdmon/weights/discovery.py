@@ -23,9 +23,11 @@ from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, mark_unreadable, reason_for
 from esdmon.weights.names import named_modules, unwrap
 from esdmon.weights.optional_layers import is_embedding_name, mark_optional, output_heads
+from esdmon.weights.outline import Outline
 from esdmon.weights.reference import ReferenceWeight, differences
 from esdmon.weights.selection import Selection, coverage, select
-from esdmon.weights.shards import Outline, Shards, find_shards, parameters_in_optimizer
+from esdmon.weights.sharded import with_shards
+from esdmon.weights.shards import find_shards
 from esdmon.weights.state import find_in_state
 
 Model = nn.Module | Mapping[str, Tensor]
@@ -138,31 +140,28 @@ def _materialize(matrix: Matrix, materializer: Materializer) -> Matrix:
 def _find_in_module(model: nn.Module, extractor: Extractor) -> _Found:
     """Find matrices and parameters; a weight that several modules share has the first name, the others as aliases."""
     found = _Found()
-    shards = find_shards(model)
-    outline = Outline(model, shards)
+    outline = Outline(model, find_shards(model))
     claimed: set[int] = set()
     for name, module in named_modules(outline.model):
         if isinstance(module, parametrize.ParametrizationList):
             continue
-        matrices = _extract_isolated(name, module, extractor, outline, found)
+        matrices = _extract_isolated(name, module, extractor, found)
         own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
-        found.matrices += [_with_shards(matrix, outline) for matrix, ids in own if not claimed & ids]
+        found.matrices += [matrix for matrix, ids in own if not claimed & ids]
         claimed.update(*(ids for _, ids in own))
-    names = _name_parameters(model, shards, found)
-    found.matrices = [_with_aliases(matrix, names) for matrix in found.matrices]
+    names = _name_parameters(outline.model, found)
+    found.matrices = [with_shards(_with_aliases(matrix, names), outline, names) for matrix in found.matrices]
     found.heads = output_heads(unwrap(outline.model))
     return found
 
 
-def _extract_isolated(
-    name: str, module: nn.Module, extractor: Extractor, outline: Outline, found: _Found
-) -> list[Matrix]:
+def _extract_isolated(name: str, module: nn.Module, extractor: Extractor, found: _Found) -> list[Matrix]:
     """Return the matrices of a module; where that raises, its parameters as unreadable ones."""
     try:
         return _extract(name, module, extractor)
     except Exception as error:  # noqa: BLE001 -- a user's layer or a plugin's extractor: the others are still found
         why = found.failures[name or type(module).__name__] = reason_for(error)
-        found.lost |= {id(outline.original(weight)): why for weight in module.parameters(recurse=False)}
+        found.lost |= {id(weight): why for weight in module.parameters(recurse=False)}
         return [mark_unreadable(matrix, why) for matrix in _by_parameter(name, module, MATRIX_DIMENSIONS)]
 
 
@@ -210,21 +209,11 @@ def _checked(matrix: Matrix) -> Matrix:
     return matrix
 
 
-def _with_shards(matrix: Matrix, outline: Outline) -> Matrix:
-    """Return the matrix; a sharded one is marked as unreadable, with the parameters that the optimizer holds."""
-    shards = outline.shards_in(matrix.parameters())
-    if not shards:
-        return matrix
-    shape = (0, 0, 0) if matrix.unreadable else matrix.stack_shape()
-    parameters = tuple(shard.parameter for shard in shards)
-    return mark_unreadable(matrix, shards[0].reason, parameters=parameters, shape=shape)
-
-
-def _name_parameters(model: nn.Module, shards: Shards, found: _Found) -> dict[int, list[str]]:
+def _name_parameters(model: nn.Module, found: _Found) -> dict[int, list[str]]:
     """Add all parameters of a model to `found` under their first names; return all names by id of the parameter."""
     names: dict[int, list[str]] = {}
     for name, module in named_modules(model, every_name=True):
-        for attribute, parameter in parameters_in_optimizer(module, shards).items():
+        for attribute, parameter in module.named_parameters(recurse=False):
             full_name = f"{name}.{attribute}" if name else attribute
             if id(parameter) not in names:
                 found.parameters[full_name] = parameter

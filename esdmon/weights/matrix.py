@@ -18,6 +18,7 @@ from torch import Tensor
 from esdmon.isolation import describe
 from esdmon.records import Status
 from esdmon.records.table import matches
+from esdmon.weights.shards import Shard
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,25 @@ class Matrix:
     probe: Callable[[int], Tensor] | None = None
     """Returns at most that many numbers that change when the weight does, without computing all of it: (count,), or one
     row for each of several factors. None: elements of the weight are sampled."""
+    shards: tuple[tuple[Tensor, Shard], ...] = ()
+    """For a weight that is sharded over ranks: its shards, each with its stand-in, a tensor of the whole shape on the
+    meta device; see `esdmon.weights.outline`."""
+    parameter_names: tuple[str, ...] = ()
+    """Canonical names of the parameters of `shards`."""
     _sizes: dict[torch.Size, StackSize] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def parameters(self) -> tuple[Tensor, ...]:
         """Return the model's own tensors behind this weight."""
         return (self.read(),) if self.made_of is None else self.made_of()
+
+    def whole_parameters(self) -> tuple[Tensor, ...]:
+        """Return tensors of the shapes of the whole parameters: stand-ins for those that are sharded."""
+        return tuple(stand_in for stand_in, _ in self.shards) or self.parameters()
+
+    @property
+    def is_here(self) -> bool:
+        """Return whether this rank holds all of the weight."""
+        return all(shard.is_whole for _, shard in self.shards)
 
     def size(self) -> StackSize:
         """Return the size of the stack without reading any element.
@@ -156,11 +171,9 @@ def _misfit(shape: torch.Size) -> str:
     if shape.numel() == 0 and len(shape) > 1:
         return f"an empty weight of shape {tuple(shape)}"
     if shape.numel() == 0:
-        return f"an empty weight of shape {tuple(shape)}, as ZeRO-3 leaves for a sharded weight: not read yet"
+        return f"an empty weight of shape {tuple(shape)}, as ZeRO-3 leaves in a checkpoint: join its shards first"
     if len(shape) == 1:
-        return (
-            f"shape {tuple(shape)} does not fit its layer; probably a shard of {shape.numel()} elements: not read yet"
-        )
+        return f"shape {tuple(shape)} does not fit its layer; probably {shape.numel()} elements of a sharded weight"
     return f"shape {tuple(shape)} does not fit its layer"
 
 

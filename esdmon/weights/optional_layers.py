@@ -34,7 +34,7 @@ def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[
     as_wide = [matrix for matrix in found if n_tokens and _may_be_head(matrix) and _rows(matrix) == n_tokens]
     for matrix in found:
         last = matrix.name.rpartition(".")[2]
-        is_known = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.parameters())
+        is_known = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.whole_parameters())
         # One layer with as many outputs as there are tokens is the head; of several, some are as wide by chance.
         if is_known or (len(as_wide) == 1 and matrix is as_wide[0]):
             reasons[matrix.name] = HEAD

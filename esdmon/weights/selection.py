@@ -70,7 +70,7 @@ def coverage(
     why: dict[int, str] = dict(lost or {})
     for matrix in found:
         reason = reasons[matrix.name] or _why_unreadable(matrix) or (unread or {}).get(matrix.name, "")
-        for parameter in matrix.parameters():
+        for parameter in matrix.whole_parameters():
             if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)
             elif not reason:
@@ -82,6 +82,11 @@ def coverage(
             skipped.append(Skipped(name, left, why.get(id(parameter)) or _why_unclaimed(name, parameter)))
     total = sum(parameter.numel() for parameter in parameters.values())
     return Coverage(total - sum(skip.n_parameters for skip in skipped), total, tuple(skipped))
+
+
+def n_parameters(matrix: Matrix) -> int:
+    """Return how many of a model's parameters, by element, a matrix covers."""
+    return round(_share(matrix) * sum(parameter.numel() for parameter in matrix.whole_parameters()))
 
 
 def _share(matrix: Matrix) -> Fraction:
@@ -118,7 +123,7 @@ def _why_unfit(matrix: Matrix, low: int, high: float) -> str:
 def _why_unreadable(matrix: Matrix) -> str:
     if matrix.unreadable:
         return matrix.unreadable
-    if matrix.outline is None:
+    if matrix.outline is None and not matrix.shards:
         try:
             check_kind(matrix.read())
         except UnreadableError as error:

@@ -1,28 +1,33 @@
-"""Find the weights that are sharded over the ranks of a job. They are reported, and not read yet.
+"""Find the weights that are sharded over the ranks of a job, and which part of each this rank holds.
 
 A module shows them in many shapes: DTensors, 1-D slices (FSDP1), empty placeholders (ZeRO-3), and between a forward and
 its backward, or for as long as the user keeps them gathered, as whole parameters that are a step old. So what a module
 shows cannot be trusted: the wrappers say which weights they manage, and which parameter the optimizer holds instead.
-All are recognised by type names and attributes, without importing the libraries that made them.
+All are recognised by type names and attributes, without importing the libraries that made them. What this rank holds is
+computed from metadata, and read with `to_local()` and nothing after it: any other operation on a DTensor, even a slice,
+may be a collective.
 """
 
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from esdmon import torch_private
+from esdmon.schedule.fragments import Fragment
 from esdmon.torch_private import ManagedParameter
 
-SHARDED = "sharded over ranks: not read yet"
+SHARDED = "sharded over ranks: analyze() reads whole models, watch() on every rank of the job reads sharded ones"
+_UNKNOWN = "sharded over ranks in a way that esdmon does not know, or that this version of {} stores elsewhere"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Shard:
     """A weight of which this rank holds a part."""
 
@@ -30,8 +35,28 @@ class Shard:
     """The tensor that the optimizer holds; several weights have the same one where they are flattened together."""
     shape: torch.Size
     """Shape of the whole weight, as far as known."""
-    reason: str
-    """Why it is not read."""
+    dtype: torch.dtype
+    """Of the part that is read."""
+    fragment: Fragment | None = None
+    """The part of this rank; None where it holds none."""
+    read: Callable[[], Tensor] | None = None
+    """Returns the elements of the fragment, on the weight's device; None for a weight that cannot be read."""
+    group: int = 0
+    """The first rank of those that share the weight."""
+    reason: str = ""
+    """Why it cannot be read; empty where it can be put together."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether this rank holds all of the weight."""
+        return self.fragment is not None and self.fragment.n_elements == math.prod(self.shape)
+
+    def local(self) -> Tensor:
+        """Return this rank's part, without gradient: a box in its shape, an interval in one dimension."""
+        if self.read is None or self.fragment is None:
+            return torch.empty(0, dtype=self.dtype)
+        with torch.no_grad():
+            return self.read().detach()
 
 
 Shards = dict[int, dict[str, Shard]]
@@ -60,20 +85,48 @@ def find_shards(model: nn.Module) -> Shards:
 def shard_of(parameter: Any) -> Shard | None:
     """Return the shard that a DTensor or a parameter of ZeRO-3 or Megatron is; None for an ordinary parameter."""
     if hasattr(parameter, "placements"):
-        return Shard(parameter, parameter.shape, SHARDED)
+        return _of_dtensor(parameter)
     if hasattr(parameter, "ds_id"):
-        part = getattr(parameter, "ds_tensor", None)
-        shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
-        return Shard(parameter, shape, _reason(None if part is None else part.numel(), "ZeRO-3"))
+        return _of_zero3(parameter)
     if getattr(parameter, "tensor_model_parallel", False) is True and _is_tensor_parallel():
-        return Shard(parameter, parameter.shape, _reason(parameter.numel(), "tensor parallel"))
+        why = f"a shard of {parameter.numel()} elements (tensor parallel of Megatron): not read yet"
+        return Shard(parameter, parameter.shape, parameter.dtype, reason=why)
     return None
 
 
-def _reason(n_local: int | None, kind: str) -> str:
-    if n_local is None:
-        return f"sharded over ranks ({kind}): not read yet"
-    return f"a shard of {n_local} elements ({kind}): not read yet"
+def _of_dtensor(parameter: Any) -> Shard:
+    try:
+        if any(placement.is_partial() for placement in parameter.placements):
+            why = "a DTensor of partial sums, which is no weight yet"
+            return Shard(parameter, parameter.shape, parameter.dtype, reason=why)
+        box = torch_private.box_of_dtensor(parameter)
+        fragment = None if box is None else Fragment(*box)
+        group = int(parameter.device_mesh.mesh.min())
+    except Exception:  # noqa: BLE001 -- another version of torch
+        return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("torch"))
+    return Shard(parameter, parameter.shape, parameter.dtype, fragment, parameter.to_local, group)
+
+
+def _of_zero3(parameter: Any) -> Shard:
+    """Return the part of ZeRO-3: an interval of the flattened weight, as long on each rank but the last."""
+    shape = torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+    part = getattr(parameter, "ds_tensor", None)
+    if part is None or getattr(getattr(part, "status", None), "name", "AVAILABLE") != "AVAILABLE":
+        return Shard(parameter, shape, parameter.dtype, reason="sharded over ranks (ZeRO-3) and not in memory")
+    try:
+        group = parameter.ds_process_group
+        ranks, rank = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank(group)
+    except Exception:  # noqa: BLE001 -- another version of DeepSpeed, or a group that is closed
+        return Shard(parameter, shape, parameter.dtype, reason=_UNKNOWN.format("DeepSpeed"))
+    start = rank * part.numel()
+    count = max(0, min(part.numel(), shape.numel() - start))
+    fragment = Fragment.interval(start, start + count) if count else None
+    return Shard(parameter, shape, part.dtype, fragment, partial(_zero3_elements, parameter, count), min(ranks))
+
+
+def _zero3_elements(parameter: Any, count: int) -> Tensor:
+    part: Tensor = parameter.ds_tensor
+    return part.detach().reshape(-1)[:count]
 
 
 def _is_tensor_parallel() -> bool:
@@ -104,16 +157,22 @@ def _manager(kind: type) -> Callable[[nn.Module], Iterator[tuple[nn.Module, str,
 
 def _managed_by_fsdp2(module: nn.Module) -> Iterator[tuple[nn.Module, str, Shard]]:
     for managed in torch_private.fsdp2_parameters(module):
-        yield from _for_each_owner(managed, SHARDED)
+        yield from _for_each_owner(managed, _of_dtensor(managed.parameter))
 
 
 def _managed_by_fsdp1(module: nn.Module) -> Iterator[tuple[nn.Module, str, Shard]]:
+    group = getattr(module, "process_group", None)
+    first = min(torch.distributed.get_process_group_ranks(group)) if torch.distributed.is_initialized() else 0
     for managed in torch_private.fsdp1_parameters(module):
-        yield from _for_each_owner(managed, _reason(managed.n_local, "FSDP1"))
+        start, stop = managed.interval or (0, 0)
+        fragment = Fragment.interval(start, stop) if stop > start else None
+        dtype = managed.parameter.dtype
+        yield from _for_each_owner(
+            managed, Shard(managed.parameter, managed.shape, dtype, fragment, managed.read, first)
+        )
 
 
-def _for_each_owner(managed: ManagedParameter, reason: str) -> Iterator[tuple[nn.Module, str, Shard]]:
-    shard = Shard(managed.parameter, managed.shape, reason)
+def _for_each_owner(managed: ManagedParameter, shard: Shard) -> Iterator[tuple[nn.Module, str, Shard]]:
     for owner, attribute in managed.owners:
         yield owner, attribute, shard
 
@@ -122,66 +181,5 @@ def _all_below(module: nn.Module) -> Iterator[tuple[nn.Module, str, Shard]]:
     for each in module.modules():
         for name, parameter in torch_private.parameters_of(each).items():
             if parameter is not None:
-                yield each, name, Shard(parameter, parameter.shape, SHARDED)
-
-
-class Outline:
-    """A copy of a model in which each shard is a tensor on the meta device of the whole weight's shape.
-
-    Extractors find there what they would find in the whole model: names, layouts, heads. Modules without shards, in
-    themselves or below, are the model's own; the others are stand-ins of the same type. The model is not changed.
-
-    Args:
-        model: the model.
-        shards: its shards, from `find_shards`.
-    """
-
-    def __init__(self, model: nn.Module, shards: Mapping[int, Mapping[str, Shard]]) -> None:
-        self._shards = shards
-        self._copies: dict[int, nn.Module] = {}
-        self._weights: dict[int, tuple[nn.Parameter, Shard]] = {}  # by id of the shard
-        self.model = self._copy(model) if shards else model
-        self._by_weight = {id(weight): shard for weight, shard in self._weights.values()}
-
-    def shards_in(self, weights: tuple[Tensor, ...]) -> list[Shard]:
-        """Return the shards that these tensors of the outline represent."""
-        found = (self._by_weight.get(id(weight)) for weight in weights)
-        return [shard for shard in found if shard is not None]
-
-    def original(self, weight: Tensor) -> Tensor:
-        """Return the model's own tensor for one of the outline: the one that the optimizer holds."""
-        shard = self._by_weight.get(id(weight))
-        return weight if shard is None else shard.parameter
-
-    def _copy(self, module: nn.Module) -> nn.Module:
-        if id(module) in self._copies:
-            return self._copies[id(module)]
-        own = self._shards.get(id(module), {})
-        children = torch_private.children_of(module)
-        copies = {name: child and self._copy(child) for name, child in children.items()}
-        if not own and all(copies[name] is child for name, child in children.items()):
-            self._copies[id(module)] = module
-            return module
-        copy: nn.Module = object.__new__(type(module))
-        vars(copy).update({name: value for name, value in vars(module).items() if name not in own})
-        stand_ins = {name: self._stand_in(shard) for name, shard in own.items()}
-        parameters = dict(torch_private.parameters_of(module)) | stand_ins
-        vars(copy).update(_parameters=parameters, _modules=copies)
-        self._copies[id(module)] = copy
-        return copy
-
-    def _stand_in(self, shard: Shard) -> nn.Parameter:
-        if id(shard) not in self._weights:
-            parameter = shard.parameter
-            can_require_grad = parameter.is_floating_point() or parameter.is_complex()
-            weight = torch.empty(shard.shape, dtype=parameter.dtype, device="meta")
-            stand_in = nn.Parameter(weight, requires_grad=can_require_grad and parameter.requires_grad)
-            self._weights[id(shard)] = stand_in, shard
-        return self._weights[id(shard)][0]
-
-
-def parameters_in_optimizer(module: nn.Module, shards: Mapping[int, Mapping[str, Shard]]) -> dict[str, Tensor]:
-    """Return a module's own parameters by name, in the form that the optimizer holds where they are sharded."""
-    own = shards.get(id(module), {})
-    shown = dict(module.named_parameters(recurse=False))
-    return {name: own[name].parameter if name in own else parameter for name, parameter in shown.items()}
+                why = _UNKNOWN.format("torch")
+                yield each, name, Shard(parameter, parameter.shape, parameter.dtype, reason=why)

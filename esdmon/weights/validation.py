@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from esdmon.weights.matrix import UnreadableError
+from esdmon.weights.shards import SHARDED
 
 MIN_EIGENVALUES = 10
 """The smallest spectrum that is read: fewer eigenvalues say nothing about a distribution. Our choice."""
@@ -23,7 +24,7 @@ def check_kind(weight: Tensor) -> None:
             "skipped", f"{weight.dtype} weights are not real numbers; a plugin's esdmon_materialize can convert them"
         )
     if hasattr(weight, "placements"):
-        raise UnreadableError("skipped", "sharded over ranks: not read yet")
+        raise UnreadableError("skipped", SHARDED)
     if weight.numel() == 0:
         raise UnreadableError("skipped", "an empty weight")
 

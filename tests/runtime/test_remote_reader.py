@@ -6,6 +6,7 @@ from typing import Any
 
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
+from esdmon.runtime.coordination import Job, Role, Word
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.remote_reader import RemoteReader
 from esdmon.schedule.budget import Budget
@@ -13,10 +14,21 @@ from esdmon.schedule.budget import Budget
 SIZE = Limits().copied_bytes // 3
 
 
+class Parts:
+    """All of each matrix is here."""
+
+    def is_here(self, name: str) -> bool:
+        return True
+
+    def holdings(self) -> Any:
+        return {}, {}
+
+    def coverage(self) -> Coverage:
+        return Coverage(0, 0)
+
+
 class Source:
     """Ten matrices, whose readings wait for a gate."""
-
-    coverage = Coverage(0, 0)
 
     def __init__(self) -> None:
         self.gate = threading.Event()
@@ -43,8 +55,12 @@ class Source:
     def mark(self, name: str) -> float:
         return 0.0
 
-    def fingerprint(self) -> str:
-        return "x"
+    strict = False
+    coverage = Coverage(0, 0)
+
+    @property
+    def parts(self) -> Any:
+        return Parts()
 
     def begin(self, name: str, step: int, *, moved: float, copy: bool) -> Callable[[], LayerReport]:
         self.begun.append(name)
@@ -59,10 +75,20 @@ class Source:
 class Assigns:
     """Rank 0 asks for all of them."""
 
-    has_joined = True
+    rank = 1
+    epoch = 0
 
-    def assigned(self, step: int) -> list[str]:
-        return [f"w{k}" for k in range(10)]
+    def token(self) -> bytes:
+        return b"secret"
+
+    def announce(self, table: Any) -> None:
+        pass
+
+    def role(self) -> Role:
+        return Role({}, frozenset())
+
+    def word(self, previous: int) -> Word:
+        return Word(1, tuple(Job(1, (f"w{k}",)) for k in range(10)))
 
     def answer(self, *_: Any) -> None:
         pass
@@ -72,7 +98,9 @@ def test_copies_that_wait_are_bounded_on_every_rank() -> None:
     """Each copy that is begun takes room from the next."""
     source = Source()
     worker = Executor(source, Budget(None), mode="thread")
-    RemoteReader(source, worker, Assigns()).begin(1)  # type: ignore[arg-type]
+    reader = RemoteReader(source, worker, Assigns())  # type: ignore[arg-type]
+    reader.begin(1)  # announces what it holds
+    reader.begin(2)
     assert source.begun == ["w0", "w1", "w2"]
     source.gate.set()
     worker.close()

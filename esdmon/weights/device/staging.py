@@ -25,11 +25,14 @@ def snapshot(matrix: Matrix) -> Matrix:
         weight = read_weight(matrix)
         check_readable(weight)
         stack = matrix.to_stack(weight)
-        read = _copy_from_cuda(stack) if stack.device.type == "cuda" else _copy(stack)
+        read = copy_to_cpu(stack)
     return replace(matrix, read=read, to_stack=stacks.identity, made_of=None, outline=None)
 
 
-def _copy(stack: Tensor) -> Callable[[], Tensor]:
+def copy_to_cpu(stack: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to CPU memory, and return the function that waits for the copy and returns it."""
+    if stack.device.type == "cuda":
+        return _copy_from_cuda(stack)
     copy = stack.clone() if stack.device.type == "cpu" else stack.cpu()
     return lambda: copy
 

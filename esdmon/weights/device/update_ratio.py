@@ -7,9 +7,8 @@ unit, ‖δ‖ is estimated as √(π/2)·Σ|d|/√n, which is right for normall
 are of one size.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import final
 
@@ -18,8 +17,6 @@ from torch import Tensor
 
 from esdmon.weights.device.sample import sample_matrix, sample_size
 from esdmon.weights.matrix import Matrix
-
-_FINGERPRINT_ELEMENTS = 16  # of each matrix; our choice
 
 
 @final
@@ -66,16 +63,6 @@ class Drift:
             ratio = _ratio(self._samples.get(name), now)
             ratios[name] = math.inf if math.isnan(ratio) and bool(now.isfinite().all()) else ratio
         return ratios
-
-    def fingerprint(self, matrices: Sequence[Matrix]) -> str:
-        """Return a hash of the names of all matrices and of a few elements of each, to the last bit."""
-        digest = hashlib.blake2b(digest_size=16)
-        for matrix in matrices:
-            digest.update(matrix.name.encode())
-            with suppress(Exception):  # unreadable on all ranks, or else their fingerprints differ
-                elements = sample_matrix(matrix, _FINGERPRINT_ELEMENTS)
-                digest.update(elements.cpu().double().numpy().tobytes())
-        return digest.hexdigest()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the samples by the names of the matrices, in the dtypes of the weights."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import esdmon
 from esdmon.weights import Drift, Matrix, discover, stacks
-from esdmon.weights.device.sample import reduce_sample, sample_tensor
+from esdmon.weights.device.sample import reduce_sample, sample_matrix, sample_tensor
 
 
 def held(weight: Tensor) -> Matrix:
@@ -104,7 +104,7 @@ class Counted(dict[str, Tensor]):
 
 
 def test_a_reference_is_read_once_and_then_for_its_own_readings() -> None:
-    """Looks, marks and fingerprints use a sample of W₀ that was taken at the start."""
+    """Looks, marks and the samples that ranks compare use a sample of W₀ that was taken at the start."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(80, 80) for _ in range(6)))
     reference = Counted({name: value.clone() for name, value in model.state_dict().items()})
@@ -123,15 +123,15 @@ def test_a_reference_is_read_once_and_then_for_its_own_readings() -> None:
         drift.update(matrix)
     reference.reads = 0
     ratios = drift.look(matrices)
-    drift.fingerprint(matrices)
     for matrix in matrices:
+        sample_matrix(matrix, 16)
         drift.update(matrix)
     assert reference.reads == 0
     assert set(ratios.values()) == {0.0}
 
 
 def test_a_smaller_sample_is_part_of_the_larger_one() -> None:
-    """That of a fingerprint is found in what is remembered of W₀."""
+    """That by which replicas are recognised is found in what is remembered of W₀."""
     for count in (10, 40, 4096, 5000):
         weight = torch.randn(count)
         for most in (20, 4096):

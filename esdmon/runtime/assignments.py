@@ -1,0 +1,274 @@
+"""`Assignments`: what each rank of a job does at a due step: give copies of its fragments, read what it was assigned.
+
+In the training's thread there is one look for a word of rank 0, and copies: nothing waits. What needs fragments of
+other ranks is put together and read in the thread of the executor, one matrix at a time.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import final
+
+from esdmon.isolation import describe
+from esdmon.limits import Limits
+from esdmon.records import LayerReport
+from esdmon.runtime.coordination import Coordinator, Job, Role, Word
+from esdmon.runtime.executor import Executor
+from esdmon.runtime.holdings import Holder, Table
+from esdmon.runtime.letterbox import Letterbox, Moved, PeerError
+from esdmon.runtime.source import Answer, Own, Source, Task
+
+_log = logging.getLogger("esdmon")
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """What was begun at a due step."""
+
+    word: Word
+    tasks: tuple[Task, ...]
+    """Of this rank, with the names of the job."""
+    moved: Mapping[str, float]
+    """‖ΔW‖/‖W‖ since the last reading of those matrices of which this rank holds all."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Ranks that did not give their fragment, and why; complete when the tasks are finished."""
+
+
+@final
+class Assignments:
+    """Do what rank 0 assigns to this rank; rank 0 is one of them.
+
+    Args:
+        source: the matrices of this rank's model.
+        executor: finishes readings.
+        ranks: the messages of the job.
+        limits: bytes of copies, and seconds of waiting.
+    """
+
+    def __init__(self, source: Source, executor: Executor, ranks: Coordinator, *, limits: Limits) -> None:
+        self._source = source
+        self._parts = source.parts
+        self._executor = executor
+        self._ranks = ranks
+        self._limits = limits
+        self._previous: int | None = None
+        self._since = [0.0, 0.0]
+        self._role = Role({}, frozenset())
+        self._version = 0
+        self._has_joined = False
+        self._holders: dict[str, tuple[Holder, ...]] = {}
+        self.n_listed = 0
+        """Matrices of this rank's model, as last announced."""
+        self.letterbox: Letterbox | None = None
+        """Copies of this rank's fragments; None for a rank that has none."""
+
+    def refresh(self) -> bool:
+        """Announce at the first due step what this rank holds, and again where its model has changed.
+
+        Returns:
+            Whether the model has changed.
+        """
+        has_changed = self._source.refresh()
+        if not self._has_joined or has_changed:
+            token = self._ranks.token()
+            if token is not None:  # else rank 0 does not watch yet
+                self._ranks.announce(self._table(token))
+                self._has_joined = True
+        return has_changed
+
+    def restart(self) -> None:
+        """Start again from a checkpoint that all ranks load."""
+        self._ranks.restart()
+        self._previous = None
+
+    def begin(self, step: int) -> Assigned | None:
+        """Give the copies of a due step, and begin what is assigned to this rank; None where there was no word."""
+        previous, self._previous = self._previous, step
+        if self.letterbox is not None:
+            now = time.monotonic()
+            self.letterbox.expire(min(self._since[0], now - 2 * self.letterbox.patience))
+            self._since = [self._since[1], now]
+        word = None if previous is None or not self._has_joined else self._ranks.word(previous)
+        if word is None:
+            return None
+        if word.version != self._version:
+            role = self._ranks.role()
+            if role is None:
+                return None
+            self._role, self._version = role, word.version
+            self._holders.clear()
+        assigned = Assigned(word, (), {})
+        tasks: list[Task] = []
+        moved: dict[str, float] = {}
+        for job in word.jobs:
+            if job.parameters:
+                own = self._copy(job, step)
+                if job.owner == self._ranks.rank:
+                    tasks.append(self._begin_assembled(job, step, own, assigned.failures))
+            else:
+                tasks += self._begin_whole(job, step, moved)
+        return replace(assigned, tasks=tuple(tasks), moved=moved)
+
+    def close(self, timeout: float) -> None:
+        """Take leave of rank 0; wait until the others have fetched their copies, for some seconds at most."""
+        if self._has_joined and self._ranks.rank:
+            with suppress(Exception):  # rank 0 and its store may be gone
+                self._ranks.announce(Table(self._ranks.rank, "", {}, {}))
+        if self.letterbox is not None:
+            self.letterbox.drain(timeout)
+            self.letterbox.close()
+        self._ranks.end()
+
+    def local(self, name: str) -> str:
+        """Return this rank's own name of a matrix or parameter of the job."""
+        return self._role.local.get(name, name)
+
+    def _table(self, token: bytes) -> Table:
+        matrices, parts = self._parts.holdings()
+        self.n_listed = len(matrices)
+        address = ""
+        if parts and self.letterbox is None:
+            limits = self._limits
+            self.letterbox = Letterbox(token, limits.copied_bytes, limits.fragment_seconds)
+            try:
+                self._address = self.letterbox.open()
+            except OSError as error:
+                self._address = ""
+                _log.warning(
+                    "esdmon: rank %d cannot listen for the other ranks: %s. Weights of which it holds a part are not "
+                    "read; set GLOO_SOCKET_IFNAME to the interface of the job.",
+                    self._ranks.rank,
+                    describe(error),
+                )
+        if parts:
+            address = self._address
+        if parts and not address:
+            parts = {name: replace(part, fragment=None) for name, part in parts.items()}
+        skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self._parts.coverage().skipped)
+        return Table(self._ranks.rank, address, matrices, parts, skipped)
+
+    def _copy(self, job: Job, step: int) -> dict[str, Own]:
+        """Copy this rank's fragments: for its own reading, or for the rank that owns the job."""
+        own: dict[str, Own] = {}
+        for name in job.parameters:
+            local = self.local(name)
+            if not self._parts.fragments([local]) or self.letterbox is None:
+                continue
+            is_mine, key = job.owner == self._ranks.rank, self._key(step, name)
+            try:
+                moved = self._parts.mark(local)
+                if is_mine:
+                    own[local] = self._parts.copy(local), moved
+                elif name in self._role.copies:
+                    self.letterbox.keep(key, self._parts.copy(local), self._parts.size(local), moved)
+            except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
+                self.letterbox.fail(key, f"cannot read its part: {describe(error)}")
+        return own
+
+    def _begin_whole(self, job: Job, step: int, moved: dict[str, float]) -> Iterable[Task]:
+        for name in job.names:
+            local = self.local(name)
+            if self._parts.is_here(local):
+                moved[name] = self._source.mark(local)
+                if job.owner == self._ranks.rank and self._executor.has_room(local):
+                    yield _renamed(self._executor.begin(local, step, moved=moved[name]), {local: name})
+
+    def _begin_assembled(self, job: Job, step: int, own: Mapping[str, Own], failures: dict[int, str]) -> Task:
+        readings = {name: self._begin_one(name, step) for name in job.names}
+        until = time.monotonic() + self._limits.fragment_seconds
+        finish = partial(self._assemble, job, step, own=own, readings=readings, failures=failures, until=until)
+        return self._executor.begin_later(job.names, step, finish, sum(map(self._parts.size, own)))
+
+    def _begin_one(self, name: str, step: int) -> Callable[[], LayerReport]:
+        return self._source.begin(self.local(name), step, moved=math.nan, copy=False)
+
+    def _assemble(
+        self,
+        job: Job,
+        step: int,
+        *,
+        own: Mapping[str, Own],
+        readings: Mapping[str, Callable[[], LayerReport]],
+        failures: dict[int, str],
+        until: float,
+    ) -> Answer:
+        """Put the parameters of a job together and read its matrices: in the executor's thread."""
+        clock = _Clock()
+        fetch = partial(self._fetch, step=step, until=until, clock=clock)
+        answer: Answer = {}
+        try:
+            parameters = {self.local(name): self._holders_of(name) for name in job.parameters}
+            with self._parts.assembled(parameters, own, fetch) as ratio:
+                for name, finish in readings.items():
+                    layer = replace(finish(), name=name, update_ratio=ratio)
+                    answer[name] = layer, clock.lap()
+        except PeerError as error:
+            if not error.answers:
+                failures[error.rank] = str(error)
+            answer |= _failed(job.names, answer, step, str(error))
+        except Exception as error:
+            if self._source.strict:
+                raise
+            answer |= _failed(job.names, answer, step, describe(error))
+        return answer
+
+    def _fetch(
+        self, local: str, holder: Holder, into: memoryview, *, step: int, until: float, clock: "_Clock"
+    ) -> Moved:
+        if self.letterbox is None:
+            raise LookupError("this rank has no letterbox")
+        name = next((other for other, own in self._role.local.items() if own == local), local)
+        with clock.waiting():
+            return self.letterbox.fetch(holder.rank, holder.address, self._key(step, name), into, until=until)
+
+    def _holders_of(self, parameter: str) -> tuple[Holder, ...]:
+        if parameter not in self._holders:
+            self._holders[parameter] = self._ranks.holders(self._version, parameter)
+        return self._holders[parameter]
+
+    def _key(self, step: int, parameter: str) -> str:
+        return f"{self._ranks.epoch}/{step}/{parameter}"
+
+
+class _Clock:
+    """The seconds of a thread, without those that it waits for other ranks."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Return the seconds since the last call."""
+        last, self._last = self._last, time.perf_counter()
+        return self._last - last
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count of a block its CPU time only."""
+        wall, cpu = time.perf_counter(), time.thread_time()
+        try:
+            yield
+        finally:
+            self._last += time.perf_counter() - wall - (time.thread_time() - cpu)
+
+
+def _failed(names: Sequence[str], answer: Answer, step: int, why: str) -> Answer:
+    return {name: (LayerReport(name, "failed", step, why), 0.0) for name in names if name not in answer}
+
+
+def _renamed(task: Task, names: Mapping[str, str]) -> Task:
+    """Return a task whose readings have the names of the job."""
+
+    def poll() -> Answer | None:
+        answer = task.poll()
+        return None if answer is None else give(answer)
+
+    def give(answer: Answer) -> Answer:
+        return {names[name]: (replace(layer, name=names[name]), seconds) for name, (layer, seconds) in answer.items()}
+
+    if all(own == other for own, other in names.items()):
+        return task
+    return Task(tuple(names[name] for name in task.names), poll, lambda: give(task.give_up()))

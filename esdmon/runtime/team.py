@@ -1,0 +1,308 @@
+"""`Team`: on rank 0 of a job, who reads what at the next due step, given what each rank holds."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from threading import Thread
+from typing import final
+
+from esdmon.isolation import Faults
+from esdmon.limits import Limits
+from esdmon.records import Coverage, LayerReport
+from esdmon.runtime.assignments import Assigned, Assignments
+from esdmon.runtime.coordination import Coordinator, Job, Role, Word
+from esdmon.runtime.holdings import Holdings, Table, join
+from esdmon.runtime.source import Answer, Task
+
+_log = logging.getLogger("esdmon")
+_MOST_NAMED = 6  # matrices in a log line
+_IN_THREAD = 4000  # ranks × matrices, which take a fifth of a second here. Our choice.
+_SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
+
+
+@final
+class Team:
+    """The ranks of a job, of which this is rank 0.
+
+    A rank that fails three times in a row, by not answering or by not giving its fragment, is paused as any other part
+    is: other ranks that hold the same read and give in its place, and what it holds alone has that as a reason.
+
+    Args:
+        ranks: the messages of the job.
+        own: what rank 0 does itself.
+        faults: counts the failures of each rank, and pauses it.
+        limits: bytes of copies, and seconds of waiting.
+    """
+
+    def __init__(self, ranks: Coordinator, own: Assignments, faults: Faults, *, limits: Limits) -> None:
+        self._ranks = ranks
+        self._own = own
+        self._faults = faults
+        self._limits = limits
+        self._tables: dict[int, Table] = {}
+        self._paused: frozenset[int] = frozenset()
+        self._roles: dict[int, Role] = {}
+        self._load: dict[int, float] = {}
+        self._version = 0
+        self._given: set[str] = set()
+        self._blamed: dict[int, dict[int, str]] = {}
+        self._words: dict[int, Word] = {}
+        self._quiet = 0
+        self._has_renamed = False
+        self._gathering: _Gathering | None = None
+        self.holdings = Holdings()
+        """What all ranks hold, as of the last `look`."""
+
+    @property
+    def size(self) -> int:
+        """Return how many ranks read now."""
+        return max(1, len(self._tables) - len(self._paused))
+
+    @property
+    def timeout(self) -> float:
+        """Return the seconds after which an answer is given up."""
+        return self._ranks.timeout
+
+    @property
+    def is_alone(self) -> bool:
+        """Return whether no other rank is known to watch."""
+        return len(self._tables) <= 1
+
+    def local(self, name: str) -> str:
+        """Return rank 0's own name of a matrix of the job."""
+        return self.holdings.local_names(0).get(name, name)
+
+    def renamed(self, layers: Mapping[str, LayerReport]) -> dict[str, LayerReport]:
+        """Return readings of rank 0's matrices under their names in the job."""
+        names = {name: self.holdings.names.get(0, {}).get(name, name) for name in layers}
+        return {names[name]: replace(layer, name=names[name]) for name, layer in layers.items()}
+
+    def refresh(self) -> bool:
+        """Look whether rank 0's model has changed; return True where it has."""
+        return self._own.refresh()
+
+    def begin(self, step: int) -> Assigned | None:
+        """Begin what was planned for this due step at the one before; None where nothing was."""
+        assigned = self._own.begin(step)
+        if assigned is not None:
+            self._blamed[step], self._words[step] = assigned.failures, assigned.word
+        return assigned
+
+    def look(self) -> bool:
+        """Look which ranks have announced what they hold, or are paused; return True where that has changed.
+
+        In a large job tables are joined in a thread, and known at a later due step.
+        """
+        if self._gathering is None:
+            paused = frozenset(rank for rank in self._tables if self._is_paused(rank))
+            if not self._ranks.has_tables() and paused == self._paused:
+                self._quiet += 1
+                return False
+            self._quiet = 0
+            self._gathering = gathering = _Gathering(self._ranks, self._tables, self._roles, paused)
+            if self._ranks.size * self._own.n_listed > _IN_THREAD:
+                Thread(target=gathering.run, name="esdmon-tables", daemon=True).start()
+            else:
+                gathering.run()
+        if not self._gathering.is_done:
+            return False
+        done, self._gathering = self._gathering, None
+        if done.error is not None:
+            raise done.error
+        self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings
+        self._version += 1
+        self._given.clear()
+        least = min(self._load.values(), default=0.0)
+        self._load = {rank: self._load.get(rank, least) for rank in self._tables}
+        self._log_renamed()
+        return True
+
+    def plan(self, step: int, names: Sequence[str]) -> None:
+        """Announce which of these matrices is read by whom at the due step after this one.
+
+        Args:
+            step: the due step.
+            names: in order of priority; what does not fit into the memory for copies is left for later.
+        """
+        jobs = _within(self._grouped(names), self.holdings, self._limits.copied_bytes)
+        # Estimated, not measured: a rank whose readings fail at once would be given all of them.
+        cost = {job: sum(self.holdings.matrices[name].seconds for name in job) for job in jobs}
+        assigned = []
+        for job in sorted(jobs, key=lambda job: (-cost[job], job)):
+            owner = self._choose_owner(job)
+            self._load[owner] += cost[job]
+            parameters = self.holdings.matrices[job[0]].parameters
+            for parameter in set(parameters) - self._given:
+                self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
+                self._given.add(parameter)
+            assigned.append(Job(owner, job, parameters))
+        self._ranks.assign(step, Word(self._version, tuple(assigned)))
+
+    def others(self, step: int, assigned: Assigned) -> Task | None:
+        """Return the readings that other ranks have begun; None where they have none."""
+        jobs = [job for job in assigned.word.jobs if job.owner]
+        if not jobs:
+            return None
+        ranks = sorted({job.owner for job in jobs})
+
+        def take() -> Answer:
+            # Rank 0 has seen all readings of a matrix of which it holds all; those of any other rank are fewer.
+            answer = self._take(step, ranks)
+            return {name: (_moved(layer, assigned.moved), seconds) for name, (layer, seconds) in answer.items()}
+
+        def poll() -> Answer | None:
+            return take() if self._ranks.answered(step, ranks) else None
+
+        return Task(tuple(name for job in jobs for name in job.names), poll, take)
+
+    def _take(self, step: int, ranks: Iterable[int]) -> Answer:
+        """Return the answers that are there, and count a failure for each rank that has not answered."""
+        answer, failures, missing = self._ranks.take_answers(step, ranks)
+        for rank in missing:
+            self._faults.record(_reader(rank), step, TimeoutError("its readings did not come"))
+        for rank, found in failures.items():
+            self._faults.worked(_reader(rank), step)
+            self._blamed[step] |= found
+        return answer
+
+    def settle(self, step: int) -> None:
+        """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
+        own, word = self._blamed.pop(step, {}), self._words.pop(step, None)
+        if word is None or not any(job.parameters for job in word.jobs):
+            return
+        for rank in set(self._tables) - {0}:
+            if rank in own:
+                self._faults.record(_giver(rank), step, TimeoutError(own[rank]))
+            else:
+                self._faults.worked(_giver(rank), step)
+
+    def unreadable(self, step: int) -> dict[str, LayerReport]:
+        """Return a record with the reason for each matrix that nobody can read.
+
+        None while ranks are still announcing what they hold.
+        """
+        if self._quiet < _SETTLED:
+            return {}
+        entries = self.holdings.matrices.items()
+        return {name: LayerReport(name, "skipped", step, entry.reason) for name, entry in entries if entry.reason}
+
+    @property
+    def missing(self) -> set[str]:
+        """Return the matrices that nobody can read."""
+        return {name for name, entry in self.holdings.matrices.items() if entry.reason}
+
+    def coverage(self, own: Coverage) -> Coverage:
+        """Return the coverage of all ranks' models; before any table is known, rank 0's own."""
+        return self.holdings.coverage if self._tables else own
+
+    def nominal(self, own: Mapping[str, float]) -> dict[str, float]:
+        """Return the estimated seconds of a reading by matrix; before any table is known, of rank 0's own."""
+        return {name: entry.seconds for name, entry in self.holdings.matrices.items()} or dict(own)
+
+    def restart(self) -> None:
+        """Start again from a checkpoint that all ranks load."""
+        self._own.restart()
+        self._blamed.clear()
+        self._words.clear()
+
+    def close(self) -> None:
+        """Let the others fetch the last copies, and release the store."""
+        self._own.close(self._limits.fragment_seconds)
+
+    def _log_renamed(self) -> None:
+        """Log once that one name stands for several weights."""
+        several = sorted({name for names in self.holdings.names.values() for name in names.values()})
+        if several and not self._has_renamed:
+            self._has_renamed = True
+            _log.info(
+                "esdmon: ranks hold different weights under the same names; each is read as name@rank, after the first "
+                "rank that holds it: %s.",
+                ", ".join(several[:_MOST_NAMED]) + (" …" if len(several) > _MOST_NAMED else ""),
+            )
+
+    def _is_paused(self, rank: int) -> bool:
+        return any(self._faults.disabled(who) for who in (_reader(rank), _giver(rank)))
+
+    def _grouped(self, names: Sequence[str]) -> list[tuple[str, ...]]:
+        """Return matrices that are parts of the same parameters together: these travel once."""
+        groups: dict[object, list[str]] = defaultdict(list)
+        for name in names:
+            groups[self.holdings.matrices[name].parameters or name].append(name)
+        return [tuple(group) for group in groups.values()]
+
+    def _choose_owner(self, job: Sequence[str]) -> int:
+        """Return the rank with the least work so far; of several the one that holds most of it."""
+        entry = self.holdings.matrices[job[0]]
+        held: dict[int, int] = defaultdict(int)
+        for name in entry.parameters:
+            for holder in self.holdings.holders[name]:
+                held[holder.rank] += holder.fragment.n_elements
+        return min(entry.readers, key=lambda rank: (self._load[rank], -held[rank], rank))
+
+
+class _Gathering:
+    """Join the tables that have been announced, and give ranks their roles.
+
+    Args:
+        ranks: the messages of the job.
+        tables: those known before.
+        roles: those given before.
+        paused: ranks that are not asked now.
+    """
+
+    def __init__(
+        self, ranks: Coordinator, tables: Mapping[int, Table], roles: Mapping[int, Role], paused: frozenset[int]
+    ) -> None:
+        self._ranks = ranks
+        self.tables = dict(tables)
+        self.roles = dict(roles)
+        self.paused = paused
+        self.holdings = Holdings()
+        self.error: Exception | None = None
+        self.is_done = False
+
+    def run(self) -> None:
+        """Do it; an error is kept."""
+        try:
+            self.tables |= {table.rank: table for table in self._ranks.take_tables()}
+            self.holdings = join(self.tables, self.paused)
+            copies = self.holdings.copies()
+            for rank in self.tables:
+                role = Role(self.holdings.local_names(rank), frozenset(copies.get(rank, ())))
+                if self.roles.get(rank) != role:
+                    self._ranks.give_role(rank, role)
+                    self.roles[rank] = role
+        except Exception as error:  # noqa: BLE001 -- raised by the training's thread
+            self.error = error
+        self.is_done = True
+
+
+def _moved(layer: LayerReport, ratios: Mapping[str, float]) -> LayerReport:
+    return replace(layer, update_ratio=ratios[layer.name]) if layer.name in ratios else layer
+
+
+def _reader(rank: int) -> str:
+    return f"reading on rank {rank}"
+
+
+def _giver(rank: int) -> str:
+    return f"fetching from rank {rank}"
+
+
+def _within(jobs: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> list[tuple[str, ...]]:
+    """Return the jobs whose copies fit into the memory of every rank; the first in any case."""
+    used: dict[int, int] = defaultdict(int)
+    chosen: list[tuple[str, ...]] = []
+    for job in jobs:
+        need: dict[int, int] = defaultdict(int)
+        for name in holdings.matrices[job[0]].parameters:
+            item = holdings.bytes_of[name] // max(1, sum(each.fragment.n_elements for each in holdings.holders[name]))
+            for holder in holdings.holders[name]:
+                need[holder.rank] += item * holder.fragment.n_elements
+        if chosen and any(used[rank] + count > most for rank, count in need.items()):
+            continue
+        chosen.append(job)
+        for rank, count in need.items():
+            used[rank] += count
+    return chosen

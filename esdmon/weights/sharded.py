@@ -1,0 +1,80 @@
+"""Weights that are sharded over ranks as matrices: found, sampled, and read once they are put together."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from esdmon.schedule.fragments import Fragment
+from esdmon.weights.device.sample import sample_tensor
+from esdmon.weights.matrix import Matrix, UnreadableError, mark_unreadable
+from esdmon.weights.outline import Outline, are_filled, filled
+from esdmon.weights.shards import SHARDED, Shard
+
+_MIXED = "computed from parameters of which some are sharded over ranks and others are not: not read yet"
+
+
+def with_shards(matrix: Matrix, outline: Outline, names: Mapping[int, Sequence[str]]) -> Matrix:
+    """Return a matrix of an outline with the shards behind it; one without any is returned unchanged.
+
+    Args:
+        matrix: as it was found in the outline.
+        outline: in which a stand-in on the meta device has the place of each sharded parameter.
+        names: of all parameters of the outline, by id.
+    """
+    weights = matrix.parameters()
+    pairs = tuple((weight, shard) for weight in weights if (shard := outline.shard_of(weight)) is not None)
+    if not pairs:
+        return matrix
+    held = tuple(shard.parameter for _, shard in pairs)
+    reason = matrix.unreadable or next((shard.reason for _, shard in pairs if shard.reason), "")
+    reason = reason or (_MIXED if len(pairs) < len(weights) else "")
+    if reason:
+        shape = (0, 0, 0) if matrix.unreadable else matrix.stack_shape()
+        return replace(mark_unreadable(matrix, reason, parameters=held, shape=shape), shards=pairs)
+    return replace(
+        matrix,
+        read=partial(_read, pairs, matrix.read),
+        made_of=lambda: held,
+        outline=matrix.outline or matrix.read,
+        probe=partial(_sample_local, pairs),
+        shards=pairs,
+        parameter_names=tuple(names[id(weight)][0] for weight, _ in pairs),
+    )
+
+
+def _read(pairs: tuple[tuple[Tensor, Shard], ...], read: Callable[[], Tensor]) -> Tensor:
+    """Return the weight where its parameters are filled in, or all of them are on this rank.
+
+    Raises:
+        UnreadableError: elsewhere.
+    """
+    if are_filled(tuple(stand_in for stand_in, _ in pairs)):
+        return read()
+    if not all(shard.is_whole for _, shard in pairs):
+        raise UnreadableError("skipped", SHARDED)
+    with filled({id(stand_in): shard.local().reshape(shard.shape) for stand_in, shard in pairs}):
+        return read()
+
+
+def _sample_local(pairs: tuple[tuple[Tensor, Shard], ...], size: int) -> Tensor:
+    """Return up to `size` elements of what this rank holds of the parameters behind a weight.
+
+    Raises:
+        UnreadableError: where it holds none.
+    """
+    parts = [local for _, shard in pairs if (local := shard.local()).numel()]
+    if not parts:
+        raise UnreadableError("skipped", "this rank holds no part of it")
+    return torch.cat([sample_tensor(part, max(1, size // len(parts))) for part in parts])
+
+
+def part_of(whole: Tensor, fragment: Fragment) -> Tensor:
+    """Return the view of a whole parameter that is a fragment of it."""
+    if fragment.is_interval:
+        return whole.view(-1).narrow(0, fragment.offset[0], fragment.size[0])
+    for dim, (start, length) in enumerate(zip(fragment.offset, fragment.size, strict=True)):
+        whole = whole.narrow(dim, start, length)
+    return whole
