@@ -44,6 +44,7 @@ def run(script: str, *packages: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "script", "extra"),
     [

@@ -227,6 +227,7 @@ def test_readings_that_found_no_row_are_in_a_table(way: str, ways: Path) -> None
     assert wandb_table(path)["esdmon/step"] == [2 * k + 2 for k in range(written)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", HOSTS)
 def test_rows_of_a_host_are_as_without_esdmon(host: str, hosts: Path) -> None:
     """Its pattern `*` does not take readings from their own axis, and its axis gets no value from a reading."""

@@ -12,7 +12,7 @@ import pytest
 from tests.ranks import PRELOADED
 from tests.runtime.failing_ranks import ABSENT, AFTER, CASES, run
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
 SHARDED = {"w0", "w1", "w2", "w3"}
 _AT_ONCE = 5
 _WAITS = 0.5  # seconds that a step may wait for the monitor: a bound on blocking, far above what a step takes
