@@ -65,14 +65,14 @@ BUILT_IN_RULES = (
         rank_collapse,
         severity="error",
         advice="Lower the weight decay, the usual cause, or the learning rate.",
-        mutes=("over_regularized", "correlation_trap", "norm_decay", *_SHAPE),
+        mutes=("over_regularized", "correlation_trap", "norm_decay", "dead_units", *_SHAPE),
         needs=("hard_rank",),
     ),
     AlertRule(
         "scale_collapse",
         scale_collapse,
         advice="Lower the weight decay, or raise the learning rate.",
-        mutes=("correlation_trap", "norm_decay", "update_surge", *_SHAPE),
+        mutes=("correlation_trap", "norm_decay", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
     ),
     AlertRule(
@@ -80,7 +80,7 @@ BUILT_IN_RULES = (
         norm_decay,
         advice="Lower the weight decay, or the penalty on weights; or raise the learning rate of the loss against it. "
         "Where there is neither decay nor penalty, the initial weights may have been too large.",
-        mutes=("over_regularized", "correlation_trap", "update_surge", *_SHAPE),
+        mutes=("over_regularized", "correlation_trap", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
     ),
     AlertRule(
