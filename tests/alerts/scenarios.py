@@ -137,7 +137,7 @@ class Scenario:
     """Rules that may follow in the same layers, as it gets worse."""
     watched: tuple[str, ...] | None = None
     long: bool = False
-    """Whether it trains for thousands of steps, so that its tests are slow ones."""
+    """Whether it trains for long: its test is a slow one, and only `tests.benchmarks.scenarios` trains its twin."""
 
     def run(self, *, faulty: bool, sinks: Sequence[str | Sink] = ()) -> esdmon.Monitor:
         """Train, watched with all rules; the monitor is closed."""

@@ -41,7 +41,7 @@ def healthy(scenario: Scenario) -> Monitor:
     return TWINS[key]
 
 
-@every_scenario
+@pytest.mark.parametrize("scenario", [each for each in SCENARIOS if not each.long], ids=lambda scenario: scenario.name)
 def test_the_healthy_twin_raises_nothing(scenario: Scenario) -> None:
     """No warning, and not that alert at any severity."""
     monitor = healthy(scenario)
