@@ -48,16 +48,26 @@ async function mount(root, source, {poll = 0} = {}) {
     draw();
     await fetchSelected();
     draw();
-    status.ready = true;
+    status.ready = loading === 0;
   });
   const setStep = step => {
     state.selected.step = step;
     state.follows = state.view.steps.length > 0 && step >= state.view.steps.at(-1);
     draw();
   };
+  let loading = 0; // loads under way: an earlier one that ends late does not make the page ready
   const load = guarded(async () => {
-    stop();
+    loading += 1;
     status.ready = false;
+    try {
+      await loadRun();
+    } finally {
+      loading -= 1;
+      status.ready = loading === 0;
+    }
+  });
+  const loadRun = async () => {
+    stop();
     const {run, other} = state;
     const view = run === null ? null : await source.overview(run);
     const otherView = other ? await source.overview(other) : null;
@@ -67,8 +77,8 @@ async function mount(root, source, {poll = 0} = {}) {
       const first = startingPoint(state.view, state.selected);
       await choose(first.layer, first.step);
     } else draw();
-    Object.assign(status, {ready: true, run, other});
-  });
+    Object.assign(status, {run, other});
+  };
   const refresh = guarded(async () => {
     await listRuns();
     if (state.run === null) return draw();
