@@ -118,7 +118,11 @@ def _unpacked(record: Mapping[str, Any]) -> Record:
 def _condition(record: Mapping[str, Any]) -> float | None:
     """Return σmax/σmin; None where that is not defined."""
     largest, smallest = record.get("spectral_norm"), record.get("sigma_min")
-    return rounded(largest / smallest, 4) if _is_number(largest) and _is_number(smallest) and smallest > 0 else None
+    return (
+        rounded(largest / smallest, SAMPLED_DIGITS)
+        if _is_number(largest) and _is_number(smallest) and smallest > 0
+        else None
+    )
 
 
 def _is_condition(value: Any, record: Mapping[str, Any]) -> bool:

@@ -61,6 +61,7 @@ class Assignments:
         self._version = 0
         self._has_joined = False
         self._holders: dict[str, tuple[Holder, ...]] = {}
+        self._address = ""
         self.n_listed = 0
         """Matrices of this rank's model, as last announced."""
         self.letterbox: Letterbox | None = None
@@ -130,22 +131,19 @@ class Assignments:
     def _table(self, token: bytes) -> Table:
         matrices, parts = self._parts.holdings()
         self.n_listed = len(matrices)
-        address = ""
         if parts and self.letterbox is None:
             limits = self._limits
             self.letterbox = Letterbox(token, limits.copied_bytes, limits.fragment_seconds)
             try:
                 self._address = self.letterbox.open()
             except OSError as error:
-                self._address = ""
                 _log.warning(
                     "esdmon: rank %d cannot listen for the other ranks: %s. Weights of which it holds a part are not "
                     "read; set GLOO_SOCKET_IFNAME to the interface of the job.",
                     self._ranks.rank,
                     describe(error),
                 )
-        if parts:
-            address = self._address
+        address = self._address if parts else ""
         if parts and not address:
             parts = {name: replace(part, fragment=None) for name, part in parts.items()}
         skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self._parts.coverage().skipped)
@@ -198,10 +196,11 @@ class Assignments:
     ) -> Answer:
         """Put the parameters of a job together and read its matrices: in the executor's thread."""
         clock = _Clock()
-        fetch = partial(self._fetch, step=step, until=until, clock=clock)
+        keys = {self.local(name): self._key(step, name) for name in job.parameters}
+        fetch = partial(self._fetch, keys=keys, until=until, clock=clock)
         answer: Answer = {}
         try:
-            parameters = {self.local(name): self._holders_of(name) for name in job.parameters}
+            parameters = {local: self._holders_of(name) for local, name in zip(keys, job.parameters, strict=True)}
             with self._parts.assembled(parameters, own, fetch) as ratio:
                 for name, finish in readings.items():
                     layer = replace(finish(), name=name, update_ratio=ratio)
@@ -217,13 +216,19 @@ class Assignments:
         return answer
 
     def _fetch(
-        self, local: str, holder: Holder, into: memoryview, *, step: int, until: float, clock: "_Clock"
+        self,
+        local: str,
+        holder: Holder,
+        into: memoryview,
+        *,
+        keys: Mapping[str, str],
+        until: float,
+        clock: "_Clock",
     ) -> Moved:
         if self.letterbox is None:
             raise LookupError("this rank has no letterbox")
-        name = next((other for other, own in self._role.local.items() if own == local), local)
         with clock.waiting():
-            return self.letterbox.fetch(holder.rank, holder.address, self._key(step, name), into, until=until)
+            return self.letterbox.fetch(holder.rank, holder.address, keys[local], into, until=until)
 
     def _holders_of(self, parameter: str) -> tuple[Holder, ...]:
         if parameter not in self._holders:

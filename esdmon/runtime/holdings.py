@@ -7,7 +7,6 @@ their layers from 0, experts of their own; each is read under `name@rank`, the f
 """
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any, Self, final
 
 from esdmon.records import Coverage
 from esdmon.records.report import Skipped
+from esdmon.records.table import natural_key
 from esdmon.schedule.fragments import Fragment, covers
 
 
@@ -257,12 +257,8 @@ def _why_not(rows: list[tuple[int, Listed]], reasons: Mapping[str, str], paused:
 def _ordered(listed: Mapping[str, list[tuple[int, Listed]]]) -> dict[str, list[tuple[int, Listed]]]:
     """Return rank 0's matrices in its order, and the others by name, numbers in it compared as numbers."""
     first = [name for name, rows in listed.items() if rows[0][0] == 0]
-    others = sorted(set(listed) - set(first), key=_natural)
+    others = sorted(set(listed) - set(first), key=natural_key)
     return {name: listed[name] for name in (*first, *others)}
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def _coverage(tables: Mapping[int, Table], matrices: Mapping[str, Entry]) -> Coverage:

@@ -53,6 +53,7 @@ class Team:
         self._gathering: _Gathering | None = None
         self.holdings = Holdings()
         """What all ranks hold, as of the last `look`."""
+        self._local: Mapping[str, str] = {}
 
     @property
     def size(self) -> int:
@@ -71,7 +72,7 @@ class Team:
 
     def local(self, name: str) -> str:
         """Return rank 0's own name of a matrix of the job."""
-        return self.holdings.local_names(0).get(name, name)
+        return self._local.get(name, name)
 
     def renamed(self, layers: Mapping[str, LayerReport]) -> dict[str, LayerReport]:
         """Return readings of rank 0's matrices under their names in the job."""
@@ -111,6 +112,7 @@ class Team:
         if done.error is not None:
             raise done.error
         self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings
+        self._local = self.holdings.local_names(0)  # looked up for each matrix at each due step
         self._version += 1
         self._given.clear()
         least = min(self._load.values(), default=0.0)

@@ -11,16 +11,17 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader, TensorDataset
 
 from esdmon_lightning import SpectralMonitor
+from tests.integrations.lightning_ddp import Small
 from tests.ranks import fork
 
 
-class Sharded(pl.LightningModule):
-    """Two linear layers that are sharded where Lightning says."""
+class Sharded(Small):
+    """The same with layers that do not divide evenly, sharded where Lightning says."""
 
     device_mesh: Any
 
@@ -31,13 +32,6 @@ class Sharded(pl.LightningModule):
         for layer in (self.net[0], self.net[2]):
             fully_shard(layer, mesh=mesh)
         fully_shard(self.net, mesh=mesh)
-
-    def training_step(self, batch: list[Tensor], _index: int) -> Tensor:
-        loss: Tensor = (self.net(batch[0]) - 1).square().mean()
-        return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
 def main(folder: str) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esdmon import Monitor
@@ -56,3 +57,16 @@ def run_script(*command: str) -> None:
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "integrations")])},
     )
     assert done.returncode == 0, done.stderr
+
+
+def assert_sharded_weights_were_read(folder: Path, names: list[str]) -> None:
+    """Check what two ranks have left in a folder: equal results, and a last reading of the weights as trained."""
+    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    assert (first["steps"], first["errors"]) == (20, [])
+    records = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    layers = [record for record in records if record["kind"] == "layer" and record["status"] == "ok"]
+    assert {layer["name"] for layer in layers} == set(names)
+    last = [layer for layer in layers if layer["name"] == names[0]][-1]
+    assert last["step"] == 20
+    assert last["frobenius_norm"] == pytest.approx(first["norm"], rel=1e-4)

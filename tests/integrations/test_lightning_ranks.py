@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.runs import run_script
+from tests.integrations.runs import assert_sharded_weights_were_read, run_script
 
 # Lightning warns of much: few workers, small batches, its own dependencies.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -35,12 +35,4 @@ def test_two_ranks_agree(stop_on: str, steps: int, two_ranks: Path) -> None:
 def test_sharded_weights_are_read_under_lightning(tmp_path: Path) -> None:
     """By its strategy for parallel models; the last reading is of the weights that the optimizer has left."""
     run_script(str(Path(__file__).with_name("lightning_sharded.py")), str(tmp_path))
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
-    assert (first["steps"], first["errors"]) == (20, [])
-    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    layers = [record for record in records if record["kind"] == "layer" and record["status"] == "ok"]
-    assert {layer["name"] for layer in layers} == {"net.0", "net.2"}
-    last = [layer for layer in layers if layer["name"] == "net.0"][-1]
-    assert last["step"] == 20
-    assert last["frobenius_norm"] == pytest.approx(first["norm"], rel=1e-4)
+    assert_sharded_weights_were_read(tmp_path, ["net.0", "net.2"])

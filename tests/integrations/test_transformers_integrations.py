@@ -1,4 +1,4 @@
-"""Integrations of the Trainer for which there is no sink get the numbers by their own `on_log`."""
+"""Write to integrations of the Trainer that have no sink of ours: their own `on_log` gets the numbers."""
 
 import logging
 from pathlib import Path

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integrations.runs import run_script
+from tests.integrations.runs import assert_sharded_weights_were_read, run_script
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,12 +36,4 @@ def test_two_ranks_agree(stop_on: str, steps: int, two_ranks: Path) -> None:
 def test_weights_that_accelerate_shards_are_read(tmp_path: Path) -> None:
     """And count as held by the optimizer, whose parameters Accelerate has replaced."""
     run_script(str(Path(__file__).with_name("accelerate_sharded.py")), str(tmp_path))
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second
-    assert (first["steps"], first["errors"]) == (20, [])
-    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    layers = [record for record in records if record["kind"] == "layer" and record["status"] == "ok"]
-    assert {layer["name"] for layer in layers} == {"0", "2"}
-    last = [layer for layer in layers if layer["name"] == "0"][-1]
-    assert last["step"] == 20
-    assert last["frobenius_norm"] == pytest.approx(first["norm"], rel=1e-4)
+    assert_sharded_weights_were_read(tmp_path, ["0", "2"])
