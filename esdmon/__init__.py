@@ -45,12 +45,7 @@ __all__ = list(_HOME)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import PackageNotFoundError, version  # noqa: PLC0415 -- reads the installed metadata
-
-        try:
-            return version("esdmon")
-        except PackageNotFoundError:
-            return "0+source"  # a source tree on the path, which is not installed
+        return import_module("esdmon.version").installed_version()
     if name not in _HOME:
         msg = f"module 'esdmon' has no attribute {name!r}"
         raise AttributeError(msg)

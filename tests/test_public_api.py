@@ -4,9 +4,10 @@ import inspect
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
+import torch
 
 import esdmon
 from esdmon.cli import main
@@ -96,6 +97,17 @@ def test_dir_lists_each_name_once() -> None:
 def test_version() -> None:
     """That of what is installed."""
     assert esdmon.__version__ == version("esdmon")
+
+
+def test_a_source_tree_without_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are read where esdmon is on the path only, as in a container into which the source is copied."""
+
+    def absent(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("esdmon.version.version", absent)
+    assert esdmon.__version__ == "0+source"
+    assert esdmon.analyze({"a": torch.randn(64, 64)})["a"].status == "ok"
 
 
 def test_an_unknown_attribute_is_an_attribute_error() -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, ParamSpec, TypeVar, final
 
 import pluggy
@@ -22,6 +22,7 @@ import pluggy
 from esdmon.isolation import Faults, describe
 from esdmon.limits import Limits
 from esdmon.plugins import builtin, hookspecs
+from esdmon.version import installed_version
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -65,7 +66,7 @@ class Registry:
         self._listed: dict[str, Listed] = {}
         self.ours = {BUILT_IN_PLUGIN}
         """Names of the plugins that are part of esdmon."""
-        self._register(builtin, Listed(BUILT_IN_PLUGIN, f"esdmon {version('esdmon')}", builtin.__name__))
+        self._register(builtin, Listed(BUILT_IN_PLUGIN, f"esdmon {installed_version()}", builtin.__name__))
         for entry_point in entry_points(group=hookspecs.NAME):
             self._load(entry_point)
         for plugin in extra:

@@ -133,7 +133,8 @@ def _late(device: torch.device) -> tuple[Result, str]:
 def _train(device: torch.device, spread: Callable[..., nn.Module], *, watched: bool) -> Run:
     model = spread(_network(), device)
     weights: dict[str, Any] = dict(model.named_parameters())
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    # Not `foreach`, the default on CUDA, which refuses sharded and plain weights in one group.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, foreach=False)
     generator = torch.Generator().manual_seed(0)
     sink, losses, norms = MemorySink(), [], []
     monitor = watch(model, every=1, budget=None, sinks=[sink], mode="thread") if watched else None

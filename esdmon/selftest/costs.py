@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import scipy
 import torch
+from torch import Tensor, nn
 
 from esdmon.runtime.cpus import cores
 from esdmon.selftest.harness import Machine, Row, verdict
@@ -96,34 +97,33 @@ def _between(start: Any, end: Any) -> float:
 
 
 def step_times(machine: Machine) -> Iterator[Row]:
-    """Compare the times of steps with and without watching, in blocks that take turns."""
-    width, depth, batch, pairs, steps = (4096, 4, 4096, 5, 400) if machine.is_cuda else (64, 2, 64, 4, 40)
-    torch.manual_seed(2)
-    model = mlp(width, depth).to(machine.device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=machine.is_cuda)
-    x = torch.randn(batch, width, device=machine.device)
+    """Compare the times of steps with and without watching: large steps, and many short kernels."""
+    sizes = {"large": (4096, 4, 4096), "short_kernels": (512, 24, 256)} if machine.is_cuda else {"small": (64, 2, 64)}
+    for part, (width, depth, batch) in sizes.items():
+        yield _step_times(machine, part, partial(mlp, width, depth), (batch, width))
 
-    def step() -> None:
-        with torch.autocast(machine.device.type, torch.bfloat16):
-            loss = model(x).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
+def _step_times(machine: Machine, part: str, network: Callable[[], nn.Module], shape: tuple[int, int]) -> Row:
+    """Train two copies of a network, one of them watched by the optimizer's hooks, in blocks that take turns."""
+    pairs, steps = (5, 400) if machine.is_cuda else (4, 40)
+    x = torch.randn(shape, device=machine.device)
     sink = MemorySink()
-    # One monitor, since each has two seconds free; `hook=False`, so that blocks without it can come between.
-    monitor = watch(model, optimizer, every=200 if machine.is_cuda else 20, hook=False, sinks=[sink])
+    take, optimizers, models = {}, {}, {}
+    for watched in (False, True):
+        torch.manual_seed(2)
+        model = models[watched] = network().to(machine.device)
+        optimizer = optimizers[watched] = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=machine.is_cuda)
+        take[watched] = partial(_step, machine, model, optimizer, x)
+    # One monitor for all blocks, since each has two seconds free.
+    monitor = watch(models[True], optimizers[True], every=200 if machine.is_cuda else 20, sinks=[sink])
 
     def block(*, watched: bool) -> list[float]:
         marks = [_mark(machine)]
         for _ in range(steps):
-            step()
-            if watched:
-                monitor.step()
+            take[watched]()
             marks.append(_mark(machine))
         machine.settle()
-        if watched:
-            monitor.flush()  # outside of what is timed, so that no block without it is slowed down
+        monitor.flush()  # outside of what is timed, so that no block without it is slowed down
         return [_between(start, end) for start, end in itertools.pairwise(marks)]
 
     block(watched=False)
@@ -145,7 +145,16 @@ def step_times(machine: Machine) -> Iterator[Row]:
     wrong = [f"{fault.who}: {fault.message}" for fault in monitor.errors]
     if machine.is_cuda and statistics.median(ratios) > _SLOWER:
         wrong.append(f"slower than {_SLOWER}")
-    yield verdict(wrong, text, figures={"ratios": ratios, "on": _tenths(on), "off": _tenths(off)})
+    return verdict(wrong, text, part, {"ratios": ratios, "on": _tenths(on), "off": _tenths(off)})
+
+
+def _step(machine: Machine, model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> None:
+    """Take a training step."""
+    with torch.autocast(machine.device.type, torch.bfloat16):
+        loss = model(x).square().mean()
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def _tenths(times: Sequence[float]) -> list[float]:
