@@ -3,10 +3,12 @@
 A test of a function fails where a new version of torch has changed what it reads, and says what stops working then.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import CodeType
 from typing import Any, TypeGuard
 
@@ -48,6 +50,22 @@ def is_in_backward() -> bool:
     """Return whether the calling thread is inside a backward pass."""
     current = getattr(torch._C, "_current_graph_task_id", None)  # noqa: SLF001
     return current is not None and current() != -1
+
+
+def use_one_thread() -> None:
+    """Have torch compute in one thread where this thread calls it, and leave other threads unchanged.
+
+    `torch.set_num_threads(1)` sets the number for threads that have not computed yet too. Does nothing where torch was
+    built with other libraries than OpenMP of GNU or Intel, and MKL.
+    """
+    torch.get_num_threads()  # a thread takes over what `torch.set_num_threads` was given at its first call of torch
+    folder = Path(torch.__file__).parent / "lib"
+    for path in (*folder.glob("libgomp*"), *folder.glob("libiomp5*")):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(str(path)).omp_set_num_threads(1)
+    for path in folder.glob("libtorch_cpu.*"):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(str(path)).MKL_Set_Num_Threads_Local(1)
 
 
 def job_store(prefix: str) -> Any:

@@ -36,8 +36,8 @@ from esdmon.runtime.source import Pipeline
 from esdmon.runtime.team import Team
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
-from esdmon.torch_private import job_store
-from esdmon.weights import Drift, Model
+from esdmon.torch_private import job_store, use_one_thread
+from esdmon.weights import Drift, Model, Transfers
 from esdmon.weights.names import unwrap
 
 _log = logging.getLogger("esdmon")
@@ -152,6 +152,7 @@ def attach(
     known = options.known
     known.isolate_with(faults)
     inner = _optimizers(optimizer)
+    transfers = Transfers()
     reader = Reader(
         model,
         known,
@@ -161,13 +162,15 @@ def attach(
         precision=options.precision,
         optimizers=inner,
         faults=faults,
-        drift=Drift(),
+        drift=Drift(transfers),
+        transfers=transfers,
     )
     mode = _mode(options.mode, on_accelerator=reader.on_accelerator)
+    transfers.waits = mode == "sync"
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
     cpu_clock = time.process_time if mode == "sync" else time.thread_time
     budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds)
-    executor = Executor(reader, budget, mode=mode, memory=limits.copied_bytes)
+    executor = Executor(reader, budget, mode=mode, memory=limits.copied_bytes, prepare=use_one_thread)
     rules = usable_rules(options.alert_config, reader.measures)
     hooked = inner[0] if inner and hook else None
     if hooked is not None:

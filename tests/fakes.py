@@ -50,6 +50,9 @@ class Reads:
     def settle(self) -> None:
         pass
 
+    def advance(self) -> None:
+        pass
+
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         report = _report_of(step % _DIFFERENT)
         layers = tuple(replace(layer, step=step) for layer in report)

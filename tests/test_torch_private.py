@@ -4,6 +4,7 @@ Where one of these fails with a new version of torch, its docstring says what do
 """
 
 import sys
+import threading
 from typing import Any
 
 import torch
@@ -75,6 +76,30 @@ def test_is_in_backward() -> None:
     model(torch.ones(1, 3)).sum().backward()
     assert seen == [True]
     assert not torch_private.is_in_backward()
+
+
+def test_use_one_thread() -> None:
+    """Otherwise a reading takes all cores of the machine from the training."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    seen: dict[str, int] = {}
+
+    def read() -> None:
+        torch_private.use_one_thread()
+        seen["here"] = torch.get_num_threads()
+
+    def train() -> None:
+        torch.ones(64, 64) @ torch.ones(64, 64)
+        thread = threading.Thread(target=read)
+        thread.start()
+        thread.join()
+        seen["elsewhere"] = torch.get_num_threads()
+
+    try:
+        train()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"here": 1, "elsewhere": 2}
 
 
 def test_job_store(tmp_path: object) -> None:

@@ -5,7 +5,6 @@ other ranks is put together and read in the thread of the executor, one matrix a
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,7 +19,7 @@ from esdmon.runtime.coordination import Coordinator, Job, Role, Word
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.holdings import Holder, Table
 from esdmon.runtime.letterbox import Letterbox, Moved, PeerError
-from esdmon.runtime.source import Answer, Own, Source, Task
+from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
 
 _log = logging.getLogger("esdmon")
 
@@ -32,7 +31,7 @@ class Assigned:
     word: Word
     tasks: tuple[Task, ...]
     """Of this rank, with the names of the job."""
-    moved: Mapping[str, float]
+    moved: Mapping[str, Ratio]
     """‖ΔW‖/‖W‖ since the last reading of those matrices of which this rank holds all."""
     failures: dict[int, str] = field(default_factory=dict)
     """Ranks that did not give their fragment, and why; complete when the tasks are finished."""
@@ -104,7 +103,7 @@ class Assignments:
             self._holders.clear()
         assigned = Assigned(word, (), {})
         tasks: list[Task] = []
-        moved: dict[str, float] = {}
+        moved: dict[str, Ratio] = {}
         for job in word.jobs:
             if job.parameters:
                 own = self._copy(job, step)
@@ -167,7 +166,7 @@ class Assignments:
                 self.letterbox.fail(key, f"cannot read its part: {describe(error)}")
         return own
 
-    def _begin_whole(self, job: Job, step: int, moved: dict[str, float]) -> Iterable[Task]:
+    def _begin_whole(self, job: Job, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
         for name in job.names:
             local = self.local(name)
             if self._parts.is_here(local):
@@ -182,7 +181,7 @@ class Assignments:
         return self._executor.begin_later(job.names, step, finish, sum(map(self._parts.size, own)))
 
     def _begin_one(self, name: str, step: int) -> Callable[[], LayerReport]:
-        return self._source.begin(self.local(name), step, moved=math.nan, copy=False)
+        return self._source.begin(self.local(name), step, moved=unknown, copy=False)
 
     def _assemble(
         self,

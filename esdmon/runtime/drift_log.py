@@ -31,6 +31,7 @@ class DriftLog:
         self._priority = priority
         self._budget = budget
         self._team = team
+        self._not_measured: set[str] = set()
 
     def is_here(self, name: str) -> bool:
         """Return whether this process can read a matrix alone, and knows it by this name."""
@@ -49,15 +50,18 @@ class DriftLog:
             drifts = self._source.look(known[name] for name in names[:count])
             for name in names[:count]:
                 local = known[name]
-                drift = drifts.get(local, math.nan)
-                if not math.isnan(drift) or self.is_here(name):  # else the readings of other ranks say it
+                drift = drifts.get(local)
+                if drift is None:  # of an accelerator it is known at the next due step
+                    self._priority.expect(name, step)
+                    self._not_measured.add(name)
+                elif not math.isnan(drift) or self.is_here(name):  # else the readings of other ranks say it
                     self._priority.looked(name, step, drift, trainable=self._source.is_trainable(local))
             names = names[count:]
             if self._budget.credit < (1 - _LOOKING) * credit or credit <= 0:
                 break
 
     def learn(self, read: Mapping[str, LayerReport], latest: Mapping[str, LayerReport]) -> None:
-        """Take note of how fast those matrices move of which this process holds a part at most.
+        """Take note of how fast those matrices move that could not be measured at a due step.
 
         Args:
             read: readings of a due step.
@@ -65,7 +69,8 @@ class DriftLog:
         """
         for name, layer in read.items():
             before = latest.get(name)
-            if before is not None and not self.is_here(name):
+            if before is not None and (name in self._not_measured or not self.is_here(name)):
+                self._not_measured.discard(name)
                 self._priority.moved(name, layer.update_ratio, layer.step - before.step)
 
     def _local(self, name: str) -> str:

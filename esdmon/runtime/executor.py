@@ -14,7 +14,7 @@ from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.at_exit import join_at_exit
-from esdmon.runtime.source import Answer, Source, Task
+from esdmon.runtime.source import Answer, Ratio, Source, Task
 from esdmon.schedule.budget import Budget
 
 Mode: TypeAlias = Literal["sync", "thread"]
@@ -26,9 +26,13 @@ class _DaemonThread:
 
     The interpreter joins the threads of a ThreadPoolExecutor before it ends, however long the solve in them takes. A
     daemon thread is left where it is.
+
+    Args:
+        prepare: called in the thread before its first job.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prepare: Callable[[], object]) -> None:
+        self._prepare = prepare
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._wake = Event()
         self._is_closed = False
@@ -55,6 +59,8 @@ class _DaemonThread:
         self._thread.join(timeout)
 
     def _run(self) -> None:
+        with suppress(Exception):
+            self._prepare()
         while self._jobs or not self._is_closed:
             # An exception that is raised in the thread from outside ends the running job at most, never the thread.
             with suppress(BaseException):
@@ -88,14 +94,22 @@ class Executor:
         budget: charged with the thread's time.
         mode: "sync" finishes a reading when it is begun.
         memory: bytes of copied weights that may wait for the thread.
+        prepare: called in the thread before its first job.
     """
 
     def __init__(
-        self, source: Source, budget: Budget, *, mode: Mode = "sync", memory: int = Limits().copied_bytes
+        self,
+        source: Source,
+        budget: Budget,
+        *,
+        mode: Mode = "sync",
+        memory: int = Limits().copied_bytes,
+        prepare: Callable[[], object] = lambda: None,
     ) -> None:
         self._source = source
         self._budget = budget
         self._memory = memory
+        self._prepare = prepare
         self.on_the_spot = mode == "sync"
         """True where a reading is finished when it is begun."""
         self._thread: _DaemonThread | None = None
@@ -112,8 +126,8 @@ class Executor:
         waiting = self._unfinished()
         return not waiting or sum(size for _, size in waiting) + self._source.size(name) <= self._memory
 
-    def begin(self, name: str, step: int, *, moved: float) -> Task:
-        """Begin a reading of a matrix, which has moved by ‖ΔW‖/‖W‖ = `moved` since the reading before."""
+    def begin(self, name: str, step: int, *, moved: Ratio) -> Task:
+        """Begin a reading of a matrix, which has moved by ‖ΔW‖/‖W‖ = `moved()` since the reading before."""
         if self.on_the_spot:
             with self._budget.measured() as cost:
                 layer = self._source.begin(name, step, moved=moved, copy=False)()
@@ -155,7 +169,7 @@ class Executor:
 
     def _submit(self, job: Callable[[], Any], size: int) -> Future[Any]:
         if self._thread is None:  # now, and not earlier, so that a run that forks first forks no thread
-            self._thread = _DaemonThread()
+            self._thread = _DaemonThread(self._prepare)
             join_at_exit(self._thread)
             weakref.finalize(self, self._thread.close).atexit = False
         future = self._thread.submit(job)

@@ -38,13 +38,17 @@ class Moved:
     norm: float
 
 
+def _not_moved() -> Moved:
+    return Moved(0, 0)
+
+
 @dataclass(slots=True)
 class _Kept:
     """A copy, or why there is none."""
 
     read: Callable[[], memoryview] | None
     size: int
-    moved: Moved
+    moved: Callable[[], Moved]
     since: float
     error: str = ""
 
@@ -94,7 +98,7 @@ class Letterbox:
         Thread(target=self._accept, args=(server,), name="esdmon-letterbox", daemon=True).start()
         return f"{host} {server.getsockname()[1]}"
 
-    def keep(self, key: str, read: Callable[[], memoryview], size: int, moved: Moved) -> None:
+    def keep(self, key: str, read: Callable[[], memoryview], size: int, moved: Callable[[], Moved]) -> None:
         """Keep a copy of `size` bytes, which `read` returns, until it is fetched."""
         now = time.monotonic()
         with self._changed:
@@ -111,7 +115,7 @@ class Letterbox:
     def fail(self, key: str, why: str) -> None:
         """Leave the reason in the place of a copy, so that nobody waits for it."""
         with self._changed:
-            self._kept[key] = _Kept(None, 0, Moved(0, 0), time.monotonic(), why)
+            self._kept[key] = _Kept(None, 0, _not_moved, time.monotonic(), why)
             self._changed.notify_all()
 
     def take(self, key: str, until: float) -> tuple[memoryview, Moved]:
@@ -128,7 +132,7 @@ class Letterbox:
             self._changed.notify_all()
         if kept is None or kept.read is None:
             raise LookupError("has no copy of this step" if kept is None else kept.error)
-        return kept.read(), kept.moved
+        return kept.read(), kept.moved()
 
     @property
     def n_kept(self) -> int:

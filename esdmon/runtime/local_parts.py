@@ -8,6 +8,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import final
 
 import torch
@@ -21,7 +22,7 @@ from esdmon.runtime.watched_model import WatchedModel
 from esdmon.weights import (
     Matrix,
     Shard,
-    copy_to_cpu,
+    Transfers,
     filled,
     n_parameters,
     nominal_seconds,
@@ -40,12 +41,14 @@ class LocalParts:
 
     Args:
         model: the matrices of the model.
+        transfers: bring what is on an accelerator to the CPU.
     """
 
-    def __init__(self, model: WatchedModel) -> None:
+    def __init__(self, model: WatchedModel, transfers: Transfers) -> None:
         self._model = model
+        self._transfers = transfers
         self._shards: dict[str, tuple[Tensor, Shard]] = {}
-        self._samples: dict[str, Tensor] = {}
+        self._samples: dict[str, Callable[[], Tensor]] = {}
         self.assembled_bytes = 0
         self.assembled_peak = 0
         """The most bytes that were put together at any time."""
@@ -89,18 +92,17 @@ class LocalParts:
 
     def copy(self, parameter: str) -> Callable[[], memoryview]:
         """Begin to copy this rank's fragment, and return the function that gives the bytes of the copy."""
-        read = copy_to_cpu(self._shards[parameter][1].local())
+        read = self._transfers.copy(self._shards[parameter][1].local())
         return lambda: _bytes(read())
 
-    def mark(self, parameter: str) -> Moved:
-        """Return how far this rank's fragment has moved since the last call; NaN at the first."""
+    def mark(self, parameter: str) -> Callable[[], Moved]:
+        """Return the function that returns how far this rank's fragment has moved since the last call; NaN at first."""
         local = self._shards[parameter][1].local()
-        now = sample_tensor(local, _SAMPLE).double().cpu()
+        now = self._transfers.fetch(sample_tensor(local, _SAMPLE)).read
         before, self._samples[parameter] = self._samples.get(parameter), now
-        if before is None or before.shape != now.shape or not now.numel():
-            return Moved(math.nan, math.nan)
-        share = local.numel() / now.numel()
-        return Moved(share * float((now - before).square().sum()), share * float(before.square().sum()))
+        if before is None:
+            return lambda: Moved(math.nan, math.nan)
+        return partial(_moved, before, now, local.numel())
 
     @contextmanager
     def assembled(
@@ -138,7 +140,8 @@ class LocalParts:
         """Write one fragment to its place."""
         target = part_of(whole, holder.fragment)
         if own is not None and holder.fragment == self._shards[name][1].fragment:
-            read, moved = own
+            read, moved_so_far = own
+            moved = moved_so_far()
             target.copy_(torch.frombuffer(read(), dtype=whole.dtype).view(target.shape))
         elif target.is_contiguous():
             moved = fetch(name, holder, _bytes(target))
@@ -156,6 +159,15 @@ class LocalParts:
 def _part(shard: Shard) -> Part:
     content = _content(sample_tensor(shard.local(), _CONTENT)) if shard.fragment is not None else ""
     return Part(tuple(shard.shape), shard.dtype.itemsize, shard.fragment, content, shard.group)
+
+
+def _moved(before: Callable[[], Tensor], now: Callable[[], Tensor], count: int) -> Moved:
+    """Compare two samples of `count` elements."""
+    was, is_now = before().double(), now().double()
+    if was.shape != is_now.shape or not was.numel():
+        return Moved(math.nan, math.nan)
+    share = count / was.numel()
+    return Moved(share * float((is_now - was).square().sum()), share * float(was.square().sum()))
 
 
 def _sample(matrix: Matrix) -> Tensor:

@@ -161,6 +161,7 @@ class Monitor:
             return False
         self._steps += count
         self._budget.start()
+        self._advance()
         due = self._is_due(count)
         extra = self._extra(is_scheduled=due)
         if due:
@@ -180,6 +181,11 @@ class Monitor:
             with self._faults.isolated("escalation", self._steps):
                 self._escalation.sample(self._steps)
         return due
+
+    def _advance(self) -> None:
+        """Let copies that have arrived from an accelerator be read."""
+        with self._faults.isolated("transfers", self._steps, pauses=False):
+            self._readings.advance()
 
     def _is_due(self, count: int) -> bool:
         """Return whether any of the last steps is due."""
@@ -317,6 +323,7 @@ class Monitor:
             if waited > timeout or (waited > elsewhere and not self._readings.under_way_here):
                 return
             time.sleep(_POLL)
+            self._advance()
             self._take_finished()
 
     def _take_finished(self) -> None:

@@ -79,8 +79,13 @@ class ReadingPipeline:
         return any(due.here for due in self._due)
 
     def settle(self) -> None:
-        """Synchronise the device before what follows is measured."""
-        self._source.settle()
+        """Synchronise the device before what follows is measured, where readings are finished on the spot."""
+        if self._executor.on_the_spot:
+            self._source.settle()
+
+    def advance(self) -> None:
+        """Ask which copies have arrived from an accelerator."""
+        self._source.advance()
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
@@ -127,6 +132,7 @@ class ReadingPipeline:
         """End the thread, and let other ranks wait no more."""
         self._executor.close()
         if self._team is not None:
+            self._source.advance(wait=True)  # what they fetch from this rank
             self._team.close()
 
     def state_dict(self) -> Plain:
@@ -323,7 +329,7 @@ class ReadingPipeline:
         names = self._priority.names
         if self._team is not None:
             self._team.settle(due.step)
-            self._drift.learn(due.read, self.latest)
+        self._drift.learn(due.read, self.latest)
         self.latest |= {name: due.read[name].settle(self.latest.get(name)) for name in names if name in due.read}
         return Report(
             due.step,

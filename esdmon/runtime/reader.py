@@ -6,6 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import final
@@ -20,6 +21,7 @@ from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
 from esdmon.runtime.histogram import histogram
 from esdmon.runtime.local_parts import LocalParts
+from esdmon.runtime.source import Ratio, unknown
 from esdmon.runtime.watched_model import WatchedModel
 from esdmon.schedule.step_sample import StepSample
 from esdmon.spectrum import Measure, Spectrum, classify
@@ -32,6 +34,7 @@ from esdmon.weights import (
     Selection,
     Solver,
     StepSampler,
+    Transfers,
     UnreadableError,
     check_precision,
     discover,
@@ -61,6 +64,7 @@ class Reader:
         faults: counts readings and measures that fail.
         drift: measures how far weights have moved; None for a model that is read once.
         solver: computes eigenvalues.
+        transfers: bring what is on an accelerator to the CPU.
 
     Raises:
         InputError: for a model or checkpoint that cannot be read, or without matrices.
@@ -79,6 +83,7 @@ class Reader:
         faults: Faults | None = None,
         drift: Drift | None = None,
         solver: Solver = solve_torch,
+        transfers: Transfers | None = None,
     ) -> None:
         self._measures = tuple(measures)
         self._plugins = plugins
@@ -100,11 +105,12 @@ class Reader:
         )
         self._held = HeldParameters(optimizers)
         self._faults = faults or Faults()
+        self._transfers = transfers or Transfers()
         self._drift = drift
-        self._steps = StepSampler()
+        self._steps = StepSampler(self._transfers)
         self._failing = FailingReadings(self._faults)
         self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
-        self._parts = LocalParts(self._model)
+        self._parts = LocalParts(self._model, self._transfers)
         self._share_samples()
         for name in self._model.matrices:
             if self.is_trainable(name):
@@ -160,6 +166,10 @@ class Reader:
         """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
         self._model.settle()
 
+    def advance(self, *, wait: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator; with `wait` wait for all of them."""
+        self._transfers.advance(wait=wait)
+
     def refresh(self) -> bool:
         """Look for matrices again if the model has other parameters than before: at the start of each due step.
 
@@ -193,12 +203,12 @@ class Reader:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked; NaN where that is not known."""
         return {} if self._drift is None else self._drift.look(self._model.matrices[name] for name in names)
 
-    def mark(self, name: str) -> float:
-        """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
-        try:
-            return math.nan if self._drift is None else self._drift.update(self._model.matrices[name])
-        except Exception:  # noqa: BLE001 -- the reading that follows gives the reason
-            return math.nan
+    def mark(self, name: str) -> Ratio:
+        """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
+        if self._drift is not None:
+            with suppress(Exception):  # the reading that follows gives the reason
+                return self._drift.update(self._model.matrices[name])
+        return unknown
 
     def begin_step_sample(self) -> None:
         """Sample the weights before an optimizer step."""
@@ -222,7 +232,7 @@ class Reader:
         """Read one matrix."""
         return self.begin(name, step, moved=self.mark(name))()
 
-    def begin(self, name: str, step: int, *, moved: float = math.nan, copy: bool = False) -> Callable[[], LayerReport]:
+    def begin(self, name: str, step: int, *, moved: Ratio = unknown, copy: bool = False) -> Callable[[], LayerReport]:
         """Begin a reading at its step, and return the function that finishes it and returns the record.
 
         Args:
@@ -232,9 +242,7 @@ class Reader:
             copy: copy the weight, so that the reading may be finished later, and in another thread.
         """
         matrix = self._model.matrices[name]
-        begun = LayerReport(
-            name, "failed", step, "not finished", view=matrix.view, aliases=matrix.aliases, update_ratio=moved
-        )
+        begun = LayerReport(name, "failed", step, "not finished", view=matrix.view, aliases=matrix.aliases)
         try:
             begun = replace(
                 begun,
@@ -246,10 +254,10 @@ class Reader:
                 in_optimizer=self._held.holds(matrix),
                 learning_rate=self._held.learning_rate(matrix),
             )
-            source = snapshot(matrix) if copy else matrix
+            source = snapshot(matrix, self._transfers) if copy else matrix
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
             return partial(self._not_read, begun, error)
-        return partial(self._finish, source, begun)
+        return partial(self._finish, source, begun, moved)
 
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
@@ -273,8 +281,9 @@ class Reader:
         if self._drift is not None:
             self._drift.share_among(len(self._model.matrices))
 
-    def _finish(self, matrix: Matrix, begun: LayerReport) -> LayerReport:
+    def _finish(self, matrix: Matrix, begun: LayerReport, moved: Ratio) -> LayerReport:
         try:
+            begun = replace(begun, update_ratio=moved())
             spectrum = read_spectrum(
                 matrix,
                 precision=self._precision,

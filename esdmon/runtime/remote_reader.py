@@ -46,8 +46,13 @@ class RemoteReader:
         return self.under_way
 
     def settle(self) -> None:
-        """Synchronise the device."""
-        self._source.settle()
+        """Synchronise the device, where readings are finished on the spot."""
+        if self._executor.on_the_spot:
+            self._source.settle()
+
+    def advance(self) -> None:
+        """Ask which copies have arrived from an accelerator."""
+        self._source.advance()
 
     def begin(self, step: int, _host_step: int | None = None, _extra: Collection[str] = ()) -> None:
         """Do what rank 0 has assigned for this due step. It reads extra matrices alone."""
@@ -66,6 +71,7 @@ class RemoteReader:
     def close(self) -> None:
         """End the thread, let the others fetch what this rank has copied for them, and release the store."""
         self._executor.close()
+        self._source.advance(wait=True)
         self._assignments.close(self._limits.fragment_seconds)
 
     def state_dict(self) -> Plain:

@@ -1,5 +1,6 @@
 """The protocols between the parts of the runtime: what is read, a reading under way, and what gives reports."""
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ Answer: TypeAlias = dict[str, tuple[LayerReport, float]]
 """Finished readings by matrix, each with the seconds that it took."""
 
 
-Own: TypeAlias = tuple[Callable[[], memoryview], Moved]
-"""A copy of this rank's own fragment of a parameter."""
+Ratio: TypeAlias = Callable[[], float]
+"""Returns ‖ΔW‖/‖W‖; of a weight on an accelerator it may not be known at once."""
+Own: TypeAlias = tuple[Callable[[], memoryview], Callable[[], Moved]]
+"""A copy of this rank's own fragment of a parameter, and how far that has moved."""
 Fetch: TypeAlias = Callable[[str, Holder, memoryview], Moved]
 """Fetches the fragment of a parameter from its holder into memory of its size."""
 
@@ -45,8 +48,8 @@ class Parts(Protocol):
     def copy(self, parameter: str) -> Callable[[], memoryview]:
         """Begin to copy this rank's fragment, and return the function that gives the bytes of the copy."""
 
-    def mark(self, parameter: str) -> Moved:
-        """Return how far this rank's fragment has moved since the last call; NaN at the first."""
+    def mark(self, parameter: str) -> Callable[[], Moved]:
+        """Return the function that returns how far this rank's fragment has moved since the last call; NaN at first."""
 
     def assembled(
         self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
@@ -72,6 +75,9 @@ class Source(Protocol):
     def settle(self) -> None:
         """Synchronise the device, so that pending training kernels are not counted as monitoring cost."""
 
+    def advance(self, *, wait: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator; with `wait` wait for all of them."""
+
     def refresh(self) -> bool:
         """Look at the start of a due step whether the model has other matrices; return True where it has."""
 
@@ -85,12 +91,12 @@ class Source(Protocol):
         """Return whether any parameter behind a matrix requires a gradient."""
 
     def look(self, names: Iterable[str]) -> dict[str, float]:
-        """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked."""
+        """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked, of those for which it is known by now."""
 
-    def mark(self, name: str) -> float:
-        """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
+    def mark(self, name: str) -> Ratio:
+        """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
 
-    def begin(self, name: str, step: int, *, moved: float, copy: bool) -> Callable[[], LayerReport]:
+    def begin(self, name: str, step: int, *, moved: Ratio, copy: bool) -> Callable[[], LayerReport]:
         """Begin a reading at its step, and return the function that finishes it."""
 
 
@@ -111,6 +117,11 @@ class Sampled(Protocol):
 
     def restore_steps(self, state: Plain) -> None:
         """Continue from `step_state()`."""
+
+
+def unknown() -> float:
+    """Return NaN: how far a weight has moved is not known."""
+    return math.nan
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +152,10 @@ class Pipeline(Stateful, Protocol):
         """Return whether this process has to finish any of them."""
 
     def settle(self) -> None:
-        """Synchronise the device before what follows is measured."""
+        """Synchronise the device before what follows is measured, where readings are finished on the spot."""
+
+    def advance(self) -> None:
+        """Ask which copies have arrived from an accelerator, without waiting: at each step."""
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         """Begin the readings of a scheduled step; of the matrices `extra` at a step between these."""

@@ -13,7 +13,7 @@ from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.assignments import Assigned, Assignments
 from esdmon.runtime.coordination import Coordinator, Job, Role, Word
 from esdmon.runtime.holdings import Holdings, Table, join
-from esdmon.runtime.source import Answer, Task
+from esdmon.runtime.source import Answer, Ratio, Task
 
 _log = logging.getLogger("esdmon")
 _MOST_NAMED = 6  # matrices in a log line
@@ -280,8 +280,8 @@ class _Gathering:
         self.is_done = True
 
 
-def _moved(layer: LayerReport, ratios: Mapping[str, float]) -> LayerReport:
-    return replace(layer, update_ratio=ratios[layer.name]) if layer.name in ratios else layer
+def _moved(layer: LayerReport, ratios: Mapping[str, Ratio]) -> LayerReport:
+    return replace(layer, update_ratio=ratios[layer.name]()) if layer.name in ratios else layer
 
 
 def _reader(rank: int) -> str:

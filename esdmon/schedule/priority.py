@@ -117,6 +117,11 @@ class ReadPriority:
         if state.read is not None and step > state.read:
             state.rate = drift / (step - state.read)
 
+    def expect(self, name: str, step: int) -> None:
+        """Expect the drift that follows from its rate, where it cannot be measured at a step; NaN without a rate."""
+        state = self._states[name]
+        state.drift = state.ahead(step).drift
+
     def moved(self, name: str, drift: float, steps: int) -> None:
         """Record how far a matrix had moved between its last two readings, so many steps apart."""
         if name in self._states and steps > 0:

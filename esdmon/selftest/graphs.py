@@ -84,7 +84,7 @@ class _Run:
         wrong += [f"step {each.step} {each.name}: {each.status}, {each.reason}" for each in news if each.status != "ok"]
         worst = 0.0
         for each in news:
-            if each.name == news[0].name and each.status == "ok":
+            if each.name == "0" and each.status == "ok":
                 error = abs(each.measures["lambda_max"] / lambda_max(self.clones[each.step]) - 1)
                 worst = max(worst, error)
                 if error > 1e-5:

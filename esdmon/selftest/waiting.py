@@ -130,7 +130,7 @@ def memory(machine: Machine) -> Iterator[Row]:
     for mode in ("thread", "sync"):
         yield _taken(machine, mode)
     torch.use_deterministic_algorithms(mode=True)
-    plain = _fill_and_release(machine, None, 0)[0]
+    plain = _fill_and_release(machine, None, None)[0]
     total = torch.cuda.mem_get_info()[1]
     for name, left in (("5_percent_left", total // 20), ("8_MB_left", 8 * _MB)):
         for mode in ("sync", "thread"):
@@ -170,8 +170,14 @@ def _taken(machine: Machine, mode: str) -> Row:
     return verdict(training.close(), f"weights of 64 MB. {text}", f"taken_{mode}", {"due steps": figures})
 
 
-def _fill_and_release(machine: Machine, mode: str | None, left: int) -> tuple[Training, dict[str, int], int]:
-    """Train with all memory but so many bytes taken, then with it free again; return what torch has counted."""
+def _fill_and_release(machine: Machine, mode: str | None, left: int | None) -> tuple[Training, dict[str, int], int]:
+    """Train with all memory but so many bytes taken, then with it free again; return what torch has counted.
+
+    Args:
+        machine: with CUDA.
+        mode: of the monitor; None trains without one.
+        left: bytes; None takes no memory.
+    """
     training = Training(machine, lambda: mlp(2048, 2), (256, 2048))
     for _ in range(3):  # with what training needs in torch's cache
         training.step()
@@ -182,7 +188,7 @@ def _fill_and_release(machine: Machine, mode: str | None, left: int) -> tuple[Tr
     machine.settle()
     free = torch.cuda.mem_get_info()[0]
     counters = ("num_ooms", "num_alloc_retries", "reserved_bytes.all.current")
-    ballast = None if mode is None else torch.empty(max(0, free - left), dtype=torch.uint8, device=machine.device)
+    ballast = None if left is None else torch.empty(max(0, free - left), dtype=torch.uint8, device=machine.device)
     before = torch.cuda.memory_stats()
     for _ in range(24):
         training.step()
@@ -198,6 +204,11 @@ def _fill_and_release(machine: Machine, mode: str | None, left: int) -> tuple[Tr
 
 
 def _under_ballast(machine: Machine, plain: Training, part: str, left: int, mode: str) -> Row:
+    torch.cuda.empty_cache()
+    try:
+        _fill_and_release(machine, None, left)
+    except torch.OutOfMemoryError as error:
+        return Row("SKIP", f"training fails without esdmon: {explain(error)}", part)
     torch.cuda.empty_cache()
     try:
         training, counted, crowded = _fill_and_release(machine, mode, left)

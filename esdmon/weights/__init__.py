@@ -9,9 +9,11 @@ from esdmon.weights.device.sample import sample_tensor as sample_tensor
 from esdmon.weights.device.solvers import Solver as Solver
 from esdmon.weights.device.solvers import solve_lapack as solve_lapack
 from esdmon.weights.device.solvers import solve_torch as solve_torch
-from esdmon.weights.device.staging import copy_to_cpu as copy_to_cpu
 from esdmon.weights.device.staging import snapshot as snapshot
 from esdmon.weights.device.step_sample import StepSampler as StepSampler
+from esdmon.weights.device.transfers import Accelerator as Accelerator
+from esdmon.weights.device.transfers import Sending as Sending
+from esdmon.weights.device.transfers import Transfers as Transfers
 from esdmon.weights.device.update_ratio import Drift as Drift
 from esdmon.weights.discovery import Model as Model
 from esdmon.weights.discovery import Watched as Watched

@@ -40,7 +40,7 @@ def fetch(address: str, key: str = "a", size: int = 3, *, token: bytes = TOKEN, 
 def test_a_copy_is_fetched_once(holder: tuple[Letterbox, str]) -> None:
     """And then forgotten."""
     letterbox, address = holder
-    letterbox.keep("a", copy_of(b"abc"), 3, MOVED)
+    letterbox.keep("a", copy_of(b"abc"), 3, lambda: MOVED)
     assert fetch(address) == b"abc"
     assert (letterbox.n_kept, letterbox.kept_bytes, letterbox.peak_bytes) == (0, 0, 3)
     with pytest.raises(PeerError, match="rank 1 has no copy of this step") as caught:
@@ -51,7 +51,7 @@ def test_a_copy_is_fetched_once(holder: tuple[Letterbox, str]) -> None:
 def test_a_copy_that_comes_later_is_waited_for(holder: tuple[Letterbox, str]) -> None:
     """The owner may be ahead of the rank that holds the fragment."""
     letterbox, address = holder
-    timer = threading.Timer(0.05, letterbox.keep, ["a", copy_of(b"abc"), 3, MOVED])
+    timer = threading.Timer(0.05, letterbox.keep, ["a", copy_of(b"abc"), 3, lambda: MOVED])
     timer.start()
     assert fetch(address, wait=20) == b"abc"
 
@@ -67,7 +67,7 @@ def test_an_error_is_said_in_the_place_of_the_copy(holder: tuple[Letterbox, str]
 def test_who_does_not_know_the_token_gets_nothing(holder: tuple[Letterbox, str]) -> None:
     """The copy stays for who does."""
     letterbox, address = holder
-    letterbox.keep("a", copy_of(b"abc"), 3, MOVED)
+    letterbox.keep("a", copy_of(b"abc"), 3, lambda: MOVED)
     with pytest.raises(PeerError, match="rank 1 cannot be reached: the connection was closed"):
         fetch(address, token=b"a guess")
     assert fetch(address) == b"abc"
@@ -77,7 +77,7 @@ def test_who_does_not_know_the_token_gets_nothing(holder: tuple[Letterbox, str])
 def test_a_port_scan_changes_nothing(junk: bytes, holder: tuple[Letterbox, str]) -> None:
     """Garbage is not answered."""
     letterbox, address = holder
-    letterbox.keep("a", copy_of(b"abc"), 3, MOVED)
+    letterbox.keep("a", copy_of(b"abc"), 3, lambda: MOVED)
     host, port = address.split()
     with socket.create_connection((host, int(port)), timeout=5) as link:
         link.sendall(junk)
@@ -90,7 +90,7 @@ def test_a_port_scan_changes_nothing(junk: bytes, holder: tuple[Letterbox, str])
 def test_a_copy_of_another_size_is_refused(holder: tuple[Letterbox, str]) -> None:
     """The shape of the parameter may have changed."""
     letterbox, address = holder
-    letterbox.keep("a", copy_of(b"abcd"), 4, MOVED)
+    letterbox.keep("a", copy_of(b"abcd"), 4, lambda: MOVED)
     with pytest.raises(PeerError, match="rank 1 sent 4 bytes, expected 3"):
         fetch(address)
 
@@ -98,8 +98,8 @@ def test_a_copy_of_another_size_is_refused(holder: tuple[Letterbox, str]) -> Non
 def test_the_bytes_that_are_kept_are_bounded(holder: tuple[Letterbox, str]) -> None:
     """One that is larger than the bound is kept alone."""
     letterbox, address = holder
-    letterbox.keep("a", copy_of(bytes(2000)), 2000, MOVED)
-    letterbox.keep("b", copy_of(b"abc"), 3, MOVED)
+    letterbox.keep("a", copy_of(bytes(2000)), 2000, lambda: MOVED)
+    letterbox.keep("b", copy_of(b"abc"), 3, lambda: MOVED)
     with pytest.raises(PeerError, match="rank 1 has no memory for it"):
         fetch(address, "b")
     assert letterbox.peak_bytes == 2000
@@ -145,7 +145,7 @@ def test_a_rank_that_dies_in_the_middle() -> None:
 def test_closing_waits_until_the_copies_are_fetched(holder: tuple[Letterbox, str]) -> None:
     """Else the last readings of a run would be lost."""
     letterbox, address = holder
-    letterbox.keep("a", copy_of(b"abc"), 3, MOVED)
+    letterbox.keep("a", copy_of(b"abc"), 3, lambda: MOVED)
     timer = threading.Timer(0.05, fetch, [address])
     timer.start()
     letterbox.drain(20)

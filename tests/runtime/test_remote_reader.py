@@ -37,6 +37,9 @@ class Source:
     def settle(self) -> None:
         pass
 
+    def advance(self, *, wait: bool = False) -> None:
+        pass
+
     def refresh(self) -> bool:
         return False
 
@@ -52,8 +55,8 @@ class Source:
     def look(self, names: Iterable[str]) -> dict[str, float]:
         return {}
 
-    def mark(self, name: str) -> float:
-        return 0.0
+    def mark(self, name: str) -> Callable[[], float]:
+        return lambda: 0.0
 
     strict = False
     coverage = Coverage(0, 0)
@@ -62,7 +65,7 @@ class Source:
     def parts(self) -> Any:
         return Parts()
 
-    def begin(self, name: str, step: int, *, moved: float, copy: bool) -> Callable[[], LayerReport]:
+    def begin(self, name: str, step: int, *, moved: Callable[[], float], copy: bool) -> Callable[[], LayerReport]:
         self.begun.append(name)
 
         def finish() -> LayerReport:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from esdmon.spectrum.arrays import Floats
+from esdmon.weights.device.transfers import has_room
 
 Solver = Callable[[Tensor, torch.dtype], Floats]
 """`(stack (slices, rows, columns), float32 or float64 to compute in) -> eigenvalues (slices, M)`, ascending.
@@ -23,7 +24,9 @@ _CHUNK = 1 << 17  # elements of a block of rows that is converted at a time, at 
 
 
 def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
-    """Compute eigenvalues with torch, on the weight's device."""
+    """Compute eigenvalues with torch, on the weight's device; on the CPU where a CUDA device is short of memory."""
+    if stack.device.type == "cuda" and not has_room(stack.device, _cuda_bytes(stack)):
+        stack = stack.cpu()
     tall = _tall(stack)
     if tall.dtype == dtype:
         gram = tall.mT @ tall
@@ -37,6 +40,12 @@ def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
         # CUDA 13); in float64 it is right, and at these sizes three times as fast.
         gram = gram.double()
     return _nonnegative(torch.linalg.eigvalsh(gram).cpu().numpy())
+
+
+def _cuda_bytes(stack: Tensor) -> int:
+    """Return the bytes that cuSOLVER takes at once: the product, and for one matrix 7 times that (seen on an H100)."""
+    m = min(stack.shape[-2:])
+    return 8 * m * m * (stack.shape[0] + 7)
 
 
 def solve_lapack(stack: Tensor, dtype: torch.dtype) -> Floats:

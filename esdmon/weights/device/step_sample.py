@@ -1,11 +1,11 @@
 """Measure how far one optimizer step moves each weight, from a few of its elements, between readings.
 
-On an accelerator nothing waits: the numbers are computed behind the training's own kernels and copied to pinned memory,
-and they are read at a later step, when they are there.
+On an accelerator nothing waits: the numbers are computed behind the training's own kernels, and are read at a later
+step.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import final
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from esdmon.schedule.step_sample import StepSample
 from esdmon.weights.device.sample import sample_value
+from esdmon.weights.device.transfers import Fetched, Transfers
 from esdmon.weights.matrix import Matrix
 
 _NONE = StepSample(math.nan, math.nan, math.nan)
@@ -36,14 +37,18 @@ class StepSampler:
 
     Only weights that are parameters themselves are sampled: to read one that is computed takes long, and may run code
     of the model. Sharded ones and those that hold no numbers are left out too.
+
+    Args:
+        transfers: bring the numbers to the CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, transfers: Transfers | None = None) -> None:
+        self._transfers = transfers or Transfers()
         self._weights: dict[str, tuple[Matrix, Tensor]] = {}
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
         self._last: dict[str, StepSample] = {}
-        self._arriving: list[tuple[list[str], Tensor, Callable[[], bool]]] = []
+        self._arriving: list[tuple[list[str], Fetched]] = []
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
         """Take these weights from now on: those of a model that was just searched for them."""
@@ -68,19 +73,19 @@ class StepSampler:
                 group = groups.setdefault((now.device, now.numel()), _Group())
                 group.names.append(name)
                 group.parts += [earlier if _is_alike(earlier, now) else before, before, now]
-        for (device, _), group in groups.items():
-            self._compare(device, group)
+        for group in groups.values():
+            self._compare(group)
         self._before, self._after = {}, after
 
     def take(self) -> dict[str, StepSample]:
         """Return what has been compared since the last call, without waiting for the rest."""
         found: dict[str, StepSample] = {}
         waiting = []
-        for names, norms, is_there in self._arriving:
-            if not is_there():
-                waiting.append((names, norms, is_there))
+        for names, norms in self._arriving:
+            if not norms.is_there():
+                waiting.append((names, norms))
                 continue
-            for name, (earlier, before, now, shifted, moved) in zip(names, norms.tolist(), strict=True):
+            for name, (earlier, before, now, shifted, moved) in zip(names, norms.read().tolist(), strict=True):
                 growth = now / before - 1 if before > 0 else 0.0
                 found[name] = StepSample(now, _ratio(moved, before), growth, _ratio(shifted, earlier))
         self._arriving = waiting
@@ -120,16 +125,10 @@ class StepSampler:
                     samples[name] = sample_value(matrix, weight, _ELEMENTS).float()
         return samples
 
-    def _compare(self, device: torch.device, group: _Group) -> None:
+    def _compare(self, group: _Group) -> None:
         samples = torch.stack(group.parts).reshape(len(group.names), 3, -1)
         norms = torch.linalg.vector_norm(torch.cat((samples, samples.diff(dim=1)), dim=1), dim=2)
-        if device.type != "cuda":
-            self._arriving.append((group.names, norms.cpu(), lambda: True))
-            return
-        copy = torch.empty(norms.shape, dtype=norms.dtype, pin_memory=True).copy_(norms, non_blocking=True)
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        event.record(torch.cuda.current_stream(device))
-        self._arriving.append((group.names, copy, event.query))
+        self._arriving.append((group.names, self._transfers.fetch(norms)))
 
 
 def _is_alike(one: Tensor, other: Tensor) -> bool:

@@ -8,15 +8,30 @@ are of one size.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import final
 
 import torch
 from torch import Tensor
 
 from esdmon.weights.device.sample import sample_matrix, sample_size
+from esdmon.weights.device.transfers import Fetched, Later, Transfers
 from esdmon.weights.matrix import Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A sample of a matrix, as a part of what was fetched."""
+
+    fetched: Fetched
+    part: slice
+    shape: torch.Size
+
+    def sample(self) -> Tensor:
+        return self.fetched.read()[self.part].reshape(self.shape)
 
 
 @final
@@ -25,18 +40,24 @@ class Drift:
 
     Of an adapter the factors are sampled, and of W − W₀ both terms, so that nothing is computed as a whole to see
     whether it moves.
+
+    Args:
+        transfers: bring the samples to the CPU.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, transfers: Transfers | None = None) -> None:
         self._size = sample_size(1)
-        self._samples: dict[str, Tensor] = {}
+        self._transfers = transfers or Transfers()
+        self._samples: dict[str, Later] = {}
+        self._looked: dict[str, _Look] = {}
+        """The last look at each matrix since its last update."""
 
     def share_among(self, matrices: int) -> None:
         """Set the size of the samples for so many matrices: 4096 elements, and fewer for more than 4096 matrices."""
         self._size = sample_size(matrices)
 
-    def update(self, matrix: Matrix) -> float:
-        """Return ‖ΔW‖/‖W‖ since the last call for this matrix, and make the current weight the new baseline.
+    def update(self, matrix: Matrix) -> Callable[[], float]:
+        """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last one.
 
         Of a 16-bit weight it is that of the update before it was rounded. NaN at the first call, and where the shape
         has changed.
@@ -45,11 +66,17 @@ class Drift:
             UnreadableError: for a weight that holds no numbers; see `check_readable`.
         """
         before = self._samples.pop(matrix.name, None)
-        self._samples[matrix.name] = now = sample_matrix(matrix, self._size).cpu()
-        return _ratio(before, now, is_unrounded=True)
+        self._looked.pop(matrix.name, None)
+        now = self._samples[matrix.name] = self._transfers.fetch(sample_matrix(matrix, self._size)).read
+        if before is None:
+            return lambda: math.nan
+        return lambda: _ratio(before(), now(), is_unrounded=True)
 
     def look(self, matrices: Iterable[Matrix]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since its last `update`, without changing the baseline.
+
+        Nothing waits for an accelerator: of its weights the numbers are those of the last look, and missing where there
+        was none since the last update.
 
         NaN for a weight that cannot be read or is not finite; infinite for one that can be compared only from now on.
         """
@@ -59,14 +86,36 @@ class Drift:
             ratios[matrix.name] = math.nan
             with suppress(Exception):  # the reading reports why
                 samples[matrix.name] = sample_matrix(matrix, self._size)
-        for name, now in _to_cpu(samples).items():
-            ratio = _ratio(self._samples.get(name), now)
-            ratios[name] = math.inf if math.isnan(ratio) and bool(now.isfinite().all()) else ratio
+        for name, now in self._fetched(samples):
+            earlier, self._looked[name] = self._looked.get(name), now
+            known = now if now.fetched.is_there() else earlier
+            if known is None or not known.fetched.is_there():
+                del ratios[name]
+            else:
+                ratios[name] = self._compare(name, known.sample())
         return ratios
+
+    def _compare(self, name: str, now: Tensor) -> float:
+        before = self._samples.get(name)
+        ratio = math.nan if before is None else _ratio(before(), now)
+        return math.inf if math.isnan(ratio) and bool(now.isfinite().all()) else ratio
+
+    def _fetched(self, samples: Mapping[str, Tensor]) -> Iterator[tuple[str, "_Look"]]:
+        """Fetch samples, in one transfer for each device and dtype."""
+        groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
+        for name, taken in samples.items():
+            groups.setdefault((taken.device, taken.dtype), []).append(name)
+        for names in groups.values():
+            fetched = self._transfers.fetch(torch.cat([samples[name].reshape(-1) for name in names]))
+            begin = 0
+            for name in names:
+                end = begin + samples[name].numel()
+                yield name, _Look(fetched, slice(begin, end), samples[name].shape)
+                begin = end
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the samples by the names of the matrices, in the dtypes of the weights."""
-        return dict(self._samples)
+        return {name: sample() for name, sample in self._samples.items()}
 
     def prepare(self, state: Mapping[str, Tensor]) -> Callable[[], None]:
         """Parse `state_dict()`, and return a function that makes it the baseline.
@@ -76,30 +125,19 @@ class Drift:
         samples = {name: sample.cpu() for name, sample in state.items() if sample.device.type != "meta"}
 
         def apply() -> None:
-            self._samples = samples
+            self._samples = {name: partial(_itself, sample) for name, sample in samples.items()}
+            self._looked.clear()
 
         return apply
 
 
-def _to_cpu(samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy samples to the CPU in one transfer for each device, since each transfer waits for the device's queue."""
-    groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
-    for name, taken in samples.items():
-        groups.setdefault((taken.device, taken.dtype), []).append(name)
-    moved: dict[str, Tensor] = {}
-    for (device, _), names in groups.items():
-        if device.type == "cpu":
-            moved |= {name: samples[name] for name in names}
-            continue
-        parts = torch.cat([samples[name].reshape(-1) for name in names]).cpu()
-        for name, part in zip(names, parts.split_with_sizes([samples[name].numel() for name in names]), strict=True):
-            moved[name] = part.reshape(samples[name].shape)
-    return moved
+def _itself(sample: Tensor) -> Tensor:
+    return sample
 
 
-def _ratio(before: Tensor | None, now: Tensor, *, is_unrounded: bool = False) -> float:
+def _ratio(before: Tensor, now: Tensor, *, is_unrounded: bool = False) -> float:
     """Return ‖ΔW‖/‖W‖; of several factors the root of the sum of squares, as if they moved independently."""
-    if before is None or before.shape != now.shape:
+    if before.shape != now.shape:
         return math.nan
     rounding = torch.finfo(now.dtype).eps if is_unrounded and now.dtype in (torch.bfloat16, torch.float16) else 0.0
     rows = zip(before.double().reshape(-1, before.shape[-1]), now.double().reshape(-1, now.shape[-1]), strict=True)

@@ -19,12 +19,12 @@ def test_ratio_is_that_of_the_whole(shape: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight = torch.randn(shape)
     drift = Drift()
-    assert math.isnan(drift.update(held(weight)))
+    assert math.isnan(drift.update(held(weight))())
     step = 0.01 * torch.randn(shape)
     expected = float(step.norm() / weight.norm())
     weight += step
-    assert drift.update(held(weight)) == pytest.approx(expected, rel=0.1)
-    assert drift.update(held(weight)) == 0
+    assert drift.update(held(weight))() == pytest.approx(expected, rel=0.1)
+    assert drift.update(held(weight))() == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -41,7 +41,7 @@ def test_of_a_16_bit_weight_it_is_that_of_the_update_before_it_was_rounded(dtype
     expected = float(step.norm() / master.norm())
     master += step
     seen = float((master.to(dtype).double() - before).norm() / before.norm())
-    assert drift.update(held(master.to(dtype))) == pytest.approx(expected, rel=0.15)
+    assert drift.update(held(master.to(dtype)))() == pytest.approx(expected, rel=0.15)
     if dtype == torch.bfloat16 and size < 1e-5:
         assert seen > 15 * expected
 
@@ -55,7 +55,7 @@ def test_moves_of_many_units_are_as_they_are_seen() -> None:
     before = weight.double()
     weight[:2] *= 2
     expected = float((weight.double() - before).norm() / before.norm())
-    assert drift.update(held(weight)) == pytest.approx(expected, rel=0.3)
+    assert drift.update(held(weight))() == pytest.approx(expected, rel=0.3)
 
 
 def test_a_change_in_one_row_or_column_is_seen() -> None:
@@ -64,16 +64,16 @@ def test_a_change_in_one_row_or_column_is_seen() -> None:
     drift = Drift()
     drift.update(held(weight))
     weight[:, 5] = 2
-    assert drift.update(held(weight)) > 0
+    assert drift.update(held(weight))() > 0
     weight[7] = 3
-    assert drift.update(held(weight)) > 0
+    assert drift.update(held(weight))() > 0
 
 
 def test_a_new_shape_has_no_ratio() -> None:
     """Samples of another shape do not compare."""
     drift = Drift()
     drift.update(held(torch.ones(20, 20)))
-    assert math.isnan(drift.update(held(torch.ones(10, 10))))
+    assert math.isnan(drift.update(held(torch.ones(10, 10)))())
 
 
 def test_leaving_zero_is_an_infinite_ratio() -> None:
@@ -81,9 +81,9 @@ def test_leaving_zero_is_an_infinite_ratio() -> None:
     weight = torch.zeros(20, 20)
     drift = Drift()
     drift.update(held(weight))
-    assert drift.update(held(weight)) == 0
+    assert drift.update(held(weight))() == 0
     weight += 1
-    assert drift.update(held(weight)) == math.inf
+    assert drift.update(held(weight))() == math.inf
 
 
 def test_draws_no_random_number() -> None:
