@@ -25,7 +25,7 @@ from esdmon.options.watch_options import check
 from esdmon.runtime.assignments import Assignments
 from esdmon.runtime.clock import Clock, hookable
 from esdmon.runtime.coordination import Coordinator
-from esdmon.runtime.cpus import cores
+from esdmon.runtime.cpus import IdleCores, cores
 from esdmon.runtime.executor import Executor, Mode
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.pipeline import ReadingPipeline
@@ -36,6 +36,7 @@ from esdmon.runtime.source import Pipeline
 from esdmon.runtime.team import Team
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
+from esdmon.schedule.workers import Workers
 from esdmon.torch_private import job_store, use_one_thread
 from esdmon.weights import Drift, Model, Transfers
 from esdmon.weights.names import unwrap
@@ -75,6 +76,9 @@ def watch(
             matrices are read that are most out of date for what they cost, and at least one. None: all, each time.
         mode: "sync" reads in the optimizer's hook; "thread" copies the weights there, and reads while training goes on;
             "auto" is "thread" where the weights are on an accelerator or three of four cores are idle, else "sync".
+        workers: threads that read at once in the mode "thread", each on one core, where cores are idle. Their time is
+            not charged then, but what the steps of the training lose is measured, and held to the budget: "auto" for
+            half of the idle cores at most, a number for at most so many; 0 charges the time of one thread in full.
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
             "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
             it is installed; and JSONL in that folder.
@@ -169,14 +173,16 @@ def attach(
     transfers.waits = mode == "sync"
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
     cpu_clock = time.process_time if mode == "sync" else time.thread_time
-    budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds)
-    executor = Executor(reader, budget, mode=mode, memory=limits.copied_bytes, prepare=use_one_thread)
     rules = usable_rules(options.alert_config, reader.measures)
     hooked = inner[0] if inner and hook else None
     if hooked is not None:
         _close_older(hooked, model)
     ranks = _ranks(limits)
     leads = ranks is None or ranks.rank == 0
+    workers = _workers(options) if mode == "thread" and ranks is None else None
+    rate = None if workers is None else lambda: float(workers.count)
+    budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds, rate=rate)
+    executor = Executor(reader, budget, mode=mode, memory=limits.copied_bytes, prepare=use_one_thread, workers=workers)
     readings: Pipeline
     if ranks is not None and not leads:
         readings = RemoteReader(reader, executor, ranks, limits=limits)
@@ -237,6 +243,14 @@ def _mode(mode: str, *, on_accelerator: bool) -> Mode:
     # torch starts a thread for each physical core, which are half of what the system counts where each runs two.
     idle = 4 * torch.get_num_threads() <= cores()
     return "thread" if on_accelerator or idle else "sync"
+
+
+def _workers(options: WatchOptions) -> Workers | None:
+    """Return what sets the number of threads on idle cores; None where none is wanted, or nothing limits the time."""
+    if options.budget is None or options.workers == 0:
+        return None
+    idle, at_most = IdleCores(), cores() if options.workers == "auto" else int(options.workers)
+    return Workers(options.budget, lambda own: min(at_most, idle(own=own)))
 
 
 def _ranks(limits: Limits) -> Coordinator | None:

@@ -50,8 +50,11 @@ class Reads:
     def settle(self) -> None:
         pass
 
-    def advance(self) -> None:
+    def advance(self, *, waiting: bool = False) -> None:
         pass
+
+    def leftover(self) -> tuple[str, ...]:
+        return ()
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         report = _report_of(step % _DIFFERENT)

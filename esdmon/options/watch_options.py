@@ -28,6 +28,7 @@ class WatchKeywords(TypedDict, total=False):
 
     budget: float | None
     mode: str
+    workers: str | int
     alerts: Alerts
     on_alert: Callable[[Alert], object] | None
     stop_on: str | Sequence[str]
@@ -55,6 +56,7 @@ class WatchOptions:
     every: int | Schedule = 200
     budget: float | None = 0.01
     mode: str = "auto"
+    workers: str | int = "auto"
     sinks: Sinks = "auto"
     alerts: Alerts = "default"
     on_alert: Callable[[Alert], object] | None = None
@@ -194,6 +196,7 @@ def _is_function_or_none(value: object) -> bool:
 
 _ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
     "mode": (("auto", "sync", "thread").__contains__, "one of auto, sync, thread"),
+    "workers": (lambda value: value == "auto" or _is_whole(value), "'auto', or a number of threads, 0 or more"),
     "max_tags": (_is_whole_or_none, "a number of series, 0 or more, or None for all"),
     "first_step": (_is_whole, "a number of steps, 0 or more"),
     "strict": (_is_bool, "True or False"),

@@ -1,10 +1,16 @@
-"""Count the processor cores that this process may use."""
+"""Count the processor cores that this process may use, and those that are idle."""
 
 import math
 import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import final
 
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: "200000 100000", or "max 100000"
+_USED = Path("/sys/fs/cgroup/cpu.stat")
+_TIMES = Path("/proc/stat")
 
 
 def cores(*, quota: Path = _QUOTA) -> int:
@@ -14,8 +20,87 @@ def cores(*, quota: Path = _QUOTA) -> int:
         quota: the file in which the kernel keeps the quota of the container.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(affinity, _allowed(quota)) // _ranks_of_host())
+
+
+@final
+class IdleCores:
+    """Count the cores of this process that nobody used since the last call, halved: two may share one unit.
+
+    Only on Linux; elsewhere none counts as idle.
+
+    Args:
+        times: the file in which the kernel counts the time of each core.
+        quota: of the container.
+        used: the file in which the kernel counts what the container has used.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        times: Path = _TIMES,
+        quota: Path = _QUOTA,
+        used: Path = _USED,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._times, self._quota, self._used, self._clock = times, quota, used, clock
+        self._last: _Counted | None = None
+
+    def __call__(self, *, own: float = 0) -> int:
+        """Return the idle cores; 0 at the first call.
+
+        Args:
+            own: cores that this process's readings have used meanwhile, which count as idle.
+        """
+        last, self._last = self._last, self._count()
+        if last is None or self._last is None or self._last.total <= last.total:
+            return 0
+        now, ranks = self._last, _ranks_of_host()
+        if now.throttled > last.throttled:  # beyond its quota all threads of a container are stopped
+            return 0
+        share = (now.idle - last.idle) / (now.total - last.total)
+        idle = share * now.cores
+        if now.used is not None and last.used is not None and now.seconds > last.seconds:
+            idle = min(idle, _allowed(self._quota) - (now.used - last.used) / (now.seconds - last.seconds))
+        return max(0, int((idle + own) / 2 / ranks))
+
+    def _count(self) -> "_Counted | None":
+        try:
+            lines = self._times.read_text(encoding="ascii").splitlines()
+        except OSError:
+            return None
+        mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        cores = [line.split() for line in lines if line[:3] == "cpu" and line[3:4].isdigit()]
+        ticks = [[int(each) for each in row[1:9]] for row in cores if int(row[0][3:]) in mine]
+        idle = sum(row[3] + row[4] for row in ticks)  # idle, and waiting for disks
+        used, throttled = self._quota_used()
+        return _Counted(sum(map(sum, ticks)), idle, len(ticks), self._clock(), used, throttled)
+
+    def _quota_used(self) -> tuple[float | None, int]:
+        """Return the core seconds that the container has used, and how often it was stopped."""
+        try:
+            rows = dict(line.split() for line in self._used.read_text(encoding="ascii").splitlines())
+            return int(rows["usage_usec"]) / 1e6, int(rows.get("nr_throttled", 0))
+        except (OSError, ValueError, KeyError):
+            return None, 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What the kernel has counted at a moment."""
+
+    total: int
+    idle: int
+    cores: int
+    seconds: float
+    used: float | None
+    throttled: int
+
+
+def _ranks_of_host() -> int:
     ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun
-    return max(1, min(affinity, _allowed(quota)) // (int(ranks) if ranks.isdecimal() and int(ranks) else 1))
+    return max(1, int(ranks)) if ranks.isdecimal() else 1
 
 
 def _allowed(quota: Path) -> int:

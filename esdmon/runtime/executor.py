@@ -1,13 +1,11 @@
-"""`Executor`: finish readings on the spot, or in one background thread while training goes on."""
+"""`Executor`: finish readings on the spot, or in background threads while training goes on."""
 
 import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
-from threading import Event, Thread
 from typing import Any, Literal, TypeAlias, final
 
 from esdmon.isolation import describe
@@ -15,86 +13,27 @@ from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.at_exit import join_at_exit
 from esdmon.runtime.source import Answer, Ratio, Source, Task
+from esdmon.runtime.threads import Threads
 from esdmon.schedule.budget import Budget
+from esdmon.schedule.workers import Workers
 
 Mode: TypeAlias = Literal["sync", "thread"]
 
 
 @final
-class _DaemonThread:
-    """Run jobs one after another in a thread that does not hold up the end of the process.
-
-    The interpreter joins the threads of a ThreadPoolExecutor before it ends, however long the solve in them takes. A
-    daemon thread is left where it is.
-
-    Args:
-        prepare: called in the thread before its first job.
-    """
-
-    def __init__(self, prepare: Callable[[], object]) -> None:
-        self._prepare = prepare
-        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self._wake = Event()
-        self._is_closed = False
-        self._thread = Thread(target=self._run, name="esdmon", daemon=True)
-        self._thread.start()
-
-    def submit(self, job: Callable[[], Any]) -> Future[Any]:
-        """Queue a job."""
-        future: Future[Any] = Future()
-        self._jobs.append((future, job))
-        self._wake.set()
-        return future
-
-    def close(self) -> None:
-        """Cancel the jobs that have not begun, and end the thread when the running one is finished."""
-        self._is_closed = True
-        for future, _ in tuple(self._jobs):
-            future.cancel()
-        self._wake.set()
-
-    def join(self, timeout: float) -> None:
-        """Close, and wait until the thread has ended, for so many seconds at most."""
-        self.close()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        with suppress(Exception):
-            self._prepare()
-        while self._jobs or not self._is_closed:
-            # An exception that is raised in the thread from outside ends the running job at most, never the thread.
-            with suppress(BaseException):
-                if self._jobs:
-                    self._run_next(*self._jobs[0])
-                else:
-                    self._wake.wait()
-                    self._wake.clear()
-
-    def _run_next(self, future: Future[Any], job: Callable[[], Any]) -> None:
-        try:
-            if future.set_running_or_notify_cancel():
-                future.set_result(job())
-        except BaseException as error:  # noqa: BLE001
-            if not future.done():
-                future.set_exception(error)
-        finally:
-            self._jobs.popleft()
-
-
-@final
 class Executor:
-    """Begin readings; in the mode "thread" one thread finishes them, in the order in which they were begun.
+    """Begin readings; in the mode "thread" a thread finishes them, or several on idle cores, in the order begun.
 
-    The thread's time is charged to the budget second for second, though on idle cores it costs the run nothing: which
-    cores are idle is not known. The thread computes with numpy and torch, which release the interpreter's lock, and
-    never with scipy, which does not.
+    A thread's time is charged to the budget: second for second, or on idle cores by what the steps lose. The threads
+    compute with numpy and torch, which release the interpreter's lock, and never with scipy, which does not.
 
     Args:
         source: the matrices.
         budget: charged with the thread's time.
         mode: "sync" finishes a reading when it is begun.
-        memory: bytes of copied weights that may wait for the thread.
-        prepare: called in the thread before its first job.
+        memory: bytes of copied weights that may wait for the threads.
+        prepare: called in each thread before its first job.
+        workers: sets how many threads read; None for one.
     """
 
     def __init__(
@@ -105,19 +44,40 @@ class Executor:
         mode: Mode = "sync",
         memory: int = Limits().copied_bytes,
         prepare: Callable[[], object] = lambda: None,
+        workers: Workers | None = None,
     ) -> None:
         self._source = source
         self._budget = budget
         self._memory = memory
         self._prepare = prepare
+        self._workers = workers
         self.on_the_spot = mode == "sync"
         """True where a reading is finished when it is begun."""
-        self._thread: _DaemonThread | None = None
+        self._threads: Threads | None = None
         self._waiting: deque[tuple[Future[Any], int]] = deque()
 
     def is_idle(self) -> bool:
         """Return whether all that was begun is finished."""
         return not self._unfinished()
+
+    @property
+    def is_beside(self) -> bool:
+        """Return whether readings are finished on idle cores, so that more may be begun between scheduled steps."""
+        return self._workers is not None and self._workers.count > 0
+
+    def step(self) -> None:
+        """Count a step of the training, and begin what may begin by now."""
+        if self._workers is not None:
+            self._budget.lose(self._workers.step(is_busy=self._threads is not None and self._threads.running > 0))
+        if self._threads is not None:
+            self._threads.wake()
+
+    def wait(self) -> None:
+        """Begin what is queued, since the training waits for it."""
+        if self._workers is not None:
+            self._workers.wait()
+        if self._threads is not None:
+            self._threads.wake()
 
     def has_room(self, name: str) -> bool:
         """Return whether a copy of this matrix may be queued; any may where the queue is empty."""
@@ -138,7 +98,7 @@ class Executor:
         return Task((name,), partial(self._poll, name, step, future), partial(_cancel, future))
 
     def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:
-        """Have the thread finish several readings, in either mode: those that wait for other ranks.
+        """Have a thread finish several readings, in either mode: those that wait for other ranks.
 
         Args:
             names: of the matrices.
@@ -154,27 +114,32 @@ class Executor:
         if self.on_the_spot and self.is_idle():
             job()
         else:
-            self._submit(job, 0)
+            self._submit(job, 0, alone=True)
 
     def close(self) -> None:
-        """End the thread; what it has not begun is cancelled."""
-        if self._thread is not None:
-            self._thread.close()
+        """End the threads; what has not begun is cancelled."""
+        if self._threads is not None:
+            self._threads.close()
 
     def _unfinished(self) -> deque[tuple[Future[Any], int]]:
-        """Return the queue, with what is finished removed: jobs are finished in order."""
+        """Return the queue, with what is finished at its head removed."""
         while self._waiting and self._waiting[0][0].done():
             self._waiting.popleft()
         return self._waiting
 
-    def _submit(self, job: Callable[[], Any], size: int) -> Future[Any]:
-        if self._thread is None:  # now, and not earlier, so that a run that forks first forks no thread
-            self._thread = _DaemonThread(self._prepare)
-            join_at_exit(self._thread)
-            weakref.finalize(self, self._thread.close).atexit = False
-        future = self._thread.submit(job)
+    def _submit(self, job: Callable[[], Any], size: int, *, alone: bool = False) -> Future[Any]:
+        if self._threads is None:  # now, and not earlier, so that a run that forks first forks no thread
+            self._threads = Threads(self._prepare, self._allowed)
+            join_at_exit(self._threads)
+            weakref.finalize(self, self._threads.close).atexit = False
+        future = self._threads.submit(job, alone=alone)
         self._waiting.append((future, size))
         return future
+
+    def _allowed(self) -> int:
+        if self._workers is None:
+            return 1
+        return 0 if self._workers.stands_still else max(1, self._workers.count)
 
     def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]]) -> Answer | None:
         """Return a reading that is finished.
@@ -197,7 +162,7 @@ class Executor:
         else:  # SystemExit, say, raised in the thread from outside
             why = f"the worker was stopped: {describe(error)}"
             answer = {name: (LayerReport(name, "failed", step, why), 0.0) for name in names}
-        self._budget.spend(sum(seconds for _, seconds in answer.values()))
+        self._budget.read(sum(seconds for _, seconds in answer.values()))
         return answer
 
 

@@ -182,10 +182,10 @@ class Monitor:
                 self._escalation.sample(self._steps)
         return due
 
-    def _advance(self) -> None:
+    def _advance(self, *, waiting: bool = False) -> None:
         """Let copies that have arrived from an accelerator be read."""
         with self._faults.isolated("transfers", self._steps, pauses=False):
-            self._readings.advance()
+            self._readings.advance(waiting=waiting)
 
     def _is_due(self, count: int) -> bool:
         """Return whether any of the last steps is due."""
@@ -197,8 +197,10 @@ class Monitor:
         """Return the layers to read at this step although it is not scheduled."""
         if self._escalation is not None and not self._faults.disabled("escalation"):
             with self._faults.isolated("escalation", self._steps):
-                return self._escalation.due(self._steps, is_scheduled=is_scheduled)
-        return ()
+                extra = self._escalation.due(self._steps, is_scheduled=is_scheduled)
+                if extra or is_scheduled:
+                    return extra
+        return () if is_scheduled else self._readings.leftover()
 
     def _begin(self, host_step: int | None, extra: tuple[str, ...] = ()) -> None:
         """Begin the scheduled readings of a step, or the extra ones."""
@@ -323,7 +325,7 @@ class Monitor:
             if waited > timeout or (waited > elsewhere and not self._readings.under_way_here):
                 return
             time.sleep(_POLL)
-            self._advance()
+            self._advance(waiting=True)
             self._take_finished()
 
     def _take_finished(self) -> None:

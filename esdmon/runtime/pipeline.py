@@ -67,6 +67,8 @@ class ReadingPipeline:
         """Readings that were skipped because the queue was full, or that were lost."""
         self._has_warned = False
         self._last_due = 0
+        self._left: tuple[str, ...] = ()
+        """Matrices of the last scheduled step, for whose copies there was no memory then."""
 
     @property
     def under_way(self) -> bool:
@@ -83,15 +85,24 @@ class ReadingPipeline:
         if self._executor.on_the_spot:
             self._source.settle()
 
-    def advance(self) -> None:
-        """Ask which copies have arrived from an accelerator."""
+    def advance(self, *, waiting: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
         self._source.advance()
+        if waiting:
+            self._executor.wait()
+        else:
+            self._executor.step()
+
+    def leftover(self) -> tuple[str, ...]:
+        """Return what is left to read of the last scheduled step, where all that was begun is finished."""
+        return self._left if self._left and self._executor.is_idle() else ()
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
         if extra:
             self._begin_extra(extra, step, host_step)
             return
+        self._left = ()
         self._refresh()
         earned = self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
         self._warn_if_over_budget()
@@ -105,7 +116,7 @@ class ReadingPipeline:
 
     def plan(self, step: int, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
         """Return the matrices to read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
-        credit = self._budget.credit - self._under_way()
+        credit = self._budget.reading_credit - self._under_way()
         elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
         return self._priority.choose(step, credit, without=elsewhere.union(without), forced=forced)
 
@@ -175,7 +186,8 @@ class ReadingPipeline:
         self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
         here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
-        chosen = self._priority.affordable(here, self._budget.credit)
+        chosen = self._priority.affordable(here, self._budget.reading_credit)
+        self._left = tuple(name for name in self._left if name not in names)
         if chosen and len(self._due) < self._queue:
             self._due.append(due)
             self._start(due, chosen, within_credit=False)
@@ -244,10 +256,13 @@ class ReadingPipeline:
     def _start(self, due: DueStep, names: Sequence[str], *, within_credit: bool) -> bool:
         """Begin readings in this order; return False where credit or memory has run out before the last."""
         for count, name in enumerate(names):
-            if within_credit and due.read and self._budget.credit < 0:
+            if within_credit and due.read and self._budget.reading_credit < 0:
                 return False
             if not self._executor.has_room(name):
-                self._drop(due.step, len(names) - count)
+                if self._executor.is_beside:
+                    self._left += tuple(names[count:])
+                else:
+                    self._drop(due.step, len(names) - count)
                 return False
             self._begin(due, name)
         return True

@@ -50,9 +50,13 @@ class RemoteReader:
         if self._executor.on_the_spot:
             self._source.settle()
 
-    def advance(self) -> None:
+    def advance(self, *, waiting: bool = False) -> None:  # noqa: ARG002 -- its thread never stands still
         """Ask which copies have arrived from an accelerator."""
         self._source.advance()
+
+    def leftover(self) -> tuple[str, ...]:
+        """Return nothing: rank 0 assigns all."""
+        return ()
 
     def begin(self, step: int, _host_step: int | None = None, _extra: Collection[str] = ()) -> None:
         """Do what rank 0 has assigned for this due step. It reads extra matrices alone."""

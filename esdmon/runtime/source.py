@@ -154,8 +154,15 @@ class Pipeline(Stateful, Protocol):
     def settle(self) -> None:
         """Synchronise the device before what follows is measured, where readings are finished on the spot."""
 
-    def advance(self) -> None:
-        """Ask which copies have arrived from an accelerator, without waiting: at each step."""
+    def advance(self, *, waiting: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator, and go on with what waited for them.
+
+        Args:
+            waiting: True where the training waits for the readings, False at each step.
+        """
+
+    def leftover(self) -> tuple[str, ...]:
+        """Return the matrices of the last scheduled step that are to be read now, at a step between."""
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         """Begin the readings of a scheduled step; of the matrices `extra` at a step between these."""

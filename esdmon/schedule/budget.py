@@ -35,6 +35,8 @@ class Budget:
         cpu_clock: CPU seconds of all threads of the process; of the calling thread where another thread reads, whose
             seconds are added by `spend`.
         advance: seconds that may be spent before they are earned.
+        rate: returns the seconds that threads may read in a second of the run: their number, where they read on idle
+            cores and cost the run only what its steps lose; None or below the share: their time is charged in full.
 
     Raises:
         InputError: for a share outside (0, 1].
@@ -47,13 +49,15 @@ class Budget:
         clock: Clock = time.perf_counter,
         cpu_clock: Clock = time.process_time,
         advance: float = Limits().advance_seconds,
+        rate: Callable[[], float] | None = None,
     ) -> None:
         if share is not None and not (isinstance(share, Real) and 0 < share <= 1):
             msg = f"budget= must be a share of the run, above 0 and at most 1, or None for no limit; got {share!r}"
             raise InputError(msg)
-        self.share = share
+        self.share: float | None = share
         self._clock, self._cpu_clock = clock, cpu_clock
         self._advance = advance
+        self._rate = rate
         self._start: tuple[float, float] | None = None
         self._earned_at = 0.0
         self._credit = 0.0
@@ -70,10 +74,11 @@ class Budget:
         """Add credit for the time since the last call, and return it; 0 without a limit.
 
         Args:
-            at_most: bound of the credit, and beyond the advance of the debt, in seconds: after a long pause, or a
-                phase in which nothing changed, readings must not slow the run.
+            at_most: bound of the credit, and beyond the advance of the debt, in seconds of reading: after a long
+                pause, or a phase in which nothing changed, readings must not slow the run.
         """
         if self.share is not None:
+            at_most /= self._readings
             now = self._clock()
             earned = self.share * (now - self._earned_at)
             credit = self._credit + earned
@@ -91,6 +96,19 @@ class Budget:
         if self.share is None:
             return math.inf
         return self._credit + max(0.0, self._advance - self.share * self.run_seconds) - self._spending()
+
+    @property
+    def reading_credit(self) -> float:
+        """Return the seconds of reading that may be begun now; see `credit`."""
+        if self.share is None:
+            return math.inf
+        return self.credit + (self._readings - 1) * max(0.0, self._credit)
+
+    @property
+    def _readings(self) -> float:
+        """Return the seconds of reading that cost as much credit as a second of the run."""
+        rate = 0.0 if self._rate is None else self._rate()
+        return rate / self.share if self.share and rate > self.share else 1.0
 
     @property
     def overhead(self) -> float:
@@ -114,6 +132,16 @@ class Budget:
         """Charge seconds that were used elsewhere: by another thread."""
         self._spent += seconds
         self._credit -= seconds
+
+    def read(self, seconds: float) -> None:
+        """Charge the seconds of readings in other threads: nothing of the run where they are on idle cores."""
+        self._credit -= seconds / self._readings
+        if self._readings == 1:
+            self._spent += seconds
+
+    def lose(self, seconds: float) -> None:
+        """Count what the steps of the training have lost to readings in other threads."""
+        self._spent += seconds
 
     @contextmanager
     def spending(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ import pytest
 from esdmon.errors import InputError
 from esdmon.limits import Limits
 from esdmon.schedule.budget import Budget
+from tests.clocks import FakeClock
 
 ADVANCE = Limits().advance_seconds
 
@@ -128,3 +129,23 @@ def test_a_share_that_is_none_is_refused(share: float) -> None:
         InputError, match=r"budget= must be a share of the run, above 0 and at most 1, or None for no limit"
     ):
         Budget(share)
+
+
+def test_readings_on_idle_cores_cost_the_run_what_its_steps_lose() -> None:
+    """Three threads may read for three seconds in each second; blocking the run counts as ever."""
+    clock, rate = FakeClock(), [3.0]
+    budget = Budget(0.01, clock=clock.perf_counter, cpu_clock=lambda: 0.0, advance=0.0, rate=lambda: rate[0])
+    budget.start()
+    clock.passes(100)
+    budget.earn(at_most=1e6)
+    assert budget.credit == pytest.approx(1, abs=0.01)
+    assert budget.reading_credit == pytest.approx(300, rel=0.01)
+    budget.read(150)
+    assert budget.reading_credit == pytest.approx(150, rel=0.02)
+    assert budget.overhead == 0
+    budget.lose(0.4)
+    assert budget.overhead == pytest.approx(0.004, rel=0.01)
+    rate[0] = 0
+    assert budget.reading_credit == budget.credit
+    budget.read(0.2)
+    assert budget.overhead == pytest.approx(0.006, rel=0.01)

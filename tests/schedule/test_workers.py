@@ -1,0 +1,110 @@
+"""Threads that are steered by what the steps lose: in simulated runs, whose clock is a number."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+
+from esdmon.schedule.workers import Workers
+from tests.clocks import FakeClock
+
+BUDGET = 0.01
+
+
+@dataclass
+class Outcome:
+    """A simulated run."""
+
+    lost: float
+    """Share of the run."""
+    charged: float
+    """The same by the count of `Workers`."""
+    threads: float
+    """Of all steps, the mean."""
+    at_end: int
+
+
+def run(
+    slower: Callable[[int, int], float],
+    *,
+    seed: int,
+    cap: Callable[[int], int] = lambda _step: 8,
+    steps: int = 6000,
+    scatter: float = 0.01,
+    is_pending: Callable[[int], bool] = lambda _step: True,
+) -> Outcome:
+    """Train, with steps of about a second, autocorrelated, with outliers, that `slower` says how threads slow down."""
+    draw, noise, clock = random.Random(seed), 0.0, FakeClock()  # noqa: S311 -- a simulation
+    at = 0
+    workers = Workers(BUDGET, lambda _own: cap(at), clock=clock.perf_counter)
+    lost = charged = total = threads = 0.0
+    for at in range(steps):
+        reading = 0
+        if is_pending(at) and not workers.stands_still:
+            reading = workers.count or int(at % 100 == 0)  # without idle cores a share of the run, as the budget
+        noise = 0.6 * noise + 0.8 * draw.gauss(0, 1)
+        step = 1 + scatter * noise + (draw.expovariate(3) if draw.random() < 0.02 else 0)
+        slow = step * slower(reading, at)
+        clock.passes(step + slow)
+        lost, total, threads = lost + slow, total + step + slow, threads + reading
+        charged += workers.step(is_busy=reading > 0)
+    return Outcome(lost / total, charged / total, threads / steps, workers.count)
+
+
+CASES: dict[str, tuple[Callable[[int, int], float], float, float]] = {
+    "free": (lambda _threads, _step: 0.0, 4, 8),
+    "0.1 % a thread": (lambda threads, _step: 0.001 * threads, 3, 8),
+    "0.5 % a thread": (lambda threads, _step: 0.005 * threads, 0.5, 3),
+    "3 % a thread": (lambda threads, _step: 0.03 * threads, 0, 0.5),
+    "free up to 4, then 2 % each": (lambda threads, _step: 0.02 * max(0, threads - 4), 2, 5),
+    "free, then 3 % a thread": (lambda threads, step: 0.03 * threads if step > 3000 else 0.0, 1, 5),
+}
+
+
+@pytest.mark.parametrize("case", list(CASES))
+@pytest.mark.parametrize("scatter", [0.005, 0.02])
+def test_steps_lose_no_more_than_the_budget(case: str, scatter: float) -> None:
+    """And idle cores are used."""
+    slower, least, most = CASES[case]
+    runs = [run(slower, seed=seed, scatter=scatter) for seed in range(5)]
+    assert max(each.lost for each in runs) <= BUDGET
+    if case != "free, then 3 % a thread":  # where it changes it is known late
+        assert all(abs(each.charged - each.lost) < BUDGET / 2 for each in runs)
+    assert least <= sum(each.threads for each in runs) / len(runs) <= most
+
+
+def test_without_idle_cores_no_thread_is_free() -> None:
+    assert run(lambda _threads, _step: 0.0, seed=0, cap=lambda _step: 0).at_end == 0
+
+
+def test_cores_that_are_taken_are_given_back_within_a_block() -> None:
+    """As where another process starts on the host."""
+    found = run(lambda _threads, _step: 0.0, seed=0, cap=lambda step: 8 if step < 3000 else 2)
+    assert found.at_end == 2
+
+
+def test_readings_that_end_in_each_block_leave_the_slow_down_open() -> None:
+    """A block in which threads read now and then is of neither kind."""
+    found = run(lambda threads, _step: 0.005 * threads, seed=0, is_pending=lambda step: step % 20 < 3)
+    assert (found.at_end, found.charged) == (1, 0.0)
+
+
+def test_while_the_training_waits_nothing_stands_still() -> None:
+    """Else readings that `close` waits for would never begin."""
+    clock = FakeClock()
+    workers = Workers(BUDGET, lambda _own: 1, clock=clock.perf_counter)
+    for _ in range(200):
+        clock.passes(1)
+        workers.step(is_busy=not workers.stands_still)
+        if workers.stands_still:
+            break
+    assert workers.stands_still
+    workers.wait()
+    assert not workers.stands_still
+
+
+def test_it_is_tried_again_after_a_while() -> None:
+    """What has slowed the steps may be over."""
+    found = run(lambda threads, step: 0.05 * threads if step < 1500 else 0.0, seed=0, steps=8000)
+    assert found.at_end >= 4
