@@ -218,7 +218,18 @@ def _name_parameters(model: nn.Module, found: _Found) -> dict[int, list[str]]:
             if id(parameter) not in names:
                 found.parameters[full_name] = parameter
             names.setdefault(id(parameter), []).append(full_name)
+    for matrix in found.matrices:
+        for stand_in in matrix.made_of() if matrix.made_of is not None else ():
+            if id(stand_in) not in names and stand_in.is_meta:  # of a packed weight, which is no parameter
+                full_name = _name_of_packed(matrix.name)
+                found.parameters[full_name] = stand_in
+                names[id(stand_in)] = [full_name]
     return names
+
+
+def _name_of_packed(name: str) -> str:
+    path = name.partition("/")[0]
+    return path if path.rpartition(".")[2].startswith("weight_") else f"{path}.weight"
 
 
 def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:

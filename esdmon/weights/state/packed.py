@@ -32,9 +32,6 @@ def packed_entries(state: State) -> Iterator[Entry]:
             yield _unread(state, f"{prefix}weight", name, "integers packed by compressed-tensors: not read")
         elif last == "qdata" and f"{prefix}scale" in state.outlines:
             yield _scaled(state, path, name, f"{prefix}scale", zero=f"{prefix}zero_point")
-        elif name.endswith("._packed_params._packed_params.0"):
-            owner = name.removesuffix("_packed_params._packed_params.0")
-            yield Entry(f"{owner}weight", outline, lambda name=name: state.read(name), (name,))  # type: ignore[misc]
         elif _NF4 in name:
             yield _four_bits(state, name.partition(_NF4)[0], name)
         elif last.endswith("weight") and _is_small(outline):

@@ -255,22 +255,64 @@ def test_a_quantised_model_of_torchao_is_read_from_its_file(tmp_path: Path) -> N
     assert_same_reading(esdmon.analyze(tmp_path / "a.pt"), esdmon.analyze(model))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_dynamic_quantisation_of_torch_is_read_from_its_file(tmp_path: Path) -> None:
-    """A linear layer from its packed parameters."""
-    model = nn.Sequential(nn.Linear(64, 48))
+@pytest.fixture
+def quantized_engine(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Choose the engine of torch's own quantisation; that of servers where there is one."""
     engines = torch.backends.quantized.supported_engines
-    torch.backends.quantized.engine = next(engine for engine in engines if engine != "none")
-    quantize: Any = torch.ao.quantization.quantize_dynamic
-    packed = quantize(model, {nn.Linear})
-    weight = packed[0].weight().dequantize()
+    engine = "fbgemm" if "fbgemm" in engines else next(each for each in engines if each != "none")
+    monkeypatch.setattr(torch.backends.quantized, "engine", engine)
+    return engine
+
+
+class Recurrent(nn.Module):
+    """A linear layer, recurrent ones and a cell."""
+
+    def __init__(self, *, bidirectional: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(32, 24)
+        self.lstm = nn.LSTM(32, 32, 2, bidirectional=bidirectional)
+        self.gru = nn.GRU(24, 32, bidirectional=bidirectional)
+        self.cell = nn.LSTMCell(24, 32)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_dynamic_quantisation_of_torch_is_read_from_module_and_file(
+    *, bidirectional: bool, dtype: torch.dtype, tmp_path: Path, quantized_engine: str
+) -> None:
+    """Under the names of the layers before, with numbers that differ by the rounding."""
+    if dtype is torch.float16 and quantized_engine != "fbgemm":
+        pytest.skip("only fbgemm packs float16")
+    model = Recurrent(bidirectional=bidirectional)
+    kinds = {nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell}
+    packed: Any = torch.ao.quantization.quantize_dynamic(model, kinds, dtype)  # type: ignore[no-untyped-call]
     torch.save(packed.state_dict(), tmp_path / "a.pt")
-    for source in (esdmon.weights.open_checkpoint(tmp_path / "a.pt"), packed.state_dict()):
-        (matrix,) = discover(source).matrices
-        assert matrix.name == "0"
-        assert torch.allclose(
-            matrix.read().float() if not matrix.read().is_quantized else matrix.read().dequantize(), weight
-        )
+    before, after = esdmon.analyze(model), esdmon.analyze(packed)
+    assert {layer.name for layer in before} == {layer.name for layer in after}
+    for layer in before:
+        name = layer.name
+        assert after[name].measures["frobenius_norm"] == pytest.approx(layer.measures["frobenius_norm"], rel=0.01)
+    assert after.coverage.share == 1
+    for source in (tmp_path / "a.pt", packed.state_dict()):
+        assert_same_reading(esdmon.analyze(source), after)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_static_quantisation_of_torch_is_read_from_module_and_file(tmp_path: Path, quantized_engine: str) -> None:
+    """Of convolutions, fused or not, and linear layers."""
+    quantization: Any = torch.ao.quantization
+    model = nn.Sequential(
+        quantization.QuantStub(), nn.Conv2d(12, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 24)
+    ).eval()
+    model.qconfig = quantization.get_default_qconfig(quantized_engine)
+    ready = quantization.prepare(quantization.fuse_modules(model, [["1", "2"]]))
+    ready(torch.randn(2, 12, 8, 8))
+    packed = quantization.convert(ready)
+    torch.save(packed.state_dict(), tmp_path / "a.pt")
+    report = esdmon.analyze(packed)
+    assert [(layer.name, layer.slices) for layer in report] == [("1", 9), ("4", 1)]
+    assert_same_reading(esdmon.analyze(tmp_path / "a.pt"), report)
 
 
 def test_four_bits_of_bitsandbytes_are_read_from_a_file(tmp_path: Path) -> None:
