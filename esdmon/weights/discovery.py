@@ -111,17 +111,25 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Fo
         raise InputError(f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}")
     if not found.matrices and not found.failures:
         kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
-        raise InputError(
-            f"{kind} has no weight matrix to read: esdmon reads parameters of two or more dimensions{_hint(found)}"
-        )
+        raise InputError(f"{kind} has no weight matrix to read: {_why_none(found)}")
     unpacked = [_materialize(matrix, materializer) for matrix in found.matrices]
     found.matrices = mark_optional(unpacked, found.heads)
     return found
 
 
-def _hint(found: _Found) -> str:
+def _why_none(found: _Found) -> str:
+    """Return why no parameter of a model is a matrix."""
     empty = sum(parameter.numel() == 0 for parameter in found.parameters.values())
-    return f", and {empty} are empty, as ZeRO-3 leaves them: join its shards first" if empty else ""
+    if empty:
+        return (
+            f"esdmon reads parameters of two or more dimensions, and {empty} are empty, as ZeRO-3 leaves them: "
+            "join its shards first"
+        )
+    kinds = [why_no_weight(name, parameter, found.parameters) for name, parameter in found.parameters.items()]
+    others = [kind for kind in dict.fromkeys(kinds) if kind not in ("", "vectors")]
+    if others:
+        return f"its parameters are {', '.join(others)}"
+    return "esdmon reads parameters of two or more dimensions"
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -186,7 +194,7 @@ def _are_plain(matrices: Sequence[Matrix]) -> bool:
 
 def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> Iterator[Matrix]:
     for attribute, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim in dimensions and not why_no_weight(attribute, parameter):
+        if parameter.ndim in dimensions and not why_no_weight(f"{name}.{attribute}", parameter):
             why = EMBEDDING if is_embedding_name(attribute) else ""
             read = partial(getattr, module, attribute)
             yield Matrix(_parameter_name(name, module, attribute), read, stacks.linear, on_request=why)

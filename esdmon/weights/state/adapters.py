@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from esdmon.weights.layers.lora import low_rank
+from esdmon.weights.layers.lora import adalora_scale, low_rank
 from esdmon.weights.matrix import UnreadableError
 from esdmon.weights.state.tensors import Entry, State
 
@@ -37,11 +37,31 @@ def adapter_entries(state: State) -> Iterator[Entry]:
             continue
         first, layer = match["first"], match["layer"]
         second = name[: match.start("first")] + _SECOND[first] + name[match.end("first") :]
-        is_parameter = match["weight"] or match["adapter"]  # without either it is one of loralib's, an ordinary matrix
+        singular = name[: match.start("first")] + "lora_E" + name[match.end("first") :] if first == "lora_A" else ""
+        # A parameter without any of these is one of loralib's, an ordinary matrix.
+        is_parameter = match["weight"] or match["adapter"] or singular in state.outlines
         if second not in state.outlines or outline.ndim < 2 or (first == "lora_A" and not is_parameter):
             continue
         label = f"lora.{match['adapter'] or 'default'}" if first.startswith(("lora_A", "lora_e")) else "lora"
-        yield _delta(state, f"{layer}/{label}", layer, name, second)
+        if singular in state.outlines:
+            yield _adaptive_delta(state, f"{layer}/{label}", (name, second, singular))
+        else:
+            yield _delta(state, f"{layer}/{label}", layer, name, second)
+
+
+def _adaptive_delta(state: State, name: str, parts: tuple[str, str, str]) -> Entry:
+    """Return s·B·diag(E)·A of AdaLoRA, E the singular values; its rank in s is that of the beginning."""
+    (rank, inputs), outputs = state.outlines[parts[0]].shape, state.outlines[parts[1]].shape[0]
+    outline = torch.empty(1, max(inputs, outputs), min(rank, inputs, outputs), device="meta")
+    alpha, first_rank = (state.config.get(key) for key in ("lora_alpha", "init_r"))
+    is_known = isinstance(alpha, int | float) and isinstance(first_rank, int) and first_rank > 0
+    scale = adalora_scale(alpha if alpha > 0 else first_rank, first_rank) if is_known else 1.0
+
+    def read() -> Tensor:
+        down, up, singular = (state.read(part) for part in parts)
+        return low_rank(down * singular, up).mul(scale)
+
+    return Entry(name, outline, read, parts, view="lora-delta")
 
 
 def _delta(state: State, name: str, layer: str, first: str, second: str) -> Entry:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import esdmon
+from esdmon.errors import InputError
 from esdmon.records import Report
 from esdmon.weights import discover
 
@@ -169,6 +170,41 @@ def test_an_adapter_has_the_scale_of_its_configuration(kind: str, tmp_path: Path
     report = esdmon.analyze(tmp_path, measures=["spectral_norm"])
     assert_same_reading(report, expected)
     assert all(layer.status == "ok" and layer.view == "lora-delta" for layer in report)
+
+
+def test_an_adapter_of_adalora_has_its_singular_values_and_scale(tmp_path: Path) -> None:
+    """As a module, where ΔW is what peft adds, and as a folder."""
+    torch.manual_seed(0)
+    config = peft.AdaLoraConfig(init_r=16, target_r=12, total_step=9, lora_alpha=40, target_modules=["q"])
+    model: Any = peft.get_peft_model(Net(), config)
+    nn.init.normal_(model.base_model.model.q.lora_E["default"])
+    model.save_pretrained(str(tmp_path))
+    expected = esdmon.analyze(model, layers=["*/lora.default"], measures=["spectral_norm"])
+    delta = model.base_model.model.q.get_delta_weight("default").detach()
+    norm = expected["q/lora.default"].measures["spectral_norm"]
+    assert norm == pytest.approx(float(torch.linalg.matrix_norm(delta, 2)), rel=1e-5)
+    assert_same_reading(esdmon.analyze(tmp_path, measures=["spectral_norm"]), expected)
+
+
+OTHER_ADAPTERS: dict[str, Callable[[], Any]] = {
+    "LoHa": lambda: peft.LoHaConfig(r=16, target_modules=["q", "conv"]),
+    "LoKr": lambda: peft.LoKrConfig(r=16, target_modules=["q"]),
+    "VeRA": lambda: peft.VeraConfig(r=16, target_modules=["q"]),
+    "OFT": lambda: peft.OFTConfig(r=0, oft_block_size=8, target_modules=["q"]),
+    "HRA": lambda: peft.HRAConfig(r=16, target_modules=["q"]),
+    "IA3": lambda: peft.IA3Config(target_modules=["q"], feedforward_modules=[]),
+    "VBLoRA": lambda: peft.VBLoRAConfig(num_vectors=20, vector_length=8, target_modules=["q"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_ADAPTERS)
+def test_factors_of_other_adapters_are_no_weights(kind: str, tmp_path: Path) -> None:
+    """Neither in the module, of which the base is read, nor in the folder, which is refused for what it holds."""
+    model = peft.get_peft_model(Net(), OTHER_ADAPTERS[kind]())
+    assert [layer.name for layer in esdmon.analyze(model)] == ["conv", "q", "v"]
+    model.save_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match="its parameters are factors of an adapter other than LoRA"):
+        esdmon.analyze(tmp_path)
 
 
 def test_an_adapter_of_kohya_has_its_own_scale() -> None:
