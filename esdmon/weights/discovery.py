@@ -18,7 +18,7 @@ from esdmon.weights import stacks
 from esdmon.weights.kinds import MATRIX_DIMENSIONS, why_no_weight
 from esdmon.weights.layers.extract import Extractor, extract
 from esdmon.weights.layers.parametrized import parametrizations_in_eval_mode, with_computed_weights
-from esdmon.weights.layers.quantized import Materializer, materialize, unpacker
+from esdmon.weights.layers.quantized import Materializer, materialize, unpacker, with_float8
 from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, mark_unreadable, reason_for
 from esdmon.weights.names import named_modules, unwrap
@@ -125,7 +125,10 @@ def _why_none(found: _Found) -> str:
             f"esdmon reads parameters of two or more dimensions, and {empty} are empty, as ZeRO-3 leaves them: "
             "join its shards first"
         )
-    kinds = [why_no_weight(name, parameter, found.parameters) for name, parameter in found.parameters.items()]
+    kinds = [
+        found.lost.get(id(parameter)) or why_no_weight(name, parameter, found.parameters)
+        for name, parameter in found.parameters.items()
+    ]
     others = [kind for kind in dict.fromkeys(kinds) if kind not in ("", "vectors")]
     if others:
         return f"its parameters are {', '.join(others)}"
@@ -178,13 +181,16 @@ def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]
     with parametrizations_in_eval_mode(module):
         matrices = extractor(name or type(module).__name__, module)
         if matrices is None:
-            return [
-                _checked(matrix) for matrix in with_computed_weights(module, list(_by_parameter(name, module, {2})))
-            ]
-        found = [_checked(matrix) for matrix in with_computed_weights(module, matrices)]
+            return _completed(module, list(_by_parameter(name, module, {2})))
+        found = _completed(module, matrices)
         known = {id(parameter) for matrix in found for parameter in matrix.parameters()}
         others = _by_parameter(name, module, {2}) if found and _are_plain(found) else ()
         return found + [_checked(matrix) for matrix in others if known.isdisjoint(map(id, matrix.parameters()))]
+
+
+def _completed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
+    """Return the matrices of one module, read as what acts, those that do not fit their layer marked."""
+    return with_float8(module, [_checked(matrix) for matrix in with_computed_weights(module, matrices)])
 
 
 def _are_plain(matrices: Sequence[Matrix]) -> bool:

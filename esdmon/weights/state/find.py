@@ -15,6 +15,7 @@ from esdmon.weights.matrix import Matrix, mark_unreadable
 from esdmon.weights.optional_layers import is_embedding_name
 from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
+from esdmon.weights.state.blocks import entries_of_blocks
 from esdmon.weights.state.computed import computed_entries
 from esdmon.weights.state.layouts import Part, parts_of
 from esdmon.weights.state.packed import packed_entries
@@ -79,7 +80,8 @@ def _storage_key(tensor: Tensor) -> tuple[object, ...]:
 
 def _in_order(state: State, names: Mapping[str, object]) -> Iterator[Entry]:
     """Iterate over the parameters of the model, in the order of the tensors that they begin with."""
-    recipes = (computed_entries, adapter_entries, packed_entries, entries_packed_by_torch, expert_entries)
+    packed = (packed_entries, entries_of_blocks, entries_packed_by_torch)
+    recipes = (computed_entries, adapter_entries, *packed, expert_entries)
     made = [entry for recipe in recipes for entry in recipe(state)]
     at = {entry.parts[0]: entry for entry in made}
     taken = {part for entry in made for part in entry.parts}

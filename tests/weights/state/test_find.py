@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import esdmon
 from esdmon.errors import InputError
@@ -172,6 +173,27 @@ def test_an_adapter_has_the_scale_of_its_configuration(kind: str, tmp_path: Path
     assert all(layer.status == "ok" and layer.view == "lora-delta" for layer in report)
 
 
+def test_a_convolution_of_kohya_in_three_steps_is_one_change() -> None:
+    """1 × 1, k × k among r channels, and 1 × 1."""
+    down, middle, up = torch.randn(12, 20, 1, 1), torch.randn(12, 12, 3, 3), torch.randn(30, 12, 1, 1)
+    state = {"c.lora_down.weight": down, "c.lora_mid.weight": middle, "c.lora_up.weight": up}
+    (report,) = esdmon.analyze(state | {"c.alpha": torch.tensor(6.0), "c.dora_scale": torch.ones(1, 20)})
+    change = torch.einsum("or,rskl,si->oikl", up[..., 0, 0], middle, down[..., 0, 0]).flatten(1) / 2
+    assert (report.name, report.N, report.M) == ("c/lora", 180, 12)
+    assert report.measures["spectral_norm"] == pytest.approx(float(torch.linalg.matrix_norm(change, 2)), rel=1e-4)
+
+
+@pytest.mark.parametrize("part", ["lora_mid.weight", "lora_up.weight"])
+def test_factors_that_do_not_fit_are_skipped(part: str) -> None:
+    """With their shapes in the reason."""
+    state = {"lora_down.weight": torch.randn(12, 20, 1, 1), "lora_mid.weight": torch.randn(12, 12, 3, 3)}
+    state |= {"lora_up.weight": torch.randn(30, 12, 1, 1)}
+    state[part] = torch.randn(30, 11, 1, 1)
+    (report,) = esdmon.analyze({f"c.{name}": tensor for name, tensor in state.items()})
+    assert report.status == "skipped"
+    assert "(30, 11" in report.reason
+
+
 def test_an_adapter_of_adalora_has_its_singular_values_and_scale(tmp_path: Path) -> None:
     """As a module, where ΔW is what peft adds, and as a folder."""
     torch.manual_seed(0)
@@ -279,7 +301,55 @@ def test_small_floats_are_read_with_their_scales(scale: tuple[int, ...], tmp_pat
     read, unread = discover(esdmon.weights.open_checkpoint(tmp_path / "a.safetensors")).matrices
     spread = scales.repeat_interleave(128, 0)[:200] if scale == (2, 1) else scales
     assert torch.equal(read.read(), codes.float() * spread)
-    assert "float8_e4m3fn weights are not real numbers" in unread.unreadable
+    assert "packed as torch.float8_e4m3fn, in a layout" in unread.unreadable
+
+
+def test_experts_of_four_bits_in_blocks_are_read_as_in_their_module(tmp_path: Path) -> None:
+    """GPT-OSS in MXFP4, against transformers' own unpacking."""
+    state = {"mlp.experts.gate_up_proj_bias": torch.zeros(3, 64)}
+    plain = dict(state)
+    for name, rows, columns in (("gate_up_proj", 64, 96), ("down_proj", 96, 32)):
+        blocks = torch.randint(0, 256, (3, rows, columns // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(118, 128, blocks.shape[:3], dtype=torch.uint8)
+        state |= {f"mlp.experts.{name}_blocks": blocks, f"mlp.experts.{name}_scales": scales}
+        plain[f"mlp.experts.{name}"] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    save_file(state, tmp_path / "a.safetensors")
+    report = esdmon.analyze(tmp_path / "a.safetensors")
+    assert {layer.name.rpartition(".")[2] for layer in report} == {"gate_up_proj/gate", "gate_up_proj/up", "down_proj"}
+    assert_same_reading(report, esdmon.analyze(plain))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_weights_of_mlx_are_read_by_the_groups_of_their_configuration(bits: int, tmp_path: Path) -> None:
+    """q·s + b, the lowest bits of a word first; without the configuration they are skipped."""
+    codes, count = torch.randint(0, 2**bits, (48, 64)), 32 // bits
+    scales, offsets = torch.rand(48, 2), torch.randn(48, 2)
+    words = sum((codes[:, place::count] << (bits * place) for place in range(count)), torch.zeros(1, dtype=torch.int64))
+    state = {"q.weight": words.to(torch.uint32), "q.scales": scales, "q.biases": offsets}
+    save_file(state, tmp_path / "model.safetensors")
+    weight = codes * scales.repeat_interleave(32, 1) + offsets.repeat_interleave(32, 1)
+    (skipped,) = esdmon.analyze(tmp_path)
+    assert (skipped.status, skipped.reason) == ("skipped", "packed numbers of an unknown layout: not read")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"group_size": 32, "bits": bits}}))
+    assert_same_reading(esdmon.analyze(tmp_path), esdmon.analyze({"q.weight": weight}))
+
+
+def test_float8_without_a_scale_is_what_it_is(tmp_path: Path) -> None:
+    """In a module that was cast, and in its file, whatever else is called a scale."""
+    model = nn.Sequential(nn.Linear(40, 30), nn.Conv2d(12, 16, 3), nn.LayerNorm(30)).to(torch.float8_e4m3fn)
+    state = model.state_dict() | {"norm.query_norm.scale": torch.ones(30)}
+    save_file(state, tmp_path / "a.safetensors")
+    plain = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    for source in (model, tmp_path / "a.safetensors"):
+        assert_same_reading(esdmon.analyze(source), esdmon.analyze(plain))
+
+
+def test_float8_with_a_scale_beside_it_is_not_read_without() -> None:
+    """In a module of which the layout is not known."""
+    layer = nn.Linear(40, 30).to(torch.float8_e4m3fn)
+    layer.register_buffer("weight_scale_inv", torch.ones(5, 3))
+    (report,) = esdmon.analyze(layer)
+    assert (report.status, report.reason[:41]) == ("skipped", "packed as torch.float8_e4m3fn, in a layou")
 
 
 def test_a_quantised_model_of_torchao_is_read_from_its_file(tmp_path: Path) -> None:
