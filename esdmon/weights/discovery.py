@@ -234,7 +234,7 @@ def _name_parameters(model: nn.Module, found: _Found) -> dict[int, list[str]]:
             names.setdefault(id(parameter), []).append(full_name)
     for matrix in found.matrices:
         for stand_in in matrix.made_of() if matrix.made_of is not None else ():
-            if id(stand_in) not in names and stand_in.is_meta:  # of a packed weight, which is no parameter
+            if id(stand_in) not in names and stand_in.is_meta:  # of a packed weight, which no parameter holds
                 full_name = _name_of_packed(matrix.name)
                 found.parameters[full_name] = stand_in
                 names[id(stand_in)] = [full_name]

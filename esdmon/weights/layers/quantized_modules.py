@@ -1,4 +1,4 @@
-"""Modules of torch's own quantisation, dynamic or static, whose weights are packed in an object and are no parameters.
+"""Modules of torch's own quantisation, dynamic or static, whose weights are packed in an object, not in parameters.
 
 They are recognised by where their classes live, and read by their own `weight()` or `get_weight()`. In the place of
 the parameters that they lack, each weight has a stand-in: a tensor on the meta device of its shape.
