@@ -304,6 +304,22 @@ def test_small_floats_are_read_with_their_scales(scale: tuple[int, ...], tmp_pat
     assert "packed as torch.float8_e4m3fn, in a layout" in unread.unreadable
 
 
+@pytest.mark.parametrize(
+    ("architecture", "is_split"), [("vit_tiny_patch16_224", True), ("vit_relpos_small_patch16_224", False), ("", False)]
+)
+def test_qkv_of_timm_is_split_where_its_configuration_names_the_architecture(
+    architecture: str, *, is_split: bool, tmp_path: Path
+) -> None:
+    """In others the parts alternate by head, or the module is not split either."""
+    save_file(
+        {"attn.qkv.weight": torch.randn(72, 24), "attn.proj.weight": torch.randn(24, 24)},
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    names = ["attn.qkv/q", "attn.qkv/k", "attn.qkv/v"] if is_split else ["attn.qkv"]
+    assert sorted(layer.name for layer in esdmon.analyze(tmp_path)) == sorted(["attn.proj", *names])
+
+
 def test_experts_of_four_bits_in_blocks_are_read_as_in_their_module(tmp_path: Path) -> None:
     """GPT-OSS in MXFP4, against transformers' own unpacking."""
     state = {"mlp.experts.gate_up_proj_bias": torch.zeros(3, 64)}
