@@ -18,7 +18,7 @@ from esdmon.weights import stacks
 from esdmon.weights.kinds import MATRIX_DIMENSIONS, why_no_weight
 from esdmon.weights.layers.extract import Extractor, extract
 from esdmon.weights.layers.parametrized import parametrizations_in_eval_mode, with_computed_weights
-from esdmon.weights.layers.quantized import Materializer, materialize, unpacker
+from esdmon.weights.layers.quantized import Materializer, materialize, unpacker, with_float8
 from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, mark_unreadable, reason_for
 from esdmon.weights.names import named_modules, unwrap
@@ -111,17 +111,28 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Fo
         raise InputError(f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}")
     if not found.matrices and not found.failures:
         kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
-        raise InputError(
-            f"{kind} has no weight matrix to read: esdmon reads parameters of two or more dimensions{_hint(found)}"
-        )
+        raise InputError(f"{kind} has no weight matrix to read: {_why_none(found)}")
     unpacked = [_materialize(matrix, materializer) for matrix in found.matrices]
     found.matrices = mark_optional(unpacked, found.heads)
     return found
 
 
-def _hint(found: _Found) -> str:
+def _why_none(found: _Found) -> str:
+    """Return why no parameter of a model is a matrix."""
     empty = sum(parameter.numel() == 0 for parameter in found.parameters.values())
-    return f", and {empty} are empty, as ZeRO-3 leaves them: join its shards first" if empty else ""
+    if empty:
+        return (
+            f"esdmon reads parameters of two or more dimensions, and {empty} are empty, as ZeRO-3 leaves them: "
+            "join its shards first"
+        )
+    kinds = [
+        found.lost.get(id(parameter)) or why_no_weight(name, parameter, found.parameters)
+        for name, parameter in found.parameters.items()
+    ]
+    others = [kind for kind in dict.fromkeys(kinds) if kind not in ("", "vectors")]
+    if others:
+        return f"its parameters are {', '.join(others)}"
+    return "esdmon reads parameters of two or more dimensions"
 
 
 def _check_initialized(model: nn.Module) -> None:
@@ -170,13 +181,16 @@ def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]
     with parametrizations_in_eval_mode(module):
         matrices = extractor(name or type(module).__name__, module)
         if matrices is None:
-            return [
-                _checked(matrix) for matrix in with_computed_weights(module, list(_by_parameter(name, module, {2})))
-            ]
-        found = [_checked(matrix) for matrix in with_computed_weights(module, matrices)]
+            return _completed(module, list(_by_parameter(name, module, {2})))
+        found = _completed(module, matrices)
         known = {id(parameter) for matrix in found for parameter in matrix.parameters()}
         others = _by_parameter(name, module, {2}) if found and _are_plain(found) else ()
         return found + [_checked(matrix) for matrix in others if known.isdisjoint(map(id, matrix.parameters()))]
+
+
+def _completed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
+    """Return the matrices of one module, read as what acts, those that do not fit their layer marked."""
+    return with_float8(module, [_checked(matrix) for matrix in with_computed_weights(module, matrices)])
 
 
 def _are_plain(matrices: Sequence[Matrix]) -> bool:
@@ -186,7 +200,7 @@ def _are_plain(matrices: Sequence[Matrix]) -> bool:
 
 def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> Iterator[Matrix]:
     for attribute, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim in dimensions and not why_no_weight(attribute, parameter):
+        if parameter.ndim in dimensions and not why_no_weight(f"{name}.{attribute}", parameter):
             why = EMBEDDING if is_embedding_name(attribute) else ""
             read = partial(getattr, module, attribute)
             yield Matrix(_parameter_name(name, module, attribute), read, stacks.linear, on_request=why)
@@ -218,7 +232,18 @@ def _name_parameters(model: nn.Module, found: _Found) -> dict[int, list[str]]:
             if id(parameter) not in names:
                 found.parameters[full_name] = parameter
             names.setdefault(id(parameter), []).append(full_name)
+    for matrix in found.matrices:
+        for stand_in in matrix.made_of() if matrix.made_of is not None else ():
+            if id(stand_in) not in names and stand_in.is_meta:  # of a packed weight, which no parameter holds
+                full_name = _name_of_packed(matrix.name)
+                found.parameters[full_name] = stand_in
+                names[id(stand_in)] = [full_name]
     return names
+
+
+def _name_of_packed(name: str) -> str:
+    path = name.partition("/")[0]
+    return path if path.rpartition(".")[2].startswith("weight_") else f"{path}.weight"
 
 
 def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:

@@ -20,13 +20,31 @@ _WORDS = {
     "tokens": {"token", "tokens"},
     "running statistics": {"running"},
     "logarithms of a diagonal": {"log"},
+    "magnitudes": {"dora", "magnitude"},
     "counters and caches": {"cache", "cached", "queue", "num"},
 }
 _PACKING = {"scales", "scale", "zeros", "qzeros", "zp", "SCB", "absmax", "g_idx", "weight_scale", "weight_scale_inv"}
-_PACKING |= {"weight_zero_point", "zero_point", "scale_weight", "input_scale", "nested_absmax", "quant_map"}
-_OTHER_ADAPTERS = re.compile(r"\.(hada_w|hada_t|lokr_w|lokr_t|oft_|vera_lambda|on_input|boft_)")
-_PACKED = {"weight", "qweight", "weight_packed"}
-_INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16)
+_PACKING |= {
+    "weight_zero_point",
+    "zero_point",
+    "zero",
+    "_scale",
+    "_shift",
+    "scale_weight",
+    "input_scale",
+    "nested_absmax",
+    "quant_map",
+}
+_OTHER_ADAPTERS = re.compile(
+    r"\.(hada_[wt]|lokr_[wt]|oft_|boft_[Rs]|vera_(A|B|lambda)|ia3_l|on_input|hra_u|miss_block|vblora_|randlora_|fourierft_"
+    r"|waveft_|shira_|c3a_kernel|trainable_tokens_delta|poly_(lora|router)|lora_E|gralora_|glora_|hira_[AB]|hira_embedding"
+    r"|delora_|deft_[PR]|frod_|peanut_|psoft_R|osf_svd|adamss_|supertuning_|lily_[ABr]|tinylora_|unilora_|beft_)"
+)
+"""Names that the tuners of peft and the scripts of kohya give to what they train, and keep beside it."""
+_PACKED = ("weight", "qweight", "weight_packed", "W_q", "_data")
+_INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.uint64, torch.uint32, torch.uint16)
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+"""Numbers of 8 bits that stand for themselves where no scale is beside them."""
 
 
 def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str:
@@ -40,20 +58,21 @@ def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str
     path, _, last = name.rpartition(".")
     if tensor.dim() not in MATRIX_DIMENSIONS:
         return "vectors" if tensor.dim() < 2 else f"{tensor.dim()}-D parameters of unknown layout"
-    reason = "" if last == "weight" else _why_by_name(name, path, last, beside)
-    return reason or ("integers" if tensor.dtype in _INTEGERS and last not in _PACKED - {"weight"} else "")
+    reason = "" if last == "weight" else _why_by_name(path, last, beside)
+    reason = reason or ("factors of an adapter other than LoRA" if _OTHER_ADAPTERS.search(f".{name}") else "")
+    return reason or ("integers" if tensor.dtype in _INTEGERS and last not in _PACKED[1:] else "")
 
 
-def _why_by_name(name: str, path: str, last: str, beside: Container[str]) -> str:
+def _why_by_name(path: str, last: str, beside: Container[str]) -> str:
     words = set(re.split(r"[_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", last).lower()))
     reason = next((why for why, known in _WORDS.items() if not words.isdisjoint(known)), "")
     if reason:
         return reason
-    if last in _PACKING and any(_beside(path, packed) in beside for packed in ("qweight", "weight", "weight_packed")):
+    if last in _PACKING and any(_beside(path, packed) in beside for packed in _PACKED):
         return "scales of packed weights"
     if last.endswith("_epsilon") and _beside(path, last.replace("_epsilon", "_sigma")) in beside:
         return "noise of a noisy layer"
-    return "factors of an adapter other than LoRA" if _OTHER_ADAPTERS.search(f".{name}") else ""
+    return ""
 
 
 def _beside(path: str, last: str) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
+from esdmon.weights.kinds import why_no_weight
 from esdmon.weights.matrix import Matrix, UnreadableError
 from esdmon.weights.validation import MIN_EIGENVALUES, check_kind
 
@@ -132,9 +133,7 @@ def _why_unreadable(matrix: Matrix) -> str:
 
 
 def _why_unclaimed(name: str, parameter: Tensor) -> str:
-    if parameter.ndim < 2:
-        return "vectors"
-    return "biases" if "bias" in name else f"{parameter.ndim}-D parameters of unknown layout"
+    return why_no_weight(name, parameter) or f"{parameter.ndim}-D parameters of unknown layout"
 
 
 def _patterns(argument: str, given: Sequence[str], found: Sequence[Matrix]) -> list[str]:

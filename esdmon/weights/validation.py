@@ -8,6 +8,7 @@ from esdmon.weights.shards import SHARDED
 
 MIN_EIGENVALUES = 10
 """The smallest spectrum that is read: fewer eigenvalues say nothing about a distribution. Our choice."""
+_REMEDY = "a plugin's esdmon_materialize can convert it"
 
 
 def check_kind(weight: Tensor) -> None:
@@ -19,10 +20,10 @@ def check_kind(weight: Tensor) -> None:
     if weight.layout != torch.strided:
         kind = "nested" if weight.is_nested else str(weight.layout).removeprefix("torch.")
         raise UnreadableError("skipped", f"a {kind} tensor: convert it to an ordinary one, with to_dense()")
+    if weight.is_complex():
+        raise UnreadableError("skipped", f"its numbers are complex ({weight.dtype}); {_REMEDY}")
     if not weight.is_floating_point() or weight.element_size() < 2:
-        raise UnreadableError(
-            "skipped", f"{weight.dtype} weights are not real numbers; a plugin's esdmon_materialize can convert them"
-        )
+        raise UnreadableError("skipped", f"packed as {weight.dtype}, in a layout that is not known; {_REMEDY}")
     if hasattr(weight, "placements"):
         raise UnreadableError("skipped", SHARDED)
     if weight.numel() == 0:

@@ -327,3 +327,17 @@ def test_a_matrix_under_the_size_floor_is_skipped_whatever_it_holds(value: float
     with pytest.raises(UnreadableError, match="2 eigenvalues; at least 10 are needed") as raised:
         read_spectrum(matrix)
     assert raised.value.status == "skipped"
+
+
+@pytest.mark.parametrize(("attribute", "n_matrices"), [("head_dim", 3), ("key_dim", 1)])
+def test_qkv_of_timm_that_alternates_by_head_is_read_whole(attribute: str, n_matrices: int) -> None:
+    """TinyViT and EfficientFormer call their module as the vision transformer does, and declare a `key_dim`."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            setattr(self, attribute, SIZE)
+            self.qkv = nn.Linear(WIDTH, 3 * WIDTH)
+
+    Attention.__module__ = "timm.models.of_the_test"
+    assert len(discover(Attention()).matrices) == n_matrices

@@ -144,7 +144,7 @@ ODD: dict[str, tuple[Callable[[], Tensor], str]] = {
     "coo": (lambda: torch.ones(20, 30).to_sparse(), "a sparse_coo tensor: convert it"),
     "csr": (lambda: torch.ones(20, 30).to_sparse_csr(), "a sparse_csr tensor: convert it"),
     "bsr": (lambda: torch.ones(20, 30).to_sparse_bsr((5, 5)), "a sparse_bsr tensor: convert it"),
-    "complex": (lambda: torch.ones(20, 30, dtype=torch.complex64), "torch.complex64 weights are not real"),
+    "complex": (lambda: torch.ones(20, 30, dtype=torch.complex64), "its numbers are complex"),
 }
 
 

@@ -12,7 +12,7 @@ from esdmon.errors import InputError
 from esdmon.records.table import natural_key
 from esdmon.weights.checkpoint import distributed
 from esdmon.weights.checkpoint.containers import is_optimizer_name
-from esdmon.weights.checkpoint.formats import open_file, opener_of, read_json
+from esdmon.weights.checkpoint.formats import open_file, opener_of, other_folder, read_json
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
 
 _STEMS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model", "pytorch_lora_weights")
@@ -25,6 +25,9 @@ _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 _CONFIGS = ("adapter_config.json", "config.json")
 _PIPELINE = "model_index.json"
 _DEEPSPEED_STATES = re.compile(r"(?P<shard>zero_pp_rank_\d+_)?(bf16_)?mp_rank_(?P<rank>\d+)_model_states\.pt")
+_MEGATRON_FILE = "model_optim_rng.pt"
+_MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
+_MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
 _Parts = dict[str, tuple[Checkpoint, str]]
 
 
@@ -74,6 +77,8 @@ def _open_weights(folder: Path) -> Checkpoint:
         return distributed.open_distributed(folder)
     if any(_DEEPSPEED_STATES.fullmatch(name) for name in files) or "latest" in files:
         return _open_deepspeed(folder, files)
+    if _MEGATRON_FILE in files or _MEGATRON_LATEST in files or _megatron_ranks(folder):
+        return _open_megatron(folder, files)
     return _open_standard(folder, files)
 
 
@@ -117,6 +122,8 @@ def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
         return _open_one(folder / candidates[0])
     if candidates:
         raise InputError(_too_many(folder, candidates))
+    if other := other_folder(path.name for path in folder.iterdir()):
+        raise InputError(f"{folder} is {other}")
     raise InputError(
         f"{folder} contains no checkpoint: neither a file of weights nor {distributed.INDEX}{_hint(folder)}"
     )
@@ -180,6 +187,29 @@ def _open_deepspeed(folder: Path, files: Sequence[str]) -> Checkpoint:
             "join it with DeepSpeed first"
         )
     return _open_one(folder / states[0][0])
+
+
+def _open_megatron(folder: Path, files: Sequence[str]) -> Checkpoint:
+    """Open a checkpoint of Megatron: the folder of a rank, of an iteration, or of all, where a file names the last."""
+    latest = folder / _MEGATRON_LATEST
+    if _MEGATRON_LATEST in files and latest.stat().st_size < 256:
+        name = latest.read_text(encoding="utf-8", errors="replace").strip()
+        inside = folder / (f"iter_{int(name):07d}" if name.isdecimal() else name)
+        if inside.parent == folder and inside.is_dir():
+            return open_folder(inside)
+    ranks = _megatron_ranks(folder.parent if _MEGATRON_FILE in files else folder)
+    if len(ranks) > 1:
+        raise InputError(
+            f"{folder} is split over {len(ranks)} ranks (tensor or pipeline parallel), which is not read: "
+            "join it with Megatron's tools/checkpoint/convert.py first"
+        )
+    if _MEGATRON_FILE in files:
+        return _open_one(folder / _MEGATRON_FILE)
+    return open_folder(folder / ranks[0]) if ranks else _open_standard(folder, files)
+
+
+def _megatron_ranks(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and _MEGATRON_RANK.fullmatch(path.name))
 
 
 def _join_apart(models: Mapping[str, Checkpoint]) -> Checkpoint:

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from esdmon.weights.checkpoint.mapping import Checkpoint
 
 INDEX_SUFFIX = ".index.json"
 _MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its library
-_FIRST = 64  # bytes that are looked at
+_FIRST = 512  # bytes that are looked at: a header of tar
 _OTHERS = {
     b"GGUF": "a GGUF file, whose packed weights are not read: convert it to safetensors",
     b"\x89HDF": "an HDF5 file: convert it to safetensors or a .pt file",
@@ -21,7 +21,25 @@ _OTHERS = {
     b"\x1f\x8b": "compressed by gzip: unpack it first",
     b"<!DOCTYPE": "a web page in the place of a file: download it again",
     b"<html": "a web page in the place of a file: download it again",
+    b"BZh": "compressed by bzip2: unpack it first",
+    b"\xfd7zXZ": "compressed by xz: unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
 }
+_OTHERS_BY_NAME = {
+    ".onnx": "a graph of ONNX: save its weights as safetensors or .pt",
+    ".msgpack": "a checkpoint of Flax: convert it to safetensors",
+    ".pdparams": "a checkpoint of Paddle: convert it to safetensors",
+    ".tflite": "a model of TensorFlow Lite: convert it to safetensors",
+    ".index": "a part of a checkpoint of TensorFlow: convert it to safetensors",
+}
+_OTHER_FOLDERS = {
+    "saved_model.pb": "a SavedModel of TensorFlow: convert it to safetensors",
+    "manifest.ocdbt": "a checkpoint of Orbax: convert it to safetensors",
+    "_METADATA": "a checkpoint of Orbax: convert it to safetensors",
+    "_CHECKPOINT_METADATA": "a checkpoint of Orbax: convert it to safetensors",
+}
+_PICKLE = "a pickle that torch.save did not write, and is not read: save its weights as safetensors or with torch.save"
+_TAR = "a tar archive: unpack it first"
 
 
 def open_file(path: Path) -> Checkpoint | None:
@@ -60,6 +78,11 @@ def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
     return torch_file.open_torch_file if suffix in torch_file.SUFFIXES else None
 
 
+def other_folder(names: Iterable[str]) -> str:
+    """Return what a folder is, by the names in it, where it is a checkpoint of another library; else empty."""
+    return next((_OTHER_FOLDERS[name] for name in names if name in _OTHER_FOLDERS), "")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Return the content of a JSON file; empty for one that does not exist, is damaged, or holds no object."""
     try:
@@ -82,6 +105,11 @@ def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
         first = file.read(_FIRST)
     known = next((what for magic, what in _OTHERS.items() if first.startswith(magic)), None)
+    known = known or _OTHERS_BY_NAME.get(path.suffix.lower())
+    if known is None and first[:1] == b"\x80" and first[1:2] in b"\2\3\4\5":  # the versions of its protocol
+        known = _PICKLE
+    if known is None and first[257:262] == b"ustar":
+        known = _TAR
     if known is not None:
         return f"is {known}"
     suffixes = ", ".join((*torch_file.SUFFIXES, safetensors.SUFFIX))

@@ -5,6 +5,7 @@ compressed; before, a sequence of pickles with the blocks behind them. Each tens
 """
 
 import io
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -34,6 +35,10 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field, after which the record begins
+_OTHER_ARCHIVES = {
+    re.compile(r".+\.npy$"): "an archive of numpy arrays: save them as named tensors, in a .safetensors or .pt file",
+    re.compile(r".+\.weights\.h5$"): "a model of Keras: convert it to safetensors or a .pt file",
+}
 Open = Callable[[], BinaryIO]
 Places = dict[str, tuple[int, int]]
 """Key of a storage -> (first byte in the file, number of bytes)."""
@@ -115,6 +120,9 @@ def _load_zip(file: BinaryIO) -> tuple[Any, Places]:
     if any(name.endswith(("/constants.pkl", "/extern_modules")) for name in names):
         raise InputError("is a TorchScript archive, which contains code. Save the model's state_dict() instead")
     if not roots:
+        kind = next((what for pattern, what in _OTHER_ARCHIVES.items() if any(map(pattern.match, names))), "")
+        if kind:
+            raise InputError(f"is {kind}")
         raise PickleError("it is a zip archive without data.pkl")
     root = roots[0]
     places = {}

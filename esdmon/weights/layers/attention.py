@@ -91,8 +91,9 @@ def _find_fused(module: nn.Module) -> Iterator[_Fused]:
         return
     for attribute, layout in LAYOUTS.get(type(module).__name__, {}).items():
         weight = _plain_weight(module, attribute)
-        if weight is not None:
-            yield _Fused(attribute, layout(module, weight), 2 if layout is equal_columns else 1)
+        projections = {} if weight is None else layout(module, weight)
+        if projections:
+            yield _Fused(attribute, projections, 2 if layout is equal_columns else 1)
 
 
 def _plain_weight(module: nn.Module, attribute: str) -> Tensor | None:
@@ -143,10 +144,15 @@ def _grouped_query_rows(module: Any, _weight: Tensor) -> dict[str, ToStack]:
     return rows("qkv", [module.config.num_attention_heads * module.head_dim, keys, keys])
 
 
+def _thirds_without_key_dim(module: Any, weight: Tensor) -> dict[str, ToStack]:
+    """Split timm's `qkv`; modules that declare a `key_dim` (TinyViT, EfficientFormer) alternate by head instead."""
+    return {} if hasattr(module, "key_dim") else _QKV(module, weight)
+
+
 _QKV = _equal_rows("q", "k", "v")
 _GATE_UP = _equal_rows("gate", "up")
 LAYOUTS: dict[str, dict[str, Layout]] = {
-    "Attention": {"c_attn": equal_columns, "qkv": _QKV},  # the first GPT; timm's vision transformers
+    "Attention": {"c_attn": equal_columns, "qkv": _thirds_without_key_dim},  # the first GPT; timm's
     "BarkSelfAttention": {"att_proj": _QKV},
     "BloomAttention": {"query_key_value": _alternating_rows("q", "k", "v", size="head_dim")},
     "DecisionTransformerGPT2Attention": {"c_attn": equal_columns},

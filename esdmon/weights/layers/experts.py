@@ -22,6 +22,8 @@ _ON_REQUEST = "experts are read pooled; one by one on request: '*/expert.3' in l
 def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     """Return the matrices of a module that has a number of experts and 3-D parameters with as many slices."""
     count = number_of_experts(module)
+    if count is None:
+        return None
     found: list[Matrix] = []
     for attribute, weight in module.named_parameters(recurse=False):
         if weight.ndim == 3 and weight.shape[0] == count:

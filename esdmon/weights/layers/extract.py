@@ -10,6 +10,7 @@ from torch import nn
 from esdmon.weights.layers.attention import extract_attention
 from esdmon.weights.layers.experts import extract_experts
 from esdmon.weights.layers.lora import extract_lora
+from esdmon.weights.layers.quantized_modules import extract_quantized_module
 from esdmon.weights.layers.torch_nn import extract_torch
 from esdmon.weights.matrix import Matrix
 
@@ -18,8 +19,8 @@ Extractor = Callable[[str, nn.Module], Sequence[Matrix] | None]
 
 
 def extract(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """Return the matrices of a module of torch, experts, attention or LoRA; None for any other module."""
-    for extractor in (extract_lora, extract_experts, extract_torch, extract_attention):
+    """Return the matrices of a module of torch, quantised or not, experts, attention or LoRA; None for any other."""
+    for extractor in (extract_lora, extract_quantized_module, extract_experts, extract_torch, extract_attention):
         matrices = extractor(name, module)
         if matrices is not None:
             return matrices

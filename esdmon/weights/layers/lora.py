@@ -22,6 +22,7 @@ from esdmon.weights.validation import check_readable
 
 _MERGED = "the sum of base and adapters is read on request: '*/merged' in layers="
 _FACTORS = (("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"))
+_SINGULAR_VALUES = "lora_E"  # of AdaLoRA, (r, 1): ΔW = s·B·diag(E)·A
 
 
 def extract_lora(name: str, module: nn.Module) -> Sequence[Matrix] | None:
@@ -51,7 +52,7 @@ def low_rank(a: Tensor, b: Tensor) -> Tensor:
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     a, b = a.detach().to(dtype), b.detach().to(dtype)
     if not bool(b.any()) or not bool(a.any()):
-        raise UnreadableError("skipped", "inactive: this adapter adds nothing yet (lora_B is zero)")
+        raise UnreadableError("skipped", "inactive: this adapter adds nothing yet (one of its factors is zero)")
     if a.shape[1] > b.shape[0]:
         a, b = b.mT, a.mT
     r: Tensor = torch.linalg.qr(a.mT, mode="r").R
@@ -92,13 +93,15 @@ def _deltas(name: str, module: Any) -> list[Matrix]:
     for first, second in _FACTORS:
         firsts, seconds = getattr(module, first, {}), getattr(module, second, {})
         for adapter in firsts:
-            factors = partial(_weights, firsts[adapter], seconds[adapter])
+            singular = getattr(module, _SINGULAR_VALUES, {})
+            own = (singular[adapter],) if adapter in singular else ()
+            factors = partial(_weights, firsts[adapter], seconds[adapter], *own)
             found[adapter] = _delta(f"{name}/lora.{adapter}", module, adapter, factors)
     return list(found.values())
 
 
 def _delta(name: str, module: nn.Module, adapter: str, factors: Callable[[], tuple[Tensor, ...]]) -> Matrix:
-    a, b = factors()
+    a, b, *_ = factors()
     n, r = max(a[0].numel(), b.shape[0]), min(a.shape[0], a[0].numel(), b.shape[0])
     return Matrix(
         name,
@@ -116,15 +119,23 @@ def _weights(*factors: nn.Module | Tensor) -> tuple[Tensor, ...]:
 
 
 def _read_delta(module: Any, adapter: str, factors: Callable[[], tuple[Tensor, ...]]) -> Tensor:
-    a, b = (weight.detach().flatten(1) for weight in factors())
+    a, b, *singular = (weight.detach().flatten(1) for weight in factors())
     if a.shape[0] != b.shape[1]:
         raise UnreadableError("skipped", f"its factors cannot be multiplied: {tuple(b.shape)} by {tuple(a.shape)}")
-    return low_rank(a, b).mul(float(module.scaling[adapter]))
+    scale = float(module.scaling[adapter])
+    if singular:
+        return low_rank(a * singular[0], b).mul(adalora_scale(scale, float(module.ranknum[adapter])))
+    return low_rank(a, b).mul(scale)
+
+
+def adalora_scale(alpha: float, rank: float) -> float:
+    """Return what AdaLoRA multiplies B·diag(E)·A by, as peft computes it."""
+    return alpha / (rank + 1e-5)
 
 
 def _sample_factors(module: Any, adapter: str, factors: Callable[[], tuple[Tensor, ...]], size: int) -> Tensor:
     """Return elements of both factors: their product changes when one of them does."""
-    a, b = (weight.detach() for weight in factors())
+    a, b, *_ = (weight.detach() for weight in factors())
     check_readable(a)
     check_readable(b)
     count = min(max(1, size // 2), a.numel(), b.numel())

@@ -4,7 +4,7 @@ They are recognised by what they offer, without importing the library that made 
 tensor classes with their own `dequantize` (torchao, quanto), and the 4-bit and 8-bit parameters of bitsandbytes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esdmon.weights.kinds import FLOAT8
 from esdmon.weights.matrix import Matrix
 
 Materializer = Callable[[Tensor], Callable[[Tensor], Tensor] | None]
@@ -48,6 +49,14 @@ def materialize(matrix: Matrix, materializer: Materializer = unpacker) -> Matrix
         made_of=matrix.parameters,
         outline=partial(torch.empty, shape, device="meta"),
     )
+
+
+def with_float8(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
+    """Return the matrices of a module; those of float8 without a scale in it are read as the numbers that they are."""
+    own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+    if not any(tensor.dtype in FLOAT8 for _, tensor in own) or any("scale" in name for name, _ in own):
+        return list(matrices)
+    return [materialize(matrix, lambda weight: Tensor.float if weight.dtype in FLOAT8 else None) for matrix in matrices]
 
 
 def _read_unpacked(read: Callable[[], Tensor], unpack: Callable[[Tensor], Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
-from esdmon.weights.layers.lora import low_rank
+from esdmon.weights.layers.lora import adalora_scale, low_rank
 from esdmon.weights.matrix import UnreadableError
 from esdmon.weights.state.tensors import Entry, State
 
@@ -37,31 +37,71 @@ def adapter_entries(state: State) -> Iterator[Entry]:
             continue
         first, layer = match["first"], match["layer"]
         second = name[: match.start("first")] + _SECOND[first] + name[match.end("first") :]
-        is_parameter = match["weight"] or match["adapter"]  # without either it is one of loralib's, an ordinary matrix
+        singular = name[: match.start("first")] + "lora_E" + name[match.end("first") :] if first == "lora_A" else ""
+        # A parameter without any of these is one of loralib's, an ordinary matrix.
+        is_parameter = match["weight"] or match["adapter"] or singular in state.outlines
         if second not in state.outlines or outline.ndim < 2 or (first == "lora_A" and not is_parameter):
             continue
         label = f"lora.{match['adapter'] or 'default'}" if first.startswith(("lora_A", "lora_e")) else "lora"
-        yield _delta(state, f"{layer}/{label}", layer, name, second)
+        if singular in state.outlines:
+            yield _adaptive_delta(state, f"{layer}/{label}", (name, second, singular))
+        else:
+            yield _delta(state, f"{layer}/{label}", layer, name, second)
+
+
+def _adaptive_delta(state: State, name: str, parts: tuple[str, str, str]) -> Entry:
+    """Return s·B·diag(E)·A of AdaLoRA, E the singular values; its rank in s is that of the beginning."""
+    a, b = (state.outlines[part] for part in parts[:2])
+    scale = _adaptive_scale(state)
+
+    def read() -> Tensor:
+        down, up, singular = (state.read(part).flatten(1) for part in parts)
+        _check_factors(down, up)
+        if singular.shape != (down.shape[0], 1):
+            raise UnreadableError("skipped", f"it has {tuple(singular.shape)} singular values for rank {len(down)}")
+        return low_rank(down * singular, up).mul(scale)
+
+    return Entry(name, _outline(a.numel() // max(1, a.shape[0]), a, b), read, parts, view="lora-delta")
+
+
+def _adaptive_scale(state: State) -> float:
+    alpha, rank = state.config.get("lora_alpha"), state.config.get("init_r")
+    if not isinstance(alpha, int | float) or not isinstance(rank, int) or rank < 1:
+        return 1.0
+    return adalora_scale(alpha if alpha > 0 else rank, rank)
+
+
+def _outline(inputs: int, a: Tensor, b: Tensor) -> Tensor:
+    """Return an outline of the N × r matrix that a change is read as."""
+    return torch.empty(1, max(inputs, b.shape[0]), min(a.shape[0], inputs, b.shape[0]), device="meta")
+
+
+def _check_factors(down: Tensor, up: Tensor) -> None:
+    if down.shape[0] != up.shape[1]:
+        raise UnreadableError("skipped", f"its factors cannot be multiplied: {tuple(up.shape)} by {tuple(down.shape)}")
 
 
 def _delta(state: State, name: str, layer: str, first: str, second: str) -> Entry:
     a, b = state.outlines[first], state.outlines[second]
     rank = a.shape[0]
     alpha = next((key for key in (f"{layer}.alpha", f"{layer}.lora.alpha") if key in state.outlines), None)
-    parts = (first, second) if alpha is None else (first, second, alpha)
-    n = max(a.numel() // max(1, rank), b.shape[0])
-    outline = torch.empty(1, n, min(rank, a.numel() // max(1, rank), b.shape[0]), device="meta")
+    middle = first.replace("lora_down", "lora_mid")
+    kernel = state.shape(middle) if middle != first else None
+    parts = (first, second, *(() if kernel is None else (middle,)), *(() if alpha is None else (alpha,)))
+    inputs = a.numel() // max(1, rank) * math.prod((kernel or ())[2:])
 
     def read() -> Tensor:
         down, up = state.read(first).flatten(1), state.read(second).flatten(1)
-        if down.shape[0] != up.shape[1]:
-            raise UnreadableError(
-                "skipped", f"its factors cannot be multiplied: {tuple(up.shape)} by {tuple(down.shape)}"
-            )
+        _check_factors(down, up)
+        if kernel is not None:
+            if kernel[:2] != (rank, rank):
+                raise UnreadableError("skipped", f"its middle factor {tuple(kernel)} does not fit rank {rank}")
+            # A convolution in three steps, 1 × 1, k × k among r channels, and 1 × 1: the first two are one.
+            down = torch.einsum("pq...,qi->pi...", state.read(middle), down).flatten(1)
         scale = _scale(state, layer, rank) if alpha is None else float(state.read(alpha)) / rank
         return low_rank(down, up).mul(scale)
 
-    return Entry(name, outline, read, parts, view="lora-delta")
+    return Entry(name, _outline(inputs, a, b), read, parts, view="lora-delta")
 
 
 def _scale(state: State, layer: str, rank: int) -> float:

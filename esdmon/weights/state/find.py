@@ -15,9 +15,11 @@ from esdmon.weights.matrix import Matrix, mark_unreadable
 from esdmon.weights.optional_layers import is_embedding_name
 from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
+from esdmon.weights.state.blocks import entries_of_blocks
 from esdmon.weights.state.computed import computed_entries
 from esdmon.weights.state.layouts import Part, parts_of
 from esdmon.weights.state.packed import packed_entries
+from esdmon.weights.state.packed_by_torch import entries_packed_by_torch
 from esdmon.weights.state.renamed import expert_entries, name_in_module
 from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry
 from esdmon.weights.validation import why_unreadable
@@ -78,7 +80,8 @@ def _storage_key(tensor: Tensor) -> tuple[object, ...]:
 
 def _in_order(state: State, names: Mapping[str, object]) -> Iterator[Entry]:
     """Iterate over the parameters of the model, in the order of the tensors that they begin with."""
-    recipes = (computed_entries, adapter_entries, packed_entries, expert_entries)
+    packed = (packed_entries, entries_of_blocks, entries_packed_by_torch)
+    recipes = (computed_entries, adapter_entries, *packed, expert_entries)
     made = [entry for recipe in recipes for entry in recipe(state)]
     at = {entry.parts[0]: entry for entry in made}
     taken = {part for entry in made for part in entry.parts}

@@ -22,6 +22,8 @@ _RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_
 _BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
 _EXPERTS = re.compile(r"(^|\.)(\w*experts?|\w*moe)\.")
 _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
+_TIMM = re.compile(r"(vit|deit3?|beit(v2)?|flexivit|samvit|nest)_(?!relpos_|srelpos_)")
+"""Architectures in a `config.json` of timm, of which the class `Attention` has `qkv`."""
 _LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
 
 
@@ -79,6 +81,8 @@ def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, To
         for owner, layouts in LAYOUTS.items():
             if attribute in layouts and owner.lower().startswith(kind):
                 return layouts[attribute](facts, torch.empty(shapes[name], device="meta"))
+    if attribute == "qkv" and _TIMM.match(str(config.get("architecture"))):
+        return _thirds("proj")(path.removesuffix(attribute), shapes[name], shapes)
     by_name = _BY_NAME.get(attribute)
     return {} if by_name is None else by_name(path.removesuffix(attribute), shapes[name], shapes)
 

@@ -1,7 +1,8 @@
 """Weights that files store as packed numbers, and the formulas for what they stand for.
 
 GPTQ and AWQ: int32 with several codes in each, scales and zero points by group. bitsandbytes: 4-bit codes that index a
-table, scaled by block, or int8 rows. Others: int8 or float8 with a scale for the tensor, for rows or for blocks.
+table, scaled by block, or int8 rows. Others: int8 or float8 with a scale for the tensor, for rows or for blocks, and
+float8 without any scale in the file, which stands for itself.
 """
 
 import json
@@ -11,18 +12,20 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from esdmon.weights.kinds import FLOAT8
 from esdmon.weights.matrix import UnreadableError
 from esdmon.weights.state.tensors import Entry, State, computed_entry, unread_entry
 
 _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each output in an int32 of 4-bit codes
 _NF4 = ".quant_state.bitsandbytes__"
 _SCALES = ("_scale_inv", "_scale", ".scale")
-_UNKNOWN = "packed numbers of an unknown layout: not read"
+UNKNOWN = "packed numbers of an unknown layout: not read"
 _BLOCK = 128  # of float8 weights, where the configuration does not say it
 
 
 def packed_entries(state: State) -> Iterator[Entry]:
     """Iterate over the packed weights of a state dict."""
+    is_plain = not any(_scale_of(state, name) for name, outline in state.outlines.items() if outline.dtype in FLOAT8)
     for name, outline in state.outlines.items():
         path, _, last = name.rpartition(".")
         prefix = f"{path}." if path else ""
@@ -32,13 +35,16 @@ def packed_entries(state: State) -> Iterator[Entry]:
             yield _unread(state, f"{prefix}weight", name, "integers packed by compressed-tensors: not read")
         elif last == "qdata" and f"{prefix}scale" in state.outlines:
             yield _scaled(state, path, name, f"{prefix}scale", zero=f"{prefix}zero_point")
-        elif name.endswith("._packed_params._packed_params.0"):
-            owner = name.removesuffix("_packed_params._packed_params.0")
-            yield Entry(f"{owner}weight", outline, lambda name=name: state.read(name), (name,))  # type: ignore[misc]
+        elif last == "_data" and f"{prefix}_scale" in state.outlines:  # of quanto
+            is_whole = outline.dtype == torch.int8 or outline.dtype in FLOAT8
+            scale = f"{prefix}_scale"
+            yield _scaled(state, path, name, scale, zero="") if is_whole else _unread(state, path, name)
         elif _NF4 in name:
             yield _four_bits(state, name.partition(_NF4)[0], name)
         elif last.endswith("weight") and _is_small(outline):
             yield from _with_scales(state, name, prefix)
+            if is_plain and outline.dtype in FLOAT8:
+                yield computed_entry(state, name, (name,), Tensor.float)
 
 
 def _is_small(outline: Tensor) -> bool:
@@ -50,11 +56,16 @@ def _with_scales(state: State, name: str, prefix: str) -> Iterator[Entry]:
         if key in state.outlines:
             yield computed_entry(state, name, (name, key), _by_rows)
             return
-    keys = [*(f"{name}{suffix}" for suffix in _SCALES), f"{prefix}scale_weight"]
-    scale = next((key for key in keys if key in state.outlines), None)
+    scale = _scale_of(state, name)
     is_fp4 = f"{name}_scale_2" in state.outlines or state.outlines[name].dtype == torch.uint8
-    if scale is not None and not is_fp4:
+    if scale and not is_fp4:
         yield _scaled(state, name, name, scale, zero=f"{name}_zero_point")
+
+
+def _scale_of(state: State, name: str) -> str:
+    """Return the name of the scale of a weight; empty for a weight that has none."""
+    keys = [*(f"{name}{suffix}" for suffix in _SCALES), f"{name.removesuffix('weight')}scale_weight"]
+    return next((key for key in keys if key in state.outlines), "")
 
 
 def _by_rows(codes: Tensor, largest: Tensor) -> Tensor:
@@ -62,7 +73,7 @@ def _by_rows(codes: Tensor, largest: Tensor) -> Tensor:
     return codes.float() * (largest.float()[:, None] / 127)
 
 
-def _unread(state: State, name: str, part: str, why: str = _UNKNOWN) -> Entry:
+def _unread(state: State, name: str, part: str, why: str = UNKNOWN) -> Entry:
     return unread_entry(state, name, (part,), why)
 
 
@@ -149,23 +160,23 @@ def _grouped(state: State, prefix: str) -> Entry:
     is_v2 = isinstance(settings, dict) and settings.get("checkpoint_format") == "gptq_v2"
 
     def read() -> Tensor:
-        codes, offsets = state.read(packed), _unpack_columns(state.read(zeros), bits)
+        codes, offsets = state.read(packed), unpack_columns(state.read(zeros), bits)
         if is_awq:
-            codes, offsets = _awq_order(_unpack_columns(codes, bits), bits), _awq_order(offsets, bits)
+            codes, offsets = _awq_order(unpack_columns(codes, bits), bits), _awq_order(offsets, bits)
         else:
-            codes = _unpack_columns(codes.T, bits).T
+            codes = unpack_columns(codes.T, bits).T
             offsets = offsets if is_v2 else offsets + 1  # GPTQ stores the zero point less 1
         size = math.ceil(inputs / groups)
         group = torch.arange(inputs) // size if group_of is None else state.read(group_of).long()
         if int(group.min()) < 0 or int(group.max()) >= groups:
-            raise UnreadableError("skipped", _UNKNOWN)
+            raise UnreadableError("skipped", UNKNOWN)
         return (codes - offsets[group]).float() * state.read(scales).float()[group]
 
     parts = (packed, scales, zeros) if group_of is None else (packed, scales, zeros, group_of)
     return Entry(name, torch.empty(inputs, outputs, device="meta"), read, parts)
 
 
-def _unpack_columns(packed: Tensor, bits: int) -> Tensor:
+def unpack_columns(packed: Tensor, bits: int) -> Tensor:
     """Return the codes in each int32, the lowest bits first: (rows, columns) to (rows, columns · 32/bits)."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
     codes: Tensor = (packed[:, :, None] >> shifts) & (2**bits - 1)

@@ -120,11 +120,23 @@ def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for name, value in weights.items():
         if isinstance(value, Tensor):
             yield str(name), value
-        elif isinstance(value, tuple):
-            yield from ((f"{name}.{index}", part) for index, part in enumerate(value) if isinstance(part, Tensor))
-        elif value is not None and not isinstance(value, bytes | torch.dtype | torch.ScriptObject):
+        elif isinstance(value, tuple | torch.ScriptObject):
+            yield from _inside(str(name), value)
+        elif value is not None and not isinstance(value, bytes | torch.dtype):
             kind = type(value).__name__
             raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors")
+
+
+def _inside(name: str, value: object) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the tensors in packed parameters, under the names that they have in a file of `torch.save`."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, torch.ScriptObject):
+        with suppress(Exception):  # an object of a user's own class need not have a state
+            yield from _inside(name, value.__getstate__())
+    elif isinstance(value, tuple | list):
+        for index, part in enumerate(value):
+            yield from _inside(f"{name}.{index}", part)
 
 
 def _clean_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -1,6 +1,10 @@
 """Folders as libraries write them: read by what their files say, or refused with what was found."""
 
+import io
 import json
+import pickle
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -162,11 +166,53 @@ def test_models_are_found_among_what_is_saved_with_them(kind: str, tmp_path: Pat
     assert list(open_checkpoint(tmp_path / "a.pt")) == names
 
 
-@pytest.mark.parametrize(
-    "content", [b"GGUF" + bytes(99), b"version https://git-lfs.github.com/spec/v1\noid x", b"\x1f\x8b123"]
-)
-def test_another_kind_of_file_is_named(content: bytes, tmp_path: Path) -> None:
-    """By its first bytes, with what to do."""
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"is (a GGUF file|a pointer of Git LFS|compressed by gzip)"):
-        esdmon.analyze(tmp_path / "model.safetensors")
+def zipped(name: str) -> bytes:
+    """Return an archive of one file."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr(name, bytes(99))
+    return file.getvalue()
+
+
+OTHER_FILES = {
+    "model.safetensors": (b"GGUF" + bytes(99), "a GGUF file"),
+    "model.bin": (b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of Git LFS"),
+    "model.pt": (b"\x1f\x8b123", "compressed by gzip"),
+    "model.npz": (zipped("fc.weight.npy"), "an archive of numpy arrays"),
+    "model.keras": (zipped("model.weights.h5"), "a model of Keras"),
+    "model.pkl": (pickle.dumps({"fc.weight": [1.0]}), "a pickle that torch.save did not write"),
+    "model.tar": (tarfile.TarInfo("a").tobuf(), "a tar archive"),
+    "model.onnx": (b"\x08\x07\x12\x07pytorch", "a graph of ONNX"),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_FILES)
+def test_another_kind_of_file_is_named(name: str, tmp_path: Path) -> None:
+    """By its first bytes, what is in it, or its name, with what to do."""
+    content, kind = OTHER_FILES[name]
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"{name} is {kind}"):
+        esdmon.analyze(tmp_path / name)
+
+
+def test_a_folder_of_another_library_is_named(tmp_path: Path) -> None:
+    """Instead of one of its folders."""
+    (tmp_path / "d").mkdir()
+    (tmp_path / "manifest.ocdbt").write_bytes(b"x")
+    with pytest.raises(InputError, match="is a checkpoint of Orbax: convert it to safetensors"):
+        esdmon.analyze(tmp_path)
+
+
+def test_a_checkpoint_of_megatron_is_read_from_any_of_its_folders(tmp_path: Path) -> None:
+    """Unless it is split over ranks; its file is called like an optimizer's."""
+    rank = tmp_path / "iter_0000020" / "mp_rank_00"
+    rank.mkdir(parents=True)
+    state = {"model": {"language_model": {"encoder": {"layers.0.weight": w()}}}, "optimizer": {"x": w()}}
+    torch.save(state, rank / "model_optim_rng.pt")
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("20")
+    for folder in (rank, rank.parent, tmp_path):
+        assert list(open_checkpoint(folder)) == ["language_model.encoder.layers.0.weight"]
+    (rank.parent / "mp_rank_01").mkdir()
+    for folder in (rank, rank.parent, tmp_path):
+        with pytest.raises(InputError, match="is split over 2 ranks"):
+            open_checkpoint(folder)

@@ -86,7 +86,10 @@ def test_a_delta_is_never_called_collapsed_or_trained() -> None:
 def test_an_adapter_that_adds_nothing_yet_is_inactive() -> None:
     """B = 0 at the start is not a dead layer."""
     layer = esdmon.analyze(adapted(["up"], init_lora_weights=True))["up/lora.default"]
-    assert (layer.status, layer.reason) == ("skipped", "inactive: this adapter adds nothing yet (lora_B is zero)")
+    assert (layer.status, layer.reason) == (
+        "skipped",
+        "inactive: this adapter adds nothing yet (one of its factors is zero)",
+    )
 
 
 def test_a_merged_base_is_not_read_as_the_base() -> None:

@@ -73,6 +73,6 @@ def test_packed_numbers_of_an_unknown_kind_are_skipped() -> None:
     report = esdmon.analyze({"w": torch.ones(20, 20, dtype=torch.int8), "v": torch.randn(20, 20)})
     assert (report["w"].status, report["w"].reason) == (
         "skipped",
-        "torch.int8 weights are not real numbers; a plugin's esdmon_materialize can convert them",
+        "packed as torch.int8, in a layout that is not known; a plugin's esdmon_materialize can convert it",
     )
     assert [(skip.name, skip.reason) for skip in report.coverage.skipped] == [("w", report["w"].reason)]

@@ -12,8 +12,10 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 import esdmon
+from esdmon.errors import InputError
 from esdmon.records import Report
 from esdmon.weights import discover
 
@@ -171,6 +173,62 @@ def test_an_adapter_has_the_scale_of_its_configuration(kind: str, tmp_path: Path
     assert all(layer.status == "ok" and layer.view == "lora-delta" for layer in report)
 
 
+def test_a_convolution_of_kohya_in_three_steps_is_one_change() -> None:
+    """1 × 1, k × k among r channels, and 1 × 1."""
+    down, middle, up = torch.randn(12, 20, 1, 1), torch.randn(12, 12, 3, 3), torch.randn(30, 12, 1, 1)
+    state = {"c.lora_down.weight": down, "c.lora_mid.weight": middle, "c.lora_up.weight": up}
+    (report,) = esdmon.analyze(state | {"c.alpha": torch.tensor(6.0), "c.dora_scale": torch.ones(1, 20)})
+    change = torch.einsum("or,rskl,si->oikl", up[..., 0, 0], middle, down[..., 0, 0]).flatten(1) / 2
+    assert (report.name, report.N, report.M) == ("c/lora", 180, 12)
+    assert report.measures["spectral_norm"] == pytest.approx(float(torch.linalg.matrix_norm(change, 2)), rel=1e-4)
+
+
+@pytest.mark.parametrize("part", ["lora_mid.weight", "lora_up.weight"])
+def test_factors_that_do_not_fit_are_skipped(part: str) -> None:
+    """With their shapes in the reason."""
+    state = {"lora_down.weight": torch.randn(12, 20, 1, 1), "lora_mid.weight": torch.randn(12, 12, 3, 3)}
+    state |= {"lora_up.weight": torch.randn(30, 12, 1, 1)}
+    state[part] = torch.randn(30, 11, 1, 1)
+    (report,) = esdmon.analyze({f"c.{name}": tensor for name, tensor in state.items()})
+    assert report.status == "skipped"
+    assert "(30, 11" in report.reason
+
+
+def test_an_adapter_of_adalora_has_its_singular_values_and_scale(tmp_path: Path) -> None:
+    """As a module, where ΔW is what peft adds, and as a folder."""
+    torch.manual_seed(0)
+    config = peft.AdaLoraConfig(init_r=16, target_r=12, total_step=9, lora_alpha=40, target_modules=["q"])
+    model: Any = peft.get_peft_model(Net(), config)
+    nn.init.normal_(model.base_model.model.q.lora_E["default"])
+    model.save_pretrained(str(tmp_path))
+    expected = esdmon.analyze(model, layers=["*/lora.default"], measures=["spectral_norm"])
+    delta = model.base_model.model.q.get_delta_weight("default").detach()
+    norm = expected["q/lora.default"].measures["spectral_norm"]
+    assert norm == pytest.approx(float(torch.linalg.matrix_norm(delta, 2)), rel=1e-5)
+    assert_same_reading(esdmon.analyze(tmp_path, measures=["spectral_norm"]), expected)
+
+
+OTHER_ADAPTERS: dict[str, Callable[[], Any]] = {
+    "LoHa": lambda: peft.LoHaConfig(r=16, target_modules=["q", "conv"]),
+    "LoKr": lambda: peft.LoKrConfig(r=16, target_modules=["q"]),
+    "VeRA": lambda: peft.VeraConfig(r=16, target_modules=["q"]),
+    "OFT": lambda: peft.OFTConfig(r=0, oft_block_size=8, target_modules=["q"]),
+    "HRA": lambda: peft.HRAConfig(r=16, target_modules=["q"]),
+    "IA3": lambda: peft.IA3Config(target_modules=["q"], feedforward_modules=[]),
+    "VBLoRA": lambda: peft.VBLoRAConfig(num_vectors=20, vector_length=8, target_modules=["q"]),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_ADAPTERS)
+def test_factors_of_other_adapters_are_no_weights(kind: str, tmp_path: Path) -> None:
+    """Neither in the module, of which the base is read, nor in the folder, which is refused for what it holds."""
+    model = peft.get_peft_model(Net(), OTHER_ADAPTERS[kind]())
+    assert [layer.name for layer in esdmon.analyze(model)] == ["conv", "q", "v"]
+    model.save_pretrained(str(tmp_path))
+    with pytest.raises(InputError, match="its parameters are factors of an adapter other than LoRA"):
+        esdmon.analyze(tmp_path)
+
+
 def test_an_adapter_of_kohya_has_its_own_scale() -> None:
     """alpha/r, of a linear layer and of a convolution."""
     up, down = torch.randn(40, 12), torch.randn(12, 30)
@@ -243,7 +301,75 @@ def test_small_floats_are_read_with_their_scales(scale: tuple[int, ...], tmp_pat
     read, unread = discover(esdmon.weights.open_checkpoint(tmp_path / "a.safetensors")).matrices
     spread = scales.repeat_interleave(128, 0)[:200] if scale == (2, 1) else scales
     assert torch.equal(read.read(), codes.float() * spread)
-    assert "float8_e4m3fn weights are not real numbers" in unread.unreadable
+    assert "packed as torch.float8_e4m3fn, in a layout" in unread.unreadable
+
+
+@pytest.mark.parametrize(
+    ("architecture", "is_split"), [("vit_tiny_patch16_224", True), ("vit_relpos_small_patch16_224", False), ("", False)]
+)
+def test_qkv_of_timm_is_split_where_its_configuration_names_the_architecture(
+    architecture: str, *, is_split: bool, tmp_path: Path
+) -> None:
+    """In others the parts alternate by head, or the module is not split either."""
+    save_file(
+        {"attn.qkv.weight": torch.randn(72, 24), "attn.proj.weight": torch.randn(24, 24)},
+        tmp_path / "model.safetensors",
+    )
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    names = ["attn.qkv/q", "attn.qkv/k", "attn.qkv/v"] if is_split else ["attn.qkv"]
+    assert sorted(layer.name for layer in esdmon.analyze(tmp_path)) == sorted(["attn.proj", *names])
+
+
+def test_experts_of_four_bits_in_blocks_are_read_as_in_their_module(tmp_path: Path) -> None:
+    """GPT-OSS in MXFP4, against transformers' own unpacking."""
+    state = {"mlp.experts.gate_up_proj_bias": torch.zeros(3, 64)}
+    plain = dict(state)
+    for name, rows, columns in (("gate_up_proj", 64, 96), ("down_proj", 96, 32)):
+        blocks = torch.randint(0, 256, (3, rows, columns // 32, 16), dtype=torch.uint8)
+        scales = torch.randint(118, 128, blocks.shape[:3], dtype=torch.uint8)
+        state |= {f"mlp.experts.{name}_blocks": blocks, f"mlp.experts.{name}_scales": scales}
+        plain[f"mlp.experts.{name}"] = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+    save_file(state, tmp_path / "a.safetensors")
+    measures = ["spectral_norm", "frobenius_norm", "stable_rank"]  # fits turn on the last bits of so few codes
+    report = esdmon.analyze(tmp_path / "a.safetensors", measures=measures)
+    assert {layer.name.rpartition(".")[2] for layer in report} == {"gate_up_proj/gate", "gate_up_proj/up", "down_proj"}
+    assert_same_reading(report, esdmon.analyze(plain, measures=measures))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_weights_of_mlx_are_read_by_the_groups_of_their_configuration(bits: int, tmp_path: Path) -> None:
+    """q·s + b, the lowest bits of a word first; without the configuration they are skipped."""
+    codes, count = torch.randint(0, 2**bits, (48, 64)), 32 // bits
+    scales, offsets = torch.rand(48, 2), torch.randn(48, 2)
+    words = sum((codes[:, place::count] << (bits * place) for place in range(count)), torch.zeros(1, dtype=torch.int64))
+    state = {"q.weight": words.to(torch.uint32), "q.scales": scales, "q.biases": offsets}
+    save_file(state, tmp_path / "model.safetensors")
+    weight = codes * scales.repeat_interleave(32, 1) + offsets.repeat_interleave(32, 1)
+    (skipped,) = esdmon.analyze(tmp_path)
+    assert (skipped.status, skipped.reason) == ("skipped", "packed numbers of an unknown layout: not read")
+    (tmp_path / "config.json").write_text(json.dumps({"quantization": {"group_size": 32, "bits": bits}}))
+    measures = ["spectral_norm", "frobenius_norm", "stable_rank"]
+    assert_same_reading(
+        esdmon.analyze(tmp_path, measures=measures), esdmon.analyze({"q.weight": weight}, measures=measures)
+    )
+
+
+def test_float8_without_a_scale_is_what_it_is(tmp_path: Path) -> None:
+    """In a module that was cast, and in its file, whatever else is called a scale."""
+    model = nn.Sequential(nn.Linear(40, 30), nn.Conv2d(12, 16, 3), nn.LayerNorm(30)).to(torch.float8_e4m3fn)
+    state = model.state_dict() | {"norm.query_norm.scale": torch.ones(30)}
+    save_file(state, tmp_path / "a.safetensors")
+    plain = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    for source in (model, tmp_path / "a.safetensors"):
+        assert_same_reading(esdmon.analyze(source), esdmon.analyze(plain))
+
+
+def test_float8_with_a_scale_beside_it_is_not_read_without() -> None:
+    """In a module of which the layout is not known."""
+    layer = nn.Linear(40, 30).to(torch.float8_e4m3fn)
+    layer.register_buffer("weight_scale_inv", torch.ones(5, 3))
+    (report,) = esdmon.analyze(layer)
+    assert (report.status, report.reason[:41]) == ("skipped", "packed as torch.float8_e4m3fn, in a layou")
 
 
 def test_a_quantised_model_of_torchao_is_read_from_its_file(tmp_path: Path) -> None:
@@ -255,22 +381,64 @@ def test_a_quantised_model_of_torchao_is_read_from_its_file(tmp_path: Path) -> N
     assert_same_reading(esdmon.analyze(tmp_path / "a.pt"), esdmon.analyze(model))
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_dynamic_quantisation_of_torch_is_read_from_its_file(tmp_path: Path) -> None:
-    """A linear layer from its packed parameters."""
-    model = nn.Sequential(nn.Linear(64, 48))
+@pytest.fixture
+def quantized_engine(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Choose the engine of torch's own quantisation; that of servers where there is one."""
     engines = torch.backends.quantized.supported_engines
-    torch.backends.quantized.engine = next(engine for engine in engines if engine != "none")
-    quantize: Any = torch.ao.quantization.quantize_dynamic
-    packed = quantize(model, {nn.Linear})
-    weight = packed[0].weight().dequantize()
+    engine = "fbgemm" if "fbgemm" in engines else next(each for each in engines if each != "none")
+    monkeypatch.setattr(torch.backends.quantized, "engine", engine)
+    return engine
+
+
+class Recurrent(nn.Module):
+    """A linear layer, recurrent ones and a cell."""
+
+    def __init__(self, *, bidirectional: bool) -> None:
+        super().__init__()
+        self.fc = nn.Linear(32, 24)
+        self.lstm = nn.LSTM(32, 32, 2, bidirectional=bidirectional)
+        self.gru = nn.GRU(24, 32, bidirectional=bidirectional)
+        self.cell = nn.LSTMCell(24, 32)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_dynamic_quantisation_of_torch_is_read_from_module_and_file(
+    *, bidirectional: bool, dtype: torch.dtype, tmp_path: Path, quantized_engine: str
+) -> None:
+    """Under the names of the layers before, with numbers that differ by the rounding."""
+    if dtype is torch.float16 and quantized_engine != "fbgemm":
+        pytest.skip("only fbgemm packs float16")
+    model = Recurrent(bidirectional=bidirectional)
+    kinds = {nn.Linear, nn.LSTM, nn.GRU, nn.LSTMCell}
+    packed: Any = torch.ao.quantization.quantize_dynamic(model, kinds, dtype)  # type: ignore[no-untyped-call]
     torch.save(packed.state_dict(), tmp_path / "a.pt")
-    for source in (esdmon.weights.open_checkpoint(tmp_path / "a.pt"), packed.state_dict()):
-        (matrix,) = discover(source).matrices
-        assert matrix.name == "0"
-        assert torch.allclose(
-            matrix.read().float() if not matrix.read().is_quantized else matrix.read().dequantize(), weight
-        )
+    before, after = esdmon.analyze(model), esdmon.analyze(packed)
+    assert {layer.name for layer in before} == {layer.name for layer in after}
+    for layer in before:
+        name = layer.name
+        assert after[name].measures["frobenius_norm"] == pytest.approx(layer.measures["frobenius_norm"], rel=0.01)
+    assert after.coverage.share == 1
+    for source in (tmp_path / "a.pt", packed.state_dict()):
+        assert_same_reading(esdmon.analyze(source), after)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_static_quantisation_of_torch_is_read_from_module_and_file(tmp_path: Path, quantized_engine: str) -> None:
+    """Of convolutions, fused or not, and linear layers."""
+    quantization: Any = torch.ao.quantization
+    model = nn.Sequential(
+        quantization.QuantStub(), nn.Conv2d(12, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 36, 24)
+    ).eval()
+    model.qconfig = quantization.get_default_qconfig(quantized_engine)
+    ready = quantization.prepare(quantization.fuse_modules(model, [["1", "2"]]))
+    ready(torch.randn(2, 12, 8, 8))
+    packed = quantization.convert(ready)
+    torch.save(packed.state_dict(), tmp_path / "a.pt")
+    report = esdmon.analyze(packed)
+    assert [(layer.name, layer.slices) for layer in report] == [("1", 9), ("4", 1)]
+    assert_same_reading(esdmon.analyze(tmp_path / "a.pt"), report)
 
 
 def test_four_bits_of_bitsandbytes_are_read_from_a_file(tmp_path: Path) -> None:

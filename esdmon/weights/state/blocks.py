@@ -1,0 +1,65 @@
+"""Weights of 4 bits that GPT-OSS stores in blocks (MXFP4), and those of MLX, with a scale and an offset by group."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from esdmon.weights.state.packed import UNKNOWN, unpack_columns
+from esdmon.weights.state.tensors import Entry, State, unread_entry
+
+_FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""What the 16 codes of E2M1 stand for (OCP Microscaling Formats, 1.0)."""
+_EXPONENT_BIAS = 127
+_BITS = (2, 4, 8)  # of MLX; its other widths run over the ends of words
+
+
+def entries_of_blocks(state: State) -> Iterator[Entry]:
+    """Iterate over the weights of a state dict that are stored in these two ways."""
+    for name, outline in state.outlines.items():
+        path, _, last = name.rpartition(".")
+        scales = f"{name.removesuffix('_blocks')}_scales"
+        if last.endswith("_blocks") and scales in state.outlines:
+            yield _microscaled(state, name, scales)
+        elif last == "weight" and outline.dtype == torch.uint32 and len(state.shape(f"{path}.scales") or ()) == 2:
+            yield _of_mlx(state, name, f"{path}.scales", f"{path}.biases")
+
+
+def _microscaled(state: State, blocks: str, scales: str) -> Entry:
+    """Return the code's number times 2^(scale − 127), of (experts, outputs, blocks, 16) bytes of two codes each."""
+    name, shape = blocks.removesuffix("_blocks"), state.outlines[blocks].shape
+    if len(shape) != 4 or state.outlines[scales].shape != shape[:3] or state.outlines[blocks].dtype != torch.uint8:
+        return unread_entry(state, name, (blocks, scales), UNKNOWN)
+
+    def read() -> Tensor:
+        packed, exponents = state.read(blocks), state.read(scales).to(torch.int32) - _EXPONENT_BIAS
+        codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
+        numbers = torch.ldexp(torch.tensor(_FP4)[codes.long()], exponents[..., None])
+        return numbers.flatten(2).mT  # the module has (experts, inputs, outputs)
+
+    outline = torch.empty(shape[0], 2 * shape[2] * shape[3], shape[1], device="meta")
+    return Entry(name, outline, read, (blocks, scales))
+
+
+def _of_mlx(state: State, name: str, scales: str, offsets: str) -> Entry:
+    """Return q·s + b by group of inputs; how long the groups are is in `config.json` only."""
+    size, bits = _groups_of_mlx(state)
+    shape, groups = state.outlines[name].shape, state.outlines[scales].shape
+    is_known = bits in _BITS and size > 0 and len(shape) == 2
+    if not is_known or groups != (shape[0], shape[1] * 32 // bits // size) or state.shape(offsets) != groups:
+        return unread_entry(state, name, (name,), UNKNOWN)
+
+    def read() -> Tensor:
+        codes = unpack_columns(state.read(name).view(torch.int32), bits).float()
+        scale, offset = (state.read(part).float().repeat_interleave(size, dim=1) for part in (scales, offsets))
+        return codes * scale + offset
+
+    outline = torch.empty(shape[0], shape[1] * 32 // bits, device="meta")
+    return Entry(name, outline, read, (name, scales, offsets))
+
+
+def _groups_of_mlx(state: State) -> tuple[int, int]:
+    """Return the number of inputs in a group, and of bits, by the configuration; 0 where it does not say it."""
+    settings = state.config.get("quantization")
+    size, bits = (settings.get("group_size"), settings.get("bits")) if isinstance(settings, dict) else (0, 0)
+    return (size, bits) if isinstance(size, int) and isinstance(bits, int) else (0, 0)
