@@ -159,7 +159,7 @@ class Executor:
             join_at_exit(self._thread)
             weakref.finalize(self, self._thread.close).atexit = False
         future = self._thread.submit(job)
-        self._waiting.append((future, size))
+        self._unfinished().append((future, size))  # what is finished must not pile up
         return future
 
     def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]]) -> Answer | None:
