@@ -32,6 +32,7 @@ from esdmon.runtime.pipeline import ReadingPipeline
 from esdmon.runtime.pulse import Escalation, Pulse
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.remote_reader import RemoteReader
+from esdmon.runtime.requests import Requests
 from esdmon.runtime.source import Pipeline
 from esdmon.runtime.team import Team
 from esdmon.schedule import Schedule
@@ -131,6 +132,7 @@ def attach(
     hook: bool = True,
     first_step: int = 0,
     limits: Limits | None = None,
+    shares_requests: bool = True,
 ) -> Monitor:
     """Return a monitor of a model: `watch()` with options that are checked already.
 
@@ -141,6 +143,8 @@ def attach(
         hook: whether the optimizer's steps are counted.
         first_step: steps that were taken before.
         limits: times and sizes that are fixed for users.
+        shares_requests: whether all ranks of a job learn that an alert asks to stop or to save; False for a host that
+            passes on what rank 0 knows.
 
     Raises:
         InputError: for options that cannot be used with this model or optimizer.
@@ -183,19 +187,21 @@ def attach(
         readings = ReadingPipeline(
             reader, executor, budget, team=team, max_tags=options.max_tags, queue=limits.due_steps_under_way
         )
+    actions = actions_for(options.alert_config, options.on_alert, known)
     escalation = Escalation(Pulse(reader, budget)) if leads and rules else None
     monitor = Monitor(
         readings,
         schedule=options.schedule,
         sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if leads else (),
         alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.label, "rule")),
-        actions=actions_for(options.alert_config, options.on_alert, known),
+        actions=actions,
         budget=budget,
         faults=faults,
         parts={"reader": reader},
         first_step=first_step,
         limits=limits,
         escalation=escalation,
+        requests=Requests(ranks if shares_requests and actions.can_request else None),
         **({} if hooked is None else {"no_step": _NO_STEP.format(type(hooked).__name__)}),
     )
     if hooked is not None:

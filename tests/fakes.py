@@ -37,6 +37,7 @@ class Reads:
 
     reports = True
     under_way_here = False
+    is_ready = True
     dropped = 0
 
     def __init__(self) -> None:
@@ -48,6 +49,9 @@ class Reads:
         return bool(self._complete)
 
     def settle(self) -> None:
+        pass
+
+    def get_ready(self, step: int) -> None:
         pass
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:

@@ -188,18 +188,32 @@ class Coordinator:
         plain = json.loads(self._get(f"holders/{version}/{parameter}"))
         return tuple(Holder(rank, Fragment.from_plain(fragment), address) for rank, fragment, address in plain)
 
-    def assign(self, previous: int, word: Word) -> None:
-        """On rank 0: send at a due step what is read at the next one."""
-        key = self._key("word", previous)
+    def assign(self, previous: int | None, word: Word) -> None:
+        """On rank 0: send at a due step what is read at the next one; before the first, `previous` is None."""
+        key = self._key("word", str(previous))
         self._put(key, word.to_json())
         self._words.append(key)
         if len(self._words) > _KEPT:
             self._delete(self._words.popleft())
 
-    def word(self, previous: int) -> Word | None:
+    def word(self, previous: int | None) -> Word | None:
         """Return what is read at the due step after `previous`; None where rank 0 has not said it."""
-        key = self._key("word", previous)
+        key = self._key("word", str(previous))
         return Word.from_json(self._get(key)) if self._store.check([key]) else None
+
+    def request(self, number: int, kind: str, step: int) -> None:
+        """On rank 0: leave the request of an alert, and return when the store has it."""
+        key = self._key("request", number)
+        self._store.set(key, f"{kind} {step}")
+        self._store.check([key])  # a store answers this, and not `set`
+
+    def requested(self, number: int) -> tuple[str, int] | None:
+        """Return a request and its step; None where there are not so many."""
+        key = self._key("request", number)
+        if not self._store.check([key]):
+            return None
+        kind, step = self._store.get(key).decode().split()
+        return kind, int(step)
 
     def answer(self, step: int, answer: Answer, failures: Mapping[int, str]) -> None:
         """On other ranks: send what was read, and which ranks did not give their fragments."""

@@ -254,7 +254,7 @@ class Reader:
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
         self._laws.clear()  # so that this run and one resumed from here go on alike
-        return {} if self._drift is None else self._drift.state_dict()
+        return {} if self._drift is None else self._without_parts(self._drift.state_dict())
 
     def step_state(self) -> Plain:
         """Return what has been sampled of single steps."""
@@ -267,7 +267,12 @@ class Reader:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
-        return (lambda: None) if self._drift is None else self._drift.prepare(state)
+        return (lambda: None) if self._drift is None else self._drift.prepare(self._without_parts(state))
+
+    def _without_parts(self, samples: Plain) -> Plain:
+        """Return the samples of whole weights: of a sharded one, another rank or size of a job has other elements."""
+        matrices = self._model.matrices
+        return {name: kept for name, kept in samples.items() if name not in matrices or not matrices[name].shards}
 
     def _share_samples(self) -> None:
         if self._drift is not None:

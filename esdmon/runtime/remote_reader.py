@@ -45,6 +45,15 @@ class RemoteReader:
         """Return `under_way`: this rank waits for no other."""
         return self.under_way
 
+    @property
+    def is_ready(self) -> bool:
+        """Return whether there is nothing to do before the first due step."""
+        return self._assignments.has_joined
+
+    def get_ready(self, _step: int) -> None:
+        """Announce what this rank holds."""
+        self._assignments.get_ready()
+
     def settle(self) -> None:
         """Synchronise the device."""
         self._source.settle()

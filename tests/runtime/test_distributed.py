@@ -268,7 +268,7 @@ def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> Non
     by_rank = [{(step, name) for step, name in result["read"]} for result in results]
     assert by_rank[0] | by_rank[1] == set(read)
     assert not by_rank[0] & by_rank[1]
-    assert {step for step, _ in by_rank[1]} - {6} == {9, 12}  # at 3 they say who they are, at 3 or 6 rank 0 knows
+    assert {step for step, _ in by_rank[1]} == {3, 6, 9, 12}  # at 1 they announce what they hold, at 2 rank 0 plans 3
     assert all(0 < record["update_ratio"] < 1 for record in found if record["kind"] == "layer" and record["step"] > 3)
     assert all(record["in_optimizer"] for record in found if record["kind"] == "layer")
     assert [log(tmp_path / "a", rank) for rank in (0, 1)] == ["", ""]
@@ -289,8 +289,7 @@ def test_ranks_without_a_word_go_on_without(tmp_path: Path) -> None:
 def test_a_rank_that_fails_to_read_says_so(tmp_path: Path) -> None:
     """With a status for each of its matrices; the run ends."""
     statuses, _ = run("one-fails", tmp_path)
-    assert statuses["3"] == {"0": "ok", "2": "ok", "4": "ok"}
-    assert set(statuses["12"].values()) == {"failed", "ok"}
+    assert all(set(statuses[step].values()) == {"failed", "ok"} for step in ("3", "12"))
 
 
 def test_a_rank_that_dies_is_done_without(tmp_path: Path) -> None:
