@@ -7,7 +7,8 @@ import itertools
 import logging
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -86,7 +87,8 @@ def watch(
         stop_on: names of rules: one that fires sets `monitor.should_stop`, and ends the training of a host.
         save_on: names of rules: one that fires asks for a checkpoint, which a host saves; a loop of your own asks
             `monitor.take_save_request()`.
-        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers.
+        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers. One
+            that matches nothing raises; in a job, where it matches nothing on any rank.
         exclude: patterns of those to leave out.
         min_eigenvalues: matrices with fewer, over all slices, are left out.
         max_eigenvalues: matrices with more are left out: what costs the most.
@@ -156,17 +158,20 @@ def attach(
     known = options.known
     known.isolate_with(faults)
     inner = _optimizers(optimizer)
+    ranks = _ranks(limits)
     reader = Reader(
         model,
         known,
         measures=options.chosen_measures,
-        selection=options.selection,
+        selection=replace(options.selection, may_be_empty=ranks is not None),
         reference=options.reference,
         precision=options.precision,
         optimizers=inner,
         faults=faults,
         drift=Drift(),
     )
+    if ranks is not None:
+        _raise_common(ranks, reader.problems, limits)
     mode = _mode(options.mode, on_accelerator=reader.on_accelerator)
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
     cpu_clock = time.process_time if mode == "sync" else time.thread_time
@@ -176,7 +181,6 @@ def attach(
     hooked = inner[0] if inner and hook else None
     if hooked is not None:
         _close_older(hooked, model)
-    ranks = _ranks(limits)
     leads = ranks is None or ranks.rank == 0
     readings: Pipeline
     if ranks is not None and not leads:
@@ -211,6 +215,26 @@ def attach(
         _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
     _log.info("esdmon: %s", reader.coverage)
     return monitor
+
+
+def _raise_common(ranks: Coordinator, problems: Mapping[str, InputError], limits: Limits) -> None:
+    """Raise a problem of the selection that all ranks have: a stage of a pipeline may lack what others have.
+
+    Raises:
+        InputError: for the first of them.
+    """
+    common = ranks.common(problems, limits.rank_seconds)
+    if common is None:
+        _log.warning(
+            "esdmon: not all ranks have called watch() in %g s, so rank %d goes on without what its model lacks: %s",
+            limits.rank_seconds,
+            ranks.rank,
+            next(iter(problems.values())),
+        )
+        return
+    for about, error in problems.items():
+        if about in common:
+            raise error
 
 
 def _close_older(optimizer: Optimizer, model: Model) -> None:

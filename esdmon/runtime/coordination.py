@@ -9,9 +9,10 @@ announced at the due step before, and whoever has no word reads nothing.
 
 import json
 import secrets
+import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, final
 
@@ -22,6 +23,7 @@ from esdmon.runtime.source import Answer
 from esdmon.schedule.fragments import Fragment
 
 _KEPT = 8  # due steps whose word stays in the store, and versions of the holders: ranks may be behind
+_POLL = 0.02  # seconds between looks for the problems of other ranks
 _PIECE = 1 << 20  # bytes of a value; a store closes the connection at one of more than 8 MiB
 
 
@@ -142,6 +144,27 @@ class Coordinator:
     def token(self) -> bytes | None:
         """Return the key by which ranks know each other; None until rank 0 watches."""
         return self._store.get("token") if self._store.check(["token"]) else None
+
+    def common(self, problems: Collection[str], timeout: float) -> set[str] | None:
+        """Return those of this rank's problems that every rank has: before training, where all of them call `watch`.
+
+        Args:
+            problems: what they are about.
+            timeout: seconds to wait for the others, where there are any.
+
+        Returns:
+            None where not all ranks have called it in that time.
+        """
+        self._put(f"problems/{self.rank}", json.dumps(sorted(problems)))
+        if not problems:
+            return set()
+        keys = [f"problems/{rank}" for rank in range(self.size)]
+        until = time.monotonic() + timeout
+        while not self._store.check(keys):
+            if time.monotonic() > until:
+                return None
+            time.sleep(_POLL)
+        return set(problems).intersection(*(json.loads(self._get(key)) for key in keys))
 
     def announce(self, table: Table) -> None:
         """Announce what this rank holds; the last table counts."""

@@ -5,13 +5,14 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import final
 
 from torch.optim import Optimizer
 
+from esdmon.errors import InputError
 from esdmon.isolation import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report
@@ -129,6 +130,11 @@ class Reader:
     def measures(self) -> tuple[str, ...]:
         """Return the names of the measures."""
         return tuple(measure.name for measure in self._measures)
+
+    @property
+    def problems(self) -> Mapping[str, InputError]:
+        """Return why nothing is read, or not what was selected, where the model may be a part of one."""
+        return self._model.problems
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:

@@ -212,6 +212,51 @@ def rolled_back(rank: int, _folder: Path) -> list[list[int]]:
     return [[report.step, len(report.new)] for report in sink.reports]
 
 
+def stage(*names: str, **options: Any) -> list[list[str]]:
+    """Two stages of a pipeline, of which each has the layers that its rank names."""
+    model = nn.ModuleDict({name: nn.Linear(64, 48) for name in names})
+    sink = MemorySink()
+    with esdmon.watch(model, every=3, budget=None, sinks=[sink], **options) as monitor:
+        for _ in range(2 * 3):
+            distributed.barrier()
+            monitor.step()
+    assert monitor.errors == ()
+    return [[layer.name for layer in report.new] for report in sink.reports]
+
+
+def patterns_of_stages(rank: int, _folder: Path) -> list[list[list[str]]]:
+    """Patterns that one stage has and the other has not, and a stage without any matrix."""
+    own = ("c", "d") if rank else ("a", "b")
+    return [
+        stage(*own, layers=["a", "d"]),
+        stage(*own, layers=["d"]),
+        stage(*own, exclude=["a"]),
+        stage(*(own if rank else ())),
+    ]
+
+
+def mistyped(rank: int, _folder: Path) -> list[str]:
+    """A pattern that no rank has is an error on each, as are patterns that leave nothing anywhere."""
+    messages = []
+    for options in ({"layers": ["a", "oops*"]}, {"exclude": ["*"]}):
+        try:
+            stage("ab"[rank], **options)
+        except esdmon.errors.InputError as error:
+            messages.append(str(error))
+        distributed.barrier()
+    return messages
+
+
+def only_one_watches(rank: int, _folder: Path) -> list[str]:
+    """A pattern that rank 0 has not, and the other does not watch: it goes on, and logs it."""
+    vars(watching)["Limits"] = partial(Limits, rank_seconds=0.05)
+    if rank == 0:
+        with esdmon.watch(network(0), every=1, budget=None, sinks=None, layers=["0", "oops"]) as monitor:
+            monitor.step()
+    distributed.barrier()
+    return []
+
+
 def one_expert_differs(rank: int, _folder: Path) -> list[list[str]]:
     """Most weights are the same on all ranks; one is each rank's own."""
     model = network(0)
@@ -252,6 +297,9 @@ JOBS: dict[str, Callable[[int, Path], Any]] = {
     "rolled-back": rolled_back,
     "one-expert-differs": one_expert_differs,
     "sharded-optimizer": sharded_optimizer,
+    "patterns-of-stages": patterns_of_stages,
+    "mistyped": mistyped,
+    "only-one-watches": only_one_watches,
 }
 
 
@@ -310,6 +358,30 @@ def test_other_weights_under_one_name_are_read_each(tmp_path: Path) -> None:
     assert second == []
     first, _ = run("one-expert-differs", tmp_path / "one-expert-differs")
     assert first[-1] == ["0", "2", "4@0", "4@1"]
+
+
+def test_patterns_that_one_stage_has(tmp_path: Path) -> None:
+    """Nothing is raised on the other, not even where it has nothing to read, rank 0 included."""
+    first, second = run("patterns-of-stages", tmp_path)
+    assert first == [[["a", "d"]] * 2, [["d"]] * 2, [["b", "c", "d"]] * 2, [["c", "d"]] * 2]
+    assert second == [[]] * 4
+    assert [log(tmp_path, rank) for rank in range(2)] == ["", ""]
+
+
+def test_patterns_that_no_rank_has(tmp_path: Path) -> None:
+    """An error before training on each, with its own names; where not all ranks watch, a warning."""
+    for job in ("mistyped", "only-one-watches"):
+        (tmp_path / job).mkdir()
+    results = run("mistyped", tmp_path / "mistyped")
+    for name, messages in zip("ab", results, strict=True):
+        assert messages == [
+            f"layers='oops*' matches no layer. The layers are: {name}.",
+            "no matrix is left to read: left out by exclude=",
+        ]
+    run("only-one-watches", tmp_path / "only-one-watches")
+    assert "goes on without what its model lacks: layers='oops' matches no layer" in log(
+        tmp_path / "only-one-watches", 0
+    )
 
 
 def test_a_resumed_job_goes_on(tmp_path: Path) -> None:
