@@ -69,8 +69,12 @@ class Assignments:
         """Copies of this rank's fragments; None for a rank that has none."""
 
     def get_ready(self) -> bool:
-        """Announce before the first due step what this rank holds; return whether its model has changed."""
-        return False if self.has_joined else self.refresh()
+        """Announce before the first due step what this rank holds, once rank 0 watches.
+
+        Returns:
+            Whether the model has changed.
+        """
+        return False if self.has_joined or self._ranks.token() is None else self.refresh()
 
     def refresh(self) -> bool:
         """Announce what this rank holds where it has not, and again where its model has changed.

@@ -65,7 +65,7 @@ class Monitor:
         self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests)
         self._delivering = self._closes_sinks_later = False
         self._notes = Notes(no_step)
-        self._is_hooked = self._closed = False
+        self._is_hooked = self._closed = self._has_settled = False
         self._run = uuid.uuid4().hex[:8]
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
@@ -214,8 +214,14 @@ class Monitor:
     def _get_ready(self) -> None:
         """Do what has to be done before the first due step: ranks of a job exchange what they hold."""
         if not self._faults.disabled("ranks"):
-            with self._faults.isolated("ranks", self._steps), self._budget.spending():
-                self._readings.get_ready(self._steps)
+            with self._faults.isolated("ranks", self._steps):
+                if (
+                    not self._has_settled
+                ):  # once: a loop in which the other ranks do not watch must not wait at each step
+                    self._has_settled = True
+                    self._readings.settle()
+                with self._budget.spending():
+                    self._readings.get_ready(self._steps)
 
     def _catch_up(self) -> None:
         """Let a sink do one piece of deferred work, where the budget has credit."""

@@ -29,7 +29,7 @@ class RemoteReader:
         self._ranks = ranks
         self._limits = limits or Limits()
         self._assignments = Assignments(source, executor, ranks, limits=self._limits)
-        self._is_lost = False
+        self._is_lost = self._has_begun = False
         self.latest: dict[str, LayerReport] = {}
         """Empty: rank 0 keeps the readings."""
         self.dropped = 0
@@ -48,7 +48,7 @@ class RemoteReader:
     @property
     def is_ready(self) -> bool:
         """Return whether there is nothing to do before the first due step."""
-        return self._assignments.has_joined
+        return self._has_begun or self._assignments.has_joined
 
     def get_ready(self, _step: int) -> None:
         """Announce what this rank holds."""
@@ -60,6 +60,7 @@ class RemoteReader:
 
     def begin(self, step: int, _host_step: int | None = None, _extra: Collection[str] = ()) -> None:
         """Do what rank 0 has assigned for this due step. It reads extra matrices alone."""
+        self._has_begun = True
         self._assignments.refresh()
         assigned = self._assignments.begin(step)
         if assigned is not None and any(job.owner == self._ranks.rank for job in assigned.word.jobs):

@@ -235,6 +235,18 @@ def patterns_of_stages(rank: int, _folder: Path) -> list[list[list[str]]]:
     ]
 
 
+def late_at_the_end(rank: int, _folder: Path) -> dict[str, list[str]]:
+    """Rank 1 has closed its monitor when rank 0 is in its last step, at which half of the matrices are due."""
+    model = nn.ModuleDict({name: nn.Linear(64, 48) for name in ("ab", "cd")[rank]})
+    sink = MemorySink()
+    with esdmon.watch(model, every=3, budget=None, sinks=[sink]) as monitor:
+        for step in range(1, 7):
+            distributed.barrier()
+            time.sleep(0.5 * (rank == 0 and step == 6))
+            monitor.step()
+    return {str(report.step): [f"{layer.name} {layer.status}" for layer in report.new] for report in sink.reports}
+
+
 def mistyped(rank: int, _folder: Path) -> list[str]:
     """A pattern that no rank has is an error on each, as are patterns that leave nothing anywhere."""
     messages = []
@@ -299,6 +311,7 @@ JOBS: dict[str, Callable[[int, Path], Any]] = {
     "sharded-optimizer": sharded_optimizer,
     "patterns-of-stages": patterns_of_stages,
     "mistyped": mistyped,
+    "late-at-the-end": late_at_the_end,
     "only-one-watches": only_one_watches,
 }
 
@@ -366,6 +379,12 @@ def test_patterns_that_one_stage_has(tmp_path: Path) -> None:
     assert first == [[["a", "d"]] * 2, [["d"]] * 2, [["b", "c", "d"]] * 2, [["c", "d"]] * 2]
     assert second == [[]] * 4
     assert [log(tmp_path, rank) for rank in range(2)] == ["", ""]
+
+
+def test_a_rank_that_closes_during_the_last_step_of_rank_0(tmp_path: Path) -> None:
+    """Its last readings are in the last report."""
+    reports, _ = run("late-at-the-end", tmp_path)
+    assert reports == {step: ["a ok", "b ok", "c ok", "d ok"] for step in ("3", "6")}
 
 
 def test_patterns_that_no_rank_has(tmp_path: Path) -> None:
