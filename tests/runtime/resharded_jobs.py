@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 import esdmon
 
-SHAPES = {"first": (96, 64), "second": (80, 96), "third": (64, 80), "fourth": (72, 64)}
+SHAPES = {"first": (96, 64), "second": (128, 96), "third": (64, 128), "fourth": (72, 64)}
 EVERY, SAVED, KILLED, STEPS, CUT, FROZEN = 3, 12, 17, 30, 8, 19
 
 
