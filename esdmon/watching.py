@@ -7,7 +7,8 @@ import itertools
 import logging
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Unpack
 
@@ -32,6 +33,7 @@ from esdmon.runtime.pipeline import ReadingPipeline
 from esdmon.runtime.pulse import Escalation, Pulse
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.remote_reader import RemoteReader
+from esdmon.runtime.requests import Requests
 from esdmon.runtime.source import Pipeline
 from esdmon.runtime.team import Team
 from esdmon.schedule import Schedule
@@ -89,7 +91,8 @@ def watch(
         stop_on: names of rules: one that fires sets `monitor.should_stop`, and ends the training of a host.
         save_on: names of rules: one that fires asks for a checkpoint, which a host saves; a loop of your own asks
             `monitor.take_save_request()`.
-        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers.
+        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers. One
+            that matches nothing raises; in a job, where it matches nothing on any rank.
         exclude: patterns of those to leave out.
         min_eigenvalues: matrices with fewer, over all slices, are left out.
         max_eigenvalues: matrices with more are left out: what costs the most.
@@ -135,6 +138,7 @@ def attach(
     hook: bool = True,
     first_step: int = 0,
     limits: Limits | None = None,
+    shares_requests: bool = True,
 ) -> Monitor:
     """Return a monitor of a model: `watch()` with options that are checked already.
 
@@ -145,6 +149,8 @@ def attach(
         hook: whether the optimizer's steps are counted.
         first_step: steps that were taken before.
         limits: times and sizes that are fixed for users.
+        shares_requests: whether all ranks of a job learn that an alert asks to stop or to save; False for a host that
+            passes on what rank 0 knows.
 
     Raises:
         InputError: for options that cannot be used with this model or optimizer.
@@ -157,11 +163,12 @@ def attach(
     known.isolate_with(faults)
     inner = _optimizers(optimizer)
     transfers = Transfers()
+    ranks = _ranks(limits)
     reader = Reader(
         model,
         known,
         measures=options.chosen_measures,
-        selection=options.selection,
+        selection=replace(options.selection, may_be_empty=ranks is not None),
         reference=options.reference,
         precision=options.precision,
         optimizers=inner,
@@ -169,6 +176,8 @@ def attach(
         drift=Drift(transfers),
         transfers=transfers,
     )
+    if ranks is not None:
+        _raise_common(ranks, reader.problems, limits)
     mode = _mode(options.mode, on_accelerator=reader.on_accelerator)
     transfers.waits = mode == "sync"
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
@@ -177,7 +186,6 @@ def attach(
     hooked = inner[0] if inner and hook else None
     if hooked is not None:
         _close_older(hooked, model)
-    ranks = _ranks(limits)
     leads = ranks is None or ranks.rank == 0
     workers = _workers(options) if mode == "thread" and ranks is None else None
     rate = None if workers is None else lambda: float(workers.count)
@@ -192,19 +200,21 @@ def attach(
         readings = ReadingPipeline(
             reader, executor, budget, team=team, max_tags=options.max_tags, queue=limits.due_steps_under_way
         )
+    actions = actions_for(options.alert_config, options.on_alert, known)
     escalation = Escalation(Pulse(reader, budget)) if leads and rules else None
     monitor = Monitor(
         readings,
         schedule=options.schedule,
         sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if leads else (),
         alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.label, "rule")),
-        actions=actions_for(options.alert_config, options.on_alert, known),
+        actions=actions,
         budget=budget,
         faults=faults,
         parts={"reader": reader},
         first_step=first_step,
         limits=limits,
         escalation=escalation,
+        requests=Requests(ranks if shares_requests and actions.can_request else None),
         **({} if hooked is None else {"no_step": _NO_STEP.format(type(hooked).__name__)}),
     )
     if hooked is not None:
@@ -214,6 +224,26 @@ def attach(
         _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
     _log.info("esdmon: %s", reader.coverage)
     return monitor
+
+
+def _raise_common(ranks: Coordinator, problems: Mapping[str, InputError], limits: Limits) -> None:
+    """Raise a problem of the selection that all ranks have: a stage of a pipeline may lack what others have.
+
+    Raises:
+        InputError: for the first of them.
+    """
+    common = ranks.common(problems, limits.rank_seconds)
+    if common is None:
+        _log.warning(
+            "esdmon: not all ranks have called watch() in %g s, so rank %d goes on without what its model lacks: %s",
+            limits.rank_seconds,
+            ranks.rank,
+            next(iter(problems.values())),
+        )
+        return
+    for about, error in problems.items():
+        if about in common:
+            raise error
 
 
 def _close_older(optimizer: Optimizer, model: Model) -> None:

@@ -37,6 +37,7 @@ class Reads:
 
     reports = True
     under_way_here = False
+    is_ready = True
     dropped = 0
 
     def __init__(self) -> None:
@@ -55,6 +56,9 @@ class Reads:
 
     def leftover(self) -> tuple[str, ...]:
         return ()
+
+    def get_ready(self, step: int) -> None:
+        pass
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         report = _report_of(step % _DIFFERENT)

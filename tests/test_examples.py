@@ -8,8 +8,10 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import distributed
 
 from tests.limits import set_limits
+from tests.ranks import torchrun
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -63,6 +65,30 @@ def test_the_hosts_examples_run(
         events.Reload()
         tags |= set(events.Tags()["scalars"])
     assert {f"esdmon_stable_rank/{layer.name}" for layer in monitor.report} <= tags
+
+
+def example_on_a_rank(out: str) -> None:
+    """What torchrun starts; the result of rank 0 is left in a file."""
+    monitor = runpy.run_path(str(EXAMPLES / "fsdp2_loop.py"))["train"](out=out, epochs=1)
+    assert (monitor.report is None) == (distributed.get_rank() > 0)
+    if monitor.report is not None:
+        statuses = {layer.name: layer.status for layer in monitor.report}
+        result = {"statuses": statuses, "errors": len(monitor.errors), "coverage": str(monitor.report.coverage)}
+        Path(out, "result.json").write_text(json.dumps(result), encoding="utf-8")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
+def test_the_sharded_example_runs(tmp_path: Path) -> None:
+    """On two ranks, of which one writes the report of the whole model."""
+    assert len((EXAMPLES / "fsdp2_loop.py").read_text(encoding="utf-8").splitlines()) < 60
+    torchrun(example_on_a_rank, str(tmp_path))
+    result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
+    assert result["statuses"] == {"0": "ok", "2": "ok", "4": "ok"}
+    assert result["errors"] == 0
+    assert result["coverage"].startswith("watching 99.2% of 50,826 parameters")
+    assert len(list(tmp_path.glob("events.out.tfevents.*"))) == 1
 
 
 def test_batch_size_sweep_draws_its_picture(

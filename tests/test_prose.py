@@ -94,7 +94,9 @@ def messages(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 yield "notice", said(text)
             case ast.Call(func=ast.Attribute(attr="_warn_once"), args=[text]):
                 yield "warning", f"esdmon: {said(text)}"
-            case ast.Raise(exc=ast.Call(func=ast.Name(id=error), args=[text, *_])):
+            case ast.Raise(exc=ast.Call(func=ast.Name(id=error), args=[text, *_])) if not error.endswith("Error"):
+                yield error, said(text)
+            case ast.Call(func=ast.Name(id=error), args=[text, *_]) if error.endswith("Error"):
                 yield error, said(text)
 
 

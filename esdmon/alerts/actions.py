@@ -18,3 +18,8 @@ class Actions:
     """(name, function) pairs; each function is called with every alert that begins, grows or ends."""
     asks_to_stop: Callable[[Alert], bool] | None = None
     """Called with each alert; True ends the training. This is how plugins ask for it."""
+
+    @property
+    def can_request(self) -> bool:
+        """Return whether any alert may ask the training to stop or to save."""
+        return bool(self.stop_on or self.save_on or self.asks_to_stop)

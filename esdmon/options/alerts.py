@@ -64,5 +64,5 @@ def actions_for(config: AlertConfig, on_alert: Callable[[Alert], object] | None,
         stop_on=frozenset(config.stop_on),
         save_on=frozenset(config.save_on),
         calls=(*calls, ("plugins", known.on_alert)),
-        asks_to_stop=known.requests_stop,
+        asks_to_stop=known.requests_stop if known.may_stop else None,
     )

@@ -52,6 +52,8 @@ class Plugins:
         self.rules: dict[str, AlertRule] = self._collect("rule", _rules)
         self.schedule: Schedule | None = self._is_due if self._registry.has("esdmon_schedule") else None
         """Additional due steps, by `esdmon_schedule`; None if no plugin implements it."""
+        self.may_stop = self._registry.has("esdmon_request_stop")
+        """Whether any plugin may request a stop."""
 
     @property
     def listed(self) -> tuple[Listed, ...]:

@@ -58,7 +58,8 @@ class Assignments:
         self._since = [0.0, 0.0]
         self._role = Role({}, frozenset())
         self._version = 0
-        self._has_joined = False
+        self.has_joined = False
+        """Whether this rank has announced what it holds."""
         self._holders: dict[str, tuple[Holder, ...]] = {}
         self._address = ""
         self.n_listed = 0
@@ -66,18 +67,26 @@ class Assignments:
         self.letterbox: Letterbox | None = None
         """Copies of this rank's fragments; None for a rank that has none."""
 
+    def get_ready(self) -> bool:
+        """Announce before the first due step what this rank holds, once rank 0 watches.
+
+        Returns:
+            Whether the model has changed.
+        """
+        return False if self.has_joined or self._ranks.token() is None else self.refresh()
+
     def refresh(self) -> bool:
-        """Announce at the first due step what this rank holds, and again where its model has changed.
+        """Announce what this rank holds where it has not, and again where its model has changed.
 
         Returns:
             Whether the model has changed.
         """
         has_changed = self._source.refresh()
-        if not self._has_joined or has_changed:
+        if not self.has_joined or has_changed:
             token = self._ranks.token()
             if token is not None:  # else rank 0 does not watch yet
                 self._ranks.announce(self._table(token))
-                self._has_joined = True
+                self.has_joined = True
         return has_changed
 
     def restart(self) -> None:
@@ -92,7 +101,7 @@ class Assignments:
             now = time.monotonic()
             self.letterbox.expire(min(self._since[0], now - 2 * self.letterbox.patience))
             self._since = [self._since[1], now]
-        word = None if previous is None or not self._has_joined else self._ranks.word(previous)
+        word = self._ranks.word(previous) if self.has_joined else None
         if word is None:
             return None
         if word.version != self._version:
@@ -107,6 +116,9 @@ class Assignments:
         for job in word.jobs:
             if job.parameters:
                 own = self._copy(job, step)
+                if not self._ranks.rank:  # which measures how far each has moved since
+                    for name in job.names:
+                        self._source.mark(self.local(name))
                 if job.owner == self._ranks.rank:
                     tasks.append(self._begin_assembled(job, step, own, assigned.failures))
             else:
@@ -115,9 +127,9 @@ class Assignments:
 
     def close(self, timeout: float) -> None:
         """Take leave of rank 0; wait until the others have fetched their copies, for some seconds at most."""
-        if self._has_joined and self._ranks.rank:
+        if self.has_joined and self._ranks.rank:
             with suppress(Exception):  # rank 0 and its store may be gone
-                self._ranks.announce(Table(self._ranks.rank, "", {}, {}))
+                self._ranks.announce(Table(self._ranks.rank, "", {}, {}, has_left=True))
         if self.letterbox is not None:
             self.letterbox.drain(timeout)
             self.letterbox.close()

@@ -9,9 +9,10 @@ announced at the due step before, and whoever has no word reads nothing.
 
 import json
 import secrets
+import time
 import zlib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, final
 
@@ -22,6 +23,7 @@ from esdmon.runtime.source import Answer
 from esdmon.schedule.fragments import Fragment
 
 _KEPT = 8  # due steps whose word stays in the store, and versions of the holders: ranks may be behind
+_POLL = 0.02  # seconds between looks for the problems of other ranks
 _PIECE = 1 << 20  # bytes of a value; a store closes the connection at one of more than 8 MiB
 
 
@@ -143,6 +145,27 @@ class Coordinator:
         """Return the key by which ranks know each other; None until rank 0 watches."""
         return self._store.get("token") if self._store.check(["token"]) else None
 
+    def common(self, problems: Collection[str], timeout: float) -> set[str] | None:
+        """Return those of this rank's problems that every rank has: before training, where all of them call `watch`.
+
+        Args:
+            problems: what they are about.
+            timeout: seconds to wait for the others, where there are any.
+
+        Returns:
+            None where not all ranks have called it in that time.
+        """
+        self._put(f"problems/{self.rank}", json.dumps(sorted(problems)))
+        if not problems:
+            return set()
+        keys = [f"problems/{rank}" for rank in range(self.size)]
+        until = time.monotonic() + timeout
+        while not self._store.check(keys):
+            if time.monotonic() > until:
+                return None
+            time.sleep(_POLL)
+        return set(problems).intersection(*(json.loads(self._get(key)) for key in keys))
+
     def announce(self, table: Table) -> None:
         """Announce what this rank holds; the last table counts."""
         key = f"table/{self.rank}"
@@ -188,18 +211,32 @@ class Coordinator:
         plain = json.loads(self._get(f"holders/{version}/{parameter}"))
         return tuple(Holder(rank, Fragment.from_plain(fragment), address) for rank, fragment, address in plain)
 
-    def assign(self, previous: int, word: Word) -> None:
-        """On rank 0: send at a due step what is read at the next one."""
-        key = self._key("word", previous)
+    def assign(self, previous: int | None, word: Word) -> None:
+        """On rank 0: send at a due step what is read at the next one; before the first, `previous` is None."""
+        key = self._key("word", str(previous))
         self._put(key, word.to_json())
         self._words.append(key)
         if len(self._words) > _KEPT:
             self._delete(self._words.popleft())
 
-    def word(self, previous: int) -> Word | None:
+    def word(self, previous: int | None) -> Word | None:
         """Return what is read at the due step after `previous`; None where rank 0 has not said it."""
-        key = self._key("word", previous)
+        key = self._key("word", str(previous))
         return Word.from_json(self._get(key)) if self._store.check([key]) else None
+
+    def request(self, number: int, kind: str, step: int) -> None:
+        """On rank 0: leave the request of an alert, and return when the store has it."""
+        key = self._key("request", number)
+        self._store.set(key, f"{kind} {step}")
+        self._store.check([key])  # a store answers this, and not `set`
+
+    def requested(self, number: int) -> tuple[str, int] | None:
+        """Return a request and its step; None where there are not so many."""
+        key = self._key("request", number)
+        if not self._store.check([key]):
+            return None
+        kind, step = self._store.get(key).decode().split()
+        return kind, int(step)
 
     def answer(self, step: int, answer: Answer, failures: Mapping[int, str]) -> None:
         """On other ranks: send what was read, and which ranks did not give their fragments."""

@@ -10,6 +10,7 @@ from esdmon.notice import notice
 from esdmon.records import Alert, Report
 from esdmon.records.outcome import outcome
 from esdmon.records.timeline import Timeline
+from esdmon.runtime.requests import Requests
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
@@ -24,9 +25,10 @@ class Delivery:
         sinks: each with its name in messages.
         actions: what alerts cause.
         faults: counts failures of sinks and actions.
+        requests: takes what alerts ask of the training loop.
     """
 
-    def __init__(self, sinks: Sequence[tuple[str, Sink]], actions: Actions, faults: Faults) -> None:
+    def __init__(self, sinks: Sequence[tuple[str, Sink]], actions: Actions, faults: Faults, requests: Requests) -> None:
         self.sinks = list(sinks)
         """The sinks that are open."""
         self._behind = {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
@@ -34,13 +36,7 @@ class Delivery:
         self._actions = actions
         self._faults = faults
         self._timeline = Timeline()
-        self.should_stop = False
-        self._should_save = False
-
-    def take_save_request(self) -> bool:
-        """Return whether an alert since the last call requests a checkpoint."""
-        requested, self._should_save = self._should_save, False
-        return requested
+        self._requests = requests
 
     def start(self, run: str, step: int) -> None:
         """Call `start(run)` of the sinks that have it: this run writes from now on."""
@@ -74,12 +70,14 @@ class Delivery:
         for who, call in actions.calls:
             with self._faults.isolated(who, alert.step, is_timed=True, pauses=False):
                 call(alert)
-        if alert.state == "firing":
-            self._should_save |= alert.rule in actions.save_on
-            self.should_stop |= alert.rule in actions.stop_on
+        if alert.state == "firing" and alert.rule in actions.save_on:
+            self._requests.add("save")
+        if alert.state == "firing" and alert.rule in actions.stop_on:
+            self._requests.add("stop")
         if actions.asks_to_stop is not None:
             with self._faults.isolated("asks_to_stop", alert.step, pauses=False):
-                self.should_stop |= actions.asks_to_stop(alert)
+                if actions.asks_to_stop(alert):
+                    self._requests.add("stop")
 
     @property
     def is_behind(self) -> bool:

@@ -133,7 +133,7 @@ class Executor:
             join_at_exit(self._threads)
             weakref.finalize(self, self._threads.close).atexit = False
         future = self._threads.submit(job, alone=alone)
-        self._waiting.append((future, size))
+        self._unfinished().append((future, size))  # what is finished must not pile up
         return future
 
     def _allowed(self) -> int:

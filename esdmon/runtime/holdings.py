@@ -58,6 +58,8 @@ class Table:
     parameters: Mapping[str, Part]
     skipped: tuple[tuple[str, int, str], ...] = ()
     """Parameters that are not watched: name, number of elements, reason."""
+    has_left: bool = False
+    """Whether its monitor is closed: what it held before is listed, and cannot be read any more."""
 
     def to_json(self) -> str:
         """Return the table as JSON."""
@@ -66,18 +68,19 @@ class Table:
             [n, p.shape, p.item, p.fragment and p.fragment.to_plain(), p.content, p.group]
             for n, p in self.parameters.items()
         ]
-        return json.dumps([self.rank, self.address, matrices, parameters, self.skipped])
+        return json.dumps([self.rank, self.address, matrices, parameters, self.skipped, self.has_left])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Return the table that `to_json` was called on."""
-        rank, address, matrices, parameters, skipped = json.loads(text)
+        rank, address, matrices, parameters, skipped, has_left = json.loads(text)
         return cls(
             rank,
             address,
             {name: Listed(seconds, tuple(behind), content, size) for name, seconds, behind, content, size in matrices},
             {name: _part(*rest) for name, *rest in parameters},
             tuple((name, count, why) for name, count, why in skipped),
+            has_left,
         )
 
 
@@ -144,6 +147,7 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
         tables: by rank.
         paused: ranks that are not asked now.
     """
+    paused = {*paused, *(rank for rank, table in tables.items() if table.has_left)}
     suffixes = _suffixes(tables)
     names = {rank: _renamed(tables[rank], suffixes) for rank in tables}
     parts: dict[str, list[tuple[int, Part]]] = defaultdict(list)
@@ -162,7 +166,7 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
             rows[0][1].parameters,
             tuple(rank for rank, _ in rows if rank not in paused),
             rows[0][1].size,
-            _why_not(rows, reasons, paused),
+            _why_not(rows, reasons, paused, tables),
         )
         for name, rows in _ordered(listed).items()
     }
@@ -248,9 +252,14 @@ def _choose_holders(
     return chosen, reasons
 
 
-def _why_not(rows: list[tuple[int, Listed]], reasons: Mapping[str, str], paused: Collection[int]) -> str:
+def _why_not(
+    rows: list[tuple[int, Listed]], reasons: Mapping[str, str], paused: Collection[int], tables: Mapping[int, Table]
+) -> str:
     if all(rank in paused for rank, _ in rows):
-        return f"rank {rows[0][0]}, which holds it, does not answer"
+        rank = rows[0][0]
+        return (
+            f"rank {rank}, which holds it, {'has closed its monitor' if tables[rank].has_left else 'does not answer'}"
+        )
     return next((reasons[name] for name in rows[0][1].parameters if name in reasons), "")
 
 

@@ -1,7 +1,5 @@
 """`Monitor`: count steps, have due steps read, pass reports to the rules and the sinks. It computes nothing."""
 
-import logging
-import os
 import time
 import uuid
 import weakref
@@ -16,14 +14,15 @@ from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful, to_plain
 from esdmon.runtime.at_exit import close_at_exit, is_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
+from esdmon.runtime.notes import Notes
 from esdmon.runtime.pulse import Escalation
+from esdmon.runtime.requests import Requests
 from esdmon.runtime.saved_state import VERSION, parse
 from esdmon.runtime.source import Pipeline
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 
-_log = logging.getLogger("esdmon")
 _POLL = 1e-3
 
 
@@ -49,6 +48,7 @@ class Monitor:
         first_step: int = 0,
         limits: Limits | None = None,
         escalation: Escalation | None = None,
+        requests: Requests | None = None,
         no_step: str = "give watch() the optimizer, or call monitor.step()",
     ) -> None:
         self._readings = readings
@@ -61,11 +61,11 @@ class Monitor:
         self._budget = budget or Budget(None)
         self._faults = faults or Faults()
         self._escalation = escalation
-        self._out = Delivery(sinks, actions or Actions(), self._faults)
+        self._requests = requests or Requests()
+        self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests)
         self._delivering = self._closes_sinks_later = False
-        self._no_step = no_step
-        self._is_hooked = self._closed = False
-        self._warned: set[str] = set()
+        self._notes = Notes(no_step)
+        self._is_hooked = self._closed = self._has_settled = False
         self._run = uuid.uuid4().hex[:8]
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
@@ -74,7 +74,6 @@ class Monitor:
         self._alerts: list[Alert] = []
         rules = {rule.name: rule for rule in self._alert_manager.rules}
         self._watchdog = Watchdog(rules.get("stale_monitor"))
-        self._process = os.getpid()
         self._out.start(self._run, first_step)
         # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
@@ -99,14 +98,15 @@ class Monitor:
     def should_stop(self) -> bool:
         """Return whether an alert of `stop_on=` has fired, or a plugin has requested a stop.
 
-        The callback of a Trainer ends the training by itself; a loop of your own checks this. In a distributed job it
-        is set on rank 0 only, which has to pass it on to the other ranks.
+        The callback of a Trainer ends the training by itself; a loop of your own checks this. In a job whose ranks
+        train together it turns True on all of them at the same due step, the first after rank 0 has found it, where
+        all have called `watch` with the same options.
         """
-        return self._out.should_stop
+        return self._requests.should_stop
 
     def take_save_request(self) -> bool:
-        """Return whether an alert of `save_on=` has fired since the last call, and so requests a checkpoint."""
-        return self._out.take_save_request()
+        """Return whether an alert of `save_on=` has fired since the last call; on all ranks, as for `should_stop`."""
+        return self._requests.take_save_request()
 
     @property
     def errors(self) -> tuple[Fault, ...]:
@@ -144,10 +144,7 @@ class Monitor:
             Whether a reading was due: the same on all ranks of a job.
         """
         if self._is_hooked:
-            self._warn_once(
-                "monitor.step() is ignored, since watch() was given the optimizer and counts its steps. Leave out one "
-                "of the two."
-            )
+            self._notes.ignored_step()
             return False
         return self._count(count, host_step)
 
@@ -157,7 +154,7 @@ class Monitor:
         return self._count(1, None)
 
     def _count(self, count: int, host_step: int | None) -> bool:
-        if self._closed or not self._is_of_this_process():
+        if self._closed or not self._notes.check_process():
             return False
         self._steps += count
         self._budget.start()
@@ -168,6 +165,8 @@ class Monitor:
             self._faults.advance()
         if due or extra:
             self._begin(host_step, extra)
+        elif not self._readings.is_ready:
+            self._get_ready()
         before = self._report
         self._take_finished()
         is_report, was_report = self._report is not before, self._was_report
@@ -177,6 +176,8 @@ class Monitor:
             self._catch_up()
         if due and self._readings.reports:
             self._raise([self._watchdog.due(self._steps)])
+        if self._requests.is_shared:
+            self._meet(is_due=due)
         if self._escalation is not None and not self._faults.disabled("escalation"):
             with self._faults.isolated("escalation", self._steps):
                 self._escalation.sample(self._steps)
@@ -210,6 +211,26 @@ class Monitor:
                 with self._budget.spending():
                     self._readings.begin(self._steps, host_step, extra)
 
+    def _meet(self, *, is_due: bool) -> None:
+        """Exchange with the other ranks what alerts have asked of the training loop."""
+        with self._faults.isolated("requests", self._steps, pauses=False):
+            if is_due:
+                self._readings.settle()  # a device may be steps behind, and with it the other ranks
+            with self._budget.spending():
+                self._requests.meet(self._steps, is_due=is_due)
+
+    def _get_ready(self) -> None:
+        """Do what has to be done before the first due step: ranks of a job exchange what they hold."""
+        if not self._faults.disabled("ranks"):
+            with self._faults.isolated("ranks", self._steps):
+                if (
+                    not self._has_settled
+                ):  # once: a loop in which the other ranks do not watch must not wait at each step
+                    self._has_settled = True
+                    self._readings.settle()
+                with self._budget.spending():
+                    self._readings.get_ready(self._steps)
+
     def _catch_up(self) -> None:
         """Let a sink do one piece of deferred work, where the budget has credit."""
         if self._budget.credit > 0:
@@ -218,7 +239,7 @@ class Monitor:
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait for the readings that are under way, at most `timeout` seconds (30), and flush the sinks."""
-        if self._is_of_this_process():
+        if self._notes.check_process():
             self._finish(self._limits.close_seconds if timeout is None else timeout)
             self._out.flush(self._steps)
 
@@ -228,7 +249,7 @@ class Monitor:
         Args:
             timeout: seconds to wait at most, 30 by default; readings that are not finished then are lost and logged.
         """
-        if self._closed or os.getpid() != self._process:
+        if self._closed or self._notes.is_forked:
             return
         self._closed = True
         is_closed(self)
@@ -244,7 +265,9 @@ class Monitor:
         finally:
             with self._faults.isolated("monitor", self._steps):
                 self._readings.close()
-            self._warn_if_nothing_was_read()
+            readings = self._readings
+            if readings.reports and not (readings.latest or readings.dropped or any(self._faults)):
+                self._notes.nothing_read(self._steps)
             # Where a sink or an action has called this, the others get the report first.
             self._closes_sinks_later = self._delivering
             if not self._delivering:
@@ -260,7 +283,7 @@ class Monitor:
         Plain data and tensors, some 40 kB for each matrix: `torch.load` reads it with weights_only. It does not wait
         for readings that are under way: the resumed run reads those matrices next.
         """
-        if self._is_of_this_process():
+        if self._notes.check_process():
             self._take_finished()
         return {
             "version": VERSION,
@@ -290,30 +313,6 @@ class Monitor:
     def __exit__(self, *_: object) -> None:
         """Close, also when the loop raised."""
         self.close()
-
-    def _warn_if_nothing_was_read(self) -> None:
-        readings = self._readings
-        if not readings.reports or readings.latest or readings.dropped or any(self._faults):
-            return
-        if self._steps:
-            _log.warning("esdmon: nothing was read in %d steps, since none was due: lower every=.", self._steps)
-        else:
-            _log.warning("esdmon: nothing was read, since no step was counted: %s.", self._no_step)
-
-    def _is_of_this_process(self) -> bool:
-        """Return False, and log it once, in a forked process, which must not use the monitor's thread and files."""
-        if os.getpid() == self._process:
-            return True
-        self._warn_once(
-            "the monitor is inactive in this process, which was forked from the one that called watch(): its steps are "
-            "not counted. Call watch() in the process that trains."
-        )
-        return False
-
-    def _warn_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            _log.warning("esdmon: %s", text)
 
     def _finish(self, timeout: float, *, elsewhere: float | None = None) -> None:
         """Wait for what is under way: for other ranks, which may have died, at most `elsewhere` seconds."""

@@ -1,7 +1,5 @@
 """`ReadingPipeline`: plan the readings of a due step, start them, gather what is finished, report in step order."""
 
-import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -11,20 +9,20 @@ from typing import final
 
 from esdmon.limits import Limits
 from esdmon.records import LayerReport, Report
-from esdmon.records.serialization import Plain, layer_from_plain, to_plain
+from esdmon.records.serialization import Plain
 from esdmon.runtime.assignments import Assigned
+from esdmon.runtime.cautions import Cautions
 from esdmon.runtime.drift_log import DriftLog
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
+from esdmon.runtime.latest import LatestReadings
 from esdmon.runtime.source import Answer, Source, Task
 from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
-from esdmon.schedule.priority import TOLERANCE, ReadPriority
+from esdmon.schedule.priority import ReadPriority
 
 _SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
 _PATIENCE = 4  # times what readings of other ranks are expected to take, before they are given up. Our choice.
-
-_log = logging.getLogger("esdmon")
 
 
 @final
@@ -61,14 +59,23 @@ class ReadingPipeline:
         self._priority = ReadPriority(source.nominal(), limited=budget.share is not None)
         self._drift = DriftLog(source, self._priority, budget, team)
         self._due: deque[DueStep] = deque()
-        self.latest: dict[str, LayerReport] = {}
-        """The last reading of each matrix."""
-        self.dropped = 0
-        """Readings that were skipped because the queue was full, or that were lost."""
-        self._has_warned = False
+        self._latest = LatestReadings()
+        self._cautions = Cautions()
         self._last_due = 0
         self._left: tuple[str, ...] = ()
         """Matrices of the last scheduled step, for whose copies there was no memory then."""
+        self.is_ready = team is None
+        """Whether there is nothing to do before the first due step."""
+
+    @property
+    def latest(self) -> Mapping[str, LayerReport]:
+        """Return the last reading of each matrix."""
+        return self._latest.read
+
+    @property
+    def dropped(self) -> int:
+        """Return how many readings were skipped because the queue was full, or were lost."""
+        return self._cautions.count
 
     @property
     def under_way(self) -> bool:
@@ -97,6 +104,16 @@ class ReadingPipeline:
         """Return what is left to read of the last scheduled step, where all that was begun is finished."""
         return self._left if self._left and self._executor.is_idle() else ()
 
+    def get_ready(self, step: int) -> None:
+        """Learn at a step before the first due one what all ranks hold, and plan what is read at the first."""
+        if self._team is None or self.is_ready:
+            return
+        if self._team.get_ready():
+            self._replace()
+        if self._team.is_complete:
+            self.is_ready = True
+            self._plan_next(self._team, None, step + 1, self._budget.credit)
+
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
         """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
         if extra:
@@ -105,7 +122,7 @@ class ReadingPipeline:
         self._left = ()
         self._refresh()
         earned = self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
-        self._warn_if_over_budget()
+        self._cautions.check(self._budget)
         self._drift.measure(step)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic())
         if self._team is None:
@@ -148,21 +165,21 @@ class ReadingPipeline:
 
     def state_dict(self) -> Plain:
         """Return the last reading of each matrix."""
-        return {name: to_plain(layer) for name, layer in self.latest.items()}
+        return self._latest.state_dict()
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
-        return partial(self._continue_from, {name: layer_from_plain(layer) for name, layer in state.items()})
+        return partial(self._continue_from, self._latest.prepare(state))
 
-    def _continue_from(self, latest: Mapping[str, LayerReport]) -> None:
+    def _continue_from(self, restore: Callable[[], None]) -> None:
         self._due.clear()
         if self._team is not None:
             self._team.restart()
+            self.is_ready = False
         self._priority = ReadPriority(self._nominal(), limited=self._budget.share is not None)
         self._drift = DriftLog(self._source, self._priority, self._budget, self._team)
-        self.latest = {name: latest[name] for name in self._priority.names if name in latest}
-        for name, layer in self.latest.items():
-            self._priority.begun(name, layer.step)
+        restore()
+        self._take_up()
 
     def _refresh(self) -> None:
         if (self._team or self._source).refresh():
@@ -171,7 +188,13 @@ class ReadingPipeline:
     def _replace(self) -> None:
         """Take up the matrices that there are now."""
         self._priority.replace(self._nominal())
-        self.latest = {name: self.latest[name] for name in self._priority.names if name in self.latest}
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Take up the readings of the matrices that there are now, saved ones among them."""
+        is_final = self._team is None or self._team.is_settled
+        for name, layer in self._latest.keep(self._priority.names, is_final=is_final).items():
+            self._priority.begun(name, layer.step)
 
     def _nominal(self) -> dict[str, float]:
         own = self._source.nominal()
@@ -209,18 +232,22 @@ class ReadingPipeline:
             self._begin_here(due)
         else:
             self._follow(team, due, assigned)
+        self.is_ready = True
         if team.look():
-            self.latest = team.renamed(self.latest)
+            self._latest.read = team.renamed(self.latest)
             due.read = team.renamed(due.read)
             self._replace()
-        due.read |= team.unreadable(due.step)
+        due.read = team.unreadable(due.step) | due.read
         if team.is_alone:
             return
         previous, self._last_due = self._last_due, due.step
         if sum(not self._is_complete(each) for each in self._due) < self._queue:
             credit = (self._budget.credit + earned) * team.size - self._under_way()
-            then = due.step + max(1, due.step - previous)
-            team.plan(due.step, self._priority.choose(then, credit, without=team.missing, ahead=True))
+            self._plan_next(team, due.step, due.step + max(1, due.step - previous), credit)
+
+    def _plan_next(self, team: Team, step: int | None, then: int, credit: float) -> None:
+        """Plan at a due step, or before the first, what all ranks read at the next one, expected at the step `then`."""
+        team.plan(step, self._priority.choose(then, credit, without=team.missing, ahead=True))
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
@@ -234,7 +261,7 @@ class ReadingPipeline:
         lost = [name for job in jobs if not job.owner for name in job.names if name not in mine]
         for name in lost:
             self._priority.lost(name)
-        self._drop(due.step, len(lost))
+        self._cautions.skip(due.step, len(lost))
         due.elsewhere = team.others(due.step, assigned)
         names = due.elsewhere.names if due.elsewhere else ()
         due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
@@ -248,7 +275,7 @@ class ReadingPipeline:
     def _enqueue(self, due: DueStep) -> bool:
         """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
         if sum(not self._is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
-            self._drop(due.step, len(self.plan(due.step)))
+            self._cautions.skip(due.step, len(self.plan(due.step)))
             return False
         self._due.append(due)
         return True
@@ -262,7 +289,7 @@ class ReadingPipeline:
                 if self._executor.is_beside:
                     self._left += tuple(names[count:])
                 else:
-                    self._drop(due.step, len(names) - count)
+                    self._cautions.skip(due.step, len(names) - count)
                 return False
             self._begin(due, name)
         return True
@@ -299,7 +326,7 @@ class ReadingPipeline:
             due.seconds += seconds
             self._priority.took(name, seconds, readable=layer.status == "ok")
         lost = [name for name in task.names if name not in answer]
-        self.dropped += len(lost)
+        self._cautions.count += len(lost)
         for name in lost:
             self._priority.lost(name)
 
@@ -307,48 +334,24 @@ class ReadingPipeline:
         tasks = [] if elsewhere_only else list(due.here)
         if due.elsewhere is not None:
             tasks.append(due.elsewhere)
-        before = self.dropped
+        before = self._cautions.count
         for task in tasks:
             self._take(due, task, task.give_up())
         due.elsewhere = None
         if not elsewhere_only:
             due.here.clear()
-        if self.dropped > before:
-            _log.warning(
-                "esdmon: %d readings of step %d were not finished in time and are lost, see monitor.dropped.",
-                self.dropped - before,
-                due.step,
-            )
-
-    def _drop(self, step: int, count: int) -> None:
-        if count and not self.dropped:
-            _log.warning(
-                "esdmon: skipped %d readings at step %d because the queue is full: increase every=, or lower budget=. "
-                "Logged once; see monitor.dropped.",
-                count,
-                step,
-            )
-        self.dropped += count
-
-    def _warn_if_over_budget(self) -> None:
-        if not self._has_warned and self._budget.is_exceeded:
-            self._has_warned = True
-            _log.warning(
-                "esdmon: reading one matrix at each due step takes %.1f %% of the run, more than budget=%g: increase "
-                "every=.",
-                100 * self._budget.overhead,
-                self._budget.share,
-            )
+        self._cautions.log_since(before, due.step)
 
     def _report(self, due: DueStep) -> Report:
         names = self._priority.names
         if self._team is not None:
             self._team.settle(due.step)
         self._drift.learn(due.read, self.latest)
-        self.latest |= {name: due.read[name].settle(self.latest.get(name)) for name in names if name in due.read}
+        self._latest.take(due.read, names)
+        self._take_up()
         return Report(
             due.step,
-            tuple(self._as_of(due, name) for name in names if name in self.latest),
+            tuple(self._latest.as_of(due, self._priority.is_trainable)),
             self._source.coverage if self._team is None else self._team.coverage(self._source.coverage),
             due.seconds,
             waiting=tuple(name for name in names if name not in self.latest),
@@ -357,12 +360,3 @@ class ReadingPipeline:
             max_tags=self._max_tags,
             extra=due.extra,
         )
-
-    def _as_of(self, due: DueStep, name: str) -> LayerReport:
-        """Return the last reading of a matrix, with what is known of it at a due step."""
-        layer = self.latest[name]
-        if layer.step == due.step:
-            return layer
-        drift = due.drift.get(name, math.nan)
-        trainable = layer.trainable and self._priority.is_trainable(name)
-        return replace(layer, emitted_step=due.step, trainable=trainable, drift=drift, unchanged=drift <= TOLERANCE)

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -13,6 +13,7 @@ from typing import final
 
 from torch.optim import Optimizer
 
+from esdmon.errors import InputError
 from esdmon.isolation import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report
@@ -135,6 +136,11 @@ class Reader:
     def measures(self) -> tuple[str, ...]:
         """Return the names of the measures."""
         return tuple(measure.name for measure in self._measures)
+
+    @property
+    def problems(self) -> Mapping[str, InputError]:
+        """Return why nothing is read, or not what was selected, where the model may be a part of one."""
+        return self._model.problems
 
     @property
     def matrices(self) -> tuple[Matrix, ...]:
@@ -262,7 +268,7 @@ class Reader:
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
         self._laws.clear()  # so that this run and one resumed from here go on alike
-        return {} if self._drift is None else self._drift.state_dict()
+        return {} if self._drift is None else self._without_parts(self._drift.state_dict())
 
     def step_state(self) -> Plain:
         """Return what has been sampled of single steps."""
@@ -275,7 +281,12 @@ class Reader:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
-        return (lambda: None) if self._drift is None else self._drift.prepare(state)
+        return (lambda: None) if self._drift is None else self._drift.prepare(self._without_parts(state))
+
+    def _without_parts(self, samples: Plain) -> Plain:
+        """Return the samples of whole weights: of a sharded one, another rank or size of a job has other elements."""
+        matrices = self._model.matrices
+        return {name: kept for name, kept in samples.items() if name not in matrices or not matrices[name].shards}
 
     def _share_samples(self) -> None:
         if self._drift is not None:

@@ -29,7 +29,7 @@ class RemoteReader:
         self._ranks = ranks
         self._limits = limits or Limits()
         self._assignments = Assignments(source, executor, ranks, limits=self._limits)
-        self._is_lost = False
+        self._is_lost = self._has_begun = False
         self.latest: dict[str, LayerReport] = {}
         """Empty: rank 0 keeps the readings."""
         self.dropped = 0
@@ -44,6 +44,15 @@ class RemoteReader:
     def under_way_here(self) -> bool:
         """Return `under_way`: this rank waits for no other."""
         return self.under_way
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether there is nothing to do before the first due step."""
+        return self._has_begun or self._assignments.has_joined
+
+    def get_ready(self, _step: int) -> None:
+        """Announce what this rank holds."""
+        self._assignments.get_ready()
 
     def settle(self) -> None:
         """Synchronise the device, where readings are finished on the spot."""
@@ -60,6 +69,7 @@ class RemoteReader:
 
     def begin(self, step: int, _host_step: int | None = None, _extra: Collection[str] = ()) -> None:
         """Do what rank 0 has assigned for this due step. It reads extra matrices alone."""
+        self._has_begun = True
         self._assignments.refresh()
         assigned = self._assignments.begin(step)
         if assigned is not None and any(job.owner == self._ranks.rank for job in assigned.word.jobs):

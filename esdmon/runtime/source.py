@@ -138,10 +138,23 @@ class Task:
 class Pipeline(Stateful, Protocol):
     """What reads for a monitor: `ReadingPipeline`, or a `RemoteReader` on another rank."""
 
-    latest: dict[str, LayerReport]
-    dropped: int
     reports: bool
     """False where reports are made by another rank."""
+
+    @property
+    def dropped(self) -> int:
+        """Return how many readings were skipped or lost."""
+
+    @property
+    def latest(self) -> Mapping[str, LayerReport]:
+        """Return the last reading of each matrix."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether there is nothing to do before the first due step."""
+
+    def get_ready(self, step: int) -> None:
+        """Do at a step before the first due one what has to be done for that one."""
 
     @property
     def under_way(self) -> bool:

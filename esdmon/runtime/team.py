@@ -49,6 +49,7 @@ class Team:
         self._blamed: dict[int, dict[int, str]] = {}
         self._words: dict[int, Word] = {}
         self._quiet = 0
+        self._unreadable: set[str] = set()
         self._has_renamed = False
         self._gathering: _Gathering | None = None
         self.holdings = Holdings()
@@ -58,7 +59,7 @@ class Team:
     @property
     def size(self) -> int:
         """Return how many ranks read now."""
-        return max(1, len(self._tables) - len(self._paused))
+        return max(1, len(self._present) - len(self._paused))
 
     @property
     def timeout(self) -> float:
@@ -68,7 +69,22 @@ class Team:
     @property
     def is_alone(self) -> bool:
         """Return whether no other rank is known to watch."""
-        return len(self._tables) <= 1
+        return len(self._present) <= 1
+
+    @property
+    def _present(self) -> list[int]:
+        """Return the ranks that watch."""
+        return [rank for rank, table in self._tables.items() if not table.has_left]
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all ranks of the job have announced what they hold."""
+        return len(self._tables) == self._ranks.size
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether all ranks that watch are known."""
+        return self.is_complete or self._quiet >= _SETTLED
 
     def local(self, name: str) -> str:
         """Return rank 0's own name of a matrix of the job."""
@@ -83,24 +99,36 @@ class Team:
         """Look whether rank 0's model has changed; return True where it has."""
         return self._own.refresh()
 
+    def get_ready(self) -> bool:
+        """Announce before the first due step what rank 0 holds, and look what the others hold.
+
+        Returns:
+            Whether the matrices have changed.
+        """
+        has_changed = self._own.get_ready()
+        return self._look() or has_changed
+
     def begin(self, step: int) -> Assigned | None:
-        """Begin what was planned for this due step at the one before; None where nothing was."""
+        """Begin what was planned for this due step; None where nothing was."""
         assigned = self._own.begin(step)
         if assigned is not None:
             self._blamed[step], self._words[step] = assigned.failures, assigned.word
         return assigned
 
     def look(self) -> bool:
-        """Look which ranks have announced what they hold, or are paused; return True where that has changed.
+        """Look at a due step which ranks have announced what they hold, or are paused; return True for news.
 
-        In a large job tables are joined in a thread, and known at a later due step.
+        In a large job tables are joined in a thread, and known at a later step.
         """
+        has_news = self._look()
+        self._quiet = 0 if has_news or self._gathering else self._quiet + 1
+        return has_news
+
+    def _look(self) -> bool:
         if self._gathering is None:
-            paused = frozenset(rank for rank in self._tables if self._is_paused(rank))
+            paused = frozenset(rank for rank in self._present if self._is_paused(rank))
             if not self._ranks.has_tables() and paused == self._paused:
-                self._quiet += 1
                 return False
-            self._quiet = 0
             self._gathering = gathering = _Gathering(self._ranks, self._tables, self._roles, paused)
             if self._ranks.size * self._own.n_listed > _IN_THREAD:
                 Thread(target=gathering.run, name="esdmon-tables", daemon=True).start()
@@ -120,11 +148,11 @@ class Team:
         self._log_renamed()
         return True
 
-    def plan(self, step: int, names: Sequence[str]) -> None:
+    def plan(self, step: int | None, names: Sequence[str]) -> None:
         """Announce which of these matrices is read by whom at the due step after this one.
 
         Args:
-            step: the due step.
+            step: the due step; None before the first.
             names: in order of priority; what does not fit into the memory for copies is left for later.
         """
         jobs = _within(self._grouped(names), self.holdings, self._limits.copied_bytes)
@@ -173,7 +201,7 @@ class Team:
         own, word = self._blamed.pop(step, {}), self._words.pop(step, None)
         if word is None or not any(job.parameters for job in word.jobs):
             return
-        for rank in set(self._tables) - {0}:
+        for rank in set(self._present) - {0}:
             if rank in own:
                 self._faults.record(_giver(rank), step, TimeoutError(own[rank]))
             else:
@@ -182,12 +210,15 @@ class Team:
     def unreadable(self, step: int) -> dict[str, LayerReport]:
         """Return a record with the reason for each matrix that nobody can read.
 
-        None while ranks are still announcing what they hold.
+        None while ranks are still announcing what they hold, and none where it was so at this due step for the first
+        time: at the end of a run other ranks close while rank 0 is in its last step.
         """
-        if self._quiet < _SETTLED:
-            return {}
-        entries = self.holdings.matrices.items()
-        return {name: LayerReport(name, "skipped", step, entry.reason) for name, entry in entries if entry.reason}
+        before, self._unreadable = self._unreadable, self.missing if self.is_settled else set()
+        return {
+            name: LayerReport(name, "skipped", step, entry.reason)
+            for name, entry in self.holdings.matrices.items()
+            if name in before & self._unreadable
+        }
 
     @property
     def missing(self) -> set[str]:
@@ -267,7 +298,10 @@ class _Gathering:
     def run(self) -> None:
         """Do it; an error is kept."""
         try:
-            self.tables |= {table.rank: table for table in self._ranks.take_tables()}
+            for table in self._ranks.take_tables():
+                # A rank may leave while its last readings are on their way: its matrices stay in the report.
+                known = self.tables.get(table.rank, table)
+                self.tables[table.rank] = replace(known, has_left=True) if table.has_left else table
             self.holdings = join(self.tables, self.paused)
             copies = self.holdings.copies()
             for rank in self.tables:

@@ -42,6 +42,11 @@ class WatchedModel:
         """Return how much of the model is read."""
         return self._watched.coverage
 
+    @property
+    def problems(self) -> Mapping[str, InputError]:
+        """Return why nothing is read, or not what was selected, where the model may be a part of one."""
+        return self._watched.problems
+
     def recount(self, unread: Mapping[str, str]) -> Coverage:
         """Return the coverage without the matrices that could not be read, given their names and the reasons."""
         return self._watched.recount(unread)

@@ -84,7 +84,9 @@ class MonitorCallback:
         every = checked.every if extra is None else union(checked.every, extra)
         try:
             options = replace(checked, every=every, sinks=[sink for _, sink in opened])
-            self.monitor = attach(model, readable(optimizers), options, hook=False, first_step=steps)
+            self.monitor = attach(
+                model, readable(optimizers), options, hook=False, first_step=steps, shares_requests=False
+            )
         except InputError:
             raise
         except Exception as error:

@@ -25,7 +25,7 @@ from esdmon.weights.names import named_modules, unwrap
 from esdmon.weights.optional_layers import is_embedding_name, mark_optional, output_heads
 from esdmon.weights.outline import Outline
 from esdmon.weights.reference import ReferenceWeight, differences
-from esdmon.weights.selection import Selection, coverage, select
+from esdmon.weights.selection import Selection, coverage, problems, select
 from esdmon.weights.sharded import with_shards
 from esdmon.weights.shards import find_shards
 from esdmon.weights.state import find_in_state
@@ -43,6 +43,8 @@ class Watched:
     """Returns the coverage without matrices that turned out to be unreadable, given their names and the reasons."""
     failures: Mapping[str, str] = field(default_factory=dict)
     """Modules that could not be searched for weights, and the error."""
+    problems: Mapping[str, InputError] = field(default_factory=dict)
+    """Why nothing is read, or not what was selected, where the model may be a part of one."""
 
 
 def discover(
@@ -67,10 +69,15 @@ def discover(
     Raises:
         InputError: where a pattern matches no matrix, there is none, or the model is neither a module nor a mapping.
     """
+    selection = selection or Selection()
     found = _find(model, extractor, materializer)
-    reasons = select(found.matrices, selection or Selection())
+    reasons = select(found.matrices, selection)
+    is_empty = not found.matrices and not found.failures
+    wrong = {"read": _nothing_in(model, found)} if is_empty else problems(found.matrices, selection, reasons)
+    if wrong and not selection.may_be_empty:
+        raise next(iter(wrong.values()))
     chosen = tuple(matrix for matrix in found.matrices if not reasons[matrix.name])
-    if reference is not None:
+    if reference is not None and chosen:
         chosen = differences(chosen, _find(reference, extractor, materializer).matrices, kept)
         names = {matrix.name for matrix in chosen}
         reasons = {name: why or ("" if name in names else "not in the reference") for name, why in reasons.items()}
@@ -83,7 +90,7 @@ def discover(
         alive = {name: parameter for name, reference in parameters.items() if (parameter := reference()) is not None}
         return coverage(alive, matrices, reasons, lost, unread)
 
-    return Watched(chosen, recount({}), recount, found.failures)
+    return Watched(chosen, recount({}), recount, found.failures, wrong)
 
 
 @dataclass(slots=True)
@@ -109,9 +116,6 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Fo
     else:
         kind = type(model).__name__
         raise InputError(f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}")
-    if not found.matrices and not found.failures:
-        kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
-        raise InputError(f"{kind} has no weight matrix to read: {_why_none(found)}")
     unpacked = [_materialize(matrix, materializer) for matrix in found.matrices]
     found.matrices = mark_optional(unpacked, found.heads)
     return found
@@ -133,6 +137,11 @@ def _why_none(found: _Found) -> str:
     if others:
         return f"its parameters are {', '.join(others)}"
     return "esdmon reads parameters of two or more dimensions"
+
+
+def _nothing_in(model: Model, found: _Found) -> InputError:
+    kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
+    return InputError(f"{kind} has no weight matrix to read: {_why_none(found)}")
 
 
 def _check_initialized(model: nn.Module) -> None:

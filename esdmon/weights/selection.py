@@ -29,26 +29,46 @@ class Selection:
     """Matrices with fewer eigenvalues, over all their slices, are left out."""
     max_eigenvalues: int | None = None
     """Matrices with more eigenvalues are left out; None for no limit."""
+    may_be_empty: bool = False
+    """Whether the model may be a part of one, as a stage of a pipeline, in which there may be nothing to read."""
 
 
 def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
     """Return by name why each matrix is left out; an empty reason for those that are selected.
 
     Raises:
-        InputError: where a pattern matches no matrix, a size is not a positive integer, or nothing is left to read.
+        InputError: where a size is not a positive integer, or patterns are not a list of names.
     """
-    layers = None if selection.layers is None else _patterns("layers", selection.layers, found)
-    exclude = _patterns("exclude", selection.exclude, found)
+    layers = None if selection.layers is None else _patterns("layers", selection.layers)
+    exclude = _patterns("exclude", selection.exclude)
     low, high = _limits(selection)
     if layers == []:
         raise InputError("layers= is empty: leave it out to read all layers")
     reasons = {matrix.name: _why_unselected(matrix, layers, exclude) for matrix in found}
     for matrix in found:
         reasons[matrix.name] = reasons[matrix.name] or _why_unfit(matrix, low, high)
+    return reasons
+
+
+def problems(found: Sequence[Matrix], selection: Selection, reasons: Mapping[str, str]) -> dict[str, InputError]:
+    """Return errors for patterns that match no matrix, and where nothing is left to read, by what they are about.
+
+    Args:
+        found: all matrices of a model.
+        selection: which of them to read.
+        reasons: why each is left out, from `select`.
+    """
+    given = {"layers": selection.layers or (), "exclude": selection.exclude}
+    errors = {
+        f"{argument}={pattern}": InputError(f"{argument}={pattern!r} matches no layer.{_hint(pattern, found)}")
+        for argument, patterns in given.items()
+        for pattern in _patterns(argument, patterns)
+        if not any(matrix.is_named_by(pattern) for matrix in found)
+    }
     if found and all(reasons.values()):
         distinct = dict.fromkeys(reasons[matrix.name] for matrix in found if not matrix.detail)
-        raise InputError(f"no matrix is left to read: {'; '.join(distinct)}")
-    return reasons
+        errors["read"] = InputError(f"no matrix is left to read: {'; '.join(distinct)}")
+    return errors
 
 
 def coverage(
@@ -136,12 +156,8 @@ def _why_unclaimed(name: str, parameter: Tensor) -> str:
     return why_no_weight(name, parameter) or f"{parameter.ndim}-D parameters of unknown layout"
 
 
-def _patterns(argument: str, given: Sequence[str], found: Sequence[Matrix]) -> list[str]:
-    patterns = [str(pattern) for pattern in as_list(argument, given, "patterns of names")]
-    for pattern in patterns:
-        if not any(matrix.is_named_by(pattern) for matrix in found):
-            raise InputError(f"{argument}={pattern!r} matches no layer.{_hint(pattern, found)}")
-    return patterns
+def _patterns(argument: str, given: Sequence[str]) -> list[str]:
+    return [str(pattern) for pattern in as_list(argument, given, "patterns of names")]
 
 
 def _hint(pattern: str, found: Sequence[Matrix]) -> str:

@@ -1,4 +1,4 @@
-"""A long training of two ranks with sharded weights: threads, files with sockets, and copies do not grow.
+"""A long training of two ranks with sharded weights: threads, files with sockets, copies and memory do not grow.
 
 `python -m tests.benchmarks.sharded_soak` runs 20 000 steps with 2000 due steps, and prints what there is after a fifth
 of them and at the end, on each rank.
@@ -62,6 +62,7 @@ def main(steps: int) -> None:
             print(
                 f"rank {distributed.get_rank()}, step {step}: {threading.active_count()} threads, {files} files, "
                 f"{boxes[0].n_kept} copies, most kept {boxes[0].peak_bytes} B, {resident():.0f} MB, "
+                f"{sys.getallocatedblocks() / 1000:.0f} k blocks of Python's memory, "
                 f"{read} readings, {failed} failed, {monitor.dropped} dropped, {len(monitor.errors)} errors",
                 flush=True,
             )

@@ -212,6 +212,63 @@ def rolled_back(rank: int, _folder: Path) -> list[list[int]]:
     return [[report.step, len(report.new)] for report in sink.reports]
 
 
+def stage(*names: str, **options: Any) -> list[list[str]]:
+    """Two stages of a pipeline, of which each has the layers that its rank names."""
+    model = nn.ModuleDict({name: nn.Linear(64, 48) for name in names})
+    sink = MemorySink()
+    with esdmon.watch(model, every=3, budget=None, sinks=[sink], **options) as monitor:
+        for _ in range(2 * 3):
+            distributed.barrier()
+            monitor.step()
+    assert monitor.errors == ()
+    return [[layer.name for layer in report.new] for report in sink.reports]
+
+
+def patterns_of_stages(rank: int, _folder: Path) -> list[list[list[str]]]:
+    """Patterns that one stage has and the other has not, and a stage without any matrix."""
+    own = ("c", "d") if rank else ("a", "b")
+    return [
+        stage(*own, layers=["a", "d"]),
+        stage(*own, layers=["d"]),
+        stage(*own, exclude=["a"]),
+        stage(*(own if rank else ())),
+    ]
+
+
+def late_at_the_end(rank: int, _folder: Path) -> dict[str, list[str]]:
+    """Rank 1 has closed its monitor when rank 0 is in its last step, at which half of the matrices are due."""
+    model = nn.ModuleDict({name: nn.Linear(64, 48) for name in ("ab", "cd")[rank]})
+    sink = MemorySink()
+    with esdmon.watch(model, every=3, budget=None, sinks=[sink]) as monitor:
+        for step in range(1, 7):
+            distributed.barrier()
+            time.sleep(0.5 * (rank == 0 and step == 6))
+            monitor.step()
+    return {str(report.step): [f"{layer.name} {layer.status}" for layer in report.new] for report in sink.reports}
+
+
+def mistyped(rank: int, _folder: Path) -> list[str]:
+    """A pattern that no rank has is an error on each, as are patterns that leave nothing anywhere."""
+    messages = []
+    for options in ({"layers": ["a", "oops*"]}, {"exclude": ["*"]}):
+        try:
+            stage("ab"[rank], **options)
+        except esdmon.errors.InputError as error:
+            messages.append(str(error))
+        distributed.barrier()
+    return messages
+
+
+def only_one_watches(rank: int, _folder: Path) -> list[str]:
+    """A pattern that rank 0 has not, and the other does not watch: it goes on, and logs it."""
+    vars(watching)["Limits"] = partial(Limits, rank_seconds=0.05)
+    if rank == 0:
+        with esdmon.watch(network(0), every=1, budget=None, sinks=None, layers=["0", "oops"]) as monitor:
+            monitor.step()
+    distributed.barrier()
+    return []
+
+
 def one_expert_differs(rank: int, _folder: Path) -> list[list[str]]:
     """Most weights are the same on all ranks; one is each rank's own."""
     model = network(0)
@@ -252,6 +309,10 @@ JOBS: dict[str, Callable[[int, Path], Any]] = {
     "rolled-back": rolled_back,
     "one-expert-differs": one_expert_differs,
     "sharded-optimizer": sharded_optimizer,
+    "patterns-of-stages": patterns_of_stages,
+    "mistyped": mistyped,
+    "late-at-the-end": late_at_the_end,
+    "only-one-watches": only_one_watches,
 }
 
 
@@ -268,7 +329,7 @@ def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> Non
     by_rank = [{(step, name) for step, name in result["read"]} for result in results]
     assert by_rank[0] | by_rank[1] == set(read)
     assert not by_rank[0] & by_rank[1]
-    assert {step for step, _ in by_rank[1]} - {6} == {9, 12}  # at 3 they say who they are, at 3 or 6 rank 0 knows
+    assert {step for step, _ in by_rank[1]} == {3, 6, 9, 12}  # at 1 they announce what they hold, at 2 rank 0 plans 3
     assert all(0 < record["update_ratio"] < 1 for record in found if record["kind"] == "layer" and record["step"] > 3)
     assert all(record["in_optimizer"] for record in found if record["kind"] == "layer")
     assert [log(tmp_path / "a", rank) for rank in (0, 1)] == ["", ""]
@@ -289,8 +350,7 @@ def test_ranks_without_a_word_go_on_without(tmp_path: Path) -> None:
 def test_a_rank_that_fails_to_read_says_so(tmp_path: Path) -> None:
     """With a status for each of its matrices; the run ends."""
     statuses, _ = run("one-fails", tmp_path)
-    assert statuses["3"] == {"0": "ok", "2": "ok", "4": "ok"}
-    assert set(statuses["12"].values()) == {"failed", "ok"}
+    assert all(set(statuses[step].values()) == {"failed", "ok"} for step in ("3", "12"))
 
 
 def test_a_rank_that_dies_is_done_without(tmp_path: Path) -> None:
@@ -311,6 +371,36 @@ def test_other_weights_under_one_name_are_read_each(tmp_path: Path) -> None:
     assert second == []
     first, _ = run("one-expert-differs", tmp_path / "one-expert-differs")
     assert first[-1] == ["0", "2", "4@0", "4@1"]
+
+
+def test_patterns_that_one_stage_has(tmp_path: Path) -> None:
+    """Nothing is raised on the other, not even where it has nothing to read, rank 0 included."""
+    first, second = run("patterns-of-stages", tmp_path)
+    assert first == [[["a", "d"]] * 2, [["d"]] * 2, [["b", "c", "d"]] * 2, [["c", "d"]] * 2]
+    assert second == [[]] * 4
+    assert [log(tmp_path, rank) for rank in range(2)] == ["", ""]
+
+
+def test_a_rank_that_closes_during_the_last_step_of_rank_0(tmp_path: Path) -> None:
+    """Its last readings are in the last report."""
+    reports, _ = run("late-at-the-end", tmp_path)
+    assert reports == {step: ["a ok", "b ok", "c ok", "d ok"] for step in ("3", "6")}
+
+
+def test_patterns_that_no_rank_has(tmp_path: Path) -> None:
+    """An error before training on each, with its own names; where not all ranks watch, a warning."""
+    for job in ("mistyped", "only-one-watches"):
+        (tmp_path / job).mkdir()
+    results = run("mistyped", tmp_path / "mistyped")
+    for name, messages in zip("ab", results, strict=True):
+        assert messages == [
+            f"layers='oops*' matches no layer. The layers are: {name}.",
+            "no matrix is left to read: left out by exclude=",
+        ]
+    run("only-one-watches", tmp_path / "only-one-watches")
+    assert "goes on without what its model lacks: layers='oops' matches no layer" in log(
+        tmp_path / "only-one-watches", 0
+    )
 
 
 def test_a_resumed_job_goes_on(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """The tables of ranks are joined to one list of matrices, each with who holds its parts."""
 
+from dataclasses import replace
+
 from esdmon.runtime.holdings import Holder, Listed, Part, Table, join
 from esdmon.schedule.fragments import Fragment, covers
 
@@ -100,3 +102,12 @@ def test_boxes_and_intervals_do_not_make_up_one_parameter() -> None:
     """Their elements may be as many by chance."""
     assert not covers([Fragment.interval(0, 6), Fragment((2, 0), (2, 3))], SHAPE)
     assert covers([Fragment.interval(0, 6), Fragment.interval(6, 12)], SHAPE)
+
+
+def test_a_rank_that_has_left() -> None:
+    """What others hold too is read by them; what it held alone stays in the list, with the reason."""
+    left = replace(whole(1, shared="a", own="b"), has_left=True)
+    holdings = join({0: whole(0, shared="a"), 1: Table.from_json(left.to_json())})
+    assert holdings.matrices["shared"].readers == (0,)
+    assert holdings.matrices["shared"].reason == ""
+    assert holdings.matrices["own"].reason == "rank 1, which holds it, has closed its monitor"

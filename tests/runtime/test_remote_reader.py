@@ -33,6 +33,7 @@ class Source:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.begun: list[str] = []
+        self.n_refreshed = 0
 
     def settle(self) -> None:
         pass
@@ -41,6 +42,7 @@ class Source:
         pass
 
     def refresh(self) -> bool:
+        self.n_refreshed += 1
         return False
 
     def nominal(self) -> dict[str, float]:
@@ -107,3 +109,24 @@ def test_copies_that_wait_are_bounded_on_every_rank() -> None:
     assert source.begun == ["w0", "w1", "w2"]
     source.gate.set()
     worker.close()
+
+
+def test_before_rank_0_watches_a_step_is_a_look() -> None:
+    """The model is not searched at each step for a rank 0 that may never watch; after a due step nothing is done."""
+
+    class Alone(Assigns):
+        def token(self) -> None:  # type: ignore[override]
+            return None
+
+    source = Source()
+    executor = Executor(source, Budget(None), mode="sync")
+    reader = RemoteReader(source, executor, Alone())  # type: ignore[arg-type]
+    for step in range(1, 4):
+        assert not reader.is_ready
+        reader.get_ready(step)
+    assert source.n_refreshed == 0
+    reader.begin(4)
+    assert (reader.is_ready, source.n_refreshed) == (True, 1)
+    reader = RemoteReader(source, executor, Assigns())  # type: ignore[arg-type]
+    reader.get_ready(1)
+    assert reader.is_ready

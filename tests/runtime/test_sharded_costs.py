@@ -1,8 +1,10 @@
 """What reading sharded weights costs the ranks: no collective, bounded memory, nothing that grows."""
 
+import gc
 import json
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,11 +82,13 @@ def rank_of_a_job(rank: int, folder: str) -> None:
             if letterbox is None:
                 raise AssertionError("this rank holds fragments")
             seen.append([threading.active_count(), files(), letterbox.n_kept])
+    futures = sum(isinstance(each, Future) for each in gc.get_objects())
     monitor.close()
     own: Any = made[0]
     result = {
         "collectives": counts,
         "seen": seen,
+        "futures": futures,
         "kept": own.letterbox.peak_bytes,
         "assembled": own._parts.assembled_peak,
         "left": own._parts.assembled_bytes,
@@ -119,7 +123,8 @@ def test_memory_is_that_of_one_matrix(results: list[dict[str, Any]]) -> None:
 
 
 def test_nothing_grows(results: list[dict[str, Any]]) -> None:
-    """Threads, files with sockets, copies: as many at the end as after a third."""
+    """Threads, files with sockets, copies: as many at the end as after a third. Readings: those of the last steps."""
     for result in results:
         first, last = result["seen"]
         assert last == first
+        assert result["futures"] <= 2 * LAYERS
