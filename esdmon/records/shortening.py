@@ -23,6 +23,7 @@ from typing import Any, TypeGuard, final
 
 from esdmon.records.layer import RECORD_KEYS
 from esdmon.records.values import DIGITS, Record, rounded
+from esdmon.spectrum.zhang2026 import DISTANCE
 
 SAMPLED_DIGITS = 4
 """Significant digits of numbers that are estimated on a sample, of confidences, and in `LISTS`."""
@@ -36,7 +37,7 @@ POWERS = {
 }
 """Nulls that are proportional to a power of `frobenius_norm`, with a factor that depends on the shape alone."""
 LISTS = {
-    "singular": ("effective_rank", "nuclear_norm", "sigma_min", "spectral_gap", "snr"),
+    "singular": ("effective_rank", "nuclear_norm", "sigma_min", "spectral_gap", "snr", DISTANCE),
     "trap_parts": (
         "trap_is_local",
         "trap_mean",
@@ -47,7 +48,8 @@ LISTS = {
         "trap_share",
     ),
 }
-"""Lists of a line that hold several measures, in this order."""
+"""Lists of a line that hold several measures, in this order; the distance only where there is one."""
+_COMPUTED = "condition_number"
 _SAMPLED = frozenset({"update_ratio", "step_ratio", "step_growth", "phase_confidence"})
 _ALWAYS = {"name", "status", "step", "N", "M", "phase", "alpha_is_meaningful", *_SAMPLED}
 _STEADY = {"zero_rows", "zero_columns", "weak_rows", "weak_columns", "hard_rank", "sparsity"}  # seldom change
@@ -96,10 +98,10 @@ class Restorer:
         read = self._read.setdefault(tuple(str(record.get(key)) for key in ("run", "kind", "name")), {})
         record = _unpacked(record)
         whole = dict(record)
-        for key, value in read.items():
+        for key, value in sorted(read.items(), key=lambda item: item[0].endswith(_NULL)):  # measures before nulls
             if key in _STEADY and record.get("status") != "ok":
                 continue
-            if key not in record and (key in _CARRIED or key.removesuffix(_NULL) in record):
+            if key not in record and (key in _CARRIED or key.removesuffix(_NULL) in whole):
                 whole[key] = rounded(value * _scale(key, record)) if key in POWERS and _is_number(value) else value
         for key, value in record.items():
             if _is_carried(key):
@@ -112,9 +114,9 @@ class Restorer:
 def _packed(record: Record) -> Record:
     """Return a record with lists in the place of those measures of which it has all."""
     for name, measures in LISTS.items():
-        away = {*measures, "condition_number"} if name == "singular" else {*measures}
-        if record.keys() >= away and (name != "singular" or _is_condition(record["condition_number"], record)):
-            packed = {name: [rounded(record[key], SAMPLED_DIGITS) for key in measures]}
+        away = {*measures, _COMPUTED} if name == "singular" else {*measures}
+        if record.keys() >= away - {DISTANCE} and (_COMPUTED not in away or _is_condition(record[_COMPUTED], record)):
+            packed = {name: [rounded(record[key], SAMPLED_DIGITS) for key in measures if key in record]}
             record = {key: value for key, value in record.items() if key not in away} | packed
     return record
 
@@ -124,10 +126,10 @@ def _unpacked(record: Mapping[str, Any]) -> Record:
     whole = dict(record)
     for name, measures in LISTS.items():
         values = whole.pop(name, None)
-        if isinstance(values, list) and len(values) == len(measures):
-            whole |= dict(zip(measures, values, strict=True))
+        if isinstance(values, list) and len(values) <= len(measures):  # those of older versions may be shorter
+            whole |= dict(zip(measures, values, strict=False))
             if name == "singular":
-                whole["condition_number"] = _condition(whole)
+                whole[_COMPUTED] = _condition(whole)
     return whole
 
 

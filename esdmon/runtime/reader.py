@@ -25,6 +25,7 @@ from esdmon.schedule.step_sample import StepSample
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
 from esdmon.spectrum.recent_laws import RecentLaws
+from esdmon.spectrum.zhang2026 import shape_of
 from esdmon.weights import (
     Drift,
     Matrix,
@@ -303,6 +304,8 @@ class Reader:
         for measure in self._measures:
             if measure.applies is not None and not measure.applies(spectrum):
                 continue
+            if measure.between_readings and self._drift is None:
+                continue
             values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
             if measure.null is not None and spectrum.view != "lora-delta":  # its null is that of one random matrix
                 nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)
@@ -325,6 +328,7 @@ class Reader:
             measures=values,
             nulls=nulls,
             esd=histogram(spectrum),
+            spectral_shape=shape_of(spectrum),
         )
 
     def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:

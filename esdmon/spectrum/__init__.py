@@ -33,6 +33,7 @@ sigma_min             smallest σ; 0 without full rank, NaN where float32 does n
 condition_number      σmax/σmin; NaN where σmin is 0 or not known                            >= 1
 spectral_gap          σ₁/σ₂, of the two largest                                              >= 1
 snr                   Σλ of the spikes over Σλ of the others; NaN without a bulk of noise    >= 0; 0 for noise
+spectral_distance     ½ Σ|p − p′|, p = σ/Σσ, from the last reading of a watched run          0 to 1
 bulk_sigma            σ, the standard deviation of the elements that would make the bulk     of W, > 0
 bulk_edge             λ⁺: σ²(1 + 1/√Q)², or the edge of noise with the scales of W           of X, > 0
 bulk_ks               M times the KS distance of the bulk from the law of noise              > 0; noise below 6

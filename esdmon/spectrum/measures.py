@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from esdmon.spectrum import localization as loc
-from esdmon.spectrum import nulls, setol2025, traps
+from esdmon.spectrum import nulls, setol2025, traps, zhang2026
 from esdmon.spectrum import singular_values as sv
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean, mp_quantile
@@ -35,6 +35,8 @@ class Measure:
     """The part of a `Spectrum` that it needs and that is computed on request only; then it is not a default measure."""
     applies: Callable[[Spectrum], bool] | None = None
     """Returns whether a spectrum has such a number at all; a layer's record is without it otherwise. None: always."""
+    between_readings: bool = False
+    """True for a distance from the last reading, which `LayerReport.settle` computes: of a watched run only."""
 
 
 def stable_rank(spectrum: Spectrum) -> float:
@@ -259,6 +261,7 @@ BUILT_IN_MEASURES = (
     Measure("condition_number", sv.condition_number, sv.condition_number_null),
     Measure("spectral_gap", sv.spectral_gap),
     Measure("snr", sv.snr, _constant(0.0)),
+    Measure(zhang2026.DISTANCE, zhang2026.spectral_distance, between_readings=True),
     Measure("bulk_sigma", _bulk_sigma, bulk_sigma_null),
     Measure("bulk_edge", _of_bulk("edge"), lambda_max_null),
     Measure("bulk_ks", _bulk_ks),

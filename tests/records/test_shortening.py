@@ -82,6 +82,7 @@ NAMED = {"effective_rank": 40.5, "nuclear_norm": 33.25, "sigma_min": 0.5, "condi
     [
         (NAMED | {"snr": 0.25, "spectral_norm": 3.5}, True),
         (NAMED | {"snr": math.nan, "spectral_norm": 3.5}, True),
+        (NAMED | {"snr": 0.25, "spectral_norm": 3.5, "spectral_distance": 1e-4}, True),
         (NAMED | {"snr": 0.25, "spectral_norm": 3.5, "sigma_min": 0.0, "condition_number": math.nan}, True),
         (NAMED | {"snr": 0.25, "spectral_norm": 3.6}, False),  # a measure of a plugin, say
         (NAMED | {"snr": 0.25}, False),
@@ -174,9 +175,14 @@ def test_a_norm_that_cannot_be_squared_leaves_nulls_as_they_were(norm: float) ->
 
 
 def test_nulls_follow_their_measures() -> None:
-    """A reading that failed has none, and the next one has them again."""
-    failed = replace(LAYER, status="failed", step=2, measures={}, nulls={})
-    assert [set(layer.nulls) for layer in restored(LAYER, failed, LAYER)] == [set(LAYER.nulls), set(), set(LAYER.nulls)]
+    """A reading that failed has none, and the next one has them again; of measures that are not repeated too."""
+    steady = {"hard_rank": 64.0, "sparsity": 0.0}
+    layer = replace(LAYER, measures={**LAYER.measures, **steady}, nulls={**LAYER.nulls, **steady})
+    failed = replace(layer, status="failed", step=2, measures={}, nulls={})
+    assert "hard_rank" not in lines(layer, layer)[1]
+    for back, before in zip(restored(layer, layer, failed, layer), (layer, layer, failed, layer), strict=True):
+        assert back.nulls == before.nulls
+        assert back.measures.keys() == before.measures.keys()
 
 
 def test_an_explanation_is_written_where_its_words_change() -> None:
