@@ -11,6 +11,7 @@ from typing import final
 
 from esdmon.limits import Limits
 from esdmon.records import LayerReport, Report
+from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain, layer_from_plain, to_plain
 from esdmon.runtime.assignments import Assigned
 from esdmon.runtime.drift_log import DriftLog
@@ -324,7 +325,9 @@ class ReadingPipeline:
         if self._team is not None:
             self._team.settle(due.step)
             self._drift.learn(due.read, self.latest)
-        self.latest |= {name: due.read[name].settle(self.latest.get(name)) for name in names if name in due.read}
+        read = {name: due.read[name].settle(self.latest.get(name)) for name in names if name in due.read}
+        self.latest |= read
+        self.latest |= {name: beside_base(layer, self.latest) for name, layer in read.items()}
         return Report(
             due.step,
             tuple(self._as_of(due, name) for name in names if name in self.latest),

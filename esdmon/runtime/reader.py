@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from esdmon.isolation import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report
+from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain
 from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
@@ -216,7 +217,8 @@ class Reader:
     def read(self, step: int) -> Report:
         """Read all matrices. A weight that cannot be read raises nothing: its layer has a status and a reason."""
         start = time.perf_counter()
-        layers = tuple(self.read_one(name, step) for name in self._model.matrices)
+        read = {name: self.read_one(name, step) for name in self._model.matrices}
+        layers = tuple(beside_base(layer, read) for layer in read.values())
         return Report(step, layers, self.coverage_of(layers), time.perf_counter() - start)
 
     def read_one(self, name: str, step: int) -> LayerReport:

@@ -53,6 +53,7 @@ zero_columns          columns of that kind                                      
 weak_rows             other rows with an rms below a tenth of the median row's               count
 weak_columns          columns of that kind                                                   count
 rank_use              stable_rank/r, of the ΔW of an adapter of rank r only                  1/r to 1
+base_ratio            ‖ΔW‖₂/‖W‖₂, of the ΔW of an adapter and its base                        >= 0
 sparsity              share of zero elements outside all-zero rows and columns               0 to 1
 trap_spikes           n_spikes after shuffling the elements; on request                      count; 0 without traps
 equalised_spikes      n_spikes after scaling rows and columns to equal rms; on request       count; 0 for noise

@@ -5,6 +5,7 @@ source is C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neu
 (https://arxiv.org/abs/1810.01075), unless another is named. The package docstring has a table of all measures.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -185,6 +186,19 @@ def rank_use(spectrum: Spectrum) -> float:
     return _ratio(stable_rank(spectrum), float(spectrum.m))
 
 
+def base_ratio(_spectrum: Spectrum) -> float:
+    """Return NaN: ‖ΔW‖₂/‖W‖₂, the strongest direction of an adapter over that of its base, is that of two readings.
+
+    It stands in the record of the adapter, >= 0, where its base is read as one matrix. Above 1 the first direction of
+    the sum is one that the adapter has brought in.
+    """
+    return math.nan
+
+
+def _is_adapter(spectrum: Spectrum) -> bool:
+    return spectrum.view == "lora-delta"
+
+
 def _of_elements(field: str) -> Quantity:
     """Return a measure that reads a field of `Elements`; NaN where they are not known."""
     return lambda spectrum: float("nan") if spectrum.elements is None else float(getattr(spectrum.elements, field))
@@ -279,7 +293,8 @@ BUILT_IN_MEASURES = (
     Measure("zero_columns", _of_elements("zero_columns")),
     Measure("weak_rows", _of_elements("weak_rows")),
     Measure("weak_columns", _of_elements("weak_columns")),
-    Measure("rank_use", rank_use, applies=lambda spectrum: spectrum.view == "lora-delta"),
+    Measure("rank_use", rank_use, applies=_is_adapter),
+    Measure("base_ratio", base_ratio, applies=_is_adapter),
     Measure("sparsity", sparsity, _constant(0.0)),
     Measure("trap_spikes", traps.trap_spikes, _constant(0.0), needs="shuffled"),
     Measure("equalised_spikes", _of_equalised(_of_bulk("n_spikes")), _constant(0.0), needs="equalised"),

@@ -26,7 +26,7 @@ from esdmon.weights.device.precision import on_float64_device, read_weight, roun
 from esdmon.weights.device.solvers import Solver, blocks, solve_torch
 from esdmon.weights.device.traps import take_apart
 from esdmon.weights.matrix import Matrix, UnreadableError
-from esdmon.weights.validation import MIN_EIGENVALUES, check_readable
+from esdmon.weights.validation import check_readable, min_eigenvalues
 
 _SMALL = 1e-6  # of λmax: twice the largest error of float32
 _SMALL_SHARE = 0.01  # of the eigenvalues; our choice
@@ -77,9 +77,9 @@ def _read(
     solver: Solver,
     laws: Laws,
 ) -> Spectrum:
-    stack, elements, scale, margins = _prepare(matrix.to_stack(weight))
+    stack, elements, scale, margins = _prepare(matrix.to_stack(weight), matrix.view)
     n, m = max(stack.shape[1:]), min(stack.shape[1:])
-    _check_size(stack)
+    _check_size(stack, matrix.view)
     to_spectrum = scale**2 / n
     # The user may have allowed TF32 or bfloat16 products for speed; they are too coarse for a spectrum.
     rounded = solver is solve_torch and rounds_products(stack.device.type)
@@ -135,13 +135,13 @@ def _is_safe(quick: Spectrum) -> bool:
     return bool(few_small) and not quick.power_law.xmin < _LOW_XMIN * quick.lambda_max
 
 
-def _check_size(stack: Tensor) -> None:
-    count = stack.shape[0] * min(stack.shape[1:])
-    if count < MIN_EIGENVALUES:
-        raise UnreadableError("skipped", f"{count} eigenvalues; at least {MIN_EIGENVALUES} are needed")
+def _check_size(stack: Tensor, view: str) -> None:
+    count, least = stack.shape[0] * min(stack.shape[1:]), min_eigenvalues(view)
+    if count < least:
+        raise UnreadableError("skipped", f"{count} eigenvalues; at least {least} are needed")
 
 
-def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
+def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins]:
     """Return the stack without dead rows and columns, divided by a scale; its elements' statistics; scale; margins.
 
     16-bit numbers are not converted here: a solver converts them block by block.
@@ -155,7 +155,7 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
         raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
     largest = max(abs(minimum), abs(maximum))
     if largest == 0:
-        _check_size(stack)
+        _check_size(stack, view)
         raise UnreadableError("degenerate", "all weights are zero")
     scale = _safe_scale(largest, stack.dtype)
     if abs(math.frexp(largest)[1]) > _MAX_EXPONENT:
