@@ -7,8 +7,8 @@ a forward fill by layer restores a table: `frame.groupby(["run", "name"]).ffill(
 `emitted_step` is `step + age`, and the nulls in `POWERS`, which noise of the same variance would give, stay in
 proportion to `frobenius_norm`, or its square.
 
-Measures of singular values, and those that take a trap apart, stand together in one list each, `"singular"` and
-`"trap_parts"` (`LISTS`), without their names, which would be more than half of what they take; `condition_number` is
+Measures of singular values, those that take a trap apart, and those of single experts stand together in one list each,
+`"singular"`, `"trap_parts"` and `"experts"` (`LISTS`), without their names, which would be more than half of what they take; `condition_number` is
 computed again, as `spectral_norm` over `sigma_min`.
 
 Numbers are rounded to the digits that mean something: to 5, since fits are not better known than that and a reading in
@@ -46,6 +46,16 @@ LISTS = {
         "trap_column",
         "trap_value",
         "trap_share",
+    ),
+    "experts": (
+        "hill_alpha_min",
+        "hill_alpha_max",
+        "stable_rank_min",
+        "stable_rank_max",
+        "spectral_norm_min",
+        "spectral_norm_max",
+        "frobenius_norm_min",
+        "frobenius_norm_max",
     ),
 }
 """Lists of a line that hold several measures, in this order; the distance only where there is one."""

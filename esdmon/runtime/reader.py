@@ -281,6 +281,7 @@ class Reader:
             spectrum = read_spectrum(
                 matrix,
                 precision=self._precision,
+                kind=begun.kind,
                 also=self._needs,
                 solver=self._solver,
                 laws=self._laws[begun.name],

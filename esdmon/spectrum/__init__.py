@@ -52,6 +52,14 @@ zero_rows             rows that are zero or have an rms below 1e-3 of the median
 zero_columns          columns of that kind                                                   count
 weak_rows             other rows with an rms below a tenth of the median row's               count
 weak_columns          columns of that kind                                                   count
+hill_alpha_min        smallest hill_alpha of a single expert; these: of pooled experts only  > 1
+hill_alpha_max        largest hill_alpha of a single expert                                  > 1
+stable_rank_min       smallest stable_rank of a single expert                                1 to M
+stable_rank_max       largest stable_rank of a single expert                                 1 to M
+spectral_norm_min     smallest spectral_norm of a single expert                              of W, >= 0
+spectral_norm_max     largest spectral_norm of a single expert, which is the pool's          of W, >= 0
+frobenius_norm_min    smallest frobenius_norm of a single expert                             of W, >= 0
+frobenius_norm_max    largest frobenius_norm of a single expert                              of W, >= 0
 rank_use              stable_rank/r, of the ΔW of an adapter of rank r only                  1/r to 1
 base_ratio            ‖ΔW‖₂/‖W‖₂, of the ΔW of an adapter and its base                        >= 0
 sparsity              share of zero elements outside all-zero rows and columns               0 to 1

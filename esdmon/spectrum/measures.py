@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
+from esdmon.spectrum import experts, nulls, setol2025, traps, zhang2026
 from esdmon.spectrum import localization as loc
-from esdmon.spectrum import nulls, setol2025, traps, zhang2026
 from esdmon.spectrum import singular_values as sv
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean, mp_quantile
@@ -293,6 +293,16 @@ BUILT_IN_MEASURES = (
     Measure("zero_columns", _of_elements("zero_columns")),
     Measure("weak_rows", _of_elements("weak_rows")),
     Measure("weak_columns", _of_elements("weak_columns")),
+    *(
+        Measure(f"{name}_{end}", choose(quantity), applies=experts.are_experts)
+        for name, quantity in (
+            ("hill_alpha", hill_alpha),
+            ("stable_rank", stable_rank),
+            ("spectral_norm", spectral_norm),
+            ("frobenius_norm", frobenius_norm),
+        )
+        for end, choose in (("min", experts.lowest), ("max", experts.highest))
+    ),
     Measure("rank_use", rank_use, applies=_is_adapter),
     Measure("base_ratio", base_ratio, applies=_is_adapter),
     Measure("sparsity", sparsity, _constant(0.0)),

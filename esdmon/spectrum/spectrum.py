@@ -83,6 +83,8 @@ class Spectrum:
     """Type in which the weight is stored; its precision sets the zero tolerance."""
     view: str = "weight"
     """Which matrix was read: weight, base, lora-delta, merged or difference."""
+    kind: str = ""
+    """Kind of layer, such as `linear` or `experts`, whose slices are those; empty if it is not known."""
     normalisation: str = "WᵀW/N"
     """What the eigenvalues are those of. Always WᵀW/N; for readers that compare with other tools, as WeightWatcher has
     the eigenvalues of WᵀW, N times as large."""
@@ -111,6 +113,7 @@ class Spectrum:
         elements: Elements | None = None,
         dtype: str = "float32",
         view: str = "weight",
+        kind: str = "",
         precision: str = "float64",
         from_gram: bool = True,
         vectors: Floats | None = None,
@@ -126,6 +129,7 @@ class Spectrum:
             elements: statistics of W; without them the measures that need them are NaN.
             dtype: type in which the weight is stored; sets the zero tolerance.
             view: which matrix was read.
+            kind: kind of layer.
             precision: type in which the eigenvalues were computed.
             from_gram: whether they are those of a computed WᵀW, or squares of singular values.
             vectors: (slices, M, M), right singular vectors as columns.
@@ -159,6 +163,7 @@ class Spectrum:
             elements=elements,
             dtype=dtype,
             view=view,
+            kind=kind,
             precision=precision,
             from_gram=from_gram,
             vectors=vectors,

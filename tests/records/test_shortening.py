@@ -114,6 +114,18 @@ def test_what_takes_a_trap_apart_stands_in_one_list(share: float | None) -> None
     assert not (first.measures.keys() | last.measures.keys()) & parts.keys()
 
 
+def test_measures_of_single_experts_stand_in_one_list() -> None:
+    names = [
+        f"{name}_{end}"
+        for name in ("hill_alpha", "stable_rank", "spectral_norm", "frobenius_norm")
+        for end in ("min", "max")
+    ]
+    experts = replace(LAYER, measures={**LAYER.measures, **{name: 0.25 * k for k, name in enumerate(names)}})
+    (line,) = lines(experts)
+    assert line["experts"] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
+    assert restored(experts)[0].measures == pytest.approx(experts.measures, rel=1e-4, nan_ok=True)
+
+
 def linear() -> nn.Sequential:
     return nn.Sequential(nn.Linear(96, 48))
 

@@ -41,6 +41,7 @@ def read_spectrum(
     matrix: Matrix,
     *,
     precision: str = "auto",
+    kind: str = "",
     also: Collection[str] = (),
     solver: Solver = solve_torch,
     laws: Laws = separable_laws,
@@ -50,6 +51,7 @@ def read_spectrum(
     Args:
         matrix: the handle on the weight.
         precision: "auto" or "exact"; see `check_precision`.
+        kind: kind of layer, as `layer_type_of` names it.
         also: "vectors" adds eigenvectors, in float64, at about three times the cost; "shuffled" adds the eigenvalues of
             the same elements in random order, from a seeded generator, at about twice the cost; "equalised" those of
             the matrix with equal scales, at about twice the cost.
@@ -65,7 +67,7 @@ def read_spectrum(
     if weight.device.type != "cpu":
         solver = solve_torch
     with torch.no_grad(), without_autocast(weight.device.type):
-        return _read(matrix, weight, precision, also, solver=solver, laws=laws)
+        return _read(matrix, weight, precision, also, kind=kind, solver=solver, laws=laws)
 
 
 def _read(
@@ -74,6 +76,7 @@ def _read(
     precision: str,
     also: Collection[str],
     *,
+    kind: str,
     solver: Solver,
     laws: Laws,
 ) -> Spectrum:
@@ -100,6 +103,7 @@ def _read(
             elements=elements if has_elements else None,
             dtype=str(weight.dtype).removeprefix("torch."),
             view=matrix.view,
+            kind=kind,
             precision=used,
             from_gram=from_gram,
             vectors=vectors,
