@@ -89,7 +89,8 @@ class LayerReport:
     """Kind of layer by how it is read, such as `linear`, `conv2d`, `attention` or `experts`; empty if it is not known.
     Not in JSON records."""
     view: str = "weight"
-    """Which matrix was read: `weight`, `base`, `lora-delta`, `merged`, or `difference` from a reference."""
+    """Which matrix was read: `weight`, `base`, `lora-delta`, `merged`, `difference` from a reference, `update` since
+    the last reading, or `momentum` of the optimizer."""
     aliases: tuple[str, ...] = ()
     """Further names of a weight that several modules share."""
     N: int = 0
@@ -191,6 +192,11 @@ class LayerReport:
     def state(self) -> str:
         """Value of the phase that is shown, or a status other than ok."""
         return self.shown_phase.value if self.status == "ok" else self.status
+
+    @property
+    def is_weight(self) -> bool:
+        """True unless it is an update or a momentum, which rules and summaries of weights pass over."""
+        return self.view not in ("update", "momentum")
 
     @property
     def was_read(self) -> bool:

@@ -8,8 +8,8 @@ a forward fill by layer restores a table: `frame.groupby(["run", "name"]).ffill(
 proportion to `frobenius_norm`, or its square.
 
 Measures of singular values, those that take a trap apart, and those of single experts stand together in one list each,
-`"singular"`, `"trap_parts"` and `"experts"` (`LISTS`), without their names, which would be more than half of what they take; `condition_number` is
-computed again, as `spectral_norm` over `sigma_min`.
+`"singular"`, `"trap_parts"` and `"experts"` (`LISTS`), without their names, which would be more than half of what they
+take; `condition_number` is computed again, as `spectral_norm` over `sigma_min`.
 
 Numbers are rounded to the digits that mean something: to 5, since fits are not better known than that and a reading in
 float32 is right to 1e-6 or so; to 4 where they are estimated on a sample of the elements. Files of older versions have

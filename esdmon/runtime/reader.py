@@ -1,6 +1,5 @@
 """Read the matrices of a model: weight to spectrum, spectrum to measures and phase, all to a `LayerReport`."""
 
-import logging
 import math
 import os
 import time
@@ -34,6 +33,7 @@ from esdmon.weights import (
     Selection,
     Solver,
     StepSampler,
+    TrainingViews,
     UnreadableError,
     check_precision,
     discover,
@@ -43,9 +43,6 @@ from esdmon.weights import (
     snapshot,
     solve_torch,
 )
-
-_log = logging.getLogger("esdmon")
-_TRIES = 3  # more, for what fails while weights are looked for; our choice
 
 
 @final
@@ -88,6 +85,7 @@ class Reader:
         self._precision = check_precision(precision)
         self._solver = solver
         opened = _opened(model)
+        self._views = TrainingViews(optimizers)
         self._model = WatchedModel(
             opened,
             partial(
@@ -97,6 +95,7 @@ class Reader:
                 reference=None if reference is None else _opened(reference),
                 extractor=plugins.extract,
                 materializer=plugins.materialize,
+                views=None if drift is None else self._views.of,
                 kept={},
             ),
         )
@@ -198,6 +197,7 @@ class Reader:
     def mark(self, name: str) -> float:
         """Return ‖ΔW‖/‖W‖ since the last call, and make the current weight the new baseline."""
         try:
+            self._views.mark(name)
             return math.nan if self._drift is None else self._drift.update(self._model.matrices[name])
         except Exception:  # noqa: BLE001 -- the reading that follows gives the reason
             return math.nan
@@ -270,7 +270,12 @@ class Reader:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
-        return (lambda: None) if self._drift is None else self._drift.prepare(state)
+        return (lambda: None) if self._drift is None else partial(self._continue_from, self._drift.prepare(state))
+
+    def _continue_from(self, drift: Callable[[], None]) -> None:
+        """Go on from the samples; there is no update to read before the next two readings."""
+        drift()
+        self._views.clear()
 
     def _share_samples(self) -> None:
         if self._drift is not None:

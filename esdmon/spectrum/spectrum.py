@@ -82,7 +82,7 @@ class Spectrum:
     dtype: str = "float32"
     """Type in which the weight is stored; its precision sets the zero tolerance."""
     view: str = "weight"
-    """Which matrix was read: weight, base, lora-delta, merged or difference."""
+    """Which matrix was read: weight, base, lora-delta, merged, difference, update or momentum."""
     kind: str = ""
     """Kind of layer, such as `linear` or `experts`, whose slices are those; empty if it is not known."""
     normalisation: str = "WᵀW/N"
