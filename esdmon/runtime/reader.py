@@ -273,7 +273,6 @@ class Reader:
         return (lambda: None) if self._drift is None else partial(self._continue_from, self._drift.prepare(state))
 
     def _continue_from(self, drift: Callable[[], None]) -> None:
-        """Go on from the samples; there is no update to read before the next two readings."""
         drift()
         self._views.clear()
 

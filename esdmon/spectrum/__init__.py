@@ -67,6 +67,7 @@ trap_spikes           n_spikes after shuffling the elements; on request         
 equalised_spikes      n_spikes after scaling rows and columns to equal rms; on request       count; 0 for noise
 equalised_alpha       alpha after it; on request                                             > 1
 equalised_soft_rank   mp_soft_rank after it; on request                                      0 to 1; 1 for noise
+farms_alpha           hill_alpha of the pooled eigenvalues of M × M windows; on request      > 1; 2.1 for noise
 localization_bulk     ‖v‖₁/‖v‖_∞, mean over the vectors v of the bulk; on request            1 to M
 localization_spikes   the mean over the vectors of the spikes; on request                    1 to M
 participation_bulk    ‖v‖₂/‖v‖₄, mean over the vectors of the bulk; on request               1 to M^¼

@@ -99,6 +99,8 @@ class Spectrum:
     """(slices, M), on request: the eigenvalues after shuffling the elements of W."""
     equalised: Floats | None = None
     """(slices, M), on request: the eigenvalues after scaling rows and columns of W to equal mean squares."""
+    windows: Floats | None = None
+    """(windows, M), on request: the eigenvalues of square windows that cover W."""
     scales: Scales | None = None
     """Scales of rows and columns; without them the noise is taken to have equal ones."""
     laws: Laws = separable_laws
@@ -119,6 +121,7 @@ class Spectrum:
         vectors: Floats | None = None,
         shuffled: Floats | None = None,
         equalised: Floats | None = None,
+        windows: Floats | None = None,
         scales: Scales | None = None,
     ) -> "Spectrum":
         """Create a spectrum from the eigenvalues of X = WᵀW/N.
@@ -135,6 +138,7 @@ class Spectrum:
             vectors: (slices, M, M), right singular vectors as columns.
             shuffled: (slices, M), eigenvalues after shuffling the elements of W.
             equalised: (slices, M), eigenvalues after scaling rows and columns of W to equal mean squares.
+            windows: (windows, M), eigenvalues of square windows of W.
             scales: scales of rows and columns.
 
         Raises:
@@ -169,6 +173,7 @@ class Spectrum:
             vectors=vectors,
             shuffled=shuffled,
             equalised=equalised,
+            windows=windows,
             scales=scales,
         )
 

@@ -19,6 +19,7 @@ from esdmon.records import Status
 from esdmon.spectrum import Elements, PhaseThresholds, Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import is_noise
+from esdmon.spectrum.hu2025 import window_starts
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.separable import separable_laws
 from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
@@ -54,7 +55,8 @@ def read_spectrum(
         kind: kind of layer, as `layer_type_of` names it.
         also: "vectors" adds eigenvectors, in float64, at about three times the cost; "shuffled" adds the eigenvalues of
             the same elements in random order, from a seeded generator, at about twice the cost; "equalised" those of
-            the matrix with equal scales, at about twice the cost.
+            the matrix with equal scales, at about twice the cost; "windows" those of square windows that cover it, at
+            up to N/M times the cost.
         solver: computes the eigenvalues of a weight on a CPU; on other devices torch does.
         laws: computes the laws of noise with the scales of rows and columns.
 
@@ -88,11 +90,10 @@ def _read(
     rounded = solver is solve_torch and rounds_products(stack.device.type)
     exact = precision == "exact" or stack.dtype == torch.float64 or rounded
     dtype = torch.float64 if exact else torch.float32
-    vectors = shuffled = equalised = None
-    if "shuffled" in also:
-        shuffled = solver(_shuffled(stack), dtype) * to_spectrum
-    if "equalised" in also:
-        equalised = solver(equalise(stack, margins), dtype) / n
+    vectors = None
+    shuffled = solver(_shuffled(stack), dtype) * to_spectrum if "shuffled" in also else None
+    equalised = solver(equalise(stack, margins), dtype) / n if "equalised" in also else None
+    windows = solver(_windows(stack), dtype) * scale**2 / m if "windows" in also else None
     # The matrix that represents a low-rank product has its singular values, but not its elements.
     has_elements = matrix.view != "lora-delta"
 
@@ -109,6 +110,7 @@ def _read(
             vectors=vectors,
             shuffled=shuffled,
             equalised=equalised,
+            windows=windows,
         )
 
     def with_scales(one: Spectrum) -> Spectrum:
@@ -237,3 +239,10 @@ def _shuffled(stack: Tensor) -> Tensor:
     """Return the elements in a random order, without touching the user's random state."""
     order = torch.randperm(stack.numel(), generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu")
     return stack.reshape(-1)[order.to(stack.device)].reshape(stack.shape)
+
+
+def _windows(stack: Tensor) -> Tensor:
+    """Return the square windows that cover each matrix, (windows, M, M)."""
+    wide = stack if stack.shape[1] <= stack.shape[2] else stack.mT
+    _, m, n = wide.shape
+    return torch.cat([wide[:, :, start : start + m] for start in window_starts(n, m)])
