@@ -56,8 +56,9 @@ def spectral_distance(_spectrum: Spectrum) -> float:
     """Return NaN, since one spectrum has no distance.
 
     In a watched run the record of each reading but the first has ½ Σ|p − p′|, p = σ/Σσ in descending order, from the
-    reading before it: from 0 (the same shape) to 1. A weight that only grows or decays as a whole has 0. Of more than 128 singular values the 64 largest and sums over 64 groups of
-    the others are compared. Source: H. Zhang and others, "The stability of singular distribution" (2026)
-    (https://arxiv.org/abs/2605.26489); its abstract names no norm, and this one is our choice.
+    reading before it: from 0 (the same shape) to 1. A weight that only grows or decays as a whole has 0. Of more than
+    128 singular values the 64 largest, and sums over 64 groups of the others, are compared. Source: H. Zhang and
+    others, "The stability of singular distribution" (2026) (https://arxiv.org/abs/2605.26489); its abstract names no
+    norm, and this one is our choice.
     """
     return math.nan
