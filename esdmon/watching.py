@@ -92,7 +92,8 @@ def watch(
         save_on: names of rules: one that fires asks for a checkpoint, which a host saves; a loop of your own asks
             `monitor.take_save_request()`.
         layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers. One
-            that matches nothing raises; in a job, where it matches nothing on any rank.
+            that matches nothing raises; in a job, where it matches nothing on any rank. `*/update` and `*/momentum`
+            name what moves a weight.
         exclude: patterns of those to leave out.
         min_eigenvalues: matrices with fewer, over all slices, are left out.
         max_eigenvalues: matrices with more are left out: what costs the most.

@@ -56,7 +56,7 @@ class ReadingHistory:
         if not report.extra:
             self._steps.append(report.step)
         for layer in report.new:
-            kept = replace(layer, esd=None)
+            kept = replace(layer, esd=None, spectral_shape=())
             if layer.extra:
                 _append(self._extra, kept)
                 continue

@@ -94,6 +94,7 @@ class AlertManager:
         """
         if not self.rules:
             return []
+        report = replace(report, layers=tuple(layer for layer in report if layer.is_weight))
         self._reports += not report.extra  # extra ones come in tens of steps
         self._step = report.step
         for name in self._memory.take(report):

@@ -34,7 +34,7 @@ CHIEF = ("alpha", "mp_soft_rank", "n_spikes", "stable_rank", "matrix_entropy", "
 
 _DEFAULT = [measure for measure in BUILT_IN_MEASURES if not measure.needs]
 _SECONDARY = {measure.name for measure in _DEFAULT} - {*CHIEF}
-_OF_ALL = {measure.name for measure in _DEFAULT if measure.applies is None} - {*CHIEF}
+_OF_ALL = {measure.name for measure in _DEFAULT if measure.applies is None and not measure.between_readings} - {*CHIEF}
 _log = logging.getLogger("esdmon")
 _PREFIX = "esdmon"
 _PORTABLE = re.compile(r"[\w\-.:/ ]*", re.ASCII)

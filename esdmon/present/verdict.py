@@ -10,7 +10,7 @@ NEARLY_FULL = 0.97
 """Share of the full rank below which a layer is near collapse; the alert `rank_collapse` ends at the same value."""
 
 _NO_VERDICT = "no verdict: the only layer could not be read"
-_CHANGES = ("difference", "lora-delta")  # a change may have any rank
+_CHANGES = ("difference", "lora-delta", "update", "momentum")  # a change may have any rank
 
 
 def verdict(layers: Sequence[LayerReport]) -> str:

@@ -14,6 +14,7 @@ from esdmon.records.esd import Esd
 from esdmon.records.table import WIDTH, format_table
 from esdmon.records.values import Record, jsonable, show_number
 from esdmon.spectrum import Phase
+from esdmon.spectrum.zhang2026 import DISTANCE, distance
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,7 +89,8 @@ class LayerReport:
     """Kind of layer by how it is read, such as `linear`, `conv2d`, `attention` or `experts`; empty if it is not known.
     Not in JSON records."""
     view: str = "weight"
-    """Which matrix was read: `weight`, `base`, `lora-delta`, `merged`, or `difference` from a reference."""
+    """Which matrix was read: `weight`, `base`, `lora-delta`, `merged`, `difference` from a reference, `update` since
+    the last reading, or `momentum` of the optimizer."""
     aliases: tuple[str, ...] = ()
     """Further names of a weight that several modules share."""
     N: int = 0
@@ -151,6 +153,8 @@ class LayerReport:
     """Values that pure noise of the same shape would give, by measure; `<measure>_null` in JSON records."""
     esd: Esd | None = None
     """Histogram of the eigenvalues and the largest ones, for pictures; not in flat records, but in some JSONL lines."""
+    spectral_shape: tuple[float, ...] = ()
+    """p = σ/Σσ, descending, to compare the next reading with. Not in JSON records."""
     settled: Phase | None = None
     """Phase to show where this reading is the first of another one; None to show `phase`. Not in JSON records."""
 
@@ -175,15 +179,24 @@ class LayerReport:
         return self.phase if self.settled is None else self.settled
 
     def settle(self, before: LayerReport | None) -> LayerReport:
-        """Return this reading with the phase to show, given the reading before it."""
-        if before is None or before.status != "ok" or self.phase in (before.phase, before.shown_phase):
+        """Return this reading with the phase to show and the distance of the spectra, given the reading before it."""
+        if before is None or before.status != "ok":
             return self
-        return replace(self, settled=before.shown_phase)
+        settled = None if self.phase in (before.phase, before.shown_phase) else before.shown_phase
+        if DISTANCE not in self.measures or not self.spectral_shape:  # a reading from a file has its distance
+            return self if settled is None else replace(self, settled=settled)
+        moved = distance(before.spectral_shape, self.spectral_shape)
+        return replace(self, settled=settled, measures={**self.measures, DISTANCE: moved})
 
     @property
     def state(self) -> str:
         """Value of the phase that is shown, or a status other than ok."""
         return self.shown_phase.value if self.status == "ok" else self.status
+
+    @property
+    def is_weight(self) -> bool:
+        """True unless it is an update or a momentum, which rules and summaries of weights pass over."""
+        return self.view not in ("update", "momentum")
 
     @property
     def was_read(self) -> bool:

@@ -45,7 +45,13 @@ def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
     """Return the layer that `to_plain` was called with."""
     esd = plain["esd"] and Esd(**{key: _tuple(value) for key, value in plain["esd"].items()})
     settled = plain.get("settled") and Phase(plain["settled"])
-    converted = {"phase": Phase(plain["phase"]), "settled": settled, "aliases": tuple(plain["aliases"]), "esd": esd}
+    converted = {
+        "phase": Phase(plain["phase"]),
+        "settled": settled,
+        "aliases": tuple(plain["aliases"]),
+        "esd": esd,
+        "spectral_shape": tuple(plain.get("spectral_shape", ())),
+    }
     return LayerReport(**dict(plain) | converted)
 
 

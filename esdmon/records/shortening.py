@@ -7,8 +7,9 @@ a forward fill by layer restores a table: `frame.groupby(["run", "name"]).ffill(
 `emitted_step` is `step + age`, and the nulls in `POWERS`, which noise of the same variance would give, stay in
 proportion to `frobenius_norm`, or its square.
 
-Measures of singular values (`SINGULAR`) stand together in one list, `"singular"`, without their names, which would be
-more than half of what they take; `condition_number` is computed again, as `spectral_norm` over `sigma_min`.
+Measures of singular values, those that take a trap apart, and those of single experts stand together in one list each,
+`"singular"`, `"trap_parts"` and `"experts"` (`LISTS`), without their names, which would be more than half of what they
+take; `condition_number` is computed again, as `spectral_norm` over `sigma_min`.
 
 Numbers are rounded to the digits that mean something: to 5, since fits are not better known than that and a reading in
 float32 is right to 1e-6 or so; to 4 where they are estimated on a sample of the elements. Files of older versions have
@@ -22,9 +23,10 @@ from typing import Any, TypeGuard, final
 
 from esdmon.records.layer import RECORD_KEYS
 from esdmon.records.values import DIGITS, Record, rounded
+from esdmon.spectrum.zhang2026 import DISTANCE
 
 SAMPLED_DIGITS = 4
-"""Significant digits of numbers that are estimated on a sample, of confidences, and in the list `singular`."""
+"""Significant digits of numbers that are estimated on a sample, of confidences, and in `LISTS`."""
 POWERS = {
     "lambda_max_null": 2,
     "bulk_edge_null": 2,
@@ -34,12 +36,34 @@ POWERS = {
     "bulk_sigma_null": 1,
 }
 """Nulls that are proportional to a power of `frobenius_norm`, with a factor that depends on the shape alone."""
-SINGULAR = ("effective_rank", "nuclear_norm", "sigma_min", "spectral_gap", "snr")
-"""Measures in the list `singular` of a line, in its order."""
+LISTS = {
+    "singular": ("effective_rank", "nuclear_norm", "sigma_min", "spectral_gap", "snr", DISTANCE),
+    "trap_parts": (
+        "trap_is_local",
+        "trap_mean",
+        "trap_count",
+        "trap_row",
+        "trap_column",
+        "trap_value",
+        "trap_share",
+    ),
+    "experts": (
+        "hill_alpha_min",
+        "hill_alpha_max",
+        "stable_rank_min",
+        "stable_rank_max",
+        "spectral_norm_min",
+        "spectral_norm_max",
+        "frobenius_norm_min",
+        "frobenius_norm_max",
+    ),
+}
+"""Lists of a line that hold several measures, in this order; the distance only where there is one."""
+_COMPUTED = "condition_number"
 _SAMPLED = frozenset({"update_ratio", "step_ratio", "step_growth", "phase_confidence"})
-_ALWAYS = {"name", "status", "step", "N", "M", "slices", "phase", "alpha_is_meaningful", *_SAMPLED}
-_COUNTS = {"zero_rows", "zero_columns", "weak_rows", "weak_columns"}  # measures that seldom change
-_CARRIED = {*RECORD_KEYS, *_COUNTS, "still", "frozen", "waiting"} - _ALWAYS - {"emitted_step"}
+_ALWAYS = {"name", "status", "step", "N", "M", "phase", "alpha_is_meaningful", *_SAMPLED}
+_STEADY = {"zero_rows", "zero_columns", "weak_rows", "weak_columns", "hard_rank", "sparsity"}  # seldom change
+_CARRIED = {*RECORD_KEYS, *_STEADY, "still", "frozen", "waiting"} - _ALWAYS - {"emitted_step"}
 _NULL = "_null"
 _NUMBER = re.compile(r"[-+\d.e]*\d")
 
@@ -84,10 +108,10 @@ class Restorer:
         read = self._read.setdefault(tuple(str(record.get(key)) for key in ("run", "kind", "name")), {})
         record = _unpacked(record)
         whole = dict(record)
-        for key, value in read.items():
-            if key in _COUNTS and record.get("status") != "ok":
+        for key, value in sorted(read.items(), key=lambda item: item[0].endswith(_NULL)):  # measures before nulls
+            if key in _STEADY and record.get("status") != "ok":
                 continue
-            if key not in record and (key in _CARRIED or key.removesuffix(_NULL) in record):
+            if key not in record and (key in _CARRIED or key.removesuffix(_NULL) in whole):
                 whole[key] = rounded(value * _scale(key, record)) if key in POWERS and _is_number(value) else value
         for key, value in record.items():
             if _is_carried(key):
@@ -98,20 +122,24 @@ class Restorer:
 
 
 def _packed(record: Record) -> Record:
-    """Return a record with a list in the place of the measures of singular values, if it has all of them."""
-    if not record.keys() >= {*SINGULAR, "condition_number"} or not _is_condition(record["condition_number"], record):
-        return record
-    left = {key: value for key, value in record.items() if key not in SINGULAR and key != "condition_number"}
-    return left | {"singular": [rounded(record[key], SAMPLED_DIGITS) for key in SINGULAR]}
+    """Return a record with lists in the place of those measures of which it has all."""
+    for name, measures in LISTS.items():
+        away = {*measures, _COMPUTED} if name == "singular" else {*measures}
+        if record.keys() >= away - {DISTANCE} and (_COMPUTED not in away or _is_condition(record[_COMPUTED], record)):
+            packed = {name: [rounded(record[key], SAMPLED_DIGITS) for key in measures if key in record]}
+            record = {key: value for key, value in record.items() if key not in away} | packed
+    return record
 
 
 def _unpacked(record: Mapping[str, Any]) -> Record:
-    """Return a line's record with the measures of singular values by name."""
+    """Return a line's record with the measures in its lists by name."""
     whole = dict(record)
-    values = whole.pop("singular", None)
-    if isinstance(values, list) and len(values) == len(SINGULAR):
-        whole |= dict(zip(SINGULAR, values, strict=True))
-        whole["condition_number"] = _condition(whole)
+    for name, measures in LISTS.items():
+        values = whole.pop(name, None)
+        if isinstance(values, list) and len(values) <= len(measures):  # those of older versions may be shorter
+            whole |= dict(zip(measures, values, strict=False))
+            if name == "singular":
+                whole[_COMPUTED] = _condition(whole)
     return whole
 
 

@@ -25,13 +25,17 @@ def jsonable(value: Any) -> Any:
 
 
 def rounded(value: Any, digits: int = DIGITS) -> Any:
-    """Return a float with that many significant digits, as an int if it is whole; other values unchanged.
+    """Return a float with that many significant digits, a whole one as an int; other values unchanged.
 
-    >>> rounded(0.123456789), rounded(256.0), rounded("a")
-    (0.12346, 256, 'a')
+    Whole numbers below 1e9 keep all digits, since they may be counts or the place of an element.
+
+    >>> rounded(0.123456789), rounded(1234567.0), rounded("a")
+    (0.12346, 1234567, 'a')
     """
     if not isinstance(value, float) or not math.isfinite(value):
         return value
+    if value.is_integer() and abs(value) < 1e9:
+        return int(value)
     short = float(f"{value:.{digits}g}")
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 

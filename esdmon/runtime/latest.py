@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import final
 
 from esdmon.records import LayerReport
+from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain, layer_from_plain, to_plain
 from esdmon.runtime.due_step import DueStep
 from esdmon.schedule.priority import TOLERANCE
@@ -53,7 +54,9 @@ class LatestReadings:
 
     def take(self, read: Mapping[str, LayerReport], names: Iterable[str]) -> None:
         """Take the readings of a due step, of the matrices that there are."""
-        self.read |= {name: read[name].settle(self.read.get(name)) for name in names if name in read}
+        settled = {name: read[name].settle(self.read.get(name)) for name in names if name in read}
+        self.read |= settled
+        self.read |= {name: beside_base(layer, self.read) for name, layer in settled.items()}
 
     def as_of(self, due: DueStep, is_trainable: Callable[[str], bool]) -> Iterator[LayerReport]:
         """Yield the last reading of each matrix, with what is known of it at a due step."""

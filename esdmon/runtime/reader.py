@@ -1,6 +1,5 @@
 """Read the matrices of a model: weight to spectrum, spectrum to measures and phase, all to a `LayerReport`."""
 
-import logging
 import math
 import os
 import time
@@ -17,6 +16,7 @@ from esdmon.errors import InputError
 from esdmon.isolation import Faults, describe
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report
+from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain
 from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
@@ -28,6 +28,7 @@ from esdmon.schedule.step_sample import StepSample
 from esdmon.spectrum import Measure, Spectrum, classify
 from esdmon.spectrum.measures import Quantity
 from esdmon.spectrum.recent_laws import RecentLaws
+from esdmon.spectrum.zhang2026 import shape_of
 from esdmon.weights import (
     Drift,
     Matrix,
@@ -35,6 +36,7 @@ from esdmon.weights import (
     Selection,
     Solver,
     StepSampler,
+    TrainingViews,
     Transfers,
     UnreadableError,
     check_precision,
@@ -45,9 +47,6 @@ from esdmon.weights import (
     snapshot,
     solve_torch,
 )
-
-_log = logging.getLogger("esdmon")
-_TRIES = 3  # more, for what fails while weights are looked for; our choice
 
 
 @final
@@ -92,6 +91,7 @@ class Reader:
         self._precision = check_precision(precision)
         self._solver = solver
         opened = _opened(model)
+        self._views = TrainingViews(optimizers)
         self._model = WatchedModel(
             opened,
             partial(
@@ -101,6 +101,7 @@ class Reader:
                 reference=None if reference is None else _opened(reference),
                 extractor=plugins.extract,
                 materializer=plugins.materialize,
+                views=None if drift is None else self._views.of,
                 kept={},
             ),
         )
@@ -211,8 +212,9 @@ class Reader:
 
     def mark(self, name: str) -> Ratio:
         """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
-        if self._drift is not None:
-            with suppress(Exception):  # the reading that follows gives the reason
+        with suppress(Exception):  # the reading that follows gives the reason
+            self._views.mark(name)
+            if self._drift is not None:
                 return self._drift.update(self._model.matrices[name])
         return unknown
 
@@ -231,7 +233,8 @@ class Reader:
     def read(self, step: int) -> Report:
         """Read all matrices. A weight that cannot be read raises nothing: its layer has a status and a reason."""
         start = time.perf_counter()
-        layers = tuple(self.read_one(name, step) for name in self._model.matrices)
+        read = {name: self.read_one(name, step) for name in self._model.matrices}
+        layers = tuple(beside_base(layer, read) for layer in read.values())
         return Report(step, layers, self.coverage_of(layers), time.perf_counter() - start)
 
     def read_one(self, name: str, step: int) -> LayerReport:
@@ -281,7 +284,13 @@ class Reader:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
-        return (lambda: None) if self._drift is None else self._drift.prepare(self._without_parts(state))
+        if self._drift is None:
+            return lambda: None
+        return partial(self._continue_from, self._drift.prepare(self._without_parts(state)))
+
+    def _continue_from(self, drift: Callable[[], None]) -> None:
+        drift()
+        self._views.clear()
 
     def _without_parts(self, samples: Plain) -> Plain:
         """Return the samples of whole weights: of a sharded one, another rank or size of a job has other elements."""
@@ -298,6 +307,7 @@ class Reader:
             spectrum = read_spectrum(
                 matrix,
                 precision=self._precision,
+                kind=begun.kind,
                 also=self._needs,
                 solver=self._solver,
                 laws=self._laws[begun.name],
@@ -323,6 +333,8 @@ class Reader:
         for measure in self._measures:
             if measure.applies is not None and not measure.applies(spectrum):
                 continue
+            if measure.between_readings and self._drift is None:
+                continue
             values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
             if measure.null is not None and spectrum.view != "lora-delta":  # its null is that of one random matrix
                 nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)
@@ -345,6 +357,7 @@ class Reader:
             measures=values,
             nulls=nulls,
             esd=histogram(spectrum),
+            spectral_shape=shape_of(spectrum),
         )
 
     def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:

@@ -33,6 +33,7 @@ sigma_min             smallest σ; 0 without full rank, NaN where float32 does n
 condition_number      σmax/σmin; NaN where σmin is 0 or not known                            >= 1
 spectral_gap          σ₁/σ₂, of the two largest                                              >= 1
 snr                   Σλ of the spikes over Σλ of the others; NaN without a bulk of noise    >= 0; 0 for noise
+spectral_distance     ½ Σ|p − p′|, p = σ/Σσ, from the last reading of a watched run          0 to 1
 bulk_sigma            σ, the standard deviation of the elements that would make the bulk     of W, > 0
 bulk_edge             λ⁺: σ²(1 + 1/√Q)², or the edge of noise with the scales of W           of X, > 0
 bulk_ks               M times the KS distance of the bulk from the law of noise              > 0; noise below 6
@@ -51,12 +52,22 @@ zero_rows             rows that are zero or have an rms below 1e-3 of the median
 zero_columns          columns of that kind                                                   count
 weak_rows             other rows with an rms below a tenth of the median row's               count
 weak_columns          columns of that kind                                                   count
+hill_alpha_min        smallest hill_alpha of a single expert; these: of pooled experts only  > 1
+hill_alpha_max        largest hill_alpha of a single expert                                  > 1
+stable_rank_min       smallest stable_rank of a single expert                                1 to M
+stable_rank_max       largest stable_rank of a single expert                                 1 to M
+spectral_norm_min     smallest spectral_norm of a single expert                              of W, >= 0
+spectral_norm_max     largest spectral_norm of a single expert, which is the pool's          of W, >= 0
+frobenius_norm_min    smallest frobenius_norm of a single expert                             of W, >= 0
+frobenius_norm_max    largest frobenius_norm of a single expert                              of W, >= 0
 rank_use              stable_rank/r, of the ΔW of an adapter of rank r only                  1/r to 1
+base_ratio            ‖ΔW‖₂/‖W‖₂, of the ΔW of an adapter and its base                        >= 0
 sparsity              share of zero elements outside all-zero rows and columns               0 to 1
 trap_spikes           n_spikes after shuffling the elements; on request                      count; 0 without traps
 equalised_spikes      n_spikes after scaling rows and columns to equal rms; on request       count; 0 for noise
 equalised_alpha       alpha after it; on request                                             > 1
 equalised_soft_rank   mp_soft_rank after it; on request                                      0 to 1; 1 for noise
+farms_alpha           hill_alpha of the pooled eigenvalues of M × M windows; on request      > 1; 2.1 for noise
 localization_bulk     ‖v‖₁/‖v‖_∞, mean over the vectors v of the bulk; on request            1 to M
 localization_spikes   the mean over the vectors of the spikes; on request                    1 to M
 participation_bulk    ‖v‖₂/‖v‖₄, mean over the vectors of the bulk; on request               1 to M^¼

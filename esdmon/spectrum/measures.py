@@ -5,6 +5,7 @@ source is C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neu
 (https://arxiv.org/abs/1810.01075), unless another is named. The package docstring has a table of all measures.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,11 +13,12 @@ from typing import Literal
 
 import numpy as np
 
+from esdmon.spectrum import experts, hu2025, nulls, setol2025, traps, zhang2026
 from esdmon.spectrum import localization as loc
-from esdmon.spectrum import nulls, setol2025, traps
 from esdmon.spectrum import singular_values as sv
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean, mp_quantile
+from esdmon.spectrum.hill1975 import hill_alpha, hill_alpha_null
+from esdmon.spectrum.marchenko1967 import mp_edges, mp_mean
 from esdmon.spectrum.spectrum import MIN_BULK, Spectrum
 
 Quantity = Callable[[Spectrum], float]
@@ -31,10 +33,12 @@ class Measure:
     compute: Quantity
     null: Quantity | None = None
     """Computes its value for independent elements of the same N and M; reported as `<name>_null`."""
-    needs: Literal["", "vectors", "shuffled", "equalised"] = ""
+    needs: Literal["", "vectors", "shuffled", "equalised", "windows"] = ""
     """The part of a `Spectrum` that it needs and that is computed on request only; then it is not a default measure."""
     applies: Callable[[Spectrum], bool] | None = None
     """Returns whether a spectrum has such a number at all; a layer's record is without it otherwise. None: always."""
+    between_readings: bool = False
+    """True for a distance from the last reading, which `LayerReport.settle` computes: of a watched run only."""
 
 
 def stable_rank(spectrum: Spectrum) -> float:
@@ -124,29 +128,6 @@ def bulk_sigma_null(spectrum: Spectrum) -> float:
     return float(_variance(spectrum) ** 0.5)
 
 
-def hill_alpha(spectrum: Spectrum) -> float:
-    """Return 1 + k/Σ ln(λ/λ_med) over the k = n/2 largest eigenvalues.
-
-    It is steadier than alpha, because no xmin is searched, and biased: compare with its null. Source: B. M. Hill,
-    Annals of Statistics 3 (1975) 1163; k = n/2 as in TempBalance (https://arxiv.org/abs/2312.00359).
-    """
-    lam = spectrum.nonzero
-    tail = lam[lam.size // 2 :]
-    logs = float(np.sum(np.log(tail / tail[0]))) if tail.size else 0.0
-    return 1 + tail.size / logs if logs > 0 else float("nan")
-
-
-def hill_alpha_null(spectrum: Spectrum) -> float:
-    """Return the Hill alpha of the Marchenko-Pastur law: 2.12 at Q = 1 (noise scores "ideal") to 10.6 at Q = 64."""
-    return _hill_alpha_of_noise(spectrum.q)
-
-
-@lru_cache(maxsize=256)
-def _hill_alpha_of_noise(q: float) -> float:
-    tail = mp_quantile(0.5 + (np.arange(2048) + 0.5) / 4096, q)
-    return float(1 + 1 / np.mean(np.log(tail / mp_quantile(np.array([0.5]), q))))
-
-
 def alpha_hat(spectrum: Spectrum) -> float:
     """Return alpha·log₁₀ λmax(WᵀW). Source: Martin, Peng, Mahoney, Nature Communications 12 (2021) 4122."""
     largest = spectrum.n * spectrum.lambda_max
@@ -178,9 +159,22 @@ def _of_power_law(field: str) -> Quantity:
 def rank_use(spectrum: Spectrum) -> float:
     """Return the stable rank of ΔW over the rank r of its adapter: 1/r where one direction has all, 1 where all share.
 
-    An adapter with a low one could do with a smaller r.
+    An adapter with a low one could do with a smaller r. Source: ours.
     """
     return _ratio(stable_rank(spectrum), float(spectrum.m))
+
+
+def base_ratio(_spectrum: Spectrum) -> float:
+    """Return NaN, since one spectrum has no base.
+
+    The record of an adapter has ‖ΔW‖₂/‖W‖₂, its strongest direction over that of its base, >= 0, where the base is read
+    as one matrix. Above 1 the first direction of the sum is one that the adapter has brought in. Source: ours.
+    """
+    return math.nan
+
+
+def _is_adapter(spectrum: Spectrum) -> bool:
+    return spectrum.view == "lora-delta"
 
 
 def _of_elements(field: str) -> Quantity:
@@ -259,6 +253,7 @@ BUILT_IN_MEASURES = (
     Measure("condition_number", sv.condition_number, sv.condition_number_null),
     Measure("spectral_gap", sv.spectral_gap),
     Measure("snr", sv.snr, _constant(0.0)),
+    Measure(zhang2026.DISTANCE, zhang2026.spectral_distance, between_readings=True),
     Measure("bulk_sigma", _bulk_sigma, bulk_sigma_null),
     Measure("bulk_edge", _of_bulk("edge"), lambda_max_null),
     Measure("bulk_ks", _bulk_ks),
@@ -276,12 +271,24 @@ BUILT_IN_MEASURES = (
     Measure("zero_columns", _of_elements("zero_columns")),
     Measure("weak_rows", _of_elements("weak_rows")),
     Measure("weak_columns", _of_elements("weak_columns")),
-    Measure("rank_use", rank_use, applies=lambda spectrum: spectrum.view == "lora-delta"),
+    *(
+        Measure(f"{name}_{end}", choose(quantity), applies=experts.are_experts)
+        for name, quantity in (
+            ("hill_alpha", hill_alpha),
+            ("stable_rank", stable_rank),
+            ("spectral_norm", spectral_norm),
+            ("frobenius_norm", frobenius_norm),
+        )
+        for end, choose in (("min", experts.lowest), ("max", experts.highest))
+    ),
+    Measure("rank_use", rank_use, applies=_is_adapter),
+    Measure("base_ratio", base_ratio, applies=_is_adapter),
     Measure("sparsity", sparsity, _constant(0.0)),
     Measure("trap_spikes", traps.trap_spikes, _constant(0.0), needs="shuffled"),
     Measure("equalised_spikes", _of_equalised(_of_bulk("n_spikes")), _constant(0.0), needs="equalised"),
     Measure("equalised_alpha", _of_equalised(_of_power_law("alpha")), nulls.alpha_null, needs="equalised"),
     Measure("equalised_soft_rank", _of_equalised(mp_soft_rank), _constant(1.0), needs="equalised"),
+    Measure("farms_alpha", hu2025.farms_alpha, hu2025.farms_alpha_null, needs="windows"),
     *_of_vectors("localization", loc.localization, loc.localization_null),
     *_of_vectors("participation", loc.participation, loc.participation_null),
     *_of_vectors("vector_entropy", loc.vector_entropy),

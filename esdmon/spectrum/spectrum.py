@@ -82,7 +82,9 @@ class Spectrum:
     dtype: str = "float32"
     """Type in which the weight is stored; its precision sets the zero tolerance."""
     view: str = "weight"
-    """Which matrix was read: weight, base, lora-delta, merged or difference."""
+    """Which matrix was read: weight, base, lora-delta, merged, difference, update or momentum."""
+    kind: str = ""
+    """Kind of layer, such as `linear` or `experts`, whose slices are those; empty if it is not known."""
     normalisation: str = "WᵀW/N"
     """What the eigenvalues are those of. Always WᵀW/N; for readers that compare with other tools, as WeightWatcher has
     the eigenvalues of WᵀW, N times as large."""
@@ -97,6 +99,8 @@ class Spectrum:
     """(slices, M), on request: the eigenvalues after shuffling the elements of W."""
     equalised: Floats | None = None
     """(slices, M), on request: the eigenvalues after scaling rows and columns of W to equal mean squares."""
+    windows: Floats | None = None
+    """(windows, M), on request: the eigenvalues of square windows that cover W."""
     scales: Scales | None = None
     """Scales of rows and columns; without them the noise is taken to have equal ones."""
     laws: Laws = separable_laws
@@ -111,11 +115,13 @@ class Spectrum:
         elements: Elements | None = None,
         dtype: str = "float32",
         view: str = "weight",
+        kind: str = "",
         precision: str = "float64",
         from_gram: bool = True,
         vectors: Floats | None = None,
         shuffled: Floats | None = None,
         equalised: Floats | None = None,
+        windows: Floats | None = None,
         scales: Scales | None = None,
     ) -> "Spectrum":
         """Create a spectrum from the eigenvalues of X = WᵀW/N.
@@ -126,11 +132,13 @@ class Spectrum:
             elements: statistics of W; without them the measures that need them are NaN.
             dtype: type in which the weight is stored; sets the zero tolerance.
             view: which matrix was read.
+            kind: kind of layer.
             precision: type in which the eigenvalues were computed.
             from_gram: whether they are those of a computed WᵀW, or squares of singular values.
             vectors: (slices, M, M), right singular vectors as columns.
             shuffled: (slices, M), eigenvalues after shuffling the elements of W.
             equalised: (slices, M), eigenvalues after scaling rows and columns of W to equal mean squares.
+            windows: (windows, M), eigenvalues of square windows of W.
             scales: scales of rows and columns.
 
         Raises:
@@ -159,11 +167,13 @@ class Spectrum:
             elements=elements,
             dtype=dtype,
             view=view,
+            kind=kind,
             precision=precision,
             from_gram=from_gram,
             vectors=vectors,
             shuffled=shuffled,
             equalised=equalised,
+            windows=windows,
             scales=scales,
         )
 

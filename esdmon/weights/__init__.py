@@ -33,3 +33,4 @@ from esdmon.weights.sharded import part_of as part_of
 from esdmon.weights.shards import Shard as Shard
 from esdmon.weights.unreadable import unread as unread
 from esdmon.weights.validation import MIN_EIGENVALUES as MIN_EIGENVALUES
+from esdmon.weights.views import TrainingViews as TrainingViews

@@ -55,6 +55,7 @@ def discover(
     kept: dict[str, ReferenceWeight] | None = None,
     extractor: Extractor = extract,
     materializer: Materializer = unpacker,
+    views: Callable[[Sequence[Matrix]], Sequence[Matrix]] | None = None,
 ) -> Watched:
     """Find the matrices of a model, in its order.
 
@@ -65,21 +66,24 @@ def discover(
         kept: W₀ from earlier calls for the same model, which is used again; new ones are added.
         extractor: finds the matrices of a module.
         materializer: finds what unpacks a parameter that is not an ordinary tensor.
+        views: returns further matrices, made of those that were found, which are read where `selection` names them.
 
     Raises:
         InputError: where a pattern matches no matrix, there is none, or the model is neither a module nor a mapping.
     """
     selection = selection or Selection()
     found = _find(model, extractor, materializer)
-    reasons = select(found.matrices, selection)
+    further = () if views is None else views(found.matrices)
+    everything = (*found.matrices, *further)
+    reasons = select(everything, selection)
     is_empty = not found.matrices and not found.failures
-    wrong = {"read": _nothing_in(model, found)} if is_empty else problems(found.matrices, selection, reasons)
+    wrong = {"read": _nothing_in(model, found)} if is_empty else problems(everything, selection, reasons)
     if wrong and not selection.may_be_empty:
         raise next(iter(wrong.values()))
     chosen = tuple(matrix for matrix in found.matrices if not reasons[matrix.name])
     if reference is not None and chosen:
         chosen = differences(chosen, _find(reference, extractor, materializer).matrices, kept)
-        names = {matrix.name for matrix in chosen}
+        names = {matrix.name for matrix in (*chosen, *further)}
         reasons = {name: why or ("" if name in names else "not in the reference") for name, why in reasons.items()}
 
     # Weak references: a parameter that the model replaces must not stay in memory because it was counted here.
@@ -90,6 +94,7 @@ def discover(
         alive = {name: parameter for name, reference in parameters.items() if (parameter := reference()) is not None}
         return coverage(alive, matrices, reasons, lost, unread)
 
+    chosen += tuple(view for view in further if not reasons[view.name])
     return Watched(chosen, recount({}), recount, found.failures, wrong)
 
 

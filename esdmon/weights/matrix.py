@@ -59,7 +59,7 @@ class Matrix:
     """True for a part of a weight that is read as a whole as well, such as one head; only patterns with a `/part` match
     it."""
     view: str = "weight"
-    """What is read: weight, base, lora-delta, merged or difference."""
+    """What is read: weight, base, lora-delta, merged, difference, update or momentum."""
     aliases: tuple[str, ...] = ()
     """The other names of a tied weight."""
     unreadable: str = ""

@@ -108,24 +108,35 @@ def _reader_of(before: Matrix, matrix: Matrix) -> Callable[[], Tensor]:
 
 def _sample_difference(matrix: Matrix, before: ReferenceWeight, size: int) -> Tensor:
     now = sample_matrix(matrix, size)
-    return _subtract(now, before.sample(matrix, size, now))
+    return subtract(now, before.sample(matrix, size, now))
 
 
 def _read_difference(read: Callable[[], Tensor], read_before: Callable[[], Tensor]) -> Tensor:
     now, before = read().detach(), read_before().detach()
-    _check_shapes(now.shape, before.shape)
-    return _subtract(now, before)
+    return subtract(now, before)
 
 
-def _check_shapes(now: torch.Size, before: torch.Size) -> None:
-    if now != before:
-        raise UnreadableError("skipped", f"its shape is {tuple(now)}, but {tuple(before)} in the reference")
+def subtract(now: Tensor, before: Tensor, *, same: str = EQUAL, other: str = "in the reference") -> Tensor:
+    """Return now − before, in float32 or better.
 
+    Args:
+        now: a weight.
+        before: the weight as it was.
+        same: the reason to give where they are equal.
+        other: where `before` is from, for the reason where their shapes differ.
 
-def _subtract(now: Tensor, before: Tensor) -> Tensor:
+    Raises:
+        UnreadableError: where they are equal, or of different shapes.
+    """
+    _check_shapes(now.shape, before.shape, other)
     dtype = torch.promote_types(torch.promote_types(now.dtype, before.dtype), torch.float32)
     now = on_float64_device(now) if dtype == torch.float64 else now
     moved = now.to(dtype) - before.to(now.device, dtype)
     if not bool(moved.any()):
-        raise UnreadableError("skipped", EQUAL)
+        raise UnreadableError("skipped", same)
     return moved
+
+
+def _check_shapes(now: torch.Size, before: torch.Size, other: str = "in the reference") -> None:
+    if now != before:
+        raise UnreadableError("skipped", f"its shape is {tuple(now)}, but {tuple(before)} {other}")

@@ -14,7 +14,7 @@ from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
 from esdmon.weights.kinds import why_no_weight
 from esdmon.weights.matrix import Matrix, UnreadableError
-from esdmon.weights.validation import MIN_EIGENVALUES, check_kind
+from esdmon.weights.validation import MIN_EIGENVALUES, check_kind, min_eigenvalues
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,8 @@ def _why_unreadable(matrix: Matrix) -> str:
             check_kind(matrix.read())
         except UnreadableError as error:
             return error.reason
-    return f"fewer than {MIN_EIGENVALUES} eigenvalues" if matrix.size().n_eigenvalues < MIN_EIGENVALUES else ""
+    least = min_eigenvalues(matrix.view)
+    return f"fewer than {least} eigenvalues" if matrix.size().n_eigenvalues < least else ""
 
 
 def _why_unclaimed(name: str, parameter: Tensor) -> str:

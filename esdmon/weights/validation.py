@@ -11,6 +11,11 @@ MIN_EIGENVALUES = 10
 _REMEDY = "a plugin's esdmon_materialize can convert it"
 
 
+def min_eigenvalues(view: str) -> int:
+    """Return the smallest spectrum that is read of a view: an adapter of any rank has norms and a stable rank."""
+    return 1 if view == "lora-delta" else MIN_EIGENVALUES
+
+
 def check_kind(weight: Tensor) -> None:
     """Raise for a weight that holds no whole matrix of real numbers, by its dtype, type and shape alone.
 

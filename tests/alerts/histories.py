@@ -23,6 +23,7 @@ HEALTHY = {
     "mp_soft_rank": 0.3,
     "sparsity": 0.0,
     "zero_rows": 0.0,
+    "base_ratio": 0.3,
 }
 
 
@@ -78,6 +79,7 @@ WRONG: dict[str, Callable[[int], LayerReport]] = {
     "over_regularized": over,
     "rank_collapse": collapsed,
     "correlation_trap": lambda step, **fields: reading(step, measures={"trap": 2.0}, **fields),
+    "adapter_growth": lambda step, **fields: reading(step, measures={"base_ratio": 1.5}, **fields),
     "dead_units": lambda step, **fields: reading(step, measures={"zero_rows": 30.0}, **fields),
     "scale_collapse": lambda step, **fields: reading(step, measures={"frobenius_norm": 0.8}, **fields),
     "entropy_collapse": lambda step, **fields: reading(step, measures={"matrix_entropy": 0.6}, **fields),

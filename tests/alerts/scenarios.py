@@ -15,6 +15,7 @@ from itertools import count
 from pydoc_data.topics import topics
 from typing import Any
 
+import peft
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -85,6 +86,22 @@ class Digits(Training):
         images, labels = self.held_back
         with torch.no_grad():
             return float((self.forward(images).argmax(1) == labels).float().mean())
+
+
+class Adapted(Digits):
+    """The same layers, trained, and then fine-tuned by adapters on digits that are shifted by a pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for _ in range(200):
+            self.step()
+        self.images = self.images.roll(1, 1)
+        adapters = peft.LoraConfig(r=8, lora_alpha=8, target_modules=["fc1", "fc2"])
+        peft.inject_adapter_in_model(adapters, self.model)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad = "lora" in name
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(trained, lr=0.02, momentum=0.9)
 
 
 class Text(Training):
@@ -336,6 +353,16 @@ def narrowed(training: Digits) -> AbstractContextManager[None]:
     return _after_each(training, lambda: weight.data.copy_(narrow))
 
 
+@contextmanager
+def adapter_rewarded(training: Adapted) -> Iterator[None]:
+    """A wrong term of the loss that rewards what the adapter adds."""
+    with restored(training):
+        adapted: Any = training.model["fc1"]
+        training.extra = lambda: -0.1 * adapted.get_delta_weight("default").norm()
+        yield
+        training.extra = None
+
+
 def dying_units(training: Digits) -> AbstractContextManager[None]:
     """Every fifth unit never opens, and its weights have decayed to nothing."""
     weight, bias = (training.model.get_parameter(f"fc1.{name}") for name in ("weight", "bias"))
@@ -401,6 +428,15 @@ SCENARIOS = (
     Scenario("a batch of NaN", "non_finite", _ALL, bad_batch, within=1, severity="error"),
     Scenario("a layer cut off from the loss", "dead_layer", ("fc1",), cut_off),
     Scenario("a layer frozen in the optimizer", "dead_layer", ("fc2",), frozen, severity="info"),
+    Scenario(
+        "an adapter that outweighs its base",
+        "adapter_growth",
+        ("fc1/lora.default",),
+        adapter_rewarded,
+        within=11,
+        make=Adapted,
+        severity="info",
+    ),
     Scenario("units that die", "dead_units", ("fc1",), dying_units, within=4),
     Scenario("a mean that is not zero", "correlation_trap", ("fc1",), shifted, within=3),
     Scenario("a huge element", "correlation_trap", ("fc2",), huge_element, within=3),

@@ -41,6 +41,7 @@ def test_layers_come_back_from_a_checkpoint(number: int) -> None:
     back = layer_from_plain(through_a_file(to_plain(layer)))
     assert repr(back) == repr(layer)
     assert back.to_record() == layer.to_record()
+    assert (back.aliases, back.spectral_shape) == (layer.aliases, layer.spectral_shape)
 
 
 def test_alerts_come_back_from_a_checkpoint() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,7 @@ NAMED = {"effective_rank": 40.5, "nuclear_norm": 33.25, "sigma_min": 0.5, "condi
     [
         (NAMED | {"snr": 0.25, "spectral_norm": 3.5}, True),
         (NAMED | {"snr": math.nan, "spectral_norm": 3.5}, True),
+        (NAMED | {"snr": 0.25, "spectral_norm": 3.5, "spectral_distance": 1e-4}, True),
         (NAMED | {"snr": 0.25, "spectral_norm": 3.5, "sigma_min": 0.0, "condition_number": math.nan}, True),
         (NAMED | {"snr": 0.25, "spectral_norm": 3.6}, False),  # a measure of a plugin, say
         (NAMED | {"snr": 0.25}, False),
@@ -98,22 +100,64 @@ def test_measures_of_singular_values_stand_in_one_list(measures: dict[str, float
     assert back.nulls == layer.nulls
 
 
-def test_a_line_of_a_layer_takes_at_most_half_of_what_it_once_took(tmp_path: Path) -> None:
-    """900 bytes with its share of spectra, of a layer that is read fifty times."""
+TRAP = {"trap_is_local": 1.0, "trap_mean": 0.125, "trap_count": 2.0, "trap_row": 150_001.0, "trap_column": 12_347.0}
+
+
+@pytest.mark.parametrize("share", [0.25, None])
+def test_what_takes_a_trap_apart_stands_in_one_list(share: float | None) -> None:
+    """Places are exact, whatever the size of the matrix; where a part is missing, all have their names."""
+    parts = TRAP | {"trap_value": -9.5} | ({} if share is None else {"trap_share": share})
+    trapped = replace(LAYER, step=2, measures={**LAYER.measures, **parts})
+    assert ["trap_parts" in line for line in lines(LAYER, trapped, LAYER)] == [False, share is not None, False]
+    first, back, last = restored(LAYER, trapped, LAYER)
+    assert {name: back.measures[name] for name in parts} == parts
+    assert not (first.measures.keys() | last.measures.keys()) & parts.keys()
+
+
+def test_measures_of_single_experts_stand_in_one_list() -> None:
+    names = [
+        f"{name}_{end}"
+        for name in ("hill_alpha", "stable_rank", "spectral_norm", "frobenius_norm")
+        for end in ("min", "max")
+    ]
+    experts = replace(LAYER, measures={**LAYER.measures, **{name: 0.25 * k for k, name in enumerate(names)}})
+    (line,) = lines(experts)
+    assert line["experts"] == [0, 0.25, 0.5, 0.75, 1, 1.25, 1.5, 1.75]
+    assert restored(experts)[0].measures == pytest.approx(experts.measures, rel=1e-4, nan_ok=True)
+
+
+def linear() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(96, 48))
+
+
+def convolutions() -> nn.Sequential:
+    """A network with dead units in one layer, and a correlation trap in another."""
+    dying, trapped = nn.Conv2d(32, 64, 3), nn.Conv2d(64, 64, 3)
+    with torch.no_grad():
+        dying.weight[:5] = 0
+        trapped.weight[7, 11, 1, 2] = 9
+    return nn.Sequential(nn.Conv2d(3, 32, 5), dying, trapped, nn.Linear(256, 64))
+
+
+@pytest.mark.parametrize(("make", "readings", "limit"), [(linear, 50, 900), (convolutions, 25, 918)])
+def test_a_line_of_a_layer_takes_at_most_half_of_what_it_once_took(
+    make: Callable[[], nn.Sequential], readings: int, limit: int, tmp_path: Path
+) -> None:
+    """In bytes, with its share of spectra, on average over the layers."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(96, 48))
+    model = make()
     optimizer = torch.optim.AdamW(model.parameters())
     with esdmon.watch(
         model, optimizer, every=1, budget=None, sinks=f"jsonl:{tmp_path}/a.jsonl", alerts=None
     ) as monitor:
-        for _ in range(50):
+        for _ in range(readings):
             for parameter in model.parameters():
-                parameter.grad = torch.randn_like(parameter)
+                parameter.grad = torch.randn_like(parameter) * (parameter != 0)
             optimizer.step()
     assert monitor.errors == ()
-    sizes = [len(line) for line in (tmp_path / "a.jsonl").read_text().splitlines() if '"kind":"layer"' in line]
-    assert len(sizes) == 50
-    assert sum(sizes) / len(sizes) <= 900
+    sizes = [len(line) for line in (tmp_path / "a.jsonl").read_bytes().splitlines() if b'"kind":"layer"' in line]
+    assert len(sizes) == readings * len(model)
+    assert sum(sizes) / len(sizes) <= limit
 
 
 def test_nulls_of_the_same_variance_are_computed_from_the_norm() -> None:
@@ -143,9 +187,14 @@ def test_a_norm_that_cannot_be_squared_leaves_nulls_as_they_were(norm: float) ->
 
 
 def test_nulls_follow_their_measures() -> None:
-    """A reading that failed has none, and the next one has them again."""
-    failed = replace(LAYER, status="failed", step=2, measures={}, nulls={})
-    assert [set(layer.nulls) for layer in restored(LAYER, failed, LAYER)] == [set(LAYER.nulls), set(), set(LAYER.nulls)]
+    """A reading that failed has none, and the next one has them again; of measures that are not repeated too."""
+    steady = {"hard_rank": 64.0, "sparsity": 0.0}
+    layer = replace(LAYER, measures={**LAYER.measures, **steady}, nulls={**LAYER.nulls, **steady})
+    failed = replace(layer, status="failed", step=2, measures={}, nulls={})
+    assert "hard_rank" not in lines(layer, layer)[1]
+    for back, before in zip(restored(layer, layer, failed, layer), (layer, layer, failed, layer), strict=True):
+        assert back.nulls == before.nulls
+        assert back.measures.keys() == before.measures.keys()
 
 
 def test_an_explanation_is_written_where_its_words_change() -> None:

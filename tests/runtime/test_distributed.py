@@ -330,7 +330,9 @@ def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> Non
     assert by_rank[0] | by_rank[1] == set(read)
     assert not by_rank[0] & by_rank[1]
     assert {step for step, _ in by_rank[1]} == {3, 6, 9, 12}  # at 1 they announce what they hold, at 2 rank 0 plans 3
-    assert all(0 < record["update_ratio"] < 1 for record in found if record["kind"] == "layer" and record["step"] > 3)
+    later = [record for record in found if record["kind"] == "layer" and record["step"] > 3]
+    assert all(0 < record["update_ratio"] < 1 for record in later)
+    assert all(0 < record["spectral_distance"] < 0.5 for record in later)  # from another rank's reading, too
     assert all(record["in_optimizer"] for record in found if record["kind"] == "layer")
     assert [log(tmp_path / "a", rank) for rank in (0, 1)] == ["", ""]
     assert [result["losses"] for result in results] == run("unwatched", tmp_path / "b")

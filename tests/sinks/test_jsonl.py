@@ -46,7 +46,6 @@ def test_what_has_not_changed_is_not_repeated(path: Path) -> None:
         "status": "ok",
         "N": 4,
         "M": 2,
-        "slices": 1,
         "update_ratio": None,
         "step_ratio": None,
         "step_growth": None,

@@ -13,7 +13,7 @@ from esdmon.alerts.rules.change import (
     update_surge,
 )
 from esdmon.alerts.rules.health import dead_layer, dead_units, non_finite, reading_failed, stale_monitor
-from esdmon.alerts.rules.spectral import over_regularized, rank_collapse
+from esdmon.alerts.rules.spectral import adapter_growth, over_regularized, rank_collapse
 
 _SHAPE = ("entropy_collapse", "stable_rank_drop", "phase_regression")
 """Rules on consequences, which a rule on their cause mutes."""
@@ -133,6 +133,13 @@ BUILT_IN_RULES = (
         advice="Lower the learning rate or the weight decay, and check what reaches these units; if they are pruned, "
         "turn the rule off.",
         needs=("zero_rows",),
+    ),
+    AlertRule(
+        "adapter_growth",
+        adapter_growth,
+        severity="info",
+        advice="Lower the learning rate or the adapter's scale, stop earlier, or merge it with a smaller weight.",
+        needs=("base_ratio",),
     ),
     AlertRule(
         "reading_failed",

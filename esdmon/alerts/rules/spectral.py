@@ -1,13 +1,15 @@
-"""Rules on the shape of a spectrum: tails that are too heavy, and lost rank."""
+"""Rules on the shape of a spectrum: tails that are too heavy, lost rank, and adapters stronger than their base."""
 
 import math
 from collections.abc import Iterable
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
 from esdmon.records import LayerReport
+from esdmon.records.adapters import base_of
 from esdmon.spectrum import Phase
 from esdmon.spectrum.phases import has_left_bulk
 
+_BACK = 0.8  # of the limit; our choice
 _LOST = 0.98  # share of the first rank below which rank was lost, beyond the scatter of the zero tolerance
 
 
@@ -90,6 +92,35 @@ def rank_collapse(history: History, *, back: float = 0.97) -> Iterable[Finding]:
                 f"rank {rank:.0f} of {now.n_eigenvalues} ({share:.0%}), from {before:.0f} at step {first.step}",
                 evidence_of(now, "hard_rank", "stable_rank", "matrix_entropy"),
                 "info" if began_so and rank > _LOST * before else None,
+            )
+
+
+def adapter_growth(history: History, *, limit: float = 1.0) -> Iterable[Finding]:
+    """An adapter outweighs the layer that it adapts.
+
+    Fires when the strongest direction of the adapter's ΔW is stronger than any direction of its base: ‖ΔW‖₂/‖W‖₂ is
+    above 1, in three readings. Then the first direction of the sum is one that fine-tuning has brought in, before all
+    that the base has learned: such adapters fit what they were trained on, and forget the rest. A learning rate or a
+    scale (`lora_alpha`) that is too large and trainings that are too long lead there.
+
+    A base that is random-like is not checked: it has learned nothing that an adapter could outweigh. It is a notice
+    (`info`), since small networks that are fine-tuned for another task pass 1 in health too. Adapters of convolutions,
+    and of layers that are not read as one matrix, have no such ratio and raise nothing.
+
+    Resolved when the ratio is at most 0.8 of the limit.
+
+    Source: R. Shuttleworth and others, "LoRA vs full fine-tuning: an illusion of equivalence" (2024)
+    (https://arxiv.org/abs/2410.21228) on such directions and on forgetting; the limit is ours.
+    """
+    untrained = {layer.name for layer in history.report if layer.phase is Phase.RANDOM_LIKE}
+    for name, readings in history.layers.items():
+        now, first = readings[-1], history.first[name]
+        (ratio,), (before,) = measured(now, "base_ratio"), measured(first, "base_ratio")
+        if base_of(name) not in untrained and ratio > (_BACK if name in history.firing else 1.0) * limit:
+            yield Finding(
+                name,
+                f"‖ΔW‖₂/‖W‖₂ is {ratio:.2g}, above {limit:g}, from {before:.2g} at step {first.step}",
+                evidence_of(now, "base_ratio", "rank_use", "spectral_norm"),
             )
 
 

@@ -19,6 +19,7 @@ from esdmon.records import Status
 from esdmon.spectrum import Elements, PhaseThresholds, Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import is_noise
+from esdmon.spectrum.hu2025 import window_starts
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.separable import separable_laws
 from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
@@ -26,7 +27,7 @@ from esdmon.weights.device.precision import on_float64_device, read_weight, roun
 from esdmon.weights.device.solvers import Solver, blocks, solve_torch
 from esdmon.weights.device.traps import take_apart
 from esdmon.weights.matrix import Matrix, UnreadableError
-from esdmon.weights.validation import MIN_EIGENVALUES, check_readable
+from esdmon.weights.validation import check_readable, min_eigenvalues
 
 _SMALL = 1e-6  # of λmax: twice the largest error of float32
 _SMALL_SHARE = 0.01  # of the eigenvalues; our choice
@@ -41,6 +42,7 @@ def read_spectrum(
     matrix: Matrix,
     *,
     precision: str = "auto",
+    kind: str = "",
     also: Collection[str] = (),
     solver: Solver = solve_torch,
     laws: Laws = separable_laws,
@@ -50,9 +52,11 @@ def read_spectrum(
     Args:
         matrix: the handle on the weight.
         precision: "auto" or "exact"; see `check_precision`.
+        kind: kind of layer, as `layer_type_of` names it.
         also: "vectors" adds eigenvectors, in float64, at about three times the cost; "shuffled" adds the eigenvalues of
             the same elements in random order, from a seeded generator, at about twice the cost; "equalised" those of
-            the matrix with equal scales, at about twice the cost.
+            the matrix with equal scales, at about twice the cost; "windows" those of square windows that cover it, at
+            up to N/M times the cost.
         solver: computes the eigenvalues of a weight on a CPU; on other devices torch does.
         laws: computes the laws of noise with the scales of rows and columns.
 
@@ -65,7 +69,7 @@ def read_spectrum(
     if weight.device.type != "cpu":
         solver = solve_torch
     with torch.no_grad(), without_autocast(weight.device.type):
-        return _read(matrix, weight, precision, also, solver=solver, laws=laws)
+        return _read(matrix, weight, precision, also, kind=kind, solver=solver, laws=laws)
 
 
 def _read(
@@ -74,22 +78,22 @@ def _read(
     precision: str,
     also: Collection[str],
     *,
+    kind: str,
     solver: Solver,
     laws: Laws,
 ) -> Spectrum:
-    stack, elements, scale, margins = _prepare(matrix.to_stack(weight))
+    stack, elements, scale, margins = _prepare(matrix.to_stack(weight), matrix.view)
     n, m = max(stack.shape[1:]), min(stack.shape[1:])
-    _check_size(stack)
+    _check_size(stack, matrix.view)
     to_spectrum = scale**2 / n
     # The user may have allowed TF32 or bfloat16 products for speed; they are too coarse for a spectrum.
     rounded = solver is solve_torch and rounds_products(stack.device.type)
     exact = precision == "exact" or stack.dtype == torch.float64 or rounded
     dtype = torch.float64 if exact else torch.float32
-    vectors = shuffled = equalised = None
-    if "shuffled" in also:
-        shuffled = solver(_shuffled(stack), dtype) * to_spectrum
-    if "equalised" in also:
-        equalised = solver(equalise(stack, margins), dtype) / n
+    vectors = None
+    shuffled = solver(_shuffled(stack), dtype) * to_spectrum if "shuffled" in also else None
+    equalised = solver(equalise(stack, margins), dtype) / n if "equalised" in also else None
+    windows = solver(_windows(stack), dtype) * scale**2 / m if "windows" in also else None
     # The matrix that represents a low-rank product has its singular values, but not its elements.
     has_elements = matrix.view != "lora-delta"
 
@@ -100,11 +104,13 @@ def _read(
             elements=elements if has_elements else None,
             dtype=str(weight.dtype).removeprefix("torch."),
             view=matrix.view,
+            kind=kind,
             precision=used,
             from_gram=from_gram,
             vectors=vectors,
             shuffled=shuffled,
             equalised=equalised,
+            windows=windows,
         )
 
     def with_scales(one: Spectrum) -> Spectrum:
@@ -135,13 +141,13 @@ def _is_safe(quick: Spectrum) -> bool:
     return bool(few_small) and not quick.power_law.xmin < _LOW_XMIN * quick.lambda_max
 
 
-def _check_size(stack: Tensor) -> None:
-    count = stack.shape[0] * min(stack.shape[1:])
-    if count < MIN_EIGENVALUES:
-        raise UnreadableError("skipped", f"{count} eigenvalues; at least {MIN_EIGENVALUES} are needed")
+def _check_size(stack: Tensor, view: str) -> None:
+    count, least = stack.shape[0] * min(stack.shape[1:]), min_eigenvalues(view)
+    if count < least:
+        raise UnreadableError("skipped", f"{count} eigenvalues; at least {least} are needed")
 
 
-def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
+def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins]:
     """Return the stack without dead rows and columns, divided by a scale; its elements' statistics; scale; margins.
 
     16-bit numbers are not converted here: a solver converts them block by block.
@@ -155,7 +161,7 @@ def _prepare(stack: Tensor) -> tuple[Tensor, Elements, float, Margins]:
         raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
     largest = max(abs(minimum), abs(maximum))
     if largest == 0:
-        _check_size(stack)
+        _check_size(stack, view)
         raise UnreadableError("degenerate", "all weights are zero")
     scale = _safe_scale(largest, stack.dtype)
     if abs(math.frexp(largest)[1]) > _MAX_EXPONENT:
@@ -233,3 +239,10 @@ def _shuffled(stack: Tensor) -> Tensor:
     """Return the elements in a random order, without touching the user's random state."""
     order = torch.randperm(stack.numel(), generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu")
     return stack.reshape(-1)[order.to(stack.device)].reshape(stack.shape)
+
+
+def _windows(stack: Tensor) -> Tensor:
+    """Return the square windows that cover each matrix, (windows, M, M)."""
+    wide = stack if stack.shape[1] <= stack.shape[2] else stack.mT
+    _, m, n = wide.shape
+    return torch.cat([wide[:, :, start : start + m] for start in window_starts(n, m)])

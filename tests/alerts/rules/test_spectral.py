@@ -1,10 +1,12 @@
 """Rules on the shape of a spectrum: tails that are too heavy, and lost rank."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from esdmon.spectrum import Phase
 from tests.alerts.histories import RULES, alerts_of, collapsed, over, reading, report, steps
 
 
@@ -61,3 +63,25 @@ def test_a_layer_that_fills_up_from_zero_is_not_collapsed() -> None:
     """Its first weights are a few gradients, of low rank."""
     rising = [replace(collapsed(step), measures={"hard_rank": 20.0 + step}) for step in range(1, 30)]
     assert alerts_of(RULES["rank_collapse"], (report(layer.step, layer) for layer in rising)) == []
+
+
+def test_an_adapter_that_outweighs_its_base_is_a_notice() -> None:
+    """Above 1 in three readings, until it is at most 0.8; of a base that has learned nothing it says nothing."""
+
+    def of(*ratios: float, base: Phase = Phase.BULK_DECAY) -> list[tuple[int, str, str]]:
+        reports = [
+            report(
+                step,
+                reading(step, "fc1", phase=base),
+                reading(step, "fc1/lora.a", view="lora-delta", measures={"base_ratio": ratio}),
+            )
+            for step, ratio in enumerate(ratios, start=1)
+        ]
+        alerts = alerts_of(RULES["adapter_growth"], reports)
+        assert all(alert.layers == ("fc1/lora.a",) for alert in alerts)
+        return [(alert.step, alert.state, alert.severity) for alert in alerts]
+
+    assert of(0.2, 0.9, 1.0, 1.0, 1.0) == of(0.2, 1.1, 1.1, 0.9, 1.1) == []
+    assert of(0.2, 1.1, 1.2, 1.3, 0.9, 0.9, 0.9, 0.8, 0.8, 0.8) == [(4, "firing", "info"), (10, "resolved", "info")]
+    assert of(0.2, 1.1, 1.2, 1.3, base=Phase.RANDOM_LIKE) == []
+    assert of(0.2, math.nan, math.nan, math.nan) == []

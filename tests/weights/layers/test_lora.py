@@ -1,5 +1,6 @@
 """LoRA layers as peft makes them: base, delta and sum, each under its own view."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,11 @@ class Block(nn.Module):
         self.plain = nn.Linear(30, 30)
 
 
-def adapted(targets: list[str], **options: Any) -> Any:
+def adapted(targets: list[str], *, rank: int = RANK, **options: Any) -> Any:
     """A peft model whose adapters have been trained, as far as their spectra go."""
     torch.manual_seed(0)
     options = {"init_lora_weights": False} | options
-    config = peft.LoraConfig(r=RANK, lora_alpha=int(RANK * SCALING), target_modules=targets, **options)
+    config = peft.LoraConfig(r=rank, lora_alpha=int(rank * SCALING), target_modules=targets, **options)
     return peft.get_peft_model(Block(), config)
 
 
@@ -81,6 +82,33 @@ def test_a_delta_is_never_called_collapsed_or_trained() -> None:
     assert f"An adapter of rank {RANK}" in layer.explanation
     assert not layer.nulls
     assert not layer.alpha_is_meaningful
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("rank", [1, 2, 8, 16])
+def test_how_an_adapter_uses_its_rank_and_how_strong_it_is(rank: int) -> None:
+    """‖ΔW‖_F²/‖ΔW‖₂²/r, and ‖ΔW‖₂/‖W‖₂, by SVDs in float64, of adapters of any rank, wide and tall."""
+    model = adapted(["up", "down", "conv", "table"], rank=rank)
+    report = esdmon.analyze(model, layers=["*"])
+    for name in ("up", "down", "conv", "table"):
+        layer = model.get_submodule(f"base_model.model.{name}")
+        delta = layer.get_delta_weight("default").flatten(1).detach().double()
+        sigma = torch.linalg.svdvals(delta)[:rank]
+        measures = report[f"{name}/lora.default"].measures
+        assert measures["rank_use"] == pytest.approx(float((sigma**2).sum() / sigma[0] ** 2 / rank), rel=1e-4)
+        assert 1 / rank * 0.9999 <= measures["rank_use"] <= 1
+        base = torch.linalg.svdvals(layer.base_layer.weight.detach().flatten(1).double())
+        expected = math.nan if name == "conv" else float(sigma[0] / base[0])  # kernel positions are read one by one
+        assert measures["base_ratio"] == pytest.approx(expected, rel=1e-4, nan_ok=True)
+    assert "rank_use" not in report["up"].measures
+    assert "base_ratio" not in report["plain"].measures
+
+
+def test_an_adapter_whose_base_is_not_read_has_no_ratio() -> None:
+    model = adapted(["up"])
+    (delta,) = esdmon.analyze(model, layers=["*/lora.*"])
+    assert delta.measures["rank_use"] > 0
+    assert math.isnan(delta.measures["base_ratio"])
 
 
 def test_an_adapter_that_adds_nothing_yet_is_inactive() -> None:
@@ -145,5 +173,8 @@ def test_training_with_adapters_is_watched() -> None:
             optimizer.zero_grad()
     assert monitor.report is not None
     assert monitor.report["up"].age == 2
-    assert monitor.report["up/lora.default"].status == "ok"
+    delta = monitor.report["up/lora.default"]
+    assert delta.status == "ok"
+    base = monitor.report["up"].measures["spectral_norm"]
+    assert delta.measures["base_ratio"] == pytest.approx(delta.measures["spectral_norm"] / base)
     assert monitor.alerts == ()

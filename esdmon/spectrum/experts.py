@@ -1,0 +1,34 @@
+"""Measures of the weakest and the strongest expert of a pool, which the pool hides."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from esdmon.spectrum.spectrum import Spectrum
+
+Quantity = Callable[[Spectrum], float]
+
+
+def are_experts(spectrum: Spectrum) -> bool:
+    """Return whether several experts are pooled."""
+    return spectrum.kind == "experts" and spectrum.slices > 1
+
+
+def lowest(quantity: Quantity) -> Quantity:
+    """Return the measure that is the smallest value of a quantity over the experts; NaN where none has one."""
+    return _over_experts(quantity, min)
+
+
+def highest(quantity: Quantity) -> Quantity:
+    """Return the measure that is its largest value over the experts; NaN where none has one."""
+    return _over_experts(quantity, max)
+
+
+def _over_experts(quantity: Quantity, choose: Callable[[Iterable[float]], float]) -> Quantity:
+    def compute(spectrum: Spectrum) -> float:
+        one_by_one = (replace(spectrum, by_slice=lam[None], scales=None) for lam in spectrum.by_slice)
+        values = [value for value in map(quantity, one_by_one) if np.isfinite(value)]
+        return float(choose(values)) if values else float("nan")
+
+    return compute

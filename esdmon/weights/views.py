@@ -1,0 +1,112 @@
+"""What moves a weight, as matrices that are read on request: its last update, and the momentum of its optimizer.
+
+`*/update` in `layers=` is W − W at the reading before, and `*/momentum` the running mean of the gradients that the
+optimizer keeps. They have measures, and neither a phase nor alerts, which are defined for weights. Both are offered for
+weights that are parameters, or parts of one, and held whole by this process.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from esdmon.weights import stacks
+from esdmon.weights.device.precision import read_weight
+from esdmon.weights.device.sample import sample_matrix
+from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.reference import subtract
+from esdmon.weights.validation import check_readable
+
+_UPDATE = "the update since the last reading is read on request: '*/update' in layers="
+_MOMENTUM = "the optimizer's momentum is read on request: '*/momentum' in layers="
+MOMENTA = ("exp_avg", "momentum_buffer")
+"""Keys of the running mean of the gradients in an optimizer's state: of Adam and its kind; of SGD and Muon."""
+
+
+@final
+class TrainingViews:
+    """The views of a model's weights while it trains.
+
+    Of each weight whose update is read there are two copies in main memory: as it was at the last two readings.
+
+    Args:
+        optimizers: asked for momenta.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self._optimizers = tuple(optimizers)
+        self._weights: dict[str, Matrix] = {}
+        self._copies: dict[str, tuple[Tensor | None, Tensor]] = {}
+
+    def of(self, matrices: Sequence[Matrix]) -> list[Matrix]:
+        """Return the views of these weights."""
+        offered = [matrix for matrix in matrices if _is_offered(matrix)]
+        self._weights = {f"{matrix.name}/update": matrix for matrix in offered}
+        return [view for matrix in offered for view in self._views(matrix)]
+
+    def mark(self, name: str) -> None:
+        """Copy the weight behind an update, which is then the one since the last call; do nothing for other names.
+
+        Raises:
+            UnreadableError: for a weight that holds no numbers; see `check_readable`.
+        """
+        matrix = self._weights.get(name)
+        if matrix is not None:
+            weight = read_weight(matrix)
+            check_readable(weight)
+            _, before = self._copies.get(name, (None, None))
+            self._copies[name] = before, matrix.to_stack(weight).to("cpu", copy=True)
+
+    def clear(self) -> None:
+        """Forget the copies: the weights are those of another run, or of another step."""
+        self._copies.clear()
+
+    def _views(self, matrix: Matrix) -> Iterator[Matrix]:
+        view = replace(matrix, aliases=(), detail=True, made_of=matrix.parameters, probe=partial(sample_matrix, matrix))
+        update = f"{matrix.name}/update"
+        yield replace(
+            view,
+            name=update,
+            read=partial(self._read_update, update),
+            to_stack=stacks.identity,
+            outline=partial(_outline, matrix),
+            on_request=_UPDATE,
+            view="update",
+        )
+        if self._optimizers:
+            yield replace(
+                view,
+                name=f"{matrix.name}/momentum",
+                read=partial(self._read_momentum, matrix),
+                outline=matrix.read,
+                on_request=_MOMENTUM,
+                view="momentum",
+            )
+
+    def _read_update(self, name: str) -> Tensor:
+        before, now = self._copies.get(name, (None, None))
+        if before is None or now is None:
+            raise UnreadableError("skipped", "its first reading: the update is known from the second on")
+        return subtract(now, before, same="it has not moved since its last reading", other="at its last reading")
+
+    def _read_momentum(self, matrix: Matrix) -> Tensor:
+        weight = matrix.read()
+        for optimizer in self._optimizers:
+            state = optimizer.state.get(weight, {})
+            for key in MOMENTA:
+                momentum = state.get(key)
+                if isinstance(momentum, Tensor) and momentum.shape == weight.shape:
+                    return momentum
+        raise UnreadableError("skipped", f"the optimizer holds no momentum of it, neither {' nor '.join(MOMENTA)}")
+
+
+def _is_offered(matrix: Matrix) -> bool:
+    return matrix.made_of is None and matrix.is_here and not (matrix.unreadable or matrix.detail)
+
+
+def _outline(matrix: Matrix) -> Tensor:
+    return torch.empty(matrix.stack_shape(), device="meta")
