@@ -1,6 +1,5 @@
 """Read the matrices of a model: weight to spectrum, spectrum to measures and phase, all to a `LayerReport`."""
 
-import math
 import os
 import time
 from collections import defaultdict
@@ -20,15 +19,13 @@ from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain
 from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
-from esdmon.runtime.histogram import histogram
 from esdmon.runtime.local_parts import LocalParts
+from esdmon.runtime.measuring import Measuring
 from esdmon.runtime.source import Ratio, unknown
 from esdmon.runtime.watched_model import WatchedModel
 from esdmon.schedule.step_sample import StepSample
-from esdmon.spectrum import Measure, Spectrum, classify
-from esdmon.spectrum.measures import Quantity
+from esdmon.spectrum import Measure
 from esdmon.spectrum.recent_laws import RecentLaws
-from esdmon.spectrum.zhang2026 import shape_of
 from esdmon.weights import (
     Drift,
     Matrix,
@@ -85,9 +82,6 @@ class Reader:
         solver: Solver = solve_torch,
         transfers: Transfers | None = None,
     ) -> None:
-        self._measures = tuple(measures)
-        self._plugins = plugins
-        self._needs = frozenset(measure.needs for measure in self._measures)
         self._precision = check_precision(precision)
         self._solver = solver
         opened = _opened(model)
@@ -107,6 +101,7 @@ class Reader:
         )
         self._held = HeldParameters(optimizers)
         self._faults = faults or Faults()
+        self._measuring = Measuring(measures, plugins, self._faults, follows=drift is not None)
         self._transfers = transfers or Transfers()
         self._drift = drift
         self._steps = StepSampler(self._transfers)
@@ -136,7 +131,7 @@ class Reader:
     @property
     def measures(self) -> tuple[str, ...]:
         """Return the names of the measures."""
-        return tuple(measure.name for measure in self._measures)
+        return self._measuring.names
 
     @property
     def problems(self) -> Mapping[str, InputError]:
@@ -308,11 +303,11 @@ class Reader:
                 matrix,
                 precision=self._precision,
                 kind=begun.kind,
-                also=self._needs,
+                also=self._measuring.needs,
                 solver=self._solver,
                 laws=self._laws[begun.name],
             )
-            layer = self._spectral_report(begun, spectrum)
+            layer = self._measuring.record(begun, spectrum)
         except Exception as error:  # noqa: BLE001 -- reported in the record
             return self._not_read(begun, error)
         self._failing.worked(begun.name, begun.step)
@@ -326,46 +321,6 @@ class Reader:
             raise error
         self._failing.failed(begun.name, begun.step, error)
         return replace(begun, reason=describe(error))
-
-    def _spectral_report(self, begun: LayerReport, spectrum: Spectrum) -> LayerReport:
-        phase, elements = classify(spectrum), spectrum.elements
-        values, nulls = {}, {}
-        for measure in self._measures:
-            if measure.applies is not None and not measure.applies(spectrum):
-                continue
-            if measure.between_readings and self._drift is None:
-                continue
-            values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
-            if measure.null is not None and spectrum.view != "lora-delta":  # its null is that of one random matrix
-                nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)
-        return replace(
-            begun,
-            status="ok",
-            reason="",
-            N=spectrum.n,
-            M=spectrum.m,
-            slices=spectrum.slices,
-            dtype=spectrum.dtype,
-            precision=spectrum.precision,
-            dead_rows=0 if elements is None else elements.zero_rows,
-            dead_columns=0 if elements is None else elements.zero_columns,
-            phase=phase.phase,
-            phase_confidence=phase.confidence,
-            explanation=phase.explanation,
-            alpha_is_meaningful=phase.alpha_is_meaningful,
-            over_regularized=phase.over_regularized,
-            measures=values,
-            nulls=nulls,
-            esd=histogram(spectrum),
-            spectral_shape=shape_of(spectrum),
-        )
-
-    def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:
-        who = self._plugins.label("measure", name)
-        if not self._faults.disabled(who):
-            with self._faults.isolated(who, step, is_timed=self._plugins.is_foreign("measure", name)):
-                return float(quantity(spectrum))
-        return math.nan
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:
