@@ -155,12 +155,13 @@ def test_a_measure_of_the_users_own_joins(caplog: pytest.LogCaptureFixture) -> N
 
 
 def test_all_measures_are_taken_on_request() -> None:
-    """Those that need eigenvectors or a shuffled copy too; by default they are not even listed."""
+    """Those that need eigenvectors, a shuffled copy or windows too; by default they are not even listed."""
     model = network()
     everything, default = esdmon.analyze(model, measures="all")["3"], esdmon.analyze(model)["3"]
     extra = everything.measures.keys() - default.measures.keys()
     assert extra == {
         "trap_spikes",
+        "farms_alpha",
         "equalised_spikes",
         "equalised_alpha",
         "equalised_soft_rank",
