@@ -37,7 +37,7 @@ def analyze(
         min_eigenvalues: matrices with fewer, over all slices, are left out.
         max_eigenvalues: matrices with more are left out: what costs the most.
         reference: another state of the same model, in any of the forms above: W − W₀ is read instead of W.
-        measures: "default", "all" (with those that need eigenvectors, a shuffled copy or windows), or names of measures.
+        measures: "default", "all" (also those that need vectors, a shuffled copy or windows), or names.
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
         plugins: modules or objects with hooks, besides those that are installed.
 

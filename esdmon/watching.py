@@ -99,7 +99,7 @@ def watch(
         max_eigenvalues: matrices with more are left out: what costs the most.
         reference: the state that training starts from, as a model, a mapping or the path of a checkpoint: W − W₀ is
             read instead of W. A `state_dict()` of the model itself is copied.
-        measures: "default", "all" (with those that need eigenvectors, a shuffled copy or windows), or names of measures.
+        measures: "default", "all" (also those that need vectors, a shuffled copy or windows), or names.
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
         max_tags: series of layers that TensorBoard, W&B and loggers are given at most, see `esdmon.present.scalars`;
             None for all. The JSONL always has all.
