@@ -140,6 +140,9 @@ def _track(name: str, snapshots: Sequence[Snapshot]) -> Track:
     readings = [snapshot.report[name] for snapshot in snapshots]
     if len(set(shapes)) > 1:  # the sampled elements are not at the same places
         readings = [replace(reading, update_ratio=math.nan) for reading in readings]
+    else:  # with the distance from the spectrum before, and the phase of each checkpoint alone
+        pairs = zip([None, *readings], readings, strict=False)
+        readings = [replace(reading.settle(before), settled=None) for before, reading in pairs]
     return Track(tuple(readings), shapes)
 
 

@@ -218,6 +218,6 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
 
 
 def difference(layer: LayerReport, report: Report) -> list[str]:
-    """The measures that differ from those of the whole matrix, in any bit."""
-    other = report[layer.name].measures
+    """The measures that differ from those of the whole matrix, in any bit; one reading has no distance from another."""
+    other = {"spectral_distance": layer.measures["spectral_distance"], **report[layer.name].measures}
     return [key for key, value in layer.measures.items() if not (value == other[key] or math.isnan(value))]
