@@ -78,7 +78,12 @@ def browser() -> Iterator[Any]:
 
 def watched(page: Any) -> Opened:
     opened = Opened(page, page)
-    page.on("console", lambda message: opened.logged.append(message.text) if message.type == "error" else None)
+
+    def note(message: Any) -> None:
+        if message.type == "error":
+            opened.logged.append(f"{message.text} {message.location.get('url', '')}")
+
+    page.on("console", note)
     page.on("pageerror", lambda error: opened.logged.append(str(error)))
     page.on("request", lambda request: opened.requested.append(request.url))
     return opened

@@ -353,6 +353,7 @@ def test_closing_twice(mode: str, undisturbed: list[float]) -> None:
     assert run.steps_read == read
 
 
+@pytest.mark.slow
 @both_modes
 def test_never_closing(mode: str, tmp_path: Path) -> None:
     """The process ends by itself, with a summary, all that was read in the file, and the run folder closed."""
@@ -417,6 +418,7 @@ def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFix
     assert last.in_optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seconds", "limit", "is_finished"), [(600, 0.1, False), (0.5, 60, True)])
 def test_the_process_ends_though_a_reading_goes_on(seconds: float, limit: float, is_finished: bool) -> None:  # noqa: FBT001
     """A solve of ten minutes does not keep it; one of less is waited for, since its thread must not outlive Python."""
@@ -487,6 +489,7 @@ def test_a_process_that_is_forked_off_ends_without_waiting_for_a_reading() -> No
     assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_a_monitor_that_was_never_closed_does_not_hold_up_the_end() -> None:
     """Twenty readings of a minute each wait: the process ends before they do, and says what was lost."""
     script = """

@@ -12,7 +12,7 @@ from torch import distributed
 from tests.ranks import start
 from tests.runtime.sharded_jobs import OF_FOUR, OF_TWO, train
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
 
 
 def rank_of_a_job(rank: int, folder: str, ways: tuple[str, ...], size: int) -> None:
@@ -27,7 +27,7 @@ def rank_of_a_job(rank: int, folder: str, ways: tuple[str, ...], size: int) -> N
     distributed.destroy_process_group()
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, 4])
 def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], str]:
     """The results of each rank by way, and the log of rank 0."""
     folder, size = tmp_path_factory.mktemp("job"), request.param
