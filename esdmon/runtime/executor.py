@@ -129,17 +129,13 @@ class Executor:
 
     def _submit(self, job: Callable[[], Any], size: int, *, alone: bool = False) -> Future[Any]:
         if self._threads is None:  # now, and not earlier, so that a run that forks first forks no thread
-            self._threads = Threads(self._prepare, self._allowed)
+            # Its threads must not hold this object, which holds the model: they end with it.
+            self._threads = Threads(self._prepare, partial(_allowed, self._workers))
             join_at_exit(self._threads)
             weakref.finalize(self, self._threads.close).atexit = False
         future = self._threads.submit(job, alone=alone)
         self._unfinished().append((future, size))  # what is finished must not pile up
         return future
-
-    def _allowed(self) -> int:
-        if self._workers is None:
-            return 1
-        return 0 if self._workers.stands_still else max(1, self._workers.count)
 
     def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]]) -> Answer | None:
         """Return a reading that is finished.
@@ -164,6 +160,12 @@ class Executor:
             answer = {name: (LayerReport(name, "failed", step, why), 0.0) for name in names}
         self._budget.read(sum(seconds for _, seconds in answer.values()))
         return answer
+
+
+def _allowed(workers: Workers | None) -> int:
+    if workers is None:
+        return 1
+    return 0 if workers.stands_still else max(1, workers.count)
 
 
 def _timed(finish: Callable[[], LayerReport]) -> tuple[LayerReport, float]:

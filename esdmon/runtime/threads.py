@@ -85,10 +85,15 @@ class Threads:
         while True:
             # An exception that is raised in the thread from outside ends the running job at most, never the thread.
             with suppress(BaseException):
-                job = self._next()
-                if job is None:
+                if not self._run_next():
                     return
-                self._run(job)
+
+    def _run_next(self) -> bool:
+        """Run the next job; return False where the threads are closed. A thread that waits holds no job."""
+        job = self._next()
+        if job is not None:
+            self._run(job)
+        return job is not None
 
     def _next(self) -> _Job | None:
         """Wait for a job that may begin; None where the threads are closed."""

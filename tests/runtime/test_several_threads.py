@@ -1,6 +1,8 @@
 """Several threads that read one model at once, on cores that are idle."""
 
+import gc
 import threading
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -87,3 +89,21 @@ def test_what_finds_no_memory_is_read_at_the_steps_after(monkeypatch: pytest.Mon
     assert [extra for _, extra, _ in steps[:5]] == [False, True, True, True, True]
     assert sorted(name for _, _, names in steps[:5] for name in names) == ["0", "1", "2", "3", "4"]
     assert monitor.dropped == 0
+
+
+@pytest.mark.parametrize("workers", ["auto", 0])
+def test_a_monitor_that_nobody_holds_leaves_neither_model_nor_thread(workers: str | int) -> None:
+    """As in a notebook, where a cell that trains runs again and again."""
+    model = nn.Linear(64, 64)
+    monitor = esdmon.watch(model, every=1, mode="thread", budget=0.9, sinks=None, alerts=None, workers=workers)
+    monitor.step()
+    monitor.flush()
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("esdmon-")]
+    assert threads
+    gone = weakref.ref(model)
+    del model, monitor
+    gc.collect()
+    assert gone() is None
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
