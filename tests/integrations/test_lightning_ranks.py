@@ -19,16 +19,17 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("stop_on", "steps"), [("not-asked", 20), ("asked", 5)])
-def test_two_ranks_agree(stop_on: str, steps: int, two_ranks: Path) -> None:
-    """On when to stop and on the metric that ModelCheckpoint reads; rank 0 writes."""
+@pytest.mark.parametrize(("stop_on", "steps"), [("not-asked", {20}), ("asked", {5, 10})])
+def test_two_ranks_agree(stop_on: str, steps: set[int], two_ranks: Path) -> None:
+    """On when to stop, at the due step of the alert or the next, and on the metric that ModelCheckpoint reads."""
     folder = two_ranks / stop_on
     first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second
-    assert (first["steps"], first["errors"]) == (steps, 0)
+    assert first["steps"] in steps
+    assert first["errors"] == 0
     records = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
     summaries = [record["step"] for record in records if record["kind"] == "summary"]
-    assert summaries == list(range(5, steps + 1, 5))
+    assert summaries == list(range(5, first["steps"] + 1, 5))
     assert len(list(folder.rglob("esdmon-checkpoints/*.ckpt"))) == (stop_on == "asked")
 
 

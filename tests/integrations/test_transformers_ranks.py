@@ -21,14 +21,18 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("stop_on", "steps"), [("not-asked", 12), ("asked", 4)])
-def test_two_ranks_agree(stop_on: str, steps: int, two_ranks: Path) -> None:
-    """On when to stop; rank 0 writes, and both have read."""
+@pytest.mark.parametrize(("stop_on", "steps"), [("not-asked", {12}), ("asked", {4, 8})])
+def test_two_ranks_agree(stop_on: str, steps: set[int], two_ranks: Path) -> None:
+    """On when to stop: at the due step of the alert, or the next where a rank read later; rank 0 writes."""
     folder = two_ranks / stop_on
     first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
-    assert first == second == {"steps": steps, "errors": 0}
+    assert first == second
+    assert first["steps"] in steps
+    assert first["errors"] == 0
     records = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records if record["kind"] == "summary"] == list(range(4, steps + 1, 4))
+    assert [record["step"] for record in records if record["kind"] == "summary"] == list(
+        range(4, first["steps"] + 1, 4)
+    )
     assert {record["status"] for record in records if record["kind"] == "layer"} == {"ok"}
     assert len(list(folder.rglob("esdmon.pt"))) == (stop_on == "asked")
 
