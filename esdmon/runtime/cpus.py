@@ -11,6 +11,7 @@ from typing import final
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: "200000 100000", or "max 100000"
 _USED = Path("/sys/fs/cgroup/cpu.stat")
 _TIMES = Path("/proc/stat")
+_SECONDS = 1.0  # between two counts, in steps of 10 ms for each core: to read them takes a millisecond on large hosts
 
 
 def cores(*, quota: Path = _QUOTA) -> int:
@@ -25,9 +26,9 @@ def cores(*, quota: Path = _QUOTA) -> int:
 
 @final
 class IdleCores:
-    """Count the cores of this process that nobody used since the last call, halved: two may share one unit.
+    """Count the cores of this process that nobody used since the last count, halved: two may share one unit.
 
-    Only on Linux; elsewhere none counts as idle.
+    They are counted once a second at most, and only on Linux; elsewhere none counts as idle.
 
     Args:
         times: the file in which the kernel counts the time of each core.
@@ -46,6 +47,7 @@ class IdleCores:
     ) -> None:
         self._times, self._quota, self._used, self._clock = times, quota, used, clock
         self._last: _Counted | None = None
+        self._found = 0
 
     def __call__(self, *, own: float = 0) -> int:
         """Return the idle cores; 0 at the first call.
@@ -53,6 +55,11 @@ class IdleCores:
         Args:
             own: cores that this process's readings have used meanwhile, which count as idle.
         """
+        if self._last is None or self._clock() - self._last.seconds >= _SECONDS:
+            self._found = self._idle(own)
+        return self._found
+
+    def _idle(self, own: float) -> int:
         last, self._last = self._last, self._count()
         if last is None or self._last is None or self._last.total <= last.total:
             return 0

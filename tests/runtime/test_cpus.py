@@ -115,6 +115,21 @@ def test_the_quota_of_a_container_is_not_passed(kernel: Kernel) -> None:
     assert idle() == 0
 
 
+def test_cores_are_counted_once_a_second_at_most(kernel: Kernel) -> None:
+    """A training of short steps asks a hundred times as often."""
+    clock = FakeClock()
+    idle = IdleCores(**kernel.files(), clock=clock.perf_counter)
+    idle()
+    clock.passes(1)
+    kernel.passes(1, busy=4)
+    assert idle() == 6
+    clock.passes(0.5)
+    kernel.passes(1, busy=16)
+    assert idle() == 6
+    clock.passes(0.5)
+    assert idle() == 0
+
+
 def test_without_the_files_of_linux_no_core_is_idle(tmp_path: Path) -> None:
     idle = IdleCores(times=tmp_path / "absent", quota=tmp_path / "absent", used=tmp_path / "absent")
     assert (idle(), idle()) == (0, 0)
