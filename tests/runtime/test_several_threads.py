@@ -94,11 +94,12 @@ def test_what_finds_no_memory_is_read_at_the_steps_after(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("workers", ["auto", 0])
 def test_a_monitor_that_nobody_holds_leaves_neither_model_nor_thread(workers: str | int) -> None:
     """As in a notebook, where a cell that trains runs again and again."""
+    others = set(threading.enumerate())  # of tests before
     model = nn.Linear(64, 64)
     monitor = esdmon.watch(model, every=1, mode="thread", budget=0.9, sinks=None, alerts=None, workers=workers)
     monitor.step()
     monitor.flush()
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("esdmon-")]
+    threads = set(threading.enumerate()) - others
     assert threads
     gone = weakref.ref(model)
     del model, monitor
