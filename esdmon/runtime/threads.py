@@ -50,12 +50,13 @@ class Threads:
         future: Future[Any] = Future()
         with self._changed:
             self._jobs.append(_Job(future, run, alone))
-            self._changed.notify()
         self.wake()
         return future
 
     def wake(self) -> None:
-        """Begin what is allowed by now."""
+        """Begin what is allowed by now; at each step of a training, so that threads without a job sleep on."""
+        if not self._jobs:
+            return
         with self._changed:
             while len(self._threads) < min(self._allowed(), self._running + len(self._jobs)):
                 thread = Thread(target=self._work, name=f"esdmon-{len(self._threads)}", daemon=True)
