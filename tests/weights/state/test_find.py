@@ -444,7 +444,7 @@ def test_static_quantisation_of_torch_is_read_from_module_and_file(tmp_path: Pat
 def test_four_bits_of_bitsandbytes_are_read_from_a_file(tmp_path: Path) -> None:
     """By its own table and the largest number of each block, itself in 8 bits."""
     functional = pytest.importorskip("bitsandbytes.functional")
-    weight = torch.randn(64, 96)
+    weight = torch.randn(64, 128)  # rows of whole blocks: 0.50.2 misreads others where the CPU has AVX-512
     packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
     parts = {f"q.weight.{key.removeprefix('weight.')}": value for key, value in state.as_dict(packed=True).items()}
     save_file({"q.weight": packed, **parts}, tmp_path / "a.safetensors")
