@@ -10,7 +10,7 @@ NEARLY_FULL = 0.97
 """Share of the full rank below which a layer is near collapse; the alert `rank_collapse` ends at the same value."""
 
 _NO_VERDICT = "no verdict: the only layer could not be read"
-_CHANGES = ("difference", "lora-delta", "update", "momentum")  # a change may have any rank
+_OF_ANY_RANK = ("difference", "lora-delta", "update", "momentum", "qk", "ov")  # those may have any rank
 
 
 def verdict(layers: Sequence[LayerReport]) -> str:
@@ -40,7 +40,7 @@ _FAULTS: Mapping[str, Callable[[LayerReport], bool]] = {
     "failed": lambda layer: layer.status == "failed",
     "collapsed": lambda layer: layer.phase is Phase.RANK_COLLAPSE,
     "over-regularised": lambda layer: layer.over_regularized,
-    "near collapse": lambda layer: layer.view not in _CHANGES and _rank(layer) < NEARLY_FULL * layer.n_eigenvalues,
+    "near collapse": lambda layer: layer.view not in _OF_ANY_RANK and _rank(layer) < NEARLY_FULL * layer.n_eigenvalues,
 }
 """The gravest first."""
 _STATES: Mapping[str, Callable[[LayerReport], bool]] = {

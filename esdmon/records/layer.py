@@ -90,7 +90,7 @@ class LayerReport:
     Not in JSON records."""
     view: str = "weight"
     """Which matrix was read: `weight`, `base`, `lora-delta`, `merged`, `difference` from a reference, `update` since
-    the last reading, or `momentum` of the optimizer."""
+    the last reading, `momentum` of the optimizer, `qk` or `ov`: a product of attention's projections."""
     aliases: tuple[str, ...] = ()
     """Further names of a weight that several modules share."""
     N: int = 0
@@ -195,8 +195,8 @@ class LayerReport:
 
     @property
     def is_weight(self) -> bool:
-        """True unless it is an update or a momentum, which rules and summaries of weights pass over."""
-        return self.view not in ("update", "momentum")
+        """True unless it is an update, a momentum or a product, which rules and summaries of weights pass over."""
+        return self.view not in ("update", "momentum", "qk", "ov")
 
     @property
     def was_read(self) -> bool:

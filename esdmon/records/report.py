@@ -49,7 +49,7 @@ class Coverage:
     skipped: tuple[Skipped, ...] = ()
     """Parameters that are not watched, each with the reason."""
     matrices_read: int = 0
-    """Number of matrices with a reading."""
+    """Number of weights with a reading; updates, momenta and products are not counted."""
     matrices_with_phase: int = 0
     """Number of these whose phase is not unclassified."""
     parameters_read: int = 0
@@ -59,7 +59,7 @@ class Coverage:
 
     def of(self, layers: Iterable[LayerReport]) -> Coverage:
         """Return this coverage with the counts of the layers that were read, and of those that have a phase."""
-        read = [layer for layer in layers if layer.status == "ok"]
+        read = [layer for layer in layers if layer.status == "ok" and layer.is_weight]
         phased = [layer for layer in read if layer.phase is not Phase.UNCLASSIFIED]
         return replace(
             self,

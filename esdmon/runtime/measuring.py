@@ -48,7 +48,7 @@ class Measuring:
             if measure.between_readings and not self._follows:
                 continue
             values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
-            if measure.null is not None and spectrum.view != "lora-delta":  # its null is that of one random matrix
+            if measure.null is not None and not spectrum.is_product:  # nulls are those of one random matrix
                 nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)
         return replace(
             begun,

@@ -25,6 +25,7 @@ from esdmon.runtime.source import Ratio, unknown
 from esdmon.runtime.watched_model import WatchedModel
 from esdmon.schedule.step_sample import StepSample
 from esdmon.spectrum import Measure
+from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.recent_laws import RecentLaws
 from esdmon.weights import (
     Drift,
@@ -107,6 +108,8 @@ class Reader:
         self._steps = StepSampler(self._transfers)
         self._failing = FailingReadings(self._faults)
         self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
+        self._reads_directions = "directions" in self._measuring.needs
+        self._directions: dict[str, Floats] = {}
         self._parts = LocalParts(self._model, self._transfers)
         self._share_samples()
         for name in self._model.matrices:
@@ -186,6 +189,7 @@ class Reader:
         if has_changed:
             self._share_samples()
             self._laws.clear()
+            self._directions.clear()
         self._steps.watch(self._model.matrices.values())
         return has_changed
 
@@ -258,7 +262,7 @@ class Reader:
                 in_optimizer=self._held.holds(matrix),
                 learning_rate=self._held.learning_rate(matrix),
             )
-            source = snapshot(matrix, self._transfers) if copy else matrix
+            source = snapshot(matrix, self._transfers, with_reference=self._reads_directions) if copy else matrix
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
             return partial(self._not_read, begun, error)
         return partial(self._finish, source, begun, moved)
@@ -286,6 +290,7 @@ class Reader:
     def _continue_from(self, drift: Callable[[], None]) -> None:
         drift()
         self._views.clear()
+        self._directions.clear()
 
     def _without_parts(self, samples: Plain) -> Plain:
         """Return the samples of whole weights: of a sharded one, another rank or size of a job has other elements."""
@@ -306,7 +311,10 @@ class Reader:
                 also=self._measuring.needs,
                 solver=self._solver,
                 laws=self._laws[begun.name],
+                last_directions=self._directions.get(begun.name),
             )
+            if spectrum.directions is not None:
+                self._directions[begun.name] = spectrum.directions
             layer = self._measuring.record(begun, spectrum)
         except Exception as error:  # noqa: BLE001 -- reported in the record
             return self._not_read(begun, error)

@@ -62,11 +62,15 @@ frobenius_norm_min    smallest frobenius_norm of a single expert                
 frobenius_norm_max    largest frobenius_norm of a single expert                              of W, >= 0
 rank_use              stable_rank/r, of the ΔW of an adapter of rank r only                  1/r to 1
 base_ratio            ‖ΔW‖₂/‖W‖₂, of the ΔW of an adapter and its base                        >= 0
+logit_bound           spectral_norm/√d, of the product of q and k in heads of size d         >= 0
 sparsity              share of zero elements outside all-zero rows and columns               0 to 1
 trap_spikes           n_spikes after shuffling the elements; on request                      count; 0 without traps
 equalised_spikes      n_spikes after scaling rows and columns to equal rms; on request       count; 0 for noise
 equalised_alpha       alpha after it; on request                                             > 1
 equalised_soft_rank   mp_soft_rank after it; on request                                      0 to 1; 1 for noise
+intruders             of the 10 strongest directions, those far from all of W₀; on request   0 to 10; 0 is as before
+reference_overlap     share of the space of the 10 strongest in that of W₀; on request       0 to 1; 1 is as before
+subspace_overlap      the same with the last reading; on request                             0 to 1; 1 is as before
 farms_alpha           hill_alpha of the pooled eigenvalues of M × M windows; on request      > 1; 2.1 for noise
 localization_bulk     ‖v‖₁/‖v‖_∞, mean over the vectors v of the bulk; on request            1 to M
 localization_spikes   the mean over the vectors of the spikes; on request                    1 to M

@@ -66,7 +66,12 @@ def _collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> PhaseReading:
     return PhaseReading(Phase.RANK_COLLAPSE, min(1.0, to_other_rank(spectrum, limits)), explanation)
 
 
-_OF_TRAINING = {"update": "The update since the last reading", "momentum": "The optimizer's momentum"}
+_NO_WEIGHTS = {
+    "update": "The update since the last reading",
+    "momentum": "The optimizer's momentum",
+    "qk": "The product of q and k of each head",
+    "ov": "The product of o and v of each head",
+}
 
 
 def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
@@ -75,8 +80,8 @@ def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
         return "All weights are zero."
     if spectrum.view == "lora-delta":
         return f"An adapter of rank {spectrum.m}: phases are defined for whole weights."
-    if spectrum.view in _OF_TRAINING:
-        return f"{_OF_TRAINING[spectrum.view]}: phases are defined for weights."
+    if spectrum.view in _NO_WEIGHTS:
+        return f"{_NO_WEIGHTS[spectrum.view]}: phases are defined for weights."
     dead = _dead_units(spectrum)
     if max(dead_shares(spectrum)) > limits.max_dead:
         return f"{dead} dead: too little of the layer is left."

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from esdmon.spectrum import experts, hu2025, nulls, setol2025, traps, zhang2026
+from esdmon.spectrum import experts, hu2025, nulls, setol2025, shuttleworth2024, traps, zhang2026
 from esdmon.spectrum import localization as loc
 from esdmon.spectrum import singular_values as sv
 from esdmon.spectrum.arrays import Floats
@@ -33,7 +33,7 @@ class Measure:
     compute: Quantity
     null: Quantity | None = None
     """Computes its value for independent elements of the same N and M; reported as `<name>_null`."""
-    needs: Literal["", "vectors", "shuffled", "equalised", "windows"] = ""
+    needs: Literal["", "vectors", "shuffled", "equalised", "windows", "directions"] = ""
     """The part of a `Spectrum` that it needs and that is computed on request only; then it is not a default measure."""
     applies: Callable[[Spectrum], bool] | None = None
     """Returns whether a spectrum has such a number at all; a layer's record is without it otherwise. None: always."""
@@ -173,6 +173,20 @@ def base_ratio(_spectrum: Spectrum) -> float:
     return math.nan
 
 
+def logit_bound(spectrum: Spectrum) -> float:
+    """Return σmax(W_qᵀW_k)/√d, d the size of a head, of the head with the largest: of `*/qk` alone.
+
+    No two inputs of norm 1 have a larger logit before biases, rotary embeddings aside; inputs that are normalised to an
+    rms of 1 have norm √D, so theirs is at most D times as large. Rotary embeddings turn q and k against each other, so
+    with them it bounds logits of equal positions. Source: ours.
+    """
+    return _ratio(spectral_norm(spectrum), float(spectrum.m) ** 0.5)
+
+
+def _is_qk(spectrum: Spectrum) -> bool:
+    return spectrum.view == "qk"
+
+
 def _is_adapter(spectrum: Spectrum) -> bool:
     return spectrum.view == "lora-delta"
 
@@ -283,11 +297,27 @@ BUILT_IN_MEASURES = (
     ),
     Measure("rank_use", rank_use, applies=_is_adapter),
     Measure("base_ratio", base_ratio, applies=_is_adapter),
+    Measure("logit_bound", logit_bound, applies=_is_qk),
     Measure("sparsity", sparsity, _constant(0.0)),
     Measure("trap_spikes", traps.trap_spikes, _constant(0.0), needs="shuffled"),
     Measure("equalised_spikes", _of_equalised(_of_bulk("n_spikes")), _constant(0.0), needs="equalised"),
     Measure("equalised_alpha", _of_equalised(_of_power_law("alpha")), nulls.alpha_null, needs="equalised"),
     Measure("equalised_soft_rank", _of_equalised(mp_soft_rank), _constant(1.0), needs="equalised"),
+    Measure("intruders", shuttleworth2024.intruders, needs="directions", applies=shuttleworth2024.has_reference),
+    Measure(
+        "reference_overlap",
+        shuttleworth2024.reference_overlap,
+        shuttleworth2024.overlap_null,
+        needs="directions",
+        applies=shuttleworth2024.has_reference,
+    ),
+    Measure(
+        "subspace_overlap",
+        shuttleworth2024.subspace_overlap,
+        shuttleworth2024.overlap_null,
+        needs="directions",
+        between_readings=True,
+    ),
     Measure("farms_alpha", hu2025.farms_alpha, hu2025.farms_alpha_null, needs="windows"),
     *_of_vectors("localization", loc.localization, loc.localization_null),
     *_of_vectors("participation", loc.participation, loc.participation_null),

@@ -18,6 +18,8 @@ from esdmon.spectrum.separable import separable_laws
 
 MIN_BULK = 8
 """Smallest M for a bulk fit: fewer eigenvalues have no quantiles to estimate σ² from. Our choice."""
+PRODUCTS = ("lora-delta", "qk", "ov")
+"""Views that are products of two weights; their singular values are kept, and neither their elements nor their null."""
 _GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float64 Gram matrix leaves of a zero
 
 
@@ -82,7 +84,7 @@ class Spectrum:
     dtype: str = "float32"
     """Type in which the weight is stored; its precision sets the zero tolerance."""
     view: str = "weight"
-    """Which matrix was read: weight, base, lora-delta, merged, difference, update or momentum."""
+    """Which matrix was read: weight, base, lora-delta, merged, difference, update, momentum, qk or ov."""
     kind: str = ""
     """Kind of layer, such as `linear` or `experts`, whose slices are those; empty if it is not known."""
     normalisation: str = "WᵀW/N"
@@ -101,6 +103,14 @@ class Spectrum:
     """(slices, M), on request: the eigenvalues after scaling rows and columns of W to equal mean squares."""
     windows: Floats | None = None
     """(windows, M), on request: the eigenvalues of square windows that cover W."""
+    directions: Floats | None = None
+    """(slices, k, rows), on request: the strongest left singular vectors of W, strongest first; zero where there is
+    none."""
+    cosines: Floats | None = None
+    """(slices, k, M), with `directions` where W is read against another weight: |cos| of their angles with all left
+    singular vectors of that one."""
+    last_directions: Floats | None = None
+    """The directions at the last reading."""
     scales: Scales | None = None
     """Scales of rows and columns; without them the noise is taken to have equal ones."""
     laws: Laws = separable_laws
@@ -261,6 +271,11 @@ class Spectrum:
             {name: value for name, value in vars(self).items() if name not in vars(scaled) and name != "bulk"}
         )
         return scaled
+
+    @property
+    def is_product(self) -> bool:
+        """Return whether W is a product of two weights, represented by a matrix that has its singular values."""
+        return self.view in PRODUCTS
 
     @property
     def noise_bulk(self) -> Bulk | None:

@@ -173,7 +173,7 @@ def _find_in_module(model: nn.Module, extractor: Extractor) -> _Found:
         matrices = _extract_isolated(name, module, extractor, found)
         own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
         found.matrices += [matrix for matrix, ids in own if not claimed & ids]
-        claimed.update(*(ids for _, ids in own))
+        claimed.update(*(ids for matrix, ids in own if not matrix.detail))
     names = _name_parameters(outline.model, found)
     found.matrices = [with_shards(_with_aliases(matrix, names), outline, names) for matrix in found.matrices]
     found.heads = output_heads(unwrap(outline.model))
@@ -209,7 +209,7 @@ def _completed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
 
 def _are_plain(matrices: Sequence[Matrix]) -> bool:
     """Return whether each matrix of a module is a parameter of it, so that the other parameters are behind none."""
-    return all(matrix.made_of is None and not matrix.unreadable for matrix in matrices)
+    return all(matrix.detail or (matrix.made_of is None and not matrix.unreadable) for matrix in matrices)
 
 
 def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> Iterator[Matrix]:

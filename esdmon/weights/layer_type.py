@@ -10,6 +10,7 @@ from esdmon.weights.matrix import Matrix
 from esdmon.weights.optional_layers import HEAD, ROUTER
 
 _REQUESTED = {EMBEDDING: "embedding", HEAD: "head", ROUTER: "router"}
+_VIEWS = {"lora-delta": "lora", "qk": "attention", "ov": "attention"}
 _RECURRENT = re.compile(r"(^|\.)weight_(ih|hh|hr)(_l\d+(_reverse)?)?(/\w)?$")
 _ATTENTION = re.compile(r"attn|attention|/[qkv](/|$)|(^|\.)[qkvo](_proj)?(/|$)", re.IGNORECASE)
 
@@ -24,8 +25,8 @@ def layer_type_of(matrix: Matrix) -> str:
     """
     if matrix.on_request in _REQUESTED:
         return _REQUESTED[matrix.on_request]
-    if matrix.view == "lora-delta":
-        return "lora"
+    if matrix.view in _VIEWS:
+        return _VIEWS[matrix.view]
     reads_as = matrix.to_stack.func if isinstance(matrix.to_stack, partial) else matrix.to_stack
     if reads_as in (stacks.convolution, stacks.flattened):
         return f"conv{_dimensions(matrix) - 2}d"

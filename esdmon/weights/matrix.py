@@ -59,7 +59,7 @@ class Matrix:
     """True for a part of a weight that is read as a whole as well, such as one head; only patterns with a `/part` match
     it."""
     view: str = "weight"
-    """What is read: weight, base, lora-delta, merged, difference, update or momentum."""
+    """What is read: weight, base, lora-delta, merged, difference, update, momentum, qk or ov."""
     aliases: tuple[str, ...] = ()
     """The other names of a tied weight."""
     unreadable: str = ""
@@ -67,6 +67,10 @@ class Matrix:
     probe: Callable[[int], Tensor] | None = None
     """Returns at most that many numbers that change when the weight does, without computing all of it: (count,), or one
     row for each of several factors. None: elements of the weight are sampled."""
+    core: Callable[[Tensor], Tensor] | None = None
+    """Computes the stack whose spectrum is read from what `to_stack` returns; in the thread that reads, of a copy."""
+    reference: Callable[[], Tensor] | None = None
+    """Returns the weight that this one has come from, of the same shape: W₀ of a difference, the base of a sum."""
     shards: tuple[tuple[Tensor, Shard], ...] = ()
     """For a weight that is sharded over ranks: its shards, each with its stand-in, a tensor of the whole shape on the
     meta device; see `esdmon.weights.outline`."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from esdmon.errors import InputError
 from esdmon.records import EQUAL
+from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.weights.device.precision import on_float64_device
 from esdmon.weights.device.sample import reduce_sample, sample_matrix, sample_size, sample_value
 from esdmon.weights.matrix import Matrix, UnreadableError, mark_unreadable, reason_for
@@ -79,6 +80,8 @@ def differences(
 def _difference_of(matrix: Matrix, before: Matrix, kept: dict[str, ReferenceWeight], size: int) -> Matrix:
     if matrix.unreadable:
         return matrix
+    if matrix.view in PRODUCTS:
+        return mark_unreadable(matrix, "a product of two weights is not read against a reference")
     if matrix.name not in kept:
         if before.unreadable:
             return mark_unreadable(matrix, f"the reference cannot be read: {before.unreadable}")
@@ -94,6 +97,7 @@ def _difference_of(matrix: Matrix, before: Matrix, kept: dict[str, ReferenceWeig
         outline=matrix.outline or matrix.read,
         probe=partial(_sample_difference, matrix, reference) if matrix.probe is None else None,
         view="difference",
+        reference=reference.read,
     )
 
 

@@ -22,6 +22,8 @@ from esdmon.spectrum.bulk import is_noise
 from esdmon.spectrum.hu2025 import window_starts
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.separable import separable_laws
+from esdmon.spectrum.spectrum import PRODUCTS
+from esdmon.weights.device.directions import directions_of
 from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
 from esdmon.weights.device.solvers import Solver, blocks, solve_torch
@@ -46,6 +48,7 @@ def read_spectrum(
     also: Collection[str] = (),
     solver: Solver = solve_torch,
     laws: Laws = separable_laws,
+    last_directions: Floats | None = None,
 ) -> Spectrum:
     """Compute the spectrum of the current weight, with dead rows and columns removed.
 
@@ -56,9 +59,11 @@ def read_spectrum(
         also: "vectors" adds eigenvectors, in float64, at about three times the cost; "shuffled" adds the eigenvalues of
             the same elements in random order, from a seeded generator, at about twice the cost; "equalised" those of
             the matrix with equal scales, at about twice the cost; "windows" those of square windows that cover it, at
-            up to N/M times the cost.
+            up to N/M times the cost; "directions" the strongest singular vectors, and their angles with those of the
+            weight that this one has come from, at up to six times the cost.
         solver: computes the eigenvalues of a weight on a CPU; on other devices torch does.
         laws: computes the laws of noise with the scales of rows and columns.
+        last_directions: those of the last reading, for `also` with "directions".
 
     Raises:
         UnreadableError: where the weight holds no numbers, NaN or infinities, only zeros, or too few eigenvalues.
@@ -69,7 +74,11 @@ def read_spectrum(
     if weight.device.type != "cpu":
         solver = solve_torch
     with torch.no_grad(), without_autocast(weight.device.type):
-        return _read(matrix, weight, precision, also, kind=kind, solver=solver, laws=laws)
+        spectrum = _read(matrix, weight, precision, also, kind=kind, solver=solver, laws=laws)
+        if "directions" in also and matrix.core is None:
+            directions, cosines = directions_of(matrix, weight)
+            return replace(spectrum, directions=directions, cosines=cosines, last_directions=last_directions)
+    return spectrum
 
 
 def _read(
@@ -82,7 +91,8 @@ def _read(
     solver: Solver,
     laws: Laws,
 ) -> Spectrum:
-    stack, elements, scale, margins = _prepare(matrix.to_stack(weight), matrix.view)
+    stack = matrix.to_stack(weight)
+    stack, elements, scale, margins = _prepare(stack if matrix.core is None else matrix.core(stack), matrix.view)
     n, m = max(stack.shape[1:]), min(stack.shape[1:])
     _check_size(stack, matrix.view)
     to_spectrum = scale**2 / n
@@ -94,8 +104,8 @@ def _read(
     shuffled = solver(_shuffled(stack), dtype) * to_spectrum if "shuffled" in also else None
     equalised = solver(equalise(stack, margins), dtype) / n if "equalised" in also else None
     windows = solver(_windows(stack), dtype) * scale**2 / m if "windows" in also else None
-    # The matrix that represents a low-rank product has its singular values, but not its elements.
-    has_elements = matrix.view != "lora-delta"
+    # The matrix that represents a product has its singular values, but not its elements.
+    has_elements = matrix.view not in PRODUCTS
 
     def spectrum(lam: Floats, used: str, *, from_gram: bool = True) -> Spectrum:
         return Spectrum.from_eigenvalues(
@@ -172,7 +182,10 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
         every = _in_memory_order(stack)
     variance, mean = _moments(every)
     whole = stack
-    stack, margins, dead_rows, dead_columns = _drop_dead(stack)
+    if view in PRODUCTS:  # the rows of its representation are not units of a layer
+        margins, dead_rows, dead_columns = measure_margins(stack), 0, 0
+    else:
+        stack, margins, dead_rows, dead_columns = _drop_dead(stack)
     zeros = stack.numel() - int(torch.count_nonzero(stack))
     rows, columns = stack.shape[1:]
     weak_rows, weak_columns = margins.weak() if stack.numel() else (0, 0)

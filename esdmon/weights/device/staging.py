@@ -11,11 +11,16 @@ from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import check_readable
 
 
-def snapshot(matrix: Matrix, transfers: Transfers) -> Matrix:
+def snapshot(matrix: Matrix, transfers: Transfers, *, with_reference: bool = False) -> Matrix:
     """Return a handle on a copy of the weight in CPU memory, which later optimizer steps do not change.
 
     From an accelerator the copy is queued, and the caller does not wait; the first read of the copy waits until it has
     arrived.
+
+    Args:
+        matrix: the handle on the weight.
+        transfers: make the copies.
+        with_reference: copy the weight that this one has come from as well.
 
     Raises:
         UnreadableError: for a weight that holds no numbers; see `check_readable`.
@@ -24,4 +29,7 @@ def snapshot(matrix: Matrix, transfers: Transfers) -> Matrix:
         weight = read_weight(matrix)
         check_readable(weight)
         read = transfers.copy(matrix.to_stack(weight))
-    return replace(matrix, read=read, to_stack=stacks.identity, made_of=None, outline=None)
+        reference = matrix.reference
+        if with_reference and reference is not None:
+            reference = transfers.copy(matrix.to_stack(reference().detach()))
+    return replace(matrix, read=read, to_stack=stacks.identity, made_of=None, outline=None, reference=reference)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esdmon.torch_private import children_of, parameters_of
 from esdmon.weights import stacks
+from esdmon.weights.layers.products import Projection, products_of
 from esdmon.weights.matrix import Matrix, UnreadableError
 
 ToStack = Callable[[Tensor], Tensor]
@@ -23,25 +24,30 @@ Layout = Callable[[Any, Tensor], dict[str, ToStack]]
 
 _HEADS = "attention is read whole; head by head on request: '*/head.3' in layers="
 _PACKAGES = ("transformers.", "timm.")
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v")
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin")
+_OUTPUTS = ("o_proj", "out_proj", "c_proj", "proj", "dense", "o", "Wo", "out_lin")
 _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
 
 
 def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """Return the fused projections of a module, and the heads of attention; None where it has neither."""
+    """Return the fused projections of a module, the heads of attention and their products; None where it has none."""
     size = _head_size(module)
     found: list[Matrix] = []
+    projections: dict[str, Projection] = {}
     for fused in _find_fused(module):
         read = partial(getattr, getattr(module, fused.attribute), "weight")
         has_heads = "v" in fused.projections
         for label, to_stack in fused.projections.items():
             whole = Matrix(f"{name}.{fused.attribute}/{label}", read, to_stack)
             found += [whole, *heads_of(whole, size=size if has_heads else 0, dim=fused.output_dim)]
+            projections[label] = Projection(whole, outputs_last=fused.output_dim == 2)
     for attribute in _PROJECTIONS if size else ():
         if _plain_weight(module, attribute) is not None:
             whole = Matrix(f"{name}.{attribute}", partial(getattr, getattr(module, attribute), "weight"), stacks.linear)
             found += [whole, *heads_of(whole, size=size)]
-    return found or None
+            projections[attribute[0]] = Projection(whole)
+    projections |= output_of(name, module)
+    return [*found, *products_of(name, module, projections, size=size)] if found else None
 
 
 def heads_of(whole: Matrix, *, size: int, dim: int = 1) -> list[Matrix]:
@@ -94,6 +100,16 @@ def _find_fused(module: nn.Module) -> Iterator[_Fused]:
         projections = {} if weight is None else layout(module, weight)
         if projections:
             yield _Fused(attribute, projections, 2 if layout is equal_columns else 1)
+
+
+def output_of(name: str, module: nn.Module) -> dict[str, Projection]:
+    """Return the projection of a module's output as `o`; nothing where it is not known, or in another module."""
+    for attribute in _OUTPUTS:
+        if _plain_weight(module, attribute) is not None:
+            child = getattr(module, attribute)
+            whole = Matrix(f"{name}.{attribute}", partial(getattr, child, "weight"), stacks.linear)
+            return {"o": Projection(whole, outputs_last=type(child).__name__ == "Conv1D")}
+    return {}
 
 
 def _plain_weight(module: nn.Module, attribute: str) -> Tensor | None:

@@ -85,6 +85,7 @@ def _merged(module: nn.Module, base: Matrix) -> Matrix:
         on_request=_MERGED,
         detail=True,
         view="merged",
+        reference=base.read,
     )
 
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from esdmon.torch_private import recurrent_attributes
 from esdmon.weights import stacks
-from esdmon.weights.layers.attention import heads_of
+from esdmon.weights.layers.attention import heads_of, output_of
+from esdmon.weights.layers.products import Projection, products_of
 from esdmon.weights.matrix import Matrix
 
 _CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
@@ -53,7 +54,7 @@ def _split_rows(name: str, read: Callable[[], Tensor], labels: str) -> list[Matr
 
 
 def _extract_attention(name: str, module: nn.MultiheadAttention) -> list[Matrix]:
-    """Return q, k, v and their heads; they have one parameter, or three where their widths differ."""
+    """Return q, k, v, their heads and products; they have one parameter, or three where their widths differ."""
     if module.in_proj_weight is not None:
         wholes = _split_rows(f"{name}.in_proj_weight", partial(getattr, module, "in_proj_weight"), "qkv")
     else:
@@ -62,7 +63,9 @@ def _extract_attention(name: str, module: nn.MultiheadAttention) -> list[Matrix]
     found: list[Matrix] = []
     for whole in wholes:
         found += [whole, *heads_of(whole, size=module.head_dim)]
-    return found
+    projections = dict(zip("qkv", map(Projection, wholes), strict=True)) if len(wholes) == len("qkv") else {}
+    projections |= output_of(name, module)
+    return [*found, *products_of(name, module, projections, size=module.head_dim)]
 
 
 def _extract_recurrent(name: str, module: nn.RNNBase) -> list[Matrix]:
