@@ -8,8 +8,9 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ from esdmon.weights.checkpoint.mapping import Checkpoint
 from esdmon.weights.checkpoint.pickled import Call, CodeError, parse
 from esdmon.weights.checkpoint.stored import BUILDERS, dtype_of
 from esdmon.weights.checkpoint.torch_file import load_content, load_tensor
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 INDEX = ".metadata"
 SUFFIX = ".distcp"
@@ -135,6 +139,46 @@ def _read(folder: Path, entry: _Entry) -> Tensor:
     return whole
 
 
+def _open_part(path: Path, start: int, length: int) -> io.BufferedReader:
+    return io.BufferedReader(_Part(path, start, length))
+
+
+@final
+class _Part(io.RawIOBase):
+    """A part of a file, as a file: a copy of it in memory would be one more of each tensor."""
+
+    def __init__(self, path: Path, start: int, length: int) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._start, self._length, self._position = start, length, 0
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to an offset from the start of the part, the current position or its end, and return the position."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        """Read bytes of the part into a buffer, and return their number."""
+        view = memoryview(buffer)
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(view[: max(0, self._length - self._position)])
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
 def _read_chunk(folder: Path, chunk: _Chunk) -> Tensor:
     path = folder / chunk.file
     with path.open("rb") as file:
@@ -143,10 +187,9 @@ def _read_chunk(folder: Path, chunk: _Chunk) -> Tensor:
             raise InputError(
                 f"{path} is truncated or damaged: a tensor in it should end at byte {chunk.start + chunk.length}"
             )
-        file.seek(chunk.start)
-        content = file.read(chunk.length)
     try:
-        tensor, places = load_content(lambda: io.BytesIO(content))
-        return load_tensor(lambda: io.BytesIO(content), tensor, places)
+        open_chunk = partial(_open_part, path, chunk.start, chunk.length)
+        tensor, places = load_content(open_chunk)
+        return load_tensor(open_chunk, tensor, places)
     except Exception as error:
         raise InputError(f"{path} is truncated or damaged: {error}") from error
