@@ -113,9 +113,10 @@ class Assignments:
         assigned = Assigned(word, (), {})
         tasks: list[Task] = []
         moved: dict[str, Ratio] = {}
+        marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several jobs of a step
         for job in word.jobs:
             if job.parameters:
-                own = self._copy(job, step)
+                own = self._copy(job, step, marked)
                 if not self._ranks.rank:  # which measures how far each has moved since
                     for name in job.names:
                         self._source.mark(self.local(name))
@@ -160,16 +161,16 @@ class Assignments:
         skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self._parts.coverage().skipped)
         return Table(self._ranks.rank, address, matrices, parts, skipped)
 
-    def _copy(self, job: Job, step: int) -> dict[str, Own]:
+    def _copy(self, job: Job, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
         """Copy this rank's fragments: for its own reading, or for the rank that owns the job."""
         own: dict[str, Own] = {}
         for name in job.parameters:
             local = self.local(name)
             if not self._parts.fragments([local]) or self.letterbox is None:
                 continue
-            is_mine, key = job.owner == self._ranks.rank, self._key(step, name)
+            is_mine, key = job.owner == self._ranks.rank, self._key(step, job, name)
             try:
-                moved = self._parts.mark(local)
+                moved = marked[local] = marked.get(local) or self._parts.mark(local)
                 if is_mine:
                     own[local] = self._parts.copy(local), moved
                 elif name in self._role.copies:
@@ -207,7 +208,7 @@ class Assignments:
     ) -> Answer:
         """Put the parameters of a job together and read its matrices: in the executor's thread."""
         clock = _Clock()
-        keys = {self.local(name): self._key(step, name) for name in job.parameters}
+        keys = {self.local(name): self._key(step, job, name) for name in job.parameters}
         fetch = partial(self._fetch, keys=keys, until=until, clock=clock)
         answer: Answer = {}
         try:
@@ -246,8 +247,8 @@ class Assignments:
             self._holders[parameter] = self._ranks.holders(self._version, parameter)
         return self._holders[parameter]
 
-    def _key(self, step: int, parameter: str) -> str:
-        return f"{self._ranks.epoch}/{step}/{parameter}"
+    def _key(self, step: int, job: Job, parameter: str) -> str:
+        return f"{self._ranks.epoch}/{step}/{job.names[0]}/{parameter}"
 
 
 class _Clock:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -22,6 +22,7 @@ from esdmon.options import WatchOptions
 from esdmon.records import LayerReport, Report
 from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
+from esdmon.weights import Selection
 
 CPU = torch.device("cpu")
 STEPS = 5
@@ -41,6 +42,8 @@ class Experts(nn.Module):
 
 class Mixed(nn.Module):
     """What is more than one plain matrix: fused q, k and v, a convolution, experts, a tied weight; odd sizes."""
+
+    layers: ClassVar = ["*", "*/qk", "*/ov"]  # products of one parameter, and of two
 
     def __init__(self) -> None:
         super().__init__()
@@ -176,7 +179,8 @@ def reading_of(whole: nn.Module, state: dict[str, Tensor]) -> Report:
     """What `watch()` would read of a model in one piece."""
     whole.load_state_dict(state)
     options = WatchOptions.from_keywords({"every": 1}, besides=("model", "optimizer", "hook", "first_step"))
-    return Reader(whole, options.known, measures=options.chosen_measures).read(0)
+    selection = Selection(getattr(whole, "layers", None))
+    return Reader(whole, options.known, measures=options.chosen_measures, selection=selection).read(0)
 
 
 def train(way: str, *, watched: bool) -> dict[str, Any]:
@@ -188,7 +192,8 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0 if "tensor" in way else rank)
     sink, losses = MemorySink(), []
     states: dict[int, dict[str, Tensor]] = {}
-    monitor = esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink]) if watched else None
+    options: dict[str, Any] = {"every": 1, "budget": None, "sinks": [sink], "layers": getattr(whole, "layers", None)}
+    monitor = esdmon.watch(model, optimizer, **options) if watched else None
     for step in range(1, STEPS + 1):
         loss = model(whole.batch(generator)).float().square().mean()
         optimizer.zero_grad()
