@@ -2,10 +2,10 @@
 
 `Shortener` and `Restorer` keep, for each layer of a run and for its summaries, the last value of the keys that are
 carried: the description of a layer, its explanation, and its nulls. A carried key that is absent from a line has the
-value of the last line of that layer that has it; a null (`alpha_null`) only where its measure (`alpha`) is present. So
-a forward fill by layer restores a table: `frame.groupby(["run", "name"]).ffill()`. Two things are computed instead:
-`emitted_step` is `step + age`, and the nulls in `POWERS`, which noise of the same variance would give, stay in
-proportion to `frobenius_norm`, or its square.
+value of the last line of that layer that has it; a null (`alpha_null`) only where its measure (`alpha`) is present, and
+within 2 % where it depends on the scales of rows and columns, which move. So a forward fill by layer restores a table:
+`frame.groupby(["run", "name"]).ffill()`. Two things are computed instead: `emitted_step` is `step + age`, and the nulls
+in `POWERS`, which noise of the same variance would give, stay in proportion to `frobenius_norm`, or its square.
 
 Measures of singular values, those that take a trap apart, and those of single experts stand together in one list each,
 `"singular"`, `"trap_parts"` and `"experts"` (`LISTS`), without their names, which would be more than half of what they
@@ -65,6 +65,7 @@ _ALWAYS = {"name", "status", "step", "N", "M", "phase", "alpha_is_meaningful", *
 _STEADY = {"zero_rows", "zero_columns", "weak_rows", "weak_columns", "hard_rank", "sparsity"}  # seldom change
 _CARRIED = {*RECORD_KEYS, *_STEADY, "still", "frozen", "waiting"} - _ALWAYS - {"emitted_step"}
 _NULL = "_null"
+_NULL_TOLERANCE = 0.02  # noise of one shape scatters by more; counts, such as that of `hard_rank`, are exact
 _NUMBER = re.compile(r"[-+\d.e]*\d")
 
 
@@ -88,7 +89,7 @@ class Shortener:
             if _is_carried(key):
                 kept = _kept(key, value, record)
                 is_due = explained and key == "explanation"
-                if key in written and _is_same(written[key], kept) and not is_due:
+                if key in written and _is_same(written[key], kept, is_null=key.endswith(_NULL)) and not is_due:
                     continue
                 written[key] = kept
             if key != "emitted_step":
@@ -185,5 +186,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
 
-def _is_same(before: Any, now: Any) -> bool:
+def _is_same(before: Any, now: Any, *, is_null: bool) -> bool:
+    if is_null and isinstance(before, float) and isinstance(now, float) and not now.is_integer():
+        return math.isclose(before, now, rel_tol=_NULL_TOLERANCE)
     return type(before) is type(now) and bool(before == now)

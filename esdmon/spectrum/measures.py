@@ -114,8 +114,12 @@ def frobenius_norm(spectrum: Spectrum) -> float:
 
 
 def lambda_max_null(spectrum: Spectrum) -> float:
-    """Return Var(W)·λ⁺, the edge of noise with the variance of the elements."""
-    return _variance(spectrum) * mp_edges(spectrum.q)[1]
+    """Return Var(W)·λ⁺, the edge of noise with the variance of the elements, of the slice where it is highest."""
+    bulk = spectrum.bulk
+    if bulk is None or not bulk.is_scaled:
+        return _variance(spectrum) * mp_edges(spectrum.q)[1]
+    edges = (variance * law.edge for variance, law in zip(spectrum.slice_variances, bulk.laws, strict=True))
+    return _variance(spectrum) * max(edges)
 
 
 def spectral_norm_null(spectrum: Spectrum) -> float:
@@ -239,32 +243,49 @@ def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else float("nan")
 
 
+def _compared(name: str, quantity: Quantity, null: Quantity, *, power: float = 0) -> Measure:
+    """Return a measure whose null is that of noise with the scales of rows and columns, where those are not equal.
+
+    Args:
+        name: of the measure.
+        quantity: computes it.
+        null: its value for noise of equal scales.
+        power: of the variance, which it is proportional to.
+    """
+
+    def compute(spectrum: Spectrum) -> float:
+        noise = spectrum.scaled_noise
+        return null(spectrum) if noise is None else float(quantity(noise)) * _variance(spectrum) ** power
+
+    return Measure(name, quantity, compute)
+
+
 def _constant(value: float) -> Quantity:
     return lambda _spectrum: value
 
 
 BUILT_IN_MEASURES = (
-    Measure("alpha", _of_power_law("alpha"), nulls.alpha_null),
+    _compared("alpha", _of_power_law("alpha"), nulls.alpha_null),
     Measure("alpha_stderr", _of_power_law("alpha_stderr")),
     Measure("alpha_low", _of_power_law("alpha_low")),
     Measure("alpha_high", _of_power_law("alpha_high")),
     Measure("xmin", _of_power_law("xmin")),
-    Measure("ks_distance", _of_power_law("ks_distance"), nulls.ks_distance_null),
+    _compared("ks_distance", _of_power_law("ks_distance"), nulls.ks_distance_null),
     Measure("n_tail", _of_power_law("n_tail")),
-    Measure("hill_alpha", hill_alpha, hill_alpha_null),
+    _compared("hill_alpha", hill_alpha, hill_alpha_null),
     Measure("alpha_hat", alpha_hat),
     Measure("log_alpha_norm", log_alpha_norm),
     Measure("lambda_max", lambda_max, lambda_max_null),
     Measure("spectral_norm", spectral_norm, spectral_norm_null),
     Measure("frobenius_norm", frobenius_norm),
-    Measure("stable_rank", stable_rank, stable_rank_null),
+    _compared("stable_rank", stable_rank, stable_rank_null),
     Measure("mp_soft_rank", mp_soft_rank, _constant(1.0)),
     Measure("hard_rank", hard_rank, lambda spectrum: float(spectrum.eigenvalues.size)),
-    Measure("matrix_entropy", matrix_entropy, matrix_entropy_null),
-    Measure("effective_rank", sv.effective_rank, sv.effective_rank_null),
-    Measure("nuclear_norm", sv.nuclear_norm, sv.nuclear_norm_null),
-    Measure("sigma_min", sv.sigma_min, sv.sigma_min_null),
-    Measure("condition_number", sv.condition_number, sv.condition_number_null),
+    _compared("matrix_entropy", matrix_entropy, matrix_entropy_null),
+    _compared("effective_rank", sv.effective_rank, sv.effective_rank_null),
+    _compared("nuclear_norm", sv.nuclear_norm, sv.nuclear_norm_null, power=0.5),
+    _compared("sigma_min", sv.sigma_min, sv.sigma_min_null, power=0.5),
+    _compared("condition_number", sv.condition_number, sv.condition_number_null),
     Measure("spectral_gap", sv.spectral_gap),
     Measure("snr", sv.snr, _constant(0.0)),
     Measure(zhang2026.DISTANCE, zhang2026.spectral_distance, between_readings=True),
@@ -272,7 +293,7 @@ BUILT_IN_MEASURES = (
     Measure("bulk_edge", _of_bulk("edge"), lambda_max_null),
     Measure("bulk_ks", _bulk_ks),
     Measure("n_spikes", _of_bulk("n_spikes"), _constant(0.0)),
-    Measure("erg_rank", setol2025.erg_rank, setol2025.erg_rank_null),
+    _compared("erg_rank", setol2025.erg_rank, setol2025.erg_rank_null),
     Measure("erg_gap", setol2025.erg_gap),
     Measure("trap", traps.trap),
     Measure("trap_is_local", traps.trap_is_local, applies=traps.is_trapped),

@@ -5,13 +5,14 @@ that the phase and the alerts use. Each is computed at its first use and kept.
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import Bulk, fit_bulk, fit_scaled, is_noise
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
+from esdmon.spectrum.laws import NoiseLaw
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.separable import separable_laws
@@ -278,11 +279,37 @@ class Spectrum:
         return self.view in PRODUCTS
 
     @property
+    def scaled_noise(self) -> "Spectrum | None":
+        """Return the spectrum of noise with the scales of this one and variance 1; None where equal scales explain it.
+
+        It holds the quantiles of the law of each slice, at (i − ½)/M, times the variance of the slice.
+        """
+        if self.bulk is None or not self.bulk.is_scaled:
+            return None
+        return _noise_of(self.bulk.laws, self.shape, self.slice_variances)
+
+    @property
+    def slice_variances(self) -> tuple[float, ...]:
+        """Return the mean of λ of each slice over that of all, to a tenth: nulls change only where it does."""
+        means = self.by_slice.mean(axis=1)
+        rounded = np.exp(_VARIANCE_STEP * np.round(np.log(means / means.mean()) / _VARIANCE_STEP))
+        return tuple(map(float, rounded / rounded.mean()))
+
+    @property
     def noise_bulk(self) -> Bulk | None:
         """Return the fit of the bulk where that is a bulk of noise, so that its edge and its spikes mean something."""
         return self.bulk if self.bulk is not None and self.bulk.is_found else None
 
 
+@lru_cache(maxsize=256)
+def _noise_of(laws: tuple[NoiseLaw, ...], shape: tuple[int, int], variances: tuple[float, ...]) -> Spectrum:
+    """Return `Spectrum.scaled_noise`; laws that are used again find the fits of their noise."""
+    probabilities = (np.arange(shape[1]) + 0.5) / shape[1]
+    quantiles = np.stack([law.quantile(probabilities) for law in laws]) * np.array(variances)[:, None]
+    return Spectrum.from_eigenvalues(quantiles / quantiles.mean(), shape=shape, dtype="float64")
+
+
+_VARIANCE_STEP = 0.2  # of the logarithm; our choice
 _EPS = {
     "float64": float(np.finfo(np.float64).eps),
     "float32": float(np.finfo(np.float32).eps),
