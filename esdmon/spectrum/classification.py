@@ -57,7 +57,7 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
 
 def _collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> PhaseReading:
     """Return the reading of a spectrum with too many zeros; for a difference of weights that is not a phase."""
-    rank, count = spectrum.nonzero.size, spectrum.eigenvalues.size
+    rank, count = spectrum.rank, spectrum.eigenvalues.size
     if spectrum.view == "difference":
         text = f"The change has rank {rank} of {count}: it is of low rank, or few rows have moved."
         return PhaseReading(Phase.UNCLASSIFIED, 0.0, text)

@@ -80,7 +80,7 @@ def _distance_of_count(count: float, last: int) -> float:
 
 def to_other_rank(spectrum: Spectrum, limits: PhaseThresholds) -> float:
     """Return the distance to the border of rank collapse or of `max_dead`, from either side; it may exceed 1."""
-    size, rank = spectrum.eigenvalues.size, spectrum.nonzero.size
+    size, rank = spectrum.eigenvalues.size, spectrum.rank
     zeros = _distance_of_count(size - rank, size - math.ceil(limits.min_rank * size))
     gap = _distance(_gap(spectrum), limits.zero_gap)
     if is_collapsed(spectrum, limits):
@@ -93,13 +93,13 @@ def to_other_rank(spectrum: Spectrum, limits: PhaseThresholds) -> float:
 
 def is_collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
     """Return True if enough eigenvalues are zero, with a gap to the rest; a very heavy tail has no such gap."""
-    return spectrum.nonzero.size < limits.min_rank * spectrum.eigenvalues.size and _gap(spectrum) < limits.zero_gap
+    return spectrum.rank < limits.min_rank * spectrum.eigenvalues.size and _gap(spectrum) < limits.zero_gap
 
 
 def _gap(spectrum: Spectrum) -> float:
     """Return the median of the zero eigenvalues over that of the others; 0 if none is zero."""
-    zeros = spectrum.eigenvalues[: spectrum.eigenvalues.size - spectrum.nonzero.size]
-    return float(np.median(zeros)) / float(np.median(spectrum.nonzero)) if zeros.size else 0.0
+    zeros, others = np.split(spectrum.eigenvalues, [spectrum.eigenvalues.size - spectrum.rank])
+    return float(np.median(zeros)) / float(np.median(others)) if zeros.size else 0.0
 
 
 def dead_shares(spectrum: Spectrum) -> tuple[float, float]:

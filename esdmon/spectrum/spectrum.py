@@ -21,6 +21,7 @@ MIN_BULK = 8
 """Smallest M for a bulk fit: fewer eigenvalues have no quantiles to estimate σ² from. Our choice."""
 PRODUCTS = ("lora-delta", "qk", "ov")
 """Views that are products of two weights; their singular values are kept, and neither their elements nor their null."""
+_GAP = 1e-3  # of two neighbouring eigenvalues; our choice
 _GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float64 Gram matrix leaves of a zero
 
 
@@ -241,6 +242,18 @@ class Spectrum:
         """Return the eigenvalues above the zero tolerance, ascending."""
         first = int(np.searchsorted(self.eigenvalues, self.zero_tolerance * self.lambda_max, side="right"))
         return self.eigenvalues[first:]
+
+    @property
+    def rank(self) -> int:
+        """Return the number of nonzero eigenvalues, by which a phase is judged.
+
+        Of float64 weights those that float32 would take for 0 do not count where a gap separates them from the others:
+        a bulk that has decayed to 1e-6 of what is learned has collapsed in any dtype.
+        """
+        count = self.eigenvalues.size
+        zeros = int(np.searchsorted(self.eigenvalues, (self.n * _EPS["float32"]) ** 2 * self.lambda_max, side="right"))
+        is_apart = 0 < zeros < count and self.eigenvalues[zeros - 1] < _GAP * self.eigenvalues[zeros]
+        return min(count - zeros, self.nonzero.size) if is_apart else self.nonzero.size
 
     @cached_property
     def power_law(self) -> PowerLawFit:

@@ -138,8 +138,7 @@ def _read(
         if _is_safe(quick):
             return with_scales(quick)
     full = spectrum(solver(stack, torch.float64), "float64")
-    # Units that have decayed are a rank that is lost, however exactly their remains could be computed.
-    has_lost = full.nonzero.size < full.eigenvalues.size and not margins.any_decayed()
+    has_lost = full.nonzero.size < full.eigenvalues.size
     if weight.dtype == torch.float64 and has_lost:
         full = spectrum(torch.linalg.svdvals(stack).square().cpu().numpy(), "float64", from_gram=False)
     return with_scales(full)

@@ -51,11 +51,6 @@ class Margins:
         rows, columns = (int(np.sum(side < _WEAK**2 * np.median(side))) for side in sides)
         return rows, columns
 
-    def any_decayed(self) -> bool:
-        """Return whether the rms of some row or column is below 1e-3 of that of the largest of its side."""
-        sides = (side.sum(dim=0) for side in (self.rows, self.columns))
-        return any(bool(side.min() < _DEAD**2 * side.max()) for side in sides)
-
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
         """Return the margins of some rows and columns; what the others add to a sum of squares is below 1e-6 of it."""
         return Margins(
