@@ -13,6 +13,8 @@ import numpy as np
 from esdmon.spectrum import Phase, classify
 from tests.benchmarks.ensembles import ENSEMBLES, LARGE, SMALL
 
+M_64 = ((64, 64), (128, 64), (256, 64))
+M_32 = ((32, 32), (64, 32), (128, 32), (512, 32))
 SHORT = dict(zip(Phase, ("RL", "BO", "BS", "BD", "HT", "RC", "--"), strict=True))
 
 
@@ -45,12 +47,14 @@ def show(title: str, counts: dict[str, Counter[Phase]]) -> None:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print two tables."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--draws", type=int, default=40, help="of each ensemble at each shape")
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--small", action="store_true", help="M = 64 and M = 32 instead")
     options = parser.parse_args()
-    for title, shapes in (("M >= 384", LARGE), ("128 <= M < 384", SMALL)):
+    large = (("M >= 384", LARGE), ("128 <= M < 384", SMALL))
+    for title, shapes in (("M = 64", M_64), ("M = 32", M_32)) if options.small else large:
         counts = table(shapes, options.draws, options.seed)
         show(f"{title}: {options.draws} draws at each of {len(shapes)} shapes", counts)
 
