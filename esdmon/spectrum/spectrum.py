@@ -19,7 +19,9 @@ from esdmon.spectrum.separable import separable_laws
 
 MIN_BULK = 8
 """Smallest M for a bulk fit: fewer eigenvalues have no quantiles to estimate σ² from. Our choice."""
-PRODUCTS = ("lora-delta", "qk", "ov")
+OF_ATTENTION = ("qk", "ov")
+"""Views that are products of attention's projections; the law of noise is that of one matrix, and not of a product."""
+PRODUCTS = ("lora-delta", *OF_ATTENTION)
 """Views that are products of two weights; their singular values are kept, and neither their elements nor their null."""
 _GAP = 1e-3  # of two neighbouring eigenvalues; our choice
 _GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float64 Gram matrix leaves of a zero
@@ -271,7 +273,7 @@ class Spectrum:
     @cached_property
     def plain_bulk(self) -> Bulk | None:
         """Return the fit of the bulk with the law of equal scales."""
-        if self.m < MIN_BULK:
+        if self.m < MIN_BULK or self.view in OF_ATTENTION:
             return None
         try:
             return fit_bulk(self.by_slice, self.n, floor=self.zero_tolerance * self.lambda_max)

@@ -1,5 +1,6 @@
 """Products of attention's projections, against SVDs in float64 of what `forward` multiplies."""
 
+import math
 from typing import Any
 
 import pytest
@@ -97,6 +98,7 @@ def test_the_bound_holds_for_the_logits_of_real_inputs() -> None:
     assert layer.kind == "attention"
     assert layer.phase is esdmon.Phase.UNCLASSIFIED
     assert not layer.nulls
+    assert math.isnan(layer.measures["mp_soft_rank"])  # the law of noise is that of one matrix
 
 
 def test_norms_of_q_and_k_leave_no_product_for_the_logits() -> None:
