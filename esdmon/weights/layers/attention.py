@@ -31,6 +31,14 @@ _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "key_value_proj_d
 
 def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     """Return the fused projections of a module, the heads of attention and their products; None where it has none."""
+    found, projections = _projections_of(name, module)
+    if found:
+        return [*found, *products_of(name, module, projections | output_of(name, module), size=_head_size(module))]
+    return _extract_from_parent(name, module) or None
+
+
+def _projections_of(name: str, module: nn.Module) -> tuple[list[Matrix], dict[str, Projection]]:
+    """Return the matrices of fused projections and of heads, and the projections by their letters."""
     size = _head_size(module)
     found: list[Matrix] = []
     projections: dict[str, Projection] = {}
@@ -46,8 +54,23 @@ def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
             whole = Matrix(f"{name}.{attribute}", partial(getattr, getattr(module, attribute), "weight"), stacks.linear)
             found += [whole, *heads_of(whole, size=size)]
             projections[attribute[0]] = Projection(whole)
-    projections |= output_of(name, module)
-    return [*found, *products_of(name, module, projections, size=size)] if found else None
+    return found, projections
+
+
+def _extract_from_parent(name: str, module: nn.Module) -> list[Matrix]:
+    """Return the product of o and v of attention whose output is projected beside it, as in BERT and ViT."""
+    children = children_of(module)
+    output = children.get("output")
+    for attribute in ("self", "attention"):
+        inner = children.get(attribute)
+        if inner is not None and output is not None:
+            inside = f"{name}.{attribute}"
+            _, projections = _projections_of(inside, inner)
+            products = products_of(
+                inside, inner, projections | output_of(f"{name}.output", output), size=_head_size(inner)
+            )
+            return [product for product in products if product.view == "ov"]
+    return []
 
 
 def heads_of(whole: Matrix, *, size: int, dim: int = 1) -> list[Matrix]:
