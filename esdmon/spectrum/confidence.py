@@ -92,8 +92,14 @@ def to_other_rank(spectrum: Spectrum, limits: PhaseThresholds) -> float:
 
 
 def is_collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
-    """Return True if enough eigenvalues are zero, with a gap to the rest; a very heavy tail has no such gap."""
-    return spectrum.rank < limits.min_rank * spectrum.eigenvalues.size and _gap(spectrum) < limits.zero_gap
+    """Return True if enough eigenvalues are zero, with a gap to the rest; a very heavy tail has no such gap.
+
+    Zeros do not count where noise with the scales of the layer has as many: rows may differ by factors of a thousand.
+    """
+    if spectrum.rank >= limits.min_rank * spectrum.eigenvalues.size or _gap(spectrum) >= limits.zero_gap:
+        return False
+    noise = spectrum.scaled_noise if spectrum.noise_bulk is not None else None
+    return noise is None or noise.rank >= limits.min_rank * spectrum.eigenvalues.size
 
 
 def _gap(spectrum: Spectrum) -> float:

@@ -301,7 +301,7 @@ class Spectrum:
         """
         if self.bulk is None or not self.bulk.is_scaled:
             return None
-        return _noise_of(self.bulk.laws, self.shape, self.slice_variances)
+        return _noise_of(self.bulk.laws, self.shape, self.slice_variances, self.dtype)
 
     @property
     def slice_variances(self) -> tuple[float, ...]:
@@ -317,11 +317,11 @@ class Spectrum:
 
 
 @lru_cache(maxsize=256)
-def _noise_of(laws: tuple[NoiseLaw, ...], shape: tuple[int, int], variances: tuple[float, ...]) -> Spectrum:
+def _noise_of(laws: tuple[NoiseLaw, ...], shape: tuple[int, int], variances: tuple[float, ...], dtype: str) -> Spectrum:
     """Return `Spectrum.scaled_noise`; laws that are used again find the fits of their noise."""
     probabilities = (np.arange(shape[1]) + 0.5) / shape[1]
     quantiles = np.stack([law.quantile(probabilities) for law in laws]) * np.array(variances)[:, None]
-    return Spectrum.from_eigenvalues(quantiles / quantiles.mean(), shape=shape, dtype="float64")
+    return Spectrum.from_eigenvalues(quantiles / quantiles.mean(), shape=shape, dtype=dtype)
 
 
 _VARIANCE_STEP = 0.2  # of the logarithm; our choice

@@ -103,6 +103,14 @@ def test_a_layer_of_which_most_has_decayed_has_collapsed() -> None:
     assert classify(read(matrix)).phase is Phase.RANK_COLLAPSE
 
 
+@pytest.mark.parametrize(("shape", "dex"), [((512, 512), 0.6), ((4096, 1024), 0.3)])
+def test_noise_of_wide_scales_has_not_collapsed(shape: tuple[int, int], dex: float) -> None:
+    """The first has 74 eigenvalues that are zero in float32; the second needs a law that is right to 1/M."""
+    rng = np.random.default_rng(5)
+    reading = classify(read(scaled(rng, rng.standard_normal(shape), dex).astype(np.float32)))
+    assert reading.phase is Phase.RANDOM_LIKE
+
+
 def test_a_spectrum_without_a_bulk_has_no_edge_and_no_spikes() -> None:
     rng = np.random.default_rng(8)
     two_halves = np.concatenate((rng.uniform(1, 2, 40), rng.uniform(1e4, 2e4, 40)))
