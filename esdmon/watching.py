@@ -24,7 +24,7 @@ from esdmon.options.alerts import actions_for, usable_rules
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
 from esdmon.runtime.assignments import Assignments
-from esdmon.runtime.clock import Clock, hookable
+from esdmon.runtime.clock import Clock, check_clock, hookable
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.cpus import IdleCores, cores
 from esdmon.runtime.executor import Executor, Mode
@@ -163,6 +163,8 @@ def attach(
     known = options.known
     known.isolate_with(faults)
     inner = _optimizers(optimizer)
+    if inner and hook:
+        check_clock(optimizer, model.parameters() if isinstance(model, torch.nn.Module) else ())
     transfers = Transfers()
     ranks = _ranks(limits)
     reader = Reader(

@@ -134,8 +134,8 @@ def main() -> None:
     """Print one line for each size of the job."""
     print(
         "| ranks | all tables, once | joining them in rank 0's thread, once, CPU | rank 0 says at a due step | in its "
-        "hook, CPU | another rank's looks and bytes | its hook, modelled | looks until the next, each modelled | fetched "
-        "in the threads |"
+        "hook, CPU | another rank's looks and bytes | its hook, modelled | looks until the next, each modelled | "
+        "fetched in the threads |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for ranks in (64, 256, 1024, 4096):
