@@ -164,7 +164,7 @@ def attach(
     known.isolate_with(faults)
     inner = _optimizers(optimizer)
     if inner and hook:
-        check_clock(optimizer, model.parameters() if isinstance(model, torch.nn.Module) else ())
+        check_clock(optimizer, model)
     transfers = Transfers()
     ranks = _ranks(limits)
     reader = Reader(

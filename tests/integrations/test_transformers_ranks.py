@@ -1,6 +1,7 @@
 """The callback of Hugging Face in a job of two ranks."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,19 @@ def test_weights_that_accelerate_shards_are_read(tmp_path: Path) -> None:
     """And count as held by the optimizer, whose parameters Accelerate has replaced."""
     run_script(str(Path(__file__).with_name("accelerate_sharded.py")), str(tmp_path))
     assert_sharded_weights_were_read(tmp_path, ["0", "2"])
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_weights_of_deepspeed_are_read(tmp_path: Path) -> None:
+    """As the Trainer steps, with ZeRO-2 and ZeRO-3: the values of the whole weights, and no trace in the losses."""
+    run_script(str(Path(__file__).with_name("transformers_deepspeed.py")), str(tmp_path))
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    for stage in ("2", "3"):
+        assert first[stage]["losses"] == first[stage]["plain"] != []
+        assert second[stage]["losses"] == second[stage]["plain"]
+        assert first[stage]["errors"] == second[stage]["errors"] == []
+        read = first[stage]["read"]
+        assert {step for step, *_ in read} == {3, 6, 9, 12}
+        assert len(read) == 4 * len({name for _, name, *_ in read}) >= 4 * 6
+        assert all(status == "ok" and not differing for _, _, status, differing in read), read
+        assert set(first[stage]["in_optimizer"]) == {None}  # it holds copies, flattened

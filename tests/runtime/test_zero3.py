@@ -99,9 +99,9 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
         return {"losses": losses}
     monitor.close()
     assert readable(optimizer) is None  # what it holds is not the model's
-    for given in (optimizer, optimizer.optimizer):
+    for model, given in ((engine, optimizer), (engine, optimizer.optimizer), (engine.module, optimizer.optimizer)):
         with pytest.raises(InputError, match="Leave it out"):
-            esdmon.watch(engine, given, sinks=None)
+            esdmon.watch(model, given, sinks=None)
     read = [layer for report in sink.reports for layer in report.new]
     whole = {step: reading_of(network().to(dtype), states[step]) for step in {layer.step for layer in read}}
     return {
