@@ -19,10 +19,10 @@ from tests.ranks import start
 from tests.runtime.sharded_jobs import difference, reading_of
 from tests.runtime.test_sharded_costs import no_collective
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
 
 EVERY, GAP = 20, 2  # steps between scheduled readings, and between looks
-FAULTS = {"collapse": 47, "missed": 47, "rate": 107}  # the first step of each
+FAULTS = {"collapse": 47, "missed": 47, "rate": 67}  # the first step of each
 SHORT = Limits(rank_seconds=0.5, fragment_seconds=0.2, close_seconds=8.0)
 
 
@@ -128,7 +128,7 @@ def test_a_leap_brings_readings_forward(results: list[dict[str, Any]]) -> None:
     result = results[0]["rate"]
     assert {name for _, name, _, _ in result["extra"]} == {"0", "2", "4"}
     assert all(status == "ok" and not differing for _, _, status, differing in result["extra"])
-    assert all(FAULTS["rate"] < step < 6 * EVERY for step, *_ in result["extra"])
+    assert all(FAULTS["rate"] < step < 4 * EVERY for step, *_ in result["extra"])
     assert all(ratio > 0 for ratio in result["sampled"])
 
 
