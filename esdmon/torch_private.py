@@ -7,7 +7,7 @@ import ctypes
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import CodeType
 from typing import Any, TypeGuard
@@ -153,6 +153,20 @@ def authors_class(module: nn.Module) -> type[nn.Module]:
     first, *others = kind.__bases__
     is_made = others and any(base.__name__ == "FSDPModule" for base in first.__mro__)
     return others[0] if is_made else kind
+
+
+@lru_cache(maxsize=1024)
+def without_finalizer(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a class like this one, without its finalizer: for objects that share what `__del__` would free.
+
+    DeepSpeed's engine takes the hooks off its parameters there.
+    """
+    if not hasattr(kind, "__del__"):
+        return kind
+    names = {"__del__": lambda _: None, "__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    make: Any = type(kind)
+    made: type[nn.Module] = make(kind.__name__, (kind,), names)
+    return made
 
 
 def fsdp1_parameters(module: nn.Module) -> Iterator[ManagedParameter]:

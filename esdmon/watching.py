@@ -24,7 +24,7 @@ from esdmon.options.alerts import actions_for, usable_rules
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
 from esdmon.runtime.assignments import Assignments
-from esdmon.runtime.clock import Clock, hookable
+from esdmon.runtime.clock import Clock, check_clock, hookable
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.cpus import IdleCores, cores
 from esdmon.runtime.executor import Executor, Mode
@@ -163,6 +163,8 @@ def attach(
     known = options.known
     known.isolate_with(faults)
     inner = _optimizers(optimizer)
+    if inner and hook:
+        check_clock(optimizer, model)
     transfers = Transfers()
     ranks = _ranks(limits)
     reader = Reader(
@@ -193,16 +195,18 @@ def attach(
     budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds, rate=rate)
     executor = Executor(reader, budget, mode=mode, memory=limits.copied_bytes, prepare=use_one_thread, workers=workers)
     readings: Pipeline
+    escalation: Escalation | None = None
     if ranks is not None and not leads:
         readings = RemoteReader(reader, executor, ranks, limits=limits)
     else:
         own = None if ranks is None else Assignments(reader, executor, ranks, limits=limits)
-        team = None if ranks is None or own is None else Team(ranks, own, faults, limits=limits)
+        team = None if ranks is None or own is None else Team(ranks, own, faults, limits=limits, escalates=bool(rules))
         readings = ReadingPipeline(
             reader, executor, budget, team=team, max_tags=options.max_tags, queue=limits.due_steps_under_way
         )
+        if rules:
+            escalation = Escalation(Pulse(reader, budget), None if team is None else readings)
     actions = actions_for(options.alert_config, options.on_alert, known)
-    escalation = Escalation(Pulse(reader, budget)) if leads and rules else None
     monitor = Monitor(
         readings,
         schedule=options.schedule,

@@ -60,7 +60,10 @@ class Reads:
     def get_ready(self, step: int) -> None:
         pass
 
-    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
+    def is_look(self, step: int) -> bool:
+        return False
+
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
         report = _report_of(step % _DIFFERENT)
         layers = tuple(replace(layer, step=step) for layer in report)
         self._complete.append(Report(step, layers, report.coverage, 0.0))

@@ -1,5 +1,6 @@
 """Each private attribute of torch that weights are found by: what breaks where torch changes it."""
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn.utils import prune, spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from esdmon import torch_private
+from esdmon.weights.outline import Outline
 from esdmon.weights.shards import find_shards
 
 
@@ -122,6 +124,32 @@ def test_authors_class() -> None:
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     assert type(model) is not Layer
     assert torch_private.authors_class(model) is Layer
+
+
+@pytest.mark.usefixtures("group")
+def test_without_finalizer() -> None:
+    """Else a search for weights shuts down DeepSpeed's engine, whose `__del__` takes the hooks off its parameters."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    class Engine(nn.Module):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+            self.freed: list[str] = []
+
+        def __del__(self) -> None:
+            self.freed.append("engine")
+
+    engine = Engine(nn.Linear(4, 4))
+    fully_shard(engine.module, mesh=init_device_mesh("cpu", (1,)))
+    outline = Outline(engine, find_shards(engine))
+    assert outline.model is not engine
+    assert isinstance(outline.model, Engine)
+    assert type(outline.model).__name__ == "Engine"
+    del outline
+    gc.collect()
+    assert engine.freed == []
 
 
 @pytest.mark.usefixtures("group")

@@ -20,6 +20,8 @@ from esdmon.runtime.executor import Executor
 from esdmon.runtime.holdings import Holder, Table
 from esdmon.runtime.letterbox import Letterbox, Moved, PeerError
 from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
+from esdmon.schedule.looks import Looks
+from esdmon.schedule.step_sample import StepSample
 
 _log = logging.getLogger("esdmon")
 
@@ -33,6 +35,8 @@ class Assigned:
     """Of this rank, with the names of the job."""
     moved: Mapping[str, Ratio]
     """‖ΔW‖/‖W‖ since the last reading of those matrices of which this rank holds all."""
+    sampled: Mapping[str, StepSample] = field(default_factory=dict)
+    """On rank 0: what the last sample of single steps has shown of these matrices."""
     failures: dict[int, str] = field(default_factory=dict)
     """Ranks that did not give their fragment, and why; complete when the tasks are finished."""
 
@@ -58,6 +62,8 @@ class Assignments:
         self._since = [0.0, 0.0]
         self._role = Role({}, frozenset())
         self._version = 0
+        self.looks = Looks()
+        """The steps until the next due one at which all ranks look whether more is read."""
         self.has_joined = False
         """Whether this rank has announced what it holds."""
         self._holders: dict[str, tuple[Holder, ...]] = {}
@@ -93,6 +99,7 @@ class Assignments:
         """Start again from a checkpoint that all ranks load."""
         self._ranks.restart()
         self._previous = None
+        self.looks.start(0, ())
 
     def begin(self, step: int) -> Assigned | None:
         """Give the copies of a due step, and begin what is assigned to this rank; None where there was no word."""
@@ -102,15 +109,34 @@ class Assignments:
             self.letterbox.expire(min(self._since[0], now - 2 * self.letterbox.patience))
             self._since = [self._since[1], now]
         word = self._ranks.word(previous) if self.has_joined else None
+        self.looks.start(step, () if word is None else word.looks)
+        return None if word is None else self.follow(word, step)
+
+    def look(self, expected: int, step: int) -> Assigned | None:
+        """Do between due steps what rank 0 has asked for; None where that is nothing.
+
+        Args:
+            expected: the step at which this look was expected.
+            step: optimizer steps taken.
+        """
+        word = self._ranks.asked(expected)
         if word is None:
             return None
+        self.refresh()
+        return self.follow(word, step)
+
+    def follow(self, word: Word, step: int) -> Assigned | None:
+        """Give the copies of a word, and begin what it assigns to this rank; None where this rank has no role yet."""
         if word.version != self._version:
             role = self._ranks.role()
             if role is None:
                 return None
             self._role, self._version = role, word.version
             self._holders.clear()
-        assigned = Assigned(word, (), {})
+        sampled = {}
+        if not self._ranks.rank:  # the only one that samples steps
+            sampled = {name: self._source.last_step(self.local(name)) for job in word.jobs for name in job.names}
+        assigned = Assigned(word, (), {}, sampled)
         tasks: list[Task] = []
         moved: dict[str, Ratio] = {}
         marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several jobs of a step

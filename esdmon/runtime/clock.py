@@ -71,6 +71,38 @@ def unwrapped(given: Any) -> Any:
     return inner
 
 
+def is_deepspeed(given: Any) -> bool:
+    """Return whether an optimizer, or one that wraps it, is of DeepSpeed: it holds copies of the weights, flattened."""
+    seen = list[Any]()
+    while given is not None and not any(given is each for each in seen):
+        if _is_of_deepspeed(given):
+            return True
+        seen.append(given)
+        given = getattr(given, "optimizer", None)
+    return False
+
+
+def check_clock(given: Any, model: Any) -> None:
+    """Check that the weights of a model are written when the hook of an optimizer is called.
+
+    Raises:
+        InputError: for DeepSpeed's, which writes them when the optimizer inside it has stepped, once for each part.
+    """
+    optimizers = given if isinstance(given, list | tuple) else (given,)
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    is_partitioned = _is_of_deepspeed(model) or any(hasattr(parameter, "ds_id") for parameter in parameters)
+    if is_partitioned or any(map(is_deepspeed, optimizers)):
+        raise InputError(
+            "optimizer is one of DeepSpeed, or the one inside it: weights are written after its step, so a reading in "
+            "its hook would be of the step before. Leave it out, and call monitor.step() after each engine.step() that "
+            "updates the weights: engine.was_step_applied() says so"
+        )
+
+
+def _is_of_deepspeed(given: object) -> bool:
+    return any(kind.__module__.partition(".")[0] == "deepspeed" for kind in type(given).__mro__)
+
+
 def _attributes(wrapper: object) -> dict[str, Any]:
     return vars(wrapper) if hasattr(wrapper, "__dict__") else {}
 

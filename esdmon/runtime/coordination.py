@@ -87,16 +87,20 @@ class Word:
     version: int
     """Of the holdings; a rank that knows another one looks up its role first."""
     jobs: tuple[Job, ...]
+    looks: tuple[int, ...] = ()
+    """After how many steps of the due one all ranks look whether more is read there, until the next due step."""
 
     def to_json(self) -> str:
         """Return the word as JSON."""
-        return json.dumps([self.version, [[job.owner, job.names, job.parameters] for job in self.jobs]])
+        jobs = [[job.owner, job.names, job.parameters] for job in self.jobs]
+        return json.dumps([self.version, jobs, self.looks])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Return the word that `to_json` was called on."""
-        version, jobs = json.loads(text)
-        return cls(version, tuple(Job(owner, tuple(names), tuple(behind)) for owner, names, behind in jobs))
+        version, plain, looks = json.loads(text)
+        jobs = tuple(Job(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
+        return cls(version, jobs, tuple(looks))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,7 @@ class Coordinator:
         self._epoch = 0
         self._taken = 0
         self._words: deque[str] = deque()
+        self._asked: deque[str] = deque()
         if rank == 0:
             store.set("token", secrets.token_hex(32))
 
@@ -140,6 +145,7 @@ class Coordinator:
         """Start again from a checkpoint that all ranks load: messages of later steps no longer apply."""
         self._epoch += 1
         self._words.clear()
+        self._asked.clear()
 
     def token(self) -> bytes | None:
         """Return the key by which ranks know each other; None until rank 0 watches."""
@@ -213,15 +219,22 @@ class Coordinator:
 
     def assign(self, previous: int | None, word: Word) -> None:
         """On rank 0: send at a due step what is read at the next one; before the first, `previous` is None."""
-        key = self._key("word", str(previous))
-        self._put(key, word.to_json())
-        self._words.append(key)
-        if len(self._words) > _KEPT:
-            self._delete(self._words.popleft())
+        self._say(self._key("word", str(previous)), word, self._words)
 
     def word(self, previous: int | None) -> Word | None:
         """Return what is read at the due step after `previous`; None where rank 0 has not said it."""
         key = self._key("word", str(previous))
+        return Word.from_json(self._get(key)) if self._store.check([key]) else None
+
+    def ask(self, step: int, word: Word) -> None:
+        """On rank 0: send what is read at the look of a later step, and return when the store has it."""
+        key = self._key("asked", step)
+        self._say(key, word, self._asked)
+        self._store.check([key])  # a store answers this, and not `set`
+
+    def asked(self, step: int) -> Word | None:
+        """Return what is read at the look of a step; None where rank 0 has asked for nothing."""
+        key = self._key("asked", step)
         return Word.from_json(self._get(key)) if self._store.check([key]) else None
 
     def request(self, number: int, kind: str, step: int) -> None:
@@ -272,6 +285,13 @@ class Coordinator:
         A store that outlives the process group it belongs to can abort the process when the interpreter ends.
         """
         self._store = _ClosedStore()
+
+    def _say(self, key: str, word: Word, said: deque[str]) -> None:
+        """Store a word, and remove the oldest of its kind."""
+        self._put(key, word.to_json())
+        said.append(key)
+        if len(said) > _KEPT:
+            self._delete(said.popleft())
 
     def _key(self, *parts: str | int) -> str:
         return "/".join(map(str, (self._epoch, *parts)))

@@ -21,6 +21,10 @@ class DueStep:
     """The time of the step, in seconds of the monotonic clock."""
     extra: bool = False
     """Whether it is a step between the scheduled ones."""
+    asked: frozenset[str] = frozenset()
+    """Of a step between: the matrices in whose readings other ranks take part."""
+    missed: set[str] = field(default_factory=set)
+    """Those of them that some rank has not read, or not given its part of."""
     begun: set[str] = field(default_factory=set)
     here: deque[Task] = field(default_factory=deque)
     """Under way in this process, in the order in which they will be finished."""

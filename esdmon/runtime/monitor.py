@@ -161,10 +161,11 @@ class Monitor:
         self._advance()
         due = self._is_due(count)
         extra = self._extra(is_scheduled=due)
+        is_look = not due and self._readings.is_look(self._steps)
         if due:
             self._faults.advance()
-        if due or extra:
-            self._begin(host_step, extra)
+        if due or extra or is_look:
+            self._begin(host_step, None if due else extra)
         elif not self._readings.is_ready:
             self._get_ready()
         before = self._report
@@ -203,11 +204,12 @@ class Monitor:
                     return extra
         return () if is_scheduled else self._readings.leftover()
 
-    def _begin(self, host_step: int | None, extra: tuple[str, ...] = ()) -> None:
-        """Begin the scheduled readings of a step, or the extra ones."""
+    def _begin(self, host_step: int | None, extra: tuple[str, ...] | None) -> None:
+        """Begin the scheduled readings of a step; between those the extra ones."""
         if not self._faults.disabled("monitor"):
             with self._faults.isolated("monitor", self._steps):
-                self._readings.settle()
+                if extra is None or extra:
+                    self._readings.settle()
                 with self._budget.spending():
                     self._readings.begin(self._steps, host_step, extra)
 
@@ -223,9 +225,7 @@ class Monitor:
         """Do what has to be done before the first due step: ranks of a job exchange what they hold."""
         if not self._faults.disabled("ranks"):
             with self._faults.isolated("ranks", self._steps):
-                if (
-                    not self._has_settled
-                ):  # once: a loop in which the other ranks do not watch must not wait at each step
+                if not self._has_settled:  # once: where the other ranks do not watch no step must wait
                     self._has_settled = True
                     self._readings.settle()
                 with self._budget.spending():

@@ -3,7 +3,6 @@
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import final
 
@@ -15,8 +14,9 @@ from esdmon.runtime.cautions import Cautions
 from esdmon.runtime.drift_log import DriftLog
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
+from esdmon.runtime.intake import Intake
 from esdmon.runtime.latest import LatestReadings
-from esdmon.runtime.source import Answer, Source, Task
+from esdmon.runtime.source import Source
 from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
@@ -61,6 +61,7 @@ class ReadingPipeline:
         self._due: deque[DueStep] = deque()
         self._latest = LatestReadings()
         self._cautions = Cautions()
+        self._intake = Intake(self._priority, self._cautions)
         self._last_due = 0
         self._left: tuple[str, ...] = ()
         """Matrices of the last scheduled step, for whose copies there was no memory then."""
@@ -114,9 +115,33 @@ class ReadingPipeline:
             self.is_ready = True
             self._plan_next(self._team, None, step + 1, self._budget.credit)
 
-    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
+    def is_elsewhere(self, name: str) -> bool:
+        """Return whether other ranks have to take part in a reading of a matrix."""
+        return not self._drift.is_here(name)
+
+    @property
+    def next_look(self) -> int | None:
+        """Return the step, between scheduled ones, of the next reading in which other ranks take part."""
+        return None if self._team is None else self._team.next_look
+
+    def ask(self, names: Collection[str]) -> None:
+        """Ask all ranks to read at the next look those of these matrices for which there is credit: one at a time."""
+        is_free = len(self._due) < self._queue and not any(due.asked for due in self._due)
+        if self._team is not None and is_free:
+            with self._budget.spending():
+                known = set(self._priority.names) - self._team.missing
+                credit = self._budget.credit * self._team.size - self._under_way()
+                chosen = self._priority.affordable([name for name in names if name in known], credit)
+                if chosen:
+                    self._team.ask(chosen)
+
+    def is_look(self, step: int) -> bool:
+        """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
+        return self._team is not None and self._team.is_look(step)
+
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
         """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
-        if extra:
+        if extra is not None:
             self._begin_extra(extra, step, host_step)
             return
         self._left = ()
@@ -145,16 +170,16 @@ class ReadingPipeline:
         """Yield the reports that are complete, the earliest first."""
         while self._due:
             if time.monotonic() > self._due[0].until:
-                self._give_up(self._due[0], elsewhere_only=True)
-            if not self._is_complete(self._due[0]):
+                self._intake.give_up(self._due[0], elsewhere_only=True)
+            if not self._intake.is_complete(self._due[0]):
                 return
             yield self._report(self._due.popleft())
 
     def give_up(self) -> None:
         """Cancel what is under way; the log says how much is lost."""
         for due in self._due:
-            self._collect(due)
-            self._give_up(due)
+            self._intake.collect(due)
+            self._intake.give_up(due)
 
     def close(self) -> None:
         """End the thread, and let other ranks wait no more."""
@@ -177,6 +202,7 @@ class ReadingPipeline:
             self._team.restart()
             self.is_ready = False
         self._priority = ReadPriority(self._nominal(), limited=self._budget.share is not None)
+        self._intake = Intake(self._priority, self._cautions)
         self._drift = DriftLog(self._source, self._priority, self._budget, self._team)
         restore()
         self._take_up()
@@ -201,9 +227,9 @@ class ReadingPipeline:
         return own if self._team is None else self._team.nominal(own)
 
     def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
-        """Begin readings of some matrices at a step that is not scheduled, here and within the credit.
+        """Begin readings at a step that is not scheduled: what was asked for, and some matrices here within the credit.
 
-        Other ranks take no part, so that nobody waits.
+        Other ranks take part in the former only, so that nobody waits.
         """
         self._refresh()
         self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
@@ -211,7 +237,11 @@ class ReadingPipeline:
         here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
         chosen = self._priority.affordable(here, self._budget.reading_credit)
         self._left = tuple(name for name in self._left if name not in names)
-        if chosen and len(self._due) < self._queue:
+        if self._team is not None and (assigned := self._team.begin_asked(step)) is not None:
+            due.asked = frozenset(name for job in assigned.word.jobs for name in job.names)
+            self._follow(self._team, due, assigned)
+            self._start(due, chosen, within_credit=False)
+        elif chosen and len(self._due) < self._queue:
             self._due.append(due)
             self._start(due, chosen, within_credit=False)
 
@@ -241,13 +271,14 @@ class ReadingPipeline:
         if team.is_alone:
             return
         previous, self._last_due = self._last_due, due.step
-        if sum(not self._is_complete(each) for each in self._due) < self._queue:
+        if sum(not self._intake.is_complete(each) for each in self._due) < self._queue:
             credit = (self._budget.credit + earned) * team.size - self._under_way()
             self._plan_next(team, due.step, due.step + max(1, due.step - previous), credit)
 
     def _plan_next(self, team: Team, step: int | None, then: int, credit: float) -> None:
         """Plan at a due step, or before the first, what all ranks read at the next one, expected at the step `then`."""
-        team.plan(step, self._priority.choose(then, credit, without=team.missing, ahead=True))
+        names = self._priority.choose(then, credit, without=team.missing, ahead=True)
+        team.plan(step, names, gap=0 if step is None else then - step)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
@@ -266,15 +297,11 @@ class ReadingPipeline:
         names = due.elsewhere.names if due.elsewhere else ()
         due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
         if self._executor.on_the_spot:
-            self._collect(due)
-
-    def _is_complete(self, due: DueStep) -> bool:
-        self._collect(due)
-        return due.is_complete
+            self._intake.collect(due)
 
     def _enqueue(self, due: DueStep) -> bool:
         """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
-        if sum(not self._is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
+        if sum(not self._intake.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
             self._cautions.skip(due.step, len(self.plan(due.step)))
             return False
         self._due.append(due)
@@ -304,48 +331,14 @@ class ReadingPipeline:
             self._priority.lost(name)
             raise
         if self._executor.on_the_spot:
-            self._collect(due)
-
-    def _collect(self, due: DueStep) -> None:
-        while due.here:
-            task = due.here.popleft()
-            answer = task.poll()
-            if answer is None:
-                due.here.appendleft(task)
-                break
-            self._take(due, task, answer)
-        if due.elsewhere is not None:
-            answer = due.elsewhere.poll()
-            if answer is not None:
-                task, due.elsewhere = due.elsewhere, None
-                self._take(due, task, answer)
-
-    def _take(self, due: DueStep, task: Task, answer: Answer) -> None:
-        for name, (layer, seconds) in answer.items():
-            due.read[name] = replace(layer, host_step=due.host_step, extra=due.extra)
-            due.seconds += seconds
-            self._priority.took(name, seconds, readable=layer.status == "ok")
-        lost = [name for name in task.names if name not in answer]
-        self._cautions.count += len(lost)
-        for name in lost:
-            self._priority.lost(name)
-
-    def _give_up(self, due: DueStep, *, elsewhere_only: bool = False) -> None:
-        tasks = [] if elsewhere_only else list(due.here)
-        if due.elsewhere is not None:
-            tasks.append(due.elsewhere)
-        before = self._cautions.count
-        for task in tasks:
-            self._take(due, task, task.give_up())
-        due.elsewhere = None
-        if not elsewhere_only:
-            due.here.clear()
-        self._cautions.log_since(before, due.step)
+            self._intake.collect(due)
 
     def _report(self, due: DueStep) -> Report:
         names = self._priority.names
         if self._team is not None:
             self._team.settle(due.step)
+            if due.asked:
+                self._team.settle_asked(due.step, due.missed)
         self._drift.learn(due.read, self.latest)
         self._latest.take(due.read, names)
         self._take_up()

@@ -225,6 +225,10 @@ class Reader:
         """Sample them after it."""
         self._steps.end()
 
+    def last_step(self, name: str) -> StepSample:
+        """Return what the last sample of a single step has shown of a matrix; NaN where there is none."""
+        return self._steps.last(name)
+
     def step_samples(self) -> dict[str, StepSample]:
         """Return what was sampled since the last call and is computed by now."""
         return self._steps.take()

@@ -96,6 +96,9 @@ class Source(Protocol):
     def mark(self, name: str) -> Ratio:
         """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
 
+    def last_step(self, name: str) -> StepSample:
+        """Return what the last sample of a single step has shown of a matrix; NaN where there is none."""
+
     def begin(self, name: str, step: int, *, moved: Ratio, copy: bool) -> Callable[[], LayerReport]:
         """Begin a reading at its step, and return the function that finishes it."""
 
@@ -117,6 +120,20 @@ class Sampled(Protocol):
 
     def restore_steps(self, state: Plain) -> None:
         """Continue from `step_state()`."""
+
+
+class Ranks(Protocol):
+    """Readings between scheduled steps in which other ranks take part. A `ReadingPipeline` on rank 0 is one."""
+
+    @property
+    def next_look(self) -> int | None:
+        """Return the step of the next one; None before the next scheduled step."""
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Return whether other ranks have to take part in a reading of a matrix."""
+
+    def ask(self, names: Collection[str]) -> None:
+        """Ask all ranks to read at the next look those of these matrices for which there is credit."""
 
 
 def unknown() -> float:
@@ -177,8 +194,17 @@ class Pipeline(Stateful, Protocol):
     def leftover(self) -> tuple[str, ...]:
         """Return the matrices of the last scheduled step that are to be read now, at a step between."""
 
-    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] = ()) -> None:
-        """Begin the readings of a scheduled step; of the matrices `extra` at a step between these."""
+    def is_look(self, step: int) -> bool:
+        """Return whether ranks may have to read at a step that is not scheduled: called once, at each of these."""
+
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+        """Begin the readings of a scheduled step; between these those of `extra`, and what all ranks read.
+
+        Args:
+            step: optimizer steps taken.
+            host_step: as the host counts them.
+            extra: None at a scheduled step.
+        """
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, in step order."""

@@ -1,8 +1,9 @@
 """`Team`: on rank 0 of a job, who reads what at the next due step, given what each rank holds."""
 
 import logging
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from threading import Thread
 from typing import final
@@ -12,12 +13,15 @@ from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.assignments import Assigned, Assignments
 from esdmon.runtime.coordination import Coordinator, Job, Role, Word
-from esdmon.runtime.holdings import Holdings, Table, join
-from esdmon.runtime.source import Answer, Ratio, Task
+from esdmon.runtime.gathering import Gathering
+from esdmon.runtime.holdings import Holdings, Table, within
+from esdmon.runtime.source import Answer, Task
+from esdmon.schedule.looks import between
 
 _log = logging.getLogger("esdmon")
 _MOST_NAMED = 6  # matrices in a log line
 _IN_THREAD = 4000  # ranks × matrices, which take a fifth of a second here. Our choice.
+_ASKED = "reading between scheduled steps on all ranks"
 _SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
 
 
@@ -33,13 +37,20 @@ class Team:
         own: what rank 0 does itself.
         faults: counts the failures of each rank, and pauses it.
         limits: bytes of copies, and seconds of waiting.
+        escalates: whether alerts may ask for readings between due steps.
     """
 
-    def __init__(self, ranks: Coordinator, own: Assignments, faults: Faults, *, limits: Limits) -> None:
+    def __init__(
+        self, ranks: Coordinator, own: Assignments, faults: Faults, *, limits: Limits, escalates: bool = False
+    ) -> None:
         self._ranks = ranks
         self._own = own
         self._faults = faults
         self._limits = limits
+        self._escalates = escalates
+        self._has_elsewhere = False
+        self._asked: tuple[int, Word] | None = None
+        self._now: Word | None = None
         self._tables: dict[int, Table] = {}
         self._paused: frozenset[int] = frozenset()
         self._roles: dict[int, Role] = {}
@@ -51,7 +62,7 @@ class Team:
         self._quiet = 0
         self._unreadable: set[str] = set()
         self._has_renamed = False
-        self._gathering: _Gathering | None = None
+        self._gathering: Gathering | None = None
         self.holdings = Holdings()
         """What all ranks hold, as of the last `look`."""
         self._local: Mapping[str, str] = {}
@@ -110,6 +121,7 @@ class Team:
 
     def begin(self, step: int) -> Assigned | None:
         """Begin what was planned for this due step; None where nothing was."""
+        self._asked = self._now = None
         assigned = self._own.begin(step)
         if assigned is not None:
             self._blamed[step], self._words[step] = assigned.failures, assigned.word
@@ -129,7 +141,7 @@ class Team:
             paused = frozenset(rank for rank in self._present if self._is_paused(rank))
             if not self._ranks.has_tables() and paused == self._paused:
                 return False
-            self._gathering = gathering = _Gathering(self._ranks, self._tables, self._roles, paused)
+            self._gathering = gathering = Gathering(self._ranks, self._tables, self._roles, paused)
             if self._ranks.size * self._own.n_listed > _IN_THREAD:
                 Thread(target=gathering.run, name="esdmon-tables", daemon=True).start()
             else:
@@ -142,20 +154,51 @@ class Team:
         self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings
         self._local = self.holdings.local_names(0)  # looked up for each matrix at each due step
         self._version += 1
+        self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in self.holdings.matrices.values())
         self._given.clear()
         least = min(self._load.values(), default=0.0)
         self._load = {rank: self._load.get(rank, least) for rank in self._tables}
         self._log_renamed()
         return True
 
-    def plan(self, step: int | None, names: Sequence[str]) -> None:
+    def plan(self, step: int | None, names: Sequence[str], *, gap: int = 0) -> None:
         """Announce which of these matrices is read by whom at the due step after this one.
 
         Args:
             step: the due step; None before the first.
             names: in order of priority; what does not fit into the memory for copies is left for later.
+            gap: the steps between due ones, as of the last two; 0 where that is not known.
         """
-        jobs = _within(self._grouped(names), self.holdings, self._limits.copied_bytes)
+        looks = self._escalates and self._has_elsewhere and not self._faults.disabled(_ASKED)
+        word = Word(self._version, self._assigned(names), between(gap, self._ranks.size) if looks else ())
+        self._ranks.assign(step, word)
+
+    @property
+    def next_look(self) -> int | None:
+        """Return the step at which all ranks look next whether more is read; None before the next due step."""
+        return None if self._faults.disabled(_ASKED) else self._own.looks.next
+
+    def ask(self, names: Sequence[str]) -> None:
+        """Announce which of these matrices is read by whom at the next look. Once for each."""
+        at = self.next_look
+        if at is not None:
+            word = Word(self._version, self._assigned(names))
+            self._ranks.ask(at, word)
+            self._asked = at, word
+
+    def is_look(self, step: int) -> bool:
+        """Return whether this step, which is not due, is a look at which something is read."""
+        expected = self._own.looks.take(step)
+        self._now = self._asked[1] if self._asked is not None and self._asked[0] == expected else None
+        return self._now is not None
+
+    def begin_asked(self, step: int) -> Assigned | None:
+        """Begin what was asked for at this look; None where nothing was."""
+        return None if self._now is None else self._own.follow(self._now, step)
+
+    def _assigned(self, names: Sequence[str]) -> tuple[Job, ...]:
+        """Return who reads what, and say who holds the parts of it."""
+        jobs = within(self._grouped(names), self.holdings, self._limits.copied_bytes)
         # Estimated, not measured: a rank whose readings fail at once would be given all of them.
         cost = {job: sum(self.holdings.matrices[name].seconds for name in job) for job in jobs}
         assigned = []
@@ -167,7 +210,7 @@ class Team:
                 self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
                 self._given.add(parameter)
             assigned.append(Job(owner, job, parameters))
-        self._ranks.assign(step, Word(self._version, tuple(assigned)))
+        return tuple(assigned)
 
     def others(self, step: int, assigned: Assigned) -> Task | None:
         """Return the readings that other ranks have begun; None where they have none."""
@@ -179,7 +222,7 @@ class Team:
         def take() -> Answer:
             # Rank 0 has seen all readings of a matrix of which it holds all; those of any other rank are fewer.
             answer = self._take(step, ranks)
-            return {name: (_moved(layer, assigned.moved), seconds) for name, (layer, seconds) in answer.items()}
+            return {name: (_completed(layer, assigned), seconds) for name, (layer, seconds) in answer.items()}
 
         def poll() -> Answer | None:
             return take() if self._ranks.answered(step, ranks) else None
@@ -187,8 +230,13 @@ class Team:
         return Task(tuple(name for job in jobs for name in job.names), poll, take)
 
     def _take(self, step: int, ranks: Iterable[int]) -> Answer:
-        """Return the answers that are there, and count a failure for each rank that has not answered."""
+        """Return the answers that are there, and count a failure for each rank that has not answered at a due step.
+
+        Between due steps a rank may have missed the word.
+        """
         answer, failures, missing = self._ranks.take_answers(step, ranks)
+        if step not in self._blamed:
+            return answer
         for rank in missing:
             self._faults.record(_reader(rank), step, TimeoutError("its readings did not come"))
         for rank, found in failures.items():
@@ -206,6 +254,14 @@ class Team:
                 self._faults.record(_giver(rank), step, TimeoutError(own[rank]))
             else:
                 self._faults.worked(_giver(rank), step)
+
+    def settle_asked(self, step: int, missed: Collection[str]) -> None:
+        """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""
+        if missed:
+            names = ", ".join(sorted(missed)[:_MOST_NAMED])
+            self._faults.record(_ASKED, step, TimeoutError(f"not all ranks have read or given their part of {names}"))
+        else:
+            self._faults.worked(_ASKED, step)
 
     def unreadable(self, step: int) -> dict[str, LayerReport]:
         """Return a record with the reason for each matrix that nobody can read.
@@ -236,6 +292,7 @@ class Team:
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load."""
         self._own.restart()
+        self._asked = None
         self._blamed.clear()
         self._words.clear()
 
@@ -274,48 +331,14 @@ class Team:
         return min(entry.readers, key=lambda rank: (self._load[rank], -held[rank], rank))
 
 
-class _Gathering:
-    """Join the tables that have been announced, and give ranks their roles.
-
-    Args:
-        ranks: the messages of the job.
-        tables: those known before.
-        roles: those given before.
-        paused: ranks that are not asked now.
-    """
-
-    def __init__(
-        self, ranks: Coordinator, tables: Mapping[int, Table], roles: Mapping[int, Role], paused: frozenset[int]
-    ) -> None:
-        self._ranks = ranks
-        self.tables = dict(tables)
-        self.roles = dict(roles)
-        self.paused = paused
-        self.holdings = Holdings()
-        self.error: Exception | None = None
-        self.is_done = False
-
-    def run(self) -> None:
-        """Do it; an error is kept."""
-        try:
-            for table in self._ranks.take_tables():
-                # A rank may leave while its last readings are on their way: its matrices stay in the report.
-                known = self.tables.get(table.rank, table)
-                self.tables[table.rank] = replace(known, has_left=True) if table.has_left else table
-            self.holdings = join(self.tables, self.paused)
-            copies = self.holdings.copies()
-            for rank in self.tables:
-                role = Role(self.holdings.local_names(rank), frozenset(copies.get(rank, ())))
-                if self.roles.get(rank) != role:
-                    self._ranks.give_role(rank, role)
-                    self.roles[rank] = role
-        except Exception as error:  # noqa: BLE001 -- raised by the training's thread
-            self.error = error
-        self.is_done = True
-
-
-def _moved(layer: LayerReport, ratios: Mapping[str, Ratio]) -> LayerReport:
-    return replace(layer, update_ratio=ratios[layer.name]()) if layer.name in ratios else layer
+def _completed(layer: LayerReport, assigned: Assigned) -> LayerReport:
+    """Return another rank's reading with what rank 0 knows of the matrix: how far it has moved, and its last step."""
+    if layer.name in assigned.moved:
+        layer = replace(layer, update_ratio=assigned.moved[layer.name]())
+    sample = assigned.sampled.get(layer.name)
+    if sample is None or math.isnan(sample.ratio):
+        return layer
+    return replace(layer, step_ratio=sample.ratio, step_growth=sample.growth)
 
 
 def _reader(rank: int) -> str:
@@ -324,21 +347,3 @@ def _reader(rank: int) -> str:
 
 def _giver(rank: int) -> str:
     return f"fetching from rank {rank}"
-
-
-def _within(jobs: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> list[tuple[str, ...]]:
-    """Return the jobs whose copies fit into the memory of every rank; the first in any case."""
-    used: dict[int, int] = defaultdict(int)
-    chosen: list[tuple[str, ...]] = []
-    for job in jobs:
-        need: dict[int, int] = defaultdict(int)
-        for name in holdings.matrices[job[0]].parameters:
-            item = holdings.bytes_of[name] // max(1, sum(each.fragment.n_elements for each in holdings.holders[name]))
-            for holder in holdings.holders[name]:
-                need[holder.rank] += item * holder.fragment.n_elements
-        if chosen and any(used[rank] + count > most for rank, count in need.items()):
-            continue
-        chosen.append(job)
-        for rank, count in need.items():
-            used[rank] += count
-    return chosen

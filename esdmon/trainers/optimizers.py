@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from esdmon.runtime.clock import unwrapped
+from esdmon.runtime.clock import is_deepspeed, unwrapped
 from esdmon.torch_private import has_step_hooks
 
 
@@ -35,6 +35,8 @@ class _StandIn(Optimizer):
 
 
 def _readable(optimizer: Any) -> Optimizer | None:
+    if is_deepspeed(optimizer):
+        return None
     inner = unwrapped(optimizer)
     if has_step_hooks(inner):
         return inner

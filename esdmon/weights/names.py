@@ -22,6 +22,7 @@ _INNER_ATTRIBUTES = {
     ("lightning", "_FabricModule"): "_forward_module",
     ("lightning_fabric", "_FabricModule"): "_forward_module",
     ("pytorch_lightning", "_FabricModule"): "_forward_module",
+    ("deepspeed", "DeepSpeedEngine"): "module",
     ("peft", "PeftModel"): "base_model",
     ("peft", "BaseTuner"): "model",
 }
@@ -32,7 +33,8 @@ def unwrap(module: nn.Module) -> nn.Module:
     while True:
         kinds = ((kind.__module__.partition(".")[0], kind.__name__) for kind in type(module).__mro__)
         attribute = next((_INNER_ATTRIBUTES[kind] for kind in kinds if kind in _INNER_ATTRIBUTES), None)
-        inner = None if attribute is None else getattr(module, attribute, None)
+        # As a child: DeepSpeed's engine has it as an ordinary attribute too, which an outline does not replace.
+        inner = None if attribute is None else children_of(module).get(attribute) or getattr(module, attribute, None)
         if not isinstance(inner, nn.Module):
             return module
         module = inner

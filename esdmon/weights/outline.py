@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,8 @@ class Outline:
         if not own and all(copies[name] is child for name, child in children.items()):
             self._copies[id(module)] = module
             return module
-        copy: nn.Module = object.__new__(torch_private.authors_class(module))
+        kind: Any = torch_private.authors_class(module)
+        copy: nn.Module = object.__new__(torch_private.without_finalizer(kind))
         vars(copy).update({name: value for name, value in vars(module).items() if name not in own})
         stand_ins = {name: self._stand_in(shard) for name, shard in own.items()}
         shown = torch_private.parameters_of(module).items()

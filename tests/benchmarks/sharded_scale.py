@@ -22,6 +22,7 @@ SERVED = 10e-6  # seconds of the store's server for each: looks of all ranks at 
 BANDWIDTH = 1e9  # bytes a second between two hosts, 8 Gbit/s
 LAYERS, WIDTH = 32, 4096  # a decoder of 7 billion parameters: seven matrices a layer
 READ = 2  # matrices at a due step, as a budget of 1 % might allow
+EVERY = 200  # steps between due ones
 
 
 class CountingStore:
@@ -92,7 +93,7 @@ class OnlyTells(Assignments):  # type: ignore[misc]  # the part of rank 0 that h
 def simulate(ranks: int) -> str:
     store = CountingStore()
     leader = Coordinator(store, 0, ranks)
-    team = Team(leader, OnlyTells(), Faults(), limits=Limits())
+    team = Team(leader, OnlyTells(), Faults(), limits=Limits(), escalates=True)
     others = [Coordinator(store, rank, ranks) for rank in range(1, ranks)]
     leader.announce(table(0, ranks))
     for rank, other in enumerate(others, 1):
@@ -108,18 +109,23 @@ def simulate(ranks: int) -> str:
     team.plan(100, names[:READ])
     start = time.process_time()
     team.look()
-    team.plan(200, names[READ : 2 * READ])
+    team.plan(200, names[READ : 2 * READ], gap=EVERY)
     leads = time.process_time() - start
     _, said = store.taken()
     for other in others:  # what each does in its hook
         word = other.word(200)
         assert word is not None
+        looks = word.looks
     looked, heard = store.taken()
     sent = sum(team.holdings.bytes_of[f"{name}.weight"] for name in names[READ : 2 * READ])
     hook = ROUND_TRIP * 4 + SERVED * looked
+    for other in others:  # and at each look until the next due step
+        assert other.asked(200 + looks[0]) is None
+    look = ROUND_TRIP + SERVED * store.taken()[0]
     return (
         f"| {ranks} | {announced / 1e6:.1f} MB | {joined:.1f} s | {said / 1e3:.1f} kB | {1000 * leads:.0f} ms | "
         f"{looked / (ranks - 1):.0f}, {heard / (ranks - 1):.0f} B | {1000 * hook:.0f} ms | "
+        f"{len(looks)}, {1000 * look:.1f} ms | "
         f"{sent / 1e6:.0f} MB, {sent / BANDWIDTH:.2f} s |"
     )
 
@@ -128,9 +134,10 @@ def main() -> None:
     """Print one line for each size of the job."""
     print(
         "| ranks | all tables, once | joining them in rank 0's thread, once, CPU | rank 0 says at a due step | in its "
-        "hook, CPU | another rank's looks and bytes | its hook, modelled | fetched in the threads |"
+        "hook, CPU | another rank's looks and bytes | its hook, modelled | looks until the next, each modelled | "
+        "fetched in the threads |"
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print("|---|---|---|---|---|---|---|---|---|")
     for ranks in (64, 256, 1024, 4096):
         print(simulate(ranks), flush=True)
 

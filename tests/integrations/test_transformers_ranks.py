@@ -1,6 +1,7 @@
 """The callback of Hugging Face in a job of two ranks."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a job of two ranks that trained twice: without a rule to stop on, and with one."""
+    """The folder of a job of two ranks that trained without a rule to stop on, with one, and with sharded weights."""
     folder = tmp_path_factory.mktemp("ranks")
     run_script(str(Path(__file__).with_name("transformers_ddp.py")), str(folder))
     return folder
@@ -37,7 +38,40 @@ def test_two_ranks_agree(stop_on: str, steps: set[int], two_ranks: Path) -> None
     assert len(list(folder.rglob("esdmon.pt"))) == (stop_on == "asked")
 
 
+def test_weights_that_the_trainer_shards_are_read(two_ranks: Path) -> None:
+    """With the values of the whole weights, at each due step; losses are those without a monitor."""
+    first, second = (json.loads((two_ranks / "sharded" / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    for rank in (first, second):
+        watched, plain = rank["losses"]
+        assert watched == plain != []
+        assert rank["errors"] == 0
+    names = {name for _, name, *_ in first["read"]}
+    assert len(names) == 6  # q, k, v and what follows them, and the two of the block's MLP
+    assert sorted((step, name) for step, name, *_ in first["read"]) == [
+        (s, n) for s in (4, 8, 12) for n in sorted(names)
+    ]
+    assert all(status == "ok" and not differing for _, _, status, differing in first["read"])
+    assert set(first["held"]) == {True}
+    assert second["read"] == []
+
+
 def test_weights_that_accelerate_shards_are_read(tmp_path: Path) -> None:
     """And count as held by the optimizer, whose parameters Accelerate has replaced."""
     run_script(str(Path(__file__).with_name("accelerate_sharded.py")), str(tmp_path))
     assert_sharded_weights_were_read(tmp_path, ["0", "2"])
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
+def test_weights_of_deepspeed_are_read(tmp_path: Path) -> None:
+    """As the Trainer steps, with ZeRO-2 and ZeRO-3: the values of the whole weights, and no trace in the losses."""
+    run_script(str(Path(__file__).with_name("transformers_deepspeed.py")), str(tmp_path))
+    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    for stage in ("2", "3"):
+        assert first[stage]["losses"] == first[stage]["plain"] != []
+        assert second[stage]["losses"] == second[stage]["plain"]
+        assert first[stage]["errors"] == second[stage]["errors"] == []
+        read = first[stage]["read"]
+        assert {step for step, *_ in read} == {3, 6, 9, 12}
+        assert len(read) == 4 * len({name for _, name, *_ in read}) >= 4 * 6
+        assert all(status == "ok" and not differing for _, _, status, differing in read), read
+        assert set(first[stage]["in_optimizer"]) == {None}  # it holds copies, flattened

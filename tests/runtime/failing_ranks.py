@@ -74,6 +74,7 @@ def raise_on_one(_monitor: Monitor | None) -> None:
     pytest.MonkeyPatch().setattr(LocalParts, "copy", failing)
 
 
+BETWEEN = "rank 1 is killed before it is read between"  # at an extra reading of what leaps, not a scheduled one
 EVENTS: dict[str, tuple[int, Callable[[Monitor | None], None]]] = {
     "rank 1 is killed": (1, kill),
     "rank 0 is killed": (0, kill),
@@ -82,6 +83,7 @@ EVENTS: dict[str, tuple[int, Callable[[Monitor | None], None]]] = {
     "rank 1 is silent": (1, go_silent),
     "rank 1 closes first": (1, close),
     "rank 0 closes first": (0, close),
+    BETWEEN: (1, kill),
 }
 TOGETHER = ("rank 1 raises on one weight", "rank 1 is silent")  # the training goes on as before
 ABSENT = {"rank 1 does not watch": 1, "rank 0 does not watch": 0}
@@ -94,7 +96,9 @@ def run(rank: int, case: str, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     model = network(rank)
     sink = MemorySink()
-    options = WatchOptions.from_keywords({"every": 2, "budget": None, "sinks": [sink], "mode": "thread"}, besides=())
+    every = 10 if case == BETWEEN else 2
+    settings: dict[str, Any] = {"every": every, "budget": None, "sinks": [sink], "mode": "thread"}
+    options = WatchOptions.from_keywords(settings, besides=())
     monitor = None if ABSENT.get(case) == rank else attach(model, None, options, limits=LIMITS)
     distributed.barrier()
     who, happens = EVENTS.get(case, (None, kill))
@@ -103,9 +107,14 @@ def run(rank: int, case: str, folder: str, port: int) -> None:
         step += 1
         with torch.no_grad():
             for parameter in model.parameters():
-                (parameter.to_local() if hasattr(parameter, "to_local") else parameter).mul_(1.001)
+                leaps = case == BETWEEN and event and step == event + 1
+                (parameter.to_local() if hasattr(parameter, "to_local") else parameter).mul_(2.0 if leaps else 1.001)
         if not event:  # as a training does, the ranks go on together
-            if rank == 0 and step > 6 and (case in ABSENT or _are_all_read(sink) or step > 100):
+            if (
+                rank == 0
+                and step > (34 if case == BETWEEN else 6)
+                and (case in ABSENT or _are_all_read(sink) or step > 100)
+            ):
                 store.set("event", str(step))
             distributed.barrier()
             event = int(store.get("event")) if store.check(["event"]) else 0

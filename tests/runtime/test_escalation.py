@@ -1,5 +1,6 @@
 """Readings between the scheduled ones, in a training."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -8,10 +9,12 @@ from torch.nn import functional
 
 import esdmon
 from esdmon.alerts import BUILT_IN_RULES
+from esdmon.records import Alert, Coverage, Report
 from esdmon.replay import replay, reports_by_run
-from esdmon.runtime.pulse import SHARE, Pulse
+from esdmon.runtime.pulse import SHARE, Escalation, Pulse
 from esdmon.runtime.source import Sampled
 from esdmon.schedule.budget import Budget
+from esdmon.schedule.step_sample import StepSample
 from esdmon.sinks.memory import MemorySink
 
 
@@ -122,3 +125,51 @@ def test_the_watch_between_readings_stays_within_its_share() -> None:
         spent += now[0] - before
         now[0] += 0.01
     assert 0.5 * SHARE < spent / now[0] < 1.2 * SHARE
+
+
+def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
+    """Of each look, halfway to it; what rank 0 reads alone is not asked for."""
+
+    class Ranks:
+        """Two layers, of which rank 0 holds one."""
+
+        step = 0
+
+        def __init__(self) -> None:
+            self.asked: list[tuple[int, list[str]]] = []
+
+        @property
+        def next_look(self) -> int:
+            return self.step - self.step % 20 + 20
+
+        def is_elsewhere(self, name: str) -> bool:
+            return name == "far"
+
+        def ask(self, names: Collection[str]) -> None:
+            self.asked.append((self.step, sorted(names)))
+
+    class NoSamples:
+        """Nothing leaps."""
+
+        def begin_step_sample(self) -> None:
+            pass
+
+        def end_step_sample(self) -> None:
+            pass
+
+        def step_samples(self) -> dict[str, StepSample]:
+            return {}
+
+    source: Sampled = NoSamples()  # type: ignore[assignment]
+    ranks = Ranks()
+    escalation, here = Escalation(Pulse(source, Budget(None)), ranks), []
+    for step in (200, 400):
+        escalation.due(step, is_scheduled=True)
+    alert = Alert("id", "rule", "warning", "pending", "far", ("far", "near"), 400, 400, "")
+    escalation.report(Report(400, (), Coverage(0, 0), 0.0), [alert])
+    for step in range(401, 450):
+        ranks.step = step
+        here += [(step, name) for name in escalation.due(step, is_scheduled=False)]
+        escalation.sample(step)
+    assert here == [(420, "near"), (440, "near")]
+    assert ranks.asked == [(410, ["far"]), (430, ["far"])]

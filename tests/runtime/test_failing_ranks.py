@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import PRELOADED
-from tests.runtime.failing_ranks import ABSENT, AFTER, CASES, run
+from tests.runtime.failing_ranks import ABSENT, AFTER, BETWEEN, CASES, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
 SHARDED = {"w0", "w1", "w2", "w3"}
@@ -42,7 +42,7 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int, Any]]:
             for rank, process in enumerate(ranks):
                 process.join(60)
                 path = folders[case] / f"result-{rank}.json"
-                killed = case == f"rank {rank} is killed"
+                killed = case.startswith(f"rank {rank} is killed")
                 assert process.exitcode == (-9 if killed else 0), (case, rank)
                 if not killed:
                     results[case][rank] = json.loads(path.read_text())
@@ -78,6 +78,14 @@ def test_a_rank_that_dies(jobs: dict[str, dict[int, Any]]) -> None:
     failed = {reason for _, name, status, reason in result["read"] if name in SHARDED and status != "ok"}
     assert any("rank 1" in reason for reason in failed), failed
     assert any("rank 1" in who for who in result["errors"])
+
+
+def test_a_rank_that_dies_before_an_extra_reading(jobs: dict[str, dict[int, Any]]) -> None:
+    """What rank 0 holds alone is read at once; of the others the readings before stay, and none is failed."""
+    result = jobs[BETWEEN][0]
+    event = result["event"]
+    assert {name for step, name, *_ in result["read"] if event < step and step % 10} == {"own"}
+    assert "reading between scheduled steps on all ranks" in result["errors"], result["errors"]
 
 
 def test_a_rank_that_raises_on_one_weight(jobs: dict[str, dict[int, Any]]) -> None:

@@ -67,6 +67,9 @@ class Source:
     def parts(self) -> Any:
         return Parts()
 
+    def last_step(self, name: str) -> Any:
+        raise NotImplementedError
+
     def begin(self, name: str, step: int, *, moved: Callable[[], float], copy: bool) -> Callable[[], LayerReport]:
         self.begun.append(name)
 

@@ -5,7 +5,7 @@ step.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import final
@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from esdmon.schedule.fragments import Fragment
 from esdmon.schedule.step_sample import StepSample
 from esdmon.weights.device.sample import sample_value
 from esdmon.weights.device.transfers import Fetched, Transfers
@@ -36,7 +37,8 @@ class StepSampler:
     """Compare samples of weights before and after a step.
 
     Only weights that are parameters themselves are sampled: to read one that is computed takes long, and may run code
-    of the model. Sharded ones and those that hold no numbers are left out too.
+    of the model. Of a sharded one that is this rank's fragment, where it has 256 elements. Weights that are a part of a
+    sharded parameter, of which a fragment may hold nothing, and those that hold no numbers are left out.
 
     Args:
         transfers: bring the numbers to the CPU.
@@ -45,6 +47,7 @@ class StepSampler:
     def __init__(self, transfers: Transfers | None = None) -> None:
         self._transfers = transfers or Transfers()
         self._weights: dict[str, tuple[Matrix, Tensor]] = {}
+        self._fragments: dict[str, Callable[[int], Tensor]] = {}
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
         self._last: dict[str, StepSample] = {}
@@ -52,10 +55,12 @@ class StepSampler:
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
         """Take these weights from now on: those of a model that was just searched for them."""
-        self._weights = {}
+        self._weights, self._fragments = {}, {}
         for matrix in matrices:
             with suppress(Exception):  # the reading reports why
-                if not matrix.unreadable and matrix.outline is None and _is_plain(weight := matrix.read()):
+                if matrix.probe is not None and _is_fragment(matrix):
+                    self._fragments[matrix.name] = matrix.probe
+                elif not matrix.unreadable and matrix.outline is None and _is_plain(weight := matrix.read()):
                     self._weights[matrix.name] = matrix, weight
 
     def begin(self) -> None:
@@ -97,10 +102,13 @@ class StepSampler:
         return self._last.get(name, _NONE)
 
     def state_dict(self) -> dict[str, dict[str, Tensor] | dict[str, list[float]]]:
-        """Return the samples before the next step, if they were taken, the last ones, and what these showed."""
+        """Return the samples before the next step, if they were taken, the last ones, and what these showed.
+
+        Without those of fragments: a resumed run may be sharded in another way.
+        """
         return {
-            "before": {name: sample.cpu() for name, sample in self._before.items()},
-            "after": {name: sample.cpu() for name, sample in self._after.items()},
+            "before": {name: sample.cpu() for name, sample in self._before.items() if name in self._weights},
+            "after": {name: sample.cpu() for name, sample in self._after.items() if name in self._weights},
             "last": {name: list(sample) for name, sample in self._last.items()},
         }
 
@@ -123,6 +131,9 @@ class StepSampler:
             for name, (matrix, weight) in self._weights.items():
                 with suppress(Exception):
                     samples[name] = sample_value(matrix, weight, _ELEMENTS).float()
+            for name, probe in self._fragments.items():
+                with suppress(Exception):
+                    samples[name] = probe(_ELEMENTS).float()
         return samples
 
     def _compare(self, group: _Group) -> None:
@@ -137,6 +148,19 @@ def _is_alike(one: Tensor, other: Tensor) -> bool:
 
 def _ratio(moved: float, norm: float) -> float:
     return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
+
+
+def _is_fragment(matrix: Matrix) -> bool:
+    """Return whether a matrix is one whole parameter, of which this rank holds a fragment that says enough."""
+    if len(matrix.shards) != 1 or matrix.unreadable:
+        return False
+    _, shard = matrix.shards[0]
+    is_all = matrix.size().n_elements == shard.shape.numel()
+    return is_all and shard.dtype.is_floating_point and _holds(shard.fragment) >= _ELEMENTS
+
+
+def _holds(fragment: Fragment | None) -> int:
+    return 0 if fragment is None else fragment.n_elements
 
 
 def _is_plain(weight: Tensor) -> bool:
