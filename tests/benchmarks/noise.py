@@ -1,6 +1,7 @@
 """What the classifier says of pure noise: it should be random-like, with no meaningful alpha and no alert.
 
     python -m tests.benchmarks.noise
+    python -m tests.benchmarks.noise --large     # M = 2048 and 4096, rows and columns of different scales, two dtypes
 
 Each row is a shape and a law of the elements; `meaningful` and `over` count draws, the other columns are shares.
 """
@@ -9,10 +10,11 @@ import argparse
 from collections.abc import Callable
 
 import numpy as np
+import torch
 
 from esdmon.spectrum import Phase, PhaseReading, Spectrum, classify
 from esdmon.spectrum.arrays import Floats
-from tests.matrices import gram_eigenvalues
+from tests.matrices import gram_eigenvalues, read_stack
 
 SHAPES = tuple((q * m, m) for m in (64, 128, 256, 512, 1024) for q in (1, 2, 4, 16))
 LAWS: dict[str, Callable[[np.random.Generator, tuple[int, int]], Floats]] = {
@@ -46,13 +48,30 @@ def row(name: str, readings: list[PhaseReading]) -> tuple[int, int, int, int]:
     return count, random_like, meaningful, over
 
 
+def large(seed: int) -> None:
+    """Print how noise with scales is read, one draw in each dtype."""
+    for n, m in ((2048, 2048), (8192, 2048), (4096, 4096), (11008, 4096)):
+        for spread in (0.0, 0.1, 0.3):
+            generator = torch.Generator().manual_seed(seed)
+            readings = []
+            for dtype in (torch.float32, torch.bfloat16):
+                noise = torch.randn(n, m, generator=generator) * 10 ** (spread * torch.randn(n, 1, generator=generator))
+                noise *= 10 ** (spread * torch.randn(m, generator=generator))
+                readings.append(classify(read_stack(noise.to(dtype)[None])))
+            row(f"{n} × {m}, {spread} dex", readings)
+
+
 def main() -> None:
     """Print the table and the totals."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--budget", type=float, default=120, help="matrices of M = 256, and of others by 1/M³")
+    parser.add_argument("--large", action="store_true")
     options = parser.parse_args()
     print(f"{'noise':<28} {'draws':>6} {'random-like':>11} {'meaningful':>10} {'over':>5}  others")
+    if options.large:
+        large(options.seed)
+        return
     totals = np.zeros(4, dtype=int)
     for n, m in SHAPES:
         for place, (law, draw) in enumerate(LAWS.items()):
