@@ -43,12 +43,11 @@ class Margins:
         The median is that of those that are not exactly zero. Where most have decayed, none is left out: then the rank
         of the layer has collapsed.
         """
-        return _alive(self.rows), _alive(self.columns)
+        return ~_is_below(_DEAD, self.rows), ~_is_below(_DEAD, self.columns)
 
     def weak(self) -> tuple[int, int]:
         """Return the numbers of rows and columns whose rms over all slices is below a tenth of the median's."""
-        sides = (side.sum(dim=0).cpu().numpy() for side in (self.rows, self.columns))
-        rows, columns = (int(np.sum(side < _WEAK**2 * np.median(side))) for side in sides)
+        rows, columns = (int(np.sum(_is_below(_WEAK, side))) for side in (self.rows, self.columns))
         return rows, columns
 
     def any_decayed(self) -> bool:
@@ -62,18 +61,6 @@ class Margins:
             self.rows[:, torch.from_numpy(rows)] * (columns.size / max(1, int(columns.sum()))),
             self.columns[:, torch.from_numpy(columns)] * (rows.size / max(1, int(rows.sum()))),
         )
-
-
-def measure_margins(stack: Tensor) -> Margins:
-    """Return the mean squares of rows and columns of a (slices, rows, columns) stack, in blocks of rows."""
-    _, n_rows, n_columns = stack.shape
-    dtype = torch.promote_types(stack.dtype, torch.float32)
-    by_row, by_column = [], torch.zeros(stack.shape[0], n_columns, dtype=torch.float64, device=stack.device)
-    for part in blocks(stack):
-        squares = part.to(dtype).square()
-        by_row.append(squares.sum(dim=2))
-        by_column += squares.sum(dim=1)
-    return Margins(torch.cat(by_row, dim=1).double() / n_columns, by_column / n_rows)
 
 
 def scales_of(stack: Tensor, margins: Margins) -> Scales:
@@ -111,7 +98,7 @@ def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
         rows = (weights.to(part.dtype)[:, None, :] @ part.mT)[:, 0]  # of batches, sooner than the matrix times a column
         by_row.append(rows)
         by_column += (_inverse(rows)[:, None, :] @ part)[:, 0]
-    return Margins(torch.cat(by_row, dim=1), by_column)
+    return Margins(torch.cat(by_row, dim=1).double(), by_column)
 
 
 def _is_near(one: Margins, other: Margins) -> bool:
@@ -130,10 +117,10 @@ def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
     """Return E y²/(E y)² of the squares divided by the scales of their row and column, from evenly spaced rows."""
     slices, n_rows, n_columns = stack.shape
     step = max(1, -(-slices * n_rows * n_columns // _SAMPLED))
-    part = stack[:, ::step].to(margins.rows.dtype)
-    a, b = _inverse(margins.rows)[:, ::step], _inverse(margins.columns)
-    y = part.square() * a[:, :, None] * b[:, None, :]
-    first, second = y.mean(dim=(1, 2)), y.square_().mean(dim=(1, 2))
+    y = stack[:, ::step].double().square()
+    a, b = _inverse(margins.rows)[:, ::step, None], _inverse(margins.columns)[:, :, None]
+    first = (a.mT @ (y @ b)).flatten() / y[0].numel()
+    second = (a.square().mT @ (y.square_() @ b.square())).flatten() / y[0].numel()
     kurtosis: Floats = np.nan_to_num((second / first.square()).cpu().double().numpy(), nan=3.0)
     return kurtosis
 
@@ -148,8 +135,11 @@ def equalise(stack: Tensor, margins: Margins) -> Tensor:
     return scaled.to(torch.promote_types(stack.dtype, torch.float32))
 
 
-def _alive(squares: Tensor) -> Bools:
+def _is_below(share: float, squares: Tensor) -> Bools:
+    """Return a mask of rows or columns whose rms is zero, or below a share of the median of those that are not zero."""
     total = squares.sum(dim=0).cpu().numpy()
+    if total.min() >= share**2 * total.max() > 0:  # the usual case: then none is below that share of anything
+        return np.zeros(total.size, dtype=bool)
     positive = total[total > 0]
-    mask: Bools = total >= _DEAD**2 * np.median(positive) if positive.size else total > 0
+    mask: Bools = total < share**2 * np.median(positive) if positive.size else total <= 0
     return mask

@@ -20,7 +20,7 @@ Solver = Callable[[Tensor, torch.dtype], Floats]
 
 It must not change the stack."""
 
-_CHUNK = 1 << 17  # elements of a block of rows that is converted at a time, at least: half a MB in float32
+_CHUNK = 1 << 18  # elements of a block of rows that is converted at a time, at least: a MB in float32
 
 
 def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
@@ -86,7 +86,7 @@ def _tall(stack: Tensor) -> Tensor:
 
 
 def blocks(stack: Tensor) -> tuple[Tensor, ...]:
-    """Split a stack into blocks of rows, of half a MB or a quarter of the Gram matrix, to convert them one by one."""
+    """Split a stack into blocks of rows, of a MB or a quarter of the Gram matrix, to convert them one by one."""
     rows, columns = stack.shape[-2:]
     return torch.split(stack, max(1, max(_CHUNK, min(rows, columns) ** 2 // 4) // (stack[..., 0, :].numel())), dim=-2)
 

@@ -8,14 +8,15 @@ from torch import nn
 import esdmon
 from esdmon.runtime.histogram import histogram
 from esdmon.spectrum import Phase
-from esdmon.weights.device.margins import equalise, measure_margins, scales_of
+from esdmon.weights.device.margins import equalise, scales_of
+from esdmon.weights.device.sums import sum_up
 from tests.benchmarks.ensembles import scaled
 from tests.matrices import read_stack
 
 
 def test_margins_are_mean_squares() -> None:
     stack = torch.randn(3, 70, 50, generator=torch.Generator().manual_seed(0))
-    margins = measure_margins(stack)
+    margins = sum_up(stack).margins
     assert torch.allclose(margins.rows, stack.double().square().mean(2), rtol=1e-5)
     assert torch.allclose(margins.columns, stack.double().square().mean(1), rtol=1e-5)
 
@@ -25,7 +26,7 @@ def test_scales_are_those_that_were_put_in(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
     rows, columns = 10 ** (0.2 * rng.standard_normal(400)), 10 ** (0.2 * rng.standard_normal(300))
     stack = torch.from_numpy(rng.standard_normal((1, 300, 400)) * columns[:, None] * rows).to(dtype)
-    scales = scales_of(stack, measure_margins(stack))
+    scales = scales_of(stack, sum_up(stack).margins)
     assert scales.rows.shape == (1, 400)  # N is the longer side
     for found, given in ((scales.rows[0], rows**2), (scales.columns[0], columns**2)):
         assert np.std(np.log(found / given)) < 0.12
@@ -37,7 +38,7 @@ def test_a_single_large_row_keeps_its_scale() -> None:
     matrix = rng.standard_normal((256, 128))
     matrix[3] *= 20
     stack = torch.from_numpy(matrix)[None]
-    scales = scales_of(stack, measure_margins(stack))
+    scales = scales_of(stack, sum_up(stack).margins)
     assert scales.rows[0, 3] / np.median(scales.rows) == pytest.approx(400, rel=0.3)
     assert np.std(np.log(scales.columns)) < 0.15
 
@@ -45,7 +46,7 @@ def test_a_single_large_row_keeps_its_scale() -> None:
 def test_equalised_rows_and_columns_have_equal_mean_squares() -> None:
     rng = np.random.default_rng(2)
     stack = torch.from_numpy(np.stack([scaled(rng, rng.standard_normal((80, 60)), 0.3) for _ in range(2)]))
-    margins = measure_margins(equalise(stack, measure_margins(stack)))
+    margins = sum_up(equalise(stack, sum_up(stack).margins)).margins
     assert torch.allclose(margins.rows, torch.ones_like(margins.rows), rtol=1e-2)
     assert torch.allclose(margins.columns, torch.ones_like(margins.columns), rtol=1e-2)
 
