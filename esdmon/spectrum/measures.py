@@ -47,7 +47,7 @@ def stable_rank(spectrum: Spectrum) -> float:
     >>> stable_rank(Spectrum.from_eigenvalues([1.0, 1.0, 2.0], shape=(3, 3)))
     2.0
     """
-    return _ratio(float(spectrum.eigenvalues.sum()), spectrum.lambda_max)
+    return _ratio(spectrum.total, spectrum.lambda_max)
 
 
 def stable_rank_null(spectrum: Spectrum) -> float:
@@ -61,7 +61,7 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
     Each slice is in units of its own σ². Where M is too small for a bulk fit, λ⁺ uses the variance of all elements.
     """
     if spectrum.m < MIN_BULK:
-        return min(1.0, _ratio(_variance(spectrum) * mp_edges(spectrum.q)[1], spectrum.lambda_max))
+        return min(1.0, _ratio(spectrum.mean * mp_edges(spectrum.q)[1], spectrum.lambda_max))
     return float("nan") if spectrum.noise_bulk is None else spectrum.noise_bulk.soft_rank
 
 
@@ -110,12 +110,12 @@ def spectral_norm(spectrum: Spectrum) -> float:
 
 def frobenius_norm(spectrum: Spectrum) -> float:
     """Return ‖W‖_F = √(N·Σλ)."""
-    return float((spectrum.n * spectrum.eigenvalues.sum()) ** 0.5)
+    return float((spectrum.n * spectrum.total) ** 0.5)
 
 
 def lambda_max_null(spectrum: Spectrum) -> float:
     """Return Var(W)·λ⁺, the edge of noise with the variance of the elements."""
-    return _variance(spectrum) * mp_edges(spectrum.q)[1]
+    return spectrum.mean * mp_edges(spectrum.q)[1]
 
 
 def spectral_norm_null(spectrum: Spectrum) -> float:
@@ -125,7 +125,7 @@ def spectral_norm_null(spectrum: Spectrum) -> float:
 
 def bulk_sigma_null(spectrum: Spectrum) -> float:
     """Return √Var(W): in noise all of the variance is in the bulk."""
-    return float(_variance(spectrum) ** 0.5)
+    return float(spectrum.mean**0.5)
 
 
 def alpha_hat(spectrum: Spectrum) -> float:
@@ -228,11 +228,6 @@ def _bulk_sigma(spectrum: Spectrum) -> float:
 
 def _bulk_ks(spectrum: Spectrum) -> float:
     return float("nan") if spectrum.bulk is None else spectrum.bulk.ks
-
-
-def _variance(spectrum: Spectrum) -> float:
-    """Return the mean of λ, which is the mean square of the elements."""
-    return float(spectrum.eigenvalues.mean())
 
 
 def _ratio(numerator: float, denominator: float) -> float:

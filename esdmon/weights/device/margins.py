@@ -24,7 +24,6 @@ _WEAK = 0.1  # of the median rms: rows of noise scatter by (2M)^−½, 4 % for M
 _SAMPLED = 1 << 16  # elements that the kurtosis is estimated from; our choice
 _SETTLED = 0.05  # a change of scales after which the next one is below .005 (on 14 published networks); our choice
 _TINY = 1e-12  # of the mean scale: less is what is left of a unit that is dead in one slice only
-_REFINEMENTS = 2  # after one, a single large row still lowers its own scale by that of the columns it dominates
 _PASSES = 12  # over rows and columns: the mean squares are then equal to a few parts in a thousand; our choice
 
 
@@ -66,10 +65,9 @@ class Margins:
 def scales_of(stack: Tensor, margins: Margins) -> Scales:
     """Return the scales of a stack without dead rows and columns, with N >= M."""
     squares = _squared(stack)
-    for _ in range(_REFINEMENTS):
-        before, margins = margins, _refined(squares, margins)
-        if _is_near(before, margins):
-            break
+    measured, margins = margins, _refined(squares, margins)
+    if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
+        margins = _refined(squares, margins)
     rows, columns = (side.cpu().double().numpy() for side in (margins.rows, margins.columns))
     kurtosis = _kurtosis(stack, margins)
     return Scales(rows, columns, kurtosis) if rows.shape[1] >= columns.shape[1] else Scales(columns, rows, kurtosis)
@@ -104,8 +102,7 @@ def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
 def _is_near(one: Margins, other: Margins) -> bool:
     """Return whether the scales of both sides differ by a factor only, up to 5 %."""
     ratios = (other.rows * _inverse(one.rows), other.columns * _inverse(one.columns))
-    spans = [torch.amax(ratio, dim=1) / torch.amin(ratio, dim=1) for ratio in ratios]
-    return bool(torch.stack(spans).amax() < 1 + _SETTLED)
+    return all(bool((ratio.amax(dim=1) < (1 + _SETTLED) * ratio.amin(dim=1)).all()) for ratio in ratios)
 
 
 def _inverse(scales: Tensor) -> Tensor:
