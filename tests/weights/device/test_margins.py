@@ -21,6 +21,21 @@ def test_margins_are_mean_squares() -> None:
     assert torch.allclose(margins.columns, stack.double().square().mean(1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("shift", [0.0, 5.0])  # of a mean that is all of the mean square, and of none
+def test_sums_are_those_of_all_elements_in_whatever_order_they_lie(shift: float) -> None:
+    stack = torch.randn(2, 700, 300, generator=torch.Generator().manual_seed(1)) * 0.1 + shift  # of two blocks
+    sums, transposed = sum_up(stack), sum_up(stack.mT.contiguous().mT)
+    exact = stack.double()
+    expected = [float(each) for each in (exact.min(), exact.max(), exact.mean(), exact.var(correction=0))]
+    assert [sums.minimum, sums.maximum, sums.mean, sums.variance] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert transposed.variance == pytest.approx(sums.variance, rel=1e-5)
+    assert torch.allclose(transposed.margins.rows, sums.margins.rows, rtol=1e-5)
+    assert torch.allclose(transposed.margins.columns, sums.margins.columns, rtol=1e-5)
+    assert not sums.may_have_zeros
+    stack[1, 600, 7] = 0
+    assert sum_up(stack).may_have_zeros
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_scales_are_those_that_were_put_in(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
