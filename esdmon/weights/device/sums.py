@@ -47,7 +47,8 @@ def sum_up(stack: Tensor) -> Sums:
     minimum, maximum = float(torch.stack(minima).amin()), float(torch.stack(maxima).amax())
     mean = float(torch.stack(totals).double().sum()) / stack.numel()
     mean_square = float(margins.columns.mean())
-    variance = mean_square - mean**2 if mean**2 < _CANCELS * mean_square else _variance(parts, mean)
+    square = mean * mean  # not mean**2, which raises where it is beyond float64
+    variance = mean_square - square if square < _CANCELS * mean_square else _variance(parts, mean)
     return Sums(minimum, maximum, mean, variance, bool(torch.stack(smallest).amin() == 0), margins)
 
 
