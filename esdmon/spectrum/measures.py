@@ -61,7 +61,7 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
     Each slice is in units of its own σ². Where M is too small for a bulk fit, λ⁺ uses the variance of all elements.
     """
     if spectrum.m < MIN_BULK:
-        return min(1.0, _ratio(spectrum.mean * mp_edges(spectrum.q)[1], spectrum.lambda_max))
+        return min(1.0, _ratio(_variance(spectrum) * mp_edges(spectrum.q)[1], spectrum.lambda_max))
     return float("nan") if spectrum.noise_bulk is None else spectrum.noise_bulk.soft_rank
 
 
@@ -115,7 +115,7 @@ def frobenius_norm(spectrum: Spectrum) -> float:
 
 def lambda_max_null(spectrum: Spectrum) -> float:
     """Return Var(W)·λ⁺, the edge of noise with the variance of the elements."""
-    return spectrum.mean * mp_edges(spectrum.q)[1]
+    return _variance(spectrum) * mp_edges(spectrum.q)[1]
 
 
 def spectral_norm_null(spectrum: Spectrum) -> float:
@@ -125,7 +125,7 @@ def spectral_norm_null(spectrum: Spectrum) -> float:
 
 def bulk_sigma_null(spectrum: Spectrum) -> float:
     """Return √Var(W): in noise all of the variance is in the bulk."""
-    return float(spectrum.mean**0.5)
+    return float(_variance(spectrum) ** 0.5)
 
 
 def alpha_hat(spectrum: Spectrum) -> float:
@@ -228,6 +228,11 @@ def _bulk_sigma(spectrum: Spectrum) -> float:
 
 def _bulk_ks(spectrum: Spectrum) -> float:
     return float("nan") if spectrum.bulk is None else spectrum.bulk.ks
+
+
+def _variance(spectrum: Spectrum) -> float:
+    """Return the mean of λ, which is the mean square of the elements."""
+    return spectrum.mean
 
 
 def _ratio(numerator: float, denominator: float) -> float:
