@@ -155,7 +155,10 @@ class Registry:
 
     def _load(self, entry_point: EntryPoint) -> None:
         name, target, dist = entry_point.name, entry_point.value, entry_point.dist
-        listed = Listed(name, f"{dist.name} {dist.version}" if dist else "", target)
+        # Asked once for both: each access to a distribution parses a file.
+        metadata = None if dist is None else dist.metadata
+        owner, version = ("", "") if metadata is None else (metadata["Name"], metadata["Version"])
+        listed = Listed(name, f"{owner} {version}".strip(), target)
         disabled = {each.strip() for each in os.environ.get(DISABLE, "").split(",")}
         if name in disabled or "*" in disabled:
             self._listed.setdefault(name, replace(listed, fault=f"disabled by {DISABLE}"))
@@ -169,7 +172,7 @@ class Registry:
         except (Exception, SystemExit) as error:  # noqa: BLE001 -- an import may raise anything
             self._refuse(listed, "is not loaded", describe(error))
             return
-        if dist and dist.name == "esdmon":
+        if owner == "esdmon":
             self.ours.add(name)
         self._register(plugin, listed)
 

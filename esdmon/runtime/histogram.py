@@ -16,16 +16,24 @@ def histogram(spectrum: Spectrum) -> Esd | None:
     logarithms = np.log10(nonzero)
     if not logarithms.size:
         return None
-    counts, edges = np.histogram(logarithms, bins=_BINS)
+    edges = _edges(float(logarithms[0]), float(logarithms[-1]))
+    # Sorted, so each border is found by itself; the last bin includes its upper one.
+    below = np.searchsorted(logarithms, edges)
+    below[-1] = logarithms.size
     zeros = spectrum.eigenvalues.size - logarithms.size
     return Esd(
         float(edges[0]),
         float(edges[-1]),
-        tuple(map(int, counts)),
+        tuple(np.diff(below).tolist()),
         zeros=zeros,
         noise=_noise(spectrum, 10**edges),
-        top=tuple(map(float, nonzero[: -_TOP - 1 : -1])),
+        top=tuple(nonzero[: -_TOP - 1 : -1].tolist()),
     )
+
+
+def _edges(low: float, high: float) -> Floats:
+    """Return the borders of the bins, 1 apart over all of them where there is one value only."""
+    return np.linspace(low, high, _BINS + 1) if low < high else np.linspace(low - 0.5, high + 0.5, _BINS + 1)
 
 
 def _noise(spectrum: Spectrum, borders: Floats) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import final
+from typing import NamedTuple, final
 
 from esdmon.isolation import Faults
 from esdmon.plugins import Plugins
@@ -26,30 +26,30 @@ class Measuring:
     """
 
     def __init__(self, measures: Sequence[Measure], plugins: Plugins, faults: Faults, *, follows: bool) -> None:
-        self._measures = tuple(measures)
-        self._plugins = plugins
+        self._measures = [
+            _Owned(measure, plugins.label("measure", measure.name), plugins.is_foreign("measure", measure.name))
+            for measure in measures
+        ]
         self._faults = faults
         self._follows = follows
-        self.needs = frozenset(measure.needs for measure in self._measures)
+        self.needs = frozenset(measure.needs for measure in measures)
         """What spectra must hold besides eigenvalues."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the measures."""
-        return tuple(measure.name for measure in self._measures)
+        self.names = tuple(measure.name for measure in measures)
+        """Names of the measures."""
 
     def record(self, begun: LayerReport, spectrum: Spectrum) -> LayerReport:
         """Return the record of a reading that was begun and has given a spectrum."""
         phase, elements = classify(spectrum), spectrum.elements
         values, nulls = {}, {}
-        for measure in self._measures:
+        for owned in self._measures:
+            measure = owned.measure
             if measure.applies is not None and not measure.applies(spectrum):
                 continue
             if measure.between_readings and not self._follows:
                 continue
-            values[measure.name] = self._take(measure.name, measure.compute, spectrum, begun.step)
+            values[measure.name] = self._take(owned, measure.compute, spectrum, begun.step)
             if measure.null is not None and not spectrum.is_product:  # nulls are those of one random matrix
-                nulls[measure.name] = self._take(measure.name, measure.null, spectrum, begun.step)
+                nulls[measure.name] = self._take(owned, measure.null, spectrum, begun.step)
         return replace(
             begun,
             status="ok",
@@ -72,9 +72,16 @@ class Measuring:
             spectral_shape=shape_of(spectrum),
         )
 
-    def _take(self, name: str, quantity: Quantity, spectrum: Spectrum, step: int) -> float:
-        who = self._plugins.label("measure", name)
-        if not self._faults.disabled(who):
-            with self._faults.isolated(who, step, is_timed=self._plugins.is_foreign("measure", name)):
+    def _take(self, owned: "_Owned", quantity: Quantity, spectrum: Spectrum, step: int) -> float:
+        if not self._faults.disabled(owned.label):
+            with self._faults.isolated(owned.label, step, is_timed=owned.is_foreign):
                 return float(quantity(spectrum))
         return math.nan
+
+
+class _Owned(NamedTuple):
+    measure: Measure
+    label: str
+    """Its name in messages."""
+    is_foreign: bool
+    """Whether it comes from a plugin."""

@@ -273,7 +273,10 @@ def _ks_times_m(by_slice: Floats, sigma2: Floats, spikes: Sequence[int], laws: S
 
 def _distance(bulks: Sequence[Floats], sigma2: Iterable[float], laws: Sequence[NoiseLaw], total: int) -> float:
     """Return the KS distance of pooled bulks, the lowest of `total` eigenvalues."""
-    parts = [law.cdf(bulk / scale) for bulk, scale, law in zip(bulks, sigma2, laws, strict=True)]
-    cdf = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
+    parts = [bulk / scale for bulk, scale in zip(bulks, sigma2, strict=True)]
+    if all(law is laws[0] for law in laws):
+        cdf = laws[0].cdf(np.sort(np.concatenate(parts)))
+    else:
+        cdf = np.sort(np.concatenate([law.cdf(part) for law, part in zip(laws, parts, strict=True)]))
     steps = np.arange(cdf.size + 1) / total
     return max(float(np.max(steps[1:] - cdf)), float(np.max(cdf - steps[:-1])))

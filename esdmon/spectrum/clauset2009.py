@@ -22,9 +22,9 @@ import numpy as np
 
 from esdmon.spectrum.arrays import Floats, Indices
 
-_TAIL_POINTS = (4, 16, 64, 256)  # points of a tail used by successive lower bounds
-_PROBES = 4  # candidates taken exactly after each bound, to have a good best D early
-_CHUNK = 32  # candidates whose bounds are raised together on the way to the first that qualifies
+_TAIL_POINTS = (16, 128)  # points of a tail used by successive lower bounds
+_PROBES = 2  # candidates taken exactly after each bound, to have a good best D early
+_CHUNK = 64  # candidates whose bounds are raised together on the way to the first that qualifies
 _BLOCK = 1 << 15  # elements of the working matrix: keeps it in cache
 # Range of alpha: candidates whose D is within 10 % of the best are taken as equally good. Chosen by us; the width it
 # gives on pure noise (5 to 25) against that on trained layers (a few hundredths) is what makes it useful.
@@ -69,7 +69,9 @@ def fit_power_law(eigenvalues: Floats) -> PowerLawFit:
     """
     x = np.asarray(eigenvalues, dtype=np.float64)
     x = np.sort(x[np.isfinite(x) & (x > 0)])
-    log, first = np.unique(np.log(x), return_index=True)
+    every = np.log(x)
+    first = np.flatnonzero(np.diff(every, prepend=-np.inf))
+    log = every[first]
     if log.size < 2:
         return PowerLawFit(reason=f"{log.size} distinct positive eigenvalues, a tail needs at least 2")
     if log[-1] - log[0] < _SAME:

@@ -47,7 +47,7 @@ def stable_rank(spectrum: Spectrum) -> float:
     >>> stable_rank(Spectrum.from_eigenvalues([1.0, 1.0, 2.0], shape=(3, 3)))
     2.0
     """
-    return _ratio(float(spectrum.eigenvalues.sum()), spectrum.lambda_max)
+    return _ratio(spectrum.total, spectrum.lambda_max)
 
 
 def stable_rank_null(spectrum: Spectrum) -> float:
@@ -110,7 +110,7 @@ def spectral_norm(spectrum: Spectrum) -> float:
 
 def frobenius_norm(spectrum: Spectrum) -> float:
     """Return ‖W‖_F = √(N·Σλ)."""
-    return float((spectrum.n * spectrum.eigenvalues.sum()) ** 0.5)
+    return float((spectrum.n * spectrum.total) ** 0.5)
 
 
 def lambda_max_null(spectrum: Spectrum) -> float:
@@ -236,7 +236,7 @@ def _bulk_ks(spectrum: Spectrum) -> float:
 
 def _variance(spectrum: Spectrum) -> float:
     """Return the mean of λ, which is the mean square of the elements."""
-    return float(spectrum.eigenvalues.mean())
+    return spectrum.mean
 
 
 def _ratio(numerator: float, denominator: float) -> float:

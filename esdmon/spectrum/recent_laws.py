@@ -19,7 +19,7 @@ _NEAR = 0.1  # of the Tracy-Widom scale, by which λ⁺ may have moved; our choi
 
 class _Known(NamedTuple):
     sides: tuple[Floats, Floats]
-    """Scales of rows and columns, ascending."""
+    """Scales of rows and columns."""
     laws: tuple[NoiseLaw, ...]
     tolerance: float
     """Relative change of a scale up to which the laws are reused."""
@@ -44,7 +44,7 @@ class RecentLaws:
 
     def __call__(self, profile: Profile) -> tuple[NoiseLaw, ...]:
         """Return the law of each slice."""
-        sides = np.sort(profile.rows, axis=1), np.sort(profile.columns, axis=1)
+        sides = profile.rows, profile.columns
         for known in self._known:
             if known.is_near(sides):
                 return known.laws

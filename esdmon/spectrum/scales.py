@@ -25,7 +25,7 @@ _MAD = 1.4826  # standard deviations in a median absolute deviation of a normal 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """The scales (a, b) of each slice, of mean 1."""
+    """The scales (a, b) of each slice, of mean 1, ascending: no law depends on their order."""
 
     rows: Floats
     """(slices, N) a_i."""
@@ -86,15 +86,13 @@ def _spread(scales: Floats) -> Floats:
 
 
 def _contracted(squares: Floats, scatter: Floats, *, clipped: bool) -> Floats:
-    """Return scales of mean 1 whose logarithms have the variance of those of `squares`, less the scatter."""
+    """Return ascending scales of mean 1 whose logarithms have the variance of those of `squares`, less the scatter."""
     ascending = np.sort(squares, axis=1)
     if ascending[:, 0].min() <= 0:  # a unit that is dead in one slice only: as small as the smallest of the others
-        smallest = np.min(squares, axis=1, initial=np.inf, where=squares > 0, keepdims=True)
-        smallest = np.where(np.isfinite(smallest), smallest, 1.0)
-        squares, ascending = np.maximum(squares, smallest), np.maximum(ascending, smallest)
-    logs = np.log(squares)
-    middle = np.log(_median(ascending))
-    deviation = logs - middle
+        smallest = np.min(ascending, axis=1, initial=np.inf, where=ascending > 0, keepdims=True)
+        ascending = np.maximum(ascending, np.where(np.isfinite(smallest), smallest, 1.0))
+    logs = np.log(ascending)
+    deviation = logs - _median(logs)
     if clipped:
         reach = _OUTLIER * _MAD * _median(np.sort(np.abs(deviation), axis=1))
         deviation = np.clip(deviation, -reach, reach)

@@ -76,12 +76,11 @@ def compressed(profile: Profile, top: int, groups: int) -> ScaleNodes:
     return ScaleNodes(np.stack((a, b)), np.stack((a_weights, b_weights)), ratio)
 
 
-def _quadrature(scales: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
+def _quadrature(values: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
     """Return (slices, K) nodes and weights: the largest scales, and for each group of the others two nodes.
 
     The two nodes have the mean, variance and third moment of the group (Gauss quadrature).
     """
-    values = np.sort(scales, axis=1)
     slices, count = values.shape
     if count <= top + 2 * groups:
         return values, np.full_like(values, 1 / count)
@@ -121,14 +120,12 @@ def edges_of(nodes: ScaleNodes, m: int) -> Edges:
     return Edges(-g / at_lower[1], upper, scale, at_lower / np.array([[root], [-1.0]]) * (1 - root), at_upper)
 
 
-def _powers(t: Floats, y: Floats, weights: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return Σ w·p, Σ w·p² and Σ w·p³ with p = y/(1 + t·y); t is (2, slices, …), y and w are (2, slices, K)."""
-    extra = (slice(None), slice(None)) + (None,) * (t.ndim - 2)
-    p = y[extra] / (1 + t[..., None] * y[extra])
-    w = weights[extra]
-    wp = w * p
-    wpp = wp * p
-    return wp.sum(-1), wpp.sum(-1), (wpp * p).sum(-1)
+def _powers(t: Floats, y: Floats, weights: Floats) -> Floats:
+    """Return Σ w·p, Σ w·p² and Σ w·p³ with p = y/(1 + t·y); t is (2, slices) or (2, slices, points)."""
+    values = y if t.ndim == 2 else y[:, :, None]
+    p = values / (1 + t[..., None] * values)
+    powers = np.stack((p, p * p, p * p * p))
+    return (powers @ weights[..., None])[..., 0] if t.ndim == 3 else np.einsum("pask,ask->pas", powers, weights)
 
 
 def _upper_edge(nodes: ScaleNodes) -> Floats:

@@ -25,7 +25,7 @@ def erg_rank(spectrum: Spectrum) -> float:
     >>> erg_rank(Spectrum.from_eigenvalues([0.1, 0.1, 0.1, 3.7], shape=(4, 4)))
     1.0
     """
-    mean = float(spectrum.eigenvalues.mean())
+    mean = spectrum.mean
     return float(_tail(spectrum.nonzero / mean).size) if mean > 0 else float("nan")
 
 
@@ -43,7 +43,7 @@ def erg_gap(spectrum: Spectrum) -> float:
     """Return xmin − the smallest λ of the ERG tail, at mean λ = 1: negative where the power law begins below it."""
     if not spectrum.power_law.n_tail:
         return float("nan")
-    mean = float(spectrum.eigenvalues.mean())
+    mean = spectrum.mean
     tail = _tail(spectrum.nonzero / mean)
     return spectrum.power_law.xmin / mean - float(tail[0]) if tail.size else float("nan")
 

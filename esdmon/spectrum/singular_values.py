@@ -47,7 +47,7 @@ def nuclear_norm(spectrum: Spectrum) -> float:
 
 def nuclear_norm_null(spectrum: Spectrum) -> float:
     """Return M·√N·s·E√λ (times slices)."""
-    return float(spectrum.eigenvalues.size * (spectrum.n * _variance(spectrum)) ** 0.5 * _roots_of_noise(spectrum.q)[0])
+    return float(spectrum.eigenvalues.size * (spectrum.n * spectrum.mean) ** 0.5 * _roots_of_noise(spectrum.q)[0])
 
 
 def sigma_min(spectrum: Spectrum) -> float:
@@ -67,7 +67,7 @@ def sigma_min_null(spectrum: Spectrum) -> float:
     Source: M. Rudelson, R. Vershynin, Comm. Pure Appl. Math. 62 (2009) 1707 (https://arxiv.org/abs/0802.3956); A.
     Edelman, SIAM J. Matrix Anal. Appl. 9 (1988) 543 gives the median 0.545·s/√N for N = M.
     """
-    return float(_variance(spectrum) ** 0.5 * (spectrum.n**0.5 - (spectrum.m - 1) ** 0.5))
+    return float(spectrum.mean**0.5 * (spectrum.n**0.5 - (spectrum.m - 1) ** 0.5))
 
 
 def condition_number(spectrum: Spectrum) -> float:
@@ -99,7 +99,7 @@ def snr(spectrum: Spectrum) -> float:
         return float("nan")
     # Each slice has an edge of its own, so its spikes are counted and not cut at the edge of another.
     above = sum(float(lam[lam.size - k :].sum()) for lam, k in zip(spectrum.by_slice, bulk.spikes, strict=True))
-    below = float(spectrum.eigenvalues.sum()) - above
+    below = spectrum.total - above
     return above / below if below > 0 else float("nan")
 
 
@@ -111,8 +111,3 @@ def _roots_of_noise(q: float) -> tuple[float, float]:
         return np.sqrt(lam) * np.log(lam) / 2
 
     return mp_mean(np.sqrt, q), mp_mean(entropy, q)
-
-
-def _variance(spectrum: Spectrum) -> float:
-    """Return the mean of λ, which is the mean square of the elements."""
-    return float(spectrum.eigenvalues.mean())

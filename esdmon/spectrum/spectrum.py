@@ -224,6 +224,16 @@ class Spectrum:
         return float(self.eigenvalues[-1])
 
     @cached_property
+    def total(self) -> float:
+        """Return Σλ."""
+        return float(self.eigenvalues.sum())
+
+    @property
+    def mean(self) -> float:
+        """Return the mean of λ, which is the mean square of the elements."""
+        return self.total / self.eigenvalues.size
+
+    @cached_property
     def zero_tolerance(self) -> float:
         """Return the λ/λmax up to which an eigenvalue counts as 0.
 
@@ -234,7 +244,7 @@ class Spectrum:
         eps = _EPS.get(self.dtype, _EPS["float32"])
         relative = self.n * eps
         if eps > _EPS["float32"]:
-            mean_over_max = float(self.eigenvalues.mean()) / self.lambda_max if self.lambda_max > 0 else 1.0
+            mean_over_max = self.mean / self.lambda_max if self.lambda_max > 0 else 1.0
             rms_over_max = (mean_over_max / self.n) ** 0.5
             relative = eps / 2 * rms_over_max * (self.n**0.5 + self.m**0.5)
         return max(relative**2, _GRAM_NOISE * self.m if self.from_gram else 0.0)

@@ -1,4 +1,4 @@
-"""Models in the shapes of GPT-2 small and ResNet-50, with weights that look trained."""
+"""Models in the shapes of GPT-2 small, ResNet-50 and MiniLM-L6, with weights that look trained."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,16 @@ def resnet50() -> nn.Module:
     return model
 
 
-MODELS: dict[str, Callable[[], nn.Module]] = {"GPT-2 small": gpt2, "ResNet-50": resnet50}
+def minilm() -> nn.Module:
+    """Random weights in the shapes of the sentence transformer all-MiniLM-L6-v2, 23 million."""
+    from transformers import BertConfig, BertModel
+
+    shapes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+    model: nn.Module = BertModel(BertConfig(**shapes))
+    return model
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"GPT-2 small": gpt2, "ResNet-50": resnet50, "MiniLM-L6": minilm}
 
 
 def train(weight: Tensor, generator: torch.Generator, exponent: float = 3.0) -> None:

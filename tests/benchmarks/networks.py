@@ -28,7 +28,7 @@ from torch import Tensor
 from esdmon.spectrum import Phase, PhaseReading, Spectrum, classify
 from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.traps import trap
-from esdmon.weights.device.margins import measure_margins
+from esdmon.weights.device.sums import sum_up
 from tests.fixtures.networks import SPECTRA, NetworkLayer, load_networks
 from tests.matrices import read_stack
 
@@ -81,7 +81,7 @@ def collect(folder: Path) -> None:
 
 def scale_noise(stack: Tensor, seed: int) -> Tensor:
     """Return Gaussian noise with the mean squares of rows and columns of each slice."""
-    margins = measure_margins(stack)
+    margins = sum_up(stack).margins
     rows, columns = margins.alive()
     margins = margins.keep(rows, columns)
     variance = margins.rows[:, :, None] * margins.columns[:, None, :] / margins.rows.mean(dim=1)[:, None, None]

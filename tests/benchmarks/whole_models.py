@@ -2,8 +2,8 @@
 
     python -m pip install -c constraints.txt -e ".[bench]" && python -m tests.benchmarks.whole_models
 
-GPT-2 small and ResNet-50 as initialised, each weight with an eighth of its rank added at the strength of a
-Pareto law, as training leaves it. Both tools read the same file in processes of their own:
+GPT-2 small, ResNet-50 and the sentence transformer MiniLM-L6 as initialised, each weight with an eighth of its rank
+added at the strength of a Pareto law, as training leaves it. Both tools read the same file in processes of their own:
 
 - alpha: of every matrix that WeightWatcher fits, given to esdmon by name; |Δalpha| in "exact" and in "auto" precision.
   A layer beyond the limit of "exact" is explained: that fit is made again as WeightWatcher makes it.

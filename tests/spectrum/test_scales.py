@@ -7,7 +7,8 @@ import torch
 from esdmon.spectrum import Phase, Spectrum, classify
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.scales import Scales
-from esdmon.weights.device.margins import measure_margins, scales_of
+from esdmon.weights.device.margins import scales_of
+from esdmon.weights.device.sums import sum_up
 from tests.benchmarks.ensembles import dead_rows, scaled, scaled_noise, scaled_spikes
 from tests.matrices import read_stack
 
@@ -21,7 +22,7 @@ def read(matrix: Floats) -> Spectrum:
 def test_noise_of_equal_scales_has_about_equal_ones() -> None:
     rng = np.random.default_rng(0)
     stacks = [torch.from_numpy(rng.standard_normal((1, 256, 128))) for _ in range(10)]
-    assert max(scales_of(stack, measure_margins(stack)).spread for stack in stacks) < 0.02
+    assert max(scales_of(stack, sum_up(stack).margins).spread for stack in stacks) < 0.02
     assert read(stacks[0].numpy()).scales is None  # none are needed
 
 

@@ -24,9 +24,10 @@ from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.separable import separable_laws
 from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.weights.device.directions import directions_of
-from esdmon.weights.device.margins import Margins, equalise, measure_margins, scales_of
+from esdmon.weights.device.margins import Margins, equalise, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
-from esdmon.weights.device.solvers import Solver, blocks, solve_torch
+from esdmon.weights.device.solvers import Solver, solve_torch
+from esdmon.weights.device.sums import sum_up
 from esdmon.weights.device.traps import take_apart
 from esdmon.weights.matrix import Matrix, UnreadableError
 from esdmon.weights.validation import check_readable, min_eigenvalues
@@ -163,12 +164,11 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
     """
     if 1 not in stack.stride()[-2:]:  # slices of a convolution: each of many passes would gather them from all over
         stack = stack.contiguous()
-    every = _in_memory_order(stack)
-    minimum, maximum = (float(x) for x in torch.aminmax(every))
-    if not (np.isfinite(minimum) and np.isfinite(maximum)):
+    sums = sum_up(stack)
+    if not (math.isfinite(sums.minimum) and math.isfinite(sums.maximum)):
         bad = int((~torch.isfinite(stack)).sum())
         raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
-    largest = max(abs(minimum), abs(maximum))
+    largest = max(abs(sums.minimum), abs(sums.maximum))
     if largest == 0:
         _check_size(stack, view)
         raise UnreadableError("degenerate", "all weights are zero")
@@ -176,21 +176,19 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
     if abs(math.frexp(largest)[1]) > _MAX_EXPONENT:
         status: Status = "nonfinite" if largest > 1 else "degenerate"
         raise UnreadableError(status, f"its largest element is {largest:.0e}, whose square is outside of float64")
+    minimum, maximum = sums.minimum, sums.maximum
     if scale != 1:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
-        every = _in_memory_order(stack)
-    variance, mean = _moments(every)
-    whole = stack
-    if view in PRODUCTS:  # the rows of its representation are not units of a layer
-        margins, dead_rows, dead_columns = measure_margins(stack), 0, 0
-    else:
-        stack, margins, dead_rows, dead_columns = _drop_dead(stack)
-    zeros = stack.numel() - int(torch.count_nonzero(stack))
+        sums = sum_up(stack)
+    whole, margins, dead_rows, dead_columns = stack, sums.margins, 0, 0
+    if view not in PRODUCTS:  # the rows of the matrix that represents a product are not units of a layer
+        stack, margins, dead_rows, dead_columns = _drop_dead(stack, margins)
+    zeros = stack.numel() - int(torch.count_nonzero(stack)) if sums.may_have_zeros else 0
     rows, columns = stack.shape[1:]
     weak_rows, weak_columns = margins.weak() if stack.numel() else (0, 0)
     elements = Elements(
-        mean * scale,
-        variance * scale**2,
+        sums.mean * scale,
+        sums.variance * scale**2,
         minimum,
         maximum,
         zero_rows=dead_rows,
@@ -207,30 +205,14 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
     return stack, elements, scale, margins
 
 
-def _in_memory_order(stack: Tensor) -> Tensor:
-    """Return a view in the order of memory, so that a pass over all elements is one over memory."""
-    return stack.permute(sorted(range(stack.ndim), key=stack.stride, reverse=True))
-
-
-def _moments(every: Tensor) -> tuple[float, float]:
-    """Return variance and mean of all elements, in float32 or better, with one buffer of half a MB for all blocks."""
-    dtype = torch.promote_types(every.dtype, torch.float32)
-    parts = blocks(every)
-    mean = float(torch.stack([part.sum(dtype=dtype) for part in parts]).double().sum()) / every.numel()
-    buffer = torch.empty(parts[0].shape, dtype=dtype, device=every.device)
-    norms = [torch.linalg.vector_norm(buffer.narrow(-2, 0, part.shape[-2]).copy_(part).sub_(mean)) for part in parts]
-    return float(torch.stack(norms).double().square().sum()) / every.numel(), mean
-
-
 def _safe_scale(largest: float, dtype: torch.dtype) -> float:
     """Return a power of two; elements divided by it, which does not round them, have squares that fit float32."""
     exponent, limit = math.frexp(largest)[1], _MAX_EXPONENT if dtype == torch.float64 else 126
     return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-limit, min(limit, exponent))
 
 
-def _drop_dead(stack: Tensor) -> tuple[Tensor, Margins, int, int]:
+def _drop_dead(stack: Tensor, margins: Margins) -> tuple[Tensor, Margins, int, int]:
     """Remove rows and columns that are dead in all slices; return the rest, its margins and the numbers removed."""
-    margins = measure_margins(stack)
     rows, columns = margins.alive()
     dead_rows, dead_columns = int(np.sum(~rows)), int(np.sum(~columns))
     if dead_rows:

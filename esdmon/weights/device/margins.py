@@ -24,7 +24,6 @@ _WEAK = 0.1  # of the median rms: rows of noise scatter by (2M)^−½, 4 % for M
 _SAMPLED = 1 << 16  # elements that the kurtosis is estimated from; our choice
 _SETTLED = 0.05  # a change of scales after which the next one is below .005 (on 14 published networks); our choice
 _TINY = 1e-12  # of the mean scale: less is what is left of a unit that is dead in one slice only
-_REFINEMENTS = 2  # after one, a single large row still lowers its own scale by that of the columns it dominates
 _PASSES = 12  # over rows and columns: the mean squares are then equal to a few parts in a thousand; our choice
 
 
@@ -43,12 +42,11 @@ class Margins:
         The median is that of those that are not exactly zero. Where most have decayed, none is left out: then the rank
         of the layer has collapsed.
         """
-        return _alive(self.rows), _alive(self.columns)
+        return ~_is_below(_DEAD, self.rows), ~_is_below(_DEAD, self.columns)
 
     def weak(self) -> tuple[int, int]:
         """Return the numbers of rows and columns whose rms over all slices is below a tenth of the median's."""
-        sides = (side.sum(dim=0).cpu().numpy() for side in (self.rows, self.columns))
-        rows, columns = (int(np.sum(side < _WEAK**2 * np.median(side))) for side in sides)
+        rows, columns = (int(np.sum(_is_below(_WEAK, side))) for side in (self.rows, self.columns))
         return rows, columns
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
@@ -59,25 +57,12 @@ class Margins:
         )
 
 
-def measure_margins(stack: Tensor) -> Margins:
-    """Return the mean squares of rows and columns of a (slices, rows, columns) stack, in blocks of rows."""
-    _, n_rows, n_columns = stack.shape
-    dtype = torch.promote_types(stack.dtype, torch.float32)
-    by_row, by_column = [], torch.zeros(stack.shape[0], n_columns, dtype=torch.float64, device=stack.device)
-    for part in blocks(stack):
-        squares = part.to(dtype).square()
-        by_row.append(squares.sum(dim=2))
-        by_column += squares.sum(dim=1)
-    return Margins(torch.cat(by_row, dim=1).double() / n_columns, by_column / n_rows)
-
-
 def scales_of(stack: Tensor, margins: Margins) -> Scales:
     """Return the scales of a stack without dead rows and columns, with N >= M."""
     squares = _squared(stack)
-    for _ in range(_REFINEMENTS):
-        before, margins = margins, _refined(squares, margins)
-        if _is_near(before, margins):
-            break
+    measured, margins = margins, _refined(squares, margins)
+    if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
+        margins = _refined(squares, margins)
     rows, columns = (side.cpu().double().numpy() for side in (margins.rows, margins.columns))
     kurtosis = _kurtosis(stack, margins)
     return Scales(rows, columns, kurtosis) if rows.shape[1] >= columns.shape[1] else Scales(columns, rows, kurtosis)
@@ -106,14 +91,13 @@ def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
         rows = (weights.to(part.dtype)[:, None, :] @ part.mT)[:, 0]  # of batches, sooner than the matrix times a column
         by_row.append(rows)
         by_column += (_inverse(rows)[:, None, :] @ part)[:, 0]
-    return Margins(torch.cat(by_row, dim=1), by_column)
+    return Margins(torch.cat(by_row, dim=1).double(), by_column)
 
 
 def _is_near(one: Margins, other: Margins) -> bool:
     """Return whether the scales of both sides differ by a factor only, up to 5 %."""
     ratios = (other.rows * _inverse(one.rows), other.columns * _inverse(one.columns))
-    spans = [torch.amax(ratio, dim=1) / torch.amin(ratio, dim=1) for ratio in ratios]
-    return bool(torch.stack(spans).amax() < 1 + _SETTLED)
+    return all(bool((ratio.amax(dim=1) < (1 + _SETTLED) * ratio.amin(dim=1)).all()) for ratio in ratios)
 
 
 def _inverse(scales: Tensor) -> Tensor:
@@ -125,10 +109,10 @@ def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
     """Return E y²/(E y)² of the squares divided by the scales of their row and column, from evenly spaced rows."""
     slices, n_rows, n_columns = stack.shape
     step = max(1, -(-slices * n_rows * n_columns // _SAMPLED))
-    part = stack[:, ::step].to(margins.rows.dtype)
-    a, b = _inverse(margins.rows)[:, ::step], _inverse(margins.columns)
-    y = part.square() * a[:, :, None] * b[:, None, :]
-    first, second = y.mean(dim=(1, 2)), y.square_().mean(dim=(1, 2))
+    y = stack[:, ::step].double().square()
+    a, b = _inverse(margins.rows)[:, ::step, None], _inverse(margins.columns)[:, :, None]
+    first = (a.mT @ (y @ b)).flatten() / y[0].numel()
+    second = (a.square().mT @ (y.square_() @ b.square())).flatten() / y[0].numel()
     kurtosis: Floats = np.nan_to_num((second / first.square()).cpu().double().numpy(), nan=3.0)
     return kurtosis
 
@@ -143,8 +127,11 @@ def equalise(stack: Tensor, margins: Margins) -> Tensor:
     return scaled.to(torch.promote_types(stack.dtype, torch.float32))
 
 
-def _alive(squares: Tensor) -> Bools:
+def _is_below(share: float, squares: Tensor) -> Bools:
+    """Return a mask of rows or columns whose rms is zero, or below a share of the median of those that are not zero."""
     total = squares.sum(dim=0).cpu().numpy()
+    if total.min() >= share**2 * total.max() > 0:  # the usual case: then none is below that share of anything
+        return np.zeros(total.size, dtype=bool)
     positive = total[total > 0]
-    mask: Bools = total >= _DEAD**2 * np.median(positive) if positive.size else total > 0
+    mask: Bools = total < share**2 * np.median(positive) if positive.size else total <= 0
     return mask

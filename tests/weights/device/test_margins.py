@@ -8,16 +8,32 @@ from torch import nn
 import esdmon
 from esdmon.runtime.histogram import histogram
 from esdmon.spectrum import Phase
-from esdmon.weights.device.margins import equalise, measure_margins, scales_of
+from esdmon.weights.device.margins import equalise, scales_of
+from esdmon.weights.device.sums import sum_up
 from tests.benchmarks.ensembles import scaled
 from tests.matrices import read_stack
 
 
 def test_margins_are_mean_squares() -> None:
     stack = torch.randn(3, 70, 50, generator=torch.Generator().manual_seed(0))
-    margins = measure_margins(stack)
+    margins = sum_up(stack).margins
     assert torch.allclose(margins.rows, stack.double().square().mean(2), rtol=1e-5)
     assert torch.allclose(margins.columns, stack.double().square().mean(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("shift", [0.0, 5.0])  # of a mean that is all of the mean square, and of none
+def test_sums_are_those_of_all_elements_in_whatever_order_they_lie(shift: float) -> None:
+    stack = torch.randn(2, 700, 300, generator=torch.Generator().manual_seed(1)) * 0.1 + shift  # of two blocks
+    sums, transposed = sum_up(stack), sum_up(stack.mT.contiguous().mT)
+    exact = stack.double()
+    expected = [float(each) for each in (exact.min(), exact.max(), exact.mean(), exact.var(correction=0))]
+    assert [sums.minimum, sums.maximum, sums.mean, sums.variance] == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert transposed.variance == pytest.approx(sums.variance, rel=1e-5)
+    assert torch.allclose(transposed.margins.rows, sums.margins.rows, rtol=1e-5)
+    assert torch.allclose(transposed.margins.columns, sums.margins.columns, rtol=1e-5)
+    assert not sums.may_have_zeros
+    stack[1, 600, 7] = 0
+    assert sum_up(stack).may_have_zeros
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -25,7 +41,7 @@ def test_scales_are_those_that_were_put_in(dtype: torch.dtype) -> None:
     rng = np.random.default_rng(0)
     rows, columns = 10 ** (0.2 * rng.standard_normal(400)), 10 ** (0.2 * rng.standard_normal(300))
     stack = torch.from_numpy(rng.standard_normal((1, 300, 400)) * columns[:, None] * rows).to(dtype)
-    scales = scales_of(stack, measure_margins(stack))
+    scales = scales_of(stack, sum_up(stack).margins)
     assert scales.rows.shape == (1, 400)  # N is the longer side
     for found, given in ((scales.rows[0], rows**2), (scales.columns[0], columns**2)):
         assert np.std(np.log(found / given)) < 0.12
@@ -37,7 +53,7 @@ def test_a_single_large_row_keeps_its_scale() -> None:
     matrix = rng.standard_normal((256, 128))
     matrix[3] *= 20
     stack = torch.from_numpy(matrix)[None]
-    scales = scales_of(stack, measure_margins(stack))
+    scales = scales_of(stack, sum_up(stack).margins)
     assert scales.rows[0, 3] / np.median(scales.rows) == pytest.approx(400, rel=0.3)
     assert np.std(np.log(scales.columns)) < 0.15
 
@@ -45,7 +61,7 @@ def test_a_single_large_row_keeps_its_scale() -> None:
 def test_equalised_rows_and_columns_have_equal_mean_squares() -> None:
     rng = np.random.default_rng(2)
     stack = torch.from_numpy(np.stack([scaled(rng, rng.standard_normal((80, 60)), 0.3) for _ in range(2)]))
-    margins = measure_margins(equalise(stack, measure_margins(stack)))
+    margins = sum_up(equalise(stack, sum_up(stack).margins)).margins
     assert torch.allclose(margins.rows, torch.ones_like(margins.rows), rtol=1e-2)
     assert torch.allclose(margins.columns, torch.ones_like(margins.columns), rtol=1e-2)
 

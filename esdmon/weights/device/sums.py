@@ -1,0 +1,62 @@
+"""Sum up the elements of a stack of matrices in one pass over memory, block by block."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from esdmon.weights.device.margins import Margins
+from esdmon.weights.device.solvers import blocks
+
+_CANCELS = 0.5  # share of mean² in the mean square, above which their difference loses more than a bit; our choice
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Statistics of all elements, computed in float32 or better. With NaN or infinite elements an extreme is one."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    variance: float
+    may_have_zeros: bool
+    """Whether the square of some element is zero."""
+    margins: Margins
+
+
+def sum_up(stack: Tensor) -> Sums:
+    """Return the statistics of a (slices, rows, columns) stack."""
+    if stack.stride(2) != 1 and stack.stride(1) == 1:  # transposed: its columns lie in memory as rows
+        sums = sum_up(stack.mT)
+        return replace(sums, margins=Margins(sums.margins.columns, sums.margins.rows))
+    _, n_rows, n_columns = stack.shape
+    parts = blocks(stack)
+    by_column = torch.zeros(stack.shape[0], n_columns, dtype=torch.float64, device=stack.device)
+    minima, maxima, totals, smallest, by_row = [], [], [], [], []
+    for part in parts:
+        values = _wide(part)
+        minima.append(values.amin())
+        maxima.append(values.amax())
+        totals.append(values.sum())
+        squares = values.square()
+        smallest.append(squares.amin())
+        by_row.append(squares.sum(dim=2))
+        by_column += squares.sum(dim=1)
+    margins = Margins(torch.cat(by_row, dim=1).double() / n_columns, by_column / n_rows)
+    minimum, maximum = float(torch.stack(minima).amin()), float(torch.stack(maxima).amax())
+    mean = float(torch.stack(totals).double().sum()) / stack.numel()
+    mean_square = float(margins.columns.mean())
+    square = mean * mean  # not mean**2, which raises where it is beyond float64
+    variance = mean_square - square if square < _CANCELS * mean_square else _variance(parts, mean)
+    return Sums(minimum, maximum, mean, variance, bool(torch.stack(smallest).amin() == 0), margins)
+
+
+def _variance(parts: Sequence[Tensor], mean: float) -> float:
+    """Return the mean square of the distances from the mean, in a pass of its own."""
+    norms = torch.stack([torch.linalg.vector_norm(_wide(part) - mean) for part in parts])
+    return float(norms.double().square().sum()) / sum(part.numel() for part in parts)
+
+
+def _wide(part: Tensor) -> Tensor:
+    return part.to(torch.promote_types(part.dtype, torch.float32))
