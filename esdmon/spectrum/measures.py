@@ -61,7 +61,7 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
     Each slice is in units of its own σ². Where M is too small for a bulk fit, λ⁺ uses the variance of all elements.
     """
     if spectrum.m < MIN_BULK:
-        return min(1.0, _ratio(_variance(spectrum) * mp_edges(spectrum.q)[1], spectrum.lambda_max))
+        return min(1.0, _ratio(spectrum.mean * mp_edges(spectrum.q)[1], spectrum.lambda_max))
     return float("nan") if spectrum.noise_bulk is None else spectrum.noise_bulk.soft_rank
 
 
@@ -117,9 +117,9 @@ def lambda_max_null(spectrum: Spectrum) -> float:
     """Return Var(W)·λ⁺, the edge of noise with the variance of the elements, of the slice where it is highest."""
     bulk = spectrum.bulk
     if bulk is None or not bulk.is_scaled:
-        return _variance(spectrum) * mp_edges(spectrum.q)[1]
+        return spectrum.mean * mp_edges(spectrum.q)[1]
     edges = (variance * law.edge for variance, law in zip(spectrum.slice_variances, bulk.laws, strict=True))
-    return _variance(spectrum) * max(edges)
+    return spectrum.mean * max(edges)
 
 
 def spectral_norm_null(spectrum: Spectrum) -> float:
@@ -129,7 +129,7 @@ def spectral_norm_null(spectrum: Spectrum) -> float:
 
 def bulk_sigma_null(spectrum: Spectrum) -> float:
     """Return √Var(W): in noise all of the variance is in the bulk."""
-    return float(_variance(spectrum) ** 0.5)
+    return float(spectrum.mean**0.5)
 
 
 def alpha_hat(spectrum: Spectrum) -> float:
@@ -234,11 +234,6 @@ def _bulk_ks(spectrum: Spectrum) -> float:
     return float("nan") if spectrum.bulk is None else spectrum.bulk.ks
 
 
-def _variance(spectrum: Spectrum) -> float:
-    """Return the mean of λ, which is the mean square of the elements."""
-    return spectrum.mean
-
-
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else float("nan")
 
@@ -255,7 +250,7 @@ def _compared(name: str, quantity: Quantity, null: Quantity, *, power: float = 0
 
     def compute(spectrum: Spectrum) -> float:
         noise = spectrum.scaled_noise
-        return null(spectrum) if noise is None else float(quantity(noise)) * _variance(spectrum) ** power
+        return null(spectrum) if noise is None else float(quantity(noise)) * spectrum.mean**power
 
     return Measure(name, quantity, compute)
 
