@@ -96,7 +96,8 @@ class InGroups(Digits):
         super().__init__()
         last = self.weight("fc3")
         others = [parameter for parameter in self.model.parameters() if parameter is not last]
-        self.optimizer = torch.optim.SGD([{"params": others}, {"params": [last]}], lr=0.02, momentum=0.9)
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": [last]}]
+        self.optimizer = torch.optim.SGD(groups, lr=0.02, momentum=0.9)
 
 
 class Computed(Digits):
