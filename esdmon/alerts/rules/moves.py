@@ -79,9 +79,7 @@ def _why_faster(rate: float, usual: float) -> str:
     )
 
 
-def layer_reset(
-    history: History, *, moved: float = 1.05, factor: float = 1.5, returned: float = 0.2
-) -> Iterable[Finding]:
+def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, fall: float = 0.2) -> Iterable[Finding]:
     """The weights of a layer were replaced, not trained.
 
     Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
@@ -117,7 +115,7 @@ def layer_reset(
         # Not one that was small, and is set back to a larger value that it had before.
         is_unlike = moved < now.update_ratio and now.update_ratio * frobenius(before[0]) > moved * frobenius(now)
         way = min(layer.start_ratio for layer in (*baseline[-1:], *before))
-        is_back = way - now.start_ratio > max(returned * way, factor * usual)
+        is_back = way - now.start_ratio > max(fall * way, factor * usual)
         jumped += is_back or (is_beyond and is_far)
         if is_beyond and is_unlike:
             what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}, and its steps reach"

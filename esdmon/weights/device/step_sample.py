@@ -143,8 +143,8 @@ class StepSampler:
 
     def _compare(self, group: _Group) -> None:
         samples = torch.stack(group.parts).reshape(len(group.names), 4, -1)
-        moves = samples[:, 1:].diff(dim=1)
-        way = samples[:, -1:] - samples[:, :1]
+        moves = samples.narrow(1, 1, 3).diff(dim=1)
+        way = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
         norms = torch.linalg.vector_norm(torch.cat((samples, moves, way), dim=1), dim=2)
         self._arriving.append((group.names, self._transfers.fetch(norms)))
 
