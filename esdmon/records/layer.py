@@ -50,7 +50,9 @@ RECORD_KEYS = (
     "update_ratio",
     "step_ratio",
     "step_growth",
+    "start_ratio",
     "learning_rate",
+    "weight_decay",
     "extra",
     "unchanged",
     "dead_rows",
@@ -122,8 +124,12 @@ class LayerReport:
     """‖ΔW‖/‖W‖ of one optimizer step, >= 0, the last that was sampled before the reading; NaN if none was."""
     step_growth: float = math.nan
     """Relative change of the norm of W by that step, sampled with it; −`step_ratio` where the weight just shrinks."""
+    start_ratio: float = math.nan
+    """‖W − W₀‖ over the larger of ‖W‖ and ‖W₀‖, from 0 to 2, sampled with it; W₀ is the weight at `watch()`."""
     learning_rate: float = math.nan
     """Learning rate of its group in the optimizer; NaN without an optimizer."""
+    weight_decay: float = math.nan
+    """Weight decay of its group in the optimizer, >= 0; NaN where the optimizer is not known or has none."""
     drift: float = math.nan
     """‖ΔW‖/‖W‖ from this reading to the latest check of the weight, >= 0; NaN if it was not checked since. Not in JSON
     records."""

@@ -72,7 +72,8 @@ def alert_from_record(record: Mapping[str, Any]) -> Alert:
     return Alert(**own, time=math.nan if time is None else time)
 
 
-_RATIOS = ("update_ratio", "step_ratio", "step_growth", "learning_rate")  # undefined ones are written as None
+_RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "learning_rate", "weight_decay")
+# Undefined ones are written as None.
 
 
 def layer_from_record(record: Mapping[str, Any]) -> LayerReport:

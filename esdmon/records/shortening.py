@@ -60,7 +60,7 @@ LISTS = {
 }
 """Lists of a line that hold several measures, in this order; the distance only where there is one."""
 _COMPUTED = "condition_number"
-_SAMPLED = frozenset({"update_ratio", "step_ratio", "step_growth", "phase_confidence"})
+_SAMPLED = frozenset({"update_ratio", "step_ratio", "step_growth", "start_ratio", "phase_confidence"})
 _ALWAYS = {"name", "status", "step", "N", "M", "phase", "alpha_is_meaningful", *_SAMPLED}
 _STEADY = {"zero_rows", "zero_columns", "weak_rows", "weak_columns", "hard_rank", "sparsity"}  # seldom change
 _CARRIED = {*RECORD_KEYS, *_STEADY, "still", "frozen", "waiting"} - _ALWAYS - {"emitted_step"}

@@ -40,6 +40,13 @@ class HeldParameters:
 
         One that is on an accelerator counts as not known, since to read it would wait for the device.
         """
+        return self._largest("lr", matrix)
+
+    def weight_decay(self, matrix: Matrix) -> float:
+        """Return the weight decay of the parameters behind a matrix, as `learning_rate` does."""
+        return self._largest("weight_decay", matrix)
+
+    def _largest(self, key: str, matrix: Matrix) -> float:
         groups = (self._groups.get(id(parameter), {}) for parameter in matrix.parameters()) if self._groups else ()
-        rates = [rate for group in groups if isinstance(rate := group.get("lr"), float | int)]
-        return float(max(rates, default=math.nan))
+        values = [value for group in groups if isinstance(value := group.get(key), float | int)]
+        return float(max(values, default=math.nan))

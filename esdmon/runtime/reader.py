@@ -115,6 +115,7 @@ class Reader:
         for name in self._model.matrices:
             if self.is_trainable(name):
                 self.mark(name)  # so that the first reading knows how far a weight has moved from its start
+        self._steps.watch(self._model.matrices.values())  # and at each step how far away it is
 
     @property
     def coverage(self) -> Coverage:
@@ -263,8 +264,10 @@ class Reader:
                 trainable=self.is_trainable(name),
                 step_ratio=self._steps.last(name).ratio,
                 step_growth=self._steps.last(name).growth,
+                start_ratio=self._steps.last(name).way,
                 in_optimizer=self._held.holds(matrix),
                 learning_rate=self._held.learning_rate(matrix),
+                weight_decay=self._held.weight_decay(matrix),
             )
             source = snapshot(matrix, self._transfers, with_reference=self._reads_directions) if copy else matrix
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
@@ -283,7 +286,7 @@ class Reader:
     def restore_steps(self, state: Plain) -> None:
         """Continue from `step_state()`."""
         self._steps.watch(self._model.matrices.values())
-        self._steps.restore(state["before"], state["last"], state.get("after", {}))
+        self._steps.restore(state["before"], state["last"], state.get("after", {}), state.get("start", {}))
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""

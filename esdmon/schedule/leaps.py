@@ -15,7 +15,7 @@ FACTOR = 3.0
 """A leap is beyond this factor times the largest of the recent values. Our choice."""
 _KEPT = 16  # values that a new one is compared with
 _KNOWN = 6  # values before which nothing is a leap
-_LEAST = 0.02  # relative change of a norm below which nothing is a leap
+_LEAST = 0.02  # relative change of a norm, or of the distance from the start, below which nothing is a leap
 _REPLACED = 0.5  # way of a weight from sample to sample, in its norm, below which it was not replaced
 
 
@@ -26,15 +26,17 @@ class _Recent:
     """|Δ ln ‖W‖| from sample to sample."""
     shifts: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     norm: float = math.nan
+    way: float = math.nan
 
-    def leaps(self, ratio: float, change: float, shift: float) -> bool:
-        """Return whether a step, a norm or the way since the last sample leaps, or a moving weight stops."""
+    def leaps(self, ratio: float, change: float, shift: float, way: float) -> bool:
+        """Return whether a step, a norm or the move since the last sample leaps, or a weight stops or is set back."""
         if len(self.changes) < _KNOWN:
             return False
         has_stopped = ratio == 0 and min(self.ratios) > 0
         is_replaced = shift > max(_REPLACED, FACTOR * max(self.shifts, default=math.inf))
+        is_set_back = self.way - way > max(_LEAST, FACTOR * max(self.shifts, default=math.inf))
         has_changed = change > FACTOR * max(_LEAST, *self.changes)
-        return has_stopped or is_replaced or has_changed or ratio > FACTOR * max(self.ratios)
+        return has_stopped or is_replaced or is_set_back or has_changed or ratio > FACTOR * max(self.ratios)
 
 
 @final
@@ -47,21 +49,21 @@ class Leaps:
     def take(self, samples: Mapping[str, StepSample]) -> list[str]:
         """Return the layers that leap from their recent samples to these."""
         found = []
-        for name, (norm, ratio, _, shift) in samples.items():
+        for name, (norm, ratio, _, shift, way) in samples.items():
             recent = self._recent.setdefault(name, _Recent())
             change = abs(math.log(norm / recent.norm)) if norm > 0 and recent.norm > 0 else math.nan
-            if recent.leaps(ratio, change, shift):
+            if recent.leaps(ratio, change, shift, way):
                 found.append(name)
             for value, kept in ((ratio, recent.ratios), (change, recent.changes), (shift, recent.shifts)):
                 if math.isfinite(value):
                     kept.append(value)
-            recent.norm = norm
+            recent.norm, recent.way = norm, way
         return found
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return the recent values of each layer, as plain data."""
         return {
-            name: [list(each.ratios), list(each.changes), each.norm, list(each.shifts)]
+            name: [list(each.ratios), list(each.changes), each.norm, list(each.shifts), each.way]
             for name, each in self._recent.items()
         }
 
@@ -69,9 +71,13 @@ class Leaps:
         """Parse `state_dict()`, and return the function that continues from it."""
         recent = {
             name: _Recent(
-                deque(ratios, _KEPT), deque(changes, _KEPT), deque(*shifts or [()], maxlen=_KEPT), float(norm)
+                deque(ratios, _KEPT),
+                deque(changes, _KEPT),
+                deque(later[0] if later else (), _KEPT),
+                float(norm),
+                float(later[1]) if len(later) > 1 else math.nan,
             )
-            for name, (ratios, changes, norm, *shifts) in state.items()  # older states have no shifts
+            for name, (ratios, changes, norm, *later) in state.items()  # older states have no shifts, or no way
         }
 
         def restore() -> None:

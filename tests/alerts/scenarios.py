@@ -19,6 +19,7 @@ import peft
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrize
 
 import esdmon
 from esdmon.cli.digits import batches, digits
@@ -86,6 +87,30 @@ class Digits(Training):
         images, labels = self.held_back
         with torch.no_grad():
             return float((self.forward(images).argmax(1) == labels).float().mean())
+
+
+class InGroups(Digits):
+    """The same layers, with the last weight in a group of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        last = self.weight("fc3")
+        others = [parameter for parameter in self.model.parameters() if parameter is not last]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": [last]}]
+        self.optimizer = torch.optim.SGD(groups, lr=0.02, momentum=0.9)
+
+
+class Computed(Digits):
+    """The same layers, but the first weight is the output of a module, of which single steps are not sampled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parametrize.register_parametrization(self.model["fc1"], "weight", nn.Identity())
+
+    def weight(self, name: str) -> Tensor:
+        if name == "fc1" and hasattr(self.model["fc1"], "parametrizations"):
+            return self.model.get_parameter("fc1.parametrizations.weight.original")
+        return super().weight(name)
 
 
 class Adapted(Digits):
@@ -228,6 +253,14 @@ def high_learning_rate_from_the_start(training: Digits) -> Iterator[None]:
 @contextmanager
 def strong_decay(training: Digits) -> Iterator[None]:
     with restored(training), _options(training, weight_decay=0.5):
+        yield
+
+
+@contextmanager
+def strong_decay_of_the_last(training: InGroups) -> Iterator[None]:
+    """Its gradients grow within tens of steps until they balance it."""
+    with restored(training):
+        training.optimizer.param_groups[1]["weight_decay"] = 0.25
         yield
 
 
@@ -379,6 +412,15 @@ def set_back(training: Digits) -> AbstractContextManager[None]:
     return _after_each(training, lambda: training.weight("fc1").data.copy_(training.initial), steps=10)
 
 
+@contextmanager
+def begun_again(training: Digits) -> Iterator[None]:
+    """Set back as often, and then trained from there."""
+    weight, numbers = training.weight("fc1").data, count()
+    training.after = lambda: weight.copy_(training.initial) if next(numbers) % 10 == 0 else None
+    yield
+    training.after = None
+
+
 def reinitialised(training: Digits) -> AbstractContextManager[None]:
     """Initialised by mistake, every ten steps."""
     return _after_each(training, lambda: nn.init.xavier_normal_(training.weight("fc1").data), steps=10)
@@ -399,6 +441,16 @@ SCENARIOS = (
         severity="error",
     ),
     Scenario("weight decay far too strong", "norm_decay", _ALL, strong_decay, within=3, then=("scale_collapse",)),
+    Scenario(
+        "weight decay far too strong for one layer",
+        "norm_decay",
+        ("fc3",),
+        strong_decay_of_the_last,
+        within=6,
+        make=InGroups,
+        well=Digits,
+        then=("scale_collapse",),
+    ),
     Scenario(
         "weight decay too strong for long",
         "norm_decay",
@@ -453,5 +505,14 @@ SCENARIOS = (
     Scenario("directions that die out", "entropy_collapse", ("fc1",), narrowed, within=3, then=("over_regularized",)),
     Scenario("one direction rewarded", "stable_rank_drop", ("fc2",), amplified, within=12),
     Scenario("a layer reinitialised", "layer_reset", ("fc1",), reinitialised, within=1),
-    Scenario("a layer set back to its start", "phase_regression", ("fc1",), set_back, within=7),
+    Scenario("a layer set back to its start", "layer_reset", ("fc1",), set_back, within=1, stretches=(100, 110, 210)),
+    Scenario(
+        "a computed weight set back to its start",
+        "phase_regression",
+        ("fc1",),
+        begun_again,
+        within=7,
+        make=Computed,
+        well=Digits,
+    ),
 )

@@ -187,5 +187,5 @@ def test_what_the_hook_does_with_cuda_tensors_waits_for_nothing(dtype: torch.dty
             for name in ("0", "1", "2"):
                 reader.begin(name, step, moved=reader.mark(name), copy=True)
             reader.advance()
-    # Samples of all at first; then those of a look, and each sample and weight; at the second step those of the step.
-    assert len(device.sent) == 3 + 2 * (1 + 6) + 1
+    # Samples of all at first; then those of the step and of a look, and each sample and weight.
+    assert len(device.sent) == 3 + 2 * (1 + 1 + 6)

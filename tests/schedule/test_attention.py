@@ -87,6 +87,17 @@ def test_a_weight_that_is_replaced_between_samples_leaps() -> None:
         assert leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, shift)}) == expected
 
 
+def test_a_weight_that_is_set_back_to_its_start_leaps() -> None:
+    """Where its distance from there falls by more than its usual moves, and a fiftieth."""
+    for usual, way, expected in ((0.005, 0.0, ["fc1"]), (0.05, 0.0, []), (0.005, 0.09, [])):
+        leaps, other = Leaps(), Leaps()
+        for _ in range(10):
+            leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, usual, 0.1)})
+        other.prepare(leaps.state_dict())()
+        for each in (leaps, other):
+            assert each.take({"fc1": StepSample(1.0, 1e-3, 0.0, usual, way)}) == expected
+
+
 def test_leaps_go_on_from_their_state() -> None:
     leaps, other = Leaps(), Leaps()
     for _ in range(10):

@@ -49,6 +49,7 @@ def test_what_has_not_changed_is_not_repeated(path: Path) -> None:
         "update_ratio": None,
         "step_ratio": None,
         "step_growth": None,
+        "start_ratio": None,
         "phase": "unclassified",
         "phase_confidence": 0,
         "alpha_is_meaningful": False,

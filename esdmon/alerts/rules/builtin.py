@@ -4,15 +4,13 @@ from esdmon.alerts.rule import AlertRule
 from esdmon.alerts.rules.change import (
     correlation_trap,
     entropy_collapse,
-    layer_reset,
-    norm_decay,
     norm_explosion,
     phase_regression,
     scale_collapse,
     stable_rank_drop,
-    update_surge,
 )
 from esdmon.alerts.rules.health import dead_layer, dead_units, non_finite, reading_failed, stale_monitor
+from esdmon.alerts.rules.moves import layer_reset, norm_decay, update_surge
 from esdmon.alerts.rules.spectral import adapter_growth, over_regularized, rank_collapse
 
 _SHAPE = ("entropy_collapse", "stable_rank_drop", "phase_regression")
@@ -78,8 +76,8 @@ BUILT_IN_RULES = (
     AlertRule(
         "norm_decay",
         norm_decay,
-        advice="Lower the weight decay, or the penalty on weights; or raise the learning rate of the loss against it. "
-        "Where there is neither decay nor penalty, the initial weights may have been too large.",
+        advice="Where there is weight decay or a penalty on weights, lower it, or raise the learning rate of the loss "
+        "against it; where there is neither, the initial weights may have been too large.",
         mutes=("over_regularized", "correlation_trap", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
     ),

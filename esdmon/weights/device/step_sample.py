@@ -19,7 +19,7 @@ from esdmon.weights.device.sample import sample_value
 from esdmon.weights.device.transfers import Fetched, Transfers
 from esdmon.weights.matrix import Matrix
 
-_NONE = StepSample(math.nan, math.nan, math.nan)
+_NONE = StepSample(math.nan, math.nan, math.nan, way=math.nan)
 _ELEMENTS = 256  # of each matrix; our choice
 
 
@@ -29,7 +29,7 @@ class _Group:
 
     names: list[str] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)
-    """Of each weight: at the end of the last sample, before the step, after it."""
+    """Of each weight: as first seen, at the end of the last sample, before the step, after it."""
 
 
 @final
@@ -48,6 +48,7 @@ class StepSampler:
         self._transfers = transfers or Transfers()
         self._weights: dict[str, tuple[Matrix, Tensor]] = {}
         self._fragments: dict[str, Callable[[int], Tensor]] = {}
+        self._start: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
         self._after: dict[str, Tensor] = {}
         self._last: dict[str, StepSample] = {}
@@ -62,22 +63,27 @@ class StepSampler:
                     self._fragments[matrix.name] = matrix.probe
                 elif not matrix.unreadable and matrix.outline is None and _is_plain(weight := matrix.read()):
                     self._weights[matrix.name] = matrix, weight
+        known = {name: self._start[name] for name in self._names() if name in self._start}
+        self._start = known | self._sampled(name for name in self._names() if name not in known)
 
     def begin(self) -> None:
         """Take the samples before a step."""
-        self._before = self._sampled()
+        self._before = self._sampled(self._names())
 
     def end(self) -> None:
         """Take the samples after it, and begin to compare those of the same weight."""
         groups: dict[tuple[torch.device, int], _Group] = {}
-        after = self._sampled()
+        after = self._sampled(self._names())
         for name, now in after.items():
             before = self._before.get(name)
             if before is not None and _is_alike(before, now):
                 earlier = self._after.get(name, before)
                 group = groups.setdefault((now.device, now.numel()), _Group())
                 group.names.append(name)
-                group.parts += [earlier if _is_alike(earlier, now) else before, before, now]
+                start = self._start.get(name, before)
+                if not _is_alike(start, now):
+                    start = self._start[name] = before
+                group.parts += [start, earlier if _is_alike(earlier, now) else before, before, now]
         for group in groups.values():
             self._compare(group)
         self._before, self._after = {}, after
@@ -90,9 +96,12 @@ class StepSampler:
             if not norms.is_there():
                 waiting.append((names, norms))
                 continue
-            for name, (earlier, before, now, shifted, moved) in zip(names, norms.read().tolist(), strict=True):
+            for name, (start, earlier, before, now, shifted, moved, way) in zip(
+                names, norms.read().tolist(), strict=True
+            ):
                 growth = now / before - 1 if before > 0 else 0.0
-                found[name] = StepSample(now, _ratio(moved, before), growth, _ratio(shifted, earlier))
+                ratios = _ratio(moved, before), growth, _ratio(shifted, earlier), _ratio(way, max(now, start))
+                found[name] = StepSample(now, *ratios)
         self._arriving = waiting
         self._last |= found
         return found
@@ -102,43 +111,59 @@ class StepSampler:
         return self._last.get(name, _NONE)
 
     def state_dict(self) -> dict[str, dict[str, Tensor] | dict[str, list[float]]]:
-        """Return the samples before the next step, if they were taken, the last ones, and what these showed.
+        """Return the samples at the start and before the next step, the last ones, and what these showed.
 
         Without those of fragments: a resumed run may be sharded in another way.
         """
         return {
-            "before": {name: sample.cpu() for name, sample in self._before.items() if name in self._weights},
-            "after": {name: sample.cpu() for name, sample in self._after.items() if name in self._weights},
+            "start": self._of_weights(self._start),
+            "before": self._of_weights(self._before),
+            "after": self._of_weights(self._after),
             "last": {name: list(sample) for name, sample in self._last.items()},
         }
 
     def restore(
-        self, before: Mapping[str, Tensor], last: Mapping[str, list[float]], after: Mapping[str, Tensor]
+        self,
+        before: Mapping[str, Tensor],
+        last: Mapping[str, list[float]],
+        after: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
     ) -> None:
         """Continue from a `state_dict()`."""
         self._before, self._after = self._placed(before), self._placed(after)
+        self._start |= self._placed(start)
         self._last, self._arriving = {name: StepSample(*sample) for name, sample in last.items()}, []
+
+    def _of_weights(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: sample.cpu() for name, sample in samples.items() if name in self._weights}
 
     def _placed(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the samples of weights that are watched, each on the device of its weight."""
         weights = self._weights
         return {name: sample.to(weights[name][1].device) for name, sample in samples.items() if name in weights}
 
-    def _sampled(self) -> dict[str, Tensor]:
-        """Return up to 256 elements of each weight, in float32."""
+    def _names(self) -> tuple[str, ...]:
+        return *self._weights, *self._fragments
+
+    def _sampled(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Return up to 256 elements of each of these weights, in float32."""
         samples: dict[str, Tensor] = {}
         with torch.no_grad():
-            for name, (matrix, weight) in self._weights.items():
+            for name in names:
                 with suppress(Exception):
-                    samples[name] = sample_value(matrix, weight, _ELEMENTS).float()
-            for name, probe in self._fragments.items():
-                with suppress(Exception):
-                    samples[name] = probe(_ELEMENTS).float()
+                    samples[name] = self._sample(name).float()
         return samples
 
+    def _sample(self, name: str) -> Tensor:
+        if name in self._fragments:
+            return self._fragments[name](_ELEMENTS)
+        return sample_value(*self._weights[name], _ELEMENTS)
+
     def _compare(self, group: _Group) -> None:
-        samples = torch.stack(group.parts).reshape(len(group.names), 3, -1)
-        norms = torch.linalg.vector_norm(torch.cat((samples, samples.diff(dim=1)), dim=1), dim=2)
+        samples = torch.stack(group.parts).reshape(len(group.names), 4, -1)
+        moves = samples.narrow(1, 1, 3).diff(dim=1)
+        way = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
+        norms = torch.linalg.vector_norm(torch.cat((samples, moves, way), dim=1), dim=2)
         self._arriving.append((group.names, self._transfers.fetch(norms)))
 
 

@@ -166,15 +166,85 @@ def test_a_gradient_that_leaps_from_almost_nothing_is_no_surge() -> None:
         assert len(alerts) == expected, (rate, ratio)
 
 
-def test_a_layer_that_unlearns_does_not_decay() -> None:
-    """Its stable rank rises, since the learned directions shrink first."""
-    for rank, expected in ((20.0, 1), (25.0, 0)):
-        faulty = [
-            reading(step, measures={"frobenius_norm": 9 * 0.97 ** (step - 11), "stable_rank": rank})
-            for step in range(11, 14)
-        ]
+@pytest.mark.parametrize(
+    ("rank", "growth", "scale", "expected"),
+    [(20.0, 0.0, 1.0, 1), (25.0, 0.0, 1.0, 0), (25.0, -0.0009, 1.0, 1), (25.0, 0.0, 0.7, 1)],
+    ids=["as-many-directions", "unlearns", "steps-that-shorten", "below-the-first"],
+)
+def test_a_layer_that_unlearns_does_not_decay(rank: float, growth: float, scale: float, expected: int) -> None:
+    """Its stable rank rises, since the learned directions shrink first; no step shortens it."""
+    before = [reading(step, measures={"frobenius_norm": 8.0 if step == 1 else 10.0}) for step in range(1, 11)]
+    faulty = [
+        reading(
+            step, step_growth=growth, measures={"frobenius_norm": scale * 9 * 0.97 ** (step - 11), "stable_rank": rank}
+        )
+        for step in range(11, 14)
+    ]
+    assert len(alerts_of(RULES["norm_decay"], (report(layer.step, layer) for layer in [*before, *faulty]))) == expected
+
+
+def test_a_norm_that_falls_once_does_not_decay() -> None:
+    """As where an earlier checkpoint was loaded; one that comes to rest after two falls does."""
+    for norms, expected in (([8.0, 8.0, 8.0, 8.0], 0), ([8.0, 6.0, 6.0, 6.0], 1)):
+        faulty = [reading(step, measures={"frobenius_norm": norm}) for step, norm in enumerate(norms, start=11)]
         readings = [*map(reading, range(1, 11)), *faulty]
         assert len(alerts_of(RULES["norm_decay"], (report(layer.step, layer) for layer in readings))) == expected
+
+
+@pytest.mark.parametrize(
+    ("decay", "growth", "first", "severity"),
+    [
+        (0.0, 0.0, 11.0, "info"),
+        (0.1, 0.0, 11.0, "warning"),
+        (0.0, -0.0009, 11.0, "warning"),
+        (0.0, 0.0, 9.0, "warning"),
+    ],
+    ids=["too-large-at-first", "decay", "penalty", "grown-by-training"],
+)
+def test_initial_weights_that_are_too_large_are_a_notice(
+    decay: float, growth: float, first: float, severity: str
+) -> None:
+    """They fall without decay or penalty."""
+    norms = [first, *[10.0] * 9, 9.0, 8.7, 8.4]
+    readings = [
+        reading(step, weight_decay=decay, step_growth=growth, measures={"frobenius_norm": norm})
+        for step, norm in enumerate(norms, start=1)
+    ]
+    (alert,) = alerts_of(RULES["norm_decay"], (report(layer.step, layer) for layer in readings))
+    assert alert.severity == severity
+    assert ("weight decay is 0," in alert.message) == (decay == 0)
+
+
+def test_larger_gradients_of_a_weight_that_has_shrunk_are_no_surge() -> None:
+    """They balance its decay; a raised learning rate is one all the same."""
+    for norm, rate, expected in ((10.0, 0.1, 1), (8.0, 0.1, 0), (8.0, 0.3, 1)):
+        before = [reading(step, learning_rate=0.1) for step in range(1, 11)]
+        faulty = [
+            reading(step, step_ratio=0.01, learning_rate=rate, measures={"frobenius_norm": norm})
+            for step in range(11, 14)
+        ]
+        alerts = alerts_of(RULES["update_surge"], (report(layer.step, layer) for layer in [*before, *faulty]))
+        assert len(alerts) == expected, (norm, rate)
+
+
+def test_a_layer_that_is_set_back_to_its_start_is_reset() -> None:
+    """Not one that moves about as far as it usually does, nor one that comes back by less than a fifth of its way."""
+    for way, usual, expected in ((0.01, 0.02, 1), (0.35, 0.02, 0), (0.01, 0.3, 0), (0.45, 0.02, 0)):
+        before = [reading(step, start_ratio=0.4, moved=usual) for step in range(1, 11)]
+        readings = [*before, reading(11, start_ratio=way, moved=0.4, step_ratio=0.02)]
+        alerts = alerts_of(RULES["layer_reset"], (report(layer.step, layer) for layer in readings))
+        assert len(alerts) == expected, (way, usual)
+
+
+def test_a_checkpoint_of_all_layers_is_a_notice_whichever_way_they_move() -> None:
+    """One comes back, the other goes away from its start; where the other moves by steps, it is a warning."""
+    for moved, severity in ((0.3, "info"), (0.01, "warning")):
+        reports = [
+            report(step, reading(step, start_ratio=0.4), reading(step, "fc2", start_ratio=0.4)) for step in range(1, 11)
+        ]
+        other = reading(11, "fc2", start_ratio=0.5, moved=moved)
+        reports.append(report(11, reading(11, start_ratio=0.1, moved=0.3), other))
+        assert {alert.severity for alert in alerts_of(RULES["layer_reset"], reports)} == {severity}
 
 
 def test_all_layers_at_once_are_another_checkpoint() -> None:

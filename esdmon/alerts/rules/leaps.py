@@ -1,0 +1,66 @@
+"""Find layers that leap from their own baseline."""
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import dropwhile
+from statistics import median
+from typing import Literal, TypeAlias
+
+from esdmon.alerts.rule import Finding, History, evidence_of, measured
+from esdmon.alerts.rules.baseline import fit_baseline
+from esdmon.records import LayerReport, Severity
+
+Quantity: TypeAlias = Callable[[LayerReport], float]
+Direction: TypeAlias = Literal["up", "down"]
+
+SIGMAS = 5.0
+"""Standard deviations of a layer's own scatter that a leap must exceed, besides the factor. Our choice: some layers
+scatter by a factor of two without a fault."""
+
+
+def leaps(
+    history: History, quantity: Quantity, direction: Direction, *, factor: float, back: float
+) -> Iterator[tuple[LayerReport, float, float]]:
+    """Yield (reading, value, expected value) for each layer that leaps, or has not come back from its leap."""
+    found = leapt(history, quantity, direction, factor)
+    for name, readings in history.layers.items():
+        value = quantity(readings[-1])
+        if name in history.firing:
+            before = history.firing[name]["before"]
+            if value > before * back if direction == "up" else value * back < before:
+                yield readings[-1], value, before
+        elif name in found:
+            yield readings[-1], value, found[name]
+
+
+def leapt(history: History, quantity: Quantity, direction: Direction, factor: float) -> dict[str, float]:
+    """Return the expected value of each layer that is farther from it than the factor and its own scatter allow."""
+    found = {}
+    for name, readings in history.layers.items():
+        # The first readings of a run have no step ratio.
+        before = list(dropwhile(math.isnan, map(quantity, history.baseline[name])))
+        value = quantity(readings[-1])
+        # A leap from the baseline is one from the median too, which takes a thirtieth of the time to compute.
+        if not before or not _is_beyond(value, median(before), direction, factor):
+            continue
+        fitted = fit_baseline(before)
+        if fitted is not None:
+            expected = fitted.high if direction == "up" else fitted.low
+            if _is_beyond(value, expected, direction, max(factor, fitted.scatter**SIGMAS)):
+                found[name] = expected
+    return found
+
+
+def _is_beyond(value: float, expected: float, direction: Direction, factor: float) -> bool:
+    return value > factor * expected if direction == "up" else factor * value < expected
+
+
+def frobenius(layer: LayerReport) -> float:
+    """Return the Frobenius norm."""
+    return measured(layer, "frobenius_norm")[0]
+
+
+def finding(now: LayerReport, what: str, before: float, severity: Severity | None = None) -> Finding:
+    """Return a finding with the measures of size and rank as its evidence."""
+    measures = evidence_of(now, "spectral_norm", "frobenius_norm", "stable_rank", "matrix_entropy", "trap")
+    return Finding(now.name, what, measures | {"before": before}, severity)

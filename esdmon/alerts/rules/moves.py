@@ -1,0 +1,184 @@
+"""Rules on how weights move: by steps that surge, by replacement, and by decay."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+
+from esdmon.alerts.rule import Finding, History, Peak, measured
+from esdmon.alerts.rules.baseline import WARM_UP
+from esdmon.alerts.rules.leaps import finding, frobenius, leaps
+from esdmon.records import LayerReport
+
+_DECAYING = 0.5  # of the length of a step: for a gradient without decay it is about 0, for decay alone 1
+_SHRUNK = 1.1  # factor below its baseline from which a norm has shrunk, as in `norm_decay`
+_SEEN = 4  # readings in which a norm has fallen more than once: those under test, and the one before
+_FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
+_SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
+_RAISED = 1.5  # factor from which a learning rate has been raised
+_LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood; our choice
+
+
+def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, back: float = 2.0) -> Iterable[Finding]:
+    """Single steps move a layer several times as far as before.
+
+    Fires when ‖ΔW‖/‖W‖ of one optimizer step, `step_ratio`, is more than 4 times the value expected from the layer's
+    baseline, and more than five standard deviations of its scatter away. The learning rate was raised, or the gradients
+    have grown: by smaller batches, wrong labels, inputs or a loss of another scale. The message says which, where the
+    optimizer is known. It comes before norms, ranks and elements show it, so it mutes those rules.
+
+    Where the learning rate is not known, or was as high before, as in a schedule with restarts, the ratio must also be
+    more than 1.5 times the largest of the run so far. Where it was not raised, the ratio must be more than a tenth of
+    that: the gradients of a layer that has almost stopped learning leap without harm.
+
+    Adam and its kin divide gradients by their size, so there only a raised learning rate is seen, and what makes
+    gradients less or more noisy.
+
+    Neither decay nor what follows from it is a surge: see `norm_decay`. A step that makes the weight shorter rather
+    than turning it, by half of its length or more, is decay. Where the Frobenius norm is below 1/1.1 of all in the
+    baseline, gradients have grown because the weight has shrunk, and the same step is a larger part of it: that is not
+    a surge either, unless the learning rate was raised.
+
+    Resolved when it is below twice the expected value.
+
+    Source: the ratio of update to weight is a common diagnostic of learning rates; the factors are ours.
+    """
+    for now, ratio, before in leaps(history, _step_ratio, "up", factor=factor, back=back):
+        usual, highest = _usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
+        rate, is_raised = now.learning_rate, now.learning_rate > _RAISED * usual
+        is_restart = not rate <= _RAISED * usual and not rate > _RAISED * highest.learning_rate
+        is_lull = not is_raised and ratio < _LULL * highest.step_ratio
+        if now.name not in history.firing:
+            if _is_shortened(now) or (not is_raised and _has_shrunk(now, history.baseline[now.name])):
+                continue
+            if (is_restart or is_lull) and not ratio > peak * highest.step_ratio:
+                continue
+        what = f"one step moves it by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
+        evidence = {"step_ratio": ratio, "learning_rate": rate, "before": before}
+        yield Finding(now.name, f"{what}{_why_faster(rate, usual)}", evidence)
+
+
+def _has_shrunk(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
+    """Return whether the Frobenius norm is clearly below all of a baseline."""
+    return frobenius(now) * _SHRUNK < min(map(frobenius, baseline), default=math.nan)
+
+
+def _usual_rate(baseline: Sequence[LayerReport]) -> float:
+    """Return the median learning rate of a baseline; NaN where it is not known."""
+    rates = [layer.learning_rate for layer in baseline if layer.learning_rate > 0]
+    return median(rates) if rates else math.nan
+
+
+def _why_faster(rate: float, usual: float) -> str:
+    """Return whether the learning rate or the gradients have grown, where that is known."""
+    if rate > _RAISED * usual:
+        return f"; its learning rate rose from {usual:.2g} to {rate:.2g}"
+    return (
+        f"; its learning rate is {rate:.2g} as before, so its gradients have grown" if rate <= usual * _RAISED else ""
+    )
+
+
+def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, fall: float = 0.2) -> Iterable[Finding]:
+    """The weights of a layer were replaced, not trained.
+
+    Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
+    that has nothing in common with the last; and by more than 1.5 times as far as so many steps could move it. It was
+    initialised again, or a part of a checkpoint was not loaded.
+
+    It also fires when the weight was set back to its start, or to a checkpoint from nearer to it: its distance from the
+    start, `start_ratio`, has fallen by more than a fifth, and by more than 1.5 times the largest move from reading to
+    reading in the last six readings of its baseline.
+
+    Where all layers have moved farther than their steps could move them, it is a notice (`info`): another checkpoint
+    was loaded.
+
+    It fires at the first reading that shows it, since the next one moves by steps again.
+
+    Resolved when it moves by steps again.
+
+    Source: ours.
+    """
+    found, jumped = [], 0
+    for name, readings in history.layers.items():
+        baseline, now = history.baseline[name], readings[-1]
+        before = [*baseline, *readings][-2:-1]
+        ratios = [layer.step_ratio for layer in (*baseline, now) if layer.step_ratio >= 0]
+        usual = max((layer.update_ratio for layer in baseline[-WARM_UP:] if layer.update_ratio >= 0), default=math.inf)
+        is_far = now.update_ratio > factor * usual
+        if not before or len(ratios) < WARM_UP:
+            jumped += is_far  # its steps are not known, as of a weight that is computed
+            continue
+        since = before[0].step
+        reach = (now.step - since) * max(ratios)
+        is_beyond = factor * reach < now.update_ratio < math.inf
+        # Not one that was small, and is set back to a larger value that it had before.
+        is_unlike = moved < now.update_ratio and now.update_ratio * frobenius(before[0]) > moved * frobenius(now)
+        way = min(layer.start_ratio for layer in (*baseline[-1:], *before))
+        is_back = way - now.start_ratio > max(fall * way, factor * usual)
+        jumped += is_back or (is_beyond and is_far)
+        if is_beyond and is_unlike:
+            what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}, and its steps reach"
+            found.append(Finding(name, f"{what} {reach:.2g}", {"update_ratio": now.update_ratio, "before": reach}))
+        elif is_back:
+            what = (
+                f"its distance from its start is {now.start_ratio:.2g} of its norm, down from {way:.2g} at step {since}"
+            )
+            found.append(Finding(name, what, {"start_ratio": now.start_ratio, "before": way}))
+    is_whole = 1 < jumped == sum(layer.status == "ok" for layer in history.report)
+    yield from (replace(each, severity="info") if is_whole else each for each in found)
+
+
+def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> Iterable[Finding]:
+    """The weights of a layer shrink.
+
+    Fires when the Frobenius norm is below 1/1.1 of the value expected from the layer's baseline, more than five
+    standard deviations of its scatter away, and has fallen from reading to reading, more than once. Weight decay, or
+    another penalty on weights, takes away more than the gradients restore. The learned directions vanish last, so
+    effective rank, alpha and single large elements change as a consequence, and those rules are muted; `scale_collapse`
+    says when a tenth is left. Gradients grow until they balance the decay, which is not a surge.
+
+    Where the stable rank rises meanwhile, the learned directions shrink first: the layer unlearns something, and its
+    weights do not decay. It is decay all the same where a step makes the weight shorter rather than turning it, or the
+    norm is below 1/1.1 of that of the first reading.
+
+    Where the optimizer's weight decay is 0, no single step makes the weight shorter so, and the median norm of the
+    baseline is below that of the first reading, it is a notice (`info`): the initial weights were too large, and the
+    loss itself makes them smaller.
+
+    Resolved when the norm is above 1/1.05 of that value.
+
+    Source: ours.
+    """
+    for now, norm, before in leaps(history, frobenius, "down", factor=factor, back=back):
+        last, first = history.layers[now.name][-_SEEN:], history.first[now.name]
+        is_shortened = any(map(_is_shortened, last))
+        if now.name not in history.firing:
+            norms = [frobenius(layer) for layer in last]
+            falls = [was > is_now * (before / norm) ** _FALLS for was, is_now in pairwise(norms)]
+            ranks = [rank for layer in history.baseline[now.name] if (rank := measured(layer, "stable_rank")[0]) > 0]
+            is_unlearning = bool(ranks) and measured(now, "stable_rank")[0] > _SPREAD * median(ranks)
+            is_decay = is_shortened or norm * factor < frobenius(first)
+            if not (falls[-1:] == [True] or sum(falls) > 1) or (is_unlearning and not is_decay):
+                continue
+        what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
+        usual = [frobenius(layer) for layer in history.baseline[now.name]] or [math.nan]
+        is_too_large = median(usual) < frobenius(first)
+        is_by_loss = now.weight_decay == 0 and not is_shortened and is_too_large
+        yield finding(now, f"{what}{_why_smaller(now)}", before, "info" if is_by_loss else None)
+
+
+def _is_shortened(layer: LayerReport) -> bool:
+    """Return whether a single step makes the weight shorter rather than turning it."""
+    return -layer.step_growth > _DECAYING * layer.step_ratio
+
+
+def _why_smaller(now: LayerReport) -> str:
+    """Return the weight decay, where it is known."""
+    if now.weight_decay == 0:
+        return "; the optimizer's weight decay is 0, so the loss or a penalty in it makes it smaller"
+    return f"; its weight decay is {now.weight_decay:.2g}" if now.weight_decay > 0 else ""
+
+
+def _step_ratio(layer: LayerReport) -> float:
+    return layer.step_ratio
