@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.overhead                  # three networks, and three of ten times the layers
     python -m tests.benchmarks.overhead --rounds 4 --networks cnn
+    python -m tests.benchmarks.overhead --loaders 2      # beside two busy workers of a DataLoader
 
 Twins of one network, from the same weights, train the same batches: one plain, the others each with one tool that logs
 every 200 steps. They take turns of a few steps, in an order that is drawn each time, so that what else the machine
@@ -29,6 +30,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import esdmon
 from esdmon.cli.digits import MiniAlexNet, digits
@@ -119,6 +121,24 @@ def mlp(times: int) -> Task:
 
 
 TASKS = {"cnn": cnn, "gpt": gpt, "mlp": mlp}
+
+
+class Augmented(IterableDataset[Tensor]):
+    """Batches of digits, each turned and blurred by a worker, without end."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        torch.set_num_threads(1)
+        images, _ = digits()
+        while True:
+            batch = images[torch.randint(len(images), (64,))]
+            for _ in range(8):
+                angle = torch.rand(64) - 0.5
+                turn = torch.stack((angle.cos(), -angle.sin(), angle.sin(), angle.cos()), dim=1).reshape(64, 2, 2)
+                grid = nn.functional.affine_grid(
+                    torch.cat((turn, torch.zeros(64, 2, 1)), dim=2), list(batch.shape), align_corners=False
+                )
+                batch = nn.functional.grid_sample(batch, grid, align_corners=False)
+            yield batch
 
 
 class Stopwatch:
@@ -234,10 +254,15 @@ class Twin:
     """One copy of the network, its tool, and the time that both took."""
 
     def __init__(
-        self, task: Task, make_tool: Callable[[nn.Module, Path, Stopwatch], Tool] | None, folder: Path
+        self,
+        task: Task,
+        make_tool: Callable[[nn.Module, Path, Stopwatch], Tool] | None,
+        folder: Path,
+        loaded: Iterator[Tensor] | None,
     ) -> None:
         torch.manual_seed(0)
         self.task = task
+        self.loaded = loaded
         self.model = task.make()
         self.optimizer = task.make_optimizer(self.model)
         self.clock = Stopwatch()
@@ -257,6 +282,8 @@ class Twin:
             self.cpus.append(self.clock.cpu - sum(self.cpus))
 
     def _step(self) -> None:
+        if self.loaded is not None:
+            next(self.loaded)  # waits where the workers have not kept up
         inputs, targets = self.task.batch(self._steps)
         loss = nn.functional.cross_entropy(self.model(inputs), targets)
         self.optimizer.zero_grad()
@@ -281,9 +308,10 @@ def interval(walls: list[float], plain: list[float]) -> tuple[float, float, floa
     return float(a.sum() / b.sum()), float(low), float(high)
 
 
-def measure(name: str, times: int, rounds: int, peer_rounds: int) -> None:
+def measure(name: str, times: int, rounds: int, peer_rounds: int, *, loaders: int) -> None:
     """All tools on one network, and a line for each."""
     task = TASKS[name](times)
+    loaded = iter(DataLoader(Augmented(), batch_size=None, num_workers=loaders)) if loaders else None
     with tempfile.TemporaryDirectory() as folder:
         makers: dict[str, Any] = {
             "plain": None,
@@ -296,7 +324,7 @@ def measure(name: str, times: int, rounds: int, peer_rounds: int) -> None:
                 "add_histogram": with_histograms,
                 "WeightWatcher": with_weightwatcher,
             }
-        twins = {tool: Twin(task, maker, Path(folder)) for tool, maker in makers.items()}
+        twins = {tool: Twin(task, maker, Path(folder), loaded) for tool, maker in makers.items()}
         order = random.Random(0)  # noqa: S311 -- an order
         for k in range(rounds):
             now = [tool for tool in twins if tool.startswith(("plain", "esdmon")) or k < peer_rounds]
@@ -324,14 +352,17 @@ def main() -> None:
     parser.add_argument("--peer-rounds", type=int, default=4)
     parser.add_argument("--long-rounds", type=int, default=6, help="rounds of the networks of ten times the layers")
     parser.add_argument("--networks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument(
+        "--loaders", type=int, default=0, help="workers of a DataLoader that each step takes a batch of"
+    )
     options = parser.parse_args()
     print(
         f"wall time with / without [95 %], every={EVERY}, torch {torch.__version__}, {torch.get_num_threads()} threads"
     )
     for name in options.networks:
-        measure(name, 1, options.rounds, options.peer_rounds)
+        measure(name, 1, options.rounds, options.peer_rounds, loaders=options.loaders)
     for name in options.networks if options.long_rounds else ():
-        measure(name, 10, options.long_rounds, 0)
+        measure(name, 10, options.long_rounds, 0, loaders=options.loaders)
 
 
 if __name__ == "__main__":

@@ -121,13 +121,15 @@ def open_file(browser: Any, path: Path, **options: Any) -> Opened:
 
 
 def assert_cells_have_the_colours_of(opened: Opened, lines: Path) -> None:
-    """Each cell of the map has the colour of the phase that the JSONL has."""
+    """Each cell of the map has the colour of the phase that the JSONL has, as soon as it is drawn."""
     phases: dict[str, str] = {}
     for line in map(json.loads, lines.read_text(encoding="utf-8").splitlines()):
         if line["kind"] == "layer":
             phases[line["name"]] = line.get("phase", phases.get(line["name"], ""))
-            cell = opened.frame.evaluate(PIXEL, [line["name"], line["step"]])
-            assert cell == COLOURS[phases[line["name"]]], (line["name"], line["step"])
+            wanted = [[line["name"], line["step"]], COLOURS[phases[line["name"]]]]
+            opened.frame.wait_for_function(
+                f"([cell, colour]) => ({PIXEL})(cell) === colour", arg=wanted, timeout=20_000
+            )
 
 
 def test_the_first_screen_says_what_is_wrong(tab: Opened) -> None:
