@@ -14,12 +14,16 @@ every_scenario = pytest.mark.parametrize(
 
 @every_scenario
 def test_the_right_rule_fires_in_time_in_the_right_layers_and_nothing_else(scenario: Scenario) -> None:
-    """And it is resolved when the cause is taken away. Notices (`info`) may be heard besides; they wake nobody."""
+    """And it is resolved when the cause is taken away. Notices (`info`) may be heard besides; they wake nobody.
+
+    Many causes are taken away by setting the weights back, as from a checkpoint, which `layer_reset` may report then.
+    """
     monitor = scenario.run(faulty=True)
     begins, ends, _ = scenario.stretches
     alerts = [alert for alert in monitor.alerts if alert.severity != "info" or alert.rule == scenario.rule]
     loud = {"warning", "error", scenario.severity}
     fired = [alert for alert in alerts if alert.state == "firing" and alert.severity in loud]
+    fired = [alert for alert in fired if alert.rule != "layer_reset" or alert.step <= ends]
     first = fired[0]
     assert (first.rule, first.severity) == (scenario.rule, scenario.severity)
     assert begins < first.step <= begins + scenario.within * scenario.every
