@@ -10,7 +10,7 @@ does meets all alike; a round is 200 steps of each, with one reading. Printed ar
 wall time, and of its CPU time, over those of the plain one, with an interval of 95 % (bootstrap over rounds); the CPU
 seconds of the tool itself over those of its twin; and the steps since the oldest reading at the end.
 
-esdmon has its default budget, whose clock runs while its own twin trains and stands still while another does.
+esdmon has its default budget, but for the seconds that are free at first; its clock runs while its own twin trains and stands still while another does.
 """
 
 import argparse
@@ -38,6 +38,7 @@ from esdmon.schedule.budget import Budget
 
 EVERY = 200
 TURN = 2
+FREE = 0.5  # seconds, of 2 by default: so that a run of a minute shows what a long one costs
 Step = Callable[[], None]
 
 
@@ -175,7 +176,7 @@ class Tool:
 
 
 def with_esdmon(model: nn.Module, _folder: Path, watch: Stopwatch, *, mode: str, out: str) -> Tool:
-    budget = partial(Budget, clock=watch.read_wall, cpu_clock=watch.read_cpu)
+    budget = partial(Budget, clock=watch.read_wall, cpu_clock=watch.read_cpu, advance=FREE)
     with mock.patch("esdmon.watching.Budget", budget):
         monitor = esdmon.watch(model, every=EVERY, mode=mode, sinks=[f"tensorboard:{out}", f"jsonl:{out}/e.jsonl"])
     tool = Tool(settle=monitor.flush, close=monitor.close)
