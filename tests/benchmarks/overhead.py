@@ -177,7 +177,11 @@ class Tool:
 
 
 def with_esdmon(model: nn.Module, _folder: Path, watch: Stopwatch, *, mode: str, out: str) -> Tool:
-    budget = partial(Budget, clock=watch.read_wall, cpu_clock=watch.read_cpu, advance=FREE)
+    own = {"clock": watch.read_wall, "cpu_clock": watch.read_cpu, "advance": FREE}
+
+    def budget(share: float | None, **options: Any) -> Budget:
+        return Budget(share, **options | own)
+
     with mock.patch("esdmon.watching.Budget", budget):
         monitor = esdmon.watch(model, every=EVERY, mode=mode, sinks=[f"tensorboard:{out}", f"jsonl:{out}/e.jsonl"])
     tool = Tool(settle=monitor.flush, close=monitor.close)
