@@ -39,7 +39,7 @@ from esdmon.schedule.budget import Budget
 
 EVERY = 200
 TURN = 2
-FREE = 0.5  # seconds, of 2 by default: so that a run of a minute shows what a long one costs
+FREE = 0.1  # seconds, of 2 by default: so that a run of half a minute shows what a long one costs
 Step = Callable[[], None]
 
 
