@@ -39,7 +39,7 @@ _HEIGHTS = ((1.0, 3), (0.1, 4), (0.02, 5), (0.0, 25))  # (Im z/Re z, Newton step
 _CONVERGED = 1e-5  # relative change of δ and ε, whose error is then about its square
 _APART = 2.5  # λ⁺ in units of that of equal scales, from which there are more angles: large rows lie beyond the bulk
 _WIDE = 1.0  # standard deviation of the logarithm of scales, 0.22 dex of rms, from which more nodes are taken
-_LARGE = 512  # M above which there are more groups
+_LARGE = 1024  # M from which there are more groups
 _ANGLES = np.linspace(0, np.pi, 513)  # of a table: linear interpolation between them is right to 5e-6
 _RISE = np.linspace(0, 1e-12, _ANGLES.size)  # keeps a flat part of a table, a gap in the spectrum, invertible
 _MAX_NODES = 1 << 16  # slices · angles · nodes solved at a time: 1 MB an array
@@ -98,7 +98,7 @@ def _resolution(m: int, *, is_wide: bool) -> tuple[int, int, int]:
 
     The CDF has to be right to a small part of 1/M: with 16 groups it is off by 11/M for scales of .3 dex at M = 2048.
     """
-    groups, angles = max(6, m // (32 if m <= _LARGE else 16)), min(64, max(24, m // 8))
+    groups, angles = max(6, m // (32 if m < _LARGE else 16)), min(64, max(24, m // 8))
     if is_wide:
         groups, angles = 2 * groups, 2 * angles
     return min(8, 3 + groups // 3), groups, angles
@@ -180,14 +180,14 @@ def _newton(
     Both imaginary parts are positive within the bulk; below it and in its gaps the solution is real.
     """
     values = nodes.values[:, :, None, :]
-    weights = (nodes.balanced_weights() * nodes.values)[..., None].astype(complex)
-    weights_of_slopes = weights * nodes.values[..., None]
+    weights = nodes.balanced_weights() * nodes.values
+    weights_of_slopes = weights * nodes.values
     t = start
     for _ in range(steps):
         q = 1 / (1 + t[..., None] * values)
-        gh = np.matmul(q, weights)[..., 0]
+        gh = np.einsum("asnk,ask->asn", q, weights)  # not a product, for which the BLAS would start its threads
         q *= q
-        slopes = -np.matmul(q, weights_of_slopes)[..., 0]
+        slopes = -np.einsum("asnk,ask->asn", q, weights_of_slopes)
         hg = gh[::-1]
         error = z * t + hg
         change = (z * error - slopes[::-1] * error[::-1]) / (z * z - slopes[0] * slopes[1])

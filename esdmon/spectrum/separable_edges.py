@@ -125,7 +125,8 @@ def _powers(t: Floats, y: Floats, weights: Floats) -> Floats:
     values = y if t.ndim == 2 else y[:, :, None]
     p = values / (1 + t[..., None] * values)
     powers = np.stack((p, p * p, p * p * p))
-    return (powers @ weights[..., None])[..., 0] if t.ndim == 3 else np.einsum("pask,ask->pas", powers, weights)
+    sums: Floats = np.einsum("pasnk,ask->pasn" if t.ndim == 3 else "pask,ask->pas", powers, weights)
+    return sums
 
 
 def _upper_edge(nodes: ScaleNodes) -> Floats:

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from esdmon.weights.device.margins import Margins
-from esdmon.weights.device.solvers import blocks
+from esdmon.weights.device.margins import Margins, small_blocks
 
 _CANCELS = 0.5  # share of mean² in the mean square, above which their difference loses more than a bit; our choice
 
@@ -31,7 +30,7 @@ def sum_up(stack: Tensor) -> Sums:
         sums = sum_up(stack.mT)
         return replace(sums, margins=Margins(sums.margins.columns, sums.margins.rows))
     _, n_rows, n_columns = stack.shape
-    parts = blocks(stack)
+    parts = small_blocks(stack)
     by_column = torch.zeros(stack.shape[0], n_columns, dtype=torch.float64, device=stack.device)
     minima, maxima, totals, smallest, by_row = [], [], [], [], []
     for part in parts:
