@@ -1,9 +1,11 @@
 """Start the ranks of a distributed job as processes that have torch and esdmon imported already."""
 
+import json
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from torch.multiprocessing.spawn import start_processes
@@ -38,6 +40,11 @@ def fork(function: Callable[..., None], *args: Any, ranks: int = 2) -> None:
 def torchrun(function: Callable[..., None], *args: Any, ranks: int = 2) -> None:
     """Call `function(*args)` as `start` does, in the environment that torchrun gives."""
     start(_as_rank, ranks, _free_port(), function, args, ranks=ranks)
+
+
+def results_in(folder: Path, ranks: int) -> list[Any]:
+    """What each rank has written as `result-<rank>.json`."""
+    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(ranks)]
 
 
 def _free_port() -> int:

@@ -121,7 +121,7 @@ def open_file(browser: Any, path: Path, **options: Any) -> Opened:
 
 
 def assert_cells_have_the_colours_of(opened: Opened, lines: Path) -> None:
-    """Each cell of the map has the colour of the phase that the JSONL has, as soon as it is drawn."""
+    """Wait until each cell of the map has the colour of its phase in the JSONL."""
     phases: dict[str, str] = {}
     for line in map(json.loads, lines.read_text(encoding="utf-8").splitlines()):
         if line["kind"] == "layer":

@@ -29,9 +29,9 @@ def network() -> Any:
     )
 
 
-def given(folder: str) -> dict[str, Any]:
-    ids = torch.arange(16)
-    arguments = TrainingArguments(
+def arguments(folder: str, **options: Any) -> TrainingArguments:
+    """Of a training of twelve steps on a CPU, without any logger."""
+    return TrainingArguments(
         folder,
         max_steps=12,
         per_device_train_batch_size=2,
@@ -41,8 +41,13 @@ def given(folder: str) -> dict[str, Any]:
         save_strategy="no",
         logging_steps=1,
         report_to=[],
+        **options,
     )
-    return {"args": arguments, "train_dataset": [{"input_ids": ids, "labels": ids}] * 64}
+
+
+def given(folder: str) -> dict[str, Any]:
+    ids = torch.arange(16)
+    return {"args": arguments(folder), "train_dataset": [{"input_ids": ids, "labels": ids}] * 64}
 
 
 def train(folder: str, stop_on: tuple[str, ...]) -> None:

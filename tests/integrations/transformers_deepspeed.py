@@ -12,19 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback
 
 from esdmon.sinks import MemorySink
 from esdmon_transformers import SpectralMonitor
+from tests.integrations.transformers_ddp import arguments, network
 from tests.ranks import fork
 from tests.runtime.sharded_jobs import difference, reading_of
-
-
-def network() -> Any:
-    torch.manual_seed(0)
-    return GPT2LMHeadModel(
-        GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
-    )
 
 
 class Keep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped
@@ -52,25 +46,12 @@ def train(folder: str, stage: int, *, watched: bool) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
-    arguments = TrainingArguments(
-        folder,
-        max_steps=12,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        use_cpu=True,
-        ddp_backend="gloo",
-        disable_tqdm=True,
-        save_strategy="no",
-        logging_steps=1,
-        report_to=[],
-        optim="sgd",
-        learning_rate=0.05,
-        deepspeed=config,
-    )
+    options: dict[str, Any] = {"gradient_accumulation_steps": 2, "optim": "sgd", "learning_rate": 0.05}
+    given = arguments(folder, **options, deepspeed=config)
     sink, keep = MemorySink(), Keep()
     monitor = SpectralMonitor(every=3, budget=None, sinks=[sink])
     callbacks = [keep, monitor] if watched else [keep]
-    trainer = Trainer(network(), arguments, train_dataset=data, callbacks=callbacks)
+    trainer = Trainer(network(), given, train_dataset=data, callbacks=callbacks)
     trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     if not watched:

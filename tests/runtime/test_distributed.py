@@ -20,7 +20,7 @@ from esdmon.limits import Limits
 from esdmon.replay import records
 from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
-from tests.ranks import start
+from tests.ranks import results_in, start
 from tests.summaries import without_summary
 
 STEPS = 12
@@ -58,7 +58,7 @@ def rank_of_a_job(rank: int, job: str, folder: str, size: int) -> None:
 
 def run(job: str, folder: Path, size: int = 2) -> list[Any]:
     start(rank_of_a_job, job, str(folder), size, ranks=size)
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(size)]
+    return results_in(folder, size)
 
 
 def log(folder: Path, rank: int) -> str:

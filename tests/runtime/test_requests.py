@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 import esdmon
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.requests import Requests
-from tests.ranks import start
+from tests.ranks import results_in, start
 
 EVERY, BREAKS, MOST = 3, 7, 40
 
@@ -78,7 +78,7 @@ def rank_of_a_job(rank: int, folder: str, size: int) -> None:
 def test_all_ranks_stop_and_save_at_the_same_step(size: int, tmp_path: Path) -> None:
     """At a due step after the one with the finding, whichever rank is slow; none is left in a collective."""
     start(rank_of_a_job, str(tmp_path), size, ranks=size)
-    first, *others = (json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(size))
+    first, *others = results_in(tmp_path, size)
     assert all(other == first for other in others)
     for name, result in first.items():
         assert result["errors"] == [], name

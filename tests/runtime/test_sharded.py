@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import distributed
 
-from tests.ranks import start
+from tests.ranks import results_in, start
 from tests.runtime.sharded_jobs import OF_FOUR, OF_TWO, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
@@ -32,7 +32,7 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     """The results of each rank by way, and the log of rank 0."""
     folder, size = tmp_path_factory.mktemp("job"), request.param
     start(rank_of_a_job, str(folder), OF_TWO if size == 2 else OF_FOUR, size, ranks=size)
-    results = [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(size)]
+    results = results_in(folder, size)
     return results, (folder / "log-0").read_text()
 
 

@@ -16,7 +16,7 @@ import esdmon
 from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
 from esdmon.trainers.optimizers import readable
-from tests.ranks import torchrun
+from tests.ranks import results_in, torchrun
 from tests.runtime.sharded_jobs import difference, reading_of
 from tests.runtime.test_sharded_costs import no_collective
 
@@ -134,7 +134,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     torchrun(rank_of_a_job, str(folder))
     log = (folder / "log-0").read_text()
     assert "WARNING:esdmon" not in log, log
-    return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(2)]
+    return results_in(folder, 2)
 
 
 @pytest.mark.parametrize("way", WAYS)
