@@ -293,10 +293,18 @@ class Spectrum:
     def with_scales(self, scales: Scales, laws: Laws = separable_laws) -> "Spectrum":
         """Return this spectrum with the scales of rows and columns; what is known of it already is kept."""
         scaled = replace(self, scales=scales, laws=laws)
-        vars(scaled).update(
-            {name: value for name, value in vars(self).items() if name not in vars(scaled) and name != "bulk"}
-        )
+        vars(scaled).update(self._known_besides(scaled, "bulk"))
         return scaled
+
+    def with_directions(self, now: Floats, cosines: Floats | None, last: Floats | None) -> "Spectrum":
+        """Return this spectrum with directions; what is known of it already, such as its fits, is kept."""
+        directed = replace(self, directions=now, cosines=cosines, last_directions=last)
+        vars(directed).update(self._known_besides(directed))
+        return directed
+
+    def _known_besides(self, other: "Spectrum", *changed: str) -> dict[str, object]:
+        """Return what has been computed of this spectrum and not of the other, but for what has changed."""
+        return {name: value for name, value in vars(self).items() if name not in vars(other) and name not in changed}
 
     @property
     def is_product(self) -> bool:

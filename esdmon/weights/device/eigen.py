@@ -78,7 +78,7 @@ def read_spectrum(
         spectrum = _read(matrix, weight, precision, also, kind=kind, solver=solver, laws=laws)
         if "directions" in also and matrix.core is None:
             directions, cosines = directions_of(matrix, weight)
-            return replace(spectrum, directions=directions, cosines=cosines, last_directions=last_directions)
+            return spectrum.with_directions(directions, cosines, last_directions)
     return spectrum
 
 
