@@ -27,9 +27,10 @@ from esdmon.runtime.assignments import Assignments
 from esdmon.runtime.clock import Clock, check_clock, hookable
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.cpus import IdleCores, cores
-from esdmon.runtime.executor import Executor, Mode
+from esdmon.runtime.executor import MODES, Executor, Mode
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.pipeline import ReadingPipeline
+from esdmon.runtime.processes import Processes, why_not
 from esdmon.runtime.pulse import Escalation, Pulse
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.remote_reader import RemoteReader
@@ -166,6 +167,8 @@ def attach(
     if inner and hook:
         check_clock(optimizer, model)
     transfers = Transfers()
+    given = _available(options.mode)
+    processes = Processes() if given == "process" else None
     ranks = _ranks(limits)
     reader = Reader(
         model,
@@ -178,10 +181,11 @@ def attach(
         faults=faults,
         drift=Drift(transfers),
         transfers=transfers,
+        processes=processes,
     )
     if ranks is not None:
         _raise_common(ranks, reader.problems, limits)
-    mode = _mode(options.mode, on_accelerator=reader.on_accelerator)
+    mode = _mode(given, on_accelerator=reader.on_accelerator)
     transfers.waits = mode == "sync"
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
     cpu_clock = time.process_time if mode == "sync" else time.thread_time
@@ -190,10 +194,18 @@ def attach(
     if hooked is not None:
         _close_older(hooked, model)
     leads = ranks is None or ranks.rank == 0
-    workers = _workers(options) if mode == "thread" and ranks is None else None
+    workers = _workers(options) if mode != "sync" and ranks is None else None
     rate = None if workers is None else lambda: float(workers.count)
     budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds, rate=rate)
-    executor = Executor(reader, budget, mode=mode, memory=limits.copied_bytes, prepare=use_one_thread, workers=workers)
+    executor = Executor(
+        reader,
+        budget,
+        mode=mode,
+        memory=limits.copied_bytes,
+        prepare=use_one_thread,
+        workers=workers,
+        processes=processes,
+    )
     readings: Pipeline
     escalation: Escalation | None = None
     if ranks is not None and not leads:
@@ -271,10 +283,19 @@ def _identity(model: Model) -> int:
     return id(unwrap(model)) if isinstance(model, torch.nn.Module) else id(model)
 
 
+def _available(mode: str) -> str:
+    """Return the mode that was asked for, or "thread" where processes cannot be had."""
+    why = why_not() if mode == "process" else ""
+    if why:
+        _log.warning("esdmon: mode='process' needs worker processes, but %s. Threads read in their place.", why)
+    return "thread" if why else mode
+
+
 def _mode(mode: str, *, on_accelerator: bool) -> Mode:
     """Return the mode that "auto" stands for here; any other unchanged."""
-    if mode != "auto":
-        return "sync" if mode == "sync" else "thread"
+    for one in MODES:
+        if mode == one:
+            return one
     # torch starts a thread for each physical core, which are half of what the system counts where each runs two.
     idle = 4 * torch.get_num_threads() <= cores()
     return "thread" if on_accelerator or idle else "sync"

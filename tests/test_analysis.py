@@ -227,7 +227,7 @@ def test_failing_readings_are_faults_and_few_lines(
     model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(12)))
     with esdmon.watch(model, every=1, budget=None, mode="sync", sinks=None) as monitor:
         with monkeypatch.context() as patch:
-            patch.setattr("esdmon.runtime.reader.read_spectrum", broken)
+            patch.setattr("esdmon.runtime.computing.read_spectrum", broken)
             for _ in range(2):
                 monitor.step()
         failed = monitor.errors

@@ -1,4 +1,4 @@
-"""`Executor`: finish readings on the spot, or in background threads while training goes on."""
+"""`Executor`: finish readings on the spot, or in threads or processes while training goes on."""
 
 import time
 import weakref
@@ -12,20 +12,23 @@ from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.at_exit import join_at_exit
+from esdmon.runtime.processes import Processes
 from esdmon.runtime.source import Answer, Ratio, Source, Task
 from esdmon.runtime.threads import Threads
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
 
-Mode: TypeAlias = Literal["sync", "thread"]
+Mode: TypeAlias = Literal["sync", "thread", "process"]
+MODES: tuple[Mode, ...] = ("sync", "thread", "process")
 
 
 @final
 class Executor:
-    """Begin readings; in the mode "thread" a thread finishes them, or several on idle cores, in the order begun.
+    """Begin readings; but for the mode "sync" a thread finishes them, or several on idle cores, in the order begun.
 
     A thread's time is charged to the budget: second for second, or on idle cores by what the steps lose. The threads
-    compute with numpy and torch, which release the interpreter's lock, and never with scipy, which does not.
+    compute with numpy and torch, which release the interpreter's lock, and never with scipy, which does not; in the
+    mode "process" each hands most of a reading to a process of its own, and waits.
 
     Args:
         source: the matrices.
@@ -34,6 +37,7 @@ class Executor:
         memory: bytes of copied weights that may wait for the threads.
         prepare: called in each thread before its first job.
         workers: sets how many threads read; None for one.
+        processes: those of the mode "process".
     """
 
     def __init__(
@@ -45,12 +49,15 @@ class Executor:
         memory: int = Limits().copied_bytes,
         prepare: Callable[[], object] = lambda: None,
         workers: Workers | None = None,
+        processes: Processes | None = None,
     ) -> None:
         self._source = source
         self._budget = budget
         self._memory = memory
         self._prepare = prepare
         self._workers = workers
+        self._clock = time.perf_counter if processes is None else processes.clock
+        self._interrupt = (lambda: None) if processes is None else processes.close
         self.on_the_spot = mode == "sync"
         """True where a reading is finished when it is begun."""
         self._threads: Threads | None = None
@@ -94,7 +101,7 @@ class Executor:
             answer: Answer = {name: (layer, cost.seconds)}
             return Task((name,), lambda: answer, lambda: answer)
         finish = self._source.begin(name, step, moved=moved, copy=True)
-        future = self._submit(partial(_timed, finish), self._source.size(name))
+        future = self._submit(partial(_timed, finish, self._clock), self._source.size(name))
         return Task((name,), partial(self._poll, name, step, future), partial(_cancel, future))
 
     def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:
@@ -130,7 +137,7 @@ class Executor:
     def _submit(self, job: Callable[[], Any], size: int, *, alone: bool = False) -> Future[Any]:
         if self._threads is None:  # now, and not earlier, so that a run that forks first forks no thread
             # Its threads must not hold this object, which holds the model: they end with it.
-            self._threads = Threads(self._prepare, partial(_allowed, self._workers))
+            self._threads = Threads(self._prepare, partial(_allowed, self._workers), self._interrupt)
             join_at_exit(self._threads)
             weakref.finalize(self, self._threads.close).atexit = False
         future = self._threads.submit(job, alone=alone)
@@ -168,10 +175,10 @@ def _allowed(workers: Workers | None) -> int:
     return 0 if workers.stands_still else max(1, workers.count)
 
 
-def _timed(finish: Callable[[], LayerReport]) -> tuple[LayerReport, float]:
-    start = time.perf_counter()
+def _timed(finish: Callable[[], LayerReport], clock: Callable[[], float]) -> tuple[LayerReport, float]:
+    start = clock()
     layer = finish()
-    return layer, time.perf_counter() - start
+    return layer, clock() - start
 
 
 def _cancel(future: Future[Any]) -> Answer:

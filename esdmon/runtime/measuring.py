@@ -8,10 +8,9 @@ from typing import NamedTuple, final
 from esdmon.isolation import Faults
 from esdmon.plugins import Plugins
 from esdmon.records import LayerReport
-from esdmon.runtime.histogram import histogram
-from esdmon.spectrum import Measure, Spectrum, classify
-from esdmon.spectrum.measures import Quantity
-from esdmon.spectrum.zhang2026 import shape_of
+from esdmon.runtime.measured import Measured, Of, quantities
+from esdmon.spectrum import Measure, Spectrum
+from esdmon.spectrum.measures import BUILT_IN_MEASURES, Quantity
 
 
 @final
@@ -31,25 +30,23 @@ class Measuring:
             for measure in measures
         ]
         self._faults = faults
-        self._follows = follows
         self.needs = frozenset(measure.needs for measure in measures)
         """What spectra must hold besides eigenvalues."""
         self.names = tuple(measure.name for measure in measures)
         """Names of the measures."""
+        self.built_in = tuple(measure.name for measure in measures if measure in BUILT_IN_MEASURES)
+        """Names of those that any process of esdmon can compute."""
+        self.follows = follows
 
-    def record(self, begun: LayerReport, spectrum: Spectrum) -> LayerReport:
-        """Return the record of a reading that was begun and has given a spectrum."""
-        phase, elements = classify(spectrum), spectrum.elements
-        values, nulls = {}, {}
+    def record(self, begun: LayerReport, read: Measured) -> LayerReport:
+        """Return the record of a reading that was begun, and compute the measures that are not computed yet."""
+        spectrum, phase, elements = read.spectrum, read.phase, read.spectrum.elements
+        values: dict[Of, dict[str, float]] = {"weight": {}, "noise": {}}
         for owned in self._measures:
-            measure = owned.measure
-            if measure.applies is not None and not measure.applies(spectrum):
-                continue
-            if measure.between_readings and not self._follows:
-                continue
-            values[measure.name] = self._take(owned, measure.compute, spectrum, begun.step)
-            if measure.null is not None and not spectrum.is_product:  # nulls are those of one random matrix
-                nulls[measure.name] = self._take(owned, measure.null, spectrum, begun.step)
+            name = owned.measure.name
+            for of, quantity in quantities(owned.measure, spectrum, follows=self.follows):
+                known = read.values.get((name, of))
+                values[of][name] = self._take(owned, quantity, spectrum, begun.step) if known is None else known
         return replace(
             begun,
             status="ok",
@@ -66,10 +63,10 @@ class Measuring:
             explanation=phase.explanation,
             alpha_is_meaningful=phase.alpha_is_meaningful,
             over_regularized=phase.over_regularized,
-            measures=values,
-            nulls=nulls,
-            esd=histogram(spectrum),
-            spectral_shape=shape_of(spectrum),
+            measures=values["weight"],
+            nulls=values["noise"],
+            esd=read.esd,
+            spectral_shape=read.shape,
         )
 
     def _take(self, owned: "_Owned", quantity: Quantity, spectrum: Spectrum, step: int) -> float:

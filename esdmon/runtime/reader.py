@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,16 +16,16 @@ from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report
 from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain
+from esdmon.runtime.computing import Computing
 from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
 from esdmon.runtime.local_parts import LocalParts
 from esdmon.runtime.measuring import Measuring
+from esdmon.runtime.processes import Processes
 from esdmon.runtime.source import Ratio, unknown
 from esdmon.runtime.watched_model import WatchedModel
 from esdmon.schedule.step_sample import StepSample
 from esdmon.spectrum import Measure
-from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.recent_laws import RecentLaws
 from esdmon.weights import (
     Drift,
     Matrix,
@@ -41,7 +40,6 @@ from esdmon.weights import (
     discover,
     layer_type_of,
     open_checkpoint,
-    read_spectrum,
     snapshot,
     solve_torch,
 )
@@ -63,6 +61,7 @@ class Reader:
         drift: measures how far weights have moved; None for a model that is read once.
         solver: computes eigenvalues.
         transfers: bring what is on an accelerator to the CPU.
+        processes: finish the readings of copies; None for the thread that asks.
 
     Raises:
         InputError: for a model or checkpoint that cannot be read, or without matrices.
@@ -82,9 +81,8 @@ class Reader:
         drift: Drift | None = None,
         solver: Solver = solve_torch,
         transfers: Transfers | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        self._precision = check_precision(precision)
-        self._solver = solver
         opened = _opened(model)
         self._views = TrainingViews(optimizers)
         self._model = WatchedModel(
@@ -103,13 +101,13 @@ class Reader:
         self._held = HeldParameters(optimizers)
         self._faults = faults or Faults()
         self._measuring = Measuring(measures, plugins, self._faults, follows=drift is not None)
+        self._computing = Computing(
+            self._measuring, precision=check_precision(precision), solver=solver, processes=processes
+        )
         self._transfers = transfers or Transfers()
         self._drift = drift
         self._steps = StepSampler(self._transfers)
         self._failing = FailingReadings(self._faults)
-        self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
-        self._reads_directions = "directions" in self._measuring.needs
-        self._directions: dict[str, Floats] = {}
         self._parts = LocalParts(self._model, self._transfers)
         self._share_samples()
         for name in self._model.matrices:
@@ -189,8 +187,8 @@ class Reader:
         has_changed = self._model.refresh()
         if has_changed:
             self._share_samples()
-            self._laws.clear()
-            self._directions.clear()
+            self._computing.forget_laws()
+            self._computing.forget_directions()
         self._steps.watch(self._model.matrices.values())
         return has_changed
 
@@ -269,14 +267,16 @@ class Reader:
                 learning_rate=self._held.learning_rate(matrix),
                 weight_decay=self._held.weight_decay(matrix),
             )
-            source = snapshot(matrix, self._transfers, with_reference=self._reads_directions) if copy else matrix
+            source = (
+                snapshot(matrix, self._transfers, with_reference=self._computing.reads_directions) if copy else matrix
+            )
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
             return partial(self._not_read, begun, error)
         return partial(self._finish, source, begun, moved)
 
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
-        self._laws.clear()  # so that this run and one resumed from here go on alike
+        self._computing.forget_laws()  # so that this run and one resumed from here go on alike
         return {} if self._drift is None else self._without_parts(self._drift.state_dict())
 
     def step_state(self) -> Plain:
@@ -297,7 +297,7 @@ class Reader:
     def _continue_from(self, drift: Callable[[], None]) -> None:
         drift()
         self._views.clear()
-        self._directions.clear()
+        self._computing.forget_directions()
 
     def _without_parts(self, samples: Plain) -> Plain:
         """Return the samples of whole weights: of a sharded one, another rank or size of a job has other elements."""
@@ -311,18 +311,7 @@ class Reader:
     def _finish(self, matrix: Matrix, begun: LayerReport, moved: Ratio) -> LayerReport:
         try:
             begun = replace(begun, update_ratio=moved())
-            spectrum = read_spectrum(
-                matrix,
-                precision=self._precision,
-                kind=begun.kind,
-                also=self._measuring.needs,
-                solver=self._solver,
-                laws=self._laws[begun.name],
-                last_directions=self._directions.get(begun.name),
-            )
-            if spectrum.directions is not None:
-                self._directions[begun.name] = spectrum.directions
-            layer = self._measuring.record(begun, spectrum)
+            layer = self._measuring.record(begun, self._computing.measure(matrix, begun.kind))
         except Exception as error:  # noqa: BLE001 -- reported in the record
             return self._not_read(begun, error)
         self._failing.worked(begun.name, begun.step)

@@ -28,11 +28,18 @@ class Threads:
     Args:
         prepare: called in each thread before its first job.
         allowed: returns how many jobs may run at once now.
+        interrupt: called when the threads are closed: ends the jobs that run, where something can.
     """
 
-    def __init__(self, prepare: Callable[[], object] = lambda: None, allowed: Callable[[], int] = lambda: 1) -> None:
+    def __init__(
+        self,
+        prepare: Callable[[], object] = lambda: None,
+        allowed: Callable[[], int] = lambda: 1,
+        interrupt: Callable[[], object] = lambda: None,
+    ) -> None:
         self._prepare = prepare
         self._allowed = allowed
+        self._interrupt = interrupt
         self._jobs: deque[_Job] = deque()
         self._changed = Condition()
         self._threads: list[Thread] = []
@@ -72,6 +79,7 @@ class Threads:
                 job.future.cancel()
             self._jobs.clear()
             self._changed.notify_all()
+        self._interrupt()
 
     def join(self, timeout: float) -> None:
         """Close, and wait until the threads have ended, for so many seconds at most."""

@@ -1,8 +1,8 @@
 """The spectral core: from a `Spectrum` to numbers. It imports no torch and does no I/O or logging.
 
-numpy does all that a reading needs; scipy's optimiser serves comparisons that are made on request. scipy.linalg must
-not appear: its LAPACK wrappers hold the interpreter lock for the whole of a solve, which would stall training when a
-background thread runs them.
+numpy does all that a reading needs; scipy's optimiser serves comparisons that are made on request. scipy.linalg appears
+in `lapack` only, which is for processes that do nothing else: its LAPACK wrappers hold the interpreter lock for the
+whole of a solve, which would stall training when a background thread runs them.
 
 X = WᵀW/N of an N × M matrix W, N >= M, Q = N/M; λ are the eigenvalues of X, ascending; σ² is the variance of the bulk,
 λ⁺ its edge. "of X" in the last column means: in units of X, the square of those of W. NaN is undefined.

@@ -2,6 +2,7 @@
 
 from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
 from esdmon.weights.device.cost import nominal_seconds as nominal_seconds
+from esdmon.weights.device.eigen import export as export
 from esdmon.weights.device.eigen import read_spectrum as read_spectrum
 from esdmon.weights.device.precision import check_precision as check_precision
 from esdmon.weights.device.sample import sample_matrix as sample_matrix

@@ -132,7 +132,7 @@ def one_fails(rank: int, _folder: Path) -> dict[str, Any]:
 
     with pytest.MonkeyPatch.context() as patch:
         if rank:
-            patch.setattr("esdmon.runtime.reader.read_spectrum", broken)
+            patch.setattr("esdmon.runtime.computing.read_spectrum", broken)
         with esdmon.watch(model, optimizer, every=3, budget=None, sinks=[sink]):
             train(model, optimizer, rank)
     return {str(report.step): {layer.name: layer.status for layer in report.new} for report in sink.reports}

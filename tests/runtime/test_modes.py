@@ -192,7 +192,7 @@ def test_strict_raises_what_fails_in_a_reading(mode: str, monkeypatch: pytest.Mo
     def broken(*_args: object, **_options: object) -> Spectrum:
         raise ZeroDivisionError("in the numerics")
 
-    monkeypatch.setattr("esdmon.runtime.reader.read_spectrum", broken)
+    monkeypatch.setattr("esdmon.runtime.computing.read_spectrum", broken)
     run = Training(mode=mode, budget=None, every=1, strict=True)
 
     def until_it_is_there() -> None:

@@ -1,41 +1,39 @@
-"""Compute the spectrum of a weight.
+"""Read a weight, and compute its spectrum: on its device, or from arrays in another process.
 
-Method: X = AᵀA on the shorter side, then a values-only symmetric solver: 3 to 9 times cheaper than singular values. In
-float32 it leaves at most 5e-7 λmax of an eigenvalue that is 0 (both solvers, M from 64 to 4096). Where more than 1 % of
-the spectrum lies under 1e-6 λmax the rank would depend on that, and where the power law begins under 1e-4 λmax its
-alpha might depend on it: then it is computed again in float64. AᵀA has the square of A's condition, so of a float64
-weight with eigenvalues that float64 loses in it the singular values of A itself are computed.
+Which spectrum, and in which precision: see `esdmon.spectrum.decomposition`.
 """
 
 import math
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import TypeAlias, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from esdmon.records import Status
-from esdmon.spectrum import Elements, PhaseThresholds, Spectrum
+from esdmon.spectrum import Elements, Spectrum
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.bulk import is_noise
+from esdmon.spectrum.decomposition import DERIVED, Facts, Precision, spectrum_of
 from esdmon.spectrum.hu2025 import window_starts
+from esdmon.spectrum.lapack import Array
 from esdmon.spectrum.recent_laws import Laws
+from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.separable import separable_laws
 from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.weights.device.directions import directions_of
 from esdmon.weights.device.margins import Margins, equalise, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
-from esdmon.weights.device.solvers import Solver, solve_torch
+from esdmon.weights.device.solvers import Solver, solve_lapack, solve_torch
 from esdmon.weights.device.sums import sum_up
 from esdmon.weights.device.traps import take_apart
 from esdmon.weights.matrix import Matrix, UnreadableError
 from esdmon.weights.validation import check_readable, min_eigenvalues
 
-_SMALL = 1e-6  # of λmax: twice the largest error of float32
-_SMALL_SHARE = 0.01  # of the eigenvalues; our choice
-_LOW_XMIN = 1e-4  # of λmax: above, alpha in float32 is within 6e-5 of that in float64; below, within 0.03 (320 draws)
-_MIN_M = PhaseThresholds().min_m
+Directions: TypeAlias = tuple[Floats, Floats | None]
+"""What `directions_of` returns."""
+
 _SEED = 0  # of the shuffle: the same at each reading, so that only the weight changes
 _MAX_EXPONENT = 500  # of two: squares stay within float64
 _SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
@@ -69,86 +67,115 @@ def read_spectrum(
     Raises:
         UnreadableError: where the weight holds no numbers, NaN or infinities, only zeros, or too few eigenvalues.
     """
+    stack, facts, weight = _open(matrix, precision=precision, kind=kind, also=also, solver=solver)
+    with torch.no_grad(), without_autocast(weight.device.type):
+        spectrum = spectrum_of(stack, facts, laws)
+        directions = _directions(matrix, weight, also)
+        return spectrum if directions is None else spectrum.with_directions(*directions, last_directions)
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A weight as arrays, of which another process computes the spectrum."""
+
+    facts: Facts
+    scales: Scales | None
+    """Scales of rows and columns, where the noise may have unequal ones."""
+    directions: Directions | None
+    """Where they were asked for."""
+    arrays: dict[str, Array]
+    """The weight divided by a scale, and the stacks derived from it, as `ArrayStack` takes them."""
+
+
+def export(matrix: Matrix, *, precision: str = "auto", kind: str = "", also: Collection[str] = ()) -> Exported:
+    """Read a weight for another process; the arguments are those of `read_spectrum`.
+
+    Raises:
+        UnreadableError: as `read_spectrum`.
+    """
+    stack, facts, weight = _open(matrix, precision=precision, kind=kind, also=also, solver=solve_lapack)
+    with torch.no_grad(), without_autocast(weight.device.type):
+        return Exported(
+            facts,
+            stack.scales() if facts.may_have_scales else None,
+            _directions(matrix, weight, also),
+            {name: _as_array(stack.derived(name)) for name in ("weight", *(each for each in DERIVED if each in also))},
+        )
+
+
+def _as_array(stack: Tensor) -> Array:
+    wide = stack.to(torch.promote_types(stack.dtype, torch.float32)).cpu()
+    array: Array = wide.numpy()
+    return array
+
+
+def _directions(matrix: Matrix, weight: Tensor, also: Collection[str]) -> Directions | None:
+    return directions_of(matrix, weight) if "directions" in also and matrix.core is None else None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _TensorStack:
+    """A stack of a weight on its device; see `decomposition.Stack`."""
+
+    stack: Tensor
+    margins: Margins
+    solver: Solver
+
+    def derived(self, name: str) -> Tensor:
+        """Return the weight, or a stack derived from it."""
+        return self.stack if name == "weight" else _DERIVED[name](self.stack, self.margins)
+
+    def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
+        """Return the eigenvalues of AᵀA, (slices, M)."""
+        return self.solver(self.derived(of), torch.float64 if precision == "float64" else torch.float32)
+
+    def eigenvectors(self) -> tuple[Floats, Floats]:
+        """Return eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA, on the shorter side of A."""
+        tall = (self.stack if self.stack.shape[1] >= self.stack.shape[2] else self.stack.mT).double()
+        lam, vectors = torch.linalg.eigh(tall.mT @ tall)
+        return np.abs(lam.cpu().numpy()), vectors.cpu().numpy()
+
+    def singular_values(self) -> Floats:
+        """Return the singular values."""
+        values: Floats = torch.linalg.svdvals(self.stack).cpu().numpy()
+        return values
+
+    def scales(self) -> Scales:
+        """Return the scales of rows and columns."""
+        return scales_of(self.stack, self.margins)
+
+
+def _open(
+    matrix: Matrix, *, precision: str, kind: str, also: Collection[str], solver: Solver
+) -> tuple[_TensorStack, Facts, Tensor]:
+    """Read a weight, and prepare its stack.
+
+    Raises:
+        UnreadableError: as `read_spectrum`.
+    """
     weight = read_weight(matrix)
     check_readable(weight)
     weight = on_float64_device(weight)
     if weight.device.type != "cpu":
         solver = solve_torch
     with torch.no_grad(), without_autocast(weight.device.type):
-        spectrum = _read(matrix, weight, precision, also, kind=kind, solver=solver, laws=laws)
-        if "directions" in also and matrix.core is None:
-            directions, cosines = directions_of(matrix, weight)
-            return spectrum.with_directions(directions, cosines, last_directions)
-    return spectrum
-
-
-def _read(
-    matrix: Matrix,
-    weight: Tensor,
-    precision: str,
-    also: Collection[str],
-    *,
-    kind: str,
-    solver: Solver,
-    laws: Laws,
-) -> Spectrum:
-    stack = matrix.to_stack(weight)
-    stack, elements, scale, margins = _prepare(stack if matrix.core is None else matrix.core(stack), matrix.view)
-    n, m = max(stack.shape[1:]), min(stack.shape[1:])
-    _check_size(stack, matrix.view)
-    to_spectrum = scale**2 / n
+        stack = matrix.to_stack(weight)
+        stack, elements, scale, margins = _prepare(stack if matrix.core is None else matrix.core(stack), matrix.view)
+        _check_size(stack, matrix.view)
     # The user may have allowed TF32 or bfloat16 products for speed; they are too coarse for a spectrum.
     rounded = solver is solve_torch and rounds_products(stack.device.type)
-    exact = precision == "exact" or stack.dtype == torch.float64 or rounded
-    dtype = torch.float64 if exact else torch.float32
-    vectors = None
-    shuffled = solver(_shuffled(stack), dtype) * to_spectrum if "shuffled" in also else None
-    equalised = solver(equalise(stack, margins), dtype) / n if "equalised" in also else None
-    windows = solver(_windows(stack), dtype) * scale**2 / m if "windows" in also else None
-    # The matrix that represents a product has its singular values, but not its elements.
-    has_elements = matrix.view not in PRODUCTS
-
-    def spectrum(lam: Floats, used: str, *, from_gram: bool = True) -> Spectrum:
-        return Spectrum.from_eigenvalues(
-            lam * to_spectrum,
-            shape=(n, m),
-            elements=elements if has_elements else None,
-            dtype=str(weight.dtype).removeprefix("torch."),
-            view=matrix.view,
-            kind=kind,
-            precision=used,
-            from_gram=from_gram,
-            vectors=vectors,
-            shuffled=shuffled,
-            equalised=equalised,
-            windows=windows,
-        )
-
-    def with_scales(one: Spectrum) -> Spectrum:
-        # Noise of equal scales needs none, and so do matrices that are too small for a phase.
-        plain = one.plain_bulk
-        if not has_elements or m < _MIN_M or plain is None or is_noise(plain):
-            return one
-        return one.with_scales(scales_of(stack, margins), laws)
-
-    if "vectors" in also:
-        lam, vectors = _eigenvectors(stack)
-        return with_scales(spectrum(lam, "float64"))
-    if not exact:
-        quick = spectrum(solver(stack, torch.float32), "float32")
-        if _is_safe(quick):
-            return with_scales(quick)
-    full = spectrum(solver(stack, torch.float64), "float64")
-    has_lost = full.nonzero.size < full.eigenvalues.size
-    if weight.dtype == torch.float64 and has_lost:
-        full = spectrum(torch.linalg.svdvals(stack).square().cpu().numpy(), "float64", from_gram=False)
-    return with_scales(full)
-
-
-def _is_safe(quick: Spectrum) -> bool:
-    """Return whether the rank and alpha of a float32 spectrum do not depend on float32's rounding errors."""
-    few_small = np.mean(quick.eigenvalues < _SMALL * quick.lambda_max) <= _SMALL_SHARE
-    return bool(few_small) and not quick.power_law.xmin < _LOW_XMIN * quick.lambda_max
+    facts = Facts(
+        shape=(max(stack.shape[1:]), min(stack.shape[1:])),
+        scale=scale,
+        elements=elements,
+        dtype=str(weight.dtype).removeprefix("torch."),
+        view=matrix.view,
+        kind=kind,
+        exact=precision == "exact" or stack.dtype == torch.float64 or rounded,
+        also=frozenset(also),
+    )
+    return _TensorStack(stack, margins, solver), facts, weight
 
 
 def _check_size(stack: Tensor, view: str) -> None:
@@ -222,13 +249,6 @@ def _drop_dead(stack: Tensor, margins: Margins) -> tuple[Tensor, Margins, int, i
     return stack, margins.keep(rows, columns) if dead_rows or dead_columns else margins, dead_rows, dead_columns
 
 
-def _eigenvectors(stack: Tensor) -> tuple[Floats, Floats]:
-    """Return eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA, on the shorter side of A."""
-    tall = (stack if stack.shape[1] >= stack.shape[2] else stack.mT).double()
-    lam, vectors = torch.linalg.eigh(tall.mT @ tall)
-    return np.abs(lam.cpu().numpy()), vectors.cpu().numpy()
-
-
 def _shuffled(stack: Tensor) -> Tensor:
     """Return the elements in a random order, without touching the user's random state."""
     order = torch.randperm(stack.numel(), generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu")
@@ -240,3 +260,10 @@ def _windows(stack: Tensor) -> Tensor:
     wide = stack if stack.shape[1] <= stack.shape[2] else stack.mT
     _, m, n = wide.shape
     return torch.cat([wide[:, :, start : start + m] for start in window_starts(n, m)])
+
+
+_DERIVED: dict[str, Callable[[Tensor, Margins], Tensor]] = {
+    "shuffled": lambda stack, _: _shuffled(stack),
+    "equalised": equalise,
+    "windows": lambda stack, _: _windows(stack),
+}

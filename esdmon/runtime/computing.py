@@ -1,0 +1,94 @@
+"""`Computing`: from a weight to what is computed of it, here or in a worker process."""
+
+from collections import defaultdict
+from typing import final
+
+from esdmon.runtime.job import Job
+from esdmon.runtime.measured import Measured, measure
+from esdmon.runtime.measuring import Measuring
+from esdmon.runtime.processes import Processes
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.recent_laws import RecentLaws
+from esdmon.weights import Matrix, Solver, export, read_spectrum, solve_torch
+
+
+@final
+class Computing:
+    """Compute spectra; keep what the next reading of a matrix is compared with or can use again.
+
+    Args:
+        measuring: says what spectra must hold, and which measures a process computes.
+        precision: "auto" or "exact".
+        solver: computes eigenvalues in this process.
+        processes: compute in its place, where they can.
+    """
+
+    def __init__(
+        self,
+        measuring: Measuring,
+        *,
+        precision: str = "auto",
+        solver: Solver = solve_torch,
+        processes: Processes | None = None,
+    ) -> None:
+        self._measuring = measuring
+        self._precision = precision
+        self._solver = solver
+        self._processes = processes
+        self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
+        self._directions: dict[str, Floats] = {}
+        self.reads_directions = "directions" in measuring.needs
+        """Whether weights that others have come from are read too."""
+
+    def forget_laws(self) -> None:
+        """Compute all laws of noise again, as a run does that is resumed here."""
+        self._laws.clear()
+
+    def forget_directions(self) -> None:
+        """Compare the next directions with none before."""
+        self._directions.clear()
+
+    def measure(self, matrix: Matrix, kind: str) -> Measured:
+        """Return what is computed of a weight.
+
+        Args:
+            matrix: the handle on it.
+            kind: kind of layer.
+
+        Raises:
+            UnreadableError: for a weight that gives no spectrum.
+            WorkerError: where the process that computed has ended.
+        """
+        measured = self._measure_elsewhere(matrix, kind) or self._measure_here(matrix, kind)
+        if measured.spectrum.directions is not None:
+            self._directions[matrix.name] = measured.spectrum.directions
+        return measured
+
+    def _measure_here(self, matrix: Matrix, kind: str) -> Measured:
+        spectrum = read_spectrum(
+            matrix,
+            precision=self._precision,
+            kind=kind,
+            also=self._measuring.needs,
+            solver=self._solver,
+            laws=self._laws[matrix.name],
+            last_directions=self._directions.get(matrix.name),
+        )
+        return measure(spectrum)
+
+    def _measure_elsewhere(self, matrix: Matrix, kind: str) -> Measured | None:
+        """Have a process compute; None where there is none."""
+        if self._processes is None or not self._processes.are_usable:
+            return None
+        laws, last = self._laws[matrix.name], self._directions.get(matrix.name)
+        weight = export(matrix, precision=self._precision, kind=kind, also=self._measuring.needs)
+        directions = None if weight.directions is None else (*weight.directions, last)
+        job = Job(weight.facts, weight.scales, laws, directions, self._measuring.built_in, self._measuring.follows)
+        outcome = self._processes.run(job, weight.arrays)
+        if outcome is None:
+            return None
+        if isinstance(outcome.measured, Exception):
+            raise outcome.measured
+        if self._laws.get(matrix.name) is laws:  # else they were forgotten meanwhile
+            self._laws[matrix.name] = outcome.laws
+        return outcome.measured

@@ -1,0 +1,118 @@
+"""Decompose a stack of matrices with scipy's LAPACK on the CPU: syrk, sytrd, sterf.
+
+That halves the product and solves in place: 1.5 to 3 times faster than torch in one thread, and in a third of the
+memory. But scipy holds the interpreter's lock meanwhile: it is for a process that does nothing else.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.decomposition import Precision
+from esdmon.spectrum.scales import Scales
+
+Array: TypeAlias = NDArray[np.floating[Any]]
+
+_SMALL = 512  # M up to which fewer columns are reduced together than LAPACK's 32: a tenth sooner in one thread
+_CHUNK = 1 << 18  # elements of a block of rows that is converted at a time, at least: a MB in float32
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ArrayStack:
+    """A weight, and the stacks derived from it, as arrays of float32 or float64; see `decomposition.Stack`."""
+
+    arrays: Mapping[str, Array]
+    """(slices, rows, columns), by "weight" and the names of `DERIVED`."""
+    known_scales: Scales | None
+
+    def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
+        """Return the eigenvalues of AᵀA, (slices, M)."""
+        tall = _tall(self.arrays[of])
+        if 1 in tall.shape[1:]:  # one column: sterf refuses an empty off-diagonal, and there may be thousands of slices
+            wide = tall.astype(precision)
+            return nonnegative(np.linalg.eigvalsh(wide.mT @ wide))
+        m = tall.shape[2]
+        return np.stack([eigenvalues_of_gram(_blocks(matrix, np.dtype(precision)), m, precision) for matrix in tall])
+
+    def eigenvectors(self) -> tuple[Floats, Floats]:
+        """Return eigenvalues and eigenvectors of AᵀA."""
+        tall = _tall(self.arrays["weight"]).astype(np.float64)
+        lam, vectors = np.linalg.eigh(tall.mT @ tall)
+        return np.abs(lam), vectors
+
+    def singular_values(self) -> Floats:
+        """Return the singular values."""
+        values: Floats = np.linalg.svd(self.arrays["weight"].astype(np.float64), compute_uv=False)
+        return values
+
+    def scales(self) -> Scales:
+        """Return the scales of rows and columns, which were measured with the weight's statistics.
+
+        Raises:
+            ValueError: where they were not.
+        """
+        if self.known_scales is None:
+            msg = "the scales of rows and columns were not measured"
+            raise ValueError(msg)
+        return self.known_scales
+
+
+def eigenvalues_of_gram(blocks: Iterable[Array], m: int, precision: Precision) -> Floats:
+    """Return the eigenvalues of AᵀA, ascending.
+
+    sterf always runs in float64, which removes most of float32's error.
+
+    Args:
+        blocks: of rows of A, in the type to compute in, each row-major or column-major.
+        m: columns of A.
+        precision: the type to compute in.
+
+    Raises:
+        RuntimeError: if they did not converge.
+    """
+    from scipy.linalg import blas, lapack  # noqa: PLC0415 -- scipy.linalg is loaded only where it solves
+
+    double = precision == "float64"
+    syrk = blas.dsyrk if double else blas.ssyrk
+    sytrd = lapack.dsytrd if double else lapack.ssytrd
+    # In the upper triangle: OpenBLAS reduces that to tridiagonal form a sixth sooner than the lower one.
+    gram = np.zeros((m, m), dtype=precision, order="F")
+    for block in blocks:
+        # What is row-major here is column-major of the transpose for BLAS, so that nothing is copied.
+        by_columns = block.flags.f_contiguous
+        gram = syrk(1.0, block if by_columns else block.T, beta=1.0, c=gram, trans=by_columns, overwrite_c=1)
+    _, diagonal, off, _, _ = sytrd(gram, lwork=(12 if m <= _SMALL else 32) * m, overwrite_a=1)
+    lam, info = lapack.dsterf(diagonal.astype(np.float64), off.astype(np.float64))
+    if info != 0:
+        msg = f"{info} eigenvalues of a {m} × {m} matrix did not converge"
+        raise RuntimeError(msg)
+    return nonnegative(lam)
+
+
+def rows_of_block(elements_of_row: int, m: int) -> int:
+    """Return how many rows are converted at a time: those of a MB, or of a quarter of the Gram matrix."""
+    return max(1, max(_CHUNK, m**2 // 4) // elements_of_row)
+
+
+def nonnegative(lam: Array) -> Floats:
+    """Return eigenvalues ascending in float64; one that rounding left below zero is replaced by its size."""
+    eigenvalues: Floats = np.sort(np.abs(lam.astype(np.float64)), axis=-1)
+    return eigenvalues
+
+
+def _tall(stack: Array) -> Array:
+    return stack if stack.shape[1] >= stack.shape[2] else stack.mT
+
+
+def _blocks(tall: Array, dtype: "np.dtype[Any]") -> Iterator[Array]:
+    if tall.dtype == dtype and (tall.flags.c_contiguous or tall.flags.f_contiguous):
+        yield tall
+        return
+    count = rows_of_block(tall.shape[1], tall.shape[1])
+    for start in range(0, tall.shape[0], count):
+        yield tall[start : start + count].astype(dtype)
