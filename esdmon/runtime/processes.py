@@ -62,6 +62,10 @@ class Worker:
         self._memory = os.memfd_create("esdmon")
         try:
             self._process = _started(theirs.fileno(), self._memory)
+        except OSError as error:
+            os.close(self._memory)
+            self._connection.close()
+            raise WorkerError(describe(error)) from error
         finally:
             theirs.close()
         _alive.add(self)
@@ -212,8 +216,8 @@ class Processes:
             since = time.perf_counter()
             try:
                 self._own.worker = worker = self._start()
-            except (OSError, WorkerError) as error:
-                self._give_up(f"cannot be started ({describe(error)})")
+            except Exception as error:  # noqa: BLE001 -- no memory, no descriptor, no such program
+                self._give_up(f"cannot be started ({error})")
             else:
                 with self._lock:
                     self._workers.append(worker)
