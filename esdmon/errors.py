@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 
 class EsdmonError(Exception):
@@ -18,6 +18,19 @@ class MissingExtraError(InputError, ImportError):
 
     def __init__(self, who: str, package: str, extra: str) -> None:
         super().__init__(f'{who} needs the package {package}: python -m pip install "esdmon[{extra}]"')
+
+
+class UnreadableError(Exception):
+    """Raised for a weight that gives no spectrum. It is reported as a status with a reason, not as a failure."""
+
+    def __init__(self, status: Literal["skipped", "degenerate", "nonfinite", "failed"], reason: str) -> None:
+        super().__init__(reason)
+        self.status: Literal["skipped", "degenerate", "nonfinite", "failed"] = status
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy is made in another process."""
+        return type(self), (self.status, self.reason)
 
 
 def as_list(name: str, value: object, what: str) -> list[Any]:

@@ -81,10 +81,10 @@ class Computing:
         if self._processes is None or not self._processes.are_usable:
             return None
         laws, last = self._laws[matrix.name], self._directions.get(matrix.name)
-        weight = export(matrix, precision=self._precision, kind=kind, also=self._measuring.needs)
-        directions = None if weight.directions is None else (*weight.directions, last)
-        job = Job(weight.facts, weight.scales, laws, directions, self._measuring.built_in, self._measuring.follows)
-        outcome = self._processes.run(job, weight.arrays)
+        exported = export(matrix, precision=self._precision, kind=kind, also=self._measuring.needs)
+        directions = None if exported.directions is None else (*exported.directions, last)
+        job = Job(exported.weight, laws, directions, self._measuring.built_in, self._measuring.follows)
+        outcome = self._processes.run(job, exported.stack)
         if outcome is None:
             return None
         if isinstance(outcome.measured, Exception):

@@ -1,7 +1,6 @@
 """A reading as plain values and arrays: what a worker process is given, and what it returns."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,20 +8,17 @@ import numpy as np
 
 from esdmon.runtime.measured import Measured, measure
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.decomposition import Facts, spectrum_of
-from esdmon.spectrum.lapack import Array, ArrayStack
+from esdmon.spectrum.decomposition import spectrum_of
+from esdmon.spectrum.margins import Array
+from esdmon.spectrum.preparation import Weight, prepare
 from esdmon.spectrum.recent_laws import RecentLaws
-from esdmon.spectrum.scales import Scales
-
-_ALIGNMENT = 64  # bytes: a line of the cache
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A reading, without its arrays."""
+    """A reading, without its array."""
 
-    facts: Facts
-    scales: Scales | None
+    weight: Weight
     laws: RecentLaws
     """Those of this matrix, as of its last reading."""
     directions: tuple[Floats, Floats | None, Floats | None] | None
@@ -45,44 +41,23 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where an array lies in shared memory."""
+class Order:
+    """A job whose array lies in shared memory."""
 
-    name: str
+    job: Job
     dtype: str
     shape: tuple[int, ...]
-    offset: int
-    """In bytes."""
 
     def array_in(self, memory: Any) -> Array:
         """Return the array."""
-        array: Array = np.frombuffer(memory, self.dtype, math.prod(self.shape), self.offset).reshape(self.shape)
+        array: Array = np.frombuffer(memory, self.dtype, math.prod(self.shape)).reshape(self.shape)
         return array
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A job, and where its arrays are."""
-
-    job: Job
-    places: tuple[Place, ...]
-    size: int
-    """Bytes of the shared memory that they take."""
-
-
-def order(job: Job, arrays: Mapping[str, Array]) -> Order:
-    """Return a job with a place for each of its arrays, one behind the other."""
-    places, size = [], 0
-    for name, array in arrays.items():
-        places.append(Place(name, array.dtype.name, array.shape, size))
-        size += -(-array.nbytes // _ALIGNMENT) * _ALIGNMENT
-    return Order(job, tuple(places), size)
-
-
-def run(job: Job, arrays: Mapping[str, Array]) -> Outcome:
-    """Compute the spectrum of the arrays, and what follows from it."""
+def run(job: Job, stack: Array) -> Outcome:
+    """Compute the spectrum of a stack of matrices, and what follows from it."""
     try:
-        spectrum = spectrum_of(ArrayStack(arrays, job.scales), job.facts, job.laws)
+        spectrum = spectrum_of(*prepare(stack, job.weight), job.laws)
         if job.directions is not None:
             spectrum = spectrum.with_directions(*job.directions)
         return Outcome(measure(spectrum, job.measures, follows=job.follows), job.laws)

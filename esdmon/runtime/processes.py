@@ -1,9 +1,9 @@
 """`Processes`: worker processes that finish readings, one for each thread that asks.
 
-A thread that computes with numpy holds the interpreter's lock for much of what is not the solver's, and a training of
-many small operations waits for it. A process holds no lock of the training's, and can be ended while it solves. It is
-not forked off the training: it is a Python of its own that loads neither torch nor the user's script, and gets arrays
-through memory that both share.
+A thread takes the interpreter's lock hundreds of times in a reading, and a training of many small operations waits for
+it each time. A process takes no lock of the training's, and can be ended while it solves. It is not forked off the
+training: it is a Python of its own that loads neither torch nor the user's script, and gets the weight through memory
+that both share.
 """
 
 import logging
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Pipe
 from typing import final
@@ -23,8 +23,8 @@ from typing import final
 import numpy as np
 
 from esdmon.isolation import describe
-from esdmon.runtime.job import Job, Order, Outcome, order
-from esdmon.spectrum.lapack import Array
+from esdmon.runtime.job import Job, Order, Outcome
+from esdmon.spectrum.margins import Array
 
 _log = logging.getLogger("esdmon")
 
@@ -76,23 +76,22 @@ class Worker:
         """Return the number of the process."""
         return self._process.pid
 
-    def run(self, job: Job, arrays: Mapping[str, Array]) -> Outcome:
+    def run(self, job: Job, stack: Array) -> Outcome:
         """Have a job done.
 
         Raises:
             WorkerError: where the process has ended.
-            OSError: where there is no memory for the arrays.
+            OSError: where there is no memory for the array.
         """
         with self._lock:
             if self._is_closed:
                 raise WorkerError("the worker process is closed")
-            ordered = order(job, arrays)
+            order = Order(job, stack.dtype.name, stack.shape)
             try:
-                os.posix_fallocate(self._memory, 0, ordered.size)  # else a full memory would end this process
-                with mmap.mmap(self._memory, ordered.size) as shared:
-                    for place in ordered.places:
-                        np.copyto(place.array_in(shared), arrays[place.name])
-                return self._exchange(ordered)
+                os.posix_fallocate(self._memory, 0, stack.nbytes)  # else a full memory would end this process
+                with mmap.mmap(self._memory, stack.nbytes) as shared:
+                    np.copyto(order.array_in(shared), stack)
+                return self._exchange(order)
             finally:
                 os.ftruncate(self._memory, 0)
 
@@ -128,9 +127,9 @@ class Worker:
         self.close()
         raise WorkerError(f"`{sys.executable} -m {_PROGRAM}` {how}")
 
-    def _exchange(self, ordered: Order) -> Outcome:
+    def _exchange(self, order: Order) -> Outcome:
         try:
-            self._connection.send(ordered)
+            self._connection.send(order)
             outcome: Outcome = self._connection.recv()
         except (EOFError, OSError):
             raise WorkerError(f"the worker process that read it {self._how_it_ended()}") from None
@@ -172,12 +171,12 @@ class Processes:
         """Return seconds in the calling thread, in which waiting for its process counts as the CPU time of that."""
         return time.perf_counter() - self._own.waited + self._own.used
 
-    def run(self, job: Job, arrays: Mapping[str, Array]) -> Outcome | None:
+    def run(self, job: Job, stack: Array) -> Outcome | None:
         """Have the process of the calling thread do a job; None where there is no process.
 
         Raises:
             WorkerError: where the process has ended before it was done.
-            OSError: where there is no memory for the arrays.
+            OSError: where there is no memory for the array.
             SystemExit: where all was closed meanwhile.
         """
         worker = self._worker()
@@ -185,7 +184,7 @@ class Processes:
             return None
         since = time.perf_counter()
         try:
-            outcome = worker.run(job, arrays)
+            outcome = worker.run(job, stack)
         except WorkerError as error:
             self._lose(worker, error)
             raise

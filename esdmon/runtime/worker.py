@@ -37,9 +37,8 @@ def serve(connection: Connection, memory: int) -> None:
 
 
 def _do(order: Order, memory: int) -> Outcome:
-    shared = mmap.mmap(memory, order.size, prot=mmap.PROT_READ)  # freed with the arrays, which end with the outcome
-    arrays = {place.name: place.array_in(shared) for place in order.places}
-    return replace(run(order.job, arrays), cpu_seconds=time.process_time())
+    shared = mmap.mmap(memory, 0, prot=mmap.PROT_READ)  # freed with the array
+    return replace(run(order.job, order.array_in(shared)), cpu_seconds=time.process_time())
 
 
 def _packed(outcome: Outcome) -> bytes:

@@ -4,18 +4,16 @@ That halves the product and solves in place: 1.5 to 3 times faster than torch in
 memory. But scipy holds the interpreter's lock meanwhile: it is for a process that does nothing else.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.decomposition import Precision
+from esdmon.spectrum.margins import Array
 from esdmon.spectrum.scales import Scales
-
-Array: TypeAlias = NDArray[np.floating[Any]]
 
 _SMALL = 512  # M up to which fewer columns are reduced together than LAPACK's 32: a tenth sooner in one thread
 _CHUNK = 1 << 18  # elements of a block of rows that is converted at a time, at least: a MB in float32
@@ -28,7 +26,7 @@ class ArrayStack:
 
     arrays: Mapping[str, Array]
     """(slices, rows, columns), by "weight" and the names of `DERIVED`."""
-    known_scales: Scales | None
+    measure_scales: Callable[[], Scales]
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
         """Return the eigenvalues of AᵀA, (slices, M)."""
@@ -51,15 +49,8 @@ class ArrayStack:
         return values
 
     def scales(self) -> Scales:
-        """Return the scales of rows and columns, which were measured with the weight's statistics.
-
-        Raises:
-            ValueError: where they were not.
-        """
-        if self.known_scales is None:
-            msg = "the scales of rows and columns were not measured"
-            raise ValueError(msg)
-        return self.known_scales
+        """Return the scales of rows and columns."""
+        return self.measure_scales()
 
 
 def eigenvalues_of_gram(blocks: Iterable[Array], m: int, precision: Precision) -> Floats:

@@ -1,5 +1,6 @@
 """Find the matrices of a model or checkpoint, and compute their spectra."""
 
+from esdmon.errors import UnreadableError as UnreadableError
 from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
 from esdmon.weights.device.cost import nominal_seconds as nominal_seconds
 from esdmon.weights.device.eigen import export as export
@@ -26,7 +27,6 @@ from esdmon.weights.layers.parametrized import structure as structure
 from esdmon.weights.layers.quantized import unpacker as unpacker
 from esdmon.weights.matrix import Matrix as Matrix
 from esdmon.weights.matrix import StackSize as StackSize
-from esdmon.weights.matrix import UnreadableError as UnreadableError
 from esdmon.weights.outline import filled as filled
 from esdmon.weights.selection import Selection as Selection
 from esdmon.weights.selection import n_parameters as n_parameters

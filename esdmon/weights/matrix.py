@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from esdmon.errors import UnreadableError
 from esdmon.isolation import describe
-from esdmon.records import Status
 from esdmon.records.table import matches
 from esdmon.weights.shards import Shard
 
@@ -128,15 +128,6 @@ class Matrix:
         whole, _, part = self.name.rpartition("/")
         pattern_whole, slash, pattern_part = pattern.rpartition("/")
         return bool(slash) and matches(whole, pattern_whole) and matches(part, pattern_part)
-
-
-class UnreadableError(Exception):
-    """Raised for a weight that gives no spectrum. It is reported as a status with a reason, not as a failure."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.reason = reason
 
 
 def mark_unreadable(

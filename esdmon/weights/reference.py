@@ -8,12 +8,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from esdmon.errors import InputError
+from esdmon.errors import InputError, UnreadableError
 from esdmon.records import EQUAL
 from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.weights.device.precision import on_float64_device
 from esdmon.weights.device.sample import reduce_sample, sample_matrix, sample_size, sample_value
-from esdmon.weights.matrix import Matrix, UnreadableError, mark_unreadable, reason_for
+from esdmon.weights.matrix import Matrix, mark_unreadable, reason_for
 
 
 @final

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from esdmon.errors import InputError, as_list, nearest
+from esdmon.errors import InputError, UnreadableError, as_list, nearest
 from esdmon.records import Coverage, Skipped
 from esdmon.weights.kinds import why_no_weight
-from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import MIN_EIGENVALUES, check_kind, min_eigenvalues
 
 

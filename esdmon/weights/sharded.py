@@ -7,9 +7,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from esdmon.errors import UnreadableError
 from esdmon.schedule.fragments import Fragment
 from esdmon.weights.device.sample import sample_tensor
-from esdmon.weights.matrix import Matrix, UnreadableError, mark_unreadable
+from esdmon.weights.matrix import Matrix, mark_unreadable
 from esdmon.weights.outline import Outline, are_filled, filled
 from esdmon.weights.shards import SHARDED, Shard
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from esdmon.weights.matrix import UnreadableError
+from esdmon.errors import UnreadableError
 from esdmon.weights.shards import SHARDED
 
 MIN_EIGENVALUES = 10

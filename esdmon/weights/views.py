@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from esdmon.errors import UnreadableError
 from esdmon.weights import stacks
 from esdmon.weights.device.precision import read_weight
 from esdmon.weights.device.sample import sample_matrix
-from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.matrix import Matrix
 from esdmon.weights.reference import subtract
 from esdmon.weights.validation import check_readable
 

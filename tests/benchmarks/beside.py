@@ -18,8 +18,8 @@ import esdmon
 from esdmon.sinks import MemorySink
 
 _OPERATIONS = 2000
-_BLOCK = 20  # steps
-_LAYERS = 8
+_BLOCK = 100  # steps
+_LAYERS = 2
 _LONG = 120.0  # seconds
 _EXIT = """
 import sys, time, torch, esdmon
@@ -49,18 +49,18 @@ class Readings:
     def __init__(self, mode: str, size: int) -> None:
         model = nn.Sequential(*(nn.Linear(size, size, bias=False) for _ in range(_LAYERS)))
         self._sink = MemorySink()
-        self.monitor = esdmon.watch(model, every=4, mode=mode, sinks=[self._sink], alerts=None, budget=None, workers=0)
+        self.monitor = esdmon.watch(model, every=1, mode=mode, sinks=[self._sink], alerts=None, budget=None, workers=0)
         for _ in range(4):
             self.monitor.step()
         self.monitor.flush(_LONG)  # a process starts with its first reading
 
-    def block(self) -> tuple[list[float], float]:
-        """Return the seconds of each step, and matrices that were read meanwhile in a second."""
-        before, start, times = len(self._sink.reports), time.perf_counter(), []
+    def block(self) -> tuple[list[float], int]:
+        """Return the seconds of each step, and how many matrices were read meanwhile."""
+        before, times = len(self._sink.reports), []
         for _ in range(_BLOCK):
             self.monitor.step()
             times.append(small_operations())
-        read = _LAYERS * (len(self._sink.reports) - before) / (time.perf_counter() - start)
+        read = _LAYERS * (len(self._sink.reports) - before)
         self.monitor.flush(_LONG)
         return times, read
 
@@ -68,7 +68,7 @@ class Readings:
 def compare(rounds: int, size: int) -> None:
     """Print step times, relative to those of the same round beside no reading."""
     readings = {mode: Readings(mode, size) for mode in ("thread", "process")}
-    blocks: dict[str, list[tuple[list[float], float]]] = {mode: [] for mode in readings}
+    blocks: dict[str, list[tuple[list[float], int]]] = {mode: [] for mode in readings}
     alone = []
     for _ in range(rounds):
         alone.append([small_operations() for _ in range(_BLOCK)])
@@ -76,15 +76,15 @@ def compare(rounds: int, size: int) -> None:
             blocks[mode].append(each.block())
     print(f"{size} × {size}: longest step beside no reading {1e3 * max(map(max, alone)):.0f} ms")
     for mode, found in blocks.items():
-        ratios = [
-            statistics.mean(times) / statistics.mean(plain) for (times, _), plain in zip(found, alone, strict=True)
-        ]
+        pairs = list(zip(found, alone, strict=True))
+        ratios = [statistics.mean(times) / statistics.mean(plain) for (times, _), plain in pairs]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        longest = max(max(times) for times, _ in found)
         read = statistics.mean(read for _, read in found)
+        lost = sum(sum(times) - sum(plain) for (times, _), plain in pairs) / max(1, sum(read for _, read in found))
         print(
-            f"  {mode:8} × {middle:.2f} [{low:.2f}, {high:.2f}], longest step {1e3 * longest:.0f} ms, "
-            f"{read:.1f} matrices read a second"
+            f"  {mode:8} × {middle:.2f} [{low:.2f}, {high:.2f}], longest step "
+            f"{1e3 * max(max(times) for times, _ in found):.0f} ms, {read:.0f} matrices read in a block, "
+            f"{1e3 * lost:.1f} ms lost for each"
         )
         readings[mode].monitor.close()
 
@@ -105,7 +105,7 @@ def exits(after: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--sizes", type=int, nargs="*", default=[256, 1024])
     parser.add_argument("--exit", type=float, help="seconds after the reading has begun")
     options = parser.parse_args()

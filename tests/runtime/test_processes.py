@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 import esdmon
 from esdmon.records import LayerReport
 from esdmon.runtime import processes
+from esdmon.runtime.job import run
 from esdmon.runtime.measured import measure
 from esdmon.runtime.processes import Processes, Worker
 from esdmon.sinks import MemorySink
@@ -82,16 +84,11 @@ def computed(layer: LayerReport) -> list[str]:
     return [repr(each) for each in (measures, layer.nulls, phase, layer.esd, layer.spectral_shape, layer.precision)]
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [torch.float32, *(pytest.param(each, marks=pytest.mark.slow) for each in (torch.float64, torch.bfloat16))],
-    ids=str,
-)
-def test_a_process_reads_what_analyze_reads(dtype: torch.dtype, pids: Pids) -> None:
-    """To the last bit: it is the same solver, with one thread; also convolutions and wide layers of a training."""
+def trained(dtype: torch.dtype) -> tuple[nn.Module, list[LayerReport]]:
+    """A small network after six steps, and its last readings by a monitor."""
     torch.manual_seed(0)
-    conv = nn.Sequential(nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 96))
-    model = conv.to(dtype)
+    layers = (nn.Conv2d(3, 32, 3), nn.ReLU(), nn.Conv2d(32, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 96))
+    model = nn.Sequential(*layers).to(dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     sink = MemorySink()
     with esdmon.watch(model, optimizer, every=3, mode="process", budget=None, sinks=[sink], alerts=None) as monitor:
@@ -100,11 +97,30 @@ def test_a_process_reads_what_analyze_reads(dtype: torch.dtype, pids: Pids) -> N
             (model(torch.randn(8, 3, 8, 8, dtype=dtype)) - 1).square().mean().backward()
             optimizer.step()
     assert monitor.errors == ()
-    once = esdmon.analyze(model)
     last = sink.reports[-1]
     assert (last.step, len(last.new)) == (6, 3)
-    assert [computed(layer) for layer in last] == [computed(layer) for layer in once]
+    return model, list(last)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, *(pytest.param(each, marks=pytest.mark.slow) for each in (torch.float64, torch.bfloat16))],
+    ids=str,
+)
+def test_a_process_reads_what_a_thread_would_with_its_solver(
+    dtype: torch.dtype, pids: Pids, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the last bit, of a real training; and `analyze()` reads the same, as exactly as two sums agree."""
+    model, there = trained(dtype)
     assert len(pids.started) == 1
+    monkeypatch.setattr(Processes, "run", lambda _, job, stack: run(job, np.ascontiguousarray(stack)))
+    _, here = trained(dtype)
+    assert len(pids.started) == 1
+    assert [computed(layer) for layer in there] == [computed(layer) for layer in here]
+    for layer, once in zip(there, esdmon.analyze(model), strict=True):
+        assert (layer.phase, layer.precision, layer.dtype) == (once.phase, once.precision, once.dtype)
+        for name, value in once.measures.items():
+            assert layer.measures[name] == pytest.approx(value, rel=1e-5, abs=1e-7, nan_ok=True), name
 
 
 def test_a_process_reads_what_a_thread_reads() -> None:
@@ -308,7 +324,7 @@ def test_what_a_process_computes_is_charged_in_its_cpu_time() -> None:
     class Counting:
         cpu_seconds = 5.0
 
-        def run(self, _job: object, _arrays: object) -> Any:
+        def run(self, _job: object, _stack: object) -> Any:
             time.sleep(0.01)
             return type("Outcome", (), {"cpu_seconds": self.cpu_seconds + 1000.0})
 
@@ -319,7 +335,7 @@ def test_what_a_process_computes_is_charged_in_its_cpu_time() -> None:
     pool = Processes(started)
     before = pool.clock()
     job: Any = None
-    pool.run(job, {})
+    pool.run(job, np.zeros((1, 1, 1)))
     assert pool.clock() - before >= 1000.0
     assert pool.clock() - before - 1000.0 < time.perf_counter() - before
     pool.close()
@@ -375,4 +391,4 @@ def test_a_worker_that_was_closed_refuses_a_job() -> None:
     worker.close()
     job: Any = None
     with pytest.raises(processes.WorkerError, match="the worker process is closed"):
-        worker.run(job, {})
+        worker.run(job, np.zeros((1, 1, 1)))

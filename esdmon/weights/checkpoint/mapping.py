@@ -5,9 +5,8 @@ from typing import Any, final
 
 from torch import Tensor
 
-from esdmon.errors import InputError
+from esdmon.errors import InputError, UnreadableError
 from esdmon.records.table import shorten
-from esdmon.weights.matrix import UnreadableError
 
 _LONGEST = 200  # characters of a reason; our choice
 

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from esdmon.errors import UnreadableError
 from esdmon.weights.checkpoint.pickled import Builders, Call, Global, PickleError
-from esdmon.weights.matrix import UnreadableError
 
 _DTYPES: dict[str, torch.dtype] = {
     f"torch.{name}": getattr(torch, name)

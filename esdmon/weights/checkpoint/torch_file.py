@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from esdmon.errors import InputError
+from esdmon.errors import InputError, UnreadableError
 from esdmon.weights.checkpoint.containers import find_weights, objects_with_tensors
 from esdmon.weights.checkpoint.mapping import Checkpoint
 from esdmon.weights.checkpoint.pickled import CodeError, PickleError, parse
@@ -29,7 +29,6 @@ from esdmon.weights.checkpoint.stored import (
     read_storages,
     storage_of,
 )
-from esdmon.weights.matrix import UnreadableError
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 ZIP = b"PK\x03\x04"

@@ -7,9 +7,10 @@ from a Gram matrix of the shorter side, where the strongest are well separated f
 import torch
 from torch import Tensor
 
+from esdmon.errors import UnreadableError
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.shuttleworth2024 import COUNT
-from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.matrix import Matrix
 
 _LEAST = 1e-10  # of λmax: below, a Gram matrix in float64 gives no direction
 

@@ -3,7 +3,6 @@
 Which spectrum, and in which precision: see `esdmon.spectrum.decomposition`.
 """
 
-import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import TypeAlias, final
@@ -12,12 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from esdmon.records import Status
 from esdmon.spectrum import Elements, Spectrum
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.decomposition import DERIVED, Facts, Precision, spectrum_of
+from esdmon.spectrum.decomposition import Facts, Precision, spectrum_of
 from esdmon.spectrum.hu2025 import window_starts
-from esdmon.spectrum.lapack import Array
+from esdmon.spectrum.margins import Array
+from esdmon.spectrum.preparation import (
+    Weight,
+    check_extremes,
+    check_size,
+    check_zero,
+    safe_scale,
+    shuffled_order,
+)
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.separable import separable_laws
@@ -25,18 +31,14 @@ from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.weights.device.directions import directions_of
 from esdmon.weights.device.margins import Margins, equalise, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
-from esdmon.weights.device.solvers import Solver, solve_lapack, solve_torch
+from esdmon.weights.device.solvers import Solver, solve_torch
 from esdmon.weights.device.sums import sum_up
 from esdmon.weights.device.traps import take_apart
-from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import check_readable, min_eigenvalues
 
 Directions: TypeAlias = tuple[Floats, Floats | None]
 """What `directions_of` returns."""
-
-_SEED = 0  # of the shuffle: the same at each reading, so that only the weight changes
-_MAX_EXPONENT = 500  # of two: squares stay within float64
-_SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
 
 
 def read_spectrum(
@@ -76,37 +78,35 @@ def read_spectrum(
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A weight as arrays, of which another process computes the spectrum."""
+    """A weight as an array, of which another process computes the spectrum."""
 
-    facts: Facts
-    scales: Scales | None
-    """Scales of rows and columns, where the noise may have unequal ones."""
+    weight: Weight
+    stack: Array
     directions: Directions | None
     """Where they were asked for."""
-    arrays: dict[str, Array]
-    """The weight divided by a scale, and the stacks derived from it, as `ArrayStack` takes them."""
 
 
 def export(matrix: Matrix, *, precision: str = "auto", kind: str = "", also: Collection[str] = ()) -> Exported:
     """Read a weight for another process; the arguments are those of `read_spectrum`.
 
     Raises:
-        UnreadableError: as `read_spectrum`.
+        UnreadableError: where the weight holds no numbers.
     """
-    stack, facts, weight = _open(matrix, precision=precision, kind=kind, also=also, solver=solve_lapack)
-    with torch.no_grad(), without_autocast(weight.device.type):
-        return Exported(
-            facts,
-            stack.scales() if facts.may_have_scales else None,
-            _directions(matrix, weight, also),
-            {name: _as_array(stack.derived(name)) for name in ("weight", *(each for each in DERIVED if each in also))},
+    tensor = read_weight(matrix)
+    check_readable(tensor)
+    with torch.no_grad(), without_autocast(tensor.device.type):
+        stack = matrix.to_stack(on_float64_device(tensor))
+        stack = stack if matrix.core is None else matrix.core(stack)
+        wide: Array = stack.to(torch.promote_types(stack.dtype, torch.float32)).cpu().numpy()
+        weight = Weight(
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            view=matrix.view,
+            kind=kind,
+            exact=precision == "exact",
+            also=frozenset(also),
+            least=min_eigenvalues(matrix.view),
         )
-
-
-def _as_array(stack: Tensor) -> Array:
-    wide = stack.to(torch.promote_types(stack.dtype, torch.float32)).cpu()
-    array: Array = wide.numpy()
-    return array
+        return Exported(weight, wide, _directions(matrix, tensor, also))
 
 
 def _directions(matrix: Matrix, weight: Tensor, also: Collection[str]) -> Directions | None:
@@ -122,13 +122,10 @@ class _TensorStack:
     margins: Margins
     solver: Solver
 
-    def derived(self, name: str) -> Tensor:
-        """Return the weight, or a stack derived from it."""
-        return self.stack if name == "weight" else _DERIVED[name](self.stack, self.margins)
-
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
         """Return the eigenvalues of AᵀA, (slices, M)."""
-        return self.solver(self.derived(of), torch.float64 if precision == "float64" else torch.float32)
+        stack = self.stack if of == "weight" else _DERIVED[of](self.stack, self.margins)
+        return self.solver(stack, torch.float64 if precision == "float64" else torch.float32)
 
     def eigenvectors(self) -> tuple[Floats, Floats]:
         """Return eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA, on the shorter side of A."""
@@ -162,7 +159,7 @@ def _open(
     with torch.no_grad(), without_autocast(weight.device.type):
         stack = matrix.to_stack(weight)
         stack, elements, scale, margins = _prepare(stack if matrix.core is None else matrix.core(stack), matrix.view)
-        _check_size(stack, matrix.view)
+        check_size(tuple(stack.shape), min_eigenvalues(matrix.view))
     # The user may have allowed TF32 or bfloat16 products for speed; they are too coarse for a spectrum.
     rounded = solver is solve_torch and rounds_products(stack.device.type)
     facts = Facts(
@@ -178,12 +175,6 @@ def _open(
     return _TensorStack(stack, margins, solver), facts, weight
 
 
-def _check_size(stack: Tensor, view: str) -> None:
-    count, least = stack.shape[0] * min(stack.shape[1:]), min_eigenvalues(view)
-    if count < least:
-        raise UnreadableError("skipped", f"{count} eigenvalues; at least {least} are needed")
-
-
 def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins]:
     """Return the stack without dead rows and columns, divided by a scale; its elements' statistics; scale; margins.
 
@@ -192,17 +183,11 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
     if 1 not in stack.stride()[-2:]:  # slices of a convolution: each of many passes would gather them from all over
         stack = stack.contiguous()
     sums = sum_up(stack)
-    if not (math.isfinite(sums.minimum) and math.isfinite(sums.maximum)):
-        bad = int((~torch.isfinite(stack)).sum())
-        raise UnreadableError("nonfinite", f"{bad} of {stack.numel()} elements are NaN or infinite")
-    largest = max(abs(sums.minimum), abs(sums.maximum))
-    if largest == 0:
-        _check_size(stack, view)
-        raise UnreadableError("degenerate", "all weights are zero")
-    scale = _safe_scale(largest, stack.dtype)
-    if abs(math.frexp(largest)[1]) > _MAX_EXPONENT:
-        status: Status = "nonfinite" if largest > 1 else "degenerate"
-        raise UnreadableError(status, f"its largest element is {largest:.0e}, whose square is outside of float64")
+    largest = check_extremes(
+        sums.minimum, sums.maximum, size=stack.numel(), count_bad=lambda: int((~torch.isfinite(stack)).sum())
+    )
+    check_zero(largest, tuple(stack.shape), min_eigenvalues(view))
+    scale = safe_scale(largest, is_double=stack.dtype == torch.float64)
     minimum, maximum = sums.minimum, sums.maximum
     if scale != 1:
         stack = (stack if stack.dtype == torch.float64 else stack.float()) / scale
@@ -232,12 +217,6 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
     return stack, elements, scale, margins
 
 
-def _safe_scale(largest: float, dtype: torch.dtype) -> float:
-    """Return a power of two; elements divided by it, which does not round them, have squares that fit float32."""
-    exponent, limit = math.frexp(largest)[1], _MAX_EXPONENT if dtype == torch.float64 else 126
-    return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-limit, min(limit, exponent))
-
-
 def _drop_dead(stack: Tensor, margins: Margins) -> tuple[Tensor, Margins, int, int]:
     """Remove rows and columns that are dead in all slices; return the rest, its margins and the numbers removed."""
     rows, columns = margins.alive()
@@ -251,7 +230,7 @@ def _drop_dead(stack: Tensor, margins: Margins) -> tuple[Tensor, Margins, int, i
 
 def _shuffled(stack: Tensor) -> Tensor:
     """Return the elements in a random order, without touching the user's random state."""
-    order = torch.randperm(stack.numel(), generator=torch.Generator("cpu").manual_seed(_SEED), device="cpu")
+    order = torch.from_numpy(shuffled_order(stack.numel()))
     return stack.reshape(-1)[order.to(stack.device)].reshape(stack.shape)
 
 

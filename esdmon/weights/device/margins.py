@@ -1,30 +1,28 @@
-"""Measure the scales of the rows and columns of a stack of matrices, find dead ones, and equalise the others.
-
-Where E W_ij² = a_i·b_j, a row that is much larger than the others dominates the mean square of every column. So the
-scales are measured after dividing by those of the other side: a_i = mean_j W_ij²/b_j and b_j = mean_i W_ij²/a_i, from
-the mean squares on, and once more where that changes them.
-"""
+"""What `esdmon.spectrum.margins` does, with tensors on their device."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.margins import (
+    DEAD,
+    PASSES,
+    SAMPLED,
+    SETTLED,
+    TINY,
+    WEAK,
+    Bools,
+    as_scales,
+    is_below,
+    kurtosis_of,
+)
 from esdmon.spectrum.scales import Scales
 
-Bools = NDArray[np.bool_]
-
-_DEAD = 1e-3  # of the median rms: dead units of published networks have 1e-7 to 1e-40 of it. Our choice.
-_WEAK = 0.1  # of the median rms: rows of noise scatter by (2M)^−½, 4 % for M = 256. Our choice.
-_SAMPLED = 1 << 16  # elements that the kurtosis is estimated from; our choice
-_SETTLED = 0.05  # a change of scales after which the next one is below .005 (on 14 published networks); our choice
-_TINY = 1e-12  # of the mean scale: less is what is left of a unit that is dead in one slice only
 _BLOCK = 1 << 15  # elements: torch computes fewer in one thread
-_PASSES = 12  # over rows and columns: the mean squares are then equal to a few parts in a thousand; our choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +40,11 @@ class Margins:
         The median is that of those that are not exactly zero. Where most have decayed, none is left out: then the rank
         of the layer has collapsed.
         """
-        return ~_is_below(_DEAD, self.rows), ~_is_below(_DEAD, self.columns)
+        return ~is_below(DEAD, _total(self.rows)), ~is_below(DEAD, _total(self.columns))
 
     def weak(self) -> tuple[int, int]:
         """Return the numbers of rows and columns whose rms over all slices is below a tenth of the median's."""
-        rows, columns = (int(np.sum(_is_below(_WEAK, side))) for side in (self.rows, self.columns))
+        rows, columns = (int(np.sum(is_below(WEAK, _total(side)))) for side in (self.rows, self.columns))
         return rows, columns
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
@@ -74,8 +72,7 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
         margins = _refined(squares, margins)
     rows, columns = (side.cpu().double().numpy() for side in (margins.rows, margins.columns))
-    kurtosis = _kurtosis(stack, margins)
-    return Scales(rows, columns, kurtosis) if rows.shape[1] >= columns.shape[1] else Scales(columns, rows, kurtosis)
+    return as_scales(rows, columns, _kurtosis(stack, margins))
 
 
 def _squared(stack: Tensor) -> Iterable[Tensor]:
@@ -107,43 +104,32 @@ def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
 def _is_near(one: Margins, other: Margins) -> bool:
     """Return whether the scales of both sides differ by a factor only, up to 5 %."""
     ratios = (other.rows * _inverse(one.rows), other.columns * _inverse(one.columns))
-    return all(bool((ratio.amax(dim=1) < (1 + _SETTLED) * ratio.amin(dim=1)).all()) for ratio in ratios)
+    return all(bool((ratio.amax(dim=1) < (1 + SETTLED) * ratio.amin(dim=1)).all()) for ratio in ratios)
 
 
 def _inverse(scales: Tensor) -> Tensor:
     """Return 1/scale; one slice may have a zero, and then a tiny scale is taken in its place."""
-    return torch.maximum(scales, scales.mean(dim=1, keepdim=True) * _TINY).reciprocal()
+    return torch.maximum(scales, scales.mean(dim=1, keepdim=True) * TINY).reciprocal()
 
 
 def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
     """Return E y²/(E y)² of the squares divided by the scales of their row and column, from evenly spaced rows."""
-    slices, n_rows, n_columns = stack.shape
-    step = max(1, -(-slices * n_rows * n_columns // _SAMPLED))
-    y = stack[:, ::step].cpu().double().numpy() ** 2
+    step = max(1, -(-stack.numel() // SAMPLED))
     a = _inverse(margins.rows)[:, ::step].cpu().numpy()
     b = _inverse(margins.columns).cpu().numpy()
-    first = np.einsum("si,si->s", a, np.einsum("sij,sj->si", y, b))
-    second = np.einsum("si,si->s", a**2, np.einsum("sij,sj->si", y**2, b**2))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        kurtosis: Floats = np.nan_to_num(second / first**2 * y[0].size, nan=3.0)
-    return kurtosis
+    return kurtosis_of(stack[:, ::step].cpu().double().numpy(), a, b)
 
 
 def equalise(stack: Tensor, margins: Margins) -> Tensor:
     """Return the stack with its rows and columns scaled to equal mean squares, in each slice (Sinkhorn and Knopp)."""
     squares = _squared(stack)
-    for _ in range(_PASSES):
+    for _ in range(PASSES):
         margins = _refined(squares, margins)
     scaled = stack * (_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :]).sqrt()
     scaled /= scaled.square().mean(dim=(1, 2), keepdim=True).sqrt()
     return scaled.to(torch.promote_types(stack.dtype, torch.float32))
 
 
-def _is_below(share: float, squares: Tensor) -> Bools:
-    """Return a mask of rows or columns whose rms is zero, or below a share of the median of those that are not zero."""
-    total = squares.sum(dim=0).cpu().numpy()
-    if total.min() >= share**2 * total.max() > 0:  # the usual case: then none is below that share of anything
-        return np.zeros(total.size, dtype=bool)
-    positive = total[total > 0]
-    mask: Bools = total < share**2 * np.median(positive) if positive.size else total <= 0
-    return mask
+def _total(squares: Tensor) -> Floats:
+    total: Floats = squares.sum(dim=0).cpu().numpy()
+    return total

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from esdmon.spectrum.preparation import CANCELS
 from esdmon.weights.device.margins import Margins, small_blocks
-
-_CANCELS = 0.5  # share of mean² in the mean square, above which their difference loses more than a bit; our choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +46,7 @@ def sum_up(stack: Tensor) -> Sums:
     mean = float(torch.stack(totals).double().sum()) / stack.numel()
     mean_square = float(margins.columns.mean())
     square = mean * mean  # not mean**2, which raises where it is beyond float64
-    variance = mean_square - square if square < _CANCELS * mean_square else _variance(parts, mean)
+    variance = mean_square - square if square < CANCELS * mean_square else _variance(parts, mean)
     return Sums(minimum, maximum, mean, variance, bool(torch.stack(smallest).amin() == 0), margins)
 
 

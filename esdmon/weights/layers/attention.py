@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from esdmon.errors import UnreadableError
 from esdmon.torch_private import children_of, parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.layers.products import Projection, products_of
-from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.matrix import Matrix
 
 ToStack = Callable[[Tensor], Tensor]
 Layout = Callable[[Any, Tensor], dict[str, ToStack]]

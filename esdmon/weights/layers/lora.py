@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esdmon.errors import UnreadableError
 from esdmon.weights import stacks
 from esdmon.weights.device.sample import sample_tensor
 from esdmon.weights.layers.torch_nn import extract_torch
-from esdmon.weights.matrix import Matrix, UnreadableError
+from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import check_readable
 
 _MERGED = "the sum of base and adapters is read on request: '*/merged' in layers="

@@ -12,8 +12,8 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor
 
+from esdmon.errors import UnreadableError
 from esdmon.weights.layers.lora import adalora_scale, low_rank
-from esdmon.weights.matrix import UnreadableError
 from esdmon.weights.state.tensors import Entry, State
 
 _FIRST = re.compile(

@@ -1,0 +1,211 @@
+"""Prepare a stack of matrices for its spectrum: statistics of its elements, and dead rows and columns left out.
+
+Here for numpy arrays; `esdmon.weights.device` does the same with tensors on their device.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from esdmon.errors import UnreadableError
+from esdmon.spectrum.decomposition import Facts
+from esdmon.spectrum.hu2025 import window_starts
+from esdmon.spectrum.lapack import ArrayStack
+from esdmon.spectrum.margins import Array, Bools, Margins, equalise, scales_of, small_blocks
+from esdmon.spectrum.spectrum import PRODUCTS, Elements, TrapElements
+from esdmon.spectrum.traps import parts_of_trap
+
+CANCELS = 0.5
+"""Share of mean² in the mean square, above which their difference loses more than a bit; our choice."""
+_SEED = 0  # of the shuffle
+_MAX_EXPONENT = 500  # of two: squares stay within float64
+_SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """What is known of a weight that is given as an array."""
+
+    dtype: str
+    """Type in which it is stored; the array may be wider."""
+    view: str
+    kind: str
+    exact: bool
+    """Whether all is computed in float64."""
+    also: frozenset[str]
+    """As of `Facts`."""
+    least: int
+    """Eigenvalues below which it is not read."""
+
+
+def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
+    """Return what `spectrum_of` takes.
+
+    Args:
+        whole: the stack (slices, rows, columns), of float32 or float64.
+        weight: what is known of it.
+
+    Raises:
+        UnreadableError: where it holds NaN or infinities, only zeros, or too few eigenvalues.
+    """
+    sums = sum_up(whole)
+    largest = check_extremes(
+        sums.minimum, sums.maximum, size=whole.size, count_bad=lambda: int(np.sum(~np.isfinite(whole)))
+    )
+    check_zero(largest, whole.shape, weight.least)
+    extremes, scale = (sums.minimum, sums.maximum), safe_scale(largest, is_double=whole.dtype == np.float64)
+    if scale != 1:
+        whole = whole / whole.dtype.type(scale)
+        sums = sum_up(whole)
+    stack, margins = whole, sums.margins
+    rows, columns = margins.alive()
+    if weight.view in PRODUCTS:  # the rows of the matrix that represents a product are not units of a layer
+        rows, columns = np.ones_like(rows), np.ones_like(columns)
+    if not (rows.all() and columns.all()):
+        stack, margins = _drop(stack, rows, columns), margins.keep(rows, columns)
+    weak = margins.weak() if stack.size else (0, 0)
+    elements = Elements(
+        sums.mean * scale,
+        sums.variance * scale**2,
+        *extremes,
+        zero_rows=int(np.sum(~rows)),
+        zero_columns=int(np.sum(~columns)),
+        zeros=stack.size - int(np.count_nonzero(stack)) if sums.may_have_zeros else 0,
+        rows=stack.shape[1],
+        columns=stack.shape[2],
+        weak_rows=weak[0],
+        weak_columns=weak[1],
+    )
+    check_size(stack.shape, weight.least)
+    shape = max(stack.shape[1:]), min(stack.shape[1:])
+    elements = replace(elements, trap=_take_apart(whole, elements, shape, scale))
+    exact = weight.exact or whole.dtype == np.float64
+    facts = Facts(shape, scale, elements, weight.dtype, weight.view, weight.kind, exact, weight.also)
+    derived = {name: make(stack, margins) for name, make in _DERIVED.items() if name in weight.also}
+    return ArrayStack({"weight": stack} | derived, partial(scales_of, stack, margins)), facts
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Statistics of all elements, computed in float32 or better. With NaN or infinite elements an extreme is one."""
+
+    minimum: float
+    maximum: float
+    mean: float
+    variance: float
+    may_have_zeros: bool
+    """Whether the square of some element is zero."""
+    margins: Margins
+
+
+def sum_up(stack: Array) -> Sums:
+    """Return the statistics of a (slices, rows, columns) stack, in one pass over memory."""
+    _, n_rows, n_columns = stack.shape
+    by_column = np.zeros((stack.shape[0], n_columns))
+    extremes, by_row, total, smallest = [], [], 0.0, math.inf
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in small_blocks(stack):
+            squares = np.square(part)
+            extremes.append((part.min(), part.max()))
+            total += float(part.sum())
+            smallest = min(smallest, float(squares.min()))
+            by_row.append(squares.sum(axis=2))
+            by_column += squares.sum(axis=1)
+        margins = Margins(np.concatenate(by_row, axis=1, dtype=np.float64) / n_columns, by_column / n_rows)
+        minimum, maximum = float(np.min(extremes)), float(np.max(extremes))
+        mean, mean_square = total / stack.size, float(margins.columns.mean())
+        variance = mean_square - mean * mean
+        if not mean * mean < CANCELS * mean_square:
+            variance = sum(float(np.square(part - mean).sum()) for part in small_blocks(stack)) / stack.size
+    return Sums(minimum, maximum, mean, variance, smallest == 0, margins)
+
+
+def check_size(shape: tuple[int, ...], least: int) -> None:
+    """Raise for a stack with too few eigenvalues.
+
+    Raises:
+        UnreadableError: with the reason.
+    """
+    count = shape[0] * min(shape[1:])
+    if count < least:
+        raise UnreadableError("skipped", f"{count} eigenvalues; at least {least} are needed")
+
+
+def check_extremes(minimum: float, maximum: float, *, size: int, count_bad: Callable[[], int]) -> float:
+    """Return the largest |w|; raise for elements whose squares are outside of float64. 0 has to be asked for.
+
+    Args:
+        minimum: the smallest element.
+        maximum: the largest.
+        size: number of elements.
+        count_bad: counts those that are NaN or infinite.
+
+    Raises:
+        UnreadableError: with the reason.
+    """
+    if not (math.isfinite(minimum) and math.isfinite(maximum)):
+        raise UnreadableError("nonfinite", f"{count_bad()} of {size} elements are NaN or infinite")
+    largest = max(abs(minimum), abs(maximum))
+    if largest and abs(math.frexp(largest)[1]) > _MAX_EXPONENT:
+        why = f"its largest element is {largest:.0e}, whose square is outside of float64"
+        raise UnreadableError("nonfinite" if largest > 1 else "degenerate", why)
+    return largest
+
+
+def check_zero(largest: float, shape: tuple[int, ...], least: int) -> None:
+    """Raise for a weight that is zero; it may be too small as well.
+
+    Raises:
+        UnreadableError: with the reason.
+    """
+    if largest == 0:
+        check_size(shape, least)
+        raise UnreadableError("degenerate", "all weights are zero")
+
+
+def safe_scale(largest: float, *, is_double: bool) -> float:
+    """Return a power of two; elements divided by it, which does not round them, have squares that fit float32."""
+    exponent, limit = math.frexp(largest)[1], _MAX_EXPONENT if is_double else 126
+    return 1.0 if abs(exponent) <= _SAFE_EXPONENT else 2.0 ** max(-limit, min(limit, exponent))
+
+
+def shuffled_order(size: int) -> NDArray[np.int64]:
+    """Return a random order, the same at each reading, so that only the weight changes."""
+    return np.random.default_rng(_SEED).permutation(size)
+
+
+def _drop(stack: Array, rows: Bools, columns: Bools) -> Array:
+    stack = stack if rows.all() else stack[:, rows]
+    return stack if columns.all() else stack[:, :, columns]
+
+
+def _take_apart(stack: Array, elements: Elements, shape: tuple[int, int], scale: float) -> TrapElements | None:
+    """Return the elements beyond the transition; None without a trap. See `esdmon.spectrum.traps`."""
+    n, m = shape
+    if not max(parts_of_trap(elements, n, m)) > 1:
+        return None
+    mean, limit = elements.mean / scale, (elements.variance**0.5 / scale) * (n * m) ** 0.25
+    away = np.abs(stack - stack.dtype.type(mean))
+    beyond = away[away > limit].astype(np.float64)
+    index, row, column = (int(each) for each in np.unravel_index(int(away.argmax()), away.shape))
+    total = stack.size * (elements.variance + elements.mean**2)
+    share = (float(np.square(beyond).sum()) * scale**2 + stack.size * elements.mean**2) / total
+    return TrapElements(beyond.size, row, column, float(stack[index, row, column]) * scale, share)
+
+
+def _windows(stack: Array) -> Array:
+    """Return the square windows that cover each matrix, (windows, M, M)."""
+    wide = stack if stack.shape[1] <= stack.shape[2] else stack.mT
+    m, n = wide.shape[1:]
+    return np.concatenate([wide[:, :, start : start + m] for start in window_starts(n, m)])
+
+
+_DERIVED: dict[str, Callable[[Array, Margins], Array]] = {
+    "shuffled": lambda stack, _: stack.reshape(-1)[shuffled_order(stack.size)].reshape(stack.shape),
+    "equalised": equalise,
+    "windows": lambda stack, _: _windows(stack),
+}
