@@ -78,10 +78,12 @@ def watch(
         budget: the share of the run's time, and of its CPU time, that watching may take. At each due step those
             matrices are read that are most out of date for what they cost, and at least one. None: all, each time.
         mode: "sync" reads in the optimizer's hook; "thread" copies the weights there, and reads while training goes on;
-            "auto" is "thread" where the weights are on an accelerator or three of four cores are idle, else "sync".
-        workers: threads that read at once in the mode "thread", each on one core, where cores are idle. Their time is
-            not charged then, but what the steps of the training lose is measured, and held to the budget: "auto" for
-            half of the idle cores at most, a number for at most so many; 0 charges the time of one thread in full.
+            "process" copies them there, and has a process of its own read them, on Linux: for loops of many small
+            operations, which a thread slows. "auto" is "thread" where the weights are on an accelerator or three of
+            four cores are idle, else "sync".
+        workers: threads or processes that read at once, each on one core, where cores are idle. Their time is not
+            charged then, but what the steps of the training lose is measured, and held to the budget: "auto" for half
+            of the idle cores at most, a number for at most so many; 0 charges the time of one in full.
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
             "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
             it is installed; and JSONL in that folder.

@@ -35,6 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import esdmon
 from esdmon.cli.digits import MiniAlexNet, digits
+from esdmon.runtime import processes
 from esdmon.schedule.budget import Budget
 
 EVERY = 200
@@ -187,7 +188,7 @@ def with_esdmon(model: nn.Module, _folder: Path, watch: Stopwatch, *, mode: str,
     tool = Tool(settle=monitor.flush, close=monitor.close)
 
     def step(_step: int) -> None:
-        first = mode == "thread" and monitor.steps == EVERY - 1
+        first = mode != "sync" and monitor.steps == EVERY - 1
         before = _threads() if first else set()
         monitor.step()
         if first:
@@ -243,15 +244,17 @@ def with_weightwatcher(model: nn.Module, _folder: Path, _watch: Stopwatch) -> To
 
 
 def _threads() -> set[str]:
+    """What the system counts the time of: threads of this process, and its worker processes."""
     tasks = Path("/proc/self/task")
-    return {task.name for task in tasks.iterdir()} if tasks.exists() else set()
+    threads = {f"/proc/self/task/{task.name}" for task in tasks.iterdir()} if tasks.exists() else set()
+    return threads | {f"/proc/{worker.pid}" for worker in tuple(processes._alive)}
 
 
 def _cpu_of(threads: set[str]) -> float:
-    """CPU seconds that the system counts for threads of this process."""
+    """CPU seconds that the system counts for these."""
     ticks = 0
     for thread in threads:
-        fields = Path(f"/proc/self/task/{thread}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"{thread}/stat").read_text().rpartition(")")[2].split()
         ticks += int(fields[11]) + int(fields[12])
     return ticks / os.sysconf("SC_CLK_TCK")
 
@@ -323,6 +326,7 @@ def measure(name: str, times: int, rounds: int, peer_rounds: int, *, loaders: in
             "plain": None,
             "esdmon, sync": partial(with_esdmon, mode="sync", out=f"{folder}/sync"),
             "esdmon, thread": partial(with_esdmon, mode="thread", out=f"{folder}/thread"),
+            "esdmon, process": partial(with_esdmon, mode="process", out=f"{folder}/process"),
         }
         if peer_rounds:
             makers |= {

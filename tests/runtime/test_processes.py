@@ -213,7 +213,7 @@ def test_a_process_that_was_killed_is_started_again_once(pids: Pids, caplog: pyt
 def test_where_no_process_can_be_started_threads_read(
     executable: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Said once; nothing is lost. The first is a Python that does not find the module."""
+    """One warning; nothing is lost. The first is a Python that does not find the module."""
     if executable == sys.executable:
         monkeypatch.setattr(processes, "_PROGRAM", "esdmon.no_such_module")
     monkeypatch.setattr(sys, "executable", executable)
@@ -242,7 +242,7 @@ def test_where_processes_cannot_be_had_threads_read(
 
 
 def test_close_ends_a_process_that_computes(pids: Pids, caplog: pytest.LogCaptureFixture) -> None:
-    """Here one that is stopped, and would never finish. What it read is lost, as is said, and nothing has failed."""
+    """Here one that is stopped, and would never finish. The log says that its reading is lost, and nothing has failed."""
     run = training().train(1)
     run.watched.flush(_LONG)
     os.kill(pids.last, signal.SIGSTOP)

@@ -115,7 +115,7 @@ def test_traps_are_taken_apart_alike() -> None:
 
 
 def test_products_keep_their_rows() -> None:
-    """Those of the matrix that represents a product are no units of a layer."""
+    """The rows of the matrix that represents a product are not units of a layer."""
     tensors, arrays = read(with_dead_units(), view="qk", also=())
     assert arrays.shape == tensors.shape == (200, 120)
     assert arrays.elements is tensors.elements is None
