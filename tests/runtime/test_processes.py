@@ -175,6 +175,23 @@ def test_measures_of_plugins_are_computed_here() -> None:
     assert {layer.measures["of_mine"] for layer in run.sink.reports[0]} == {os.getpid()}
 
 
+def test_what_cannot_be_read_has_its_status() -> None:
+    """As in a thread: nothing has failed."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64))
+    with torch.no_grad():
+        model[0].weight[3, 4] = float("nan")
+        model[1].weight.zero_()
+    sink = MemorySink()
+    with esdmon.watch(model, every=1, mode="process", budget=None, sinks=[sink], alerts=None) as monitor:
+        monitor.step()
+    assert monitor.errors == ()
+    assert [(layer.status, layer.reason) for layer in sink.reports[0]] == [
+        ("nonfinite", "1 of 4096 elements are NaN or infinite"),
+        ("degenerate", "all weights are zero"),
+        ("ok", ""),
+    ]
+
+
 def test_a_measure_that_fails_there_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """And so computed here, where its failure is counted as any other."""
 
@@ -242,11 +259,13 @@ def test_where_processes_cannot_be_had_threads_read(
 
 
 def test_close_ends_a_process_that_computes(pids: Pids, caplog: pytest.LogCaptureFixture) -> None:
-    """Here one that is stopped, and would never finish. The log says that its reading is lost, and nothing has failed."""
+    """Here one that is stopped, and would never finish. What is lost is logged, and nothing has failed."""
+    others = set(threading.enumerate())  # of tests before
     run = training().train(1)
     run.watched.flush(_LONG)
     os.kill(pids.last, signal.SIGSTOP)
-    threads = [thread for thread in threading.enumerate() if thread.name.startswith("esdmon-")]
+    threads = set(threading.enumerate()) - others
+    assert threads
     run.train(1)
     state = run.watched.state_dict()
     assert {layer["step"] for layer in state["parts"]["readings"].values()} == {1}
