@@ -9,7 +9,6 @@ that both share.
 import logging
 import mmap
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -109,11 +108,12 @@ class Worker:
 
     def abandon(self) -> None:
         """Close what a process that was forked off this one has inherited, and leave the worker to this one."""
+        if self._is_closed:  # then its descriptors may be those of others
+            return
         self._is_closed = True
         self._lock = threading.Lock()  # the thread that may have held it does not exist there
         self._connection.close()
-        with suppress(OSError):
-            os.close(self._memory)
+        os.close(self._memory)
 
     def _first_message(self) -> float:
         try:
@@ -140,8 +140,7 @@ class Worker:
         code = self._process.wait()
         if code >= 0:
             return f"ended with exit code {code}"
-        name = signal.Signals(-code).name
-        return f"was ended by {name}" + (", perhaps by the kernel for want of memory" if name == "SIGKILL" else "")
+        return f"was ended by signal {-code}" + (", perhaps by the kernel for want of memory" if code == -9 else "")
 
 
 @final
@@ -161,11 +160,6 @@ class Processes:
         self._is_closed = False
         self.are_usable = True
         """Whether jobs are done in processes."""
-
-    @property
-    def pids(self) -> list[int]:
-        """Return the numbers of the processes."""
-        return [worker.pid for worker in tuple(self._workers)]
 
     def clock(self) -> float:
         """Return seconds in the calling thread, in which waiting for its process counts as the CPU time of that."""
@@ -267,7 +261,7 @@ def _started(connection: int, memory: int) -> "subprocess.Popen[bytes]":
         [sys.executable, "-P", "-m", _PROGRAM, str(connection), str(memory)],
         env=os.environ | dict.fromkeys(_ONE_THREAD, "1") | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
         pass_fds=(connection, memory),
-        process_group=0,  # Ctrl-C is for the training
+        process_group=0,  # Ctrl-C is for the training; a session of its own might get as much time as the training's
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

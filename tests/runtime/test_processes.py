@@ -177,10 +177,11 @@ def test_measures_of_plugins_are_computed_here() -> None:
 
 def test_what_cannot_be_read_has_its_status() -> None:
     """As in a thread: nothing has failed."""
-    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64), nn.Linear(64, 64))
+    layers = [nn.Linear(64, 64) for _ in range(3)]
     with torch.no_grad():
-        model[0].weight[3, 4] = float("nan")
-        model[1].weight.zero_()
+        layers[0].weight[3, 4] = float("nan")
+        layers[1].weight.zero_()
+    model = nn.Sequential(*layers)
     sink = MemorySink()
     with esdmon.watch(model, every=1, mode="process", budget=None, sinks=[sink], alerts=None) as monitor:
         monitor.step()
@@ -219,7 +220,7 @@ def test_a_process_that_was_killed_is_started_again_once(pids: Pids, caplog: pyt
     failed = [layer for report in run.sink.reports for layer in report.new if layer.status == "failed"]
     assert [layer.step for layer in failed] == [20, 30]
     assert {layer.reason for layer in failed} == {
-        "WorkerError: the worker process that read it was ended by SIGKILL, perhaps by the kernel for want of memory"
+        "WorkerError: the worker process that read it was ended by signal 9, perhaps by the kernel for want of memory"
     }
     assert len(pids.started) == 2
     assert caplog.text.count("worker processes have ended 2 times") == 1
@@ -313,6 +314,19 @@ class Descriptors(Dataset[int]):
         return count_descriptors()
 
 
+class Opened(Dataset[int]):
+    """A data set whose item says how many of some descriptors are open."""
+
+    def __init__(self, descriptors: list[int]) -> None:
+        self._descriptors = descriptors
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, _index: int) -> int:
+        return sum(Path(f"/proc/self/fd/{each}").exists() for each in self._descriptors)
+
+
 def count_descriptors() -> int:
     count = 0
     for each in Path("/proc/self/fd").iterdir():
@@ -329,12 +343,19 @@ def test_processes_that_are_forked_inherit_nothing() -> None:
     run = training().train(1)
     run.watched.flush(_LONG)
     assert count_descriptors() == 1
+    workers = list(processes._alive)
     loader = DataLoader(Descriptors(), num_workers=1, multiprocessing_context="fork")
     assert [int(batch) for batch in loader] == [0]
     run.train(1)
     run.watched.close()
     assert [len(report.new) for report in run.sink.reports] == [3, 3]
     assert count_descriptors() == 0
+    unrelated = [os.open(os.devnull, os.O_RDONLY) for _ in range(9)]  # have numbers of descriptors that were closed
+    assert {worker._memory for worker in workers} & set(unrelated)
+    loader = DataLoader(Opened(unrelated), num_workers=1, multiprocessing_context="fork")
+    assert [int(batch) for batch in loader] == [9]
+    for each in unrelated:
+        os.close(each)
 
 
 def test_what_a_process_computes_is_charged_in_its_cpu_time() -> None:
