@@ -315,7 +315,7 @@ class Descriptors(Dataset[int]):
 
 
 class Opened(Dataset[int]):
-    """A data set whose item says how many of some descriptors are open."""
+    """A data set whose item says how many of some descriptors are those of this file."""
 
     def __init__(self, descriptors: list[int]) -> None:
         self._descriptors = descriptors
@@ -324,7 +324,7 @@ class Opened(Dataset[int]):
         return 1
 
     def __getitem__(self, _index: int) -> int:
-        return sum(Path(f"/proc/self/fd/{each}").exists() for each in self._descriptors)
+        return sum(os.path.realpath(f"/proc/self/fd/{each}") == __file__ for each in self._descriptors)
 
 
 def count_descriptors() -> int:
@@ -350,7 +350,7 @@ def test_processes_that_are_forked_inherit_nothing() -> None:
     run.watched.close()
     assert [len(report.new) for report in run.sink.reports] == [3, 3]
     assert count_descriptors() == 0
-    unrelated = [os.open(os.devnull, os.O_RDONLY) for _ in range(9)]  # have numbers of descriptors that were closed
+    unrelated = [os.open(__file__, os.O_RDONLY) for _ in range(9)]  # have numbers of descriptors that were closed
     assert {worker._memory for worker in workers} & set(unrelated)
     loader = DataLoader(Opened(unrelated), num_workers=1, multiprocessing_context="fork")
     assert [int(batch) for batch in loader] == [9]
