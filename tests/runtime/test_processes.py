@@ -23,6 +23,7 @@ from esdmon.runtime import processes
 from esdmon.runtime.job import run
 from esdmon.runtime.measured import measure
 from esdmon.runtime.processes import Processes, Worker
+from esdmon.schedule.workers import Workers
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Measure, Spectrum
 from tests.runtime.test_modes import Training
@@ -173,6 +174,21 @@ def test_measures_of_plugins_are_computed_here() -> None:
     run = training(plugins=[Plugin()]).train(1)
     run.watched.close()
     assert {layer.measures["of_mine"] for layer in run.sink.reports[0]} == {os.getpid()}
+
+
+@pytest.mark.slow
+def test_several_processes_read_what_one_does(pids: Pids, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On idle cores, each thread with a process of its own."""
+    one = training(budget=0.9, every=3).train(3)
+    one.watched.close()
+    assert len(pids.started) == 1
+    monkeypatch.setattr(Workers, "count", 3)
+    three = training(budget=0.9, every=3).train(3)
+    three.watched.close()
+    assert len(pids.started) == 4
+    first, second = one.sink.reports[0], three.sink.reports[0]
+    assert [computed(layer) for layer in first] == [computed(layer) for layer in second]
+    assert len(second.new) == 3
 
 
 def test_what_cannot_be_read_has_its_status() -> None:
