@@ -1,13 +1,10 @@
 """Readings that are finished by worker processes: real ones, of trainings in this process."""
 
-import gc
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,67 +12,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
 
 import esdmon
 from esdmon.records import LayerReport
 from esdmon.runtime import processes
 from esdmon.runtime.job import run
 from esdmon.runtime.measured import measure
-from esdmon.runtime.processes import Processes, Worker
+from esdmon.runtime.processes import Processes
 from esdmon.schedule.workers import Workers
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Measure, Spectrum
 from tests.runtime.test_modes import Training
+from tests.runtime.worker_processes import LONG, Pids, training
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="worker processes need Linux")
-
-_LONG = 60.0  # seconds that nothing here takes
-
-
-class Pids:
-    """The worker processes that were started during a test, in order."""
-
-    def __init__(self) -> None:
-        self.started: list[int] = []
-
-    @property
-    def last(self) -> int:
-        return self.started[-1]
-
-
-@pytest.fixture(autouse=True)
-def pids(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pids]:
-    """Note each process that is started, and end those that a test has stopped."""
-    found, start = Pids(), processes._started
-
-    def started(connection: int, memory: int) -> "subprocess.Popen[bytes]":
-        process = start(connection, memory)
-        found.started.append(process.pid)
-        return process
-
-    monkeypatch.setattr(processes, "_started", started)
-    yield found
-    for pid in found.started:
-        assert has_ended(pid)
-
-
-def has_ended(pid: int) -> bool:
-    """Whether a process ends within the time that nothing takes; a zombie has ended."""
-    until = time.monotonic() + _LONG
-    while time.monotonic() < until:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            return True
-        if state in "ZX":
-            return True
-        time.sleep(0.01)
-    return False
-
-
-def training(**options: Any) -> Training:
-    return Training(mode="process", **({"budget": None, "every": 1} | options))
+pytestmark = [
+    pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="worker processes need Linux"),
+    pytest.mark.usefixtures("pids"),
+]
 
 
 def computed(layer: LayerReport) -> list[str]:
@@ -148,13 +101,13 @@ def test_training_is_the_same_to_the_last_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(watched.state()[:-1], alone.state()[:-1], strict=True))
     assert watched.sink.reports
     for thread in set(threading.enumerate()) - threads:
-        thread.join(_LONG)
+        thread.join(LONG)
         assert not thread.is_alive()
 
 
 def test_the_process_has_no_torch_and_the_lowest_priority(pids: Pids) -> None:
     run = training(measures="all").train(1)
-    run.watched.flush(_LONG)
+    run.watched.flush(LONG)
     maps = Path(f"/proc/{pids.last}/maps").read_text(encoding="utf-8")
     assert "numpy" in maps
     assert "torch" not in maps
@@ -227,11 +180,11 @@ def test_a_measure_that_fails_there_is_left_out(monkeypatch: pytest.MonkeyPatch)
 def test_a_process_that_was_killed_is_started_again_once(pids: Pids, caplog: pytest.LogCaptureFixture) -> None:
     """Its reading has failed; after the second, threads read. Nothing is raised."""
     run = training(every=10, alerts=None).train(10)
-    run.watched.flush(_LONG)
+    run.watched.flush(LONG)
     for _ in range(2):
         os.kill(pids.last, signal.SIGKILL)
         run.train(10)
-        run.watched.flush(_LONG)
+        run.watched.flush(LONG)
     run.watched.close()
     failed = [layer for report in run.sink.reports for layer in report.new if layer.status == "failed"]
     assert [layer.step for layer in failed] == [20, 30]
@@ -275,34 +228,13 @@ def test_where_processes_cannot_be_had_threads_read(
     assert len(run.sink.reports[0].new) == 3
 
 
-def test_close_ends_a_process_that_computes(pids: Pids, caplog: pytest.LogCaptureFixture) -> None:
-    """Here one that is stopped, and would never finish. What is lost is logged, and nothing has failed."""
-    others = set(threading.enumerate())  # of tests before
-    run = training().train(1)
-    run.watched.flush(_LONG)
-    os.kill(pids.last, signal.SIGSTOP)
-    threads = set(threading.enumerate()) - others
-    assert threads
-    run.train(1)
-    state = run.watched.state_dict()
-    assert {layer["step"] for layer in state["parts"]["readings"].values()} == {1}
-    run.watched.close(timeout=0)
-    assert has_ended(pids.last)
-    for thread in threads:
-        thread.join(_LONG)
-        assert not thread.is_alive()
-    assert run.watched.errors == ()
-    assert "readings of step 2 were not finished in time and are lost" in caplog.text
-    assert "failed" not in caplog.text
-
-
 def test_a_run_that_is_resumed_goes_on() -> None:
     """From a state that was taken while a process reads: as one in whose state the reading is not."""
     first = training(every=2).train(3)
-    first.watched.flush(_LONG)
+    first.watched.flush(LONG)
     first.train(1)
     state = first.watched.state_dict()
-    first.watched.flush(_LONG)
+    first.watched.flush(LONG)
     second = training(every=2)
     second.model.load_state_dict(first.model.state_dict())
     second.watched.load_state_dict(state)
@@ -310,68 +242,6 @@ def test_a_run_that_is_resumed_goes_on() -> None:
     second.watched.close()
     first.watched.close()
     assert [(report.step, len(report.new)) for report in second.sink.reports] == [(6, 3)]
-
-
-def test_a_monitor_that_nobody_holds_leaves_no_process(pids: Pids) -> None:
-    run = training().train(1)
-    run.watched.flush(_LONG)
-    del run
-    gc.collect()
-    assert has_ended(pids.last)
-
-
-class Descriptors(Dataset[int]):
-    """A data set whose items are the descriptors of shared memory that the process has that gives them."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, _index: int) -> int:
-        return count_descriptors()
-
-
-class Opened(Dataset[int]):
-    """A data set whose item says how many of some descriptors are those of this file."""
-
-    def __init__(self, descriptors: list[int]) -> None:
-        self._descriptors = descriptors
-
-    def __len__(self) -> int:
-        return 1
-
-    def __getitem__(self, _index: int) -> int:
-        return sum(os.path.realpath(f"/proc/self/fd/{each}") == __file__ for each in self._descriptors)
-
-
-def count_descriptors() -> int:
-    count = 0
-    for each in Path("/proc/self/fd").iterdir():
-        try:
-            count += "memfd:esdmon" in str(each.readlink())
-        except FileNotFoundError:  # that of the directory itself
-            continue
-    return count
-
-
-@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_processes_that_are_forked_inherit_nothing() -> None:
-    """Such as the workers of a DataLoader; the process of the readings goes on."""
-    run = training().train(1)
-    run.watched.flush(_LONG)
-    assert count_descriptors() == 1
-    workers = list(processes._alive)
-    loader = DataLoader(Descriptors(), num_workers=1, multiprocessing_context="fork")
-    assert [int(batch) for batch in loader] == [0]
-    run.train(1)
-    run.watched.close()
-    assert [len(report.new) for report in run.sink.reports] == [3, 3]
-    assert count_descriptors() == 0
-    unrelated = [os.open(__file__, os.O_RDONLY) for _ in range(9)]  # have numbers of descriptors that were closed
-    assert {worker._memory for worker in workers} & set(unrelated)
-    loader = DataLoader(Opened(unrelated), num_workers=1, multiprocessing_context="fork")
-    assert [int(batch) for batch in loader] == [9]
-    for each in unrelated:
-        os.close(each)
 
 
 def test_what_a_process_computes_is_charged_in_its_cpu_time() -> None:
@@ -400,7 +270,7 @@ def test_what_a_process_computes_is_charged_in_its_cpu_time() -> None:
 def test_no_memory_for_the_arrays_is_a_failed_reading(pids: Pids, monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is there for the next."""
     run = training(every=5).train(5)
-    run.watched.flush(_LONG)
+    run.watched.flush(LONG)
     with monkeypatch.context() as patch:
 
         def full(*_: object) -> None:
@@ -408,43 +278,9 @@ def test_no_memory_for_the_arrays_is_a_failed_reading(pids: Pids, monkeypatch: p
 
         patch.setattr(os, "posix_fallocate", full)
         run.train(5)
-        run.watched.flush(_LONG)
+        run.watched.flush(LONG)
     run.train(5)
     run.watched.close()
     assert [layer.status for layer in run.sink.reports[1]] == ["failed"] * 3
     assert [layer.status for layer in run.sink.reports[2]] == ["ok"] * 3
     assert len(pids.started) == 1
-
-
-_KILLED = """
-import os, signal, torch, esdmon
-from esdmon.runtime import processes
-model = torch.nn.Linear(64, 64)
-monitor = esdmon.watch(model, every=1, mode="process", sinks=None, alerts=None, budget=None)
-monitor.step()
-monitor.flush(60)
-(worker,) = processes._alive
-print(worker.pid, flush=True)
-os.kill(worker.pid, signal.SIGSTOP)
-monitor.step()
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "", "raise KeyboardInterrupt"])
-def test_the_process_ends_with_the_training(end: str) -> None:
-    """However that ends, also while the process computes; here one that is stopped, and would never finish."""
-    code = _KILLED + ("monitor.close(timeout=0)\n" if not end else "") + end
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=2 * _LONG
-    )
-    assert has_ended(int(result.stdout.split()[0]))
-
-
-def test_a_worker_that_was_closed_refuses_a_job() -> None:
-    worker = Worker()
-    worker.close()
-    worker.close()
-    job: Any = None
-    with pytest.raises(processes.WorkerError, match="the worker process is closed"):
-        worker.run(job, np.zeros((1, 1, 1)))

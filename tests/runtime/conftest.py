@@ -1,0 +1,25 @@
+"""What several tests of worker processes share."""
+
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from esdmon.runtime import processes
+from tests.runtime.worker_processes import Pids, has_ended
+
+
+@pytest.fixture
+def pids(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pids]:
+    """Note each worker process that is started, and check that none is left."""
+    found, start = Pids(), processes._started
+
+    def started(connection: int, memory: int) -> "subprocess.Popen[bytes]":
+        process = start(connection, memory)
+        found.started.append(process.pid)
+        return process
+
+    monkeypatch.setattr(processes, "_started", started)
+    yield found
+    for pid in found.started:
+        assert has_ended(pid)
