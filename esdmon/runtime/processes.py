@@ -256,7 +256,7 @@ class _Own(threading.local):
 
 
 def _started(connection: int, memory: int) -> "subprocess.Popen[bytes]":
-    path = os.pathsep.join(os.path.abspath(each) for each in sys.path if each)  # noqa: PTH100 -- may be a zip file
+    path = os.pathsep.join(os.path.abspath(each) for each in sys.path)  # noqa: PTH100 -- may be a zip file
     return subprocess.Popen(  # noqa: S603 -- this Python, and a module of ours
         [sys.executable, "-P", "-m", _PROGRAM, str(connection), str(memory)],
         env=os.environ | dict.fromkeys(_ONE_THREAD, "1") | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
