@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.scales import Scales
+from esdmon.spectrum.scales import HEAVY_KURTOSIS, Scales
 
 Bools = NDArray[np.bool_]
 
 _DEAD = 1e-3  # of the median rms: dead units of published networks have 1e-7 to 1e-40 of it. Our choice.
 _WEAK = 0.1  # of the median rms: rows of noise scatter by (2M)^−½, 4 % for M = 256. Our choice.
 _SAMPLED = 1 << 16  # elements that the kurtosis is estimated from; our choice
+# Standard deviations of the ratio: of independent elements with exponents from 1 to infinity 1 % have more.
+_ALIKE = 3.0
 _SETTLED = 0.05  # a change of scales after which the next one is below .005 (on 14 published networks); our choice
 _TINY = 1e-12  # of the mean scale: less is what is left of a unit that is dead in one slice only
 _BLOCK = 1 << 15  # elements: torch computes fewer in one thread
@@ -73,8 +75,11 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
     measured, margins = margins, _refined(squares, margins)
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
         margins = _refined(squares, margins)
-    rows, columns = (side.cpu().double().numpy() for side in (margins.rows, margins.columns))
+    rows, columns = _numbers(margins.rows), _numbers(margins.columns)
     kurtosis = _kurtosis(stack, margins)
+    if (kurtosis > HEAVY_KURTOSIS).any():
+        alike = (kurtosis > HEAVY_KURTOSIS) & _are_heavy_alone(stack, measured)
+        rows, columns = (np.where(alike[:, None], 1.0, side) for side in (rows, columns))
     return Scales(rows, columns, kurtosis) if rows.shape[1] >= columns.shape[1] else Scales(columns, rows, kurtosis)
 
 
@@ -127,6 +132,38 @@ def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         kurtosis: Floats = np.nan_to_num(second / first**2 * y[0].size, nan=3.0)
     return kurtosis
+
+
+def _are_heavy_alone(stack: Tensor, margins: Margins) -> Bools:
+    """Return for each slice whether single elements make spikes, and rows and columns differ by such elements only.
+
+    An element w makes a spike where |w| > (NM)^¼·σ. With the elements in random order the mean |W| of a row has the
+    variance v/M, where v is that of |W| over all elements, whatever their law, and that of a column v/N. A single
+    element as large as a whole row makes mean squares differ as much as a large row does, but not the ratio of the two
+    variances: that is 1, with a standard deviation of √(2/M) at most, M the shorter side.
+
+    Args:
+        stack: (slices, rows, columns).
+        margins: Mean squares of its rows and columns.
+    """
+    slices, n_rows, n_columns = stack.shape
+    by_row, largest, by_column = [], np.zeros(slices), np.zeros((slices, n_columns))
+    for part in small_blocks(stack):
+        magnitudes = part.to(torch.promote_types(part.dtype, torch.float32)).abs()
+        by_row.append(_numbers(magnitudes.sum(dim=2)) / n_columns)
+        by_column += _numbers(magnitudes.sum(dim=1)) / n_rows
+        largest = np.maximum(largest, _numbers(magnitudes.amax(dim=(1, 2))))
+    rows, squares = np.concatenate(by_row, axis=1), _numbers(margins.rows.mean(dim=1))
+    variance = squares - rows.mean(axis=1) ** 2
+    most = (1 + _ALIKE * (2 / min(n_rows, n_columns)) ** 0.5) * variance
+    alike = (rows.var(axis=1) * n_columns <= most) & (by_column.var(axis=1) * n_rows <= most)
+    alone: Bools = alike & (largest**2 > squares * (n_rows * n_columns) ** 0.5)
+    return alone
+
+
+def _numbers(tensor: Tensor) -> Floats:
+    numbers: Floats = tensor.cpu().double().numpy()
+    return numbers
 
 
 def equalise(stack: Tensor, margins: Margins) -> Tensor:
