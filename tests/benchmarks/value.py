@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.value [--every 20] [--only PATTERN] [--out runs/value]
 
-Trains each faulty run of `faults.py`, and one healthy twin for all of the same recipe, with the seed and the order of
-the data that they share. Beside the alerts of `esdmon.watch` stand plain thresholds on what users log: the loss and the
-accuracy on held-back examples, the norm of the gradient, the update ratio. A threshold that trips on a healthy twin is
-loosened for that architecture until it does not. Kinds of faults alternate: the first, third, … may set thresholds of
-rules, the others only report. A run whose record lies in `--out` is not trained again; with `--every 200` the cheap
+Trains each faulty run of `fault_kinds.py`, and one healthy twin for all of the same recipe, with the seed and the order
+of the data that they share. Beside the alerts of `esdmon.watch` stand plain thresholds on what users log: the loss and
+the accuracy on held-back examples, the norm of the gradient, the update ratio. A threshold that trips on a healthy twin
+is loosened for that architecture until it does not. Kinds of faults alternate: the first, third, … may set thresholds
+of rules, the others only report. A run whose record lies in `--out` is not trained again; with `--every 200` the cheap
 recipes alone are trained, for longer.
 """
 
@@ -26,7 +26,8 @@ import torch
 
 import esdmon
 from esdmon.records import Alert
-from tests.benchmarks.faults import KINDS, SEED, Case, Kind, Recipe, Training
+from tests.benchmarks.fault_kinds import KINDS
+from tests.benchmarks.faults import Case, Kind, Recipe, Training
 
 _WINDOW = 50  # steps, of which the median is what a norm or a ratio is compared with
 _SERIOUS = {"warning", "error", "critical"}
@@ -126,8 +127,14 @@ SIGNS = (
 def do(recipe: Recipe, case: Case | None, every: int) -> Record:
     """Train it, watched, with the fault of the case or with none."""
     start = time.perf_counter()
-    training = Training(recipe)
-    torch.manual_seed(SEED)  # of dropout
+    alerts, series = follow(Training(recipe), case, every)
+    return Record(recipe.name, recipe.begin, alerts, series, round(time.perf_counter() - start, 1))
+
+
+def follow(training: Training, case: Case | None, every: int) -> tuple[tuple[Raised, ...], dict[str, list[Point]]]:
+    """Train to the end, watched; returns the alerts that began, and the series of all signs."""
+    recipe = training.recipe
+    torch.manual_seed(recipe.seed)  # of dropout
     series: dict[str, list[Point]] = {sign.series: [] for sign in SIGNS}
     monitor = esdmon.watch(
         training.model,
@@ -149,8 +156,7 @@ def do(recipe: Recipe, case: Case | None, every: int) -> Record:
     for alert in monitor.alerts:
         if alert.state == "firing":
             firing.setdefault(alert.id, alert)  # and not what it grew to
-    alerts = tuple(Raised(a.rule, a.severity, a.step, a.since, a.layers, a.message) for a in firing.values())
-    return Record(recipe.name, recipe.begin, alerts, series, round(time.perf_counter() - start, 1))
+    return tuple(Raised(a.rule, a.severity, a.step, a.since, a.layers, a.message) for a in firing.values()), series
 
 
 def _note(series: dict[str, list[Point]], step: int, values: dict[str, float]) -> None:
