@@ -41,6 +41,9 @@ class History:
     baseline: Mapping[str, Sequence[LayerReport]] = field(default_factory=dict)
     """For each of these layers: its readings before the last three, without those during an alert, at most 16, oldest
     first. Rules on changes compare with these."""
+    previous: Mapping[str, LayerReport] = field(default_factory=dict)
+    """For each of these layers: the reading before the last, from which `update_ratio` counts, scheduled or extra; none
+    where there was none."""
     peak: Mapping[str, Peak] = field(default_factory=dict)
     """For each of these layers: the largest values of the readings that are or were in its baseline."""
     firing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
