@@ -19,7 +19,7 @@ every_scenario = pytest.mark.parametrize(
 def test_the_right_rule_fires_in_time_in_the_right_layers_and_nothing_else(scenario: Scenario) -> None:
     """And it is resolved when the cause is taken away. Notices (`info`) may be heard besides; they wake nobody.
 
-    Many causes are taken away by setting the weights back, as from a checkpoint, of which `layer_reset` may be a notice.
+    Many causes are taken away by setting the weights back, as from a checkpoint, which may be a notice too.
     """
     monitor = scenario.run(faulty=True)
     begins, ends, _ = scenario.stretches

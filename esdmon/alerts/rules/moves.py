@@ -17,6 +17,7 @@ _SEEN = 4  # readings in which a norm has fallen more than once: those under tes
 _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
 _RAISED = 1.5  # factor from which a learning rate has been raised
+_REPLACED = 0.5  # way of a weight, in its norm, above which a single step was none of training; our choice
 _LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood; our choice
 
 
@@ -114,20 +115,23 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
     for name, readings in history.layers.items():
         baseline, now = history.baseline[name], readings[-1]
         before = history.previous.get(name)
-        ratios = [layer.step_ratio for layer in (*baseline, now) if layer.step_ratio >= 0]
+        ratios = [layer.step_ratio for layer in baseline if layer.step_ratio >= 0]
         usual = max((layer.update_ratio for layer in baseline[-WARM_UP:] if layer.update_ratio >= 0), default=math.inf)
         is_far = now.update_ratio > factor * usual
-        if before is None or len(ratios) < WARM_UP:
+        if before is None or len(ratios) + (now.step_ratio >= 0) < WARM_UP:
             jumped += is_far  # its steps are not known, as of a weight that is computed
             continue
         since = before.step
-        reach = (now.step - since) * max(ratios)
+        usual_reach = (now.step - since) * max(ratios, default=0.0)
+        reach = max(usual_reach, (now.step - since) * now.step_ratio)
         is_beyond = factor * reach < now.update_ratio < math.inf
+        # A step that is sampled while a weight is replaced is as long as that.
+        is_replaced = max(_REPLACED, factor * usual_reach) < now.update_ratio < math.inf
         # Not one that was small, and is set back to a larger value that it had before.
         is_unlike = moved < now.update_ratio and now.update_ratio * frobenius(before) > moved * frobenius(now)
         way = min(layer.start_ratio for layer in (*baseline[-1:], before))
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
-        jumped += is_back or (is_beyond and is_far)
+        jumped += is_back or (is_far and (is_beyond or is_replaced))
         if is_beyond and is_unlike:
             what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}, and its steps reach"
             found.append(Finding(name, f"{what} {reach:.2g}", {"update_ratio": now.update_ratio, "before": reach}))
