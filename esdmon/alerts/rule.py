@@ -95,6 +95,9 @@ class AlertRule:
     """fnmatch patterns of the layers to check."""
     exclude: tuple[str, ...] = ()
     """fnmatch patterns of the layers to leave out."""
+    mutes_elsewhere: tuple[str, ...] = ()
+    """Rules whose findings are dropped in all layers, for five reports after an alert of this one has begun: what a
+    fault of one layer does to the others at first."""
 
     @property
     def thresholds(self) -> dict[str, object]:

@@ -44,7 +44,8 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     Confused with a learning rate restarted by its schedule, where neither the rate nor the ratio is higher than any
     before; and with gradients that grow until they balance a decay, where steps make the weight shorter and the norm is
     below all of the baseline: that is `norm_decay`. Which of batches, labels, inputs and loss makes gradients grow, the
-    weights do not show. After `layer_reset` of one layer the gradients of others grow too.
+    weights do not show. After `layer_reset` of one layer the gradients of others grow too: it mutes this rule in all
+    layers for five reports.
 
     Resolved when it is below twice the expected value.
 
