@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median, median_low
+from typing import Protocol
 
 import torch
 
@@ -30,7 +31,7 @@ from tests.benchmarks.fault_kinds import KINDS
 from tests.benchmarks.faults import Case, Kind, Recipe, Training
 
 _WINDOW = 50  # steps, of which the median is what a norm or a ratio is compared with
-_SERIOUS = {"warning", "error", "critical"}
+SERIOUS = {"warning", "error", "critical"}
 Point = tuple[int, float]
 """A step and what was measured after it."""
 
@@ -45,6 +46,16 @@ class Raised:
     since: int
     layers: tuple[str, ...]
     message: str
+
+
+class Measured(Protocol):
+    """A run whose signs are looked at."""
+
+    @property
+    def begin(self) -> int: ...
+
+    @property
+    def series(self) -> dict[str, list[Point]]: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class Record:
         return [alert for alert in self.serious() if alert.step > self.begin]
 
     def serious(self) -> list[Raised]:
-        return [alert for alert in self.alerts if alert.severity in _SERIOUS]
+        return [alert for alert in self.alerts if alert.severity in SERIOUS]
 
 
 @dataclass(frozen=True)
@@ -76,7 +87,7 @@ class Sign:
     limits: tuple[float, ...]
     """The threshold, and looser ones in turn."""
 
-    def first(self, record: Record, limit: float, after: int) -> float:
+    def first(self, record: Measured, limit: float, after: int) -> float:
         """Return the first step after that one at which it shows; infinity if it never does."""
         points = record.series[self.series]
         excess = self.excess([value for _, value in points])
@@ -84,7 +95,7 @@ class Sign:
             (step for (step, _), by in zip(points, excess, strict=True) if step > after and by > limit), math.inf
         )
 
-    def limit(self, twins: Iterable[Record]) -> float:
+    def limit(self, twins: Iterable[Measured]) -> float:
         """Return the tightest threshold that no healthy twin trips once it has settled: in half of the time before."""
         healthy = list(twins)
         quiet = (
