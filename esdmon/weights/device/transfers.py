@@ -126,6 +126,11 @@ class Transfers:
         """Return whether this is the thread that trains."""
         return threading.get_ident() == self._thread
 
+    def has_room(self, tensor: Tensor) -> bool:
+        """Return whether the device of a tensor has memory for a copy of it, and more; True on the CPU."""
+        accelerator = self._accelerators.get(tensor.device.type)
+        return accelerator is None or accelerator.has_room(tensor)
+
     def copy(self, weight: Tensor) -> Later:
         """Begin to copy a tensor that later steps change, and return the function that returns the copy."""
         if weight.device.type in self._accelerators:
