@@ -222,7 +222,7 @@ class Reader:
         return unknown
 
     def screen(self, name: str, step: int) -> float | None:
-        """Begin to compute the norms of a matrix, without its spectrum; see `Screener`."""
+        """Begin to compute the norms of a matrix; see `Screener.screen`."""
         return self._screener.screen(self._model.matrices[name], step)
 
     def screened(self) -> list[Screened]:

@@ -39,8 +39,8 @@ class Screening:
         self._spent = 0.0
         self._costs: dict[str, float] = {}
         """Least seconds of a screening of each matrix so far."""
-        self._found: dict[str, Screened] = {}
-        """The last of each matrix."""
+        self._found: dict[str, list[Screened]] = {}
+        """Of each matrix the last that was reported, and those that wait for the reports of their steps."""
 
     def screen(self, step: int, *, without: Collection[str], latest: Mapping[str, LayerReport]) -> None:
         """Begin to screen within the allowance.
@@ -78,12 +78,16 @@ class Screening:
     def as_of(self, step: int, latest: Mapping[str, LayerReport]) -> tuple[Screened, ...]:
         """Return what is known at a due step besides the last readings; what is new is that at the first call only."""
         self._take(latest)
-        there = self._priority.names
-        read = {name: layer.step for name, layer in latest.items()}
-        found = {name: each for name, each in self._found.items() if name in there and each.is_after(read.get(name))}
-        shown = tuple(each for each in found.values() if each.step <= step)
-        self._found = {name: replace(each, is_new=each.is_new and each.step > step) for name, each in found.items()}
-        return shown
+        shown: list[Screened] = []
+        for name in [name for name in self._found if name not in self._priority.names]:
+            del self._found[name]
+        for name, found in self._found.items():
+            read = None if name not in latest else latest[name].step
+            known = [each for each in found if each.step <= step and each.is_after(read)][-1:]
+            shown += known
+            later = [each for each in found if each.step > step]
+            self._found[name] = [*(replace(each, is_new=False) for each in known), *later]
+        return tuple(shown)
 
     @property
     def _allowance(self) -> float:
@@ -95,11 +99,12 @@ class Screening:
             layer = latest.get(found.name)
             if not math.isfinite(found.lambda_max):
                 self._priority.screened(found.name, found.step, math.inf)
-            elif layer is None or layer.status != "ok":
-                self._found[found.name] = found
-            else:
-                self._found[found.name] = now = replace(found, N=layer.N)
+                continue
+            now = found
+            if layer is not None and layer.status == "ok":
+                now = replace(found, N=layer.N)
                 self._priority.screened(found.name, found.step, _change(layer, now))
+            self._found.setdefault(found.name, []).append(now)
 
 
 def _change(layer: LayerReport, now: Screened) -> float:

@@ -1,6 +1,7 @@
 """Norms of matrices whose readings come seldom: what a watched training reports of them, and for which cost."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ from torch import nn
 import esdmon
 from esdmon.records import Screened
 from esdmon.replay import reports
+from esdmon.runtime.pipeline import ReadingPipeline
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.screening import SHARE
 from esdmon.schedule.priority import RARE
 from esdmon.sinks import MemorySink
 from tests.clocks import set_clock
 from tests.limits import set_limits
-from tests.runtime.test_modes import slow_measure
+from tests.runtime.test_modes import slow_measure, waiting_measure
 
 LAYERS = 8
 EVERY = 2
@@ -217,3 +219,20 @@ def test_a_matrix_that_is_not_finite_is_read_next(monkeypatch: pytest.MonkeyPatc
     assert [layer.status for layer in read][:1] == ["nonfinite"]
     later = [each for each in run.screened if each.name == name and each.step > before * EVERY]
     assert later == []
+
+
+def test_norms_wait_for_the_report_of_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where readings are behind, so that a matrix is screened again before the report of the due step before."""
+    gate = threading.Event()
+    monkeypatch.setattr(ReadingPipeline, "plan", lambda *_, **__: ["0"])
+    run = Training(monkeypatch, watched=False)
+    run.watch(mode="thread", workers=0, plugins=[waiting_measure(gate)()])
+    assert run.monitor is not None
+    run.train(3 * EVERY)
+    assert run.sink.reports == []
+    gate.set()
+    run.monitor.flush()
+    found = [[each.step for each in report.screened if each.is_new] for report in run.sink.reports]
+    assert [set(steps) for steps in found] == [{EVERY}, {2 * EVERY}, {3 * EVERY}]
+    assert all(each.step <= report.step for report in run.sink.reports for each in report.screened)
+    run.monitor.close()
