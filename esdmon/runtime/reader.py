@@ -179,7 +179,7 @@ class Reader:
         self._transfers.advance(wait=wait)
 
     def refresh(self) -> bool:
-        """Look for matrices if the model has other parameters than before, and return whether the matrices have changed.
+        """Look for matrices if the model has other parameters than before; return whether the matrices have changed.
 
         Raises:
             InputError: where there is nothing left to read; the matrices stay as they were.

@@ -56,7 +56,7 @@ class _State:
     rate: float = math.nan
     """‖ΔW‖/‖W‖ a step, as last measured."""
     change: float = 0.0
-    """|Δ ln λmax| since the last reading, as far as it is more than the error of the last screening."""
+    """|Δ ln λmax| since the last reading, less the error of the last screening, >= 0."""
     screened: int = -1
     """Step of the last screening."""
 

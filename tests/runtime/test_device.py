@@ -144,7 +144,10 @@ def test_what_is_screened_on_a_device_is_of_its_step(lag: int, monkeypatch: pyte
     norms = {step: float(clone.double().norm()) for step, clone in run.clones.items()}
     assert [each.frobenius_norm for each in found] == pytest.approx([norms[each.step] for each in found], rel=1e-6)
     assert min(abs(after / before - 1) for before, after in pairwise(norms.values())) > 1e-5
+    device.run()
+    device.run_side()
     run.monitor.close()
+    assert run.monitor.dropped == 0
 
 
 class _Refuses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped

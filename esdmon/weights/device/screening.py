@@ -82,9 +82,10 @@ class Screener:
             stack = matrix.to_stack(weight)
             tall = stack if stack.shape[-2] >= stack.shape[-1] else stack.mT
             known = self._vectors.get(matrix.name)
-            is_known = known is not None and known.shape == (len(tall), tall.shape[-1], 1) and known.device == device
-            start = known if is_known and known is not None else _first_vector(tall)
-            steps = min(STEPS if is_known else FIRST_STEPS, tall.shape[-1])
+            if known is not None and (known.shape != (len(tall), tall.shape[-1], 1) or known.device != device):
+                known = None
+            start = _first_vector(tall) if known is None else known
+            steps = min(FIRST_STEPS if known is None else STEPS, tall.shape[-1])
             with without_autocast(device.type):
                 vector, numbers = _screened(tall, start, steps)
             self._vectors[matrix.name] = vector
@@ -95,6 +96,8 @@ class Screener:
 
     def take(self) -> list[Screened]:
         """Send for what was queued, and return what has arrived since the last call, without waiting for the rest."""
+        if not (self._queued or self._arriving) or self._transfers.is_captured():
+            return []
         for queued in self._queued.values():
             fetched = self._transfers.fetch(torch.cat([each.numbers for each in queued]))
             self._arriving.append(_Arriving(fetched, queued))
@@ -110,6 +113,7 @@ class Screener:
         return found
 
     def _records(self, arriving: _Arriving) -> Iterator[Screened]:
+        """Yield what has arrived, of each matrix the slice with the largest eigenvalue."""
         numbers = arriving.fetched.read().tolist()
         begin = 0
         for name, step, n, queued in arriving.queued:
