@@ -182,6 +182,9 @@ def _each_rule() -> str:
         parts += [f"**What to do:** {rule.advice}"]
         parts += [f"**Thresholds:** `{thresholds(rule)}`"] if rule.thresholds else []
         parts += [f"**Mutes,** in the same layer: {', '.join(rule.mutes)}"] if rule.mutes else []
+        parts += (
+            [f"**Mutes,** in all layers at first: {', '.join(rule.mutes_elsewhere)}"] if rule.mutes_elsewhere else []
+        )
     return "\n\n".join(parts)
 
 

@@ -12,7 +12,7 @@ from typing import final
 
 from esdmon.alerts import AlertManager, AlertRule
 from esdmon.errors import InputError
-from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report
+from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report, Screened
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
 
@@ -27,6 +27,8 @@ class Run:
 
     latest: dict[str, LayerReport] = field(default_factory=dict)
     """The latest reading of each layer."""
+    screened: dict[str, Screened] = field(default_factory=dict)
+    """The latest screening of each layer."""
     step: int = -1
     """Step of the last report; -1 before the first."""
     run: str = ""
@@ -111,7 +113,7 @@ class EventReader:
     def events(self, found: Iterable[Record]) -> Iterator[tuple[Run, Report | Alert]]:
         """Yield the reports and alerts of further records, each with its run."""
         for record in found:
-            if record["kind"] not in ("layer", "summary", "alert"):
+            if record["kind"] not in ("layer", "screened", "summary", "alert"):
                 continue
             current = self._run_of(record)
             if record["kind"] == "layer":
@@ -119,14 +121,19 @@ class EventReader:
                 current.latest[layer.name] = layer.settle(current.latest.get(layer.name))
             elif record["kind"] == "alert":
                 yield current, _alert(record, self._path)
+            elif record["kind"] == "screened":
+                screened = _screened(record, self._path)
+                current.screened[screened.name] = screened
             else:
                 current.step = record["step"]
-                yield current, _report(record, current.latest)
+                yield current, _report(record, current)
 
     def _run_of(self, record: Record) -> Run:
         run_id = str(record.get("run"))
         known = self.runs.get(run_id)
-        if known is None or (record["kind"] != "alert" and record["step"] <= known.step):
+        # What was screened on an accelerator may be written at the due step after its own.
+        is_free = record["kind"] in ("alert", "screened")
+        if known is None or (not is_free and record["step"] <= known.step):
             known = self.runs[run_id] = Run(run=str(record.get("run") or ""))
         return known
 
@@ -147,12 +154,19 @@ def _alert(record: Record, path: Path) -> Alert:
         raise InputError(f"{path}: a line of step {record['step']} is not a valid alert: {error!r}") from error
 
 
-def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
+def _screened(record: Record, path: Path) -> Screened:
+    try:
+        return Screened.from_record(record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: a line of step {record['step']} is not valid norms of a layer: {error!r}") from error
+
+
+def _report(summary: Record, run: Run) -> Report:
     """Build the report of a summary line from the latest reading of each layer."""
     step = summary["step"]
     still, frozen, unchanged = (set(summary.get(key) or ()) for key in ("still", "frozen", "unchanged"))
     layers = []
-    for name, layer in latest.items():
+    for name, layer in run.latest.items():
         if layer.step == step:
             layers.append(layer)
             continue
@@ -163,6 +177,9 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
             drift = math.inf
         trainable = layer.trainable and name not in frozen
         layers.append(replace(layer, emitted_step=step, trainable=trainable, drift=drift, unchanged=name in unchanged))
+    read = {name: layer.step for name, layer in run.latest.items()}
+    screened = tuple(each for each in run.screened.values() if each.is_after(read.get(each.name)))
+    run.screened = {each.name: replace(each, is_new=False) for each in screened}
     overhead = summary.get("overhead")
     return Report(
         step,
@@ -173,6 +190,7 @@ def _report(summary: Record, latest: dict[str, LayerReport]) -> Report:
         host_step=summary.get("host_step"),
         firing={key.removeprefix("alert_"): int(value) for key, value in summary.items() if key.startswith("alert_")},
         extra=bool(summary.get("extra")),
+        screened=screened,
     )
 
 

@@ -35,6 +35,8 @@ class ReadingHistory:
         self._steps: deque[int] = deque(maxlen=max(_STEPS, reports))
         self._extra: Series = {}
         """Readings after the last scheduled one. A baseline is without them, since its readings are evenly spaced."""
+        self._previous: dict[str, LayerReport] = {}
+        """The reading before that of the last report, of each layer that was read then."""
         self._peaks: dict[str, Peak] = {}
         self._excluded: dict[str, tuple[int, int]] = {}
         """First and last step of the latest alert about a layer."""
@@ -55,6 +57,7 @@ class ReadingHistory:
                 series.pop(name, None)
         if not report.extra:
             self._steps.append(report.step)
+        self._previous = {layer.name: before for layer in report.new if (before := self._last_ok(layer.name))}
         for layer in report.new:
             kept = replace(layer, esd=None, spectral_shape=())
             if layer.extra:
@@ -103,13 +106,18 @@ class ReadingHistory:
             layers=layers,
             first={name: self._first.get(name, layers[name][0]) for name in layers},
             baseline={name: tuple(self._baseline.get(name, ())) for name in layers},
+            previous={name: self._previous[name] for name in layers if name in self._previous},
             peak={name: self._peaks.get(name, Peak()) for name in layers},
             firing=firing,
             steps=tuple(self._steps),
         )
 
+    def _last_ok(self, name: str) -> LayerReport | None:
+        readings = reversed(self._readings(self._read, name))
+        return next((layer for layer in readings if layer.status == "ok"), None)
+
     def _readings(self, kept: Series, name: str) -> tuple[LayerReport, ...]:
-        return (*kept[name], *self._extra.get(name, ()))
+        return (*kept.get(name, ()), *self._extra.get(name, ()))
 
     def state_dict(self) -> Plain:
         """Return each reading once, with the series it belongs to. The keys are those of the first version."""

@@ -23,6 +23,9 @@ GATHER = 5
 """Reports to wait before layers that join an alert are announced; doubles with each message. Our choice."""
 COOL_DOWN = 10
 """Reports after the end of an alert in which the same alert is not announced again; doubles each time. Our choice."""
+AFTERMATH = 5
+"""Reports after an alert has begun in which its rule mutes others in all layers: gradients that have grown since one
+layer was replaced are back by then. Our choice."""
 _RANKS: dict[Severity, int] = {"critical": 3, "error": 2, "warning": 1, "info": 0}
 Cases = dict[str, Case]
 Found = dict[str, Finding]
@@ -64,6 +67,8 @@ class AlertManager:
         self._reports = self._step = 0
         self._cases: dict[str, Cases] = {rule.name: {} for rule in self.rules}
         self._open: dict[tuple[str, Severity], _Open] = {}
+        self._begun: dict[str, int] = {}
+        """Number of the report at which a rule last began to fire in a layer, whatever the severity."""
 
     @property
     def firing(self) -> dict[str, int]:
@@ -115,6 +120,7 @@ class AlertManager:
             "memory": self._memory.state_dict(),
             "reports": [self._reports, self._step],
             "cases": {rule: {name: case.to_state() for name, case in of.items()} for rule, of in self._cases.items()},
+            "begun": dict(self._begun),
             "open": [[*key, to_plain(each.alert), each.report, each.messages] for key, each in self._open.items()],
         }
 
@@ -128,11 +134,12 @@ class AlertManager:
             for rule, severity, alert, report, messages in state["open"]
         }
         restore_readings, (reports, step) = self._memory.prepare(state["memory"]), state["reports"]
+        begun = {rule: int(report) for rule, report in state.get("begun", {}).items()}  # older states have none
 
         def restore() -> None:
             restore_readings()
             self._cases = {rule.name: {} for rule in self.rules} | cases
-            self._open, self._reports, self._step = opened, reports, step
+            self._open, self._reports, self._step, self._begun = opened, reports, step, begun
 
         return restore
 
@@ -157,9 +164,10 @@ class AlertManager:
             mine |= {name for name, finding in found.get(rule.name, {}).items() if finding.severity != "info"}
             for muted in rule.mutes:
                 cases = self._cases.get(muted, {})
-                for name in mine:
-                    if name not in cases or not cases[name].firing:
-                        found.get(muted, {}).pop(name, None)
+                _drop(mine, found.get(muted, {}), cases)
+            if self._reports <= self._begun.get(rule.name, -AFTERMATH - 1) + AFTERMATH:
+                for muted in rule.mutes_elsewhere:
+                    _drop(tuple(found.get(muted, {})), found.get(muted, {}), self._cases.get(muted, {}))
 
     def _count(self, rule: AlertRule, found: Found, checked: Iterable[str], step: int) -> None:
         """Update the case of each checked layer, and exclude the readings during an alert from its baseline."""
@@ -168,7 +176,8 @@ class AlertManager:
             finding, case = found.get(name), cases.get(name)
             if finding is not None:
                 case = cases.setdefault(name, Case())
-                _count_finding(case, finding, rule, step)
+                if _count_finding(case, finding, rule, step):
+                    self._begun[rule.name] = self._reports
                 if case.firing and case.severity != "info":
                     self._memory.exclude(name, case.since, step)
             elif case is not None and _count_clear(case, rule) and case.severity != "info":
@@ -238,20 +247,32 @@ def _by_layer(findings: Iterable[Finding]) -> Found:
     return found
 
 
-def _count_finding(case: Case, finding: Finding, rule: AlertRule, step: int) -> None:
-    """Count a check with a finding; only a worse severity changes what a firing alert says."""
+def _drop(names: Iterable[str], found: Found, cases: Cases) -> None:
+    """Drop findings in these layers, but for those in which the rule fires already."""
+    for name in names:
+        if name not in cases or not cases[name].firing:
+            found.pop(name, None)
+
+
+def _count_finding(case: Case, finding: Finding, rule: AlertRule, step: int) -> bool:
+    """Count a check with a finding, and return True if that begins an alert.
+
+    Only a worse severity changes what a firing alert says.
+    """
     if not case.wrong:
         case.since = step
     case.wrong, case.right = case.wrong + 1, 0
     severity = finding.severity or rule.severity
-    if not case.firing:
+    was_firing = case.firing
+    if not was_firing:
         case.evidence = dict(finding.evidence)
         case.firing = case.wrong >= rule.checks
     elif _RANKS[severity] <= _RANKS[case.severity]:
-        return
+        return False
     else:
         case.announced = False
     case.what, case.severity = finding.what, severity
+    return case.firing and not was_firing
 
 
 def _count_clear(case: Case, rule: AlertRule) -> bool:

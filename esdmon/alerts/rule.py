@@ -41,6 +41,9 @@ class History:
     baseline: Mapping[str, Sequence[LayerReport]] = field(default_factory=dict)
     """For each of these layers: its readings before the last three, without those during an alert, at most 16, oldest
     first. Rules on changes compare with these."""
+    previous: Mapping[str, LayerReport] = field(default_factory=dict)
+    """For each of these layers: the reading before the last, from which `update_ratio` counts, scheduled or extra; none
+    where there was none."""
     peak: Mapping[str, Peak] = field(default_factory=dict)
     """For each of these layers: the largest values of the readings that are or were in its baseline."""
     firing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -92,6 +95,9 @@ class AlertRule:
     """fnmatch patterns of the layers to check."""
     exclude: tuple[str, ...] = ()
     """fnmatch patterns of the layers to leave out."""
+    mutes_elsewhere: tuple[str, ...] = ()
+    """Rules whose findings are dropped in all layers, for five reports after an alert of this one has begun: what a
+    fault of one layer does to the others at first."""
 
     @property
     def thresholds(self) -> dict[str, object]:

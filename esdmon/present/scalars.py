@@ -20,12 +20,12 @@ import re
 import weakref
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from statistics import median
 from typing import final
 
-from esdmon.records import LayerReport, Report
+from esdmon.records import LayerReport, Report, Screened
 from esdmon.spectrum import Phase
 from esdmon.spectrum.measures import BUILT_IN_MEASURES
 
@@ -79,7 +79,9 @@ def summary_tags(summary: Mapping[str, float]) -> dict[str, float]:
 
 
 def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
-    """Return the finite numbers of the summary, and of the layers that were read at this step, by tag.
+    """Return the finite numbers of the summary, and of the layers that were read or screened at this step, by tag.
+
+    Norms that were screened are in the series of the readings, where their residual is at most a hundredth.
 
     Args:
         report: the report.
@@ -89,8 +91,10 @@ def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
     """
     numbers = summary_tags(report.summary)
     ok = [layer for layer in report.new if layer.status == "ok"]
-    choice = _choose_series(report, max((layer.measures for layer in ok), key=len, default={}), as_charts=as_charts)
-    by_name = {layer.name: layer for layer in report}
+    close = {each.name: each for each in report.screened if each.is_close}
+    read = ok or [layer for layer in report if layer.status == "ok"]
+    choice = _choose_series(report, max((layer.measures for layer in read), key=len, default={}), as_charts=as_charts)
+    by_name = {layer.name: _with_norms(layer, close.get(layer.name)) for layer in report}
     for kind, members in choice.kinds.items():
         numbers |= _medians(kind, [by_name[name] for name in members if name in by_name], as_charts=as_charts)
     for layer in ok:
@@ -100,7 +104,20 @@ def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
                 tag(quantity, layer.name): value
                 for quantity, value in _quantities(layer, measures, as_charts=as_charts)
             }
+    for name, screened in close.items():
+        if screened.is_new and name in choice.layers:
+            kept = screened.measures.keys() & (by_name[name].measures if name in by_name else choice.measures or ())
+            chosen = kept if choice.measures is None else kept.intersection(choice.measures)
+            numbers |= {tag(measure, name): screened.measures[measure] for measure in sorted(chosen)}
     return {tag: float(value) for tag, value in numbers.items() if math.isfinite(value)}
+
+
+def _with_norms(layer: LayerReport, screened: Screened | None) -> LayerReport:
+    """Return a layer with the norms that were screened after its reading, of those that it has."""
+    if screened is None:
+        return layer
+    norms = {measure: value for measure, value in screened.measures.items() if measure in layer.measures}
+    return replace(layer, measures={**layer.measures, **norms})
 
 
 @final

@@ -11,6 +11,7 @@ from esdmon.records.layer import Status as Status
 from esdmon.records.report import Coverage as Coverage
 from esdmon.records.report import Report as Report
 from esdmon.records.report import Skipped as Skipped
+from esdmon.records.screened import Screened as Screened
 from esdmon.records.summary import SPREAD as SPREAD
 from esdmon.records.summary import SUMMARISED as SUMMARISED
 from esdmon.records.text import show as show

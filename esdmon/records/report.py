@@ -13,6 +13,7 @@ from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.frame import to_frame
 from esdmon.records.layer import LayerReport
 from esdmon.records.plots import MAX_PANELS, plot_layers
+from esdmon.records.screened import Screened
 from esdmon.records.summary import summarize
 from esdmon.records.table import matches
 from esdmon.records.text import HEADER, age_lines, count, counted, grouped, layer_table, notes, row, short_table
@@ -112,6 +113,8 @@ class Report:
     """Step by the Trainer's own count; None without a Trainer."""
     firing: Mapping[str, int] = field(default_factory=dict)
     """Number of layers in which an alert rule fires now, for each rule that has fired in the run."""
+    screened: tuple[Screened, ...] = ()
+    """Norms of matrices that were screened after their last reading, or before the first: of each the latest."""
     extra: bool = False
     """True for a report between the scheduled ones, of layers in which something may be wrong."""
     max_tags: int | None = None
@@ -162,6 +165,8 @@ class Report:
     def summary(self) -> dict[str, float]:
         """Return the numbers of `esdmon.records.summary`, and `seconds` and `overhead`."""
         numbers = summarize(self.layers, step=self.step, waiting=self.waiting, firing=self.firing)
+        if self.screened:
+            numbers["layers_screened"] = float(sum(each.is_new for each in self.screened))
         return numbers | {"seconds": self.seconds, "overhead": self.overhead}
 
     def to_records(self) -> list[Record]:

@@ -16,6 +16,7 @@ from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.intake import Intake
 from esdmon.runtime.latest import LatestReadings
+from esdmon.runtime.screening import Screening
 from esdmon.runtime.source import Source
 from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
@@ -58,6 +59,7 @@ class ReadingPipeline:
         self._queue = queue
         self._priority = ReadPriority(source.nominal(), limited=budget.share is not None)
         self._drift = DriftLog(source, self._priority, budget, team)
+        self._screening = Screening(source, self._priority, self._drift, budget)
         self._due: deque[DueStep] = deque()
         self._latest = LatestReadings()
         self._cautions = Cautions()
@@ -154,6 +156,7 @@ class ReadingPipeline:
             self._begin_here(due)
         else:
             self._begin_with(self._team, due, earned)
+        self._screening.screen(step, without=due.begun, latest=self.latest)
         self._priority.pass_by()
 
     def plan(self, step: int, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
@@ -204,6 +207,7 @@ class ReadingPipeline:
         self._priority = ReadPriority(self._nominal(), limited=self._budget.share is not None)
         self._intake = Intake(self._priority, self._cautions)
         self._drift = DriftLog(self._source, self._priority, self._budget, self._team)
+        self._screening = Screening(self._source, self._priority, self._drift, self._budget)
         restore()
         self._take_up()
 
@@ -352,4 +356,5 @@ class ReadingPipeline:
             host_step=due.host_step,
             max_tags=self._max_tags,
             extra=due.extra,
+            screened=self._screening.as_of(due.step, self.latest),
         )

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from esdmon.errors import InputError
 from esdmon.isolation import Faults, describe
 from esdmon.plugins import Plugins
-from esdmon.records import Coverage, LayerReport, Report
+from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain
 from esdmon.runtime.computing import Computing
@@ -30,6 +30,7 @@ from esdmon.weights import (
     Drift,
     Matrix,
     Model,
+    Screener,
     Selection,
     Solver,
     StepSampler,
@@ -107,6 +108,7 @@ class Reader:
         self._transfers = transfers or Transfers()
         self._drift = drift
         self._steps = StepSampler(self._transfers)
+        self._screener = Screener(self._transfers)
         self._failing = FailingReadings(self._faults)
         self._parts = LocalParts(self._model, self._transfers)
         self._share_samples()
@@ -175,10 +177,7 @@ class Reader:
         self._transfers.advance(wait=wait)
 
     def refresh(self) -> bool:
-        """Look for matrices again if the model has other parameters than before: at the start of each due step.
-
-        Returns:
-            Whether the matrices have changed.
+        """Look for matrices if the model has other parameters than before; return whether the matrices have changed.
 
         Raises:
             InputError: where there is nothing left to read; the matrices stay as they were.
@@ -187,6 +186,7 @@ class Reader:
         has_changed = self._model.refresh()
         if has_changed:
             self._share_samples()
+            self._screener.keep(self._model.matrices)
             self._computing.forget_laws()
             self._computing.forget_directions()
         self._steps.watch(self._model.matrices.values())
@@ -215,6 +215,14 @@ class Reader:
             if self._drift is not None:
                 return self._drift.update(self._model.matrices[name])
         return unknown
+
+    def screen(self, name: str, step: int) -> float | None:
+        """Begin to compute the norms of a matrix; see `Screener.screen`."""
+        return self._screener.screen(self._model.matrices[name], step)
+
+    def screened(self) -> list[Screened]:
+        """Return what was screened since the last call and is computed by now."""
+        return self._screener.take()
 
     def begin_step_sample(self) -> None:
         """Sample the weights before an optimizer step."""

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from esdmon.records import Coverage, LayerReport, Report
+from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.records.serialization import Plain, Stateful
 from esdmon.runtime.holdings import Holder, Listed, Part
 from esdmon.runtime.letterbox import Moved
@@ -92,6 +92,16 @@ class Source(Protocol):
 
     def look(self, names: Iterable[str]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked, of those for which it is known by now."""
+
+    def screen(self, name: str, step: int) -> float | None:
+        """Begin to compute the norms of a matrix, without its spectrum.
+
+        Returns:
+            The seconds that this is expected to take on an accelerator; None for a matrix that is not screened.
+        """
+
+    def screened(self) -> list[Screened]:
+        """Return what was screened since the last call and is computed by now."""
 
     def mark(self, name: str) -> Ratio:
         """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""

@@ -28,15 +28,20 @@ class _Recent:
     norm: float = math.nan
     way: float = math.nan
 
-    def leaps(self, ratio: float, change: float, shift: float, way: float) -> bool:
-        """Return whether a step, a norm or the move since the last sample leaps, or a weight stops or is set back."""
+    def leaps(self, ratio: float, change: float) -> bool:
+        """Return whether a step or a norm leaps, or a weight stops."""
         if len(self.changes) < _KNOWN:
             return False
         has_stopped = ratio == 0 and min(self.ratios) > 0
-        is_replaced = shift > max(_REPLACED, FACTOR * max(self.shifts, default=math.inf))
-        is_set_back = self.way - way > max(_LEAST, FACTOR * max(self.shifts, default=math.inf))
         has_changed = change > FACTOR * max(_LEAST, *self.changes)
-        return has_stopped or is_replaced or is_set_back or has_changed or ratio > FACTOR * max(self.ratios)
+        return has_stopped or has_changed or ratio > FACTOR * max(self.ratios)
+
+    def is_replaced(self, shift: float, way: float) -> bool:
+        """Return whether a weight has leapt since the last sample to other values, or is set back to its start."""
+        if len(self.changes) < _KNOWN:
+            return False
+        usual = FACTOR * max(self.shifts, default=math.inf)
+        return shift > max(_REPLACED, usual) or self.way - way > max(_LEAST, usual)
 
 
 @final
@@ -47,18 +52,23 @@ class Leaps:
         self._recent: dict[str, _Recent] = {}
 
     def take(self, samples: Mapping[str, StepSample]) -> list[str]:
-        """Return the layers that leap from their recent samples to these."""
-        found = []
+        """Return the layers that leap from their recent samples to these.
+
+        Where a weight is replaced these are all layers: whether the others are replaced too is known from readings of
+        the same step only.
+        """
+        found, is_replaced = [], False
         for name, (norm, ratio, _, shift, way) in samples.items():
             recent = self._recent.setdefault(name, _Recent())
             change = abs(math.log(norm / recent.norm)) if norm > 0 and recent.norm > 0 else math.nan
-            if recent.leaps(ratio, change, shift, way):
+            if recent.leaps(ratio, change):
                 found.append(name)
+            is_replaced = is_replaced or recent.is_replaced(shift, way)
             for value, kept in ((ratio, recent.ratios), (change, recent.changes), (shift, recent.shifts)):
                 if math.isfinite(value):
                     kept.append(value)
             recent.norm, recent.way = norm, way
-        return found
+        return list(samples) if is_replaced else found
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return the recent values of each layer, as plain data."""

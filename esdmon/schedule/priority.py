@@ -2,7 +2,8 @@
 
 A matrix that moves at a rate d (‖ΔW‖/‖W‖ per step) and is read every T steps is d·T/2 out of date on average, and costs
 c/T per step. The total staleness is least, for a given total cost, where d·T²/c is equal for all matrices (Lagrange).
-So the matrix with the largest drift · age / cost is read first. This priority grows with age for every matrix that
+So the matrix with the largest drift · age / cost is read first; where λmax was screened, |Δ ln λmax| counts as drift if
+it is more. This priority grows with age for every matrix that
 moves, and there is a longest wait, so no matrix starves.
 
 Before any of that each matrix is read once: one of each kind first, from the middle of the model's depth, then the
@@ -23,6 +24,9 @@ hundredth of its standard error within it: tests/benchmarks/skipped.py."""
 REFRESH = 10
 """Due steps after which an unchanged matrix is read nevertheless, if credit is left: a sample can miss a change in a
 few rows. Our choice."""
+
+RARE = 3
+"""Due steps after which a matrix that was not read meanwhile is screened. Our choice."""
 
 LONGEST = 10
 """Multiple of the number of matrices, in due steps, after which a changed matrix has priority over the others: one that
@@ -51,13 +55,23 @@ class _State:
     """Whether the last reading gave numbers."""
     rate: float = math.nan
     """‖ΔW‖/‖W‖ a step, as last measured."""
+    change: float = 0.0
+    """|Δ ln λmax| since the last reading, less the error of the last screening, >= 0."""
+    screened: int = -1
+    """Step of the last screening."""
 
     def ahead(self, step: int) -> "_State":
         """Return what is expected at a later step: drift goes on at its rate; NaN where that is not known."""
         return self if self.read is None else replace(self, drift=self.rate * (step - self.read))
 
+    @property
+    def known(self) -> tuple[int, int]:
+        """Return what sorts matrices by when their norms were last known."""
+        return max(self.screened, -1 if self.read is None else self.read), self.round
+
     def importance(self, step: int, cost: float) -> float:
-        drift = self.drift if self.drift <= 1 else 1.0  # also for NaN
+        drift = max(self.drift, self.change)
+        drift = drift if drift <= 1 else 1.0  # also for NaN
         return drift * (step - (self.read or 0)) / cost
 
 
@@ -130,7 +144,7 @@ class ReadPriority:
     def begun(self, name: str, step: int) -> None:
         """Record that a reading started at a step."""
         state = self._states[name]
-        state.read, state.drift, state.looked, state.passed = step, 0.0, step, 0
+        state.read, state.drift, state.looked, state.passed, state.change = step, 0.0, step, 0, 0.0
 
     def took(self, name: str, seconds: float, *, readable: bool = True) -> None:
         """Record the duration of a reading, 0 where nothing was computed, and whether it gave numbers."""
@@ -146,6 +160,22 @@ class ReadPriority:
         else:
             self._measured[0] += seconds - state.seconds
         state.seconds = seconds
+
+    def to_screen(self, without: Collection[str] = ()) -> list[str]:
+        """Return the matrices that have changed and were not read for `RARE` due steps, the longest not known first.
+
+        Those that were never read come first, in the order of the first readings.
+        """
+        states = {name: state for name, state in self._states.items() if name not in without}
+        rare = [name for name, state in states.items() if state.read is None or state.passed >= RARE]
+        moved = [name for name in rare if self._limited and self._has_changed(states[name])]
+        return sorted(moved, key=lambda name: states[name].known)
+
+    def screened(self, name: str, step: int, change: float = 0.0) -> None:
+        """Record that a matrix was screened at a step, and the change of ln λmax since its last reading."""
+        state = self._states.get(name)
+        if state is not None and (state.read is None or step > state.read):
+            state.screened, state.change = step, change
 
     def lost(self, name: str) -> None:
         """Record that a reading was lost: the matrix counts as never read."""
@@ -218,7 +248,11 @@ class ReadPriority:
         return 2, -state.importance(step, cost), cost
 
     def _has_changed(self, state: _State) -> bool:
-        if state.read is None or state.drift > TOLERANCE or (math.isnan(state.drift) and state.readable):
+        if (
+            state.read is None
+            or max(state.drift, state.change) > TOLERANCE
+            or (math.isnan(state.drift) and state.readable)
+        ):
             return True
         return not self._limited and (state.trainable or state.drift > 0)
 

@@ -27,10 +27,11 @@ _compact = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(","
 class JsonlSink:
     """Append records to the file `path`, and create its folder. A line torn by a kill is removed at the next opening.
 
-    Every line has `"schema"`, `"kind"` (layer, summary or alert), `"run"` (an id, equal in all lines of a run) and
-    `"step"`; undefined values are null, never NaN. The other fields are those of `esdmon.records`, without what seldom
-    changes and has not: see `esdmon.records.shortening`, whose `Restorer` gives whole records. A layer's first line,
-    every fifth, and one with another phase have its spectrum, `"esd"`. Several runs may be appended to one file.
+    Every line has `"schema"`, `"kind"` (layer, screened, summary or alert), `"run"` (an id, equal in all lines of a
+    run) and `"step"`; undefined values are null, never NaN. The other fields are those of `esdmon.records`, without
+    what seldom changes and has not: see `esdmon.records.shortening`, whose `Restorer` gives whole records. A layer's
+    first line, every fifth, and one with another phase have its spectrum, `"esd"`. Several runs may be appended to one
+    file.
 
     A path that ends with `.gz` is compressed, a member for each report: it can be read while it grows.
 
@@ -56,10 +57,11 @@ class JsonlSink:
         self._begin()
 
     def write(self, report: Report) -> None:
-        """Append a line for each matrix that was read at this step, and one for the summary."""
+        """Append a line for each matrix that was read at this step, or screened, and one for the summary."""
         file = self._current_file()  # before anything is left out: a new file begins with whole records
         due = {layer.name for layer in self._histograms.due(report)}
         records = [self._layer(layer, with_esd=layer.name in due) for layer in report.new]
+        records += [{"kind": "screened"} | each.to_record() for each in report.screened if each.is_new]
         self._append(file, [*records, {"kind": "summary"} | self._shortener.shorten(report.to_summary_record())])
 
     def alert(self, alert: Alert) -> None:

@@ -16,7 +16,7 @@ from esdmon.errors import InputError
 from esdmon.records import SCHEMA
 from esdmon.sinks import members
 
-KINDS = ("layer", "summary", "alert", "note")
+KINDS = ("layer", "summary", "alert", "note", "screened")
 BLOCK_SIZE = 1 << 20
 """Bytes that are read at once from the end of a file."""
 _MAX_FIRST_LINE = 1 << 24  # bytes; ours have a few thousand

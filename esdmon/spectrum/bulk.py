@@ -87,6 +87,10 @@ class Bulk:
         """Return k/M; of the slice with the most spikes if its fit stopped at its limit of a half."""
         return max(self.spikes) / self.m if self.is_capped else self.n_spikes / self.standardised.size
 
+    def n_beside(self, times: float) -> int:
+        """Return the number of spikes that lie below this many times λ⁺."""
+        return int(np.sum(self.standardised[self.standardised.size - self.n_spikes :] < times))
+
     @property
     def is_found(self) -> bool:
         """Return whether the fit is a bulk of noise, so that its σ², edge and spikes mean something."""

@@ -10,6 +10,7 @@ from esdmon.spectrum.phases import (
     PhaseReading,
     PhaseThresholds,
     accepts_power_law,
+    clean_ks_limit,
     decide,
     few_spikes,
     has_bulk,
@@ -18,6 +19,8 @@ from esdmon.spectrum.phases import (
 from esdmon.spectrum.spectrum import Spectrum
 from esdmon.spectrum.traps import trap
 from esdmon.spectrum.vuong1989 import power_law_against_exponential
+
+_BESIDE = 1.25  # times λ⁺, below which a spike is beside the bulk; our choice
 
 
 def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> PhaseReading:
@@ -104,6 +107,7 @@ def _evidence(spectrum: Spectrum, bulk: Bulk) -> Evidence:
         ratio=power_law_against_exponential(spectrum.eigenvalues, fit).ratio,
         n_tail=fit.n_tail,
         reach=spike_reach(spectrum.by_slice, spectrum.n, bulk),
+        beside=bulk.n_beside(_BESIDE),
     )
 
 
@@ -129,7 +133,8 @@ def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
 
 def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> str:
     noise = "that of noise with rows and columns of their scales" if bulk.is_scaled else "that of noise"
-    clean = f"{noise} (KS·M {e.ks:.1f})"
+    is_near = phase in (Phase.BULK_SPIKES, Phase.BLEEDING_OUT) and e.ks > clean_ks_limit(e, limits)
+    clean = f"nearly {noise} (KS {e.ks / e.m:.3f})" if is_near else f"{noise} (KS·M {e.ks:.1f})"
     tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
     if phase is Phase.RANDOM_LIKE:
         return f"No eigenvalue is above the bulk, and the bulk is {clean}.{_below_the_edge(spectrum, bulk)}"

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from esdmon.spectrum.phases import Evidence, Phase, PhaseThresholds, bulk_ks_limit, decide, few_spikes
+from esdmon.spectrum.phases import (
+    Evidence,
+    Phase,
+    PhaseThresholds,
+    bulk_ks_limit,
+    clean_ks_limit,
+    decide,
+    few_beside,
+    few_spikes,
+    near_ks_limit,
+)
 from esdmon.spectrum.spectrum import Spectrum
 
 _FAR = math.log(1.5)
@@ -21,7 +31,7 @@ def to_other_phase(evidence: Evidence, phase: Phase, limits: PhaseThresholds) ->
 
     The distance of a combined change is that of its largest part.
     """
-    names = ("soft_rank", "spikes", "share", "ks", "alpha", "tail_ks", "ratio", "n_tail")
+    names = ("soft_rank", "spikes", "share", "ks", "alpha", "tail_ks", "ratio", "n_tail", "beside")
     choices = {name: [(getattr(evidence, name), 0.0)] for name in names}
     for name, value, distance in _across_borders(evidence, limits):
         if distance < 1:
@@ -43,7 +53,8 @@ def _across_borders(e: Evidence, limits: PhaseThresholds) -> Iterator[tuple[str,
         ("soft_rank", limits.heavy_soft_rank),
         ("soft_rank", limits.far_soft_rank),
         ("share", limits.max_spike_share),
-        ("ks", limits.random_ks),
+        ("ks", clean_ks_limit(e, limits)),
+        ("ks", near_ks_limit(e, limits)),
         ("ks", bulk_ks_limit(e.m, limits)),
         ("alpha", limits.heavy_alpha),
         ("tail_ks", limits.heavy_ks),
@@ -59,6 +70,8 @@ def _across_borders(e: Evidence, limits: PhaseThresholds) -> Iterator[tuple[str,
     for last in (math.floor(few_spikes(e.size, limits)), *(math.ceil(share * e.size) - 1 for share in shares)):
         if last >= 1:
             yield "spikes", last + 1 if e.spikes <= last else last, _distance_of_count(e.spikes, last)
+    last = few_beside(e.spikes, limits)
+    yield "beside", last + 1 if e.beside <= last else last, _distance_of_count(e.beside, last)
     yield "spikes", 0 if e.spikes else 1, _distance(e.reach, 1)
     last = limits.min_n_tail - 1
     yield "n_tail", last + 1 if e.n_tail <= last else last, _distance_of_count(e.n_tail, last)

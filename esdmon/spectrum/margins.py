@@ -7,15 +7,16 @@ the mean squares on, and once more where that changes them.
 Here for numpy arrays; `esdmon.weights.device.margins` does the same with tensors on their device.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.scales import Scales
+from esdmon.spectrum.scales import HEAVY_KURTOSIS, Scales
 
 Array: TypeAlias = NDArray[np.floating[Any]]
 Bools: TypeAlias = NDArray[np.bool_]
@@ -26,6 +27,8 @@ WEAK = 0.1
 """Of the median rms: rows of noise scatter by (2M)^−½, 4 % for M = 256. Our choice."""
 SAMPLED = 1 << 16
 """Elements that the kurtosis is estimated from; our choice."""
+ALIKE = 3.0
+"""Standard deviations of the ratio: of independent elements with exponents from 1 to infinity 1 % have more."""
 SETTLED = 0.05
 """A change of scales after which the next one is below .005 (on 14 published networks); our choice."""
 TINY = 1e-12
@@ -93,12 +96,55 @@ def scales_of(stack: Array, margins: Margins) -> Scales:
         margins = _refined(stack, margins)
     step = max(1, -(-stack.size // SAMPLED))
     kurtosis = kurtosis_of(stack[:, ::step], _inverse(margins.rows)[:, ::step], _inverse(margins.columns))
-    return as_scales(margins.rows, margins.columns, kurtosis)
+    return as_scales(margins.rows, margins.columns, kurtosis, partial(_are_heavy_alone, stack, measured))
 
 
-def as_scales(rows: Floats, columns: Floats, kurtosis: Floats) -> Scales:
-    """Return scales with those of the longer side first."""
+def as_scales(rows: Floats, columns: Floats, kurtosis: Floats, are_alone: Callable[[], Bools]) -> Scales:
+    """Return scales with those of the longer side first.
+
+    Args:
+        rows: scales of the rows, (slices, rows).
+        columns: of the columns.
+        kurtosis: of each slice.
+        are_alone: returns `are_heavy_alone`; those slices have equal scales.
+    """
+    if (kurtosis > HEAVY_KURTOSIS).any():
+        alike = (kurtosis > HEAVY_KURTOSIS) & are_alone()
+        rows, columns = (np.where(alike[:, None], 1.0, side) for side in (rows, columns))
     return Scales(rows, columns, kurtosis) if rows.shape[1] >= columns.shape[1] else Scales(columns, rows, kurtosis)
+
+
+@dataclass(frozen=True, slots=True)
+class Magnitudes:
+    """Mean |W| of rows and columns, and the largest |W| of each slice."""
+
+    rows: Floats
+    """(slices, rows)."""
+    columns: Floats
+    """(slices, columns)."""
+    largest: Floats
+    """(slices,)."""
+
+
+def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
+    """Return for each slice whether single elements make spikes, and rows and columns differ by such elements only.
+
+    An element w makes a spike where |w| > (NM)^¼·σ. With the elements in random order the mean |W| of a row has the
+    variance v/M, where v is that of |W| over all elements, whatever their law, and that of a column v/N. A single
+    element as large as a whole row makes mean squares differ as much as a large row does, but not the ratio of the two
+    variances: that is 1, with a standard deviation of √(2/M) at most, M the shorter side.
+
+    Args:
+        magnitudes: of its elements.
+        squares: their mean square, (slices,).
+    """
+    rows, columns = magnitudes.rows, magnitudes.columns
+    n_rows, n_columns = rows.shape[1], columns.shape[1]
+    variance = squares - rows.mean(axis=1) ** 2
+    most = (1 + ALIKE * (2 / min(n_rows, n_columns)) ** 0.5) * variance
+    alike = (rows.var(axis=1) * n_columns <= most) & (columns.var(axis=1) * n_rows <= most)
+    alone: Bools = alike & (magnitudes.largest**2 > squares * (n_rows * n_columns) ** 0.5)
+    return alone
 
 
 def kurtosis_of(sample: Array, by_row: Array, by_column: Array) -> Floats:
@@ -125,6 +171,14 @@ def equalise(stack: Array, margins: Margins) -> Array:
     scaled /= np.sqrt(np.square(scaled).mean(axis=(1, 2), keepdims=True))
     equal: Array = scaled.astype(stack.dtype)
     return equal
+
+
+def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
+    size = np.abs(stack)
+    rows, columns = (size.mean(axis=axis, dtype=np.float64) for axis in (2, 1))
+    return are_heavy_alone(
+        Magnitudes(rows, columns, size.max(axis=(1, 2)).astype(np.float64)), margins.rows.mean(axis=1)
+    )
 
 
 def _refined(stack: Array, margins: Margins) -> Margins:

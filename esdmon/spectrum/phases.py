@@ -8,8 +8,8 @@ words and pictures; the borders here put numbers to those. They are deterministi
 Where the paper leaves a choice: its noise has elements of one variance, ours has scales of rows and columns. It counts
 truncated power laws as heavy-tailed; no likelihood ratio separates these from the others at the sizes of layers, so a
 tail is kept unless an exponential fits better. By `heavy_alpha` its InceptionV3 layers of alpha 4.5 and 5.3 are
-bulk-decay. Heavy-tailed independent elements, its model of that phase, have large rows and columns, which are taken for
-scales here: such matrices read as bulk-decay or bulk+spikes, with a large `trap`.
+bulk-decay. Heavy-tailed independent elements, its model of that phase, are heavy-tailed here too, with a large `trap`,
+which says that single elements make the tail.
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,16 @@ class PhaseThresholds:
     zero_gap: float = 1e-3
     """Median of the zero eigenvalues over that of the others: above, all are one long tail and no collapse (ours)."""
     random_ks: float = CLEAN_KS
-    """KS·M up to which a bulk is random: 99 % of draws of noise are below 4.5 (ours)."""
+    """KS·M up to which a bulk without spikes is random: 99 % of draws of noise are below 4.5 (ours)."""
+    clean_ks: float = CLEAN_KS
+    """KS·M·√slices up to which a bulk below spikes is clean: of noise it falls with the eigenvalues that are pooled
+    (ours) ..."""
+    near_ks: float = 0.05
+    """... or this KS distance up to which it nearly is, as no eye sees less (set on labelled layers of published
+    networks) ..."""
+    near_edge_share: float = 0.25
+    """... if of the spikes, which must be few, one or at most this share is within 1.25 λ⁺: with more an edge dissolves
+    (set on ensembles, where it is 0 for spikes and .4 and more for decaying bulks)."""
     max_spike_share: float = MAX_SPIKE_SHARE
     """k/M above which there is no bulk of noise (table: at most .13; ours) ..."""
     max_bulk_ks: float = MAX_BULK_KS
@@ -151,6 +160,8 @@ class Evidence(NamedTuple):
     n_tail: float
     reach: float
     """(λmax − λ⁺)/(cut − λ⁺), see `spike_reach`: above 1 there is a spike. For noise it is around or below 0."""
+    beside: float
+    """Number of spikes within 1.25 λ⁺."""
 
 
 def has_bulk(e: Evidence, limits: PhaseThresholds) -> bool:
@@ -161,6 +172,16 @@ def has_bulk(e: Evidence, limits: PhaseThresholds) -> bool:
 def bulk_ks_limit(m: int, limits: PhaseThresholds) -> float:
     """Return KS·M above which there is no bulk of noise."""
     return largest_bulk_ks(m, clean_ks=limits.random_ks, max_ks=limits.max_bulk_ks)
+
+
+def clean_ks_limit(e: Evidence, limits: PhaseThresholds) -> float:
+    """Return KS·M up to which a bulk is clean, as that of noise is."""
+    return limits.clean_ks * (e.m / e.size) ** 0.5 if e.spikes else limits.random_ks
+
+
+def near_ks_limit(e: Evidence, limits: PhaseThresholds) -> float:
+    """Return KS·M up to which a bulk looks like that of noise."""
+    return max(clean_ks_limit(e, limits), limits.near_ks * e.m)
 
 
 def accepts_power_law(e: Evidence, limits: PhaseThresholds) -> bool:
@@ -185,18 +206,25 @@ def few_spikes(size: int, limits: PhaseThresholds) -> float:
     return max(limits.few_share * size, limits.few_spikes)
 
 
+def few_beside(spikes: float, limits: PhaseThresholds) -> int:
+    """Return the number of spikes beside the edge up to which the others stand apart from a bulk."""
+    return max(1, int(limits.near_edge_share * spikes))
+
+
 def decide(e: Evidence, limits: PhaseThresholds) -> Phase:
     """Return the phase of a spectrum whose rank has not collapsed."""
-    is_clean = e.ks <= limits.random_ks
+    is_clean = e.ks <= clean_ks_limit(e, limits)
     if e.spikes == 0:
         return Phase.RANDOM_LIKE if is_clean else Phase.UNCLASSIFIED
     is_heavy = e.alpha < limits.heavy_alpha and accepts_power_law(e, limits)
     if not has_bulk(e, limits):
         return Phase.HEAVY_TAILED if is_heavy else Phase.UNCLASSIFIED
+    is_near = e.ks <= near_ks_limit(e, limits)
     if e.soft_rank >= limits.bleeding_soft_rank:
-        return Phase.BLEEDING_OUT if is_clean else Phase.UNCLASSIFIED
-    if is_clean:
-        return Phase.BULK_SPIKES if e.spikes <= few_spikes(e.size, limits) else Phase.BULK_DECAY
+        return Phase.BLEEDING_OUT if is_near else Phase.UNCLASSIFIED
     is_far = e.soft_rank <= limits.far_soft_rank and e.spikes >= limits.far_share * e.size
     has_no_edge = e.soft_rank < limits.heavy_soft_rank and (e.spikes >= limits.heavy_share * e.size or is_far)
-    return Phase.HEAVY_TAILED if is_heavy and has_no_edge else Phase.BULK_DECAY
+    if is_heavy and has_no_edge and not is_clean:
+        return Phase.HEAVY_TAILED
+    has_spikes = is_clean or (is_near and e.beside <= few_beside(e.spikes, limits))
+    return Phase.BULK_SPIKES if has_spikes and e.spikes <= few_spikes(e.size, limits) else Phase.BULK_DECAY

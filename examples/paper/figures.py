@@ -1,5 +1,6 @@
 """Figures of the experiments, like those of the paper."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -76,7 +77,10 @@ def describe(result: Result, layer: str) -> str:
         return "\n".join([*lines, f"rank {rank:.0f} of {count}"])
     soft_rank, spikes, alpha = (result.measure(layer, name) for name in ("mp_soft_rank", "n_spikes", "alpha"))
     shown = f", α {alpha:.2f}" if result.phases[layer].alpha_is_meaningful else ""
-    return "\n".join([*lines, f"soft rank {soft_rank:.2f}, {spikes:.0f} spikes{shown}"])
+    if math.isnan(spikes):  # no bulk was found
+        return "\n".join([*lines, f"no bulk{shown}"])
+    plural = "" if spikes == 1 else "s"
+    return "\n".join([*lines, f"soft rank {soft_rank:.2f}, {spikes:.0f} spike{plural}{shown}"])
 
 
 def sweep(results: Sequence[Result], setting: str, path: Path, *, title: str) -> None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from esdmon.alerts import AlertManager, AlertRule, Finding, History
 from esdmon.alerts.history import WINDOW
-from esdmon.alerts.lifecycle import COOL_DOWN
+from esdmon.alerts.lifecycle import AFTERMATH, COOL_DOWN
 from esdmon.isolation import Faults
-from esdmon.records import Report
+from esdmon.records import Report, Severity
 from tests.alerts.histories import alerts_of, reading, report, steps
 
 
@@ -237,13 +237,50 @@ def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]
     assert open_ == set()
 
 
+def _replaced(history: History) -> Iterable[Finding]:
+    return [Finding("fc1", "it was replaced")] if history.report.step == 4 else []
+
+
+def _low_elsewhere(*, severity: Severity = "warning", fires_before: bool = False) -> list[tuple[int, str, str]]:
+    """Return the alerts where fc1 is replaced at step 4, and fc2 is low from then on, or from the beginning."""
+    cause = AlertRule("replaced", _replaced, severity, checks=1, clear=1, mutes_elsewhere=("low",))
+    reports = run(*([1] if fires_before or step >= 4 else [] for step in range(1, 16)), names=["fc1", "fc2"])
+    alerts = alerts_of([cause, LOW], reports)
+    return [(alert.step, alert.rule, alert.state) for alert in alerts if alert.rule == "low"]
+
+
+@pytest.mark.parametrize("severity", ["warning", "info"])
+def test_what_follows_in_other_layers_is_an_alert_only_if_it_lasts(severity: Severity) -> None:
+    """At the report of the cause it is found for the first time; then it is dropped for some reports."""
+    after = 4 + AFTERMATH + LOW.checks
+    assert _low_elsewhere(severity=severity) == [(after, "low", "firing")]
+
+
+def test_what_fires_in_other_layers_already_goes_on() -> None:
+    assert _low_elsewhere(fires_before=True) == [(2, "low", "firing")]
+
+
+def test_a_cause_mutes_other_layers_after_a_resume() -> None:
+    """As in the run that was not stopped; the state of an older version has nothing of it."""
+    cause = AlertRule("replaced", _replaced, checks=1, clear=1, mutes_elsewhere=("low",))
+    reports = run(*([1] if step >= 4 else [] for step in range(1, 16)), names=["fc1", "fc2"])
+    for without, expected in (((), 4 + AFTERMATH + LOW.checks), (("begun",), 5)):
+        first, second = AlertManager([cause, LOW]), AlertManager([cause, LOW])
+        for each in reports[:4]:
+            first.take(each, time=0.0)
+        state = {key: value for key, value in json.loads(json.dumps(first.state_dict())).items() if key not in without}
+        second.prepare(state)()
+        alerts = [alert for each in reports[4:] for alert in second.take(each, time=0.0) if alert.rule == "low"]
+        assert [alert.step for alert in alerts] == [expected]
+
+
 def test_saved_states_keep_the_keys_of_the_first_version() -> None:
     """Whatever the fields are called in the code: states of older versions load, and go back to them."""
     manager = AlertManager([LOW])
     for each in one("xxx"):
         manager.take(each, time=0.0)
     state = manager.state_dict()
-    assert state.keys() == {"memory", "reports", "cases", "open"}
+    assert state.keys() == {"memory", "reports", "cases", "open", "begun"}
     assert state["memory"].keys() == {"first", "steps", "unwell", "layers", "peaks"}
     case = {"wrong", "right", "since", "what", "severity", "evidence", "firing", "told", "times", "quiet_until"}
     assert state["cases"]["low"]["fc1"].keys() == case

@@ -1,7 +1,7 @@
-"""Trainings that go wrong from a step on, in one of fourteen ways, and what counts as the right name of each.
+"""Healthy trainings and the faults that are put into them, for `value.py` and `unseen.py`.
 
-A `Recipe` is a healthy training of `healthy.py`; a `Kind` is a fault with the recipes and the strengths at which it is
-tried. A fault takes hold of a `Training` once, at its step, and stays.
+A `Recipe` is a healthy training of `healthy.py`. A fault takes hold of a `Training` once, at its step, and stays; a
+`Kind` is a fault with the recipes and the strengths at which it is tried.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,8 @@ class Recipe:
     clip: bool = False
     is_cheap: bool = False
     """Whether it is trained long enough for sparse readings, too."""
+    seed: int = SEED
+    """Of the first weights, the order of the data, and what a fault draws."""
 
     @property
     def name(self) -> str:
@@ -44,10 +47,10 @@ class Recipe:
         least = _BASELINE * every
         return replace(self, begin=max(self.begin, least), after=max(self.after, least))
 
-    def make(self, seed: int = SEED) -> Task:
-        """Return what is trained, as that seed initialises it; random numbers outside are left alone."""
+    def make(self, *, other: bool = False) -> Task:
+        """Return what is trained, with its first weights or others; random numbers outside are left alone."""
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed + other)
             return _TASKS[self.task]() if self.task in _TASKS else TASKS[self.task]()
 
 
@@ -61,18 +64,18 @@ _TASKS: dict[str, Callable[[], Task]] = {
     "small decoder": _small_decoder,
     "small MLP": lambda: replace(TASKS["matrices only"](), model=mlp(256, 64, 64, 10)),
 }
-_MLP_SGD = Recipe(task="MLP", optimizer="SGD", begin=600, after=600, is_cheap=True)
-_MLP_ADAM = replace(_MLP_SGD, optimizer="Adam")
-_MLP_ADAMW = replace(_MLP_SGD, optimizer="AdamW .01")
-_MUON = Recipe(task="small MLP", optimizer="Muon")
-_CNN = Recipe(task="MiniAlexNet", optimizer="SGD .9")
-_RESNET = Recipe(task="ResNet", optimizer="SGD .9", begin=240, after=180)
-_SMALL = Recipe(
+MLP_SGD = Recipe(task="MLP", optimizer="SGD", begin=600, after=600, is_cheap=True)
+MLP_ADAM = replace(MLP_SGD, optimizer="Adam")
+MLP_ADAMW = replace(MLP_SGD, optimizer="AdamW .01")
+MUON = Recipe(task="small MLP", optimizer="Muon")
+CNN = Recipe(task="MiniAlexNet", optimizer="SGD .9")
+RESNET = Recipe(task="ResNet", optimizer="SGD .9", begin=240, after=180)
+SMALL_DECODER = Recipe(
     task="small decoder", optimizer="AdamW .01", begin=400, after=400, batch_size=16, clip=True, is_cheap=True
 )
-_DECODER = Recipe(task="decoder", optimizer="AdamW .1", begin=240, after=180, batch_size=16, clip=True)
-_LSTM = Recipe(task="LSTM", optimizer="AdamW .01", begin=400, after=400, batch_size=16, clip=True)
-_WORDS = Recipe(task="words", optimizer="SGD .9", begin=500, after=500, is_cheap=True)
+DECODER = Recipe(task="decoder", optimizer="AdamW .1", begin=240, after=180, batch_size=16, clip=True)
+LSTM = Recipe(task="LSTM", optimizer="AdamW .01", begin=400, after=400, batch_size=16, clip=True)
+WORDS = Recipe(task="words", optimizer="SGD .9", begin=500, after=500, is_cheap=True)
 
 
 class Training:
@@ -88,7 +91,7 @@ class Training:
             group["lr"] *= self.task.lr
         self.initial = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.batches = self.in_batches_of(recipe.batch_size)
-        self.generator = torch.Generator().manual_seed(SEED + 1)
+        self.generator = torch.Generator().manual_seed(recipe.seed + 1)
         """For what a fault draws."""
         self.factor = 1.0
         """On the loss."""
@@ -98,7 +101,7 @@ class Training:
         """Done to the gradients before the optimizer's step."""
 
     def in_batches_of(self, size: int) -> Iterator[Batch]:
-        return batches(self.task.data, size, self.recipe.begin + self.recipe.after, seed=SEED)
+        return batches(self.task.data, size, self.recipe.begin + self.recipe.after, seed=self.recipe.seed)
 
     def named(self, *patterns: str) -> list[nn.Parameter]:
         """Return the parameters whose names match."""
@@ -147,15 +150,26 @@ def _matches(name: str, patterns: Iterable[str]) -> bool:
 Fault = Callable[[Training], None]
 
 
-def _decay(strength: float) -> Fault:
+def decayed(strength: float, *patterns: str) -> Fault:
+    """Give all weights a weight decay, or what matches, in a group of its own."""
+
     def begin(training: Training) -> None:
-        for group in training.optimizer.param_groups:
+        for group in training.optimizer.param_groups if not patterns else [_own_group(training, patterns)]:
             group["weight_decay"] = strength
 
     return begin
 
 
-def _rate(factor: float) -> Fault:
+def _own_group(training: Training, patterns: Iterable[str]) -> dict[str, Any]:
+    """Move what matches to a group of the optimizer with the same settings."""
+    chosen = training.named(*patterns)
+    (group,) = training.optimizer.param_groups
+    group["params"] = [p for p in group["params"] if not any(p is other for other in chosen)]
+    training.optimizer.add_param_group({**group, "params": chosen})
+    return training.optimizer.param_groups[-1]
+
+
+def raised_rate(factor: float) -> Fault:
     def begin(training: Training) -> None:
         for group in training.optimizer.param_groups:
             group["lr"] *= factor
@@ -163,14 +177,14 @@ def _rate(factor: float) -> Fault:
     return begin
 
 
-def _small_batches(size: int) -> Fault:
+def small_batches(size: int) -> Fault:
     def begin(training: Training) -> None:
         training.batches = training.in_batches_of(size)
 
     return begin
 
 
-def _noisy(share: float) -> Fault:
+def random_labels(share: float) -> Fault:
     """Replace that share of the labels of each batch by random ones."""
 
     def begin(training: Training) -> None:
@@ -187,7 +201,7 @@ def _noisy(share: float) -> Fault:
     return begin
 
 
-def _inputs(factor: float) -> Fault:
+def scaled_inputs(factor: float) -> Fault:
     """Scale what is trained on, and not what is held back."""
 
     def begin(training: Training) -> None:
@@ -196,20 +210,20 @@ def _inputs(factor: float) -> Fault:
     return begin
 
 
-def _one_batch(training: Training) -> None:
+def one_batch(training: Training) -> None:
     training.batches = repeat(next(training.batches))
 
 
-def _begun(*patterns: str) -> Fault:
+def begun_again(*patterns: str) -> Fault:
     """Initialise what matches by other random numbers; the optimizer keeps its state."""
 
     def begin(training: Training) -> None:
-        _put(training, training.recipe.make(SEED + 1).model.state_dict(), patterns)
+        _put(training, training.recipe.make(other=True).model.state_dict(), patterns)
 
     return begin
 
 
-def _not_loaded(*patterns: str) -> Fault:
+def not_loaded(*patterns: str) -> Fault:
     """Give what matches the values with which the training began, buffers too."""
     return lambda training: _put(training, training.initial, patterns)
 
@@ -220,14 +234,14 @@ def _put(training: Training, values: dict[str, Tensor], patterns: Iterable[str])
     training.model.load_state_dict(chosen, strict=False)
 
 
-def _scaled(factor: float) -> Fault:
+def scaled_loss(factor: float) -> Fault:
     def begin(training: Training) -> None:
         training.factor = factor
 
     return begin
 
 
-def _reversed(*patterns: str) -> Fault:
+def reversed_gradient(*patterns: str) -> Fault:
     """Turn the gradient of what matches round."""
 
     def begin(training: Training) -> None:
@@ -237,14 +251,14 @@ def _reversed(*patterns: str) -> Fault:
     return begin
 
 
-def _cut_off(module: str) -> Fault:
+def cut_off(module: str) -> Fault:
     def begin(training: Training) -> None:
         training.model.get_submodule(module).register_forward_hook(lambda _module, _inputs, out: out.detach())
 
     return begin
 
 
-def _drawn_together(name: str, strength: float) -> Fault:
+def drawn_together(name: str, strength: float) -> Fault:
     """Draw all rows of a matrix to its second; the first may be zero, for padding."""
 
     def begin(training: Training) -> None:
@@ -274,127 +288,6 @@ class Kind:
     cases: tuple[Case, ...]
 
 
-def _kind(name: str, right: str, *cases: tuple[Recipe, str, Fault]) -> Kind:
+def kind(name: str, right: str, *cases: tuple[Recipe, str, Fault]) -> Kind:
+    """Return a kind; `right` are names of rules."""
     return Kind(name, frozenset(right.split()), tuple(Case(*case) for case in cases))
-
-
-_SHRINKS = "scale_collapse entropy_collapse over_regularized rank_collapse norm_decay"
-_LEAPS = "norm_explosion update_surge non_finite"
-_RESET = "phase_regression layer_reset"
-_FF = "blocks.layers.0.linear"
-
-KINDS = (
-    _kind(
-        "weight decay too strong (SGD)",
-        _SHRINKS,
-        *((_MLP_SGD, f"{strength}", _decay(strength)) for strength in (0.02, 0.05)),
-        *((_CNN, f"{strength}", _decay(strength)) for strength in (0.1, 0.3)),
-        (_RESNET, "0.1", _decay(0.1)),
-    ),
-    _kind(
-        "weight decay too strong (AdamW, Muon)",
-        _SHRINKS,
-        *((_MLP_ADAMW, f"{strength}", _decay(strength)) for strength in (3.0, 10.0)),
-        (_SMALL, "20", _decay(20.0)),
-        (_LSTM, "5", _decay(5.0)),
-        (_MUON, "2", _decay(2.0)),
-    ),
-    _kind(
-        "learning rate raised (SGD)",
-        _LEAPS,
-        *((_MLP_SGD, f"×{factor:g}", _rate(factor)) for factor in (2, 5)),
-        *((_CNN, f"×{factor:g}", _rate(factor)) for factor in (5, 10)),
-        (_RESNET, "×20", _rate(20)),
-    ),
-    _kind(
-        "learning rate raised (Adam, Muon)",
-        _LEAPS,
-        *((_MLP_ADAM, f"×{factor:g}", _rate(factor)) for factor in (20, 50)),
-        (_SMALL, "×30", _rate(30)),
-        (_LSTM, "×20", _rate(20)),
-        (_MUON, "×10", _rate(10)),
-    ),
-    _kind(
-        "batches far too small",
-        f"over_regularized {_LEAPS}",
-        (_MLP_SGD, "of 1", _small_batches(1)),
-        (_MLP_ADAMW, "of 2", _small_batches(2)),
-        (_CNN, "of 1", _small_batches(1)),
-        (_LSTM, "of 1", _small_batches(1)),
-    ),
-    _kind(
-        "labels random",
-        "update_surge stable_rank_drop",
-        *((_MLP_ADAMW, f"{share} of them", _noisy(share)) for share in (0.4, 0.8)),
-        (_CNN, "0.8 of them", _noisy(0.8)),
-        (_SMALL, "0.8 of them", _noisy(0.8)),
-        (_LSTM, "0.4 of them", _noisy(0.4)),
-    ),
-    _kind(
-        "a layer begun again",
-        _RESET,
-        (_MLP_ADAMW, "first", _begun("1.*")),
-        (_MLP_SGD, "second", _begun("3.*")),
-        (_CNN, "fc1", _begun("fc1.*")),
-        (_RESNET, "a convolution", _begun("8.inner.0.*")),
-        (_SMALL, "feed-forward", _begun(f"{_FF}1.*")),
-        (_MUON, "second", _begun("3.*")),
-    ),
-    _kind(
-        "a part of a checkpoint not loaded",
-        _RESET,
-        (_MLP_ADAMW, "first and last", _not_loaded("1.*", "5.*")),
-        (_CNN, "fc2 and fc3", _not_loaded("fc2.*", "fc3.*")),
-        (_RESNET, "last block", _not_loaded("8.*")),
-        (_DECODER, "block 1 and head", _not_loaded("blocks.layers.1.*", "head.*")),
-    ),
-    _kind(
-        "loss of another scale",
-        _LEAPS,
-        *((_MLP_SGD, f"×{factor}", _scaled(factor)) for factor in (10, 30)),
-        (_CNN, "×30", _scaled(30)),
-        (_RESNET, "×30", _scaled(30)),
-    ),
-    _kind(
-        "gradient of a layer reversed",
-        f"{_LEAPS} stable_rank_drop",
-        (_MLP_SGD, "second", _reversed("3.*")),
-        (_MLP_ADAMW, "first", _reversed("1.*")),
-        (_RESNET, "a convolution", _reversed("8.inner.0.*")),
-        (_SMALL, "feed-forward", _reversed(f"{_FF}1.*")),
-    ),
-    _kind(
-        "a layer cut off",
-        "dead_layer",
-        (_MLP_SGD, "after the first", _cut_off("1")),
-        (_MLP_ADAMW, "after the first", _cut_off("1")),
-        (_CNN, "after conv2", _cut_off("conv2")),
-        (_SMALL, "feed-forward", _cut_off(f"{_FF}2")),
-        (_MUON, "after the first", _cut_off("1")),
-    ),
-    _kind(
-        "inputs not normalised",
-        _LEAPS,
-        *((_MLP_SGD, f"×{factor}", _inputs(factor)) for factor in (3, 10)),
-        (_MLP_ADAMW, "×10", _inputs(10)),
-        (_CNN, "×10", _inputs(10)),
-        (_RESNET, "×10", _inputs(10)),
-    ),
-    _kind(
-        "the same batch again and again",
-        "stable_rank_drop over_regularized update_surge",
-        (_MLP_SGD, "32", _one_batch),
-        (_MLP_ADAMW, "32", _one_batch),
-        (_CNN, "32", _one_batch),
-        (_SMALL, "16", _one_batch),
-        (_LSTM, "16", _one_batch),
-    ),
-    _kind(
-        "rows drawn together",
-        # A wrong term of the loss: it pulls rows to a point, which shrinks them, by gradients that have grown.
-        "entropy_collapse rank_collapse stable_rank_drop norm_decay update_surge",
-        *((_WORDS, f"embedding, {strength}", _drawn_together("embed.weight", strength)) for strength in (0.02, 0.1)),
-        (_MLP_SGD, "first, 0.02", _drawn_together("1.weight", 0.02)),
-        (_SMALL, "feed-forward, 0.01", _drawn_together(f"{_FF}1.weight", 0.01)),
-    ),
-)

@@ -8,6 +8,10 @@ eigenvalue problem of size M takes 1.8 s at 4096 and grows as M³ (measured for 
 gate, up and down in each block, 16 bits an element. A hook that copies a matrix blocks the run for 0.2 ms, and each
 thread that reads slows steps by 0.03 % (a reading of 4096 × 4096 on a core cost a run on an H100 at most 1 ms; see
 docs/scale.md). Of idle cores half are used. "Cheapest first, one core" is how it was before all this.
+
+A screening reads a weight five times at 15 GB/s in the hook, in float32 (seen on one core); or it takes 0.5 ms of the
+hook, where weights are on a GPU (not measured). "Norms" is when ‖W‖_F and λmax of all matrices were known first, with
+screenings and without; "oldest" the age of the oldest norms at the due steps after that.
 """
 
 import argparse
@@ -20,6 +24,7 @@ from typing import Any
 from unittest import mock
 
 from esdmon.limits import Limits
+from esdmon.runtime.screening import Screening
 from esdmon.schedule import priority
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
@@ -29,6 +34,9 @@ _FLOPS = 1e11
 _SOLVE = 1.8 / 4096**3
 _SLOWER = 3e-4  # of a step, for each thread that reads
 _BLOCKED = 2e-4  # seconds of the hook for each copy
+_PASSES = 5  # over a weight, for a screening
+_BANDWIDTH = 1.5e10  # bytes of float32 a second, of one core
+_QUEUED = 5e-4  # seconds of the hook for a screening on a GPU
 _DRIFT = 1e-2  # ‖ΔW‖/‖W‖ between due steps: all matrices move
 
 
@@ -86,13 +94,71 @@ class Times:
     all: float
     overhead: float
     """Share of the run that is lost."""
+    norms: float = math.inf
+    """Norms of each matrix, read or screened."""
+    oldest: float = math.inf
+    """Age of the oldest norms after that."""
 
 
-def simulate(costs: Mapping[str, float], *, every: int, step: float, share: float, limit: float = 3e6) -> Times:
-    """Run the schedule and the budget until each matrix was read once."""
+class Screened:
+    """A source whose screenings take as long as a model says, on a clock that is a number."""
+
+    def __init__(self, clock: Clock, seconds: Mapping[str, float]) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self.times: dict[str, float] = {}
+
+    def screen(self, name: str, _step: int) -> float:
+        """Let the loop wait for it."""
+        self._clock.now += self._seconds[name]
+        self.times[name] = self._clock.now
+        return 0.0
+
+    def screened(self) -> list[Any]:
+        """Return nothing: λmax does not leap."""
+        return []
+
+    def is_here(self, _name: str) -> bool:
+        """Return True: one process has all."""
+        return True
+
+
+@dataclass
+class Norms:
+    """When the norms of each matrix were known last."""
+
+    clock: Clock
+    names: Sequence[str]
+    screened: Screened
+    read: dict[str, float] = field(default_factory=dict)
+    first: float = math.inf
+    oldest: float = 0.0
+
+    def look(self) -> None:
+        """Take note at the end of a due step."""
+        known = [max(self.read.get(name, -1.0), self.screened.times.get(name, -1.0)) for name in self.names]
+        if math.isinf(self.first) and min(known) >= 0:
+            self.first = self.clock.now
+        if not math.isinf(self.first):
+            self.oldest = max(self.oldest, self.clock.now - min(known))
+
+
+def simulate(
+    costs: Mapping[str, float],
+    screening: Mapping[str, float],
+    *,
+    every: int,
+    step: float,
+    share: float,
+    limit: float = 3e6,
+) -> Times:
+    """Run the schedule and the budget until each matrix was read twice; screen where that costs anything."""
     clock = Clock()
     budget = Budget(share, clock=clock, cpu_clock=clock)
     turns = ReadPriority(costs)
+    source: Any = Screened(clock, screening)
+    norms = Norms(clock, [*costs], source)
+    screens = Screening(source, turns, source, budget)
     budget.start()
     read: dict[str, float] = {}
     for due in itertools.count(every, every):
@@ -107,9 +173,15 @@ def simulate(costs: Mapping[str, float], *, every: int, step: float, share: floa
             turns.begun(name, due)
             turns.took(name, costs[name])
             read.setdefault(name, clock.now)
-        if len(read) == len(costs) or clock.now > limit:
+            norms.read[name] = clock.now
+        if screening:
+            with budget.spending():
+                screens.screen(due, without=(), latest={})
+        norms.look()
+        if (len(read) == len(costs) and clock.now > 2 * _until(read, costs, None)) or clock.now > limit:
             break
-    return Times(_until(read, costs, 1), _until(read, costs, 3), _until(read, costs, None), budget.overhead)
+    kinds, depths, whole = (_until(read, costs, count) for count in (1, 3, None))
+    return Times(kinds, depths, whole, budget.overhead, norms.first, norms.oldest)
 
 
 @dataclass
@@ -142,6 +214,7 @@ class Threads:
 def simulate_beside(
     costs: Mapping[str, float],
     sizes: Mapping[str, int],
+    screening: Mapping[str, float],
     *,
     idle: int,
     every: int,
@@ -149,12 +222,15 @@ def simulate_beside(
     share: float,
     limit: float = 3e6,
 ) -> Times:
-    """Run the schedule, the budget and the threads on idle cores until each matrix was read once."""
+    """Run the schedule, the budget and the threads on idle cores until each matrix was read twice."""
     clock = Clock()
     threads = Threads(Workers(share, lambda _own: idle // 2, clock=clock), sizes)
     workers = threads.workers
     budget = Budget(share, clock=clock, cpu_clock=lambda: 0.0, rate=lambda: float(workers.count))
     turns = ReadPriority(costs)
+    source: Any = Screened(clock, screening)
+    norms = Norms(clock, [*costs], source)
+    screens = Screening(source, turns, source, budget)
     budget.start()
     read: dict[str, float] = {}
     left: list[str] = []
@@ -168,6 +244,7 @@ def simulate_beside(
             turns.took(name, costs[name])
             budget.read(costs[name])
             read.setdefault(name, clock.now)
+            norms.read[name] = clock.now
         if at % every == 0:
             budget.earn(at_most=2 * turns.sweep)
             turns.pass_by()
@@ -175,6 +252,12 @@ def simulate_beside(
                 turns.looked(name, at, _DRIFT, trainable=True)
             pending = sum(costs[name] for name in (*threads.running, *(name for name, _ in threads.queued)))
             left = turns.choose(at, budget.reading_credit - pending, forced=not threads.running)
+            if screening:
+                before = clock.now
+                with budget.spending():
+                    screens.screen(at, without=(), latest={})
+                lost += clock.now - before
+            norms.look()
         elif threads.queued or threads.running:
             continue
         while left and threads.has_room(left[0]):
@@ -187,9 +270,10 @@ def simulate_beside(
         if workers.count == 0:
             left = []
         threads.finished(clock.now)
-        if len(read) == len(costs) or clock.now > limit:
+        if (len(read) == len(costs) and clock.now > 2 * _until(read, costs, None)) or clock.now > limit:
             break
-    return Times(_until(read, costs, 1), _until(read, costs, 3), _until(read, costs, None), lost / clock.now)
+    kinds, depths, whole = (_until(read, costs, count) for count in (1, 3, None))
+    return Times(kinds, depths, whole, lost / clock.now, norms.first, norms.oldest)
 
 
 def _until(read: Mapping[str, float], names: Sequence[str] | Mapping[str, float], count: int | None) -> float:
@@ -217,18 +301,23 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.01)
     options = parser.parse_args()
     given: dict[str, Any] = {"every": options.every, "step": options.seconds_per_step, "share": options.budget}
-    print("| model | | every kind | three of each | all | the run is slower by |\n|---|---|---|---|---|---|")
+    columns = ("model", "", "every kind", "three of each", "all", "norms", "oldest", "the run is slower by")
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
     for name, model in MODELS.items():
         costs = model.costs()
         sizes = {each: 2 * math.prod(shape) for each, shape in model.shapes().items()}
+        in_hook = {each: _PASSES * 2 * size / _BANDWIDTH for each, size in sizes.items()}
         with mock.patch.object(priority, "first_rounds", _cheapest_first):
-            rows = {"cheapest first, one core": simulate(costs, **given)}
-        rows["no idle core"] = simulate(costs, **given)
+            rows = {"cheapest first, one core": simulate(costs, {}, **given)}
+        for how, screening in (("readings alone", {}), ("screened", in_hook)):
+            rows[f"no idle core, {how}"] = simulate(costs, screening, **given)
+        on_device = dict.fromkeys(costs, _QUEUED)
         for idle in (2, 12):
-            rows[f"{idle} idle cores"] = simulate_beside(costs, sizes, idle=idle, **given)
+            for how, screening in (("readings alone", {}), ("screened", on_device)):
+                rows[f"{idle} idle cores, {how}"] = simulate_beside(costs, sizes, screening, idle=idle, **given)
         for how, times in rows.items():
-            cells = [name, how, *map(_shown, (times.kinds, times.depths, times.all)), f"{times.overhead:.2%}"]
-            print(f"| {' | '.join(cells)} |", flush=True)
+            shown = map(_shown, (times.kinds, times.depths, times.all, times.norms, times.oldest))
+            print(f"| {' | '.join([name, how, *shown, f'{times.overhead:.2%}'])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     python -m tests.benchmarks.value [--every 20] [--only PATTERN] [--out runs/value]
 
-Trains each faulty run of `faults.py`, and one healthy twin for all of the same recipe, with the seed and the order of
-the data that they share. Beside the alerts of `esdmon.watch` stand plain thresholds on what users log: the loss and the
-accuracy on held-back examples, the norm of the gradient, the update ratio. A threshold that trips on a healthy twin is
-loosened for that architecture until it does not. Kinds of faults alternate: the first, third, … may set thresholds of
-rules, the others only report. A run whose record lies in `--out` is not trained again; with `--every 200` the cheap
+Trains each faulty run of `fault_kinds.py`, and one healthy twin for all of the same recipe, with the seed and the order
+of the data that they share. Beside the alerts of `esdmon.watch` stand plain thresholds on what users log: the loss and
+the accuracy on held-back examples, the norm of the gradient, the update ratio. A threshold that trips on a healthy twin
+is loosened for that architecture until it does not. Kinds of faults alternate: the first, third, … may set thresholds
+of rules, the others only report. A run whose record lies in `--out` is not trained again; with `--every 200` the cheap
 recipes alone are trained, for longer.
 """
 
@@ -21,15 +21,17 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median, median_low
+from typing import Protocol
 
 import torch
 
 import esdmon
 from esdmon.records import Alert
-from tests.benchmarks.faults import KINDS, SEED, Case, Kind, Recipe, Training
+from tests.benchmarks.fault_kinds import KINDS
+from tests.benchmarks.faults import Case, Kind, Recipe, Training
 
 _WINDOW = 50  # steps, of which the median is what a norm or a ratio is compared with
-_SERIOUS = {"warning", "error", "critical"}
+SERIOUS = {"warning", "error", "critical"}
 Point = tuple[int, float]
 """A step and what was measured after it."""
 
@@ -44,6 +46,16 @@ class Raised:
     since: int
     layers: tuple[str, ...]
     message: str
+
+
+class Measured(Protocol):
+    """A run whose signs are looked at."""
+
+    @property
+    def begin(self) -> int: ...
+
+    @property
+    def series(self) -> dict[str, list[Point]]: ...
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Record:
         return [alert for alert in self.serious() if alert.step > self.begin]
 
     def serious(self) -> list[Raised]:
-        return [alert for alert in self.alerts if alert.severity in _SERIOUS]
+        return [alert for alert in self.alerts if alert.severity in SERIOUS]
 
 
 @dataclass(frozen=True)
@@ -75,7 +87,7 @@ class Sign:
     limits: tuple[float, ...]
     """The threshold, and looser ones in turn."""
 
-    def first(self, record: Record, limit: float, after: int) -> float:
+    def first(self, record: Measured, limit: float, after: int) -> float:
         """Return the first step after that one at which it shows; infinity if it never does."""
         points = record.series[self.series]
         excess = self.excess([value for _, value in points])
@@ -83,7 +95,7 @@ class Sign:
             (step for (step, _), by in zip(points, excess, strict=True) if step > after and by > limit), math.inf
         )
 
-    def limit(self, twins: Iterable[Record]) -> float:
+    def limit(self, twins: Iterable[Measured]) -> float:
         """Return the tightest threshold that no healthy twin trips once it has settled: in half of the time before."""
         healthy = list(twins)
         quiet = (
@@ -126,8 +138,14 @@ SIGNS = (
 def do(recipe: Recipe, case: Case | None, every: int) -> Record:
     """Train it, watched, with the fault of the case or with none."""
     start = time.perf_counter()
-    training = Training(recipe)
-    torch.manual_seed(SEED)  # of dropout
+    alerts, series = follow(Training(recipe), case, every)
+    return Record(recipe.name, recipe.begin, alerts, series, round(time.perf_counter() - start, 1))
+
+
+def follow(training: Training, case: Case | None, every: int) -> tuple[tuple[Raised, ...], dict[str, list[Point]]]:
+    """Train to the end, watched; returns the alerts that began, and the series of all signs."""
+    recipe = training.recipe
+    torch.manual_seed(recipe.seed)  # of dropout
     series: dict[str, list[Point]] = {sign.series: [] for sign in SIGNS}
     monitor = esdmon.watch(
         training.model,
@@ -149,8 +167,7 @@ def do(recipe: Recipe, case: Case | None, every: int) -> Record:
     for alert in monitor.alerts:
         if alert.state == "firing":
             firing.setdefault(alert.id, alert)  # and not what it grew to
-    alerts = tuple(Raised(a.rule, a.severity, a.step, a.since, a.layers, a.message) for a in firing.values())
-    return Record(recipe.name, recipe.begin, alerts, series, round(time.perf_counter() - start, 1))
+    return tuple(Raised(a.rule, a.severity, a.step, a.since, a.layers, a.message) for a in firing.values()), series
 
 
 def _note(series: dict[str, list[Point]], step: int, values: dict[str, float]) -> None:

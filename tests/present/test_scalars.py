@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdmon.present.scalars import CHIEF, Namespace, portable, scalars, summary_tags, tag
-from esdmon.records import Coverage, LayerReport, Report
+from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.spectrum import Phase
 from esdmon.spectrum.measures import BUILT_IN_MEASURES
 
@@ -198,3 +198,30 @@ def test_an_alpha_of_noise_has_another_chart() -> None:
     assert not {"esdmon_alpha_noise/h.0.fc", "esdmon_alpha/h.59.fc"} & charts.keys()
     assert len([tag for tag in charts if not tag.startswith("esdmon_summary/")]) <= 50
     assert scalars(report)["esdmon_alpha/h.all.fc"] == 29.5
+
+
+def screened(name: str, residual: float = 1e-3, **changes: object) -> Screened:
+    return replace(Screened(name, 10, 3.0, 1.5, residual, N=9), **changes)  # type: ignore[arg-type]
+
+
+def test_norms_that_were_screened_are_in_the_series_of_readings() -> None:
+    """Of layers that were not read at this step, also of those that never were; where they are close, and once."""
+    old = replace(layer("old"), step=5)
+    found = (screened("old"), screened("far", 0.02), screened("never"), screened("before", is_new=False))
+    numbers = scalars(Report(10, (layer("new"), old), Coverage(1, 1), 0.1, waiting=("never",), screened=found))
+    chosen = {tag for tag in of_layers(numbers) if not tag.endswith("/new")}
+    assert chosen == {"esdmon_lambda_max/old", "esdmon_stable_rank/old"}
+    assert (numbers["esdmon_lambda_max/old"], numbers["esdmon_stable_rank/old"]) == (0.25, 4.0)
+    assert numbers["esdmon_summary/layers_screened"] == 3
+
+
+@pytest.mark.parametrize("max_tags", [200, 24, 16])
+def test_norms_that_were_screened_add_no_series(max_tags: int) -> None:
+    """With a limit, nothing has a tag that it would not have when it is read; and medians are of the newest norms."""
+    names = [f"h.{k}" for k in range(5)]
+    whole = report(names, max_tags)
+    later = replace(whole, layers=tuple(replace(each, step=5) for each in whole.layers))
+    later = replace(later, screened=tuple(map(screened, names)))
+    assert of_layers(scalars(later)) <= of_layers(scalars(whole))
+    assert scalars(later).get("esdmon_stable_rank/h.all", 4.0) == 4.0
+    assert len([tag for tag in scalars(later) if "stable_rank/" in tag]) == {200: 5, 24: 3, 16: 2}[max_tags]

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import esdmon
 from esdmon.plugins import Plugins
+from esdmon.runtime.pipeline import ReadingPipeline
 from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
 from esdmon.weights import Drift, Sending, Transfers
@@ -120,6 +122,34 @@ def test_with_a_budget_drift_is_expected_from_its_rate(monkeypatch: pytest.Monke
     assert counts[1] <= 3
 
 
+@pytest.mark.parametrize("lag", [1, 3], ids="copies are {} steps late".format)
+def test_what_is_screened_on_a_device_is_of_its_step(lag: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms of one layer while the other is read, on a queue that is behind the training; no due step waits."""
+    device = SimulatedDevice(runs_at_once=False)
+    monkeypatch.setattr("esdmon.runtime.screening.WORTH", 0)
+    monkeypatch.setattr("esdmon.runtime.screening.SHARE", 1.0)
+    monkeypatch.setattr("esdmon.schedule.priority.RARE", 0)
+    monkeypatch.setattr(ReadingPipeline, "plan", lambda *_, **__: ["2"])
+    run = Training(device, monkeypatch, every=lag + 2, budget=0.9, workers=0)
+
+    def between() -> None:
+        if run.monitor.steps % (lag + 2) == lag:
+            device.run()
+            device.run_side()
+
+    run.train(40, between=between)
+    assert (device.waits, device.broken) == (0, [])
+    found = [each for report in run.sink.reports for each in report.screened if each.name == "0" and each.is_new]
+    assert len(found) >= 3
+    norms = {step: float(clone.double().norm()) for step, clone in run.clones.items()}
+    assert [each.frobenius_norm for each in found] == pytest.approx([norms[each.step] for each in found], rel=1e-6)
+    assert min(abs(after / before - 1) for before, after in pairwise(norms.values())) > 1e-5
+    device.run()
+    device.run_side()
+    run.monitor.close()
+    assert run.monitor.dropped == 0
+
+
 class _Refuses(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Refuse copies from CUDA to the CPU, which a fake tensor lets through."""
 
@@ -184,8 +214,10 @@ def test_what_the_hook_does_with_cuda_tensors_waits_for_nothing(dtype: torch.dty
             assert reader.step_samples() == {}
             reader.refresh()
             assert reader.look(["0", "1", "2"]) == {}
+            assert all(0 < (reader.screen(name, step) or 0) < 1e-3 for name in ("0", "1", "2"))
+            assert reader.screened() == []
             for name in ("0", "1", "2"):
                 reader.begin(name, step, moved=reader.mark(name), copy=True)
             reader.advance()
-    # Samples of all at first; then those of the step and of a look, and each sample and weight.
-    assert len(device.sent) == 3 + 2 * (1 + 1 + 6)
+    # Samples of all at first; then those of the step and of a look, what was screened, and each sample and weight.
+    assert len(device.sent) == 3 + 2 * (1 + 1 + 1 + 6)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from esdmon.limits import Limits
-from esdmon.records import Coverage, LayerReport
+from esdmon.records import Coverage, LayerReport, Screened
 from esdmon.runtime.coordination import Job, Role, Word
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.remote_reader import RemoteReader
@@ -56,6 +56,12 @@ class Source:
 
     def look(self, names: Iterable[str]) -> dict[str, float]:
         return {}
+
+    def screen(self, name: str, step: int) -> float | None:
+        return None
+
+    def screened(self) -> list[Screened]:
+        return []
 
     def mark(self, name: str) -> Callable[[], float]:
         return lambda: 0.0

@@ -104,3 +104,14 @@ def test_leaps_go_on_from_their_state() -> None:
         leaps.take(samples(1e-3))
     other.prepare(leaps.state_dict())()
     assert other.take(samples(1e-2)) == ["fc1"]
+
+
+def test_where_one_weight_is_replaced_all_are_read() -> None:
+    """What a leaping step or norm concerns is that layer alone."""
+    for shift, ratio, expected in ((0.9, 1e-3, ["fc1", "fc2"]), (0.01, 7e-3, ["fc2"]), (0.01, 1e-3, [])):
+        leaps = Leaps()
+        for _ in range(10):
+            leaps.take({name: StepSample(1.0, 1e-3, 0.0, 0.01) for name in ("fc1", "fc2")})
+        assert (
+            leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, 0.01), "fc2": StepSample(1.0, ratio, 0.0, shift)}) == expected
+        )

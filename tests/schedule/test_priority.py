@@ -198,3 +198,40 @@ def test_shares_are_even(given_costs: dict[str, float], ranks: int) -> None:
     assert sorted(name for names in shares.values() for name in names) == sorted(given_costs)
     loads = [sum(given_costs[name] for name in names) for names in shares.values()]
     assert max(loads) - min(loads) <= max(given_costs.values(), default=0) + 1e-9
+
+
+def test_matrices_are_screened_that_wait_for_their_reading() -> None:
+    """Never read ones first, then those not known for longest; none that was read a short while ago or stands still."""
+    turns = ReadPriority({f"w{k}": 1.0 for k in range(6)})
+    for step, name in ((10, "w0"), (20, "w1"), (30, "w2"), (40, "w3")):
+        turns.begun(name, step)
+        turns.took(name, 1.0)
+        turns.pass_by()
+    turns.begun("w4", 50)
+    for name in ("w0", "w1", "w2", "w3"):
+        turns.looked(name, 60, 0.0 if name == "w1" else 0.1, trainable=True)
+    assert turns.to_screen() == ["w5", "w0"]
+    turns.pass_by()
+    assert turns.to_screen(["w5"]) == ["w0", "w2"]
+    turns.screened("w0", 60)
+    assert turns.to_screen() == ["w5", "w2", "w0"]
+    assert ReadPriority({"w": 1.0}, limited=False).to_screen() == []
+
+
+@pytest.mark.parametrize("change", [0.5, math.inf])
+def test_a_change_of_the_largest_eigenvalue_counts_as_drift(change: float) -> None:
+    """Until the next reading is begun, and none that was found out about an earlier weight."""
+    turns = ReadPriority({"a": 1.0, "b": 1.0})
+    for name in ("a", "b"):
+        turns.begun(name, 10)
+        turns.took(name, 1.0)
+        turns.looked(name, 20, 0.1, trainable=True)
+    turns.screened("b", 10, change)
+    assert turns.choose(20, 1.0) == ["a"]
+    turns.screened("b", 20, change)
+    assert turns.choose(20, 1.0) == ["b"]
+    assert turns.choose(30, 1.0, ahead=True) == ["b"]
+    turns.looked("b", 20, 0.0, trainable=True)
+    assert turns.choose(20, 1.0) == ["b"]
+    turns.begun("b", 20)
+    assert turns.choose(30, 1.0) == ["a"]

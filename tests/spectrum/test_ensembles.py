@@ -6,7 +6,7 @@ import pytest
 from esdmon.spectrum import classify
 from tests.benchmarks.ensembles import ENSEMBLES
 
-HARD = ("population 3.4-4.5", "population 1.7-2.7", "upper half 1.7-2.7", "elements μ 1-2.2", "noise, scaled")
+HARD = ("population 3.4-4.5", "population 1.7-2.7", "upper half 1.7-2.7", "noise, scaled")
 """Of these a good part reads as another phase, which the page on limits says."""
 
 

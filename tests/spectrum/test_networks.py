@@ -29,7 +29,7 @@ def test_heavy_tails_and_clean_bulks_exclude_each_other(readings: dict[NetworkLa
         bulk = layer.spectrum.bulk
         assert bulk is not None
         if reading.phase is Phase.HEAVY_TAILED:
-            assert bulk.ks > 6, layer.tensor
+            assert bulk.ks * len(bulk.spikes) ** 0.5 > 6, layer.tensor
         if reading.over_regularized:
             assert reading.alpha_is_meaningful
 
@@ -65,4 +65,4 @@ def test_agreement_with_blind_labels(readings: dict[NetworkLayer, PhaseReading],
     agreed = [layer for layer in layers if layer.labels[0] is layer.labels[1]]
     assert len(agreed) / len(layers) > 0.85  # of the two labellings
     right = sum(readings[layer].phase is layer.labels[0] for layer in agreed)
-    assert right / len(agreed) > 0.64
+    assert right / len(agreed) > 0.68

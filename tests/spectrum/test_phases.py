@@ -166,10 +166,19 @@ def a_tail(x: float) -> Spectrum:
     return Spectrum.from_eigenvalues(lam, shape=(768, 384))
 
 
+def a_smeared_bulk(x: float) -> Spectrum:
+    """A spike above noise whose spectrum is drawn out towards its edge."""
+    lam = mp_quantile((np.arange(256) + 0.5) / 256, 2.0)
+    lam = lam.max() * (lam / lam.max()) ** x
+    lam[-1] *= 2
+    return Spectrum.from_eigenvalues(lam, shape=(512, 256))
+
+
 WALKS: dict[str, tuple[Callable[[float], Spectrum], np.ndarray[tuple[int], np.dtype[np.float64]]]] = {
     "from no spike to one": (one_spike, np.arange(0.95, 1.06, 0.0002)),
     "from bleeding to spikes": (one_spike, np.arange(1.05, 1.6, 0.0005)),
     "from few spikes to many": (many_spikes, np.arange(0.8, 1.0, 0.0005)),
+    "from a clean bulk to a smeared one": (a_smeared_bulk, np.arange(1.0, 2.0, 0.002)),
     "into rank collapse": (with_zeros, np.arange(0, 40.0)),
     "into death": (dead, np.arange(450, 580.0)),
     "from heavy to lighter tails": (a_tail, np.arange(2.4, 4.2, 0.002)),
@@ -186,6 +195,28 @@ def test_confidence_is_low_on_both_sides_of_every_border(walk: str) -> None:
     for before, after in flips:
         for reading in (before, after):
             assert reading.confidence <= 0.1, (before, after)
+
+
+def test_a_bulk_that_nearly_is_noise_is_clean_below_few_spikes() -> None:
+    smeared = [classify(a_smeared_bulk(x)) for x in (1.0, 1.06, 1.4)]
+    assert [each.phase for each in smeared] == [Phase.BULK_SPIKES, Phase.BULK_SPIKES, Phase.BULK_DECAY]
+    assert "the bulk is that of noise (KS·M" in smeared[0].explanation
+    assert "the bulk is nearly that of noise (KS 0.0" in smeared[1].explanation
+
+
+def test_pooled_slices_have_a_bulk_of_noise_only_up_to_the_distance_of_their_number() -> None:
+    """Noise of nine slices is nearer to its law than that of one, so the same distance says more."""
+    rng = np.random.default_rng(7)
+    tall = [rng.standard_normal((64, 64)) for _ in range(9)]
+    lam = np.stack([np.sort(np.linalg.svd(one, compute_uv=False) ** 2) / 64 for one in tall])
+    lam[:, -1] *= 3
+    pooled = Spectrum.from_eigenvalues(lam, shape=(64, 64))
+    assert classify(pooled).phase is Phase.BULK_SPIKES
+    smeared = Spectrum.from_eigenvalues(lam**1.1, shape=(64, 64))
+    assert smeared.bulk is not None
+    assert 2 < smeared.bulk.ks < 6
+    assert classify(smeared).phase is Phase.BULK_DECAY
+    assert classify(Spectrum.from_eigenvalues(lam[0] ** 1.1, shape=(64, 64))).phase is Phase.BULK_SPIKES
 
 
 def test_confidence_is_1_far_from_every_border() -> None:

@@ -12,6 +12,7 @@ from esdmon.spectrum import Spectrum
 from esdmon.spectrum.decomposition import spectrum_of
 from esdmon.spectrum.preparation import prepare
 from esdmon.weights import Matrix, export, read_spectrum, solve_lapack
+from tests.matrices import pareto
 
 ALSO = ("shuffled", "equalised", "windows")
 
@@ -29,6 +30,13 @@ def with_dead_units() -> Tensor:
     return weight
 
 
+def heavy() -> Tensor:
+    """Independent elements of tail exponent 2.5, of which single ones are as large as rows."""
+    rng = np.random.default_rng(4)
+    sizes = pareto(rng, 2.5, 300 * 200).reshape(1, 300, 200)
+    return torch.from_numpy(sizes * rng.choice([-1.0, 1.0], sizes.shape))
+
+
 def with_a_trap() -> Tensor:
     weight = noise(1, 90, 140)
     weight[0, 17, 33] = 7.0
@@ -43,6 +51,7 @@ WEIGHTS = {
     "slices-of-a-convolution": noise(64, 32, 3, 3).permute(2, 3, 0, 1).flatten(0, 1),
     "one-column": noise(20, 64, 1),
     "scales": noise(1, 160, 96) * torch.linspace(0.2, 3, 160)[:, None] * torch.linspace(1, 2, 96),
+    "heavy-elements": heavy(),
     "dead-units": with_dead_units(),
     "trap-of-one-element": with_a_trap(),
     "trap-of-the-mean": noise(1, 90, 140) + 0.3,
@@ -94,6 +103,9 @@ def test_the_weights_have_what_is_compared() -> None:
     elements = {name: spectrum.elements for name, spectrum in spectra.items() if spectrum.elements is not None}
     assert spectra["scales"].scales is not None
     assert spectra["noise"].scales is None
+    alone = spectra["heavy-elements"].scales
+    assert alone is not None
+    assert np.ptp(alone.rows) == 0
     dead = elements["dead-units"]
     assert (dead.zero_rows, dead.zero_columns, dead.weak_rows, dead.zeros) == (1, 4, 4, 1)
     trap = elements["trap-of-one-element"].trap

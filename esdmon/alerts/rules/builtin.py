@@ -32,6 +32,7 @@ BUILT_IN_RULES = (
         checks=1,
         advice="Check whether it was initialised again, or a part of a checkpoint was not loaded.",
         mutes=("norm_decay", "update_surge", "correlation_trap", *_SHAPE),
+        mutes_elsewhere=("norm_decay", "update_surge", "correlation_trap", *_SHAPE),
     ),
     AlertRule(
         "norm_explosion",
@@ -47,6 +48,8 @@ BUILT_IN_RULES = (
             "norm_decay",
             "layer_reset",
             "update_surge",
+            "dead_layer",
+            "dead_units",
             *_SHAPE,
         ),
         needs=("spectral_norm",),
@@ -57,6 +60,7 @@ BUILT_IN_RULES = (
         advice="Check the learning rate, the batch size, the labels, and the scale of inputs and loss; lower the "
         "learning rate or clip the gradients.",
         mutes=("correlation_trap", *_SHAPE),
+        mutes_elsewhere=("norm_decay", "correlation_trap", *_SHAPE),
     ),
     AlertRule(
         "rank_collapse",

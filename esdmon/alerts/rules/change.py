@@ -28,6 +28,9 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     is far too high does this, often before the loss rises or turns NaN. It also fires when the weight had moved by more
     than 10 times its own norm before its first reading: it blew up before there was a baseline.
 
+    Confused with larger steps that do not yet make the weight larger, which are `update_surge`; and with weights that
+    grow as they learn, or from near zero, whose steady growth is part of the baseline.
+
     Resolved when the norm is below twice the expected value.
 
     Source: that weights grow without bound where gradient descent is unstable is textbook; the factors are ours.
@@ -55,6 +58,11 @@ def correlation_trap(
     only above 1.5 times the first reading: many healthy networks have layers with a mean of their own, and late
     over-training makes them too.
 
+    Confused with large steps and decay, which make traps too: those rules find them first, and mute this one. With a
+    trap that was there before, as in corrupted weights that were loaded: only what has grown since the first reading
+    counts. With over-training, where traps rise slowly. The message says whether the mean makes the trap, or which
+    element.
+
     Resolved when it is below 1.2.
 
     Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025), who warn that not
@@ -81,6 +89,9 @@ def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0)
     decay for the learning rate shrinks weights until they carry no signal; in a network with normalisation the loss may
     not show it.
 
+    Confused with `norm_decay`, which is the same fault earlier; and with initial weights that were too large: this rule
+    does not distinguish them, `norm_decay` does, by a weight decay of 0.
+
     Resolved when the norm is above a fifth of that value.
 
     Source: the name is that of C. H. Martin, T. Peng, M. W. Mahoney, Nature Communications 12 (2021) 4122, who see it
@@ -101,6 +112,10 @@ def entropy_collapse(history: History, *, factor: float = 2.0, back: float = 1.5
     layer's baseline, and more than five standard deviations of its scatter away. The rows of an embedding that are all
     drawn to one point look like this, and so does a layer that a single direction dominates.
 
+    Confused with decay, which takes the weak directions first and lowers the norm: `norm_decay` mutes this rule. With
+    rank that is lost, where eigenvalues are zero: `rank_collapse`. With one direction that grows while the others stay:
+    `stable_rank_drop`, whose effective rank falls by less.
+
     Resolved when it is above two thirds of the expected value.
 
     Source: O. Roy, M. Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007); the factors
@@ -118,6 +133,10 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
     five standard deviations of its scatter away. The baseline includes the slow decline of a healthy training. A layer
     whose spectrum was close to noise for most of its baseline is left out: its first spike is the start of learning,
     and may grow for a thousand steps. A loss spike, a bad batch or a raised learning rate shows here.
+
+    Confused with the start of learning, where the spectrum was close to noise before; with weights that blow up, whose
+    norm grows: `norm_explosion`; and with a mean that is not zero, which is one direction too: `correlation_trap`. Both
+    mute this rule.
 
     Resolved when it is above two thirds of the expected value.
 
@@ -140,6 +159,10 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     times the value expected from the baseline. The layer has lost what it learned: it was initialised again by mistake,
     noise exceeds the gradient, or part of a checkpoint was not loaded. Layers on a border between phases change by one,
     and a spike that fades slowly is not a loss.
+
+    Confused with a layer that was replaced, which `layer_reset` finds at once and by its distances; with a layer on a
+    border between phases, or a spike that fades, which the two phases and the soft rank distinguish; and with wrong
+    labels or a learning rate that is too high, whose steps surge first: `update_surge` mutes this rule.
 
     Resolved when it is at most one phase before that phase.
 

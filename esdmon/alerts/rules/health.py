@@ -16,6 +16,10 @@ def non_finite(history: History) -> Iterable[Finding]:
     Fires at the first reading that finds one, because no training recovers from it by itself. The message names the
     last step at which the weight was finite: restore a checkpoint from then or before.
 
+    Confused with a loss or a gradient that is not finite while the weights still are: that raises nothing, as only
+    weights are read here, and a gradient scaler skips such steps. Weights that are huge but finite are
+    `norm_explosion`.
+
     Resolved at the first reading without NaN or infinity.
     """
     for name, readings in history.layers.items():
@@ -37,6 +41,10 @@ def dead_layer(history: History) -> Iterable[Finding]:
     A weight in the optimizer that requires no gradient is a notice (`info`): it may be frozen on purpose or by mistake.
     So is one that has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
     that of a pooler which the loss does not use. A weight that is zero or not in the optimizer raises no alert.
+
+    Confused with a training that has converged, where all layers stop. With a layer that is frozen by `requires_grad`,
+    or not used by the loss: notices. With a group of the optimizer whose learning rate is 0 for a while: this rule does
+    not distinguish it.
 
     Resolved when it moves.
 
@@ -72,6 +80,10 @@ def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
 
     Columns die where an input is always zero, as the corners of pictures, which harms nothing: they are in the measures
     `zero_columns` and `weak_columns`, and raise no alert.
+
+    Confused with inputs that are always zero, which are columns; with rows that were zero from the first reading on, as
+    of padding, which do not count; and with structured pruning that is meant, which this rule does not distinguish.
+    Decay of all rows is `norm_decay`, which mutes this rule.
 
     Resolved when no more than half of that share is dead beyond the first reading.
 
@@ -110,6 +122,9 @@ def reading_failed(history: History) -> Iterable[Finding]:
     skipped, zero or not finite do not count. If every layer fails, one alert is raised for the model. No other rule
     checks such a layer meanwhile.
 
+    Confused with layers that are left out on purpose, zero or not finite: these have a status and a reason of their
+    own.
+
     Resolved when the layer is read successfully.
 
     Source: ours.
@@ -130,6 +145,9 @@ def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]
     after as many. Under a budget, a large model is read in parts, so this is a notice (`info`): a fault may last this
     long before it is found. It is a warning when no report has arrived in 50 due steps: readings hang, fail or are
     paused.
+
+    Confused with layers that stand still, which need no new reading and do not count; and with a training that logs
+    nothing because it is slow: what counts is due steps, and not seconds.
 
     Resolved when all layers have been read within that time.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median
 
-from esdmon.alerts.rule import Finding, History, Peak, measured
+from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, measured
 from esdmon.alerts.rules.baseline import WARM_UP
 from esdmon.alerts.rules.leaps import finding, frobenius, leaps
 from esdmon.records import LayerReport
@@ -17,6 +17,7 @@ _SEEN = 4  # readings in which a norm has fallen more than once: those under tes
 _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
 _RAISED = 1.5  # factor from which a learning rate has been raised
+_REPLACED = 0.5  # way of a weight, in its norm, above which a single step was none of training; our choice
 _LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood; our choice
 
 
@@ -39,6 +40,12 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     than turning it, by half of its length or more, is decay. Where the Frobenius norm is below 1/1.1 of all in the
     baseline, gradients have grown because the weight has shrunk, and the same step is a larger part of it: that is not
     a surge either, unless the learning rate was raised.
+
+    Confused with a learning rate restarted by its schedule, where neither the rate nor the ratio is higher than any
+    before; and with gradients that grow until they balance a decay, where steps make the weight shorter and the norm is
+    below all of the baseline: that is `norm_decay`. Which of batches, labels, inputs and loss makes gradients grow, the
+    weights do not show. After `layer_reset` of one layer the gradients of others grow too: it mutes this rule in all
+    layers for five reports.
 
     Resolved when it is below twice the expected value.
 
@@ -95,6 +102,12 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
 
     It fires at the first reading that shows it, since the next one moves by steps again.
 
+    Confused with weights that blow up or are set back to larger values, which the norm distinguishes: a new weight has
+    nothing in common with the last, and is of its size. With another checkpoint that was loaded whole: all layers that
+    move have moved farther than their steps reach, for which all of them are read where one leaps. With weights that
+    are averaged: the distance from the start hardly falls. In a job of several ranks, or where the budget does not
+    allow all readings at that step, a whole checkpoint may be reported as a warning in the layers that were read.
+
     Resolved when it moves by steps again.
 
     Source: ours.
@@ -102,21 +115,24 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
     found, jumped = [], 0
     for name, readings in history.layers.items():
         baseline, now = history.baseline[name], readings[-1]
-        before = [*baseline, *readings][-2:-1]
-        ratios = [layer.step_ratio for layer in (*baseline, now) if layer.step_ratio >= 0]
+        before = history.previous.get(name)
+        ratios = [layer.step_ratio for layer in baseline if layer.step_ratio >= 0]
         usual = max((layer.update_ratio for layer in baseline[-WARM_UP:] if layer.update_ratio >= 0), default=math.inf)
         is_far = now.update_ratio > factor * usual
-        if not before or len(ratios) < WARM_UP:
+        if before is None or len(ratios) + (now.step_ratio >= 0) < WARM_UP:
             jumped += is_far  # its steps are not known, as of a weight that is computed
             continue
-        since = before[0].step
-        reach = (now.step - since) * max(ratios)
+        since = before.step
+        usual_reach = (now.step - since) * max(ratios, default=0.0)
+        reach = max(usual_reach, (now.step - since) * now.step_ratio)
         is_beyond = factor * reach < now.update_ratio < math.inf
+        # A step that is sampled while a weight is replaced is as long as that.
+        is_replaced = max(_REPLACED, factor * usual_reach) < now.update_ratio < math.inf
         # Not one that was small, and is set back to a larger value that it had before.
-        is_unlike = moved < now.update_ratio and now.update_ratio * frobenius(before[0]) > moved * frobenius(now)
-        way = min(layer.start_ratio for layer in (*baseline[-1:], *before))
+        is_unlike = moved < now.update_ratio and now.update_ratio * frobenius(before) > moved * frobenius(now)
+        way = min(layer.start_ratio for layer in (*baseline[-1:], before))
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
-        jumped += is_back or (is_beyond and is_far)
+        jumped += is_back or (is_far and (is_beyond or is_replaced))
         if is_beyond and is_unlike:
             what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}, and its steps reach"
             found.append(Finding(name, f"{what} {reach:.2g}", {"update_ratio": now.update_ratio, "before": reach}))
@@ -125,7 +141,7 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
                 f"its distance from its start is {now.start_ratio:.2g} of its norm, down from {way:.2g} at step {since}"
             )
             found.append(Finding(name, what, {"start_ratio": now.start_ratio, "before": way}))
-    is_whole = 1 < jumped == sum(layer.status == "ok" for layer in history.report)
+    is_whole = 1 < jumped == sum(has_moved(each) and not is_pruned(each) for each in history.report)
     yield from (replace(each, severity="info") if is_whole else each for each in found)
 
 
@@ -145,6 +161,11 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
     Where the optimizer's weight decay is 0, no single step makes the weight shorter so, and the median norm of the
     baseline is below that of the first reading, it is a notice (`info`): the initial weights were too large, and the
     loss itself makes them smaller.
+
+    Confused with a layer that unlearns, as with wrong labels, which the stable rank distinguishes, but where the norm
+    is below the first it is reported as decay; with initial weights that were too large, where the weight decay is 0
+    and the norm has been below the first all along; and with an earlier checkpoint that was loaded, after which the
+    norm does not go on falling from reading to reading.
 
     Resolved when the norm is above 1/1.05 of that value.
 

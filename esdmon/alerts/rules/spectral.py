@@ -33,6 +33,11 @@ def over_regularized(
     Only a layer with an alpha of 2 or more at the first reading of the run is checked. Layers of pretrained models may
     start lower, and so do weights that start at zero, which consist of a few gradients at first.
 
+    Confused with few directions left by decay, where the norm falls: `norm_decay` mutes this rule. With layers that
+    have a heavy tail in health, as recurrent ones and those trained with Muon: the ERG tail does not confirm those. It
+    does not say that accuracy falls: in `tests/benchmarks/unseen.py` it did in none of six runs, up to 800 steps after
+    the warning.
+
     Resolved when alpha is above 2.1. A rank collapse mutes this rule: the few eigenvalues that are left can give any
     alpha. If the validation loss still falls, wait.
 
@@ -73,6 +78,10 @@ def rank_collapse(history: History, *, back: float = 0.97) -> Iterable[Finding]:
     A layer that was collapsed at the first reading of the run is a notice (`info`) while it loses no more rank: it may
     have been loaded so. While its rank rises there is no alert: weights that start at zero gain rank in this way.
 
+    Confused with decay that takes all directions alike, where the rank stays: `norm_decay` and `scale_collapse`; with
+    few strong directions over many weak ones: `entropy_collapse`; and with rows and columns that are zero, which are
+    left out of the spectrum before the rank is counted: `dead_units`.
+
     Resolved when the rank is at least 97 % of the number of eigenvalues.
 
     Source: C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the limits are in `PhaseThresholds`.
@@ -106,6 +115,9 @@ def adapter_growth(history: History, *, limit: float = 1.0) -> Iterable[Finding]
     A base that is random-like is not checked: it has learned nothing that an adapter could outweigh. It is a notice
     (`info`), since small networks that are fine-tuned for another task pass 1 in health too. Adapters of convolutions,
     and of layers that are not read as one matrix, have no such ratio and raise nothing.
+
+    Confused with a small network that is tuned for another task and passes 1 in health, which it does not distinguish;
+    and with an adapter of an untrained base, which is left out.
 
     Resolved when the ratio is at most 0.8 of the limit.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from esdmon.spectrum.margins import (
     TINY,
     WEAK,
     Bools,
+    Magnitudes,
+    are_heavy_alone,
     as_scales,
     is_below,
     kurtosis_of,
@@ -71,8 +74,8 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
     measured, margins = margins, _refined(squares, margins)
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
         margins = _refined(squares, margins)
-    rows, columns = (side.cpu().double().numpy() for side in (margins.rows, margins.columns))
-    return as_scales(rows, columns, _kurtosis(stack, margins))
+    rows, columns = _numbers(margins.rows), _numbers(margins.columns)
+    return as_scales(rows, columns, _kurtosis(stack, margins), partial(_are_heavy_alone, stack, measured))
 
 
 def _squared(stack: Tensor) -> Iterable[Tensor]:
@@ -118,6 +121,24 @@ def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
     a = _inverse(margins.rows)[:, ::step].cpu().numpy()
     b = _inverse(margins.columns).cpu().numpy()
     return kurtosis_of(stack[:, ::step].cpu().double().numpy(), a, b)
+
+
+def _are_heavy_alone(stack: Tensor, margins: Margins) -> Bools:
+    """Return for each slice whether its largest elements are large alone; see `esdmon.spectrum.margins`."""
+    slices, n_rows, n_columns = stack.shape
+    by_row, largest, by_column = [], np.zeros(slices), np.zeros((slices, n_columns))
+    for part in small_blocks(stack):
+        magnitudes = part.to(torch.promote_types(part.dtype, torch.float32)).abs()
+        by_row.append(_numbers(magnitudes.sum(dim=2)) / n_columns)
+        by_column += _numbers(magnitudes.sum(dim=1)) / n_rows
+        largest = np.maximum(largest, _numbers(magnitudes.amax(dim=(1, 2))))
+    means = Magnitudes(np.concatenate(by_row, axis=1), by_column, largest)
+    return are_heavy_alone(means, _numbers(margins.rows.mean(dim=1)))
+
+
+def _numbers(tensor: Tensor) -> Floats:
+    numbers: Floats = tensor.cpu().double().numpy()
+    return numbers
 
 
 def equalise(stack: Tensor, margins: Margins) -> Tensor:

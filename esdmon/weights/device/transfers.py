@@ -126,6 +126,15 @@ class Transfers:
         """Return whether this is the thread that trains."""
         return threading.get_ident() == self._thread
 
+    def is_captured(self) -> bool:
+        """Return whether a graph is being captured, so that no device must be called."""
+        return any(each.is_captured() for each in self._accelerators.values())
+
+    def has_room(self, tensor: Tensor) -> bool:
+        """Return whether the device of a tensor has memory for a copy of it, and more; True on the CPU."""
+        accelerator = self._accelerators.get(tensor.device.type)
+        return accelerator is None or accelerator.has_room(tensor)
+
     def copy(self, weight: Tensor) -> Later:
         """Begin to copy a tensor that later steps change, and return the function that returns the copy."""
         if weight.device.type in self._accelerators:
@@ -144,7 +153,7 @@ class Transfers:
     def advance(self, *, wait: bool = False) -> None:
         """Ask which copies have arrived: in the thread that trains, at each step; with `wait` wait for all of them."""
         self._thread = threading.get_ident()
-        if self._under_way and not any(each.is_captured() for each in self._accelerators.values()):
+        if self._under_way and not self.is_captured():
             self._under_way = [copy for copy in self._under_way if not copy.poll(wait=wait)]
 
     def _send(self, tensor: Tensor, *, changes: bool) -> _Copy:

@@ -1,5 +1,6 @@
 """What holds for every built-in rule, and between them."""
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,15 @@ from tests.alerts.histories import RULES, WRONG, alerts_of, reading, report
 
 def test_every_rule_on_spectra_is_here() -> None:
     assert WRONG.keys() == {rule.name for rule in BUILT_IN_RULES if rule.counts == "moves"}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_its_page_says_what_it_is_confused_with(name: str) -> None:
+    """In one paragraph; the rules that it names exist."""
+    (confused,) = [part for part in RULES[name].page.split("\n\n") if part.startswith("Confused with ")]
+    named = set(re.findall(r"`([a-z_]+)`", confused))
+    assert named <= RULES.keys() | {"requires_grad"}
+    assert name not in named
 
 
 @pytest.mark.parametrize("name", WRONG)

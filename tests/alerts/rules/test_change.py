@@ -1,5 +1,7 @@
 """Rules on change: leaps, slow changes, and what is neither."""
 
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -260,3 +262,32 @@ def test_a_small_weight_that_is_set_back_to_a_larger_value_is_no_reset() -> None
     small = [reading(step, measures={"frobenius_norm": 1.0}) for step in range(1, 11)]
     readings = [*small, reading(11, moved=9.5)]
     assert alerts_of(RULES["layer_reset"], (report(layer.step, layer) for layer in readings)) == []
+
+
+def test_a_checkpoint_found_at_an_extra_reading_is_not_found_again_at_the_scheduled_one() -> None:
+    """One layer comes back to its start, the other goes away from it; from then on both move by steps."""
+    reports = [
+        report(step, reading(step, start_ratio=0.4), reading(step, "fc2", start_ratio=0.4))
+        for step in range(20, 220, 20)
+    ]
+    for step, back, away, moved in ((202, 0.1, 0.6, 0.3), (220, 0.11, 0.61, 0.01), (240, 0.12, 0.62, 0.01)):
+        layers = (
+            reading(step, name, start_ratio=way, moved=moved, extra=step == 202)
+            for name, way in (("fc1", back), ("fc2", away))
+        )
+        reports.append(replace(report(step, *layers), extra=step == 202))
+    alerts = alerts_of(RULES["layer_reset"], reports)
+    assert [(alert.step, alert.severity, alert.layers) for alert in alerts] == [(202, "info", ("fc1",))]
+
+
+def test_frozen_layers_do_not_make_a_checkpoint_a_part_of_one() -> None:
+    """They keep their values when it is loaded; of a layer that moves by steps it is a part."""
+    for moved, severity in ((0.0, "info"), (0.01, "warning")):
+        names = ("fc1", "fc2")
+        reports = [
+            report(step, *map(partial(reading, step), names), reading(step, "fc3", moved=moved))
+            for step in range(1, 11)
+        ]
+        jumped = (reading(11, name, moved=1.4) for name in names)
+        reports.append(report(11, *jumped, reading(11, "fc3", moved=moved)))
+        assert {alert.severity for alert in alerts_of(RULES["layer_reset"], reports)} == {severity}

@@ -11,7 +11,7 @@ from esdmon.spectrum import Phase
 from esdmon.weights.device.margins import equalise, scales_of
 from esdmon.weights.device.sums import sum_up
 from tests.benchmarks.ensembles import scaled
-from tests.matrices import read_stack
+from tests.matrices import pareto, read_stack
 
 
 def test_margins_are_mean_squares() -> None:
@@ -92,3 +92,40 @@ def test_the_histogram_has_the_noise_of_these_scales() -> None:
     flat = histogram(read_stack(torch.from_numpy(rng.standard_normal((1, 200, 100)))))
     assert flat is not None
     assert flat.noise == ()
+
+
+@pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("shape", [(400, 300), (64, 256)])
+def test_heavy_elements_alone_leave_equal_scales(exponent: float, shape: tuple[int, int]) -> None:
+    """Their largest rows and columns are those with the largest elements: an order at random has such ones as well."""
+    rng = np.random.default_rng(3)
+    stack = torch.from_numpy(pareto(rng, exponent + 1, shape[0] * shape[1]).reshape(1, *shape))
+    stack *= torch.from_numpy(rng.choice([-1.0, 1.0], shape))
+    flat = scales_of(stack, sum_up(stack).margins)
+    assert np.ptp(flat.rows) == np.ptp(flat.columns) == 0
+
+
+@pytest.mark.parametrize("exponent", [1.5, 2.0])
+def test_heavy_elements_keep_the_scales_of_rows_that_differ(exponent: float) -> None:
+    rng = np.random.default_rng(3)
+    stack = torch.from_numpy(pareto(rng, exponent + 1, 300 * 200).reshape(1, 300, 200))
+    stack[:, ::2] *= 3
+    assert np.ptp(scales_of(stack, sum_up(stack).margins).rows) > 0
+
+
+def test_only_slices_of_heavy_elements_lose_their_scales() -> None:
+    rng = np.random.default_rng(4)
+    heavy = pareto(rng, 2.5, 300 * 200).reshape(300, 200) * rng.choice([-1.0, 1.0], (300, 200))
+    rows = scaled(rng, rng.standard_normal((300, 200)), 0.3)
+    stack = torch.from_numpy(np.stack([heavy, rows]))
+    scales = scales_of(stack, sum_up(stack).margins)
+    assert np.ptp(scales.rows[0]) == 0
+    assert np.std(np.log(scales.rows[1])) > 1
+
+
+def test_large_elements_below_the_edge_of_noise_leave_the_scales() -> None:
+    """Student's t with 5 degrees in random order: no element makes a spike, and noise has the measured scales."""
+    matrix = np.random.default_rng(5).standard_t(5, (512, 512))
+    matrix[7, 9] = 0.8 * 512**0.5 * matrix.std()
+    stack = torch.from_numpy(matrix)[None]
+    assert np.ptp(scales_of(stack, sum_up(stack).margins).rows) > 0

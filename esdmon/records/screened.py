@@ -1,0 +1,76 @@
+"""The norms of one matrix between two readings of it."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from esdmon.records.values import DIGITS, Record, jsonable, rounded
+
+CLOSE = 0.01
+"""Residual up to which a screened λmax is charted among those of readings. Our choice."""
+_KEYS = ("frobenius_norm", "spectral_norm", "lambda_max", "stable_rank", "residual")
+
+
+@dataclass(frozen=True, slots=True)
+class Screened:
+    """Norms of one matrix, computed without its spectrum by a few steps of the Lanczos method.
+
+    λmax of the subspace of these steps is a lower bound of λmax, and W has an eigenvalue WᵀW/N within `residual` · λmax
+    of it. There is no phase and no alpha.
+    """
+
+    name: str
+    """Name of the matrix, as in its `LayerReport`."""
+    step: int
+    """Number of optimizer steps taken when the weight was screened."""
+    frobenius_norm: float
+    """‖W‖_F, >= 0."""
+    spectral_norm: float
+    """σmax = ‖W‖₂, from below."""
+    residual: float
+    """‖WᵀWv − θv‖/θ, >= 0, of the vector v and its Rayleigh quotient θ = `spectral_norm`²."""
+    N: int
+    """Longer side of the matrix, without the rows and columns that were dead at its last reading."""
+    is_new: bool = True
+    """True in the first report that has it."""
+
+    @property
+    def lambda_max(self) -> float:
+        """Largest eigenvalue of WᵀW/N, from below; NaN for an empty matrix."""
+        return self.spectral_norm**2 / self.N if self.N else math.nan
+
+    @property
+    def stable_rank(self) -> float:
+        """‖W‖_F²/σmax², from above; NaN for a zero matrix."""
+        return (self.frobenius_norm / self.spectral_norm) ** 2 if self.spectral_norm > 0 else math.nan
+
+    @property
+    def is_close(self) -> bool:
+        """True where the residual is at most `CLOSE`."""
+        return self.residual <= CLOSE
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Values by the names of the measures of a reading."""
+        return {key: getattr(self, key) for key in _KEYS[:-1]}
+
+    def is_after(self, step: int | None) -> bool:
+        """Return whether the weight was screened after a reading at a step; True for None."""
+        return step is None or self.step > step
+
+    def to_record(self) -> Record:
+        """Return a flat JSON object, rounded to the digits of a JSONL."""
+        values = {key: jsonable(rounded(getattr(self, key), DIGITS)) for key in _KEYS}
+        return {"step": self.step, "name": self.name, "N": self.N, **values}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Screened":
+        """Return what `to_record` was called on.
+
+        Raises:
+            KeyError, TypeError, ValueError: if the record lacks a field, or has another type in it.
+        """
+        residual = math.nan if record["residual"] is None else float(record["residual"])
+        norms = float(record["frobenius_norm"]), float(record["spectral_norm"])
+        return cls(str(record["name"]), int(record["step"]), *norms, residual, N=int(record["N"]))
