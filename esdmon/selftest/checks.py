@@ -6,6 +6,7 @@ from esdmon.selftest.harness import Check
 CHECKS = (
     Check("environment", costs.environment),
     Check("reading", correctness.reading),
+    Check("screening", correctness.screening),
     Check("precision", correctness.precision),
     Check("identical", correctness.identical),
     Check("torn", correctness.torn),

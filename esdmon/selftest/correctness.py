@@ -20,6 +20,7 @@ from esdmon.selftest.harness import Machine, Row, python, verdict
 from esdmon.selftest.models import DTYPES, Training, lambda_max, zoo
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch
+from esdmon.weights import Screener, discover
 
 _STEPS = 60  # of the trainings that are compared bit by bit
 _TORN = 1e-5  # relative error of lambda_max from which a copy is not of its step: 20 times that of float32
@@ -32,6 +33,30 @@ def reading(machine: Machine) -> Iterator[Row]:
         expected = analyze(model)
         report = analyze(copy.deepcopy(model).to(machine.device))
         yield compared(report, expected, str(dtype).removeprefix("torch."), 1e-4 if dtype == torch.float32 else 1e-2)
+
+
+def screening(machine: Machine) -> Iterator[Row]:
+    """Compare the norms that are computed between readings with those of readings."""
+    model = zoo(torch.float32, large=machine.is_cuda)
+    expected = {each.name: each.measures for each in analyze(model)}
+    screener = Screener()
+    for matrix in discover(model.to(machine.device)).matrices:
+        screener.screen(matrix, 0)
+    found = screener.take()
+    machine.settle()
+    found += screener.take()
+    wrong, lowest = [], 1.0
+    for each in found:
+        frobenius, spectral = (expected[each.name][name] for name in ("frobenius_norm", "spectral_norm"))
+        ratio = (each.spectral_norm / spectral) ** 2
+        lowest = min(lowest, ratio)
+        if not 1 - each.residual - _TORN <= ratio <= 1 + _TORN:
+            wrong.append(f"{each.name}: lambda_max is {ratio:.6f} of a reading's, residual {each.residual:.1e}")
+        if not math.isclose(each.frobenius_norm, frobenius, rel_tol=_TORN):
+            wrong.append(f"{each.name}: the Frobenius norm is {each.frobenius_norm}, of a reading {frobenius}")
+    if not found:
+        wrong.append("nothing was screened")
+    yield verdict(wrong, f"{len(found)} of {len(expected)} layers; lambda_max too small by {1 - lowest:.1e} at most")
 
 
 def compared(report: Report, expected: Report, part: str, tolerance: float, note: str = "") -> Row:
@@ -164,6 +189,7 @@ def identical(machine: Machine) -> Iterator[Row]:
         "sync": {"every": 20, "mode": "sync"},
         "every_step": {"every": 1, "budget": None},
         "thread": {"every": 1, "budget": None, "mode": "thread"},
+        "process": {"every": 1, "budget": None, "mode": "process"},
     }
     for name, options in ways.items():
         watched = _trained(machine, options)
