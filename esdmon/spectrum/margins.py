@@ -174,11 +174,15 @@ def equalise(stack: Array, margins: Margins) -> Array:
 
 
 def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
-    size = np.abs(stack)
-    rows, columns = (size.mean(axis=axis, dtype=np.float64) for axis in (2, 1))
-    return are_heavy_alone(
-        Magnitudes(rows, columns, size.max(axis=(1, 2)).astype(np.float64)), margins.rows.mean(axis=1)
-    )
+    slices, n_rows, n_columns = stack.shape
+    by_row, largest, by_column = [], np.zeros(slices), np.zeros((slices, n_columns))
+    for part in small_blocks(stack):
+        magnitudes = np.abs(part)
+        by_row.append(magnitudes.mean(axis=2, dtype=np.float64))
+        by_column += magnitudes.sum(axis=1, dtype=np.float64) / n_rows
+        largest = np.maximum(largest, magnitudes.max(axis=(1, 2)))
+    means = Magnitudes(np.concatenate(by_row, axis=1), by_column, largest)
+    return are_heavy_alone(means, margins.rows.mean(axis=1))
 
 
 def _refined(stack: Array, margins: Margins) -> Margins:

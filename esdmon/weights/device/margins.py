@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, cast, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from esdmon.spectrum import margins as arrays
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.margins import (
     DEAD,
@@ -16,6 +18,7 @@ from esdmon.spectrum.margins import (
     SETTLED,
     TINY,
     WEAK,
+    Array,
     Bools,
     Magnitudes,
     are_heavy_alone,
@@ -58,6 +61,34 @@ class Margins:
         )
 
 
+@final
+class _Widened:
+    """A stack of 16-bit numbers on the CPU as an array of float32: what is sliced is converted."""
+
+    def __init__(self, stack: Tensor) -> None:
+        self._stack = stack
+        self.shape = tuple(stack.shape)
+        self.size = stack.numel()
+        self.dtype = np.dtype(np.float32)
+
+    def __getitem__(self, key: Any) -> Array:
+        array: Array = self._stack[key].float().numpy()
+        return array
+
+
+def as_array(stack: Tensor) -> Array | None:
+    """Return a stack on the CPU as an array of float32 or float64, without a copy of it; None on other devices.
+
+    numpy passes over it in half of the time, and in one thread: those of torch wait for threads of the BLAS that spin.
+    """
+    if stack.device.type != "cpu":
+        return None
+    if stack.dtype in (torch.float32, torch.float64):
+        array: Array = stack.numpy()
+        return array
+    return cast("Array", _Widened(stack))
+
+
 def small_blocks(stack: Tensor) -> tuple[Tensor, ...]:
     """Split a stack into blocks of rows that stay in the cache, and that torch computes in one thread.
 
@@ -70,6 +101,9 @@ def small_blocks(stack: Tensor) -> tuple[Tensor, ...]:
 
 def scales_of(stack: Tensor, margins: Margins) -> Scales:
     """Return the scales of a stack without dead rows and columns, with N >= M."""
+    array = as_array(stack)
+    if array is not None:
+        return arrays.scales_of(array, arrays.Margins(_numbers(margins.rows), _numbers(margins.columns)))
     squares = _squared(stack)
     measured, margins = margins, _refined(squares, margins)
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns

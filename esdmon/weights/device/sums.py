@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from esdmon.spectrum.preparation import CANCELS
-from esdmon.weights.device.margins import Margins, small_blocks
+from esdmon.spectrum import preparation
+from esdmon.weights.device.margins import Margins, as_array, small_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,11 @@ def sum_up(stack: Tensor) -> Sums:
     if stack.stride(2) != 1 and stack.stride(1) == 1:  # transposed: its columns lie in memory as rows
         sums = sum_up(stack.mT)
         return replace(sums, margins=Margins(sums.margins.columns, sums.margins.rows))
+    array = as_array(stack)
+    if array is not None:
+        found = preparation.sum_up(array)
+        margins = Margins(torch.from_numpy(found.margins.rows), torch.from_numpy(found.margins.columns))
+        return Sums(found.minimum, found.maximum, found.mean, found.variance, found.may_have_zeros, margins)
     _, n_rows, n_columns = stack.shape
     parts = small_blocks(stack)
     by_column = torch.zeros(stack.shape[0], n_columns, dtype=torch.float64, device=stack.device)
@@ -46,7 +51,7 @@ def sum_up(stack: Tensor) -> Sums:
     mean = float(torch.stack(totals).double().sum()) / stack.numel()
     mean_square = float(margins.columns.mean())
     square = mean * mean  # not mean**2, which raises where it is beyond float64
-    variance = mean_square - square if square < CANCELS * mean_square else _variance(parts, mean)
+    variance = mean_square - square if square < preparation.CANCELS * mean_square else _variance(parts, mean)
     return Sums(minimum, maximum, mean, variance, bool(torch.stack(smallest).amin() == 0), margins)
 
 
