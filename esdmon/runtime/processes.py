@@ -29,6 +29,7 @@ _log = logging.getLogger("esdmon")
 
 _PROGRAM = "esdmon.runtime.worker"
 _START_SECONDS = 60.0  # within which numpy and scipy are loaded, also from the file system of a cluster; our choice
+_CHECK_SECONDS = 1.0  # between looks whether a process lives: one forked at its start may hold its end open; our choice
 _LIVES = 2  # processes that may end by themselves before threads take over; our choice
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -61,7 +62,7 @@ class Worker:
         self._memory = os.memfd_create("esdmon")
         try:
             self._process = _started(theirs.fileno(), self._memory)
-        except OSError as error:
+        except Exception as error:
             os.close(self._memory)
             self._connection.close()
             raise WorkerError(describe(error)) from error
@@ -130,9 +131,14 @@ class Worker:
     def _exchange(self, order: Order) -> Outcome:
         try:
             self._connection.send(order)
-            outcome: Outcome = self._connection.recv()
+            is_there = self._connection.poll(_CHECK_SECONDS)
+            while not is_there and self._process.poll() is None:
+                is_there = self._connection.poll(_CHECK_SECONDS)
+            outcome: Outcome | None = self._connection.recv() if is_there else None
         except (EOFError, OSError):
-            raise WorkerError(f"the worker process that read it {self._how_it_ended()}") from None
+            outcome = None
+        if outcome is None:
+            raise WorkerError(f"the worker process that read it {self._how_it_ended()}")
         return outcome
 
     def _how_it_ended(self) -> str:

@@ -3,8 +3,7 @@
 A matrix that moves at a rate d (‖ΔW‖/‖W‖ per step) and is read every T steps is d·T/2 out of date on average, and costs
 c/T per step. The total staleness is least, for a given total cost, where d·T²/c is equal for all matrices (Lagrange).
 So the matrix with the largest drift · age / cost is read first; where λmax was screened, |Δ ln λmax| counts as drift if
-it is more. This priority grows with age for every matrix that
-moves, and there is a longest wait, so no matrix starves.
+it is more. This priority grows with age for every matrix that moves, and there is a longest wait, so no matrix starves.
 
 Before any of that each matrix is read once: one of each kind first, from the middle of the model's depth, then the
 first and the last of each kind, then those between. So the first report of a large model covers every kind.
