@@ -10,26 +10,23 @@ from torch import Tensor
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.margins import (
-    DEAD,
+    BLOCK,
     PASSES,
     SAMPLED,
     SETTLED,
     TINY,
-    WEAK,
     Bools,
     Magnitudes,
+    Sides,
     are_heavy_alone,
     as_scales,
-    is_below,
     kurtosis_of,
 )
 from esdmon.spectrum.scales import Scales
 
-_BLOCK = 1 << 15  # elements: torch computes fewer in one thread
-
 
 @dataclass(frozen=True, slots=True)
-class Margins:
+class Margins(Sides):
     """Mean squares, or scales, of the rows and columns of each slice, in float64 on the weight's device."""
 
     rows: Tensor
@@ -37,18 +34,9 @@ class Margins:
     columns: Tensor
     """(slices, columns)."""
 
-    def alive(self) -> tuple[Bools, Bools]:
-        """Return masks of the rows and columns whose rms over all slices is at least 1e-3 of the median of their side.
-
-        The median is that of those that are not exactly zero. Where most have decayed, none is left out: then the rank
-        of the layer has collapsed.
-        """
-        return ~is_below(DEAD, _total(self.rows)), ~is_below(DEAD, _total(self.columns))
-
-    def weak(self) -> tuple[int, int]:
-        """Return the numbers of rows and columns whose rms over all slices is below a tenth of the median's."""
-        rows, columns = (int(np.sum(is_below(WEAK, _total(side)))) for side in (self.rows, self.columns))
-        return rows, columns
+    def totals(self) -> tuple[Floats, Floats]:
+        """Return the sums of the rows and columns over all slices."""
+        return _numbers(self.rows.sum(dim=0)), _numbers(self.columns.sum(dim=0))
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
         """Return the margins of some rows and columns; what the others add to a sum of squares is below 1e-6 of it."""
@@ -65,7 +53,7 @@ def small_blocks(stack: Tensor) -> tuple[Tensor, ...]:
     pass over a MB took 2 ms then, and 0.1 ms in one thread.
     """
     slices, _, columns = stack.shape
-    return torch.split(stack, max(1, (_BLOCK - 1) // (slices * columns)), dim=1)
+    return torch.split(stack, max(1, (BLOCK - 1) // (slices * columns)), dim=1)
 
 
 def scales_of(stack: Tensor, margins: Margins) -> Scales:
@@ -149,8 +137,3 @@ def equalise(stack: Tensor, margins: Margins) -> Tensor:
     scaled = stack * (_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :]).sqrt()
     scaled /= scaled.square().mean(dim=(1, 2), keepdim=True).sqrt()
     return scaled.to(torch.promote_types(stack.dtype, torch.float32))
-
-
-def _total(squares: Tensor) -> Floats:
-    total: Floats = squares.sum(dim=0).cpu().numpy()
-    return total

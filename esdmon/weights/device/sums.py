@@ -1,29 +1,16 @@
 """Sum up the elements of a stack of matrices in one pass over memory, block by block."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from esdmon.spectrum.preparation import CANCELS
+from esdmon.spectrum.preparation import CANCELS, Sums
 from esdmon.weights.device.margins import Margins, small_blocks
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Statistics of all elements, computed in float32 or better. With NaN or infinite elements an extreme is one."""
-
-    minimum: float
-    maximum: float
-    mean: float
-    variance: float
-    may_have_zeros: bool
-    """Whether the square of some element is zero."""
-    margins: Margins
-
-
-def sum_up(stack: Tensor) -> Sums:
+def sum_up(stack: Tensor) -> Sums[Margins]:
     """Return the statistics of a (slices, rows, columns) stack."""
     if stack.stride(2) != 1 and stack.stride(1) == 1:  # transposed: its columns lie in memory as rows
         sums = sum_up(stack.mT)
