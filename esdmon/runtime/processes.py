@@ -57,7 +57,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._is_ending = self._is_closed = False
         self._connection, theirs = Pipe()
         self._memory = os.memfd_create("esdmon")
         try:
@@ -83,29 +83,43 @@ class Worker:
             WorkerError: where the process has ended.
             OSError: where there is no memory for the array.
         """
-        with self._lock:
-            if self._is_closed:
-                raise WorkerError("the worker process is closed")
-            order = Order(job, stack.dtype.name, stack.shape)
-            try:
-                os.posix_fallocate(self._memory, 0, stack.nbytes)  # else a full memory would end this process
-                with mmap.mmap(self._memory, stack.nbytes) as shared:
-                    np.copyto(order.array_in(shared), stack)
-                return self._exchange(order)
-            finally:
-                os.ftruncate(self._memory, 0)
+        try:
+            with self._lock:
+                if self._is_ending or self._is_closed:
+                    raise WorkerError("the worker process is closed")
+                order = Order(job, stack.dtype.name, stack.shape)
+                try:
+                    os.posix_fallocate(self._memory, 0, stack.nbytes)  # else a full memory would end this process
+                    with mmap.mmap(self._memory, stack.nbytes) as shared:
+                        np.copyto(order.array_in(shared), stack)
+                    return self._exchange(order)
+                finally:
+                    os.ftruncate(self._memory, 0)
+        finally:
+            self._let_go()
 
     def close(self) -> None:
-        """End the process at once, whatever it does."""
+        """End the process at once, whatever it does. A thread that waits for it learns that it has ended."""
         if self._is_closed:
             return
+        self._is_ending = True
         self._process.kill()
-        with self._lock:  # a thread that waits for the process learns that it has ended, and lets go
-            if not self._is_closed:
-                self._is_closed = True
-                self._connection.close()
-                os.close(self._memory)
-                self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what an ended process leaves open, unless a thread uses it, which does this when it has finished.
+
+        That may be the calling thread: the garbage collector, which closes a monitor that nobody holds, runs anywhere.
+        """
+        if self._is_ending and self._lock.acquire(blocking=False):
+            try:
+                if not self._is_closed:
+                    self._is_closed = True
+                    self._connection.close()
+                    os.close(self._memory)
+                    self._process.wait()
+            finally:
+                self._lock.release()
 
     def abandon(self) -> None:
         """Close what a process that was forked off this one has inherited, and leave the worker to this one."""
@@ -160,7 +174,7 @@ class Processes:
     def __init__(self, start: Callable[[], Worker] = Worker) -> None:
         self._start = start
         self._own = _Own()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close all in a thread that holds it
         self._workers: list[Worker] = []
         self._lost = 0
         self._is_closed = False
