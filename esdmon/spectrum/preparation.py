@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from esdmon.errors import UnreadableError
 from esdmon.spectrum.decomposition import Facts
+from esdmon.spectrum.elements import Elements, TrapElements
 from esdmon.spectrum.hu2025 import window_starts
 from esdmon.spectrum.lapack import ArrayStack
 from esdmon.spectrum.margins import Array, Bools, Margins, Sides, equalise, scales_of, small_blocks
-from esdmon.spectrum.spectrum import PRODUCTS, Elements, TrapElements
+from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.spectrum.traps import parts_of_trap
 
 CANCELS = 0.5
