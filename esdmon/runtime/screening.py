@@ -104,7 +104,7 @@ class Screening:
             now = found
             if layer is not None and layer.status == "ok":
                 now = replace(found, N=layer.N)
-                self._priority.screened(found.name, found.step, _change(layer, now))
+                self._priority.screened(found.name, found.step, _change(layer, now), since=layer.step)
             self._found.setdefault(found.name, []).append(now)
 
 

@@ -170,11 +170,20 @@ class ReadPriority:
         moved = [name for name in rare if self._limited and self._has_changed(states[name])]
         return sorted(moved, key=lambda name: states[name].known)
 
-    def screened(self, name: str, step: int, change: float = 0.0) -> None:
-        """Record that a matrix was screened at a step, and the change of ln λmax since its last reading."""
+    def screened(self, name: str, step: int, change: float | None = None, *, since: int | None = None) -> None:
+        """Record that a matrix was screened at a step, and how far ln λmax has changed.
+
+        Args:
+            name: of the matrix.
+            step: optimizer steps taken when it was screened.
+            change: |Δ ln λmax|; None where it is not computed yet, and the last one counts.
+            since: step of the reading from which it has; where a later one is under way, the change is left out.
+        """
         state = self._states.get(name)
         if state is not None and (state.read is None or step > state.read):
-            state.screened, state.change = step, change
+            state.screened = max(step, state.screened)
+            if change is not None:
+                state.change = change if since in (None, state.read) else 0.0
 
     def lost(self, name: str) -> None:
         """Record that a reading was lost: the matrix counts as never read."""
