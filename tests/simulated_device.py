@@ -1,5 +1,6 @@
 """A device that is simulated: queues that are run by hand, and copies that happen when they are run."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -18,10 +19,10 @@ class SimulatedDevice:
 
     Args:
         runs_at_once: whether the stream of the training runs what is queued; else `run` does.
-        room: whether there is memory for copies on the device.
+        room: bytes of the largest copy for which there is memory on the device.
     """
 
-    def __init__(self, *, runs_at_once: bool = True, room: bool = True) -> None:
+    def __init__(self, *, runs_at_once: bool = True, room: float = math.inf) -> None:
         self.runs_at_once = runs_at_once
         self.room = room
         self.captured = False
@@ -56,9 +57,9 @@ class SimulatedDevice:
                 return
             self._side.popleft()[1]()
 
-    def has_room(self, _tensor: Tensor) -> bool:
+    def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
         self._called("has_room")
-        return self.room
+        return tensor.numel() * dtype.itemsize <= self.room
 
     def clone(self, tensor: Tensor) -> Tensor:
         self._called("clone")

@@ -158,7 +158,7 @@ class AlertManager:
         return found, checked
 
     def _mute(self, found: Mapping[str, Found]) -> None:
-        """Drop findings that follow from what another rule has found or fires for; an `info` mutes nothing."""
+        """Drop findings that follow from what another rule finds or fires for; an `info` mutes none in its layer."""
         for rule in self.rules:
             mine = {name for name, case in self._cases[rule.name].items() if case.firing and case.severity != "info"}
             mine |= {name for name, finding in found.get(rule.name, {}).items() if finding.severity != "info"}

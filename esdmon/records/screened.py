@@ -37,22 +37,22 @@ class Screened:
 
     @property
     def lambda_max(self) -> float:
-        """Largest eigenvalue of WᵀW/N, from below; NaN for an empty matrix."""
+        """Return the largest eigenvalue of WᵀW/N, from below; NaN for an empty matrix."""
         return self.spectral_norm**2 / self.N if self.N else math.nan
 
     @property
     def stable_rank(self) -> float:
-        """‖W‖_F²/σmax², from above; NaN for a zero matrix."""
+        """Return ‖W‖_F²/σmax², from above; NaN for a zero matrix."""
         return (self.frobenius_norm / self.spectral_norm) ** 2 if self.spectral_norm > 0 else math.nan
 
     @property
     def is_close(self) -> bool:
-        """True where the residual is at most `CLOSE`."""
+        """Return whether the residual is at most `CLOSE`."""
         return self.residual <= CLOSE
 
     @property
     def measures(self) -> dict[str, float]:
-        """Values by the names of the measures of a reading."""
+        """Return the values by the names of the measures of a reading."""
         return {key: getattr(self, key) for key in _KEYS[:-1]}
 
     def is_after(self, step: int | None) -> bool:

@@ -29,6 +29,7 @@ _log = logging.getLogger("esdmon")
 
 _PROGRAM = "esdmon.runtime.worker"
 _START_SECONDS = 60.0  # within which numpy and scipy are loaded, also from the file system of a cluster; our choice
+_CHECK_SECONDS = 1.0  # between looks whether a process lives: one forked at its start may hold its end open; our choice
 _LIVES = 2  # processes that may end by themselves before threads take over; our choice
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -56,12 +57,12 @@ class Worker:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._is_closed = False
+        self._is_ending = self._is_closed = False
         self._connection, theirs = Pipe()
         self._memory = os.memfd_create("esdmon")
         try:
             self._process = _started(theirs.fileno(), self._memory)
-        except OSError as error:
+        except Exception as error:
             os.close(self._memory)
             self._connection.close()
             raise WorkerError(describe(error)) from error
@@ -82,29 +83,43 @@ class Worker:
             WorkerError: where the process has ended.
             OSError: where there is no memory for the array.
         """
-        with self._lock:
-            if self._is_closed:
-                raise WorkerError("the worker process is closed")
-            order = Order(job, stack.dtype.name, stack.shape)
-            try:
-                os.posix_fallocate(self._memory, 0, stack.nbytes)  # else a full memory would end this process
-                with mmap.mmap(self._memory, stack.nbytes) as shared:
-                    np.copyto(order.array_in(shared), stack)
-                return self._exchange(order)
-            finally:
-                os.ftruncate(self._memory, 0)
+        try:
+            with self._lock:
+                if self._is_ending or self._is_closed:
+                    raise WorkerError("the worker process is closed")
+                order = Order(job, stack.dtype.name, stack.shape)
+                try:
+                    os.posix_fallocate(self._memory, 0, stack.nbytes)  # else a full memory would end this process
+                    with mmap.mmap(self._memory, stack.nbytes) as shared:
+                        np.copyto(order.array_in(shared), stack)
+                    return self._exchange(order)
+                finally:
+                    os.ftruncate(self._memory, 0)
+        finally:
+            self._let_go()
 
     def close(self) -> None:
-        """End the process at once, whatever it does."""
+        """End the process at once, whatever it does. A thread that waits for it learns that it has ended."""
         if self._is_closed:
             return
+        self._is_ending = True
         self._process.kill()
-        with self._lock:  # a thread that waits for the process learns that it has ended, and lets go
-            if not self._is_closed:
-                self._is_closed = True
-                self._connection.close()
-                os.close(self._memory)
-                self._process.wait()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """Close what an ended process leaves open, unless a thread uses it, which does this when it has finished.
+
+        That may be the calling thread: the garbage collector, which closes a monitor that nobody holds, runs anywhere.
+        """
+        if self._is_ending and self._lock.acquire(blocking=False):
+            try:
+                if not self._is_closed:
+                    self._is_closed = True
+                    self._connection.close()
+                    os.close(self._memory)
+                    self._process.wait()
+            finally:
+                self._lock.release()
 
     def abandon(self) -> None:
         """Close what a process that was forked off this one has inherited, and leave the worker to this one."""
@@ -130,9 +145,14 @@ class Worker:
     def _exchange(self, order: Order) -> Outcome:
         try:
             self._connection.send(order)
-            outcome: Outcome = self._connection.recv()
+            is_there = self._connection.poll(_CHECK_SECONDS)
+            while not is_there and self._process.poll() is None:
+                is_there = self._connection.poll(_CHECK_SECONDS)
+            outcome: Outcome | None = self._connection.recv() if is_there else None
         except (EOFError, OSError):
-            raise WorkerError(f"the worker process that read it {self._how_it_ended()}") from None
+            outcome = None
+        if outcome is None:
+            raise WorkerError(f"the worker process that read it {self._how_it_ended()}")
         return outcome
 
     def _how_it_ended(self) -> str:
@@ -154,7 +174,7 @@ class Processes:
     def __init__(self, start: Callable[[], Worker] = Worker) -> None:
         self._start = start
         self._own = _Own()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # the garbage collector may close all in a thread that holds it
         self._workers: list[Worker] = []
         self._lost = 0
         self._is_closed = False

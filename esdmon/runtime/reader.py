@@ -305,6 +305,7 @@ class Reader:
     def _continue_from(self, drift: Callable[[], None]) -> None:
         drift()
         self._views.clear()
+        self._screener.forget()
         self._computing.forget_directions()
 
     def _without_parts(self, samples: Plain) -> Plain:

@@ -21,8 +21,8 @@ WORTH = 10
 class Screening:
     """Screen the matrices that were not read for some due steps, the longest not known first.
 
-    What it costs is measured. From the matrix on with which that would be more than a quarter of the budget, the others
-    wait for the next due step.
+    What it costs is measured. From the matrix on with which that would be more than a quarter of the budget, since the
+    run was begun or continued here, the others wait for the next due step.
 
     Args:
         source: the matrices of this process.
@@ -36,6 +36,7 @@ class Screening:
         self._priority = priority
         self._drift = drift
         self._budget = budget
+        self._since = budget.run_seconds
         self._spent = 0.0
         self._costs: dict[str, float] = {}
         """Least seconds of a screening of each matrix so far."""
@@ -91,7 +92,7 @@ class Screening:
 
     @property
     def _allowance(self) -> float:
-        return SHARE * (self._budget.share or 0.0) * self._budget.run_seconds
+        return SHARE * (self._budget.share or 0.0) * (self._budget.run_seconds - self._since)
 
     def _take(self, latest: Mapping[str, LayerReport]) -> None:
         """Take up what is computed by now."""
@@ -103,7 +104,7 @@ class Screening:
             now = found
             if layer is not None and layer.status == "ok":
                 now = replace(found, N=layer.N)
-                self._priority.screened(found.name, found.step, _change(layer, now))
+                self._priority.screened(found.name, found.step, _change(layer, now), since=layer.step)
             self._found.setdefault(found.name, []).append(now)
 
 

@@ -3,8 +3,7 @@
 A matrix that moves at a rate d (‖ΔW‖/‖W‖ per step) and is read every T steps is d·T/2 out of date on average, and costs
 c/T per step. The total staleness is least, for a given total cost, where d·T²/c is equal for all matrices (Lagrange).
 So the matrix with the largest drift · age / cost is read first; where λmax was screened, |Δ ln λmax| counts as drift if
-it is more. This priority grows with age for every matrix that
-moves, and there is a longest wait, so no matrix starves.
+it is more. This priority grows with age for every matrix that moves, and there is a longest wait, so no matrix starves.
 
 Before any of that each matrix is read once: one of each kind first, from the middle of the model's depth, then the
 first and the last of each kind, then those between. So the first report of a large model covers every kind.
@@ -171,11 +170,20 @@ class ReadPriority:
         moved = [name for name in rare if self._limited and self._has_changed(states[name])]
         return sorted(moved, key=lambda name: states[name].known)
 
-    def screened(self, name: str, step: int, change: float = 0.0) -> None:
-        """Record that a matrix was screened at a step, and the change of ln λmax since its last reading."""
+    def screened(self, name: str, step: int, change: float | None = None, *, since: int | None = None) -> None:
+        """Record that a matrix was screened at a step, and how far ln λmax has changed.
+
+        Args:
+            name: of the matrix.
+            step: optimizer steps taken when it was screened.
+            change: |Δ ln λmax|; None where it is not computed yet, and the last one counts.
+            since: step of the reading from which it has; where a later one is under way, the change is left out.
+        """
         state = self._states.get(name)
         if state is not None and (state.read is None or step > state.read):
-            state.screened, state.change = step, change
+            state.screened = max(step, state.screened)
+            if change is not None:
+                state.change = change if since in (None, state.read) else 0.0
 
     def lost(self, name: str) -> None:
         """Record that a reading was lost: the matrix counts as never read."""

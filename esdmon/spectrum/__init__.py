@@ -91,6 +91,7 @@ from esdmon.spectrum.bulk import fit_bulk as fit_bulk
 from esdmon.spectrum.classification import classify as classify
 from esdmon.spectrum.clauset2009 import PowerLawFit as PowerLawFit
 from esdmon.spectrum.clauset2009 import fit_power_law as fit_power_law
+from esdmon.spectrum.elements import Elements as Elements
 from esdmon.spectrum.marchenko1967 import mp_cdf as mp_cdf
 from esdmon.spectrum.marchenko1967 import mp_density as mp_density
 from esdmon.spectrum.marchenko1967 import mp_edges as mp_edges
@@ -99,7 +100,6 @@ from esdmon.spectrum.measures import Measure as Measure
 from esdmon.spectrum.phases import Phase as Phase
 from esdmon.spectrum.phases import PhaseReading as PhaseReading
 from esdmon.spectrum.phases import PhaseThresholds as PhaseThresholds
-from esdmon.spectrum.spectrum import Elements as Elements
 from esdmon.spectrum.spectrum import Spectrum as Spectrum
 from esdmon.spectrum.vuong1989 import Comparison as Comparison
 from esdmon.spectrum.vuong1989 import power_law_against_exponential as power_law_against_exponential

@@ -14,11 +14,12 @@ import numpy as np
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import is_noise
+from esdmon.spectrum.elements import Elements
 from esdmon.spectrum.phases import PhaseThresholds
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.separable import separable_laws
-from esdmon.spectrum.spectrum import PRODUCTS, Elements, Spectrum
+from esdmon.spectrum.spectrum import PRODUCTS, Spectrum
 
 Precision: TypeAlias = Literal["float32", "float64"]
 

@@ -7,6 +7,7 @@ the mean squares on, and once more where that changes them.
 Here for numpy arrays; `esdmon.weights.device.margins` does the same with tensors on their device.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -35,17 +36,18 @@ TINY = 1e-12
 """Of the mean scale: less is what is left of a unit that is dead in one slice only."""
 PASSES = 12
 """Over rows and columns, to equalise: the mean squares are then equal to a few parts in a thousand; our choice."""
-_BLOCK = 1 << 15  # elements, which stay in the cache
+BLOCK = 1 << 15
+"""Elements of a block of rows, which stay in the cache, and of which torch computes fewer in one thread."""
 
 
-@dataclass(frozen=True, slots=True)
-class Margins:
-    """Mean squares, or scales, of the rows and columns of each slice, in float64."""
+class Sides(ABC):
+    """Mean squares of the rows and columns of each slice, wherever they are stored."""
 
-    rows: Floats
-    """(slices, rows)."""
-    columns: Floats
-    """(slices, columns)."""
+    __slots__ = ()
+
+    @abstractmethod
+    def totals(self) -> tuple[Floats, Floats]:
+        """Return the sums of the rows and columns over all slices."""
 
     def alive(self) -> tuple[Bools, Bools]:
         """Return masks of the rows and columns whose rms over all slices is at least 1e-3 of the median of their side.
@@ -53,12 +55,27 @@ class Margins:
         The median is that of those that are not exactly zero. Where most have decayed, none is left out: then the rank
         of the layer has collapsed.
         """
-        return ~is_below(DEAD, self.rows.sum(axis=0)), ~is_below(DEAD, self.columns.sum(axis=0))
+        rows, columns = self.totals()
+        return ~is_below(DEAD, rows), ~is_below(DEAD, columns)
 
     def weak(self) -> tuple[int, int]:
         """Return the numbers of rows and columns whose rms over all slices is below a tenth of the median's."""
-        rows, columns = (int(np.sum(is_below(WEAK, side.sum(axis=0)))) for side in (self.rows, self.columns))
-        return rows, columns
+        rows, columns = self.totals()
+        return int(np.sum(is_below(WEAK, rows))), int(np.sum(is_below(WEAK, columns)))
+
+
+@dataclass(frozen=True, slots=True)
+class Margins(Sides):
+    """Mean squares, or scales, of the rows and columns of each slice, in float64."""
+
+    rows: Floats
+    """(slices, rows)."""
+    columns: Floats
+    """(slices, columns)."""
+
+    def totals(self) -> tuple[Floats, Floats]:
+        """Return the sums of the rows and columns over all slices."""
+        return self.rows.sum(axis=0), self.columns.sum(axis=0)
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
         """Return the margins of some rows and columns; what the others add to a sum of squares is below 1e-6 of it."""
@@ -85,7 +102,7 @@ def is_below(share: float, squares: Floats) -> Bools:
 def small_blocks(stack: Array) -> Iterator[Array]:
     """Yield blocks of rows that stay in the cache."""
     slices, n_rows, columns = stack.shape
-    count = max(1, (_BLOCK - 1) // (slices * columns))
+    count = max(1, (BLOCK - 1) // (slices * columns))
     return (stack[:, start : start + count] for start in range(0, n_rows, count))
 
 

@@ -7,20 +7,23 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.errors import UnreadableError
 from esdmon.spectrum.decomposition import Facts
+from esdmon.spectrum.elements import Elements, TrapElements
 from esdmon.spectrum.hu2025 import window_starts
 from esdmon.spectrum.lapack import ArrayStack
-from esdmon.spectrum.margins import Array, Bools, Margins, equalise, scales_of, small_blocks
-from esdmon.spectrum.spectrum import PRODUCTS, Elements, TrapElements
+from esdmon.spectrum.margins import Array, Bools, Margins, Sides, equalise, scales_of, small_blocks
+from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.spectrum.traps import parts_of_trap
 
 CANCELS = 0.5
 """Share of mean² in the mean square, above which their difference loses more than a bit; our choice."""
+_Sides = TypeVar("_Sides", bound=Sides)
 _SEED = 0  # of the shuffle
 _MAX_EXPONENT = 500  # of two: squares stay within float64
 _SAFE_EXPONENT = 30  # of two: squares and their sums over any side stay within float32
@@ -90,7 +93,7 @@ def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
 
 
 @dataclass(frozen=True, slots=True)
-class Sums:
+class Sums(Generic[_Sides]):
     """Statistics of all elements, computed in float32 or better. With NaN or infinite elements an extreme is one."""
 
     minimum: float
@@ -99,10 +102,10 @@ class Sums:
     variance: float
     may_have_zeros: bool
     """Whether the square of some element is zero."""
-    margins: Margins
+    margins: _Sides
 
 
-def sum_up(stack: Array) -> Sums:
+def sum_up(stack: Array) -> Sums[Margins]:
     """Return the statistics of a (slices, rows, columns) stack, in one pass over memory."""
     _, n_rows, n_columns = stack.shape
     by_column = np.zeros((stack.shape[0], n_columns))

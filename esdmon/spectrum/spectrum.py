@@ -12,6 +12,7 @@ import numpy as np
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import Bulk, fit_bulk, fit_scaled, is_noise
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
+from esdmon.spectrum.elements import Elements
 from esdmon.spectrum.laws import NoiseLaw
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Scales
@@ -25,48 +26,6 @@ PRODUCTS = ("lora-delta", *OF_ATTENTION)
 """Views that are products of two weights; their singular values are kept, and neither their elements nor their null."""
 _GAP = 1e-3  # of two neighbouring eigenvalues; our choice
 _GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float64 Gram matrix leaves of a zero
-
-
-@dataclass(frozen=True, slots=True)
-class TrapElements:
-    """The elements that make a correlation trap: those whose distance from the mean is above (NM)^¼·σ."""
-
-    count: int
-    """Number of them; 0 where the mean alone makes the trap."""
-    row: int
-    """Row of the element that is farthest from the mean, from 0, dead rows included."""
-    column: int
-    """Its column."""
-    value: float
-    """The element itself."""
-    share: float
-    """Share of Σw² that is in these elements and in the mean, 0 to 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Elements:
-    """Statistics of the elements of W, which its eigenvalues do not determine."""
-
-    mean: float
-    variance: float
-    minimum: float
-    maximum: float
-    zero_rows: int = 0
-    """Dead rows of W, dropped before the spectrum was computed: all-zero, or an rms below 1e-3 of the median row's."""
-    zero_columns: int = 0
-    """Dead columns of W, dropped too."""
-    zeros: int = 0
-    """Elements that are exactly zero in the remaining rows and columns."""
-    rows: int = 0
-    """Rows of W that remain; 0 where that is not known."""
-    columns: int = 0
-    """Columns of W that remain; 0 where that is not known."""
-    weak_rows: int = 0
-    """Remaining rows with an rms below a tenth of the median row's."""
-    weak_columns: int = 0
-    """Remaining columns with an rms below a tenth of the median column's."""
-    trap: TrapElements | None = None
-    """What makes a correlation trap; None without one."""
 
 
 # Not slots=True: `cached_property` keeps its values in the instance's dictionary.

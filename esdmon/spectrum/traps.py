@@ -11,7 +11,8 @@ References: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep)
 
 from collections.abc import Callable
 
-from esdmon.spectrum.spectrum import Elements, Spectrum, TrapElements
+from esdmon.spectrum.elements import Elements, TrapElements
+from esdmon.spectrum.spectrum import Spectrum
 
 
 def trap(spectrum: Spectrum) -> float:

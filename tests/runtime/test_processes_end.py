@@ -136,3 +136,72 @@ def test_a_worker_that_was_closed_refuses_a_job() -> None:
     job: Any = None
     with pytest.raises(processes.WorkerError, match="the worker process is closed"):
         worker.run(job, np.zeros((1, 1, 1)))
+
+
+def test_a_worker_that_has_ended_is_noticed_where_another_process_holds_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one does that is forked while the worker is started: then the connection never ends."""
+    start = processes._started
+    held: list[int] = []
+
+    def started(connection: int, memory: int) -> "subprocess.Popen[bytes]":
+        held.append(os.dup(connection))
+        return start(connection, memory)
+
+    monkeypatch.setattr(processes, "_started", started)
+    monkeypatch.setattr(processes, "_CHECK_SECONDS", 0.01)
+    worker = Worker()
+    errors: list[object] = []
+
+    def read() -> None:
+        job: Any = None
+        with pytest.raises(processes.WorkerError, match="was ended by signal 9") as error:
+            worker.run(job, np.zeros((1, 1, 1)))
+        errors.append(error)
+
+    os.kill(worker.pid, signal.SIGSTOP)
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    os.kill(worker.pid, signal.SIGKILL)
+    thread.join(LONG)
+    assert len(errors) == 1
+    worker.close()
+    os.close(held.pop())
+
+
+class Closing:
+    """A job that closes its worker while it is sent, as the garbage collector may."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._worker.close()
+        return int, ()
+
+
+def test_a_worker_may_be_closed_by_the_thread_that_uses_it() -> None:
+    worker = Worker()
+    errors: list[object] = []
+
+    def read() -> None:
+        job: Any = Closing(worker)
+        with pytest.raises(processes.WorkerError, match="was ended by signal 9") as error:
+            worker.run(job, np.zeros((1, 1, 1)))
+        errors.append(error)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert len(errors) == 1
+    assert has_ended(worker.pid)
+    assert count_descriptors() == 0
+
+
+def test_what_was_opened_for_a_worker_that_cannot_be_started_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the error: here a search path with a null byte, which no environment takes."""
+    monkeypatch.setattr(sys, "path", [*sys.path, "/nowhere\0"])
+    with pytest.raises(processes.WorkerError, match="embedded null byte"):
+        Worker()
+    assert count_descriptors() == 0

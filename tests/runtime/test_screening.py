@@ -24,6 +24,7 @@ from tests.runtime.test_modes import slow_measure, waiting_measure
 LAYERS = 8
 EVERY = 2
 STEP = 0.5  # seconds, by a clock that nothing else moves
+CHEAP = 1.5e-3  # seconds of a screening: less than a tenth of those of a reading
 
 
 class Training:
@@ -70,6 +71,17 @@ class Training:
         return [each for report in self.sink.reports for each in report.screened if each.is_new]
 
 
+def screening_takes(seconds: float, monkeypatch: pytest.MonkeyPatch, run: Training) -> None:
+    """Have each screening take so long, by the clock of a run."""
+    screen = Reader.screen
+
+    def slow(reader: Reader, name: str, step: int) -> float | None:
+        run.clock.passes(seconds)
+        return screen(reader, name, step)
+
+    monkeypatch.setattr(Reader, "screen", slow)
+
+
 def test_all_matrices_have_norms_of_the_last_due_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a sweep takes eight due steps: those of a matrix that was not read for three are screened."""
     run = Training(monkeypatch).train(30 * EVERY)
@@ -91,18 +103,12 @@ def test_all_matrices_have_norms_of_the_last_due_steps(monkeypatch: pytest.Monke
 
 def test_it_takes_a_part_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     """What does not fit waits, and the matrix that was not known for longest is first."""
-    screen = Reader.screen
     run = Training(monkeypatch, watched=False)
-
-    def slow(reader: Reader, name: str, step: int) -> float | None:
-        run.clock.passes(1.5e-3)  # less than a tenth of a reading
-        return screen(reader, name, step)
-
-    monkeypatch.setattr(Reader, "screen", slow)
+    screening_takes(CHEAP, monkeypatch, run)
     run.watch(budget=0.01)
     run.train(60 * EVERY)
     seconds = 60 * EVERY * STEP
-    assert 0.8 < 1.5e-3 * len(run.screened) / (SHARE * 0.01 * seconds) < 1.1
+    assert 0.8 < CHEAP * len(run.screened) / (SHARE * 0.01 * seconds) < 1.1
     for report in run.sink.reports[2 * LAYERS :]:
         known = {layer.name: layer.step for layer in report}
         known |= {each.name: each.step for each in report.screened}
@@ -111,16 +117,23 @@ def test_it_takes_a_part_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     assert run.monitor.overhead == pytest.approx((0.02 + 0.25 * 0.01) / (EVERY * STEP), rel=0.2)
 
 
+def test_the_part_is_that_of_the_time_since_a_run_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From an earlier state in the same process: what was spent before is not spent once more."""
+    run = Training(monkeypatch, watched=False)
+    screening_takes(CHEAP, monkeypatch, run)
+    run.watch(budget=0.01)
+    run.train(60 * EVERY)
+    before = len(run.screened)
+    assert run.monitor is not None
+    run.monitor.load_state_dict(run.monitor.state_dict())
+    run.train(20 * EVERY)
+    assert 0 < CHEAP * (len(run.screened) - before) < 1.1 * SHARE * 0.01 * 20 * EVERY * STEP
+
+
 def test_what_costs_too_much_is_not_screened_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of a reading at most."""
     run = Training(monkeypatch, watched=False)
-    screen = Reader.screen
-
-    def slow(reader: Reader, name: str, step: int) -> float | None:
-        run.clock.passes(5e-3)
-        return screen(reader, name, step)
-
-    monkeypatch.setattr(Reader, "screen", slow)
+    screening_takes(5e-3, monkeypatch, run)
     run.watch(budget=0.1)
     run.train(30 * EVERY)
     assert {sum(each.name == str(name) for each in run.screened) for name in range(LAYERS)} <= {0, 1}

@@ -233,5 +233,19 @@ def test_a_change_of_the_largest_eigenvalue_counts_as_drift(change: float) -> No
     assert turns.choose(30, 1.0, ahead=True) == ["b"]
     turns.looked("b", 20, 0.0, trainable=True)
     assert turns.choose(20, 1.0) == ["b"]
-    turns.begun("b", 20)
-    assert turns.choose(30, 1.0) == ["a"]
+    turns.screened("b", 30)  # as where an accelerator computes it while the next due step is planned
+    assert turns.choose(30, 1.0) == ["b"]
+    turns.begun("b", 30)
+    assert turns.choose(40, 1.0) == ["a"]
+
+
+def test_a_change_since_an_older_reading_is_left_out() -> None:
+    """Where the next one is under way while a matrix is screened again."""
+    turns = ReadPriority({"a": 1.0, "b": 1.0})
+    for name, step in (("a", 10), ("b", 10), ("b", 15)):
+        turns.begun(name, step)
+        turns.took(name, 1.0)
+        turns.looked(name, 20, 0.1, trainable=True)
+    for since, first in ((10, "a"), (15, "b")):
+        turns.screened("b", 20, 0.5, since=since)
+        assert turns.choose(20, 1.0) == [first]

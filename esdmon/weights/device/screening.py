@@ -76,8 +76,8 @@ class Screener:
         with suppress(Exception), torch.no_grad():  # the reading reports why
             weight = read_weight(matrix)
             check_readable(weight)
-            device = weight.device
-            if device.type not in ("cpu", "cuda") or not self._transfers.has_room(weight):
+            device, dtype = weight.device, _dtype(weight)
+            if device.type not in ("cpu", "cuda") or not self._transfers.has_room(weight, dtype):
                 return None
             stack = matrix.to_stack(weight)
             tall = stack if stack.shape[-2] >= stack.shape[-1] else stack.mT
@@ -87,7 +87,7 @@ class Screener:
             start = _first_vector(tall) if known is None else known
             steps = min(FIRST_STEPS if known is None else STEPS, tall.shape[-1])
             with without_autocast(device.type):
-                vector, numbers = _screened(tall, start, steps)
+                vector, numbers = _screened(tall, start.to(dtype), steps)
             self._vectors[matrix.name] = vector
             queued = _Queued(matrix.name, step, tall.shape[-2], numbers)
             self._queued.setdefault(device, []).append(queued)
@@ -125,6 +125,10 @@ class Screener:
                 value, residual = (0.0 if square == 0 else math.nan), math.nan
             yield Screened(name, step, square**0.5, value**0.5, residual / value if value > 0 else math.nan, N=n)
 
+    def forget(self) -> None:
+        """Forget all that was queued, and all vectors: the weights are others now."""
+        self._queued, self._arriving, self._vectors = {}, [], {}
+
     def keep(self, names: Collection[str]) -> None:
         """Forget the vectors of all other matrices."""
         self._vectors = {name: vector for name, vector in self._vectors.items() if name in names}
@@ -143,22 +147,26 @@ def _first_vector(tall: Tensor) -> Tensor:
     return vector.to(torch.float32).expand(slices, m).unsqueeze(-1)
 
 
+def _dtype(weight: Tensor) -> torch.dtype:
+    """Return the type to compute in."""
+    is_wide = weight.dtype == torch.float64 or rounds_products(weight.device.type)
+    return torch.float64 if is_wide else torch.float32
+
+
 def _screened(tall: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Return the Ritz vector of each slice, and ‖W‖_F², λmax of WᵀW by slice and the residuals, in float64.
 
     Args:
         tall: (slices, rows, columns), not fewer rows than columns.
-        start: a vector for each slice.
+        start: a vector for each slice, in the type to compute in.
         steps: number of vectors.
     """
-    is_wide = tall.dtype == torch.float64 or rounds_products(tall.device.type)
-    dtype = torch.float64 if is_wide else torch.float32
+    dtype = start.dtype
     parts = _parts(tall, dtype)
     squares: list[Tensor] = []
     quotients: list[Tensor] = []
     lengths: list[Tensor] = []
-    vector = start.to(dtype)
-    last = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+    last = start / torch.linalg.vector_norm(start, dim=1, keepdim=True)
     found = [last]
     scale: Tensor | None = None
     for step in range(steps):

@@ -1,29 +1,17 @@
 """Sum up the elements of a stack of matrices in one pass over memory, block by block."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from esdmon.spectrum import preparation
-from esdmon.weights.device.margins import Margins, as_array, small_blocks
+from esdmon.spectrum.preparation import CANCELS, Sums
+from esdmon.weights.device.margins import Margins, as_array, blocks
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
-    """Statistics of all elements, computed in float32 or better. With NaN or infinite elements an extreme is one."""
-
-    minimum: float
-    maximum: float
-    mean: float
-    variance: float
-    may_have_zeros: bool
-    """Whether the square of some element is zero."""
-    margins: Margins
-
-
-def sum_up(stack: Tensor) -> Sums:
+def sum_up(stack: Tensor) -> Sums[Margins]:
     """Return the statistics of a (slices, rows, columns) stack."""
     if stack.stride(2) != 1 and stack.stride(1) == 1:  # transposed: its columns lie in memory as rows
         sums = sum_up(stack.mT)
@@ -34,7 +22,7 @@ def sum_up(stack: Tensor) -> Sums:
         margins = Margins(torch.from_numpy(found.margins.rows), torch.from_numpy(found.margins.columns))
         return Sums(found.minimum, found.maximum, found.mean, found.variance, found.may_have_zeros, margins)
     _, n_rows, n_columns = stack.shape
-    parts = small_blocks(stack)
+    parts = blocks(stack)
     by_column = torch.zeros(stack.shape[0], n_columns, dtype=torch.float64, device=stack.device)
     minima, maxima, totals, smallest, by_row = [], [], [], [], []
     for part in parts:
@@ -51,7 +39,7 @@ def sum_up(stack: Tensor) -> Sums:
     mean = float(torch.stack(totals).double().sum()) / stack.numel()
     mean_square = float(margins.columns.mean())
     square = mean * mean  # not mean**2, which raises where it is beyond float64
-    variance = mean_square - square if square < preparation.CANCELS * mean_square else _variance(parts, mean)
+    variance = mean_square - square if square < CANCELS * mean_square else _variance(parts, mean)
     return Sums(minimum, maximum, mean, variance, bool(torch.stack(smallest).amin() == 0), margins)
 
 

@@ -39,8 +39,8 @@ class Accelerator(Protocol):
     def is_captured(self) -> bool:
         """Return whether a graph is being captured, so that the device must not be called."""
 
-    def has_room(self, tensor: Tensor) -> bool:
-        """Return whether the device has memory for a copy of a tensor."""
+    def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
+        """Return whether the device has memory for a copy of a tensor in a type."""
 
     def clone(self, tensor: Tensor) -> Tensor:
         """Queue a copy on the device, in the stream of the training."""
@@ -130,10 +130,10 @@ class Transfers:
         """Return whether a graph is being captured, so that no device must be called."""
         return any(each.is_captured() for each in self._accelerators.values())
 
-    def has_room(self, tensor: Tensor) -> bool:
-        """Return whether the device of a tensor has memory for a copy of it, and more; True on the CPU."""
+    def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
+        """Return whether the device of a tensor has memory for a copy of it in a type, and more; True on the CPU."""
         accelerator = self._accelerators.get(tensor.device.type)
-        return accelerator is None or accelerator.has_room(tensor)
+        return accelerator is None or accelerator.has_room(tensor, dtype)
 
     def copy(self, weight: Tensor) -> Later:
         """Begin to copy a tensor that later steps change, and return the function that returns the copy."""
@@ -159,7 +159,7 @@ class Transfers:
     def _send(self, tensor: Tensor, *, changes: bool) -> _Copy:
         self._thread = threading.get_ident()
         accelerator = self._accelerators[tensor.device.type]
-        aside = changes and accelerator.has_room(tensor)
+        aside = changes and accelerator.has_room(tensor, tensor.dtype)
         copy = _Copy(self, accelerator.send(accelerator.clone(tensor) if aside else tensor, aside=aside))
         if self.waits:
             copy.read()
@@ -179,9 +179,9 @@ class Cuda:
         """Return whether the current stream of this thread is being captured."""
         return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
-    def has_room(self, tensor: Tensor) -> bool:
-        """Return whether there is memory for a copy on the device, four times over."""
-        return has_room(tensor.device, tensor.nbytes)
+    def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
+        """Return whether there is memory for a copy on the device in a type, four times over."""
+        return has_room(tensor.device, tensor.numel() * dtype.itemsize)
 
     def clone(self, tensor: Tensor) -> Tensor:
         """Queue a copy on the device."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from esdmon.spectrum.spectrum import Elements, TrapElements
+from esdmon.spectrum.elements import Elements, TrapElements
 from esdmon.spectrum.traps import parts_of_trap
 from esdmon.weights.device.solvers import blocks
 

@@ -8,6 +8,7 @@ from torch import nn
 import esdmon
 from esdmon.runtime.histogram import histogram
 from esdmon.spectrum import Phase
+from esdmon.weights.device import margins, sums
 from esdmon.weights.device.margins import equalise, scales_of
 from esdmon.weights.device.sums import sum_up
 from tests.benchmarks.ensembles import scaled
@@ -46,6 +47,33 @@ def test_scales_are_those_that_were_put_in(dtype: torch.dtype) -> None:
     for found, given in ((scales.rows[0], rows**2), (scales.columns[0], columns**2)):
         assert np.std(np.log(found / given)) < 0.12
     assert scales.kurtosis[0] == pytest.approx(3, abs=0.15)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(1, 300, 400), (3, 400, 90)])
+@pytest.mark.parametrize("block", [margins._BLOCK, 9000])
+def test_an_accelerator_computes_what_the_cpu_does(
+    dtype: torch.dtype, shape: tuple[int, int, int], block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU by numpy, any other device by torch, which is made to compute on the CPU here."""
+    rng = np.random.default_rng(6)
+    matrices = rng.standard_normal(shape) * 10 ** (0.2 * rng.standard_normal((1, shape[1], 1)))
+    matrices[0] = pareto(rng, 2.8, shape[1] * shape[2]).reshape(shape[1:]) * rng.choice([-1.0, 1.0], shape[1:])
+    stack = torch.from_numpy(matrices / 30).to(dtype)
+    expected = sum_up(stack)
+    scales = scales_of(stack, expected.margins)
+    monkeypatch.setattr(margins, "as_array", lambda _: None)
+    monkeypatch.setattr(sums, "as_array", lambda _: None)
+    monkeypatch.setattr(margins, "_BLOCK", block)
+    found = sum_up(stack)
+    for name in ("minimum", "maximum", "mean", "variance"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name
+    assert torch.allclose(found.margins.rows, expected.margins.rows, rtol=1e-5)
+    assert torch.allclose(found.margins.columns, expected.margins.columns, rtol=1e-5)
+    again = scales_of(stack, found.margins)
+    for one, other in ((again.rows, scales.rows), (again.columns, scales.columns), (again.kurtosis, scales.kurtosis)):
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+    assert np.ptp(again.rows[0]) == 0
 
 
 def test_a_single_large_row_keeps_its_scale() -> None:

@@ -151,10 +151,30 @@ def test_numbers_of_a_device_arrive_later_in_one_transfer() -> None:
     assert (device.waits, device.broken, screener.take()) == (0, [], [])
 
 
-def test_without_memory_for_a_copy_nothing_is_begun() -> None:
-    screener = Screener(Transfers({"cpu": SimulatedDevice(room=False)}))
-    assert screener.screen(matrix_of(with_spike(64, 48, spike=2.0)), 1) is None
+def test_what_is_under_way_is_forgotten_with_the_weights_it_is_of() -> None:
+    """And no vector is left of them: the next screening begins as the first."""
+    device = SimulatedDevice(runs_at_once=False)
+    screener, matrix = Screener(Transfers({"cpu": device})), matrix_of(with_spike(64, 48, spike=2.0))
+    screener.screen(matrix, 5)
     assert screener.take() == []
+    screener.screen(matrix, 6)
+    screener.forget()
+    device.run()
+    assert screener.take() == []
+    screener.screen(matrix, 1)
+    assert screener.take() == []
+    device.run()
+    assert screener.take() == [screened(Screener(), matrix)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_without_memory_for_a_copy_nothing_is_begun(dtype: torch.dtype) -> None:
+    """In the type to compute in, which may be wider than that of the weight."""
+    size = 64 * 48 * (8 if dtype == torch.float64 else 4)
+    for room, seconds in ((size - 1, None), (size, 0.0)):
+        screener = Screener(Transfers({"cpu": SimulatedDevice(room=room)}))
+        assert screener.screen(matrix_of(with_spike(64, 48, spike=2.0).to(dtype)), 1) == seconds
+        assert len(screener.take()) == (seconds is not None)
 
 
 def test_products_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Copies from an accelerator while training goes on, on a simulated device."""
 
+import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,7 +26,7 @@ def train(device: SimulatedDevice, weight: Tensor, steps: int) -> None:
 @pytest.mark.parametrize("room", [True, False])
 def test_a_copy_is_of_its_step(*, room: bool) -> None:
     """Whatever is queued later, in whatever order the streams run; on the device first where there is memory."""
-    device, weight = SimulatedDevice(runs_at_once=False, room=room), torch.zeros(4, 4)
+    device, weight = SimulatedDevice(runs_at_once=False, room=math.inf if room else 0), torch.zeros(4, 4)
     transfers = transfers_of(device)
     train(device, weight, 3)
     read = transfers.copy(weight)

@@ -1,0 +1,45 @@
+"""Define `Elements`: the statistics of the elements of a weight, which its eigenvalues do not determine."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TrapElements:
+    """The elements that make a correlation trap: those whose distance from the mean is above (NM)^¼·σ."""
+
+    count: int
+    """Number of them; 0 where the mean alone makes the trap."""
+    row: int
+    """Row of the element that is farthest from the mean, from 0, dead rows included."""
+    column: int
+    """Its column."""
+    value: float
+    """The element itself."""
+    share: float
+    """Share of Σw² that is in these elements and in the mean, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Elements:
+    """Statistics of the elements of W, which its eigenvalues do not determine."""
+
+    mean: float
+    variance: float
+    minimum: float
+    maximum: float
+    zero_rows: int = 0
+    """Dead rows of W, dropped before the spectrum was computed: all-zero, or an rms below 1e-3 of the median row's."""
+    zero_columns: int = 0
+    """Dead columns of W, dropped too."""
+    zeros: int = 0
+    """Elements that are exactly zero in the remaining rows and columns."""
+    rows: int = 0
+    """Rows of W that remain; 0 where that is not known."""
+    columns: int = 0
+    """Columns of W that remain; 0 where that is not known."""
+    weak_rows: int = 0
+    """Remaining rows with an rms below a tenth of the median row's."""
+    weak_columns: int = 0
+    """Remaining columns with an rms below a tenth of the median column's."""
+    trap: TrapElements | None = None
+    """What makes a correlation trap; None without one."""
