@@ -42,10 +42,14 @@ def as_list(name: str, value: object, what: str) -> list[Any]:
     return list(value)
 
 
-def unwritable(what: str, error: OSError) -> InputError:
+def unwritable(what: str, error: OSError, *, remedy: str = "Choose another place.") -> InputError:
     """Return the error for a file or folder that cannot be written."""
-    why = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror or error
-    return InputError(f"{what} cannot be written: {why}. Choose another place.")
+    why = (
+        "a file, or a link to nothing, is in the way"
+        if isinstance(error, FileExistsError | NotADirectoryError)
+        else error.strerror or error
+    )
+    return InputError(f"{what} cannot be written: {why}. {remedy}")
 
 
 def nearest(got: str, known: Iterable[str]) -> str:

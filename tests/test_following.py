@@ -160,9 +160,9 @@ def test_tail_says_what_is_wrong(faulty: Path, capsys: pytest.CaptureFixture[str
         assert max(map(len, text.splitlines())) <= 80
         words = " ".join(text.split())
         assert "step 30, 2 layers: 2 random-like" in words
-        assert "error: rank_collapse in fc1, fc2 since step 20: rank 40 of 80 (50%). Lower the weight decay." in words
+        assert "error: rank_collapse in fc1, fc2 since step 19: rank 40 of 80 (50%). Lower the weight decay." in words
         assert "dead_layer fires in 1 layer" in words
-        assert "update_surge in fc2 from step 10 to 20" in words
+        assert "update_surge in fc2 from step 9 to 20" in words
         assert words.index("error: rank_collapse") < words.index("layer phase since alpha")
         assert "2 of 2 read earlier" in words
 

@@ -214,6 +214,20 @@ def test_two_runs_in_one_second_get_folders_of_their_own(tmp_path: Path, monkeyp
     assert all(len(list(folder.iterdir())) == 2 for folder in folders)
 
 
+@pytest.mark.parametrize("kind", ["file", "link to nothing"])
+def test_auto_is_refused_before_training_where_runs_cannot_be_made(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below a link to a disk that is not mounted no folder can be made, whatever its name."""
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+    runs.touch() if kind == "file" else runs.symlink_to(tmp_path / "absent" / "runs")
+    with pytest.raises(
+        InputError, match=r"runs cannot be written: a file, or a link to nothing, is in the way\. .* or give sinks="
+    ):
+        esdmon.watch(network())
+
+
 def test_coverage_is_logged_once_at_the_start(caplog: pytest.LogCaptureFixture) -> None:
     """What is watched and what is not."""
     with caplog.at_level(logging.INFO, "esdmon"), esdmon.watch(network(), every=1, budget=None, sinks=[]) as monitor:

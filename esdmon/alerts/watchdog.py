@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import final
 
 from esdmon.alerts.messages import Case, fired, resolved
@@ -10,6 +11,8 @@ from esdmon.records import Alert
 
 DUE_STEPS_WITHOUT_REPORT = 50
 """Due steps without a report before the alert, where the rule sets no `due_steps`. Our choice."""
+
+_ADVICE = "See monitor.errors; where that is empty, use mode='sync', or increase every=."
 
 
 @final
@@ -24,22 +27,26 @@ class Watchdog:
         self._rule = rule
         due_steps = rule.thresholds.get("due_steps") if rule is not None else None
         self._limit = due_steps if isinstance(due_steps, int) else DUE_STEPS_WITHOUT_REPORT
-        self._since = self._due = 0
+        self._since = self._due = self._last = 0
         self._alert: Alert | None = None
 
     def due(self, step: int) -> Alert | None:
         """Count a due step, and return the alert if this one reaches the limit."""
         self._since = self._since if self._due else step
         self._due += 1
+        self._last = step
         if self._rule is None or self._due != self._limit:
             return None
         # A warning, where the rule itself is a notice: old readings are normal under a budget, none at all are not.
-        what = f"no report in {self._due} due steps: readings hang, fail or are paused, see monitor.errors"
+        what = f"no report in {self._due} due steps: readings hang, fail, are paused, or find no idle core"
         case = Case(wrong=self._due, since=self._since, what=what)
-        self._alert = fired(self._rule, "warning", {"": case}, step)
+        self._alert = fired(replace(self._rule, advice=_ADVICE), "warning", {"": case}, step)
         return self._alert
 
     def report(self, step: int) -> Alert | None:
-        """Reset the count when a report arrives, and return the end of the alert if there was one."""
+        """Reset the count when a report arrives, and return the end of the alert if there was one.
+
+        The report may be of a step long before: the alert ends at the due step at which it arrives.
+        """
         ended, self._alert, self._due = self._alert, None, 0
-        return None if ended is None else resolved(ended, step)
+        return None if ended is None else resolved(ended, max(step, self._last))

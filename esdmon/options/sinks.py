@@ -6,6 +6,7 @@ import itertools
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,17 +86,11 @@ def _name(spec: str | Sink, known: Plugins) -> str:
 
 def _automatic(known: Plugins) -> list[str | Sink]:
     """Return the sinks of "auto": the active W&B run, else TensorBoard, and JSONL in a new folder under `runs/`."""
-    name = f"runs/esdmon-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
-    for n in itertools.count(1):
-        folder = Path(name if n == 1 else f"{name}-{n}")
-        try:
-            # Made here, and not by a sink, so that of several runs started in one second each gets its own.
-            folder.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise unwritable(str(folder), error) from error
+    try:
+        folder = _new_folder(Path("runs"))
+    except OSError as error:
+        remedy = "Choose another working directory, or give sinks=: 'jsonl:PATH' or 'console', for example."
+        raise unwritable(str(Path("runs").absolute()), error, remedy=remedy) from error
     sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
     how = f"`esdmon alerts replay {folder / 'esdmon.jsonl'}` asks the alert rules again"
     # A user who has begun a run of Weights & Biases looks there; who has not imported it, has not.
@@ -109,3 +104,19 @@ def _automatic(known: Plugins) -> list[str | Sink]:
         sinks.append("wandb:auto")  # for a run that is begun later
     notice(f"readings go to {folder.absolute()}; {how}.")
     return sinks
+
+
+def _new_folder(parent: Path) -> Path:
+    """Make a folder for a run, here and not by a sink, so that of runs started in one second each gets its own.
+
+    Raises:
+        OSError: where it cannot be made; FileExistsError where a file, or a link to nothing, has the parent's name.
+    """
+    parent.mkdir(exist_ok=True)
+    name = f"esdmon-{datetime.now().astimezone():%Y%m%d-%H%M%S}"
+    for n in itertools.count(1):
+        folder = parent / (name if n == 1 else f"{name}-{n}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            break
+    return folder

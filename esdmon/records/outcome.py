@@ -13,12 +13,20 @@ _STAGES = 6  # stages of a path that are spelled out
 _CODES = {phase.value: phase.code for phase in Phase}
 
 
-def outcome(timeline: Timeline) -> list[str]:
-    """Return lines on the layers by phase, on what has changed, and on the alerts; nothing without a report."""
+def outcome(timeline: Timeline, *, steps: int | None = None) -> list[str]:
+    """Return lines on the layers by phase, on what has changed, and on the alerts; nothing without a report.
+
+    Args:
+        timeline: the course of the run.
+        steps: steps of the run, which go on after its last report; those of that report where left out.
+    """
     report = timeline.last
     if report is None:
         return []
-    lines = [f"after {count(report.step, 'step')}, {count(len(report), 'layer')}: {counted(report)}"]
+    ran = count(report.step, "step")
+    if steps is not None and steps > report.step:
+        ran = f"{count(steps, 'step')} (last report: step {report.step})"
+    lines = [f"after {ran}, {count(len(report), 'layer')}: {counted(report)}"]
     return [*lines, *changes(timeline), alerts_line(timeline.episodes)]
 
 
@@ -57,7 +65,8 @@ def alerts_line(episodes: Sequence[Episode]) -> str:
 def episode_text(episode: Episode) -> str:
     """Return rule, layers and span of an alert."""
     where = f" in {named(episode.alert.layers)}" if episode.alert.layers else ""
-    span = f"since step {episode.began}" if episode.ended is None else f"from step {episode.began} to {episode.ended}"
+    since = episode.alert.since  # of the fault, as everywhere else; the rule has fired some checks later
+    span = f"since step {since}" if episode.ended is None else f"from step {since} to {episode.ended}"
     return f"{episode.alert.rule}{where} {span}"
 
 

@@ -21,8 +21,8 @@ class Cautions:
         """Count readings that were not begun, since there was no room for them."""
         if count and not self.count:
             _log.warning(
-                "esdmon: skipped %d readings at step %d because the queue is full: increase every=, or lower budget=. "
-                "Logged once; see monitor.dropped.",
+                "esdmon: skipped %d readings at step %d because the queue is full: increase every=, or, where no core "
+                "is idle, use mode='sync'. Logged once; see monitor.dropped.",
                 count,
                 step,
             )

@@ -104,7 +104,7 @@ class Delivery:
         sinks = [sink for _, sink in self.sinks]
         close_sinks(self.sinks, self._faults, step)
         with self._faults.isolated("summary", step, pauses=False):
-            lines = outcome(self._timeline) if sinks else []
+            lines = outcome(self._timeline, steps=step) if sinks else []
             places = [place for sink in sinks for place in [getattr(sink, "where", str)()] if place]
             for line in [*lines, *([f"look: {'; '.join(places)}"] if lines and places else [])]:
                 notice(line)

@@ -126,6 +126,8 @@ def _alpha_is_meaningful(spectrum: Spectrum, e: Evidence, phase: Phase, limits: 
 
 def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
     """Return whether a meaningful alpha is below 2 beyond doubt, and is that of a tail that has left the bulk."""
+    if _is_of_elements(spectrum):  # a trap, and no correlation
+        return False
     fit = spectrum.power_law
     has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
     return has_left and fit.alpha_high + 2 * fit.alpha_stderr < 2
@@ -188,12 +190,20 @@ def _remarks(spectrum: Spectrum, phase: Phase) -> list[str]:
     """Return what else a reader of the phase must know: traps and dead units."""
     remarks = []
     value = trap(spectrum)
-    if value > 1 and phase in (Phase.BLEEDING_OUT, Phase.BULK_SPIKES, Phase.BULK_DECAY, Phase.HEAVY_TAILED):
+    if _is_of_elements(spectrum):
+        remarks.append(
+            f"Its elements in random order would have the same tail: single ones are large (trap {value:.1f})."
+        )
+    elif value > 1 and phase in (Phase.BLEEDING_OUT, Phase.BULK_SPIKES, Phase.BULK_DECAY, Phase.HEAVY_TAILED):
         remarks.append(f"Single elements or the mean alone make a spike (trap {value:.1f}).")
     dead = _dead_units(spectrum)
     if dead:
         remarks.append(f"{dead} dead and left out.")
     return remarks
+
+
+def _is_of_elements(spectrum: Spectrum) -> bool:
+    return spectrum.scales is not None and spectrum.scales.are_of_elements
 
 
 def _dead_units(spectrum: Spectrum) -> str:

@@ -134,7 +134,7 @@ class PhaseReading:
     """True if alpha describes a tail rather than the edge of noise."""
     over_regularized: bool = False
     """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, heavier than the critical tail (SETOL), and the
-    tail has left the bulk (`has_left_bulk`)."""
+    tail has left the bulk (`has_left_bulk`) and is not one of large elements in random order."""
 
 
 class Evidence(NamedTuple):

@@ -59,6 +59,12 @@ class Scales:
     """(slices,) E y²/(E y)² of y = W_ij²/(a_i·b_j): 3 for Gaussian elements, whatever their scales."""
 
     @property
+    def are_of_elements(self) -> bool:
+        """Return whether rows and columns of all slices differ by single large elements only: see `are_heavy_alone`."""
+        is_flat = np.ptp(self.rows, axis=1) + np.ptp(self.columns, axis=1) == 0
+        return bool(np.all(is_flat & (self.kurtosis > HEAVY_KURTOSIS)))
+
+    @property
     def spread(self) -> float:
         """Return the larger standard deviation of log₁₀ rms over rows and over columns, in dex, scatter removed."""
         profile = self.profile()

@@ -41,8 +41,20 @@ def test_a_monitor_that_hangs_says_so_once_and_when_it_goes_on() -> None:
         2 * DUE_STEPS_WITHOUT_REPORT,
         2,
     )
-    assert fired.message.startswith("stale_monitor: no report in 50 due steps: readings hang, fail or are")
+    assert fired.message.startswith("stale_monitor: no report in 50 due steps: readings hang, fail, are paused, or")
+    assert fired.message.endswith("See monitor.errors; where that is empty, use mode='sync', or increase every=.")
     assert (resolved.state, resolved.id) == ("resolved", fired.id)
+
+
+def test_it_ends_when_a_report_arrives_and_not_at_the_step_of_that_report() -> None:
+    """The first report of a thread without an idle core is of a step long before the alert."""
+    watchdog = Watchdog(RULES["stale_monitor"])
+    found = [watchdog.due(step) for step in range(1, 61)]
+    assert [each.step for each in found if each is not None] == [DUE_STEPS_WITHOUT_REPORT]
+    resolved = watchdog.report(1)
+    assert resolved is not None
+    assert (resolved.step, resolved.since) == (60, 1)
+    assert resolved.message == "stale_monitor resolved at step 60; it began at step 1."
 
 
 def test_it_is_silent_where_that_rule_is_not_asked_or_reports_come() -> None:

@@ -55,7 +55,7 @@ def test_what_followed_the_step_of_a_resume_is_forgotten() -> None:
 
 
 def test_the_outcome_is_short() -> None:
-    """Layers by phase, what changed, alerts with their span, those that fire first."""
+    """Layers by phase, what changed, alerts with the span of the fault, those that fire first."""
     timeline = timeline_of(
         at(20, fc1=Phase.RANDOM_LIKE, fc2=Phase.RANDOM_LIKE, fc3=Phase.RANDOM_LIKE),
         alert(30, "firing", "fc1", "fc2"),
@@ -69,10 +69,17 @@ def test_the_outcome_is_short() -> None:
         "after 60 steps, 3 layers: 1 rank-collapse, 1 bulk+spikes, 1 random-like",
         "fc1: random-like → bulk+spikes (40) → rank-collapse (60)",
         "fc2: random-like → bulk+spikes (40)",
-        "alerts: rank_collapse in fc1 since step 60; norm_decay in fc1, fc2 from step 30 to 40; 1 notice",
+        "alerts: rank_collapse in fc1 since step 59; norm_decay in fc1, fc2 from step 29 to 40; 1 notice",
     ]
     assert outcome(Timeline()) == []
     assert outcome(timeline_of(at(1, a=Phase.RANDOM_LIKE)))[1:] == ["alerts: none"]
+
+
+def test_the_outcome_says_where_the_run_went_on_after_the_last_report() -> None:
+    """A run that ended at that report, or whose end is not known, has its steps alone."""
+    timeline = timeline_of(at(20, a=Phase.RANDOM_LIKE))
+    assert outcome(timeline, steps=31)[0] == "after 31 steps (last report: step 20), 1 layer: 1 random-like"
+    assert outcome(timeline, steps=20)[0] == outcome(timeline)[0] == "after 20 steps, 1 layer: 1 random-like"
 
 
 def test_the_outcome_of_a_large_model_is_as_short() -> None:
@@ -97,7 +104,7 @@ def test_many_alerts_are_counted() -> None:
     events = [alert(k, "firing", "a", rule=f"rule{k}", severity="error" if k == 7 else "warning") for k in range(1, 9)]
     ended = [alert(9, "resolved", "a", rule=f"rule{k}") for k in (1, 7)]
     assert alerts_line(timeline_of(*events, *ended).episodes) == (
-        "alerts: rule2 in a since step 2; rule3 in a since step 3; rule4 in a since step 4; rule5 in a since step 5; "
+        "alerts: rule2 in a since step 1; rule3 in a since step 2; rule4 in a since step 3; rule5 in a since step 4; "
         "4 more"
     )
 

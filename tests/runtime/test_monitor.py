@@ -452,7 +452,7 @@ def test_a_run_ends_with_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     monitor.close()
     monitor.close()
     first, *others = capsys.readouterr().err.splitlines()
-    assert first.startswith("esdmon: after 9 steps, 1 layer: 1 ")
+    assert first.startswith("esdmon: after 10 steps (last report: step 9), 1 layer: 1 ")
     assert others[-2].startswith("esdmon: alerts: ")
     assert others[-1] == "esdmon: look: `tensorboard --logdir runs/a`"
 

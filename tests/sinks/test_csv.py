@@ -71,7 +71,11 @@ def test_a_file_with_other_columns_is_left_unchanged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("sink", "message"),
-    [("csv", "csv needs a path"), ("csv:{folder}", "cannot be written"), ("csv:{folder}/f/a.csv", "a file is in the")],
+    [
+        ("csv", "csv needs a path"),
+        ("csv:{folder}", "cannot be written"),
+        ("csv:{folder}/f/a.csv", "a file, or a link to nothing, is in the"),
+    ],
 )
 def test_what_cannot_be_a_path_is_an_error(sink: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")

@@ -102,7 +102,7 @@ def test_what_is_no_target_is_an_error(target: str) -> None:
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "f").write_text("")
-    with pytest.raises(InputError, match="cannot be written: a file is in the way"):
+    with pytest.raises(InputError, match="cannot be written: a file, or a link to nothing, is in the way"):
         PrometheusSink(f"{tmp_path}/f/a.prom")
 
 

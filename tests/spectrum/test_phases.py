@@ -5,11 +5,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from esdmon.spectrum import Elements, Phase, PhaseThresholds, Spectrum, classify
 from esdmon.spectrum.bulk import spike_cut
 from esdmon.spectrum.marchenko1967 import mp_quantile
-from tests.matrices import gaussian, pareto, pooled, spectrum_of, spiked, with_eigenvalues
+from tests.matrices import gaussian, pareto, pooled, read_stack, spectrum_of, spiked, with_eigenvalues
 
 RNG_SEED = 11
 
@@ -202,6 +203,18 @@ def test_a_bulk_that_nearly_is_noise_is_clean_below_few_spikes() -> None:
     assert [each.phase for each in smeared] == [Phase.BULK_SPIKES, Phase.BULK_SPIKES, Phase.BULK_DECAY]
     assert "the bulk is that of noise (KS·M" in smeared[0].explanation
     assert "the bulk is nearly that of noise (KS 0.0" in smeared[1].explanation
+
+
+def test_a_tail_of_single_elements_is_not_over_regularised() -> None:
+    """The paper's model of the heavy-tailed phase: shuffled it has the same spectrum, so it is not a correlation."""
+    rng = np.random.default_rng(11)
+    elements = (1 - rng.random((400, 300))) ** (-1 / 1.1) * rng.choice([-1.0, 1.0], (400, 300))
+    spectrum = read_stack(torch.from_numpy(elements)[None])
+    reading = classify(spectrum)
+    assert reading.phase is Phase.HEAVY_TAILED
+    assert spectrum.power_law.alpha < 1.8
+    assert not reading.over_regularized
+    assert "In random order its elements would have this tail too" in reading.explanation
 
 
 def test_pooled_slices_have_a_bulk_of_noise_only_up_to_the_distance_of_their_number() -> None:
