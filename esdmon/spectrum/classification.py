@@ -192,7 +192,7 @@ def _remarks(spectrum: Spectrum, phase: Phase) -> list[str]:
     value = trap(spectrum)
     if _is_of_elements(spectrum):
         remarks.append(
-            f"Its elements in random order would have the same tail: single ones are large (trap {value:.1f})."
+            f"In random order its elements would have this tail too: single ones are large (trap {value:.1f})."
         )
     elif value > 1 and phase in (Phase.BLEEDING_OUT, Phase.BULK_SPIKES, Phase.BULK_DECAY, Phase.HEAVY_TAILED):
         remarks.append(f"Single elements or the mean alone make a spike (trap {value:.1f}).")
