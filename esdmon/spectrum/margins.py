@@ -36,8 +36,7 @@ TINY = 1e-12
 """Of the mean scale: less is what is left of a unit that is dead in one slice only."""
 PASSES = 12
 """Over rows and columns, to equalise: the mean squares are then equal to a few parts in a thousand; our choice."""
-BLOCK = 1 << 15
-"""Elements of a block of rows, which stay in the cache, and of which torch computes fewer in one thread."""
+_BLOCK = 1 << 15  # elements of a block of rows, which stay in the cache
 
 
 class Sides(ABC):
@@ -102,7 +101,7 @@ def is_below(share: float, squares: Floats) -> Bools:
 def small_blocks(stack: Array) -> Iterator[Array]:
     """Yield blocks of rows that stay in the cache."""
     slices, n_rows, columns = stack.shape
-    count = max(1, (BLOCK - 1) // (slices * columns))
+    count = max(1, (_BLOCK - 1) // (slices * columns))
     return (stack[:, start : start + count] for start in range(0, n_rows, count))
 
 

@@ -78,6 +78,10 @@ def as_array(stack: Tensor) -> Array | None:
     return cast("Array", _Widened(stack))
 
 
+def _as_arrays(margins: Margins) -> arrays.Margins:
+    return arrays.Margins(_numbers(margins.rows), _numbers(margins.columns))
+
+
 def blocks(stack: Tensor) -> tuple[Tensor, ...]:
     """Split a stack on an accelerator into blocks of rows, so that a pass needs little of its memory."""
     slices, _, columns = stack.shape
@@ -88,7 +92,7 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
     """Return the scales of a stack without dead rows and columns, with N >= M."""
     array = as_array(stack)
     if array is not None:
-        return arrays.scales_of(array, arrays.Margins(_numbers(margins.rows), _numbers(margins.columns)))
+        return arrays.scales_of(array, _as_arrays(margins))
     squares = _squared(stack)
     measured, margins = margins, _refined(squares, margins)
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
@@ -162,6 +166,9 @@ def _numbers(tensor: Tensor) -> Floats:
 
 def equalise(stack: Tensor, margins: Margins) -> Tensor:
     """Return the stack with its rows and columns scaled to equal mean squares, in each slice (Sinkhorn and Knopp)."""
+    array = as_array(stack)
+    if array is not None:
+        return torch.from_numpy(arrays.equalise(array[:], _as_arrays(margins)))  # 16 bits are widened here
     squares = _squared(stack)
     for _ in range(PASSES):
         margins = _refined(squares, margins)

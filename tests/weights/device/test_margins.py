@@ -62,6 +62,7 @@ def test_an_accelerator_computes_what_the_cpu_does(
     stack = torch.from_numpy(matrices / 30).to(dtype)
     expected = sum_up(stack)
     scales = scales_of(stack, expected.margins)
+    equal = equalise(stack, expected.margins)
     monkeypatch.setattr(margins, "as_array", lambda _: None)
     monkeypatch.setattr(sums, "as_array", lambda _: None)
     monkeypatch.setattr(margins, "_BLOCK", block)
@@ -74,6 +75,7 @@ def test_an_accelerator_computes_what_the_cpu_does(
     for one, other in ((again.rows, scales.rows), (again.columns, scales.columns), (again.kurtosis, scales.kurtosis)):
         np.testing.assert_allclose(one, other, rtol=1e-4)
     assert np.ptp(again.rows[0]) == 0
+    assert torch.allclose(equalise(stack, found.margins), equal, rtol=1e-3, atol=1e-5)
 
 
 def test_a_single_large_row_keeps_its_scale() -> None:
