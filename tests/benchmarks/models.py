@@ -1,6 +1,7 @@
 """Models in the shapes of GPT-2 small, ResNet-50 and MiniLM-L6, with weights that look trained."""
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,3 +68,19 @@ def save_models(folder: Path) -> dict[str, str]:
 def small() -> nn.Module:
     """What is read before anything is measured, so that libraries are loaded and threads started."""
     return nn.Sequential(nn.Linear(256, 128), nn.Conv2d(16, 32, 3))
+
+
+def square(size: int, generator: torch.Generator) -> nn.Linear:
+    """Make a square weight that looks trained."""
+    layer = nn.Linear(size, size, bias=False)
+    with torch.no_grad():
+        layer.weight.normal_(std=(2 / size) ** 0.5, generator=generator)
+        train(layer.weight, generator)
+    return layer
+
+
+def cpu_seconds(call: Callable[[], object]) -> float:
+    """Return the CPU time of a call, in all threads."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start

@@ -12,7 +12,6 @@ matrix, which has no vector to begin with, is counted apart.
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -25,7 +24,7 @@ from esdmon.records import Screened
 from esdmon.runtime.reader import Reader
 from esdmon.weights import Drift, Screener, discover
 from esdmon.weights.device.screening import FIRST_STEPS, STEPS
-from tests.benchmarks.models import train
+from tests.benchmarks.models import cpu_seconds, square
 from tests.benchmarks.skipped import alexnet, language
 
 SIZES = (512, 1024, 2048, 4096)
@@ -35,27 +34,18 @@ DTYPES = (torch.float32, torch.bfloat16)
 def costs(size: int, dtype: torch.dtype, repeats: int) -> tuple[float, float, float]:
     """Return the CPU seconds of a reading and of a screening, and the median of the ratio."""
     generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(size, size, bias=False)
-    with torch.no_grad():
-        layer.weight.normal_(std=(2 / size) ** 0.5, generator=generator)
-        train(layer.weight, generator)
+    layer = square(size, generator)
     known = Plugins()
     model = nn.ModuleDict({"w": layer.to(dtype)})
     reader = Reader(model, known, measures=choose_measures("default", known.measures), drift=Drift())
     reader.screen("w", 0)
     pairs = []
     for step in range(1, repeats + 1):
-        screened = _cpu_seconds(lambda step=step: (reader.screen("w", step), reader.screened()))  # type: ignore[misc]
-        read = _cpu_seconds(lambda step=step: reader.read_one("w", step))  # type: ignore[misc]
+        screened = cpu_seconds(lambda step=step: (reader.screen("w", step), reader.screened()))  # type: ignore[misc]
+        read = cpu_seconds(lambda step=step: reader.read_one("w", step))  # type: ignore[misc]
         pairs.append((read, screened, read / screened))
     read, screened, ratio = (statistics.median(column) for column in zip(*pairs, strict=True))
     return read, screened, ratio
-
-
-def _cpu_seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 class PowerSteps:

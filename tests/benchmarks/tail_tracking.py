@@ -14,7 +14,6 @@ solution, and of what is reported without it, the last reading; and the largest 
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -26,7 +25,7 @@ from esdmon.plugins import Plugins
 from esdmon.runtime.reader import Reader
 from esdmon.spectrum import Spectrum
 from esdmon.weights import Drift, discover
-from tests.benchmarks.models import train
+from tests.benchmarks.models import cpu_seconds, square
 from tests.benchmarks.skipped import alexnet, language
 
 SIZES = (512, 1024, 2048, 4096)
@@ -47,10 +46,7 @@ def update(tall: Tensor, basis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def costs(size: int, repeats: int) -> None:
     """Print a line of a table."""
     generator = torch.Generator().manual_seed(0)
-    layer = nn.Linear(size, size, bias=False)
-    with torch.no_grad():
-        layer.weight.normal_(std=(2 / size) ** 0.5, generator=generator)
-        train(layer.weight, generator)
+    layer = square(size, generator)
     known = Plugins()
     reader = Reader(
         nn.ModuleDict({"w": layer}), known, measures=choose_measures("default", known.measures), drift=Drift()
@@ -58,22 +54,16 @@ def costs(size: int, repeats: int) -> None:
     weight = layer.weight.detach()
     rows = []
     for step in range(repeats):
-        read = _cpu_seconds(lambda step=step: reader.read_one("w", step))  # type: ignore[misc]
-        whole = _cpu_seconds(lambda: torch.linalg.eigh(weight.mT @ weight))
+        read = cpu_seconds(lambda step=step: reader.read_one("w", step))  # type: ignore[misc]
+        whole = cpu_seconds(lambda: torch.linalg.eigh(weight.mT @ weight))
         row = [read, whole]
         for share in SHARES:
             basis = torch.randn(size, int(1.25 * share * size) + 8, generator=generator)
-            row.append(_cpu_seconds(lambda basis=basis: update(weight, basis)))  # type: ignore[misc]
+            row.append(cpu_seconds(lambda basis=basis: update(weight, basis)))  # type: ignore[misc]
         rows.append(row)
     read, whole, *updates = (statistics.median(column) for column in zip(*rows, strict=True))
     cells = [f"{read * 1e3:.0f} ms", f"{whole / read:.1f}", *(f"{each / read:.2f}" for each in updates)]
     print(f"| {size} | {' | '.join(cells)} |", flush=True)
-
-
-def _cpu_seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def errors(make: Callable[[int], tuple[nn.Module, object, object]], steps: int, every: int) -> None:

@@ -13,10 +13,9 @@ faults alternate: the first, third, … may set severities of rules, the others 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from math import inf, isfinite, isinf
 from pathlib import Path
@@ -46,7 +45,7 @@ from tests.benchmarks.faults import (
     small_batches,
 )
 from tests.benchmarks.healthy import OPTIMIZERS, batches
-from tests.benchmarks.value import SERIOUS, SIGNS, Point, Raised, follow
+from tests.benchmarks.value import SERIOUS, SIGNS, Point, Raised, follow, stored
 
 _TUNED = 60  # steps of fine-tuning
 _LAST = 5  # evaluations at the end whose mean is the accuracy that a run has come to
@@ -193,18 +192,16 @@ def _accuracy(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
 
 def recorded(path: Path, recipe: Recipe, case: Case | None = None) -> Run:
     """Return what lies under that path, after training it if nothing does."""
-    if not path.exists():
+
+    def train() -> Run:
         start = time.perf_counter()
         run = do(recipe, case)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(run)), encoding="utf-8")
-        partial.rename(path)
         found = ", ".join(f"{a.rule} {a.severity} at {a.step} in {a.layers}" for a in run.alerts) or "no alert"
         figures = ", ".join(f"{name} {value:.3g}" for name, value in run.afterwards.items())
         print(f"{path.stem}: {found}; {figures} ({time.perf_counter() - start:.0f} s)", flush=True)
-    plain = json.loads(path.read_text(encoding="utf-8"))
-    alerts = tuple(Raised(**alert | {"layers": tuple(alert["layers"])}) for alert in plain["alerts"])
-    return Run(**plain | {"alerts": alerts})
+        return run
+
+    return Run(**stored(path, train))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import median, median_low
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -185,16 +185,25 @@ class Store:
     def record(self, name: str, recipe: Recipe, case: Case | None = None) -> Record:
         """Return what was recorded under that name, after training it if nothing was."""
         path = self.folder / f"{name.replace(' ', '-').replace('/', '-')}_every{self.every}.json"
-        if not path.exists():
+
+        def train() -> Record:
             record = do(recipe, case, self.every)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(asdict(record)), encoding="utf-8")
-            partial.rename(path)
             found = ", ".join(f"{a.rule} {a.severity} at {a.step} since {a.since}" for a in record.alerts) or "no alert"
             print(f"{name}: fault at {record.begin}: {found} ({record.seconds:.0f} s)", flush=True)
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        alerts = tuple(Raised(**alert | {"layers": tuple(alert["layers"])}) for alert in plain["alerts"])
-        return Record(**plain | {"alerts": alerts})
+            return record
+
+        return Record(**stored(path, train))
+
+
+def stored(path: Path, train: Callable[[], Any]) -> dict[str, Any]:
+    """Return the fields of the record that lies under a path, after training for it if nothing does."""
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(asdict(train())), encoding="utf-8")
+        partial.rename(path)
+    plain = json.loads(path.read_text(encoding="utf-8"))
+    alerts = tuple(Raised(**alert | {"layers": tuple(alert["layers"])}) for alert in plain["alerts"])
+    return {**plain, "alerts": alerts}
 
 
 @dataclass(frozen=True)
