@@ -1,5 +1,6 @@
 """Build reports from made-up readings, and run alert rules on them."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -17,7 +18,6 @@ HEALTHY = {
     "hard_rank": 80.0,
     "trap": 0.3,
     "spectral_norm": 4.0,
-    "frobenius_norm": 10.0,
     "stable_rank": 20.0,
     "matrix_entropy": 0.9,
     "mp_soft_rank": 0.3,
@@ -26,9 +26,12 @@ HEALTHY = {
     "base_ratio": 0.3,
 }
 
+_OTHERS = math.sqrt(84)  # norm of all directions but the first, so that ‖W‖_F is 10
+
 
 def reading(step: int, name: str = "fc1", *, moved: float = 0.01, measures: Any = None, **fields: Any) -> LayerReport:
     """Return a reading of a healthy layer of 80 eigenvalues, with the given changes."""
+    changed = HEALTHY | dict(measures or {})
     record: dict[str, Any] = {
         "name": name,
         "status": "ok",
@@ -39,7 +42,7 @@ def reading(step: int, name: str = "fc1", *, moved: float = 0.01, measures: Any 
         "in_optimizer": True,
         "phase": Phase.BULK_DECAY,
         "alpha_is_meaningful": True,
-        "measures": HEALTHY | dict(measures or {}),
+        "measures": {"frobenius_norm": math.hypot(changed["spectral_norm"], _OTHERS)} | changed,
         "nulls": {"stable_rank": 40.0},
     }
     return LayerReport(step=step, **record | fields)

@@ -1,11 +1,11 @@
 """Rules on change: a layer against its own baseline, or against the first reading of the run."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
-from esdmon.alerts.rules.leaps import finding, leaps, leapt
+from esdmon.alerts.rules.leaps import finding, frobenius, leaps, leapt
 from esdmon.alerts.rules.trap_words import what_traps
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
@@ -17,6 +17,7 @@ NOISE_LIKE = 0.7
 """Stable rank, as a share of that of noise, above which a layer has not begun to learn; its stable rank drops when it
 does. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
 _OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
+_HALVED = 2.0  # factor by which an effective rank has fallen, as in `entropy_collapse`
 _FEW = 64  # eigenvalues below which a rank says little about directions; our choice
 
 
@@ -28,15 +29,18 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     is far too high does this, often before the loss rises or turns NaN. It also fires when the weight had moved by more
     than 10 times its own norm before its first reading: it blew up before there was a baseline.
 
-    Confused with larger steps that do not yet make the weight larger, which are `update_surge`; and with weights that
-    grow as they learn, or from near zero, whose steady growth is part of the baseline.
+    Confused with larger steps that do not yet make the weight larger, which are `update_surge`; with weights that grow
+    as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to one
+    point, where one direction grows at the cost of the others: where ‖W‖_F² has grown by less than half as much as σ₁²
+    since the median of the baseline, nothing blows up, and `entropy_collapse` or `norm_decay` says what happened.
 
     Resolved when the norm is below twice the expected value.
 
     Source: that weights grow without bound where gradient descent is unstable is textbook; the factors are ours.
     """
     for now, norm, before in leaps(history, _norm, "up", factor=factor, back=back):
-        if now.name in history.firing or norm > factor * _norm(history.first[now.name]):
+        has_grown = norm > factor * _norm(history.first[now.name])
+        if now.name in history.firing or (has_grown and not _is_at_cost_of_others(now, history.baseline[now.name])):
             what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
             yield finding(now, what, before)
     for name, readings in history.layers.items():
@@ -58,21 +62,23 @@ def correlation_trap(
     only above 1.5 times the first reading: many healthy networks have layers with a mean of their own, and late
     over-training makes them too.
 
-    Confused with large steps and decay, which make traps too: those rules find them first, and mute this one. With a
-    trap that was there before, as in corrupted weights that were loaded: only what has grown since the first reading
-    counts. With over-training, where traps rise slowly. The message says whether the mean makes the trap, or which
-    element.
+    Confused with large steps and decay, which make traps too: those rules find them first, and mute this one. With rows
+    that are drawn to one point, whose mean is not zero: where the effective rank has halved, and the trap holds less
+    than half of the share that the first direction has of Σw², `entropy_collapse` says so instead. With a trap that was
+    there before, as in corrupted weights that were loaded: only what has grown since the first reading counts. With
+    over-training, where traps rise slowly. The message says whether the mean makes the trap, or which element.
 
     Resolved when it is below 1.2.
 
     Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025), who warn that not
     every trap harms; the closed form is the transition of Baik, Ben Arous, Péché (2005). The factors are ours.
     """
-    leapt_now = leapt(history, _trap, "up", factor)
+    leapt_now, flat = leapt(history, _trap, "up", factor), leapt(history, _effective_rank, "down", _HALVED)
     for name, readings in history.layers.items():
         value, before = _trap(readings[-1]), _trap(history.first[name])
-        limit = back if name in history.firing else max(trap, 1.5 * before)
-        if value > limit:
+        is_old = name in history.firing
+        limit = back if is_old else max(trap, 1.5 * before)
+        if value > limit and (is_old or name not in flat or not _is_by_the_way(readings[-1])):
             yield finding(
                 readings[-1],
                 f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} "
@@ -105,7 +111,7 @@ def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0)
             yield finding(now, what, before)
 
 
-def entropy_collapse(history: History, *, factor: float = 2.0, back: float = 1.5) -> Iterable[Finding]:
+def entropy_collapse(history: History, *, factor: float = _HALVED, back: float = 1.5) -> Iterable[Finding]:
     """A layer uses far fewer directions than before.
 
     Fires when the effective rank M^S, with S the matrix entropy, is less than half of the value expected from the
@@ -184,12 +190,24 @@ def _trap(layer: LayerReport) -> float:
     return measured(layer, "trap")[0]
 
 
+def _is_by_the_way(layer: LayerReport) -> bool:
+    """Return whether a trap is too small a part of Σw² to make the first direction."""
+    (share,) = measured(layer, "trap_share")
+    return 2 * share * frobenius(layer) ** 2 < _norm(layer) ** 2
+
+
 def _soft_rank(layer: LayerReport) -> float:
     return measured(layer, "mp_soft_rank")[0]
 
 
 def _norm(layer: LayerReport) -> float:
     return measured(layer, "spectral_norm")[0]
+
+
+def _is_at_cost_of_others(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
+    """Return whether σ₁ has grown while the other directions shrank: ‖W‖_F² gained less than half of what σ₁² did."""
+    whole, first = (of(now) ** 2 - median(of(layer) ** 2 for layer in baseline) for of in (frobenius, _norm))
+    return whole < first / 2
 
 
 def _stable_rank(layer: LayerReport) -> float:

@@ -90,8 +90,9 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
     """The weights of a layer were replaced, not trained.
 
     Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
-    that has nothing in common with the last; and by more than 1.5 times as far as so many steps could move it. It was
-    initialised again, or a part of a checkpoint was not loaded.
+    that has nothing in common with the last; and by more than 1.5 times as far as so many steps could move it, each as
+    long as the longest of its baseline and of the last two readings. It was initialised again, or a part of a
+    checkpoint was not loaded.
 
     It also fires when the weight was set back to its start, or to a checkpoint from nearer to it: its distance from the
     start, `start_ratio`, has fallen by more than a fifth, and by more than 1.5 times the largest move from reading to
@@ -124,7 +125,7 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
             continue
         since = before.step
         usual_reach = (now.step - since) * max(ratios, default=0.0)
-        reach = max(usual_reach, (now.step - since) * now.step_ratio)
+        reach = max(usual_reach, *((now.step - since) * layer.step_ratio for layer in (before, now)))
         is_beyond = factor * reach < now.update_ratio < math.inf
         # A step that is sampled while a weight is replaced is as long as that.
         is_replaced = max(_REPLACED, factor * usual_reach) < now.update_ratio < math.inf

@@ -1,12 +1,17 @@
 """Rules on change: leaps, slow changes, and what is neither."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from esdmon import analyze
+from esdmon.alerts import BUILT_IN_RULES
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
 from tests.alerts.histories import RULES, alerts_of, reading, report, series, steps
@@ -291,3 +296,41 @@ def test_frozen_layers_do_not_make_a_checkpoint_a_part_of_one() -> None:
         jumped = (reading(11, name, moved=1.4) for name in names)
         reports.append(report(11, *jumped, reading(11, "fc3", moved=moved)))
         assert {alert.severity for alert in alerts_of(RULES["layer_reset"], reports)} == {severity}
+
+
+def test_a_fast_move_between_readings_is_no_reset_where_steps_were_as_long_at_the_last_one() -> None:
+    """Rows that are drawn to a point, the last reading of which was long ago: the steps have become short again."""
+    for steps_before, expected in ((0.02, 0), (0.001, 1)):
+        readings = [reading(step) for step in range(1, 11)]
+        readings += [reading(12, step_ratio=steps_before), reading(72, moved=1.1)]
+        alerts = alerts_of(RULES["layer_reset"], (report(layer.step, layer) for layer in readings))
+        assert len(alerts) == expected, steps_before
+
+
+_BEFORE = np.random.default_rng(0).standard_normal((300, 96)) / 10
+_POINT = np.random.default_rng(1).standard_normal(96) / 10
+_TREND = np.outer(np.random.default_rng(2).standard_normal(300), _POINT)
+
+
+@pytest.mark.parametrize(
+    ("weight", "rule"),
+    [
+        (lambda t: _BEFORE + t * (_POINT - _BEFORE), "entropy_collapse"),
+        (lambda t: _BEFORE + t * (3 * _POINT - _BEFORE), "norm_explosion"),
+        (lambda t: _BEFORE + t * (0.1 - _BEFORE), "correlation_trap"),
+        (lambda t: _BEFORE + 4 * t * _TREND, "norm_explosion"),
+        (lambda t: (1 + 9 * t) * _BEFORE, "norm_explosion"),
+    ],
+    ids=["rows drawn to a point", "to a larger one", "to a constant", "a direction grows", "all grow"],
+)
+def test_what_grows_at_the_cost_of_the_rest_does_not_blow_up(weight: Callable[[float], Any], rule: str) -> None:
+    """The first alert names the fault: the spectral norm is more than three times as large in each."""
+    module = nn.Linear(96, 300)
+    readings = []
+    for step, share in enumerate([0.0] * 8 + [0.6, 0.8, 0.9, 0.95, 0.98], start=1):
+        module.weight.data = torch.tensor(weight(share), dtype=torch.float32)
+        (layer,) = analyze(module)
+        readings.append(replace(layer, step=step, update_ratio=0.01, in_optimizer=True))
+    assert readings[-1].measures["spectral_norm"] > 3 * readings[0].measures["spectral_norm"]
+    first, *_ = alerts_of(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))
+    assert (first.rule, first.state) == (rule, "firing")
