@@ -151,8 +151,7 @@ def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales, laws: Laws
     clean = [fit for fit in fits if _is_clean(fit)]
     if clean:
         return clean[0]
-    clipped = scales.profile(clipped=True)
-    if fits[0].n_spikes == 0 and clipped.differs_from(measured):
+    if fits[0].n_spikes == 0 and (clipped := scales.profile(clipped=True)).differs_from(measured):
         last = fit(clipped)
         if _is_clean(last):
             return last
@@ -252,7 +251,7 @@ def _sigma2(bulk: Floats, total: int, law: NoiseLaw) -> float:
     return float(ratios[(ratios.size - 1) // 2] + ratios[ratios.size // 2]) / 2
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=2048)  # the laws of some hundred weights, and the k that their fits pass: 4 MB
 def _middle(law: NoiseLaw, size: int, total: int) -> tuple[slice, Floats]:
     """Return which of `size` ascending eigenvalues lie in the middle of `total`, and their quantiles."""
     low, high = (min(int(p * total), size - 1) for p in _SIGMA_QUANTILES)

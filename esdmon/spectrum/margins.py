@@ -36,7 +36,7 @@ TINY = 1e-12
 """Of the mean scale: less is what is left of a unit that is dead in one slice only."""
 PASSES = 12
 """Over rows and columns, to equalise: the mean squares are then equal to a few parts in a thousand; our choice."""
-_BLOCK = 1 << 15  # elements of a block of rows, which stay in the cache
+_BLOCK = 1 << 17  # elements of a block of rows, which stay in the cache: 512 KB in float32
 
 
 class Sides(ABC):

@@ -8,6 +8,7 @@ James and Stein), so that noise of equal scales has the Marchenko-Pastur law; si
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class Profile:
         return any(bool(np.any(np.abs(_spread(a) - _spread(b)) > _DIFFERENT * _spread(b))) for a, b in sides)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Scales:
     """The measured scales of the rows and columns of each slice, after dead ones were dropped.
 
@@ -79,11 +80,16 @@ class Scales:
             clipped: replace scales that lie far from the others, as those of a few large rows.
         """
         n, m = self.rows.shape[1], self.columns.shape[1]
-        excess = np.clip(self.kurtosis - 1, *_EXCESS)
+        excess, (rows, columns) = np.clip(self.kurtosis - 1, *_EXCESS), self._deviations
         return Profile(
-            _contracted(self.rows, excess / m * (1 - 1 / n) + 2 * np.asarray(spikes), clipped=clipped),
-            _contracted(self.columns, excess / n * (1 - 1 / m) + 2 * np.asarray(spikes), clipped=clipped),
+            _contracted(rows, excess / m * (1 - 1 / n) + 2 * np.asarray(spikes), clipped=clipped),
+            _contracted(columns, excess / n * (1 - 1 / m) + 2 * np.asarray(spikes), clipped=clipped),
         )
+
+    @cached_property
+    def _deviations(self) -> tuple[Floats, Floats]:
+        """Return the logarithms of both sides, ascending, less their median: a fit uses several profiles of them."""
+        return _deviation(self.rows), _deviation(self.columns)
 
 
 def _spread(scales: Floats) -> Floats:
@@ -92,14 +98,19 @@ def _spread(scales: Floats) -> Floats:
     return spread
 
 
-def _contracted(squares: Floats, scatter: Floats, *, clipped: bool) -> Floats:
-    """Return ascending scales of mean 1 whose logarithms have the variance of those of `squares`, less the scatter."""
+def _deviation(squares: Floats) -> Floats:
+    """Return the logarithms of each row, ascending, less their median."""
     ascending = np.sort(squares, axis=1)
     if ascending[:, 0].min() <= 0:  # a unit that is dead in one slice only: as small as the smallest of the others
         smallest = np.min(ascending, axis=1, initial=np.inf, where=ascending > 0, keepdims=True)
         ascending = np.maximum(ascending, np.where(np.isfinite(smallest), smallest, 1.0))
     logs = np.log(ascending)
-    deviation = logs - _median(logs)
+    deviation: Floats = logs - _median(logs)
+    return deviation
+
+
+def _contracted(deviation: Floats, scatter: Floats, *, clipped: bool) -> Floats:
+    """Return ascending scales of mean 1 whose logarithms have the variance of `deviation`, less the scatter."""
     if clipped:
         reach = _OUTLIER * _MAD * _median(np.sort(np.abs(deviation), axis=1))
         deviation = np.clip(deviation, -reach, reach)

@@ -20,6 +20,7 @@ measure of large random matrices of the separable covariance type", Random Matri
 formulas were checked against Marchenko-Pastur, Johnstone and simulation.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -35,6 +36,7 @@ from esdmon.spectrum.separable_edges import SQUARE, Edges, ScaleNodes, compresse
 _Complex = NDArray[np.complex128]
 
 _STEPS = 12  # of Newton's method at most, from the solution for equal scales
+_TOGETHER = 6  # of these for all points: then only those that are not solved go on
 _HEIGHTS = ((1.0, 3), (0.1, 4), (0.02, 5), (0.0, 25))  # (Im z/Re z, Newton steps at most) on the way to the real axis
 _CONVERGED = 1e-5  # relative change of δ and ε, whose error is then about its square
 _APART = 2.5  # λ⁺ in units of that of equal scales, from which there are more angles: large rows lie beyond the bulk
@@ -56,6 +58,8 @@ class SeparableLaw:
     scale: float
     table: Floats
     """The CDF at equal steps of an angle θ, 0 to π, where λ = λ⁻ + (λ⁺ − λ⁻)·sin⁴(θ/2); it rises strictly."""
+    at_edge: tuple[float, float]
+    """(δ, ε) at λ⁺."""
 
     def cdf(self, lam: Floats) -> Floats:
         """Return P(eigenvalue <= λ)."""
@@ -82,9 +86,26 @@ def separable_laws(profile: Profile) -> tuple[SeparableLaw, ...]:
     finite_centre = johnstone_centre(n, m) / mp_edges(n / m)[1]
     finite_scale = johnstone_scale(n, m) / _asymptotic_scale(n, m)
     return tuple(
-        SeparableLaw(float(lower), float(upper), float(upper) * finite_centre, float(scale) * finite_scale, table)
-        for lower, upper, scale, table in zip(edges.lower, edges.upper, edges.scale, tables, strict=True)
+        SeparableLaw(float(lower), float(upper), float(upper) * finite_centre, float(scale) * finite_scale, table, at)
+        for lower, upper, scale, table, at in zip(
+            edges.lower, edges.upper, edges.scale, tables, edges.solution_at_upper(nodes.ratio), strict=True
+        )
     )
+
+
+def edge_weights(profile: Profile, laws: Sequence[SeparableLaw]) -> tuple[Floats, Floats]:
+    """Return how λ⁺ depends on each scale: ∂log λ⁺/∂log a and ∂log λ⁺/∂log b, (slices, N) and (slices, M).
+
+    They are proportional to a/(1 + δa)² and b/(1 + εb)² at λ⁺, which is an extremum, and their sum over a side is 1.
+    """
+    delta, epsilon = np.array([law.at_edge for law in laws]).T
+    return _weights(profile.rows, delta), _weights(profile.columns, epsilon)
+
+
+def _weights(scales: Floats, at_edge: Floats) -> Floats:
+    slopes = scales / (1 + at_edge[:, None] * scales) ** 2
+    weights: Floats = slopes / slopes.sum(axis=1, keepdims=True)
+    return weights
 
 
 def _asymptotic_scale(n: int, m: int) -> float:
@@ -183,7 +204,7 @@ def _newton(
     weights = nodes.balanced_weights() * nodes.values
     weights_of_slopes = weights * nodes.values
     t = start
-    for _ in range(steps):
+    for _ in range(min(steps, _TOGETHER)):
         q = 1 / (1 + t[..., None] * values)
         gh = np.einsum("asnk,ask->asn", q, weights)  # not a product, for which the BLAS would start its threads
         q *= q
@@ -199,5 +220,15 @@ def _newton(
         t = np.where(is_bad, t if may_be_real else (t - hg / z) / 2, new) if is_bad.any() else new
         is_solved = (size < _CONVERGED) & ~is_bad
         if is_solved.all():
-            break
+            return t, is_solved
+    if steps > _TOGETHER:
+        slices, points = np.nonzero(~is_solved)
+        rest, is_rest_solved = _newton(
+            nodes.of(slices),
+            z[slices, points, None],
+            t[:, slices, points, None],
+            steps - _TOGETHER,
+            may_be_real=may_be_real,
+        )
+        t[:, slices, points], is_solved[slices, points] = rest[..., 0], is_rest_solved[:, 0]
     return t, is_solved

@@ -64,6 +64,11 @@ class Edges(NamedTuple):
     at_upper: Floats
     """(2, slices)."""
 
+    def solution_at_upper(self, ratio: float) -> list[tuple[float, float]]:
+        """Return (δ, ε) at λ⁺ for each slice."""
+        delta, epsilon = self.at_upper * _equal_at_upper(ratio)
+        return [*zip(map(float, delta), map(float, epsilon), strict=True)]
+
 
 def compressed(profile: Profile, top: int, groups: int) -> ScaleNodes:
     """Return nodes for both sides; if one has fewer, they are repeated with weight 0."""
@@ -109,7 +114,7 @@ def edges_of(nodes: ScaleNodes, m: int) -> Edges:
     root = nodes.ratio**0.5
     at_upper = _upper_edge(nodes)
     upper, scale = _upper_and_scale(nodes, at_upper, m)
-    at_upper = at_upper / np.array([[-root], [-1.0]]) * (1 + root)
+    at_upper = at_upper / _equal_at_upper(nodes.ratio)
     if nodes.ratio > SQUARE:
         inverse = (nodes.weights / nodes.values).sum(-1)
         balance = np.sqrt(inverse[0] / inverse[1])
@@ -118,6 +123,13 @@ def edges_of(nodes: ScaleNodes, m: int) -> Edges:
     at_lower = _lower_edge(nodes)
     g = (nodes.weights[0] * nodes.a / (1 + at_lower[0][:, None] * nodes.a)).sum(1)
     return Edges(-g / at_lower[1], upper, scale, at_lower / np.array([[root], [-1.0]]) * (1 - root), at_upper)
+
+
+def _equal_at_upper(ratio: float) -> Floats:
+    """Return (δ, ε) at λ⁺ of equal scales, (2, 1)."""
+    root = ratio**0.5
+    solution: Floats = np.array([[-root], [-1.0]]) / (1 + root)
+    return solution
 
 
 def _powers(t: Floats, y: Floats, weights: Floats) -> Floats:

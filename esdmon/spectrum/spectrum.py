@@ -252,7 +252,7 @@ class Spectrum:
     def with_scales(self, scales: Scales, laws: Laws = separable_laws) -> "Spectrum":
         """Return this spectrum with the scales of rows and columns; what is known of it already is kept."""
         scaled = replace(self, scales=scales, laws=laws)
-        vars(scaled).update(self._known_besides(scaled, "bulk"))
+        vars(scaled).update(self._known_besides(scaled, "bulk", "scaled_noise"))
         return scaled
 
     def with_directions(self, now: Floats, cosines: Floats | None, last: Floats | None) -> "Spectrum":
@@ -270,7 +270,7 @@ class Spectrum:
         """Return whether W is a product of two weights, represented by a matrix that has its singular values."""
         return self.view in PRODUCTS
 
-    @property
+    @cached_property
     def scaled_noise(self) -> "Spectrum | None":
         """Return the spectrum of noise with the scales of this one and variance 1; None where equal scales explain it.
 
@@ -280,7 +280,7 @@ class Spectrum:
             return None
         return _noise_of(self.bulk.laws, self.shape, self.slice_variances, self.dtype)
 
-    @property
+    @cached_property
     def slice_variances(self) -> tuple[float, ...]:
         """Return the mean of λ of each slice over that of all, to a tenth: nulls change only where it does."""
         means = self.by_slice.mean(axis=1)

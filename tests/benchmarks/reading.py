@@ -79,10 +79,10 @@ def costs(shape: tuple[int, ...], solver: Solver, repeats: int, *, is_watched: b
 
 
 @torch.no_grad()
-def move(layer: nn.Module) -> None:
-    """Add noise to a weight, as an optimizer's steps do."""
+def move(layer: nn.Module, by: float = MOVED) -> None:
+    """Add noise to a weight, as an optimizer's steps do: `by` of its standard deviation."""
     weight = layer.get_parameter("weight")
-    weight.add_(torch.randn(weight.shape), alpha=MOVED * float(weight.std()))
+    weight.add_(torch.randn(weight.shape), alpha=by * float(weight.std()))
 
 
 def main() -> None:

@@ -47,6 +47,20 @@ def test_a_reused_edge_is_within_a_tenth_of_its_scale() -> None:
     assert 30 <= reused <= 80
 
 
+def test_a_small_row_may_move_farther_than_the_largest() -> None:
+    """By 3 %, that is, which moves the edge by more where it is the row that makes the edge."""
+    rng = np.random.default_rng(4)
+    rows = np.sort(np.append(np.exp(0.3 * rng.standard_normal(255)), 20.0))[None]
+    profile = Profile(rows / rows.mean(), _profile(rng, 256, 128).columns)
+    for place, is_reused in ((100, True), (-1, False)):
+        laws = RecentLaws()
+        (first,) = laws(profile)
+        moved = profile.rows.copy()
+        moved[0, place] *= 1.03
+        (found,) = laws(Profile(np.sort(moved), profile.columns))
+        assert (found is first) is is_reused
+
+
 def test_another_shape_has_other_laws() -> None:
     rng = np.random.default_rng(2)
     laws = RecentLaws()

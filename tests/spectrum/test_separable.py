@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.laws import marchenko_pastur
 from esdmon.spectrum.scales import Profile
-from esdmon.spectrum.separable import SeparableLaw, separable_laws
+from esdmon.spectrum.separable import SeparableLaw, edge_weights, separable_laws
 
 SHAPES = ((64, 64), (128, 64), (384, 192), (512, 512), (4096, 384))
 
@@ -85,3 +85,17 @@ def test_any_profile_has_a_distribution(*, seed: int, m: int, more: int, dex: fl
     assert np.all(np.diff(law.table) >= 0)
     p = np.linspace(0.05, 0.95, 19)
     assert np.allclose(law.cdf(law.quantile(p)), p, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", [0, 1], ids=["rows", "columns"])
+def test_the_edge_moves_with_each_scale_as_its_weight_says(side: int) -> None:
+    """Against differences; all scales of a side together move it by as much as they move."""
+    profile = Profile(*(log_normal(np.random.default_rng(0), 1, count, 0.3) for count in (64, 40)))
+    laws = separable_laws(profile)
+    weights = edge_weights(profile, laws)[side][0]
+    assert weights.sum() == pytest.approx(1)
+    for place in (0, 20, 35, -2, -1):
+        sides = [profile.rows.copy(), profile.columns.copy()]
+        sides[side][0, place] *= 1 + 1e-5
+        (moved,) = separable_laws(Profile(*sides))
+        assert np.log(moved.edge / laws[0].edge) == pytest.approx(1e-5 * weights[place], rel=0.02, abs=1e-9)

@@ -32,30 +32,34 @@ _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "key_value_proj_d
 
 def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     """Return the fused projections of a module, the heads of attention and their products; None where it has none."""
-    found, projections = _projections_of(name, module)
-    if found:
-        return [*found, *products_of(name, module, projections | output_of(name, module), size=_head_size(module))]
-    return _extract_from_parent(name, module) or None
+    found = [*_projections_of(name, module)]
+    if not found:
+        return _extract_from_parent(name, module) or None
+    matrices = [
+        matrix
+        for _, projection, size in found
+        for matrix in (
+            projection.weight,
+            *heads_of(projection.weight, size=size, dim=2 if projection.outputs_last else 1),
+        )
+    ]
+    projections = {letter: projection for letter, projection, _ in found}
+    return [*matrices, *products_of(name, module, projections | output_of(name, module), size=_head_size(module))]
 
 
-def _projections_of(name: str, module: nn.Module) -> tuple[list[Matrix], dict[str, Projection]]:
-    """Return the matrices of fused projections and of heads, and the projections by their letters."""
+def _projections_of(name: str, module: nn.Module) -> Iterator[tuple[str, Projection, int]]:
+    """Yield the letter of each projection, the projection, and the outputs of one of its heads, 0 for none."""
     size = _head_size(module)
-    found: list[Matrix] = []
-    projections: dict[str, Projection] = {}
     for fused in _find_fused(module):
         read = partial(getattr, getattr(module, fused.attribute), "weight")
         has_heads = "v" in fused.projections
         for label, to_stack in fused.projections.items():
             whole = Matrix(f"{name}.{fused.attribute}/{label}", read, to_stack)
-            found += [whole, *heads_of(whole, size=size if has_heads else 0, dim=fused.output_dim)]
-            projections[label] = Projection(whole, outputs_last=fused.output_dim == 2)
+            yield label, Projection(whole, outputs_last=fused.output_dim == 2), size if has_heads else 0
     for attribute in _PROJECTIONS if size else ():
         if _plain_weight(module, attribute) is not None:
             whole = Matrix(f"{name}.{attribute}", partial(getattr, getattr(module, attribute), "weight"), stacks.linear)
-            found += [whole, *heads_of(whole, size=size)]
-            projections[attribute[0]] = Projection(whole)
-    return found, projections
+            yield attribute[0], Projection(whole), size
 
 
 def _extract_from_parent(name: str, module: nn.Module) -> list[Matrix]:
@@ -66,7 +70,7 @@ def _extract_from_parent(name: str, module: nn.Module) -> list[Matrix]:
         inner = children.get(attribute)
         if inner is not None and output is not None:
             inside = f"{name}.{attribute}"
-            _, projections = _projections_of(inside, inner)
+            projections = {letter: projection for letter, projection, _ in _projections_of(inside, inner)}
             products = products_of(
                 inside, inner, projections | output_of(f"{name}.output", output), size=_head_size(inner)
             )
