@@ -5,7 +5,7 @@
 FOLDER is that of `tests.benchmarks.networks`. Its layers are read again and again, each weight moved by a part of its
 standard deviation in between, in turn with and without the scales of rows and columns: without them there is only the
 Marchenko-Pastur law. Printed are the CPU time of all readings with them over that without, in one thread, for first
-readings and for later ones, and how many of the laws that later ones needed were computed anew.
+readings and for later ones, and how many of the laws that later ones needed were computed again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def layer_of(stack: Tensor) -> nn.Module:
 
 
 def measure(layers: nn.ModuleDict, steps: int, moved: float) -> tuple[float, float, str]:
-    """Return with over without for first readings and for those that follow, and the share of laws computed anew."""
+    """Return with over without for first readings and for those that follow, and the share of laws computed again."""
     plugins = Plugins()
     measures = choose_measures("default", plugins.measures)
 
@@ -71,7 +71,7 @@ def measure(layers: nn.ModuleDict, steps: int, moved: float) -> tuple[float, flo
         return look_up(laws, profile)
 
     def counted_laws(profile: Profile) -> tuple[NoiseLaw, ...]:
-        calls["anew"] += 1
+        calls["computed"] += 1
         return separable_laws(profile)
 
     reader, times = Reader(layers, plugins, measures=measures, drift=Drift()), {way: list[float]() for way in ways}
@@ -86,7 +86,7 @@ def measure(layers: nn.ModuleDict, steps: int, moved: float) -> tuple[float, flo
             if step < 2:
                 calls.clear()
     later = {way: statistics.median(of[1:]) for way, of in times.items()}
-    return firsts[True] / firsts[False], later[True] / later[False], f"{calls['anew']} of {calls['needed']}"
+    return firsts[True] / firsts[False], later[True] / later[False], f"{calls['computed']} of {calls['needed']}"
 
 
 def main() -> None:
@@ -106,10 +106,11 @@ def main() -> None:
                 chosen[low, high][str(len(chosen[low, high]))] = layer_of(stack)
     print(f"with scales over without, CPU time, each weight moved by {options.moved:g} of its standard deviation")
     for (low, high), layers in chosen.items():
-        first, later, anew = measure(layers, options.steps, options.moved)
+        first, later, computed = measure(layers, options.steps, options.moved)
         upper = f" to {high - 1}" if high < 1 << 30 else " and more"
         print(
-            f"M {low}{upper}, {len(layers)} layers: first {first:.2f}, later {later:.2f}, laws anew {anew}", flush=True
+            f"M {low}{upper}, {len(layers)} layers: first {first:.2f}, later {later:.2f}, laws computed {computed}",
+            flush=True,
         )
 
 
