@@ -196,7 +196,10 @@ def _is_function_or_none(value: object) -> bool:
 
 _ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
     "mode": (("auto", "sync", "thread", "process").__contains__, "one of auto, sync, thread, process"),
-    "workers": (lambda value: value == "auto" or _is_whole(value), "'auto', or a number of threads, 0 or more"),
+    "workers": (
+        lambda value: value == "auto" or _is_whole(value),
+        "'auto', or a number of threads or worker processes, 0 or more",
+    ),
     "max_tags": (_is_whole_or_none, "a number of series, 0 or more, or None for all"),
     "first_step": (_is_whole, "a number of steps, 0 or more"),
     "strict": (_is_bool, "True or False"),

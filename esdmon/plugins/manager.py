@@ -37,13 +37,21 @@ class Plugins:
         extra: plugins to use besides those that are installed.
 
     Raises:
-        InputError: if `extra` is not a list.
+        InputError: if `extra` is not a list, or holds names or numbers.
     """
 
     def __init__(self, extra: Iterable[object] = ()) -> None:
         if isinstance(extra, str) or not isinstance(extra, Iterable):
             msg = f"plugins= must be a list of modules or objects with hooks; got {extra!r}"
             raise InputError(msg)
+        extra = tuple(extra)
+        for plugin in extra:
+            if plugin is None or isinstance(plugin, str | int | float):
+                msg = (
+                    f"plugins= must hold modules or objects with hooks; got {plugin!r}: plugins that are installed are "
+                    "used without it"
+                )
+                raise InputError(msg)
         self._registry = Registry(extra)
         self._is_in_run = False
         self._owners: dict[tuple[str, str], str] = {}

@@ -384,3 +384,5 @@ def test_plugins_are_a_list(extra: Any) -> None:
     """A ValueError that says so."""
     with pytest.raises(InputError, match="plugins= must be a list of modules or objects with hooks; got"):
         Plugins(extra)
+    with pytest.raises(InputError, match=f"must hold modules or objects with hooks; got {extra!r}: plugins that are"):
+        Plugins([extra])

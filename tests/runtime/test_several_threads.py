@@ -68,7 +68,9 @@ def test_without_workers_one_thread_reads(monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("workers", [-1, "all", 1.5, None, True])
 def test_workers_that_cannot_be_used_are_refused(workers: object) -> None:
-    with pytest.raises(ValueError, match=r"workers= must be 'auto', or a number of threads, 0 or more; got"):
+    with pytest.raises(
+        ValueError, match=r"workers= must be 'auto', or a number of threads or worker processes, 0 or more; got"
+    ):
         esdmon.watch(nn.Linear(64, 64), sinks=None, workers=workers)  # type: ignore[arg-type]
 
 
