@@ -72,16 +72,19 @@ def text_of(node: ast.expr | None) -> str:
 
 def messages(tree: ast.Module) -> Iterator[tuple[str, str]]:
     """Each message with its kind: `warning`, `notice`, `InputError`, …"""
-    assigned = {
-        target.id: text_of(node.value)
+    assigned = sorted(
+        (node.lineno, target.id, text_of(node.value))
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)
-    }
+    )
 
     def said(node: ast.expr) -> str:
-        return text_of(node) or (assigned.get(node.id, "") if isinstance(node, ast.Name) else "")
+        """Return the text, or the last that was assigned to the name above the line."""
+        names = [node.id] if isinstance(node, ast.Name) else []
+        above = [text for line, name, text in assigned if name in names and line < node.lineno]
+        return text_of(node) or (above[-1] if above else "")
 
     for node in ast.walk(tree):
         match node:

@@ -48,8 +48,8 @@ class Plugins:
         for plugin in extra:
             if plugin is None or isinstance(plugin, str | int | float):
                 msg = (
-                    f"plugins= must hold modules or objects with hooks; got {plugin!r}: plugins that are installed are "
-                    "used without it"
+                    f"plugins= must hold modules or objects with hooks; got {plugin!r}. An installed plugin need not "
+                    "be listed."
                 )
                 raise InputError(msg)
         self._registry = Registry(extra)

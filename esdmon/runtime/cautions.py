@@ -7,6 +7,8 @@ from esdmon.schedule.budget import Budget
 
 _log = logging.getLogger("esdmon")
 
+_OFTEN = 3  # costly due steps in a row: the first reading of one large matrix may exceed the budget of a short run
+
 
 @final
 class Cautions:
@@ -15,7 +17,10 @@ class Cautions:
     def __init__(self) -> None:
         self.count = 0
         """Readings that were due and were skipped or lost."""
-        self._is_over_budget = False
+        self._over = 0
+        """Due steps in a row that took more than the share while the budget was exceeded."""
+        self._last = 0.0, 0.0
+        """Seconds spent, and of the run, at the last due step."""
 
     def skip(self, step: int, count: int) -> None:
         """Count readings that were not begun, since there was no room for them."""
@@ -38,9 +43,13 @@ class Cautions:
             )
 
     def check(self, budget: Budget) -> None:
-        """Log once that a budget is exceeded even by one reading at each due step."""
-        if not self._is_over_budget and budget.is_exceeded:
-            self._is_over_budget = True
+        """Log once, at the third due step in a row, that even one reading at each exceeds a budget."""
+        if self._over >= _OFTEN:
+            return
+        (spent, run), self._last = self._last, (budget.spent, budget.run_seconds)
+        is_costly = budget.is_exceeded and budget.spent - spent > (budget.share or 0) * (budget.run_seconds - run)
+        self._over = self._over + 1 if is_costly else 0
+        if self._over == _OFTEN:
             _log.warning(
                 "esdmon: reading one matrix at each due step takes %.1f %% of the run, more than budget=%g: increase "
                 "every=.",

@@ -114,7 +114,12 @@ class Budget:
     def overhead(self) -> float:
         """Return the share of the run spent so far, of time or CPU time, whichever is more; NaN before the start."""
         run = self.run_seconds
-        return (self._spent + self._spending()) / run if run > 0 else math.nan
+        return self.spent / run if run > 0 else math.nan
+
+    @property
+    def spent(self) -> float:
+        """Return the seconds spent so far."""
+        return self._spent + self._spending()
 
     @property
     def run_seconds(self) -> float:
@@ -123,10 +128,8 @@ class Budget:
 
     @property
     def is_exceeded(self) -> bool:
-        """Return whether twice the share was spent, in a run at least twice as long as pays for the advance."""
-        if self.share is None or self.run_seconds < 2 * self._advance / self.share:
-            return False
-        return self.overhead > 2 * self.share
+        """Return whether more than the advance plus twice the share of the run was spent."""
+        return self.share is not None and self.spent > self._advance + 2 * self.share * self.run_seconds
 
     def spend(self, seconds: float) -> None:
         """Charge seconds that were used elsewhere: by another thread."""

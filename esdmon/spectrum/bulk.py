@@ -251,7 +251,7 @@ def _sigma2(bulk: Floats, total: int, law: NoiseLaw) -> float:
     return float(ratios[(ratios.size - 1) // 2] + ratios[ratios.size // 2]) / 2
 
 
-@lru_cache(maxsize=2048)  # the laws of some hundred weights, and the k that their fits pass: 4 MB
+@lru_cache(maxsize=1024)  # of some fifty weights, with each k that their fits pass: 6 MB with the laws
 def _middle(law: NoiseLaw, size: int, total: int) -> tuple[slice, Floats]:
     """Return which of `size` ascending eigenvalues lie in the middle of `total`, and their quantiles."""
     low, high = (min(int(p * total), size - 1) for p in _SIGMA_QUANTILES)

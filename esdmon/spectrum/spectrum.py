@@ -265,6 +265,10 @@ class Spectrum:
         """Return what has been computed of this spectrum and not of the other, but for what has changed."""
         return {name: value for name, value in vars(self).items() if name not in vars(other) and name not in changed}
 
+    def __getstate__(self) -> dict[str, object]:
+        """Return what is pickled on the way from a worker process; the noise of the laws is computed again."""
+        return {name: value for name, value in vars(self).items() if name != "scaled_noise"}
+
     @property
     def is_product(self) -> bool:
         """Return whether W is a product of two weights, represented by a matrix that has its singular values."""

@@ -384,5 +384,6 @@ def test_plugins_are_a_list(extra: Any) -> None:
     """A ValueError that says so."""
     with pytest.raises(InputError, match="plugins= must be a list of modules or objects with hooks; got"):
         Plugins(extra)
-    with pytest.raises(InputError, match=f"must hold modules or objects with hooks; got {extra!r}: plugins that are"):
-        Plugins([extra])
+    for item in (extra, None):
+        with pytest.raises(InputError, match=f"must hold modules or objects with hooks; got {item!r}. An installed"):
+            Plugins([item])

@@ -149,3 +149,19 @@ def test_readings_on_idle_cores_cost_the_run_what_its_steps_lose() -> None:
     assert budget.reading_credit == budget.credit
     budget.read(0.2)
     assert budget.overhead == pytest.approx(0.006, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("spent", "run", "expected"),
+    [(1.9, 10, False), (2.5, 10, True), (5.5, 200, False), (6.5, 200, True), (20.0, 1000, False), (23.0, 1000, True)],
+)
+def test_a_budget_is_exceeded_beyond_the_advance_and_twice_the_share(
+    spent: float, run: float, *, expected: bool
+) -> None:
+    """So that readings that take half of the run are seen within seconds."""
+    machine = Machine()
+    budget = budget_of(machine)
+    machine.works(run)
+    budget.spend(spent)
+    assert budget.is_exceeded is expected
+    assert not budget_of(machine, share=None).is_exceeded

@@ -1,6 +1,7 @@
 """Laws of noise that are reused from reading to reading."""
 
 import numpy as np
+import pytest
 import torch
 
 from esdmon.plugins import Plugins
@@ -59,6 +60,17 @@ def test_a_small_row_may_move_farther_than_the_largest() -> None:
         moved[0, place] *= 1.03
         (found,) = laws(Profile(np.sort(moved), profile.columns))
         assert (found is first) is is_reused
+
+
+def test_small_scales_that_move_by_a_factor_have_another_law() -> None:
+    """A tenth of the columns, whose eigenvalues are below all others: they do not move the edge."""
+    rng = np.random.default_rng(5)
+    laws, profile = RecentLaws(), _profile(rng, 256, 128)
+    columns = [np.sort(np.append(np.full(13, small), profile.columns[0, 13:]))[None] for small in (0.01, 0.001)]
+    (first,) = laws(Profile(profile.rows, columns[0]))
+    (second,) = laws(Profile(profile.rows, columns[1]))
+    assert second is not first
+    assert first.edge == pytest.approx(second.edge, rel=0.002)
 
 
 def test_another_shape_has_other_laws() -> None:

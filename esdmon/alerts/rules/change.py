@@ -18,6 +18,7 @@ NOISE_LIKE = 0.7
 does. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
 _OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
 _HALVED = 2.0  # factor by which an effective rank has fallen, as in `entropy_collapse`
+_FAINT = 2.0  # times its limit, up to which a trap may be the mean of a row that all others have become; our choice
 _FEW = 64  # eigenvalues below which a rank says little about directions; our choice
 
 
@@ -31,16 +32,19 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
 
     Confused with larger steps that do not yet make the weight larger, which are `update_surge`; with weights that grow
     as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to one
-    point, where one direction grows at the cost of the others: where ‖W‖_F² has grown by less than half as much as σ₁²
-    since the median of the baseline, nothing blows up, and `entropy_collapse` or `norm_decay` says what happened.
+    point, where one direction grows at the cost of the others: where the effective rank has halved, and ‖W‖_F² has
+    grown by less than half as much as σ₁² since the median of the baseline, `entropy_collapse` or `norm_decay` is
+    reported instead.
 
     Resolved when the norm is below twice the expected value.
 
     Source: that weights grow without bound where gradient descent is unstable is textbook; the factors are ours.
     """
+    flat = leapt(history, _effective_rank, "down", _HALVED)
     for now, norm, before in leaps(history, _norm, "up", factor=factor, back=back):
         has_grown = norm > factor * _norm(history.first[now.name])
-        if now.name in history.firing or (has_grown and not _is_at_cost_of_others(now, history.baseline[now.name])):
+        is_taken = now.name in flat and _is_at_cost_of_others(now, history.baseline[now.name])
+        if now.name in history.firing or (has_grown and not is_taken):
             what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
             yield finding(now, what, before)
     for name, readings in history.layers.items():
@@ -63,10 +67,10 @@ def correlation_trap(
     over-training makes them too.
 
     Confused with large steps and decay, which make traps too: those rules find them first, and mute this one. With rows
-    that are drawn to one point, whose mean is not zero: where the effective rank has halved, and the trap holds less
-    than half of the share that the first direction has of Σw², `entropy_collapse` says so instead. With a trap that was
-    there before, as in corrupted weights that were loaded: only what has grown since the first reading counts. With
-    over-training, where traps rise slowly. The message says whether the mean makes the trap, or which element.
+    that are drawn to one point, which have a mean too: where the effective rank has halved, the trap's share of Σw² is
+    less than half of σ₁²/‖W‖_F², and it is below twice its limit, `entropy_collapse` is reported instead. With a trap
+    that was there before, as in corrupted weights that were loaded: only what has grown since the first reading counts.
+    With over-training, where traps rise slowly. The message says whether the mean makes the trap, or which element.
 
     Resolved when it is below 1.2.
 
@@ -78,7 +82,8 @@ def correlation_trap(
         value, before = _trap(readings[-1]), _trap(history.first[name])
         is_old = name in history.firing
         limit = back if is_old else max(trap, 1.5 * before)
-        if value > limit and (is_old or name not in flat or not _is_by_the_way(readings[-1])):
+        is_minor = name in flat and value < _FAINT * limit and _is_minor(readings[-1])
+        if value > limit and (is_old or not is_minor):
             yield finding(
                 readings[-1],
                 f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} "
@@ -190,8 +195,8 @@ def _trap(layer: LayerReport) -> float:
     return measured(layer, "trap")[0]
 
 
-def _is_by_the_way(layer: LayerReport) -> bool:
-    """Return whether a trap is too small a part of Σw² to make the first direction."""
+def _is_minor(layer: LayerReport) -> bool:
+    """Return whether a trap has less than half of the share of Σw² that the first direction has."""
     (share,) = measured(layer, "trap_share")
     return 2 * share * frobenius(layer) ** 2 < _norm(layer) ** 2
 

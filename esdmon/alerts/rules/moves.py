@@ -125,7 +125,8 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
             continue
         since = before.step
         usual_reach = (now.step - since) * max(ratios, default=0.0)
-        reach = max(usual_reach, *((now.step - since) * layer.step_ratio for layer in (before, now)))
+        last_step = 0.0 if before.step_ratio > _REPLACED else before.step_ratio  # not one that replaced the weight
+        reach = max(usual_reach, *((now.step - since) * step for step in (last_step, now.step_ratio)))
         is_beyond = factor * reach < now.update_ratio < math.inf
         # A step that is sampled while a weight is replaced is as long as that.
         is_replaced = max(_REPLACED, factor * usual_reach) < now.update_ratio < math.inf

@@ -48,7 +48,7 @@ def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:
 
 
 def _projections_of(name: str, module: nn.Module) -> Iterator[tuple[str, Projection, int]]:
-    """Yield the letter of each projection, the projection, and the outputs of one of its heads, 0 for none."""
+    """Yield the letter of each projection, the projection, and the number of outputs of a head, 0 without heads."""
     size = _head_size(module)
     for fused in _find_fused(module):
         read = partial(getattr, getattr(module, fused.attribute), "weight")

@@ -300,7 +300,7 @@ def test_frozen_layers_do_not_make_a_checkpoint_a_part_of_one() -> None:
 
 def test_a_fast_move_between_readings_is_no_reset_where_steps_were_as_long_at_the_last_one() -> None:
     """Rows that are drawn to a point, the last reading of which was long ago: the steps have become short again."""
-    for steps_before, expected in ((0.02, 0), (0.001, 1)):
+    for steps_before, expected in ((0.02, 0), (0.001, 1), (1.4, 1)):  # the last replaced the weight
         readings = [reading(step) for step in range(1, 11)]
         readings += [reading(12, step_ratio=steps_before), reading(72, moved=1.1)]
         alerts = alerts_of(RULES["layer_reset"], (report(layer.step, layer) for layer in readings))
@@ -319,9 +319,10 @@ _TREND = np.outer(np.random.default_rng(2).standard_normal(300), _POINT)
         (lambda t: _BEFORE + t * (3 * _POINT - _BEFORE), "norm_explosion"),
         (lambda t: _BEFORE + t * (0.1 - _BEFORE), "correlation_trap"),
         (lambda t: _BEFORE + 4 * t * _TREND, "norm_explosion"),
+        (lambda t: (1 - 0.03 * t) * _BEFORE + 1.1 * t * _TREND, "norm_explosion"),
         (lambda t: (1 + 9 * t) * _BEFORE, "norm_explosion"),
     ],
-    ids=["rows drawn to a point", "to a larger one", "to a constant", "a direction grows", "all grow"],
+    ids=["rows drawn to a point", "to a larger one", "to a constant", "a direction grows", "beside decay", "all grow"],
 )
 def test_what_grows_at_the_cost_of_the_rest_does_not_blow_up(weight: Callable[[float], Any], rule: str) -> None:
     """The first alert names the fault: the spectral norm is more than three times as large in each."""
