@@ -17,7 +17,7 @@ _KEPT = 3  # profiles: a fit computes the laws of up to three
 _TINY = 1e-300  # a scale may underflow
 _NEAR = 0.1  # of the Tracy-Widom scale, by which λ⁺ may have moved; our choice
 _MOST = 10.0  # times what λ⁺ may have moved, relatively, by which a single scale may have; our choice
-_SHIFT = 0.6  # M times the mean relative move of a scale: it moves KS·M by about as much, of the 6 of a clean bulk
+_SHIFT = 1.2  # M times the mean relative move of a scale: it moves KS·M by half as much, of the 6 of a clean bulk
 
 
 class _Known(NamedTuple):
