@@ -204,7 +204,9 @@ def find_file(run: str | Path) -> Path:
     paths = [path / name for name in FILE_NAMES] if path.is_dir() else [path]
     found = [each for each in paths if each.is_file()]
     if not found:
-        raise InputError(f"file {paths[0]} not found. Pass the JSONL of a run, or its folder.")
+        below = sorted({str(each.parent) for name in FILE_NAMES for each in path.glob(f"*/{name}")})
+        remedy = f"Runs in it: {', '.join(below[-3:])}." if below else "Pass the JSONL of a run, or its folder."
+        raise InputError(f"file {paths[0]} not found. {remedy}")
     return found[0]
 
 

@@ -196,6 +196,15 @@ def test_what_is_not_a_run_is_refused(text: str | None, message: str, tmp_path: 
         list(reports(tmp_path))
 
 
+def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
+    """As `runs`, where runs go by default."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "esdmon.jsonl").touch()
+    with pytest.raises(InputError, match=r"esdmon\.jsonl not found\. Runs in it: .*a, .*b\."):
+        list(reports(tmp_path))
+
+
 def test_a_line_that_a_kill_cut_short_is_the_end(run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path) -> None:
     text = (run[0] / "esdmon.jsonl").read_text()
     (tmp_path / "esdmon.jsonl").write_text(text[:-30])

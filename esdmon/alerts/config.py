@@ -63,6 +63,9 @@ def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tu
             rules = [rule for rule in known.values() if rule.name not in chosen]
         elif isinstance(item, str) and item in known:
             rules = [known[item]]
+        elif callable(item):
+            name = getattr(item, "__name__", "rule")
+            raise InputError(f"alerts= contains the function {name}: give AlertRule({name!r}, {name})")
         else:
             msg = f"unknown rule {item!r} in alerts=; valid names: {', '.join(known)}.{nearest(str(item), known)}"
             raise InputError(msg)

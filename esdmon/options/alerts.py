@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from esdmon.alerts import Actions, AlertRule
 from esdmon.alerts.config import AlertConfig, check_names, load_config, select_rules
-from esdmon.errors import InputError, as_list
+from esdmon.errors import InputError, as_list, nearest
 from esdmon.plugins import Plugins
 from esdmon.records import Alert
 
@@ -31,6 +31,11 @@ def alert_config(
     else:
         given = () if alerts is None else as_list("alerts", alerts, "the names of rules, or rules")
         config = AlertConfig(select_rules(given, known.rules))
+    for rule in config.rules:
+        for name in rule.needs if rule.name not in known.rules else ():  # a plugin's rule only goes unchecked
+            if name not in known.measures:
+                hint = nearest(name, known.measures)
+                raise InputError(f"the rule {rule.name} needs the measure {name!r}, which is unknown.{hint}")
     active = [rule.name for rule in config.rules]
     stops = check_names("stop_on", as_list("stop_on", stop_on, "names of alert rules"), active)
     saves = check_names("save_on", as_list("save_on", save_on, "names of alert rules"), active)

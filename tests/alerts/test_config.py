@@ -148,6 +148,7 @@ def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
     [
         (["rank_colapse"], r"unknown rule 'rank_colapse' in alerts=; .*Did you mean 'rank_collapse'"),
         ([3], "unknown rule 3 in alerts=; valid names: non_finite"),
+        ([alerts_of], r"alerts= contains the function alerts_of: give AlertRule\('alerts_of', alerts_of\)"),
         (
             ["default", AlertRule("rank_collapse", lambda _history: [])],
             "alerts= contains two rules named 'rank_collapse'",

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import esdmon
+from esdmon.alerts import AlertRule
 from esdmon.options import WatchKeywords, WatchOptions
 from esdmon.options.watch_options import OPTIONS
 
@@ -37,6 +38,15 @@ def test_a_wrong_option_opens_nothing(
     with pytest.raises(esdmon.InputError, match=message):
         esdmon.watch(torch.nn.Linear(64, 64), **options)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rule_that_needs_an_unknown_measure_is_refused() -> None:
+    """It would never be checked."""
+    rule = AlertRule("thin", lambda _history: [], needs=("stable_rnk",))
+    with pytest.raises(
+        esdmon.InputError, match=r"thin needs the measure 'stable_rnk', which is unknown\. Did you mean"
+    ):
+        WatchOptions(alerts=[rule])
 
 
 def test_generators_are_read_once() -> None:
