@@ -210,7 +210,7 @@ def test_a_measure_that_raises(mode: str, undisturbed: list[float], caplog: pyte
 @pytest.mark.parametrize("in_a_reading", [True, False])
 def test_a_worker_that_is_killed(in_a_reading: bool, undisturbed: list[float]) -> None:  # noqa: FBT001
     """From outside: the reading that runs has failed and says so, the next are as ever; between two, none has."""
-    begun, gate = threading.Event(), threading.Event()
+    begun, gate, others = threading.Event(), threading.Event(), set(threading.enumerate())
 
     def wait(_spectrum: Spectrum) -> float:
         begun.set()
@@ -224,7 +224,8 @@ def test_a_worker_that_is_killed(in_a_reading: bool, undisturbed: list[float]) -
             if not in_a_reading:
                 gate.set()
                 run.monitor.flush()
-            (worker,) = [thread for thread in threading.enumerate() if thread.name.startswith("esdmon")]
+            mine = set(threading.enumerate()) - others
+            (worker,) = [thread for thread in mine if thread.name.startswith("esdmon")]
             reached = ctypes.pythonapi.PyThreadState_SetAsyncExc(
                 ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit)
             )
