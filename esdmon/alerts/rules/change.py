@@ -40,11 +40,11 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
 
     Source: that weights grow without bound where gradient descent is unstable is textbook; the factors are ours.
     """
-    flat = leapt(history, _effective_rank, "down", _HALVED)
     for now, norm, before in leaps(history, _norm, "up", factor=factor, back=back):
         has_grown = norm > factor * _norm(history.first[now.name])
-        is_taken = now.name in flat and _is_at_cost_of_others(now, history.baseline[now.name])
-        if now.name in history.firing or (has_grown and not is_taken):
+        if now.name in history.firing or (
+            has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
+        ):
             what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
             yield finding(now, what, before)
     for name, readings in history.layers.items():
@@ -77,13 +77,13 @@ def correlation_trap(
     Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025), who warn that not
     every trap harms; the closed form is the transition of Baik, Ben Arous, Péché (2005). The factors are ours.
     """
-    leapt_now, flat = leapt(history, _trap, "up", factor), leapt(history, _effective_rank, "down", _HALVED)
+    leapt_now = leapt(history, _trap, "up", factor)
     for name, readings in history.layers.items():
         value, before = _trap(readings[-1]), _trap(history.first[name])
         is_old = name in history.firing
         limit = back if is_old else max(trap, 1.5 * before)
-        is_minor = name in flat and value < _FAINT * limit and _is_minor(readings[-1])
-        if value > limit and (is_old or not is_minor):
+        may_be_minor = limit < value < _FAINT * limit and not is_old
+        if value > limit and not (may_be_minor and _is_minor(readings[-1]) and _is_flat(history, name)):
             yield finding(
                 readings[-1],
                 f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} "
@@ -207,6 +207,11 @@ def _soft_rank(layer: LayerReport) -> float:
 
 def _norm(layer: LayerReport) -> float:
     return measured(layer, "spectral_norm")[0]
+
+
+def _is_flat(history: History, name: str) -> bool:
+    """Return whether the effective rank of a layer has halved; asked only where another rule finds a leap."""
+    return name in leapt(history, _effective_rank, "down", _HALVED)
 
 
 def _is_at_cost_of_others(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:

@@ -123,10 +123,10 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
         if before is None or len(ratios) + (now.step_ratio >= 0) < WARM_UP:
             jumped += is_far  # its steps are not known, as of a weight that is computed
             continue
-        since = before.step
-        usual_reach = (now.step - since) * max(ratios, default=0.0)
+        since, count = before.step, now.step - before.step
+        usual_reach = count * max(ratios, default=0.0)
         last_step = 0.0 if before.step_ratio > _REPLACED else before.step_ratio  # not one that replaced the weight
-        reach = max(usual_reach, *((now.step - since) * step for step in (last_step, now.step_ratio)))
+        reach = max(usual_reach, count * last_step, count * now.step_ratio)
         is_beyond = factor * reach < now.update_ratio < math.inf
         # A step that is sampled while a weight is replaced is as long as that.
         is_replaced = max(_REPLACED, factor * usual_reach) < now.update_ratio < math.inf
