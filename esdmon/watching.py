@@ -83,7 +83,7 @@ def watch(
             four cores are idle, else "sync".
         workers: threads or processes that read at once, each on one core, where cores are idle. Their time is not
             charged then, but what the steps of the training lose is measured, and held to the budget: "auto" for half
-            of the idle cores at most, a number for at most so many; 0 charges the time of one in full.
+            of the idle cores at most, a number for at most so many, of each rank; 0 charges the time of one in full.
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
             "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
             it is installed; and JSONL in that folder.
@@ -187,7 +187,8 @@ def attach(
     )
     if ranks is not None:
         _raise_common(ranks, reader.problems, limits)
-    mode = _mode(given, on_accelerator=reader.on_accelerator)
+    job = 1 if ranks is None else ranks.size
+    mode = _mode(given, on_accelerator=reader.on_accelerator, job=job)
     transfers.waits = mode == "sync"
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
     cpu_clock = time.process_time if mode == "sync" else time.thread_time
@@ -196,7 +197,7 @@ def attach(
     if hooked is not None:
         _close_older(hooked, model)
     leads = ranks is None or ranks.rank == 0
-    workers = _workers(options) if mode != "sync" and ranks is None else None
+    workers = None if mode == "sync" else _workers(options, job=job)
     rate = None if workers is None else lambda: float(workers.count)
     budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds, rate=rate)
     executor = Executor(
@@ -293,22 +294,27 @@ def _available(mode: str) -> str:
     return "thread" if why else mode
 
 
-def _mode(mode: str, *, on_accelerator: bool) -> Mode:
+def _mode(mode: str, *, on_accelerator: bool, job: int) -> Mode:
     """Return the mode that "auto" stands for here; any other unchanged."""
     for one in MODES:
         if mode == one:
             return one
     # torch starts a thread for each physical core, which are half of what the system counts where each runs two.
-    idle = 4 * torch.get_num_threads() <= cores()
+    idle = 4 * torch.get_num_threads() <= cores(job=job)
     return "thread" if on_accelerator or idle else "sync"
 
 
-def _workers(options: WatchOptions) -> Workers | None:
-    """Return what sets the number of threads on idle cores; None where none is wanted, or nothing limits the time."""
+def _workers(options: WatchOptions, *, job: int) -> Workers | None:
+    """Return what sets the number of threads on idle cores; None where none is wanted, or nothing limits the time.
+
+    Args:
+        options: of the user.
+        job: ranks of the job.
+    """
     if options.budget is None or options.workers == 0:
         return None
-    idle, at_most = IdleCores(), cores() if options.workers == "auto" else int(options.workers)
-    return Workers(options.budget, lambda own: min(at_most, idle(own=own)))
+    idle, at_most = IdleCores(job=job), cores(job=job) if options.workers == "auto" else int(options.workers)
+    return Workers(options.budget, lambda own: min(at_most, idle(own=own)), with_ranks=job > 1)
 
 
 def _ranks(limits: Limits) -> Coordinator | None:

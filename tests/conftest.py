@@ -17,7 +17,7 @@ if os.environ["OMP_NUM_THREADS"] == "1":
 @pytest.fixture(autouse=True)
 def _no_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test depend on how many cores of the machine are idle: a reading in a thread is charged in full."""
-    monkeypatch.setattr("esdmon.watching.IdleCores", lambda: lambda own: 0 * own)
+    monkeypatch.setattr("esdmon.watching.IdleCores", lambda job: lambda own: 0 * own * job)
 
 
 settings.register_profile("esdmon", deadline=None)

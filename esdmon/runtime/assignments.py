@@ -19,6 +19,7 @@ from esdmon.runtime.coordination import Coordinator, Job, Role, Word
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.holdings import Holder, Table
 from esdmon.runtime.letterbox import Letterbox, Moved, PeerError
+from esdmon.runtime.room import Room
 from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
 from esdmon.schedule.looks import Looks
 from esdmon.schedule.step_sample import StepSample
@@ -72,6 +73,8 @@ class Assignments:
         """Matrices of this rank's model, as last announced."""
         self.letterbox: Letterbox | None = None
         """Copies of this rank's fragments; None for a rank that has none."""
+        self.room = Room(limits.copied_bytes)
+        """For what this rank puts together."""
 
     def get_ready(self) -> bool:
         """Announce before the first due step what this rank holds, once rank 0 watches.
@@ -162,6 +165,11 @@ class Assignments:
             self.letterbox.close()
         self._ranks.end()
 
+    @property
+    def pace(self) -> float:
+        """Return the seconds of reading of this rank for each second of its budget."""
+        return self._executor.pace
+
     def local(self, name: str) -> str:
         """Return this rank's own name of a matrix or parameter of the job."""
         return self._role.local.get(name, name)
@@ -233,13 +241,14 @@ class Assignments:
         until: float,
     ) -> Answer:
         """Put the parameters of a job together and read its matrices: in the executor's thread."""
-        clock = _Clock()
+        clock = _Clock(self._executor.clock)
         keys = {self.local(name): self._key(step, job, name) for name in job.parameters}
         fetch = partial(self._fetch, keys=keys, until=until, clock=clock)
         answer: Answer = {}
         try:
             parameters = {local: self._holders_of(name) for local, name in zip(keys, job.parameters, strict=True)}
-            with self._parts.assembled(parameters, own, fetch) as ratio:
+            size = sum(map(self._parts.whole_size, parameters))
+            with self.room.holding(size, clock.waiting), self._parts.assembled(parameters, own, fetch) as ratio:
                 for name, finish in readings.items():
                     layer = replace(finish(), name=name, update_ratio=ratio)
                     answer[name] = layer, clock.lap()
@@ -280,22 +289,23 @@ class Assignments:
 class _Clock:
     """The seconds of a thread, without those that it waits for other ranks."""
 
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._last = clock()
 
     def lap(self) -> float:
         """Return the seconds since the last call."""
-        last, self._last = self._last, time.perf_counter()
+        last, self._last = self._last, self._clock()
         return self._last - last
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Count of a block its CPU time only."""
-        wall, cpu = time.perf_counter(), time.thread_time()
+        since, cpu = self._clock(), time.thread_time()
         try:
             yield
         finally:
-            self._last += time.perf_counter() - wall - (time.thread_time() - cpu)
+            self._last += self._clock() - since - (time.thread_time() - cpu)
 
 
 def _failed(names: Sequence[str], answer: Answer, step: int, why: str) -> Answer:

@@ -104,6 +104,19 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
+class Answers:
+    """What other ranks have answered."""
+
+    readings: Answer
+    failures: Mapping[int, Mapping[int, str]]
+    """By rank, those that did not give it their fragments, and why."""
+    paces: Mapping[int, float]
+    """By rank, its seconds of reading for each second of its budget."""
+    missing: tuple[int, ...]
+    """Ranks that have not answered."""
+
+
+@dataclass(frozen=True, slots=True)
 class Role:
     """What a rank needs to know to act on words."""
 
@@ -251,10 +264,17 @@ class Coordinator:
         kind, step = self._store.get(key).decode().split()
         return kind, int(step)
 
-    def answer(self, step: int, answer: Answer, failures: Mapping[int, str]) -> None:
-        """On other ranks: send what was read, and which ranks did not give their fragments."""
+    def answer(self, step: int, answer: Answer, failures: Mapping[int, str], pace: float) -> None:
+        """On other ranks: send what was read, which ranks did not give their fragments, and how fast this rank reads.
+
+        Args:
+            step: at which it was begun.
+            answer: what was read.
+            failures: reasons by rank.
+            pace: seconds of reading for each second of this rank's budget.
+        """
         plain = {name: [to_plain(layer), seconds] for name, (layer, seconds) in answer.items()}
-        self._put(self._key("answer", step, self.rank), json.dumps([plain, failures]))
+        self._put(self._key("answer", step, self.rank), json.dumps([plain, failures, pace]))
 
     def answered(self, step: int, ranks: Iterable[int]) -> list[int]:
         """On rank 0: return those ranks whose answer has come."""
@@ -263,21 +283,22 @@ class Coordinator:
             return ranks
         return []
 
-    def take_answers(self, step: int, ranks: Iterable[int]) -> tuple[Answer, dict[int, dict[int, str]], list[int]]:
-        """On rank 0: return the answers that are there, the failures that ranks report, and who has not answered."""
-        answer: Answer = {}
+    def take_answers(self, step: int, ranks: Iterable[int]) -> Answers:
+        """On rank 0: return the answers that are there, and who has not answered."""
+        readings: Answer = {}
         failures: dict[int, dict[int, str]] = {}
+        paces: dict[int, float] = {}
         missing = []
         for rank in ranks:
             key = self._key("answer", step, rank)
             if not self._store.check([key]):
                 missing.append(rank)
                 continue
-            plain, failed = json.loads(self._get(key))
+            plain, failed, paces[rank] = json.loads(self._get(key))
             self._delete(key)
-            answer |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
+            readings |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
             failures[rank] = {int(other): why for other, why in failed.items()}
-        return answer, failures, missing
+        return Answers(readings, failures, paces, tuple(missing))
 
     def end(self) -> None:
         """Release the store.

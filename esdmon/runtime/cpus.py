@@ -14,14 +14,18 @@ _TIMES = Path("/proc/stat")
 _SECONDS = 1.0  # between two counts, in steps of 10 ms for each core: to read them takes a millisecond on large hosts
 
 
-def cores(*, quota: Path = _QUOTA) -> int:
+_LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
+
+
+def cores(*, job: int = 1, quota: Path = _QUOTA) -> int:
     """Return the cores for this process: its affinity, a container's quota, and one share for each rank of the host.
 
     Args:
+        job: ranks of the job; see `ranks_of_host`.
         quota: the file in which the kernel keeps the quota of the container.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(affinity, _allowed(quota)) // _ranks_of_host())
+    return max(1, min(affinity, _allowed(quota)) // ranks_of_host(job))
 
 
 @final
@@ -31,6 +35,7 @@ class IdleCores:
     They are counted once a second at most, and only on Linux; elsewhere none counts as idle.
 
     Args:
+        job: ranks of the job; see `ranks_of_host`.
         times: the file in which the kernel counts the time of each core.
         quota: of the container.
         used: the file in which the kernel counts what the container has used.
@@ -40,12 +45,14 @@ class IdleCores:
     def __init__(
         self,
         *,
+        job: int = 1,
         times: Path = _TIMES,
         quota: Path = _QUOTA,
         used: Path = _USED,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._times, self._quota, self._used, self._clock = times, quota, used, clock
+        self._job = job
         self._last: _Counted | None = None
         self._found = 0
 
@@ -63,14 +70,14 @@ class IdleCores:
         last, self._last = self._last, self._count()
         if last is None or self._last is None or self._last.total <= last.total:
             return 0
-        now, ranks = self._last, _ranks_of_host()
+        now, ranks = self._last, ranks_of_host(self._job)
         if now.throttled > last.throttled:  # beyond its quota all threads of a container are stopped
             return 0
         share = (now.idle - last.idle) / (now.total - last.total)
         idle = share * now.cores
         if now.used is not None and last.used is not None and now.seconds > last.seconds:
             idle = min(idle, _allowed(self._quota) - (now.used - last.used) / (now.seconds - last.seconds))
-        return max(0, int((idle + own) / 2 / ranks))
+        return max(0, int((idle / ranks + own) / 2))  # as if the other ranks read as much
 
     def _count(self) -> "_Counted | None":
         try:
@@ -105,9 +112,15 @@ class _Counted:
     throttled: int
 
 
-def _ranks_of_host() -> int:
-    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")  # set by torchrun
-    return max(1, int(ranks)) if ranks.isdecimal() else 1
+def ranks_of_host(job: int = 1) -> int:
+    """Return how many ranks share the cores of this host; all of the job, where its launcher does not say it.
+
+    Args:
+        job: ranks of the job.
+    """
+    names = ("LOCAL_WORLD_SIZE", *(_LOCAL_SIZES if job > 1 else ()))  # the first is that of torchrun
+    known = (int(value) for name in names if (value := os.environ.get(name, "")).isdecimal())
+    return max(1, next(known, job))
 
 
 def _allowed(quota: Path) -> int:

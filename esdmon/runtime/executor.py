@@ -56,7 +56,8 @@ class Executor:
         self._memory = memory
         self._prepare = prepare
         self._workers = workers
-        self._clock = time.perf_counter if processes is None else processes.clock
+        self.clock = time.perf_counter if processes is None else processes.clock
+        """Returns seconds in the calling thread, in which waiting for a process counts as the CPU time of that."""
         self._interrupt = (lambda: None) if processes is None else processes.close
         self.on_the_spot = mode == "sync"
         """True where a reading is finished when it is begun."""
@@ -72,17 +73,21 @@ class Executor:
         """Return whether readings are finished on idle cores, so that more may be begun between scheduled steps."""
         return self._workers is not None and self._workers.count > 0
 
-    def step(self) -> None:
-        """Count a step of the training, and begin what may begin by now."""
-        if self._workers is not None:
-            self._budget.lose(self._workers.step(is_busy=self._threads is not None and self._threads.running > 0))
-        if self._threads is not None:
-            self._threads.wake()
+    @property
+    def pace(self) -> float:
+        """Return the seconds of reading for each second of the budget."""
+        return self._budget.pace
 
-    def wait(self) -> None:
-        """Begin what is queued, since the training waits for it."""
-        if self._workers is not None:
+    def advance(self, *, waiting: bool = False) -> None:
+        """Count a step of the training, and begin what may begin by now.
+
+        Args:
+            waiting: True where the training waits for the readings, and takes no step.
+        """
+        if self._workers is not None and waiting:
             self._workers.wait()
+        elif self._workers is not None:
+            self._budget.lose(self._workers.step(is_busy=self._threads is not None and self._threads.running > 0))
         if self._threads is not None:
             self._threads.wake()
 
@@ -101,7 +106,7 @@ class Executor:
             answer: Answer = {name: (layer, cost.seconds)}
             return Task((name,), lambda: answer, lambda: answer)
         finish = self._source.begin(name, step, moved=moved, copy=True)
-        future = self._submit(partial(_timed, finish, self._clock), self._source.size(name))
+        future = self._submit(partial(_timed, finish, self.clock), self._source.size(name))
         return Task((name,), partial(self._poll, name, step, future), partial(_cancel, future))
 
     def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:

@@ -8,7 +8,7 @@ their layers from 0, experts of their own; each is read under `name@rank`, the f
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Self, final
@@ -172,24 +172,6 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
     }
     sizes = {name: rows[0][1].item * prod(rows[0][1].shape) for name, rows in parts.items()}
     return Holdings(matrices, holders, sizes, names, _coverage(tables, matrices))
-
-
-def within(jobs: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> list[tuple[str, ...]]:
-    """Return the jobs whose copies fit into the memory of every rank; the first in any case."""
-    used: dict[int, int] = defaultdict(int)
-    chosen: list[tuple[str, ...]] = []
-    for job in jobs:
-        need: dict[int, int] = defaultdict(int)
-        for name in holdings.matrices[job[0]].parameters:
-            item = holdings.bytes_of[name] // max(1, sum(each.fragment.n_elements for each in holdings.holders[name]))
-            for holder in holdings.holders[name]:
-                need[holder.rank] += item * holder.fragment.n_elements
-        if chosen and any(used[rank] + count > most for rank, count in need.items()):
-            continue
-        chosen.append(job)
-        for rank, count in need.items():
-            used[rank] += count
-    return chosen
 
 
 def _suffixes(tables: Mapping[int, Table]) -> dict[tuple[int, str], str]:

@@ -49,9 +49,6 @@ class LocalParts:
         self._transfers = transfers
         self._shards: dict[str, tuple[Tensor, Shard]] = {}
         self._samples: dict[str, Callable[[], Tensor]] = {}
-        self.assembled_bytes = 0
-        self.assembled_peak = 0
-        """The most bytes that were put together at any time."""
 
     def is_here(self, name: str) -> bool:
         """Return whether this rank holds all of a matrix, and so can read it alone."""
@@ -90,6 +87,11 @@ class LocalParts:
         shard = self._shards[parameter][1]
         return 0 if shard.fragment is None else shard.fragment.n_elements * shard.dtype.itemsize
 
+    def whole_size(self, parameter: str) -> int:
+        """Return the bytes of a whole parameter, of which this rank may hold a fragment."""
+        shard = self._shards[parameter][1]
+        return math.prod(shard.shape) * shard.dtype.itemsize
+
     def copy(self, parameter: str) -> Callable[[], memoryview]:
         """Begin to copy this rank's fragment, and return the function that gives the bytes of the copy."""
         read = self._transfers.copy(self._shards[parameter][1].local())
@@ -127,13 +129,11 @@ class LocalParts:
             for name, holders in parameters.items():
                 stand_in, shard = self._shards[name]
                 whole[id(stand_in)] = tensor = torch.empty(shard.shape, dtype=shard.dtype)
-                self._count(tensor.nbytes)
                 moved += [self._place(name, tensor, holder, own.get(name), fetch) for holder in holders]
             change, norm = sum(each.change for each in moved), sum(each.norm for each in moved)
             with filled(whole):
                 yield math.sqrt(change / norm) if norm > 0 else math.nan
         finally:
-            self._count(-sum(tensor.nbytes for tensor in whole.values()))
             whole.clear()
 
     def _place(self, name: str, whole: Tensor, holder: Holder, own: Own | None, fetch: Fetch) -> Moved:
@@ -150,10 +150,6 @@ class LocalParts:
             moved = fetch(name, holder, _bytes(part))
             target.copy_(part)
         return moved
-
-    def _count(self, count: int) -> None:
-        self.assembled_bytes += count
-        self.assembled_peak = max(self.assembled_peak, self.assembled_bytes)
 
 
 def _part(shard: Shard) -> Part:

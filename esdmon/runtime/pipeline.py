@@ -98,10 +98,7 @@ class ReadingPipeline:
     def advance(self, *, waiting: bool = False) -> None:
         """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
         self._source.advance()
-        if waiting:
-            self._executor.wait()
-        else:
-            self._executor.step()
+        self._executor.advance(waiting=waiting)
 
     def leftover(self) -> tuple[str, ...]:
         """Return what is left to read of the last scheduled step, where all that was begun is finished."""
@@ -115,7 +112,7 @@ class ReadingPipeline:
             self._replace()
         if self._team.is_complete:
             self.is_ready = True
-            self._plan_next(self._team, None, step + 1, self._budget.credit)
+            self._plan_next(self._team, None, step + 1)
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
@@ -132,8 +129,8 @@ class ReadingPipeline:
         if self._team is not None and is_free:
             with self._budget.spending():
                 known = set(self._priority.names) - self._team.missing
-                credit = self._budget.credit * self._team.size - self._under_way()
-                chosen = self._priority.affordable([name for name in names if name in known], credit)
+                known_names = [name for name in names if name in known]
+                chosen = self._priority.affordable(known_names, self._credit_of(self._team))
                 if chosen:
                     self._team.ask(chosen)
 
@@ -165,9 +162,11 @@ class ReadingPipeline:
         elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
         return self._priority.choose(step, credit, without=elsewhere.union(without), forced=forced)
 
-    def _under_way(self) -> float:
-        """Return the expected seconds of what this process has to finish."""
-        return sum(self._priority.expected(name) for due in self._due for task in due.here for name in task.names)
+    def _under_way(self, *, elsewhere: bool = False) -> float:
+        """Return the expected seconds of what this process has to finish, or with `elsewhere` all ranks."""
+        tasks = [task for due in self._due for task in due.here]
+        tasks += [due.elsewhere for due in self._due if elsewhere and due.elsewhere is not None]
+        return sum(self._priority.expected(name) for task in tasks for name in task.names)
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
@@ -276,13 +275,16 @@ class ReadingPipeline:
             return
         previous, self._last_due = self._last_due, due.step
         if sum(not self._intake.is_complete(each) for each in self._due) < self._queue:
-            credit = (self._budget.credit + earned) * team.size - self._under_way()
-            self._plan_next(team, due.step, due.step + max(1, due.step - previous), credit)
+            self._plan_next(team, due.step, due.step + max(1, due.step - previous), ahead=earned)
 
-    def _plan_next(self, team: Team, step: int | None, then: int, credit: float) -> None:
+    def _plan_next(self, team: Team, step: int | None, then: int, *, ahead: float = 0.0) -> None:
         """Plan at a due step, or before the first, what all ranks read at the next one, expected at the step `then`."""
-        names = self._priority.choose(then, credit, without=team.missing, ahead=True)
+        names = self._priority.choose(then, self._credit_of(team, ahead=ahead), without=team.missing, ahead=True)
         team.plan(step, names, gap=0 if step is None else then - step)
+
+    def _credit_of(self, team: Team, *, ahead: float = 0.0) -> float:
+        """Return the seconds of reading that all ranks may begin, once each has earned `ahead` more seconds."""
+        return sum(self._budget.credit_at(pace, ahead=ahead) for pace in team.paces) - self._under_way(elsewhere=True)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""

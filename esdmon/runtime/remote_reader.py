@@ -60,9 +60,10 @@ class RemoteReader:
         if self._executor.on_the_spot:
             self._source.settle()
 
-    def advance(self, *, waiting: bool = False) -> None:  # noqa: ARG002 -- its thread never stands still
-        """Ask which copies have arrived from an accelerator."""
+    def advance(self, *, waiting: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
         self._source.advance()
+        self._executor.advance(waiting=waiting)
 
     def leftover(self) -> tuple[str, ...]:
         """Return nothing: rank 0 assigns all."""
@@ -110,7 +111,7 @@ class RemoteReader:
         for task in assigned.tasks:
             answer |= task.poll() or {}
         try:
-            self._ranks.answer(step, answer, assigned.failures)
+            self._ranks.answer(step, answer, assigned.failures, self._executor.pace)
         except Exception as error:  # noqa: BLE001 -- the store of a job that ends
             level, self._is_lost = (logging.DEBUG if self._is_lost else logging.WARNING), True
             _log.log(

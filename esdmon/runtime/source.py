@@ -45,6 +45,9 @@ class Parts(Protocol):
     def size(self, parameter: str) -> int:
         """Return the bytes of this rank's fragment of a parameter."""
 
+    def whole_size(self, parameter: str) -> int:
+        """Return the bytes of a whole parameter."""
+
     def copy(self, parameter: str) -> Callable[[], memoryview]:
         """Begin to copy this rank's fragment, and return the function that gives the bytes of the copy."""
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from threading import Thread
@@ -14,7 +13,8 @@ from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.assignments import Assigned, Assignments
 from esdmon.runtime.coordination import Coordinator, Job, Role, Word
 from esdmon.runtime.gathering import Gathering
-from esdmon.runtime.holdings import Holdings, Table, within
+from esdmon.runtime.holdings import Holdings, Table
+from esdmon.runtime.sharing import Sharing
 from esdmon.runtime.source import Answer, Task
 from esdmon.schedule.looks import between
 
@@ -54,7 +54,8 @@ class Team:
         self._tables: dict[int, Table] = {}
         self._paused: frozenset[int] = frozenset()
         self._roles: dict[int, Role] = {}
-        self._load: dict[int, float] = {}
+        self._sharing = Sharing(limits.copied_bytes)
+        self._paces: dict[int, float] = {}
         self._version = 0
         self._given: set[str] = set()
         self._blamed: dict[int, dict[int, str]] = {}
@@ -68,9 +69,10 @@ class Team:
         self._local: Mapping[str, str] = {}
 
     @property
-    def size(self) -> int:
-        """Return how many ranks read now."""
-        return max(1, len(self._present) - len(self._paused))
+    def paces(self) -> list[float]:
+        """Return of each rank that reads now its seconds of reading for each second of its budget."""
+        others = set(self._present) - self._paused - {0}
+        return [self._own.pace, *(self._paces.get(rank, 1.0) for rank in others)]
 
     @property
     def timeout(self) -> float:
@@ -156,8 +158,7 @@ class Team:
         self._version += 1
         self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in self.holdings.matrices.values())
         self._given.clear()
-        least = min(self._load.values(), default=0.0)
-        self._load = {rank: self._load.get(rank, least) for rank in self._tables}
+        self._sharing.keep(self._tables)
         self._log_renamed()
         return True
 
@@ -198,19 +199,11 @@ class Team:
 
     def _assigned(self, names: Sequence[str]) -> tuple[Job, ...]:
         """Return who reads what, and say who holds the parts of it."""
-        jobs = within(self._grouped(names), self.holdings, self._limits.copied_bytes)
-        # Estimated, not measured: a rank whose readings fail at once would be given all of them.
-        cost = {job: sum(self.holdings.matrices[name].seconds for name in job) for job in jobs}
-        assigned = []
-        for job in sorted(jobs, key=lambda job: (-cost[job], job)):
-            owner = self._choose_owner(job)
-            self._load[owner] += cost[job]
-            parameters = self.holdings.matrices[job[0]].parameters
-            for parameter in set(parameters) - self._given:
-                self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
-                self._given.add(parameter)
-            assigned.append(Job(owner, job, parameters))
-        return tuple(assigned)
+        jobs = self._sharing.share(names, self.holdings, self._paces | {0: self._own.pace})
+        for parameter in {name for job in jobs for name in job.parameters} - self._given:
+            self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
+            self._given.add(parameter)
+        return jobs
 
     def others(self, step: int, assigned: Assigned) -> Task | None:
         """Return the readings that other ranks have begun; None where they have none."""
@@ -234,15 +227,16 @@ class Team:
 
         Between due steps a rank may have missed the word.
         """
-        answer, failures, missing = self._ranks.take_answers(step, ranks)
+        answers = self._ranks.take_answers(step, ranks)
+        self._paces |= answers.paces
         if step not in self._blamed:
-            return answer
-        for rank in missing:
+            return answers.readings
+        for rank in answers.missing:
             self._faults.record(_reader(rank), step, TimeoutError("its readings did not come"))
-        for rank, found in failures.items():
+        for rank, found in answers.failures.items():
             self._faults.worked(_reader(rank), step)
             self._blamed[step] |= found
-        return answer
+        return answers.readings
 
     def settle(self, step: int) -> None:
         """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
@@ -313,22 +307,6 @@ class Team:
 
     def _is_paused(self, rank: int) -> bool:
         return any(self._faults.disabled(who) for who in (_reader(rank), _giver(rank)))
-
-    def _grouped(self, names: Sequence[str]) -> list[tuple[str, ...]]:
-        """Return matrices that are parts of the same parameters together: these travel once."""
-        groups: dict[object, list[str]] = defaultdict(list)
-        for name in names:
-            groups[self.holdings.matrices[name].parameters or name].append(name)
-        return [tuple(group) for group in groups.values()]
-
-    def _choose_owner(self, job: Sequence[str]) -> int:
-        """Return the rank with the least work so far; of several the one that holds most of it."""
-        entry = self.holdings.matrices[job[0]]
-        held: dict[int, int] = defaultdict(int)
-        for name in entry.parameters:
-            for holder in self.holdings.holders[name]:
-                held[holder.rank] += holder.fragment.n_elements
-        return min(entry.readers, key=lambda rank: (self._load[rank], -held[rank], rank))
 
 
 def _completed(layer: LayerReport, assigned: Assigned) -> LayerReport:

@@ -78,7 +78,7 @@ class Budget:
                 pause, or a phase in which nothing changed, readings must not slow the run.
         """
         if self.share is not None:
-            at_most /= self._readings
+            at_most /= self.pace
             now = self._clock()
             earned = self.share * (now - self._earned_at)
             credit = self._credit + earned
@@ -100,12 +100,19 @@ class Budget:
     @property
     def reading_credit(self) -> float:
         """Return the seconds of reading that may be begun now; see `credit`."""
-        if self.share is None:
-            return math.inf
-        return self.credit + (self._readings - 1) * max(0.0, self._credit)
+        return self.credit_at(self.pace)
+
+    def credit_at(self, pace: float, *, ahead: float = 0.0) -> float:
+        """Return the seconds of reading that a rank with such a budget may begin; infinite without a limit.
+
+        Args:
+            pace: of the rank.
+            ahead: seconds that will be earned until then.
+        """
+        return self.credit + ahead + (pace - 1) * max(0.0, self._credit + ahead)
 
     @property
-    def _readings(self) -> float:
+    def pace(self) -> float:
         """Return the seconds of reading that cost as much credit as a second of the run."""
         rate = 0.0 if self._rate is None else self._rate()
         return rate / self.share if self.share and rate > self.share else 1.0
@@ -138,8 +145,8 @@ class Budget:
 
     def read(self, seconds: float) -> None:
         """Charge the seconds of readings in other threads: nothing of the run where they are on idle cores."""
-        self._credit -= seconds / self._readings
-        if self._readings == 1:
+        self._credit -= seconds / self.pace
+        if self.pace == 1:
             self._spent += seconds
 
     def lose(self, seconds: float) -> None:

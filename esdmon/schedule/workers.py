@@ -5,6 +5,10 @@ where cores were not idle after all. That is measured: the mean step of blocks i
 blocks in which none did, δ = median(reading) / median(still) − 1, with the error 2·√(MAD²/n + MAD²/n') / median(still).
 Where δ is above the budget by more than its error, the threads are halved; where it is as clearly below, there is one
 more.
+
+The ranks of a job wait for each other in each step, so that each of them loses what the readings of any cost. There all
+ranks stand still in the same blocks, and only these are compared: δ is what the readings of all ranks cost, and each
+rank halves its threads where it is too much. Nothing is exchanged for this, since all ranks count the same steps.
 """
 
 import statistics
@@ -18,6 +22,7 @@ _BLOCK = 20  # steps; this and what follows is our choice
 _KEPT = 20  # blocks of each kind that are compared
 _FEWEST = 4  # blocks of each kind before anything is concluded
 _STILL = 4  # one block in so many stands still, where no others do
+_CYCLE = _STILL + 1  # blocks of a job of several ranks: three that read, one in which readings end, one that is still
 _RETRY = 50  # blocks until reading beside the training is tried again, where it had cost too much
 _MUCH = 4  # times the budget, from which no thread is left
 _MAD = 1.4826  # times the median absolute deviation is the standard deviation of normal numbers
@@ -40,21 +45,29 @@ class Workers:
     Args:
         share: by which steps may be slower, the budget.
         most: returns the threads that idle cores allow now, 0 where none is idle, given how many cores have read.
+        with_ranks: whether other ranks read beside the same steps.
         clock: seconds.
     """
 
     def __init__(
-        self, share: float, most: Callable[[float], int], *, clock: Callable[[], float] = time.perf_counter
+        self,
+        share: float,
+        most: Callable[[float], int],
+        *,
+        with_ranks: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._share = share
         self._most = most
+        self._with_ranks = with_ranks
         self._clock = clock
         self._wanted = 1
         self._cap = most(0.0)
         self._reading: deque[float] = deque(maxlen=_KEPT)
         self._still: deque[float] = deque(maxlen=_KEPT)
         self._since: float | None = None
-        self._steps = self._busy_steps = 0
+        self._steps = self._busy_steps = self._blocks = 0
+        self._is_dropped = False
         self._lost = 0.0
         """Share of a block that is lost, as last known."""
         self._blocks_until_retry = 0
@@ -87,36 +100,49 @@ class Workers:
         Returns:
             The seconds that the steps of a block have lost to reading, where one has ended with this step; else 0.
         """
-        self._steps += 1
-        self._busy_steps += is_busy
         if self._since is None:
             self._begin_block()
+            return 0.0
+        self._steps += 1
+        self._busy_steps += is_busy
         if self._steps < _BLOCK:
             return 0.0
-        seconds = self._clock() - (self._since or 0.0)
-        lost = 0.0
+        is_measured = self.stands_still and not self._busy_steps
+        lost = 0.0 if self._is_dropped else self._compare(self._clock() - self._since)
+        self._adjust()
+        self._blocks += 1
+        self._begin_block()
+        self.stands_still = self.count > 0 and (self._is_turn() or self.stands_still) and not is_measured
+        return lost
+
+    def wait(self) -> None:
+        """Drop the block that is measured: the training waits for readings."""
+        self.stands_still, self._is_dropped = False, True
+
+    def _is_turn(self) -> bool:
+        """Return whether steps without readings are to be measured now."""
+        if self._with_ranks:
+            return self._blocks % _CYCLE == _STILL - 1
+        return self._without_still >= _STILL - 1
+
+    def _compare(self, seconds: float) -> float:
+        """Take note of a block of so many seconds, and return those that it has lost."""
         if self._busy_steps == self._steps:
             self._reading.append(seconds / self._steps)
             self._without_still += 1
             if self.slow_down is not None:
                 self._lost = max(0.0, self.slow_down.share)
-            lost = self._lost * seconds if self.count else 0.0
-        elif not self._busy_steps:
+            return self._lost * seconds if self.count else 0.0
+        if not self._busy_steps and (self.stands_still or not self._with_ranks):
             self._still.append(seconds / self._steps)
             self._without_still = 0
-        self._adjust()
-        self._begin_block()
-        self.stands_still = self.count > 0 and self._without_still >= _STILL - 1
-        return lost
-
-    def wait(self) -> None:
-        """Drop the block that is measured: the training waits for readings."""
-        self.stands_still, self._since, self._steps, self._busy_steps = False, None, 0, 0
+        return 0.0
 
     def _begin_block(self) -> None:
         self._cap = self._most(self._wanted * self._busy_steps / max(1, self._steps))
         self._since = self._clock()
         self._steps = self._busy_steps = 0
+        self._is_dropped = False
 
     def _adjust(self) -> None:
         if not self._wanted:

@@ -86,6 +86,8 @@ def table(rank: int, ranks: int) -> Table:
 class OnlyTells(Assignments):  # type: ignore[misc]  # the part of rank 0 that holds no model
     """Rank 0 without a model of its own."""
 
+    pace = 1.0
+
     def __init__(self) -> None:
         self.n_listed = 7 * LAYERS
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from esdmon.runtime.cpus import IdleCores, cores
+from esdmon.runtime.cpus import IdleCores, cores, ranks_of_host
 from tests.clocks import FakeClock
 
 
@@ -98,8 +98,21 @@ def test_only_cores_of_this_process_count(kernel: Kernel, monkeypatch: pytest.Mo
 
 
 def test_ranks_of_a_host_share(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each counts its own readings as idle, and those of the others as if they were as many."""
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert idle_in(kernel, 10, busy=0) == 2
+    assert idle_in(kernel, 10, busy=8, own=2) == 2
+
+
+def test_the_launcher_says_how_many_ranks_a_host_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it does not, all of the job may share this one."""
+    for name in ("LOCAL_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    assert [ranks_of_host(), ranks_of_host(16)] == [1, 16]
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "8")
+    assert [ranks_of_host(), ranks_of_host(16)] == [1, 8]  # of an allocation in which one process was started
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert [ranks_of_host(), ranks_of_host(16)] == [4, 4]
 
 
 def test_the_quota_of_a_container_is_not_passed(kernel: Kernel) -> None:

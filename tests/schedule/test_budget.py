@@ -151,6 +151,20 @@ def test_readings_on_idle_cores_cost_the_run_what_its_steps_lose() -> None:
     assert budget.overhead == pytest.approx(0.006, rel=0.01)
 
 
+def test_each_rank_of_a_job_has_such_a_budget() -> None:
+    """One reads on three idle cores, one has none; both will have earned another second."""
+    clock = FakeClock()
+    budget = Budget(0.01, clock=clock.perf_counter, cpu_clock=lambda: 0.0, advance=0.0)
+    budget.start()
+    clock.passes(100)
+    budget.earn(at_most=1e6)
+    assert budget.pace == 1
+    assert budget.credit_at(1.0, ahead=1.0) == pytest.approx(2, rel=0.01)
+    assert budget.credit_at(300.0, ahead=1.0) == pytest.approx(600, rel=0.01)
+    budget.spend(5.0)
+    assert budget.credit_at(300.0) == budget.credit == pytest.approx(-4, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("spent", "run", "expected"),
     [(1.9, 10, False), (2.5, 10, True), (5.5, 200, False), (6.5, 200, True), (20.0, 1000, False), (23.0, 1000, True)],

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -108,3 +109,60 @@ def test_it_is_tried_again_after_a_while() -> None:
     """What has slowed the steps may be over."""
     found = run(lambda threads, step: 0.05 * threads if step < 1500 else 0.0, seed=0, steps=8000)
     assert found.at_end >= 4
+
+
+def run_ranks(each: float, *, with_ranks: bool, ranks: int = 8, steps: int = 8000) -> list[Any]:
+    """Train on several ranks, whose every step is slower by `each` for each thread of any.
+
+    Returns:
+        The share of the run that was lost, of all steps those at which some ranks stood still beside others that did
+        not, and the threads of each rank at the end.
+    """
+    draw, clock = random.Random(ranks), FakeClock()  # noqa: S311 -- a simulation
+    team = [Workers(BUDGET, lambda _own: 4, with_ranks=with_ranks, clock=clock.perf_counter) for _ in range(ranks)]
+    lost = total = mixed = 0.0
+    for at in range(steps):
+        # A rank may have nothing to read for a while.
+        reading = [
+            0 if workers.stands_still or (rank + at // 300) % 4 == 0 else workers.count or int(at % 100 == 0)
+            for rank, workers in enumerate(team)
+        ]
+        slow = each * sum(reading)
+        seconds = 1 + 0.01 * draw.gauss(0, 1) + slow
+        clock.passes(seconds)
+        lost, total = lost + slow, total + seconds
+        mixed += len({workers.stands_still for workers in team if workers.count}) > 1
+        for workers, count in zip(team, reading, strict=True):
+            workers.step(is_busy=count > 0)
+    return [lost / total, mixed / steps, [workers.count for workers in team]]
+
+
+@pytest.mark.parametrize("each", [0.0003, 0.001, 0.01])
+def test_the_ranks_of_a_job_lose_no_more_than_one_budget_together(each: float) -> None:
+    """Though each of them controls its own threads, and none knows of the others."""
+    lost, mixed, threads = run_ranks(each, with_ranks=True)
+    assert lost <= BUDGET
+    assert mixed == 0
+    if each == 0.0003:  # 32 threads cost less than the budget
+        assert sum(threads) > 20
+
+
+def test_ranks_that_stood_still_each_for_itself_would_lose_more() -> None:
+    """Of what all of them cost each would see its own part."""
+    assert run_ranks(0.001, with_ranks=False)[0] > 1.3 * BUDGET
+
+
+def test_a_wait_of_one_rank_does_not_shift_its_blocks() -> None:
+    """As where rank 0 alone flushes or saves."""
+    clock = FakeClock()
+    team = [Workers(BUDGET, lambda _own: 4, with_ranks=True, clock=clock.perf_counter) for _ in range(2)]
+    stood: list[list[int]] = [[], []]
+    for at in range(1000):
+        clock.passes(1)
+        for rank, workers in enumerate(team):
+            workers.step(is_busy=not workers.stands_still)
+            stood[rank] += [at] * workers.stands_still
+        if at == 333:
+            team[0].wait()
+    assert stood[0] == stood[1]
+    assert len(stood[0]) > 150

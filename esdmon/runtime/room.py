@@ -1,0 +1,32 @@
+"""`Room`: memory that several threads hold at once, within a bound."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from threading import Condition
+from typing import final
+
+
+@final
+class Room:
+    """Count bytes that threads hold; more than `most_bytes` only where one thread holds them alone."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._changed = Condition()
+        self.held_bytes = 0
+        self.peak_bytes = 0
+        """The most bytes that were held at any time."""
+
+    @contextmanager
+    def holding(self, size: int, waiting: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+        """Hold so many bytes in a block; wait before it, inside `waiting()`, until there is room for them."""
+        with waiting(), self._changed:
+            self._changed.wait_for(lambda: not self.held_bytes or self.held_bytes + size <= self._most_bytes)
+            self.held_bytes += size
+            self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self.held_bytes -= size
+                self._changed.notify_all()

@@ -1,0 +1,97 @@
+"""Who reads what, where some ranks read faster than others and memory is bounded; and memory that threads share."""
+
+import threading
+from collections import Counter
+from contextlib import nullcontext
+
+import pytest
+
+from esdmon.runtime.holdings import Holdings, Listed, Part, Table, join
+from esdmon.runtime.room import Room
+from esdmon.runtime.sharing import Sharing
+from esdmon.schedule.fragments import Fragment
+
+NAMES = [f"w{place}" for place in range(40)]
+
+
+def whole(ranks: int, size: int = 100) -> Holdings:
+    """All ranks hold the same, as under DDP."""
+    return join(
+        {rank: Table(rank, "", {name: Listed(1.0, (), "", size) for name in NAMES}, {}) for rank in range(ranks)}
+    )
+
+
+def halves() -> Holdings:
+    """Two ranks hold a half of each, as under FSDP."""
+    listed = {name: Listed(1.0, (f"{name}.weight",), "", 100) for name in NAMES}
+    return join(
+        {
+            rank: Table(
+                rank,
+                f"host {rank}",
+                listed,
+                {f"{name}.weight": Part((10, 10), 4, Fragment((5 * rank, 0), (5, 10)), f"{rank}", 0) for name in NAMES},
+            )
+            for rank in range(2)
+        }
+    )
+
+
+def counts(sharing: Sharing, holdings: Holdings, paces: dict[int, float], times: int = 1) -> Counter[int]:
+    return Counter(job.owner for _ in range(times) for job in sharing.share(NAMES, holdings, paces))
+
+
+@pytest.mark.parametrize("holdings", [whole(2), halves()], ids=["whole", "halves"])
+def test_a_rank_that_reads_faster_is_given_more(holdings: Holdings) -> None:
+    sharing = Sharing(1 << 20)
+    sharing.keep([0, 1])
+    assert counts(sharing, holdings, {}) == {0: 20, 1: 20}
+    shared = counts(sharing, holdings, {0: 1.0, 1: 300.0}, times=15)
+    assert shared[1] == pytest.approx(598, abs=2)
+
+
+def test_whole_copies_fit_into_the_memory_of_a_rank_that_reads_beside_the_training() -> None:
+    """Of 400 bytes each: what is left out is planned again for the next due step."""
+    sharing = Sharing(1999)
+    sharing.keep([0, 1, 2])
+    assert counts(sharing, whole(3), {0: 100.0, 1: 100.0, 2: 50.0}) == {0: 4, 1: 4, 2: 4}
+    assert counts(sharing, whole(3, size=5000), {0: 100.0, 1: 100.0, 2: 100.0}) == {0: 1, 1: 1, 2: 1}
+
+
+def test_a_rank_that_finishes_each_reading_in_its_hook_needs_no_memory() -> None:
+    sharing = Sharing(1999)
+    sharing.keep([0, 1])
+    assert sum(counts(sharing, whole(2), {}).values()) == len(NAMES)
+
+
+def test_a_new_rank_is_not_given_all_that_the_others_have_read_before() -> None:
+    sharing = Sharing(1 << 20)
+    sharing.keep([0])
+    counts(sharing, whole(1), {}, times=10)
+    sharing.keep([0, 1])
+    assert counts(sharing, whole(2), {}) == {0: 20, 1: 20}
+
+
+def test_threads_hold_no_more_than_there_is_room_for() -> None:
+    """One that needs more waits until it is alone."""
+    room, most = Room(100), 0
+    seen = threading.Lock()
+    alone = []
+
+    def hold(size: int) -> None:
+        nonlocal most
+        for _ in range(50):
+            with room.holding(size, nullcontext):
+                with seen:
+                    most = max(most, room.held_bytes)
+                if size > 100:
+                    alone.append(room.held_bytes == size)
+
+    threads = [threading.Thread(target=hold, args=(size,)) for size in (30, 40, 60, 200)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert room.held_bytes == 0
+    assert room.peak_bytes == most == 200
+    assert alone == [True] * 50
