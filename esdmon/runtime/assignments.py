@@ -6,6 +6,7 @@ other ranks is put together and read in the thread of the executor, one matrix a
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -25,6 +26,7 @@ from esdmon.schedule.looks import Looks
 from esdmon.schedule.step_sample import StepSample
 
 _log = logging.getLogger("esdmon")
+_KEPT = 3  # due steps whose copies are kept, this one included: readings may be as far behind
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class Assignments:
         self._ranks = ranks
         self._limits = limits
         self._previous: int | None = None
-        self._since = [0.0, 0.0]
+        self._begun: deque[tuple[int, float]] = deque()
+        """The last due steps, with their times: the first of them is that of the oldest copies that are kept."""
         self._role = Role({}, frozenset())
         self._version = 0
         self.looks = Looks()
@@ -101,6 +104,7 @@ class Assignments:
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load."""
         self._ranks.restart()
+        self._begun.clear()
         self._previous = None
         self.looks.start(0, ())
 
@@ -108,9 +112,7 @@ class Assignments:
         """Give the copies of a due step, and begin what is assigned to this rank; None where there was no word."""
         previous, self._previous = self._previous, step
         if self.letterbox is not None:
-            now = time.monotonic()
-            self.letterbox.expire(min(self._since[0], now - 2 * self.letterbox.patience))
-            self._since = [self._since[1], now]
+            self._expire(self.letterbox, step)
         word = self._ranks.word(previous) if self.has_joined else None
         self.looks.start(step, () if word is None else word.looks)
         return None if word is None else self.follow(word, step)
@@ -194,6 +196,14 @@ class Assignments:
             parts = {name: replace(part, fragment=None) for name, part in parts.items()}
         skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self._parts.coverage().skipped)
         return Table(self._ranks.rank, address, matrices, parts, skipped)
+
+    def _expire(self, letterbox: Letterbox, step: int) -> None:
+        """Forget copies that nobody fetches any more: of two due steps ago, where no thread may still wait for them."""
+        now = time.monotonic()
+        self._begun.append((step, now))
+        while len(self._begun) > _KEPT and self._begun[1][0] <= step - self._executor.longest_still:
+            self._begun.popleft()
+        letterbox.expire(min(self._begun[0][1], now - 2 * letterbox.patience))
 
     def _copy(self, job: Job, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
         """Copy this rank's fragments: for its own reading, or for the rank that owns the job."""

@@ -31,7 +31,8 @@ class DueStep:
     elsewhere: Task | None = None
     """Under way on other ranks."""
     until: float = math.inf
-    """The time at which what is under way on other ranks is given up."""
+    """The time at which what is under way on other ranks is given up, if this many steps have been taken by then."""
+    until_step: int = 0
     read: dict[str, LayerReport] = field(default_factory=dict)
     seconds: float = 0.0
 

@@ -16,7 +16,7 @@ from esdmon.runtime.processes import Processes
 from esdmon.runtime.source import Answer, Ratio, Source, Task
 from esdmon.runtime.threads import Threads
 from esdmon.schedule.budget import Budget
-from esdmon.schedule.workers import Workers
+from esdmon.schedule.workers import LONGEST_STILL, Workers
 
 Mode: TypeAlias = Literal["sync", "thread", "process"]
 MODES: tuple[Mode, ...] = ("sync", "thread", "process")
@@ -77,6 +77,11 @@ class Executor:
     def pace(self) -> float:
         """Return the seconds of reading for each second of the budget."""
         return self._budget.pace
+
+    @property
+    def longest_still(self) -> int:
+        """Return how many steps what was begun may wait until a thread reads it, although threads are free."""
+        return 0 if self._workers is None else LONGEST_STILL
 
     def advance(self, *, waiting: bool = False) -> None:
         """Count a step of the training, and begin what may begin by now.

@@ -64,7 +64,7 @@ class ReadingPipeline:
         self._latest = LatestReadings()
         self._cautions = Cautions()
         self._intake = Intake(self._priority, self._cautions)
-        self._last_due = 0
+        self._steps = self._last_due = 0
         self._left: tuple[str, ...] = ()
         """Matrices of the last scheduled step, for whose copies there was no memory then."""
         self.is_ready = team is None
@@ -97,6 +97,7 @@ class ReadingPipeline:
 
     def advance(self, *, waiting: bool = False) -> None:
         """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
+        self._steps += self._executor.longest_still if waiting else 1  # while the training waits, no thread does
         self._source.advance()
         self._executor.advance(waiting=waiting)
 
@@ -171,7 +172,7 @@ class ReadingPipeline:
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
         while self._due:
-            if time.monotonic() > self._due[0].until:
+            if time.monotonic() > self._due[0].until and self._steps >= self._due[0].until_step:
                 self._intake.give_up(self._due[0], elsewhere_only=True)
             if not self._intake.is_complete(self._due[0]):
                 return
@@ -302,6 +303,7 @@ class ReadingPipeline:
         due.elsewhere = team.others(due.step, assigned)
         names = due.elsewhere.names if due.elsewhere else ()
         due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
+        due.until_step = self._steps + self._executor.longest_still
         if self._executor.on_the_spot:
             self._intake.collect(due)
 

@@ -23,6 +23,8 @@ _KEPT = 20  # blocks of each kind that are compared
 _FEWEST = 4  # blocks of each kind before anything is concluded
 _STILL = 4  # one block in so many stands still, where no others do
 _CYCLE = _STILL + 1  # blocks of a job of several ranks: three that read, one in which readings end, one that is still
+LONGEST_STILL = 3 * _BLOCK
+"""Steps that threads may stand still: until what they read is finished, and then for a whole block."""
 _RETRY = 50  # blocks until reading beside the training is tried again, where it had cost too much
 _MUCH = 4  # times the budget, from which no thread is left
 _MAD = 1.4826  # times the median absolute deviation is the standard deviation of normal numbers

@@ -2,10 +2,10 @@
 
     python -m tests.benchmarks.reading
 
-Weights that look trained, read with all default measures in one thread: as `analyze()` reads them, and as `watch()`
-does where it reads on the spot, after each weight has moved by a thousandth. Printed are medians of process CPU times,
-which others on the machine disturb less than wall times: of the product and the eigenvalue problem, of everything
-besides, and of the ratio of the two.
+Weights that look trained, read with all default measures in one thread: as `analyze()` reads them, each time as if it
+were the first, and as `watch()` does where it reads on the spot, after each weight has moved by a thousandth. Printed
+are medians of process CPU times, which others on the machine disturb less than wall times: of the product and the
+eigenvalue problem, of everything besides, and of the ratio of the two.
 """
 
 import argparse
@@ -60,10 +60,15 @@ def model_of(shape: tuple[int, ...]) -> nn.ModuleDict:
 def costs(shape: tuple[int, ...], solver: Solver, repeats: int, *, is_watched: bool) -> tuple[float, float, float]:
     """Return the medians of solver and rest, in milliseconds, and of rest over solver."""
     model, plugins, timed = model_of(shape), Plugins(), Timed(solver)
-    measures, drift = choose_measures("default", plugins.measures), Drift() if is_watched else None
-    reader = Reader(model, plugins, measures=measures, solver=timed, drift=drift)
+    measures = choose_measures("default", plugins.measures)
+
+    def make() -> Reader:
+        return Reader(model, plugins, measures=measures, solver=timed, drift=Drift() if is_watched else None)
+
+    watching = make()
 
     def read(name: str, step: int) -> tuple[float, float]:
+        reader = watching if is_watched else make()  # which knows no law of noise from a reading before
         if is_watched:
             move(model[name])
         moved, before, start = reader.mark(name), timed.seconds, time.process_time()

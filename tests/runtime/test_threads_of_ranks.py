@@ -3,7 +3,9 @@
 import itertools
 import json
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import esdmon
+from esdmon import watching
+from esdmon.limits import Limits
 from esdmon.runtime.assignments import Assignments
 from esdmon.runtime.processes import Processes
 from esdmon.runtime.team import Team
@@ -88,6 +92,26 @@ def watched(make: Callable[[], nn.Module], *, meeting: bool = False, **options: 
     }
 
 
+def standing_still(patch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Read sharded weights in threads that begin nothing for 32 steps, as they do where steps are measured."""
+    patch.setattr(watching, "Limits", partial(Limits, rank_seconds=0.01))
+    at = [0]
+    stands = property(lambda _self: 6 <= at[0] < 38, lambda _self, _value: None)
+    patch.setattr(Workers, "stands_still", stands, raising=False)
+    sink = MemorySink()
+    monitor = esdmon.watch(sharded(), every=4, budget=BUDGET, mode="thread", sinks=[sink], alerts=None)
+    for at[0] in range(1, 61):
+        monitor.step()
+        time.sleep(0.01)
+        distributed.barrier()
+    monitor.close()
+    return {
+        "read": [[report.step, [layer.status for layer in report.new]] for report in sink.reports],
+        "dropped": monitor.dropped,
+        "errors": [fault.message for fault in monitor.errors],
+    }
+
+
 def noted(init: Callable[..., None], made: list[Any]) -> Callable[..., None]:
     def noting(self: object, *args: Any, **options: Any) -> None:
         made.append(self)
@@ -109,6 +133,8 @@ def rank_of_a_job(rank: int, folder: str) -> None:
         ticks = itertools.count(0, 1000)
         patch.setattr(Processes, "clock", lambda _self: float(next(ticks)))
         result["sharded", "in processes"] = watched(sharded, mode="process")
+    with pytest.MonkeyPatch.context() as patch:
+        result["sharded", "still"] = standing_still(patch)
     Path(f"{folder}/result-{rank}.json").write_text(json.dumps({" ".join(key): value for key, value in result.items()}))
     distributed.barrier()
     distributed.destroy_process_group()
@@ -147,3 +173,12 @@ def test_a_process_that_reads_a_sharded_weight_is_charged_what_it_uses(results: 
     assert {status for status, _, _ in read["values"].values()} == {"ok"}
     assert read["errors"] == []
     assert read["seconds"] > 1000 * LAYERS
+
+
+def test_no_rank_is_given_up_while_its_threads_stand_still(results: list[dict[str, Any]]) -> None:
+    """Nor are the copies that it waits for: due steps of four steps before are read 30 steps later."""
+    leader, other = (result["sharded still"] for result in results)
+    assert [leader["errors"], other["errors"], leader["dropped"]] == [[], [], 0]
+    early = [statuses for step, statuses in leader["read"] if step < 38]
+    assert len(early) >= 3
+    assert {status for _, statuses in leader["read"] for status in statuses} == {"ok"}
