@@ -167,6 +167,17 @@ def test_tail_says_what_is_wrong(faulty: Path, capsys: pytest.CaptureFixture[str
         assert "2 of 2 read earlier" in words
 
 
+def test_tail_names_a_notice(sink: JsonlSink, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its layer and its step, and does not say that nothing fires."""
+    write(sink, report, 10, 20)
+    text = "fc2: dead_layer: its weight does not move. Check it."
+    sink.alert(replace(alert(20, "firing", "fc2", rule="dead_layer", severity="info"), message=text))
+    assert main(["tail", str(sink.path), "--once"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "notice: dead_layer in fc2 since step 19: its weight does not move. Check it." in words
+    assert "No alert fires" not in words
+
+
 def test_tail_of_a_large_model_is_cut(sink: JsonlSink, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     """To the layers with an alert and those that changed last; long and hostile names do not break the table."""
     names = [f"transformer.h.{k}.attn.c_attn.weight/q" for k in range(60)]
