@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from esdmon.alerts.rule import AlertRule
-from esdmon.records import Alert, Severity
+from esdmon.records import Alert, LayerFinding, Severity
+from esdmon.records.alert import MAX_BY_LAYER
 from esdmon.records.serialization import Plain
 from esdmon.records.text import named
 
@@ -68,21 +69,26 @@ def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: 
         since=min(case.since for case in cases.values()),
         message=f"{_prefix(names)}{rule.name}: {lead.what}{of}{lasted}. {rule.advice}".rstrip(),
         evidence=lead.evidence,
+        by_layer=tuple(LayerFinding(name, case.since, case.what) for name, case in cases.items() if name)[
+            :MAX_BY_LAYER
+        ],
     )
 
 
 def grown(rule: AlertRule, alert: Alert, cases: Mapping[str, Case], step: int) -> Alert:
     """Return an open alert with the layers that have joined it."""
     new = fired(rule, alert.severity, cases, step)
+    joined = [each for each in new.by_layer if each.layer not in alert.layers]
+    by_layer = (*alert.by_layer, *joined)[:MAX_BY_LAYER]
     together = (*alert.layers, *(name for name in new.layers if name not in alert.layers))
     message = f"{new.message} ({len(together)} layers in total, since step {alert.since})"
-    return replace(alert, layers=together, step=step, message=message)
+    return replace(alert, layers=together, step=step, message=message, by_layer=by_layer)
 
 
 def resolved(alert: Alert, step: int) -> Alert:
     """Return the end of an alert, with severity `info`."""
     message = f"{_prefix(alert.layers)}{alert.rule} resolved at step {step}; it began at step {alert.since}."
-    return replace(alert, state="resolved", severity="info", step=step, message=message)
+    return replace(alert, state="resolved", severity="info", step=step, message=message, by_layer=())
 
 
 def _prefix(names: Sequence[str]) -> str:

@@ -68,6 +68,8 @@ def _what_is_wrong(timeline: Timeline, report: Report) -> Iterator[RenderableTyp
     for episode in timeline.firing:  # the worst first, notices last
         title = masked(f"{severity_word(episode.alert)}: {episode_text(episode)}: ")
         yield Text.assemble((title, _SEVERITY_COLOURS[episode.alert.severity]), masked(measured(episode.first)))
+        for line in episode.alert.layer_lines:
+            yield Text(masked(f"  {line}"), style="dim", overflow="ellipsis", no_wrap=True)
     # The summary of a reading counts alerts; those from before the timeline have no text.
     known = {episode.alert.rule for episode in timeline.firing}
     older = {rule: number for rule, number in report.firing.items() if number and rule not in known}

@@ -274,10 +274,9 @@ def alert_text(timeline: Timeline, *, ended: int = 5) -> str:
     """
     firing = timeline.firing
     lines = [f"**{_how_many_fire(firing)} now**", ""]
-    lines += [
-        f"- **{severity_word(each.alert)}**, since step {each.alert.since}: {_plain(each.alert.message)}"
-        for each in firing
-    ]
+    for each in firing:
+        lines.append(f"- **{severity_word(each.alert)}**, since step {each.alert.since}: {_plain(each.alert.message)}")
+        lines += [f"    - {_plain(line)}" for line in each.alert.layer_lines]
     over = [episode for episode in timeline.episodes if episode.ended is not None][-ended:][::-1]
     if over:
         lines += ["", "Ended:", ""]

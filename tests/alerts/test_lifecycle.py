@@ -102,6 +102,7 @@ def test_layers_that_fire_together_are_one_message() -> None:
     assert fired.layers == resolved.layers == NAMES
     assert fired.message.startswith("layer.0, layer.1, layer.2 and 27 more: low: it is low (layer.0)")
     assert "layer.0, layer.1, layer.2 and 27 more: low resolved at step" in resolved.message
+    assert [len(alert.by_layer) for alert in (fired, resolved)] == [20, 0]
 
 
 def test_layers_that_follow_join_in_one_more_message() -> None:
@@ -112,6 +113,13 @@ def test_layers_that_follow_join_in_one_more_message() -> None:
     assert alerts[0].layers == ("layer.0",)
     assert set(alerts[-1].layers) == set(NAMES)
     assert f"({len(alerts[1].layers)} layers in total, since step 1)" in alerts[1].message
+    found = [(each.layer, each.since) for each in alerts[-1].by_layer]
+    assert found == [(f"layer.{k}", k + 1) for k in range(20)]
+    assert alerts[0].layer_lines == []
+    assert alerts[-1].layer_lines[1:] == [
+        *(f"layer.{k} since step {k + 1}: it is low" for k in range(1, 8)),
+        "and 22 more",
+    ]
 
 
 def test_it_is_resolved_with_the_last_of_its_layers() -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from esdmon.present import overview
 from esdmon.present.overview import Overview, alert_text, draw_overview
-from esdmon.records import Alert, Coverage, LayerReport, Report
+from esdmon.records import Alert, Coverage, LayerFinding, LayerReport, Report
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.timeline import Timeline
 from esdmon.spectrum import Phase
@@ -118,6 +118,9 @@ def test_without_pillow_it_is_never_due(monkeypatch: pytest.MonkeyPatch) -> None
 def test_alerts_in_words() -> None:
     """The worst first, with nothing of a name read as Markdown."""
     milder = replace(ALERT, id="s:a", severity="warning", message="a_b*: slow")
+    parts = (LayerFinding("b", 20, "x"), LayerFinding("c_*", 25, "y"))
+    several = alert_text(timeline_of(replace(ALERT, layers=("b", "c_*"), by_layer=parts))).splitlines()
+    assert several[3:] == ["    - b since step 20: x", r"    - c\_\* since step 25: y"]
     assert alert_text(timeline_of(milder, ALERT)).splitlines() == [
         "**2 alerts fire now**",
         "",
