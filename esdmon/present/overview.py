@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from esdmon.errors import MissingExtraError, masked
 from esdmon.present.scalars import kinds
 from esdmon.records import Alert, Report
+from esdmon.records.alert import not_at
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX, STATUS_HEX
 from esdmon.records.outcome import severity_word
 from esdmon.records.text import count
@@ -147,7 +148,8 @@ class _Painter:
         for line, episode in enumerate(firing[:2]):
             layers = episode.alert.layers or ((episode.alert.layer,) if episode.alert.layer else ())
             where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
-            text = f"{episode.alert.rule}{where} since step {episode.alert.since}"
+            since = f"{episode.alert.since}{not_at(episode.alert.since, episode.alert.after)}"
+            text = f"{episode.alert.rule}{where} since step {since}"
             self._write(8, 2 + (line + 1) * _LINE, text, width=WIDTH - 16, colour=_severity(episode))
 
     def _place(self) -> tuple[list[_Row], list[tuple[str, float]]]:

@@ -16,6 +16,11 @@ MAX_BY_LAYER = 20
 _MAX_LINES = 8  # of them that are shown
 
 
+def not_at(since: int, after: int | None) -> str:
+    """Return ` (not at step 400)` for the last check without a finding; nothing without one, or one step before."""
+    return "" if after is None or since - after <= 1 else f" (not at step {after})"
+
+
 @dataclass(frozen=True, slots=True)
 class LayerFinding:
     """What an alert on several layers has found in one of them."""
@@ -26,10 +31,12 @@ class LayerFinding:
     """Step of the first reading of this layer that the alert rests on."""
     what: str
     """What was measured there when the alert fired, and the value it is compared with."""
+    after: int | None = None
+    """Step of the last check of this layer before `since`, at which nothing was found; None where there was none."""
 
     def __str__(self) -> str:
         """Return one line."""
-        return f"{self.layer} since step {self.since}: {self.what}"
+        return f"{self.layer} since step {self.since}{not_at(self.since, self.after)}: {self.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,9 @@ class Alert:
     """The numbers that the rule compared, by name; of several layers those of the first."""
     by_layer: tuple[LayerFinding, ...] = ()
     """What was found in each layer, in the order in which they joined; of the first 20."""
+    after: int | None = None
+    """Step of the last check before `since`, at which nothing was found: what is wrong began between the two. None
+    where there was none."""
 
     @property
     def layer_lines(self) -> list[str]:
@@ -71,8 +81,11 @@ class Alert:
         return [*lines, f"and {more} more"] if lines and more else lines
 
     def to_record(self) -> Record:
-        """Return one JSON object, flat but for `evidence` and `by_layer`, if any; None for what is not finite."""
-        by_layer = [asdict(each) for each in self.by_layer]
+        """Return one JSON object, flat but for `evidence` and `by_layer`.
+
+        Numbers that are not finite are None; `by_layer` and `after` are missing where they are not known.
+        """
+        optional = {"by_layer": [asdict(each) for each in self.by_layer], "after": self.after}
         return {
             "id": self.id,
             "rule": self.rule,
@@ -85,7 +98,7 @@ class Alert:
             "time": jsonable(self.time),
             "message": self.message,
             "evidence": {key: jsonable(value) for key, value in self.evidence.items()},
-        } | ({"by_layer": by_layer} if by_layer else {})
+        } | {key: value for key, value in optional.items() if value not in (None, [])}
 
     def __str__(self) -> str:
         """Return one line: step, severity, state and message."""

@@ -66,16 +66,17 @@ def alert_from_record(record: Mapping[str, Any]) -> Alert:
     Raises:
         KeyError, TypeError: if the record lacks a field.
     """
-    optional = ("time", "evidence", "by_layer")
+    optional = ("time", "evidence", "by_layer", "after")
     own = {field.name: record[field.name] for field in fields(Alert) if field.name not in optional}
     time = record.get("time")
     own |= {"layers": tuple(record["layers"]), "evidence": record.get("evidence") or {}, "by_layer": _by_layer(record)}
-    return Alert(**own, time=math.nan if time is None else time)
+    return Alert(**own, time=math.nan if time is None else time, after=record.get("after"))
 
 
 def _by_layer(alert: Mapping[str, Any]) -> tuple[LayerFinding, ...]:
     """Return what an alert found in each layer; nothing where an older version wrote it."""
-    return tuple(LayerFinding(each["layer"], each["since"], each["what"]) for each in alert.get("by_layer") or ())
+    keys = [field.name for field in fields(LayerFinding)]
+    return tuple(LayerFinding(**{key: each.get(key) for key in keys}) for each in alert.get("by_layer") or ())
 
 
 _RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "learning_rate", "weight_decay")

@@ -53,6 +53,42 @@ def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
     assert alerts[1].message == "fc1: low resolved at step 9; it began at step 2."
 
 
+def sparse(*wrong: Sequence[int]) -> list[Report]:
+    """Reports of two layers at steps 100, 200, 300 …"""
+    reports = run(*wrong, names=["fc1", "fc2"])
+    return [
+        replace(each, step=100 * each.step, layers=tuple(replace(layer, step=100 * each.step) for layer in each))
+        for each in reports
+    ]
+
+
+def test_an_alert_names_the_last_check_without_a_finding() -> None:
+    """What is wrong began between that and the first check with one."""
+    (alert,) = alerts_of(LOW, sparse([], [0], [], [0], [0]))
+    assert (alert.since, alert.after) == (400, 300)
+    assert alert.message == "fc1: low: it is low, in 2 checks since step 400 (not at step 300). Raise it."
+    (found,) = alert.by_layer
+    assert str(found) == "fc1 since step 400 (not at step 300): it is low"
+
+
+def test_an_alert_from_the_first_check_on_names_no_other() -> None:
+    """Of several layers that which was found first; a step before needs no words."""
+    alert, _ = alerts_of(LOW, sparse([1], [0, 1], [0, 1], *[[0, 1]] * 10))
+    assert (alert.layer, alert.since, alert.after) == ("fc2", 100, None)
+    assert "in 2 checks since step 100. Raise it." in alert.message
+    (alert,) = alerts_of(LOW, one("..xx"))
+    assert (alert.since, alert.after) == (3, 2)
+    assert "since step 3. Raise it." in alert.message
+
+
+def test_a_finding_that_was_muted_is_no_check_without_one() -> None:
+    """At 500 to 800 the layer is low, but the rule is silent, since another has fired."""
+    cause = AlertRule("replaced", _replaced_at_400, checks=1, clear=1, mutes_elsewhere=("low",))
+    reports = sparse(*([] if step < 4 else [1] for step in range(1, 16)))
+    (alert,) = (alert for alert in alerts_of([cause, LOW], reports) if alert.rule == "low")
+    assert (alert.since, alert.after) == (1000, 300)
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -245,6 +281,10 @@ def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]
     assert open_ == set()
 
 
+def _replaced_at_400(history: History) -> Iterable[Finding]:
+    return [Finding("fc1", "it was replaced")] if history.report.step == 400 else []
+
+
 def _replaced(history: History) -> Iterable[Finding]:
     return [Finding("fc1", "it was replaced")] if history.report.step == 4 else []
 
@@ -288,7 +328,11 @@ def test_saved_states_keep_the_keys_of_the_first_version() -> None:
     for each in one("xxx"):
         manager.take(each, time=0.0)
     state = manager.state_dict()
-    assert state.keys() == {"memory", "reports", "cases", "open", "begun"}
+    assert state.keys() == {"memory", "reports", "cases", "open", "begun", "clear"}
     assert state["memory"].keys() == {"first", "steps", "unwell", "layers", "peaks"}
     case = {"wrong", "right", "since", "what", "severity", "evidence", "firing", "told", "times", "quiet_until"}
-    assert state["cases"]["low"]["fc1"].keys() == case
+    assert state["cases"]["low"]["fc1"].keys() == case | {"after"}
+    for each in state["cases"]["low"].values():  # of an older version
+        del each["after"]
+    del state["clear"]
+    AlertManager([LOW]).prepare(state)()
