@@ -265,7 +265,8 @@ def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) ->
             "layer": alert["layer"],
             "since": alert["since"],
             "severity": alert["severity"],
-            "title": f"{_place(alert)}: {alert['rule'].replace('_', ' ')} since step {alert['since']}",
+            "title": f"{_place(alert)}: {alert['rule'].replace('_', ' ')} since step {alert['since']}"
+            + (", a notice" if alert["severity"] == "info" else ""),
             "text": _without_heading(alert),
             "lines": alert.get("lines", []),
         }

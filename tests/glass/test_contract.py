@@ -107,6 +107,9 @@ def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
         ("c", 40, "c: dead layer since step 40"),
     ]
     assert now["items"][0]["text"] == "Rank 40 of 64, in 3 checks since step 30. Lower the weight decay."
+    notice = contract.alert_of(replace(alert_at(50, "c", rule="dead_layer"), severity="info"), 50)
+    (item,) = contract.now([notice], 60, {"c": "0"})["items"]
+    assert item["title"] == "c: dead layer since step 40, a notice"
 
 
 def test_an_alert_that_has_grown_says_of_which_layer_it_speaks() -> None:
