@@ -3,16 +3,23 @@
 The module has another name than the function because a submodule would take the place of `esdmon.analyze`.
 """
 
+import inspect
 import os
 from collections.abc import Iterable, Sequence
+from typing import TypedDict, Unpack
 
-from esdmon.options import choose_measures
+from esdmon.options import OPTIONS, choose_measures, shows_named, unknown_option
 from esdmon.plugins import Plugins
 from esdmon.records import Report
 from esdmon.runtime.reader import Reader
 from esdmon.weights import MIN_EIGENVALUES, Model, Selection, solve_lapack
 
 
+class _NoMore(TypedDict):
+    """No further keyword, for type checkers."""
+
+
+@shows_named
 def analyze(
     model: Model | str | os.PathLike[str],
     *,
@@ -24,6 +31,7 @@ def analyze(
     measures: str | Sequence[str] = "default",
     precision: str = "auto",
     plugins: Iterable[object] = (),
+    **unknown: Unpack[_NoMore],
 ) -> Report:
     """Read every weight matrix of a model once.
 
@@ -46,13 +54,15 @@ def analyze(
 
     Raises:
         InputError: for a model without matrices, a pattern that matches none, an unknown measure or precision, a
-            checkpoint that cannot be read.
+            checkpoint that cannot be read, an unknown option.
 
     >>> import torch
     >>> report = analyze(torch.nn.Sequential(torch.nn.Linear(256, 128)))
     >>> report["0"].phase.value
     'random-like'
     """
+    for name in unknown:
+        raise unknown_option(name, inspect.signature(analyze).parameters, of_watch=OPTIONS)
     known = Plugins(plugins)
     reader = Reader(
         model,

@@ -52,9 +52,9 @@ def unwritable(what: str, error: OSError, *, remedy: str = "Choose another place
     return InputError(f"{what} cannot be written: {why}. {remedy}")
 
 
-def nearest(got: str, known: Iterable[str]) -> str:
+def nearest(got: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return `" Did you mean 'a' or 'b'?"` for the names closest to a wrong one, or an empty text."""
-    close = difflib.get_close_matches(got, list(known), n=3, cutoff=0.5)
+    close = difflib.get_close_matches(got, list(known), n=3, cutoff=cutoff)
     return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 

@@ -60,10 +60,12 @@ class Faults:
     Args:
         strict: raise instead, for tests and for finding a fault.
         limits: the counts above, and from when a call is logged as slow.
+        is_replay: the parts are called on a finished run: no step is due, so what is paused is not tried again.
     """
 
-    def __init__(self, *, strict: bool = False, limits: Limits | None = None) -> None:
+    def __init__(self, *, strict: bool = False, limits: Limits | None = None, is_replay: bool = False) -> None:
         self.strict = strict
+        self._is_replay = is_replay
         self._limits = limits or Limits()
         self._breakers: dict[str, _Breaker] = {}
         self._slow: set[str] = set()
@@ -124,9 +126,17 @@ class Faults:
         breaker = self._breakers.get(who)
         if breaker is None:
             breaker = self._breakers[who] = _Breaker(Fault(who, message, step))
-            _log.warning(
-                "esdmon: %s failed at step %d: %s. Training goes on, and it is tried again.", who, step, message
-            )
+            if self._is_replay:
+                _log.warning(
+                    "esdmon: %s failed at step %d: %s. The replay goes on without what it finds there.",
+                    who,
+                    step,
+                    message,
+                )
+            else:
+                _log.warning(
+                    "esdmon: %s failed at step %d: %s. Training goes on, and it is tried again.", who, step, message
+                )
         else:
             before = breaker.fault
             breaker.fault = Fault(who, message, step, before.count + 1, before.in_a_row + 1)
@@ -148,7 +158,14 @@ class Faults:
         has_worked_for_long = fault.in_a_row == limits.failures and self._now - breaker.until > last
         pause = limits.first_pause if not last or has_worked_for_long else min(limits.longest_pause, 2 * last)
         breaker.pause, breaker.until = pause, self._now + pause
-        if pause != last:
+        if self._is_replay:
+            _log.warning(
+                "esdmon: %s has failed %d times in a row and is not checked in the rest of this run, so its alerts are "
+                "missing. Mend it, and replay the run again.",
+                fault.who,
+                fault.in_a_row,
+            )
+        elif pause != last:
             _log.warning(
                 "esdmon: %s has failed %d times in a row and is paused for %d due steps; see monitor.errors.",
                 fault.who,

@@ -12,6 +12,7 @@ from typing import final
 
 from esdmon.alerts import AlertManager, AlertRule
 from esdmon.errors import InputError
+from esdmon.isolation import Faults
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report, Screened
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
@@ -38,6 +39,8 @@ class Run:
 def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     """Return the alerts that rules would have raised in a run, in order. Their `time` is NaN.
 
+    A rule that fails is logged, and after three failures in a row not checked in the rest of the run.
+
     Args:
         run: the JSONL of a run, or its folder. If the file contains several runs, each is replayed separately.
         rules: the alert rules to apply.
@@ -50,7 +53,7 @@ def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     alerts: list[Alert] = []
     for each, report in reports_by_run(run):
         if each not in managers:
-            managers[each] = AlertManager(rules)
+            managers[each] = AlertManager(rules, faults=Faults(is_replay=True))
         alerts += managers[each].take(report, time=math.nan)
     return alerts
 

@@ -200,8 +200,11 @@ def test_measures_can_be_chosen() -> None:
         ({"measures": ["stabel_rank"]}, r"Unknown measure 'stabel_rank' in measures=. Did you mean 'stable_rank'"),
         ({"precision": "half"}, "precision= must be one of auto, exact; got 'half'"),
         ({"layers": ["fc9"]}, "layers='fc9' matches no layer"),
+        ({"layer": ["fc9"]}, r"Unknown option layer=\. Did you mean 'layers'"),
+        ({"every": 5}, r"Unknown option every=\. watch\(\) has it\. Options here: model, layers, .*, plugins\.$"),
+        ({"run_dir": "a"}, r"Unknown option run_dir=\. Options here: model"),
     ],
-    ids=["measure", "precision", "layers"],
+    ids=["measure", "precision", "layers", "near", "of-watch", "unknown"],
 )
 def test_wrong_arguments_are_told(options: dict[str, object], message: str) -> None:
     """One sentence with what was got."""

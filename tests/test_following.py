@@ -19,7 +19,7 @@ from torch import nn
 import esdmon
 from esdmon.cli import main
 from esdmon.following import FollowedRun, Follower
-from esdmon.records import Report
+from esdmon.records import LayerFinding, Report
 from esdmon.sinks import JsonlSink
 from tests.records.test_timeline import alert
 
@@ -144,7 +144,9 @@ def faulty(sink: JsonlSink, report: Report) -> Path:
     """A run in which an alert fires and another has ended, one is so old that only its count is known."""
     write(sink, report, 10, 20)
     text = "fc1, fc2: rank_collapse: rank 40 of 80 (50%). Lower the weight decay."
+    parts = (LayerFinding("fc1", 19, "rank 40 of 80 (50%)"), LayerFinding("fc2", 15, f"rank 45 of 80{' long' * 20}"))
     fired = replace(alert(20, "firing", "fc1", "fc2", rule="rank_collapse", severity="error"), message=text)
+    fired = replace(fired, by_layer=parts)
     sink.alert(alert(10, "firing", "fc2", rule="update_surge"))
     sink.alert(fired)
     sink.alert(alert(20, "resolved", "fc2", rule="update_surge"))
@@ -162,9 +164,21 @@ def test_tail_says_what_is_wrong(faulty: Path, capsys: pytest.CaptureFixture[str
         assert "step 30, 2 layers: 2 random-like" in words
         assert "error: rank_collapse in fc1, fc2 since step 19: rank 40 of 80 (50%). Lower the weight decay." in words
         assert "dead_layer fires in 1 layer" in words
+        assert "fc2 since step 15: rank 45 of 80" in words
         assert "update_surge in fc2 from step 9 to 20" in words
         assert words.index("error: rank_collapse") < words.index("layer phase since alpha")
         assert "2 of 2 read earlier" in words
+
+
+def test_tail_names_a_notice(sink: JsonlSink, report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its layer and its step, and does not say that nothing fires."""
+    write(sink, report, 10, 20)
+    text = "fc2: dead_layer: its weight does not move. Check it."
+    sink.alert(replace(alert(20, "firing", "fc2", rule="dead_layer", severity="info"), message=text))
+    assert main(["tail", str(sink.path), "--once"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "notice: dead_layer in fc2 since step 19: its weight does not move. Check it." in words
+    assert "No alert fires" not in words
 
 
 def test_tail_of_a_large_model_is_cut(sink: JsonlSink, report: Report, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import esdmon
-from esdmon.alerts import BUILT_IN_RULES
+from esdmon.alerts import BUILT_IN_RULES, AlertRule, Finding, History
 from esdmon.cli import main
 from esdmon.errors import InputError
 from esdmon.records import Alert, LayerReport
@@ -161,6 +161,25 @@ def test_other_thresholds_are_tried(
     file.write_text("\n".join([*off, "[rules.rank_collapse]", "for = 30"]))
     assert main(["alerts", "replay", str(folder), "--alerts", str(file)]) == 0
     assert capsys.readouterr().out == "1 rules: no alert\n"
+
+
+def test_a_rule_that_fails_says_what_that_means_for_the_replay(
+    run: tuple[Path, esdmon.Monitor, MemorySink], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line at its first failure, one where it is no longer checked; other rules go on."""
+
+    def broken(_history: History) -> list[Finding]:
+        raise ZeroDivisionError("in a rule")
+
+    folder, monitor, _ = run
+    assert same(replay(folder, [AlertRule("broken", broken), *BUILT_IN_RULES])) == same(monitor.alerts)
+    first, last = caplog.messages
+    assert re.fullmatch(
+        r"esdmon: rule broken failed at step \d+: ZeroDivisionError: in a rule. The replay goes on .*", first
+    )
+    assert last.startswith(
+        "esdmon: rule broken has failed 3 times in a row and is not checked in the rest of this run, so"
+    )
 
 
 def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ Rules that the file does not name keep their defaults.
 
 from __future__ import annotations
 
+import inspect
 import math
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,7 @@ from esdmon.records import Severity
 _TABLES = ("rules", "actions")
 _ACTIONS = ("webhook", "stop_training", "save_checkpoint")
 _OF_EVERY_RULE = ("enabled", "for", "clear", "severity", "layers", "exclude")
+_OWN_RULES = " A rule of your own is known here where a plugin registers it."
 _SEVERITIES: tuple[str, ...] = get_args(Severity)
 
 
@@ -109,12 +111,12 @@ def load_config(path: str | Path, known: Mapping[str, AlertRule]) -> AlertConfig
     """
     tables = _read_toml(path)
     file = _File(str(path))
-    file.check_keys("", tables, _TABLES)
+    file.check_keys("", tables, _TABLES, instead={name: f"rules.{name}" for name in known})
     given = file.table("rules", tables)
-    file.check_keys("rules", given, known)
+    file.check_keys("rules", given, known, hint=_OWN_RULES)
     rules: list[AlertRule] = []
     for name, rule in known.items():
-        table = file.table(f"rules.{name}", given)
+        table = file.table(f"rules.{name}", given, keys=_keys(rule))
         configured = _configure(rule, table, file) if table else rule
         if configured is not None:
             rules.append(configured)
@@ -127,6 +129,11 @@ def load_config(path: str | Path, known: Mapping[str, AlertRule]) -> AlertConfig
         save_on=file.names("actions.save_checkpoint", actions, in_use),
         webhook=file.text("actions.webhook", actions),
     )
+
+
+def _keys(rule: AlertRule) -> tuple[str, ...]:
+    """Return the keys that the table of a rule may have."""
+    return (*_OF_EVERY_RULE, *rule.thresholds)
 
 
 def _read_toml(path: str | Path) -> dict[str, Any]:
@@ -144,7 +151,7 @@ def _configure(rule: AlertRule, table: Mapping[str, Any], file: _File) -> AlertR
     """Return a rule with the changes in its table; None where the table disables it."""
     where = f"rules.{rule.name}"
     thresholds = rule.thresholds
-    file.check_keys(where, table, (*_OF_EVERY_RULE, *thresholds))
+    file.check_keys(where, table, _keys(rule), instead={"checks": "for"})
     changes: dict[str, Any] = {}
     if "for" in table:
         changes["checks"] = file.count(f"{where}.for", table["for"])
@@ -173,17 +180,37 @@ class _File:
 
     path: str
 
-    def check_keys(self, where: str, table: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    def check_keys(
+        self,
+        where: str,
+        table: Mapping[str, Any],
+        allowed: Iterable[str],
+        *,
+        instead: Mapping[str, str] | None = None,
+        hint: str = "",
+    ) -> None:
+        """Check that a table has no other keys.
+
+        Args:
+            where: the name of the table; empty for the file.
+            table: what it contains.
+            allowed: the keys that it may have.
+            instead: by wrong key the right one, where it is known.
+            hint: the end of the message where no key is near.
+        """
         known = list(allowed)
         for key in table:
             if key not in known:
                 named = f"{where}.{key}" if where else key
-                self.refuse(f"unknown key {named!r}; valid keys: {', '.join(known)}.{nearest(key, known)}")
+                right = (instead or {}).get(key)
+                near = f" Did you mean {right!r}?" if right else nearest(key, known) or hint
+                self.refuse(f"unknown key {named!r}; valid keys: {', '.join(known)}.{near}")
 
-    def table(self, where: str, tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    def table(self, where: str, tables: Mapping[str, Any], *, keys: Iterable[str] = ()) -> Mapping[str, Any]:
         value: Any = tables.get(where.rpartition(".")[2], {})
         if not isinstance(value, dict):
-            self.refuse(f"{where} must be a table, [{where}]; got {value!r}")
+            holds = f" with the keys {', '.join(keys)}" if keys else ""
+            self.refuse(f"{where} must be a table, [{where}]{holds}; got {value!r}")
         return value
 
     def names(self, where: str, table: Mapping[str, Any], rules: list[str]) -> tuple[str, ...]:
@@ -223,12 +250,30 @@ class _File:
         return value
 
     def threshold(self, where: str, value: Any, default: object) -> Any:
-        """Return a threshold: a whole number of 1 or more where its default is one, else a number of 0 or more."""
+        """Return a threshold: a whole number of 1 or more where its default is one, else a number of 0 or more.
+
+        Where the default is less, so may be the value. Where it is True, False or a text, so is the value; what else is
+        no number cannot be set in a file.
+        """
+        if isinstance(default, bool):
+            return self.flag(where, value)
+        if isinstance(default, str):
+            if not isinstance(value, str):
+                self.refuse(f"{where} must be a string (default {default!r}); got {value!r}")
+            return value
+        if not (default is None or default is inspect.Parameter.empty or isinstance(default, int | float)):
+            self.refuse(
+                f"{where} cannot be set in a file, since its default {default!r} is no number, text, true or false; "
+                f"got {value!r}. Set it in Python, with functools.partial."
+            )
         whole = isinstance(default, int)
+        least = 1 if whole else 0
+        is_free = isinstance(default, int | float) and default < least
         good = isinstance(value, int if whole else int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not good or value < (1 if whole else 0):
-            allowed = "a whole number, 1 or more" if whole else "a number, 0 or more"
-            self.refuse(f"{where} must be {allowed} (default {default}); got {value!r}")
+        if not good or (value < least and not is_free):
+            allowed = f"{'a whole number' if whole else 'a number'}{'' if is_free else f', {least} or more'}"
+            usual = "" if default is inspect.Parameter.empty else f" (default {default})"
+            self.refuse(f"{where} must be {allowed}{usual}; got {value!r}")
         return value
 
     def refuse(self, what: str) -> NoReturn:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import final
 
+from esdmon.alerts.clear_checks import ClearChecks
 from esdmon.alerts.history import ReadingHistory
 from esdmon.alerts.messages import Case, fired, grown, resolved
 from esdmon.alerts.rule import AlertRule, Finding
@@ -67,6 +68,7 @@ class AlertManager:
         self._reports = self._step = 0
         self._cases: dict[str, Cases] = {rule.name: {} for rule in self.rules}
         self._open: dict[tuple[str, Severity], _Open] = {}
+        self._clear = ClearChecks()
         self._begun: dict[str, int] = {}
         """Number of the report at which a rule last began to fire in a layer, whatever the severity."""
 
@@ -105,6 +107,8 @@ class AlertManager:
         for name in self._memory.take(report):
             self._end(name)
         found, checked = self._run_rules(report)
+        for name, layers in checked.items():
+            self._clear.take(name, found[name], layers, report.step)
         self._mute(found)
         changes: list[Alert] = []
         for rule in self.rules:
@@ -121,6 +125,7 @@ class AlertManager:
             "reports": [self._reports, self._step],
             "cases": {rule: {name: case.to_state() for name, case in of.items()} for rule, of in self._cases.items()},
             "begun": dict(self._begun),
+            "clear": self._clear.state_dict(),
             "open": [[*key, to_plain(each.alert), each.report, each.messages] for key, each in self._open.items()],
         }
 
@@ -134,10 +139,12 @@ class AlertManager:
             for rule, severity, alert, report, messages in state["open"]
         }
         restore_readings, (reports, step) = self._memory.prepare(state["memory"]), state["reports"]
+        restore_clear = self._clear.prepare(state.get("clear", {"rules": [], "layers": {}}))  # older states have none
         begun = {rule: int(report) for rule, report in state.get("begun", {}).items()}  # older states have none
 
         def restore() -> None:
             restore_readings()
+            restore_clear()
             self._cases = {rule.name: {} for rule in self.rules} | cases
             self._open, self._reports, self._step, self._begun = opened, reports, step, begun
 
@@ -176,7 +183,9 @@ class AlertManager:
             finding, case = found.get(name), cases.get(name)
             if finding is not None:
                 case = cases.setdefault(name, Case())
-                if _count_finding(case, finding, rule, step):
+                if not case.wrong:
+                    case.since, case.after = step, self._clear.last(rule.name, name)
+                if _count_finding(case, finding, rule):
                     self._begun[rule.name] = self._reports
                 if case.firing and case.severity != "info":
                     self._memory.exclude(name, case.since, step)
@@ -225,6 +234,7 @@ class AlertManager:
 
     def _end(self, name: str) -> None:
         """End all findings in a layer that the model no longer has."""
+        self._clear.forget(name)
         for cases in self._cases.values():
             if name in cases:
                 cases[name].firing = False
@@ -254,13 +264,11 @@ def _drop(names: Iterable[str], found: Found, cases: Cases) -> None:
             found.pop(name, None)
 
 
-def _count_finding(case: Case, finding: Finding, rule: AlertRule, step: int) -> bool:
+def _count_finding(case: Case, finding: Finding, rule: AlertRule) -> bool:
     """Count a check with a finding, and return True if that begins an alert.
 
     Only a worse severity changes what a firing alert says.
     """
-    if not case.wrong:
-        case.since = step
     case.wrong, case.right = case.wrong + 1, 0
     severity = finding.severity or rule.severity
     was_firing = case.firing

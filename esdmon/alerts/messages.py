@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 from esdmon.alerts.rule import AlertRule
-from esdmon.records import Alert, Severity
+from esdmon.records import Alert, LayerFinding, Severity
+from esdmon.records.alert import MAX_BY_LAYER, not_at
 from esdmon.records.serialization import Plain
 from esdmon.records.text import named
 
@@ -23,6 +25,8 @@ class Case:
     """Consecutive checks without a finding while the alert fires."""
     since: int = 0
     """Step of the first check with a finding."""
+    after: int | None = None
+    """Step of the last check before it, which found nothing; None where there was none."""
     what: str = ""
     severity: Severity = "warning"
     evidence: dict[str, float] = field(default_factory=dict)
@@ -56,6 +60,10 @@ def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: 
     names = tuple(cases)
     lead = cases[names[0]]
     lasted = f", in {lead.wrong} checks since step {lead.since}" if rule.checks > 1 else f", at step {step}"
+    if not re.search(rf"\bstep {lead.after}\b", lead.what):  # which may say it already
+        lasted += not_at(lead.since, lead.after)
+    earliest = min(cases.values(), key=lambda case: case.since)
+    by_layer = [LayerFinding(name, case.since, case.what, case.after) for name, case in cases.items() if name]
     of = f" ({names[0]})" if len(names) > 1 else ""
     return Alert(
         id=f"{rule.name}:{names[0]}" if names[0] else rule.name,
@@ -65,24 +73,28 @@ def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: 
         layer=names[0],
         layers=tuple(name for name in names if name),
         step=step,
-        since=min(case.since for case in cases.values()),
+        since=earliest.since,
         message=f"{_prefix(names)}{rule.name}: {lead.what}{of}{lasted}. {rule.advice}".rstrip(),
         evidence=lead.evidence,
+        by_layer=tuple(by_layer[:MAX_BY_LAYER]),
+        after=earliest.after,
     )
 
 
 def grown(rule: AlertRule, alert: Alert, cases: Mapping[str, Case], step: int) -> Alert:
     """Return an open alert with the layers that have joined it."""
     new = fired(rule, alert.severity, cases, step)
+    joined = [each for each in new.by_layer if each.layer not in alert.layers]
+    by_layer = (*alert.by_layer, *joined)[:MAX_BY_LAYER]
     together = (*alert.layers, *(name for name in new.layers if name not in alert.layers))
     message = f"{new.message} ({len(together)} layers in total, since step {alert.since})"
-    return replace(alert, layers=together, step=step, message=message)
+    return replace(alert, layers=together, step=step, message=message, by_layer=by_layer)
 
 
 def resolved(alert: Alert, step: int) -> Alert:
     """Return the end of an alert, with severity `info`."""
     message = f"{_prefix(alert.layers)}{alert.rule} resolved at step {step}; it began at step {alert.since}."
-    return replace(alert, state="resolved", severity="info", step=step, message=message)
+    return replace(alert, state="resolved", severity="info", step=step, message=message, by_layer=())
 
 
 def _prefix(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from esdmon.errors import MissingExtraError, masked
 from esdmon.present.colours import PHASE_COLOURS
 from esdmon.records import LayerReport, Report, Severity, show
-from esdmon.records.outcome import episode_text, measured
+from esdmon.records.outcome import episode_text, measured, severity_word
 from esdmon.records.table import shorten, without_common_prefix
 from esdmon.records.text import age_lines, count, counted
 from esdmon.records.timeline import Timeline
@@ -65,17 +65,17 @@ def _what_is_wrong(timeline: Timeline, report: Report) -> Iterator[RenderableTyp
     from rich.text import Text  # noqa: PLC0415 -- optional
 
     yield Text(f"step {report.step}, {count(len(report), 'layer')}: {counted(report)}", style="bold")
-    firing = [episode for episode in timeline.firing if episode.alert.severity != "info"]
-    for episode in firing:
-        severity = episode.alert.severity
-        title = masked(f"{severity}: {episode_text(episode)}: ")
-        yield Text.assemble((title, _SEVERITY_COLOURS[severity]), masked(measured(episode.first)))
+    for episode in timeline.firing:  # the worst first, notices last
+        title = masked(f"{severity_word(episode.alert)}: {episode_text(episode)}: ")
+        yield Text.assemble((title, _SEVERITY_COLOURS[episode.alert.severity]), masked(measured(episode.first)))
+        for line in episode.alert.layer_lines:
+            yield Text(masked(f"  {line}"), style="dim", overflow="ellipsis", no_wrap=True)
     # The summary of a reading counts alerts; those from before the timeline have no text.
     known = {episode.alert.rule for episode in timeline.firing}
     older = {rule: number for rule, number in report.firing.items() if number and rule not in known}
     for rule, number in older.items():
         yield Text(f"{rule} fires in {count(number, 'layer')}, since some time", style=_SEVERITY_COLOURS["warning"])
-    if not firing and not older:
+    if not known and not older:
         yield Text("No alert fires.", style="green")
     ended = [episode for episode in timeline.episodes if episode.ended is not None]
     if ended:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.present.scalars import kind_of
-from esdmon.records import SCHEMA, LayerReport, Record
+from esdmon.records import SCHEMA, Alert, LayerReport, Record
 from esdmon.records.serialization import esd_to_record
 from esdmon.records.table import natural_key
 from esdmon.records.text import count, named
@@ -122,11 +122,13 @@ def frame_of(layer: LayerReport) -> Record:
     }
 
 
-def alert_of(alert: Mapping[str, Any], x: int) -> Record:
+def alert_of(alert: Alert, x: int) -> Record:
     """Return the record of an alert, drawn at `x`; the step since which it holds is scaled as `x` is."""
-    since = alert["since"] * x // alert["step"] if alert["step"] > 0 else x
+    since = alert.since * x // alert.step if alert.step > 0 else x
     keys = ("id", "rule", "severity", "state", "layer", "layers", "message")
-    return {key: alert[key] for key in keys} | {"step": x, "since": since}
+    record = alert.to_record()
+    lines = {"lines": alert.layer_lines} if alert.layer_lines else {}
+    return {key: record[key] for key in keys} | {"step": x, "since": since} | lines
 
 
 def overview(
@@ -252,7 +254,8 @@ def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) ->
     """Return in words what is wrong at the end of a run, from its alerts and the last character of each layer.
 
     Returns:
-        `level` (a severity, or `quiet`), `title`, and `items` with `layer`, `since`, `title` and `text`.
+        `level` (a severity, or `quiet`), `title`, and `items` with `layer`, `since`, `title`, `text` and `lines`, one
+        for each of a few layers.
     """
     if step is None:
         return {"level": "quiet", "title": "No reading yet. The first one comes after every= steps.", "items": []}
@@ -262,8 +265,10 @@ def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) ->
             "layer": alert["layer"],
             "since": alert["since"],
             "severity": alert["severity"],
-            "title": f"{_place(alert)}: {alert['rule'].replace('_', ' ')} since step {alert['since']}",
+            "title": f"{_place(alert)}: {alert['rule'].replace('_', ' ')} since step {alert['since']}"
+            + (", a notice" if alert["severity"] == "info" else ""),
             "text": _without_heading(alert),
+            "lines": alert.get("lines", []),
         }
         for alert in worst
     ]
@@ -275,6 +280,7 @@ def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) ->
             "severity": "warning",
             "title": f"{name}: {_NOT_OK[code]} at step {step}",
             "text": "This layer has no numbers. The JSONL has the reason.",
+            "lines": [],
         }
         for name, code in codes.items()
         if code in _NOT_OK and name not in alerted

@@ -105,7 +105,7 @@ class RunData:
     def add_alert(self, alert: Alert) -> None:
         """Add an alert, at the place of the last report if that has its step, else at its own step."""
         x = self._x if alert.step == self._step else alert.step
-        self.alerts.append(contract.alert_of(alert.to_record(), x))
+        self.alerts.append(contract.alert_of(alert, x))
 
     def rewind(self, step: int) -> None:
         """Drop what is after a step, in optimizer steps."""

@@ -32,8 +32,10 @@ def still(runs: Sequence[tuple[str, Record]]) -> str:
 
 def _run(name: str, view: Record) -> str:
     now = view["now"]
-    items = "".join(f"<li><b>{escape(item['title'])}</b> {escape(item['text'])}</li>" for item in now["items"])
-    alerts = "".join(f"<li>{_alert(alert)}</li>" for alert in reversed(view["alerts"]))
+    items = "".join(
+        f"<li><b>{escape(item['title'])}</b> {escape(item['text'])}{_list(item['lines'])}</li>" for item in now["items"]
+    )
+    alerts = "".join(f"<li>{_alert(alert)}{_list(alert.get('lines'))}</li>" for alert in reversed(view["alerts"]))
     title, level = escape(now["title"]), escape(now["level"])
     parts = [
         f"<h1>{escape(name)}</h1>",
@@ -42,6 +44,10 @@ def _run(name: str, view: Record) -> str:
     if view["steps"]:
         parts += [_map(view), f"<h2>Alerts</h2><ul>{alerts or '<li>No alert has fired.</li>'}</ul>", _table(view)]
     return "".join(parts)
+
+
+def _list(lines: Sequence[str] | None) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def _alert(alert: Record) -> str:

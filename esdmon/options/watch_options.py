@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any, Self, SupportsIndex, TypedDict, TypeVar
 
 from esdmon.alerts.config import AlertConfig
-from esdmon.errors import InputError, nearest
+from esdmon.errors import InputError
 from esdmon.options.alerts import Alerts, alert_config
 from esdmon.options.measures import choose_measures
 from esdmon.options.sinks import Sinks, check_sinks
+from esdmon.options.unknown import unknown_option
 from esdmon.plugins import Plugins
 from esdmon.records import Alert
 from esdmon.schedule import Schedule, as_schedule, union
@@ -114,11 +115,11 @@ class WatchOptions:
             besides: other keywords of that call, which may be meant by one that is misspelt.
 
         Raises:
-            InputError: for an unknown option, with the nearest ones; for a value that cannot be used.
+            InputError: for an unknown option, with its remedy; for a value that cannot be used.
         """
         for name in keywords:
             if name not in OPTIONS:
-                raise InputError(f"Unknown option {name}=.{nearest(name, (*OPTIONS, *besides))}")
+                raise unknown_option(name, (*OPTIONS, *besides))
         return cls(**keywords)
 
     @property
@@ -136,7 +137,7 @@ _LISTS = ("alerts", "stop_on", "save_on", "layers", "exclude", "measures", "plug
 def shows_options(function: Function) -> Function:
     """Give a function with `**keywords: Unpack[WatchKeywords]` the signature that spells them out, for `help()`."""
     signature = inspect.signature(function)
-    own = {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
+    own = _named(signature)
     options = {
         each.name: inspect.Parameter(
             each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
@@ -148,6 +149,17 @@ def shows_options(function: Function) -> Function:
     parameters = first | {name: each for name, each in options.items() if name not in first} | own
     function.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
     return function
+
+
+def shows_named(function: Function) -> Function:
+    """Give a function the signature without the `**keywords` that it only takes to refuse them."""
+    signature = inspect.signature(function)
+    function.__signature__ = signature.replace(parameters=list(_named(signature).values()))  # type: ignore[attr-defined]
+    return function
+
+
+def _named(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
+    return {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
 
 
 def is_default(name: str, value: object) -> bool:

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from esdmon.errors import MissingExtraError, masked
 from esdmon.present.scalars import kinds
 from esdmon.records import Alert, Report
+from esdmon.records.alert import not_at
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX, STATUS_HEX
+from esdmon.records.outcome import severity_word
 from esdmon.records.text import count
 from esdmon.records.timeline import Episode, Stage, Timeline
 from esdmon.spectrum import Phase
@@ -140,13 +142,14 @@ class _Painter:
         self._write_legend()
 
     def _write_headline(self) -> None:
-        firing = [episode for episode in self._timeline.firing if episode.alert.severity != "info"]
+        firing = self._timeline.firing
         colour = _severity(firing[0]) if firing else _TEXT
         self._write(8, 2, f"{_how_many_fire(firing)} at step {self._last}", colour=colour, bold=True)
         for line, episode in enumerate(firing[:2]):
             layers = episode.alert.layers or ((episode.alert.layer,) if episode.alert.layer else ())
             where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
-            text = f"{episode.alert.rule}{where} since step {episode.alert.since}"
+            since = f"{episode.alert.since}{not_at(episode.alert.since, episode.alert.after)}"
+            text = f"{episode.alert.rule}{where} since step {since}"
             self._write(8, 2 + (line + 1) * _LINE, text, width=WIDTH - 16, colour=_severity(episode))
 
     def _place(self) -> tuple[list[_Row], list[tuple[str, float]]]:
@@ -243,9 +246,10 @@ def _under(row: _Row) -> float:
 
 
 def _how_many_fire(firing: Sequence[Episode]) -> str:
-    if not firing:
-        return "No alert fires"
-    return f"{count(len(firing), 'alert')} {'fires' if len(firing) == 1 else 'fire'}"
+    notices = sum(episode.alert.severity == "info" for episode in firing)
+    serious = len(firing) - notices
+    alerts = f"{count(serious, 'alert')} {'fires' if serious == 1 else 'fire'}" if serious else "No alert fires"
+    return f"{alerts}, {count(notices, 'notice')}" if notices else alerts
 
 
 def _severity(episode: Episode) -> str:
@@ -272,9 +276,9 @@ def alert_text(timeline: Timeline, *, ended: int = 5) -> str:
     """
     firing = timeline.firing
     lines = [f"**{_how_many_fire(firing)} now**", ""]
-    lines += [
-        f"- **{each.alert.severity}**, since step {each.alert.since}: {_plain(each.alert.message)}" for each in firing
-    ]
+    for each in firing:
+        lines.append(f"- **{severity_word(each.alert)}**, since step {each.alert.since}: {_plain(each.alert.message)}")
+        lines += [f"    - {_plain(line)}" for line in each.alert.layer_lines]
     over = [episode for episode in timeline.episodes if episode.ended is not None][-ended:][::-1]
     if over:
         lines += ["", "Ended:", ""]

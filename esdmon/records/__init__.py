@@ -2,6 +2,7 @@
 
 from esdmon.records.alert import Alert as Alert
 from esdmon.records.alert import AlertState as AlertState
+from esdmon.records.alert import LayerFinding as LayerFinding
 from esdmon.records.alert import Severity as Severity
 from esdmon.records.esd import Esd as Esd
 from esdmon.records.layer import EQUAL as EQUAL

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
 from esdmon.records import html
@@ -11,6 +11,32 @@ from esdmon.records.values import Record, jsonable
 
 Severity: TypeAlias = Literal["info", "warning", "error", "critical"]
 AlertState: TypeAlias = Literal["pending", "firing", "resolved"]
+MAX_BY_LAYER = 20
+"""Layers of an alert whose own findings are kept. Our choice."""
+_MAX_LINES = 8  # of them that are shown
+
+
+def not_at(since: int, after: int | None) -> str:
+    """Return ` (not at step 400)` for the last check without a finding; nothing without one, or one step before."""
+    return "" if after is None or since - after <= 1 else f" (not at step {after})"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFinding:
+    """What an alert on several layers has found in one of them."""
+
+    layer: str
+    """Canonical name."""
+    since: int
+    """Step of the first reading of this layer that the alert rests on."""
+    what: str
+    """What was measured there when the alert fired, and the value it is compared with."""
+    after: int | None = None
+    """Step of the last check of this layer before `since`, at which nothing was found; None where there was none."""
+
+    def __str__(self) -> str:
+        """Return one line."""
+        return f"{self.layer} since step {self.since}{not_at(self.since, self.after)}: {self.what}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +63,29 @@ class Alert:
     time: float = math.nan
     """When the monitor raised it, in seconds since the epoch; NaN before that, and in a replay."""
     evidence: Mapping[str, float] = field(default_factory=dict)
-    """The numbers that the rule compared, by name."""
+    """The numbers that the rule compared, by name; of several layers those of the first."""
+    by_layer: tuple[LayerFinding, ...] = ()
+    """What was found in each layer, in the order in which they joined; of the first 20."""
+    after: int | None = None
+    """Step of the last check before `since`, at which nothing was found: what is wrong began between the two. None
+    where there was none."""
+
+    @property
+    def layer_lines(self) -> list[str]:
+        """Return a line on each of up to eight layers, where the alert is about several."""
+        if len(self.layers) < 2:
+            return []
+        shown = self.by_layer[:_MAX_LINES]
+        more = len(self.layers) - len(shown)
+        lines = [str(each) for each in shown]
+        return [*lines, f"and {more} more"] if lines and more else lines
 
     def to_record(self) -> Record:
-        """Return one JSON object, flat but for the evidence; None for what is not finite."""
+        """Return one JSON object, flat but for `evidence` and `by_layer`.
+
+        Numbers that are not finite are None; `by_layer` and `after` are missing where they are not known.
+        """
+        optional = {"by_layer": [asdict(each) for each in self.by_layer], "after": self.after}
         return {
             "id": self.id,
             "rule": self.rule,
@@ -53,7 +98,7 @@ class Alert:
             "time": jsonable(self.time),
             "message": self.message,
             "evidence": {key: jsonable(value) for key, value in self.evidence.items()},
-        }
+        } | {key: value for key, value in optional.items() if value not in (None, [])}
 
     def __str__(self) -> str:
         """Return one line: step, severity, state and message."""
@@ -66,4 +111,4 @@ class Alert:
     def _repr_html_(self) -> str:
         """Return what notebooks show."""
         badge = html.badge(f"{self.severity}, {self.state}", SEVERITY_HEX.get(self.severity, ""))
-        return html.paragraph(badge, html.faint(f"step {self.step}"), self.message)
+        return html.page(html.paragraph(badge, html.faint(f"step {self.step}"), self.message), *self.layer_lines)

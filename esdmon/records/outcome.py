@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from esdmon.records.alert import Alert
+from esdmon.records.alert import Alert, not_at
 from esdmon.records.text import count, counted, named
 from esdmon.records.timeline import SEVERITIES, Episode, Stage, Timeline
 from esdmon.spectrum import Phase
@@ -52,14 +52,31 @@ def path_text(stages: Sequence[Stage]) -> str:
 
 
 def alerts_line(episodes: Sequence[Episode]) -> str:
-    """Return one line on all alerts: those that fire first, then by severity; notices are only counted."""
-    serious = [episode for episode in episodes if episode.alert.severity != "info"]
-    serious.sort(key=lambda episode: (episode.ended is not None, SEVERITIES.index(episode.alert.severity)))
-    texts = [episode_text(episode) for episode in serious[:_EPISODES]]
-    more, notices = len(serious) - len(texts), len(episodes) - len(serious)
+    """Return one line on all alerts: those that fire before those that have ended, the worst first, notices last."""
+    ordered = sorted(
+        episodes,
+        key=lambda each: (_is_notice(each), each.ended is not None, SEVERITIES.index(each.alert.severity)),
+    )
+    texts = [f"{severity_word(each.alert)} {episode_text(each)}{_not_at(each)}" for each in ordered[:_EPISODES]]
+    notices = sum(map(_is_notice, ordered[_EPISODES:]))
+    more = len(ordered) - len(texts) - notices
     texts += [f"{more} more"] if more else []
-    texts += [count(notices, "notice")] if notices else []
+    texts += [count(notices, "more notice")] if notices else []
     return f"alerts: {'; '.join(texts) or 'none'}"
+
+
+def severity_word(alert: Alert) -> str:
+    """Return the severity of an alert in words: `notice` for `info`."""
+    return "notice" if alert.severity == "info" else alert.severity
+
+
+def _not_at(episode: Episode) -> str:
+    """Return the last check without a finding, of an alert that fires."""
+    return "" if episode.ended is not None else not_at(episode.alert.since, episode.alert.after)
+
+
+def _is_notice(episode: Episode) -> bool:
+    return episode.alert.severity == "info"
 
 
 def episode_text(episode: Episode) -> str:

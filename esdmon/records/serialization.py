@@ -6,7 +6,7 @@ from dataclasses import fields
 from enum import Enum
 from typing import Any, Protocol
 
-from esdmon.records.alert import Alert
+from esdmon.records.alert import Alert, LayerFinding
 from esdmon.records.esd import Esd
 from esdmon.records.layer import RECORD_KEYS, LayerReport
 from esdmon.records.values import rounded
@@ -36,7 +36,7 @@ class Stateful(Protocol):
         """
 
 
-def to_plain(record: LayerReport | Alert | Esd) -> Plain:
+def to_plain(record: LayerReport | Alert | Esd | LayerFinding) -> Plain:
     """Return all fields of a record by name, as plain data; NaN stays NaN."""
     return {field.name: _plain_value(getattr(record, field.name)) for field in fields(record)}
 
@@ -57,7 +57,7 @@ def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
 
 def alert_from_plain(plain: Mapping[str, Any]) -> Alert:
     """Return the alert that `to_plain` was called with."""
-    return Alert(**dict(plain) | {"layers": tuple(plain["layers"])})
+    return Alert(**dict(plain) | {"layers": tuple(plain["layers"]), "by_layer": _by_layer(plain)})
 
 
 def alert_from_record(record: Mapping[str, Any]) -> Alert:
@@ -66,10 +66,17 @@ def alert_from_record(record: Mapping[str, Any]) -> Alert:
     Raises:
         KeyError, TypeError: if the record lacks a field.
     """
-    own = {field.name: record[field.name] for field in fields(Alert) if field.name not in ("time", "evidence")}
+    optional = ("time", "evidence", "by_layer", "after")
+    own = {field.name: record[field.name] for field in fields(Alert) if field.name not in optional}
     time = record.get("time")
-    own |= {"layers": tuple(record["layers"]), "evidence": record.get("evidence") or {}}
-    return Alert(**own, time=math.nan if time is None else time)
+    own |= {"layers": tuple(record["layers"]), "evidence": record.get("evidence") or {}, "by_layer": _by_layer(record)}
+    return Alert(**own, time=math.nan if time is None else time, after=record.get("after"))
+
+
+def _by_layer(alert: Mapping[str, Any]) -> tuple[LayerFinding, ...]:
+    """Return what an alert found in each layer; nothing where an older version wrote it."""
+    keys = [field.name for field in fields(LayerFinding)]
+    return tuple(LayerFinding(**{key: each.get(key) for key in keys}) for each in alert.get("by_layer") or ())
 
 
 _RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "learning_rate", "weight_decay")
@@ -128,10 +135,10 @@ def _plain_value(value: Any) -> Any:
     match value:
         case Enum():
             return value.value
-        case Esd():
+        case Esd() | LayerFinding():
             return to_plain(value)
         case tuple():
-            return list(value)
+            return [_plain_value(each) for each in value]
         case Mapping():
             return dict(value)
     return value

@@ -42,7 +42,7 @@ class JsonlSink:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()  # the working directory may change
         self._run: str | None = None
-        self._has_written = False
+        self._is_checked = False
         self._begin()
         self._file: io.FileIO | None = None
         try:
@@ -53,7 +53,7 @@ class JsonlSink:
 
     def start(self, run: str) -> None:
         """Use this id for all lines from now on."""
-        self._run, self._has_written = run, False
+        self._run, self._is_checked = run, False
         self._begin()
 
     def write(self, report: Report) -> None:
@@ -75,6 +75,8 @@ class JsonlSink:
             if self._run is None:
                 self._run = lines.last_run(self.path)
             lines.remove_after(self.path, self._run, step)
+            if not self._is_checked and self._run is not None:
+                self._warn_of_another_run(self._run, is_resumed=True)
 
     def where(self) -> str:
         """Return the command that makes a page of the file."""
@@ -100,7 +102,7 @@ class JsonlSink:
 
     def _append(self, file: io.FileIO, records: list[Record]) -> None:
         self._run = self._run or secrets.token_hex(4)
-        if not self._has_written:  # not before: a state that is loaded may continue the run of the file
+        if not self._is_checked:  # not before: a state that is loaded may continue the run of the file
             self._warn_of_another_run(self._run)
         head = {"schema": SCHEMA, "kind": "", "run": self._run, "step": 0}
         try:
@@ -109,10 +111,21 @@ class JsonlSink:
         except BaseException:
             self.close()  # the next write opens the file again, and begins with whole records
             raise
-        self._has_written = True
 
-    def _warn_of_another_run(self, run: str) -> None:
-        if self.path.is_file() and self.path.stat().st_size and lines.last_run(self.path) != run:
+    def _warn_of_another_run(self, run: str, *, is_resumed: bool = False) -> None:
+        """Log once, at the first write or when a state is loaded, that the file ends with the lines of another run."""
+        self._is_checked = True
+        if not (self.path.is_file() and self.path.stat().st_size and lines.last_run(self.path) != run):
+            return
+        if is_resumed:
+            _log.warning(
+                "esdmon: %s has another run already. The run that is resumed, with the id %s in its lines, is "
+                "appended. To keep them apart, give sinks= the file that it wrote to before, and load its state before "
+                "the first reading.",
+                self.path,
+                run,
+            )
+        else:
             _log.warning(
                 "esdmon: %s has another run already. This one is appended, with the id %s in its lines. Choose another "
                 "path to keep them apart.",

@@ -87,7 +87,7 @@ class TensorLog:
     def alert(self, alert: Alert, x: int) -> list[Any]:
         """Return a value with all alerts at `x` so far: TensorBoard keeps one value of a tag at a step."""
         earlier = [record for record in self._alerts if record["step"] == x]
-        self._alerts = [*earlier, contract.alert_of(alert.to_record(), x)]
+        self._alerts = [*earlier, contract.alert_of(alert, x)]
         return [_json_value(ALERTS, self._alerts)]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from esdmon.alerts import BUILT_IN_RULES, AlertRule
+from esdmon.alerts import BUILT_IN_RULES, AlertRule, Finding, History
 from esdmon.alerts.config import load_config, select_rules
 from esdmon.errors import InputError
 from tests.alerts.histories import RULES, alerts_of, reading, report
@@ -76,13 +76,64 @@ def test_an_empty_file_is_the_default(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, ""), RULES).rules == BUILT_IN_RULES
 
 
+def _own(
+    _history: History,
+    *,
+    limit: float = -3.0,
+    least: int = 0,
+    strict: bool = False,
+    of: str = "a",
+    names: tuple[str] = ("a",),
+) -> list[Finding]:
+    return [Finding("", f"{limit}, {least}, {strict}, {of}, {names}")]
+
+
+OWN = {"own": AlertRule("own", _own)}
+
+
+def test_thresholds_of_a_rule_of_ones_own_have_the_type_of_their_default(tmp_path: Path) -> None:
+    """Numbers may be below 0 where the default is."""
+    text = '[rules.own]\nlimit = -4.5\nleast = -1\nstrict = true\nof = "b"'
+    (rule,) = load_config(write(tmp_path, text), OWN).rules
+    assert rule.thresholds == {"limit": -4.5, "least": -1, "strict": True, "of": "b", "names": ("a",)}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[rules.own]\nlimt = 1",
+            r"unknown key 'rules\.own\.limt'; valid keys: enabled, .*, names\. Did you mean 'limit'",
+        ),
+        ("[rules.own]\nchecks = 1", r"unknown key 'rules\.own\.checks'; .*\. Did you mean 'for'\?"),
+        ("[own]\nlimit = 1", r"unknown key 'own'; .*\. Did you mean 'rules\.own'\?"),
+        (
+            "[rules.mine]",
+            r"unknown key 'rules\.mine'; valid keys: own\. A rule of your own is known here where a plugin",
+        ),
+        ("[rules]\nown = 1", r"rules\.own must be a table, \[rules\.own\] with the keys enabled, .*, names; got 1"),
+        ('[rules.own]\nlimit = "x"', r"rules\.own\.limit must be a number \(default -3\.0\); got 'x'"),
+        ("[rules.own]\nstrict = 1", r"rules\.own\.strict must be true or false; got 1"),
+        ("[rules.own]\nof = 1", r"rules\.own\.of must be a string \(default 'a'\); got 1"),
+        ('[rules.own]\nnames = ["b"]', r"rules\.own\.names cannot be set in a file, since its default \('a',\) is no"),
+    ],
+)
+def test_what_is_wrong_with_a_rule_of_ones_own_has_its_remedy(text: str, message: str, tmp_path: Path) -> None:
+    """The keys that there are, or what the value must be."""
+    with pytest.raises(InputError, match=message):
+        load_config(write(tmp_path, text), OWN)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("[rules]\nx = =", r"is not valid TOML: .*line 2"),
         ("[rulez.x]", r"unknown key 'rulez'; valid keys: rules, actions\. Did you mean 'rules'\?"),
         ("rules = 3", r"rules must be a table, \[rules\]; got 3"),
-        ("[rules]\nrank_collapse = true", r"rules\.rank_collapse must be a table, \[rules\.rank_collapse\]; got True"),
+        (
+            "[rules]\nrank_collapse = true",
+            r"rules\.rank_collapse must be a table, \[rules\.rank_collapse\] with .*; got True",
+        ),
         ("[rules.rank_colapse]", r"unknown key 'rules\.rank_colapse'; valid keys: .*Did you mean 'rank_collapse'"),
         ("[rules.rank_collapse]\nfr = 3", r"unknown key 'rules\.rank_collapse\.fr'; valid keys: enabled, for, clear"),
         (

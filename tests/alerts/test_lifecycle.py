@@ -53,6 +53,42 @@ def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
     assert alerts[1].message == "fc1: low resolved at step 9; it began at step 2."
 
 
+def sparse(*wrong: Sequence[int]) -> list[Report]:
+    """Reports of two layers at steps 100, 200, 300 …"""
+    reports = run(*wrong, names=["fc1", "fc2"])
+    return [
+        replace(each, step=100 * each.step, layers=tuple(replace(layer, step=100 * each.step) for layer in each))
+        for each in reports
+    ]
+
+
+def test_an_alert_names_the_last_check_without_a_finding() -> None:
+    """What is wrong began between that and the first check with one."""
+    (alert,) = alerts_of(LOW, sparse([], [0], [], [0], [0]))
+    assert (alert.since, alert.after) == (400, 300)
+    assert alert.message == "fc1: low: it is low, in 2 checks since step 400 (not at step 300). Raise it."
+    (found,) = alert.by_layer
+    assert str(found) == "fc1 since step 400 (not at step 300): it is low"
+
+
+def test_an_alert_from_the_first_check_on_names_no_other() -> None:
+    """Of several layers that which was found first; a step before needs no words."""
+    alert, _ = alerts_of(LOW, sparse([1], [0, 1], [0, 1], *[[0, 1]] * 10))
+    assert (alert.layer, alert.since, alert.after) == ("fc2", 100, None)
+    assert "in 2 checks since step 100. Raise it." in alert.message
+    (alert,) = alerts_of(LOW, one("..xx"))
+    assert (alert.since, alert.after) == (3, 2)
+    assert "since step 3. Raise it." in alert.message
+
+
+def test_a_finding_that_was_muted_is_no_check_without_one() -> None:
+    """At 500 to 800 the layer is low, but the rule is silent, since another has fired."""
+    cause = AlertRule("replaced", _replaced_at_400, checks=1, clear=1, mutes_elsewhere=("low",))
+    reports = sparse(*([] if step < 4 else [1] for step in range(1, 16)))
+    (alert,) = (alert for alert in alerts_of([cause, LOW], reports) if alert.rule == "low")
+    assert (alert.since, alert.after) == (1000, 300)
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [
@@ -102,6 +138,7 @@ def test_layers_that_fire_together_are_one_message() -> None:
     assert fired.layers == resolved.layers == NAMES
     assert fired.message.startswith("layer.0, layer.1, layer.2 and 27 more: low: it is low (layer.0)")
     assert "layer.0, layer.1, layer.2 and 27 more: low resolved at step" in resolved.message
+    assert [len(alert.by_layer) for alert in (fired, resolved)] == [20, 0]
 
 
 def test_layers_that_follow_join_in_one_more_message() -> None:
@@ -112,6 +149,13 @@ def test_layers_that_follow_join_in_one_more_message() -> None:
     assert alerts[0].layers == ("layer.0",)
     assert set(alerts[-1].layers) == set(NAMES)
     assert f"({len(alerts[1].layers)} layers in total, since step 1)" in alerts[1].message
+    found = [(each.layer, each.since) for each in alerts[-1].by_layer]
+    assert found == [(f"layer.{k}", k + 1) for k in range(20)]
+    assert alerts[0].layer_lines == []
+    assert alerts[-1].layer_lines[1:] == [
+        *(f"layer.{k} since step {k + 1}: it is low" for k in range(1, 8)),
+        "and 22 more",
+    ]
 
 
 def test_it_is_resolved_with_the_last_of_its_layers() -> None:
@@ -237,6 +281,10 @@ def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]
     assert open_ == set()
 
 
+def _replaced_at_400(history: History) -> Iterable[Finding]:
+    return [Finding("fc1", "it was replaced")] if history.report.step == 400 else []
+
+
 def _replaced(history: History) -> Iterable[Finding]:
     return [Finding("fc1", "it was replaced")] if history.report.step == 4 else []
 
@@ -280,7 +328,11 @@ def test_saved_states_keep_the_keys_of_the_first_version() -> None:
     for each in one("xxx"):
         manager.take(each, time=0.0)
     state = manager.state_dict()
-    assert state.keys() == {"memory", "reports", "cases", "open", "begun"}
+    assert state.keys() == {"memory", "reports", "cases", "open", "begun", "clear"}
     assert state["memory"].keys() == {"first", "steps", "unwell", "layers", "peaks"}
     case = {"wrong", "right", "since", "what", "severity", "evidence", "firing", "told", "times", "quiet_until"}
-    assert state["cases"]["low"]["fc1"].keys() == case
+    assert state["cases"]["low"]["fc1"].keys() == case | {"after"}
+    for each in state["cases"]["low"].values():  # of an older version
+        del each["after"]
+    del state["clear"]
+    AlertManager([LOW]).prepare(state)()

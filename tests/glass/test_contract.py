@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from esdmon import Phase
 from esdmon.glass import assets, contract
 from esdmon.glass.still import PHASE_LETTERS
+from esdmon.records import LayerFinding
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from tests.glass.made import a_layer, alert_at
 
@@ -91,7 +92,7 @@ def test_layers_are_grouped_by_kind_and_ordered_by_depth() -> None:
 def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
     """The most severe first; what is resolved is not among it."""
     alerts = [
-        contract.alert_of(alert.to_record(), alert.step)
+        contract.alert_of(alert, alert.step)
         for alert in (
             alert_at(30, "a", rule="norm_decay"),
             alert_at(40, "b"),
@@ -106,20 +107,27 @@ def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
         ("c", 40, "c: dead layer since step 40"),
     ]
     assert now["items"][0]["text"] == "Rank 40 of 64, in 3 checks since step 30. Lower the weight decay."
+    notice = contract.alert_of(replace(alert_at(50, "c", rule="dead_layer"), severity="info"), 50)
+    (item,) = contract.now([notice], 60, {"c": "0"})["items"]
+    assert item["title"] == "c: dead layer since step 40, a notice"
 
 
 def test_an_alert_that_has_grown_says_of_which_layer_it_speaks() -> None:
     """Its title names all layers, its text those that joined."""
     alert = replace(alert_at(40, "b"), layers=("a", "b"), message="b: rank_collapse: rank 40 of 64. Wait.")
-    (item,) = contract.now([contract.alert_of(alert.to_record(), 40)], 60, {})["items"]
+    (item,) = contract.now([contract.alert_of(alert, 40)], 60, {})["items"]
     assert (item["title"], item["text"]) == ("a, b: rank collapse since step 30", "b: Rank 40 of 64. Wait.")
+    assert item["lines"] == []  # of an older version
+    parts = (LayerFinding("a", 10, "rank 60 of 64"), LayerFinding("b", 30, "rank 40 of 64"))
+    (item,) = contract.now([contract.alert_of(replace(alert, by_layer=parts), 40)], 60, {})["items"]
+    assert item["lines"] == ["a since step 10: rank 60 of 64", "b since step 30: rank 40 of 64"]
 
 
 def test_a_quiet_run_says_so() -> None:
     """With what was before, if anything."""
     assert contract.now([], 60, {"a": "2"})["title"] == "All quiet at step 60: no alert has fired."
     records = [alert_at(30, "a"), alert_at(50, "a", state="resolved")]
-    alerts = [contract.alert_of(alert.to_record(), alert.step) for alert in records]
+    alerts = [contract.alert_of(alert, alert.step) for alert in records]
     title = "All quiet at step 60. 1 earlier alert is resolved; the last was rank collapse of a, from step 40 to 50."
     assert contract.now(alerts, 60, {"a": "2"})["title"] == title
     assert contract.now([], None, {})["title"].startswith("No reading yet")
@@ -133,9 +141,9 @@ def test_a_layer_with_nan_is_wrong_without_an_alert() -> None:
 
 def test_of_many_alerts_those_that_fire_are_kept() -> None:
     """And the latest of the others; the number of those left out is given."""
-    old = contract.alert_of(alert_at(20, "old").to_record(), 20)
+    old = contract.alert_of(alert_at(20, "old"), 20)
     pairs = [(alert_at(k, f"l{k}"), alert_at(k + 5, f"l{k}", state="resolved")) for k in range(30, 3000, 10)]
-    alerts = [old, *(contract.alert_of(alert.to_record(), alert.step) for pair in pairs for alert in pair)]
+    alerts = [old, *(contract.alert_of(alert, alert.step) for pair in pairs for alert in pair)]
     view = contract.overview([], [3000], [], alerts, {})
     assert len(view["alerts"]) == contract.MAX_ALERTS
     assert view["alerts"][0] == old
@@ -145,7 +153,7 @@ def test_of_many_alerts_those_that_fire_are_kept() -> None:
 
 def test_the_steps_of_an_alert_are_those_of_the_axis() -> None:
     """A Trainer counts differently."""
-    found = contract.alert_of(alert_at(40, "a").to_record(), 20)
+    found = contract.alert_of(alert_at(40, "a"), 20)
     assert (found["step"], found["since"]) == (20, 15)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import zipfile
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from esdmon.cli import main
 from esdmon.glass import report as glass_report
 from esdmon.glass.report import html
 from esdmon.glass.run_data import RunData
+from esdmon.records import LayerFinding
 from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, write
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +127,11 @@ def test_names_of_layers_stay_texts() -> None:
 
 def test_without_scripts_there_are_a_map_the_alerts_and_a_table() -> None:
     """What mail and Jenkins show."""
-    page = Page(html([data_of()]))
+    data = data_of()
+    parts = tuple(LayerFinding(name, 60, "rank 40 of 64") for name in ("out", "<b>"))
+    data.add_alert(replace(alert_at(100, "out", rule="dead_layer"), layers=("out", "<b>"), by_layer=parts))
+    page = Page(html([data]))
+    assert page.texts["li"].count("<b> since step 60: rank 40 of 64") == 2  # above the map, and in the list
     assert "step 100, error, firing: blocks.1.fc: rank_collapse:" in "".join(page.texts["li"])
     assert set(PHASES) <= set(page.texts["th"])
     assert "rank-collapse" in page.texts["td"]

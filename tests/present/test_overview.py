@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from esdmon.present import overview
 from esdmon.present.overview import Overview, alert_text, draw_overview
-from esdmon.records import Alert, Coverage, LayerReport, Report
+from esdmon.records import Alert, Coverage, LayerFinding, LayerReport, Report
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.timeline import Timeline
 from esdmon.spectrum import Phase
@@ -47,7 +47,7 @@ def test_what_the_last_reading_has_found_can_be_seen() -> None:
 
 @pytest.mark.parametrize("n_layers", [3, 200])
 def test_an_alert_is_marked(n_layers: int) -> None:
-    """Above the map at the step at which it began, in the headline and at its row; a notice only above the map."""
+    """Above the map at the step at which it began, in the headline and at its row; a notice not at its row."""
     phases = {f"h.{k}.fc": Phase.RANDOM_LIKE for k in range(n_layers - 1)} | {"b": Phase.RANDOM_LIKE}
     course = [report(step, **phases) for step in (10, 30, 50)]
     quiet = draw_overview(timeline_of(*course))
@@ -57,6 +57,8 @@ def test_an_alert_is_marked(n_layers: int) -> None:
     assert not np.array_equal(loud[:60], quiet[:60])
     ended = draw_overview(timeline_of(*course, ALERT, replace(ALERT, state="resolved", step=50)))
     assert np.array_equal(ended[:20], quiet[:20])
+    notice = draw_overview(timeline_of(*course, replace(ALERT, severity="info")))
+    assert not np.array_equal(notice[:60], quiet[:60])
 
 
 @pytest.mark.parametrize("name", ["größe·层\n", "x" * 300, "", "<b>&amp;"])
@@ -116,10 +118,15 @@ def test_without_pillow_it_is_never_due(monkeypatch: pytest.MonkeyPatch) -> None
 def test_alerts_in_words() -> None:
     """The worst first, with nothing of a name read as Markdown."""
     milder = replace(ALERT, id="s:a", severity="warning", message="a_b*: slow")
+    parts = (LayerFinding("b", 20, "x"), LayerFinding("c_*", 25, "y"))
+    several = alert_text(timeline_of(replace(ALERT, layers=("b", "c_*"), by_layer=parts))).splitlines()
+    assert several[3:] == ["    - b since step 20: x", r"    - c\_\* since step 25: y"]
     assert alert_text(timeline_of(milder, ALERT)).splitlines() == [
         "**2 alerts fire now**",
         "",
         "- **error**, since step 20: b: it holds",
         r"- **warning**, since step 20: a\_b\*: slow",
     ]
+    notice = alert_text(timeline_of(replace(ALERT, severity="info"))).splitlines()
+    assert notice == ["**No alert fires, 1 notice now**", "", "- **notice**, since step 20: b: it holds"]
     assert alert_text(Timeline()).splitlines()[0] == "**No alert fires now**"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 
 from esdmon.errors import MissingExtraError
-from esdmon.records import Alert, LayerReport, Report
+from esdmon.records import Alert, LayerFinding, LayerReport, Report
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.spectrum import Phase
 from tests.records.test_report import ALERTS, BROKEN, GOOD, LAYERS, NOISE, report_of
@@ -106,7 +106,11 @@ def test_notebooks_show_what_matters() -> None:
     assert SEVERITY_HEX["error"] in page
     for part in ("heavy-tailed", "(2.50 ± 0.25)", "fc3: 5 of 6 elements", "watching 75.0%", "fc1.bias: vectors"):
         assert part in text
-    assert "warning, firing" in Parser(FIRED._repr_html_()).text
+    parts = (LayerFinding("fc1", 1, HOSTILE), LayerFinding("fc2", 1, "norm 3"))
+    grouped = Parser(replace(FIRED, layers=("fc1", "fc2"), by_layer=parts)._repr_html_())
+    assert "warning, firing" in grouped.text
+    assert "fc2 since step 1: norm 3" in grouped.text
+    assert grouped.tags <= TAGS
     assert "color:" not in page.replace("solid", "")
 
 

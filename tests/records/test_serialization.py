@@ -10,12 +10,20 @@ import torch
 from torch import nn
 
 import esdmon
-from esdmon.records import Alert, Coverage, Esd, LayerReport, Report
+from esdmon.records import Alert, Coverage, Esd, LayerFinding, LayerReport, Report
 from esdmon.records.layer import RECORD_KEYS
-from esdmon.records.serialization import alert_from_plain, layer_from_plain, layer_from_record, to_plain
+from esdmon.records.serialization import (
+    alert_from_plain,
+    alert_from_record,
+    layer_from_plain,
+    layer_from_record,
+    to_plain,
+)
 from esdmon.spectrum import Phase
 
+PARTS = (LayerFinding("fc", 3, "alpha 1.5"), LayerFinding("gc", 4, "alpha 1.4", 2))
 ALERT = Alert("a:fc", "a", "warning", "firing", "fc", ("fc", "gc"), 5, 3, "it holds", 1.5, {"alpha": 1.5})
+GROUPED = replace(ALERT, by_layer=PARTS, after=1)
 
 
 def layers() -> list[LayerReport]:
@@ -45,8 +53,19 @@ def test_layers_come_back_from_a_checkpoint(number: int) -> None:
 
 
 def test_alerts_come_back_from_a_checkpoint() -> None:
-    """Their layers are a tuple again."""
-    assert alert_from_plain(through_a_file(to_plain(ALERT))) == ALERT
+    """Their layers are a tuple again; those of an older version have nothing by layer."""
+    plain = through_a_file(to_plain(GROUPED))
+    assert alert_from_plain(plain) == GROUPED
+    del plain["by_layer"], plain["after"]
+    assert alert_from_plain(plain) == ALERT
+
+
+def test_alerts_come_back_from_a_line() -> None:
+    """With what was found in each layer, unless an older version wrote it."""
+    record = json.loads(json.dumps(GROUPED.to_record()))
+    assert alert_from_record(record) == GROUPED
+    del record["by_layer"], record["after"]
+    assert alert_from_record(record) == ALERT
 
 
 SAMPLE = LayerReport(

@@ -65,12 +65,16 @@ def test_the_outcome_is_short() -> None:
         alert(60, "firing", "fc1", rule="rank_collapse", severity="error"),
         at(60, fc1=Phase.RANK_COLLAPSE, fc2=Phase.BULK_SPIKES, fc3=Phase.RANDOM_LIKE),
     )
+    alerts = ["error rank_collapse in fc1 since step 59", "warning norm_decay in fc1, fc2 from step 29 to 40"]
     assert outcome(timeline) == [
         "after 60 steps, 3 layers: 1 rank-collapse, 1 bulk+spikes, 1 random-like",
         "fc1: random-like → bulk+spikes (40) → rank-collapse (60)",
         "fc2: random-like → bulk+spikes (40)",
-        "alerts: rank_collapse in fc1 since step 59; norm_decay in fc1, fc2 from step 29 to 40; 1 notice",
+        f"alerts: {'; '.join(alerts)}; notice dead_layer in fc3 since step 34",
     ]
+    sparse = replace(alert(300, "firing", "fc1"), since=200, after=100)
+    line = "alerts: warning norm_decay in fc1 since step 200 (not at step 100)"
+    assert outcome(timeline_of(at(300, fc1=Phase.RANDOM_LIKE), sparse))[-1] == line
     assert outcome(Timeline()) == []
     assert outcome(timeline_of(at(1, a=Phase.RANDOM_LIKE)))[1:] == ["alerts: none"]
 
@@ -100,13 +104,13 @@ def test_the_outcome_of_a_large_model_is_as_short() -> None:
 
 
 def test_many_alerts_are_counted() -> None:
-    """The worst are named, and those that still fire before those that have ended."""
+    """The worst are named, those that still fire before those that have ended, and notices last."""
     events = [alert(k, "firing", "a", rule=f"rule{k}", severity="error" if k == 7 else "warning") for k in range(1, 9)]
     ended = [alert(9, "resolved", "a", rule=f"rule{k}") for k in (1, 7)]
-    assert alerts_line(timeline_of(*events, *ended).episodes) == (
-        "alerts: rule2 in a since step 1; rule3 in a since step 2; rule4 in a since step 3; rule5 in a since step 4; "
-        "4 more"
-    )
+    notice = alert(9, "firing", "a", rule="dead_layer", severity="info")
+    named = "; ".join(f"warning rule{k} in a since step {k - 1}" for k in range(2, 6))
+    assert alerts_line(timeline_of(notice, *events, *ended).episodes) == f"alerts: {named}; 4 more; 1 more notice"
+    assert alerts_line(timeline_of(notice).episodes) == "alerts: notice dead_layer in a since step 8"
 
 
 def test_a_layer_that_cannot_be_read_any_more_comes_first() -> None:

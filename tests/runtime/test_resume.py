@@ -190,7 +190,7 @@ def test_an_alert_fires_once_though_the_process_is_killed(killed: int, killed_an
     records = [json.loads(line) for line in (folder / "before.jsonl").read_text().splitlines()]
     assert ("alert" in {record["kind"] for record in records}) == (killed > 7)
     log = (folder / "log").read_text()
-    assert log.count("alerts: rank_collapse in 0 since step 6\n") == 1
+    assert log.count("alerts: error rank_collapse in 0 since step 6\n") == 1
     assert (second, log.count("rank_collapse: rank")) == (0, int(killed == 7)), log
     records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
     told = [(record["rule"], record["state"], record["step"]) for record in records if record["kind"] == "alert"]

@@ -41,6 +41,23 @@ def test_lines_of_another_run_are_never_cut(path: Path) -> None:
     assert written(path) == [*expected, ("bb", 6)]
 
 
+def test_a_run_that_is_resumed_in_the_file_of_another_is_one_warning(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """When its state is loaded, with the remedy, and not again; none where the file ends with the run's own lines."""
+    append(path, "aa", 1, 5)
+    append(path, "bb", 1, 5)
+    caplog.clear()
+    for run in ("bb", "aa"):
+        sink = started(path, run)
+        sink.rewind(4)
+        sink.alert(replace(ALERT, step=6))
+        sink.close()
+    (message,) = caplog.messages
+    assert message.startswith(f"esdmon: {path} has another run already. The run that is resumed, with the id aa in its")
+    assert "give sinks= the file that it wrote to before" in message
+
+
 def test_a_torn_line_in_the_middle_is_skipped_when_lines_are_cut(path: Path) -> None:
     """A crash of the machine leaves such lines."""
     append(path, "aa", 1, 3, 5, 7)

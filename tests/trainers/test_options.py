@@ -50,6 +50,24 @@ def test_an_unknown_option_raises() -> None:
         CallbackOptions(every=3, sinks=None, options={"evry": 3})
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("run_dir", 'sinks= says where readings go: "tensorboard:DIR"'),
+        ("webhook", "sinks= says where readings go"),
+        ("log_interval", "every= says how many steps"),
+        ("log_every", "Did you mean 'every'"),
+        ("modules", "layers= says what is read"),
+        ("device", r"Options here: every, .*, plugins\.$"),
+        ("run", r"Options here: every, .*, plugins\.$"),
+    ],
+)
+def test_an_unknown_option_without_a_near_name_has_a_remedy(name: str, remedy: str) -> None:
+    """The option that does it, or all options; no name that is only a little alike."""
+    with pytest.raises(InputError, match=rf"^Unknown option {name}=\. {remedy}"):
+        CallbackOptions(every=3, sinks=None, options={name: "x"})
+
+
 def test_a_default_that_was_given_counts() -> None:
     """A checkpoint of a run with the default names it, and a callback with another value does not win over it."""
     older = CallbackOptions(every=3, sinks="auto", options={"budget": 0.5, "alerts": None})

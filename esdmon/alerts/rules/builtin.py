@@ -73,15 +73,16 @@ BUILT_IN_RULES = (
     AlertRule(
         "scale_collapse",
         scale_collapse,
-        advice="Lower the weight decay, or raise the learning rate.",
+        advice="Lower the weight decay, or what else shrinks the weights; or raise the learning rate.",
         mutes=("correlation_trap", "norm_decay", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
     ),
     AlertRule(
         "norm_decay",
         norm_decay,
-        advice="Where there is weight decay or a penalty on weights, lower it, or raise the learning rate of the loss "
-        "against it; where there is neither, the initial weights may have been too large.",
+        advice="Where there is weight decay, a penalty on weights, or a line that scales them after step(), lower it, "
+        "or raise the learning rate of the loss against it; where there is none, the initial weights may have been too "
+        "large.",
         mutes=("over_regularized", "correlation_trap", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
     ),

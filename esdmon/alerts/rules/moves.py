@@ -151,18 +151,19 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
     """The weights of a layer shrink.
 
     Fires when the Frobenius norm is below 1/1.1 of the value expected from the layer's baseline, more than five
-    standard deviations of its scatter away, and has fallen from reading to reading, more than once. Weight decay, or
-    another penalty on weights, takes away more than the gradients restore. The learned directions vanish last, so
-    effective rank, alpha and single large elements change as a consequence, and those rules are muted; `scale_collapse`
-    says when a tenth is left. Gradients grow until they balance the decay, which is not a surge.
+    standard deviations of its scatter away, and has fallen from reading to reading, more than once. Weight decay,
+    another penalty on weights, or a script that scales weights itself after `step()` takes away more than the gradients
+    restore. The learned directions vanish last, so effective rank, alpha and single large elements change as a
+    consequence, and those rules are muted; `scale_collapse` says when a tenth is left. Gradients grow until they
+    balance the decay, which is not a surge.
 
     Where the stable rank rises meanwhile, the learned directions shrink first: the layer unlearns something, and its
     weights do not decay. It is decay all the same where a step makes the weight shorter rather than turning it, or the
     norm is below 1/1.1 of that of the first reading.
 
     Where the optimizer's weight decay is 0, no single step makes the weight shorter so, and the median norm of the
-    baseline is below that of the first reading, it is a notice (`info`): the initial weights were too large, and the
-    loss itself makes them smaller.
+    baseline is below that of the first reading, it is a notice (`info`): the initial weights were too large, as a rule,
+    and the loss itself makes them smaller. A script that scales weights itself may look the same.
 
     Confused with a layer that unlearns, as with wrong labels, which the stable rank distinguishes, but where the norm
     is below the first it is reported as decay; with initial weights that were too large, where the weight decay is 0
@@ -199,7 +200,7 @@ def _is_shortened(layer: LayerReport) -> bool:
 def _why_smaller(now: LayerReport) -> str:
     """Return the weight decay, where it is known."""
     if now.weight_decay == 0:
-        return "; the optimizer's weight decay is 0, so the loss or a penalty in it makes it smaller"
+        return "; the optimizer's weight decay is 0: the loss, a penalty in it, or the script itself makes it smaller"
     return f"; its weight decay is {now.weight_decay:.2g}" if now.weight_decay > 0 else ""
 
 

@@ -152,8 +152,13 @@ function drawNow(box, view, actions) {
   fill(box, el('h2', {textContent: level === 'quiet' ? `✓ ${title}` : `⚠ ${title}`}),
     ...items.slice(0, most).map(item => el('button', {type: 'button', className: `esd-item esd-${item.severity}`,
       onclick: () => item.layer && actions.choose(item.layer, item.since)},
-    el('b', {textContent: item.title}), el('span', {textContent: item.text}))),
+    el('b', {textContent: item.title}), el('span', {textContent: item.text}), ...layerLines(item))),
     items.length > most ? el('p', {className: 'esd-mute', textContent: `and ${items.length - most} more, listed below`}) : null);
+}
+
+// What an alert on several layers has found in each of them.
+function layerLines(alert) {
+  return (alert.lines || []).map(line => el('span', {className: 'esd-line', textContent: line}));
 }
 
 function drawLegend(box, ...views) {
@@ -234,7 +239,7 @@ function drawAlerts(box, view, actions) {
   el('b', {textContent: `step ${alert.step}  ${alert.state === 'resolved' ? 'resolved' : alert.severity}  `
     + `${alert.rule.replaceAll('_', ' ')}  ${alert.layer || 'the whole run'}`
     + (alert.layers.length > 1 ? ` and ${alert.layers.length - 1} more` : '')}),
-  el('span', {textContent: alert.message})));
+  el('span', {textContent: alert.message}), ...layerLines(alert)));
   const left = view.alerts_left_out;
   fill(box, ...rows, left ? el('p', {className: 'esd-mute', textContent: `${left} earlier ones are left out.`}) : '');
 }

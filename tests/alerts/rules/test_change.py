@@ -219,7 +219,7 @@ def test_initial_weights_that_are_too_large_are_a_notice(
     ]
     (alert,) = alerts_of(RULES["norm_decay"], (report(layer.step, layer) for layer in readings))
     assert alert.severity == severity
-    assert ("weight decay is 0," in alert.message) == (decay == 0)
+    assert ("weight decay is 0: the loss, a penalty in it, or the script itself" in alert.message) == (decay == 0)
 
 
 def test_larger_gradients_of_a_weight_that_has_shrunk_are_no_surge() -> None:
