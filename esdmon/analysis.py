@@ -3,23 +3,19 @@
 The module has another name than the function because a submodule would take the place of `esdmon.analyze`.
 """
 
-import inspect
 import os
+import time
 from collections.abc import Iterable, Sequence
-from typing import TypedDict, Unpack
+from contextlib import closing
 
-from esdmon.options import OPTIONS, choose_measures, shows_named, unknown_option
+from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import Report
+from esdmon.runtime.pool import Pool
 from esdmon.runtime.reader import Reader
 from esdmon.weights import MIN_EIGENVALUES, Model, Selection, solve_lapack
 
 
-class _NoMore(TypedDict):
-    """No further keyword, for type checkers."""
-
-
-@shows_named
 def analyze(
     model: Model | str | os.PathLike[str],
     *,
@@ -31,7 +27,7 @@ def analyze(
     measures: str | Sequence[str] = "default",
     precision: str = "auto",
     plugins: Iterable[object] = (),
-    **unknown: Unpack[_NoMore],
+    workers: str | int = "auto",
 ) -> Report:
     """Read every weight matrix of a model once.
 
@@ -48,29 +44,34 @@ def analyze(
         measures: "default", "all" (also those that need vectors, a shuffled copy or windows), or names.
         precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
         plugins: modules or objects with hooks, besides those that are installed.
+        workers: processes that read side by side, on Linux: each computes on one core, and holds some six copies of its
+            weight in float32. "auto" is as many as there are cores, memory and work for, and none for what takes a few
+            seconds; 1 reads in this process, in one thread.
 
     Returns:
         A `Report`: `print(report)` is a table, `report["fc1"].phase` a phase, `report.to_records()` JSON.
 
     Raises:
         InputError: for a model without matrices, a pattern that matches none, an unknown measure or precision, a
-            checkpoint that cannot be read, an unknown option.
+            checkpoint that cannot be read, a number of workers below 1.
 
     >>> import torch
     >>> report = analyze(torch.nn.Sequential(torch.nn.Linear(256, 128)))
     >>> report["0"].phase.value
     'random-like'
     """
-    for name in unknown:
-        raise unknown_option(name, inspect.signature(analyze).parameters, of_watch=OPTIONS)
     known = Plugins(plugins)
-    reader = Reader(
-        model,
-        known,
-        measures=choose_measures(measures, known.measures),
-        selection=Selection(layers, exclude, min_eigenvalues, max_eigenvalues),
-        reference=reference,
-        precision=precision,
-        solver=solve_lapack,
-    )
-    return reader.read(step=0)
+    with closing(Pool(workers)) as pool:
+        reader = Reader(
+            model,
+            known,
+            measures=choose_measures(measures, known.measures),
+            selection=Selection(layers, exclude, min_eigenvalues, max_eigenvalues),
+            reference=reference,
+            precision=precision,
+            solver=solve_lapack,
+            processes=pool.processes,
+        )
+        start = time.perf_counter()
+        layers_read = list(pool.read(reader, [matrix.name for matrix in reader.matrices], step=0))
+        return reader.report(0, layers_read, time.perf_counter() - start)

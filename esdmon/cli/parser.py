@@ -147,6 +147,12 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--reference", metavar="OTHER", help="analyse the difference from a checkpoint: W − W₀")
     parser.add_argument("--measures", nargs="+", metavar="NAME", help="names of measures, or 'all'")
+    parser.add_argument(
+        "--workers",
+        type=_number(int, 1, 4096),
+        metavar="N",
+        help="processes that read side by side (default: as many as there are cores, memory and work for)",
+    )
     parser.add_argument("--exact", action="store_true", help="compute everything in float64")
     parser.add_argument(
         "--columns", nargs="+", metavar="NAME", help="columns of the table or the CSV, by names as in --json"
@@ -184,6 +190,7 @@ def _scan(options: argparse.Namespace) -> int:
         columns=options.columns,
         sort=options.sort,
         reverse=options.reverse,
+        workers=options.workers or "auto",
     )
     return scan.scan(settings)
 

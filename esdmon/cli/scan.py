@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from torch import distributed
@@ -23,6 +23,7 @@ from esdmon.plugins import Plugins
 from esdmon.present.columns import COMPARISON, TABLE, choose_columns, measures_in
 from esdmon.records import LayerReport, Report
 from esdmon.records.table import shorten
+from esdmon.runtime.pool import Pool
 from esdmon.runtime.reader import Reader
 from esdmon.schedule.priority import share_out
 from esdmon.spectrum import Measure
@@ -52,6 +53,8 @@ class ScanOptions:
     """Name of the column to sort by; None for the model's order, or in a comparison for the most moved first."""
     reverse: bool = False
     """True to sort in descending order."""
+    workers: str | int = "auto"
+    """Processes that read side by side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +78,19 @@ def scan(settings: ScanOptions) -> int:
     view = _view(settings, plugins.measures)
     measures = _measures(settings, view, plugins.measures)
     paths = [*settings.compare, settings.path]
-    with _ranks() as ranks:
+    with _ranks() as ranks, closing(Pool(settings.workers)) as pool:
         drift = Drift() if settings.compare else None
-        readers = [_reader(settings, path, drift, plugins, measures) for path in paths]
+        readers = [_reader(settings, path, plugins, measures, drift=drift, pool=pool) for path in paths]
         found = [[matrix.name for matrix in reader.matrices] for reader in readers]
         compare.check_common(paths, found)
         names = compare.common(found)
         mine = {matrix.name for matrix in split([each for each in readers[-1].matrices if each.name in names], ranks)}
         snapshots = [
-            Snapshot(path, _read(reader, names, mine, step, ranks), {m.name: m.stack_shape() for m in reader.matrices})
+            Snapshot(
+                path,
+                _read(reader, pool, names, mine, step=step, ranks=ranks),
+                {matrix.name: matrix.stack_shape() for matrix in reader.matrices},
+            )
             for path, step, reader in zip(paths, compare.steps_of(paths), readers, strict=True)
         ]
         if ranks.rank > 0:
@@ -124,7 +131,13 @@ def _status(report: Report) -> int:
 
 
 def _reader(
-    settings: ScanOptions, path: str, drift: Drift | None, plugins: Plugins, measures: Sequence[Measure]
+    settings: ScanOptions,
+    path: str,
+    plugins: Plugins,
+    measures: Sequence[Measure],
+    *,
+    drift: Drift | None,
+    pool: Pool,
 ) -> Reader:
     return Reader(
         path,
@@ -135,15 +148,18 @@ def _reader(
         precision=settings.precision,
         drift=drift,
         solver=solve_lapack,
+        processes=pool.processes,
     )
 
 
-def _read(reader: Reader, names: Collection[str], mine: Collection[str], step: int, ranks: Ranks) -> Report:
+def _read(
+    reader: Reader, pool: Pool, names: Collection[str], mine: Collection[str], *, step: int, ranks: Ranks
+) -> Report:
     """Read the matrices `names`, of which this rank reads `mine`."""
     start = time.perf_counter()
     matrices = [matrix for matrix in reader.matrices if matrix.name in names]
-    progress = _with_progress([matrix for matrix in matrices if matrix.name in mine], ranks)
-    read = {matrix.name: reader.read_one(matrix.name, step) for matrix in progress}
+    costs = {matrix.name: nominal_seconds(matrix) for matrix in matrices if matrix.name in mine}
+    read = {layer.name: layer for layer in _with_progress(pool.read(reader, costs, step), costs, ranks)}
     if ranks.count > 1:
         gathered: list[dict[str, LayerReport]] = [{} for _ in range(ranks.count)]
         distributed.all_gather_object(gathered, read)
@@ -174,25 +190,24 @@ def _ranks() -> Iterator[Ranks]:
         distributed.destroy_process_group()
 
 
-def _with_progress(matrices: Sequence[Matrix], ranks: Ranks) -> Iterator[Matrix]:
-    """Yield the matrices, with a progress bar on stderr if it is a terminal and rich is installed.
+def _with_progress(layers: Iterator[LayerReport], costs: Mapping[str, float], ranks: Ranks) -> Iterator[LayerReport]:
+    """Yield the readings, with a progress bar on stderr if it is a terminal and rich is installed.
 
     The bar and its estimate of the time left count what each matrix costs, since most of them are small.
     """
     if ranks.rank > 0 or not sys.stderr.isatty():
-        yield from matrices
+        yield from layers
         return
     try:
         from rich.console import Console  # noqa: PLC0415 -- an extra
         from rich.markup import escape  # noqa: PLC0415
         from rich.progress import Progress  # noqa: PLC0415
     except ImportError:
-        yield from matrices
+        yield from layers
         return
-    costs = [nominal_seconds(matrix) for matrix in matrices]
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("reading", total=sum(costs))
-        for matrix, cost in zip(matrices, costs, strict=True):
-            progress.update(task, description=escape(printable(shorten(matrix.name, _NAME))))
-            yield matrix
-            progress.advance(task, cost)
+        task = progress.add_task("reading", total=sum(costs.values()))
+        for layer in layers:
+            read = f"read {printable(shorten(layer.name, _NAME))}"
+            progress.update(task, advance=costs[layer.name], description=escape(read))
+            yield layer

@@ -25,13 +25,12 @@ _WISHES: Final = (
 """Words in names that are tried for an option, the option, and how it is used."""
 
 
-def unknown_option(name: str, options: Iterable[str], *, of_watch: Iterable[str] = ()) -> InputError:
+def unknown_option(name: str, options: Iterable[str]) -> InputError:
     """Return the error for an unknown option: with the nearest ones, what to give in its place, or all that there are.
 
     Args:
         name: the keyword that was given.
         options: the keywords that the call has.
-        of_watch: options of `watch()` that it has not.
     """
     known = list(options)
     words = [word for word in name.lower().split("_") if word not in _VERBS]
@@ -39,7 +38,5 @@ def unknown_option(name: str, options: Iterable[str], *, of_watch: Iterable[str]
     for names, option, how in _WISHES:
         if not remedy and words and option in known and set(words) <= set(names.split()):
             remedy = f" {how}."
-    if not remedy:
-        elsewhere = " watch() has it." if name in of_watch else ""
-        remedy = f"{elsewhere} Options here: {', '.join(known)}."
+    remedy = remedy or f" Options here: {', '.join(known)}."
     return InputError(f"Unknown option {name}=.{remedy}")

@@ -137,7 +137,7 @@ _LISTS = ("alerts", "stop_on", "save_on", "layers", "exclude", "measures", "plug
 def shows_options(function: Function) -> Function:
     """Give a function with `**keywords: Unpack[WatchKeywords]` the signature that spells them out, for `help()`."""
     signature = inspect.signature(function)
-    own = _named(signature)
+    own = {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
     options = {
         each.name: inspect.Parameter(
             each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=each.type
@@ -149,17 +149,6 @@ def shows_options(function: Function) -> Function:
     parameters = first | {name: each for name, each in options.items() if name not in first} | own
     function.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
     return function
-
-
-def shows_named(function: Function) -> Function:
-    """Give a function the signature without the `**keywords` that it only takes to refuse them."""
-    signature = inspect.signature(function)
-    function.__signature__ = signature.replace(parameters=list(_named(signature).values()))  # type: ignore[attr-defined]
-    return function
-
-
-def _named(signature: inspect.Signature) -> dict[str, inspect.Parameter]:
-    return {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
 
 
 def is_default(name: str, value: object) -> bool:

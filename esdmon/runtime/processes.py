@@ -28,6 +28,8 @@ from esdmon.spectrum.margins import Array
 _log = logging.getLogger("esdmon")
 
 _PROGRAM = "esdmon.runtime.worker"
+IDLE = "idle"
+"""The argument by which a worker process takes only the time that nobody else wants."""
 _START_SECONDS = 60.0  # within which numpy and scipy are loaded, also from the file system of a cluster; our choice
 _CHECK_SECONDS = 1.0  # between looks whether a process lives: one forked at its start may hold its end open; our choice
 _LIVES = 2  # processes that may end by themselves before threads take over; our choice
@@ -51,17 +53,20 @@ def why_not() -> str:
 class Worker:
     """A process that finishes readings, one at a time.
 
+    Args:
+        is_idle: whether it takes only the time that nobody else wants.
+
     Raises:
         WorkerError: where it does not start.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_idle: bool = True) -> None:
         self._lock = threading.Lock()
         self._is_ending = self._is_closed = False
         self._connection, theirs = Pipe()
         self._memory = os.memfd_create("esdmon")
         try:
-            self._process = _started(theirs.fileno(), self._memory)
+            self._process = _started(theirs.fileno(), self._memory, is_idle=is_idle)
         except Exception as error:
             os.close(self._memory)
             self._connection.close()
@@ -260,8 +265,8 @@ class Processes:
         if self.are_usable:
             self.are_usable = False
             _log.warning(
-                "esdmon: worker processes %s. From now on threads read in their place, as with mode='thread'. Where "
-                "memory is short, leave out the largest matrices with max_eigenvalues=.",
+                "esdmon: worker processes %s. From now on threads of this process read in their place. Where memory is "
+                "short, use fewer workers, or leave out the largest matrices with max_eigenvalues=.",
                 why,
             )
 
@@ -275,10 +280,10 @@ class _Own(threading.local):
         self.used = 0.0
 
 
-def _started(connection: int, memory: int) -> "subprocess.Popen[bytes]":
+def _started(connection: int, memory: int, *, is_idle: bool) -> "subprocess.Popen[bytes]":
     path = os.pathsep.join(os.path.abspath(each) for each in sys.path)  # noqa: PTH100 -- may be a zip file
     return subprocess.Popen(  # noqa: S603 -- this Python, and a module of ours
-        [sys.executable, "-P", "-m", _PROGRAM, str(connection), str(memory)],
+        [sys.executable, "-P", "-m", _PROGRAM, str(connection), str(memory), *([IDLE] if is_idle else [])],
         env=os.environ | dict.fromkeys(_ONE_THREAD, "1") | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
         pass_fds=(connection, memory),
         process_group=0,  # Ctrl-C is for the training; a session of its own might get as much time as the training's

@@ -1,7 +1,6 @@
 """Read the matrices of a model: weight to spectrum, spectrum to measures and phase, all to a `LayerReport`."""
 
 import os
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -240,12 +239,11 @@ class Reader:
         """Return what was sampled since the last call and is computed by now."""
         return self._steps.take()
 
-    def read(self, step: int) -> Report:
-        """Read all matrices. A weight that cannot be read raises nothing: its layer has a status and a reason."""
-        start = time.perf_counter()
-        read = {name: self.read_one(name, step) for name in self._model.matrices}
-        layers = tuple(beside_base(layer, read) for layer in read.values())
-        return Report(step, layers, self.coverage_of(layers), time.perf_counter() - start)
+    def report(self, step: int, layers: Iterable[LayerReport], seconds: float) -> Report:
+        """Return the report of a reading of all matrices, in the model's order."""
+        read = {layer.name: layer for layer in layers}
+        beside = tuple(beside_base(read[name], read) for name in self._model.matrices)
+        return Report(step, beside, self.coverage_of(beside), seconds)
 
     def read_one(self, name: str, step: int) -> LayerReport:
         """Read one matrix."""

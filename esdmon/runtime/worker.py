@@ -1,6 +1,7 @@
-"""The program of a worker process: it finishes readings at the lowest priority, and never loads torch.
+"""The program of a worker process: it finishes readings, and never loads torch.
 
-`python -m esdmon.runtime.worker SOCKET MEMORY`, with the file descriptors that it inherits. It ends with its parent.
+`python -m esdmon.runtime.worker SOCKET MEMORY [idle]`, with the file descriptors that it inherits; `idle` is for the
+lowest priority. It ends with its parent.
 """
 
 import ctypes
@@ -65,7 +66,8 @@ def _be_idle() -> None:
 def main(arguments: Sequence[str]) -> None:
     """Serve the process that has started this one."""
     _end_with_parent()
-    _be_idle()
+    if len(arguments) > 2:
+        _be_idle()
     serve(Connection(int(arguments[0])), int(arguments[1]))
 
 

@@ -129,7 +129,8 @@ def main() -> None:
         for step, _ in enumerate(training, start=1):
             schedule.step()
             if step % options.every == 0:
-                for layer in reader.read(step):
+                for matrix in reader.matrices:
+                    layer = reader.read_one(matrix.name, step)
                     for repeater in repeaters:
                         repeater.take(layer)
             if step == steps:

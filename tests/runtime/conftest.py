@@ -14,8 +14,8 @@ def pids(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pids]:
     """Note each worker process that is started, and check that none is left."""
     found, start = Pids(), processes._started
 
-    def started(connection: int, memory: int) -> "subprocess.Popen[bytes]":
-        process = start(connection, memory)
+    def started(connection: int, memory: int, *, is_idle: bool) -> "subprocess.Popen[bytes]":
+        process = start(connection, memory, is_idle=is_idle)
         found.started.append(process.pid)
         return process
 

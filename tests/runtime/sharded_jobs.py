@@ -180,7 +180,8 @@ def reading_of(whole: nn.Module, state: dict[str, Tensor]) -> Report:
     whole.load_state_dict(state)
     options = WatchOptions.from_keywords({"every": 1}, besides=("model", "optimizer", "hook", "first_step"))
     selection = Selection(getattr(whole, "layers", None))
-    return Reader(whole, options.known, measures=options.chosen_measures, selection=selection).read(0)
+    reader = Reader(whole, options.known, measures=options.chosen_measures, selection=selection)
+    return reader.report(0, [reader.read_one(matrix.name, 0) for matrix in reader.matrices], 0.0)
 
 
 def train(way: str, *, watched: bool) -> dict[str, Any]:

@@ -145,9 +145,9 @@ def test_a_worker_that_has_ended_is_noticed_where_another_process_holds_its_end(
     start = processes._started
     held: list[int] = []
 
-    def started(connection: int, memory: int) -> "subprocess.Popen[bytes]":
+    def started(connection: int, memory: int, *, is_idle: bool) -> "subprocess.Popen[bytes]":
         held.append(os.dup(connection))
-        return start(connection, memory)
+        return start(connection, memory, is_idle=is_idle)
 
     monkeypatch.setattr(processes, "_started", started)
     monkeypatch.setattr(processes, "_CHECK_SECONDS", 0.01)

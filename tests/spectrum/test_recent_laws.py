@@ -86,10 +86,10 @@ def test_a_reader_that_is_saved_computes_its_laws_anew_as_one_that_resumes_from_
     weight = torch.from_numpy(scaled(rng, rng.standard_normal((128, 64)), 0.2)).float()
     measures = [measure for measure in BUILT_IN_MEASURES if measure.name == "bulk_edge"]
     reader = Reader({"a.weight": weight}, Plugins(), measures=measures)
-    (before,) = reader.read(0).layers
+    before = reader.read_one("a", 0)
     weight *= 1 + 1e-4 * torch.from_numpy(rng.standard_normal((128, 1))).float()
     reader.state_dict()
-    (after,) = reader.read(1).layers
-    (resumed,) = Reader({"a.weight": weight}, Plugins(), measures=measures).read(1).layers
+    after = reader.read_one("a", 1)
+    resumed = Reader({"a.weight": weight}, Plugins(), measures=measures).read_one("a", 1)
     assert before.measures["bulk_edge"] != after.measures["bulk_edge"]
     assert after.measures["bulk_edge"] == resumed.measures["bulk_edge"]

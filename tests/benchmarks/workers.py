@@ -1,0 +1,65 @@
+"""How long a model is read by worker processes, over one thread; and by the threads of OpenBLAS, as it was before.
+
+    python -m tests.benchmarks.workers [--width 3072] [--count 8] [--rounds 5] [--busy]
+
+Medians of wall times, taken in turn. With `--busy` another process uses one core meanwhile.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import nullcontext
+from unittest import mock
+
+import torch
+from torch import nn
+
+import esdmon
+from esdmon.runtime.cpus import cores
+
+
+def seconds(model: nn.Module, workers: int) -> float:
+    """Wall time of a reading."""
+    start = time.perf_counter()
+    esdmon.analyze(model, workers=workers)
+    return time.perf_counter() - start
+
+
+def with_blas_threads(model: nn.Module) -> float:
+    """Wall time of a reading in this process, with as many threads of OpenBLAS as it has by default."""
+    with mock.patch("esdmon.runtime.pool.in_one_thread", nullcontext):
+        return seconds(model, 1)
+
+
+def main() -> None:
+    """Print a line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--width", type=int, default=3072)
+    parser.add_argument("--count", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--busy", action="store_true")
+    options = parser.parse_args()
+    layers = [nn.Linear(options.width, options.width, bias=False) for _ in range(options.count)]
+    for layer in layers:
+        nn.init.normal_(layer.weight)
+    model = nn.Sequential(*layers)
+    esdmon.analyze(layers[0], workers=1)
+    other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if options.busy else None
+    try:
+        taken = [(seconds(model, 1), seconds(model, cores()), with_blas_threads(model)) for _ in range(options.rounds)]
+    finally:
+        if other is not None:
+            other.kill()
+    alone, beside, threads = map(statistics.median, zip(*taken, strict=True))
+    busy = ", one of them used by another process" if options.busy else ""
+    print(
+        f"{cores()} cores{busy}; {options.count} matrices of {options.width}²: {cores()} workers take "
+        f"{beside / alone:.2f} of one thread's time, threads of OpenBLAS {threads / alone:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    main()

@@ -1,0 +1,243 @@
+"""A model that is read once, in this process or by several others."""
+
+import math
+import os
+import re
+import signal
+import threading
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import esdmon
+from esdmon.cli import main
+from esdmon.errors import InputError
+from esdmon.options import choose_measures
+from esdmon.plugins import Plugins
+from esdmon.runtime import pool as pools
+from esdmon.runtime.memory import available_bytes
+from esdmon.runtime.pool import Pool
+from esdmon.runtime.reader import Reader
+from esdmon.spectrum import Measure, Spectrum
+from esdmon.spectrum.lapack import _openblas, in_one_thread
+from esdmon.weights import Transfers, solve_lapack
+from tests.runtime.worker_processes import LONG, Pids
+from tests.simulated_device import SimulatedDevice
+
+NAMES = [f"layer{place}" for place in range(6)]
+
+
+def weights(seed: int = 0) -> dict[str, Tensor]:
+    """Matrices, a convolution, a weight of 16 bits, a zero one and one that is not finite."""
+    draw = torch.Generator().manual_seed(seed)
+    found = {f"{name}.weight": torch.randn(80 + 8 * place, 64, generator=draw) for place, name in enumerate(NAMES[:3])}
+    found["layer3.weight"] = torch.randn(40, 24, 3, 3, generator=draw).bfloat16()
+    found["layer4.weight"] = torch.zeros(60, 50)
+    found["layer5.weight"] = torch.full((60, 50), math.nan)
+    return found
+
+
+def reader_of(model: Any, pool: Pool, **options: Any) -> Reader:
+    plugins = Plugins()
+    return Reader(
+        model,
+        plugins,
+        measures=choose_measures("default", plugins.measures),
+        solver=solve_lapack,
+        processes=pool.processes,
+        **options,
+    )
+
+
+def test_processes_read_what_this_one_reads(pids: Pids, tmp_path: Path) -> None:
+    """To the last bit, in the order of the model; to rounding, what needs eigenvectors."""
+    save_file(weights(), tmp_path / "model.safetensors")
+    before = {name: weight * 0.9 if weight.any() else weight for name, weight in weights(1).items()}
+
+    def read(workers: int, **options: Any) -> esdmon.Report:
+        return esdmon.analyze(tmp_path / "model.safetensors", workers=workers, **options)
+
+    assert [layer.name for layer in read(2)] == NAMES
+    for options in ({}, {"reference": before}):
+        assert str(read(2, **options).to_records()) == str(read(1, **options).to_records())
+    for here, beside in zip(read(1, measures="all"), read(2, measures="all"), strict=True):
+        assert dict(beside.measures) == pytest.approx(dict(here.measures), rel=1e-9, nan_ok=True)
+        assert (beside.phase, beside.status) == (here.phase, here.status)
+    assert len(pids.started) == 8
+
+
+def test_a_measure_of_a_plugin_is_computed_here(pids: Pids) -> None:
+    class Plugin:
+        @esdmon.hookimpl
+        def esdmon_register_measures(self) -> list[Measure]:
+            return [Measure("mine", self._mine)]
+
+        def _mine(self, spectrum: Spectrum) -> float:
+            return float(os.getpid() + spectrum.m)
+
+    report = esdmon.analyze(weights(), measures=["mine"], plugins=[Plugin()], workers=2)
+    assert report["layer0"].measures["mine"] == os.getpid() + 64
+    assert len(pids.started) == 2
+
+
+def test_a_scan_reads_in_processes(pids: Pids, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both checkpoints of a comparison, by the same ones."""
+    for seed in (0, 1):
+        torch.save(weights(seed), tmp_path / f"step-{seed}.pt")
+    printed = []
+    for workers in ("1", "2"):
+        other = str(tmp_path / "step-0.pt")
+        assert main(["scan", str(tmp_path / "step-1.pt"), "--compare", other, "--json", "--workers", workers]) == 1
+        printed.append(re.sub(r'"seconds": [\d.e-]+', "", capsys.readouterr().out))
+    assert printed[0] == printed[1]
+    assert len(pids.started) == 2
+
+
+def test_what_a_killed_process_was_reading_has_failed(pids: Pids, caplog: pytest.LogCaptureFixture) -> None:
+    """The others are read: after two such losses here."""
+    model = {f"{place}.weight": torch.randn(64, 64) for place in range(8)}
+    with closing(Pool(2)) as pool:
+        reader = reader_of(model, pool)
+        reading = pool.read(reader, [matrix.name for matrix in reader.matrices], 0)
+        first = next(reading)
+        for pid in pids.started:
+            os.kill(pid, signal.SIGKILL)
+        layers = [first, *reading]
+    assert len(layers) == 8
+    failed = [layer.reason for layer in layers if layer.status == "failed"]
+    assert 1 <= len(failed) <= 2
+    assert all("was ended by signal 9, perhaps by the kernel for want of memory" in reason for reason in failed)
+    assert "From now on threads of this process read in their place" in caplog.text or len(failed) == 1
+
+
+def test_a_reading_that_is_left_ends_its_processes(pids: Pids) -> None:
+    """As Ctrl-C does; the fixture looks whether they have ended."""
+    model = {f"{place}.weight": torch.randn(64, 64) for place in range(8)}
+    with closing(Pool(2)) as pool:
+        reader = reader_of(model, pool)
+        next(pool.read(reader, [matrix.name for matrix in reader.matrices], 0))
+    assert len(pids.started) == 2
+
+
+def test_copies_from_a_device_are_waited_for_by_the_thread_that_reads(pids: Pids) -> None:
+    """Threads that wait for worker processes must not call the device."""
+    layers: list[esdmon.records.LayerReport] = []
+    broken: list[str] = []
+
+    def read() -> None:
+        device = SimulatedDevice()
+        with closing(Pool(2)) as pool:
+            reader = reader_of(weights(), pool, transfers=Transfers({"cpu": device}))
+            layers.extend(pool.read(reader, NAMES, 0))
+        broken.extend(device.broken)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    thread.join(LONG)
+    assert {layer.name: layer.status for layer in layers} == {
+        **dict.fromkeys(NAMES[:4], "ok"),
+        "layer4": "degenerate",
+        "layer5": "nonfinite",
+    }
+    assert broken == []
+    assert len(pids.started) == 2
+
+
+def count(
+    monkeypatch: pytest.MonkeyPatch, *, cores: int = 16, memory: float = math.inf, workers: str | int = "auto"
+) -> int:
+    """Return how many processes would read four matrices that take 4 seconds each, of 64 MB each."""
+    monkeypatch.setattr(pools, "cores", lambda: cores)
+    monkeypatch.setattr(pools, "available_bytes", lambda: memory)
+    model = {f"{place}.weight": torch.empty(4096, 4096, device="meta") for place in range(4)}
+    with closing(Pool(workers)) as pool:
+        reader = reader_of(model, pool)
+        return pool._count(reader, [matrix.name for matrix in reader.matrices])
+
+
+def test_there_are_processes_for_the_work_the_cores_and_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert count(monkeypatch) == 4
+    assert count(monkeypatch, cores=3) == 3
+    assert count(monkeypatch, memory=2.5e9) == 3
+    assert count(monkeypatch, memory=1e8) == 1
+    assert count(monkeypatch, workers=2) == 2
+    assert count(monkeypatch, workers=9) == 4
+    monkeypatch.setenv("OMP_NUM_THREADS", "2,1")
+    assert count(monkeypatch) == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "many")
+    assert count(monkeypatch) == 4
+    monkeypatch.delattr(os, "memfd_create")
+    assert count(monkeypatch, workers=2) == 1
+
+
+def test_a_small_model_is_read_here(pids: Pids) -> None:
+    """A process takes longer to start."""
+    assert len(esdmon.analyze(weights()).layers) == 6
+    assert pids.started == []
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "all", None, True])
+def test_workers_that_cannot_be_used_are_refused(workers: Any) -> None:
+    with pytest.raises(InputError, match="workers= must be 'auto', or a number of worker processes, 1 or more; got"):
+        esdmon.analyze(nn.Linear(64, 64), workers=workers)
+
+
+def test_the_blas_of_this_process_computes_in_one_thread_meanwhile() -> None:
+    """And in as many as before afterwards, whoever comes first or leaves last, and whatever is raised."""
+    set_threads, get_threads = _openblas("set_num_threads"), _openblas("get_num_threads")
+    assert set_threads is not None, "scipy of PyPI on Linux has OpenBLAS"
+    assert get_threads is not None
+    before, seen, count_threads = get_threads(), [], get_threads
+
+    class Plugin:
+        @esdmon.hookimpl
+        def esdmon_register_measures(self) -> list[Measure]:
+            return [Measure("mine", self._mine)]
+
+        def _mine(self, _spectrum: Spectrum) -> float:
+            seen.append(count_threads())
+            return 1.0
+
+    set_threads(2)
+    try:
+        esdmon.analyze(weights(), measures=["mine"], plugins=[Plugin()])
+        assert seen == [1] * 4
+        assert get_threads() == 2
+        barrier = threading.Barrier(2)
+
+        def block() -> None:
+            with in_one_thread():
+                barrier.wait(60)
+                seen.append(get_threads())
+
+        threads = [threading.Thread(target=block) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        with pytest.raises(ZeroDivisionError, match="division"), in_one_thread():
+            seen.append(1 // 0)
+        assert seen == [1] * 6
+        assert get_threads() == 2
+    finally:
+        set_threads(before)
+
+
+def test_the_memory_of_a_container_counts(tmp_path: Path) -> None:
+    """Files that it keeps in memory can be dropped."""
+    memory = tmp_path / "meminfo"
+    memory.write_text("MemTotal: 100 kB\nMemAvailable:     64 kB\n")
+    assert available_bytes(memory=memory, group=tmp_path) == 65536
+    for name, text in (("max", "30000\n"), ("current", "20000\n"), ("stat", "anon 12\ninactive_file 5000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert available_bytes(memory=memory, group=tmp_path) == 15000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes(memory=memory, group=tmp_path) == 65536
+    assert available_bytes(memory=tmp_path / "none", group=tmp_path) == math.inf
