@@ -160,8 +160,8 @@ def _open(
         stack = matrix.to_stack(weight)
         stack, elements, scale, margins = _prepare(stack if matrix.core is None else matrix.core(stack), matrix.view)
         check_size(tuple(stack.shape), min_eigenvalues(matrix.view))
-    # The user may have allowed TF32 or bfloat16 products for speed; they are too coarse for a spectrum.
-    rounded = solver is solve_torch and rounds_products(stack.device.type)
+    # On CUDA eigenvalues are computed in float64 in any case; where the product has to be, all is.
+    is_wide = stack.device.type == "cuda" and rounds_products("cuda", stack.dtype)
     facts = Facts(
         shape=(max(stack.shape[1:]), min(stack.shape[1:])),
         scale=scale,
@@ -169,7 +169,7 @@ def _open(
         dtype=str(weight.dtype).removeprefix("torch."),
         view=matrix.view,
         kind=kind,
-        exact=precision == "exact" or stack.dtype == torch.float64 or rounded,
+        exact=precision == "exact" or stack.dtype == torch.float64 or is_wide,
         also=frozenset(also),
     )
     return _TensorStack(stack, margins, solver), facts, weight
