@@ -20,6 +20,7 @@ Solver = Callable[[Tensor, torch.dtype], Floats]
 """`(stack (slices, rows, columns), float32 or float64 to compute in) -> eigenvalues (slices, M)`, ascending.
 
 It must not change the stack."""
+_GATHERED = 1 << 19  # elements of slices that are copied at a time, at least one slice: 2 MB in float32
 
 
 def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
@@ -59,14 +60,23 @@ def _cuda_bytes(stack: Tensor) -> int:
 def solve_lapack(stack: Tensor, dtype: torch.dtype) -> Floats:
     """Compute eigenvalues with scipy on the CPU; see `esdmon.spectrum.lapack`."""
     if 1 in stack.shape[1:]:  # one column: sterf refuses an empty off-diagonal, and there may be thousands of slices
-        return solve_torch(stack, dtype)
-    return np.stack([_solve_slice(matrix, dtype) for matrix in _tall(stack)])
+        return solve_torch(gathered(stack), dtype)
+    groups = torch.split(_tall(stack), max(1, _GATHERED // stack[0].numel()))
+    return np.stack([_solve_slice(matrix, dtype) for group in groups for matrix in gathered(group)])
 
 
 def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
     is_usable = tall.dtype == dtype and (tall.is_contiguous() or tall.mT.is_contiguous())
     parts = (rows.to(dtype).numpy() for rows in ((tall,) if is_usable else blocks(tall)))
     return eigenvalues_of_gram(parts, tall.shape[1], "float64" if dtype == torch.float64 else "float32")
+
+
+def gathered(stack: Tensor) -> Tensor:
+    """Return a stack, or a contiguous copy of one in which elements of neither a row nor a column are neighbours.
+
+    So it is with the slices of a convolution: each pass gathers them from all over its weight.
+    """
+    return stack if 1 in stack.stride()[-2:] else stack.contiguous()
 
 
 def _tall(stack: Tensor) -> Tensor:
