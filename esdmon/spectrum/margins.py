@@ -100,9 +100,32 @@ def is_below(share: float, squares: Floats) -> Bools:
 
 def small_blocks(stack: Array) -> Iterator[Array]:
     """Yield blocks of rows that stay in the cache."""
-    slices, n_rows, columns = stack.shape
-    count = max(1, (_BLOCK - 1) // (slices * columns))
+    _, n_rows, _ = stack.shape
+    count = _rows_of_block(stack)
     return (stack[:, start : start + count] for start in range(0, n_rows, count))
+
+
+def gathered_blocks(stack: Array) -> Iterator[Array]:
+    """Yield `small_blocks`, with rows that are contiguous: copies of scattered ones, each valid until the next.
+
+    The slices of a convolution are scattered: neither the elements of a row nor those of a column are neighbours.
+    """
+    is_array = isinstance(stack, np.ndarray)  # and not a stack of 16 bits, which converts its blocks
+    if not is_array or stack.itemsize in stack.strides[1:]:
+        yield from small_blocks(stack)
+        return
+    # With a row to spare numpy adds up slice by slice, as in the blocks of a contiguous stack: in the same order.
+    buffer = np.empty((len(stack), _rows_of_block(stack) + 1, stack.shape[2]), stack.dtype)
+    for block in small_blocks(stack):
+        gathered = buffer[:, : block.shape[1]]
+        gathered[:] = block
+        yield gathered
+
+
+def _rows_of_block(stack: Array) -> int:
+    slices, _, columns = stack.shape
+    rows: int = max(1, (_BLOCK - 1) // (slices * columns))
+    return rows
 
 
 def scales_of(stack: Array, margins: Margins) -> Scales:
@@ -171,7 +194,7 @@ def kurtosis_of(sample: Array, by_row: Array, by_column: Array) -> Floats:
         by_row: the inverse of the scale of each row.
         by_column: of each column.
     """
-    y = sample.astype(np.float64) ** 2
+    y = sample.astype(np.float64, order="C") ** 2
     first = np.einsum("si,si->s", by_row, np.einsum("sij,sj->si", y, by_column))
     second = np.einsum("si,si->s", by_row**2, np.einsum("sij,sj->si", y**2, by_column**2))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -193,7 +216,7 @@ def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
     slices, n_rows, n_columns = stack.shape
     by_row, largest, by_column = [], np.zeros(slices), np.zeros((slices, n_columns))
     for part in small_blocks(stack):
-        magnitudes = np.abs(part)
+        magnitudes = np.abs(part, order="C")
         by_row.append(magnitudes.mean(axis=2, dtype=np.float64))
         by_column += magnitudes.sum(axis=1, dtype=np.float64) / n_rows
         largest = np.maximum(largest, magnitudes.max(axis=(1, 2)))
@@ -206,7 +229,7 @@ def _refined(stack: Array, margins: Margins) -> Margins:
     by_row, by_column = [], np.zeros_like(margins.columns)
     weights = _inverse(margins.columns).astype(stack.dtype)[:, None, :]
     for part in small_blocks(stack):
-        squares = np.square(part)
+        squares = np.square(part, order="C")
         rows = (weights @ squares.mT)[:, 0]
         by_row.append(rows)
         by_column += (_inverse(rows)[:, None, :] @ squares)[:, 0]

@@ -17,7 +17,7 @@ from esdmon.spectrum.decomposition import Facts
 from esdmon.spectrum.elements import Elements, TrapElements
 from esdmon.spectrum.hu2025 import window_starts
 from esdmon.spectrum.lapack import ArrayStack
-from esdmon.spectrum.margins import Array, Bools, Margins, Sides, equalise, scales_of, small_blocks
+from esdmon.spectrum.margins import Array, Bools, Margins, Sides, equalise, gathered_blocks, scales_of
 from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.spectrum.traps import parts_of_trap
 
@@ -111,7 +111,7 @@ def sum_up(stack: Array) -> Sums[Margins]:
     by_column = np.zeros((stack.shape[0], n_columns))
     extremes, by_row, total, smallest = [], [], 0.0, math.inf
     with np.errstate(over="ignore", invalid="ignore"):
-        for part in small_blocks(stack):
+        for part in gathered_blocks(stack):
             squares = np.square(part)
             extremes.append((part.min(), part.max()))
             total += float(part.sum())
@@ -123,7 +123,7 @@ def sum_up(stack: Array) -> Sums[Margins]:
         mean, mean_square = total / stack.size, float(margins.columns.mean())
         variance = mean_square - mean * mean
         if not mean * mean < CANCELS * mean_square:
-            variance = sum(float(np.square(part - mean).sum()) for part in small_blocks(stack)) / stack.size
+            variance = sum(float(np.square(part - mean).sum()) for part in gathered_blocks(stack)) / stack.size
     return Sums(minimum, maximum, mean, variance, smallest == 0, margins)
 
 

@@ -31,7 +31,7 @@ from esdmon.spectrum.spectrum import PRODUCTS
 from esdmon.weights.device.directions import directions_of
 from esdmon.weights.device.margins import Margins, equalise, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
-from esdmon.weights.device.solvers import Solver, solve_torch
+from esdmon.weights.device.solvers import Solver, gathered, solve_lapack, solve_torch
 from esdmon.weights.device.sums import sum_up
 from esdmon.weights.device.traps import take_apart
 from esdmon.weights.matrix import Matrix
@@ -39,6 +39,7 @@ from esdmon.weights.validation import check_readable, min_eigenvalues
 
 Directions: TypeAlias = tuple[Floats, Floats | None]
 """What `directions_of` returns."""
+_LARGE = 1 << 20  # elements from which no contiguous copy is made of all scattered slices: 4 MB in float32
 
 
 def read_spectrum(
@@ -124,12 +125,13 @@ class _TensorStack:
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
         """Return the eigenvalues of AᵀA, (slices, M)."""
-        stack = self.stack if of == "weight" else _DERIVED[of](self.stack, self.margins)
+        stack = self.stack if of == "weight" else _DERIVED[of](gathered(self.stack), self.margins)
         return self.solver(stack, torch.float64 if precision == "float64" else torch.float32)
 
     def eigenvectors(self) -> tuple[Floats, Floats]:
         """Return eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA, on the shorter side of A."""
-        tall = (self.stack if self.stack.shape[1] >= self.stack.shape[2] else self.stack.mT).double()
+        stack = gathered(self.stack)
+        tall = (stack if stack.shape[1] >= stack.shape[2] else stack.mT).double()
         lam, vectors = torch.linalg.eigh(tall.mT @ tall)
         return np.abs(lam.cpu().numpy()), vectors.cpu().numpy()
 
@@ -158,10 +160,11 @@ def _open(
         solver = solve_torch
     with torch.no_grad(), without_autocast(weight.device.type):
         stack = matrix.to_stack(weight)
-        stack, elements, scale, margins = _prepare(stack if matrix.core is None else matrix.core(stack), matrix.view)
+        stack = _arranged(stack if matrix.core is None else matrix.core(stack), solver)
+        stack, elements, scale, margins = _prepare(stack, matrix.view)
         check_size(tuple(stack.shape), min_eigenvalues(matrix.view))
-    # The user may have allowed TF32 or bfloat16 products for speed; they are too coarse for a spectrum.
-    rounded = solver is solve_torch and rounds_products(stack.device.type)
+    # On CUDA eigenvalues are computed in float64 in any case; where the product has to be, all is.
+    is_wide = stack.device.type == "cuda" and rounds_products("cuda", stack.dtype)
     facts = Facts(
         shape=(max(stack.shape[1:]), min(stack.shape[1:])),
         scale=scale,
@@ -169,10 +172,17 @@ def _open(
         dtype=str(weight.dtype).removeprefix("torch."),
         view=matrix.view,
         kind=kind,
-        exact=precision == "exact" or stack.dtype == torch.float64 or rounded,
+        exact=precision == "exact" or stack.dtype == torch.float64 or is_wide,
         also=frozenset(also),
     )
     return _TensorStack(stack, margins, solver), facts, weight
+
+
+def _arranged(stack: Tensor, solver: Solver) -> Tensor:
+    """Return the stack, and scattered slices as a contiguous copy, but for large ones of which LAPACK copies a few."""
+    # In 16 bits, where each pass converts as well, that takes longer than it saves.
+    is_left = solver is solve_lapack and stack.numel() >= _LARGE and stack.element_size() > 2
+    return stack if is_left else gathered(stack)
 
 
 def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins]:
@@ -180,8 +190,6 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
 
     16-bit numbers are not converted here: a solver converts them block by block.
     """
-    if 1 not in stack.stride()[-2:]:  # slices of a convolution: each of many passes would gather them from all over
-        stack = stack.contiguous()
     sums = sum_up(stack)
     largest = check_extremes(
         sums.minimum, sums.maximum, size=stack.numel(), count_bad=lambda: int((~torch.isfinite(stack)).sum())

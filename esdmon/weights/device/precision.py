@@ -4,6 +4,12 @@ torch has two sets of switches for float32 products: `set_float32_matmul_precisi
 `fp32_precision` of each backend. Reading the old ones raises once the new ones were used, so the new ones are read
 where they exist, those of the backend that multiplies on the device: mkldnn on a CPU, cuBLAS on CUDA. No switch is ever
 set here: they are the user's, and other threads may multiply at the same time.
+
+Where a switch may round float32 products they are computed in float64. Products of 16-bit numbers are exact where the
+switch leaves as many significant bits as the numbers have: bfloat16 has 8, float16 and TF32 11. What is left is the
+rounding of the sums. On a CPU they are of float32: the default of oneDNN
+(https://oneapi-src.github.io/oneDNN/dev_guide_attributes_accumulation_mode.html), and what
+`python -m tests.benchmarks.precision_switches` shows. On CUDA they are taken to be coarser: nothing was measured there.
 """
 
 from collections.abc import Iterator
@@ -21,6 +27,8 @@ from esdmon.weights.matrix import Matrix
 PRECISIONS = ("auto", "exact")
 _MATMUL_PRECISIONS = {"highest": "ieee", "high": "tf32", "medium": "bf16"}  # the older names of the newer settings
 _EXACT_SETTINGS = ("ieee", "none")
+_BITS_LEFT = {"tf32": 11, "bf16": 8}  # significant bits of a float32 number that a setting leaves
+_BITS_OF = {torch.bfloat16: 8, torch.float16: 11}  # of the numbers themselves; of all others 24
 _DEVICES_WITH_FLOAT64 = ("cpu", "cuda")
 
 
@@ -38,13 +46,19 @@ def check_precision(precision: str) -> str:
     return precision
 
 
-def rounds_products(device_type: str) -> bool:
-    """Return whether float32 products on a device may be rounded to fewer bits; True where torch does not say."""
+def rounds_products(device_type: str, dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether float32 products on a device may be rounded to fewer bits; True where torch does not say.
+
+    Args:
+        device_type: of the device that multiplies.
+        dtype: type of the numbers before they are converted to float32, if both factors have it.
+    """
     with suppress(Exception):  # a version of torch with other switches: float64 is always right
         setting = _product_setting(device_type)
-        # On a CPU TF32 needs special instructions; without them the switch, which CUDA shares, has no effect.
-        if device_type == "cpu" and setting == "tf32":
-            return torch_private.cpu_multiplies_in_tf32()
+        if device_type == "cpu" and setting not in _EXACT_SETTINGS:
+            # TF32 needs special instructions; without them the switch, which CUDA shares, has no effect.
+            has_effect = setting != "tf32" or torch_private.cpu_multiplies_in_tf32()
+            return has_effect and _BITS_OF.get(dtype, 24) > _BITS_LEFT[setting]
         return device_type not in _DEVICES_WITH_FLOAT64 or setting not in _EXACT_SETTINGS
     return True
 

@@ -148,7 +148,7 @@ def _first_vector(tall: Tensor) -> Tensor:
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
-    """Return the type to compute in."""
+    """Return the type to compute in: one whose products are not rounded, for the vectors have all bits of float32."""
     is_wide = weight.dtype == torch.float64 or rounds_products(weight.device.type)
     return torch.float64 if is_wide else torch.float32
 

@@ -13,31 +13,42 @@ from torch import Tensor
 
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.lapack import eigenvalues_of_gram, nonnegative, rows_of_block
+from esdmon.weights.device.precision import rounds_products
 from esdmon.weights.device.transfers import has_room
 
 Solver = Callable[[Tensor, torch.dtype], Floats]
 """`(stack (slices, rows, columns), float32 or float64 to compute in) -> eigenvalues (slices, M)`, ascending.
 
 It must not change the stack."""
+_GATHERED = 1 << 19  # elements of slices that are copied at a time, at least one slice: 2 MB in float32
 
 
 def solve_torch(stack: Tensor, dtype: torch.dtype) -> Floats:
     """Compute eigenvalues with torch, on the weight's device; on the CPU where a CUDA device is short of memory."""
     if stack.device.type == "cuda" and not has_room(stack.device, _cuda_bytes(stack)):
         stack = stack.cpu()
-    tall = _tall(stack)
-    if tall.dtype == dtype:
-        gram = tall.mT @ tall
-    else:
-        gram = torch.zeros(*tall.shape[:-2], tall.shape[-1], tall.shape[-1], dtype=dtype, device=tall.device)
-        for rows in blocks(tall):
-            converted = rows.to(dtype)
-            gram += converted.mT @ converted
-    if gram.device.type == "cuda":
-        # In float32 cuSOLVER takes a Jacobi method for M <= 512, which leaves errors of 1e-4 λmax (seen on an H200 with
-        # CUDA 13); in float64 it is right, and at these sizes three times as fast.
-        gram = gram.double()
+    gram = gram_of(stack, dtype)
+    # In float32 cuSOLVER takes a Jacobi method for M <= 512, which leaves errors of 1e-4 λmax (seen on an H200 with
+    # CUDA 13); in float64 it is right, and at these sizes three times as fast.
+    gram = gram.to(torch.float64 if gram.device.type == "cuda" else dtype)
     return nonnegative(torch.linalg.eigvalsh(gram).cpu().numpy())
+
+
+def gram_of(stack: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return AᵀA on the shorter side, (slices, M, M), in a dtype, or in float64 where torch may round float32 products.
+
+    The switches for that reach products only: a solver for eigenvalues calls LAPACK or cuSOLVER.
+    """
+    tall = _tall(stack)
+    if dtype == torch.float32 and rounds_products(stack.device.type, stack.dtype):
+        dtype = torch.float64
+    if tall.dtype == dtype:
+        return tall.mT @ tall
+    gram = torch.zeros(*tall.shape[:-2], tall.shape[-1], tall.shape[-1], dtype=dtype, device=tall.device)
+    for rows in blocks(tall):
+        converted = rows.to(dtype)
+        gram += converted.mT @ converted
+    return gram
 
 
 def _cuda_bytes(stack: Tensor) -> int:
@@ -49,8 +60,9 @@ def _cuda_bytes(stack: Tensor) -> int:
 def solve_lapack(stack: Tensor, dtype: torch.dtype) -> Floats:
     """Compute eigenvalues with scipy on the CPU; see `esdmon.spectrum.lapack`."""
     if 1 in stack.shape[1:]:  # one column: sterf refuses an empty off-diagonal, and there may be thousands of slices
-        return solve_torch(stack, dtype)
-    return np.stack([_solve_slice(matrix, dtype) for matrix in _tall(stack)])
+        return solve_torch(gathered(stack), dtype)
+    groups = torch.split(_tall(stack), max(1, _GATHERED // stack[0].numel()))
+    return np.stack([_solve_slice(matrix, dtype) for group in groups for matrix in gathered(group)])
 
 
 def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
@@ -59,10 +71,18 @@ def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
     return eigenvalues_of_gram(parts, tall.shape[1], "float64" if dtype == torch.float64 else "float32")
 
 
+def gathered(stack: Tensor) -> Tensor:
+    """Return a stack, or a contiguous copy of one in which elements of neither a row nor a column are neighbours.
+
+    So it is with the slices of a convolution: each pass gathers them from all over its weight.
+    """
+    return stack if 1 in stack.stride()[-2:] else stack.contiguous()
+
+
 def _tall(stack: Tensor) -> Tensor:
     return stack if stack.shape[-2] >= stack.shape[-1] else stack.mT
 
 
 def blocks(stack: Tensor) -> tuple[Tensor, ...]:
     """Split a stack into blocks of rows, of a MB or a quarter of the Gram matrix, to convert them one by one."""
-    return torch.split(stack, rows_of_block(stack[..., 0, :].numel(), min(stack.shape[-2:])), dim=-2)
+    return torch.split(stack, rows_of_block(stack.numel() // stack.shape[-2], min(stack.shape[-2:])), dim=-2)

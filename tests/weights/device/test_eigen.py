@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -75,22 +73,6 @@ def test_a_tail_that_begins_very_low_is_read_in_float64(deviation: float, used: 
     quick, exact = (read_spectrum(matrix, precision=precision, solver=solver) for precision in ("auto", "exact"))
     assert quick.precision == used
     assert quick.power_law.alpha == pytest.approx(exact.power_law.alpha, abs=1e-4)
-
-
-@pytest.fixture
-def coarse_products() -> Iterator[None]:
-    """The user allows TF32 and bfloat16 products."""
-    torch.set_float32_matmul_precision("medium")
-    yield
-    torch.set_float32_matmul_precision("highest")
-
-
-@pytest.mark.usefixtures("coarse_products")
-def test_coarse_products_are_kept_out() -> None:
-    """The setting is the user's: it stays, and the spectrum is read in float64."""
-    spectrum = read_spectrum(discover({"w": torch.randn(64, 32)}).matrices[0])
-    assert spectrum.precision == "float64"
-    assert torch.get_float32_matmul_precision() == "medium"
 
 
 def test_autocast_is_kept_out() -> None:

@@ -1,18 +1,21 @@
 """torch's switches for products of fewer bits, of both of its APIs."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils import parametrize
 
 import esdmon
 from esdmon import torch_private
 from esdmon.weights import discover, read_spectrum
 from esdmon.weights.device.precision import read_weight, rounds_products
+from esdmon.weights.device.solvers import gram_of
 
 _NEW = [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn, torch.backends.mkldnn.matmul]  # type: ignore[attr-defined]
 
@@ -50,35 +53,60 @@ def allow_tf32() -> None:
     torch.backends.cuda.matmul.allow_tf32 = True
 
 
-WAYS: dict[str, tuple[Callable[[], object], str, bool]] = {
-    "all": (new("", "tf32"), "float32", True),
-    "all, ieee": (new("", "ieee"), "float32", False),
-    "cuda": (new("cuda.matmul", "tf32"), "float32", True),
-    "mkldnn": (new("mkldnn", "bf16"), "float64", False),
-    "mkldnn.matmul": (new("mkldnn.matmul", "bf16"), "float64", False),
-    "mkldnn.matmul, tf32": (new("mkldnn.matmul", "tf32"), "float32", False),
-    "allow_tf32": (allow_tf32, "float32", True),
-    "high": (lambda: torch.set_float32_matmul_precision("high"), "float32", True),
-    "medium": (lambda: torch.set_float32_matmul_precision("medium"), "float64", True),
-    "both": (both, "float32", True),
+@dataclass(frozen=True)
+class Way:
+    """A way to allow products of fewer bits."""
+
+    turn: Callable[[], object]
+    on_cpu: tuple[bool, bool, bool] = (False, False, False)
+    """Whether products may be rounded of numbers that were stored in the `TYPES`, without instructions for TF32."""
+    on_cuda: bool = False
+
+
+TYPES = (torch.float32, torch.float16, torch.bfloat16)
+BF16_ON_CPU = (True, True, False)  # bfloat16 has the bits that are left
+WAYS = {
+    "all": Way(new("", "tf32"), on_cuda=True),
+    "all, ieee": Way(new("", "ieee")),
+    "cuda": Way(new("cuda.matmul", "tf32"), on_cuda=True),
+    "mkldnn": Way(new("mkldnn", "bf16"), BF16_ON_CPU),
+    "mkldnn.matmul": Way(new("mkldnn.matmul", "bf16"), BF16_ON_CPU),
+    "mkldnn.matmul, tf32": Way(new("mkldnn.matmul", "tf32")),
+    "allow_tf32": Way(allow_tf32, on_cuda=True),
+    "high": Way(lambda: torch.set_float32_matmul_precision("high"), on_cuda=True),
+    "medium": Way(lambda: torch.set_float32_matmul_precision("medium"), BF16_ON_CPU, on_cuda=True),
+    "both": Way(both, on_cuda=True),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_each_switch_leaves_readings_right(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU in float64 only where its own products are rounded; TF32 needs instructions that most have not."""
+    """Products are in float64 only where torch's own are rounded; TF32 on a CPU needs instructions that most lack."""
     monkeypatch.setattr(torch_private, "cpu_multiplies_in_tf32", lambda: False)
-    turn, used, on_cuda = WAYS[way]
-    turn()
-    model = nn.Sequential(nn.Linear(64, 96))
+    WAYS[way].turn()
+    model = nn.Sequential(*(nn.Linear(64, 96, bias=False, dtype=dtype) for dtype in TYPES))
     with esdmon.watch(model, every=1, budget=None, mode="sync", sinks=None, strict=True) as monitor:
         monitor.step()
     assert monitor.report is not None
-    layer = monitor.report["0"]
-    sizes = torch.linalg.svdvals(model.get_parameter("0.weight").detach().double())
-    assert (layer.status, layer.precision) == ("ok", used)
-    assert layer.measures["spectral_norm"] == pytest.approx(float(sizes[0]), rel=1e-5)
-    assert rounds_products("cuda") == on_cuda
+    for layer, module in zip(monitor.report, model, strict=True):
+        sizes = torch.linalg.svdvals(module.get_parameter("weight").detach().double())
+        assert (layer.status, layer.precision) == ("ok", "float32")
+        assert layer.measures["spectral_norm"] == pytest.approx(float(sizes[0]), rel=1e-5)
+    assert tuple(rounds_products("cpu", dtype) for dtype in TYPES) == WAYS[way].on_cpu
+    grams = [gram_of(module.get_parameter("weight").detach()[None], torch.float32) for module in model]
+    assert tuple(gram.dtype == torch.float64 for gram in grams) == WAYS[way].on_cpu
+    assert {rounds_products("cuda", dtype) for dtype in TYPES} == {WAYS[way].on_cuda}  # 16 bits are not measured there
+
+
+@pytest.mark.parametrize("way", ["all", "all, ieee"])
+def test_products_on_cuda(way: str) -> None:
+    """Of tensors without numbers: the dtype and the device of what is computed."""
+    WAYS[way].turn()
+    with FakeTensorMode():
+        for dtype in TYPES:
+            gram = gram_of(torch.empty(1, 64, 96, dtype=dtype, device="cuda"), torch.float32)
+            expected = torch.float64 if WAYS[way].on_cuda else torch.float32
+            assert (gram.dtype, gram.device.type, gram.shape) == (expected, "cuda", (1, 64, 64))
 
 
 class UnknownBackend:
@@ -99,10 +127,10 @@ def test_what_cannot_be_asked_is_rounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_tf32_counts_on_a_cpu_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the newest ones do."""
+    """As the newest ones do; 16-bit numbers have no more bits than TF32."""
     monkeypatch.setattr(torch_private, "cpu_multiplies_in_tf32", lambda: True)
     new("mkldnn.matmul", "tf32")()
-    assert rounds_products("cpu")
+    assert [rounds_products("cpu", dtype) for dtype in TYPES] == [True, False, False]
 
 
 class Product(nn.Module):
