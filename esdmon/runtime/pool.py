@@ -49,17 +49,15 @@ class Pool:
         if count > 1:
             return self._read_beside(reader, names, step, count)
         self.processes.are_usable = False
-        return (self._read_here(reader, name, step) for name in names)
+        # One matrix is read in all threads of the BLAS; of several, more cores are for more processes.
+        is_threaded = bool(why_not()) or (self._workers == "auto" and len(names) == 1)
+        return (_read_here(reader, name, step, is_threaded=is_threaded) for name in names)
 
     def close(self) -> None:
         """End the processes, whatever they do."""
         self.processes.close()
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
-
-    def _read_here(self, reader: Reader, name: str, step: int) -> LayerReport:
-        with nullcontext() if why_not() else in_one_thread():  # more cores are for more processes
-            return reader.read_one(name, step)
 
     def _read_beside(self, reader: Reader, names: Iterable[str], step: int, count: int) -> Iterator[LayerReport]:
         if self._threads is None:
@@ -84,6 +82,11 @@ class Pool:
         largest = max(map(n_parameters, matrices), default=1)
         allowed = sum(map(nominal_seconds, matrices)) / _WORTH, _SHARE * available_bytes() / (_HELD * largest)
         return max(1, int(min(_cores(), len(names), *allowed)))
+
+
+def _read_here(reader: Reader, name: str, step: int, *, is_threaded: bool) -> LayerReport:
+    with nullcontext() if is_threaded else in_one_thread():
+        return reader.read_one(name, step)
 
 
 def _cores() -> int:

@@ -93,8 +93,8 @@ def eigenvalues_of_gram(blocks: Iterable[Array], m: int, precision: Precision) -
 def in_one_thread() -> Iterator[None]:
     """Have scipy's BLAS compute in one thread in a block, where it is OpenBLAS; it is a setting of the whole process.
 
-    Threads of OpenBLAS wait by spinning: two threads on two cores, one of which another process uses, took 14 times as
-    long for the eigenvalues of 3072 × 3072 matrices as one thread.
+    Threads of OpenBLAS wait by spinning: two threads on two cores, one of which another process uses, take 1.7 times as
+    long for the eigenvalues of 3072 × 3072 matrices as one thread (tests/benchmarks/workers.py).
     """
     set_threads, get_threads = _openblas("set_num_threads"), _openblas("get_num_threads")
     if set_threads is None or get_threads is None:
