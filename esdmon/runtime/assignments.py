@@ -24,6 +24,7 @@ from esdmon.runtime.room import Room
 from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
 from esdmon.schedule.looks import Looks
 from esdmon.schedule.step_sample import StepSample
+from esdmon.schedule.workers import steps_still
 
 _log = logging.getLogger("esdmon")
 _KEPT = 3  # due steps whose copies are kept, this one included: readings may be as far behind
@@ -64,6 +65,7 @@ class Assignments:
         self._previous: int | None = None
         self._begun: deque[tuple[int, float]] = deque()
         """The last due steps, with their times: the first of them is that of the oldest copies that are kept."""
+        self._ending = 0
         self._role = Role({}, frozenset())
         self._version = 0
         self.looks = Looks()
@@ -132,6 +134,8 @@ class Assignments:
 
     def follow(self, word: Word, step: int) -> Assigned | None:
         """Give the copies of a word, and begin what it assigns to this rank; None where this rank has no role yet."""
+        self._ending = word.ending
+        self._executor.end_within(word.ending)
         if word.version != self._version:
             role = self._ranks.role()
             if role is None:
@@ -195,13 +199,14 @@ class Assignments:
         if parts and not address:
             parts = {name: replace(part, fragment=None) for name, part in parts.items()}
         skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self._parts.coverage().skipped)
-        return Table(self._ranks.rank, address, matrices, parts, skipped)
+        copies, stands_still = not self._executor.on_the_spot, self._executor.stands_still
+        return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, stands_still=stands_still)
 
     def _expire(self, letterbox: Letterbox, step: int) -> None:
         """Forget copies that nobody fetches any more: of two due steps ago, where no thread may still wait for them."""
         now = time.monotonic()
         self._begun.append((step, now))
-        while len(self._begun) > _KEPT and self._begun[1][0] <= step - self._executor.longest_still:
+        while len(self._begun) > _KEPT and self._begun[1][0] <= step - steps_still(self._ending):
             self._begun.popleft()
         letterbox.expire(min(self._begun[0][1], now - 2 * letterbox.patience))
 

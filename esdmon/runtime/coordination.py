@@ -89,18 +89,20 @@ class Word:
     jobs: tuple[Job, ...]
     looks: tuple[int, ...] = ()
     """After how many steps of the due one all ranks look whether more is read there, until the next due step."""
+    ending: int = 0
+    """In how many blocks of steps readings end, before steps without any are measured; 0 where no rank stands still."""
 
     def to_json(self) -> str:
         """Return the word as JSON."""
         jobs = [[job.owner, job.names, job.parameters] for job in self.jobs]
-        return json.dumps([self.version, jobs, self.looks])
+        return json.dumps([self.version, jobs, self.looks, self.ending])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Return the word that `to_json` was called on."""
-        version, plain, looks = json.loads(text)
+        version, plain, looks, ending = json.loads(text)
         jobs = tuple(Job(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
-        return cls(version, jobs, tuple(looks))
+        return cls(version, jobs, tuple(looks), ending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Answers:
     """By rank, those that did not give it their fragments, and why."""
     paces: Mapping[int, float]
     """By rank, its seconds of reading for each second of its budget."""
+    seconds: Mapping[int, float]
+    """By rank, what its readings have taken."""
     missing: tuple[int, ...]
     """Ranks that have not answered."""
 
@@ -288,6 +292,7 @@ class Coordinator:
         readings: Answer = {}
         failures: dict[int, dict[int, str]] = {}
         paces: dict[int, float] = {}
+        seconds: dict[int, float] = {}
         missing = []
         for rank in ranks:
             key = self._key("answer", step, rank)
@@ -298,7 +303,8 @@ class Coordinator:
             self._delete(key)
             readings |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
             failures[rank] = {int(other): why for other, why in failed.items()}
-        return Answers(readings, failures, paces, tuple(missing))
+            seconds[rank] = sum(taken for _, taken in plain.values())
+        return Answers(readings, failures, paces, seconds, tuple(missing))
 
     def end(self) -> None:
         """Release the store.

@@ -26,6 +26,8 @@ class DueStep:
     missed: set[str] = field(default_factory=set)
     """Those of them that some rank has not read, or not given its part of."""
     begun: set[str] = field(default_factory=set)
+    owners: Mapping[str, int] = field(default_factory=dict)
+    """The rank that reads each matrix, of those that rank 0 has assigned."""
     here: deque[Task] = field(default_factory=deque)
     """Under way in this process, in the order in which they will be finished."""
     elsewhere: Task | None = None

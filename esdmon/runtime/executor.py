@@ -16,7 +16,7 @@ from esdmon.runtime.processes import Processes
 from esdmon.runtime.source import Answer, Ratio, Source, Task
 from esdmon.runtime.threads import Threads
 from esdmon.schedule.budget import Budget
-from esdmon.schedule.workers import LONGEST_STILL, Workers
+from esdmon.schedule.workers import Workers
 
 Mode: TypeAlias = Literal["sync", "thread", "process"]
 MODES: tuple[Mode, ...] = ("sync", "thread", "process")
@@ -79,9 +79,14 @@ class Executor:
         return self._budget.pace
 
     @property
-    def longest_still(self) -> int:
-        """Return how many steps what was begun may wait until a thread reads it, although threads are free."""
-        return 0 if self._workers is None else LONGEST_STILL
+    def stands_still(self) -> bool:
+        """Return whether there are times at which no thread begins to read, although threads are free."""
+        return self._workers is not None
+
+    def end_within(self, blocks: int) -> None:
+        """Set in how many blocks of steps the readings of all ranks end, before steps without any are measured."""
+        if self._workers is not None:
+            self._workers.ending = max(1, blocks)
 
     def advance(self, *, waiting: bool = False) -> None:
         """Count a step of the training, and begin what may begin by now.

@@ -60,6 +60,10 @@ class Table:
     """Parameters that are not watched: name, number of elements, reason."""
     has_left: bool = False
     """Whether its monitor is closed: what it held before is listed, and cannot be read any more."""
+    copies: bool = False
+    """Whether it copies what it reads, and so needs memory for that."""
+    stands_still: bool = False
+    """Whether there are times at which none of its threads begins to read."""
 
     def to_json(self) -> str:
         """Return the table as JSON."""
@@ -68,19 +72,21 @@ class Table:
             [n, p.shape, p.item, p.fragment and p.fragment.to_plain(), p.content, p.group]
             for n, p in self.parameters.items()
         ]
-        return json.dumps([self.rank, self.address, matrices, parameters, self.skipped, self.has_left])
+        return json.dumps(
+            [self.rank, self.address, matrices, parameters, self.skipped, self.has_left, self.copies, self.stands_still]
+        )
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Return the table that `to_json` was called on."""
-        rank, address, matrices, parameters, skipped, has_left = json.loads(text)
+        rank, address, matrices, parameters, skipped, *flags = json.loads(text)
         return cls(
             rank,
             address,
             {name: Listed(seconds, tuple(behind), content, size) for name, seconds, behind, content, size in matrices},
             {name: _part(*rest) for name, *rest in parameters},
             tuple((name, count, why) for name, count, why in skipped),
-            has_left,
+            *flags,
         )
 
 

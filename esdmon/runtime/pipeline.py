@@ -17,10 +17,12 @@ from esdmon.runtime.executor import Executor
 from esdmon.runtime.intake import Intake
 from esdmon.runtime.latest import LatestReadings
 from esdmon.runtime.screening import Screening
+from esdmon.runtime.sharing import Reads
 from esdmon.runtime.source import Source
 from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
+from esdmon.schedule.workers import blocks_to_end, steps_still
 
 _SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
 _PATIENCE = 4  # times what readings of other ranks are expected to take, before they are given up. Our choice.
@@ -97,7 +99,9 @@ class ReadingPipeline:
 
     def advance(self, *, waiting: bool = False) -> None:
         """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
-        self._steps += self._executor.longest_still if waiting else 1  # while the training waits, no thread does
+        self._steps += not waiting
+        for due in self._due if waiting else ():
+            due.until_step = 0  # while the training waits, no thread stands still
         self._source.advance()
         self._executor.advance(waiting=waiting)
 
@@ -131,9 +135,10 @@ class ReadingPipeline:
             with self._budget.spending():
                 known = set(self._priority.names) - self._team.missing
                 known_names = [name for name in names if name in known]
-                chosen = self._priority.affordable(known_names, self._credit_of(self._team))
+                ranks = self._ranks_of(self._team)
+                chosen = self._priority.affordable(known_names, _credit_of(ranks))
                 if chosen:
-                    self._team.ask(chosen)
+                    self._team.ask(chosen, ranks)
 
     def is_look(self, step: int) -> bool:
         """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
@@ -146,7 +151,7 @@ class ReadingPipeline:
             return
         self._left = ()
         self._refresh()
-        earned = self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
+        earned = self._earn()
         self._cautions.check(self._budget)
         self._drift.measure(step)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic())
@@ -163,11 +168,17 @@ class ReadingPipeline:
         elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
         return self._priority.choose(step, credit, without=elsewhere.union(without), forced=forced)
 
-    def _under_way(self, *, elsewhere: bool = False) -> float:
-        """Return the expected seconds of what this process has to finish, or with `elsewhere` all ranks."""
-        tasks = [task for due in self._due for task in due.here]
-        tasks += [due.elsewhere for due in self._due if elsewhere and due.elsewhere is not None]
-        return sum(self._priority.expected(name) for task in tasks for name in task.names)
+    def _earn(self) -> float:
+        """Add credit for the time since the last call, for all ranks, and return it."""
+        most = _SWEEPS * self._priority.sweep
+        earned = self._budget.earn(at_most=most)
+        if self._team is not None:
+            self._team.earn(earned, most)
+        return earned
+
+    def _under_way(self) -> float:
+        """Return the expected seconds of what this process has to finish."""
+        return sum(self._priority.expected(name) for due in self._due for task in due.here for name in task.names)
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
@@ -236,7 +247,7 @@ class ReadingPipeline:
         Other ranks take part in the former only, so that nobody waits.
         """
         self._refresh()
-        self._budget.earn(at_most=_SWEEPS * self._priority.sweep)
+        self._earn()
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
         here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
         chosen = self._priority.affordable(here, self._budget.reading_credit)
@@ -280,18 +291,27 @@ class ReadingPipeline:
 
     def _plan_next(self, team: Team, step: int | None, then: int, *, ahead: float = 0.0) -> None:
         """Plan at a due step, or before the first, what all ranks read at the next one, expected at the step `then`."""
-        names = self._priority.choose(then, self._credit_of(team, ahead=ahead), without=team.missing, ahead=True)
-        team.plan(step, names, gap=0 if step is None else then - step)
+        ranks = self._ranks_of(team, ahead=ahead)
+        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, ahead=True)
+        longest = max(map(self._priority.expected, self._priority.names), default=0.0)
+        ending = blocks_to_end(longest, self._budget.run_seconds / max(1, self._steps))
+        team.plan(step, names, ranks, gap=0 if step is None else then - step, ending=ending)
 
-    def _credit_of(self, team: Team, *, ahead: float = 0.0) -> float:
-        """Return the seconds of reading that all ranks may begin, once each has earned `ahead` more seconds."""
-        return sum(self._budget.credit_at(pace, ahead=ahead) for pace in team.paces) - self._under_way(elsewhere=True)
+    def _ranks_of(self, team: Team, *, ahead: float = 0.0) -> dict[int, Reads]:
+        """Return how each rank reads, once it has earned `ahead` more seconds of credit."""
+        under_way = {0: self._under_way()}
+        for due in self._due:
+            for name in due.elsewhere.names if due.elsewhere else ():
+                rank = due.owners[name]
+                under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
+        return team.reads(self._budget, under_way, self._priority.expected, ahead=ahead)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
         self._due.append(due)
         jobs = assigned.word.jobs
-        due.begun.update(name for job in jobs for name in job.names)
+        due.owners = {name: job.owner for job in jobs for name in job.names}
+        due.begun.update(due.owners)
         for name in due.begun:
             self._priority.begun(name, due.step)
         due.here += assigned.tasks
@@ -303,7 +323,7 @@ class ReadingPipeline:
         due.elsewhere = team.others(due.step, assigned)
         names = due.elsewhere.names if due.elsewhere else ()
         due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
-        due.until_step = self._steps + self._executor.longest_still
+        due.until_step = self._steps + steps_still(assigned.word.ending)
         if self._executor.on_the_spot:
             self._intake.collect(due)
 
@@ -362,3 +382,8 @@ class ReadingPipeline:
             extra=due.extra,
             screened=self._screening.as_of(due.step, self.latest),
         )
+
+
+def _credit_of(ranks: Mapping[int, Reads]) -> float:
+    """Return the seconds of reading that all ranks may begin together."""
+    return sum(max(0.0, reads.credit) for reads in ranks.values())

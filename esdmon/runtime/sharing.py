@@ -5,7 +5,8 @@ is given as much more.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
 from esdmon.runtime.coordination import Job
@@ -13,6 +14,20 @@ from esdmon.runtime.holdings import Entry, Holdings
 from esdmon.schedule.loads import Loads
 
 _ITEM = 4  # bytes of an element of a whole matrix, at most: in a training few have float64 weights
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """How a rank reads."""
+
+    pace: float
+    """Seconds of reading for each second of its budget."""
+    credit: float
+    """Seconds of reading that it may begin."""
+    seconds: Callable[[str], float]
+    """Returns the seconds that a reading of a matrix is expected to take."""
+    copies: bool = True
+    """Whether it copies what it reads, and so needs memory for that."""
 
 
 @final
@@ -31,33 +46,42 @@ class Sharing:
         """Replace the ranks."""
         self._loads.keep(ranks)
 
-    def share(self, names: Sequence[str], holdings: Holdings, paces: Mapping[int, float]) -> tuple[Job, ...]:
+    def share(self, names: Sequence[str], holdings: Holdings, ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
         """Return who reads what.
 
         Args:
-            names: matrices in order of priority; what does not fit into the memory for copies is left out.
+            names: matrices in order of priority. Left out is what does not fit into the memory for copies, and what
+                only ranks without credit can read, but for the first where nothing else is read.
             holdings: what all ranks hold.
-            paces: seconds of reading by rank for each second of its budget.
+            ranks: how each reads.
         """
         jobs = within(_grouped(names, holdings), holdings, self._most_bytes)
-        self._loads.paces = paces
         # Estimated, not measured: a rank whose readings fail at once would be given all of them.
         cost = {job: sum(holdings.matrices[name].seconds for name in job) for job in jobs}
+        self._loads.paces = {rank: reads.pace for rank, reads in ranks.items()}
+        self._loads.limit(max(cost.values(), default=0.0))
+        left = {rank: reads.credit for rank, reads in ranks.items()}
         copied: dict[int, int] = defaultdict(int)
         shared = []
         for job in sorted(jobs, key=lambda job: (-cost[job], job)):
             entry = holdings.matrices[job[0]]
             size = 0 if entry.parameters else _ITEM * entry.size
-            ranks = [rank for rank in entry.readers if self._has_room(rank, copied[rank], size)]
-            if ranks:
-                owner = self._loads.give(cost[job], ranks, _held(entry, holdings))
-                copied[owner] += size
+            able = [
+                rank
+                for rank in entry.readers
+                if left[rank] > 0 and (not copied[rank] or copied[rank] + size <= self._most_bytes)
+            ]
+            if able:
+                owner = self._loads.give(cost[job], able, _held(entry, holdings))
+                left[owner] -= sum(map(ranks[owner].seconds, job))
+                copied[owner] += size * ranks[owner].copies
                 shared.append(Job(owner, job, entry.parameters))
+        if jobs and not shared:
+            entry = holdings.matrices[jobs[0][0]]
+            shared.append(
+                Job(self._loads.give(cost[jobs[0]], entry.readers, _held(entry, holdings)), jobs[0], entry.parameters)
+            )
         return tuple(shared)
-
-    def _has_room(self, rank: int, copied: int, size: int) -> bool:
-        """Return whether a rank that reads beside its training has memory for another copy."""
-        return self._loads.paces.get(rank, 1.0) == 1 or not copied or copied + size <= self._most_bytes
 
 
 def within(jobs: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> list[tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from threading import Thread
 from typing import final
@@ -14,8 +14,9 @@ from esdmon.runtime.assignments import Assigned, Assignments
 from esdmon.runtime.coordination import Coordinator, Job, Role, Word
 from esdmon.runtime.gathering import Gathering
 from esdmon.runtime.holdings import Holdings, Table
-from esdmon.runtime.sharing import Sharing
+from esdmon.runtime.sharing import Reads, Sharing
 from esdmon.runtime.source import Answer, Task
+from esdmon.schedule.budget import Budget
 from esdmon.schedule.looks import between
 
 _log = logging.getLogger("esdmon")
@@ -56,6 +57,8 @@ class Team:
         self._roles: dict[int, Role] = {}
         self._sharing = Sharing(limits.copied_bytes)
         self._paces: dict[int, float] = {}
+        self._credits: dict[int, float] = {}
+        self._ending = 0
         self._version = 0
         self._given: set[str] = set()
         self._blamed: dict[int, dict[int, str]] = {}
@@ -69,10 +72,50 @@ class Team:
         self._local: Mapping[str, str] = {}
 
     @property
-    def paces(self) -> list[float]:
-        """Return of each rank that reads now its seconds of reading for each second of its budget."""
-        others = set(self._present) - self._paused - {0}
-        return [self._own.pace, *(self._paces.get(rank, 1.0) for rank in others)]
+    def stands_still(self) -> bool:
+        """Return whether there are times at which threads of some rank begin no reading."""
+        return any(table.stands_still for table in self._tables.values() if not table.has_left)
+
+    def earn(self, seconds: float, at_most: float) -> None:
+        """Add credit for each of the other ranks, as `Budget.earn` does for rank 0."""
+        for rank in self._readers:
+            most = at_most / self._pace(rank)
+            credit = self._credits.get(rank, 0.0) + seconds
+            self._credits[rank] = max(-self._limits.advance_seconds - most, min(most, credit))
+
+    def reads(
+        self, budget: Budget, under_way: Mapping[int, float], expected: Callable[[str], float], *, ahead: float
+    ) -> dict[int, Reads]:
+        """Return how each rank reads, of those that do.
+
+        Args:
+            budget: of rank 0.
+            under_way: by rank, the seconds of what it has not finished.
+            expected: returns the seconds that a reading is expected to take.
+            ahead: seconds of credit that each rank will have earned.
+        """
+        left = {0: budget.credit_at(self._own.pace, ahead=ahead)}
+        for rank in self._readers:
+            left[rank] = budget.credit_at(self._pace(rank), ahead=ahead, credit=self._credits.get(rank, 0.0))
+        return {
+            rank: Reads(self._pace(rank), credit - under_way.get(rank, 0.0), expected, copies=self._copies(rank))
+            for rank, credit in left.items()
+        }
+
+    @property
+    def _readers(self) -> set[int]:
+        """Return the ranks that read now, without rank 0."""
+        return set(self._present) - self._paused - {0}
+
+    def _pace(self, rank: int) -> float:
+        if not rank:
+            return self._own.pace
+        table = self._tables.get(rank)
+        return self._paces.get(rank, self._own.pace) if table is not None and table.stands_still else 1.0
+
+    def _copies(self, rank: int) -> bool:
+        table = self._tables.get(rank)
+        return table is not None and table.copies
 
     @property
     def timeout(self) -> float:
@@ -162,16 +205,22 @@ class Team:
         self._log_renamed()
         return True
 
-    def plan(self, step: int | None, names: Sequence[str], *, gap: int = 0) -> None:
+    def plan(
+        self, step: int | None, names: Sequence[str], ranks: Mapping[int, Reads], *, gap: int = 0, ending: int = 0
+    ) -> None:
         """Announce which of these matrices is read by whom at the due step after this one.
 
         Args:
             step: the due step; None before the first.
-            names: in order of priority; what does not fit into the memory for copies is left for later.
+            names: in order of priority; see `Sharing.share`.
+            ranks: how each reads.
             gap: the steps between due ones, as of the last two; 0 where that is not known.
+            ending: in how many blocks of steps readings end.
         """
+        self._ending = ending if self.stands_still else 0
         looks = self._escalates and self._has_elsewhere and not self._faults.disabled(_ASKED)
-        word = Word(self._version, self._assigned(names), between(gap, self._ranks.size) if looks else ())
+        after = between(gap, self._ranks.size) if looks else ()
+        word = Word(self._version, self._assigned(names, ranks), after, self._ending)
         self._ranks.assign(step, word)
 
     @property
@@ -179,11 +228,11 @@ class Team:
         """Return the step at which all ranks look next whether more is read; None before the next due step."""
         return None if self._faults.disabled(_ASKED) else self._own.looks.next
 
-    def ask(self, names: Sequence[str]) -> None:
+    def ask(self, names: Sequence[str], ranks: Mapping[int, Reads]) -> None:
         """Announce which of these matrices is read by whom at the next look. Once for each."""
         at = self.next_look
         if at is not None:
-            word = Word(self._version, self._assigned(names))
+            word = Word(self._version, self._assigned(names, ranks), (), self._ending)
             self._ranks.ask(at, word)
             self._asked = at, word
 
@@ -197,9 +246,9 @@ class Team:
         """Begin what was asked for at this look; None where nothing was."""
         return None if self._now is None else self._own.follow(self._now, step)
 
-    def _assigned(self, names: Sequence[str]) -> tuple[Job, ...]:
+    def _assigned(self, names: Sequence[str], ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
         """Return who reads what, and say who holds the parts of it."""
-        jobs = self._sharing.share(names, self.holdings, self._paces | {0: self._own.pace})
+        jobs = self._sharing.share(names, self.holdings, ranks)
         for parameter in {name for job in jobs for name in job.parameters} - self._given:
             self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
             self._given.add(parameter)
@@ -229,6 +278,8 @@ class Team:
         """
         answers = self._ranks.take_answers(step, ranks)
         self._paces |= answers.paces
+        for rank, seconds in answers.seconds.items():
+            self._credits[rank] = self._credits.get(rank, 0.0) - seconds / self._pace(rank)
         if step not in self._blamed:
             return answers.readings
         for rank in answers.missing:

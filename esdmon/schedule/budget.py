@@ -102,14 +102,16 @@ class Budget:
         """Return the seconds of reading that may be begun now; see `credit`."""
         return self.credit_at(self.pace)
 
-    def credit_at(self, pace: float, *, ahead: float = 0.0) -> float:
+    def credit_at(self, pace: float, *, ahead: float = 0.0, credit: float | None = None) -> float:
         """Return the seconds of reading that a rank with such a budget may begin; infinite without a limit.
 
         Args:
             pace: of the rank.
             ahead: seconds that will be earned until then.
+            credit: what the rank has earned and not spent; None for this one's.
         """
-        return self.credit + ahead + (pace - 1) * max(0.0, self._credit + ahead)
+        own = self._credit if credit is None else credit
+        return self.credit - self._credit + own + ahead + (pace - 1) * max(0.0, own + ahead)
 
     @property
     def pace(self) -> float:

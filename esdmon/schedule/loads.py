@@ -25,6 +25,15 @@ class Loads:
         least = min(self._loads.values(), default=0.0)
         self._loads = {rank: self._loads.get(rank, least) for rank in ranks}
 
+    def limit(self, seconds: float) -> None:
+        """Let no rank be ahead of the least loaded one by more than a reading of so many seconds at its present pace.
+
+        What a rank was given while it read more slowly would count for ever.
+        """
+        least = min(self._loads.values(), default=0.0)
+        for rank, load in self._loads.items():
+            self._loads[rank] = min(load, least + seconds / self.paces.get(rank, 1.0))
+
     def give(self, seconds: float, ranks: Iterable[int], held: Mapping[int, int] | None = None) -> int:
         """Give a reading to the rank with the least load, of several to the one that holds most of it; return it.
 

@@ -6,11 +6,13 @@ blocks in which none did, δ = median(reading) / median(still) − 1, with the e
 Where δ is above the budget by more than its error, the threads are halved; where it is as clearly below, there is one
 more.
 
-The ranks of a job wait for each other in each step, so that each of them loses what the readings of any cost. There all
-ranks stand still in the same blocks, and only these are compared: δ is what the readings of all ranks cost, and each
-rank halves its threads where it is too much. Nothing is exchanged for this, since all ranks count the same steps.
+The ranks of a job wait for each other in each step, so that each of them loses what the readings of any cost. There
+all ranks stand still in the same blocks: for as many as the longest reading takes to end, as rank 0 says, and one
+more, which is compared. So δ is what the readings of all ranks cost, and each rank halves its threads where it is too
+much. All ranks count the same steps, also those that have no idle core: their one thread stands still too.
 """
 
+import math
 import statistics
 import time
 from collections import deque
@@ -22,12 +24,21 @@ _BLOCK = 20  # steps; this and what follows is our choice
 _KEPT = 20  # blocks of each kind that are compared
 _FEWEST = 4  # blocks of each kind before anything is concluded
 _STILL = 4  # one block in so many stands still, where no others do
-_CYCLE = _STILL + 1  # blocks of a job of several ranks: three that read, one in which readings end, one that is still
-LONGEST_STILL = 3 * _BLOCK
-"""Steps that threads may stand still: until what they read is finished, and then for a whole block."""
+MOST_ENDING = 8
+"""Blocks at most in which the readings of a job end before one is measured: longer readings are not. Our choice."""
 _RETRY = 50  # blocks until reading beside the training is tried again, where it had cost too much
 _MUCH = 4  # times the budget, from which no thread is left
 _MAD = 1.4826  # times the median absolute deviation is the standard deviation of normal numbers
+
+
+def blocks_to_end(seconds: float, step_seconds: float) -> int:
+    """Return in how many blocks of steps a reading of so many seconds ends, 1 to `MOST_ENDING`."""
+    return max(1, min(MOST_ENDING, math.ceil(seconds / (_BLOCK * step_seconds)))) if step_seconds > 0 else 1
+
+
+def steps_still(ending: int) -> int:
+    """Return how many steps a thread may stand still where readings end in so many blocks; 0 where none ever does."""
+    return _BLOCK * (ending + 2) if ending else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,8 @@ class Workers:
         """Share of a block that is lost, as last known."""
         self._blocks_until_retry = 0
         self._without_still = 0
+        self.ending = 1
+        """Blocks in which readings end before one is measured, where other ranks read too."""
         self.stands_still = False
         """True while no thread may begin to read, so that steps without it are measured."""
 
@@ -109,33 +122,34 @@ class Workers:
         self._busy_steps += is_busy
         if self._steps < _BLOCK:
             return 0.0
-        is_measured = self.stands_still and not self._busy_steps
         lost = 0.0 if self._is_dropped else self._compare(self._clock() - self._since)
         self._adjust()
         self._blocks += 1
         self._begin_block()
-        self.stands_still = self.count > 0 and (self._is_turn() or self.stands_still) and not is_measured
+        if self._with_ranks:
+            self.stands_still = self._place() >= _STILL - 1
+        else:
+            self.stands_still = self.count > 0 and self._without_still >= _STILL - 1
         return lost
 
     def wait(self) -> None:
         """Drop the block that is measured: the training waits for readings."""
         self.stands_still, self._is_dropped = False, True
 
-    def _is_turn(self) -> bool:
-        """Return whether steps without readings are to be measured now."""
-        if self._with_ranks:
-            return self._blocks % _CYCLE == _STILL - 1
-        return self._without_still >= _STILL - 1
+    def _place(self) -> int:
+        """Return the place of this block among those of a job: some that read, some in which readings end, a still."""
+        return self._blocks % (_STILL + self.ending)
 
     def _compare(self, seconds: float) -> float:
         """Take note of a block of so many seconds, and return those that it has lost."""
         if self._busy_steps == self._steps:
-            self._reading.append(seconds / self._steps)
+            if not (self._with_ranks and self.stands_still):  # then fewer of the others read
+                self._reading.append(seconds / self._steps)
             self._without_still += 1
             if self.slow_down is not None:
                 self._lost = max(0.0, self.slow_down.share)
             return self._lost * seconds if self.count else 0.0
-        if not self._busy_steps and (self.stands_still or not self._with_ranks):
+        if not self._busy_steps and (not self._with_ranks or self._place() == _STILL - 1 + self.ending):
             self._still.append(seconds / self._steps)
             self._without_still = 0
         return 0.0

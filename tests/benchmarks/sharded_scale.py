@@ -14,6 +14,7 @@ from esdmon.limits import Limits
 from esdmon.runtime.assignments import Assignments
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.holdings import Listed, Part, Table
+from esdmon.runtime.sharing import Reads
 from esdmon.runtime.team import Team
 from esdmon.schedule.fragments import Fragment
 
@@ -108,10 +109,11 @@ def simulate(ranks: int) -> str:
     joined = time.process_time() - start
     store.taken()
     names = list(team.holdings.matrices)
-    team.plan(100, names[:READ])
+    reads = {rank: Reads(1.0, math.inf, lambda _name: 1.0) for rank in range(ranks)}
+    team.plan(100, names[:READ], reads)
     start = time.process_time()
     team.look()
-    team.plan(200, names[READ : 2 * READ], gap=EVERY)
+    team.plan(200, names[READ : 2 * READ], reads, gap=EVERY)
     leads = time.process_time() - start
     _, said = store.taken()
     for other in others:  # what each does in its hook

@@ -9,9 +9,9 @@ gate, up and down in each block, 16 bits an element. A hook that copies a matrix
 thread that reads slows steps by 0.03 % (a reading of 4096 × 4096 on a core cost a run on an H100 at most 1 ms; see
 docs/scale.md). Of idle cores half are used. "Cheapest first, one core" is how it was before all this.
 
-In a job of 8 or 64 ranks whose weights are sharded, a thread fetches the parts of a weight at 1 GB/s before it reads
-it, each thread of any rank slows the steps of all, and each rank has so many idle cores. "Charged in full" is how it
-was before: one thread on each rank, whose seconds are those of the budget.
+In a job of 8 or 64 ranks, 8 on a host, whose weights are sharded, a thread fetches the parts of a weight at 1 GB/s
+before it reads it, the threads of a host slow its steps, and with them those of the job, and each rank has so many
+idle cores. "Charged in full" is how it was before: one thread on each rank, whose seconds are those of the budget.
 
 A screening reads a weight five times at 15 GB/s in the hook, in float32 (seen on one core); or it takes 0.5 ms of the
 hook, where weights are on a GPU (not measured). "Norms" is when ‖W‖_F and λmax of all matrices were known first, with

@@ -1,5 +1,6 @@
 """Who reads what, where some ranks read faster than others and memory is bounded; and memory that threads share."""
 
+import math
 import threading
 from collections import Counter
 from contextlib import nullcontext
@@ -8,7 +9,7 @@ import pytest
 
 from esdmon.runtime.holdings import Holdings, Listed, Part, Table, join
 from esdmon.runtime.room import Room
-from esdmon.runtime.sharing import Sharing
+from esdmon.runtime.sharing import Reads, Sharing
 from esdmon.schedule.fragments import Fragment
 
 NAMES = [f"w{place}" for place in range(40)]
@@ -37,39 +38,60 @@ def halves() -> Holdings:
     )
 
 
-def counts(sharing: Sharing, holdings: Holdings, paces: dict[int, float], times: int = 1) -> Counter[int]:
-    return Counter(job.owner for _ in range(times) for job in sharing.share(NAMES, holdings, paces))
+def reading(*paces: float, credit: float = math.inf, copies: bool = True) -> dict[int, Reads]:
+    """Ranks that read at these paces, each reading a second."""
+    return {rank: Reads(pace, credit, lambda _name: 1.0, copies=copies) for rank, pace in enumerate(paces)}
+
+
+def counts(sharing: Sharing, holdings: Holdings, ranks: dict[int, Reads], times: int = 1) -> Counter[int]:
+    return Counter(job.owner for _ in range(times) for job in sharing.share(NAMES, holdings, ranks))
+
+
+def sharing_of(ranks: int, most_bytes: int = 1 << 20) -> Sharing:
+    sharing = Sharing(most_bytes)
+    sharing.keep(range(ranks))
+    return sharing
 
 
 @pytest.mark.parametrize("holdings", [whole(2), halves()], ids=["whole", "halves"])
 def test_a_rank_that_reads_faster_is_given_more(holdings: Holdings) -> None:
-    sharing = Sharing(1 << 20)
-    sharing.keep([0, 1])
-    assert counts(sharing, holdings, {}) == {0: 20, 1: 20}
-    shared = counts(sharing, holdings, {0: 1.0, 1: 300.0}, times=15)
+    """And as much as the others soon after it reads as fast as they do."""
+    sharing = sharing_of(2)
+    assert counts(sharing, holdings, reading(1, 1)) == {0: 20, 1: 20}
+    shared = counts(sharing, holdings, reading(1, 300), times=15)
     assert shared[1] == pytest.approx(598, abs=2)
+    assert counts(sharing, holdings, reading(1, 1), times=2)[0] >= 39
+    slow = counts(sharing, holdings, reading(300, 1), times=3)
+    assert slow[0] == pytest.approx(120, abs=2)
+    assert counts(sharing, holdings, reading(300, 300))[0] == pytest.approx(20, abs=1)
 
 
-def test_whole_copies_fit_into_the_memory_of_a_rank_that_reads_beside_the_training() -> None:
+def test_a_rank_without_credit_is_given_nothing() -> None:
+    """Nor what it alone could read, but one where nothing else is read."""
+    first = Reads(1.0, 3.0, lambda _name: 1.0)
+    second = Reads(300.0, -1.0, lambda _name: 1.0)
+    assert counts(sharing_of(2), whole(2), {0: first, 1: second}) == {0: 3}
+    only = join({1: Table(1, "", {name: Listed(1.0, (), "", 100) for name in NAMES}, {})})
+    jobs = sharing_of(2).share(NAMES, only, {0: first, 1: second})
+    assert [(job.owner, job.names) for job in jobs] == [(1, ("w0",))]
+
+
+def test_whole_copies_fit_into_the_memory_of_a_rank() -> None:
     """Of 400 bytes each: what is left out is planned again for the next due step."""
-    sharing = Sharing(1999)
-    sharing.keep([0, 1, 2])
-    assert counts(sharing, whole(3), {0: 100.0, 1: 100.0, 2: 50.0}) == {0: 4, 1: 4, 2: 4}
-    assert counts(sharing, whole(3, size=5000), {0: 100.0, 1: 100.0, 2: 100.0}) == {0: 1, 1: 1, 2: 1}
+    for paces in ((100, 100, 50), (1, 1, 1)):
+        assert counts(sharing_of(3, 1999), whole(3), reading(*paces)) == {0: 4, 1: 4, 2: 4}
+        assert counts(sharing_of(3, 1999), whole(3, size=5000), reading(*paces)) == {0: 1, 1: 1, 2: 1}
 
 
 def test_a_rank_that_finishes_each_reading_in_its_hook_needs_no_memory() -> None:
-    sharing = Sharing(1999)
-    sharing.keep([0, 1])
-    assert sum(counts(sharing, whole(2), {}).values()) == len(NAMES)
+    assert sum(counts(sharing_of(2, 1999), whole(2), reading(1, 1, copies=False)).values()) == len(NAMES)
 
 
 def test_a_new_rank_is_not_given_all_that_the_others_have_read_before() -> None:
-    sharing = Sharing(1 << 20)
-    sharing.keep([0])
-    counts(sharing, whole(1), {}, times=10)
+    sharing = sharing_of(1)
+    counts(sharing, whole(1), reading(1), times=10)
     sharing.keep([0, 1])
-    assert counts(sharing, whole(2), {}) == {0: 20, 1: 20}
+    assert counts(sharing, whole(2), reading(1, 1)) == {0: 20, 1: 20}
 
 
 def test_threads_hold_no_more_than_there_is_room_for() -> None:
