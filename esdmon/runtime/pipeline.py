@@ -173,7 +173,7 @@ class ReadingPipeline:
         most = _SWEEPS * self._priority.sweep
         earned = self._budget.earn(at_most=most)
         if self._team is not None:
-            self._team.earn(earned, most)
+            self._team.capacities.earn(earned, most)
         return earned
 
     def _under_way(self) -> float:
@@ -304,7 +304,7 @@ class ReadingPipeline:
             for name in due.elsewhere.names if due.elsewhere else ():
                 rank = due.owners[name]
                 under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
-        return team.reads(self._budget, under_way, self._priority.expected, ahead=ahead)
+        return team.capacities.reads(self._budget, under_way, self._priority.expected, ahead=ahead)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import final
 
 from esdmon.runtime.coordination import Job
-from esdmon.runtime.holdings import Entry, Holdings
+from esdmon.runtime.holdings import Entry, Holdings, Table
+from esdmon.schedule.budget import Budget
 from esdmon.schedule.loads import Loads
 
 _ITEM = 4  # bytes of an element of a whole matrix, at most: in a training few have float64 weights
@@ -28,6 +29,66 @@ class Reads:
     """Returns the seconds that a reading of a matrix is expected to take."""
     copies: bool = True
     """Whether it copies what it reads, and so needs memory for that."""
+
+
+@final
+class Capacities:
+    """How each rank of a job reads; rank 0 keeps the budget of each, since it plans for all.
+
+    Args:
+        own_pace: returns the seconds of reading of rank 0 for each second of its budget.
+        advance: seconds that may be spent before they are earned.
+    """
+
+    def __init__(self, own_pace: Callable[[], float], *, advance: float) -> None:
+        self._own_pace = own_pace
+        self._advance = advance
+        self._tables: Mapping[int, Table] = {}
+        self._paces: dict[int, float] = {}
+        self._credits: dict[int, float] = {}
+
+    def keep(self, tables: Mapping[int, Table]) -> None:
+        """Replace the ranks that read."""
+        self._tables = tables
+
+    def pace(self, rank: int) -> float:
+        """Return the pace of a rank, as it has answered; before that, that of rank 0."""
+        if not rank:
+            return self._own_pace()
+        has_threads = rank in self._tables and self._tables[rank].stands_still
+        return self._paces.get(rank, self._own_pace()) if has_threads else 1.0
+
+    def earn(self, seconds: float, at_most: float) -> None:
+        """Add credit for each of the other ranks, as `Budget.earn` does for rank 0."""
+        for rank in self._tables.keys() - {0}:
+            most = at_most / self.pace(rank)
+            credit = self._credits.get(rank, 0.0) + seconds
+            self._credits[rank] = max(-self._advance - most, min(most, credit))
+
+    def answered(self, paces: Mapping[int, float], seconds: Mapping[int, float]) -> None:
+        """Take note, by rank, of how fast it reads and of what its readings have taken."""
+        self._paces |= paces
+        for rank, taken in seconds.items():
+            self._credits[rank] = self._credits.get(rank, 0.0) - taken / self.pace(rank)
+
+    def reads(
+        self, budget: Budget, under_way: Mapping[int, float], expected: Callable[[str], float], *, ahead: float
+    ) -> dict[int, Reads]:
+        """Return how each rank reads now.
+
+        Args:
+            budget: of rank 0.
+            under_way: by rank, the seconds of what it has not finished.
+            expected: returns the seconds that a reading is expected to take.
+            ahead: seconds of credit that each rank will have earned.
+        """
+        reads = {}
+        for rank in self._tables.keys() | {0}:
+            own = self._credits.get(rank, 0.0) if rank else None
+            credit = budget.credit_at(self.pace(rank), ahead=ahead, credit=own) - under_way.get(rank, 0.0)
+            copies = rank in self._tables and self._tables[rank].copies
+            reads[rank] = Reads(self.pace(rank), credit, expected, copies=copies)
+        return reads
 
 
 @final

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from threading import Thread
 from typing import final
@@ -14,9 +14,8 @@ from esdmon.runtime.assignments import Assigned, Assignments
 from esdmon.runtime.coordination import Coordinator, Job, Role, Word
 from esdmon.runtime.gathering import Gathering
 from esdmon.runtime.holdings import Holdings, Table
-from esdmon.runtime.sharing import Reads, Sharing
+from esdmon.runtime.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.source import Answer, Task
-from esdmon.schedule.budget import Budget
 from esdmon.schedule.looks import between
 
 _log = logging.getLogger("esdmon")
@@ -56,8 +55,8 @@ class Team:
         self._paused: frozenset[int] = frozenset()
         self._roles: dict[int, Role] = {}
         self._sharing = Sharing(limits.copied_bytes)
-        self._paces: dict[int, float] = {}
-        self._credits: dict[int, float] = {}
+        self.capacities = Capacities(lambda: own.pace, advance=limits.advance_seconds)
+        """How each rank reads."""
         self._ending = 0
         self._version = 0
         self._given: set[str] = set()
@@ -75,47 +74,6 @@ class Team:
     def stands_still(self) -> bool:
         """Return whether there are times at which threads of some rank begin no reading."""
         return any(table.stands_still for table in self._tables.values() if not table.has_left)
-
-    def earn(self, seconds: float, at_most: float) -> None:
-        """Add credit for each of the other ranks, as `Budget.earn` does for rank 0."""
-        for rank in self._readers:
-            most = at_most / self._pace(rank)
-            credit = self._credits.get(rank, 0.0) + seconds
-            self._credits[rank] = max(-self._limits.advance_seconds - most, min(most, credit))
-
-    def reads(
-        self, budget: Budget, under_way: Mapping[int, float], expected: Callable[[str], float], *, ahead: float
-    ) -> dict[int, Reads]:
-        """Return how each rank reads, of those that do.
-
-        Args:
-            budget: of rank 0.
-            under_way: by rank, the seconds of what it has not finished.
-            expected: returns the seconds that a reading is expected to take.
-            ahead: seconds of credit that each rank will have earned.
-        """
-        left = {0: budget.credit_at(self._own.pace, ahead=ahead)}
-        for rank in self._readers:
-            left[rank] = budget.credit_at(self._pace(rank), ahead=ahead, credit=self._credits.get(rank, 0.0))
-        return {
-            rank: Reads(self._pace(rank), credit - under_way.get(rank, 0.0), expected, copies=self._copies(rank))
-            for rank, credit in left.items()
-        }
-
-    @property
-    def _readers(self) -> set[int]:
-        """Return the ranks that read now, without rank 0."""
-        return set(self._present) - self._paused - {0}
-
-    def _pace(self, rank: int) -> float:
-        if not rank:
-            return self._own.pace
-        table = self._tables.get(rank)
-        return self._paces.get(rank, self._own.pace) if table is not None and table.stands_still else 1.0
-
-    def _copies(self, rank: int) -> bool:
-        table = self._tables.get(rank)
-        return table is not None and table.copies
 
     @property
     def timeout(self) -> float:
@@ -202,6 +160,8 @@ class Team:
         self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in self.holdings.matrices.values())
         self._given.clear()
         self._sharing.keep(self._tables)
+        reading = set(self._present) - self._paused
+        self.capacities.keep({rank: table for rank, table in self._tables.items() if rank in reading})
         self._log_renamed()
         return True
 
@@ -277,9 +237,7 @@ class Team:
         Between due steps a rank may have missed the word.
         """
         answers = self._ranks.take_answers(step, ranks)
-        self._paces |= answers.paces
-        for rank, seconds in answers.seconds.items():
-            self._credits[rank] = self._credits.get(rank, 0.0) - seconds / self._pace(rank)
+        self.capacities.answered(answers.paces, answers.seconds)
         if step not in self._blamed:
             return answers.readings
         for rank in answers.missing:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from esdmon.limits import Limits
 from esdmon.runtime.coordination import Job
 from esdmon.runtime.holdings import Holdings, Listed, Part, Table, join
-from esdmon.runtime.sharing import Reads, Sharing
+from esdmon.runtime.sharing import Capacities, Sharing
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.fragments import Fragment
 from esdmon.schedule.priority import ReadPriority
@@ -77,56 +77,34 @@ def holdings_of(shapes: Mapping[str, tuple[int, int]], ranks: int) -> Holdings:
 
 
 @dataclass
-class Ledger:
-    """What rank 0 knows of all ranks: how fast they read, what they may begin, and what they have not finished."""
+class UnderWay:
+    """What ranks have begun and not answered."""
 
     ranks: Sequence[Rank]
-    budget: Budget
     seconds: Mapping[str, float]
-    credits: dict[int, float] = field(default_factory=dict)
-    paces: dict[int, float] = field(default_factory=dict)
-    under_way: dict[str, int] = field(default_factory=dict)
-
-    def pace(self, place: int) -> float:
-        """As it has answered; before that, that of rank 0."""
-        return self.paces.get(place, self.ranks[0].pace) if place else self.ranks[0].pace
-
-    def earn(self, seconds: float, at_most: float) -> None:
-        """As `Team.earn`."""
-        for place in range(1, len(self.ranks)):
-            most = at_most / self.pace(place)
-            credit = self.credits.get(place, 0.0) + seconds
-            self.credits[place] = max(-Limits().advance_seconds - most, min(most, credit))
+    owners: dict[str, int] = field(default_factory=dict)
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Let each rank begin what it was assigned, of one matrix each."""
-        self.under_way |= {job.names[0]: job.owner for job in jobs}
+        self.owners |= {job.names[0]: job.owner for job in jobs}
         for place in {job.owner for job in jobs}:
             self.ranks[place].begin([job.names[0] for job in jobs if job.owner == place], self.seconds)
 
-    def answered(self, place: int, name: str) -> None:
-        """Take a reading up."""
-        del self.under_way[name]
-        self.paces[place] = self.ranks[place].pace
-        if place:
-            self.credits[place] = self.credits.get(place, 0.0) - self.seconds[name] / self.pace(place)
-        else:
-            self.budget.read(self.seconds[name])
+    def step(self, now: float) -> list[tuple[int, str]]:
+        """Count a step, and return what is answered by now, with the rank."""
+        for rank in self.ranks:
+            rank.threads.workers.step(is_busy=bool(rank.threads.running))
+        found = [(place, name) for place, rank in enumerate(self.ranks) for name in rank.answered(now)]
+        for _, name in found:
+            del self.owners[name]
+        return found
 
-    def reads(self, ahead: float) -> dict[int, Reads]:
-        """As `Team.reads`."""
+    def by_rank(self) -> dict[int, float]:
+        """Return the seconds of each rank."""
         left = dict.fromkeys(range(len(self.ranks)), 0.0)
-        for name, place in self.under_way.items():
+        for name, place in self.owners.items():
             left[place] += self.seconds[name]
-        own = {place: self.credits.get(place, 0.0) if place else None for place in left}
-        return {
-            place: Reads(
-                self.pace(place),
-                self.budget.credit_at(self.pace(place), ahead=ahead, credit=own[place]) - waiting,
-                self.seconds.__getitem__,
-            )
-            for place, waiting in left.items()
-        }
+        return left
 
 
 def simulate_ranks(
@@ -152,15 +130,17 @@ def simulate_ranks(
     turns = ReadPriority(costs)
     sharing = Sharing(Limits().copied_bytes)
     sharing.keep(range(model.ranks))
-    ledger = Ledger(ranks, budget, seconds)
+    under_way = UnderWay(ranks, seconds)
+    capacities = Capacities(lambda: ranks[0].pace, advance=Limits().advance_seconds)
+    capacities.keep({place: Table(place, "", {}, {}, copies=True, stands_still=True) for place in range(model.ranks)})
     budget.start()
     norms = Norms(clock, [*costs], Screened(clock, {}))
     read: dict[str, float] = {}
 
     def plan(then: int, ahead: float) -> Sequence[Job]:
-        reads = ledger.reads(ahead)
+        reads = capacities.reads(budget, under_way.by_rank(), seconds.__getitem__, ahead=ahead)
         credit = sum(max(0.0, each.credit) for each in reads.values())
-        return sharing.share(turns.choose(then, credit, without=ledger.under_way, ahead=True), holdings, reads)
+        return sharing.share(turns.choose(then, credit, without=under_way.owners, ahead=True), holdings, reads)
 
     planned = plan(every, 0.0)
     lost = 0.0
@@ -168,28 +148,28 @@ def simulate_ranks(
         slow = step * SLOWER * _most_of_a_host(ranks)
         lost += slow
         clock.now += step + slow
-        for place, rank in enumerate(ranks):
-            rank.threads.workers.step(is_busy=bool(rank.threads.running))
-            for name in rank.answered(clock.now):
-                ledger.answered(place, name)
-                turns.took(name, costs[name])
-                read.setdefault(name, clock.now)
-                norms.read[name] = clock.now
+        for place, name in under_way.step(clock.now):
+            turns.took(name, costs[name])
+            read.setdefault(name, clock.now)
+            norms.read[name] = clock.now
+            if place:
+                capacities.answered({place: ranks[place].pace}, {place: seconds[name]})
+            else:
+                budget.read(seconds[name])
         if at % every:
             continue
         earned = budget.earn(at_most=2 * turns.sweep)
-        ledger.earn(earned, 2 * turns.sweep)
+        capacities.earn(earned, 2 * turns.sweep)
         turns.pass_by()
         for name in turns.to_look_at():
             turns.looked(name, at, DRIFT, trainable=True)
         norms.look()
-        ledger.begin(planned)
+        under_way.begin(planned)
         for job in planned:
             turns.begun(job.names[0], at)
             clock.now += BLOCKED
             lost += BLOCKED
-        for rank in ranks:
-            rank.threads.finished(clock.now)
+        _begin_all(ranks, clock.now)
         planned = plan(at + every, earned) if max(len(rank.answers) for rank in ranks) < 4 else ()
         if (len(read) == len(costs) and clock.now > 2 * until(read, costs, None)) or clock.now > limit:
             break
@@ -200,6 +180,11 @@ def simulate_ranks(
 def _rank(sizes: Mapping[str, int], idle: int, share: float, clock: Clock, is_charged_in_full: bool) -> Rank:  # noqa: FBT001
     workers = Workers(share, lambda _own: idle // 2, with_ranks=True, clock=clock)
     return Rank(Threads(workers, sizes), share, is_charged_in_full)
+
+
+def _begin_all(ranks: Sequence[Rank], now: float) -> None:
+    for rank in ranks:
+        rank.done.update(rank.threads.finished(now))
 
 
 def _most_of_a_host(ranks: Sequence[Rank]) -> int:

@@ -31,7 +31,7 @@ class Job:
     def passes(self, seconds: float, at_most: float = 1e6) -> None:
         """Let a job train, and both ranks earn credit."""
         self.clock.passes(seconds)
-        self.team.earn(self.budget.earn(at_most), at_most)
+        self.team.capacities.earn(self.budget.earn(at_most), at_most)
 
     def answers(self, step: int, seconds: float, pace: float) -> None:
         """Rank 1 has read its weight."""
@@ -39,7 +39,7 @@ class Job:
         self.team._take(step, [1])
 
     def reads(self, under_way: float = 0.0) -> dict[int, Reads]:
-        return self.team.reads(self.budget, {1: under_way}, lambda _name: 1.0, ahead=0.0)
+        return self.team.capacities.reads(self.budget, {1: under_way}, lambda _name: 1.0, ahead=0.0)
 
 
 def test_each_rank_is_charged_what_it_has_read() -> None:

@@ -84,7 +84,7 @@ def watched(make: Callable[[], nn.Module], *, meeting: bool = False, **options: 
             for name, layer in sorted(layers.items())
         },
         "seconds": sum(report.seconds for report in sink.reports),
-        "paces": [teams[0]._pace(rank) for rank in (0, 1)] if teams else [],
+        "paces": [teams[0].capacities.pace(rank) for rank in (0, 1)] if teams else [],
         "peak": own[0].room.peak_bytes,
         "most": meets.most,
         "dropped": monitor.dropped,
