@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import threading
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,10 @@ from esdmon.errors import InputError
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.runtime import pool as pools
-from esdmon.runtime.memory import available_bytes
 from esdmon.runtime.pool import Pool
 from esdmon.runtime.reader import Reader
 from esdmon.spectrum import Measure, Spectrum
-from esdmon.spectrum.lapack import _openblas, in_one_thread
+from esdmon.spectrum.lapack import _one_thread, _openblas, in_one_thread
 from esdmon.weights import Transfers, solve_lapack
 from tests.runtime.worker_processes import LONG, Pids
 from tests.simulated_device import SimulatedDevice
@@ -234,14 +233,29 @@ def test_the_blas_of_this_process_computes_in_one_thread_meanwhile() -> None:
         set_threads(before)
 
 
-def test_the_memory_of_a_container_counts(tmp_path: Path) -> None:
-    """Files that it keeps in memory can be dropped."""
-    memory = tmp_path / "meminfo"
-    memory.write_text("MemTotal: 100 kB\nMemAvailable:     64 kB\n")
-    assert available_bytes(memory=memory, group=tmp_path) == 65536
-    for name, text in (("max", "30000\n"), ("current", "20000\n"), ("stat", "anon 12\ninactive_file 5000\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
-    assert available_bytes(memory=memory, group=tmp_path) == 15000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(memory=memory, group=tmp_path) == 65536
-    assert available_bytes(memory=tmp_path / "none", group=tmp_path) == math.inf
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_process_that_is_forked_off_has_all_threads_of_the_blas() -> None:
+    """Whether another thread's block is open, or was being opened, or its own, which it leaves there."""
+    set_threads, get_threads = _openblas("set_num_threads"), _openblas("get_num_threads")
+    assert set_threads is not None, "scipy of PyPI on Linux has OpenBLAS"
+    assert get_threads is not None
+    before = get_threads()
+    set_threads(2)
+    try:
+        with in_one_thread(), _one_thread.lock:
+            child = os.fork()
+            if not child:
+                status = 1
+                with suppress(BaseException):
+                    signal.alarm(int(LONG))  # a lock that nobody opens would hold it for ever
+                    seen = [get_threads()]
+                    with in_one_thread():
+                        seen.append(get_threads())
+                    seen.append(get_threads())
+                    status = int(seen != [2, 1, 2])
+                os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        assert get_threads() == 2
+    finally:
+        set_threads(before)
