@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import threading
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -243,14 +243,17 @@ def test_a_process_that_is_forked_off_has_all_threads_of_the_blas() -> None:
     before = get_threads()
     set_threads(2)
     try:
-        with in_one_thread(), _one_thread.lock:
-            child = os.fork()
+        with ExitStack() as blocks:
+            blocks.enter_context(in_one_thread())
+            with _one_thread.lock:
+                child = os.fork()
             if not child:
                 status = 1
                 with suppress(BaseException):
                     signal.alarm(int(LONG))  # a lock that nobody opens would hold it for ever
                     seen = [get_threads()]
                     with in_one_thread():
+                        blocks.close()
                         seen.append(get_threads())
                     seen.append(get_threads())
                     status = int(seen != [2, 1, 2])
