@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Literal, final
 
 from esdmon.limits import Limits
+
+During = Literal["training", "replay", "reading"]
 
 _log = logging.getLogger("esdmon")
 
@@ -60,12 +62,13 @@ class Faults:
     Args:
         strict: raise instead, for tests and for finding a fault.
         limits: the counts above, and from when a call is logged as slow.
-        is_replay: the parts are called on a finished run: no step is due, so what is paused is not tried again.
+        during: what calls the parts, for the words of log lines: a training; the replay of a finished run; or the
+            reading of a model that is read once. In the last two no step is due, so what is paused is not tried again.
     """
 
-    def __init__(self, *, strict: bool = False, limits: Limits | None = None, is_replay: bool = False) -> None:
+    def __init__(self, *, strict: bool = False, limits: Limits | None = None, during: During = "training") -> None:
         self.strict = strict
-        self._is_replay = is_replay
+        self._during = during
         self._limits = limits or Limits()
         self._breakers: dict[str, _Breaker] = {}
         self._slow: set[str] = set()
@@ -126,17 +129,7 @@ class Faults:
         breaker = self._breakers.get(who)
         if breaker is None:
             breaker = self._breakers[who] = _Breaker(Fault(who, message, step))
-            if self._is_replay:
-                _log.warning(
-                    "esdmon: %s failed at step %d: %s. The replay goes on without what it finds there.",
-                    who,
-                    step,
-                    message,
-                )
-            else:
-                _log.warning(
-                    "esdmon: %s failed at step %d: %s. Training goes on, and it is tried again.", who, step, message
-                )
+            self._log_first(breaker.fault)
         else:
             before = breaker.fault
             breaker.fault = Fault(who, message, step, before.count + 1, before.in_a_row + 1)
@@ -153,15 +146,35 @@ class Faults:
             _log.warning("esdmon: %s works again%s, after %d failures.", who, at, breaker.fault.in_a_row)
         breaker.fault = replace(breaker.fault, in_a_row=0)
 
+    def _log_first(self, fault: Fault) -> None:
+        who, step, message = fault.who, fault.step, fault.message
+        if self._during == "replay":
+            _log.warning(
+                "esdmon: %s failed at step %d: %s. The replay goes on without what it finds there.", who, step, message
+            )
+        elif self._during == "reading":
+            _log.warning("esdmon: %s failed: %s. Reading goes on without it.", who, message)
+        else:
+            _log.warning(
+                "esdmon: %s failed at step %d: %s. Training goes on, and it is tried again.", who, step, message
+            )
+
     def _pause(self, breaker: _Breaker) -> None:
         fault, last, limits = breaker.fault, breaker.pause, self._limits
         has_worked_for_long = fault.in_a_row == limits.failures and self._now - breaker.until > last
         pause = limits.first_pause if not last or has_worked_for_long else min(limits.longest_pause, 2 * last)
         breaker.pause, breaker.until = pause, self._now + pause
-        if self._is_replay:
+        if self._during == "replay":
             _log.warning(
                 "esdmon: %s has failed %d times in a row and is not checked in the rest of this run, so its alerts are "
                 "missing. Mend it, and replay the run again.",
+                fault.who,
+                fault.in_a_row,
+            )
+        elif self._during == "reading":
+            _log.warning(
+                "esdmon: %s has failed %d times in a row and is not used for the rest of this model, so its values are "
+                "missing there. Mend it, and read the model again.",
                 fault.who,
                 fault.in_a_row,
             )

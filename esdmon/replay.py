@@ -53,7 +53,7 @@ def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     alerts: list[Alert] = []
     for each, report in reports_by_run(run):
         if each not in managers:
-            managers[each] = AlertManager(rules, faults=Faults(is_replay=True))
+            managers[each] = AlertManager(rules, faults=Faults(during="replay"))
         alerts += managers[each].take(report, time=math.nan)
     return alerts
 

@@ -170,3 +170,16 @@ def test_a_part_that_works_again_is_forgiven() -> None:
                 raise OSError(step)
     (fault,) = faults
     assert (fault.count, fault.disabled) == (7, False)
+
+
+def test_what_fails_while_a_model_is_read_once(caplog: pytest.LogCaptureFixture) -> None:
+    """There are no steps and no training, and what is paused stays so."""
+    faults = Faults(during="reading")
+    tries(faults, 3)
+    assert faults.disabled("sink console")
+    first, last = messages(caplog)
+    assert first == "esdmon: sink console failed: OSError: no space left. Reading goes on without it."
+    assert last == (
+        "esdmon: sink console has failed 3 times in a row and is not used for the rest of this model, so its values "
+        "are missing there. Mend it, and read the model again."
+    )

@@ -1,20 +1,41 @@
 """Look how much memory this process may still take."""
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-_GROUP = Path("/sys/fs/cgroup")  # of version 2
 _MEMORY = Path("/proc/meminfo")
+_GROUPS = Path("/proc/self/cgroup")
+_MOUNT = Path("/sys/fs/cgroup")
 
 
-def available_bytes(*, memory: Path = _MEMORY, group: Path = _GROUP) -> float:
-    """Return the bytes that can be taken without swapping, within the limit of the container; infinite if not known.
+class _Names(NamedTuple):
+    """The files of a control group, and the row of the last one."""
+
+    most: str
+    taken: str
+    statistics: str
+    inactive: str
+    """Files that are in memory, and may be dropped; of the groups below, too."""
+
+
+_VERSION_2 = _Names("memory.max", "memory.current", "memory.stat", "inactive_file")
+_VERSION_1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
+
+
+def available_bytes(*, memory: Path = _MEMORY, groups: Path = _GROUPS, mount: Path = _MOUNT) -> float:
+    """Return the bytes that can be taken without swapping, within the limits of control groups; infinite if not known.
+
+    A limit may be set for any group above that of the process: the least that one of them leaves counts.
 
     Args:
         memory: the file in which the kernel keeps what the machine has.
-        group: the folder in which it keeps what the container may take and has taken.
+        groups: the file in which it lists the control groups of this process.
+        mount: the folder of the control groups.
     """
-    return min(_of_machine(memory), _of_container(group))
+    left = (_left(folder, names) for folder, names in _folders(groups, mount))
+    return min(_of_machine(memory), min(left, default=math.inf))
 
 
 def _of_machine(memory: Path) -> float:
@@ -25,10 +46,31 @@ def _of_machine(memory: Path) -> float:
         return math.inf
 
 
-def _of_container(group: Path) -> float:
+def _folders(groups: Path, mount: Path) -> Iterator[tuple[Path, _Names]]:
+    """Yield the folders of this process's groups and of all above them, up to the mount."""
     try:
-        most, taken = (int((group / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-        rows = dict(line.split() for line in (group / "memory.stat").read_text(encoding="ascii").splitlines())
-        return max(0, most - taken + int(rows["inactive_file"]))  # files that are in memory, and may be dropped
-    except (OSError, ValueError, KeyError):  # no container, or "max"
+        rows = groups.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return
+    for row in rows:
+        number, _, rest = row.partition(":")
+        controllers, _, path = rest.partition(":")
+        if number == "0" and not controllers:
+            root, names = mount, _VERSION_2
+        elif "memory" in controllers.split(","):
+            root, names = mount / "memory", _VERSION_1
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        if ".." in parts:  # outside what a namespace shows
+            parts = []
+        yield from ((root.joinpath(*parts[:depth]), names) for depth in range(len(parts) + 1))
+
+
+def _left(folder: Path, names: _Names) -> float:
+    try:
+        most, taken = (int((folder / name).read_text(encoding="ascii")) for name in (names.most, names.taken))
+        rows = dict(line.split() for line in (folder / names.statistics).read_text(encoding="ascii").splitlines())
+        return max(0, most - taken + int(rows.get(names.inactive, 0)))
+    except (OSError, ValueError):  # no such group here, "max", or another system
         return math.inf

@@ -1,15 +1,16 @@
 """`Pool`: read the matrices of a model once, in several worker processes where that is worth their start."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import nullcontext
 from functools import partial
+from threading import Lock
 from typing import final
 
 from esdmon.errors import InputError
 from esdmon.records import LayerReport
-from esdmon.runtime.cpus import cores
+from esdmon.runtime.cpus import cores, ranks_of_host
 from esdmon.runtime.memory import available_bytes
 from esdmon.runtime.processes import Processes, Worker, why_not
 from esdmon.runtime.reader import Reader
@@ -17,7 +18,11 @@ from esdmon.spectrum.lapack import in_one_thread
 from esdmon.weights import n_parameters, nominal_seconds
 
 _WORTH = 2.0  # estimated seconds of reading for which a process is started, which takes half a second; our choice
-_HELD = 24  # bytes for each element of a weight, of 4 in float32, that a reading in a process takes; our choice
+# In a process 9 were measured of a 1500 × 1500 matrix in float32, 17 where it is solved in float64, and 67 with all
+# measures, above the 63 MB of one that has read a small matrix; copies in this process come on top.
+_HELD = 32  # bytes for each element of a weight that a reading takes, here and in a process, and more; our choice
+_HELD_MORE = 96  # where a measure needs more than eigenvalues; our choice
+_PROCESS = 70e6  # bytes of a process without a weight; our choice
 _SHARE = 0.5  # of the available memory that is taken at most; our choice
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -38,17 +43,21 @@ class Pool:
             msg = f"workers= must be 'auto', or a number of worker processes, 1 or more; got {workers!r}"
             raise InputError(msg)
         self._workers = workers
+        self._count = 0
+        """Processes that read; 1 for this one, 0 before the first reading. Later readings use the same."""
         self._threads: ThreadPoolExecutor | None = None
+        self._turn = Lock()
         self.processes = Processes(partial(Worker, is_idle=False))
         """For the reader; none is started before the first reading."""
 
     def read(self, reader: Reader, names: Iterable[str], step: int) -> Iterator[LayerReport]:
         """Read matrices, and yield each reading when it is finished, which may be in another order."""
         names = list(names)
-        count = self._count(reader, names)
-        if count > 1:
-            return self._read_beside(reader, names, step, count)
-        self.processes.are_usable = False
+        if names and not self._count:
+            self._count = self._count_for(reader, names)
+            self.processes.are_usable = self._count > 1
+        if self._count > 1:
+            return self._read_beside(reader, names, step)
         # One matrix is read in all threads of the BLAS; of several, more cores are for more processes.
         is_threaded = bool(why_not()) or (self._workers == "auto" and len(names) == 1)
         return (_read_here(reader, name, step, is_threaded=is_threaded) for name in names)
@@ -59,29 +68,38 @@ class Pool:
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)
 
-    def _read_beside(self, reader: Reader, names: Iterable[str], step: int, count: int) -> Iterator[LayerReport]:
+    def _read_beside(self, reader: Reader, names: Iterable[str], step: int) -> Iterator[LayerReport]:
         if self._threads is None:
-            self._threads = ThreadPoolExecutor(count, thread_name_prefix="esdmon-reading")
+            self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="esdmon-reading")
         pending: set[Future[LayerReport]] = set()
         for name in names:
-            if len(pending) > count:  # one copy more than there are processes, so that none waits for the next
+            if len(pending) > self._count:  # one copy more than there are processes, so that none waits for the next
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (each.result() for each in done)
             begun = reader.begin(name, step, moved=reader.mark(name), copy=True)
             reader.advance(wait=True)  # only this thread may ask a device whether the copy has arrived
-            pending.add(self._threads.submit(begun))
+            pending.add(self._threads.submit(self._finish, begun))
         yield from (each.result() for each in as_completed(pending))
 
-    def _count(self, reader: Reader, names: list[str]) -> int:
+    def _finish(self, begun: Callable[[], LayerReport]) -> LayerReport:
+        """Have a process finish a reading; in this one, where there is none any more, one after another."""
+        if self.processes.are_there():
+            return begun()
+        with self._turn, in_one_thread():
+            return begun()
+
+    def _count_for(self, reader: Reader, names: list[str]) -> int:
         """Return how many processes read; 1 for this one."""
-        if why_not() or not names:
+        if why_not():
             return 1
         if isinstance(self._workers, int):
             return max(1, min(self._workers, len(names)))
-        matrices = [matrix for matrix in reader.matrices if matrix.name in set(names) and not matrix.unreadable]
+        known = set(names)
+        matrices = [matrix for matrix in reader.matrices if matrix.name in known and not matrix.unreadable]
         largest = max(map(n_parameters, matrices), default=1)
-        allowed = sum(map(nominal_seconds, matrices)) / _WORTH, _SHARE * available_bytes() / (_HELD * largest)
-        return max(1, int(min(_cores(), len(names), *allowed)))
+        held = _PROCESS + (_HELD_MORE if reader.needs_more else _HELD) * largest
+        memory = _SHARE * available_bytes() / ranks_of_host()
+        return max(1, int(min(_cores(), len(names), sum(map(nominal_seconds, matrices)) / _WORTH, memory / held)))
 
 
 def _read_here(reader: Reader, name: str, step: int, *, is_threaded: bool) -> LayerReport:

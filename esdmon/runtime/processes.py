@@ -186,6 +186,14 @@ class Processes:
         self.are_usable = True
         """Whether jobs are done in processes."""
 
+    def are_there(self) -> bool:
+        """Return whether the calling thread has a process, which is started at the first call.
+
+        Raises:
+            SystemExit: where all was closed.
+        """
+        return self._worker() is not None
+
     def clock(self) -> float:
         """Return seconds in the calling thread, in which waiting for its process counts as the CPU time of that."""
         return time.perf_counter() - self._own.waited + self._own.used

@@ -57,7 +57,7 @@ class Reader:
         reference: another state of the model: the difference from it is read.
         precision: "auto" or "exact".
         optimizers: asked which parameters they hold.
-        faults: counts readings and measures that fail.
+        faults: counts readings and measures that fail; None for a model that is read once.
         drift: measures how far weights have moved; None for a model that is read once.
         solver: computes eigenvalues.
         transfers: bring what is on an accelerator to the CPU.
@@ -99,7 +99,7 @@ class Reader:
             ),
         )
         self._held = HeldParameters(optimizers)
-        self._faults = faults or Faults()
+        self._faults = faults or Faults(during="reading")
         self._measuring = Measuring(measures, plugins, self._faults, follows=drift is not None)
         self._computing = Computing(
             self._measuring, precision=check_precision(precision), solver=solver, processes=processes
@@ -135,6 +135,11 @@ class Reader:
     def measures(self) -> tuple[str, ...]:
         """Return the names of the measures."""
         return self._measuring.names
+
+    @property
+    def needs_more(self) -> bool:
+        """Return whether a measure needs more than eigenvalues: vectors, or spectra of other matrices."""
+        return any(self._measuring.needs)
 
     @property
     def problems(self) -> Mapping[str, InputError]:

@@ -5,6 +5,7 @@ memory. But scipy holds the interpreter's lock meanwhile: it is for a process th
 """
 
 import ctypes
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -100,18 +101,20 @@ def in_one_thread() -> Iterator[None]:
     if set_threads is None or get_threads is None:
         yield
         return
-    with _one_thread.lock:
-        _one_thread.blocks += 1
-        if _one_thread.blocks == 1:
+    lock = _one_thread.lock
+    with lock:
+        if not _one_thread.blocks:
             _one_thread.before = get_threads()
             set_threads(1)
+        _one_thread.blocks += 1
     try:
         yield
     finally:
-        with _one_thread.lock:
-            _one_thread.blocks -= 1
-            if not _one_thread.blocks:
-                set_threads(_one_thread.before)
+        if lock is _one_thread.lock:  # else this process was forked off in the block, and has left it
+            with lock:
+                if _one_thread.blocks == 1:
+                    set_threads(_one_thread.before)
+                _one_thread.blocks -= 1
 
 
 @dataclass(slots=True)
@@ -124,6 +127,18 @@ class _OneThread:
 
 
 _one_thread = _OneThread(Lock())
+
+
+def _leave_blocks() -> None:
+    """Leave all blocks in a process that was forked off: most are those of threads that do not exist there."""
+    _one_thread.lock = Lock()  # such a thread may hold the other
+    if _one_thread.blocks and (set_threads := _openblas("set_num_threads")) is not None:
+        set_threads(_one_thread.before)
+    _one_thread.blocks = 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_blocks)
 
 
 @cache

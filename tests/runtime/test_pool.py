@@ -5,7 +5,8 @@ import os
 import re
 import signal
 import threading
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ from esdmon.errors import InputError
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.runtime import pool as pools
-from esdmon.runtime.memory import available_bytes
+from esdmon.runtime import processes
 from esdmon.runtime.pool import Pool
 from esdmon.runtime.reader import Reader
 from esdmon.spectrum import Measure, Spectrum
-from esdmon.spectrum.lapack import _openblas, in_one_thread
+from esdmon.spectrum.lapack import _openblas
 from esdmon.weights import Transfers, solve_lapack
 from tests.runtime.worker_processes import LONG, Pids
 from tests.simulated_device import SimulatedDevice
@@ -42,12 +43,12 @@ def weights(seed: int = 0) -> dict[str, Tensor]:
     return found
 
 
-def reader_of(model: Any, pool: Pool, **options: Any) -> Reader:
-    plugins = Plugins()
+def reader_of(model: Any, pool: Pool, *, measures: Any = "default", plugins: Any = (), **options: Any) -> Reader:
+    plugins = Plugins(plugins)
     return Reader(
         model,
         plugins,
-        measures=choose_measures("default", plugins.measures),
+        measures=choose_measures(measures, plugins.measures),
         solver=solve_lapack,
         processes=pool.processes,
         **options,
@@ -148,24 +149,41 @@ def test_copies_from_a_device_are_waited_for_by_the_thread_that_reads(pids: Pids
     assert len(pids.started) == 2
 
 
+class Iterated(list[str]):
+    """Names, and how often somebody has gone through all of them."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.times += 1
+        return super().__iter__()
+
+
 def count(
-    monkeypatch: pytest.MonkeyPatch, *, cores: int = 16, memory: float = math.inf, workers: str | int = "auto"
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    cores: int = 16,
+    memory: float = math.inf,
+    workers: str | int = "auto",
+    measures: Any = "default",
 ) -> int:
-    """Return how many processes would read four matrices that take 4 seconds each, of 64 MB each."""
+    """Return how many processes would read four matrices that take 4 seconds each, of 16.8 million elements each."""
     monkeypatch.setattr(pools, "cores", lambda: cores)
     monkeypatch.setattr(pools, "available_bytes", lambda: memory)
     model = {f"{place}.weight": torch.empty(4096, 4096, device="meta") for place in range(4)}
     with closing(Pool(workers)) as pool:
-        reader = reader_of(model, pool)
-        return pool._count(reader, [matrix.name for matrix in reader.matrices])
+        reader = reader_of(model, pool, measures=measures)
+        names = Iterated(matrix.name for matrix in reader.matrices)
+        found = pool._count_for(reader, names)
+    assert names.times <= 1  # in a model of 20 000 matrices, more took seconds
+    return found
 
 
 def test_there_are_processes_for_the_work_the_cores_and_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     assert count(monkeypatch) == 4
     assert count(monkeypatch, cores=3) == 3
-    assert count(monkeypatch, memory=2.5e9) == 3
     assert count(monkeypatch, memory=1e8) == 1
     assert count(monkeypatch, workers=2) == 2
     assert count(monkeypatch, workers=9) == 4
@@ -175,6 +193,79 @@ def test_there_are_processes_for_the_work_the_cores_and_the_memory(monkeypatch: 
     assert count(monkeypatch) == 4
     monkeypatch.delattr(os, "memfd_create")
     assert count(monkeypatch, workers=2) == 1
+
+
+def test_the_memory_of_a_process_depends_on_what_it_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is available half is taken: for each 70 MB, and 32 or 96 bytes for each element of the largest weight."""
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for measures, each in (("default", 32), (["alpha"], 32), ("all", 96), (["alpha", "intruders"], 96)):
+        three = 2 * 3 * (70e6 + each * 4096**2)
+        assert count(monkeypatch, memory=three + 1, measures=measures) == 3
+        assert count(monkeypatch, memory=three - 1e6, measures=measures) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # each rank of the host has its share
+    assert count(monkeypatch, memory=2 * three + 1, measures="all") == 3
+    assert count(monkeypatch, memory=2 * three - 1e6, measures="all") == 2
+
+
+@pytest.mark.parametrize(("memory", "started"), [((math.inf, 0.0), 2), ((0.0, math.inf), 0)])
+def test_the_number_of_processes_is_that_of_the_first_reading(
+    pids: Pids, monkeypatch: pytest.MonkeyPatch, memory: tuple[float, ...], started: int
+) -> None:
+    """Whatever the next checkpoint of a comparison would allow."""
+    monkeypatch.setattr(pools, "_cores", lambda: 2)
+    monkeypatch.setattr(pools, "_WORTH", 1e-9)
+    with closing(Pool("auto")) as pool:
+        reader = reader_of(weights(), pool)
+        assert list(pool.read(reader, [], 0)) == []  # of what another rank reads
+        for available, names in zip(memory, (NAMES, NAMES[:3]), strict=True):
+            monkeypatch.setattr(pools, "available_bytes", lambda available=available: available)
+            assert len(list(pool.read(reader, names, 0))) == len(names)
+            assert pool.processes.are_usable == bool(started)
+        assert (pool._threads is not None) == bool(started)
+    assert len(pids.started) == started
+
+
+def test_without_processes_this_one_reads_a_matrix_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In one thread of the BLAS, also what is read later: else each thread held what a process would have."""
+
+    def refused(*_args: object, **_options: object) -> None:
+        raise OSError("no more processes")
+
+    monkeypatch.setattr(processes, "_started", refused)
+    set_threads, get_threads = _openblas("set_num_threads"), _openblas("get_num_threads")
+    assert set_threads is not None, "scipy of PyPI on Linux has OpenBLAS"
+    assert get_threads is not None
+    count_threads, before, met, seen = get_threads, get_threads(), [], []
+    both = threading.Barrier(2, action=lambda: met.append("two at once"))
+
+    class Plugin:
+        @esdmon.hookimpl
+        def esdmon_register_measures(self) -> list[Measure]:
+            return [Measure("mine", self._mine)]
+
+        def _mine(self, _spectrum: Spectrum) -> float:
+            seen.append(count_threads())
+            with suppress(threading.BrokenBarrierError):
+                both.wait(0.1)
+            both.reset()
+            return 1.0
+
+    set_threads(2)
+    try:
+        with closing(Pool(3)) as pool:
+            reader = reader_of(weights(), pool, measures=["mine"], plugins=[Plugin()])
+            for _ in range(2):
+                layers = list(pool.read(reader, NAMES, 0))
+                assert {layer.status for layer in layers} == {"ok", "degenerate", "nonfinite"}
+        assert get_threads() == 2
+    finally:
+        set_threads(before)
+    assert seen == [1] * 8
+    assert met == []
+    assert len(caplog.messages) == 1
 
 
 def test_a_small_model_is_read_here(pids: Pids) -> None:
@@ -187,61 +278,3 @@ def test_a_small_model_is_read_here(pids: Pids) -> None:
 def test_workers_that_cannot_be_used_are_refused(workers: Any) -> None:
     with pytest.raises(InputError, match="workers= must be 'auto', or a number of worker processes, 1 or more; got"):
         esdmon.analyze(nn.Linear(64, 64), workers=workers)
-
-
-def test_the_blas_of_this_process_computes_in_one_thread_meanwhile() -> None:
-    """And in as many as before afterwards, whoever comes first or leaves last, and whatever is raised."""
-    set_threads, get_threads = _openblas("set_num_threads"), _openblas("get_num_threads")
-    assert set_threads is not None, "scipy of PyPI on Linux has OpenBLAS"
-    assert get_threads is not None
-    before, seen, count_threads = get_threads(), [], get_threads
-
-    class Plugin:
-        @esdmon.hookimpl
-        def esdmon_register_measures(self) -> list[Measure]:
-            return [Measure("mine", self._mine)]
-
-        def _mine(self, _spectrum: Spectrum) -> float:
-            seen.append(count_threads())
-            return 1.0
-
-    set_threads(2)
-    try:
-        esdmon.analyze(weights(), measures=["mine"], plugins=[Plugin()])
-        assert seen == [1] * 4
-        assert get_threads() == 2
-        for workers in ("auto", 1):  # one matrix: no other is there for the other core
-            esdmon.analyze(nn.Linear(64, 64), measures=["mine"], plugins=[Plugin()], workers=workers)
-        assert seen == [1, 1, 1, 1, 2, 1]
-        del seen[:]
-        barrier = threading.Barrier(2)
-
-        def block() -> None:
-            with in_one_thread():
-                barrier.wait(60)
-                seen.append(get_threads())
-
-        threads = [threading.Thread(target=block) for _ in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(60)
-        with pytest.raises(ZeroDivisionError, match="division"), in_one_thread():
-            seen.append(1 // 0)
-        assert seen == [1] * 2
-        assert get_threads() == 2
-    finally:
-        set_threads(before)
-
-
-def test_the_memory_of_a_container_counts(tmp_path: Path) -> None:
-    """Files that it keeps in memory can be dropped."""
-    memory = tmp_path / "meminfo"
-    memory.write_text("MemTotal: 100 kB\nMemAvailable:     64 kB\n")
-    assert available_bytes(memory=memory, group=tmp_path) == 65536
-    for name, text in (("max", "30000\n"), ("current", "20000\n"), ("stat", "anon 12\ninactive_file 5000\n")):
-        (tmp_path / f"memory.{name}").write_text(text)
-    assert available_bytes(memory=memory, group=tmp_path) == 15000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert available_bytes(memory=memory, group=tmp_path) == 65536
-    assert available_bytes(memory=tmp_path / "none", group=tmp_path) == math.inf
