@@ -42,6 +42,12 @@ def torchrun(function: Callable[..., None], *args: Any, ranks: int = 2) -> None:
     start(_as_rank, ranks, _free_port(), function, args, ranks=ranks)
 
 
+def results_of(function: Callable[..., None], folder: Path, ranks: int) -> list[Any]:
+    """Call `function(rank, folder)` in each rank, and return what each has written."""
+    start(function, str(folder), ranks=ranks)
+    return results_in(folder, ranks)
+
+
 def results_in(folder: Path, ranks: int) -> list[Any]:
     """What each rank has written as `result-<rank>.json`."""
     return [json.loads((folder / f"result-{rank}.json").read_text()) for rank in range(ranks)]

@@ -1,7 +1,7 @@
 """`Assignments`: what each rank of a job does at a due step: give copies of its fragments, read what it was assigned.
 
 In the training's thread there is one look for a word of rank 0, and copies: nothing waits. What needs fragments of
-other ranks is put together and read in the thread of the executor, one matrix at a time.
+other ranks is put together and read in a thread of the executor, as much at a time as there is room for.
 """
 
 import logging

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import final
 
@@ -138,7 +138,7 @@ class ReadingPipeline:
                 ranks = self._ranks_of(self._team)
                 chosen = self._priority.affordable(known_names, _credit_of(ranks))
                 if chosen:
-                    self._team.ask(chosen, ranks)
+                    self._team.ask(self._with_costs(chosen), ranks)
 
     def is_look(self, step: int) -> bool:
         """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
@@ -295,7 +295,11 @@ class ReadingPipeline:
         names = self._priority.choose(then, _credit_of(ranks), without=team.missing, ahead=True)
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
         ending = blocks_to_end(longest, self._budget.run_seconds / max(1, self._steps))
-        team.plan(step, names, ranks, gap=0 if step is None else then - step, ending=ending)
+        team.plan(step, self._with_costs(names), ranks, gap=0 if step is None else then - step, ending=ending)
+
+    def _with_costs(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the expected seconds of each reading."""
+        return {name: self._priority.expected(name) for name in names}
 
     def _ranks_of(self, team: Team, *, ahead: float = 0.0) -> dict[int, Reads]:
         """Return how each rank reads, once it has earned `ahead` more seconds of credit."""
@@ -304,7 +308,7 @@ class ReadingPipeline:
             for name in due.elsewhere.names if due.elsewhere else ():
                 rank = due.owners[name]
                 under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
-        return team.capacities.reads(self._budget, under_way, self._priority.expected, ahead=ahead)
+        return team.capacities.reads(self._budget, under_way, ahead=ahead)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""

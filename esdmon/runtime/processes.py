@@ -28,8 +28,7 @@ from esdmon.spectrum.margins import Array
 _log = logging.getLogger("esdmon")
 
 _PROGRAM = "esdmon.runtime.worker"
-IDLE = "idle"
-"""The argument by which a worker process takes only the time that nobody else wants."""
+_IDLE = "idle"  # the argument by which a worker process takes only the time that nobody else wants
 _START_SECONDS = 60.0  # within which numpy and scipy are loaded, also from the file system of a cluster; our choice
 _CHECK_SECONDS = 1.0  # between looks whether a process lives: one forked at its start may hold its end open; our choice
 _LIVES = 2  # processes that may end by themselves before threads take over; our choice
@@ -291,7 +290,7 @@ class _Own(threading.local):
 def _started(connection: int, memory: int, *, is_idle: bool) -> "subprocess.Popen[bytes]":
     path = os.pathsep.join(os.path.abspath(each) for each in sys.path)  # noqa: PTH100 -- may be a zip file
     return subprocess.Popen(  # noqa: S603 -- this Python, and a module of ours
-        [sys.executable, "-P", "-m", _PROGRAM, str(connection), str(memory), *([IDLE] if is_idle else [])],
+        [sys.executable, "-P", "-m", _PROGRAM, str(connection), str(memory), *([_IDLE] if is_idle else [])],
         env=os.environ | dict.fromkeys(_ONE_THREAD, "1") | {"PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""},
         pass_fds=(connection, memory),
         process_group=0,  # Ctrl-C is for the training; a session of its own might get as much time as the training's

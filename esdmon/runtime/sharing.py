@@ -25,8 +25,6 @@ class Reads:
     """Seconds of reading for each second of its budget."""
     credit: float
     """Seconds of reading that it may begin."""
-    seconds: Callable[[str], float]
-    """Returns the seconds that a reading of a matrix is expected to take."""
     copies: bool = True
     """Whether it copies what it reads, and so needs memory for that."""
 
@@ -71,15 +69,12 @@ class Capacities:
         for rank, taken in seconds.items():
             self._credits[rank] = self._credits.get(rank, 0.0) - taken / self.pace(rank)
 
-    def reads(
-        self, budget: Budget, under_way: Mapping[int, float], expected: Callable[[str], float], *, ahead: float
-    ) -> dict[int, Reads]:
+    def reads(self, budget: Budget, under_way: Mapping[int, float], *, ahead: float) -> dict[int, Reads]:
         """Return how each rank reads now.
 
         Args:
             budget: of rank 0.
             under_way: by rank, the seconds of what it has not finished.
-            expected: returns the seconds that a reading is expected to take.
             ahead: seconds of credit that each rank will have earned.
         """
         reads = {}
@@ -87,7 +82,7 @@ class Capacities:
             own = self._credits.get(rank, 0.0) if rank else None
             credit = budget.credit_at(self.pace(rank), ahead=ahead, credit=own) - under_way.get(rank, 0.0)
             copies = rank in self._tables and self._tables[rank].copies
-            reads[rank] = Reads(self.pace(rank), credit, expected, copies=copies)
+            reads[rank] = Reads(self.pace(rank), credit, copies=copies)
         return reads
 
 
@@ -107,12 +102,13 @@ class Sharing:
         """Replace the ranks."""
         self._loads.keep(ranks)
 
-    def share(self, names: Sequence[str], holdings: Holdings, ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
+    def share(self, names: Mapping[str, float], holdings: Holdings, ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
         """Return who reads what.
 
         Args:
-            names: matrices in order of priority. Left out is what does not fit into the memory for copies, and what
-                only ranks without credit can read, but for the first where nothing else is read.
+            names: matrices in order of priority, with the seconds that a reading is expected to take. Left out is what
+                does not fit into the memory for copies, and what only ranks without credit can read, but for the first
+                where nothing else is read.
             holdings: what all ranks hold.
             ranks: how each reads.
         """
@@ -134,7 +130,7 @@ class Sharing:
             ]
             if able:
                 owner = self._loads.give(cost[job], able, _held(entry, holdings))
-                left[owner] -= sum(map(ranks[owner].seconds, job))
+                left[owner] -= sum(names[name] for name in job)
                 copied[owner] += size * ranks[owner].copies
                 shared.append(Job(owner, job, entry.parameters))
         if jobs and not shared:
@@ -163,7 +159,7 @@ def within(jobs: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> li
     return chosen
 
 
-def _grouped(names: Sequence[str], holdings: Holdings) -> list[tuple[str, ...]]:
+def _grouped(names: Iterable[str], holdings: Holdings) -> list[tuple[str, ...]]:
     """Return matrices that are parts of the same parameters together: these travel once."""
     groups: dict[object, list[str]] = defaultdict(list)
     for name in names:

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from threading import Thread
 from typing import final
@@ -166,7 +166,7 @@ class Team:
         return True
 
     def plan(
-        self, step: int | None, names: Sequence[str], ranks: Mapping[int, Reads], *, gap: int = 0, ending: int = 0
+        self, step: int | None, names: Mapping[str, float], ranks: Mapping[int, Reads], *, gap: int = 0, ending: int = 0
     ) -> None:
         """Announce which of these matrices is read by whom at the due step after this one.
 
@@ -188,7 +188,7 @@ class Team:
         """Return the step at which all ranks look next whether more is read; None before the next due step."""
         return None if self._faults.disabled(_ASKED) else self._own.looks.next
 
-    def ask(self, names: Sequence[str], ranks: Mapping[int, Reads]) -> None:
+    def ask(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> None:
         """Announce which of these matrices is read by whom at the next look. Once for each."""
         at = self.next_look
         if at is not None:
@@ -206,7 +206,7 @@ class Team:
         """Begin what was asked for at this look; None where nothing was."""
         return None if self._now is None else self._own.follow(self._now, step)
 
-    def _assigned(self, names: Sequence[str], ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
+    def _assigned(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
         """Return who reads what, and say who holds the parts of it."""
         jobs = self._sharing.share(names, self.holdings, ranks)
         for parameter in {name for job in jobs for name in job.parameters} - self._given:

@@ -109,11 +109,11 @@ def simulate(ranks: int) -> str:
     joined = time.process_time() - start
     store.taken()
     names = list(team.holdings.matrices)
-    reads = {rank: Reads(1.0, math.inf, lambda _name: 1.0) for rank in range(ranks)}
-    team.plan(100, names[:READ], reads)
+    reads = {rank: Reads(1.0, math.inf) for rank in range(ranks)}
+    team.plan(100, dict.fromkeys(names[:READ], 1.0), reads)
     start = time.process_time()
     team.look()
-    team.plan(200, names[READ : 2 * READ], reads, gap=EVERY)
+    team.plan(200, dict.fromkeys(names[READ : 2 * READ], 1.0), reads, gap=EVERY)
     leads = time.process_time() - start
     _, said = store.taken()
     for other in others:  # what each does in its hook

@@ -136,14 +136,16 @@ def simulate_ranks(
     budget.start()
     norms = Norms(clock, [*costs], Screened(clock, {}))
     read: dict[str, float] = {}
+    lost = 0.0
 
     def plan(then: int, ahead: float) -> Sequence[Job]:
-        reads = capacities.reads(budget, under_way.by_rank(), seconds.__getitem__, ahead=ahead)
-        credit = sum(max(0.0, each.credit) for each in reads.values())
-        return sharing.share(turns.choose(then, credit, without=under_way.owners, ahead=True), holdings, reads)
+        reads = capacities.reads(budget, under_way.by_rank(), ahead=ahead)
+        names = turns.choose(
+            then, sum(max(0.0, each.credit) for each in reads.values()), without=under_way.owners, ahead=True
+        )
+        return sharing.share({name: seconds[name] for name in names}, holdings, reads)
 
     planned = plan(every, 0.0)
-    lost = 0.0
     for at in itertools.count(1):
         slow = step * SLOWER * _most_of_a_host(ranks)
         lost += slow

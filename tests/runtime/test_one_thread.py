@@ -10,17 +10,16 @@ from torch import nn
 
 import esdmon
 from esdmon.spectrum import Measure, Spectrum
-from esdmon.spectrum.lapack import _one_thread, _openblas, in_one_thread
+from esdmon.spectrum.lapack import _one_thread, in_one_thread
+from tests.runtime.blas import thread_functions
 from tests.runtime.test_pool import weights
 from tests.runtime.worker_processes import LONG
 
 
 def test_the_blas_of_this_process_computes_in_one_thread_meanwhile() -> None:
     """And in as many as before afterwards, whoever comes first or leaves last, and whatever is raised."""
-    set_threads, get_threads = _openblas("set_num_threads"), _openblas("get_num_threads")
-    assert set_threads is not None, "scipy of PyPI on Linux has OpenBLAS"
-    assert get_threads is not None
-    before, seen, count_threads = get_threads(), [], get_threads
+    set_threads, get_threads = thread_functions()
+    before, seen = get_threads(), []
 
     class Plugin:
         @esdmon.hookimpl
@@ -28,7 +27,7 @@ def test_the_blas_of_this_process_computes_in_one_thread_meanwhile() -> None:
             return [Measure("mine", self._mine)]
 
         def _mine(self, _spectrum: Spectrum) -> float:
-            seen.append(count_threads())
+            seen.append(get_threads())
             return 1.0
 
     set_threads(2)
@@ -64,9 +63,7 @@ def test_the_blas_of_this_process_computes_in_one_thread_meanwhile() -> None:
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_process_that_is_forked_off_has_all_threads_of_the_blas() -> None:
     """Whether another thread's block is open, or was being opened, or its own, which it leaves there."""
-    set_threads, get_threads = _openblas("set_num_threads"), _openblas("get_num_threads")
-    assert set_threads is not None, "scipy of PyPI on Linux has OpenBLAS"
-    assert get_threads is not None
+    set_threads, get_threads = thread_functions()
     before = get_threads()
     set_threads(2)
     try:

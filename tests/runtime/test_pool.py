@@ -25,8 +25,8 @@ from esdmon.runtime import processes
 from esdmon.runtime.pool import Pool
 from esdmon.runtime.reader import Reader
 from esdmon.spectrum import Measure, Spectrum
-from esdmon.spectrum.lapack import _openblas
 from esdmon.weights import Transfers, solve_lapack
+from tests.runtime.blas import thread_functions
 from tests.runtime.worker_processes import LONG, Pids
 from tests.simulated_device import SimulatedDevice
 
@@ -235,10 +235,8 @@ def test_without_processes_this_one_reads_a_matrix_at_a_time(
         raise OSError("no more processes")
 
     monkeypatch.setattr(processes, "_started", refused)
-    set_threads, get_threads = _openblas("set_num_threads"), _openblas("get_num_threads")
-    assert set_threads is not None, "scipy of PyPI on Linux has OpenBLAS"
-    assert get_threads is not None
-    count_threads, before, met, seen = get_threads, get_threads(), [], []
+    set_threads, get_threads = thread_functions()
+    before, met, seen = get_threads(), [], []
     both = threading.Barrier(2, action=lambda: met.append("two at once"))
 
     class Plugin:
@@ -247,7 +245,7 @@ def test_without_processes_this_one_reads_a_matrix_at_a_time(
             return [Measure("mine", self._mine)]
 
         def _mine(self, _spectrum: Spectrum) -> float:
-            seen.append(count_threads())
+            seen.append(get_threads())
             with suppress(threading.BrokenBarrierError):
                 both.wait(0.1)
             both.reset()

@@ -15,7 +15,7 @@ from esdmon.options import WatchOptions
 from esdmon.runtime.coordination import Coordinator
 from esdmon.sinks import MemorySink
 from esdmon.watching import attach
-from tests.ranks import results_in, start
+from tests.ranks import results_of
 from tests.runtime.sharded_jobs import difference, reading_of
 from tests.runtime.test_sharded_costs import no_collective
 
@@ -108,9 +108,7 @@ def rank_of_a_job(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("job")
-    start(rank_of_a_job, str(folder), ranks=2)
-    return results_in(folder, 2)
+    return results_of(rank_of_a_job, tmp_path_factory.mktemp("job"), ranks=2)
 
 
 def test_a_finding_is_confirmed_before_the_next_scheduled_step(results: list[dict[str, Any]]) -> None:

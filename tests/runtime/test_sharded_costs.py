@@ -19,7 +19,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 import esdmon
 from esdmon.runtime.assignments import Assignments
 from esdmon.sinks import MemorySink
-from tests.ranks import results_in, start
+from tests.ranks import results_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
 WIDTH, LAYERS, STEPS = 64, 3, 30
@@ -102,9 +102,7 @@ def rank_of_a_job(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("job")
-    start(rank_of_a_job, str(folder), ranks=2)
-    return results_in(folder, 2)
+    return results_of(rank_of_a_job, tmp_path_factory.mktemp("job"), ranks=2)
 
 
 def test_no_collective_in_a_step(results: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from esdmon.runtime.sharing import Reads, Sharing
 from esdmon.schedule.fragments import Fragment
 
 NAMES = [f"w{place}" for place in range(40)]
+SECONDS = dict.fromkeys(NAMES, 1.0)
 
 
 def whole(ranks: int, size: int = 100) -> Holdings:
@@ -39,12 +40,12 @@ def halves() -> Holdings:
 
 
 def reading(*paces: float, credit: float = math.inf, copies: bool = True) -> dict[int, Reads]:
-    """Ranks that read at these paces, each reading a second."""
-    return {rank: Reads(pace, credit, lambda _name: 1.0, copies=copies) for rank, pace in enumerate(paces)}
+    """Ranks that read at these paces, each reading takes a second."""
+    return {rank: Reads(pace, credit, copies=copies) for rank, pace in enumerate(paces)}
 
 
 def counts(sharing: Sharing, holdings: Holdings, ranks: dict[int, Reads], times: int = 1) -> Counter[int]:
-    return Counter(job.owner for _ in range(times) for job in sharing.share(NAMES, holdings, ranks))
+    return Counter(job.owner for _ in range(times) for job in sharing.share(SECONDS, holdings, ranks))
 
 
 def sharing_of(ranks: int, most_bytes: int = 1 << 20) -> Sharing:
@@ -68,11 +69,11 @@ def test_a_rank_that_reads_faster_is_given_more(holdings: Holdings) -> None:
 
 def test_a_rank_without_credit_is_given_nothing() -> None:
     """Nor what it alone could read, but one where nothing else is read."""
-    first = Reads(1.0, 3.0, lambda _name: 1.0)
-    second = Reads(300.0, -1.0, lambda _name: 1.0)
+    first = Reads(1.0, 3.0)
+    second = Reads(300.0, -1.0)
     assert counts(sharing_of(2), whole(2), {0: first, 1: second}) == {0: 3}
     only = join({1: Table(1, "", {name: Listed(1.0, (), "", 100) for name in NAMES}, {})})
-    jobs = sharing_of(2).share(NAMES, only, {0: first, 1: second})
+    jobs = sharing_of(2).share(SECONDS, only, {0: first, 1: second})
     assert [(job.owner, job.names) for job in jobs] == [(1, ("w0",))]
 
 

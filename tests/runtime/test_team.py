@@ -39,7 +39,7 @@ class Job:
         self.team._take(step, [1])
 
     def reads(self, under_way: float = 0.0) -> dict[int, Reads]:
-        return self.team.capacities.reads(self.budget, {1: under_way}, lambda _name: 1.0, ahead=0.0)
+        return self.team.capacities.reads(self.budget, {1: under_way}, ahead=0.0)
 
 
 def test_each_rank_is_charged_what_it_has_read() -> None:

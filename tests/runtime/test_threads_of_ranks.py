@@ -24,7 +24,7 @@ from esdmon.runtime.team import Team
 from esdmon.schedule.workers import Workers
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Measure, Spectrum
-from tests.ranks import results_in, start
+from tests.ranks import results_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
 LAYERS, WIDTH, BUDGET = 8, 48, 0.9
@@ -143,9 +143,7 @@ def rank_of_a_job(rank: int, folder: str) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    folder = tmp_path_factory.mktemp("job")
-    start(rank_of_a_job, str(folder), ranks=2)
-    return results_in(folder, 2)
+    return results_of(rank_of_a_job, tmp_path_factory.mktemp("job"), ranks=2)
 
 
 @pytest.mark.parametrize("way", ["whole", "sharded"])
