@@ -79,11 +79,13 @@ def watch(
             matrices are read that are most out of date for what they cost, and at least one. None: all, each time.
         mode: "sync" reads in the optimizer's hook; "thread" copies the weights there, and reads while training goes on;
             "process" copies them there, and has a process of its own read them, on Linux: for loops of many small
-            operations, which a thread slows. "auto" is "thread" where the weights are on an accelerator or three of
-            four cores are idle, else "sync".
+            operations, which a thread slows; "device" computes the eigenvalues of large matrices on their GPU, in the
+            hook, and a thread does the rest, which is what "thread" and "process" do where no core is idle. "auto" is
+            "thread" where the weights are on an accelerator or three of four cores are idle, else "sync".
         workers: threads or processes that read at once, each on one core, where cores are idle. Their time is not
             charged then, but what the steps of the training lose is measured, and held to the budget: "auto" for half
-            of the idle cores at most, a number for at most so many, of each rank; 0 charges the time of one in full.
+            of the idle cores at most, a number for at most so many, of each rank; 0 charges the time of one in full,
+            and leaves the GPU alone.
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
             "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
             it is installed; and JSONL in that folder.
@@ -188,7 +190,7 @@ def attach(
     if ranks is not None:
         _raise_common(ranks, reader.problems, limits)
     job = 1 if ranks is None else ranks.size
-    mode = _mode(given, on_accelerator=reader.on_accelerator, job=job)
+    mode = _mode(given, on_accelerator=reader.on_accelerator, on_device=bool(reader.on_device()), job=job)
     transfers.waits = mode == "sync"
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
     cpu_clock = time.process_time if mode == "sync" else time.thread_time
@@ -197,7 +199,7 @@ def attach(
     if hooked is not None:
         _close_older(hooked, model)
     leads = ranks is None or ranks.rank == 0
-    workers = None if mode == "sync" else _workers(options, job=job)
+    workers = None if mode in ("sync", "device") else _workers(options, job=job)
     rate = None if workers is None else lambda: float(workers.count)
     budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds, rate=rate)
     executor = Executor(
@@ -294,8 +296,21 @@ def _available(mode: str) -> str:
     return "thread" if why else mode
 
 
-def _mode(mode: str, *, on_accelerator: bool, job: int) -> Mode:
-    """Return the mode that "auto" stands for here; any other unchanged."""
+def _mode(mode: str, *, on_accelerator: bool, on_device: bool, job: int) -> Mode:
+    """Return the mode that "auto" stands for here; any other unchanged, but for one that cannot be had.
+
+    Args:
+        mode: that was asked for.
+        on_accelerator: whether any weight is.
+        on_device: whether a GPU is the place to compute the eigenvalues of any.
+        job: ranks of the job.
+    """
+    if mode == "device" and not on_device:
+        _log.warning(
+            "esdmon: mode='device' needs a matrix with some 700 eigenvalues or more on a CUDA device, and there is "
+            "none. A thread reads in its place."
+        )
+        return "thread"
     for one in MODES:
         if mode == one:
             return one

@@ -16,6 +16,7 @@ from esdmon.options.sinks import Sinks, check_sinks
 from esdmon.options.unknown import unknown_option
 from esdmon.plugins import Plugins
 from esdmon.records import Alert
+from esdmon.runtime.executor import MODES
 from esdmon.schedule import Schedule, as_schedule, union
 from esdmon.schedule.budget import Budget
 from esdmon.spectrum import Measure
@@ -195,8 +196,9 @@ def _is_function_or_none(value: object) -> bool:
     return value is None or callable(value)
 
 
+_MODES = ("auto", *MODES)
 _ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
-    "mode": (("auto", "sync", "thread", "process").__contains__, "one of auto, sync, thread, process"),
+    "mode": (_MODES.__contains__, f"one of {', '.join(_MODES)}"),
     "workers": (
         lambda value: value == "auto" or _is_whole(value),
         "'auto', or a number of threads or worker processes, 0 or more",

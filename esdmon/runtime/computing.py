@@ -1,12 +1,15 @@
 """`Computing`: from a weight to what is computed of it, here or in a worker process."""
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import final
 
 from esdmon.runtime.job import Job
 from esdmon.runtime.measured import Measured, measure
 from esdmon.runtime.measuring import Measuring
 from esdmon.runtime.processes import Processes
+from esdmon.spectrum import Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.recent_laws import RecentLaws
 from esdmon.weights import Matrix, Solver, export, read_spectrum, solve_torch
@@ -59,22 +62,40 @@ class Computing:
             UnreadableError: for a weight that gives no spectrum.
             WorkerError: where the process that computed has ended.
         """
-        measured = self._measure_elsewhere(matrix, kind) or self._measure_here(matrix, kind)
-        if measured.spectrum.directions is not None:
-            self._directions[matrix.name] = measured.spectrum.directions
+        measured = self._measure_elsewhere(matrix, kind)
+        if measured is None:
+            return measure(self._spectrum(matrix, kind, self._precision))
+        self._keep(matrix.name, measured.spectrum)
         return measured
 
-    def _measure_here(self, matrix: Matrix, kind: str) -> Measured:
+    def solve(self, matrix: Matrix, kind: str) -> Callable[[], Measured]:
+        """Compute the spectrum of a weight on its device now, in float64, and return the function that does the rest.
+
+        Args:
+            matrix: the handle on it.
+            kind: kind of layer.
+
+        Raises:
+            UnreadableError: for a weight that gives no spectrum.
+        """
+        return partial(measure, self._spectrum(matrix, kind, "exact"))
+
+    def _spectrum(self, matrix: Matrix, kind: str, precision: str) -> Spectrum:
         spectrum = read_spectrum(
             matrix,
-            precision=self._precision,
+            precision=precision,
             kind=kind,
             also=self._measuring.needs,
             solver=self._solver,
             laws=self._laws[matrix.name],
             last_directions=self._directions.get(matrix.name),
         )
-        return measure(spectrum)
+        self._keep(matrix.name, spectrum)
+        return spectrum
+
+    def _keep(self, name: str, spectrum: Spectrum) -> None:
+        if spectrum.directions is not None:
+            self._directions[name] = spectrum.directions
 
     def _measure_elsewhere(self, matrix: Matrix, kind: str) -> Measured | None:
         """Have a process compute; None where there is none."""

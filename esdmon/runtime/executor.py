@@ -1,4 +1,8 @@
-"""`Executor`: finish readings on the spot, or in threads or processes while training goes on."""
+"""`Executor`: finish readings on the spot, or in threads or processes while training goes on.
+
+Where no core is idle, a reading in a thread is charged in full, and a GPU computes the eigenvalues of a large matrix
+in a small part of that time. Then it does, in the hook, which waits for them, and a thread finishes the reading.
+"""
 
 import time
 import weakref
@@ -18,8 +22,8 @@ from esdmon.runtime.threads import Threads
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
 
-Mode: TypeAlias = Literal["sync", "thread", "process"]
-MODES: tuple[Mode, ...] = ("sync", "thread", "process")
+Mode: TypeAlias = Literal["sync", "thread", "process", "device"]
+MODES: tuple[Mode, ...] = ("sync", "thread", "process", "device")
 
 
 @final
@@ -33,7 +37,7 @@ class Executor:
     Args:
         source: the matrices.
         budget: charged with the thread's time.
-        mode: "sync" finishes a reading when it is begun.
+        mode: "sync" finishes a reading when it is begun; "device" never reads on idle cores.
         memory: bytes of copied weights that may wait for the threads.
         prepare: called in each thread before its first job.
         workers: sets how many threads read; None for one.
@@ -61,6 +65,7 @@ class Executor:
         self._interrupt = (lambda: None) if processes is None else processes.close
         self.on_the_spot = mode == "sync"
         """True where a reading is finished when it is begun."""
+        self._is_device_only = mode == "device"
         self._threads: Threads | None = None
         self._waiting: deque[tuple[Future[Any], int]] = deque()
 
@@ -72,6 +77,22 @@ class Executor:
     def is_beside(self) -> bool:
         """Return whether readings are finished on idle cores, so that more may be begun between scheduled steps."""
         return self._workers is not None and self._workers.count > 0
+
+    @property
+    def is_on_device(self) -> bool:
+        """Return whether eigenvalues are computed on a GPU in the hook, of matrices for which that pays."""
+        has_no_core = self._is_device_only or (self._workers is not None and not self._workers.count)
+        return has_no_core and bool(self._source.on_device())
+
+    @property
+    def waits_for_device(self) -> bool:
+        """Return whether the hook waits for a device, whose pending kernels must not be charged to it."""
+        return self.on_the_spot or self.is_on_device
+
+    @property
+    def reads_between(self) -> bool:
+        """Return whether what has no room at a scheduled step may be begun at the steps after it."""
+        return self.is_beside or self.is_on_device
 
     @property
     def pace(self) -> float:
@@ -115,9 +136,13 @@ class Executor:
                 layer = self._source.begin(name, step, moved=moved, copy=False)()
             answer: Answer = {name: (layer, cost.seconds)}
             return Task((name,), lambda: answer, lambda: answer)
-        finish = self._source.begin(name, step, moved=moved, copy=True)
+        with self._budget.measured() as cost:
+            finish = self._source.solve(name, step, moved=moved) if self.is_on_device else None
+        if finish is None:
+            cost.seconds = 0.0
+            finish = self._source.begin(name, step, moved=moved, copy=True)
         future = self._submit(partial(_timed, finish, self.clock), self._source.size(name))
-        return Task((name,), partial(self._poll, name, step, future), partial(_cancel, future))
+        return Task((name,), partial(self._poll, name, step, future, cost.seconds), partial(_cancel, future))
 
     def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:
         """Have a thread finish several readings, in either mode: those that wait for other ranks.
@@ -159,13 +184,14 @@ class Executor:
         self._unfinished().append((future, size))  # what is finished must not pile up
         return future
 
-    def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]]) -> Answer | None:
-        """Return a reading that is finished.
+    def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]], in_hook: float) -> Answer | None:
+        """Return a reading that is finished, and took so many seconds in the hook, which are charged already.
 
         Raises:
             Exception: of the reading, which it lets through for `strict=True` only.
         """
-        return self._poll_job([name], step, future, lambda result: {name: result})
+        answer = self._poll_job([name], step, future, lambda result: {name: result})
+        return answer and {name: (layer, seconds + in_hook) for name, (layer, seconds) in answer.items()}
 
     def _poll_job(
         self, names: Sequence[str], step: int, future: Future[Any], as_answer: Callable[[Any], Answer] = dict

@@ -59,7 +59,7 @@ class ReadingPipeline:
         self._team = team
         self._max_tags = max_tags
         self._queue = queue
-        self._priority = ReadPriority(source.nominal(), limited=budget.share is not None)
+        self._priority = self._new_priority()
         self._drift = DriftLog(source, self._priority, budget, team)
         self._screening = Screening(source, self._priority, self._drift, budget)
         self._due: deque[DueStep] = deque()
@@ -93,8 +93,8 @@ class ReadingPipeline:
         return any(due.here for due in self._due)
 
     def settle(self) -> None:
-        """Synchronise the device before what follows is measured, where readings are finished on the spot."""
-        if self._executor.on_the_spot:
+        """Synchronise the device before what follows is measured, where readings wait for it."""
+        if self._executor.waits_for_device:
             self._source.settle()
 
     def advance(self, *, waiting: bool = False) -> None:
@@ -170,6 +170,7 @@ class ReadingPipeline:
 
     def _earn(self) -> float:
         """Add credit for the time since the last call, for all ranks, and return it."""
+        self._priority.is_on_device = self._executor.is_on_device
         most = _SWEEPS * self._priority.sweep
         earned = self._budget.earn(at_most=most)
         if self._team is not None:
@@ -215,7 +216,7 @@ class ReadingPipeline:
         if self._team is not None:
             self._team.restart()
             self.is_ready = False
-        self._priority = ReadPriority(self._nominal(), limited=self._budget.share is not None)
+        self._priority = self._new_priority()
         self._intake = Intake(self._priority, self._cautions)
         self._drift = DriftLog(self._source, self._priority, self._budget, self._team)
         self._screening = Screening(self._source, self._priority, self._drift, self._budget)
@@ -228,7 +229,7 @@ class ReadingPipeline:
 
     def _replace(self) -> None:
         """Take up the matrices that there are now."""
-        self._priority.replace(self._nominal())
+        self._priority.replace(self._nominal(), self._source.on_device())
         self._take_up()
 
     def _take_up(self) -> None:
@@ -236,6 +237,9 @@ class ReadingPipeline:
         is_final = self._team is None or self._team.is_settled
         for name, layer in self._latest.keep(self._priority.names, is_final=is_final).items():
             self._priority.begun(name, layer.step)
+
+    def _new_priority(self) -> ReadPriority:
+        return ReadPriority(self._nominal(), self._source.on_device(), limited=self._budget.share is not None)
 
     def _nominal(self) -> dict[str, float]:
         own = self._source.nominal()
@@ -342,10 +346,11 @@ class ReadingPipeline:
     def _start(self, due: DueStep, names: Sequence[str], *, within_credit: bool) -> bool:
         """Begin readings in this order; return False where credit or memory has run out before the last."""
         for count, name in enumerate(names):
-            if within_credit and due.read and self._budget.reading_credit < 0:
+            has_spent = due.read or (count and self._executor.is_on_device)
+            if within_credit and has_spent and self._budget.reading_credit < 0:
                 return False
             if not self._executor.has_room(name):
-                if self._executor.is_beside:
+                if self._executor.reads_between:
                     self._left += tuple(names[count:])
                 else:
                     self._cautions.skip(due.step, len(names) - count)

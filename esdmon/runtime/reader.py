@@ -19,6 +19,7 @@ from esdmon.runtime.computing import Computing
 from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held import HeldParameters
 from esdmon.runtime.local_parts import LocalParts
+from esdmon.runtime.measured import Measured
 from esdmon.runtime.measuring import Measuring
 from esdmon.runtime.processes import Processes
 from esdmon.runtime.source import Ratio, unknown
@@ -36,6 +37,7 @@ from esdmon.weights import (
     TrainingViews,
     Transfers,
     UnreadableError,
+    bytes_on_device,
     check_precision,
     discover,
     layer_type_of,
@@ -43,6 +45,8 @@ from esdmon.weights import (
     snapshot,
     solve_torch,
 )
+
+_SOLVER = "the eigenvalue solver on the GPU"  # in log lines
 
 
 @final
@@ -110,6 +114,7 @@ class Reader:
         self._screener = Screener(self._transfers)
         self._failing = FailingReadings(self._faults)
         self._parts = LocalParts(self._model, self._transfers)
+        self._on_device = self._model.on_device(self._transfers)
         self._share_samples()
         for name in self._model.matrices:
             if self.is_trainable(name):
@@ -189,6 +194,7 @@ class Reader:
         self._held.refresh()
         has_changed = self._model.refresh()
         if has_changed:
+            self._on_device = self._model.on_device(self._transfers)
             self._share_samples()
             self._screener.keep(self._model.matrices)
             self._computing.forget_laws()
@@ -199,6 +205,10 @@ class Reader:
     def nominal(self) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
         return self._model.nominal()
+
+    def on_device(self) -> Mapping[str, float]:
+        """Return such seconds where eigenvalues are computed on a GPU, of those matrices for which that pays."""
+        return self._on_device
 
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
@@ -264,26 +274,61 @@ class Reader:
             copy: copy the weight, so that the reading may be finished later, and in another thread.
         """
         matrix = self._model.matrices[name]
-        begun = LayerReport(name, "failed", step, "not finished", view=matrix.view, aliases=matrix.aliases)
+        begun = self._blank(matrix, step)
         try:
-            begun = replace(
-                begun,
-                kind=layer_type_of(matrix),
-                n_parameters=self._model.measure(matrix).n_elements,
-                trainable=self.is_trainable(name),
-                step_ratio=self._steps.last(name).ratio,
-                step_growth=self._steps.last(name).growth,
-                start_ratio=self._steps.last(name).way,
-                in_optimizer=self._held.holds(matrix),
-                learning_rate=self._held.learning_rate(matrix),
-                weight_decay=self._held.weight_decay(matrix),
-            )
+            begun = self._begun(begun, matrix)
             source = (
                 snapshot(matrix, self._transfers, with_reference=self._computing.reads_directions) if copy else matrix
             )
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
             return partial(self._not_read, begun, error)
-        return partial(self._finish, source, begun, moved)
+        return partial(self._finish, partial(self._computing.measure, source, begun.kind), begun, moved)
+
+    def solve(self, name: str, step: int, *, moved: Ratio = unknown) -> Callable[[], LayerReport] | None:
+        """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
+
+        Args:
+            name: of the matrix.
+            step: optimizer steps taken.
+            moved: what `mark` returned.
+
+        Returns:
+            None where that does not pay, the GPU is short of memory, or its solver has failed.
+        """
+        matrix = self._model.matrices[name]
+        if name not in self._on_device or self._faults.disabled(_SOLVER):
+            return None
+        begun = self._blank(matrix, step)
+        with self._faults.isolated(_SOLVER, step):
+            if not self._transfers.may_compute(matrix.read().device, bytes_on_device(matrix)):
+                return None
+            begun = self._begun(begun, matrix)
+            try:
+                finish = self._computing.solve(matrix, begun.kind)
+            except UnreadableError as error:
+                return partial(self._not_read, begun, error)
+            return partial(self._finish, finish, begun, moved)
+        return None
+
+    def _blank(self, matrix: Matrix, step: int) -> LayerReport:
+        """Return the record of a reading that is not finished."""
+        return LayerReport(matrix.name, "failed", step, "not finished", view=matrix.view, aliases=matrix.aliases)
+
+    def _begun(self, blank: LayerReport, matrix: Matrix) -> LayerReport:
+        """Return the record with what is known before the spectrum."""
+        last = self._steps.last(matrix.name)
+        return replace(
+            blank,
+            kind=layer_type_of(matrix),
+            n_parameters=self._model.measure(matrix).n_elements,
+            trainable=self.is_trainable(matrix.name),
+            step_ratio=last.ratio,
+            step_growth=last.growth,
+            start_ratio=last.way,
+            in_optimizer=self._held.holds(matrix),
+            learning_rate=self._held.learning_rate(matrix),
+            weight_decay=self._held.weight_decay(matrix),
+        )
 
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
@@ -320,10 +365,10 @@ class Reader:
         if self._drift is not None:
             self._drift.share_among(len(self._model.matrices))
 
-    def _finish(self, matrix: Matrix, begun: LayerReport, moved: Ratio) -> LayerReport:
+    def _finish(self, measure: Callable[[], Measured], begun: LayerReport, moved: Ratio) -> LayerReport:
         try:
             begun = replace(begun, update_ratio=moved())
-            layer = self._measuring.record(begun, self._computing.measure(matrix, begun.kind))
+            layer = self._measuring.record(begun, measure())
         except Exception as error:  # noqa: BLE001 -- reported in the record
             return self._not_read(begun, error)
         self._failing.worked(begun.name, begun.step)

@@ -87,6 +87,9 @@ class Source(Protocol):
     def nominal(self) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
 
+    def on_device(self) -> Mapping[str, float]:
+        """Return such seconds where eigenvalues are computed on a GPU, of those matrices for which that pays."""
+
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix."""
 
@@ -114,6 +117,13 @@ class Source(Protocol):
 
     def begin(self, name: str, step: int, *, moved: Ratio, copy: bool) -> Callable[[], LayerReport]:
         """Begin a reading at its step, and return the function that finishes it."""
+
+    def solve(self, name: str, step: int, *, moved: Ratio) -> Callable[[], LayerReport] | None:
+        """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
+
+        Returns:
+            None where that does not pay, the GPU is short of memory, or its solver has failed.
+        """
 
 
 class Sampled(Protocol):
@@ -195,7 +205,7 @@ class Pipeline(Stateful, Protocol):
         """Return whether this process has to finish any of them."""
 
     def settle(self) -> None:
-        """Synchronise the device before what follows is measured, where readings are finished on the spot."""
+        """Synchronise the device before what follows is measured, where readings wait for it."""
 
     def advance(self, *, waiting: bool = False) -> None:
         """Ask which copies have arrived from an accelerator, and go on with what waited for them.

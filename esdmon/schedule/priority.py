@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import final
 
+from esdmon.schedule.costs import Costs
+
 TOLERANCE = 1e-3
 """‖ΔW‖/‖W‖ up to which a matrix counts as unchanged. On 24 layers in training no meaningful alpha moved by more than a
 hundredth of its standard error within it: tests/benchmarks/skipped.py."""
@@ -37,11 +39,10 @@ _DEPTH = re.compile(r"\d+")  # in the name of a layer, which is otherwise the sa
 
 @dataclass(slots=True)
 class _State:
-    nominal: float
     round: int = 0
     """In which of the first readings of its kind it is."""
-    seconds: float = math.nan
-    """Cost of a reading, as last measured."""
+    was_on_device: bool = False
+    """How the last reading was begun."""
     read: int | None = None
     """Step of the last reading; None before the first."""
     looked: int = -1
@@ -80,23 +81,28 @@ class ReadPriority:
 
     Args:
         nominal: estimated seconds of a reading by matrix, up to a common factor, which is measured.
+        on_device: those where eigenvalues are computed on an accelerator, for the matrices of which that may be.
         limited: False without a budget: then all matrices are read but frozen ones that have not moved.
     """
 
-    def __init__(self, nominal: Mapping[str, float], *, limited: bool = True) -> None:
+    def __init__(
+        self, nominal: Mapping[str, float], on_device: Mapping[str, float] | None = None, *, limited: bool = True
+    ) -> None:
         self._states: dict[str, _State] = {}
         self._limited = limited
-        self._measured = [0.0, 0.0]
-        """Measured and nominal seconds of the matrices that were read: how fast this machine is."""
-        self.replace(nominal)
+        self._costs = {where: Costs({}) for where in (False, True)}
+        """By whether eigenvalues are computed on an accelerator."""
+        self.is_on_device = False
+        """Whether they are now."""
+        self.replace(nominal, on_device)
 
-    def replace(self, nominal: Mapping[str, float]) -> None:
+    def replace(self, nominal: Mapping[str, float], on_device: Mapping[str, float] | None = None) -> None:
         """Replace the matrices; keep what is known of those that stay."""
-        self._states = {name: self._states.get(name) or _State(seconds) for name, seconds in nominal.items()}
+        self._states = {name: self._states.get(name) or _State() for name in nominal}
         for name, number in first_rounds(nominal).items():
             self._states[name].round = number
-        known = [state for state in self._states.values() if not math.isnan(state.seconds)]
-        self._measured = [sum(state.seconds for state in known), sum(state.nominal for state in known)]
+        self._costs[False].replace(nominal)
+        self._costs[True].replace({name: (on_device or {}).get(name, seconds) for name, seconds in nominal.items()})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,17 +112,11 @@ class ReadPriority:
     @property
     def sweep(self) -> float:
         """Return the expected seconds of reading all matrices."""
-        return sum(map(self.expected, self._states))
+        return self._costs[self.is_on_device].sweep
 
     def expected(self, name: str) -> float:
         """Return the expected seconds of a reading; 0 for a matrix that does not exist any more."""
-        state = self._states.get(name)
-        if state is None:
-            return 0.0
-        if not math.isnan(state.seconds):
-            return state.seconds
-        seconds, nominal = self._measured
-        return state.nominal * (seconds / nominal if nominal else 1.0)
+        return self._costs[self.is_on_device].expected(name)
 
     def to_look_at(self) -> list[str]:
         """Return the matrices whose drift can be measured, the longest not measured first."""
@@ -144,21 +144,15 @@ class ReadPriority:
         """Record that a reading started at a step."""
         state = self._states[name]
         state.read, state.drift, state.looked, state.passed, state.change = step, 0.0, step, 0, 0.0
+        state.was_on_device = self.is_on_device
 
     def took(self, name: str, seconds: float, *, readable: bool = True) -> None:
         """Record the duration of a reading, 0 where nothing was computed, and whether it gave numbers."""
         state = self._states.get(name)
-        if state is None:
-            return
-        state.readable = readable
-        if seconds <= 0:
-            return
-        if math.isnan(state.seconds):
-            self._measured[0] += seconds
-            self._measured[1] += state.nominal
-        else:
-            self._measured[0] += seconds - state.seconds
-        state.seconds = seconds
+        if state is not None:
+            state.readable = readable
+            if seconds > 0:
+                self._costs[state.was_on_device].took(name, seconds)
 
     def to_screen(self, without: Collection[str] = ()) -> list[str]:
         """Return the matrices that have changed and were not read for `RARE` due steps, the longest not known first.

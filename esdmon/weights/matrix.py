@@ -91,6 +91,12 @@ class Matrix:
         """Return whether this rank holds all of the weight."""
         return all(shard.is_whole for _, shard in self.shards)
 
+    @property
+    def is_plain(self) -> bool:
+        """Return whether the weight is a whole parameter, of which nothing has to be computed to read it."""
+        is_computed = self.made_of or self.outline or self.core or self.probe
+        return not (is_computed or self.shards or self.unreadable)
+
     def size(self) -> StackSize:
         """Return the size of the stack without reading any element.
 

@@ -132,7 +132,7 @@ def test_an_exception_closes_the_monitor_and_is_raised(tmp_path: Path) -> None:
         ({"budget": -0.1}, "budget= must be a share of the run, above 0 and at most 1"),
         ({"sinks": "tensorbord:x"}, "Unknown sink scheme 'tensorbord'.*Did you mean 'tensorboard'"),
         ({"measures": ["alhpa"]}, "Unknown measure 'alhpa' in measures=. Did you mean 'alpha"),
-        ({"mode": "fast"}, "mode= must be one of auto, sync, thread, process; got 'fast'"),
+        ({"mode": "fast"}, "mode= must be one of auto, sync, thread, process, device; got 'fast'"),
         ({"stop_on": "rank_colapse"}, "stop_on='rank_colapse' names no rule in use.*Did you mean 'rank_collapse'"),
         ({"evry": 10}, "Unknown option evry=. Did you mean 'every'"),
     ],

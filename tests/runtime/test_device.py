@@ -174,7 +174,7 @@ class _Sends:
     def is_captured(self) -> bool:
         return False
 
-    def has_room(self, _tensor: Tensor, _dtype: torch.dtype) -> bool:
+    def has_room(self, _device: torch.device, _size: int) -> bool:
         return True
 
     def clone(self, tensor: Tensor) -> Tensor:

@@ -223,7 +223,7 @@ def test_auto_looks_at_what_is_idle(threads: int, cores: int, expected: str, mon
 
 def test_a_mode_that_is_none_is_refused() -> None:
     """With those that there are."""
-    with pytest.raises(InputError, match="mode= must be one of auto, sync, thread, process; got 'fork'"):
+    with pytest.raises(InputError, match="mode= must be one of auto, sync, thread, process, device; got 'fork'"):
         Training(mode="fork", every=1)
 
 

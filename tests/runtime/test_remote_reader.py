@@ -48,6 +48,12 @@ class Source:
     def nominal(self) -> dict[str, float]:
         return {f"w{k}": 1.0 for k in range(10)}
 
+    def on_device(self) -> dict[str, float]:
+        return {}
+
+    def solve(self, name: str, step: int, *, moved: Callable[[], float]) -> None:
+        raise NotImplementedError
+
     def size(self, name: str) -> int:
         return SIZE
 

@@ -71,7 +71,7 @@ class Screener:
             The seconds that it is expected to take on an accelerator, and 0 on the CPU; None for a weight that is not
             screened.
         """
-        if not _is_plain(matrix):
+        if not matrix.is_plain:
             return None
         with suppress(Exception), torch.no_grad():  # the reading reports why
             weight = read_weight(matrix)
@@ -132,11 +132,6 @@ class Screener:
     def keep(self, names: Collection[str]) -> None:
         """Forget the vectors of all other matrices."""
         self._vectors = {name: vector for name, vector in self._vectors.items() if name in names}
-
-
-def _is_plain(matrix: Matrix) -> bool:
-    is_computed = matrix.made_of or matrix.outline or matrix.core or matrix.probe
-    return not (is_computed or matrix.shards or matrix.unreadable)
 
 
 def _first_vector(tall: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ class Accelerator(Protocol):
     def is_captured(self) -> bool:
         """Return whether a graph is being captured, so that the device must not be called."""
 
-    def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
-        """Return whether the device has memory for a copy of a tensor in a type."""
+    def has_room(self, device: torch.device, size: int) -> bool:
+        """Return whether a device has memory for so many bytes."""
 
     def clone(self, tensor: Tensor) -> Tensor:
         """Queue a copy on the device, in the stream of the training."""
@@ -133,7 +133,12 @@ class Transfers:
     def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
         """Return whether the device of a tensor has memory for a copy of it in a type, and more; True on the CPU."""
         accelerator = self._accelerators.get(tensor.device.type)
-        return accelerator is None or accelerator.has_room(tensor, dtype)
+        return accelerator is None or accelerator.has_room(tensor.device, tensor.numel() * dtype.itemsize)
+
+    def may_compute(self, device: torch.device, size: int = 0) -> bool:
+        """Return whether this is an accelerator, with memory for so many bytes and more."""
+        accelerator = self._accelerators.get(device.type)
+        return accelerator is not None and (not size or accelerator.has_room(device, size))
 
     def copy(self, weight: Tensor) -> Later:
         """Begin to copy a tensor that later steps change, and return the function that returns the copy."""
@@ -159,7 +164,7 @@ class Transfers:
     def _send(self, tensor: Tensor, *, changes: bool) -> _Copy:
         self._thread = threading.get_ident()
         accelerator = self._accelerators[tensor.device.type]
-        aside = changes and accelerator.has_room(tensor, tensor.dtype)
+        aside = changes and self.has_room(tensor, tensor.dtype)
         copy = _Copy(self, accelerator.send(accelerator.clone(tensor) if aside else tensor, aside=aside))
         if self.waits:
             copy.read()
@@ -179,9 +184,9 @@ class Cuda:
         """Return whether the current stream of this thread is being captured."""
         return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
-    def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
-        """Return whether there is memory for a copy on the device in a type, four times over."""
-        return has_room(tensor.device, tensor.numel() * dtype.itemsize)
+    def has_room(self, device: torch.device, size: int) -> bool:
+        """Return whether a device has memory for so many bytes, four times over."""
+        return has_room(device, size)
 
     def clone(self, tensor: Tensor) -> Tensor:
         """Queue a copy on the device."""

@@ -1,0 +1,50 @@
+"""`Costs`: expected seconds of a reading of each matrix, learned from those that were made."""
+
+from collections.abc import Mapping
+from typing import final
+
+
+@final
+class Costs:
+    """Keep what a reading of each matrix took, and expect the rest in proportion to an estimate.
+
+    Args:
+        nominal: estimated seconds by matrix, up to a common factor, which is measured.
+    """
+
+    def __init__(self, nominal: Mapping[str, float]) -> None:
+        self._nominal: Mapping[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        """As last measured."""
+        self._measured = [0.0, 0.0]
+        """Measured and nominal seconds of the matrices that were read: how fast this machine is."""
+        self.replace(nominal)
+
+    def replace(self, nominal: Mapping[str, float]) -> None:
+        """Replace the matrices; keep what is known of those that stay."""
+        self._nominal = {name: self._nominal.get(name, seconds) for name, seconds in nominal.items()}
+        self._seconds = {name: seconds for name, seconds in self._seconds.items() if name in nominal}
+        self._measured = [sum(self._seconds.values()), sum(map(self._nominal.__getitem__, self._seconds))]
+
+    @property
+    def sweep(self) -> float:
+        """Return the expected seconds of reading all matrices."""
+        return sum(map(self.expected, self._nominal))
+
+    def expected(self, name: str) -> float:
+        """Return the expected seconds of a reading; 0 for a matrix that does not exist any more."""
+        if name in self._seconds:
+            return self._seconds[name]
+        seconds, nominal = self._measured
+        return self._nominal.get(name, 0.0) * (seconds / nominal if nominal else 1.0)
+
+    def took(self, name: str, seconds: float) -> None:
+        """Record the duration of a reading."""
+        if name not in self._nominal:
+            return
+        if name in self._seconds:
+            self._measured[0] += seconds - self._seconds[name]
+        else:
+            self._measured[0] += seconds
+            self._measured[1] += self._nominal[name]
+        self._seconds[name] = seconds
