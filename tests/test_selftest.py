@@ -10,14 +10,18 @@ import torch
 from torch import nn
 
 from esdmon.analysis import analyze
+from esdmon.runtime.computing import Computing
+from esdmon.selftest import correctness
 from esdmon.selftest.__main__ import main
 from esdmon.selftest.checks import CHECKS
 from esdmon.selftest.correctness import compared
 from esdmon.selftest.harness import Check, Machine, Row
 from esdmon.selftest.models import Training
 from esdmon.selftest.waiting import counted_waits
+from esdmon.weights import Matrix, Transfers
 from esdmon.weights.device import update_ratio
 from esdmon.weights.device.sample import sample_matrix
+from tests.simulated_device import SimulatedDevice
 
 
 def fails(_: Machine) -> Iterator[Row]:
@@ -101,3 +105,24 @@ def test_waits_are_named_by_the_line_of_esdmon(monkeypatch: pytest.MonkeyPatch) 
     assert training.close() == []
     assert found
     assert all(line.startswith("update_ratio.py:") for line in found)
+
+
+@pytest.mark.parametrize("is_right", [True, False])
+def test_eigenvalues_on_a_gpu_are_compared(monkeypatch: pytest.MonkeyPatch, *, is_right: bool) -> None:
+    """On a simulated GPU, and on one that reads another weight."""
+    monkeypatch.setattr("esdmon.watching.Transfers", lambda: Transfers({"cpu": SimulatedDevice()}))
+    monkeypatch.setattr("esdmon.runtime.watched_model.seconds_on_device", lambda _matrix: 1e-3)
+    layers = {"large": nn.Linear(64, 96), "largest": nn.Linear(80, 80)}
+    monkeypatch.setattr(correctness, "zoo", lambda dtype, **_: nn.ModuleDict(layers).to(dtype))
+    solve = Computing.solve
+
+    def off(computing: Computing, matrix: Matrix, kind: str) -> object:
+        with torch.no_grad():
+            matrix.read().mul_(1 if is_right else 1.1)
+        return solve(computing, matrix, kind)
+
+    monkeypatch.setattr(Computing, "solve", off)
+    rows = list(correctness.on_device(Machine(torch.device("cpu"))))
+    assert [row.part for row in rows] == ["float32", "bfloat16", "float16"]
+    expected = ["PASS"] * 3 if is_right else ["FAIL"] * 3
+    assert [row.result for row in rows] == expected, rows

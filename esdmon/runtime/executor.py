@@ -141,6 +141,8 @@ class Executor:
         if finish is None:
             cost.seconds = 0.0
             finish = self._source.begin(name, step, moved=moved, copy=True)
+        elif self._workers is not None:
+            self._workers.drop()
         future = self._submit(partial(_timed, finish, self.clock), self._source.size(name))
         return Task((name,), partial(self._poll, name, step, future, cost.seconds), partial(_cancel, future))
 

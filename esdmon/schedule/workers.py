@@ -133,8 +133,13 @@ class Workers:
         return lost
 
     def wait(self) -> None:
-        """Drop the block that is measured: the training waits for readings."""
-        self.stands_still, self._is_dropped = False, True
+        """Drop the block that is measured, and let threads begin: the training waits for readings."""
+        self.stands_still = False
+        self.drop()
+
+    def drop(self) -> None:
+        """Drop the block that is measured: a step of it took longer than others, for another reason than threads."""
+        self._is_dropped = True
 
     def _place(self) -> int:
         """Return the place of this block among those of a job: some that read, some in which readings end, a still."""

@@ -9,6 +9,7 @@ CHECKS = (
     Check("screening", correctness.screening),
     Check("precision", correctness.precision),
     Check("identical", correctness.identical),
+    Check("on_device", correctness.on_device, needs_cuda="eigenvalues on a GPU"),
     Check("torn", correctness.torn),
     Check("streams", correctness.streams),
     Check("no_wait", waiting.no_wait, needs_cuda="a CPU has no queue to wait for"),

@@ -211,6 +211,37 @@ def _trained(machine: Machine, options: Mapping[str, Any] | None) -> Training:
     return training
 
 
+def on_device(machine: Machine) -> Iterator[Row]:
+    """Compare readings whose eigenvalues the GPU computes in the hook with those of clones, while weights move on."""
+    for dtype in DTYPES:
+        layers = {name: layer for name, layer in zoo(dtype, large=True).items() if name in ("large", "largest")}
+        model, sink = nn.ModuleDict(layers).to(machine.device), MemorySink()
+        clones: list[dict[str, Tensor]] = []
+        seconds = []
+        with watch(model, every=1, budget=None, mode="device", sinks=[sink], alerts=None) as monitor:
+            for _ in range(3):
+                with torch.no_grad():
+                    for layer in layers.values():
+                        layer.get_parameter("weight").mul_(1.5)
+                clones.append(
+                    {name: layer.get_parameter("weight").detach().cpu().clone() for name, layer in layers.items()}
+                )
+                begin = time.perf_counter()
+                monitor.step()
+                seconds.append(time.perf_counter() - begin)
+                monitor.flush()
+        part = str(dtype).removeprefix("torch.")
+        wrong = [f"{fault.who}: {fault.message}" for fault in monitor.errors]
+        if len(sink.reports) != len(clones):
+            wrong.append(f"{len(sink.reports)} reports of {len(clones)} steps")
+        for report, weights in zip(sink.reports, clones, strict=False):
+            row = compared(report, analyze(weights, precision="exact"), part, 1e-4)
+            wrong += [] if row.result == "PASS" else [f"step {report.step}: {row.detail}"]
+            wrong += [f"{each.name}: {each.precision}" for each in report if each.precision != "float64"]
+        text = f"{row.detail}; the hook took {', '.join(f'{1e3 * each:.0f}' for each in seconds)} ms"
+        yield verdict(wrong, text, part, {"seconds": seconds})
+
+
 def torn(machine: Machine) -> Iterator[Row]:
     """Compare the readings of a weight that an optimizer hammers with clones that are taken in the same steps."""
     shape = (131072, 64) if machine.is_cuda else (8192, 64)

@@ -15,6 +15,7 @@ from esdmon.schedule.workers import Workers
 
 _FLOPS = 1e11
 _SOLVE = 1.8 / 4096**3
+_REST = 5e-5  # seconds for each eigenvalue, of one core
 SLOWER = 3e-4  # of a step, for each thread that reads
 BLOCKED = 2e-4  # seconds of the hook for each copy
 PASSES = 5  # over a weight, for a screening
@@ -46,9 +47,21 @@ class Model:
         """Return the seconds of a core that a reading of each matrix takes."""
         return {name: seconds_of(*sorted(shape)) for name, shape in self.shapes().items()}
 
+    def costs_on_device(self) -> dict[str, float]:
+        """Return the seconds of the hook that the eigenvalues of each matrix take on a GPU."""
+        return {name: seconds_on_device(*sorted(shape)) for name, shape in self.shapes().items()}
+
+    def rest(self) -> dict[str, float]:
+        """Return the seconds of a core that the rest of such a reading takes."""
+        return {name: _REST * min(shape) for name, shape in self.shapes().items()}
+
 
 def seconds_of(m: int, n: int) -> float:
     return 2 * n * m**2 / _FLOPS + _SOLVE * m**3
+
+
+def seconds_on_device(m: int, n: int) -> float:
+    return 9e-6 * m + 1.1e-12 * m**3 + 2 * n * m**2 / 5e13
 
 
 MODELS = {
@@ -135,12 +148,17 @@ def simulate(
     every: int,
     step: float,
     share: float,
+    beside: Mapping[str, float] | None = None,
     limit: float = 3e6,
 ) -> Times:
-    """Run the schedule and the budget until each matrix was read twice; screen where that costs anything."""
+    """Run the schedule and the budget until each matrix was read twice; screen where that costs anything.
+
+    The loop waits for `costs`; what a thread takes beside it, of a core that is not idle, is charged.
+    """
     clock = Clock()
     budget = Budget(share, clock=clock, cpu_clock=clock)
-    turns = ReadPriority(costs)
+    beside = beside or dict.fromkeys(costs, 0.0)
+    turns = ReadPriority({name: seconds + beside[name] for name, seconds in costs.items()})
     source: Any = Screened(clock, screening)
     norms = Norms(clock, [*costs], source)
     screens = Screening(source, turns, source, budget)
@@ -154,9 +172,10 @@ def simulate(
             turns.looked(name, due, DRIFT, trainable=True)
         for name in turns.choose(due, budget.credit):
             with budget.spending():
-                clock.now += costs[name]  # the loop waits for it: the mode "sync"
+                clock.now += costs[name]  # in the hook
+            budget.read(beside[name])
             turns.begun(name, due)
-            turns.took(name, costs[name])
+            turns.took(name, costs[name] + beside[name])
             read.setdefault(name, clock.now)
             norms.read[name] = clock.now
         if screening:

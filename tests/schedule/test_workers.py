@@ -189,3 +189,17 @@ def test_a_wait_of_one_rank_does_not_shift_its_blocks() -> None:
             team[0].wait()
     assert stood[0] == stood[1]
     assert len(stood[0]) > 150
+
+
+def test_a_step_that_waits_for_a_device_is_not_compared() -> None:
+    """Else blocks without threads would seem slow, and threads would seem to cost nothing."""
+    clock = FakeClock()
+    workers = Workers(BUDGET, lambda _own: 1, clock=clock.perf_counter)
+    for step in range(2000):
+        is_busy = not workers.stands_still
+        waits = not is_busy and step % 2 == 0
+        clock.passes(1.0 + 0.05 * is_busy + 5.0 * waits)
+        if waits:
+            workers.drop()
+        workers.step(is_busy=is_busy)
+    assert workers.slow_down is None
