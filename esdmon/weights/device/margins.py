@@ -120,10 +120,10 @@ def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
     """Return scales, each side up to a factor, from an earlier estimate."""
     by_row, by_column = [], torch.zeros_like(margins.columns)
     weights = _inverse(margins.columns)
-    for part in squares:
-        rows = (weights.to(part.dtype)[:, None, :] @ part.mT)[:, 0]  # of batches, sooner than the matrix times a column
+    for part in squares:  # by sums: a switch may round the factors of matrix products
+        rows = (part * weights.to(part.dtype)[:, None, :]).sum(dim=2)
         by_row.append(rows)
-        by_column += (_inverse(rows)[:, None, :] @ part)[:, 0]
+        by_column += (part * _inverse(rows)[:, :, None]).sum(dim=1)
     return Margins(torch.cat(by_row, dim=1).double(), by_column)
 
 

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import esdmon
 from esdmon import torch_private
 from esdmon.weights import Screener, Solver, discover, read_spectrum, solve_lapack, solve_torch
+from esdmon.weights.device import margins
 from esdmon.weights.device.solvers import gram_of
 
 _PRODUCTS = {"mm", "bmm", "addmm", "baddbmm", "mv", "dot", "linear"}
@@ -85,6 +86,23 @@ def test_no_factor_is_rounded(coarse: _Rounding, dtype: torch.dtype, solver: Sol
     assert not coarse.rounded
     for one, other in zip(_eigenvalues(spectrum), _eigenvalues(exact), strict=True):
         assert np.abs(one - other).max() < 3e-6 * other.max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_scales_that_a_device_computes_are_not_rounded(
+    coarse: _Rounding, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of tensors: on a CPU numpy computes them."""
+    monkeypatch.setattr(margins, "as_array", lambda _: None)
+    weight = _weight(dtype, 200, 64) * torch.logspace(-1, 1, 200)[:, None].to(dtype)
+    matrix = discover({"w": weight}).matrices[0]
+    exact = read_spectrum(matrix, precision="exact", also=("equalised",))
+    with coarse:
+        spectrum = read_spectrum(matrix, also=("equalised",))
+    assert not coarse.rounded
+    assert spectrum.bulk is not None
+    assert exact.bulk is not None
+    assert spectrum.bulk.edge == pytest.approx(exact.bulk.edge, rel=1e-5)
 
 
 def _eigenvalues(spectrum: Any) -> list[Any]:
