@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import final
 
@@ -16,15 +16,14 @@ from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.intake import Intake
 from esdmon.runtime.latest import LatestReadings
+from esdmon.runtime.planning import Planning
 from esdmon.runtime.screening import Screening
-from esdmon.runtime.sharing import Reads
 from esdmon.runtime.source import Source
 from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
-from esdmon.schedule.workers import blocks_to_end, steps_still
+from esdmon.schedule.workers import steps_still
 
-_SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
 _PATIENCE = 4  # times what readings of other ranks are expected to take, before they are given up. Our choice.
 
 
@@ -59,13 +58,10 @@ class ReadingPipeline:
         self._team = team
         self._max_tags = max_tags
         self._queue = queue
-        self._priority = self._new_priority()
-        self._drift = DriftLog(source, self._priority, budget, team)
-        self._screening = Screening(source, self._priority, self._drift, budget)
         self._due: deque[DueStep] = deque()
         self._latest = LatestReadings()
         self._cautions = Cautions()
-        self._intake = Intake(self._priority, self._cautions)
+        self._forget()
         self._steps = self._last_due = 0
         self._left: tuple[str, ...] = ()
         """Matrices of the last scheduled step, for whose copies there was no memory then."""
@@ -117,7 +113,7 @@ class ReadingPipeline:
             self._replace()
         if self._team.is_complete:
             self.is_ready = True
-            self._plan_next(self._team, None, step + 1)
+            self._announce(self._team, None, step + 1)
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
@@ -133,12 +129,7 @@ class ReadingPipeline:
         is_free = len(self._due) < self._queue and not any(due.asked for due in self._due)
         if self._team is not None and is_free:
             with self._budget.spending():
-                known = set(self._priority.names) - self._team.missing
-                known_names = [name for name in names if name in known]
-                ranks = self._ranks_of(self._team)
-                chosen = self._priority.affordable(known_names, _credit_of(ranks))
-                if chosen:
-                    self._team.ask(self._with_costs(chosen), ranks)
+                self._planning.ask(self._team, names)
 
     def is_look(self, step: int) -> bool:
         """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
@@ -151,7 +142,7 @@ class ReadingPipeline:
             return
         self._left = ()
         self._refresh()
-        earned = self._earn()
+        earned = self._planning.earn(self._team)
         self._cautions.check(self._budget)
         self._drift.measure(step)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic())
@@ -161,25 +152,6 @@ class ReadingPipeline:
             self._begin_with(self._team, due, earned)
         self._screening.screen(step, without=due.begun, latest=self.latest)
         self._priority.pass_by()
-
-    def plan(self, step: int, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
-        """Return the matrices to read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
-        credit = self._budget.reading_credit - self._under_way()
-        elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
-        return self._priority.choose(step, credit, without=elsewhere.union(without), forced=forced)
-
-    def _earn(self) -> float:
-        """Add credit for the time since the last call, for all ranks, and return it."""
-        self._priority.is_on_device = self._executor.is_on_device
-        most = _SWEEPS * self._priority.sweep
-        earned = self._budget.earn(at_most=most)
-        if self._team is not None:
-            self._team.capacities.earn(earned, most)
-        return earned
-
-    def _under_way(self) -> float:
-        """Return the expected seconds of what this process has to finish."""
-        return sum(self._priority.expected(name) for due in self._due for task in due.here for name in task.names)
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
@@ -211,15 +183,21 @@ class ReadingPipeline:
         """Parse `state_dict()`, and return the function that continues from it."""
         return partial(self._continue_from, self._latest.prepare(state))
 
+    def _forget(self) -> None:
+        """Know nothing of readings, of this run or before."""
+        source, budget, team = self._source, self._budget, self._team
+        self._priority = ReadPriority(self._nominal(), source.on_device(), limited=budget.share is not None)
+        self._intake = Intake(self._priority, self._cautions)
+        self._drift = DriftLog(source, self._priority, budget, team)
+        self._screening = Screening(source, self._priority, self._drift, budget)
+        self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
+
     def _continue_from(self, restore: Callable[[], None]) -> None:
         self._due.clear()
         if self._team is not None:
             self._team.restart()
             self.is_ready = False
-        self._priority = self._new_priority()
-        self._intake = Intake(self._priority, self._cautions)
-        self._drift = DriftLog(self._source, self._priority, self._budget, self._team)
-        self._screening = Screening(self._source, self._priority, self._drift, self._budget)
+        self._forget()
         restore()
         self._take_up()
 
@@ -238,9 +216,6 @@ class ReadingPipeline:
         for name, layer in self._latest.keep(self._priority.names, is_final=is_final).items():
             self._priority.begun(name, layer.step)
 
-    def _new_priority(self) -> ReadPriority:
-        return ReadPriority(self._nominal(), self._source.on_device(), limited=self._budget.share is not None)
-
     def _nominal(self) -> dict[str, float]:
         own = self._source.nominal()
         return own if self._team is None else self._team.nominal(own)
@@ -251,10 +226,9 @@ class ReadingPipeline:
         Other ranks take part in the former only, so that nobody waits.
         """
         self._refresh()
-        self._earn()
+        self._planning.earn(self._team)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
-        here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
-        chosen = self._priority.affordable(here, self._budget.reading_credit)
+        chosen = self._planning.between(names)
         self._left = tuple(name for name in self._left if name not in names)
         if self._team is not None and (assigned := self._team.begin_asked(step)) is not None:
             due.asked = frozenset(name for job in assigned.word.jobs for name in job.names)
@@ -270,7 +244,7 @@ class ReadingPipeline:
             return
         forced = not self.under_way_here
         while True:
-            names = self.plan(due.step, without=due.begun, forced=forced and not due.begun)
+            names = self._planning.here(due.step, without=due.begun, forced=forced and not due.begun)
             if not names or not self._start(due, names, within_credit=True) or due.here:
                 return
 
@@ -291,28 +265,11 @@ class ReadingPipeline:
             return
         previous, self._last_due = self._last_due, due.step
         if sum(not self._intake.is_complete(each) for each in self._due) < self._queue:
-            self._plan_next(team, due.step, due.step + max(1, due.step - previous), ahead=earned)
+            self._announce(team, due.step, due.step + max(1, due.step - previous), ahead=earned)
 
-    def _plan_next(self, team: Team, step: int | None, then: int, *, ahead: float = 0.0) -> None:
-        """Plan at a due step, or before the first, what all ranks read at the next one, expected at the step `then`."""
-        ranks = self._ranks_of(team, ahead=ahead)
-        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, ahead=True)
-        longest = max(map(self._priority.expected, self._priority.names), default=0.0)
-        ending = blocks_to_end(longest, self._budget.run_seconds / max(1, self._steps))
-        team.plan(step, self._with_costs(names), ranks, gap=0 if step is None else then - step, ending=ending)
-
-    def _with_costs(self, names: Iterable[str]) -> dict[str, float]:
-        """Return the expected seconds of each reading."""
-        return {name: self._priority.expected(name) for name in names}
-
-    def _ranks_of(self, team: Team, *, ahead: float = 0.0) -> dict[int, Reads]:
-        """Return how each rank reads, once it has earned `ahead` more seconds of credit."""
-        under_way = {0: self._under_way()}
-        for due in self._due:
-            for name in due.elsewhere.names if due.elsewhere else ():
-                rank = due.owners[name]
-                under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
-        return team.capacities.reads(self._budget, under_way, ahead=ahead)
+    def _announce(self, team: Team, step: int | None, then: int, *, ahead: float = 0.0) -> None:
+        step_seconds = self._budget.run_seconds / max(1, self._steps)
+        self._planning.announce(team, step, then, ahead=ahead, step_seconds=step_seconds)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
@@ -338,7 +295,7 @@ class ReadingPipeline:
     def _enqueue(self, due: DueStep) -> bool:
         """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
         if sum(not self._intake.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
-            self._cautions.skip(due.step, len(self.plan(due.step)))
+            self._cautions.skip(due.step, len(self._planning.here(due.step)))
             return False
         self._due.append(due)
         return True
@@ -391,8 +348,3 @@ class ReadingPipeline:
             extra=due.extra,
             screened=self._screening.as_of(due.step, self.latest),
         )
-
-
-def _credit_of(ranks: Mapping[int, Reads]) -> float:
-    """Return the seconds of reading that all ranks may begin together."""
-    return sum(max(0.0, reads.credit) for reads in ranks.values())

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import esdmon
 from esdmon.plugins import Plugins
-from esdmon.runtime.pipeline import ReadingPipeline
+from esdmon.runtime.planning import Planning
 from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
 from esdmon.weights import Drift, Sending, Transfers
@@ -130,7 +130,7 @@ def test_what_is_screened_on_a_device_is_of_its_step(lag: int, monkeypatch: pyte
     monkeypatch.setattr("esdmon.runtime.screening.WORTH", 0)
     monkeypatch.setattr("esdmon.runtime.screening.SHARE", 1.0)
     monkeypatch.setattr("esdmon.schedule.priority.RARE", 0)
-    monkeypatch.setattr(ReadingPipeline, "plan", lambda *_, **__: ["2"])
+    monkeypatch.setattr(Planning, "here", lambda *_, **__: ["2"])
     run = Training(device, monkeypatch, every=lag + 2, budget=0.9, workers=0)
 
     def between() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 import esdmon
 from esdmon.records import Screened
 from esdmon.replay import reports
-from esdmon.runtime.pipeline import ReadingPipeline
+from esdmon.runtime.planning import Planning
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.screening import SHARE
 from esdmon.schedule.priority import RARE
@@ -237,7 +237,7 @@ def test_a_matrix_that_is_not_finite_is_read_next(monkeypatch: pytest.MonkeyPatc
 def test_norms_wait_for_the_report_of_their_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where readings are behind, so that a matrix is screened again before the report of the due step before."""
     gate = threading.Event()
-    monkeypatch.setattr(ReadingPipeline, "plan", lambda *_, **__: ["0"])
+    monkeypatch.setattr(Planning, "here", lambda *_, **__: ["0"])
     run = Training(monkeypatch, watched=False)
     run.watch(mode="thread", workers=0, plugins=[waiting_measure(gate)()])
     assert run.monitor is not None

@@ -1,0 +1,110 @@
+"""`Planning`: which matrices are read, within the credit of this process, or on rank 0 within that of each rank."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import final
+
+from esdmon.runtime.drift_log import DriftLog
+from esdmon.runtime.due_step import DueStep
+from esdmon.runtime.executor import Executor
+from esdmon.runtime.sharing import Reads
+from esdmon.runtime.team import Team
+from esdmon.schedule.budget import Budget
+from esdmon.schedule.priority import ReadPriority
+from esdmon.schedule.workers import blocks_to_end
+
+_SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
+
+
+@final
+class Planning:
+    """Choose what is read at a step, and in a job of several ranks at the next due step.
+
+    Args:
+        priority: orders the matrices, and knows what they cost.
+        drift: knows which matrices this process holds.
+        budget: the seconds that may be spent.
+        executor: says how readings are made now.
+        due: the steps whose readings are under way; changed by the caller.
+    """
+
+    def __init__(
+        self,
+        priority: ReadPriority,
+        drift: DriftLog,
+        budget: Budget,
+        executor: Executor,
+        due: Collection[DueStep],
+    ) -> None:
+        self._priority = priority
+        self._drift = drift
+        self._budget = budget
+        self._executor = executor
+        self._due = due
+
+    def earn(self, team: Team | None) -> float:
+        """Add credit for the time since the last call, for all ranks, and return it."""
+        self._priority.is_on_device = self._executor.is_on_device
+        most = _SWEEPS * self._priority.sweep
+        earned = self._budget.earn(at_most=most)
+        if team is not None:
+            team.capacities.earn(earned, most)
+        return earned
+
+    def here(self, step: int, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
+        """Return the matrices to read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
+        credit = self._budget.reading_credit - self._under_way()
+        elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
+        return self._priority.choose(step, credit, without=elsewhere.union(without), forced=forced)
+
+    def between(self, names: Iterable[str]) -> list[str]:
+        """Return those of some matrices that this process reads within its credit, at a step that is not scheduled."""
+        here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
+        return self._priority.affordable(here, self._budget.reading_credit)
+
+    def ask(self, team: Team, names: Iterable[str]) -> None:
+        """Ask all ranks to read at the next look those of these matrices for which there is credit."""
+        known = set(self._priority.names) - team.missing
+        ranks = self._ranks_of(team)
+        chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))
+        if chosen:
+            team.ask(self._with_costs(chosen), ranks)
+
+    def announce(
+        self, team: Team, step: int | None, then: int, *, ahead: float = 0.0, step_seconds: float = 0.0
+    ) -> None:
+        """Plan at a due step, or before the first, what all ranks read at the next one, and announce it.
+
+        Args:
+            team: the ranks.
+            step: optimizer steps taken; None before the first due step.
+            then: at which step the next one is expected.
+            ahead: seconds of credit that each rank will have earned by then.
+            step_seconds: how long a step takes.
+        """
+        ranks = self._ranks_of(team, ahead=ahead)
+        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, ahead=True)
+        longest = max(map(self._priority.expected, self._priority.names), default=0.0)
+        ending = blocks_to_end(longest, step_seconds)
+        team.plan(step, self._with_costs(names), ranks, gap=0 if step is None else then - step, ending=ending)
+
+    def _under_way(self) -> float:
+        """Return the expected seconds of what this process has to finish."""
+        return sum(self._priority.expected(name) for due in self._due for task in due.here for name in task.names)
+
+    def _with_costs(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the expected seconds of each reading."""
+        return {name: self._priority.expected(name) for name in names}
+
+    def _ranks_of(self, team: Team, *, ahead: float = 0.0) -> dict[int, Reads]:
+        """Return how each rank reads, once it has earned `ahead` more seconds of credit."""
+        under_way = {0: self._under_way()}
+        for due in self._due:
+            for name in due.elsewhere.names if due.elsewhere else ():
+                rank = due.owners[name]
+                under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
+        return team.capacities.reads(self._budget, under_way, ahead=ahead)
+
+
+def _credit_of(ranks: Mapping[int, Reads]) -> float:
+    """Return the seconds of reading that all ranks may begin together."""
+    return sum(max(0.0, reads.credit) for reads in ranks.values())
