@@ -3,10 +3,12 @@
 import copy
 
 import pytest
+import torch
 
 import esdmon
 from esdmon import Monitor
 from tests.alerts.scenarios import SCENARIOS, Digits, Scenario
+from tests.benchmarks.healthy import OPTIMIZERS, TASKS, batches
 
 every_scenario = pytest.mark.parametrize(
     "scenario",
@@ -53,6 +55,25 @@ def test_the_healthy_twin_raises_nothing(scenario: Scenario) -> None:
     monitor = healthy(scenario)
     assert [alert for alert in monitor.alerts if alert.severity != "info" or alert.rule == scenario.rule] == []
     assert monitor.errors == ()
+
+
+def test_a_small_network_that_has_learned_all_of_its_data_wakes_nobody() -> None:
+    """Its alpha falls below 2, the ERG tail confirms that, and it is right on what is held back."""
+    torch.manual_seed(0)
+    task = TASKS["MLP, 64 inputs, fast"]()
+    with esdmon.watch(task.model, every=20, budget=None, sinks=None) as monitor:
+        optimizer = OPTIMIZERS["AdamW .1"](task.model.parameters())
+        for group in optimizer.param_groups:
+            group["lr"] *= task.lr
+        for inputs, targets in batches(task.data, 64, 1000, seed=0):
+            optimizer.zero_grad()
+            task.loss(task.model, inputs, targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            monitor.step()
+    assert task.held_back_loss() < 0.15
+    assert {alert.severity for alert in monitor.alerts} == {"info"}
+    messages = [alert.message for alert in monitor.alerts if alert.rule == "over_regularized"]
+    assert "which confirms it; the layer neither shrinks nor moves far, and may be healthy" in messages[0]
 
 
 def test_every_rule_has_its_scenario() -> None:

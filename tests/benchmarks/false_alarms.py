@@ -26,6 +26,7 @@ from esdmon import schedule
 from tests.benchmarks.healthy import TASKS, Run, train
 
 _SGD, _DECAY, _W1 = "SGD .9", "SGD .9 wd 5e-4", "AdamW .1"
+_SMALL = ("SGD", _SGD, _DECAY, "Adam", "AdamW .01", _W1, "RMSprop")
 RUNS = (
     *(Run(task="MLP", optimizer=name, seed=k) for k, name in enumerate(("SGD", _SGD, _DECAY, "Adam", "AdamW .01"))),
     *(Run(task="MLP", optimizer=name, seed=k) for k, name in enumerate((_W1, "RMSprop", "Adadelta"), start=5)),
@@ -33,6 +34,12 @@ RUNS = (
     *(Run(task="MLP", schedule=name, seed=3) for name in ("cosine", "warm-up", "steps", "one-cycle")),
     Run(task="MLP", optimizer=_DECAY, schedule="cosine", steps=3000, readings=150, seed=4),
     *(Run(task="wide MLP", optimizer=name, seed=k) for k, name in enumerate((_SGD, "Adam", _W1))),
+    *(Run(task="MLP, 64 inputs", optimizer=name, steps=2400, batch_size=64, seed=k) for k, name in enumerate(_SMALL)),
+    *(
+        Run(task=f"{how}MLP, 64 inputs, fast", optimizer=name, steps=steps, batch_size=64, seed=k)
+        for how, steps in (("", 600), ("narrow ", 2400))
+        for k, name in enumerate((_DECAY, "Adam", "AdamW .01", _W1))
+    ),
     *(Run(task="deep MLP, batch norm", optimizer=name, seed=k) for k, name in enumerate((_SGD, _DECAY, "Adam", _W1))),
     *(Run(task="MLP, dropout", optimizer=name, seed=k) for k, name in enumerate((_SGD, "Adam"))),
     *(Run(task="MiniAlexNet", optimizer=name, steps=300, seed=k) for k, name in enumerate((_SGD, _DECAY, "Adam"))),

@@ -252,8 +252,8 @@ class Words(nn.Module):
 
 
 @lru_cache
-def _images() -> tuple[Batch, Batch]:
-    images, labels = digits()
+def _images(side: int = 16) -> tuple[Batch, Batch]:
+    images, labels = digits(side)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     images, labels = images[order], labels[order]
     return (images[_HELD_BACK:], labels[_HELD_BACK:]), (images[:_HELD_BACK], labels[:_HELD_BACK])
@@ -282,6 +282,14 @@ def _words() -> tuple[Batch, Batch]:
 
 def _of_images(make: Callable[[], nn.Module], **options: object) -> Task:
     return Task(make(), *_images(), **{"loss": classify} | options)  # type: ignore[arg-type]
+
+
+def _of_small_images(make: Callable[[], nn.Module], **options: object) -> Task:
+    """64 inputs from 0 to 1, as most who try something on digits take them."""
+    (images, labels), (others, their_labels) = _images(8)
+    low, high = images.min(), images.max()
+    data = ((images - low) / (high - low), labels), ((others - low) / (high - low), their_labels)
+    return Task(make(), *data, **{"loss": classify} | options)  # type: ignore[arg-type]
 
 
 def _of_characters(make: Callable[[int], nn.Module], **options: object) -> Task:
@@ -344,6 +352,9 @@ _rounded = partial(classify, smoothing=0.1)
 TASKS: dict[str, Callable[[], Task]] = {
     "MLP": lambda: _of_images(lambda: mlp(256, 256, 128, 10)),
     "wide MLP": lambda: _of_images(lambda: mlp(256, 512, 512, 10)),
+    "MLP, 64 inputs": lambda: _of_small_images(lambda: mlp(64, 128, 64, 10)),
+    "MLP, 64 inputs, fast": lambda: _of_small_images(lambda: mlp(64, 128, 64, 10), lr=3.0),
+    "narrow MLP, 64 inputs, fast": lambda: _of_small_images(lambda: mlp(64, 64, 64, 10), lr=3.0),
     "deep MLP, batch norm": lambda: _of_images(lambda: mlp(256, *[128] * 5, 10, norm=True)),
     "MLP, dropout": lambda: _of_images(lambda: mlp(256, 256, 128, 10, dropout=0.5), loss=_rounded),
     "MiniAlexNet": lambda: _of_images(MiniAlexNet, lr=0.25),

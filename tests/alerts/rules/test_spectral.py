@@ -39,6 +39,52 @@ def test_over_regularised_without_the_second_witness_is_a_notice() -> None:
     assert "begins at 0.8 times the start of the ERG tail, which does not confirm it" in alert.message
 
 
+@pytest.mark.parametrize(
+    ("apart", "moved", "begins", "says"),
+    [
+        (1, 0.014, 4000, ""),
+        (1, 0.016, 4000, "it moves by 16% of its norm in 100 steps"),
+        (25, 0.07, 4000, ""),
+        (25, 0.08, 4000, "it moves by 16% of its norm in 100 steps"),
+        (25, 0.08, 400, ""),  # so do healthy layers at first
+        (400, 0.28, 4000, ""),
+        (1, math.nan, 4000, ""),
+    ],
+)
+def test_over_regularised_without_a_cause_is_a_notice(apart: int, moved: float, begins: int, says: str) -> None:
+    """A healthy layer that has learned all of its data comes to such an alpha, and hardly moves any more."""
+    readings = [reading(begins), *(over(begins + apart * k, moved=moved) for k in range(1, 5))]
+    (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in readings))
+    assert alert.severity == ("warning" if says else "info")
+    assert (says or "the layer neither shrinks nor moves far, and may be healthy") in alert.message
+
+
+def test_a_few_steps_that_are_looked_at_closely_do_not_count_as_moving() -> None:
+    """They go to and fro, and the way of many is shorter than they suggest."""
+    readings = [reading(9980), *(over(9980 + 20 * k, moved=0.02) for k in range(1, 3))]
+    close = [over(step, moved=0.05, extra=True) for step in range(10021, 10023)]
+    (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in [*readings, *close]))
+    assert alert.severity == "info"
+
+
+@pytest.mark.parametrize(
+    ("begins", "norm", "says"),
+    [
+        (11, 9.1, ""),
+        (11, 8.0, "its norm has fallen to 0.80 of that at step "),
+        (100, 8.0, ""),  # a part of decay that is as slow comes with every long training
+        (100, 5.0, "its norm has fallen to 0.50 of that at step "),
+    ],
+)
+def test_over_regularised_where_the_layer_decays_is_a_warning(begins: int, norm: float, says: str) -> None:
+    good = [reading(step, measures={"frobenius_norm": 10.0}) for step in range(1, 11)]
+    heavy = [over(step, moved=0.01) for step in range(begins, begins + 4)]
+    small = [replace(each, measures={**each.measures, "frobenius_norm": norm, "erg_gap": -9.0}) for each in heavy]
+    (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in [*good, *small]))
+    assert alert.severity == ("warning" if says else "info")
+    assert (says or "the layer neither shrinks nor moves far, and may be healthy") in alert.message
+
+
 def test_a_border_makes_no_flapping() -> None:
     """What takes 2 to begin takes more than 2.1 to end, though `alpha_is_meaningful` comes and goes."""
     values = [3.0, 1.5, 1.5, 1.5, 1.95, 2.05, 1.95, 2.05, 2.05, 2.05, 2.05, 1.5]
