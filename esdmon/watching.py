@@ -85,7 +85,7 @@ def watch(
         workers: threads or processes that read at once, each on one core, where cores are idle. Their time is not
             charged then, but what the steps of the training lose is measured, and held to the budget: "auto" for half
             of the idle cores at most, a number for at most so many, of each rank; 0 charges the time of one in full,
-            and leaves the GPU alone.
+            and has no eigenvalues computed on a GPU but with the mode "device".
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
             "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
             it is installed; and JSONL in that folder.
@@ -190,7 +190,7 @@ def attach(
     if ranks is not None:
         _raise_common(ranks, reader.problems, limits)
     job = 1 if ranks is None else ranks.size
-    mode = _mode(given, on_accelerator=reader.on_accelerator, on_device=bool(reader.on_device()), job=job)
+    mode = _mode(given, on_accelerator=reader.on_accelerator, on_device=reader.is_for_gpu, job=job)
     transfers.waits = mode == "sync"
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
     cpu_clock = time.process_time if mode == "sync" else time.thread_time
@@ -302,13 +302,13 @@ def _mode(mode: str, *, on_accelerator: bool, on_device: bool, job: int) -> Mode
     Args:
         mode: that was asked for.
         on_accelerator: whether any weight is.
-        on_device: whether a GPU is the place to compute the eigenvalues of any.
+        on_device: whether a GPU can compute the eigenvalues of any.
         job: ranks of the job.
     """
-    if mode == "device" and not on_device:
+    if mode == "device" and not (on_device and job == 1):
         _log.warning(
-            "esdmon: mode='device' needs a matrix with some 700 eigenvalues or more on a CUDA device, and there is "
-            "none. A thread reads in its place."
+            "esdmon: mode='device' needs a process that trains alone, and on its CUDA device a whole parameter with "
+            "some 700 eigenvalues or more. A thread reads in its place."
         )
         return "thread"
     for one in MODES:
@@ -329,7 +329,8 @@ def _workers(options: WatchOptions, *, job: int) -> Workers | None:
     if options.budget is None or options.workers == 0:
         return None
     idle, at_most = IdleCores(job=job), cores(job=job) if options.workers == "auto" else int(options.workers)
-    return Workers(options.budget, lambda own: min(at_most, idle(own=own)), with_ranks=job > 1)
+    most = lambda own: min(at_most, idle(own=own))  # noqa: E731
+    return Workers(options.budget, most, with_ranks=job > 1, is_known=idle.is_known)
 
 
 def _ranks(limits: Limits) -> Coordinator | None:

@@ -9,6 +9,8 @@ import pytest
 import threadpoolctl
 from hypothesis import settings
 
+from tests.idle import Idle
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for libraries that are loaded later, and for scripts that tests start
 if os.environ["OMP_NUM_THREADS"] == "1":
     threadpoolctl.threadpool_limits(1)  # for numpy, which a plugin of pytest may have loaded already
@@ -17,7 +19,7 @@ if os.environ["OMP_NUM_THREADS"] == "1":
 @pytest.fixture(autouse=True)
 def _no_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test depend on how many cores of the machine are idle: a reading in a thread is charged in full."""
-    monkeypatch.setattr("esdmon.watching.IdleCores", lambda job: lambda own: 0 * own * job)
+    monkeypatch.setattr("esdmon.watching.IdleCores", lambda job: Idle(lambda: 0 * job))
 
 
 settings.register_profile("esdmon", deadline=None)

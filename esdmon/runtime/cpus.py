@@ -54,7 +54,11 @@ class IdleCores:
         self._times, self._quota, self._used, self._clock = times, quota, used, clock
         self._job = job
         self._last: _Counted | None = None
-        self._found = 0
+        self._found = self._n_counts = 0
+
+    def is_known(self) -> bool:
+        """Return whether idle cores have been counted, or cannot be on this system."""
+        return self._last is None or self._n_counts > 1
 
     def __call__(self, *, own: float = 0) -> int:
         """Return the idle cores; 0 at the first call.
@@ -68,6 +72,7 @@ class IdleCores:
 
     def _idle(self, own: float) -> int:
         last, self._last = self._last, self._count()
+        self._n_counts += 1
         if last is None or self._last is None or self._last.total <= last.total:
             return 0
         now, ranks = self._last, ranks_of_host(self._job)

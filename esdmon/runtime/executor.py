@@ -66,6 +66,8 @@ class Executor:
         self.on_the_spot = mode == "sync"
         """True where a reading is finished when it is begun."""
         self._is_device_only = mode == "device"
+        self.on_device: frozenset[str] = frozenset()
+        """The matrices whose eigenvalues a GPU computes at this step, in the hook."""
         self._threads: Threads | None = None
         self._waiting: deque[tuple[Future[Any], int]] = deque()
 
@@ -79,20 +81,14 @@ class Executor:
         return self._workers is not None and self._workers.count > 0
 
     @property
-    def is_on_device(self) -> bool:
-        """Return whether eigenvalues are computed on a GPU in the hook, of matrices for which that pays."""
-        has_no_core = self._is_device_only or (self._workers is not None and not self._workers.count)
-        return has_no_core and bool(self._source.on_device())
-
-    @property
-    def waits_for_device(self) -> bool:
-        """Return whether the hook waits for a device, whose pending kernels must not be charged to it."""
-        return self.on_the_spot or self.is_on_device
+    def may_use_device(self) -> bool:
+        """Return whether a GPU is to compute eigenvalues: no thread may read on an idle core."""
+        return self._is_device_only or (self._workers is not None and self._workers.has_no_core)
 
     @property
     def reads_between(self) -> bool:
         """Return whether what has no room at a scheduled step may be begun at the steps after it."""
-        return self.is_beside or self.is_on_device
+        return self.is_beside or bool(self.on_device)
 
     @property
     def pace(self) -> float:
@@ -124,7 +120,7 @@ class Executor:
 
     def has_room(self, name: str) -> bool:
         """Return whether a copy of this matrix may be queued; any may where the queue is empty."""
-        if self.on_the_spot:
+        if self.on_the_spot or (name in self.on_device and self._budget.share is None):
             return True
         waiting = self._unfinished()
         return not waiting or sum(size for _, size in waiting) + self._source.size(name) <= self._memory
@@ -136,15 +132,19 @@ class Executor:
                 layer = self._source.begin(name, step, moved=moved, copy=False)()
             answer: Answer = {name: (layer, cost.seconds)}
             return Task((name,), lambda: answer, lambda: answer)
-        with self._budget.measured() as cost:
-            finish = self._source.solve(name, step, moved=moved) if self.is_on_device else None
+        finish, in_hook = self._solve(name, step, moved) if name in self.on_device else (None, 0.0)
         if finish is None:
-            cost.seconds = 0.0
             finish = self._source.begin(name, step, moved=moved, copy=True)
-        elif self._workers is not None:
-            self._workers.drop()
         future = self._submit(partial(_timed, finish, self.clock), self._source.size(name))
-        return Task((name,), partial(self._poll, name, step, future, cost.seconds), partial(_cancel, future))
+        return Task((name,), partial(self._poll, name, step, future, in_hook), partial(_cancel, future), in_hook)
+
+    def _solve(self, name: str, step: int, moved: Ratio) -> tuple[Callable[[], LayerReport] | None, float]:
+        """Have a GPU compute eigenvalues, and return what finishes the reading, None after a failure, and seconds."""
+        if self._workers is not None:
+            self._workers.drop()
+        with self._budget.measured() as cost:
+            finish = self._source.solve(name, step, moved=moved)
+        return finish, 0.0 if finish is None else cost.seconds
 
     def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:
         """Have a thread finish several readings, in either mode: those that wait for other ranks.

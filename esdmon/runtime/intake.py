@@ -62,7 +62,8 @@ class Intake:
             due.seconds += seconds
             if name not in missed:  # some rank may have missed the word: the reading before stays
                 due.read[name] = replace(layer, host_step=due.host_step, extra=due.extra)
-                self._priority.took(name, seconds, readable=layer.status == "ok")
+                is_readable = layer.status == "ok"
+                self._priority.took(name, seconds, readable=is_readable, on_device=task.in_hook > 0)
         lost = {name for name in task.names if name not in answer} | missed
         self._cautions.count += len(lost - missed)
         due.missed |= missed

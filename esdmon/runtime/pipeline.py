@@ -89,8 +89,15 @@ class ReadingPipeline:
         return any(due.here for due in self._due)
 
     def settle(self) -> None:
-        """Synchronise the device before what follows is measured, where readings wait for it."""
-        if self._executor.waits_for_device:
+        """Choose what a GPU computes at this step, and synchronise it where readings wait for it.
+
+        So that its pending kernels are not measured with them. In a job of several ranks threads alone read: a rank
+        that waits for its GPU would slow the others while their threads are measured.
+        """
+        if self._team is None and self._executor.may_use_device:
+            with self._budget.spending():
+                self._planning.choose_device(self._source.solvable())
+        if self._executor.on_the_spot or self._executor.on_device:
             self._source.settle()
 
     def advance(self, *, waiting: bool = False) -> None:
@@ -137,9 +144,15 @@ class ReadingPipeline:
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
         """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
-        if extra is not None:
-            self._begin_extra(extra, step, host_step)
-            return
+        try:
+            if extra is None:
+                self._begin_scheduled(step, host_step)
+            else:
+                self._begin_extra(extra, step, host_step)
+        finally:
+            self._planning.choose_device(())
+
+    def _begin_scheduled(self, step: int, host_step: int | None) -> None:
         self._left = ()
         self._refresh()
         earned = self._planning.earn(self._team)
@@ -303,8 +316,8 @@ class ReadingPipeline:
     def _start(self, due: DueStep, names: Sequence[str], *, within_credit: bool) -> bool:
         """Begin readings in this order; return False where credit or memory has run out before the last."""
         for count, name in enumerate(names):
-            has_spent = due.read or (count and self._executor.is_on_device)
-            if within_credit and has_spent and self._budget.reading_credit < 0:
+            has_spent = (within_credit and due.read) or (count and self._executor.on_device)
+            if has_spent and self._budget.reading_credit < 0:
                 return False
             if not self._executor.has_room(name):
                 if self._executor.reads_between:

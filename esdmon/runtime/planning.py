@@ -7,6 +7,7 @@ from esdmon.runtime.drift_log import DriftLog
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.sharing import Reads
+from esdmon.runtime.source import Task
 from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
@@ -43,12 +44,16 @@ class Planning:
 
     def earn(self, team: Team | None) -> float:
         """Add credit for the time since the last call, for all ranks, and return it."""
-        self._priority.is_on_device = self._executor.is_on_device
         most = _SWEEPS * self._priority.sweep
         earned = self._budget.earn(at_most=most)
         if team is not None:
             team.capacities.earn(earned, most)
         return earned
+
+    def choose_device(self, solvable: Collection[str]) -> None:
+        """Choose the matrices whose eigenvalues a GPU computes now, of those that it can."""
+        chosen = frozenset(filter(self._priority.pays_on_device, solvable))
+        self._executor.on_device = self._priority.on_device = chosen
 
     def here(self, step: int, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
         """Return the matrices to read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
@@ -89,7 +94,13 @@ class Planning:
 
     def _under_way(self) -> float:
         """Return the expected seconds of what this process has to finish."""
-        return sum(self._priority.expected(name) for due in self._due for task in due.here for name in task.names)
+        return sum(self._left_of(task) for due in self._due for task in due.here)
+
+    def _left_of(self, task: Task) -> float:
+        """Return the expected seconds of what is left of readings under way."""
+        on_device = task.in_hook > 0
+        expected = sum(self._priority.expected(name, on_device=on_device) for name in task.names)
+        return max(0.0, expected - task.in_hook)
 
     def _with_costs(self, names: Iterable[str]) -> dict[str, float]:
         """Return the expected seconds of each reading."""

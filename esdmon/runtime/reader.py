@@ -17,6 +17,7 @@ from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain
 from esdmon.runtime.computing import Computing
 from esdmon.runtime.failed_readings import FailingReadings
+from esdmon.runtime.gpu_solver import GpuSolver
 from esdmon.runtime.held import HeldParameters
 from esdmon.runtime.local_parts import LocalParts
 from esdmon.runtime.measured import Measured
@@ -37,7 +38,6 @@ from esdmon.weights import (
     TrainingViews,
     Transfers,
     UnreadableError,
-    bytes_on_device,
     check_precision,
     discover,
     layer_type_of,
@@ -45,8 +45,6 @@ from esdmon.weights import (
     snapshot,
     solve_torch,
 )
-
-_SOLVER = "the eigenvalue solver on the GPU"  # in log lines
 
 
 @final
@@ -114,7 +112,8 @@ class Reader:
         self._screener = Screener(self._transfers)
         self._failing = FailingReadings(self._faults)
         self._parts = LocalParts(self._model, self._transfers)
-        self._on_device = self._model.on_device(self._transfers)
+        self._gpu = GpuSolver(self._transfers, self._faults)
+        self._keep_for_gpu()
         self._share_samples()
         for name in self._model.matrices:
             if self.is_trainable(name):
@@ -194,7 +193,7 @@ class Reader:
         self._held.refresh()
         has_changed = self._model.refresh()
         if has_changed:
-            self._on_device = self._model.on_device(self._transfers)
+            self._keep_for_gpu()
             self._share_samples()
             self._screener.keep(self._model.matrices)
             self._computing.forget_laws()
@@ -207,8 +206,17 @@ class Reader:
         return self._model.nominal()
 
     def on_device(self) -> Mapping[str, float]:
-        """Return such seconds where eigenvalues are computed on a GPU, of those matrices for which that pays."""
-        return self._on_device
+        """Return such seconds where eigenvalues are computed on a GPU, of those matrices for which that may pay."""
+        return self._gpu.seconds
+
+    @property
+    def is_for_gpu(self) -> bool:
+        """Return whether any of them is on a GPU."""
+        return self._gpu.is_useful
+
+    def solvable(self) -> frozenset[str]:
+        """Return those of them that a GPU can compute now: they are on it, and it has memory."""
+        return self._gpu.solvable()
 
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
@@ -293,22 +301,16 @@ class Reader:
             moved: what `mark` returned.
 
         Returns:
-            None where that does not pay, the GPU is short of memory, or its solver has failed.
+            None where the GPU fails.
         """
         matrix = self._model.matrices[name]
-        if name not in self._on_device or self._faults.disabled(_SOLVER):
-            return None
         begun = self._blank(matrix, step)
-        with self._faults.isolated(_SOLVER, step):
-            if not self._transfers.may_compute(matrix.read().device, bytes_on_device(matrix)):
-                return None
+        try:
             begun = self._begun(begun, matrix)
-            try:
-                finish = self._computing.solve(matrix, begun.kind)
-            except UnreadableError as error:
-                return partial(self._not_read, begun, error)
-            return partial(self._finish, finish, begun, moved)
-        return None
+            finish = self._gpu.solve(name, step, partial(self._computing.solve, matrix, begun.kind))
+        except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
+            return partial(self._not_read, begun, error)
+        return None if finish is None else partial(self._finish, finish, begun, moved)
 
     def _blank(self, matrix: Matrix, step: int) -> LayerReport:
         """Return the record of a reading that is not finished."""
@@ -360,6 +362,10 @@ class Reader:
         """Return the samples of whole weights: of a sharded one, another rank or size of a job has other elements."""
         matrices = self._model.matrices
         return {name: kept for name, kept in samples.items() if name not in matrices or not matrices[name].shards}
+
+    def _keep_for_gpu(self) -> None:
+        # Vectors and other spectra take a CPU long, in the hook.
+        self._gpu.keep({} if self.needs_more else self._model.matrices)
 
     def _share_samples(self) -> None:
         if self._drift is not None:

@@ -56,8 +56,8 @@ class RemoteReader:
         self._assignments.get_ready()
 
     def settle(self) -> None:
-        """Synchronise the device, where readings wait for it."""
-        if self._executor.waits_for_device:
+        """Synchronise the device, where readings are finished on the spot."""
+        if self._executor.on_the_spot:
             self._source.settle()
 
     def advance(self, *, waiting: bool = False) -> None:

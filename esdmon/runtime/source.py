@@ -88,7 +88,10 @@ class Source(Protocol):
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
 
     def on_device(self) -> Mapping[str, float]:
-        """Return such seconds where eigenvalues are computed on a GPU, of those matrices for which that pays."""
+        """Return such seconds where eigenvalues are computed on a GPU, of those matrices for which that may pay."""
+
+    def solvable(self) -> frozenset[str]:
+        """Return those of them that a GPU can compute now: they are on it, and it has memory."""
 
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix."""
@@ -122,7 +125,7 @@ class Source(Protocol):
         """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
 
         Returns:
-            None where that does not pay, the GPU is short of memory, or its solver has failed.
+            None where the GPU fails.
         """
 
 
@@ -173,6 +176,8 @@ class Task:
     """Return the readings; None until they are finished."""
     give_up: Callable[[], Answer]
     """Return the readings that are finished, and cancel the others."""
+    in_hook: float = 0.0
+    """Seconds in which a GPU has computed eigenvalues, which are charged already."""
 
 
 class Pipeline(Stateful, Protocol):

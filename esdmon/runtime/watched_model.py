@@ -10,17 +10,7 @@ from torch import nn
 
 from esdmon.errors import InputError
 from esdmon.records import Coverage
-from esdmon.weights import (
-    Matrix,
-    Model,
-    StackSize,
-    Transfers,
-    Watched,
-    nominal_seconds,
-    seconds_on_device,
-    structure,
-    unread,
-)
+from esdmon.weights import Matrix, Model, StackSize, Watched, nominal_seconds, structure, unread
 
 _log = logging.getLogger("esdmon")
 _TRIES = 3  # more, for what fails while weights are looked for; our choice
@@ -106,20 +96,6 @@ class WatchedModel:
     def nominal(self) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
         return {name: nominal_seconds(matrix) for name, matrix in self.matrices.items()}
-
-    def on_device(self, transfers: Transfers) -> dict[str, float]:
-        """Return those estimates, of the same scale, where eigenvalues are computed on a GPU and that pays.
-
-        Args:
-            transfers: know what is on a GPU.
-        """
-        seconds: dict[str, float] = {}
-        for name, matrix in self.matrices.items():
-            with suppress(Exception):  # the reading reports why
-                on_device = seconds_on_device(matrix)
-                if on_device is not None and matrix.is_plain and transfers.may_compute(matrix.read().device):
-                    seconds[name] = on_device
-        return seconds
 
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""

@@ -26,11 +26,6 @@ class Costs:
         self._seconds = {name: seconds for name, seconds in self._seconds.items() if name in nominal}
         self._measured = [sum(self._seconds.values()), sum(map(self._nominal.__getitem__, self._seconds))]
 
-    @property
-    def sweep(self) -> float:
-        """Return the expected seconds of reading all matrices."""
-        return sum(map(self.expected, self._nominal))
-
     def expected(self, name: str) -> float:
         """Return the expected seconds of a reading; 0 for a matrix that does not exist any more."""
         if name in self._seconds:

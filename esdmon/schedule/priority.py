@@ -41,8 +41,6 @@ _DEPTH = re.compile(r"\d+")  # in the name of a layer, which is otherwise the sa
 class _State:
     round: int = 0
     """In which of the first readings of its kind it is."""
-    was_on_device: bool = False
-    """How the last reading was begun."""
     read: int | None = None
     """Step of the last reading; None before the first."""
     looked: int = -1
@@ -92,8 +90,8 @@ class ReadPriority:
         self._limited = limited
         self._costs = {where: Costs({}) for where in (False, True)}
         """By whether eigenvalues are computed on an accelerator."""
-        self.is_on_device = False
-        """Whether they are now."""
+        self.on_device: Collection[str] = ()
+        """The matrices of which they are now."""
         self.replace(nominal, on_device)
 
     def replace(self, nominal: Mapping[str, float], on_device: Mapping[str, float] | None = None) -> None:
@@ -112,11 +110,20 @@ class ReadPriority:
     @property
     def sweep(self) -> float:
         """Return the expected seconds of reading all matrices."""
-        return self._costs[self.is_on_device].sweep
+        return sum(map(self.expected, self._states))
 
-    def expected(self, name: str) -> float:
-        """Return the expected seconds of a reading; 0 for a matrix that does not exist any more."""
-        return self._costs[self.is_on_device].expected(name)
+    def expected(self, name: str, *, on_device: bool | None = None) -> float:
+        """Return the expected seconds of a reading; 0 for a matrix that does not exist any more.
+
+        Args:
+            name: of the matrix.
+            on_device: whether eigenvalues are computed on an accelerator; None: what holds now.
+        """
+        return self._costs[name in self.on_device if on_device is None else on_device].expected(name)
+
+    def pays_on_device(self, name: str) -> bool:
+        """Return whether a reading is expected to cost less where eigenvalues are computed on an accelerator."""
+        return self.expected(name, on_device=True) < self.expected(name, on_device=False)
 
     def to_look_at(self) -> list[str]:
         """Return the matrices whose drift can be measured, the longest not measured first."""
@@ -144,15 +151,21 @@ class ReadPriority:
         """Record that a reading started at a step."""
         state = self._states[name]
         state.read, state.drift, state.looked, state.passed, state.change = step, 0.0, step, 0, 0.0
-        state.was_on_device = self.is_on_device
 
-    def took(self, name: str, seconds: float, *, readable: bool = True) -> None:
-        """Record the duration of a reading, 0 where nothing was computed, and whether it gave numbers."""
+    def took(self, name: str, seconds: float, *, readable: bool = True, on_device: bool = False) -> None:
+        """Record the duration of a reading, 0 where nothing was computed, and whether it gave numbers.
+
+        Args:
+            name: of the matrix.
+            seconds: in all.
+            readable: whether it gave numbers.
+            on_device: whether eigenvalues were computed on an accelerator.
+        """
         state = self._states.get(name)
         if state is not None:
             state.readable = readable
             if seconds > 0:
-                self._costs[state.was_on_device].took(name, seconds)
+                self._costs[on_device].took(name, seconds)
 
     def to_screen(self, without: Collection[str] = ()) -> list[str]:
         """Return the matrices that have changed and were not read for `RARE` due steps, the longest not known first.

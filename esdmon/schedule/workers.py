@@ -59,6 +59,7 @@ class Workers:
         share: by which steps may be slower, the budget.
         most: returns the threads that idle cores allow now, 0 where none is idle, given how many cores have read.
         with_ranks: whether other ranks read beside the same steps.
+        is_known: returns whether idle cores have been counted.
         clock: seconds.
     """
 
@@ -68,11 +69,13 @@ class Workers:
         most: Callable[[float], int],
         *,
         with_ranks: bool = False,
+        is_known: Callable[[], bool] = lambda: True,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._share = share
         self._most = most
         self._with_ranks = with_ranks
+        self._is_known = is_known
         self._clock = clock
         self._wanted = 1
         self._cap = most(0.0)
@@ -94,6 +97,11 @@ class Workers:
     def count(self) -> int:
         """Return how many threads may read on idle cores; 0 where no core is idle, or reading slows the steps."""
         return min(self._wanted, self._cap)
+
+    @property
+    def has_no_core(self) -> bool:
+        """Return whether it is known that no thread may read on an idle core."""
+        return not self.count and self._is_known()
 
     @property
     def slow_down(self) -> SlowDown | None:

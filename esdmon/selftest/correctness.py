@@ -230,7 +230,7 @@ def on_device(machine: Machine) -> Iterator[Row]:
                 monitor.step()
                 seconds.append(time.perf_counter() - begin)
                 monitor.flush()
-        part = str(dtype).removeprefix("torch.")
+        part, row = str(dtype).removeprefix("torch."), None
         wrong = [f"{fault.who}: {fault.message}" for fault in monitor.errors]
         if len(sink.reports) != len(clones):
             wrong.append(f"{len(sink.reports)} reports of {len(clones)} steps")
@@ -238,8 +238,9 @@ def on_device(machine: Machine) -> Iterator[Row]:
             row = compared(report, analyze(weights, precision="exact"), part, 1e-4)
             wrong += [] if row.result == "PASS" else [f"step {report.step}: {row.detail}"]
             wrong += [f"{each.name}: {each.precision}" for each in report if each.precision != "float64"]
-        text = f"{row.detail}; the hook took {', '.join(f'{1e3 * each:.0f}' for each in seconds)} ms"
-        yield verdict(wrong, text, part, {"seconds": seconds})
+        waits = ", ".join(f"{1e3 * each:.0f}" for each in seconds)
+        detail = row.detail if row is not None else "nothing was read"
+        yield verdict(wrong, f"{detail}; the hook took {waits} ms", part, {"seconds": seconds})
 
 
 def torn(machine: Machine) -> Iterator[Row]:

@@ -146,3 +146,18 @@ def test_cores_are_counted_once_a_second_at_most(kernel: Kernel) -> None:
 def test_without_the_files_of_linux_no_core_is_idle(tmp_path: Path) -> None:
     idle = IdleCores(times=tmp_path / "absent", quota=tmp_path / "absent", used=tmp_path / "absent")
     assert (idle(), idle()) == (0, 0)
+
+
+def test_idle_cores_are_known_after_two_counts(kernel: Kernel) -> None:
+    """And where they cannot be counted."""
+    clock = FakeClock()
+    idle = IdleCores(**kernel.files(), clock=clock.perf_counter)
+    idle()
+    assert not idle.is_known()
+    kernel.passes(2, busy=1)
+    clock.passes(2)
+    idle()
+    assert idle.is_known()
+    missing = IdleCores(times=kernel.folder / "none", clock=clock.perf_counter)
+    missing()
+    assert missing.is_known()

@@ -20,9 +20,7 @@ from esdmon.limits import Limits
 from esdmon.replay import records
 from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
-from esdmon.weights import Transfers
 from tests.ranks import results_in, start
-from tests.simulated_device import SimulatedDevice
 from tests.summaries import without_summary
 
 STEPS = 12
@@ -81,30 +79,16 @@ def shared(rank: int, folder: Path, **options: Any) -> dict[str, Any]:
 @contextmanager
 def counted_readings() -> Iterator[list[tuple[int, str]]]:
     """Which matrices this rank reads meanwhile, and at which steps."""
-    begin, solve = Reader.begin, Reader.solve
+    begin = Reader.begin
     read: list[tuple[int, str]] = []
 
     def counted(reader: Reader, name: str, step: int, **options: Any) -> Any:
         read.append((step, name))
         return begin(reader, name, step, **options)
 
-    def counted_if_solved(reader: Reader, name: str, step: int, **options: Any) -> Any:
-        finish = solve(reader, name, step, **options)
-        read.extend([] if finish is None else [(step, name)])
-        return finish
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Reader, "begin", counted)
-        patch.setattr(Reader, "solve", counted_if_solved)
         yield read
-
-
-def on_device(rank: int, folder: Path) -> dict[str, Any]:
-    """As `shared`, on a simulated GPU for which all matrices are worth while."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("esdmon.watching.Transfers", lambda: Transfers({"cpu": SimulatedDevice()}))
-        patch.setattr("esdmon.runtime.watched_model.seconds_on_device", lambda _matrix: 1e-3)
-        return shared(rank, folder, mode="device")
 
 
 def unwatched(rank: int, _folder: Path) -> list[float]:
@@ -314,7 +298,6 @@ def sharded_optimizer(rank: int, _folder: Path) -> dict[str, Any]:
 JOBS: dict[str, Callable[[int, Path], Any]] = {
     "shared": shared,
     "shared-thread": lambda rank, folder: shared(rank, folder, mode="thread"),
-    "shared-device": on_device,
     "unwatched": unwatched,
     "only-on-rank-0": only_on_rank_0,
     "not-on-rank-0": not_on_rank_0,
@@ -333,7 +316,7 @@ JOBS: dict[str, Callable[[int, Path], Any]] = {
 }
 
 
-@pytest.mark.parametrize("job", ["shared", "shared-thread", "shared-device"])
+@pytest.mark.parametrize("job", ["shared", "shared-thread"])
 def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> None:
     """Each matrix once at each due step, none twice; the losses are those of a run without a monitor."""
     for name in ("a", "b"):
@@ -342,8 +325,6 @@ def test_ranks_share_the_reading_and_one_writes(job: str, tmp_path: Path) -> Non
     found = list(records(tmp_path / "a" / "rank-0.jsonl"))
     read = [(record["step"], record["name"]) for record in found if record["kind"] == "layer"]
     assert read == [(step, name) for step in (3, 6, 9, 12) for name in ("0", "2", "4")]
-    precision = {record["precision"] for record in found if record["kind"] == "layer"}
-    assert precision == {"float64" if job == "shared-device" else "float32"}
     assert not (tmp_path / "a" / "rank-1.jsonl").exists()
     by_rank = [{(step, name) for step, name in result["read"]} for result in results]
     assert by_rank[0] | by_rank[1] == set(read)

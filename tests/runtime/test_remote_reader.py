@@ -51,6 +51,9 @@ class Source:
     def on_device(self) -> dict[str, float]:
         return {}
 
+    def solvable(self) -> frozenset[str]:
+        return frozenset()
+
     def solve(self, name: str, step: int, *, moved: Callable[[], float]) -> None:
         raise NotImplementedError
 

@@ -3,6 +3,7 @@
 from esdmon.weights.matrix import Matrix
 
 _PAYS = 2  # times as long as on the device must a core take; our choice, since estimates are no better
+_LONGEST = 1.0  # seconds that a hook waits for one matrix at most; our choice
 
 
 def nominal_seconds(matrix: Matrix) -> float:
@@ -16,14 +17,16 @@ def nominal_seconds(matrix: Matrix) -> float:
 
 
 def seconds_on_device(matrix: Matrix) -> float | None:
-    """Return an estimate where the eigenvalues are computed on a GPU; None where a core takes less than twice as long.
+    """Return an estimate where the eigenvalues are computed on a GPU.
+
+    None where a core takes less than twice as long, or the GPU more than a second.
 
     For each slice 9 µs for each eigenvalue, 1.1 ns for each thousand of M³, and 2NM² operations at 50 TFLOP/s: an H100
     took 4.7, 10.5, 26 and 117 ms in float64 for the eigenvalues of M = 512, 1024, 2048 and 4096. The rest is the CPU's.
     """
     slices, n, m = _sizes(matrix)
     seconds = 1.5e-3 + 1.2e-5 * slices * m + slices * (1.1e-12 * m**3 + 2 * n * m**2 / 5e13)
-    return seconds if _PAYS * seconds <= nominal_seconds(matrix) else None
+    return seconds if _PAYS * seconds <= nominal_seconds(matrix) and seconds <= _LONGEST else None
 
 
 def bytes_on_device(matrix: Matrix) -> int:
