@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import final
 
 from esdmon.alerts import AlertManager, AlertRule
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
 from esdmon.isolation import Faults
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report, Screened
@@ -36,6 +37,7 @@ class Run:
     """Id in its lines; empty in files of older versions."""
 
 
+@explain_wrong_calls
 def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     """Return the alerts that rules would have raised in a run, in order. Their `time` is NaN.
 

@@ -16,6 +16,7 @@ import torch
 from torch.optim import Optimizer
 
 from esdmon.alerts import AlertManager
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
@@ -54,6 +55,7 @@ _NO_STEP = (
 )
 
 
+@explain_wrong_calls
 @shows_options
 def watch(
     model: Model,

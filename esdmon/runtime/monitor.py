@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Self, final
 
 from esdmon.alerts import Actions, AlertManager, Watchdog
+from esdmon.calls import explain_wrong_calls
 from esdmon.isolation import Fault, Faults
 from esdmon.limits import Limits
 from esdmon.records import Alert, Report
@@ -237,12 +238,14 @@ class Monitor:
             with self._budget.spending():
                 self._out.catch_up(self._steps)
 
+    @explain_wrong_calls
     def flush(self, timeout: float | None = None) -> None:
         """Wait for the readings that are under way, at most `timeout` seconds (30), and flush the sinks."""
         if self._notes.check_process():
             self._finish(self._limits.close_seconds if timeout is None else timeout)
             self._out.flush(self._steps)
 
+    @explain_wrong_calls
     def close(self, timeout: float | None = None) -> None:
         """Remove the hooks, wait for the readings that are under way, close the sinks. Later calls do nothing.
 
@@ -293,6 +296,7 @@ class Monitor:
             "parts": {name: part.state_dict() for name, part in self._parts.items()},
         }
 
+    @explain_wrong_calls
     def load_state_dict(self, state: object) -> None:
         """Continue from `state_dict()`; sinks that support it drop what that run wrote later.
 
