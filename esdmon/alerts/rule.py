@@ -112,6 +112,12 @@ class AlertRule:
         }
 
     @property
+    def function(self) -> Callable[..., Iterable[Finding]]:
+        """Return `find` without thresholds that `functools.partial` has set."""
+        found: Callable[..., Iterable[Finding]] = getattr(self.find, "func", self.find)
+        return found
+
+    @property
     def page(self) -> str:
         """Return the docstring of `find`: when the rule fires, why, and by which source."""
         return self._docstring or "This rule has no description."
@@ -123,8 +129,7 @@ class AlertRule:
 
     @property
     def _docstring(self) -> str:
-        function = getattr(self.find, "func", self.find)  # unwrap a partial
-        return inspect.getdoc(function) or ""
+        return inspect.getdoc(self.function) or ""
 
 
 def measured(layer: LayerReport, *names: str) -> tuple[float, ...]:
