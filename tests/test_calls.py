@@ -19,7 +19,7 @@ from esdmon.sinks import ConsoleSink, CsvSink, JsonlSink, MemorySink, Prometheus
 
 API = Path(__file__).parents[1] / "docs" / "api.md"
 NOT_CALLED = "What they return|Options and their defaults|Schedules|Trainers|Errors"  # Trainers: tests/integrations
-MADE_BY_ESDMON = {"Spectrum", "Phase", "PhaseReading", "PowerLawFit", "Bulk", "History"}
+MADE_BY_ESDMON = {"Spectrum", "Phase", "PhaseReading", "PowerLawFit", "Bulk", "History", "Replayed"}
 METHODS = [
     esdmon.Spectrum.from_eigenvalues,
     esdmon.Run.readings,

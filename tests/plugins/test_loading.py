@@ -1,12 +1,14 @@
 """Plugins that are installed: found by their entry points, and named where they are broken."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
 
 import esdmon
 from esdmon import alerts
+from esdmon.cli import main
 from esdmon.plugins import Plugins
 from esdmon.spectrum import measures
 from tests.plugins.given import SCHEMES, AddsMeasure, Install, small_model, warnings
@@ -187,3 +189,44 @@ def test_what_is_given_is_not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable is about entry points; an object in the script is there because somebody wrote it down."""
     monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", "*")
     assert "mine" in Plugins([AddsMeasure("mine", 1.0)]).measures
+
+
+def test_a_rule_that_fails_in_a_replay_is_in_its_summary_and_status(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3, although another rule has fired, of which 1 says that all is known; with the errors of all runs."""
+    install(
+        "thin",
+        """
+        from esdmon import hookimpl
+        from esdmon.alerts import AlertRule, Finding
+
+        def breaks(history):
+            raise ZeroDivisionError("in a rule")
+
+        def fires(history):
+            return [Finding("", "it holds")]
+
+        @hookimpl
+        def esdmon_register_alert_rules():
+            return [AlertRule("breaks", breaks), AlertRule("holds", fires, checks=1, counts="reports")]
+    """,
+    )
+    file = tmp_path / "two.jsonl"
+    for _ in range(2):
+        with esdmon.watch(small_model(), every=1, sinks=f"jsonl:{file}", alerts=None, plugins=[]) as monitor:
+            for _ in range(2):
+                monitor.step()
+    counted = len(alerts.BUILT_IN_RULES) + 2
+    assert main(["alerts", "replay", str(file)]) == 3
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.endswith(
+        f"{counted} rules: holds 2 rule breaks failed: 4 errors, the last at step 2: ZeroDivisionError: in a rule. "
+        "Its alerts may be missing."
+    )
+    assert main(["alerts", "replay", str(file), "--json"]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["rule"] for line in lines] == ["holds", "holds"]
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["alerts", "replay", "--help"])
+    assert "3 if a rule has failed" in " ".join(capsys.readouterr().out.split())
