@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,21 @@ def test_what_is_given_is_not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable is about entry points; an object in the script is there because somebody wrote it down."""
     monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", "*")
     assert "mine" in Plugins([AddsMeasure("mine", 1.0)]).measures
+
+
+def test_the_metadata_of_a_distribution_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold the README, and several entry points are of one distribution: ours."""
+    whole, parsed = Distribution.metadata.fget, list[Distribution]()  # type: ignore[attr-defined]
+
+    def counted(distribution: Distribution) -> object:
+        parsed.append(distribution)
+        return whole(distribution)
+
+    monkeypatch.setattr(Distribution, "metadata", property(counted))
+    listed = Plugins().listed
+    assert len([each for each in listed if each.version == f"esdmon {esdmon.__version__}"]) > 2
+    assert len(parsed) > 0
+    assert len(parsed) == len({id(each) for each in parsed})
 
 
 def test_a_rule_that_fails_in_a_replay_is_in_its_summary_and_status(
