@@ -3,14 +3,18 @@
     python -m tests.benchmarks.workers [--width 3072] [--count 8] [--last 0] [--rounds 5] [--busy]
 
 Medians of wall times, taken in turn. With `--busy` another process uses one core meanwhile. With `--last` a matrix of
-that width is the model's last, and printed is also the median ratio to workers that begin in the model's order.
+that width is the model's last, and printed is also what workers take that begin with the costliest, over what those
+take that begin in the model's order: the median of ratios of wall times, and the ratio that follows from the CPU time
+of each matrix, which other programs hardly change.
 """
 
 import argparse
+import heapq
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
 from unittest import mock
 
@@ -32,6 +36,21 @@ def with_blas_threads(model: nn.Module) -> float:
     """Wall time of a reading in this process, with as many threads of OpenBLAS as it has by default."""
     with mock.patch("esdmon.runtime.pool.in_one_thread", nullcontext):
         return seconds(model, 1)
+
+
+def cpu_seconds(layer: nn.Module) -> float:
+    """CPU time of a reading in this process, in one thread."""
+    start = time.process_time()
+    esdmon.analyze(layer, workers=1)
+    return time.process_time() - start
+
+
+def span(taken: Iterable[float]) -> float:
+    """When the last of several workers has finished, if each begins the next reading as soon as it has finished one."""
+    free = [0.0] * cores()
+    for each in taken:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
 
 
 def in_order(model: nn.Module) -> float:
@@ -69,8 +88,12 @@ def main() -> None:
         f"{beside / alone:.2f} of one thread's time, threads of OpenBLAS {threads / alone:.2f}"
     )
     if ratios:
-        median, span = statistics.median(ratios), f"{min(ratios):.2f} to {max(ratios):.2f}"
-        print(f"with one of {options.last}² behind them: {median:.2f} ({span}) of the time in the model's order")
+        alone_each = [cpu_seconds(layer) for layer in layers]
+        follows = span(sorted(alone_each, reverse=True)) / span(alone_each)
+        wall = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        print(
+            f"with one of {options.last}² behind them, over the model's order: wall time {wall}, by CPU time {follows:.2f}"
+        )
 
 
 if __name__ == "__main__":
