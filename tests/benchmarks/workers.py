@@ -92,7 +92,7 @@ def main() -> None:
         follows = span(sorted(alone_each, reverse=True)) / span(alone_each)
         wall = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         print(
-            f"with one of {options.last}² behind them, over the model's order: wall time {wall}, by CPU time {follows:.2f}"
+            f"with one of {options.last}² behind them, over the model's order: wall time {wall}, by CPU {follows:.2f}"
         )
 
 
