@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import Report
@@ -16,6 +17,7 @@ from esdmon.runtime.reader import Reader
 from esdmon.weights import MIN_EIGENVALUES, Model, Selection, solve_lapack
 
 
+@explain_wrong_calls
 def analyze(
     model: Model | str | os.PathLike[str],
     *,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esdmon import replay
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError, nearest
 from esdmon.present.scalars import kinds
 from esdmon.records import Alert, LayerReport, Report, html
@@ -56,6 +57,7 @@ class Run:
         """Return the last report."""
         return self.reports[-1]
 
+    @explain_wrong_calls
     def readings(self, name: str) -> tuple[LayerReport, ...]:
         """Return the readings of a layer, in order of steps, each once.
 
@@ -68,6 +70,7 @@ class Run:
             raise KeyError(msg)
         return found
 
+    @explain_wrong_calls
     def spectrum(self, name: str, step: float = math.inf) -> LayerReport:
         """Return the latest reading of a layer that has a spectrum to plot: `run.spectrum("fc1").plot()`.
 
@@ -136,6 +139,7 @@ class Run:
         return Rows([report.step for report in self.reports], states, alphas, began)
 
 
+@explain_wrong_calls
 def load(run: str | Path, *, number: int | None = None) -> Run:
     """Read a run from its JSONL, which may still be written to: then it is the run so far.
 

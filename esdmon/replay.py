@@ -7,12 +7,14 @@ import math
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import final
 
 from esdmon.alerts import AlertManager, AlertRule
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
-from esdmon.isolation import Faults
+from esdmon.isolation import Fault, Faults
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report, Screened
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
@@ -36,10 +38,22 @@ class Run:
     """Id in its lines; empty in files of older versions."""
 
 
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a replay has found."""
+
+    alerts: list[Alert]
+    """In order. Their `time` is NaN."""
+    faults: tuple[Fault, ...]
+    """The rules that failed, each with its last error and the number of errors in all runs of the file."""
+
+
+@explain_wrong_calls
 def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     """Return the alerts that rules would have raised in a run, in order. Their `time` is NaN.
 
     A rule that fails is logged, and after three failures in a row not checked in the rest of the run.
+    `replay_with_faults` returns which rules have failed.
 
     Args:
         run: the JSONL of a run, or its folder. If the file contains several runs, each is replayed separately.
@@ -48,14 +62,30 @@ def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     Raises:
         InputError: without such a file, or if it is not a JSONL of esdmon.
     """
+    return replay_with_faults(run, rules).alerts
+
+
+@explain_wrong_calls
+def replay_with_faults(run: str | Path, rules: Iterable[AlertRule]) -> Replayed:
+    """Return the alerts that rules would have raised in a run, and the rules that failed: as `replay`.
+
+    Raises:
+        InputError: as `replay`.
+    """
     rules = tuple(rules)
     managers: dict[Run, AlertManager] = {}
+    faults: list[Faults] = []
     alerts: list[Alert] = []
     for each, report in reports_by_run(run):
         if each not in managers:
-            managers[each] = AlertManager(rules, faults=Faults(during="replay"))
+            faults.append(Faults(during="replay"))
+            managers[each] = AlertManager(rules, faults=faults[-1])
         alerts += managers[each].take(report, time=math.nan)
-    return alerts
+    summed: dict[str, Fault] = {}
+    for fault in chain.from_iterable(faults):
+        before = summed.get(fault.who)
+        summed[fault.who] = fault if before is None else replace(fault, count=before.count + fault.count)
+    return Replayed(alerts, tuple(summed.values()))
 
 
 def reports(run: str | Path) -> Iterator[Report]:

@@ -17,6 +17,7 @@ from torch import nn
 
 from esdmon.alerts import AlertRule, History
 from esdmon.analysis import analyze
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.sinks import Sink
@@ -44,6 +45,7 @@ def spectra() -> dict[str, Spectrum]:
     return {name: Spectrum.from_eigenvalues(lam, shape=shape) for name, (lam, shape) in given.items()}
 
 
+@explain_wrong_calls
 def check_measure(measure: Measure) -> None:
     """Check that a measure returns one number for each of `spectra()`, the same twice, and changes nothing.
 
@@ -90,6 +92,7 @@ def reports() -> list[Report]:
     return found
 
 
+@explain_wrong_calls
 def check_rule(rule: AlertRule) -> None:
     """Check that a rule yields findings of the given layers only, the same twice, and has a docstring.
 
@@ -129,6 +132,7 @@ def _with(layer: LayerReport, needs: Iterable[str], value: float | None) -> Laye
     return replace(layer, measures=taken if value is None else dict.fromkeys(taken, value))
 
 
+@explain_wrong_calls
 def check_sink(make: Callable[[], Sink]) -> None:
     """Check that a sink takes readings, alerts, flush and close in the order of a monitor's calls.
 
@@ -159,6 +163,7 @@ def check_sink(make: Callable[[], Sink]) -> None:
             raise AssertionError(msg) from error
 
 
+@explain_wrong_calls
 def check_host(train: Callable[[bool], tuple[Sequence[float], nn.Module]]) -> None:
     """Check that training is bit-identical with and without a monitor, and so is the random state after it.
 

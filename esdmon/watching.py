@@ -9,18 +9,18 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, Unpack
 
 import torch
 from torch.optim import Optimizer
 
 from esdmon.alerts import AlertManager
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.options import WatchKeywords, WatchOptions, shows_options
-from esdmon.options.alerts import actions_for, usable_rules
+from esdmon.options.alerts import actions_for, rule_labels, usable_rules
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
 from esdmon.runtime.assignments import Assignments
@@ -54,6 +54,7 @@ _NO_STEP = (
 )
 
 
+@explain_wrong_calls
 @shows_options
 def watch(
     model: Model,
@@ -90,8 +91,9 @@ def watch(
             "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
             it is installed; and JSONL in that folder.
             None: nowhere.
-        alerts: "default" for all rules, None for none, names of rules and rules of your own, or the path of a TOML file
-            (`esdmon.alerts.config`) that sets thresholds and actions.
+        alerts: "default" for all rules, None for none, names of rules and rules of your own, each of which takes the
+            place of one of its name, or the path of a TOML file (`esdmon.alerts.config`) that sets thresholds and
+            actions.
         on_alert: called with each `Alert` that begins, grows or ends.
         stop_on: names of rules: one that fires sets `monitor.should_stop`, and ends the training of a host.
         save_on: names of rules: one that fires asks for a checkpoint, which a host saves; a loop of your own asks
@@ -228,7 +230,7 @@ def attach(
         readings,
         schedule=options.schedule,
         sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if leads else (),
-        alerts=AlertManager(rules if leads else (), faults=faults, who=partial(known.label, "rule")),
+        alerts=AlertManager(rules if leads else (), faults=faults, who=rule_labels(options.alert_config, known)),
         actions=actions,
         budget=budget,
         faults=faults,

@@ -1,7 +1,9 @@
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -117,4 +119,30 @@ def test_the_notebook_is_that_of_its_script() -> None:
     with mpl.rc_context({"backend": "Agg"}):
         names = runpy.run_path(str(EXAMPLES / "notebook.py"))
         plt.close("all")
-    assert names["run"].alerts[0].rule == "norm_decay"
+    run, layer = names["run"], names["run"].spectrum("fc2")
+    assert run.alerts[0].rule == "norm_decay"
+    shown = "".join(text_of(output) for output in outputs)
+    assert form(str(run.alerts[0].message)) in form(shown)
+    assert form(repr(run.alerts[0])) in form(shown)
+    (line,) = [part for part in str(run).splitlines()[-1].split("; ") if "norm_decay" in part]
+    assert form(line.removeprefix("alerts: ")) in form(shown)
+    assert re.findall(r"<tr><td[^>]*>(\w+)</td>", layer._repr_html_()) == re.findall(r"<tr><td[^>]*>(\w+)</td>", shown)
+
+
+def text_of(output: dict[str, Any]) -> str:
+    """What an output of a notebook shows, as text and as HTML."""
+    data = output.get("data", {})
+    return "".join(
+        line for part in (output.get("text"), data.get("text/plain"), data.get("text/html")) for line in part or ""
+    )
+
+
+def form(text: str) -> str:
+    """A text without its numbers and which layers it names, which are others on another processor."""
+    return re.sub(r"fcN(, fcN)*", "layers", re.sub(r"\d+(\.\d+)?(e-?\d+)?", "N", text))
+
+
+def test_the_form_of_a_message_is_what_is_not_measured() -> None:
+    """Another word is another form, another number is not."""
+    assert form("fc1, fc2: norm 5.62 of 7.33 since step 260") == form("fc3: norm 5.6 of 7e-3 since step 280")
+    assert form("fc1: since step 260 (not at step 240)") != form("fc1: since step 260")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import final
 
 from esdmon.alerts.rule import Finding
-from esdmon.records.serialization import Plain
+from esdmon.records.serialization import Plain, known
 
 
 @final
@@ -41,6 +41,7 @@ class ClearChecks:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse a `state_dict()` and return a function that restores it."""
+        state = known(state, ("rules", "layers"))
         steps = {
             name: {rule: int(step) for rule, step in zip(state["rules"], row, strict=True) if step is not None}
             for name, row in state["layers"].items()

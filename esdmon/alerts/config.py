@@ -54,15 +54,24 @@ class AlertConfig:
 def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tuple[AlertRule, ...]:
     """Return the rules given as "default" (all known ones), by name, or as `AlertRule` objects.
 
+    A rule of the user's takes the place of the known one of its name. That place counts, since rules on causes mute
+    those on consequences behind them.
+
     Raises:
-        InputError: for anything else, and for two different rules of one name.
+        InputError: for anything else, and for two different rules of the user's of one name.
     """
+    given = list(alerts)
+    own: dict[str, AlertRule] = {}
+    for item in given:
+        if isinstance(item, AlertRule) and item is not known.get(item.name) and own.setdefault(item.name, item) != item:
+            raise InputError(f"alerts= contains two rules of your own named {item.name!r}; rename one of them")
+    with_default = "default" in [item for item in given if isinstance(item, str)]
     chosen: dict[str, AlertRule] = {}
-    for item in alerts:
+    for item in given:
         if isinstance(item, AlertRule):
-            rules = [item]
+            rules = [] if with_default and item.name in known else [item]
         elif item == "default":
-            rules = [rule for rule in known.values() if rule.name not in chosen]
+            rules = list(known.values())
         elif isinstance(item, str) and item in known:
             rules = [known[item]]
         elif callable(item):
@@ -71,10 +80,7 @@ def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tu
         else:
             msg = f"unknown rule {item!r} in alerts=; valid names: {', '.join(known)}.{nearest(str(item), known)}"
             raise InputError(msg)
-        for rule in rules:
-            if rule.name in chosen and chosen[rule.name] is not rule:
-                raise InputError(f"alerts= contains two rules named {rule.name!r}; rename one of them")
-            chosen[rule.name] = rule
+        chosen |= {rule.name: own.get(rule.name, rule) for rule in rules if rule.name not in chosen}
     return tuple(chosen.values())
 
 

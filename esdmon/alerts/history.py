@@ -10,7 +10,7 @@ from typing import final
 from esdmon.alerts.rule import AlertRule, Counts, History, Peak, has_moved, is_pruned
 from esdmon.alerts.rules.baseline import RECENT
 from esdmon.records import LayerReport, Report
-from esdmon.records.serialization import Plain, layer_from_plain, to_plain
+from esdmon.records.serialization import Plain, known, layer_from_plain, to_plain
 from esdmon.records.table import matches
 
 WINDOW = 16
@@ -131,14 +131,16 @@ class ReadingHistory:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse a `state_dict()` and return a function that restores it."""
+        state = known(state, ("first", "steps", "peaks", "unwell", "layers"))
         series: tuple[Series, Series, Series] = {}, {}, {}
-        for name, kept in state["layers"].items():
+        for name, saved in state["layers"].items():
+            kept = known(saved, ("readings", "steps"))
             readings = [layer_from_plain(layer) for layer in kept["readings"]]
             for which, steps in zip(series, kept["steps"], strict=True):
                 which[name] = deque((layer for layer in readings if layer.step in steps), maxlen=WINDOW)
         first = {name: layer_from_plain(layer) for name, layer in state["first"].items()}
         excluded = {name: (since, until) for name, (since, until) in state["unwell"].items()}
-        peaks = {name: Peak(*peak) for name, peak in state.get("peaks", {}).items()}
+        peaks = {name: Peak(*peak[: len(Peak._fields)]) for name, peak in state.get("peaks", {}).items()}
         steps = deque(map(int, state["steps"]), maxlen=self._steps.maxlen)
 
         def restore() -> None:

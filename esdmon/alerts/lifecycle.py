@@ -18,7 +18,7 @@ from esdmon.alerts.messages import Case, fired, grown, resolved
 from esdmon.alerts.rule import AlertRule, Finding
 from esdmon.isolation import Faults
 from esdmon.records import Alert, Report, Severity
-from esdmon.records.serialization import Plain, alert_from_plain, to_plain
+from esdmon.records.serialization import Plain, alert_from_plain, known, to_plain
 
 GATHER = 5
 """Reports to wait before layers that join an alert are announced; doubles with each message. Our choice."""
@@ -131,6 +131,7 @@ class AlertManager:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse a `state_dict()` and return a function that restores it; alerts of rules no longer in use are kept."""
+        state = known(state, ("memory", "reports", "cases", "begun", "clear", "open"))
         cases = {
             rule: {name: Case.from_state(case) for name, case in of.items()} for rule, of in state["cases"].items()
         }

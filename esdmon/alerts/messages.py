@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 
 from esdmon.alerts.rule import AlertRule
 from esdmon.records import Alert, LayerFinding, Severity
 from esdmon.records.alert import MAX_BY_LAYER, not_at
-from esdmon.records.serialization import Plain
+from esdmon.records.serialization import Plain, check_severity, known
 from esdmon.records.text import named
 
 _NAMED = 3  # layers that a message names
@@ -48,8 +48,9 @@ class Case:
     @classmethod
     def from_state(cls, plain: Plain) -> Case:
         """Return the case that `to_state` has written."""
-        fields = dict(plain)
-        return cls(announced=fields.pop("told"), **fields)
+        saved = known(plain, {each.name for each in fields(cls)} - {"announced"} | {"told"})
+        check_severity(saved["severity"])
+        return cls(announced=saved.pop("told"), **saved)
 
 
 def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: int) -> Alert:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeAlias
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.records import MOVED, LayerReport, Report, Severity
 
 PRUNED = 0.5
@@ -53,6 +54,7 @@ class History:
     """Steps of the last reports, oldest first: 128, or as many as a rule with `due_steps` needs."""
 
 
+@explain_wrong_calls
 @dataclass(frozen=True, slots=True)
 class Finding:
     """What a rule reports as wrong at this step."""
@@ -67,6 +69,7 @@ class Finding:
     """Overrides the severity of the rule; None keeps it."""
 
 
+@explain_wrong_calls
 @dataclass(frozen=True, slots=True)
 class AlertRule:
     """A named function `(history) -> findings`, with how long a finding must persist before an alert fires.
@@ -109,6 +112,12 @@ class AlertRule:
         }
 
     @property
+    def function(self) -> Callable[..., Iterable[Finding]]:
+        """Return `find` without thresholds that `functools.partial` has set."""
+        found: Callable[..., Iterable[Finding]] = getattr(self.find, "func", self.find)
+        return found
+
+    @property
     def page(self) -> str:
         """Return the docstring of `find`: when the rule fires, why, and by which source."""
         return self._docstring or "This rule has no description."
@@ -120,8 +129,7 @@ class AlertRule:
 
     @property
     def _docstring(self) -> str:
-        function = getattr(self.find, "func", self.find)  # unwrap a partial
-        return inspect.getdoc(function) or ""
+        return inspect.getdoc(self.function) or ""
 
 
 def measured(layer: LayerReport, *names: str) -> tuple[float, ...]:

@@ -10,9 +10,10 @@ from esdmon.alerts.config import AlertConfig, load_config, select_rules
 from esdmon.errors import InputError, nearest
 from esdmon.plugins import Plugins
 from esdmon.records.table import format_table
-from esdmon.replay import replay
+from esdmon.replay import replay_with_faults
 
 _WIDTH = 80
+_RULE_FAILED = 3  # exit status: 1 and 2 say something else
 _COUNTED = {"moves": "readings", "readings": "readings", "reports": "reports"}
 
 
@@ -57,24 +58,30 @@ def show(run: str, file: str | None, *, as_json: bool) -> int:
         as_json: print one JSON object for each alert.
 
     Returns:
-        Exit status: 1 if a warning or an error would have fired, else 0.
+        Exit status: 3 if a rule has failed, whatever else was found, since its alerts may be missing; 1 if a warning or
+        an error would have fired, else 0.
 
     Raises:
         InputError: if the run or the file cannot be read.
     """
     known = Plugins().rules
     settings = load_config(file, known) if file else AlertConfig(select_rules(["default"], known))
-    alerts = replay(Path(run), settings.rules)
+    found = replay_with_faults(Path(run), settings.rules)
     if as_json:
-        for alert in alerts:
+        for alert in found.alerts:
             print(json.dumps({"schema": 1, "kind": "alert"} | alert.to_record(), ensure_ascii=False))
     else:
-        for alert in alerts:
+        for alert in found.alerts:
             print(textwrap.fill(str(alert), _WIDTH, subsequent_indent="    "))
-        fired = Counter(alert.rule for alert in alerts if alert.state == "firing")
+        fired = Counter(alert.rule for alert in found.alerts if alert.state == "firing")
         counted = ", ".join(f"{rule} {count}" for rule, count in fired.most_common())
         print(f"{len(settings.rules)} rules: {counted or 'no alert'}")
-    return int(any(alert.severity != "info" for alert in alerts))
+        for fault in found.faults:
+            failed = f"{fault.who} failed: {fault.count} errors, the last at step {fault.step}: {fault.message}"
+            print(textwrap.fill(f"{failed}. Its alerts may be missing.", _WIDTH, subsequent_indent="    "))
+    if found.faults:
+        return _RULE_FAILED
+    return int(any(alert.severity != "info" for alert in found.alerts))
 
 
 def persistence(rule: AlertRule) -> str:

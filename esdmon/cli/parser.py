@@ -208,7 +208,8 @@ def _add_alerts(parser: argparse.ArgumentParser) -> None:
         "replay",
         help="print the alerts that rules would have raised in a run",
         description="Evaluate rules on the readings of a finished run, as if it were training.",
-        epilog="Exit status: 0; 1 if a warning or an error would have fired; 2 if nothing could be read.",
+        epilog="Exit status: 0; 1 if a warning or an error would have fired; 2 if nothing could be read; 3 if a rule "
+        "has failed, so that its alerts may be missing.",
     )
     replay.add_argument("run_path", metavar="RUN", help="JSONL file of a run, or its folder")
     replay.add_argument("--alerts", metavar="FILE", help="a TOML file of rules (default: the default rules)")

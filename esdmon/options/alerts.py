@@ -32,8 +32,9 @@ def alert_config(
         given = () if alerts is None else as_list("alerts", alerts, "the names of rules, or rules")
         config = AlertConfig(select_rules(given, known.rules))
     for rule in config.rules:
-        for name in rule.needs if rule.name not in known.rules else ():  # a plugin's rule only goes unchecked
-            if name not in known.measures:
+        registered = known.rules.get(rule.name)
+        for name in rule.needs:  # what a plugin's own rule needs goes unchecked
+            if name not in known.measures and (registered is None or name not in registered.needs):
                 hint = nearest(name, known.measures)
                 raise InputError(f"the rule {rule.name} needs the measure {name!r}, which is unknown.{hint}")
     active = [rule.name for rule in config.rules]
@@ -60,6 +61,16 @@ def usable_rules(config: AlertConfig, measures: Sequence[str]) -> list[AlertRule
                 "esdmon: the rule %s is not checked, since it needs %s: add that to measures=", rule.name, missing
             )
     return usable
+
+
+def rule_labels(config: AlertConfig, known: Plugins) -> Callable[[str], str]:
+    """Return what names a rule in messages: with its plugin, unless another function has taken the rule's place."""
+    own = {
+        rule.name
+        for rule in config.rules
+        if rule.name in known.rules and rule.function is not known.rules[rule.name].function
+    }
+    return lambda name: f"rule {name}" if name in own else known.label("rule", name)
 
 
 def actions_for(config: AlertConfig, on_alert: Callable[[Alert], object] | None, known: Plugins) -> Actions:

@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any, Self, SupportsIndex, TypedDict, TypeVar
 
 from esdmon.alerts.config import AlertConfig
+from esdmon.calls import unknown_option
 from esdmon.errors import InputError
 from esdmon.options.alerts import Alerts, alert_config
 from esdmon.options.measures import choose_measures
 from esdmon.options.sinks import Sinks, check_sinks
-from esdmon.options.unknown import unknown_option
 from esdmon.plugins import Plugins
 from esdmon.records import Alert
 from esdmon.runtime.executor import MODES

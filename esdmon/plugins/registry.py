@@ -13,8 +13,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache, partial
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, ParamSpec, TypeVar, final
 
 import pluggy
@@ -67,8 +67,9 @@ class Registry:
         self.ours = {BUILT_IN_PLUGIN}
         """Names of the plugins that are part of esdmon."""
         self._register(builtin, Listed(BUILT_IN_PLUGIN, f"esdmon {installed_version()}", builtin.__name__))
+        owner_of = cache(_owner)  # of several entry points of one distribution the file is parsed once
         for entry_point in entry_points(group=hookspecs.NAME):
-            self._load(entry_point)
+            self._load(entry_point, *owner_of(entry_point.dist))
         for plugin in extra:
             name = self._free_name(getattr(plugin, "__name__", type(plugin).__name__))
             self._register(plugin, Listed(name, source=getattr(plugin, "__name__", type(plugin).__module__)))
@@ -153,11 +154,8 @@ class Registry:
                 continue
             yield plugin, partial(impl.function, *(arguments[name] for name in impl.argnames))
 
-    def _load(self, entry_point: EntryPoint) -> None:
-        name, target, dist = entry_point.name, entry_point.value, entry_point.dist
-        # Asked once for both: each access to a distribution parses a file.
-        metadata = None if dist is None else dist.metadata
-        owner, version = ("", "") if metadata is None else (metadata["Name"], metadata["Version"])
+    def _load(self, entry_point: EntryPoint, owner: str, version: str) -> None:
+        name, target = entry_point.name, entry_point.value
         listed = Listed(name, f"{owner} {version}".strip(), target)
         disabled = {each.strip() for each in os.environ.get(DISABLE, "").split(",")}
         if name in disabled or "*" in disabled:
@@ -201,3 +199,11 @@ class Registry:
         """Return the name, or `name-2`, `name-3`, … if it is taken: two objects of one class are two plugins."""
         numbered = (f"{name}-{n}" for n in itertools.count(2))
         return next(free for free in itertools.chain([name], numbered) if not self._manager.has_plugin(free))
+
+
+def _owner(distribution: Distribution | None) -> tuple[str, str]:
+    """Return name and version of a distribution; empty texts for none."""
+    if distribution is None:
+        return "", ""
+    metadata = distribution.metadata  # asked once for both: each access parses a file
+    return metadata["Name"], metadata["Version"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.records import html, plots
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.esd import Esd
@@ -233,6 +234,7 @@ class LayerReport:
         nulls = {f"{name}_null": value for name, value in self.nulls.items()}
         return {key: jsonable(value) for key, value in (own | dict(self.measures) | nulls).items()}
 
+    @explain_wrong_calls
     def plot(self, axes: Axes | None = None) -> Axes:
         """Draw the spectrum on logarithmic axes, with the noise that fits its bulk and the power law of its tail.
 

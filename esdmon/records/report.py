@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import as_list, nearest
 from esdmon.records import html
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
@@ -181,6 +182,7 @@ class Report:
         """
         return to_frame(self.to_records())
 
+    @explain_wrong_calls
     def plot(self, layers: Sequence[str] = ("*",)) -> Figure:
         """Draw the spectra of layers, each as `LayerReport.plot` draws it; of more than 24, some over the whole depth.
 

@@ -1,12 +1,14 @@
 """Conversion of records to plain data that any checkpoint can hold, and back: from that, and from JSON records."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
-from esdmon.records.alert import Alert, LayerFinding
+from esdmon.records.alert import Alert, LayerFinding, Severity
 from esdmon.records.esd import Esd
 from esdmon.records.layer import RECORD_KEYS, LayerReport
 from esdmon.records.values import rounded
@@ -15,7 +17,9 @@ from esdmon.spectrum import Phase
 Plain = dict[str, Any]
 """Numbers, texts, lists and dictionaries only."""
 
+_unknown: ContextVar[set[str] | None] = ContextVar("unknown", default=None)
 _FIELDS = {field.name for field in fields(LayerReport)}
+_ALERT_FIELDS = {field.name for field in fields(Alert)}
 _ESD_FIELDS = {field.name for field in fields(Esd)}
 _STORED = [key for key in RECORD_KEYS if key in _FIELDS]  # the others are computed from these
 _NOT_MEASURES = {*RECORD_KEYS, *_FIELDS, "schema", "kind"}
@@ -36,14 +40,33 @@ class Stateful(Protocol):
         """
 
 
+@contextmanager
+def collecting_unknown() -> Iterator[set[str]]:
+    """Collect the keys that `known` leaves out: what a newer version has saved."""
+    found: set[str] = set()
+    token = _unknown.set(found)
+    try:
+        yield found
+    finally:
+        _unknown.reset(token)
+
+
+def known(saved: Mapping[str, Any], keys: Collection[str]) -> Plain:
+    """Return what was saved under these keys; the others are left out, see `collecting_unknown`."""
+    found = _unknown.get()
+    if found is not None:
+        found.update(str(key) for key in saved if key not in keys)
+    return {key: value for key, value in saved.items() if key in keys}
+
+
 def to_plain(record: LayerReport | Alert | Esd | LayerFinding) -> Plain:
     """Return all fields of a record by name, as plain data; NaN stays NaN."""
     return {field.name: _plain_value(getattr(record, field.name)) for field in fields(record)}
 
 
 def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
-    """Return the layer that `to_plain` was called with."""
-    esd = plain["esd"] and Esd(**{key: _tuple(value) for key, value in plain["esd"].items()})
+    """Return the layer that `to_plain` was called with, without fields that only a newer version has."""
+    esd = plain["esd"] and Esd(**{key: _tuple(value) for key, value in known(plain["esd"], _ESD_FIELDS).items()})
     settled = plain.get("settled") and Phase(plain["settled"])
     converted = {
         "phase": Phase(plain["phase"]),
@@ -52,12 +75,23 @@ def layer_from_plain(plain: Mapping[str, Any]) -> LayerReport:
         "esd": esd,
         "spectral_shape": tuple(plain.get("spectral_shape", ())),
     }
-    return LayerReport(**dict(plain) | converted)
+    return LayerReport(**known(plain, _FIELDS) | converted)
 
 
 def alert_from_plain(plain: Mapping[str, Any]) -> Alert:
-    """Return the alert that `to_plain` was called with."""
-    return Alert(**dict(plain) | {"layers": tuple(plain["layers"]), "by_layer": _by_layer(plain)})
+    """Return the alert that `to_plain` was called with, without fields that only a newer version has."""
+    check_severity(plain["severity"])
+    return Alert(**known(plain, _ALERT_FIELDS) | {"layers": tuple(plain["layers"]), "by_layer": _by_layer(plain)})
+
+
+def check_severity(severity: object) -> None:
+    """Check a severity that was saved.
+
+    Raises:
+        ValueError: for one that this version does not have.
+    """
+    if severity not in get_args(Severity):
+        raise ValueError(f"the severity {severity!r} is unknown")
 
 
 def alert_from_record(record: Mapping[str, Any]) -> Alert:
@@ -75,8 +109,8 @@ def alert_from_record(record: Mapping[str, Any]) -> Alert:
 
 def _by_layer(alert: Mapping[str, Any]) -> tuple[LayerFinding, ...]:
     """Return what an alert found in each layer; nothing where an older version wrote it."""
-    keys = [field.name for field in fields(LayerFinding)]
-    return tuple(LayerFinding(**{key: each.get(key) for key in keys}) for each in alert.get("by_layer") or ())
+    unset: Plain = {field.name: None for field in fields(LayerFinding)}
+    return tuple(LayerFinding(**unset | known(each, unset)) for each in alert.get("by_layer") or ())
 
 
 _RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "learning_rate", "weight_decay")

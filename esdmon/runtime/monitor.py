@@ -8,16 +8,17 @@ from dataclasses import replace
 from typing import Self, final
 
 from esdmon.alerts import Actions, AlertManager, Watchdog
+from esdmon.calls import explain_wrong_calls
 from esdmon.isolation import Fault, Faults
 from esdmon.limits import Limits
 from esdmon.records import Alert, Report
-from esdmon.records.serialization import Plain, Stateful, to_plain
+from esdmon.records.serialization import Plain, Stateful
 from esdmon.runtime.at_exit import close_at_exit, is_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.notes import Notes
 from esdmon.runtime.pulse import Escalation
 from esdmon.runtime.requests import Requests
-from esdmon.runtime.saved_state import VERSION, parse
+from esdmon.runtime.saved_state import as_state, parse
 from esdmon.runtime.source import Pipeline
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
@@ -237,12 +238,14 @@ class Monitor:
             with self._budget.spending():
                 self._out.catch_up(self._steps)
 
+    @explain_wrong_calls
     def flush(self, timeout: float | None = None) -> None:
         """Wait for the readings that are under way, at most `timeout` seconds (30), and flush the sinks."""
         if self._notes.check_process():
             self._finish(self._limits.close_seconds if timeout is None else timeout)
             self._out.flush(self._steps)
 
+    @explain_wrong_calls
     def close(self, timeout: float | None = None) -> None:
         """Remove the hooks, wait for the readings that are under way, close the sinks. Later calls do nothing.
 
@@ -285,19 +288,17 @@ class Monitor:
         """
         if self._notes.check_process():
             self._take_finished()
-        return {
-            "version": VERSION,
-            "run": self._run,
-            "steps": self._steps,
-            "alerts": [to_plain(alert) for alert in self._alerts],
-            "parts": {name: part.state_dict() for name, part in self._parts.items()},
-        }
+        return as_state(self._run, self._steps, self._alerts, self._parts)
 
+    @explain_wrong_calls
     def load_state_dict(self, state: object) -> None:
         """Continue from `state_dict()`; sinks that support it drop what that run wrote later.
 
+        What only a newer version keeps is left out, with a warning.
+
         Raises:
-            ValueError: for anything else than a state of this version, or a damaged one; nothing is changed then.
+            ValueError: for anything else than a state that this version can read, with the version that wrote it;
+                nothing is changed then.
         """
         saved = parse(state, self._parts)
         for part in saved.continue_from:

@@ -72,7 +72,7 @@ class Pool:
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self._count, thread_name_prefix="esdmon-reading")
         pending: set[Future[LayerReport]] = set()
-        for name in names:
+        for name in _costliest_first(reader, names):
             if len(pending) > self._count:  # one copy more than there are processes, so that none waits for the next
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 yield from (each.result() for each in done)
@@ -100,6 +100,12 @@ class Pool:
         held = _PROCESS + (_HELD_MORE if reader.needs_more else _HELD) * largest
         memory = _SHARE * available_bytes() / ranks_of_host()
         return max(1, int(min(_cores(), len(names), sum(map(nominal_seconds, matrices)) / _WORTH, memory / held)))
+
+
+def _costliest_first(reader: Reader, names: Iterable[str]) -> list[str]:
+    """Return the names by their estimated seconds, so that at the end no process computes a large matrix alone."""
+    seconds = reader.nominal()
+    return sorted(names, key=lambda name: -seconds[name])  # of equal ones the order stays
 
 
 def _read_here(reader: Reader, name: str, step: int, *, is_threaded: bool) -> LayerReport:

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import final
 
 from esdmon.records import Alert, Report
-from esdmon.records.serialization import Plain
+from esdmon.records.serialization import Plain, known
 from esdmon.runtime.source import Ranks, Sampled
 from esdmon.schedule.attention import Attention
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.leaps import Leaps
+from esdmon.schedule.step_sample import StepSample
 
 SHARE = 1e-3
 """Share of the run that the samples may take. Our choice."""
@@ -72,7 +73,13 @@ class Pulse:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
-        begun, last, steps = state["begun"], state["last"], state["steps"]
+        state = known(state, ("begun", "last", "leaps", "steps"))
+        begun, last = state["begun"], state["last"]
+        steps = known(state["steps"], ("before", "last", "after", "start"))
+        steps["before"] = dict(steps["before"])  # what is damaged fails here, before anything is changed
+        steps["last"] = {
+            name: list(StepSample(*each[: len(StepSample._fields)])) for name, each in steps["last"].items()
+        }
         restore_leaps = self._leaps.prepare(state["leaps"])
 
         def restore() -> None:
@@ -163,10 +170,11 @@ class Escalation:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
+        state, none = known(state, ("pulse", "attention", "elsewhere")), Attention().state_dict()
         parts = (
             self._pulse.prepare(state["pulse"]),
-            self._here.prepare(state["attention"]),
-            self._elsewhere.prepare(state.get("elsewhere", Attention().state_dict())),  # older states have none
+            self._here.prepare(known(state["attention"], none)),
+            self._elsewhere.prepare(known(state.get("elsewhere", none), none)),  # older states have none
         )
 
         def restore() -> None:

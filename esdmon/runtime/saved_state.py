@@ -1,14 +1,23 @@
 """The state of a monitor, as `state_dict()` returns it, read and checked before anything is changed."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from esdmon.isolation import describe
 from esdmon.records import Alert
-from esdmon.records.serialization import Stateful, alert_from_plain
+from esdmon.records.serialization import Plain, Stateful, alert_from_plain, collecting_unknown, known, to_plain
+from esdmon.version import installed_version
 
 VERSION = 4
+"""Of the form of a state. What a part saves besides needs no other: older versions leave it out."""
 _NEW = ("escalation",)  # parts that states of this version may lack
+_KEYS = ("version", "esdmon", "run", "steps", "alerts", "parts")
+_PARTS = ("readings", "alerts", "reader", "escalation")
+_NAMED = 5  # keys that a warning names
+
+_log = logging.getLogger("esdmon")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +32,67 @@ class SavedState:
     """Functions that make each part continue from its state."""
 
 
+def as_state(run: str, steps: int, alerts: Iterable[Alert], parts: Mapping[str, Stateful]) -> Plain:
+    """Return what `parse` reads, as plain data and tensors."""
+    return {
+        "version": VERSION,
+        "esdmon": installed_version(),
+        "run": run,
+        "steps": steps,
+        "alerts": [to_plain(alert) for alert in alerts],
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+    }
+
+
 def parse(state: object, parts: Mapping[str, Stateful]) -> SavedState:
     """Return a state, read for the parts of a monitor, which are not changed.
 
+    What a newer version has saved besides is left out, with a warning.
+
     Raises:
-        ValueError: for anything else than a state of this version, or a damaged one.
+        ValueError: for anything else than a state, one of a version that cannot be read, or a damaged one.
     """
-    steps = state.get("steps") if isinstance(state, Mapping) and state.get("version") == VERSION else None
-    if not isinstance(state, Mapping) or not isinstance(steps, int) or steps < 0:
+    if not isinstance(state, Mapping) or "version" not in state:
         shown = sorted(map(str, state)) if isinstance(state, Mapping) else state
-        raise ValueError(f"the state of a monitor has version {VERSION} and a number of steps, got {shown!r}")
-    try:
-        return SavedState(
-            str(state.get("run", "")),
-            steps,
-            [alert_from_plain(alert) for alert in state["alerts"]],
-            [
-                part.prepare(state["parts"][name])
-                for name, part in parts.items()
-                if name in state["parts"] or name not in _NEW
-            ],
+        raise ValueError(f"the state of a monitor has a version and a number of steps, got {shown!r}")
+    writer, ours = str(state.get("esdmon") or ""), installed_version()
+    wrote = f"esdmon {writer}" if writer else "another version of esdmon"
+    remedy = f"Install {wrote if writer else 'the version that wrote it'}, or continue without this state."
+    if writer == ours:
+        remedy = "Continue from an earlier state, or without one."
+    if state["version"] != VERSION:
+        raise ValueError(
+            f"the state of a monitor has version {state['version']!r}, written by {wrote}; esdmon {ours} reads version "
+            f"{VERSION}. {remedy}"
         )
-    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-        raise ValueError(f"the state of a monitor is damaged: {describe(error)}") from error
+    with collecting_unknown() as unknown:
+        try:
+            saved = _parse(state, parts)
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+            raise ValueError(
+                f"the state of a monitor cannot be read: {describe(error)}. It was written by {wrote}, and this is "
+                f"esdmon {ours}. {remedy}"
+            ) from error
+        if writer and writer != ours:  # of this version what is beside the parts is the user's
+            known(state, _KEYS)
+    if unknown:
+        _log.warning(
+            "esdmon: the state that is loaded was written by %s, and holds what esdmon %s does not know: %s. That is "
+            "left out, the rest is restored. Install the version that wrote it to restore all.",
+            wrote,
+            ours,
+            ", ".join(sorted(unknown)[:_NAMED]) + (", …" if len(unknown) > _NAMED else ""),
+        )
+    return saved
+
+
+def _parse(state: Mapping[str, Any], parts: Mapping[str, Stateful]) -> SavedState:
+    saved, steps = known(state["parts"], _PARTS), state["steps"]
+    if not isinstance(steps, int) or steps < 0:
+        raise ValueError(f"the number of steps is {steps!r}")
+    return SavedState(
+        str(state.get("run", "")),
+        steps,
+        [alert_from_plain(alert) for alert in state["alerts"]],
+        [part.prepare(saved[name]) for name, part in parts.items() if name in saved or name not in _NEW],
+    )

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TextIO, final
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.present.colours import coloured
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.records.text import counted
@@ -17,6 +18,7 @@ MAX_ROWS = 40
 _PHASE_NAMES = re.compile("|".join(re.escape(phase.value) for phase in Phase))
 
 
+@explain_wrong_calls
 @final
 class ConsoleSink:
     """Print each report as a table, and each alert as a line.

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO, final
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError, unwritable
 from esdmon.notice import nearby
 from esdmon.present.scalars import scalars, tag
@@ -18,6 +19,7 @@ alert's message. One of the last two is empty."""
 Row = tuple[str, int, int | str, str, float | str, str]
 
 
+@explain_wrong_calls
 @final
 class CsvSink:
     """Append the numbers of each report to the file `path`, by the tags of `esdmon.present.scalars`; create its folder.

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import final
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import unwritable
 from esdmon.notice import nearby
 from esdmon.present.media import HistogramSchedule
@@ -23,6 +24,7 @@ _log = logging.getLogger("esdmon")
 _compact = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"))
 
 
+@explain_wrong_calls
 @final
 class JsonlSink:
     """Append records to the file `path`, and create its folder. A line torn by a kill is removed at the next opening.

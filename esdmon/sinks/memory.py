@@ -2,9 +2,11 @@
 
 from typing import final
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.records import Alert, Report
 
 
+@explain_wrong_calls
 @final
 class MemorySink:
     """Keep all reports and alerts in lists.

@@ -14,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import final
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError, unwritable
 from esdmon.present.scalars import portable, scalars
 from esdmon.records import Alert, Report
@@ -25,6 +26,7 @@ _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_:]")
 _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
+@explain_wrong_calls
 @final
 class PrometheusSink:
     """Show the last value of every number, the alerts that fire, and when the last reading was taken.

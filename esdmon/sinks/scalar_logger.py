@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.present.media import MAX_HISTOGRAMS, HistogramSchedule
 from esdmon.present.phase_table import PHASE_COLUMNS, phase_rows
 from esdmon.present.scalars import Namespace, scalars, tag
@@ -14,6 +15,7 @@ Table = tuple[Sequence[str], list[list[Cell]]]
 """Names of the columns, and rows."""
 
 
+@explain_wrong_calls
 @final
 class ScalarLoggerSink:
     """Log the numbers of each report in one call, by the tags of `esdmon.present.scalars`.

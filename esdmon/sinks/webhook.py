@@ -14,6 +14,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
 from esdmon.records import Alert, Report, Severity
 
@@ -33,6 +34,7 @@ _ATTACHMENT_COLOURS: dict[Severity, str] = {
 }
 
 
+@explain_wrong_calls
 @final
 class WebhookSink:
     """Post each alert from a thread of its own; reports are not posted. Training never waits for it.

@@ -11,11 +11,13 @@ rectangular random matrices", Journal of Multivariate Analysis 111 (2012) 120 (h
 
 import numpy as np
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.marchenko1967 import mp_edges
 from esdmon.spectrum.spectrum import Spectrum
 
 
+@explain_wrong_calls
 def spike_strengths(spectrum: Spectrum) -> Floats:
     """Return S of each spike, ascending; empty where there is no bulk or no spike.
 

@@ -7,10 +7,12 @@ from .1 on.
 
 import numpy as np
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 
 
+@explain_wrong_calls
 def goodness_of_fit(eigenvalues: Floats, fit: PowerLawFit, *, draws: int = 100, seed: int = 0) -> float:
     """Return the p-value of a fit: P(D* >= D) over samples drawn from it, each with a fit of its own.
 

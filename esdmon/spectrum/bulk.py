@@ -21,6 +21,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.johnstone2001 import TRACY_WIDOM_QUANTILES
 from esdmon.spectrum.laws import NoiseLaw, marchenko_pastur
@@ -97,6 +98,7 @@ class Bulk:
         return self.spike_share <= MAX_SPIKE_SHARE and self.ks <= largest_bulk_ks(self.m)
 
 
+@explain_wrong_calls
 def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
     """Fit the bulk: σ² = median over p of λ_(p)/q(p), p in [0.1, 0.6], without the k spikes; q: quantiles of the law.
 

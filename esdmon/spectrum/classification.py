@@ -2,6 +2,7 @@
 
 import math
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.bulk import Bulk, spike_reach
 from esdmon.spectrum.confidence import dead_shares, is_collapsed, to_other_phase, to_other_rank
 from esdmon.spectrum.phases import (
@@ -23,6 +24,7 @@ from esdmon.spectrum.vuong1989 import power_law_against_exponential
 _BESIDE = 1.25  # times λ⁺, below which a spike is beside the bulk; our choice
 
 
+@explain_wrong_calls
 def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> PhaseReading:
     """Return the phase of a spectrum, its confidence, and the evidence for it.
 

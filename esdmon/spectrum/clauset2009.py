@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.arrays import Floats, Indices
 
 _TAIL_POINTS = (16, 128)  # points of a tail used by successive lower bounds
@@ -54,6 +55,7 @@ class PowerLawFit:
     """Why there is no fit; empty where there is one."""
 
 
+@explain_wrong_calls
 def fit_power_law(eigenvalues: Floats) -> PowerLawFit:
     """Fit alpha = 1 + n/Σ ln(x_i/xmin) on the tail with the smallest Kolmogorov-Smirnov distance.
 

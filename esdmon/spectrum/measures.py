@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum import experts, hu2025, nulls, setol2025, shuttleworth2024, traps, zhang2026
 from esdmon.spectrum import localization as loc
 from esdmon.spectrum import singular_values as sv
@@ -24,6 +25,7 @@ from esdmon.spectrum.spectrum import MIN_BULK, Spectrum
 Quantity = Callable[[Spectrum], float]
 
 
+@explain_wrong_calls
 @dataclass(frozen=True, slots=True)
 class Measure:
     """A named number computed from a spectrum; NaN where it is undefined."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.bulk import CLEAN_KS, MAX_BULK_KS, MAX_SPIKE_SHARE, largest_bulk_ks
 
 _LONG_SOFT_RANK, _LONG_SHARE = 0.05, 0.05  # see `has_left_bulk`
@@ -45,6 +46,7 @@ class Phase(Enum):
         return -1 if self is Phase.UNCLASSIFIED else list(Phase).index(self)
 
 
+@explain_wrong_calls
 @dataclass(frozen=True, slots=True)
 class PhaseThresholds:
     """The borders between phases. R = λ⁺/λmax is the MP soft rank, k the number of spikes.

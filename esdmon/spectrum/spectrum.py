@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.bulk import Bulk, fit_bulk, fit_scaled, is_noise
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
@@ -80,6 +81,7 @@ class Spectrum:
     """Computes the laws of noise of these scales."""
 
     @classmethod
+    @explain_wrong_calls
     def from_eigenvalues(
         cls,
         eigenvalues: "Floats | list[float]",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.clauset2009 import PowerLawFit
 
@@ -30,6 +31,7 @@ _NONE = Comparison(math.nan, math.nan)
 _GRID = np.linspace(0, 1, 401)
 
 
+@explain_wrong_calls
 def power_law_against_exponential(eigenvalues: Floats, fit: PowerLawFit) -> Comparison:
     """Compare with the exponential λ·exp(−λ(x − 1)), λ = 1/(mean(x) − 1)."""
     x = _tail(eigenvalues, fit)
@@ -39,6 +41,7 @@ def power_law_against_exponential(eigenvalues: Floats, fit: PowerLawFit) -> Comp
     return _vuong(_log_power_law(x, fit), np.log(rate) - rate * (x - 1))
 
 
+@explain_wrong_calls
 def power_law_against_lognormal(eigenvalues: Floats, fit: PowerLawFit) -> Comparison:
     """Compare with a lognormal: a fitted normal law of u = ln x, cut off below u = 0. Needs scipy's optimiser."""
     from scipy.special import log_ndtr  # noqa: PLC0415 -- on request only: it would double the time of the import
@@ -59,6 +62,7 @@ def power_law_against_lognormal(eigenvalues: Floats, fit: PowerLawFit) -> Compar
     return _vuong(_log_power_law(x, fit), best)
 
 
+@explain_wrong_calls
 def power_law_against_truncated(eigenvalues: Floats, fit: PowerLawFit) -> Comparison:
     """Compare with x^(−α)·exp(−z·x), α and z > 0 fitted; the power law is its case z = 0, so R <= 0."""
     x = _tail(eigenvalues, fit)

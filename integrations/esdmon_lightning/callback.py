@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import MissingExtraError
 from esdmon.isolation import describe
 from esdmon.trainers.base import MonitorCallback, refuse_second
@@ -53,6 +54,7 @@ class _FinishedFit:
         return (self.trainer(), self.model(), self.state["steps"]) == (trainer, model, int(trainer.global_step))
 
 
+@explain_wrong_calls
 class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # one of two packages, known at run time
     """Monitors the spectra of a LightningModule while it is fitted.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import MissingExtraError
 from esdmon.notice import nearby
 from esdmon.present import Media, Overview, draw_esd
@@ -34,6 +35,7 @@ LAST_PICTURES_SECONDS = 2.0
 """Time after which `close` begins no further picture. Our choice."""
 
 
+@explain_wrong_calls
 @final
 class TensorBoardSink:
     """Write reports as scalars, histograms and pictures, and alerts as text.

@@ -7,8 +7,10 @@ import uuid
 import weakref
 from typing import Any
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError, MissingExtraError
 from esdmon.isolation import describe
+from esdmon.options import shows_options
 from esdmon.trainers.base import MonitorCallback, refuse_second
 from esdmon_transformers import folders, state_file
 from esdmon_transformers.loggers import host_sinks
@@ -22,6 +24,7 @@ except ImportError as error:
 _log = logging.getLogger("esdmon")
 
 
+@explain_wrong_calls
 class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers is half typed
     """Monitors the spectra of a model while a Trainer trains it.
 
@@ -206,6 +209,8 @@ def _of_rank_0(requests: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
     return agreed
 
 
+@explain_wrong_calls
+@shows_options
 def attach(trainer: Any, **options: Any) -> SpectralMonitor:
     """Add a `SpectralMonitor` to a Trainer that exists already, such as one of TRL, and return it.
 

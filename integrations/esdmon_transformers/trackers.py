@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.sinks import ScalarLoggerSink
 from esdmon_tensorboard import TensorBoardSink
 from esdmon_trackers import clearml, comet, mlflow, swanlab, trackio
@@ -24,6 +25,7 @@ _SINKS: dict[str, Callable[[Any], Sink]] = {
 }
 
 
+@explain_wrong_calls
 def tracker_sinks(accelerator: Any) -> list[Sink]:
     """Return a sink for each tracker of an accelerator; call `accelerator.init_trackers(...)` first.
 

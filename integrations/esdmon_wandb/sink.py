@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError, MissingExtraError
 from esdmon.glass.report import html
 from esdmon.glass.run_data import RunData
@@ -30,6 +31,7 @@ _ALERT_LEVELS = {"info": "INFO", "warning": "WARN", "error": "ERROR", "critical"
 _log = logging.getLogger("esdmon")
 
 
+@explain_wrong_calls
 @final
 class WandbSink:
     """Write reports and alerts to a run that the user has begun; it stays open.

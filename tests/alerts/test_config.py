@@ -1,6 +1,7 @@
 """Rules chosen in code, and by a TOML file: what it may contain, and the errors where it is wrong."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -194,6 +195,17 @@ def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
     assert select_rules([], RULES) == ()
 
 
+@pytest.mark.parametrize("order", [("default", "own"), ("own", "default")])
+def test_a_rule_of_ones_own_takes_the_place_of_the_one_of_its_name(order: tuple[str, ...]) -> None:
+    """Also in the order, by which rules on causes mute others; wherever "default" stands."""
+    own = replace(RULES["rank_collapse"], checks=1)
+    expected = tuple(own if rule.name == own.name else rule for rule in BUILT_IN_RULES)
+    assert select_rules([own if item == "own" else item for item in order], RULES) == expected
+    assert expected != BUILT_IN_RULES
+    assert select_rules(["rank_collapse", own], RULES) == (own,)
+    assert select_rules(["default", RULES["rank_collapse"]], RULES) == BUILT_IN_RULES
+
+
 @pytest.mark.parametrize(
     ("alerts", "message"),
     [
@@ -201,8 +213,12 @@ def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
         ([3], "unknown rule 3 in alerts=; valid names: non_finite"),
         ([alerts_of], r"alerts= contains the function alerts_of: give AlertRule\('alerts_of', alerts_of\)"),
         (
-            ["default", AlertRule("rank_collapse", lambda _history: [])],
-            "alerts= contains two rules named 'rank_collapse'",
+            [AlertRule("own", lambda _history: []), AlertRule("own", lambda _history: [])],
+            "alerts= contains two rules of your own named 'own'; rename one of them",
+        ),
+        (
+            ["default", replace(RULES["rank_collapse"], checks=1), replace(RULES["rank_collapse"], checks=2)],
+            "alerts= contains two rules of your own named 'rank_collapse'; rename one of them",
         ),
     ],
 )

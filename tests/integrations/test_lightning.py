@@ -144,6 +144,12 @@ def test_a_wrong_option_raises_when_the_callback_is_constructed(options: dict[st
         SpectralMonitor(**options)
 
 
+def test_options_by_position_are_refused() -> None:
+    """With the names of the others."""
+    with pytest.raises(InputError, match=r"^SpectralMonitor\(\) takes only every by position; .* budget=, .*sinks="):
+        SpectralMonitor(200, "console")  # type: ignore[call-arg]
+
+
 def test_two_on_one_trainer_are_refused(tmp_path: Path) -> None:
     """Before training: both would write the same series."""
     with pytest.raises((InputError, RuntimeError), match=r"two SpectralMonitors|callback"):

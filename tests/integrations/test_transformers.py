@@ -1,5 +1,7 @@
 """The callback in the real Trainer of Hugging Face: options, steps, optimizers, alerts, and what it leaves alone."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import esdmon
 import esdmon.schedule
 from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
-from esdmon_transformers import SpectralMonitor, attach
+from esdmon_transformers import SpectralMonitor, attach, tracker_sinks
 from tests.integrations.runs import monitor_of, summary_steps
 from tests.integrations.transformers_runs import Tokens, network, trainer
 from tests.rules import ALWAYS
@@ -140,6 +142,27 @@ def test_attach_adds_it_to_an_existing_trainer(tmp_path: Path) -> None:
         attach(fit)
     fit.train()
     assert monitor_of(callback).steps == 4
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "named", "message"),
+    [
+        pytest.param(attach, (), {"trainr": None}, "Unknown option trainr=. Did you mean 'trainer'?", id="misspelt"),
+        pytest.param(attach, (None, 200), {}, "attach() takes only trainer by position; arguments given: 2.", id="two"),
+        pytest.param(
+            tracker_sinks, (), {"acclerator": None}, "Unknown option acclerator=. Did you", id="tracker-sinks"
+        ),
+        pytest.param(
+            SpectralMonitor, (200, "console"), {}, "SpectralMonitor() takes only every by position;", id="callback"
+        ),
+    ],
+)
+def test_a_wrong_call_has_a_remedy(
+    target: Callable[..., object], given: tuple[object, ...], named: dict[str, object], message: str
+) -> None:
+    """As those of `watch()`."""
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        target(*given, **named)
 
 
 def test_two_on_one_trainer_are_refused(tmp_path: Path) -> None:

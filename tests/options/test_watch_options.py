@@ -4,6 +4,7 @@ import inspect
 import pickle
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_type_hints
 
@@ -11,8 +12,9 @@ import pytest
 import torch
 
 import esdmon
-from esdmon.alerts import AlertRule
+from esdmon.alerts import BUILT_IN_RULES, AlertRule, Finding, History
 from esdmon.options import WatchKeywords, WatchOptions
+from esdmon.options.alerts import rule_labels
 from esdmon.options.watch_options import OPTIONS
 
 
@@ -47,6 +49,42 @@ def test_a_rule_that_needs_an_unknown_measure_is_refused() -> None:
         esdmon.InputError, match=r"thin needs the measure 'stable_rnk', which is unknown\. Did you mean"
     ):
         WatchOptions(alerts=[rule])
+
+
+def test_a_changed_built_in_rule_is_used_in_its_place(caplog: pytest.LogCaptureFixture) -> None:
+    """With its own measures checked, its thresholds, and its name in messages without that of a plugin."""
+    built_in = next(rule for rule in BUILT_IN_RULES if rule.name == "rank_collapse")
+    with pytest.raises(esdmon.InputError, match="rank_collapse needs the measure 'stable_rnk', which is unknown"):
+        WatchOptions(alerts=["default", replace(built_in, needs=("stable_rnk",))])
+
+    def breaks(_history: History) -> list[Finding]:
+        raise RuntimeError("own rule")
+
+    own = replace(built_in, find=breaks, checks=1)
+    with esdmon.watch(torch.nn.Linear(64, 64), every=1, sinks=None, alerts=["default", own], mode="sync") as monitor:
+        monitor.step()
+    assert [fault.who for fault in monitor.errors] == ["rule rank_collapse"]
+    assert "rule rank_collapse failed at step 1: RuntimeError: own rule" in caplog.text
+
+
+def test_a_rule_in_the_place_of_a_plugins_is_not_the_plugins() -> None:
+    """In messages: what fails is the user's function. With another threshold it is still the plugin's."""
+
+    class Plugin:
+        @esdmon.hookimpl
+        def esdmon_register_alert_rules(self) -> list[AlertRule]:
+            return [registered]
+
+    registered = AlertRule("thin", lambda _history: [])
+    for own, label in (
+        (replace(registered, find=lambda _history: ()), "rule thin"),
+        (
+            replace(registered, find=partial(registered.find)),
+            "rule thin (plugin 'Plugin', esdmon_register_alert_rules)",
+        ),
+    ):
+        options = WatchOptions(alerts=["default", own], plugins=[Plugin()])
+        assert rule_labels(options.alert_config, options.known)("thin") == label
 
 
 def test_generators_are_read_once() -> None:

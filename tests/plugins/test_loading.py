@@ -1,12 +1,15 @@
 """Plugins that are installed: found by their entry points, and named where they are broken."""
 
 import importlib
+import json
+from importlib.metadata import Distribution
 from pathlib import Path
 
 import pytest
 
 import esdmon
 from esdmon import alerts
+from esdmon.cli import main
 from esdmon.plugins import Plugins
 from esdmon.spectrum import measures
 from tests.plugins.given import SCHEMES, AddsMeasure, Install, small_model, warnings
@@ -187,3 +190,59 @@ def test_what_is_given_is_not_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """The variable is about entry points; an object in the script is there because somebody wrote it down."""
     monkeypatch.setenv("ESDMON_DISABLE_PLUGINS", "*")
     assert "mine" in Plugins([AddsMeasure("mine", 1.0)]).measures
+
+
+def test_the_metadata_of_a_distribution_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They hold the README, and several entry points are of one distribution: ours."""
+    whole, parsed = Distribution.metadata.fget, list[Distribution]()  # type: ignore[attr-defined]
+
+    def counted(distribution: Distribution) -> object:
+        parsed.append(distribution)
+        return whole(distribution)
+
+    monkeypatch.setattr(Distribution, "metadata", property(counted))
+    listed = Plugins().listed
+    assert len([each for each in listed if each.version == f"esdmon {esdmon.__version__}"]) > 2
+    assert len(parsed) > 0
+    assert len(parsed) == len({id(each) for each in parsed})
+
+
+def test_a_rule_that_fails_in_a_replay_is_in_its_summary_and_status(
+    install: Install, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """3, although another rule has fired, of which 1 says that all is known; with the errors of all runs."""
+    install(
+        "thin",
+        """
+        from esdmon import hookimpl
+        from esdmon.alerts import AlertRule, Finding
+
+        def breaks(history):
+            raise ZeroDivisionError("in a rule")
+
+        def fires(history):
+            return [Finding("", "it holds")]
+
+        @hookimpl
+        def esdmon_register_alert_rules():
+            return [AlertRule("breaks", breaks), AlertRule("holds", fires, checks=1, counts="reports")]
+    """,
+    )
+    file = tmp_path / "two.jsonl"
+    for _ in range(2):
+        with esdmon.watch(small_model(), every=1, sinks=f"jsonl:{file}", alerts=None, plugins=[]) as monitor:
+            for _ in range(2):
+                monitor.step()
+    counted = len(alerts.BUILT_IN_RULES) + 2
+    assert main(["alerts", "replay", str(file)]) == 3
+    printed = " ".join(capsys.readouterr().out.split())
+    assert printed.endswith(
+        f"{counted} rules: holds 2 rule breaks failed: 4 errors, the last at step 2: ZeroDivisionError: in a rule. "
+        "Its alerts may be missing."
+    )
+    assert main(["alerts", "replay", str(file), "--json"]) == 3
+    lines = capsys.readouterr().out.splitlines()
+    assert [json.loads(line)["rule"] for line in lines] == ["holds", "holds"]
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["alerts", "replay", "--help"])
+    assert "3 if a rule has failed" in " ".join(capsys.readouterr().out.split())

@@ -13,6 +13,7 @@ from esdmon.runtime.monitor import Monitor
 from esdmon.schedule import every
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import MemorySink, Sink
+from esdmon.version import installed_version
 from tests.fakes import Reads
 from tests.rules import ALWAYS
 
@@ -215,20 +216,31 @@ def test_a_resumed_run_goes_on_counting() -> None:
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"version": 7, "steps": 1}, "has version 4 and a number of steps, got ['steps', 'version']"),
-        ({"version": 4}, "has version 4 and a number of steps"),
-        ({"version": 4, "steps": -4}, "has version 4 and a number of steps"),
-        (None, "has version 4 and a number of steps, got None"),
-        ({"version": 4, "steps": 4}, "is damaged: KeyError: 'alerts'"),
-        ({"version": 4, "steps": 4, "alerts": [{"id": "a"}], "firing": []}, "is damaged: KeyError: 'layers'"),
-        ({"version": 4, "steps": 4, "alerts": [], "firing": []}, "is damaged: KeyError: 'parts'"),
+        ({"version": 7}, "has version 7, written by another version of esdmon; esdmon {ours} reads version 4. Install"),
+        (
+            {"version": 5, "esdmon": "9.1"},
+            "written by esdmon 9.1; esdmon {ours} reads version 4. Install esdmon 9.1, or",
+        ),
+        ({"version": 4}, "cannot be read: KeyError: 'parts'. It was written by another version of esdmon"),
+        (
+            {"version": 4, "esdmon": "9.1", "steps": -4, "parts": {}},
+            "the number of steps is -4. It was written by esdmon 9.1, and this is esdmon {ours}. Install esdmon 9.1",
+        ),
+        (None, "has a version and a number of steps, got None"),
+        ({"steps": 1}, "has a version and a number of steps, got ['steps']"),
+        ({"version": 4, "steps": 4, "parts": {}}, "cannot be read: KeyError: 'alerts'"),
+        ({"version": 4, "steps": 4, "alerts": [{"id": "a"}], "parts": {}}, "cannot be read: KeyError: 'severity'"),
+        (
+            {"version": 4, "steps": 4, "alerts": [{"severity": "dire"}], "parts": {}},
+            "cannot be read: ValueError: the severity 'dire' is unknown",
+        ),
     ],
     ids=str,
 )
 def test_what_is_no_state_is_refused(state: object, message: str) -> None:
     """With what was got; the monitor is as it was."""
     monitor = Monitor(Reads(), schedule=every(1))
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises(ValueError, match=re.escape(message.replace("{ours}", installed_version()))):
         monitor.load_state_dict(state)
     assert monitor.steps == 0
 
@@ -291,7 +303,7 @@ def test_a_damaged_state_changes_no_part() -> None:
     second = Monitor(readings, schedule=every(1), alerts=AlertManager([ALWAYS]))
     taken: list[bool] = []
     readings.prepare = lambda _state: lambda: taken.append(True)  # type: ignore[method-assign, assignment]
-    with pytest.raises(ValueError, match="is damaged: KeyError: 'cases'"):
+    with pytest.raises(ValueError, match="cannot be read: KeyError: 'cases'"):
         second.load_state_dict(state)
     assert (taken, second.steps, second.alerts) == ([], 0, ())
 

@@ -72,6 +72,21 @@ def test_processes_read_what_this_one_reads(pids: Pids, tmp_path: Path) -> None:
     assert len(pids.started) == 8
 
 
+def test_processes_begin_with_the_costliest(pids: Pids, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a large one at the end of the model is computed alone; equal ones are begun in the model's order."""
+    begin, begun = Reader.begin, []
+
+    def recorded(reader: Reader, name: str, *args: Any, **options: Any) -> Any:
+        begun.append(name)
+        return begin(reader, name, *args, **options)
+
+    monkeypatch.setattr(Reader, "begin", recorded)
+    model = {f"{place}.weight": torch.randn(rows, 64) for place, rows in enumerate((64, 96, 64, 96, 256))}
+    assert [layer.name for layer in esdmon.analyze(model, workers=2)] == ["0", "1", "2", "3", "4"]
+    assert begun == ["4", "1", "3", "0", "2"]
+    assert len(pids.started) == 2
+
+
 def test_a_measure_of_a_plugin_is_computed_here(pids: Pids) -> None:
     class Plugin:
         @esdmon.hookimpl

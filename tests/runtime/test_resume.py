@@ -1,10 +1,16 @@
 """Runs that were killed and resumed: their series are those of a run that was not."""
 
+import copy
 import io
 import json
+import math
+import operator
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +218,78 @@ def test_a_resumed_monitor_can_have_other_layers() -> None:
     assert new.errors == ()
     assert new.report is not None
     assert [layer.name for layer in new.report] == ["b", "c"]
+
+
+NAMES_ARE_KEYS = {"measures", "nulls", "evidence", "begun", "start", "before", "after", "counts"}
+
+
+def dictionaries(value: object, *path: Any) -> Iterator[tuple[Any, ...]]:
+    """The path of each dictionary in a state."""
+    items: Iterable[tuple[object, object]] = ()
+    if isinstance(value, dict):
+        yield path
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
+    for key, each in items:
+        yield from dictionaries(each, *path, key)
+
+
+def two_layers() -> esdmon.Monitor:
+    torch.manual_seed(0)
+    return esdmon.watch(
+        nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), every=1, sinks=None, mode="sync", budget=None
+    )
+
+
+@pytest.fixture(scope="module")
+def saved() -> dict[str, Any]:
+    """A state with readings, their spectra, samples and an open alert on two layers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64))
+    with esdmon.watch(model, every=1, sinks=None, mode="sync", budget=None) as monitor:
+        for step in range(5):
+            for weight in model.parameters():
+                weight.data += 0.01 * torch.randn_like(weight) + (math.nan if step == 3 else 0)
+            monitor.step()
+        assert [alert.rule for alert in monitor.alerts] == ["non_finite"]
+        return monitor.state_dict() | {"esdmon": "99.1"}
+
+
+def test_what_a_newer_version_adds_is_left_out_or_refused(
+    saved: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Wherever it is, with both versions; nothing has changed where a state is refused."""
+    for path in dictionaries(saved):
+        state = copy.deepcopy(saved)
+        reduce(operator.getitem, path, state)["colour"] = 3
+        monitor = two_layers()
+        caplog.clear()
+        refused = ""
+        try:
+            monitor.load_state_dict(state)
+        except ValueError as error:
+            refused = str(error)
+        if refused:
+            versions = rf"written by esdmon 99\.1, and this is esdmon {re.escape(esdmon.__version__)}\. Install "
+            assert re.search(versions, refused), path
+            assert (monitor.steps, monitor.alerts) == (0, ())
+        else:
+            warning = f"by esdmon 99.1, and holds what esdmon {esdmon.__version__} does not know: colour. That is "
+            assert (warning in caplog.text) is (not path or path[-1] not in NAMES_ARE_KEYS), path
+            assert (monitor.steps, len(monitor.alerts)) == (5, 1)
+        monitor.close()
+
+
+def test_a_state_of_this_version_may_have_more_beside_it(
+    saved: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a user's loop has put there is the user's."""
+    monitor = two_layers()
+    monitor.load_state_dict(saved | {"esdmon": esdmon.__version__, "epoch": 3})
+    assert caplog.messages == []
+    assert monitor.steps == 5
+    monitor.close()
 
 
 @pytest.mark.parametrize("step", [0, 3, 10])
