@@ -18,7 +18,7 @@ from esdmon.errors import InputError
 from esdmon.sinks import ConsoleSink, CsvSink, JsonlSink, MemorySink, PrometheusSink, ScalarLoggerSink, WebhookSink
 
 API = Path(__file__).parents[1] / "docs" / "api.md"
-NOT_CALLED = "What they return|Options and their defaults|Schedules|Trainers|Errors"  # Trainers: tests/integrations
+NOT_CALLED = "What they return|Options and their defaults|Trainers|Errors"  # Trainers: tests/integrations
 MADE_BY_ESDMON = {"Spectrum", "Phase", "PhaseReading", "PowerLawFit", "Bulk", "History", "Replayed"}
 METHODS = [
     esdmon.Spectrum.from_eigenvalues,

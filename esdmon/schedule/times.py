@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
+from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
 
 Schedule: TypeAlias = Callable[[int], bool]
 
 
+@explain_wrong_calls
 def every(interval: int) -> Schedule:
     """Return a schedule that is due at each step that `interval` divides.
 
@@ -23,6 +25,7 @@ def every(interval: int) -> Schedule:
     return _Every(_whole("every=", interval, "must be a number of steps, 1 or more, or a function of the step"))
 
 
+@explain_wrong_calls
 def per_decade(readings: int) -> Schedule:
     """Return a schedule that is evenly spaced on a logarithmic axis: due at the first step from 10^(k/readings) on.
 
