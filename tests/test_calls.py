@@ -20,6 +20,7 @@ from esdmon.sinks import ConsoleSink, CsvSink, JsonlSink, MemorySink, Prometheus
 API = Path(__file__).parents[1] / "docs" / "api.md"
 NOT_CALLED = "What they return|Options and their defaults|Trainers|Errors"  # Trainers: tests/integrations
 MADE_BY_ESDMON = {"Spectrum", "Phase", "PhaseReading", "PowerLawFit", "Bulk", "History", "Replayed"}
+WITHOUT_OPTIONS = {"at", "union"}  # which take any number of steps and schedules
 METHODS = [
     esdmon.Spectrum.from_eigenvalues,
     esdmon.Run.readings,
@@ -42,7 +43,7 @@ def documented() -> list[Any]:
         for name in re.findall(r"^::: (\S+)$", section, re.MULTILINE):
             module, _, attribute = name.rpartition(".")
             value = getattr(import_module(module), attribute, None)
-            if callable(value) and attribute not in MADE_BY_ESDMON:
+            if callable(value) and attribute not in MADE_BY_ESDMON | WITHOUT_OPTIONS:
                 found.append(value)
     return found
 
