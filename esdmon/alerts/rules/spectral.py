@@ -12,7 +12,7 @@ from esdmon.records.adapters import base_of
 from esdmon.spectrum import Phase
 from esdmon.spectrum.phases import has_left_bulk
 
-_SMALLER = 0.9  # of a norm before, below which a layer has shrunk; our choice
+_SMALLER = 0.85  # of a norm before, below which a layer has shrunk; our choice
 _SEEN = 3  # ways between scheduled readings whose median counts
 _STEPS = 100  # in which a way is given
 _FAR = 0.7  # of its norm a layer must move, as fast as now, in as many steps as the run has had; our choice
@@ -42,7 +42,7 @@ def over_regularized(
     eigenvalues have a product of one: at the ideal alpha of 2 the power law begins where the ERG tail begins, and here
     at less than half of that eigenvalue. In healthy trainings, recurrent layers and layers trained with Muon reach an
     alpha of 1.65 at a ratio of 0.7 or more. The second is a cause that the weights show: the Frobenius norm has fallen
-    by a tenth, and by more than 15 % for each doubling of the steps, so the layer decays; or the layer goes on moving
+    by 15 %, and by more than that for each doubling of the steps, so the layer decays; or the layer goes on moving
     by more than 15 % of its norm in 100 steps, and by 70 % in as many as the run has had, as by the noise of tiny
     batches or of a learning rate that is too large.
     Small networks (M = 64 to 256) that have learned all of their data come to an alpha of 1.5 to 1.8 while they hardly
@@ -108,7 +108,7 @@ def _cause(name: str, history: History, *, shrinking: float, moving: float) -> s
 
 
 def _fall(was: LayerReport, now: LayerReport) -> float:
-    """Return the share of the norm that is lost in each doubling of the steps; 0 where less than a tenth is."""
+    """Return the share of the norm that is lost in each doubling of the steps; 0 where less than 15 % is."""
     share = frobenius(now) / frobenius(was)
     if not (share < _SMALLER and 0 < was.step < now.step):
         return 0.0

@@ -70,7 +70,7 @@ def test_a_few_steps_that_are_looked_at_closely_do_not_count_as_moving() -> None
 @pytest.mark.parametrize(
     ("begins", "norm", "says"),
     [
-        (11, 9.1, ""),
+        (11, 8.6, ""),
         (11, 8.0, "its norm has fallen to 0.80 of that at step "),
         (100, 8.0, ""),  # a part of decay that is as slow comes with every long training
         (100, 5.0, "its norm has fallen to 0.50 of that at step "),
