@@ -27,6 +27,8 @@ _MOMENTS = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
     *("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_diff", "prev_grad", "fp32_from_fp16_params"),
 }
+_DEEPSPEED = {"module", "frozen_param_fragments"}
+"""Keys of a checkpoint of DeepSpeed, which has the weights that are not trained in both."""
 _LIGHTNING = "pytorch-lightning_version"
 _MAX_DEPTH = 64
 
@@ -116,7 +118,12 @@ def _leaves(node: Any, is_leaf: IsLeaf, path: Path, seen: set[int]) -> Iterator[
     if isinstance(node, Mapping):
         if _is_optimizer(node):
             return
-        children = [(str(key), value) for key, value in node.items() if not _is_optimizer_key(key, value, is_leaf)]
+        left_out = {"frozen_param_fragments"} if node.keys() >= _DEEPSPEED and node["module"] else set()
+        children = [
+            (str(key), value)
+            for key, value in node.items()
+            if key not in left_out and not _is_optimizer_key(key, value, is_leaf)
+        ]
     elif isinstance(node, list | tuple):
         children = [(str(index), value) for index, value in enumerate(node)]
     else:
