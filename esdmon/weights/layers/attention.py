@@ -193,7 +193,26 @@ def _thirds_without_key_dim(module: Any, weight: Tensor) -> dict[str, ToStack]:
     return {} if hasattr(module, "key_dim") else _QKV(module, weight)
 
 
+def _thirds_by_output(module: Any, weight: Tensor) -> dict[str, ToStack]:
+    """Split timm's `qkv` where the output projection takes as many inputs as v has outputs; in GCViT some have no q."""
+    output = _plain_weight(module, "proj")
+    return _QKV(module, weight) if output is not None and weight.shape[0] == 3 * output.shape[1] else {}
+
+
 _QKV = _equal_rows("q", "k", "v")
+_OF_TIMM = (
+    *("AttentionRope", "ChannelAttention", "ChannelAttentionV2", "CrossCovarianceAttn", "EvaAttention"),
+    *("FactorAttnConvRelPosEnc", "LocallyGroupedAttn", "MHSA", "MaskUnitAttention", "MultiScaleAttention"),
+    *(
+        "RelPosAttention",
+        "TalkingHeadAttn",
+        "WindowAttention",
+        "WindowAttentionGlobal",
+        "WindowMultiHeadAttention",
+        "XCA",
+    ),
+)
+"""Classes of timm 1.0.31 whose `forward` takes q, k and v from thirds of `qkv`, besides `Attention`."""
 _GATE_UP = _equal_rows("gate", "up")
 LAYOUTS: dict[str, dict[str, Layout]] = {
     "Attention": {"c_attn": equal_columns, "qkv": _thirds_without_key_dim},  # the first GPT; timm's
@@ -213,5 +232,6 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "Phi3Attention": {"qkv_proj": _grouped_query_rows},
     "Phi3MLP": {"gate_up_proj": _GATE_UP},
     "Zamba2MLP": {"gate_up_proj": _GATE_UP},
+    **{name: {"qkv": _thirds_by_output} for name in _OF_TIMM},
 }
 """Class of a module -> attribute -> how the weight of that child is split."""

@@ -22,8 +22,11 @@ _RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_
 _BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
 _EXPERTS = re.compile(r"(^|\.)(\w*experts?|\w*moe)\.")
 _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
-_TIMM = re.compile(r"(vit|deit3?|beit(v2)?|flexivit|samvit|nest)_(?!relpos_|srelpos_)")
-"""Architectures in a `config.json` of timm, of which the class `Attention` has `qkv`."""
+_TIMM = re.compile(
+    r"(test_)?(aimv|beit|caformer|cait|coat_|convit|crossvit|csatv|davit|deepseek_vit|deit|edgenext|eva|fastvit|flexivit"
+    r"|gcvit|hiera|mobilevit_|mvitv|naflexvit|nest|pit_|qwen\d_vit|sam\d_|samvit|swin|twins|vit(?!_dlittle|_dwee)|volo|xcit)"
+)
+"""Architectures in a `config.json` of timm whose q, k and v are thirds of `qkv`, by the layouts of their modules."""
 _LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
 
 
@@ -82,7 +85,7 @@ def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, To
             if attribute in layouts and owner.lower().startswith(kind):
                 return layouts[attribute](facts, torch.empty(shapes[name], device="meta"))
     if attribute == "qkv" and _TIMM.match(str(config.get("architecture"))):
-        return _thirds("proj")(path.removesuffix(attribute), shapes[name], shapes)
+        return _thirds_by_output(path.removesuffix(attribute), shapes[name], shapes)
     by_name = _BY_NAME.get(attribute)
     return {} if by_name is None else by_name(path.removesuffix(attribute), shapes[name], shapes)
 
@@ -131,6 +134,12 @@ def _thirds(*outputs: str) -> ByName:
         return rows("qkv", [shape[1]] * 3) if is_attention else {}
 
     return split
+
+
+def _thirds_by_output(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+    """Return q, k and v, where the output projection takes as many inputs as each has outputs."""
+    output = shapes.get(f"{owner}proj.weight", ())
+    return rows("qkv", [output[1]] * 3) if len(output) == 2 and shape[0] == 3 * output[1] else {}
 
 
 def _grouped(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
