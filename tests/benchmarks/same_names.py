@@ -48,7 +48,7 @@ def shortened(config: Any, depth: int = 0) -> Any:
 
 
 def of_transformers(kind: Any, config_kind: Any) -> Build:
-    """Return what makes an architecture of transformers, short or, where that is refused, as deep as it is."""
+    """Return what makes an architecture of transformers, with two layers, or all where that is refused."""
 
     def build() -> tuple[nn.Module, Mapping[str, Tensor], dict[str, Any]]:
         with torch.device("meta"):
