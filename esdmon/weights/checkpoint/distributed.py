@@ -13,6 +13,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint.containers import find_weights, unflattened, without_optimizer
+from esdmon.weights.checkpoint.containers import LIGHTNING, find_weights, unflattened, without_optimizer
 from esdmon.weights.checkpoint.mapping import Checkpoint
 from esdmon.weights.checkpoint.pickled import Call, CodeError, parse
 from esdmon.weights.checkpoint.stored import BUILDERS, dtype_of
@@ -73,7 +74,8 @@ def open_distributed(folder: Path) -> Checkpoint:
         entries, paths = _load_index(folder / INDEX)
         names = without_optimizer(entries)
         tree = unflattened({paths.get(name) or _split_container(name, names): entries[name] for name in names})
-        found = _with_layers_apart(find_weights(tree, _is_entry))
+        beside = {LIGHTNING: ""} if _is_of_lightning(folder) else {}
+        found = _with_layers_apart(find_weights(beside | tree, _is_entry))
         outlines = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in found.items()}
     except CodeError as error:
         raise InputError(
@@ -87,6 +89,14 @@ def open_distributed(folder: Path) -> Checkpoint:
         raise InputError(f"{folder / INDEX} is truncated or not the index of a distributed checkpoint") from error
     _check_files(folder, found)
     return Checkpoint(outlines, lambda name: _read(folder, found[name]))
+
+
+def _is_of_lightning(folder: Path) -> bool:
+    """Return whether the rest of a checkpoint of Lightning is beside the tensors, as its sharded strategies write it."""
+    with suppress(Exception):  # there is none, or it is damaged
+        content, _ = load_content(lambda: (folder / "meta.pt").open("rb"))
+        return isinstance(content, Mapping) and LIGHTNING in content
+    return False
 
 
 def _is_entry(value: object) -> bool:

@@ -85,3 +85,13 @@ def test_other_layers_keep_their_names(kind: str, tmp_path: Path) -> None:
     state = {name: torch.randn(shape) for name, shape in NOT_STACKED[kind].items()}
     save(dict(state), checkpoint_id=tmp_path, no_dist=True)
     assert set(open_checkpoint(tmp_path)) == set(state)
+
+
+def test_a_sharded_checkpoint_of_lightning_has_the_names_of_its_file(tmp_path: Path) -> None:
+    """The rest of it lies beside the tensors; what is in one attribute `model` is named without that."""
+    moments = {"state": {"model.fc.weight": {"exp_avg": torch.randn(24, 20)}}}
+    state = {"model": {"model.fc.weight": torch.randn(24, 20)}, "optimizer_0": moments}
+    save(state, checkpoint_id=tmp_path, no_dist=True)
+    assert list(open_checkpoint(tmp_path)) == ["model.fc.weight"]
+    torch.save({"pytorch-lightning_version": "2.6.6", "epoch": 1}, tmp_path / "meta.pt")
+    assert list(open_checkpoint(tmp_path)) == ["fc.weight"]

@@ -173,6 +173,17 @@ NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
         lambda state: {"model": state, "ema": dict(state), "optG": {"state": {}, "param_groups": []}},
         ["a", "ema.a"],
     ),
+    "a wrapped model and its copy": (
+        lambda state: {
+            "model": {f"module._orig_mod.{name}": weight for name, weight in state.items()},
+            "model_ema": {"n_averaged": torch.tensor(3)} | {f"module.{name}": weight for name, weight in state.items()},
+        },
+        ["a", "model_ema.n_averaged", "model_ema.a"],
+    ),
+    "a wrapped model and one that is not": (
+        lambda state: {"student": {f"module.{name}": weight for name, weight in state.items()}, "teacher": dict(state)},
+        ["student.a", "teacher.a"],
+    ),
     "two models": (lambda state: {"gen": state, "disc": dict(state)}, ["gen.a", "disc.a"]),
     "a wrapper of a wrapper": (lambda state: {"trainer": {"model": {"state_dict": state}, "epoch": 1}}, ["a"]),
     "an optimizer by its form": (
