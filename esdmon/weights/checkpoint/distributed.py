@@ -92,7 +92,7 @@ def open_distributed(folder: Path) -> Checkpoint:
 
 
 def _is_of_lightning(folder: Path) -> bool:
-    """Return whether the rest of a checkpoint of Lightning is beside the tensors, as its sharded strategies write it."""
+    """Return whether the rest of a checkpoint of Lightning is beside the tensors, as for its sharded strategies."""
     with suppress(Exception):  # there is none, or it is damaged
         content, _ = load_content(lambda: (folder / "meta.pt").open("rb"))
         return isinstance(content, Mapping) and LIGHTNING in content
