@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 INDEX = ".metadata"
 SUFFIX = ".distcp"
 _METADATA = "torch.distributed.checkpoint.metadata."
+_MOST_LAYERS = 1000  # that are taken apart: a damaged index may say any number; our choice
 _STACKED = re.compile(r"(?P<layers>(.+\.)?layers)\.(?!\d+\.).+")
 
 
@@ -144,7 +145,8 @@ def _layer_of(entry: _Entry, layer: int) -> _Entry:
 def _are_stacked(shapes: Mapping[str, tuple[int, ...]]) -> bool:
     sizes = {shape[0] if shape else 0 for shape in shapes.values()}
     has_norms = any(len(shape) == 2 and "norm" in name for name, shape in shapes.items())
-    return len(sizes) == 1 and has_norms and any(len(shape) > 2 for shape in shapes.values())
+    are_few = max(sizes, default=0) <= _MOST_LAYERS
+    return len(sizes) == 1 and are_few and has_norms and any(len(shape) > 2 for shape in shapes.values())
 
 
 def _load_index(index: Path) -> tuple[dict[str, _Entry], dict[str, tuple[Any, ...]]]:

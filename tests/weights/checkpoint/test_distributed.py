@@ -75,6 +75,7 @@ def test_stacked_layers_are_read_one_by_one(kind: Any, tmp_path: Path) -> None:
 NOT_STACKED: dict[str, dict[str, tuple[int, ...]]] = {
     "convolutions": {"layers.conv1.weight": (24, 20, 3, 3), "layers.norm.weight": (24,), "layers.fc.weight": (24, 20)},
     "other sizes": {"layers.norm.weight": (3, 20), "layers.fc.weight": (4, 24, 20)},
+    "too many": {"layers.norm.weight": (1001, 20), "layers.fc.weight": (1001, 2, 2)},
     "numbered": {"layers.0.fc.weight": (24, 20), "layers.0.norm.weight": (24,), "layers.10.fc.weight": (24, 20)},
 }
 
