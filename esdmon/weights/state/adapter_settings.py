@@ -15,7 +15,7 @@ _SLOW = re.compile(r"[)}][*+{]|\(\?(?!:)|\\[1-9]")
 """What may make matching slow: repeated groups, look-around and references back."""
 _REPETITION = re.compile(r"(?<!\\)[*+{]")
 _MOST_REPETITIONS = 3  # in one expression, since they are tried in all combinations; our choice
-_LONGEST = 1000  # characters of one expression, or of a name; our choice
+_LONGEST = 200  # characters of one expression, or of a name; our choice
 
 
 def adapter_scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
