@@ -82,6 +82,19 @@ def clip() -> nn.Module:
     return of("CLIP", "Model", text_config=text, vision_config=VIT, projection_dim=32)()
 
 
+def llava() -> nn.Module:
+    text, vision = {**LLAMA, "model_type": "llama"}, {**VIT, "model_type": "clip_vision_model"}
+    return of("Llava", "ForConditionalGeneration", text_config=text, vision_config=vision, image_token_id=3)()
+
+
+def qwen_vl() -> nn.Module:
+    vision = {"embed_dim": 64, "hidden_size": 64, "depth": 2, "num_heads": 4, "patch_size": 8}
+    rope = {"rope_type": "default", "mrope_section": [2, 3, 3]}
+    return of(
+        "Qwen2VL", "ForConditionalGeneration", text_config={**LLAMA, "rope_scaling": rope}, vision_config=vision
+    )()
+
+
 def blip() -> nn.Module:
     text = {**BERT, "encoder_hidden_size": 64, "max_position_embeddings": 32}
     return of("Blip", "ForConditionalGeneration", text_config=text, vision_config=VIT, projection_dim=32)()
@@ -146,6 +159,9 @@ ARCHITECTURES: dict[str, Model] = {
     "Switch Transformers": of("SwitchTransformers", "ForConditionalGeneration", **T5, num_experts=12),
     "Mamba": of("Mamba", vocab_size=320, hidden_size=64, num_hidden_layers=2),
     "Mamba 2": of("Mamba2", **BERT, num_heads=8, head_dim=16, n_groups=2),
+    "Falcon Mamba": of("FalconMamba", vocab_size=320, hidden_size=64, num_hidden_layers=2),
+    "Phi-3.5 of experts": of("Phimoe", **EXPERTS),
+    "GLM-OCR, text": of("GlmOcrText", "Model", **LLAMA),
     "RWKV": of("Rwkv", vocab_size=320, hidden_size=64, num_hidden_layers=2),
     "BERT": of("Bert", "ForMaskedLM", **BERT),
     "RoBERTa": of("Roberta", "ForMaskedLM", **BERT),
@@ -153,6 +169,7 @@ ARCHITECTURES: dict[str, Model] = {
     "DeBERTa": of("DebertaV2", "ForMaskedLM", **BERT, relative_attention=True, pos_att_type=["p2c", "c2p"]),
     "ALBERT": of("Albert", "ForMaskedLM", **BERT, embedding_size=32),
     "ModernBERT": of("ModernBert", "ForMaskedLM", **BERT, pad_token_id=0),
+    "ModernBERT, decoder": of("ModernBertDecoder", **BERT, pad_token_id=0),
     "T5": of("T5", "ForConditionalGeneration", **T5),
     "BART": of("Bart", "ForConditionalGeneration", **BART),
     "Whisper": whisper,
@@ -160,10 +177,15 @@ ARCHITECTURES: dict[str, Model] = {
     "CLIP": clip,
     "BLIP": blip,
     "ViT": of("ViT", "ForImageClassification", **VIT),
+    "DeiT": of("DeiT", "ForImageClassification", **VIT),
+    "AST": of("AST", "ForAudioClassification", **VIT | {"max_length": 64, "num_mel_bins": 32}),
+    "LLaVA": llava,
+    "Qwen2-VL": qwen_vl,
     "DINOv2": of("Dinov2", "ForImageClassification", **VIT),
     "BEiT": of("Beit", "ForImageClassification", **VIT | {"num_attention_heads": 16}, use_relative_position_bias=True),
     "Swin": of("Swin", "ForImageClassification", image_size=32, embed_dim=40, depths=[1, 1], num_heads=[10, 20]),
     "SegFormer": of("Segformer", "ForSemanticSegmentation", hidden_sizes=[16, 32, 32, 64], depths=[1, 1, 1, 1]),
+    "ConvNeXt V2": of("ConvNextV2", "Model", hidden_sizes=[24, 48, 96, 96], depths=[1, 1, 1, 1]),
     "ConvNeXt": of("ConvNext", "ForImageClassification", hidden_sizes=[24, 48, 96, 96], depths=[1, 1, 1, 1]),
     "ResNet": of("ResNet", "ForImageClassification", hidden_sizes=[32, 64, 96, 128], depths=[1, 1, 1, 1]),
     "MobileNetV2": of("MobileNetV2", "ForImageClassification", depth_multiplier=0.5),

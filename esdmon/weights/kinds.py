@@ -58,6 +58,8 @@ def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str
     path, _, last = name.rpartition(".")
     if tensor.dim() not in MATRIX_DIMENSIONS:
         return "vectors" if tensor.dim() < 2 else f"{tensor.dim()}-D parameters of unknown layout"
+    if tensor.dim() > 3 and tensor.numel() == tensor.shape[-1]:
+        return "vectors"  # (1, 1, 1, channels), as the scale of ConvNeXt V2's norm
     reason = "" if last == "weight" else _why_by_name(path, last, beside)
     reason = reason or ("factors of an adapter other than LoRA" if _OTHER_ADAPTERS.search(f".{name}") else "")
     return reason or ("integers" if tensor.dtype in _INTEGERS and last not in _PACKED[1:] else "")

@@ -20,6 +20,8 @@ ROUTER = "routers are read on request: name them in layers="
 _HEAD_NAMES = {"lm_head", "embed_out"}
 _EXPERT_NAME = re.compile(r"(expert_?)?\d+")
 _EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*)?(_|$)|^(wte|wpe|shared)$")
+_LINEAR_NAME = re.compile(r"(^|_)(patch\w*|proj\w*|linear|dense|fc)(_|$)")
+"""Of a linear layer into or out of embeddings, or of patches."""
 
 
 def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[Matrix]:
@@ -55,8 +57,9 @@ def output_heads(model: nn.Module) -> set[int]:
 
 
 def is_embedding_name(name: str) -> bool:
-    """Return whether a name is usual for embeddings: `embed_tokens`, `wte`, `tok_emb`."""
-    return _EMBEDDING_NAME.search(name.rpartition(".")[2]) is not None
+    """Return whether a name is usual for embeddings: `embed_tokens`, `wte`, `tok_emb`, `embeddings.3` of a list."""
+    last = next((part for part in reversed(name.split(".")) if not part.isdecimal()), "")
+    return _EMBEDDING_NAME.search(last) is not None and _LINEAR_NAME.search(last) is None
 
 
 def _may_be_head(matrix: Matrix) -> bool:

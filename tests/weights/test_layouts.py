@@ -341,3 +341,12 @@ def test_qkv_of_timm_that_alternates_by_head_is_read_whole(attribute: str, n_mat
 
     Attention.__module__ = "timm.models.of_the_test"
     assert len(discover(Attention()).matrices) == n_matrices
+
+
+@pytest.mark.parametrize(("kind", "outputs", "labels"), [("EvaAttention", 3, "qkv"), ("WindowAttentionGlobal", 2, "")])
+def test_other_attention_of_timm_has_thirds_where_its_output_fits(kind: str, outputs: int, labels: str) -> None:
+    """GCViT's has k and v alone where q is given from outside."""
+    attention = type(kind, (nn.Module,), {"__module__": "timm.models.of_the_test"})()
+    attention.qkv, attention.proj = nn.Linear(WIDTH, outputs * WIDTH), nn.Linear(WIDTH, WIDTH)
+    names = [f"{kind}.qkv/{label}" for label in labels] or ["qkv"]
+    assert [matrix.name for matrix in discover(attention).matrices] == [*names, "proj"]

@@ -27,8 +27,12 @@ _MOMENTS = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
     *("exp_avg_sq_row", "exp_avg_sq_col", "exp_avg_diff", "prev_grad", "fp32_from_fp16_params"),
 }
-_LIGHTNING = "pytorch-lightning_version"
+_DEEPSPEED = {"module", "frozen_param_fragments"}
+"""Keys of a checkpoint of DeepSpeed, which has the weights that are not trained in both."""
+LIGHTNING = "pytorch-lightning_version"
+"""Key of a checkpoint of Lightning, whose models are often all in an attribute `model`."""
 _MAX_DEPTH = 64
+_WRAPPERS = re.compile(r"((module|_orig_mod|_forward_module|_fsdp_wrapped_module|base_model\.model)\.)+")
 
 
 def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
@@ -48,7 +52,7 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
         if name in found:
             raise InputError(f"contains two tensors named {name!r}")
         found[name] = leaf
-    if isinstance(content, Mapping) and _LIGHTNING in content and all(name.startswith("model.") for name in found):
+    if isinstance(content, Mapping) and LIGHTNING in content and all(name.startswith("model.") for name in found):
         return {name.removeprefix("model."): leaf for name, leaf in found.items()}
     return found
 
@@ -116,7 +120,12 @@ def _leaves(node: Any, is_leaf: IsLeaf, path: Path, seen: set[int]) -> Iterator[
     if isinstance(node, Mapping):
         if _is_optimizer(node):
             return
-        children = [(str(key), value) for key, value in node.items() if not _is_optimizer_key(key, value, is_leaf)]
+        left_out = {"frozen_param_fragments"} if node.keys() >= _DEEPSPEED and node["module"] else set()
+        children = [
+            (str(key), value)
+            for key, value in node.items()
+            if key not in left_out and not _is_optimizer_key(key, value, is_leaf)
+        ]
     elif isinstance(node, list | tuple):
         children = [(str(index), value) for index, value in enumerate(node)]
     else:
@@ -143,8 +152,26 @@ def _is_optimizer_key(key: object, value: object, is_leaf: IsLeaf) -> bool:
     return not is_leaf(value) and _OPTIMIZER_KEY.search(str(key).lower()) is not None
 
 
+def _without_wrappers(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+    """Return leaves without the prefixes of wrappers that all tensors of one dictionary have, but its counters.
+
+    Of a model and its EMA copy only one may be wrapped, or both.
+    """
+    prefixes: dict[Path, str] = {}
+    for path, leaf in leaves:
+        if len(getattr(leaf, "shape", ())) > 0:
+            match = _WRAPPERS.match(path[-1]) if path else None
+            prefix = match[0] if match else ""
+            prefixes[path[:-1]] = prefix if prefix == prefixes.get(path[:-1], prefix) else ""
+    return [
+        ((*path[:-1], path[-1].removeprefix(prefixes.get(path[:-1], ""))), leaf) if path else (path, leaf)
+        for path, leaf in leaves
+    ]
+
+
 def _named(leaves: Sequence[tuple[Path, Any]]) -> Iterator[tuple[str, Any]]:
     """Iterate over names and leaves: those of the model first, under the names that they have in it."""
+    leaves = _without_wrappers(leaves)
     main = _container_of([path for path, _ in leaves])
     depth = len(main)
     yield from ((".".join(path[depth:]), leaf) for path, leaf in leaves if path[:depth] == main)

@@ -2,12 +2,19 @@
 
 Their index says which tensors there are, and where each chunk of one lies; a chunk is a file of `torch.save` inside a
 `.distcp` file. The index is refused where it names code that has no place in it.
+
+Megatron-Core writes the layers of a transformer as one tensor for each of their parameters, with the layers along its
+first side, where they are all alike: `decoder.layers.mlp.linear_fc1.weight`. They are read layer by layer, under the
+names that it gives to layers that differ: `decoder.layers.0.mlp.linear_fc1.weight`.
 """
 
 import io
 import math
+import re
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -16,7 +23,7 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint.containers import find_weights, unflattened, without_optimizer
+from esdmon.weights.checkpoint.containers import LIGHTNING, find_weights, unflattened, without_optimizer
 from esdmon.weights.checkpoint.mapping import Checkpoint
 from esdmon.weights.checkpoint.pickled import Call, CodeError, parse
 from esdmon.weights.checkpoint.stored import BUILDERS, dtype_of
@@ -28,6 +35,8 @@ if TYPE_CHECKING:
 INDEX = ".metadata"
 SUFFIX = ".distcp"
 _METADATA = "torch.distributed.checkpoint.metadata."
+_MOST_LAYERS = 1000  # that are taken apart: a damaged index may say any number; our choice
+_STACKED = re.compile(r"(?P<layers>(.+\.)?layers)\.(?!\d+\.).+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,11 @@ class _Chunk:
     file: str
     start: int
     length: int
+    shape: tuple[int, ...] = ()
+
+    def has_layer(self, layer: int) -> bool:
+        """Return whether a place along the first side lies in it."""
+        return self.offsets[0] <= layer < self.offsets[0] + self.shape[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,8 @@ class _Entry:
     shape: tuple[int, ...]
     dtype: torch.dtype
     chunks: tuple[_Chunk, ...]
+    layer: int | None = None
+    """Place along the first side of the stored tensor, where the entry is that part of it."""
 
 
 def open_distributed(folder: Path) -> Checkpoint:
@@ -59,7 +75,8 @@ def open_distributed(folder: Path) -> Checkpoint:
         entries, paths = _load_index(folder / INDEX)
         names = without_optimizer(entries)
         tree = unflattened({paths.get(name) or _split_container(name, names): entries[name] for name in names})
-        found = find_weights(tree, _is_entry)
+        beside = {LIGHTNING: ""} if _is_of_lightning(folder) else {}
+        found = _with_layers_apart(find_weights(beside | tree, _is_entry))
         outlines = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in found.items()}
     except CodeError as error:
         raise InputError(
@@ -75,6 +92,14 @@ def open_distributed(folder: Path) -> Checkpoint:
     return Checkpoint(outlines, lambda name: _read(folder, found[name]))
 
 
+def _is_of_lightning(folder: Path) -> bool:
+    """Return whether the rest of a checkpoint of Lightning is beside the tensors, as for its sharded strategies."""
+    with suppress(Exception):  # there is none, or it is damaged
+        content, _ = load_content(lambda: (folder / "meta.pt").open("rb"))
+        return isinstance(content, Mapping) and LIGHTNING in content
+    return False
+
+
 def _is_entry(value: object) -> bool:
     return isinstance(value, _Entry)
 
@@ -83,6 +108,45 @@ def _split_container(name: str, names: list[str]) -> tuple[str, ...]:
     """Return a path of an index that does not say what is nested in what: one container around all is split off."""
     head, _, rest = name.partition(".")
     return (head, rest) if rest and all(other.startswith(f"{head}.") for other in names) else (name,)
+
+
+def _with_layers_apart(found: Mapping[str, _Entry]) -> dict[str, _Entry]:
+    """Return the same entries, those of layers that are stacked one by one.
+
+    All parameters of such layers have a first side of one size; those of a norm, which are vectors, have two sides.
+    """
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in found:
+        if match := _STACKED.fullmatch(name):
+            groups[match["layers"]].append(name)
+    stacked = {
+        layers: names for layers, names in groups.items() if _are_stacked({each: found[each].shape for each in names})
+    }
+    apart: dict[str, _Entry] = {}
+    for name, entry in found.items():
+        match = _STACKED.fullmatch(name)
+        names = stacked.get(match["layers"]) if match else None
+        if match is None or names is None:
+            apart[name] = entry
+        elif name == names[0]:
+            for layer in range(entry.shape[0]):
+                apart |= {
+                    f"{match['layers']}.{layer}{each.removeprefix(match['layers'])}": _layer_of(found[each], layer)
+                    for each in names
+                }
+    return apart
+
+
+def _layer_of(entry: _Entry, layer: int) -> _Entry:
+    chunks = tuple(chunk for chunk in entry.chunks if chunk.has_layer(layer))
+    return replace(entry, shape=entry.shape[1:], chunks=chunks, layer=layer)
+
+
+def _are_stacked(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    sizes = {shape[0] if shape else 0 for shape in shapes.values()}
+    has_norms = any(len(shape) == 2 and "norm" in name for name, shape in shapes.items())
+    are_few = max(sizes, default=0) <= _MOST_LAYERS
+    return len(sizes) == 1 and are_few and has_norms and any(len(shape) > 2 for shape in shapes.values())
 
 
 def _load_index(index: Path) -> tuple[dict[str, _Entry], dict[str, tuple[Any, ...]]]:
@@ -102,9 +166,9 @@ def _load_index(index: Path) -> tuple[dict[str, _Entry], dict[str, tuple[Any, ..
     for name, entry in state["state_dict_metadata"].items():
         if entry.name != f"{_METADATA}TensorStorageMetadata":
             continue
-        shape, chunks = tuple(entry.state["size"]), [tuple(chunk.state["offsets"]) for chunk in entry.state["chunks"]]
-        dtype = _dtype_in(entry.state["properties"])
-        entries[str(name)] = _Entry(shape, dtype, tuple(places[name, offsets] for offsets in chunks))
+        dtype, parts = _dtype_in(entry.state["properties"]), (chunk.state for chunk in entry.state["chunks"])
+        chunks = [replace(places[name, tuple(part["offsets"])], shape=tuple(part["sizes"])) for part in parts]
+        entries[str(name)] = _Entry(tuple(entry.state["size"]), dtype, tuple(chunks))
     planner = state.get("planner_data")
     paths = (
         {name: path for name, path in planner.items() if isinstance(path, tuple)} if isinstance(planner, dict) else {}
@@ -129,13 +193,14 @@ def _check_files(folder: Path, found: Mapping[str, _Entry]) -> None:
 
 def _read(folder: Path, entry: _Entry) -> Tensor:
     if len(entry.chunks) == 1:
-        return _read_chunk(folder, entry.chunks[0])
+        return _read_chunk(folder, entry.chunks[0], entry.layer)
     if sum(chunk.length for chunk in entry.chunks) < math.prod(entry.shape) * entry.dtype.itemsize:
         raise InputError(f"{folder} is damaged: a tensor of shape {entry.shape} has too few numbers in its files")
     whole = torch.empty(entry.shape, dtype=entry.dtype)
     for chunk in entry.chunks:
-        part = _read_chunk(folder, chunk)
-        whole[tuple(slice(start, start + size) for start, size in zip(chunk.offsets, part.shape, strict=True))] = part
+        part = _read_chunk(folder, chunk, entry.layer)
+        offsets = chunk.offsets if entry.layer is None else chunk.offsets[1:]
+        whole[tuple(slice(start, start + size) for start, size in zip(offsets, part.shape, strict=True))] = part
     return whole
 
 
@@ -179,7 +244,8 @@ class _Part(io.RawIOBase):
         super().close()
 
 
-def _read_chunk(folder: Path, chunk: _Chunk) -> Tensor:
+def _read_chunk(folder: Path, chunk: _Chunk, layer: int | None) -> Tensor:
+    """Read a chunk, or one layer of it."""
     path = folder / chunk.file
     with path.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
@@ -190,6 +256,7 @@ def _read_chunk(folder: Path, chunk: _Chunk) -> Tensor:
     try:
         open_chunk = partial(_open_part, path, chunk.start, chunk.length)
         tensor, places = load_content(open_chunk)
-        return load_tensor(open_chunk, tensor, places)
+        whole = load_tensor(open_chunk, tensor, places)
     except Exception as error:
         raise InputError(f"{path} is truncated or damaged: {error}") from error
+    return whole if layer is None else whole[layer - chunk.offsets[0]]

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from esdmon.errors import InputError
 from esdmon.records.table import natural_key
-from esdmon.weights.checkpoint import distributed
+from esdmon.weights.checkpoint import deepspeed, distributed
 from esdmon.weights.checkpoint.containers import is_optimizer_name
 from esdmon.weights.checkpoint.formats import open_file, opener_of, other_folder, read_json
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
@@ -24,7 +24,6 @@ _NOT_WEIGHTS = re.compile(r"optim|scheduler|scaler|rng|random_states|training_ar
 _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 _CONFIGS = ("adapter_config.json", "config.json")
 _PIPELINE = "model_index.json"
-_DEEPSPEED_STATES = re.compile(r"(?P<shard>zero_pp_rank_\d+_)?(bf16_)?mp_rank_(?P<rank>\d+)_model_states\.pt")
 _MEGATRON_FILE = "model_optim_rng.pt"
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
 _MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
@@ -75,7 +74,7 @@ def _open_weights(folder: Path) -> Checkpoint:
         return _open_pipeline(folder)
     if distributed.INDEX in files:
         return distributed.open_distributed(folder)
-    if any(_DEEPSPEED_STATES.fullmatch(name) for name in files) or "latest" in files:
+    if deepspeed.has_states(files) or "latest" in files:
         return _open_deepspeed(folder, files)
     if _MEGATRON_FILE in files or _MEGATRON_LATEST in files or _megatron_ranks(folder):
         return _open_megatron(folder, files)
@@ -174,19 +173,7 @@ def _open_deepspeed(folder: Path, files: Sequence[str]) -> Checkpoint:
         inside = folder / latest.read_text(encoding="utf-8", errors="replace").strip()
         if inside.parent == folder and inside.is_dir():
             return open_folder(inside)
-    states = [match for name in files if (match := _DEEPSPEED_STATES.fullmatch(name))]
-    if not states:
-        return _open_standard(folder, files)
-    if any(match["shard"] for match in states):
-        raise InputError(
-            f"{folder} is sharded by ZeRO-3: join it with DeepSpeed's zero_to_fp32.py, and pass the result"
-        )
-    if len(states) > 1:
-        raise InputError(
-            f"{folder} is split over {len(states)} ranks (tensor parallel), which is not read: "
-            "join it with DeepSpeed first"
-        )
-    return _open_one(folder / states[0][0])
+    return deepspeed.open_states(folder, files) if deepspeed.has_states(files) else _open_standard(folder, files)
 
 
 def _open_megatron(folder: Path, files: Sequence[str]) -> Checkpoint:

@@ -43,8 +43,12 @@ Places = dict[str, tuple[int, int]]
 """Key of a storage -> (first byte in the file, number of bytes)."""
 
 
-def open_torch_file(path: Path) -> Checkpoint:
+def open_torch_file(path: Path, *, may_be_empty: bool = False) -> Checkpoint:
     """Open a file that `torch.save` wrote: a state dict, or a training state that holds one.
+
+    Args:
+        path: of the file.
+        may_be_empty: whether it may be the state dict of a module without parameters.
 
     Raises:
         InputError: for a damaged file, TorchScript, a file without named tensors, and one that calls for code to run.
@@ -52,7 +56,7 @@ def open_torch_file(path: Path) -> Checkpoint:
     with _clear_errors(path):
         content, places = load_content(lambda: path.open("rb"))
         found = find_weights(content, is_stored)
-    if not found:
+    if not found and not (may_be_empty and content == {}):
         raise InputError(_why_nothing(path, content))
     return _as_checkpoint(path, found, places)
 

@@ -193,25 +193,60 @@ def _thirds_without_key_dim(module: Any, weight: Tensor) -> dict[str, ToStack]:
     return {} if hasattr(module, "key_dim") else _QKV(module, weight)
 
 
+def _thirds_by_output(module: Any, weight: Tensor) -> dict[str, ToStack]:
+    """Split timm's `qkv` where the output projection takes as many inputs as v has outputs; in GCViT some have no q."""
+    output = _plain_weight(module, "proj")
+    return _QKV(module, weight) if output is not None and weight.shape[0] == 3 * output.shape[1] else {}
+
+
 _QKV = _equal_rows("q", "k", "v")
+_OF_TIMM = (
+    *("AttentionRope", "ChannelAttention", "ChannelAttentionV2", "CrossCovarianceAttn", "EvaAttention"),
+    *("FactorAttnConvRelPosEnc", "LocallyGroupedAttn", "MHSA", "MaskUnitAttention", "MultiScaleAttention"),
+    *(
+        "RelPosAttention",
+        "TalkingHeadAttn",
+        "WindowAttention",
+        "WindowAttentionGlobal",
+        "WindowMultiHeadAttention",
+        "XCA",
+    ),
+)
+"""Classes of timm 1.0.31 whose `forward` takes q, k and v from thirds of `qkv`, besides `Attention`."""
 _GATE_UP = _equal_rows("gate", "up")
+_X_GATE = _equal_rows("x", "gate")
+_OF_GATE_UP = (
+    "Dia",
+    "Dots3NoteAudio",
+    "Glm4",
+    "Glm4vText",
+    "GlmImageText",
+    "Glm",
+    "GlmOcrText",
+    "Phi3",
+    "Phi4Multimodal",
+)
 LAYOUTS: dict[str, dict[str, Layout]] = {
     "Attention": {"c_attn": equal_columns, "qkv": _thirds_without_key_dim},  # the first GPT; timm's
     "BarkSelfAttention": {"att_proj": _QKV},
     "BloomAttention": {"query_key_value": _alternating_rows("q", "k", "v", size="head_dim")},
     "DecisionTransformerGPT2Attention": {"c_attn": equal_columns},
-    "DiaMLP": {"gate_up_proj": _GATE_UP},
     "GPT2Attention": {"c_attn": equal_columns},
     "GPTNeoXAttention": {"query_key_value": _alternating_rows("q", "k", "v", size="head_size")},
-    "Glm4MLP": {"gate_up_proj": _GATE_UP},
-    "GlmMLP": {"gate_up_proj": _GATE_UP},
     "ImageGPTAttention": {"c_attn": equal_columns},
-    "MambaMixer": {"in_proj": _equal_rows("x", "gate")},
+    "FalconMambaMixer": {"in_proj": _X_GATE},
+    "JambaMambaMixer": {"in_proj": _X_GATE},
+    "MambaMixer": {"in_proj": _X_GATE},
+    "MiniMaxM3VLDenseMLP": {"gate_up_proj": _GATE_UP},
     "ModernBertAttention": {"Wqkv": _QKV},
+    "ModernBertDecoderMLP": {"Wi": _equal_rows("input", "gate")},
     "ModernBertMLP": {"Wi": _equal_rows("input", "gate")},
     "MptAttention": {"Wqkv": _QKV},
     "Phi3Attention": {"qkv_proj": _grouped_query_rows},
-    "Phi3MLP": {"gate_up_proj": _GATE_UP},
+    "Phi4MultimodalAttention": {"qkv_proj": _grouped_query_rows},
+    "Phi4MultimodalAudioMLP": {"gate_up_proj": _equal_rows("up", "gate")},
     "Zamba2MLP": {"gate_up_proj": _GATE_UP},
+    **{f"{name}MLP": {"gate_up_proj": _GATE_UP} for name in _OF_GATE_UP},
+    **{name: {"qkv": _thirds_by_output} for name in _OF_TIMM},
 }
 """Class of a module -> attribute -> how the weight of that child is split."""

@@ -44,8 +44,8 @@ def low_rank(a: Tensor, b: Tensor) -> Tensor:
     """Return an N × r stack with the singular values of b·a, N the longer side of b·a.
 
     Args:
-        a: (r, inputs).
-        b: (outputs, r).
+        a: (r, inputs), or (slices, r, inputs).
+        b: (outputs, r), or (slices, outputs, r).
 
     Raises:
         UnreadableError: where one of them is zero, as b is at the start.
@@ -54,10 +54,25 @@ def low_rank(a: Tensor, b: Tensor) -> Tensor:
     a, b = a.detach().to(dtype), b.detach().to(dtype)
     if not bool(b.any()) or not bool(a.any()):
         raise UnreadableError("skipped", "inactive: this adapter adds nothing yet (one of its factors is zero)")
-    if a.shape[1] > b.shape[0]:
+    if a.shape[-1] > b.shape[-2]:
         a, b = b.mT, a.mT
     r: Tensor = torch.linalg.qr(a.mT, mode="r").R
-    return (b @ r.mT).unsqueeze(0)
+    product: Tensor = b @ r.mT
+    return product if product.ndim == 3 else product.unsqueeze(0)
+
+
+def factors_of_experts(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the factors of each expert, (experts, r, inputs) and (experts, outputs, r).
+
+    peft keeps those of all experts of a parameter in one weight each: in A the ranks of an expert lie together, in B
+    those of one rank.
+
+    Args:
+        a: (experts · r, inputs).
+        b: (outputs, r · experts).
+        count: of experts.
+    """
+    return a.reshape(count, -1, a.shape[-1]), b.reshape(b.shape[0], -1, count).permute(2, 0, 1)
 
 
 def _extract_base(name: str, module: Any) -> Sequence[Matrix]:
@@ -91,6 +106,9 @@ def _merged(module: nn.Module, base: Matrix) -> Matrix:
 
 
 def _deltas(name: str, module: Any) -> list[Matrix]:
+    """Return a matrix for each adapter; one of a parameter that is no `weight`, such as experts, has its name."""
+    parameter = getattr(module, "parameter_name", "weight")
+    name = name if parameter == "weight" else f"{name}.{parameter}"
     found: dict[str, Matrix] = {}
     for first, second in _FACTORS:
         firsts, seconds = getattr(module, first, {}), getattr(module, second, {})
@@ -104,16 +122,23 @@ def _deltas(name: str, module: Any) -> list[Matrix]:
 
 def _delta(name: str, module: nn.Module, adapter: str, factors: Callable[[], tuple[Tensor, ...]]) -> Matrix:
     a, b, *_ = factors()
-    n, r = max(a[0].numel(), b.shape[0]), min(a.shape[0], a[0].numel(), b.shape[0])
+    count = _experts_of(module)
+    n, r = max(a[0].numel(), b.shape[0]), min(a.shape[0] // count, a[0].numel(), b.shape[0])
     return Matrix(
         name,
         partial(_read_delta, module, adapter, factors),
         stacks.identity,
         made_of=factors,
-        outline=partial(torch.empty, 1, n, r, device="meta"),
+        outline=partial(torch.empty, count, n, r, device="meta"),
         view="lora-delta",
         probe=partial(_sample_factors, module, adapter, factors),
     )
+
+
+def _experts_of(module: Any) -> int:
+    """Return of how many matrices a parameter with adapters consists: more than 1 for experts in one."""
+    count = getattr(module, "num_experts", 1) if hasattr(module, "parameter_name") else 1
+    return count if isinstance(count, int) and count > 1 else 1
 
 
 def _weights(*factors: nn.Module | Tensor) -> tuple[Tensor, ...]:
@@ -125,6 +150,9 @@ def _read_delta(module: Any, adapter: str, factors: Callable[[], tuple[Tensor, .
     if a.shape[0] != b.shape[1]:
         raise UnreadableError("skipped", f"its factors cannot be multiplied: {tuple(b.shape)} by {tuple(a.shape)}")
     scale = float(module.scaling[adapter])
+    count = _experts_of(module)
+    if count > 1:
+        return low_rank(*factors_of_experts(a, b, count)).mul(scale)
     if singular:
         return low_rank(a * singular[0], b).mul(adalora_scale(scale, float(module.ranknum[adapter])))
     return low_rank(a, b).mul(scale)

@@ -7,14 +7,15 @@ have a number `alpha` for each layer, and s = alpha/r.
 import math
 import re
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from esdmon.errors import UnreadableError
-from esdmon.weights.layers.lora import adalora_scale, low_rank
-from esdmon.weights.state.tensors import Entry, State
+from esdmon.weights.layers.lora import adalora_scale, factors_of_experts, low_rank
+from esdmon.weights.state.adapter_settings import adapter_rank, adapter_scale, target_parameters
+from esdmon.weights.state.tensors import Entry, State, unread_entry
 
 _FIRST = re.compile(
     r"(?P<layer>.+?)[._](?P<first>lora_A|lora_embedding_A|lora_down|lora\.down|lora_linear_layer\.down)"
@@ -27,6 +28,23 @@ _SECOND = {
     "lora.down": "lora.up",
     "lora_linear_layer.down": "lora_linear_layer.up",
 }
+_EXPERTS = re.compile(r"(^|\.)\w*experts(\.base_layer)*")
+_IN_ORDER = ("gate_up_proj", "down_proj")  # of the parameters of experts, in modules of transformers
+_UNKNOWN_RANK = (
+    "adapters of experts lie in one factor, and how many is not known: pass the folder with their adapter_config.json"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """What an adapter of peft changes."""
+
+    name: str
+    """As in a module: of the layer, or of the parameter where that is no `weight`."""
+    key: str
+    """Name that the patterns of a configuration match."""
+    count: int = 1
+    """Matrices in the parameter: that of experts."""
 
 
 def adapter_entries(state: State) -> Iterator[Entry]:
@@ -45,8 +63,13 @@ def adapter_entries(state: State) -> Iterator[Entry]:
         label = f"lora.{match['adapter'] or 'default'}" if first.startswith(("lora_A", "lora_e")) else "lora"
         if singular in state.outlines:
             yield _adaptive_delta(state, f"{layer}/{label}", (name, second, singular))
+            continue
+        try:
+            target = _target(state, layer, outline.shape[0])
+        except UnreadableError as error:
+            yield unread_entry(state, f"{layer}/{label}", (name, second), error.reason)
         else:
-            yield _delta(state, f"{layer}/{label}", layer, name, second)
+            yield _delta(state, f"{target.name}/{label}", target, (name, second))
 
 
 def _adaptive_delta(state: State, name: str, parts: tuple[str, str, str]) -> Entry:
@@ -71,9 +94,9 @@ def _adaptive_scale(state: State) -> float:
     return adalora_scale(alpha if alpha > 0 else rank, rank)
 
 
-def _outline(inputs: int, a: Tensor, b: Tensor) -> Tensor:
-    """Return an outline of the N × r matrix that a change is read as."""
-    return torch.empty(1, max(inputs, b.shape[0]), min(a.shape[0], inputs, b.shape[0]), device="meta")
+def _outline(inputs: int, a: Tensor, b: Tensor, count: int = 1) -> Tensor:
+    """Return an outline of the N × r matrices that a change is read as."""
+    return torch.empty(count, max(inputs, b.shape[0]), min(a.shape[0] // count, inputs, b.shape[0]), device="meta")
 
 
 def _check_factors(down: Tensor, up: Tensor) -> None:
@@ -81,14 +104,38 @@ def _check_factors(down: Tensor, up: Tensor) -> None:
         raise UnreadableError("skipped", f"its factors cannot be multiplied: {tuple(up.shape)} by {tuple(down.shape)}")
 
 
-def _delta(state: State, name: str, layer: str, first: str, second: str) -> Entry:
+def _target(state: State, layer: str, rows: int) -> _Target:
+    """Return what the adapter of a layer changes, given the rows of its first factor.
+
+    Raises:
+        UnreadableError: for experts of an unknown number.
+    """
+    owner = layer
+    while owner.endswith(".base_layer"):
+        owner = owner.removesuffix(".base_layer")
+    parameters = target_parameters(state.config, owner)
+    if not parameters and not _EXPERTS.fullmatch(layer[layer.rfind(".", 0, len(owner)) + 1 :]):
+        return _Target(layer, layer)
+    depth = layer.count(".base_layer", len(owner))  # adapters of several parameters of one module are nested
+    parameter = next(iter(parameters), "") if len(parameters) == 1 else ""
+    if set(parameters) == set(_IN_ORDER) and depth < len(_IN_ORDER):
+        parameter = _IN_ORDER[::-1][depth]
+    rank = adapter_rank(state.config, f"{owner}.{parameter}" if parameter else layer) if parameters else None
+    if rank is None or rows % rank:
+        raise UnreadableError("skipped", _UNKNOWN_RANK)
+    key = f"{owner}.{parameter}" if parameter else layer
+    return _Target(owner if parameter == "weight" else key, key, rows // rank)
+
+
+def _delta(state: State, name: str, target: _Target, factors: tuple[str, str]) -> Entry:
+    first, second = factors
     a, b = state.outlines[first], state.outlines[second]
-    rank = a.shape[0]
+    rank, layer = a.shape[0] // target.count, target.key
     alpha = next((key for key in (f"{layer}.alpha", f"{layer}.lora.alpha") if key in state.outlines), None)
     middle = first.replace("lora_down", "lora_mid")
     kernel = state.shape(middle) if middle != first else None
     parts = (first, second, *(() if kernel is None else (middle,)), *(() if alpha is None else (alpha,)))
-    inputs = a.numel() // max(1, rank) * math.prod((kernel or ())[2:])
+    inputs = a.numel() // max(1, a.shape[0]) * math.prod((kernel or ())[2:])
 
     def read() -> Tensor:
         down, up = state.read(first).flatten(1), state.read(second).flatten(1)
@@ -98,28 +145,9 @@ def _delta(state: State, name: str, layer: str, first: str, second: str) -> Entr
                 raise UnreadableError("skipped", f"its middle factor {tuple(kernel)} does not fit rank {rank}")
             # A convolution in three steps, 1 × 1, k × k among r channels, and 1 × 1: the first two are one.
             down = torch.einsum("pq...,qi->pi...", state.read(middle), down).flatten(1)
-        scale = _scale(state, layer, rank) if alpha is None else float(state.read(alpha)) / rank
+        scale = adapter_scale(state.config, layer, rank) if alpha is None else float(state.read(alpha)) / rank
+        if target.count > 1:
+            down, up = factors_of_experts(down, up, target.count)
         return low_rank(down, up).mul(scale)
 
-    return Entry(name, _outline(inputs, a, b), read, parts, view="lora-delta")
-
-
-def _scale(state: State, layer: str, rank: int) -> float:
-    """Return lora_alpha/r, or lora_alpha/√r with `use_rslora`; 1 where no configuration says it."""
-    config = state.config
-    alpha = _by_pattern(config.get("alpha_pattern"), layer, config.get("lora_alpha"))
-    if not isinstance(alpha, int | float) or rank < 1:
-        return 1.0
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") is True else rank)
-
-
-def _by_pattern(patterns: object, layer: str, default: object) -> object:
-    """Return the value of the first pattern that ends the name of a layer, as peft matches them.
-
-    The patterns are regular expressions; of those only `.*` is taken as one, so that a file cannot make us wait.
-    """
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        plain = str(pattern).removeprefix("^").removesuffix("$").replace("\\.", ".").replace(".*", "*")
-        if fnmatchcase(layer, plain) or fnmatchcase(layer, f"*.{plain}"):
-            return value
-    return default
+    return Entry(name, _outline(inputs, a, b, target.count), read, parts, view="lora-delta")

@@ -21,9 +21,13 @@ from esdmon.weights.layers.torch_nn import GATES
 _RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_reverse)?)")
 _BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
 _EXPERTS = re.compile(r"(^|\.)(\w*experts?|\w*moe)\.")
+_PATCHES = re.compile(r"(^|[._])patch_?embed\w*(\.proj\w*)?\.weight$")
 _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
-_TIMM = re.compile(r"(vit|deit3?|beit(v2)?|flexivit|samvit|nest)_(?!relpos_|srelpos_)")
-"""Architectures in a `config.json` of timm, of which the class `Attention` has `qkv`."""
+_TIMM = re.compile(
+    r"(test_)?(aimv|beit|caformer|cait|coat_|convit|crossvit|csatv|davit|deepseek_vit|deit|edgenext|eva|fastvit|flexivit"
+    r"|gcvit|hiera|mobilevit_|mvitv|naflexvit|nest|pit_|qwen\d_vit|sam\d_|samvit|swin|twins|vit(?!_dlittle|_dwee)|volo|xcit)"
+)
+"""Architectures in a `config.json` of timm whose q, k and v are thirds of `qkv`, by the layouts of their modules."""
 _LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
 
 
@@ -82,7 +86,7 @@ def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, To
             if attribute in layouts and owner.lower().startswith(kind):
                 return layouts[attribute](facts, torch.empty(shapes[name], device="meta"))
     if attribute == "qkv" and _TIMM.match(str(config.get("architecture"))):
-        return _thirds("proj")(path.removesuffix(attribute), shapes[name], shapes)
+        return _thirds_by_output(path.removesuffix(attribute), shapes[name], shapes)
     by_name = _BY_NAME.get(attribute)
     return {} if by_name is None else by_name(path.removesuffix(attribute), shapes[name], shapes)
 
@@ -92,7 +96,7 @@ def _architectures(config: Mapping[str, Any]) -> list[tuple[SimpleNamespace, str
     found = []
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         kind = part.get("model_type")
-        if isinstance(kind, str):
+        if isinstance(kind, str) and kind:
             found.append((_facts(part), kind.replace("_", "").replace("-", "").lower()))
     return found
 
@@ -131,6 +135,12 @@ def _thirds(*outputs: str) -> ByName:
         return rows("qkv", [shape[1]] * 3) if is_attention else {}
 
     return split
+
+
+def _thirds_by_output(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+    """Return q, k and v, where the output projection takes as many inputs as each has outputs."""
+    output = shapes.get(f"{owner}proj.weight", ())
+    return rows("qkv", [output[1]] * 3) if len(output) == 2 and shape[0] == 3 * output[1] else {}
 
 
 def _grouped(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
@@ -180,15 +190,12 @@ def _experts(name: str, shapes: Shapes) -> list[Part]:
 def _groups(name: str, shapes: Shapes) -> int:
     """Return the groups of a convolution, as far as it follows from the layers around it.
 
-    A depthwise one has one input for each group; so has the first layer of a network for grey images, which is alone
-    with that. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the first are the inputs of the second.
+    A depthwise one has one input for each group. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the first
+    are the inputs of the second.
     """
     outputs, inputs = shapes[name][:2]
-    if inputs == 1 and _begins_dense_series(name, shapes):
-        return 1
     if inputs == 1:
-        alone = sum(len(shape) > 2 and shape[1] == 1 for key, shape in shapes.items() if key.endswith("weight")) == 1
-        return 1 if alone and not _has_source(name, outputs, shapes) else outputs
+        return 1 if _reads_one_channel(name, shapes) else outputs
     if "pos_conv" in name and outputs % inputs == 0:
         return outputs // inputs  # added to its own input, as in wav2vec 2: as many inputs as outputs
     before, after = _around(name, shapes)
@@ -204,19 +211,26 @@ def _groups(name: str, shapes: Shapes) -> int:
     return 1
 
 
-def _begins_dense_series(name: str, shapes: Shapes) -> bool:
-    """Return whether a convolution is the first of a numbered series, and the next of it has more inputs.
+def _reads_one_channel(name: str, shapes: Shapes) -> bool:
+    """Return whether a convolution of one input is dense and reads one channel, as that of a sound or of a grey image.
 
-    It reads one channel then, as that of a sound or of a grey image.
+    So does one of patches; the first of a numbered series, where the next has more inputs; and one that no layer of
+    the same name in other blocks is like, where no convolution makes the channels that a depthwise one would read.
     """
+    if _PATCHES.search(name):
+        return True
+    series = _series(name, shapes)
+    if len(series) > 1:
+        return series[0] == name and shapes[series[1]][1] > 1
+    outputs = shapes[name][0]
+    return not any(len(shape) > 2 and shape[0] == outputs and shape[1] not in (1, outputs) for shape in shapes.values())
+
+
+def _series(name: str, shapes: Shapes) -> list[str]:
+    """Return the weights that differ from one by numbers in their names alone, in the order of the numbers."""
     pattern = _NUMBER.sub("#", name)
     series = [key for key in shapes if _NUMBER.sub("#", key) == pattern and len(shapes[key]) == len(shapes[name])]
-    series.sort(key=lambda key: [int(number) for number in _NUMBER.findall(key)])
-    return len(series) > 1 and series[0] == name and shapes[series[1]][1] > 1
-
-
-def _has_source(name: str, outputs: int, shapes: Shapes) -> bool:
-    return any(len(shape) > 1 and key != name and shape[0] == outputs and shape[1] > 1 for key, shape in shapes.items())
+    return sorted(series, key=lambda key: [int(number) for number in _NUMBER.findall(key)])
 
 
 def _around(name: str, shapes: Shapes) -> tuple[torch.Size | None, torch.Size | None]:

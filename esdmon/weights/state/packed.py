@@ -20,6 +20,8 @@ _AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # place of each output in an int32 of 4-b
 _NF4 = ".quant_state.bitsandbytes__"
 _SCALES = ("_scale_inv", "_scale", ".scale")
 UNKNOWN = "packed numbers of an unknown layout: not read"
+EXPONENT_BIAS = 127
+"""Of scales that are powers of two in one byte, E8M0 of the OCP Microscaling Formats 1.0."""
 _BLOCK = 128  # of float8 weights, where the configuration does not say it
 
 
@@ -82,32 +84,52 @@ def _scaled(state: State, name: str, codes: str, scale: str, *, zero: str) -> En
     shape, sides = state.outlines[codes].shape, state.outlines[scale].shape
     if any(side > whole for side, whole in zip(sides, shape, strict=False)) or len(sides) > len(shape):
         return _unread(state, name, codes)
-    block = _block_size(state)
+    is_exponent = state.outlines[scale].dtype == torch.uint8 and state.outlines[codes].dtype in FLOAT8
+    blocks = _block_sizes(state, shape, sides)
+    if 0 in blocks or not (is_exponent or state.outlines[scale].is_floating_point()):
+        return _unread(state, name, codes)
 
     def unpack(numbers: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
         values = numbers.float()
         if zeros is not None:
-            values = values - _spread(zeros.float(), values.shape, block)
-        return values * _spread(scales.float(), values.shape, block)
+            values = values - _spread(zeros.float(), values.shape, blocks)
+        factors = scales.float()
+        if is_exponent:
+            factors = torch.ldexp(torch.ones_like(factors), scales.int() - EXPONENT_BIAS)
+        return values * _spread(factors, values.shape, blocks)
 
     zeros = (zero,) if state.shape(zero) == sides else ()
     return computed_entry(state, name, (codes, scale, *zeros), unpack)
 
 
-def _block_size(state: State) -> int:
+def _block_sizes(state: State, shape: torch.Size, sides: torch.Size) -> tuple[int, ...]:
+    """Return the size of a block along each side, from the number of blocks; 0 where it does not follow from that."""
     settings = state.config.get("quantization_config")
-    size = settings.get("weight_block_size") if isinstance(settings, dict) else None
-    return size[0] if isinstance(size, list) and size and isinstance(size[0], int) and size[0] > 0 else _BLOCK
+    given = settings.get("weight_block_size") if isinstance(settings, dict) else None
+    given = given if isinstance(given, list) and len(given) <= len(shape) else [_BLOCK] * len(shape)
+    given = [1] * (len(shape) - len(given)) + given  # of experts each has blocks of its own
+    if len(sides) != len(shape):
+        return ()
+    return tuple(_block_size(size, count, block) for size, count, block in zip(shape, sides, given, strict=True))
 
 
-def _spread(scales: Tensor, shape: torch.Size, block: int) -> Tensor:
+def _block_size(size: int, count: int, given: object) -> int:
+    """Return how many of `size` rows or columns have one of `count` scales: `given` where that fits."""
+    if isinstance(given, int) and given > 0 and math.ceil(size / given) == count:
+        return given
+    power = next((power for power in range(size.bit_length() + 1) if math.ceil(size / 2**power) == count), None)
+    if power is not None:
+        return 1 << power
+    return size // count if count and size % count == 0 else 0
+
+
+def _spread(scales: Tensor, shape: torch.Size, blocks: tuple[int, ...]) -> Tensor:
     """Return scales in a form that broadcasts to `shape`: each is repeated over its block."""
     if (scales.ndim == 1 and scales.numel() not in (1, shape[-1])) or (scales.ndim == 1 and scales.numel() == shape[0]):
         scales = scales.reshape(-1, *[1] * (len(shape) - 1))
-    for side, (count, size) in enumerate(zip(scales.shape, shape, strict=False)) if scales.ndim == len(shape) else ():
-        if count not in (1, size):
-            each = block if math.ceil(size / block) == count else math.ceil(size / count)
-            scales = scales.repeat_interleave(each, dim=side).narrow(side, 0, size)
+    for side, block in enumerate(blocks):
+        if scales.shape[side] not in (1, shape[side]):
+            scales = scales.repeat_interleave(block, dim=side).narrow(side, 0, shape[side])
     return scales
 
 

@@ -29,10 +29,29 @@ _BLOCK: _Names = (
     (r"\bintermediate\.dense\b", "mlp.fc1"),
     (r"((layers|blocks)\.\d+)\.output\.dense\b", r"\1.mlp.fc2"),
 )
+_VISION: _Names = ((r"\bencoder\.layer\.", "layers."), *_BLOCK)
+_OF_VISION = (*("audio-spectrogram-transformer", "beit", "deit", "ijepa", "vit", "vit_mae", "vit_msn", "vivit"),)
+_IMAGE_AND_TEXT: _Names = (
+    (r"^language_model\.lm_head\b", "lm_head"),
+    (r"^language_model\.(model\.)?", "model.language_model."),
+    (r"^(vision_tower|multi_modal_projector|vision_embed_tokens)\.", r"model.\1."),
+    (r"^(model\.vision_tower)\.vision_model\.", r"\1."),
+)
+_OF_IMAGE_AND_TEXT = (
+    *("aya_vision", "fuyu", "gemma3", "got_ocr2", "internvl", "llava", "llava_next", "llava_next_video"),
+    *("llava_onevision", "mistral3", "paligemma", "shieldgemma2", "vipllava"),
+)
+_QWEN_VL: _Names = (
+    (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
+    (r"^visual\.", "model.visual."),
+)
+_MOE: _Names = ((r"\bblock_sparse_moe\.", "mlp."),)
 _NAMES: dict[str, _Names] = {
-    "beit": ((r"\bencoder\.layer\.", "layers."), *_BLOCK),
-    "dinov2": _ATTENTION,
-    "mixtral": ((r"\bblock_sparse_moe\.", "mlp."),),
+    **dict.fromkeys(_OF_VISION, _VISION),
+    **dict.fromkeys(_OF_IMAGE_AND_TEXT, _IMAGE_AND_TEXT),
+    **dict.fromkeys(("dinov2", "dinov2_with_registers"), _ATTENTION),
+    **dict.fromkeys(("minimax", "minimax_m2", "mixtral", "phimoe"), _MOE),
+    **dict.fromkeys(("qwen2_5_vl", "qwen2_vl"), _QWEN_VL),
     "segformer": (
         (r"\bencoder\.patch_embeddings\.(\d+)\.", r"stages.\1.patch_embeddings."),
         (r"\bencoder\.block\.(\d+)\.", r"stages.\1.blocks."),
@@ -42,7 +61,6 @@ _NAMES: dict[str, _Names] = {
         (r"\bdecode_head\.linear_c\.", "decode_head.linear_projections."),
     ),
     "swin": _BLOCK,
-    "vit": ((r"\bencoder\.layer\.", "layers."), *_BLOCK),
 }
 """`model_type` -> patterns of names in its files, and what the module has in their place."""
 _EXPERT = re.compile(r"(?P<block>.*\bexperts)\.(?P<number>\d{1,6})\.(?P<projection>\w+)\.weight")

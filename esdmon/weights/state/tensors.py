@@ -16,6 +16,8 @@ _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", 
 _PREFIXES = ("module.", "base_model.model.")
 """What DataParallel, DistributedDataParallel, AveragedModel and peft put before every name."""
 _LORA = re.compile(r"\.lora_(embedding_)?[AB]\b")
+_BASE_LAYER = re.compile(r"\.base_layer(?=\.)(?!(\.base_layer)*\.lora_)")
+"""What peft puts before the name of a base; adapters of several parameters of one module are nested, and keep it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +149,7 @@ def _clean_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
         clean = {name: shown.removeprefix(prefix) for name, shown in clean.items()}
         prefix = _common_prefix(clean, tensors)
     if any(_LORA.search(name) for name in tensors):
-        clean = {name: shown.replace(".base_layer.", ".") for name, shown in clean.items()}
+        clean = {name: _BASE_LAYER.sub("", shown) for name, shown in clean.items()}
     found: dict[str, str] = {}
     for name, shown in clean.items():
         found[name if shown in found or not shown else shown] = name

@@ -50,6 +50,24 @@ READ: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
     "shards by number": ({f"x-0000{i}-of-00002.safetensors": {f"l.{i}": w()} for i in (1, 2)}, ["l.1", "l.2"]),
     "DeepSpeed": ({"mp_rank_00_model_states.pt": {"module": {"a": w()}, "optimizer": {"b": w()}}}, ["a"]),
+    "experts of DeepSpeed": (
+        {
+            "mp_rank_00_model_states.pt": {"module": {"moe.gate": w()}},
+            "expp_rank_0_mp_rank_00_optim_states.pt": {"optimizer": {"x": w()}},
+        }
+        | {f"layer_0_expert_{i}_mp_rank_00_model_states.pt": {f"moe.experts.{i}": w()} for i in (10, 2)},
+        ["moe.gate", "moe.experts.2", "moe.experts.10"],
+    ),
+    "stages of DeepSpeed's pipeline": (
+        {f"mp_rank_0{i}_model_states.pt": {"module": None, "optimizer": None} for i in (0, 1)}
+        | {"layer_00-model_states.pt": {"weight": w(), "bias": w()[0]}, "layer_01-model_states.pt": {}}
+        | {"layer_10-model_states.pt": {"mlp.weight": w()}, "layer_09-model_states.pt": {"mlp.weight": w()}},
+        ["0.weight", "0.bias", "9.mlp.weight", "10.mlp.weight"],
+    ),
+    "frozen weights of DeepSpeed": (
+        {"mp_rank_00_model_states.pt": {"module": {"a": w(), "b": w()}, "frozen_param_fragments": {"b": w()}}},
+        ["a", "b"],
+    ),
     "a blob without a suffix": ({"4f2a": {"a": w()}}, ["a"]),
 }
 
@@ -68,7 +86,7 @@ def test_a_pipeline_of_diffusers_has_its_components_apart(tmp_path: Path) -> Non
     assert list(open_checkpoint(files(tmp_path, parts))) == ["unet.a", "vae.a"]
 
 
-REFUSED: dict[str, tuple[dict[str, dict[str, Tensor]], str]] = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "steps of a run": ({f"step-{i}.safetensors": {"a": w()} for i in (1, 2)}, "contains 2 checkpoints. Pass one"),
     "two formats": ({"last.pt": {"a": w()}, "all.safetensors": {"a": w()}}, "contains 2 checkpoints. Pass one"),
     "a missing shard": (
@@ -84,6 +102,15 @@ REFUSED: dict[str, tuple[dict[str, dict[str, Tensor]], str]] = {
         "contains a in two of its shards",
     ),
     "ZeRO-3": ({"zero_pp_rank_0_mp_rank_00_model_states.pt": {"a": torch.empty(0)}}, "sharded by ZeRO-3"),
+    "a pipeline of tensor parallel layers": (
+        {f"layer_00-model_0{i}-model_states.pt": {"a": w()} for i in (0, 1)},
+        "is split over 2 ranks",
+    ),
+    "AutoEP": (
+        {f"layer_0_expert_{i}_mp_rank_00_model_states.pt": {"experts.w1": w()} for i in (0, 1)}
+        | {"mp_rank_00_model_states.pt": {"module": {"a": w()}}},
+        "contains experts.w1 in two of its files, one of them layer_0_expert_1_mp",
+    ),
     "checkpoints in folders": ({"step-10/model.safetensors": {"a": w()}}, "Pass one of its folders, such as step-10"),
 }
 
@@ -145,6 +172,17 @@ NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
     "an EMA copy": (
         lambda state: {"model": state, "ema": dict(state), "optG": {"state": {}, "param_groups": []}},
         ["a", "ema.a"],
+    ),
+    "a wrapped model and its copy": (
+        lambda state: {
+            "model": {f"module._orig_mod.{name}": weight for name, weight in state.items()},
+            "model_ema": {"n_averaged": torch.tensor(3)} | {f"module.{name}": weight for name, weight in state.items()},
+        },
+        ["a", "model_ema.n_averaged", "model_ema.a"],
+    ),
+    "a wrapped model and one that is not": (
+        lambda state: {"student": {f"module.{name}": weight for name, weight in state.items()}, "teacher": dict(state)},
+        ["student.a", "teacher.a"],
     ),
     "two models": (lambda state: {"gen": state, "disc": dict(state)}, ["gen.a", "disc.a"]),
     "a wrapper of a wrapper": (lambda state: {"trainer": {"model": {"state_dict": state}, "epoch": 1}}, ["a"]),

@@ -19,6 +19,10 @@ CHOSEN = (
     *("GPT-NeoX", "Bloom", "DeepSeek-V3", "Llama 4", "Mamba", "RWKV", "BERT", "RoBERTa", "ModernBERT", "T5", "BART"),
     *(
         "Whisper",
+        "Falcon Mamba",
+        "LLaVA",
+        "Qwen2-VL",
+        "AST",
         "Wav2Vec2",
         "CLIP",
         "BLIP",

@@ -305,12 +305,21 @@ def test_small_floats_are_read_with_their_scales(scale: tuple[int, ...], tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("architecture", "is_split"), [("vit_tiny_patch16_224", True), ("vit_relpos_small_patch16_224", False), ("", False)]
+    ("architecture", "is_split"),
+    [
+        ("vit_tiny_patch16_224", True),
+        ("vit_relpos_small_patch16_224", True),
+        ("swinv2_tiny_window8_256", True),
+        ("vit_dwee_patch16_reg1_gap_256", False),
+        ("maxvit_tiny_tf_224", False),
+        ("tiny_vit_5m_224", False),
+        ("", False),
+    ],
 )
 def test_qkv_of_timm_is_split_where_its_configuration_names_the_architecture(
     architecture: str, *, is_split: bool, tmp_path: Path
 ) -> None:
-    """In others the parts alternate by head, or the module is not split either."""
+    """In others the parts alternate by head, or heads have two q and two k."""
     save_file(
         {"attn.qkv.weight": torch.randn(72, 24), "attn.proj.weight": torch.randn(24, 24)},
         tmp_path / "model.safetensors",
