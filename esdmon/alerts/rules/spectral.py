@@ -13,6 +13,8 @@ from esdmon.spectrum import Phase
 from esdmon.spectrum.phases import has_left_bulk
 
 _SMALLER = 0.85  # of a norm before, below which a layer has shrunk; our choice
+_SHRINKING = 0.15  # of its norm that a layer loses in each doubling of the steps; this and what follows is our choice
+_MOVING = 0.15  # of its norm by which a layer moves in 100 steps
 _SEEN = 3  # ways between scheduled readings whose median counts
 _STEPS = 100  # in which a way is given
 _FAR = 0.7  # of its norm a layer must move, as fast as now, in as many steps as the run has had; our choice
@@ -21,13 +23,7 @@ _LOST = 0.98  # share of the first rank below which rank was lost, beyond the sc
 
 
 def over_regularized(
-    history: History,
-    *,
-    alpha: float = 2.0,
-    erg_ratio: float = 0.5,
-    shrinking: float = 0.15,
-    moving: float = 0.15,
-    back: float = 2.1,
+    history: History, *, alpha: float = 2.0, erg_ratio: float = 0.5, back: float = 2.1
 ) -> Iterable[Finding]:
     """The tail of a layer's spectrum is heavier than the critical one.
 
@@ -77,7 +73,7 @@ def over_regularized(
             wrong = now.alpha_is_meaningful and has_left and high + 2 * stderr < alpha
         if wrong:
             ratio = _erg_ratio(now)
-            agrees, cause = ratio < erg_ratio, _cause(name, history, shrinking=shrinking, moving=moving)
+            agrees, cause = ratio < erg_ratio, _cause(name, history)
             yield Finding(
                 name,
                 f"alpha {value:.2f} (at most {high:.2f} ± {stderr:.2f}) is below {alpha:g}; the power law begins at "
@@ -88,13 +84,13 @@ def over_regularized(
             )
 
 
-def _cause(name: str, history: History, *, shrinking: float, moving: float) -> str:
+def _cause(name: str, history: History) -> str:
     """Return what over-regularises a layer, as far as its weights show that; empty where they do not."""
     readings = history.layers[name]
     now = readings[-1]
     falls = {_fall(was, now): was for was in (history.first[name], *history.baseline[name], *readings[:-1])}
     fall = max(falls)
-    if fall > shrinking:
+    if fall > _SHRINKING:
         share = frobenius(now) / frobenius(falls[fall])
         return f"its norm has fallen to {share:.2f} of that at step {falls[fall].step}"
     scheduled = [layer for layer in readings if not layer.extra]  # a few steps go to and fro
@@ -104,7 +100,7 @@ def _cause(name: str, history: History, *, shrinking: float, moving: float) -> s
     ]
     way = median(ways) if ways else math.nan
     is_late = way * math.sqrt(now.step / _STEPS) > _FAR
-    return f"it moves by {way:.0%} of its norm in {_STEPS} steps" if way > moving and is_late else ""
+    return f"it moves by {way:.0%} of its norm in {_STEPS} steps" if way > _MOVING and is_late else ""
 
 
 def _fall(was: LayerReport, now: LayerReport) -> float:
