@@ -331,8 +331,7 @@ def _workers(options: WatchOptions, *, job: int) -> Workers | None:
     if options.budget is None or options.workers == 0:
         return None
     idle, at_most = IdleCores(job=job), cores(job=job) if options.workers == "auto" else int(options.workers)
-    most = lambda own: min(at_most, idle(own=own))  # noqa: E731
-    return Workers(options.budget, most, with_ranks=job > 1, is_known=idle.is_known)
+    return Workers(options.budget, lambda own: min(at_most, idle(own=own)), with_ranks=job > 1, is_known=idle.is_known)
 
 
 def _ranks(limits: Limits) -> Coordinator | None:

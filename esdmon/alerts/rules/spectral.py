@@ -49,8 +49,8 @@ def over_regularized(
 
     Confused with few directions left by decay, where the norm falls: `norm_decay` mutes this rule. With layers that
     have a heavy tail in health, as recurrent ones and those trained with Muon: the ERG tail does not confirm those. It
-    does not say that accuracy falls: in `tests/benchmarks/unseen.py` it did in none of six runs, up to 800 steps after
-    the warning.
+    does not say that accuracy falls: in `tests/benchmarks/unseen.py` it did in none of seven runs, up to 800 steps
+    later.
 
     Resolved when alpha is above 2.1. A rank collapse mutes this rule: the few eigenvalues that are left can give any
     alpha. If the validation loss still falls, wait.
