@@ -137,7 +137,7 @@ class Assignments:
         self._ending = word.ending
         self._executor.end_within(word.ending)
         if word.version != self._version:
-            role = self._ranks.role()
+            role = self._ranks.role(word.version)
             if role is None:
                 return None
             self._role, self._version = role, word.version

@@ -23,6 +23,7 @@ from esdmon.runtime.source import Answer
 from esdmon.schedule.fragments import Fragment
 
 _KEPT = 8  # due steps whose word stays in the store, and versions of the holders: ranks may be behind
+_ROLES = 3  # of a rank that stay in the store: it follows a word of a version before the newest
 _POLL = 0.02  # seconds between looks for the problems of other ranks
 _PIECE = 1 << 20  # bytes of a value; a store closes the connection at one of more than 8 MiB
 
@@ -145,6 +146,7 @@ class Coordinator:
         self._store: Store = store
         self.rank = rank
         self.size = size
+        self._roles: dict[int, deque[list[object]]] = {}
         self.timeout = timeout
         self._epoch = 0
         self._taken = 0
@@ -209,16 +211,24 @@ class Coordinator:
             tables.append(Table.from_json(self._get(key)))
         return tables
 
-    def give_role(self, rank: int, role: Role) -> None:
-        """On rank 0: say what a rank needs to know to act on words."""
-        self._put(f"role/{rank}", json.dumps([dict(role.local), sorted(role.copies)]))
+    def give_role(self, rank: int, role: Role, version: int) -> None:
+        """On rank 0: say what a rank needs to know to act on words, from a version of the holdings on."""
+        given = self._roles.setdefault(rank, deque(maxlen=_ROLES))
+        given.append([version, dict(role.local), sorted(role.copies)])
+        self._put(f"role/{rank}", json.dumps(list(given)))
 
-    def role(self) -> Role | None:
-        """Return the role of this rank; None where rank 0 has not given it one yet."""
+    def role(self, version: int) -> Role | None:
+        """Return the role of this rank in a version of the holdings; None where rank 0 had given it none by then.
+
+        Rank 0 may be a version ahead of the word that this rank follows.
+        """
         key = f"role/{self.rank}"
         if not self._store.check([key]):
             return None
-        local, copies = json.loads(self._get(key))
+        known = [role for since, *role in json.loads(self._get(key)) if since <= version]
+        if not known:
+            return None
+        local, copies = known[-1]
         return Role(local, frozenset(copies))
 
     def give_holders(self, version: int, parameter: str, holders: Sequence[Holder]) -> None:

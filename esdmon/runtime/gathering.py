@@ -17,15 +17,22 @@ class Gathering:
         tables: those known before.
         roles: those given before.
         paused: ranks that are not asked now.
+        version: of the holdings, once they are joined.
     """
 
     def __init__(
-        self, ranks: Coordinator, tables: Mapping[int, Table], roles: Mapping[int, Role], paused: frozenset[int]
+        self,
+        ranks: Coordinator,
+        tables: Mapping[int, Table],
+        roles: Mapping[int, Role],
+        paused: frozenset[int],
+        version: int,
     ) -> None:
         self._ranks = ranks
         self.tables = dict(tables)
         self.roles = dict(roles)
         self.paused = paused
+        self._version = version
         self.holdings = Holdings()
         self.error: Exception | None = None
         self.is_done = False
@@ -42,7 +49,7 @@ class Gathering:
             for rank in self.tables:
                 role = Role(self.holdings.local_names(rank), frozenset(copies.get(rank, ())))
                 if self.roles.get(rank) != role:
-                    self._ranks.give_role(rank, role)
+                    self._ranks.give_role(rank, role, self._version)
                     self.roles[rank] = role
         except Exception as error:  # noqa: BLE001 -- raised by the training's thread
             self.error = error

@@ -144,7 +144,7 @@ class Team:
             paused = frozenset(rank for rank in self._present if self._is_paused(rank))
             if not self._ranks.has_tables() and paused == self._paused:
                 return False
-            self._gathering = gathering = Gathering(self._ranks, self._tables, self._roles, paused)
+            self._gathering = gathering = Gathering(self._ranks, self._tables, self._roles, paused, self._version + 1)
             if self._ranks.size * self._own.n_listed > _IN_THREAD:
                 Thread(target=gathering.run, name="esdmon-tables", daemon=True).start()
             else:

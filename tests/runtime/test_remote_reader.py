@@ -107,7 +107,7 @@ class Assigns:
     def announce(self, table: Any) -> None:
         pass
 
-    def role(self) -> Role:
+    def role(self, _version: int) -> Role:
         return Role({}, frozenset())
 
     def word(self, previous: int) -> Word:

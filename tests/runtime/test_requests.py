@@ -15,7 +15,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import esdmon
-from esdmon.runtime.coordination import Coordinator
+from esdmon.runtime.coordination import Coordinator, Role
 from esdmon.runtime.requests import Requests
 from tests.ranks import results_in, start
 
@@ -149,3 +149,14 @@ def test_requests_of_a_run_that_went_back() -> None:
     for each in requests:
         each.meet(12, is_due=True)
     assert [each.take_save_request() for each in requests] == [True, True]
+
+
+def test_a_rank_has_the_role_of_the_word_that_it_follows() -> None:
+    """Rank 0 may have joined more tables by then, and have others give what this rank still has to give."""
+    store = Store()
+    leader, other = Coordinator(store, 0, 2), Coordinator(store, 1, 2)
+    assert other.role(1) is None
+    early, late = Role({"a": "b"}, frozenset("xy")), Role({}, frozenset("x"))
+    leader.give_role(1, early, 1)
+    leader.give_role(1, late, 3)
+    assert [other.role(version) for version in (0, 1, 2, 3, 4)] == [None, early, early, late, late]
