@@ -1,7 +1,6 @@
 """A sink that appends numbers and the words of alerts to a CSV file, one value a line."""
 
 import csv
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO, final
@@ -11,6 +10,7 @@ from esdmon.errors import InputError, unwritable
 from esdmon.notice import nearby
 from esdmon.present.scalars import scalars, tag
 from esdmon.records import Alert, Report
+from esdmon.sinks.lines import new_run
 
 COLUMNS = ("run", "step", "host_step", "tag", "value", "text")
 """The columns of the file: `step` in optimizer steps, `host_step` as the Trainer counts, `value` a number, `text` an
@@ -36,7 +36,7 @@ class CsvSink:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()  # the working directory may change
-        self._run = secrets.token_hex(4)
+        self._run = new_run()
         self._host_step: int | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

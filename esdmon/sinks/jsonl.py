@@ -5,7 +5,6 @@ import io
 import json
 import logging
 import os
-import secrets
 import shlex
 from contextlib import suppress
 from pathlib import Path
@@ -103,7 +102,7 @@ class JsonlSink:
         return record | {"esd": esd_to_record(layer.esd)} if with_esd and layer.esd is not None else record
 
     def _append(self, file: io.FileIO, records: list[Record]) -> None:
-        self._run = self._run or secrets.token_hex(4)
+        self._run = self._run or lines.new_run()
         if not self._is_checked:  # not before: a state that is loaded may continue the run of the file
             self._warn_of_another_run(self._run)
         head = {"schema": SCHEMA, "kind": "", "run": self._run, "step": 0}

@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ _MAX_FIRST_LINE = 1 << 24  # bytes; ours have a few thousand
 _MIN_TORN = len(b'{"schema":1')  # bytes of a torn line that are needed to recognise it as ours
 _BLANKS = re.compile(rb"([:,]) ")
 _HEAD = re.compile(rb'\{"schema": ?\d+, ?"kind": ?"\w+", ?"run": ?"([^"\\]+)", ?"step": ?(\d+)[,}]')
+
+
+def new_run() -> str:
+    """Return an id for a run: 8 hexadecimal digits, the first a letter, since pandas takes 12345678 for a number."""
+    return secrets.choice("abcdef") + secrets.token_hex(4)[1:]
 
 
 class Origin(NamedTuple):

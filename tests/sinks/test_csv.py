@@ -12,6 +12,7 @@ import esdmon
 from esdmon.errors import InputError
 from esdmon.present.scalars import scalars
 from esdmon.sinks import CsvSink
+from esdmon.sinks.lines import new_run
 from esdmon.testing import check_sink
 from tests.rules import ALWAYS
 
@@ -86,3 +87,9 @@ def test_what_cannot_be_a_path_is_an_error(sink: str, message: str, tmp_path: Pa
 def test_it_is_a_sink(path: Path) -> None:
     check_sink(lambda: CsvSink(path))
     assert path.stat().st_size
+
+
+def test_the_id_of_a_run_is_never_a_number() -> None:
+    """As 12345678 and 1e234567 are, which pandas would read as such: two of a hundred ids without a letter in front."""
+    assert not any(new_run()[0].isdecimal() for _ in range(200))
+    assert len({new_run() for _ in range(200)}) > 190
