@@ -2,11 +2,12 @@
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esdmon.weights import Sending
 
@@ -99,3 +100,15 @@ class SimulatedDevice:
             self.broken.append(f"{what} in another thread")
         if self.captured:
             self.broken.append(f"{what} in a capture")
+
+
+def train_step(device: SimulatedDevice, model: nn.Module, optimizer: torch.optim.Optimizer) -> float:
+    """Take a step that is captured or replayed as a whole, up to the hook that follows; return its loss."""
+    device.captured = True
+    loss = (model(torch.randn(8, 64)) - 1).square().mean()
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    time.sleep(1e-3)  # in which the thread that reads may do anything
+    device.captured = False
+    return float(loss.detach())

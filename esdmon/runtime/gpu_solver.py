@@ -56,10 +56,13 @@ class GpuSolver:
         found: dict[str, torch.device] = {}
         for name, matrix in self._matrices.items():
             with suppress(Exception):  # the reading reports why
-                device, size = matrix.read().device, bytes_on_device(matrix)
+                device = matrix.read().device
+                if name in self._refused or not self._transfers.may_compute(device):
+                    continue
+                size = bytes_on_device(matrix)
                 if (device, size) not in has_room:
                     has_room[device, size] = self._transfers.may_compute(device, size)
-                if has_room[device, size] and name not in self._refused:
+                if has_room[device, size]:
                     found[name] = device
         for device in {*found.values()} - self._warm:
             self._warm.add(device)

@@ -197,7 +197,7 @@ class ReadingPipeline:
         return partial(self._continue_from, self._latest.prepare(state))
 
     def _forget(self) -> None:
-        """Know nothing of readings, of this run or before."""
+        """Begin without any reading, as at the start of a run."""
         source, budget, team = self._source, self._budget, self._team
         self._priority = ReadPriority(self._nominal(), source.on_device(), limited=budget.share is not None)
         self._intake = Intake(self._priority, self._cautions)

@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import Any
@@ -20,7 +19,7 @@ from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
 from esdmon.weights import Drift, Sending, Transfers
 from esdmon.weights.device import sample
-from tests.simulated_device import SimulatedDevice
+from tests.simulated_device import SimulatedDevice, train_step
 
 
 class Training:
@@ -40,13 +39,7 @@ class Training:
 
     def train(self, steps: int, between: Callable[[], object] = lambda: None) -> None:
         for _ in range(steps):
-            self.device.captured = True  # as a step that is captured or replayed, until the hook
-            loss = (self.model(torch.randn(8, 64)) - 1).square().mean()
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            time.sleep(1e-3)  # in which the thread that reads may do anything
-            self.device.captured = False
+            train_step(self.device, self.model, self.optimizer)
             if self.monitor.step():
                 self.clones[self.monitor.steps] = self.model[0].get_parameter("weight").detach().clone()
             between()

@@ -21,7 +21,7 @@ from esdmon.weights.device import cost
 from tests.clocks import FakeClock, set_clock
 from tests.idle import Idle
 from tests.limits import set_limits
-from tests.simulated_device import SimulatedDevice
+from tests.simulated_device import SimulatedDevice, train_step
 
 
 class Run:
@@ -55,13 +55,7 @@ class Run:
 
     def train(self, steps: int) -> "Run":
         for _ in range(steps):
-            self.device.captured = True  # as a step that is captured or replayed, until the hook
-            loss = (self.model(torch.randn(8, 64)) - 1).square().mean()
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-            self.losses.append(loss.item())
-            self.device.captured = False
+            self.losses.append(train_step(self.device, self.model, self.optimizer))
             is_due = self.monitor.step()
             self.clones[self.monitor.steps] = self.model[0].get_parameter("weight").detach().clone()
             self.device.run_side()

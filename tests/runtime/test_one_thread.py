@@ -9,9 +9,8 @@ import pytest
 from torch import nn
 
 import esdmon
-from esdmon.spectrum import Measure, Spectrum
 from esdmon.spectrum.lapack import _one_thread, in_one_thread
-from tests.runtime.blas import thread_functions
+from tests.runtime.blas import NotesThreads, thread_functions
 from tests.runtime.test_pool import weights
 from tests.runtime.worker_processes import LONG
 
@@ -19,24 +18,15 @@ from tests.runtime.worker_processes import LONG
 def test_the_blas_of_this_process_computes_in_one_thread_meanwhile() -> None:
     """And in as many as before afterwards, whoever comes first or leaves last, and whatever is raised."""
     set_threads, get_threads = thread_functions()
-    before, seen = get_threads(), []
-
-    class Plugin:
-        @esdmon.hookimpl
-        def esdmon_register_measures(self) -> list[Measure]:
-            return [Measure("mine", self._mine)]
-
-        def _mine(self, _spectrum: Spectrum) -> float:
-            seen.append(get_threads())
-            return 1.0
-
+    before, notes = get_threads(), NotesThreads()
+    seen = notes.seen
     set_threads(2)
     try:
-        esdmon.analyze(weights(), measures=["mine"], plugins=[Plugin()])
+        esdmon.analyze(weights(), measures=["mine"], plugins=[notes])
         assert seen == [1] * 4
         assert get_threads() == 2
         for workers in ("auto", 1):  # one matrix: no other is there for the other core
-            esdmon.analyze(nn.Linear(64, 64), measures=["mine"], plugins=[Plugin()], workers=workers)
+            esdmon.analyze(nn.Linear(64, 64), measures=["mine"], plugins=[notes], workers=workers)
         assert seen == [1, 1, 1, 1, 2, 1]
         del seen[:]
         barrier = threading.Barrier(2)

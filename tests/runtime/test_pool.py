@@ -26,7 +26,7 @@ from esdmon.runtime.pool import Pool
 from esdmon.runtime.reader import Reader
 from esdmon.spectrum import Measure, Spectrum
 from esdmon.weights import Transfers, solve_lapack
-from tests.runtime.blas import thread_functions
+from tests.runtime.blas import NotesThreads, thread_functions
 from tests.runtime.worker_processes import LONG, Pids
 from tests.simulated_device import SimulatedDevice
 
@@ -251,32 +251,26 @@ def test_without_processes_this_one_reads_a_matrix_at_a_time(
 
     monkeypatch.setattr(processes, "_started", refused)
     set_threads, get_threads = thread_functions()
-    before, met, seen = get_threads(), [], []
+    before, met = get_threads(), []
     both = threading.Barrier(2, action=lambda: met.append("two at once"))
 
-    class Plugin:
-        @esdmon.hookimpl
-        def esdmon_register_measures(self) -> list[Measure]:
-            return [Measure("mine", self._mine)]
+    def meet() -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.1)
+        both.reset()
 
-        def _mine(self, _spectrum: Spectrum) -> float:
-            seen.append(get_threads())
-            with suppress(threading.BrokenBarrierError):
-                both.wait(0.1)
-            both.reset()
-            return 1.0
-
+    notes = NotesThreads(meet)
     set_threads(2)
     try:
         with closing(Pool(3)) as pool:
-            reader = reader_of(weights(), pool, measures=["mine"], plugins=[Plugin()])
+            reader = reader_of(weights(), pool, measures=["mine"], plugins=[notes])
             for _ in range(2):
                 layers = list(pool.read(reader, NAMES, 0))
                 assert {layer.status for layer in layers} == {"ok", "degenerate", "nonfinite"}
         assert get_threads() == 2
     finally:
         set_threads(before)
-    assert seen == [1] * 8
+    assert notes.seen == [1] * 8
     assert met == []
     assert len(caplog.messages) == 1
 

@@ -12,9 +12,8 @@ from esdmon.records.adapters import base_of
 from esdmon.spectrum import Phase
 from esdmon.spectrum.phases import has_left_bulk
 
-_SMALLER = 0.85  # of a norm before, below which a layer has shrunk; our choice
-_SHRINKING = 0.15  # of its norm that a layer loses in each doubling of the steps; this and what follows is our choice
-_MOVING = 0.15  # of its norm by which a layer moves in 100 steps
+_SHRINKING = 0.15  # of its norm that a layer loses, in all and in each doubling of the steps; our choice
+_MOVING = 0.15  # of its norm by which a layer moves in 100 steps; our choice
 _SEEN = 3  # ways between scheduled readings whose median counts
 _STEPS = 100  # in which a way is given
 _FAR = 0.7  # of its norm a layer must move, as fast as now, in as many steps as the run has had; our choice
@@ -40,9 +39,8 @@ def over_regularized(
     alpha of 1.65 at a ratio of 0.7 or more. The second is a cause that the weights show: the Frobenius norm has fallen
     by 15 %, and by more than that for each doubling of the steps, so the layer decays; or the layer goes on moving
     by more than 15 % of its norm in 100 steps, and by 70 % in as many as the run has had, as by the noise of tiny
-    batches or of a learning rate that is too large.
-    Small networks (M = 64 to 256) that have learned all of their data come to an alpha of 1.5 to 1.8 while they hardly
-    move any more, and are right on examples held back.
+    batches or of a learning rate that is too large. Small networks (M = 64 to 256) that have learned all of their data
+    come to an alpha of 1.5 to 1.8 while they hardly move any more, and are right on examples held back.
 
     Only a layer with an alpha of 2 or more at the first reading of the run is checked. Layers of pretrained models may
     start lower, and so do weights that start at zero, which consist of a few gradients at first.
@@ -106,7 +104,7 @@ def _cause(name: str, history: History) -> str:
 def _fall(was: LayerReport, now: LayerReport) -> float:
     """Return the share of the norm that is lost in each doubling of the steps; 0 where less than 15 % is."""
     share = frobenius(now) / frobenius(was)
-    if not (share < _SMALLER and 0 < was.step < now.step):
+    if not (share < 1 - _SHRINKING and 0 < was.step < now.step):
         return 0.0
     return float(1 - share ** (1 / math.log2(now.step / was.step)))
 
