@@ -166,10 +166,12 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     """A layer has gone back towards noise.
 
     Fires when the phase is two or more before the median phase of the layer's baseline, in the order random-like,
-    bleeding-out, bulk+spikes, bulk-decay, heavy-tailed, and the MP soft rank, which is 1 for noise, is more than 1.5
-    times the value expected from the baseline. The layer has lost what it learned: it was initialised again by mistake,
-    noise exceeds the gradient, or part of a checkpoint was not loaded. Layers on a border between phases change by one,
-    and a spike that fades slowly is not a loss.
+    bleeding-out, bulk+spikes, bulk-decay, heavy-tailed; the MP soft rank, which is 1 for noise, is more than 1.5 times
+    the value expected from the baseline; and the stable rank is not below the baseline's median. The layer has lost
+    what it learned: it was initialised again by mistake, noise exceeds the gradient, or part of a checkpoint was not
+    loaded. Layers on a border between phases change by one, and a spike that fades slowly is not a loss. Where a few
+    rows or columns grow large, noise with these scales would explain larger eigenvalues, so that spikes no longer
+    count as such; but then the stable rank falls.
 
     Confused with a layer that was replaced, which `layer_reset` finds at once and by its distances; with a layer on a
     border between phases, or a spike that fades, which the two phases and the soft rank distinguish; and with wrong
@@ -183,12 +185,19 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     found = dict.fromkeys(history.firing, 0.0) | leapt(history, _soft_rank, "up", factor)
     for name in found.keys() & history.layers.keys():
         now = history.layers[name][-1]
+        if name not in history.firing and _is_steeper(now, history.baseline[name]):
+            continue
         codes = [layer.phase.code for layer in history.baseline[name] if layer.phase not in _OUTSIDE]
         usual = int(history.firing[name]["before"]) if name in history.firing else median_low(codes or [0])
         if now.phase not in _OUTSIDE and now.phase.code <= usual - phases:
             phase = next(phase.value for phase in Phase if phase.code == usual)
             what = f"phase {now.phase.value} (confidence {now.phase_confidence:.1f}), down from {phase} in its baseline"
             yield Finding(name, what, evidence_of(now, "mp_soft_rank", "n_spikes") | {"before": float(usual)})
+
+
+def _is_steeper(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
+    """Return whether the stable rank of a layer is lower than in its baseline."""
+    return _stable_rank(now) < median(map(_stable_rank, baseline))
 
 
 def _trap(layer: LayerReport) -> float:

@@ -106,6 +106,20 @@ def test_a_spike_that_fades_away_slowly_is_no_regression() -> None:
     assert alerts_of(RULES["phase_regression"], (report(layer.step, layer) for layer in readings)) == []
 
 
+@pytest.mark.parametrize(("stable_rank", "raised"), [(11.0, []), (13.0, ["firing"])])
+def test_spikes_that_the_scales_explain_now_are_no_regression(stable_rank: float, raised: list[str]) -> None:
+    """As in a SIREN, where a row comes to nine times the mean: its spectrum grows steeper, that of a loss flatter."""
+    readings = [
+        *(reading(step, measures={"mp_soft_rank": 0.5, "stable_rank": 12.0}) for step in range(1, 11)),
+        *(
+            reading(step, phase=Phase.RANDOM_LIKE, measures={"mp_soft_rank": 1.0, "stable_rank": stable_rank})
+            for step in range(11, 20)
+        ),
+    ]
+    alerts = alerts_of(RULES["phase_regression"], (report(layer.step, layer) for layer in readings))
+    assert [alert.state for alert in alerts] == raised
+
+
 def test_scale_collapse_is_told_however_slowly_it_comes() -> None:
     """Against the first reading of the run, and not the last ones; it is resolved at a fifth."""
     values = [*np.geomspace(4.0, 0.35, 60), 0.5, 0.6, 0.7, 0.9, 0.9, 0.9]
