@@ -24,6 +24,7 @@ from torch import nn
 import esdmon
 from esdmon import schedule
 from tests.benchmarks.healthy import TASKS, Run, train
+from tests.benchmarks.kinds import KINDS
 
 _SGD, _DECAY, _W1 = "SGD .9", "SGD .9 wd 5e-4", "AdamW .1"
 _SMALL = ("SGD", _SGD, _DECAY, "Adam", "AdamW .01", _W1, "RMSprop")
@@ -73,6 +74,13 @@ RUNS = (
     *(Run(task="fine-tuned, pruned", optimizer=name, seed=k) for k, name in enumerate((_SGD, "Adam"))),
     *(Run(task="fine-tuned, LoRA", optimizer=name, seed=k) for k, name in enumerate((_SGD, "Adam", _W1))),
     *(Run(task="matrices only", optimizer="Muon", schedule=how, seed=k) for k, how in enumerate(("warm-up", "cosine"))),
+    *(Run(task="sines of coordinates", optimizer="Adam", batch_size=2048, steps=2000, seed=k) for k in range(3)),
+    *(
+        Run(task=task, optimizer=name, batch_size=128, steps=2000, seed=k)
+        for task in KINDS
+        if task != "sines of coordinates"
+        for k, name in enumerate(("Adam", "AdamW .01"))
+    ),
 )
 
 LONG = (
@@ -117,7 +125,7 @@ def do(run: Run, folder: Path) -> Outcome:
     path = folder / f"{run.name}.jsonl"
     path.unlink(missing_ok=True)
     torch.manual_seed(run.seed)
-    task = TASKS[run.task]()
+    task = (TASKS | KINDS)[run.task]()
     # Every other run by a clock of its own, as a log of a long training would be.
     when = schedule.per_decade(15) if run.seed % 4 == 3 else max(1, run.steps // run.readings)
     watched: list[esdmon.Monitor] = []

@@ -284,12 +284,15 @@ def _of_images(make: Callable[[], nn.Module], **options: object) -> Task:
     return Task(make(), *_images(), **{"loss": classify} | options)  # type: ignore[arg-type]
 
 
-def _of_small_images(make: Callable[[], nn.Module], **options: object) -> Task:
+def small_images() -> tuple[Batch, Batch]:
     """64 inputs from 0 to 1, as most who try something on digits take them."""
     (images, labels), (others, their_labels) = _images(8)
     low, high = images.min(), images.max()
-    data = ((images - low) / (high - low), labels), ((others - low) / (high - low), their_labels)
-    return Task(make(), *data, **{"loss": classify} | options)  # type: ignore[arg-type]
+    return ((images - low) / (high - low), labels), ((others - low) / (high - low), their_labels)
+
+
+def _of_small_images(make: Callable[[], nn.Module], **options: object) -> Task:
+    return Task(make(), *small_images(), **{"loss": classify} | options)  # type: ignore[arg-type]
 
 
 def _of_characters(make: Callable[[int], nn.Module], **options: object) -> Task:
