@@ -26,22 +26,22 @@ from tests.benchmarks.faults import (
     small_batches,
 )
 
-_SHRINKS = "scale_collapse entropy_collapse over_regularized rank_collapse norm_decay"
-_LEAPS = "norm_explosion update_surge non_finite"
-_RESET = "phase_regression layer_reset"
+SHRINKS = "scale_collapse entropy_collapse over_regularized rank_collapse norm_decay"
+LEAPS = "norm_explosion update_surge non_finite"
+RESET = "phase_regression layer_reset"
 _FF = "blocks.layers.0.linear"
 
 KINDS = (
     kind(
         "weight decay too strong (SGD)",
-        _SHRINKS,
+        SHRINKS,
         *((MLP_SGD, f"{strength}", decayed(strength)) for strength in (0.02, 0.05)),
         *((CNN, f"{strength}", decayed(strength)) for strength in (0.1, 0.3)),
         (RESNET, "0.1", decayed(0.1)),
     ),
     kind(
         "weight decay too strong (AdamW, Muon)",
-        _SHRINKS,
+        SHRINKS,
         *((MLP_ADAMW, f"{strength}", decayed(strength)) for strength in (3.0, 10.0)),
         (SMALL_DECODER, "20", decayed(20.0)),
         (LSTM, "5", decayed(5.0)),
@@ -49,14 +49,14 @@ KINDS = (
     ),
     kind(
         "learning rate raised (SGD)",
-        _LEAPS,
+        LEAPS,
         *((MLP_SGD, f"×{factor:g}", raised_rate(factor)) for factor in (2, 5)),
         *((CNN, f"×{factor:g}", raised_rate(factor)) for factor in (5, 10)),
         (RESNET, "×20", raised_rate(20)),
     ),
     kind(
         "learning rate raised (Adam, Muon)",
-        _LEAPS,
+        LEAPS,
         *((MLP_ADAM, f"×{factor:g}", raised_rate(factor)) for factor in (20, 50)),
         (SMALL_DECODER, "×30", raised_rate(30)),
         (LSTM, "×20", raised_rate(20)),
@@ -64,7 +64,7 @@ KINDS = (
     ),
     kind(
         "batches far too small",
-        f"over_regularized {_LEAPS}",
+        f"over_regularized {LEAPS}",
         (MLP_SGD, "of 1", small_batches(1)),
         (MLP_ADAMW, "of 2", small_batches(2)),
         (CNN, "of 1", small_batches(1)),
@@ -80,7 +80,7 @@ KINDS = (
     ),
     kind(
         "a layer begun again",
-        _RESET,
+        RESET,
         (MLP_ADAMW, "first", begun_again("1.*")),
         (MLP_SGD, "second", begun_again("3.*")),
         (CNN, "fc1", begun_again("fc1.*")),
@@ -90,7 +90,7 @@ KINDS = (
     ),
     kind(
         "a part of a checkpoint not loaded",
-        _RESET,
+        RESET,
         (MLP_ADAMW, "first and last", not_loaded("1.*", "5.*")),
         (CNN, "fc2 and fc3", not_loaded("fc2.*", "fc3.*")),
         (RESNET, "last block", not_loaded("8.*")),
@@ -98,14 +98,14 @@ KINDS = (
     ),
     kind(
         "loss of another scale",
-        _LEAPS,
+        LEAPS,
         *((MLP_SGD, f"×{factor}", scaled_loss(factor)) for factor in (10, 30)),
         (CNN, "×30", scaled_loss(30)),
         (RESNET, "×30", scaled_loss(30)),
     ),
     kind(
         "gradient of a layer reversed",
-        f"{_LEAPS} stable_rank_drop",
+        f"{LEAPS} stable_rank_drop",
         (MLP_SGD, "second", reversed_gradient("3.*")),
         (MLP_ADAMW, "first", reversed_gradient("1.*")),
         (RESNET, "a convolution", reversed_gradient("8.inner.0.*")),
@@ -122,7 +122,7 @@ KINDS = (
     ),
     kind(
         "inputs not normalised",
-        _LEAPS,
+        LEAPS,
         *((MLP_SGD, f"×{factor}", scaled_inputs(factor)) for factor in (3, 10)),
         (MLP_ADAMW, "×10", scaled_inputs(10)),
         (CNN, "×10", scaled_inputs(10)),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.benchmarks.healthy import OPTIMIZERS, TASKS, Batch, Decoder, Task, batches, mlp
+from tests.benchmarks.kinds import KINDS
 
 SEED = 300
 _BASELINE = 12  # readings before a fault, and after it, at the least
@@ -51,7 +52,7 @@ class Recipe:
         """Return what is trained, with its first weights or others; random numbers outside are left alone."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed + other)
-            return _TASKS[self.task]() if self.task in _TASKS else TASKS[self.task]()
+            return (TASKS | KINDS | _TASKS)[self.task]()
 
 
 def _small_decoder() -> Task:
