@@ -85,10 +85,18 @@ def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, To
         for owner, layouts in LAYOUTS.items():
             if attribute in layouts and owner.lower().startswith(kind):
                 return layouts[attribute](facts, torch.empty(shapes[name], device="meta"))
-    if attribute == "qkv" and _TIMM.match(str(config.get("architecture"))):
+    if attribute == "qkv" and _TIMM.match(_architecture_of_timm(config)):
         return _thirds_by_output(path.removesuffix(attribute), shapes[name], shapes)
     by_name = _BY_NAME.get(attribute)
     return {} if by_name is None else by_name(path.removesuffix(attribute), shapes[name], shapes)
+
+
+def _architecture_of_timm(config: Mapping[str, Any]) -> str:
+    """Return the architecture that a configuration of timm names, or of open_clip for its images; empty for others."""
+    of_model = config.get("model_cfg")
+    of_images = of_model.get("vision_cfg") if isinstance(of_model, dict) else None
+    name = of_images.get("timm_model_name") if isinstance(of_images, dict) else config.get("architecture")
+    return name if isinstance(name, str) else ""
 
 
 def _architectures(config: Mapping[str, Any]) -> list[tuple[SimpleNamespace, str]]:
