@@ -45,6 +45,8 @@ _CONSTANTS = {"fb", "mel_basis", "mel_fb", "mel_filters", "forward_basis", "inve
 """Filters of mel scales and Fourier transforms, which modules of audio keep in buffers."""
 _CODEBOOKS = {"centroids", "res_centroids", "outlier_centroids"}
 """Of VPTQ, beside the `indices` of a layer."""
+_NORM = re.compile(r"(^|_|layer)(norm|ln|gn|bn)\d*$", re.IGNORECASE)
+"""Names of norms, whose scales have two or more sides where they normalise over positions as well."""
 _WITHOUT_DOTS = re.compile(r"model_ema\.[^.]+")
 """Names in the averaged copy of latent diffusion, `LitEma`, which takes the dots out of those of the model."""
 _PACKED = ("weight", "qweight", "weight_packed", "W_q", "_data")
@@ -75,6 +77,8 @@ def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str
 def _why_no_layer(path: str, beside: Container[str]) -> str:
     """Return why the `weight` of a path is not that of a layer."""
     owner, _, own = path.rpartition(".")
+    if _NORM.search(own):
+        return "scales of a norm"
     return "codebooks of packed weights" if own in _CODEBOOKS and _beside(owner, "indices") in beside else ""
 
 
