@@ -1,7 +1,7 @@
 """Find the matrices of a model: each is named, each is found once, and all other parameters are skipped with a reason.
 
-Discovery is by parameter: what an extractor knows is read as it says, and any other 2-D parameter as one matrix, so
-that layers of the user's own are watched without any setup.
+Discovery is by parameter: what an extractor knows is read as it says, any other 2-D parameter as one matrix, and a
+`weight` of more sides as from a file, so that layers of the user's own are watched without any setup.
 """
 
 import weakref
@@ -29,8 +29,11 @@ from esdmon.weights.selection import Selection, coverage, problems, select
 from esdmon.weights.sharded import with_shards
 from esdmon.weights.shards import find_shards
 from esdmon.weights.state import find_in_state
+from esdmon.weights.state.layouts import parts_of
 
 Model = nn.Module | Mapping[str, Tensor]
+NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+"""Layers of torch.nn whose parameters may have two or more sides without being matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +174,10 @@ def _find_in_module(model: nn.Module, extractor: Extractor) -> _Found:
         if isinstance(module, parametrize.ParametrizationList):
             continue
         matrices = _extract_isolated(name, module, extractor, found)
+        if isinstance(module, NORMS):
+            found.lost |= {
+                id(scale): "scales of a norm" for scale in module.parameters(recurse=False) if scale.ndim > 1
+            }
         own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
         found.matrices += [matrix for matrix, ids in own if not claimed & ids]
         claimed.update(*(ids for matrix, ids in own if not matrix.detail))
@@ -194,8 +201,10 @@ def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]
     """Return what the extractor finds in a module, and each of its own 2-D weights besides."""
     with parametrizations_in_eval_mode(module):
         matrices = extractor(name or type(module).__name__, module)
+        if matrices is None and isinstance(module, NORMS):
+            return []
         if matrices is None:
-            return _completed(module, list(_by_parameter(name, module, {2})))
+            return _completed(module, [*_by_parameter(name, module, {2}), *_by_layout(name, module)])
         found = _completed(module, matrices)
         known = {id(parameter) for matrix in found for parameter in matrix.parameters()}
         others = _by_parameter(name, module, {2}) if found and _are_plain(found) else ()
@@ -218,6 +227,29 @@ def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> 
             why = EMBEDDING if is_embedding_name(attribute) else ""
             read = partial(getattr, module, attribute)
             yield Matrix(_parameter_name(name, module, attribute), read, stacks.linear, on_request=why)
+
+
+def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
+    """Yield the weights of more than two sides of a module of an unknown kind, as the same would be read from a file.
+
+    They are kernels, of which the module may say the number of groups, and stacks of matrices.
+    """
+    own = {f"{name}.{attribute}": parameter for attribute, parameter in module.named_parameters(recurse=False)}
+    shapes = {full_name: parameter.shape for full_name, parameter in own.items()}
+    for full_name, parameter in own.items():
+        is_vector = parameter.numel() == max(parameter.shape, default=0)
+        if parameter.ndim in MATRIX_DIMENSIONS[1:] and not is_vector and not why_no_weight(full_name, parameter):
+            attribute = full_name.removeprefix(f"{name}.")
+            for part in parts_of(full_name, shapes, {}, groups=_groups_of(module)):
+                end = f"/{part.label}" if part.label else ""
+                whole = _parameter_name(name, module, attribute)
+                yield Matrix(f"{whole}{end}", partial(getattr, module, attribute), part.to_stack)
+
+
+def _groups_of(module: nn.Module) -> int | None:
+    """Return the groups that a convolution of the user's own says it has; None where it does not."""
+    groups = vars(module).get("groups")
+    return groups if isinstance(groups, int) and groups > 0 else None
 
 
 def _parameter_name(name: str, module: nn.Module, attribute: str) -> str:

@@ -41,6 +41,14 @@ _OTHER_ADAPTERS = re.compile(
     r"|delora_|deft_[PR]|frod_|peanut_|psoft_R|osf_svd|adamss_|supertuning_|lily_[ABr]|tinylora_|unilora_|beft_)"
 )
 """Names that the tuners of peft and the scripts of kohya give to what they train, and keep beside it."""
+_CONSTANTS = {"fb", "mel_basis", "mel_fb", "mel_filters", "forward_basis", "inverse_basis"}
+"""Filters of mel scales and Fourier transforms, which modules of audio keep in buffers."""
+_CODEBOOKS = {"centroids", "res_centroids", "outlier_centroids"}
+"""Of VPTQ, beside the `indices` of a layer."""
+_NORM = re.compile(r"(^|_|layer)(norm|ln|gn|bn)\d*$", re.IGNORECASE)
+"""Names of norms, whose scales have two or more sides where they normalise over positions as well."""
+_WITHOUT_DOTS = re.compile(r"model_ema\.[^.]+")
+"""Names in the averaged copy of latent diffusion, `LitEma`, which takes the dots out of those of the model."""
 _PACKED = ("weight", "qweight", "weight_packed", "W_q", "_data")
 _INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.uint64, torch.uint32, torch.uint16)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -60,9 +68,18 @@ def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str
         return "vectors" if tensor.dim() < 2 else f"{tensor.dim()}-D parameters of unknown layout"
     if tensor.dim() > 3 and tensor.numel() == tensor.shape[-1]:
         return "vectors"  # (1, 1, 1, channels), as the scale of ConvNeXt V2's norm
-    reason = "" if last == "weight" else _why_by_name(path, last, beside)
+    reason = _why_no_layer(path, beside) if last == "weight" else _why_by_name(path, last, beside)
+    reason = reason or ("an averaged copy, under names without dots" if _WITHOUT_DOTS.fullmatch(name) else "")
     reason = reason or ("factors of an adapter other than LoRA" if _OTHER_ADAPTERS.search(f".{name}") else "")
     return reason or ("integers" if tensor.dtype in _INTEGERS and last not in _PACKED[1:] else "")
+
+
+def _why_no_layer(path: str, beside: Container[str]) -> str:
+    """Return why the `weight` of a path is not that of a layer."""
+    owner, _, own = path.rpartition(".")
+    if _NORM.search(own):
+        return "scales of a norm"
+    return "codebooks of packed weights" if own in _CODEBOOKS and _beside(owner, "indices") in beside else ""
 
 
 def _why_by_name(path: str, last: str, beside: Container[str]) -> str:
@@ -70,6 +87,10 @@ def _why_by_name(path: str, last: str, beside: Container[str]) -> str:
     reason = next((why for why, known in _WORDS.items() if not words.isdisjoint(known)), "")
     if reason:
         return reason
+    if last in _CONSTANTS:
+        return "tables of constants"
+    if last.endswith("_integer") and _beside(path, last.removesuffix("_integer")) in beside:
+        return "integers beside the weight that they stand for"
     if last in _PACKING and any(_beside(path, packed) in beside for packed in _PACKED):
         return "scales of packed weights"
     if last.endswith("_epsilon") and _beside(path, last.replace("_epsilon", "_sigma")) in beside:

@@ -19,9 +19,26 @@ HEAD = "output heads are read on request: name them in layers="
 ROUTER = "routers are read on request: name them in layers="
 _HEAD_NAMES = {"lm_head", "embed_out"}
 _EXPERT_NAME = re.compile(r"(expert_?)?\d+")
-_EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*)?(_|$)|^(wte|wpe|shared)$")
-_LINEAR_NAME = re.compile(r"(^|_)(patch\w*|proj\w*|linear|dense|fc)(_|$)")
+_EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*)?(_|$)|^(wte|wpe|shared)$", re.IGNORECASE)
+_LINEAR_NAME = re.compile(r"(^|_)(patch\w*|proj\w*|linear|dense|fc|mlp|mapper|mapping)(_|$)")
 """Of a linear layer into or out of embeddings, or of patches."""
+_OF_SYMBOLS = {
+    "word",
+    "token",
+    "class",
+    "label",
+    "style",
+    "mode",
+    "type",
+    "row",
+    "column",
+    "query",
+    "queries",
+    "position",
+}
+"""What an embedder has a row for each of; others, such as `x_embedder`, are linear layers."""
+_EMBEDDING_PARENT = re.compile(r"\w*emb(edding)?s?_(dict|bags?|tables?|collection|l)")
+"""Of a container of embeddings that are named by their features, as recommenders have them."""
 
 
 def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[Matrix]:
@@ -58,8 +75,11 @@ def output_heads(model: nn.Module) -> set[int]:
 
 def is_embedding_name(name: str) -> bool:
     """Return whether a name is usual for embeddings: `embed_tokens`, `wte`, `tok_emb`, `embeddings.3` of a list."""
-    last = next((part for part in reversed(name.split(".")) if not part.isdecimal()), "")
-    return _EMBEDDING_NAME.search(last) is not None and _LINEAR_NAME.search(last) is None
+    parts = [part for part in name.split(".") if not part.isdecimal()]
+    last = parts[-1] if parts else ""
+    if _LINEAR_NAME.search(last) or (last.endswith("_embedder") and last.split("_")[-2] not in _OF_SYMBOLS):
+        return False
+    return _EMBEDDING_NAME.search(last) is not None or any(map(_EMBEDDING_PARENT.fullmatch, parts[-2:-1]))
 
 
 def _may_be_head(matrix: Matrix) -> bool:

@@ -32,6 +32,11 @@ def convolution(weight: Tensor, *, groups: int = 1, dimensions: int | None = Non
     return weight.reshape(groups, rows, columns, -1).permute(0, 3, 1, 2).reshape(-1, rows, columns)
 
 
+def modulated(weight: Tensor) -> Tensor:
+    """Return (1, outputs, inputs, *kernel), which StyleGAN 2 multiplies for each sample, as one slice a position."""
+    return convolution(weight.squeeze(0))
+
+
 def flattened(weight: Tensor, *, groups: int = 1, dimensions: int | None = None) -> Tensor:
     """Return (A, B, *kernel) of g groups as one slice A/g × (B · positions) for each group: the map of a whole patch.
 

@@ -21,7 +21,10 @@ CONTAINERS = (
     *("model_weights", "base_state_dict"),
 )
 """Keys under which training scripts save the weights of a model."""
-_OPTIMIZER_KEY = re.compile("optim|scheduler|scaler")
+_OPTIMIZER_KEY = re.compile(
+    r"optim|scheduler|scaler|(^|_)opt(_states?|_state_dict)?$|^(grads?|gradients|(replay_)?buffers?)$"
+)
+"""Of what is beside a model: optimizers and what steers them, gradients, and the data that an agent keeps."""
 _OPTIMIZER_PART = re.compile(r"optim(izer)?s?(_states?|_state_dict)?")
 _MOMENTS = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
@@ -86,6 +89,16 @@ def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
         if isinstance(value, Call) and any(is_leaf(inside) for inside in _everything([value.state, value.items])):
             return value.name
     return ""
+
+
+def has_call(content: object, name: re.Pattern[str]) -> bool:
+    """Return whether a tree contains an object that is made by a function of a name."""
+    return any(isinstance(value, Call) and name.fullmatch(value.name) for value in _everything(content))
+
+
+def has_optimizer(content: object) -> bool:
+    """Return whether a tree contains the state of an optimizer, by its form."""
+    return any(isinstance(value, Mapping) and _is_optimizer(value) for value in _everything(content))
 
 
 def _everything(content: object) -> Iterator[object]:

@@ -5,28 +5,36 @@ What a folder means is never guessed: where its files contradict each other, it 
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from esdmon.errors import InputError
 from esdmon.records.table import natural_key
-from esdmon.weights.checkpoint import deepspeed, distributed
+from esdmon.weights.checkpoint import deepspeed, distributed, safetensors, torch_file
 from esdmon.weights.checkpoint.containers import is_optimizer_name
 from esdmon.weights.checkpoint.formats import open_file, opener_of, other_folder, read_json
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
+from esdmon.weights.checkpoint.ranks import check_whole
 
-_STEMS = ("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model", "pytorch_lora_weights")
+_STEMS = (
+    *("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model", "pytorch_lora_weights"),
+    *("open_clip_model", "open_clip_pytorch_model"),
+)
 _SUFFIXES = (".safetensors", ".bin")
 _WEIGHTS = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in _STEMS)
 """Files that hold all tensors of a folder, the preferred ones first."""
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})(?P<rest>\..+)")
-_NOT_WEIGHTS = re.compile(r"optim|scheduler|scaler|rng|random_states|training_args|sampler|dl_state")
+_NOT_WEIGHTS = re.compile(r"optim|scheduler|scaler|rng|random_states|training_args|sampler|dl_state|recipe_state")
 _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
-_CONFIGS = ("adapter_config.json", "config.json")
+_CONFIGS = ("adapter_config.json", "config.json", "open_clip_config.json")
 _PIPELINE = "model_index.json"
 _MEGATRON_FILE = "model_optim_rng.pt"
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
 _MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
+_ALL_SUFFIXES = (*torch_file.SUFFIXES, safetensors.SUFFIX)
+_DEEPEST = 3  # folders inside folders that are looked through for a hint, and how many at most; our choice
+_MOST_FOLDERS = 1000
 _Parts = dict[str, tuple[Checkpoint, str]]
 
 
@@ -120,6 +128,7 @@ def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
     if len(candidates) == 1:
         return _open_one(folder / candidates[0])
     if candidates:
+        check_whole(folder / candidates[0])
         raise InputError(_too_many(folder, candidates))
     if other := other_folder(path.name for path in folder.iterdir()):
         raise InputError(f"{folder} is {other}")
@@ -218,5 +227,28 @@ def _too_many(folder: Path, names: Sequence[str]) -> str:
 
 
 def _hint(folder: Path) -> str:
-    inside = sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    """Return which folder inside to pass: the last with weights, by the numbers in its path."""
+    inside = sorted((str(path.relative_to(folder)) for path in _folders_with_weights(folder)), key=natural_key)
     return f". Pass one of its folders, such as {inside[-1]}" if inside else ""
+
+
+def _folders_with_weights(folder: Path) -> Iterator[Path]:
+    """Iterate over the folders inside, to a depth of three, that contain files with the names of weights."""
+    level, seen = [folder], 0
+    for _ in range(_DEEPEST):
+        level = [path for each in level for path in _folders_in(each)]
+        seen += len(level)
+        if seen > _MOST_FOLDERS:
+            return
+        yield from (path for path in level if any(_is_weights(file) for file in path.iterdir()))
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    with suppress(OSError):  # it cannot be listed
+        return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    return []
+
+
+def _is_weights(path: Path) -> bool:
+    is_named_so = path.suffix.lower() in _ALL_SUFFIXES and not _NOT_WEIGHTS.search(path.name.lower())
+    return path.name == distributed.INDEX or (is_named_so and path.is_file())

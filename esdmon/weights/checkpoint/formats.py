@@ -13,13 +13,14 @@ from esdmon.weights.checkpoint.mapping import Checkpoint
 INDEX_SUFFIX = ".index.json"
 _MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its library
 _FIRST = 512  # bytes that are looked at: a header of tar
+_LEGACY_START = 32  # bytes in which the number of the older layout lies, whatever the protocol
 _OTHERS = {
     b"GGUF": "a GGUF file, whose packed weights are not read: convert it to safetensors",
     b"\x89HDF": "an HDF5 file: convert it to safetensors or a .pt file",
     b"version https://git-lfs": "a pointer of Git LFS in the place of a file: fetch it with `git lfs pull`",
     b"\x93NUMPY": "an array of numpy: give its weights names, in a .safetensors or .pt file",
     b"\x1f\x8b": "compressed by gzip: unpack it first",
-    b"<!DOCTYPE": "a web page in the place of a file: download it again",
+    b"<!doctype": "a web page in the place of a file: download it again",
     b"<html": "a web page in the place of a file: download it again",
     b"BZh": "compressed by bzip2: unpack it first",
     b"\xfd7zXZ": "compressed by xz: unpack it first",
@@ -70,7 +71,7 @@ def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
         return torch_file.open_torch_file
     if _is_safetensors(first):
         return safetensors.open_safetensors
-    if any(first.startswith(magic) for magic in _OTHERS):
+    if _other_kind(first):
         return None
     suffix = path.suffix.lower()  # damaged, so that its name says what it should be
     if suffix == safetensors.SUFFIX:
@@ -92,9 +93,16 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _other_kind(first: bytes) -> str | None:
+    """Return what a file is by its first bytes, in which HTML may be written in capitals; None for no known kind."""
+    small = first[:16].lower() if first[:1] == b"<" else first
+    return next((what for magic, what in _OTHERS.items() if small.startswith(magic)), None)
+
+
 def _is_legacy(first: bytes) -> bool:
-    # Protocol 2 or later, and the number by which torch.save marks its files.
-    return first[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in first
+    # Protocol 2 or later, and then the number by which torch.save marks its files; further on in a file it is that of a
+    # tensor in a pickle of another kind.
+    return first[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in first[:_LEGACY_START]
 
 
 def _is_safetensors(first: bytes) -> bool:
@@ -104,8 +112,7 @@ def _is_safetensors(first: bytes) -> bool:
 def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
         first = file.read(_FIRST)
-    known = next((what for magic, what in _OTHERS.items() if first.startswith(magic)), None)
-    known = known or _OTHERS_BY_NAME.get(path.suffix.lower())
+    known = _other_kind(first) or _OTHERS_BY_NAME.get(path.suffix.lower())
     if known is None and first[:1] == b"\x80" and first[1:2] in b"\2\3\4\5":  # the versions of its protocol
         known = _PICKLE
     if known is None and first[257:262] == b"ustar":

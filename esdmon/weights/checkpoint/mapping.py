@@ -20,7 +20,7 @@ class Checkpoint(Mapping[str, Tensor]):
             to one outline.
         read: returns the tensor of a name, on the CPU.
         unreadable: by name, why a tensor cannot be read.
-        config: what `config.json` or `adapter_config.json` beside the weights says.
+        config: what `config.json` or `adapter_config.json` beside the weights says, or their own header.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self.outlines)
 
     def with_config(self, config: Mapping[str, Any]) -> "Checkpoint":
-        """Return the same tensors, with what a file beside them says."""
-        return Checkpoint(self.outlines, self._read, unreadable=self.unreadable, config=config)
+        """Return the same tensors, with what a file beside them says, or where there is none their own header."""
+        return Checkpoint(self.outlines, self._read, unreadable=self.unreadable, config=config or self.config)
 
 
 def join_checkpoints(parts: Mapping[str, tuple[Checkpoint, str]]) -> Checkpoint:

@@ -8,6 +8,7 @@ from esdmon.weights.checkpoint import distributed
 from esdmon.weights.checkpoint.folder import open_folder, open_index, read_config
 from esdmon.weights.checkpoint.formats import open_file
 from esdmon.weights.checkpoint.mapping import Checkpoint
+from esdmon.weights.checkpoint.ranks import check_whole
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -29,6 +30,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     if path.name == distributed.INDEX or path.suffix == distributed.SUFFIX:
         return open_folder(path.parent)
+    check_whole(path)
     checkpoint = open_file(path)
     checkpoint = open_index(path) if checkpoint is None else checkpoint
     return checkpoint.with_config(read_config(path.parent))

@@ -1,5 +1,7 @@
 """Read `.safetensors` files."""
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from esdmon.weights.checkpoint.containers import without_optimizer
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
 SUFFIX = ".safetensors"
+_ADAPTER = "lora_adapter_metadata"
 _LONGEST = 200  # characters of an error of the library; our choice
 _DTYPES = {
     "F64": torch.float64,
@@ -49,6 +52,7 @@ def open_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             names = sorted(without_optimizer(file.keys()), key=natural_key)
             outlines = {name: _outline(file.get_slice(name)) for name in names}
+            settings = _settings_in(file.metadata() or {})
     except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
         why = shorten(" ".join(str(error).split()), _LONGEST)  # the library quotes what it did not expect
         raise InputError(f"{path} is truncated or not a safetensors file: {why}") from error
@@ -59,7 +63,15 @@ def open_safetensors(path: Path) -> Checkpoint:
             tensor: Tensor = file.get_tensor(name)
             return tensor
 
-    return Checkpoint(outlines, read)
+    return Checkpoint(outlines, read, config=settings)
+
+
+def _settings_in(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return the settings of adapters that diffusers writes into a header; empty without any."""
+    with suppress(ValueError, RecursionError):
+        settings = json.loads(metadata.get(_ADAPTER, "{}"))
+        return settings if isinstance(settings, dict) else {}
+    return {}
 
 
 def _outline(tensor: Any) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from esdmon.errors import InputError, UnreadableError
-from esdmon.weights.checkpoint.containers import find_weights, objects_with_tensors
+from esdmon.weights.checkpoint.containers import find_weights, has_call, has_optimizer, objects_with_tensors
 from esdmon.weights.checkpoint.mapping import Checkpoint
 from esdmon.weights.checkpoint.pickled import CodeError, PickleError, parse
 from esdmon.weights.checkpoint.stored import (
@@ -37,7 +37,10 @@ _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra 
 _OTHER_ARCHIVES = {
     re.compile(r".+\.npy$"): "an archive of numpy arrays: save them as named tensors, in a .safetensors or .pt file",
     re.compile(r".+\.weights\.h5$"): "a model of Keras: convert it to safetensors or a .pt file",
+    re.compile(r"([^/]+/)?archive_format$"): "a program of torch.export. Save the model's state_dict() instead",
+    re.compile(r".+\.(pt|pth|ckpt|bin|safetensors)$"): "a zip archive with files of weights in it: unpack it first",
 }
+_NUMPY = re.compile(r"numpy\.(_core|core)\.(multiarray\._reconstruct|numeric\._frombuffer)")
 Open = Callable[[], BinaryIO]
 Places = dict[str, tuple[int, int]]
 """Key of a storage -> (first byte in the file, number of bytes)."""
@@ -202,6 +205,10 @@ def _why_nothing(path: Path, content: object) -> str:
     owner = objects_with_tensors(content, is_stored)
     if owner:
         return f"{path} {_refusal(owner)}"
+    if has_optimizer(content):
+        return f"{path} contains the state of an optimizer alone: pass the file with the model"
+    if has_call(content, _NUMPY):
+        return f"{path} contains arrays of numpy in the place of tensors: convert them with torch.from_numpy"
     keys = (
         f"; its keys are {', '.join(str(key)[:40] for key in list(content)[:8])}" if isinstance(content, dict) else ""
     )

@@ -1,6 +1,6 @@
 """The built-in extractor: which matrices a module holds.
 
-An unknown kind of layer is read as well: `discover` takes each 2-D parameter that no extractor knows as one matrix.
+An unknown kind of layer is read as well, by the shapes of its parameters: see `discover`.
 """
 
 from collections.abc import Callable, Sequence

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,23 @@ def _unsharded(module: nn.Module, shards: Mapping[str, Shard]) -> Iterator[tuple
 
 
 def _of_parametrization(module: nn.Module, matrix: Matrix) -> Matrix:
+    """Return a matrix that is read without changing any state; one of a parameter that is none of these, unchanged."""
+    parametrized: Any = module.parametrizations
+    attribute = _attribute_read(matrix, module)
+    if attribute and attribute not in parametrized:
+        return matrix
     read = partial(_read_in_eval_mode, module, matrix.read)
     outline = partial(torch.empty, read().shape, device="meta")
-    return replace(matrix, read=read, made_of=partial(_originals, module), outline=outline)
+    behind = parametrized[attribute] if attribute else parametrized
+    return replace(matrix, read=read, made_of=partial(_originals, behind), outline=outline)
+
+
+def _attribute_read(matrix: Matrix, module: nn.Module) -> str:
+    """Return the attribute of a module that a matrix reads; empty where its handle does not show it."""
+    match matrix.read:
+        case partial(func=function, args=(owner, attribute)) if function is getattr and owner is module:
+            return str(attribute)
+    return ""
 
 
 def _read_in_eval_mode(module: nn.Module, read: Callable[[], Tensor]) -> Tensor:
@@ -83,9 +98,7 @@ def _read_in_eval_mode(module: nn.Module, read: Callable[[], Tensor]) -> Tensor:
         return read()
 
 
-def _originals(module: nn.Module) -> tuple[Tensor, ...]:
-    parametrizations = module.parametrizations
-    assert isinstance(parametrizations, nn.ModuleDict)  # noqa: S101 -- for the type checker
+def _originals(parametrizations: nn.Module) -> tuple[Tensor, ...]:
     return tuple(parametrizations.parameters())
 
 

@@ -1,5 +1,7 @@
 """What the `adapter_config.json` of peft says of one layer: rank, alpha and the scale of its adapter.
 
+diffusers writes the same settings into the header of its file, with the component of the pipeline before each key.
+
 Ranks and alphas of single layers are in dictionaries of regular expressions (`rank_pattern`, `alpha_pattern`). A file
 may come from anywhere, so those that could take long are not evaluated: what they may apply to is left out.
 """
@@ -24,6 +26,7 @@ def adapter_scale(config: Mapping[str, Any], layer: str, rank: int) -> float:
     Raises:
         UnreadableError: where a pattern that may apply to the layer is not evaluated.
     """
+    config, layer = _of_component(config, layer)
     alpha = _for_layer(config, "alpha_pattern", layer, config.get("lora_alpha"))
     if not isinstance(alpha, int | float) or rank < 1:
         return 1.0
@@ -36,6 +39,7 @@ def adapter_rank(config: Mapping[str, Any], layer: str) -> int | None:
     Raises:
         UnreadableError: where a pattern that may apply to the layer is not evaluated.
     """
+    config, layer = _of_component(config, layer)
     rank = _for_layer(config, "rank_pattern", layer, config.get("r"))
     return rank if isinstance(rank, int) and rank > 0 else None
 
@@ -45,6 +49,13 @@ def target_parameters(config: Mapping[str, Any], owner: str) -> list[str]:
     targets = config.get("target_parameters")
     found = (str(target).rpartition(".") for target in (targets if isinstance(targets, list) else ()))
     return [last for path, _, last in found if not path or f".{owner}".endswith(f".{path}")]
+
+
+def _of_component(config: Mapping[str, Any], layer: str) -> tuple[Mapping[str, Any], str]:
+    """Return the settings for the component of a pipeline that a layer is in, and its name there."""
+    component, _, inside = layer.partition(".")
+    own = {key.removeprefix(f"{component}."): value for key, value in config.items() if key.startswith(f"{component}.")}
+    return (own, inside) if own else (config, layer)
 
 
 def _for_layer(config: Mapping[str, Any], patterns: str, layer: str, default: object) -> object:

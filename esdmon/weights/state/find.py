@@ -1,5 +1,6 @@
 """Find the matrices of a state dict by names, shapes and neighbours, without reading a tensor of a checkpoint."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,9 @@ from esdmon.weights.state.packed_by_torch import entries_packed_by_torch
 from esdmon.weights.state.renamed import expert_entries, name_in_module
 from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry
 from esdmon.weights.validation import why_unreadable
+
+_RELATIVE_BIAS = re.compile(r"(^|[._])(rel|relative|pos)_(\w+_)?bias$")
+"""Of a table with a number for each distance and head."""
 
 
 @dataclass(slots=True)
@@ -142,4 +146,16 @@ def _is_embedding(entry: Entry, shapes: Mapping[str, torch.Size]) -> bool:
     path = entry.name.removesuffix(".weight")
     if len(entry.outline.shape) != 2 or f"{path}.bias" in shapes or entry.view != "weight":
         return False
-    return is_embedding_name(path) or (path != entry.name and path.endswith("_bias"))
+    if is_embedding_name(path):
+        return not _is_in_sequence(path, shapes)
+    return path != entry.name and _RELATIVE_BIAS.search(path) is not None
+
+
+def _is_in_sequence(path: str, shapes: Mapping[str, torch.Size]) -> bool:
+    """Return whether a layer is one of several in an `nn.Sequential`, by the numbers of activations between them."""
+    owner, _, number = path.rpartition(".")
+    if not number.isdecimal():
+        return False
+    listed = re.compile(rf"{re.escape(owner)}\.(\d{{1,6}})\.weight")
+    numbers = {int(match[1]) for match in map(listed.fullmatch, shapes) if match and len(shapes[match[0]]) == 2}
+    return max(numbers, default=0) - min(numbers, default=0) >= len(numbers)

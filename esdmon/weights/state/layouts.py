@@ -29,6 +29,7 @@ _TIMM = re.compile(
 )
 """Architectures in a `config.json` of timm whose q, k and v are thirds of `qkv`, by the layouts of their modules."""
 _LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
+_FEW_OUTPUTS = 16  # last side from which a weight with fewer outputs than that is a stack of matrices; our choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +45,34 @@ Shapes = Mapping[str, torch.Size]
 """Shape of each parameter of a state dict, by name."""
 
 
-def parts_of(name: str, shapes: Shapes, config: Mapping[str, Any]) -> list[Part]:
-    """Return the matrices of a parameter of two to five dimensions; none where its layout is not known."""
+def parts_of(name: str, shapes: Shapes, config: Mapping[str, Any], *, groups: int | None = None) -> list[Part]:
+    """Return the matrices of a parameter of two to five dimensions; none where its layout is not known.
+
+    Args:
+        name: of the parameter.
+        shapes: of it and all others that are known.
+        config: what `config.json` says.
+        groups: of a convolution; None where nothing says it but the shapes.
+    """
     shape = shapes[name]
     if len(shape) == 2:
         split = _recurrent(name, shapes) or _fused(name, shapes, config)
         return [Part(label, to_stack) for label, to_stack in split.items()] or [Part("", stacks.linear)]
     if len(shape) == 3 and (_EXPERTS.search(name) or _is_stack(name, shape)):
         return _experts(name, shapes)
-    if name.rpartition(".")[2] != "weight":
-        return []
+    return _kernel(name, shapes, groups) if name.rpartition(".")[2] == "weight" else []
+
+
+def _kernel(name: str, shapes: Shapes, groups: int | None) -> list[Part]:
+    """Return a weight of three to five dimensions as one slice for each position of a kernel."""
+    shape = shapes[name]
     if len(shape) == 3 and "bilinear" in name.lower():
         return [Part("", stacks.identity)]
-    return [Part("", partial(stacks.convolution, groups=_groups(name, shapes), dimensions=len(shape)))]
+    if len(shape) == 3 and shape[0] == 1 and shape[2] > _LARGEST_KERNEL:
+        return []  # positions, with a side for the batch
+    if len(shape) == 5 and shape[0] == 1 and shape[2] > shape[3] == shape[4]:
+        return [Part("", stacks.modulated)]
+    return [Part("", partial(stacks.convolution, groups=groups or _groups(name, shapes), dimensions=len(shape)))]
 
 
 def _recurrent(name: str, shapes: Shapes) -> dict[str, ToStack]:
@@ -85,10 +101,18 @@ def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, To
         for owner, layouts in LAYOUTS.items():
             if attribute in layouts and owner.lower().startswith(kind):
                 return layouts[attribute](facts, torch.empty(shapes[name], device="meta"))
-    if attribute == "qkv" and _TIMM.match(str(config.get("architecture"))):
+    if attribute == "qkv" and _TIMM.match(_architecture_of_timm(config)):
         return _thirds_by_output(path.removesuffix(attribute), shapes[name], shapes)
     by_name = _BY_NAME.get(attribute)
     return {} if by_name is None else by_name(path.removesuffix(attribute), shapes[name], shapes)
+
+
+def _architecture_of_timm(config: Mapping[str, Any]) -> str:
+    """Return the architecture that a configuration of timm names, or of open_clip for its images; empty for others."""
+    of_model = config.get("model_cfg")
+    of_images = of_model.get("vision_cfg") if isinstance(of_model, dict) else None
+    name = of_images.get("timm_model_name") if isinstance(of_images, dict) else config.get("architecture")
+    return name if isinstance(name, str) else ""
 
 
 def _architectures(config: Mapping[str, Any]) -> list[tuple[SimpleNamespace, str]]:
@@ -172,8 +196,11 @@ _BY_NAME: dict[str, ByName] = {
 
 
 def _is_stack(name: str, shape: torch.Size) -> bool:
-    """Return whether a 3-D weight is a stack of matrices: its last side is too long for that of a kernel."""
-    return name.endswith(".weight") and shape[0] < min(shape[1:]) and shape[2] > _LARGEST_KERNEL
+    """Return whether a 3-D weight is a stack of matrices, as of the relations of a graph.
+
+    Its first side is the shortest, and its last is too long for that of a kernel with so few outputs.
+    """
+    return name.endswith(".weight") and 1 < shape[0] < min(shape[1:]) and shape[2] >= _FEW_OUTPUTS
 
 
 def _experts(name: str, shapes: Shapes) -> list[Part]:

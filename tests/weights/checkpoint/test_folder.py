@@ -43,6 +43,7 @@ READ: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"model.safetensors": {"a": w()}, "model_1.safetensors": {"b": w()}, "optimizer.bin": {"exp_avg": w()}},
         ["model.a", "model_1.b"],
     ),
+    "twins of open_clip": ({f"open_clip_{x}": {"a": w()} for x in ("model.safetensors", "pytorch_model.bin")}, ["a"]),
     "an optimizer under another name": ({"weights.safetensors": {"a": w()}, "optim.safetensors": {"a": w()}}, ["a"]),
     "variants of diffusers": (
         {f"diffusion_pytorch_model{kind}.safetensors": {"a": w()} for kind in ("", ".fp16", ".non_ema")},
@@ -111,7 +112,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         | {"mp_rank_00_model_states.pt": {"module": {"a": w()}}},
         "contains experts.w1 in two of its files, one of them layer_0_expert_1_mp",
     ),
-    "checkpoints in folders": ({"step-10/model.safetensors": {"a": w()}}, "Pass one of its folders, such as step-10"),
+    "checkpoints in folders": (
+        {f"{name}/model.safetensors": {"a": w()} for name in ("step-9", "step-10")} | {"zero/optimizer.pt": {"a": w()}},
+        "Pass one of its folders, such as step-10",
+    ),
+    "slices of LLaMA": (
+        {f"consolidated.0{i}.pth": {"a": w()} for i in (0, 1)},
+        "consolidated.00.pth is one of 2 parts",
+    ),
 }
 
 
@@ -190,6 +198,15 @@ NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
         lambda state: {"net": state, "x": [{"state": {0: {"m": w()}}, "param_groups": []}]},
         ["a"],
     ),
+    "what lies beside a model": (
+        lambda state: {
+            "net": state,
+            "opt_state": {0: {"GG": w()}},
+            "grads": dict(state),
+            "replay_buffer": {"obs": w()},
+        },
+        ["a"],
+    ),
     "moments by their names": (lambda state: {"net": state, "x": {0: {"exp_avg": w(), "step": 3}}}, ["a"]),
     "Lightning": (lambda state: {"pytorch-lightning_version": "2", "state_dict": {"model.a": state["a"]}}, ["a"]),
     "a list": (lambda state: [state, dict(state)], ["0.a", "1.a"]),
@@ -212,16 +229,69 @@ def zipped(name: str) -> bytes:
     return file.getvalue()
 
 
+PARTS = {
+    "DeepSpeed": ("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"),
+    "ZeRO-3": ("zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt"),
+    "Megatron": ("mp_rank_00/model_optim_rng.pt", "mp_rank_01/model_optim_rng.pt"),
+    "NeMo": ("tp_rank_00_pp_rank_000/model_weights.ckpt", "tp_rank_01_pp_rank_000/model_weights.ckpt"),
+    "LLaMA": ("consolidated.00.pth", "consolidated.01.pth"),
+    "FSDP, by its name alone": ("model_world_size_2_rank_0.pt", "other.pt"),
+    "fairseq": ("checkpoint_last-shard0.pt", "checkpoint_last-shard1.pt"),
+}
+
+
+@pytest.mark.parametrize("kind", PARTS)
+def test_the_part_of_one_rank_is_not_read_as_a_whole(kind: str, tmp_path: Path) -> None:
+    """Where another lies beside it: each matrix would be a slice."""
+    part, other = PARTS[kind]
+    files(tmp_path, {part: {"module": {"a": w()}}})
+    if "world_size" not in part:
+        assert "a" in {name.rpartition(".")[2] for name in open_checkpoint(tmp_path / part)}
+    files(tmp_path, {other: {"module": {"a": w()}}})
+    with pytest.raises(InputError, match="is one of 2 parts of a model that is split over ranks, which is not read"):
+        open_checkpoint(tmp_path / part)
+
+
+def test_the_folders_of_a_cache_are_named_by_what_is_in_them(tmp_path: Path) -> None:
+    """A snapshot of the hub is two folders down, and its files are links."""
+    for name in ("blobs", "refs", "snapshots/abc"):
+        (tmp_path / name).mkdir(parents=True)
+    save_file({"a": w()}, tmp_path / "blobs" / "ff00")
+    (tmp_path / "snapshots" / "abc" / "model.safetensors").symlink_to("../../blobs/ff00")
+    with pytest.raises(InputError, match=r"Pass one of its folders, such as snapshots.abc"):
+        open_checkpoint(tmp_path)
+    assert list(open_checkpoint(tmp_path / "snapshots" / "abc")) == ["a"]
+
+
 OTHER_FILES = {
     "model.safetensors": (b"GGUF" + bytes(99), "a GGUF file"),
     "model.bin": (b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of Git LFS"),
     "model.pt": (b"\x1f\x8b123", "compressed by gzip"),
+    "index.bin": (b"<!doctype html><html>", "a web page in the place of a file"),
+    "agent.zip": (zipped("policy.pth"), "a zip archive with files of weights in it"),
+    "model.pt2": (zipped("model/archive_format"), "a program of torch.export"),
+    "tensors.pkl": (pickle.dumps({"fc.weight": w()}), "a pickle that torch.save did not write"),
     "model.npz": (zipped("fc.weight.npy"), "an archive of numpy arrays"),
     "model.keras": (zipped("model.weights.h5"), "a model of Keras"),
     "model.pkl": (pickle.dumps({"fc.weight": [1.0]}), "a pickle that torch.save did not write"),
     "model.tar": (tarfile.TarInfo("a").tobuf(), "a tar archive"),
     "model.onnx": (b"\x08\x07\x12\x07pytorch", "a graph of ONNX"),
 }
+
+
+NO_MODEL: dict[str, tuple[Any, str]] = {
+    "an optimizer": ({"state": {0: {"exp_avg": w()}}, "param_groups": []}, "contains the state of an optimizer alone"),
+    "numpy": ({"model": {"a": w().numpy()}}, "contains arrays of numpy in the place of tensors"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MODEL)
+def test_a_file_without_a_model_says_what_it_has(kind: str, tmp_path: Path) -> None:
+    """Instead of its keys."""
+    content, message = NO_MODEL[kind]
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("name", OTHER_FILES)

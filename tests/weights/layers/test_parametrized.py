@@ -69,3 +69,15 @@ def test_training_with_a_hooked_weight_is_watched() -> None:
     assert layer.in_optimizer
     assert layer.trainable
     assert layer.update_ratio > 0
+
+
+def test_the_other_parameters_of_a_parametrised_layer_are_covered() -> None:
+    """Each is read from itself alone: of this LSTM two of four weights are normalised."""
+    lstm = nn.LSTM(24, 24, num_layers=2)
+    for attribute in ("weight_hh_l0", "weight_ih_l1"):
+        nn.utils.parametrizations.weight_norm(lstm, attribute)
+    watched = discover(nn.ModuleDict({"lstm": lstm}))
+    assert {skip.reason for skip in watched.coverage.skipped} == {"vectors"}
+    behind = {matrix.name: {tuple(weight.shape) for weight in matrix.parameters()} for matrix in watched.matrices}
+    assert behind["lstm.weight_ih_l0/i"] == {(96, 24)}
+    assert behind["lstm.weight_hh_l0/i"] == {(96, 1), (96, 24)}

@@ -1,11 +1,13 @@
 """Adapters of peft whose scale or place is in their configuration alone: regular expressions, and experts."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import peft
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import esdmon
@@ -108,3 +110,23 @@ def test_a_pattern_that_is_not_evaluated_leaves_out_what_it_may_apply_to(pattern
     layer = esdmon.analyze(tmp_path)["0.q/lora.default"]
     assert layer.status == "skipped"
     assert layer.reason.startswith("alpha_pattern of its adapter_config.json has an expression that is not evaluated")
+
+
+@pytest.mark.parametrize("component", ["", "transformer."])
+def test_the_header_of_a_file_of_diffusers_has_the_scale(component: str, tmp_path: Path) -> None:
+    """Of a model that it saves, or of a pipeline, with the component before each key; a damaged header has none."""
+    a, b = torch.randn(8, 24), torch.randn(40, 8)
+    state = {
+        f"{component}blocks.0.{q}.lora_{x}.weight": w.clone() for q in ("to_q", "to_k") for x, w in (("A", a), ("B", b))
+    }
+    settings = {"r": 8, "lora_alpha": 32, "alpha_pattern": {"to_k": 64}}
+    header = json.dumps({f"{component}{key}": value for key, value in settings.items()})
+    file = tmp_path / "pytorch_lora_weights.safetensors"
+    for metadata, scales in ((header, {"to_q": 4, "to_k": 8}), ("{", {"to_q": 1, "to_k": 1})):
+        save_file(state, file, metadata={"lora_adapter_metadata": metadata})
+        expected = {
+            f"{component}blocks.0.{name}/lora.default": pytest.approx(scale * float((b @ a).norm()), rel=1e-5)
+            for name, scale in scales.items()
+        }
+        assert norms(file) == expected
+        assert norms(tmp_path) == expected

@@ -108,6 +108,8 @@ MASKED = {
     "mixer.A_log": (torch.ones(64, 16), "logarithms of a diagonal"),
     "relative_position_index": (torch.ones(49, 49, dtype=torch.int64), "tables of constants"),
     "position_map": (torch.ones(49, 49, dtype=torch.int64), "integers"),
+    "mel_scale.fb": (torch.ones(201, 128), "tables of constants"),
+    "model_ema.diffusion_modelfc1weight": (torch.ones(30, 20), "an averaged copy, under names without dots"),
     "x.hada_w1_a": (torch.ones(30, 20), "factors of an adapter other than LoRA"),
 }
 
@@ -119,6 +121,30 @@ def test_what_is_no_weight_is_named_in_the_coverage(name: str) -> None:
     report = esdmon.analyze({"fc.weight": torch.randn(30, 20), name: tensor})
     assert [layer.name for layer in report] == ["fc"]
     assert {skip.name: skip.reason for skip in report.coverage.skipped} == {name: reason}
+
+
+BESIDE: dict[str, tuple[dict[str, Tensor], str]] = {
+    "codebooks of VPTQ": (
+        {"q.centroids.weight": torch.ones(1, 4096), "q.indices": torch.ones(1, 64, 32, dtype=torch.int32)},
+        "codebooks of packed weights",
+    ),
+    "integers of I-BERT": ({"fc.weight_integer": torch.ones(30, 20)}, "integers beside the weight that they stand for"),
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_what_quantisation_keeps_beside_a_weight_is_no_matrix(kind: str) -> None:
+    """Known by its neighbours."""
+    state, reason = BESIDE[kind]
+    report = esdmon.analyze({"fc.weight": torch.randn(30, 20), **state})
+    assert [layer.name for layer in report] == ["fc"]
+    assert {skip.name: skip.reason for skip in report.coverage.skipped}[next(iter(state))] == reason
+
+
+def test_the_extra_state_of_modules_is_passed_over() -> None:
+    """Of any type, and the notes that libraries write into a state dict."""
+    state: Any = {"fc.weight": torch.randn(30, 20), "fc._extra_state": {"scale": 1.0}, "_metadata": {"n": 3}}
+    assert [layer.name for layer in esdmon.analyze(state)] == ["fc"]
 
 
 register: Any = nn.utils.parametrize.register_parametrization

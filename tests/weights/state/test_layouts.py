@@ -54,7 +54,14 @@ def test_a_convolution_of_one_input_is_depthwise_or_reads_one_channel(kind: str)
         ("embed_tokens", True),
         ("embeddings.3", True),
         ("xpath_tag_embeddings.0", True),
+        ("embedding_dict.user", True),
+        ("token_embedder", True),
+        ("emb.Embedding", True),
+        ("local_rel_pos_bias", True),
         ("embedding_projection", False),
+        ("context_embedder", False),
+        ("cond_embeds_mapper", False),
+        ("film.scale_bias", False),
         ("patch_embedder.patch_embedding", False),
         ("entity_embedding_dense", False),
     ],
@@ -63,6 +70,14 @@ def test_embeddings_are_known_by_their_names(name: str, *, is_table: bool) -> No
     """Also in a list; a linear layer into or out of them is none."""
     state = {f"{name}.weight": torch.randn(40, 24), "fc.weight": torch.randn(24, 24)}
     assert [layer.name for layer in esdmon.analyze(state)] == (["fc"] if is_table else [name, "fc"])
+
+
+def test_layers_in_a_sequence_are_no_embeddings() -> None:
+    """By the number of the activation between them, which has no weight."""
+    state = nn.ModuleDict(
+        {"time_embed": nn.Sequential(nn.Linear(24, 40, bias=False), nn.SiLU(), nn.Linear(40, 40, bias=False))}
+    )
+    assert [layer.name for layer in esdmon.analyze(state.state_dict())] == ["time_embed.0", "time_embed.2"]
 
 
 def test_a_vector_of_four_sides_is_no_convolution() -> None:
