@@ -20,7 +20,7 @@ from esdmon.runtime.coordination import Coordinator, Job, Role, Word
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.holdings import Holder, Table
 from esdmon.runtime.letterbox import Letterbox, Moved, PeerError
-from esdmon.runtime.room import Room
+from esdmon.runtime.memory_limit import MemoryLimit
 from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
 from esdmon.schedule.looks import Looks
 from esdmon.schedule.step_sample import StepSample
@@ -78,7 +78,7 @@ class Assignments:
         """Matrices of this rank's model, as last announced."""
         self.letterbox: Letterbox | None = None
         """Copies of this rank's fragments; None for a rank that has none."""
-        self.room = Room(limits.copied_bytes)
+        self.memory_limit = MemoryLimit(limits.copied_bytes)
         """For what this rank puts together."""
 
     def get_ready(self) -> bool:
@@ -263,7 +263,7 @@ class Assignments:
         try:
             parameters = {local: self._holders_of(name) for local, name in zip(keys, job.parameters, strict=True)}
             size = sum(map(self._parts.whole_size, parameters))
-            with self.room.holding(size, clock.waiting), self._parts.assembled(parameters, own, fetch) as ratio:
+            with self.memory_limit.holding(size, clock.waiting), self._parts.assembled(parameters, own, fetch) as ratio:
                 for name, finish in readings.items():
                     layer = replace(finish(), name=name, update_ratio=ratio)
                     answer[name] = layer, clock.lap()

@@ -90,8 +90,8 @@ def rank_of_a_job(rank: int, folder: str) -> None:
         "seen": seen,
         "futures": futures,
         "kept": own.letterbox.peak_bytes,
-        "assembled": own.room.peak_bytes,
-        "left": own.room.held_bytes,
+        "assembled": own.memory_limit.peak_bytes,
+        "left": own.memory_limit.held_bytes,
         "read": sum(layer.status == "ok" for report in sink.reports for layer in report.new),
         "errors": [fault.message for fault in monitor.errors],
     }

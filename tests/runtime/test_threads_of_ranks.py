@@ -85,7 +85,7 @@ def watched(make: Callable[[], nn.Module], *, meeting: bool = False, **options: 
         },
         "seconds": sum(report.seconds for report in sink.reports),
         "paces": [teams[0].capacities.pace(rank) for rank in (0, 1)] if teams else [],
-        "peak": own[0].room.peak_bytes,
+        "peak": own[0].memory_limit.peak_bytes,
         "most": meets.most,
         "dropped": monitor.dropped,
         "errors": [fault.message for fault in monitor.errors],
