@@ -18,8 +18,8 @@ from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.coordination import Coordinator, Job, Role, Word
 from esdmon.runtime.executor import Executor
+from esdmon.runtime.fragment_exchange import FragmentExchange, Moved, PeerError
 from esdmon.runtime.holdings import Holder, Table
-from esdmon.runtime.letterbox import Letterbox, Moved, PeerError
 from esdmon.runtime.memory_limit import MemoryLimit
 from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
 from esdmon.schedule.looks import Looks
@@ -76,7 +76,7 @@ class Assignments:
         self._address = ""
         self.n_listed = 0
         """Matrices of this rank's model, as last announced."""
-        self.letterbox: Letterbox | None = None
+        self.exchange: FragmentExchange | None = None
         """Copies of this rank's fragments; None for a rank that has none."""
         self.memory_limit = MemoryLimit(limits.copied_bytes)
         """For what this rank puts together."""
@@ -113,8 +113,8 @@ class Assignments:
     def begin(self, step: int) -> Assigned | None:
         """Give the copies of a due step, and begin what is assigned to this rank; None where there was no word."""
         previous, self._previous = self._previous, step
-        if self.letterbox is not None:
-            self._expire(self.letterbox, step)
+        if self.exchange is not None:
+            self._expire(self.exchange, step)
         word = self._ranks.word(previous) if self.has_joined else None
         self.looks.start(step, () if word is None else word.looks)
         return None if word is None else self.follow(word, step)
@@ -166,9 +166,9 @@ class Assignments:
         if self.has_joined and self._ranks.rank:
             with suppress(Exception):  # rank 0 and its store may be gone
                 self._ranks.announce(Table(self._ranks.rank, "", {}, {}, has_left=True))
-        if self.letterbox is not None:
-            self.letterbox.drain(timeout)
-            self.letterbox.close()
+        if self.exchange is not None:
+            self.exchange.drain(timeout)
+            self.exchange.close()
         self._ranks.end()
 
     @property
@@ -183,11 +183,11 @@ class Assignments:
     def _table(self, token: bytes) -> Table:
         matrices, parts = self._parts.holdings()
         self.n_listed = len(matrices)
-        if parts and self.letterbox is None:
+        if parts and self.exchange is None:
             limits = self._limits
-            self.letterbox = Letterbox(token, limits.copied_bytes, limits.fragment_seconds)
+            self.exchange = FragmentExchange(token, limits.copied_bytes, limits.fragment_seconds)
             try:
-                self._address = self.letterbox.open()
+                self._address = self.exchange.open()
             except OSError as error:
                 _log.warning(
                     "esdmon: rank %d cannot listen for the other ranks: %s. Weights of which it holds a part are not "
@@ -202,20 +202,20 @@ class Assignments:
         copies, stands_still = not self._executor.on_the_spot, self._executor.stands_still
         return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, stands_still=stands_still)
 
-    def _expire(self, letterbox: Letterbox, step: int) -> None:
+    def _expire(self, exchange: FragmentExchange, step: int) -> None:
         """Forget copies that nobody fetches any more: of two due steps ago, where no thread may still wait for them."""
         now = time.monotonic()
         self._begun.append((step, now))
         while len(self._begun) > _KEPT and self._begun[1][0] <= step - steps_still(self._ending):
             self._begun.popleft()
-        letterbox.expire(min(self._begun[0][1], now - 2 * letterbox.patience))
+        exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 
     def _copy(self, job: Job, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
         """Copy this rank's fragments: for its own reading, or for the rank that owns the job."""
         own: dict[str, Own] = {}
         for name in job.parameters:
             local = self.local(name)
-            if not self._parts.fragments([local]) or self.letterbox is None:
+            if not self._parts.fragments([local]) or self.exchange is None:
                 continue
             is_mine, key = job.owner == self._ranks.rank, self._key(step, job, name)
             try:
@@ -223,9 +223,9 @@ class Assignments:
                 if is_mine:
                     own[local] = self._parts.copy(local), moved
                 elif name in self._role.copies:
-                    self.letterbox.keep(key, self._parts.copy(local), self._parts.size(local), moved)
+                    self.exchange.keep(key, self._parts.copy(local), self._parts.size(local), moved)
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
-                self.letterbox.fail(key, f"cannot read its part: {describe(error)}")
+                self.exchange.fail(key, f"cannot read its part: {describe(error)}")
         return own
 
     def _begin_whole(self, job: Job, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
@@ -287,10 +287,10 @@ class Assignments:
         until: float,
         clock: "_Clock",
     ) -> Moved:
-        if self.letterbox is None:
-            raise LookupError("this rank has no letterbox")
+        if self.exchange is None:
+            raise LookupError("this rank does not serve fragments")
         with clock.waiting():
-            return self.letterbox.fetch(holder.rank, holder.address, keys[local], into, until=until)
+            return self.exchange.fetch(holder.rank, holder.address, keys[local], into, until=until)
 
     def _holders_of(self, parameter: str) -> tuple[Holder, ...]:
         if parameter not in self._holders:

@@ -8,8 +8,8 @@ from typing import Protocol, TypeAlias
 
 from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.records.serialization import Plain, Stateful
+from esdmon.runtime.fragment_exchange import Moved
 from esdmon.runtime.holdings import Holder, Listed, Part
-from esdmon.runtime.letterbox import Moved
 from esdmon.schedule.step_sample import StepSample
 
 Answer: TypeAlias = dict[str, tuple[LayerReport, float]]

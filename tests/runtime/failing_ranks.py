@@ -21,7 +21,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from esdmon.limits import Limits
 from esdmon.options import WatchOptions
-from esdmon.runtime.letterbox import Letterbox
+from esdmon.runtime.fragment_exchange import FragmentExchange
 from esdmon.runtime.local_parts import LocalParts
 from esdmon.runtime.monitor import Monitor
 from esdmon.sinks import MemorySink
@@ -59,8 +59,8 @@ def close(monitor: Monitor | None) -> None:
 
 
 def go_silent(_monitor: Monitor | None) -> None:
-    vars(Letterbox)["_answer"]
-    pytest.MonkeyPatch().setattr(Letterbox, "_answer", lambda *_: time.sleep(60))
+    vars(FragmentExchange)["_answer"]
+    pytest.MonkeyPatch().setattr(FragmentExchange, "_answer", lambda *_: time.sleep(60))
 
 
 def raise_on_one(_monitor: Monitor | None) -> None:
