@@ -27,15 +27,16 @@ from esdmon.runtime.assignments import Assignments
 from esdmon.runtime.clock import Clock, check_clock, hookable
 from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.cpus import IdleCores, cores
+from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.executor import MODES, Executor, Mode
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.pipeline import ReadingPipeline
 from esdmon.runtime.processes import Processes, why_not
-from esdmon.runtime.pulse import Escalation, Pulse
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.remote_reader import RemoteReader
 from esdmon.runtime.requests import Requests
 from esdmon.runtime.source import Pipeline
+from esdmon.runtime.step_sampling import StepSampling
 from esdmon.runtime.team import Team
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
@@ -224,7 +225,7 @@ def attach(
             reader, executor, budget, team=team, max_tags=options.max_tags, queue=limits.due_steps_under_way
         )
         if rules:
-            escalation = Escalation(Pulse(reader, budget), None if team is None else readings)
+            escalation = Escalation(StepSampling(reader, budget), None if team is None else readings)
     actions = actions_for(options.alert_config, options.on_alert, known)
     monitor = Monitor(
         readings,

@@ -15,8 +15,8 @@ from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful
 from esdmon.runtime.at_exit import close_at_exit, is_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
+from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.notes import Notes
-from esdmon.runtime.pulse import Escalation
 from esdmon.runtime.requests import Requests
 from esdmon.runtime.saved_state import as_state, parse
 from esdmon.runtime.source import Pipeline

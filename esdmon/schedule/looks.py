@@ -1,6 +1,6 @@
 """Choose the steps between two scheduled ones at which all ranks of a job look whether more is read there.
 
-What an alert waits for, or what leaps, is known after a scheduled step only, so that its word cannot say it. A look is
+What an alert waits for, or what jumps, is known after a scheduled step only, so that its word cannot say it. A look is
 one question to the job's store, and all ranks ask it at the same step: so there are few, and fewer in a large job.
 """
 

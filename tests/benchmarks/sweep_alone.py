@@ -113,7 +113,7 @@ class Screened:
         return 0.0
 
     def screened(self) -> list[Any]:
-        """Return nothing: λmax does not leap."""
+        """Return nothing: λmax does not jump."""
         return []
 
     def is_here(self, _name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Readings of sharded weights between the scheduled steps: what an alert waits for, and what leaps."""
+"""Readings of sharded weights between the scheduled steps: what an alert waits for, and what jumps."""
 
 import json
 from pathlib import Path
@@ -121,7 +121,7 @@ def test_a_finding_is_confirmed_before_the_next_scheduled_step(results: list[dic
     assert result["scheduled"] == [[step, 3] for step in range(EVERY, 4 * EVERY + 1, EVERY)]
 
 
-def test_a_leap_brings_readings_forward(results: list[dict[str, Any]]) -> None:
+def test_a_jump_brings_readings_forward(results: list[dict[str, Any]]) -> None:
     """Rank 0 samples steps of its own fragments; what these show stands in the records of all ranks' readings."""
     result = results[0]["rate"]
     assert {name for _, name, _, _ in result["extra"]} == {"0", "2", "4"}
