@@ -1,7 +1,7 @@
 """`Assignments`: what each rank of a job does at a due step: give copies of its fragments, read what it was assigned.
 
-In the training's thread there is one look for a word of rank 0, and copies: nothing waits. What needs fragments of
-other ranks is put together and read in a thread of the executor, as much at a time as there is room for.
+In the training's thread the store is polled once for rank 0's plan, and copies are begun: nothing waits. What needs
+fragments of other ranks is put together and read in a thread of the executor, as much at a time as memory allows.
 """
 
 import logging
@@ -16,13 +16,13 @@ from typing import final
 from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
-from esdmon.runtime.coordination import Coordinator, Job, Role, Word
+from esdmon.runtime.coordination import Coordinator, Job, Plan, Role
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.fragment_exchange import FragmentExchange, Moved, PeerError
 from esdmon.runtime.holdings import Holder, Table
 from esdmon.runtime.memory_limit import MemoryLimit
 from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
-from esdmon.schedule.looks import Looks
+from esdmon.schedule.polls import Polls
 from esdmon.schedule.step_sample import StepSample
 from esdmon.schedule.workers import steps_still
 
@@ -34,7 +34,7 @@ _KEPT = 3  # due steps whose copies are kept, this one included: readings may be
 class Assigned:
     """What was begun at a due step."""
 
-    word: Word
+    plan: Plan
     tasks: tuple[Task, ...]
     """Of this rank, with the names of the job."""
     moved: Mapping[str, Ratio]
@@ -68,8 +68,8 @@ class Assignments:
         self._ending = 0
         self._role = Role({}, frozenset())
         self._version = 0
-        self.looks = Looks()
-        """The steps until the next due one at which all ranks look whether more is read."""
+        self.polls = Polls()
+        """The steps until the next due one at which all ranks poll the store for an extra plan."""
         self.has_joined = False
         """Whether this rank has announced what it holds."""
         self._holders: dict[str, tuple[Holder, ...]] = {}
@@ -108,48 +108,48 @@ class Assignments:
         self._ranks.restart()
         self._begun.clear()
         self._previous = None
-        self.looks.start(0, ())
+        self.polls.start(0, ())
 
     def begin(self, step: int) -> Assigned | None:
-        """Give the copies of a due step, and begin what is assigned to this rank; None where there was no word."""
+        """Give the copies of a due step, and begin what is assigned to this rank; None where there was no plan."""
         previous, self._previous = self._previous, step
         if self.exchange is not None:
             self._expire(self.exchange, step)
-        word = self._ranks.word(previous) if self.has_joined else None
-        self.looks.start(step, () if word is None else word.looks)
-        return None if word is None else self.follow(word, step)
+        plan = self._ranks.plan(previous) if self.has_joined else None
+        self.polls.start(step, () if plan is None else plan.polls)
+        return None if plan is None else self.follow(plan, step)
 
-    def look(self, expected: int, step: int) -> Assigned | None:
+    def poll(self, expected: int, step: int) -> Assigned | None:
         """Do between due steps what rank 0 has asked for; None where that is nothing.
 
         Args:
-            expected: the step at which this look was expected.
+            expected: the planned step of this poll.
             step: optimizer steps taken.
         """
-        word = self._ranks.asked(expected)
-        if word is None:
+        plan = self._ranks.extra_plan(expected)
+        if plan is None:
             return None
         self.refresh()
-        return self.follow(word, step)
+        return self.follow(plan, step)
 
-    def follow(self, word: Word, step: int) -> Assigned | None:
-        """Give the copies of a word, and begin what it assigns to this rank; None where this rank has no role yet."""
-        self._ending = word.ending
-        self._executor.end_within(word.ending)
-        if word.version != self._version:
-            role = self._ranks.role(word.version)
+    def follow(self, plan: Plan, step: int) -> Assigned | None:
+        """Give the copies of a plan, and begin what it assigns to this rank; None where this rank has no role yet."""
+        self._ending = plan.ending
+        self._executor.end_within(plan.ending)
+        if plan.version != self._version:
+            role = self._ranks.role(plan.version)
             if role is None:
                 return None
-            self._role, self._version = role, word.version
+            self._role, self._version = role, plan.version
             self._holders.clear()
         sampled = {}
         if not self._ranks.rank:  # the only one that samples steps
-            sampled = {name: self._source.last_step(self.local(name)) for job in word.jobs for name in job.names}
-        assigned = Assigned(word, (), {}, sampled)
+            sampled = {name: self._source.last_step(self.local(name)) for job in plan.jobs for name in job.names}
+        assigned = Assigned(plan, (), {}, sampled)
         tasks: list[Task] = []
         moved: dict[str, Ratio] = {}
         marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several jobs of a step
-        for job in word.jobs:
+        for job in plan.jobs:
             if job.parameters:
                 own = self._copy(job, step, marked)
                 if not self._ranks.rank:  # which measures how far each has moved since

@@ -1,7 +1,7 @@
 """`Escalation`: read between the scheduled steps what jumps there, and what an alert is waiting for.
 
-What rank 0 of a job cannot read alone is read at a look: a step at which all ranks look into the job's store. Rank 0
-asks for it some steps ahead, since other ranks may be ahead of it, and their devices behind.
+What rank 0 of a job cannot read alone is read at a poll: a step at which all ranks poll the job's store. Rank 0 asks
+for it some steps ahead, since other ranks may be ahead of it, and their devices behind.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,8 +27,8 @@ class Escalation:
         self._sampling = sampling
         self._ranks = ranks
         self._here, self._elsewhere = Attention(), Attention()
-        self._look: int | None = None
-        """The last look for which anything was asked."""
+        self._poll: int | None = None
+        """The step of the last poll for which anything was asked."""
 
     def due(self, step: int, *, is_scheduled: bool) -> tuple[str, ...]:
         """Return the layers to read at a step, by this process alone, besides the scheduled readings."""
@@ -42,19 +42,19 @@ class Escalation:
         return self._here.due(step)
 
     def sample(self, step: int) -> None:
-        """Take samples before the next step, where it is time for them; ask for what is read at the next look."""
+        """Take samples before the next step, where it is time for them; ask for what is read at the next poll."""
         if self._ranks is not None:
             self._ask(self._ranks, step)
-        is_next = self._here.is_next(step + 1) or self._look == step + 1
+        is_next = self._here.is_next(step + 1) or self._poll == step + 1
         self._sampling.begin(step, self._here.interval, is_next=is_next)
 
     def _ask(self, ranks: Ranks, step: int) -> None:
-        look, interval = ranks.next_look, self._elsewhere.interval
-        if look is None or look == self._look or interval is None or look - step > max(1, interval // 2):
+        poll, interval = ranks.next_poll, self._elsewhere.interval
+        if poll is None or poll == self._poll or interval is None or poll - step > max(1, interval // 2):
             return
-        names = self._elsewhere.due(look)
+        names = self._elsewhere.due(poll)
         if names:
-            self._look = look
+            self._poll = poll
             ranks.ask(names)
 
     def report(self, report: Report, pending: Iterable[Alert]) -> None:
@@ -93,7 +93,7 @@ class Escalation:
         )
 
         def restore() -> None:
-            self._look = None
+            self._poll = None
             for part in parts:
                 part()
 

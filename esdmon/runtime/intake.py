@@ -60,7 +60,7 @@ class Intake:
         missed = {name for name in asked if name not in answer or answer[name][0].status == "failed"}
         for name, (layer, seconds) in answer.items():
             due.seconds += seconds
-            if name not in missed:  # some rank may have missed the word: the reading before stays
+            if name not in missed:  # some rank may have missed the plan: the reading before stays
                 due.read[name] = replace(layer, host_step=due.host_step, extra=due.extra)
                 is_readable = layer.status == "ok"
                 self._priority.took(name, seconds, readable=is_readable, on_device=task.in_hook > 0)

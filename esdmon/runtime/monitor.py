@@ -162,10 +162,10 @@ class Monitor:
         self._advance()
         due = self._is_due(count)
         extra = self._extra(is_scheduled=due)
-        is_look = not due and self._readings.is_look(self._steps)
+        is_poll = not due and self._readings.is_poll(self._steps)
         if due:
             self._faults.advance()
-        if due or extra or is_look:
+        if due or extra or is_poll:
             self._begin(host_step, None if due else extra)
         elif not self._readings.is_ready:
             self._get_ready()

@@ -127,20 +127,20 @@ class ReadingPipeline:
         return not self._drift.is_here(name)
 
     @property
-    def next_look(self) -> int | None:
+    def next_poll(self) -> int | None:
         """Return the step, between scheduled ones, of the next reading in which other ranks take part."""
-        return None if self._team is None else self._team.next_look
+        return None if self._team is None else self._team.next_poll
 
     def ask(self, names: Collection[str]) -> None:
-        """Ask all ranks to read at the next look those of these matrices for which there is credit: one at a time."""
+        """Ask all ranks to read at the next poll those of these matrices for which there is credit: one at a time."""
         is_free = len(self._due) < self._queue and not any(due.asked for due in self._due)
         if self._team is not None and is_free:
             with self._budget.spending():
                 self._planning.ask(self._team, names)
 
-    def is_look(self, step: int) -> bool:
+    def is_poll(self, step: int) -> bool:
         """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
-        return self._team is not None and self._team.is_look(step)
+        return self._team is not None and self._team.is_poll(step)
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
         """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
@@ -244,7 +244,7 @@ class ReadingPipeline:
         chosen = self._planning.between(names)
         self._left = tuple(name for name in self._left if name not in names)
         if self._team is not None and (assigned := self._team.begin_asked(step)) is not None:
-            due.asked = frozenset(name for job in assigned.word.jobs for name in job.names)
+            due.asked = frozenset(name for job in assigned.plan.jobs for name in job.names)
             self._follow(self._team, due, assigned)
             self._start(due, chosen, within_credit=False)
         elif chosen and len(self._due) < self._queue:
@@ -269,7 +269,7 @@ class ReadingPipeline:
         else:
             self._follow(team, due, assigned)
         self.is_ready = True
-        if team.look():
+        if team.update_holdings():
             self._latest.read = team.renamed(self.latest)
             due.read = team.renamed(due.read)
             self._replace()
@@ -287,7 +287,7 @@ class ReadingPipeline:
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
         self._due.append(due)
-        jobs = assigned.word.jobs
+        jobs = assigned.plan.jobs
         due.owners = {name: job.owner for job in jobs for name in job.names}
         due.begun.update(due.owners)
         for name in due.begun:
@@ -301,7 +301,7 @@ class ReadingPipeline:
         due.elsewhere = team.others(due.step, assigned)
         names = due.elsewhere.names if due.elsewhere else ()
         due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
-        due.until_step = self._steps + steps_still(assigned.word.ending)
+        due.until_step = self._steps + steps_still(assigned.plan.ending)
         if self._executor.on_the_spot:
             self._intake.collect(due)
 

@@ -67,7 +67,7 @@ class Planning:
         return self._priority.affordable(here, self._budget.reading_credit)
 
     def ask(self, team: Team, names: Iterable[str]) -> None:
-        """Ask all ranks to read at the next look those of these matrices for which there is credit."""
+        """Ask all ranks to read at the next poll those of these matrices for which there is credit."""
         known = set(self._priority.names) - team.missing
         ranks = self._ranks_of(team)
         chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))

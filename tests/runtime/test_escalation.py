@@ -129,7 +129,7 @@ def test_the_watch_between_readings_stays_within_its_share() -> None:
 
 
 def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
-    """Of each look, halfway to it; what rank 0 reads alone is not asked for."""
+    """Of each poll, halfway to it; what rank 0 reads alone is not asked for."""
 
     class Ranks:
         """Two layers, of which rank 0 holds one."""
@@ -140,7 +140,7 @@ def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
             self.asked: list[tuple[int, list[str]]] = []
 
         @property
-        def next_look(self) -> int:
+        def next_poll(self) -> int:
             return self.step - self.step % 20 + 20
 
         def is_elsewhere(self, name: str) -> bool:
