@@ -120,7 +120,7 @@ class ReadingPipeline:
             self._replace()
         if self._team.is_complete:
             self.is_ready = True
-            self._announce(self._team, None, step + 1)
+            self._planning.announce(self._team, None, step + 1, steps=self._steps)
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
@@ -154,7 +154,8 @@ class ReadingPipeline:
 
     def _begin_scheduled(self, step: int, host_step: int | None) -> None:
         self._left = ()
-        self._refresh()
+        if (self._team or self._source).refresh():
+            self._replace()
         earned = self._planning.earn(self._team)
         self._cautions.check(self._budget)
         self._drift.measure(step)
@@ -169,9 +170,10 @@ class ReadingPipeline:
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
         while self._due:
-            if time.monotonic() > self._due[0].until and self._steps >= self._due[0].until_step:
-                self._intake.give_up(self._due[0], elsewhere_only=True)
-            if not self._intake.is_complete(self._due[0]):
+            first = self._due[0]
+            if time.monotonic() > first.until and self._steps >= first.until_step:
+                self._intake.give_up(first, elsewhere_only=True)
+            if not self._intake.is_complete(first):
                 return
             yield self._report(self._due.popleft())
 
@@ -214,10 +216,6 @@ class ReadingPipeline:
         restore()
         self._take_up()
 
-    def _refresh(self) -> None:
-        if (self._team or self._source).refresh():
-            self._replace()
-
     def _replace(self) -> None:
         """Take up the matrices that there are now."""
         self._priority.replace(self._nominal(), self._source.on_device())
@@ -238,13 +236,13 @@ class ReadingPipeline:
 
         Other ranks take part in the former only, so that nobody waits.
         """
-        self._refresh()
+        if (self._team or self._source).refresh():
+            self._replace()
         self._planning.earn(self._team)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
         chosen = self._planning.between(names)
         self._left = tuple(name for name in self._left if name not in names)
         if self._team is not None and (assigned := self._team.begin_asked(step)) is not None:
-            due.asked = frozenset(name for job in assigned.plan.jobs for name in job.names)
             self._follow(self._team, due, assigned)
             self._start(due, chosen, within_credit=False)
         elif chosen and len(self._due) < self._queue:
@@ -278,23 +276,15 @@ class ReadingPipeline:
             return
         previous, self._last_due = self._last_due, due.step
         if sum(not self._intake.is_complete(each) for each in self._due) < self._queue:
-            self._announce(team, due.step, due.step + max(1, due.step - previous), ahead=earned)
-
-    def _announce(self, team: Team, step: int | None, then: int, *, ahead: float = 0.0) -> None:
-        step_seconds = self._budget.run_seconds / max(1, self._steps)
-        self._planning.announce(team, step, then, ahead=ahead, step_seconds=step_seconds)
+            then = due.step + max(1, due.step - previous)
+            self._planning.announce(team, due.step, then, steps=self._steps, ahead=earned)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
         self._due.append(due)
-        jobs = assigned.plan.jobs
-        due.owners = {name: job.owner for job in jobs for name in job.names}
-        due.begun.update(due.owners)
+        lost = due.follow(assigned)
         for name in due.begun:
             self._priority.begun(name, due.step)
-        due.here += assigned.tasks
-        mine = {name for task in assigned.tasks for name in task.names}
-        lost = [name for job in jobs if not job.owner for name in job.names if name not in mine]
         for name in lost:
             self._priority.lost(name)
         self._cautions.skip(due.step, len(lost))
