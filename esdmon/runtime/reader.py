@@ -220,7 +220,7 @@ class Reader:
         """Return whether any parameter behind a matrix requires a gradient."""
         return self._model.is_trainable(name)
 
-    def look(self, names: Iterable[str]) -> dict[str, float]:
+    def drifts(self, names: Iterable[str]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked; NaN where that is not known."""
         return {} if self._drift is None else self._drift.look(self._model.matrices[name] for name in names)
 

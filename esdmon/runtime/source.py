@@ -99,7 +99,7 @@ class Source(Protocol):
     def is_trainable(self, name: str) -> bool:
         """Return whether any parameter behind a matrix requires a gradient."""
 
-    def look(self, names: Iterable[str]) -> dict[str, float]:
+    def drifts(self, names: Iterable[str]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked, of those for which it is known by now."""
 
     def screen(self, name: str, step: int) -> float | None:

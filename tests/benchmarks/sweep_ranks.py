@@ -163,8 +163,8 @@ def simulate_ranks(
         earned = budget.earn(at_most=2 * turns.sweep)
         capacities.earn(earned, 2 * turns.sweep)
         turns.pass_by()
-        for name in turns.to_look_at():
-            turns.looked(name, at, DRIFT, trainable=True)
+        for name in turns.to_measure():
+            turns.drifted(name, at, DRIFT, trainable=True)
         norms.look()
         under_way.begin(planned)
         for job in planned:

@@ -63,7 +63,7 @@ class Source:
     def is_trainable(self, name: str) -> bool:
         return True
 
-    def look(self, names: Iterable[str]) -> dict[str, float]:
+    def drifts(self, names: Iterable[str]) -> dict[str, float]:
         return {}
 
     def screen(self, name: str, step: int) -> float | None:
