@@ -11,10 +11,10 @@ from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain
 from esdmon.runtime.assignments import Assigned
 from esdmon.runtime.cautions import Cautions
+from esdmon.runtime.collector import Collector
 from esdmon.runtime.drift_log import DriftLog
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
-from esdmon.runtime.intake import Intake
 from esdmon.runtime.latest import LatestReadings
 from esdmon.runtime.planning import Planning
 from esdmon.runtime.screening import Screening
@@ -172,16 +172,16 @@ class ReadingPipeline:
         while self._due:
             first = self._due[0]
             if time.monotonic() > first.until and self._steps >= first.until_step:
-                self._intake.give_up(first, elsewhere_only=True)
-            if not self._intake.is_complete(first):
+                self._collector.give_up(first, elsewhere_only=True)
+            if not self._collector.is_complete(first):
                 return
             yield self._report(self._due.popleft())
 
     def give_up(self) -> None:
         """Cancel what is under way; the log says how much is lost."""
         for due in self._due:
-            self._intake.collect(due)
-            self._intake.give_up(due)
+            self._collector.collect(due)
+            self._collector.give_up(due)
 
     def close(self) -> None:
         """End the thread, and let other ranks wait no more."""
@@ -202,7 +202,7 @@ class ReadingPipeline:
         """Begin without any reading, as at the start of a run."""
         source, budget, team = self._source, self._budget, self._team
         self._priority = ReadPriority(self._nominal(), source.on_device(), limited=budget.share is not None)
-        self._intake = Intake(self._priority, self._cautions)
+        self._collector = Collector(self._priority, self._cautions)
         self._drift = DriftLog(source, self._priority, budget, team)
         self._screening = Screening(source, self._priority, self._drift, budget)
         self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
@@ -275,7 +275,7 @@ class ReadingPipeline:
         if team.is_alone:
             return
         previous, self._last_due = self._last_due, due.step
-        if sum(not self._intake.is_complete(each) for each in self._due) < self._queue:
+        if sum(not self._collector.is_complete(each) for each in self._due) < self._queue:
             then = due.step + max(1, due.step - previous)
             self._planning.announce(team, due.step, then, steps=self._steps, ahead=earned)
 
@@ -293,11 +293,11 @@ class ReadingPipeline:
         due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
         due.until_step = self._steps + steps_still(assigned.plan.ending)
         if self._executor.on_the_spot:
-            self._intake.collect(due)
+            self._collector.collect(due)
 
     def _enqueue(self, due: DueStep) -> bool:
         """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
-        if sum(not self._intake.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
+        if sum(not self._collector.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
             self._cautions.skip(due.step, len(self._planning.here(due.step)))
             return False
         self._due.append(due)
@@ -328,7 +328,7 @@ class ReadingPipeline:
             self._priority.lost(name)
             raise
         if self._executor.on_the_spot:
-            self._intake.collect(due)
+            self._collector.collect(due)
 
     def _report(self, due: DueStep) -> Report:
         names = self._priority.names

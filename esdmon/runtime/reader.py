@@ -16,7 +16,7 @@ from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain
 from esdmon.runtime.computing import Computing
 from esdmon.runtime.gpu_solver import GpuSolver
-from esdmon.runtime.held import HeldParameters
+from esdmon.runtime.held_parameters import HeldParameters
 from esdmon.runtime.local_parts import LocalParts
 from esdmon.runtime.measuring import Measuring
 from esdmon.runtime.processes import Processes

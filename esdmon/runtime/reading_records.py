@@ -7,7 +7,7 @@ from typing import final
 from esdmon.isolation import Faults, describe
 from esdmon.records import LayerReport
 from esdmon.runtime.failed_readings import FailingReadings
-from esdmon.runtime.held import HeldParameters
+from esdmon.runtime.held_parameters import HeldParameters
 from esdmon.runtime.measured import Measured
 from esdmon.runtime.measuring import Measuring
 from esdmon.runtime.source import Ratio

@@ -12,10 +12,10 @@ from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.assignments import Assigned, Assignments
 from esdmon.runtime.coordination import Coordinator, Job, Plan, Role
-from esdmon.runtime.gathering import Gathering
 from esdmon.runtime.holdings import Holdings, Table
 from esdmon.runtime.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.source import Answer, Task
+from esdmon.runtime.table_join import TableJoin
 from esdmon.schedule.polls import between
 
 _log = logging.getLogger("esdmon")
@@ -65,7 +65,7 @@ class Team:
         self._quiet = 0
         self._unreadable: set[str] = set()
         self._has_renamed = False
-        self._gathering: Gathering | None = None
+        self._joining: TableJoin | None = None
         self.holdings = Holdings()
         """What all ranks hold, as of the last `update_holdings`."""
         self._local: Mapping[str, str] = {}
@@ -136,22 +136,22 @@ class Team:
         In a large job tables are joined in a thread, and known at a later step.
         """
         has_news = self._update_holdings()
-        self._quiet = 0 if has_news or self._gathering else self._quiet + 1
+        self._quiet = 0 if has_news or self._joining else self._quiet + 1
         return has_news
 
     def _update_holdings(self) -> bool:
-        if self._gathering is None:
+        if self._joining is None:
             paused = frozenset(rank for rank in self._present if self._is_paused(rank))
             if not self._ranks.has_tables() and paused == self._paused:
                 return False
-            self._gathering = gathering = Gathering(self._ranks, self._tables, self._roles, paused, self._version + 1)
+            self._joining = joining = TableJoin(self._ranks, self._tables, self._roles, paused, self._version + 1)
             if self._ranks.size * self._own.n_listed > _IN_THREAD:
-                Thread(target=gathering.run, name="esdmon-tables", daemon=True).start()
+                Thread(target=joining.run, name="esdmon-tables", daemon=True).start()
             else:
-                gathering.run()
-        if not self._gathering.is_done:
+                joining.run()
+        if not self._joining.is_done:
             return False
-        done, self._gathering = self._gathering, None
+        done, self._joining = self._joining, None
         if done.error is not None:
             raise done.error
         self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings

@@ -1,4 +1,4 @@
-"""`Intake`: take up the readings of a due step that are finished, and those that are given up."""
+"""`Collector`: collect the readings of a due step that are finished, and give up those that are not."""
 
 from dataclasses import replace
 from typing import final
@@ -10,8 +10,8 @@ from esdmon.schedule.priority import ReadPriority
 
 
 @final
-class Intake:
-    """Take up readings, with what they cost.
+class Collector:
+    """Collect readings, with what they cost.
 
     Args:
         priority: takes note of their cost, and of what is lost.
@@ -23,12 +23,12 @@ class Intake:
         self._cautions = cautions
 
     def is_complete(self, due: DueStep) -> bool:
-        """Take up what is finished, and return whether that is all."""
+        """Collect what is finished, and return whether that is all."""
         self.collect(due)
         return due.is_complete
 
     def collect(self, due: DueStep) -> None:
-        """Take up what is finished."""
+        """Collect what is finished."""
         while due.here:
             task = due.here.popleft()
             answer = task.poll()
@@ -43,7 +43,7 @@ class Intake:
                 self._take(due, task, answer)
 
     def give_up(self, due: DueStep, *, elsewhere_only: bool = False) -> None:
-        """Take up what is finished, and cancel the rest: all, or what is under way on other ranks."""
+        """Collect what is finished, and cancel the rest: all, or what is under way on other ranks."""
         tasks = [] if elsewhere_only else list(due.here)
         if due.elsewhere is not None:
             tasks.append(due.elsewhere)
