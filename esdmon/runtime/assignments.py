@@ -16,7 +16,7 @@ from typing import final
 from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
-from esdmon.runtime.coordination import Coordinator, Job, Plan, Role
+from esdmon.runtime.coordination import Assignment, Coordinator, Plan, Role
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.fragment_exchange import FragmentExchange, Moved, PeerError
 from esdmon.runtime.holdings import Holder, Table
@@ -144,21 +144,25 @@ class Assignments:
             self._holders.clear()
         sampled = {}
         if not self._ranks.rank:  # the only one that samples steps
-            sampled = {name: self._source.last_step(self.local(name)) for job in plan.jobs for name in job.names}
+            sampled = {
+                name: self._source.last_step(self.local(name))
+                for assignment in plan.assignments
+                for name in assignment.names
+            }
         assigned = Assigned(plan, (), {}, sampled)
         tasks: list[Task] = []
         moved: dict[str, Ratio] = {}
-        marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several jobs of a step
-        for job in plan.jobs:
-            if job.parameters:
-                own = self._copy(job, step, marked)
+        marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several assignments of a step
+        for assignment in plan.assignments:
+            if assignment.parameters:
+                own = self._copy(assignment, step, marked)
                 if not self._ranks.rank:  # which measures how far each has moved since
-                    for name in job.names:
+                    for name in assignment.names:
                         self._source.mark(self.local(name))
-                if job.owner == self._ranks.rank:
-                    tasks.append(self._begin_assembled(job, step, own, assigned.failures))
+                if assignment.owner == self._ranks.rank:
+                    tasks.append(self._begin_assembled(assignment, step, own, assigned.failures))
             else:
-                tasks += self._begin_whole(job, step, moved)
+                tasks += self._begin_whole(assignment, step, moved)
         return replace(assigned, tasks=tuple(tasks), moved=moved)
 
     def close(self, timeout: float) -> None:
@@ -210,14 +214,14 @@ class Assignments:
             self._begun.popleft()
         exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 
-    def _copy(self, job: Job, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
-        """Copy this rank's fragments: for its own reading, or for the rank that owns the job."""
+    def _copy(self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
+        """Copy this rank's fragments: for its own reading, or for the rank that owns the assignment."""
         own: dict[str, Own] = {}
-        for name in job.parameters:
+        for name in assignment.parameters:
             local = self.local(name)
             if not self._parts.fragments([local]) or self.exchange is None:
                 continue
-            is_mine, key = job.owner == self._ranks.rank, self._key(step, job, name)
+            is_mine, key = assignment.owner == self._ranks.rank, self._key(step, assignment, name)
             try:
                 moved = marked[local] = marked.get(local) or self._parts.mark(local)
                 if is_mine:
@@ -228,26 +232,28 @@ class Assignments:
                 self.exchange.fail(key, f"cannot read its part: {describe(error)}")
         return own
 
-    def _begin_whole(self, job: Job, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
-        for name in job.names:
+    def _begin_whole(self, assignment: Assignment, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
+        for name in assignment.names:
             local = self.local(name)
             if self._parts.is_here(local):
                 moved[name] = self._source.mark(local)
-                if job.owner == self._ranks.rank and self._executor.has_room(local):
+                if assignment.owner == self._ranks.rank and self._executor.has_room(local):
                     yield _renamed(self._executor.begin(local, step, moved=moved[name]), {local: name})
 
-    def _begin_assembled(self, job: Job, step: int, own: Mapping[str, Own], failures: dict[int, str]) -> Task:
-        readings = {name: self._begin_one(name, step) for name in job.names}
+    def _begin_assembled(
+        self, assignment: Assignment, step: int, own: Mapping[str, Own], failures: dict[int, str]
+    ) -> Task:
+        readings = {name: self._begin_one(name, step) for name in assignment.names}
         until = time.monotonic() + self._limits.fragment_seconds
-        finish = partial(self._assemble, job, step, own=own, readings=readings, failures=failures, until=until)
-        return self._executor.begin_later(job.names, step, finish, sum(map(self._parts.size, own)))
+        finish = partial(self._assemble, assignment, step, own=own, readings=readings, failures=failures, until=until)
+        return self._executor.begin_later(assignment.names, step, finish, sum(map(self._parts.size, own)))
 
     def _begin_one(self, name: str, step: int) -> Callable[[], LayerReport]:
         return self._source.begin(self.local(name), step, moved=unknown, copy=False)
 
     def _assemble(
         self,
-        job: Job,
+        assignment: Assignment,
         step: int,
         *,
         own: Mapping[str, Own],
@@ -255,13 +261,15 @@ class Assignments:
         failures: dict[int, str],
         until: float,
     ) -> Answer:
-        """Put the parameters of a job together and read its matrices: in the executor's thread."""
+        """Put the parameters of an assignment together and read its matrices: in the executor's thread."""
         clock = _Clock(self._executor.clock)
-        keys = {self.local(name): self._key(step, job, name) for name in job.parameters}
+        keys = {self.local(name): self._key(step, assignment, name) for name in assignment.parameters}
         fetch = partial(self._fetch, keys=keys, until=until, clock=clock)
         answer: Answer = {}
         try:
-            parameters = {local: self._holders_of(name) for local, name in zip(keys, job.parameters, strict=True)}
+            parameters = {
+                local: self._holders_of(name) for local, name in zip(keys, assignment.parameters, strict=True)
+            }
             size = sum(map(self._parts.whole_size, parameters))
             with self.memory_limit.holding(size, clock.waiting), self._parts.assembled(parameters, own, fetch) as ratio:
                 for name, finish in readings.items():
@@ -270,11 +278,11 @@ class Assignments:
         except PeerError as error:
             if not error.answers:
                 failures[error.rank] = str(error)
-            answer |= _failed(job.names, answer, step, str(error))
+            answer |= _failed(assignment.names, answer, step, str(error))
         except Exception as error:
             if self._source.strict:
                 raise
-            answer |= _failed(job.names, answer, step, describe(error))
+            answer |= _failed(assignment.names, answer, step, describe(error))
         return answer
 
     def _fetch(
@@ -297,8 +305,8 @@ class Assignments:
             self._holders[parameter] = self._ranks.holders(self._version, parameter)
         return self._holders[parameter]
 
-    def _key(self, step: int, job: Job, parameter: str) -> str:
-        return f"{self._ranks.epoch}/{step}/{job.names[0]}/{parameter}"
+    def _key(self, step: int, assignment: Assignment, parameter: str) -> str:
+        return f"{self._ranks.epoch}/{step}/{assignment.names[0]}/{parameter}"
 
 
 class _Clock:

@@ -28,7 +28,7 @@ _POLL = 0.02  # seconds between two polls for the problems of other ranks
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class Assignment:
     """What one rank reads at a due step: matrices that share their parameters, by their names in the job."""
 
     owner: int
@@ -43,7 +43,7 @@ class Plan:
 
     version: int
     """Of the holdings; a rank that knows another one looks up its role first."""
-    jobs: tuple[Job, ...]
+    assignments: tuple[Assignment, ...]
     polls: tuple[int, ...] = ()
     """After how many steps of the due one all ranks poll the store for an extra plan, until the next due step."""
     ending: int = 0
@@ -51,15 +51,15 @@ class Plan:
 
     def to_json(self) -> str:
         """Return the plan as JSON."""
-        jobs = [[job.owner, job.names, job.parameters] for job in self.jobs]
-        return json.dumps([self.version, jobs, self.polls, self.ending])
+        assignments = [[assignment.owner, assignment.names, assignment.parameters] for assignment in self.assignments]
+        return json.dumps([self.version, assignments, self.polls, self.ending])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Return the plan that `to_json` was called on."""
         version, plain, polls, ending = json.loads(text)
-        jobs = tuple(Job(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
-        return cls(version, jobs, tuple(polls), ending)
+        assignments = tuple(Assignment(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
+        return cls(version, assignments, tuple(polls), ending)
 
 
 @dataclass(frozen=True, slots=True)

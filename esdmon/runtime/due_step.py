@@ -41,14 +41,16 @@ class DueStep:
 
     def follow(self, assigned: Assigned) -> list[str]:
         """Take note of what was begun of a plan, here and on other ranks; return what this rank had no memory for."""
-        jobs = assigned.plan.jobs
-        self.owners = {name: job.owner for job in jobs for name in job.names}
+        assignments = assigned.plan.assignments
+        self.owners = {name: assignment.owner for assignment in assignments for name in assignment.names}
         self.begun.update(self.owners)
         self.here += assigned.tasks
         if self.extra:
             self.asked = frozenset(self.owners)
         here = {name for task in assigned.tasks for name in task.names}
-        return [name for job in jobs if not job.owner for name in job.names if name not in here]
+        return [
+            name for assignment in assignments if not assignment.owner for name in assignment.names if name not in here
+        ]
 
     @property
     def is_complete(self) -> bool:

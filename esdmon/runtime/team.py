@@ -11,7 +11,7 @@ from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.assignments import Assigned, Assignments
-from esdmon.runtime.coordination import Coordinator, Job, Plan, Role
+from esdmon.runtime.coordination import Assignment, Coordinator, Plan, Role
 from esdmon.runtime.holdings import Holdings, Table
 from esdmon.runtime.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.source import Answer, Task
@@ -206,20 +206,20 @@ class Team:
         """Begin what was asked for at this poll; None where nothing was."""
         return None if self._now is None else self._own.follow(self._now, step)
 
-    def _assigned(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
+    def _assigned(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Assignment, ...]:
         """Return who reads what, and say who holds the parts of it."""
-        jobs = self._sharing.share(names, self.holdings, ranks)
-        for parameter in {name for job in jobs for name in job.parameters} - self._given:
+        assignments = self._sharing.share(names, self.holdings, ranks)
+        for parameter in {name for assignment in assignments for name in assignment.parameters} - self._given:
             self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
             self._given.add(parameter)
-        return jobs
+        return assignments
 
     def others(self, step: int, assigned: Assigned) -> Task | None:
         """Return the readings that other ranks have begun; None where they have none."""
-        jobs = [job for job in assigned.plan.jobs if job.owner]
-        if not jobs:
+        assignments = [assignment for assignment in assigned.plan.assignments if assignment.owner]
+        if not assignments:
             return None
-        ranks = sorted({job.owner for job in jobs})
+        ranks = sorted({assignment.owner for assignment in assignments})
 
         def take() -> Answer:
             # Rank 0 has seen all readings of a matrix of which it holds all; those of any other rank are fewer.
@@ -229,7 +229,7 @@ class Team:
         def poll() -> Answer | None:
             return take() if self._ranks.answered(step, ranks) else None
 
-        return Task(tuple(name for job in jobs for name in job.names), poll, take)
+        return Task(tuple(name for assignment in assignments for name in assignment.names), poll, take)
 
     def _take(self, step: int, ranks: Iterable[int]) -> Answer:
         """Return the answers that are there, and count a failure for each rank that has not answered at a due step.
@@ -250,7 +250,7 @@ class Team:
     def settle(self, step: int) -> None:
         """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
         own, plan = self._blamed.pop(step, {}), self._plans.pop(step, None)
-        if plan is None or not any(job.parameters for job in plan.jobs):
+        if plan is None or not any(assignment.parameters for assignment in plan.assignments):
             return
         for rank in set(self._present) - {0}:
             if rank in own:

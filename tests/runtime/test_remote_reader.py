@@ -6,7 +6,7 @@ from typing import Any
 
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport, Screened
-from esdmon.runtime.coordination import Job, Plan, Role
+from esdmon.runtime.coordination import Assignment, Plan, Role
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.remote_reader import RemoteReader
 from esdmon.schedule.budget import Budget
@@ -111,7 +111,7 @@ class Assigns:
         return Role({}, frozenset())
 
     def plan(self, previous: int) -> Plan:
-        return Plan(1, tuple(Job(1, (f"w{k}",)) for k in range(10)))
+        return Plan(1, tuple(Assignment(1, (f"w{k}",)) for k in range(10)))
 
     def answer(self, *_: Any) -> None:
         pass

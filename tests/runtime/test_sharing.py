@@ -45,7 +45,7 @@ def reading(*paces: float, credit: float = math.inf, copies: bool = True) -> dic
 
 
 def counts(sharing: Sharing, holdings: Holdings, ranks: dict[int, Reads], times: int = 1) -> Counter[int]:
-    return Counter(job.owner for _ in range(times) for job in sharing.share(SECONDS, holdings, ranks))
+    return Counter(assignment.owner for _ in range(times) for assignment in sharing.share(SECONDS, holdings, ranks))
 
 
 def sharing_of(ranks: int, most_bytes: int = 1 << 20) -> Sharing:
@@ -73,8 +73,8 @@ def test_a_rank_without_credit_is_given_nothing() -> None:
     second = Reads(300.0, -1.0)
     assert counts(sharing_of(2), whole(2), {0: first, 1: second}) == {0: 3}
     only = join({1: Table(1, "", {name: Listed(1.0, (), "", 100) for name in NAMES}, {})})
-    jobs = sharing_of(2).share(SECONDS, only, {0: first, 1: second})
-    assert [(job.owner, job.names) for job in jobs] == [(1, ("w0",))]
+    assignments = sharing_of(2).share(SECONDS, only, {0: first, 1: second})
+    assert [(assignment.owner, assignment.names) for assignment in assignments] == [(1, ("w0",))]
 
 
 def test_whole_copies_fit_into_the_memory_of_a_rank() -> None:
