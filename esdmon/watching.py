@@ -21,25 +21,25 @@ from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.options import WatchKeywords, WatchOptions, shows_options
 from esdmon.options.alerts import actions_for, rule_labels, usable_rules
+from esdmon.options.modes import available_mode, resolved_mode, workers_for
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
 from esdmon.runtime.assignments import Assignments
 from esdmon.runtime.clock import Clock, check_clock, hookable
 from esdmon.runtime.coordination import Coordinator
-from esdmon.runtime.cpus import IdleCores, cores
-from esdmon.runtime.executor import MODES, Executor, Mode
+from esdmon.runtime.escalation import Escalation
+from esdmon.runtime.executor import Executor
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.pipeline import ReadingPipeline
-from esdmon.runtime.processes import Processes, why_not
-from esdmon.runtime.pulse import Escalation, Pulse
+from esdmon.runtime.processes import Processes
 from esdmon.runtime.reader import Reader
 from esdmon.runtime.remote_reader import RemoteReader
 from esdmon.runtime.requests import Requests
 from esdmon.runtime.source import Pipeline
+from esdmon.runtime.step_sampling import StepSampling
 from esdmon.runtime.team import Team
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
-from esdmon.schedule.workers import Workers
 from esdmon.torch_private import job_store, use_one_thread
 from esdmon.weights import Drift, Model, Transfers
 from esdmon.weights.names import unwrap
@@ -173,7 +173,7 @@ def attach(
     if inner and hook:
         check_clock(optimizer, model)
     transfers = Transfers()
-    given = _available(options.mode)
+    given = available_mode(options.mode)
     processes = Processes() if given == "process" else None
     ranks = _ranks(limits)
     reader = Reader(
@@ -192,7 +192,7 @@ def attach(
     if ranks is not None:
         _raise_common(ranks, reader.problems, limits)
     job = 1 if ranks is None else ranks.size
-    mode = _mode(given, on_accelerator=reader.on_accelerator, on_device=reader.is_for_gpu, job=job)
+    mode = resolved_mode(given, on_accelerator=reader.on_accelerator, on_device=reader.is_for_gpu, job=job)
     transfers.waits = mode == "sync"
     # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
     cpu_clock = time.process_time if mode == "sync" else time.thread_time
@@ -201,7 +201,7 @@ def attach(
     if hooked is not None:
         _close_older(hooked, model)
     leads = ranks is None or ranks.rank == 0
-    workers = None if mode in ("sync", "device") else _workers(options, job=job)
+    workers = None if mode in ("sync", "device") else workers_for(options, job=job)
     rate = None if workers is None else lambda: float(workers.count)
     budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds, rate=rate)
     executor = Executor(
@@ -224,7 +224,7 @@ def attach(
             reader, executor, budget, team=team, max_tags=options.max_tags, queue=limits.due_steps_under_way
         )
         if rules:
-            escalation = Escalation(Pulse(reader, budget), None if team is None else readings)
+            escalation = Escalation(StepSampling(reader, budget), None if team is None else readings)
     actions = actions_for(options.alert_config, options.on_alert, known)
     monitor = Monitor(
         readings,
@@ -288,50 +288,6 @@ def _close_older(optimizer: Optimizer, model: Model) -> None:
 
 def _identity(model: Model) -> int:
     return id(unwrap(model)) if isinstance(model, torch.nn.Module) else id(model)
-
-
-def _available(mode: str) -> str:
-    """Return the mode that was asked for, or "thread" where processes cannot be had."""
-    why = why_not() if mode == "process" else ""
-    if why:
-        _log.warning("esdmon: mode='process' needs worker processes, but %s. Threads read in their place.", why)
-    return "thread" if why else mode
-
-
-def _mode(mode: str, *, on_accelerator: bool, on_device: bool, job: int) -> Mode:
-    """Return the mode that "auto" stands for here; any other unchanged, but for one that cannot be had.
-
-    Args:
-        mode: that was asked for.
-        on_accelerator: whether any weight is.
-        on_device: whether a GPU can compute the eigenvalues of any.
-        job: ranks of the job.
-    """
-    if mode == "device" and not (on_device and job == 1):
-        _log.warning(
-            "esdmon: mode='device' needs a process that trains alone, and on its CUDA device a whole parameter with "
-            "some 700 eigenvalues or more. A thread reads in its place."
-        )
-        return "thread"
-    for one in MODES:
-        if mode == one:
-            return one
-    # torch starts a thread for each physical core, which are half of what the system counts where each runs two.
-    idle = 4 * torch.get_num_threads() <= cores(job=job)
-    return "thread" if on_accelerator or idle else "sync"
-
-
-def _workers(options: WatchOptions, *, job: int) -> Workers | None:
-    """Return what sets the number of threads on idle cores; None where none is wanted, or nothing limits the time.
-
-    Args:
-        options: of the user.
-        job: ranks of the job.
-    """
-    if options.budget is None or options.workers == 0:
-        return None
-    idle, at_most = IdleCores(job=job), cores(job=job) if options.workers == "auto" else int(options.workers)
-    return Workers(options.budget, lambda own: min(at_most, idle(own=own)), with_ranks=job > 1, is_known=idle.is_known)
 
 
 def _ranks(limits: Limits) -> Coordinator | None:

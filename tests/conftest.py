@@ -19,7 +19,7 @@ if os.environ["OMP_NUM_THREADS"] == "1":
 @pytest.fixture(autouse=True)
 def _no_idle_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no test depend on how many cores of the machine are idle: a reading in a thread is charged in full."""
-    monkeypatch.setattr("esdmon.watching.IdleCores", lambda job: Idle(lambda: 0 * job))
+    monkeypatch.setattr("esdmon.options.modes.IdleCores", lambda job: Idle(lambda: 0 * job))
 
 
 settings.register_profile("esdmon", deadline=None)

@@ -60,7 +60,7 @@ class Reads:
     def get_ready(self, step: int) -> None:
         pass
 
-    def is_look(self, step: int) -> bool:
+    def is_poll(self, step: int) -> bool:
         return False
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:

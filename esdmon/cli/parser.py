@@ -85,8 +85,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Train a small network on scikit-learn's digits, watched by esdmon. In mid-run weight decay is set far too "
-        "strong, alerts fire, and the weights are restored; the end says what happened, and where to look."
+        "Train a small network on scikit-learn's digits, watched by esdmon. In the middle of the run weight decay is "
+        "set far too high, alerts fire, and the weights are restored; the end says what happened, and where to look."
     )
     default = "(default: %(default)s)"
     parser.add_argument(

@@ -137,7 +137,7 @@ class LayerReport:
     unchanged: bool = False
     """True if the values are repeated from an earlier step since the weight has moved by at most 1e-3 of its norm."""
     extra: bool = False
-    """True for a reading between the scheduled ones, since something in the layer leapt or may be wrong."""
+    """True for a reading between the scheduled ones, since something in the layer jumped or may be wrong."""
     dead_rows: int = 0
     """Rows that were left out: all zero, or with an rms below 1e-3 of that of the median row. For a linear layer, its
     outputs."""

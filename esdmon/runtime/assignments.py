@@ -1,7 +1,7 @@
 """`Assignments`: what each rank of a job does at a due step: give copies of its fragments, read what it was assigned.
 
-In the training's thread there is one look for a word of rank 0, and copies: nothing waits. What needs fragments of
-other ranks is put together and read in a thread of the executor, as much at a time as there is room for.
+In the training's thread the store is polled once for rank 0's plan, and copies are begun: nothing waits. What needs
+fragments of other ranks is put together and read in a thread of the executor, as much at a time as memory allows.
 """
 
 import logging
@@ -16,13 +16,13 @@ from typing import final
 from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
-from esdmon.runtime.coordination import Coordinator, Job, Role, Word
+from esdmon.runtime.coordination import Assignment, Coordinator, Plan, Role
 from esdmon.runtime.executor import Executor
+from esdmon.runtime.fragment_exchange import FragmentExchange, Moved, PeerError
 from esdmon.runtime.holdings import Holder, Table
-from esdmon.runtime.letterbox import Letterbox, Moved, PeerError
-from esdmon.runtime.room import Room
+from esdmon.runtime.memory_limit import MemoryLimit
 from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
-from esdmon.schedule.looks import Looks
+from esdmon.schedule.polls import Polls
 from esdmon.schedule.step_sample import StepSample
 from esdmon.schedule.workers import steps_still
 
@@ -34,7 +34,7 @@ _KEPT = 3  # due steps whose copies are kept, this one included: readings may be
 class Assigned:
     """What was begun at a due step."""
 
-    word: Word
+    plan: Plan
     tasks: tuple[Task, ...]
     """Of this rank, with the names of the job."""
     moved: Mapping[str, Ratio]
@@ -68,17 +68,17 @@ class Assignments:
         self._ending = 0
         self._role = Role({}, frozenset())
         self._version = 0
-        self.looks = Looks()
-        """The steps until the next due one at which all ranks look whether more is read."""
+        self.polls = Polls()
+        """The steps until the next due one at which all ranks poll the store for an extra plan."""
         self.has_joined = False
         """Whether this rank has announced what it holds."""
         self._holders: dict[str, tuple[Holder, ...]] = {}
         self._address = ""
         self.n_listed = 0
         """Matrices of this rank's model, as last announced."""
-        self.letterbox: Letterbox | None = None
+        self.exchange: FragmentExchange | None = None
         """Copies of this rank's fragments; None for a rank that has none."""
-        self.room = Room(limits.copied_bytes)
+        self.memory_limit = MemoryLimit(limits.copied_bytes)
         """For what this rank puts together."""
 
     def get_ready(self) -> bool:
@@ -108,57 +108,61 @@ class Assignments:
         self._ranks.restart()
         self._begun.clear()
         self._previous = None
-        self.looks.start(0, ())
+        self.polls.start(0, ())
 
     def begin(self, step: int) -> Assigned | None:
-        """Give the copies of a due step, and begin what is assigned to this rank; None where there was no word."""
+        """Give the copies of a due step, and begin what is assigned to this rank; None where there was no plan."""
         previous, self._previous = self._previous, step
-        if self.letterbox is not None:
-            self._expire(self.letterbox, step)
-        word = self._ranks.word(previous) if self.has_joined else None
-        self.looks.start(step, () if word is None else word.looks)
-        return None if word is None else self.follow(word, step)
+        if self.exchange is not None:
+            self._expire(self.exchange, step)
+        plan = self._ranks.plan(previous) if self.has_joined else None
+        self.polls.start(step, () if plan is None else plan.polls)
+        return None if plan is None else self.follow(plan, step)
 
-    def look(self, expected: int, step: int) -> Assigned | None:
+    def poll(self, expected: int, step: int) -> Assigned | None:
         """Do between due steps what rank 0 has asked for; None where that is nothing.
 
         Args:
-            expected: the step at which this look was expected.
+            expected: the planned step of this poll.
             step: optimizer steps taken.
         """
-        word = self._ranks.asked(expected)
-        if word is None:
+        plan = self._ranks.extra_plan(expected)
+        if plan is None:
             return None
         self.refresh()
-        return self.follow(word, step)
+        return self.follow(plan, step)
 
-    def follow(self, word: Word, step: int) -> Assigned | None:
-        """Give the copies of a word, and begin what it assigns to this rank; None where this rank has no role yet."""
-        self._ending = word.ending
-        self._executor.end_within(word.ending)
-        if word.version != self._version:
-            role = self._ranks.role(word.version)
+    def follow(self, plan: Plan, step: int) -> Assigned | None:
+        """Give the copies of a plan, and begin what it assigns to this rank; None where this rank has no role yet."""
+        self._ending = plan.ending
+        self._executor.end_within(plan.ending)
+        if plan.version != self._version:
+            role = self._ranks.role(plan.version)
             if role is None:
                 return None
-            self._role, self._version = role, word.version
+            self._role, self._version = role, plan.version
             self._holders.clear()
         sampled = {}
         if not self._ranks.rank:  # the only one that samples steps
-            sampled = {name: self._source.last_step(self.local(name)) for job in word.jobs for name in job.names}
-        assigned = Assigned(word, (), {}, sampled)
+            sampled = {
+                name: self._source.last_step(self.local(name))
+                for assignment in plan.assignments
+                for name in assignment.names
+            }
+        assigned = Assigned(plan, (), {}, sampled)
         tasks: list[Task] = []
         moved: dict[str, Ratio] = {}
-        marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several jobs of a step
-        for job in word.jobs:
-            if job.parameters:
-                own = self._copy(job, step, marked)
+        marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several assignments of a step
+        for assignment in plan.assignments:
+            if assignment.parameters:
+                own = self._copy(assignment, step, marked)
                 if not self._ranks.rank:  # which measures how far each has moved since
-                    for name in job.names:
+                    for name in assignment.names:
                         self._source.mark(self.local(name))
-                if job.owner == self._ranks.rank:
-                    tasks.append(self._begin_assembled(job, step, own, assigned.failures))
+                if assignment.owner == self._ranks.rank:
+                    tasks.append(self._begin_assembled(assignment, step, own, assigned.failures))
             else:
-                tasks += self._begin_whole(job, step, moved)
+                tasks += self._begin_whole(assignment, step, moved)
         return replace(assigned, tasks=tuple(tasks), moved=moved)
 
     def close(self, timeout: float) -> None:
@@ -166,9 +170,9 @@ class Assignments:
         if self.has_joined and self._ranks.rank:
             with suppress(Exception):  # rank 0 and its store may be gone
                 self._ranks.announce(Table(self._ranks.rank, "", {}, {}, has_left=True))
-        if self.letterbox is not None:
-            self.letterbox.drain(timeout)
-            self.letterbox.close()
+        if self.exchange is not None:
+            self.exchange.drain(timeout)
+            self.exchange.close()
         self._ranks.end()
 
     @property
@@ -183,11 +187,11 @@ class Assignments:
     def _table(self, token: bytes) -> Table:
         matrices, parts = self._parts.holdings()
         self.n_listed = len(matrices)
-        if parts and self.letterbox is None:
+        if parts and self.exchange is None:
             limits = self._limits
-            self.letterbox = Letterbox(token, limits.copied_bytes, limits.fragment_seconds)
+            self.exchange = FragmentExchange(token, limits.copied_bytes, limits.fragment_seconds)
             try:
-                self._address = self.letterbox.open()
+                self._address = self.exchange.open()
             except OSError as error:
                 _log.warning(
                     "esdmon: rank %d cannot listen for the other ranks: %s. Weights of which it holds a part are not "
@@ -202,52 +206,54 @@ class Assignments:
         copies, stands_still = not self._executor.on_the_spot, self._executor.stands_still
         return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, stands_still=stands_still)
 
-    def _expire(self, letterbox: Letterbox, step: int) -> None:
+    def _expire(self, exchange: FragmentExchange, step: int) -> None:
         """Forget copies that nobody fetches any more: of two due steps ago, where no thread may still wait for them."""
         now = time.monotonic()
         self._begun.append((step, now))
         while len(self._begun) > _KEPT and self._begun[1][0] <= step - steps_still(self._ending):
             self._begun.popleft()
-        letterbox.expire(min(self._begun[0][1], now - 2 * letterbox.patience))
+        exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 
-    def _copy(self, job: Job, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
-        """Copy this rank's fragments: for its own reading, or for the rank that owns the job."""
+    def _copy(self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
+        """Copy this rank's fragments: for its own reading, or for the rank that owns the assignment."""
         own: dict[str, Own] = {}
-        for name in job.parameters:
+        for name in assignment.parameters:
             local = self.local(name)
-            if not self._parts.fragments([local]) or self.letterbox is None:
+            if not self._parts.fragments([local]) or self.exchange is None:
                 continue
-            is_mine, key = job.owner == self._ranks.rank, self._key(step, job, name)
+            is_mine, key = assignment.owner == self._ranks.rank, self._key(step, assignment, name)
             try:
                 moved = marked[local] = marked.get(local) or self._parts.mark(local)
                 if is_mine:
                     own[local] = self._parts.copy(local), moved
                 elif name in self._role.copies:
-                    self.letterbox.keep(key, self._parts.copy(local), self._parts.size(local), moved)
+                    self.exchange.keep(key, self._parts.copy(local), self._parts.size(local), moved)
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
-                self.letterbox.fail(key, f"cannot read its part: {describe(error)}")
+                self.exchange.fail(key, f"cannot read its part: {describe(error)}")
         return own
 
-    def _begin_whole(self, job: Job, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
-        for name in job.names:
+    def _begin_whole(self, assignment: Assignment, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
+        for name in assignment.names:
             local = self.local(name)
             if self._parts.is_here(local):
                 moved[name] = self._source.mark(local)
-                if job.owner == self._ranks.rank and self._executor.has_room(local):
+                if assignment.owner == self._ranks.rank and self._executor.has_room(local):
                     yield _renamed(self._executor.begin(local, step, moved=moved[name]), {local: name})
 
-    def _begin_assembled(self, job: Job, step: int, own: Mapping[str, Own], failures: dict[int, str]) -> Task:
-        readings = {name: self._begin_one(name, step) for name in job.names}
+    def _begin_assembled(
+        self, assignment: Assignment, step: int, own: Mapping[str, Own], failures: dict[int, str]
+    ) -> Task:
+        readings = {name: self._begin_one(name, step) for name in assignment.names}
         until = time.monotonic() + self._limits.fragment_seconds
-        finish = partial(self._assemble, job, step, own=own, readings=readings, failures=failures, until=until)
-        return self._executor.begin_later(job.names, step, finish, sum(map(self._parts.size, own)))
+        finish = partial(self._assemble, assignment, step, own=own, readings=readings, failures=failures, until=until)
+        return self._executor.begin_later(assignment.names, step, finish, sum(map(self._parts.size, own)))
 
     def _begin_one(self, name: str, step: int) -> Callable[[], LayerReport]:
         return self._source.begin(self.local(name), step, moved=unknown, copy=False)
 
     def _assemble(
         self,
-        job: Job,
+        assignment: Assignment,
         step: int,
         *,
         own: Mapping[str, Own],
@@ -255,26 +261,28 @@ class Assignments:
         failures: dict[int, str],
         until: float,
     ) -> Answer:
-        """Put the parameters of a job together and read its matrices: in the executor's thread."""
+        """Put the parameters of an assignment together and read its matrices: in the executor's thread."""
         clock = _Clock(self._executor.clock)
-        keys = {self.local(name): self._key(step, job, name) for name in job.parameters}
+        keys = {self.local(name): self._key(step, assignment, name) for name in assignment.parameters}
         fetch = partial(self._fetch, keys=keys, until=until, clock=clock)
         answer: Answer = {}
         try:
-            parameters = {local: self._holders_of(name) for local, name in zip(keys, job.parameters, strict=True)}
+            parameters = {
+                local: self._holders_of(name) for local, name in zip(keys, assignment.parameters, strict=True)
+            }
             size = sum(map(self._parts.whole_size, parameters))
-            with self.room.holding(size, clock.waiting), self._parts.assembled(parameters, own, fetch) as ratio:
+            with self.memory_limit.holding(size, clock.waiting), self._parts.assembled(parameters, own, fetch) as ratio:
                 for name, finish in readings.items():
                     layer = replace(finish(), name=name, update_ratio=ratio)
                     answer[name] = layer, clock.lap()
         except PeerError as error:
             if not error.answers:
                 failures[error.rank] = str(error)
-            answer |= _failed(job.names, answer, step, str(error))
+            answer |= _failed(assignment.names, answer, step, str(error))
         except Exception as error:
             if self._source.strict:
                 raise
-            answer |= _failed(job.names, answer, step, describe(error))
+            answer |= _failed(assignment.names, answer, step, describe(error))
         return answer
 
     def _fetch(
@@ -287,18 +295,18 @@ class Assignments:
         until: float,
         clock: "_Clock",
     ) -> Moved:
-        if self.letterbox is None:
-            raise LookupError("this rank has no letterbox")
+        if self.exchange is None:
+            raise LookupError("this rank does not serve fragments")
         with clock.waiting():
-            return self.letterbox.fetch(holder.rank, holder.address, keys[local], into, until=until)
+            return self.exchange.fetch(holder.rank, holder.address, keys[local], into, until=until)
 
     def _holders_of(self, parameter: str) -> tuple[Holder, ...]:
         if parameter not in self._holders:
             self._holders[parameter] = self._ranks.holders(self._version, parameter)
         return self._holders[parameter]
 
-    def _key(self, step: int, job: Job, parameter: str) -> str:
-        return f"{self._ranks.epoch}/{step}/{job.names[0]}/{parameter}"
+    def _key(self, step: int, assignment: Assignment, parameter: str) -> str:
+        return f"{self._ranks.epoch}/{step}/{assignment.names[0]}/{parameter}"
 
 
 class _Clock:

@@ -5,10 +5,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import final
 
-from esdmon.runtime.job import Job
 from esdmon.runtime.measured import Measured, measure
 from esdmon.runtime.measuring import Measuring
 from esdmon.runtime.processes import Processes
+from esdmon.runtime.worker_job import WorkerJob
 from esdmon.spectrum import Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.recent_laws import RecentLaws
@@ -104,7 +104,7 @@ class Computing:
         laws, last = self._laws[matrix.name], self._directions.get(matrix.name)
         exported = export(matrix, precision=self._precision, kind=kind, also=self._measuring.needs)
         directions = None if exported.directions is None else (*exported.directions, last)
-        job = Job(exported.weight, laws, directions, self._measuring.built_in, self._measuring.follows)
+        job = WorkerJob(exported.weight, laws, directions, self._measuring.built_in, self._measuring.follows)
         outcome = self._processes.run(job, exported.stack)
         if outcome is None:
             return None

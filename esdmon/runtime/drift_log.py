@@ -10,9 +10,9 @@ from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
 
-_LOOKS = 32  # matrices whose drift is measured before the credit is checked again
-_FEW_LOOKS = 4  # matrices whose drift is measured where there is no credit
-_LOOKING = 0.5  # share of the credit that may go into measuring drift
+_BATCH = 32  # matrices whose drift is measured before the credit is checked again
+_FEW = 4  # matrices whose drift is measured where there is no credit
+_SHARE = 0.5  # share of the credit that may go into measuring drift
 
 
 @final
@@ -43,11 +43,11 @@ class DriftLog:
 
     def measure(self, step: int) -> None:
         """Measure how far matrices have moved: all if the credit allows, else those not measured for longest."""
-        known = {name: self._local(name) for name in self._priority.to_look_at()}
+        known = {name: self._local(name) for name in self._priority.to_measure()}
         names, credit = [name for name, local in known.items() if local], self._budget.credit
-        count = _LOOKS if credit > 0 else _FEW_LOOKS
+        count = _BATCH if credit > 0 else _FEW
         while names:
-            drifts = self._source.look(known[name] for name in names[:count])
+            drifts = self._source.drifts(known[name] for name in names[:count])
             for name in names[:count]:
                 local = known[name]
                 drift = drifts.get(local)
@@ -55,9 +55,9 @@ class DriftLog:
                     self._priority.expect(name, step)
                     self._not_measured.add(name)
                 elif not math.isnan(drift) or self.is_here(name):  # else the readings of other ranks say it
-                    self._priority.looked(name, step, drift, trainable=self._source.is_trainable(local))
+                    self._priority.drifted(name, step, drift, trainable=self._source.is_trainable(local))
             names = names[count:]
-            if self._budget.credit < (1 - _LOOKING) * credit or credit <= 0:
+            if self._budget.credit < (1 - _SHARE) * credit or credit <= 0:
                 break
 
     def learn(self, read: Mapping[str, LayerReport], latest: Mapping[str, LayerReport]) -> None:

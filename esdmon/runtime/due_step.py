@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from esdmon.records import LayerReport
+from esdmon.runtime.assignments import Assigned
 from esdmon.runtime.source import Task
 
 
@@ -37,6 +38,19 @@ class DueStep:
     until_step: int = 0
     read: dict[str, LayerReport] = field(default_factory=dict)
     seconds: float = 0.0
+
+    def follow(self, assigned: Assigned) -> list[str]:
+        """Take note of what was begun of a plan, here and on other ranks; return what this rank had no memory for."""
+        assignments = assigned.plan.assignments
+        self.owners = {name: assignment.owner for assignment in assignments for name in assignment.names}
+        self.begun.update(self.owners)
+        self.here += assigned.tasks
+        if self.extra:
+            self.asked = frozenset(self.owners)
+        here = {name for task in assigned.tasks for name in task.names}
+        return [
+            name for assignment in assignments if not assignment.owner for name in assignment.names if name not in here
+        ]
 
     @property
     def is_complete(self) -> bool:

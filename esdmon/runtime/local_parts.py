@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from esdmon.records import Coverage
+from esdmon.runtime.fragment_exchange import Moved
 from esdmon.runtime.holdings import Holder, Listed, Part
-from esdmon.runtime.letterbox import Moved
 from esdmon.runtime.source import Fetch, Own
 from esdmon.runtime.watched_model import WatchedModel
 from esdmon.weights import (

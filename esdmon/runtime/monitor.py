@@ -3,20 +3,20 @@
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from typing import Self, final
 
-from esdmon.alerts import Actions, AlertManager, Watchdog
+from esdmon.alerts import Actions, AlertManager
 from esdmon.calls import explain_wrong_calls
 from esdmon.isolation import Fault, Faults
 from esdmon.limits import Limits
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful
+from esdmon.runtime.alerting import Alerting
 from esdmon.runtime.at_exit import close_at_exit, is_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
+from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.notes import Notes
-from esdmon.runtime.pulse import Escalation
 from esdmon.runtime.requests import Requests
 from esdmon.runtime.saved_state import as_state, parse
 from esdmon.runtime.source import Pipeline
@@ -54,8 +54,8 @@ class Monitor:
     ) -> None:
         self._readings = readings
         self._limits = limits or Limits()
-        self._alert_manager = alerts or AlertManager()
-        self._parts: dict[str, Stateful] = {"readings": readings, "alerts": self._alert_manager, **(parts or {})}
+        manager = alerts or AlertManager()
+        self._parts: dict[str, Stateful] = {"readings": readings, "alerts": manager, **(parts or {})}
         if escalation is not None:
             self._parts["escalation"] = escalation
         self._schedule = schedule
@@ -64,6 +64,7 @@ class Monitor:
         self._escalation = escalation
         self._requests = requests or Requests()
         self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests)
+        self._alerting = Alerting(manager, self._out)
         self._delivering = self._closes_sinks_later = False
         self._notes = Notes(no_step)
         self._is_hooked = self._closed = self._has_settled = False
@@ -72,9 +73,6 @@ class Monitor:
         self._steps = first_step
         self._report: Report | None = None
         self._was_report = False
-        self._alerts: list[Alert] = []
-        rules = {rule.name: rule for rule in self._alert_manager.rules}
-        self._watchdog = Watchdog(rules.get("stale_monitor"))
         self._out.start(self._run, first_step)
         # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
@@ -88,12 +86,12 @@ class Monitor:
     @property
     def alerts(self) -> tuple[Alert, ...]:
         """Return all alerts so far, also those that are resolved."""
-        return tuple(self._alerts)
+        return tuple(self._alerting.alerts)
 
     @property
     def pending(self) -> tuple[Alert, ...]:
         """Return the findings that have not yet persisted for enough readings to fire."""
-        return self._alert_manager.pending
+        return self._alerting.pending
 
     @property
     def should_stop(self) -> bool:
@@ -162,10 +160,10 @@ class Monitor:
         self._advance()
         due = self._is_due(count)
         extra = self._extra(is_scheduled=due)
-        is_look = not due and self._readings.is_look(self._steps)
+        is_poll = not due and self._readings.is_poll(self._steps)
         if due:
             self._faults.advance()
-        if due or extra or is_look:
+        if due or extra or is_poll:
             self._begin(host_step, None if due else extra)
         elif not self._readings.is_ready:
             self._get_ready()
@@ -177,7 +175,7 @@ class Monitor:
         if self._out.is_behind and (was_report or not is_report):
             self._catch_up()
         if due and self._readings.reports:
-            self._raise([self._watchdog.due(self._steps)])
+            self._alerting.due(self._steps)
         if self._requests.is_shared:
             self._meet(is_due=due)
         if self._escalation is not None and not self._faults.disabled("escalation"):
@@ -288,7 +286,7 @@ class Monitor:
         """
         if self._notes.check_process():
             self._take_finished()
-        return as_state(self._run, self._steps, self._alerts, self._parts)
+        return as_state(self._run, self._steps, self._alerting.alerts, self._parts)
 
     @explain_wrong_calls
     def load_state_dict(self, state: object) -> None:
@@ -303,7 +301,7 @@ class Monitor:
         saved = parse(state, self._parts)
         for part in saved.continue_from:
             part()
-        self._alerts, self._steps, self._run = saved.alerts, saved.steps, saved.run or self._run
+        self._alerting.alerts, self._steps, self._run = saved.alerts, saved.steps, saved.run or self._run
         self._out.start(self._run, saved.steps)
         self._out.rewind(saved.steps, saved.alerts)
 
@@ -342,18 +340,9 @@ class Monitor:
                     self._out.close(self._steps)
 
     def _take(self, report: Report) -> None:
-        changes = self._alert_manager.take(report, time=time.time())
+        checked, changes = self._alerting.check(report)
         if self._escalation is not None:
-            self._escalation.report(report, self._alert_manager.pending)
-        self._report = replace(report, firing=self._alert_manager.firing)
-        self._out.write(self._report)
-        self._raise([self._watchdog.report(report.step), *changes])
-
-    def _raise(self, found: Iterable[Alert | None]) -> None:
-        """Write all alerts of a report before any action, so that an action that saves a state saves them too."""
-        alerts = [alert for alert in found if alert is not None]
-        self._alerts += alerts
-        for alert in alerts:
-            self._out.alert(alert)
-        for alert in alerts:
-            self._out.act(alert)
+            self._escalation.report(report, self._alerting.pending)
+        self._report = checked
+        self._out.write(checked)
+        self._alerting.send(checked, changes)

@@ -11,10 +11,10 @@ from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain
 from esdmon.runtime.assignments import Assigned
 from esdmon.runtime.cautions import Cautions
+from esdmon.runtime.collector import Collector
 from esdmon.runtime.drift_log import DriftLog
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
-from esdmon.runtime.intake import Intake
 from esdmon.runtime.latest import LatestReadings
 from esdmon.runtime.planning import Planning
 from esdmon.runtime.screening import Screening
@@ -120,27 +120,27 @@ class ReadingPipeline:
             self._replace()
         if self._team.is_complete:
             self.is_ready = True
-            self._announce(self._team, None, step + 1)
+            self._planning.announce(self._team, None, step + 1, steps=self._steps)
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
         return not self._drift.is_here(name)
 
     @property
-    def next_look(self) -> int | None:
+    def next_poll(self) -> int | None:
         """Return the step, between scheduled ones, of the next reading in which other ranks take part."""
-        return None if self._team is None else self._team.next_look
+        return None if self._team is None else self._team.next_poll
 
     def ask(self, names: Collection[str]) -> None:
-        """Ask all ranks to read at the next look those of these matrices for which there is credit: one at a time."""
+        """Ask all ranks to read at the next poll those of these matrices for which there is credit: one at a time."""
         is_free = len(self._due) < self._queue and not any(due.asked for due in self._due)
         if self._team is not None and is_free:
             with self._budget.spending():
                 self._planning.ask(self._team, names)
 
-    def is_look(self, step: int) -> bool:
+    def is_poll(self, step: int) -> bool:
         """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
-        return self._team is not None and self._team.is_look(step)
+        return self._team is not None and self._team.is_poll(step)
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
         """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
@@ -154,7 +154,8 @@ class ReadingPipeline:
 
     def _begin_scheduled(self, step: int, host_step: int | None) -> None:
         self._left = ()
-        self._refresh()
+        if (self._team or self._source).refresh():
+            self._replace()
         earned = self._planning.earn(self._team)
         self._cautions.check(self._budget)
         self._drift.measure(step)
@@ -169,17 +170,18 @@ class ReadingPipeline:
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
         while self._due:
-            if time.monotonic() > self._due[0].until and self._steps >= self._due[0].until_step:
-                self._intake.give_up(self._due[0], elsewhere_only=True)
-            if not self._intake.is_complete(self._due[0]):
+            first = self._due[0]
+            if time.monotonic() > first.until and self._steps >= first.until_step:
+                self._collector.give_up(first, elsewhere_only=True)
+            if not self._collector.is_complete(first):
                 return
             yield self._report(self._due.popleft())
 
     def give_up(self) -> None:
         """Cancel what is under way; the log says how much is lost."""
         for due in self._due:
-            self._intake.collect(due)
-            self._intake.give_up(due)
+            self._collector.collect(due)
+            self._collector.give_up(due)
 
     def close(self) -> None:
         """End the thread, and let other ranks wait no more."""
@@ -200,7 +202,7 @@ class ReadingPipeline:
         """Begin without any reading, as at the start of a run."""
         source, budget, team = self._source, self._budget, self._team
         self._priority = ReadPriority(self._nominal(), source.on_device(), limited=budget.share is not None)
-        self._intake = Intake(self._priority, self._cautions)
+        self._collector = Collector(self._priority, self._cautions)
         self._drift = DriftLog(source, self._priority, budget, team)
         self._screening = Screening(source, self._priority, self._drift, budget)
         self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
@@ -213,10 +215,6 @@ class ReadingPipeline:
         self._forget()
         restore()
         self._take_up()
-
-    def _refresh(self) -> None:
-        if (self._team or self._source).refresh():
-            self._replace()
 
     def _replace(self) -> None:
         """Take up the matrices that there are now."""
@@ -238,13 +236,13 @@ class ReadingPipeline:
 
         Other ranks take part in the former only, so that nobody waits.
         """
-        self._refresh()
+        if (self._team or self._source).refresh():
+            self._replace()
         self._planning.earn(self._team)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
         chosen = self._planning.between(names)
         self._left = tuple(name for name in self._left if name not in names)
         if self._team is not None and (assigned := self._team.begin_asked(step)) is not None:
-            due.asked = frozenset(name for job in assigned.word.jobs for name in job.names)
             self._follow(self._team, due, assigned)
             self._start(due, chosen, within_credit=False)
         elif chosen and len(self._due) < self._queue:
@@ -269,7 +267,7 @@ class ReadingPipeline:
         else:
             self._follow(team, due, assigned)
         self.is_ready = True
-        if team.look():
+        if team.update_holdings():
             self._latest.read = team.renamed(self.latest)
             due.read = team.renamed(due.read)
             self._replace()
@@ -277,37 +275,29 @@ class ReadingPipeline:
         if team.is_alone:
             return
         previous, self._last_due = self._last_due, due.step
-        if sum(not self._intake.is_complete(each) for each in self._due) < self._queue:
-            self._announce(team, due.step, due.step + max(1, due.step - previous), ahead=earned)
-
-    def _announce(self, team: Team, step: int | None, then: int, *, ahead: float = 0.0) -> None:
-        step_seconds = self._budget.run_seconds / max(1, self._steps)
-        self._planning.announce(team, step, then, ahead=ahead, step_seconds=step_seconds)
+        if sum(not self._collector.is_complete(each) for each in self._due) < self._queue:
+            then = due.step + max(1, due.step - previous)
+            self._planning.announce(team, due.step, then, steps=self._steps, ahead=earned)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
         self._due.append(due)
-        jobs = assigned.word.jobs
-        due.owners = {name: job.owner for job in jobs for name in job.names}
-        due.begun.update(due.owners)
+        lost = due.follow(assigned)
         for name in due.begun:
             self._priority.begun(name, due.step)
-        due.here += assigned.tasks
-        mine = {name for task in assigned.tasks for name in task.names}
-        lost = [name for job in jobs if not job.owner for name in job.names if name not in mine]
         for name in lost:
             self._priority.lost(name)
         self._cautions.skip(due.step, len(lost))
         due.elsewhere = team.others(due.step, assigned)
         names = due.elsewhere.names if due.elsewhere else ()
         due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
-        due.until_step = self._steps + steps_still(assigned.word.ending)
+        due.until_step = self._steps + steps_still(assigned.plan.ending)
         if self._executor.on_the_spot:
-            self._intake.collect(due)
+            self._collector.collect(due)
 
     def _enqueue(self, due: DueStep) -> bool:
         """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
-        if sum(not self._intake.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
+        if sum(not self._collector.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
             self._cautions.skip(due.step, len(self._planning.here(due.step)))
             return False
         self._due.append(due)
@@ -338,7 +328,7 @@ class ReadingPipeline:
             self._priority.lost(name)
             raise
         if self._executor.on_the_spot:
-            self._intake.collect(due)
+            self._collector.collect(due)
 
     def _report(self, due: DueStep) -> Report:
         names = self._priority.names

@@ -67,29 +67,27 @@ class Planning:
         return self._priority.affordable(here, self._budget.reading_credit)
 
     def ask(self, team: Team, names: Iterable[str]) -> None:
-        """Ask all ranks to read at the next look those of these matrices for which there is credit."""
+        """Ask all ranks to read at the next poll those of these matrices for which there is credit."""
         known = set(self._priority.names) - team.missing
         ranks = self._ranks_of(team)
         chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))
         if chosen:
             team.ask(self._with_costs(chosen), ranks)
 
-    def announce(
-        self, team: Team, step: int | None, then: int, *, ahead: float = 0.0, step_seconds: float = 0.0
-    ) -> None:
+    def announce(self, team: Team, step: int | None, then: int, *, steps: int, ahead: float = 0.0) -> None:
         """Plan at a due step, or before the first, what all ranks read at the next one, and announce it.
 
         Args:
             team: the ranks.
             step: optimizer steps taken; None before the first due step.
             then: at which step the next one is expected.
+            steps: steps that this process has taken so far, which say how long one takes.
             ahead: seconds of credit that each rank will have earned by then.
-            step_seconds: how long a step takes.
         """
         ranks = self._ranks_of(team, ahead=ahead)
         names = self._priority.choose(then, _credit_of(ranks), without=team.missing, ahead=True)
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
-        ending = blocks_to_end(longest, step_seconds)
+        ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
         team.plan(step, self._with_costs(names), ranks, gap=0 if step is None else then - step, ending=ending)
 
     def _under_way(self) -> float:

@@ -22,7 +22,7 @@ from typing import final
 import numpy as np
 
 from esdmon.isolation import describe
-from esdmon.runtime.job import Job, Order, Outcome
+from esdmon.runtime.worker_job import Order, Outcome, WorkerJob
 from esdmon.spectrum.margins import Array
 
 _log = logging.getLogger("esdmon")
@@ -30,7 +30,9 @@ _log = logging.getLogger("esdmon")
 _PROGRAM = "esdmon.runtime.worker"
 _IDLE = "idle"  # the argument by which a worker process takes only the time that nobody else wants
 _START_SECONDS = 60.0  # within which numpy and scipy are loaded, also from the file system of a cluster; our choice
-_CHECK_SECONDS = 1.0  # between looks whether a process lives: one forked at its start may hold its end open; our choice
+_CHECK_SECONDS = (
+    1.0  # between checks whether a process lives: one forked at its start may hold its end open; our choice
+)
 _LIVES = 2  # processes that may end by themselves before threads take over; our choice
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -80,7 +82,7 @@ class Worker:
         """Return the number of the process."""
         return self._process.pid
 
-    def run(self, job: Job, stack: Array) -> Outcome:
+    def run(self, job: WorkerJob, stack: Array) -> Outcome:
         """Have a job done.
 
         Raises:
@@ -197,7 +199,7 @@ class Processes:
         """Return seconds in the calling thread, in which waiting for its process counts as the CPU time of that."""
         return time.perf_counter() - self._own.waited + self._own.used
 
-    def run(self, job: Job, stack: Array) -> Outcome | None:
+    def run(self, job: WorkerJob, stack: Array) -> Outcome | None:
         """Have the process of the calling thread do a job; None where there is no process.
 
         Raises:

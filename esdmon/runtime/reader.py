@@ -3,26 +3,24 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from typing import final
 
 from torch.optim import Optimizer
 
 from esdmon.errors import InputError
-from esdmon.isolation import Faults, describe
+from esdmon.isolation import Faults
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.records.adapters import beside_base
 from esdmon.records.serialization import Plain
 from esdmon.runtime.computing import Computing
-from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.gpu_solver import GpuSolver
-from esdmon.runtime.held import HeldParameters
+from esdmon.runtime.held_parameters import HeldParameters
 from esdmon.runtime.local_parts import LocalParts
-from esdmon.runtime.measured import Measured
 from esdmon.runtime.measuring import Measuring
 from esdmon.runtime.processes import Processes
+from esdmon.runtime.reading_records import ReadingRecords
 from esdmon.runtime.source import Ratio, unknown
 from esdmon.runtime.watched_model import WatchedModel
 from esdmon.schedule.step_sample import StepSample
@@ -37,10 +35,8 @@ from esdmon.weights import (
     StepSampler,
     TrainingViews,
     Transfers,
-    UnreadableError,
     check_precision,
     discover,
-    layer_type_of,
     open_checkpoint,
     snapshot,
     solve_torch,
@@ -110,11 +106,10 @@ class Reader:
         self._drift = drift
         self._steps = StepSampler(self._transfers)
         self._screener = Screener(self._transfers)
-        self._failing = FailingReadings(self._faults)
+        self._records = ReadingRecords(self._model, self._held, self._steps, self._measuring, self._faults)
         self._parts = LocalParts(self._model, self._transfers)
         self._gpu = GpuSolver(self._transfers, self._faults)
-        self._keep_for_gpu()
-        self._share_samples()
+        self._adapt()
         for name in self._model.matrices:
             if self.is_trainable(name):
                 self.mark(name)  # so that the first reading knows how far a weight has moved from its start
@@ -193,8 +188,7 @@ class Reader:
         self._held.refresh()
         has_changed = self._model.refresh()
         if has_changed:
-            self._keep_for_gpu()
-            self._share_samples()
+            self._adapt()
             self._screener.keep(self._model.matrices)
             self._computing.forget_laws()
             self._computing.forget_directions()
@@ -226,7 +220,7 @@ class Reader:
         """Return whether any parameter behind a matrix requires a gradient."""
         return self._model.is_trainable(name)
 
-    def look(self, names: Iterable[str]) -> dict[str, float]:
+    def drifts(self, names: Iterable[str]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked; NaN where that is not known."""
         return {} if self._drift is None else self._drift.look(self._model.matrices[name] for name in names)
 
@@ -282,15 +276,14 @@ class Reader:
             copy: copy the weight, so that the reading may be finished later, and in another thread.
         """
         matrix = self._model.matrices[name]
-        begun = self._blank(matrix, step)
+        begun = self._records.blank(matrix, step)
         try:
-            begun = self._begun(begun, matrix)
-            source = (
-                snapshot(matrix, self._transfers, with_reference=self._computing.reads_directions) if copy else matrix
-            )
+            begun = self._records.begun(begun, matrix)
+            with_reference = self._computing.reads_directions
+            source = snapshot(matrix, self._transfers, with_reference=with_reference) if copy else matrix
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
-            return partial(self._not_read, begun, error)
-        return partial(self._finish, partial(self._computing.measure, source, begun.kind), begun, moved)
+            return partial(self._records.not_read, begun, error)
+        return partial(self._records.finish, partial(self._computing.measure, source, begun.kind), begun, moved)
 
     def solve(self, name: str, step: int, *, moved: Ratio = unknown) -> Callable[[], LayerReport] | None:
         """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
@@ -304,33 +297,13 @@ class Reader:
             None where the GPU fails.
         """
         matrix = self._model.matrices[name]
-        begun = self._blank(matrix, step)
+        begun = self._records.blank(matrix, step)
         try:
-            begun = self._begun(begun, matrix)
+            begun = self._records.begun(begun, matrix)
             finish = self._gpu.solve(name, step, partial(self._computing.solve, matrix, begun.kind))
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
-            return partial(self._not_read, begun, error)
-        return None if finish is None else partial(self._finish, finish, begun, moved)
-
-    def _blank(self, matrix: Matrix, step: int) -> LayerReport:
-        """Return the record of a reading that is not finished."""
-        return LayerReport(matrix.name, "failed", step, "not finished", view=matrix.view, aliases=matrix.aliases)
-
-    def _begun(self, blank: LayerReport, matrix: Matrix) -> LayerReport:
-        """Return the record with what is known before the spectrum."""
-        last = self._steps.last(matrix.name)
-        return replace(
-            blank,
-            kind=layer_type_of(matrix),
-            n_parameters=self._model.measure(matrix).n_elements,
-            trainable=self.is_trainable(matrix.name),
-            step_ratio=last.ratio,
-            step_growth=last.growth,
-            start_ratio=last.way,
-            in_optimizer=self._held.holds(matrix),
-            learning_rate=self._held.learning_rate(matrix),
-            weight_decay=self._held.weight_decay(matrix),
-        )
+            return partial(self._records.not_read, begun, error)
+        return None if finish is None else partial(self._records.finish, finish, begun, moved)
 
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
@@ -363,31 +336,12 @@ class Reader:
         matrices = self._model.matrices
         return {name: kept for name, kept in samples.items() if name not in matrices or not matrices[name].shards}
 
-    def _keep_for_gpu(self) -> None:
+    def _adapt(self) -> None:
+        """Choose for the matrices that there are now what a GPU may compute, and how many elements are sampled."""
         # Vectors and other spectra take a CPU long, in the hook.
         self._gpu.keep({} if self.needs_more else self._model.matrices)
-
-    def _share_samples(self) -> None:
         if self._drift is not None:
             self._drift.share_among(len(self._model.matrices))
-
-    def _finish(self, measure: Callable[[], Measured], begun: LayerReport, moved: Ratio) -> LayerReport:
-        try:
-            begun = replace(begun, update_ratio=moved())
-            layer = self._measuring.record(begun, measure())
-        except Exception as error:  # noqa: BLE001 -- reported in the record
-            return self._not_read(begun, error)
-        self._failing.worked(begun.name, begun.step)
-        return layer
-
-    def _not_read(self, begun: LayerReport, error: Exception) -> LayerReport:
-        if isinstance(error, UnreadableError):
-            self._failing.worked(begun.name, begun.step)
-            return replace(begun, status=error.status, reason=error.reason)
-        if self._faults.strict:
-            raise error
-        self._failing.failed(begun.name, begun.step, error)
-        return replace(begun, reason=describe(error))
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:

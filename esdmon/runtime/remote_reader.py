@@ -30,7 +30,7 @@ class RemoteReader:
         self._limits = limits or Limits()
         self._assignments = Assignments(source, executor, ranks, limits=self._limits)
         self._is_lost = self._has_begun = False
-        self._look: int | None = None
+        self._poll: int | None = None
         self.latest: dict[str, LayerReport] = {}
         """Empty: rank 0 keeps the readings."""
         self.dropped = 0
@@ -69,10 +69,10 @@ class RemoteReader:
         """Return nothing: rank 0 assigns all."""
         return ()
 
-    def is_look(self, step: int) -> bool:
-        """Return whether this rank looks at this step, which is not due, for what rank 0 has asked for."""
-        self._look = self._assignments.looks.take(step)
-        return self._look is not None
+    def is_poll(self, step: int) -> bool:
+        """Return whether this rank polls at this step, which is not due, for what rank 0 has asked for."""
+        self._poll = self._assignments.polls.take(step)
+        return self._poll is not None
 
     def begin(self, step: int, _host_step: int | None = None, extra: Collection[str] | None = None) -> None:
         """Do what rank 0 has assigned for this due step, or asked for between."""
@@ -81,8 +81,10 @@ class RemoteReader:
             self._assignments.refresh()
             assigned = self._assignments.begin(step)
         else:
-            assigned = None if self._look is None else self._assignments.look(self._look, step)
-        if assigned is not None and any(job.owner == self._ranks.rank for job in assigned.word.jobs):
+            assigned = None if self._poll is None else self._assignments.poll(self._poll, step)
+        if assigned is not None and any(
+            assignment.owner == self._ranks.rank for assignment in assigned.plan.assignments
+        ):
             self._executor.then(partial(self._send, step, assigned))
 
     def finished(self) -> Iterator[Report]:

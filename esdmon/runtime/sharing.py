@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-from esdmon.runtime.coordination import Job
+from esdmon.runtime.coordination import Assignment
 from esdmon.runtime.holdings import Entry, Holdings, Table
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.loads import Loads
@@ -102,7 +102,9 @@ class Sharing:
         """Replace the ranks."""
         self._loads.keep(ranks)
 
-    def share(self, names: Mapping[str, float], holdings: Holdings, ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
+    def share(
+        self, names: Mapping[str, float], holdings: Holdings, ranks: Mapping[int, Reads]
+    ) -> tuple[Assignment, ...]:
         """Return who reads what.
 
         Args:
@@ -112,16 +114,16 @@ class Sharing:
             holdings: what all ranks hold.
             ranks: how each reads.
         """
-        jobs = within(_grouped(names, holdings), holdings, self._most_bytes)
+        groups = within(_grouped(names, holdings), holdings, self._most_bytes)
         # Estimated, not measured: a rank whose readings fail at once would be given all of them.
-        cost = {job: sum(holdings.matrices[name].seconds for name in job) for job in jobs}
+        cost = {group: sum(holdings.matrices[name].seconds for name in group) for group in groups}
         self._loads.paces = {rank: reads.pace for rank, reads in ranks.items()}
         self._loads.limit(max(cost.values(), default=0.0))
         left = {rank: reads.credit for rank, reads in ranks.items()}
         copied: dict[int, int] = defaultdict(int)
         shared = []
-        for job in sorted(jobs, key=lambda job: (-cost[job], job)):
-            entry = holdings.matrices[job[0]]
+        for group in sorted(groups, key=lambda group: (-cost[group], group)):
+            entry = holdings.matrices[group[0]]
             size = 0 if entry.parameters else _ITEM * entry.size
             able = [
                 rank
@@ -129,31 +131,35 @@ class Sharing:
                 if left[rank] > 0 and (not copied[rank] or copied[rank] + size <= self._most_bytes)
             ]
             if able:
-                owner = self._loads.give(cost[job], able, _held(entry, holdings))
-                left[owner] -= sum(names[name] for name in job)
+                owner = self._loads.give(cost[group], able, _held(entry, holdings))
+                left[owner] -= sum(names[name] for name in group)
                 copied[owner] += size * ranks[owner].copies
-                shared.append(Job(owner, job, entry.parameters))
-        if jobs and not shared:
-            entry = holdings.matrices[jobs[0][0]]
+                shared.append(Assignment(owner, group, entry.parameters))
+        if groups and not shared:
+            entry = holdings.matrices[groups[0][0]]
             shared.append(
-                Job(self._loads.give(cost[jobs[0]], entry.readers, _held(entry, holdings)), jobs[0], entry.parameters)
+                Assignment(
+                    self._loads.give(cost[groups[0]], entry.readers, _held(entry, holdings)),
+                    groups[0],
+                    entry.parameters,
+                )
             )
         return tuple(shared)
 
 
-def within(jobs: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> list[tuple[str, ...]]:
-    """Return the jobs whose fragments fit into the memory of every rank; the first in any case."""
+def within(groups: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> list[tuple[str, ...]]:
+    """Return the groups of matrices whose fragments fit into the memory of every rank; the first in any case."""
     used: dict[int, int] = defaultdict(int)
     chosen: list[tuple[str, ...]] = []
-    for job in jobs:
+    for group in groups:
         need: dict[int, int] = defaultdict(int)
-        for name in holdings.matrices[job[0]].parameters:
+        for name in holdings.matrices[group[0]].parameters:
             item = holdings.bytes_of[name] // max(1, sum(each.fragment.n_elements for each in holdings.holders[name]))
             for holder in holdings.holders[name]:
                 need[holder.rank] += item * holder.fragment.n_elements
         if chosen and any(used[rank] + count > most for rank, count in need.items()):
             continue
-        chosen.append(job)
+        chosen.append(group)
         for rank, count in need.items():
             used[rank] += count
     return chosen

@@ -8,8 +8,8 @@ from typing import Protocol, TypeAlias
 
 from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.records.serialization import Plain, Stateful
+from esdmon.runtime.fragment_exchange import Moved
 from esdmon.runtime.holdings import Holder, Listed, Part
-from esdmon.runtime.letterbox import Moved
 from esdmon.schedule.step_sample import StepSample
 
 Answer: TypeAlias = dict[str, tuple[LayerReport, float]]
@@ -99,7 +99,7 @@ class Source(Protocol):
     def is_trainable(self, name: str) -> bool:
         """Return whether any parameter behind a matrix requires a gradient."""
 
-    def look(self, names: Iterable[str]) -> dict[str, float]:
+    def drifts(self, names: Iterable[str]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked, of those for which it is known by now."""
 
     def screen(self, name: str, step: int) -> float | None:
@@ -152,14 +152,14 @@ class Ranks(Protocol):
     """Readings between scheduled steps in which other ranks take part. A `ReadingPipeline` on rank 0 is one."""
 
     @property
-    def next_look(self) -> int | None:
+    def next_poll(self) -> int | None:
         """Return the step of the next one; None before the next scheduled step."""
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""
 
     def ask(self, names: Collection[str]) -> None:
-        """Ask all ranks to read at the next look those of these matrices for which there is credit."""
+        """Ask all ranks to read at the next poll those of these matrices for which there is credit."""
 
 
 def unknown() -> float:
@@ -222,7 +222,7 @@ class Pipeline(Stateful, Protocol):
     def leftover(self) -> tuple[str, ...]:
         """Return the matrices of the last scheduled step that are to be read now, at a step between."""
 
-    def is_look(self, step: int) -> bool:
+    def is_poll(self, step: int) -> bool:
         """Return whether ranks may have to read at a step that is not scheduled: called once, at each of these."""
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:

@@ -11,12 +11,12 @@ from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.assignments import Assigned, Assignments
-from esdmon.runtime.coordination import Coordinator, Job, Role, Word
-from esdmon.runtime.gathering import Gathering
+from esdmon.runtime.coordination import Assignment, Coordinator, Plan, Role
 from esdmon.runtime.holdings import Holdings, Table
 from esdmon.runtime.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.source import Answer, Task
-from esdmon.schedule.looks import between
+from esdmon.runtime.table_join import TableJoin
+from esdmon.schedule.polls import between
 
 _log = logging.getLogger("esdmon")
 _MOST_NAMED = 6  # matrices in a log line
@@ -49,8 +49,8 @@ class Team:
         self._limits = limits
         self._escalates = escalates
         self._has_elsewhere = False
-        self._asked: tuple[int, Word] | None = None
-        self._now: Word | None = None
+        self._asked: tuple[int, Plan] | None = None
+        self._now: Plan | None = None
         self._tables: dict[int, Table] = {}
         self._paused: frozenset[int] = frozenset()
         self._roles: dict[int, Role] = {}
@@ -61,13 +61,13 @@ class Team:
         self._version = 0
         self._given: set[str] = set()
         self._blamed: dict[int, dict[int, str]] = {}
-        self._words: dict[int, Word] = {}
+        self._plans: dict[int, Plan] = {}
         self._quiet = 0
         self._unreadable: set[str] = set()
         self._has_renamed = False
-        self._gathering: Gathering | None = None
+        self._joining: TableJoin | None = None
         self.holdings = Holdings()
-        """What all ranks hold, as of the last `look`."""
+        """What all ranks hold, as of the last `update_holdings`."""
         self._local: Mapping[str, str] = {}
 
     @property
@@ -114,44 +114,44 @@ class Team:
         return self._own.refresh()
 
     def get_ready(self) -> bool:
-        """Announce before the first due step what rank 0 holds, and look what the others hold.
+        """Announce before the first due step what rank 0 holds, and learn what the others hold.
 
         Returns:
             Whether the matrices have changed.
         """
         has_changed = self._own.get_ready()
-        return self._look() or has_changed
+        return self._update_holdings() or has_changed
 
     def begin(self, step: int) -> Assigned | None:
         """Begin what was planned for this due step; None where nothing was."""
         self._asked = self._now = None
         assigned = self._own.begin(step)
         if assigned is not None:
-            self._blamed[step], self._words[step] = assigned.failures, assigned.word
+            self._blamed[step], self._plans[step] = assigned.failures, assigned.plan
         return assigned
 
-    def look(self) -> bool:
-        """Look at a due step which ranks have announced what they hold, or are paused; return True for news.
+    def update_holdings(self) -> bool:
+        """Take up at a due step what ranks have announced that they hold, and who is paused; return True for news.
 
         In a large job tables are joined in a thread, and known at a later step.
         """
-        has_news = self._look()
-        self._quiet = 0 if has_news or self._gathering else self._quiet + 1
+        has_news = self._update_holdings()
+        self._quiet = 0 if has_news or self._joining else self._quiet + 1
         return has_news
 
-    def _look(self) -> bool:
-        if self._gathering is None:
+    def _update_holdings(self) -> bool:
+        if self._joining is None:
             paused = frozenset(rank for rank in self._present if self._is_paused(rank))
             if not self._ranks.has_tables() and paused == self._paused:
                 return False
-            self._gathering = gathering = Gathering(self._ranks, self._tables, self._roles, paused, self._version + 1)
+            self._joining = joining = TableJoin(self._ranks, self._tables, self._roles, paused, self._version + 1)
             if self._ranks.size * self._own.n_listed > _IN_THREAD:
-                Thread(target=gathering.run, name="esdmon-tables", daemon=True).start()
+                Thread(target=joining.run, name="esdmon-tables", daemon=True).start()
             else:
-                gathering.run()
-        if not self._gathering.is_done:
+                joining.run()
+        if not self._joining.is_done:
             return False
-        done, self._gathering = self._gathering, None
+        done, self._joining = self._joining, None
         if done.error is not None:
             raise done.error
         self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings
@@ -178,48 +178,48 @@ class Team:
             ending: in how many blocks of steps readings end.
         """
         self._ending = ending if self.stands_still else 0
-        looks = self._escalates and self._has_elsewhere and not self._faults.disabled(_ASKED)
-        after = between(gap, self._ranks.size) if looks else ()
-        word = Word(self._version, self._assigned(names, ranks), after, self._ending)
-        self._ranks.assign(step, word)
+        may_poll = self._escalates and self._has_elsewhere and not self._faults.disabled(_ASKED)
+        after = between(gap, self._ranks.size) if may_poll else ()
+        plan = Plan(self._version, self._assigned(names, ranks), after, self._ending)
+        self._ranks.give_plan(step, plan)
 
     @property
-    def next_look(self) -> int | None:
-        """Return the step at which all ranks look next whether more is read; None before the next due step."""
-        return None if self._faults.disabled(_ASKED) else self._own.looks.next
+    def next_poll(self) -> int | None:
+        """Return the step at which all ranks poll the store next for an extra plan; None before the next due step."""
+        return None if self._faults.disabled(_ASKED) else self._own.polls.next
 
     def ask(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> None:
-        """Announce which of these matrices is read by whom at the next look. Once for each."""
-        at = self.next_look
+        """Announce which of these matrices is read by whom at the next poll. Once for each."""
+        at = self.next_poll
         if at is not None:
-            word = Word(self._version, self._assigned(names, ranks), (), self._ending)
-            self._ranks.ask(at, word)
-            self._asked = at, word
+            plan = Plan(self._version, self._assigned(names, ranks), (), self._ending)
+            self._ranks.give_extra_plan(at, plan)
+            self._asked = at, plan
 
-    def is_look(self, step: int) -> bool:
-        """Return whether this step, which is not due, is a look at which something is read."""
-        expected = self._own.looks.take(step)
+    def is_poll(self, step: int) -> bool:
+        """Return whether all ranks poll at this step, which is not due, and something was asked for."""
+        expected = self._own.polls.take(step)
         self._now = self._asked[1] if self._asked is not None and self._asked[0] == expected else None
         return self._now is not None
 
     def begin_asked(self, step: int) -> Assigned | None:
-        """Begin what was asked for at this look; None where nothing was."""
+        """Begin what was asked for at this poll; None where nothing was."""
         return None if self._now is None else self._own.follow(self._now, step)
 
-    def _assigned(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Job, ...]:
+    def _assigned(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Assignment, ...]:
         """Return who reads what, and say who holds the parts of it."""
-        jobs = self._sharing.share(names, self.holdings, ranks)
-        for parameter in {name for job in jobs for name in job.parameters} - self._given:
+        assignments = self._sharing.share(names, self.holdings, ranks)
+        for parameter in {name for assignment in assignments for name in assignment.parameters} - self._given:
             self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
             self._given.add(parameter)
-        return jobs
+        return assignments
 
     def others(self, step: int, assigned: Assigned) -> Task | None:
         """Return the readings that other ranks have begun; None where they have none."""
-        jobs = [job for job in assigned.word.jobs if job.owner]
-        if not jobs:
+        assignments = [assignment for assignment in assigned.plan.assignments if assignment.owner]
+        if not assignments:
             return None
-        ranks = sorted({job.owner for job in jobs})
+        ranks = sorted({assignment.owner for assignment in assignments})
 
         def take() -> Answer:
             # Rank 0 has seen all readings of a matrix of which it holds all; those of any other rank are fewer.
@@ -229,12 +229,12 @@ class Team:
         def poll() -> Answer | None:
             return take() if self._ranks.answered(step, ranks) else None
 
-        return Task(tuple(name for job in jobs for name in job.names), poll, take)
+        return Task(tuple(name for assignment in assignments for name in assignment.names), poll, take)
 
     def _take(self, step: int, ranks: Iterable[int]) -> Answer:
         """Return the answers that are there, and count a failure for each rank that has not answered at a due step.
 
-        Between due steps a rank may have missed the word.
+        Between due steps a rank may have missed the plan.
         """
         answers = self._ranks.take_answers(step, ranks)
         self.capacities.answered(answers.paces, answers.seconds)
@@ -249,8 +249,8 @@ class Team:
 
     def settle(self, step: int) -> None:
         """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
-        own, word = self._blamed.pop(step, {}), self._words.pop(step, None)
-        if word is None or not any(job.parameters for job in word.jobs):
+        own, plan = self._blamed.pop(step, {}), self._plans.pop(step, None)
+        if plan is None or not any(assignment.parameters for assignment in plan.assignments):
             return
         for rank in set(self._present) - {0}:
             if rank in own:
@@ -297,7 +297,7 @@ class Team:
         self._own.restart()
         self._asked = None
         self._blamed.clear()
-        self._words.clear()
+        self._plans.clear()
 
     def close(self) -> None:
         """Let the others fetch the last copies, and release the store."""

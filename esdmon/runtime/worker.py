@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from esdmon.isolation import describe
-from esdmon.runtime.job import Order, Outcome, run
+from esdmon.runtime.worker_job import Order, Outcome, run
 from esdmon.spectrum.lapack import eigenvalues_of_gram
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)

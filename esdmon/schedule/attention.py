@@ -1,7 +1,7 @@
 """Choose when layers in which something may be wrong are read between the scheduled steps.
 
 An alert needs a finding in several readings in a row. At the scheduled cadence that takes hundreds of steps, so a layer
-with a finding that is not confirmed yet, or one that has leapt, is read ten times as often until that is settled.
+with a finding that is not confirmed yet, or one that has jumped, is read ten times as often until that is settled.
 """
 
 from collections.abc import Callable, Collection, Mapping

@@ -43,7 +43,8 @@ class _State:
     """In which of the first readings of its kind it is."""
     read: int | None = None
     """Step of the last reading; None before the first."""
-    looked: int = -1
+    measured: int = -1
+    """Step at which drift was last measured."""
     drift: float = math.inf
     """‖ΔW‖/‖W‖ since the last reading, as last measured."""
     trainable: bool = True
@@ -125,15 +126,15 @@ class ReadPriority:
         """Return whether a reading is expected to cost less where eigenvalues are computed on an accelerator."""
         return self.expected(name, on_device=True) < self.expected(name, on_device=False)
 
-    def to_look_at(self) -> list[str]:
+    def to_measure(self) -> list[str]:
         """Return the matrices whose drift can be measured, the longest not measured first."""
         known = [name for name, state in self._states.items() if state.read is not None]
-        return sorted(known, key=lambda name: self._states[name].looked)
+        return sorted(known, key=lambda name: self._states[name].measured)
 
-    def looked(self, name: str, step: int, drift: float, *, trainable: bool) -> None:
+    def drifted(self, name: str, step: int, drift: float, *, trainable: bool) -> None:
         """Record how far a matrix has moved since its last reading; NaN where that is not known."""
         state = self._states[name]
-        state.looked, state.drift, state.trainable = step, drift, trainable
+        state.measured, state.drift, state.trainable = step, drift, trainable
         if state.read is not None and step > state.read:
             state.rate = drift / (step - state.read)
 
@@ -150,7 +151,7 @@ class ReadPriority:
     def begun(self, name: str, step: int) -> None:
         """Record that a reading started at a step."""
         state = self._states[name]
-        state.read, state.drift, state.looked, state.passed, state.change = step, 0.0, step, 0, 0.0
+        state.read, state.drift, state.measured, state.passed, state.change = step, 0.0, step, 0, 0.0
 
     def took(self, name: str, seconds: float, *, readable: bool = True, on_device: bool = False) -> None:
         """Record the duration of a reading, 0 where nothing was computed, and whether it gave numbers.
@@ -200,7 +201,7 @@ class ReadPriority:
     def drift(self, name: str) -> float:
         """Return ‖ΔW‖/‖W‖ since the last reading, as last measured; NaN where it was not."""
         state = self._states[name]
-        return state.drift if state.read is not None and state.looked > state.read else math.nan
+        return state.drift if state.read is not None and state.measured > state.read else math.nan
 
     def is_trainable(self, name: str) -> bool:
         """Return whether a matrix required a gradient when its drift was last measured."""

@@ -1,13 +1,13 @@
 """List the checks, in the order in which they run: what is right first, then what it costs."""
 
-from esdmon.selftest import correctness, costs, graphs, waiting
+from esdmon.selftest import correctness, costs, graphs, precision_switches, waiting
 from esdmon.selftest.harness import Check
 
 CHECKS = (
     Check("environment", costs.environment),
     Check("reading", correctness.reading),
     Check("screening", correctness.screening),
-    Check("precision", correctness.precision),
+    Check("precision", precision_switches.precision),
     Check("identical", correctness.identical),
     Check("on_device", correctness.on_device, needs_cuda="eigenvalues on a GPU"),
     Check("torn", correctness.torn),

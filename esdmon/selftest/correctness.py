@@ -1,14 +1,10 @@
-"""Check that readings on a GPU are right: against a CPU, under precision switches, on streams, in mid-training."""
+"""Check that readings on a GPU are right: against a CPU, on streams, in mid-training."""
 
 import copy
 import itertools
-import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +12,7 @@ from torch import Tensor, nn
 
 from esdmon.analysis import analyze
 from esdmon.records import LayerReport, Report
-from esdmon.selftest.harness import Machine, Row, python, verdict
+from esdmon.selftest.harness import Machine, Row, verdict
 from esdmon.selftest.models import DTYPES, Training, lambda_max, zoo
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch
@@ -88,93 +84,6 @@ def _difference(one: LayerReport, other: LayerReport, measure: str) -> float:
     if math.isnan(a) and math.isnan(b):
         return 0.0
     return math.inf if math.isnan(a) or math.isnan(b) else abs(a - b) / max(abs(b), 1e-300)
-
-
-def _assign(owner: Callable[[], Any], name: str, value: Any) -> str:
-    """Set a switch; return why that is not possible in this version of torch, or nothing."""
-    try:
-        if not hasattr(owner(), name):  # setting it would only make a new attribute
-            return f"torch {torch.__version__} has no such switch"
-        setattr(owner(), name, value)
-    except AttributeError as error:
-        return f"torch {torch.__version__} has no such switch: {error}"
-    return ""
-
-
-def _set_precision(value: str) -> str:
-    torch.set_float32_matmul_precision(value)
-    return ""
-
-
-_SWITCHES: Mapping[str, Callable[[], str]] = {
-    "untouched": lambda: "",
-    "allow_tf32": partial(_assign, lambda: torch.backends.cuda.matmul, "allow_tf32", value=True),
-    "high": partial(_set_precision, "high"),
-    "medium": partial(_set_precision, "medium"),
-    "cuda_fp32_precision": partial(_assign, lambda: torch.backends.cuda.matmul, "fp32_precision", value="tf32"),
-    "fp32_precision": partial(_assign, lambda: torch.backends, "fp32_precision", value="tf32"),
-}
-_GETTERS: Mapping[str, Callable[[], Any]] = {
-    "get_float32_matmul_precision": torch.get_float32_matmul_precision,
-    "cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
-    "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
-    "cuda.matmul.fp32_precision": lambda: torch.backends.cuda.matmul.fp32_precision,
-    "mkldnn.matmul.fp32_precision": lambda: getattr(torch.backends, "mkldnn").matmul.fp32_precision,  # noqa: B009 -- mypy
-    "fp32_precision": lambda: getattr(torch.backends, "fp32_precision"),  # noqa: B009 -- since torch 2.9
-    "allow_bf16_reduced_precision_reduction": lambda: torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-}
-
-
-def _switches() -> dict[str, str]:
-    """Return all switches as they stand, or the type of the error with which torch answers."""
-    found = {}
-    for name, get in _GETTERS.items():
-        try:
-            found[name] = str(get())
-        except Exception as error:  # noqa: BLE001 -- torch raises where old and new switches were mixed
-            found[name] = type(error).__name__
-    return found
-
-
-def precision(machine: Machine) -> Iterator[Row]:
-    """Compare readings under each precision switch of torch, each in a process of its own."""
-
-    def child(switch: str) -> tuple[str, Row]:
-        code = f"from esdmon.selftest.correctness import read_under; read_under({switch!r}, {str(machine.device)!r})"
-        ended = python("-c", code, timeout=90)
-        try:
-            return switch, Row(**json.loads(ended.out.strip().splitlines()[-1]))
-        except (ValueError, IndexError, TypeError):
-            return switch, Row("FAIL", f"its process ended with {ended.describe()}", switch)
-
-    side_by_side = min(len(_SWITCHES), max(1, (os.cpu_count() or 1) // 2))
-    with ThreadPoolExecutor(side_by_side) as pool:
-        for _, row in pool.map(child, _SWITCHES):
-            yield row
-
-
-def read_under(switch: str, device: str) -> None:
-    """Set one switch, compare readings with those before, and print the row as JSON: for a process of its own."""
-    machine = Machine(torch.device(device))
-    model = zoo(torch.float32, large=False)
-    model["in_16_bits"] = zoo(torch.bfloat16, large=False)["power_law"]
-    expected = analyze(model)
-    on_device = copy.deepcopy(model).to(machine.device)
-    refused = _SWITCHES[switch]()
-    if refused:
-        row = Row("SKIP", refused, switch)
-    else:
-        before = _switches()
-        report = analyze(on_device)
-        after = _switches()
-        weight = on_device["power_law"].get_parameter("weight").detach()
-        exact = weight.double().mT @ weight.double()
-        rounding = float(((weight.mT @ weight).double() - exact).norm() / exact.norm())
-        note = f"; a plain product is off by {rounding:.1e} under it"
-        row = compared(report, expected, switch, 1e-4, note)
-        if before != after:
-            row = Row("FAIL", f"switches changed from {before} to {after}; {row.detail}", switch)
-    print(json.dumps({"result": row.result, "detail": row.detail, "part": row.part, "figures": dict(row.figures)}))
 
 
 def identical(machine: Machine) -> Iterator[Row]:

@@ -84,7 +84,7 @@ def test_every_rule_has_its_scenario() -> None:
 
 
 def test_a_checkpoint_loaded_in_mid_run_is_a_notice() -> None:
-    """Between two scheduled readings, where the layers that leap are read first."""
+    """Between two scheduled readings, where the layers that jump are read first."""
     training = Digits()
     with esdmon.watch(
         training.model, training.optimizer, every=20, budget=None, mode="sync", sinks=[], layers=("*",)

@@ -27,7 +27,7 @@ from tests.benchmarks.faults import (
 )
 
 SHRINKS = "scale_collapse entropy_collapse over_regularized rank_collapse norm_decay"
-LEAPS = "norm_explosion update_surge non_finite"
+JUMPS = "norm_explosion update_surge non_finite"
 RESET = "phase_regression layer_reset"
 _FF = "blocks.layers.0.linear"
 
@@ -49,14 +49,14 @@ KINDS = (
     ),
     kind(
         "learning rate raised (SGD)",
-        LEAPS,
+        JUMPS,
         *((MLP_SGD, f"×{factor:g}", raised_rate(factor)) for factor in (2, 5)),
         *((CNN, f"×{factor:g}", raised_rate(factor)) for factor in (5, 10)),
         (RESNET, "×20", raised_rate(20)),
     ),
     kind(
         "learning rate raised (Adam, Muon)",
-        LEAPS,
+        JUMPS,
         *((MLP_ADAM, f"×{factor:g}", raised_rate(factor)) for factor in (20, 50)),
         (SMALL_DECODER, "×30", raised_rate(30)),
         (LSTM, "×20", raised_rate(20)),
@@ -64,7 +64,7 @@ KINDS = (
     ),
     kind(
         "batches far too small",
-        f"over_regularized {LEAPS}",
+        f"over_regularized {JUMPS}",
         (MLP_SGD, "of 1", small_batches(1)),
         (MLP_ADAMW, "of 2", small_batches(2)),
         (CNN, "of 1", small_batches(1)),
@@ -98,14 +98,14 @@ KINDS = (
     ),
     kind(
         "loss of another scale",
-        LEAPS,
+        JUMPS,
         *((MLP_SGD, f"×{factor}", scaled_loss(factor)) for factor in (10, 30)),
         (CNN, "×30", scaled_loss(30)),
         (RESNET, "×30", scaled_loss(30)),
     ),
     kind(
         "gradient of a layer reversed",
-        f"{LEAPS} stable_rank_drop",
+        f"{JUMPS} stable_rank_drop",
         (MLP_SGD, "second", reversed_gradient("3.*")),
         (MLP_ADAMW, "first", reversed_gradient("1.*")),
         (RESNET, "a convolution", reversed_gradient("8.inner.0.*")),
@@ -122,7 +122,7 @@ KINDS = (
     ),
     kind(
         "inputs not normalised",
-        LEAPS,
+        JUMPS,
         *((MLP_SGD, f"×{factor}", scaled_inputs(factor)) for factor in (3, 10)),
         (MLP_ADAMW, "×10", scaled_inputs(10)),
         (CNN, "×10", scaled_inputs(10)),

@@ -17,7 +17,7 @@ from fnmatch import fnmatch
 import torch
 
 import esdmon
-from tests.benchmarks.fault_kinds import LEAPS, RESET, SHRINKS
+from tests.benchmarks.fault_kinds import JUMPS, RESET, SHRINKS
 from tests.benchmarks.faults import (
     Case,
     Fault,
@@ -48,13 +48,13 @@ def faults(layer: str) -> dict[str, tuple[str, Fault | None]]:
     weights = f"{layer}.*"
     return {
         "none": ("", None),
-        "learning rate × 5": (LEAPS, raised_rate(5)),
-        "learning rate × 20": (LEAPS, raised_rate(20)),
+        "learning rate × 5": (JUMPS, raised_rate(5)),
+        "learning rate × 20": (JUMPS, raised_rate(20)),
         "weight decay 3": (SHRINKS, decayed(3.0)),
         "weight decay 10": (SHRINKS, decayed(10.0)),
         "a layer begun again": (RESET, begun_again(weights)),
         "a layer not loaded": (RESET, not_loaded(weights)),
-        "a gradient reversed": (f"{LEAPS} stable_rank_drop", reversed_gradient(weights)),
+        "a gradient reversed": (f"{JUMPS} stable_rank_drop", reversed_gradient(weights)),
     }
 
 

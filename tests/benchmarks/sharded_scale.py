@@ -1,7 +1,7 @@
 """What the monitor's messages amount to in a job of 64 to 4096 ranks, by the real protocol over a store that counts.
 
 `python -m tests.benchmarks.sharded_scale` prints the table of docs/sharded.md. Rank 0's part runs as it does in a job;
-the other ranks are their tables, which are computed as FSDP2 would cut a decoder, and as many looks into the store as
+the other ranks are their tables, which are computed as FSDP2 would cut a decoder, and as many polls of the store as
 each would take. Times of the network are a model, with the constants below; those of rank 0 are measured here.
 """
 
@@ -18,8 +18,8 @@ from esdmon.runtime.sharing import Reads
 from esdmon.runtime.team import Team
 from esdmon.schedule.fragments import Fragment
 
-ROUND_TRIP = 100e-6  # seconds of a look into the store, for who looks; of a cluster's Ethernet
-SERVED = 10e-6  # seconds of the store's server for each: looks of all ranks at the same step queue up
+ROUND_TRIP = 100e-6  # seconds of a poll of the store, for the rank that polls; on a cluster's Ethernet
+SERVED = 10e-6  # seconds of the store's server for each: polls of all ranks at the same step queue up
 BANDWIDTH = 1e9  # bytes a second between two hosts, 8 Gbit/s
 LAYERS, WIDTH = 32, 4096  # a decoder of 7 billion parameters: seven matrices a layer
 READ = 2  # matrices at a due step, as a budget of 1 % might allow
@@ -104,7 +104,7 @@ def simulate(ranks: int) -> str:
     _, announced = store.taken()
     start = time.process_time()
     while not team.holdings.matrices:
-        team.look()
+        team.update_holdings()
         time.sleep(0.01)
     joined = time.process_time() - start
     store.taken()
@@ -112,24 +112,24 @@ def simulate(ranks: int) -> str:
     reads = {rank: Reads(1.0, math.inf) for rank in range(ranks)}
     team.plan(100, dict.fromkeys(names[:READ], 1.0), reads)
     start = time.process_time()
-    team.look()
+    team.update_holdings()
     team.plan(200, dict.fromkeys(names[READ : 2 * READ], 1.0), reads, gap=EVERY)
     leads = time.process_time() - start
     _, said = store.taken()
     for other in others:  # what each does in its hook
-        word = other.word(200)
-        assert word is not None
-        looks = word.looks
+        plan = other.plan(200)
+        assert plan is not None
+        polls = plan.polls
     looked, heard = store.taken()
     sent = sum(team.holdings.bytes_of[f"{name}.weight"] for name in names[READ : 2 * READ])
     hook = ROUND_TRIP * 4 + SERVED * looked
-    for other in others:  # and at each look until the next due step
-        assert other.asked(200 + looks[0]) is None
-    look = ROUND_TRIP + SERVED * store.taken()[0]
+    for other in others:  # and at each poll until the next due step
+        assert other.extra_plan(200 + polls[0]) is None
+    poll = ROUND_TRIP + SERVED * store.taken()[0]
     return (
         f"| {ranks} | {announced / 1e6:.1f} MB | {joined:.1f} s | {said / 1e3:.1f} kB | {1000 * leads:.0f} ms | "
         f"{looked / (ranks - 1):.0f}, {heard / (ranks - 1):.0f} B | {1000 * hook:.0f} ms | "
-        f"{len(looks)}, {1000 * look:.1f} ms | "
+        f"{len(polls)}, {1000 * poll:.1f} ms | "
         f"{sent / 1e6:.0f} MB, {sent / BANDWIDTH:.2f} s |"
     )
 
@@ -137,9 +137,9 @@ def simulate(ranks: int) -> str:
 def main() -> None:
     """Print one line for each size of the job."""
     print(
-        "| ranks | all tables, once | joining them in rank 0's thread, once, CPU | rank 0 says at a due step | in its "
-        "hook, CPU | another rank's looks and bytes | its hook, modelled | looks until the next, each modelled | "
-        "fetched in the threads |"
+        "| ranks | all tables, once | joining them in rank 0's thread, once, CPU | the plan of a due step | in its "
+        "hook, CPU | another rank's polls and bytes | its hook, modelled | polls until the next due step, each "
+        "modelled | fetched in the threads |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for ranks in (64, 256, 1024, 4096):

@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 import esdmon
-from esdmon.runtime.letterbox import Letterbox
+from esdmon.runtime.fragment_exchange import FragmentExchange
 from esdmon.sinks import MemorySink
 from tests.ranks import fork
 
@@ -35,15 +35,15 @@ def main(steps: int) -> None:
     model = nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(LAYERS)))
     fully_shard(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    boxes: list[Letterbox] = []
-    opened: Any = Letterbox.open
+    boxes: list[FragmentExchange] = []
+    opened: Any = FragmentExchange.open
 
-    def noted(box: Letterbox) -> str:
+    def noted(box: FragmentExchange) -> str:
         boxes.append(box)
         address: str = opened(box)
         return address
 
-    kind: Any = Letterbox
+    kind: Any = FragmentExchange
     kind.open = noted
     sink = MemorySink()
     monitor = esdmon.watch(model, optimizer, every=EVERY, budget=None, sinks=[sink])

@@ -47,7 +47,7 @@ class Repeater:
     def take(self, now: LayerReport) -> None:
         """Compare what is reported with what is."""
         self.asked += 1
-        drift = self.reader.look([now.name])[now.name]
+        drift = self.reader.drifts([now.name])[now.name]
         if now.name not in self.kept or not drift <= self.tolerance:
             self.reader.mark(now.name)
             self.kept[now.name] = now

@@ -113,7 +113,7 @@ class Screened:
         return 0.0
 
     def screened(self) -> list[Any]:
-        """Return nothing: λmax does not leap."""
+        """Return nothing: λmax does not jump."""
         return []
 
     def is_here(self, _name: str) -> bool:
@@ -168,8 +168,8 @@ def simulate(
         clock.now += every * step
         budget.earn(at_most=4 * turns.sweep)
         turns.pass_by()
-        for name in turns.to_look_at():
-            turns.looked(name, due, DRIFT, trainable=True)
+        for name in turns.to_measure():
+            turns.drifted(name, due, DRIFT, trainable=True)
         for name in turns.choose(due, budget.credit):
             with budget.spending():
                 clock.now += costs[name]  # in the hook
@@ -252,8 +252,8 @@ def simulate_beside(
         if at % every == 0:
             budget.earn(at_most=2 * turns.sweep)
             turns.pass_by()
-            for name in turns.to_look_at():
-                turns.looked(name, at, DRIFT, trainable=True)
+            for name in turns.to_measure():
+                turns.drifted(name, at, DRIFT, trainable=True)
             pending = sum(costs[name] for name in (*threads.running, *(name for name, _ in threads.queued)))
             left = turns.choose(at, budget.reading_credit - pending, forced=not threads.running)
             if screening:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from esdmon.limits import Limits
-from esdmon.runtime.coordination import Job
+from esdmon.runtime.coordination import Assignment
 from esdmon.runtime.holdings import Holdings, Listed, Part, Table, join
 from esdmon.runtime.sharing import Capacities, Sharing
 from esdmon.schedule.budget import Budget
@@ -84,11 +84,13 @@ class UnderWay:
     seconds: Mapping[str, float]
     owners: dict[str, int] = field(default_factory=dict)
 
-    def begin(self, jobs: Sequence[Job]) -> None:
+    def begin(self, assignments: Sequence[Assignment]) -> None:
         """Let each rank begin what it was assigned, of one matrix each."""
-        self.owners |= {job.names[0]: job.owner for job in jobs}
-        for place in {job.owner for job in jobs}:
-            self.ranks[place].begin([job.names[0] for job in jobs if job.owner == place], self.seconds)
+        self.owners |= {assignment.names[0]: assignment.owner for assignment in assignments}
+        for place in {assignment.owner for assignment in assignments}:
+            self.ranks[place].begin(
+                [assignment.names[0] for assignment in assignments if assignment.owner == place], self.seconds
+            )
 
     def step(self, now: float) -> list[tuple[int, str]]:
         """Count a step, and return what is answered by now, with the rank."""
@@ -138,7 +140,7 @@ def simulate_ranks(
     read: dict[str, float] = {}
     lost = 0.0
 
-    def plan(then: int, ahead: float) -> Sequence[Job]:
+    def plan(then: int, ahead: float) -> Sequence[Assignment]:
         reads = capacities.reads(budget, under_way.by_rank(), ahead=ahead)
         names = turns.choose(
             then, sum(max(0.0, each.credit) for each in reads.values()), without=under_way.owners, ahead=True
@@ -163,12 +165,12 @@ def simulate_ranks(
         earned = budget.earn(at_most=2 * turns.sweep)
         capacities.earn(earned, 2 * turns.sweep)
         turns.pass_by()
-        for name in turns.to_look_at():
-            turns.looked(name, at, DRIFT, trainable=True)
+        for name in turns.to_measure():
+            turns.drifted(name, at, DRIFT, trainable=True)
         norms.look()
         under_way.begin(planned)
-        for job in planned:
-            turns.begun(job.names[0], at)
+        for assignment in planned:
+            turns.begun(assignment.names[0], at)
             clock.now += BLOCKED
             lost += BLOCKED
         _begin_all(ranks, clock.now)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
-from esdmon.runtime.letterbox import Letterbox, Moved
+from esdmon.runtime.fragment_exchange import FragmentExchange, Moved
 
 PATIENCE = 2.0
 PIECE = 4 << 20
@@ -51,16 +51,16 @@ def serve_store(key: str, size: int, hold: Callable[[], None]) -> tuple[str, obj
     return str(box.port), box
 
 
-def fetch_from_letterbox(address: str, key: str, size: int) -> None:
+def fetch_from_exchange(address: str, key: str, size: int) -> None:
     array: Any = torch.empty(size, dtype=torch.uint8).numpy()
     into = memoryview(array)
-    box = Letterbox(TOKEN, 0, PATIENCE)
+    box = FragmentExchange(TOKEN, 0, PATIENCE)
     box.fetch(1, address.replace("_", " "), key, into, until=time.monotonic() + PATIENCE)
 
 
-def serve_letterbox(key: str, size: int, hold: Callable[[], None]) -> tuple[str, object]:
+def serve_exchange(key: str, size: int, hold: Callable[[], None]) -> tuple[str, object]:
     os.environ["MASTER_ADDR"] = "127.0.0.1"
-    box = Letterbox(TOKEN, 1 << 40, PATIENCE)
+    box = FragmentExchange(TOKEN, 1 << 40, PATIENCE)
 
     def put() -> None:
         hold()
@@ -107,13 +107,13 @@ def serve_gloo(key: str, size: int, hold: Callable[[], None]) -> tuple[str, obje
 
 Fetch = Callable[[str, str, int], None]
 Serve = Callable[[str, int, Callable[[], None]], tuple[str, object]]
-SERVE: dict[str, Serve] = {"TCPStore": serve_store, "gloo": serve_gloo, "sockets": serve_letterbox}
+SERVE: dict[str, Serve] = {"TCPStore": serve_store, "gloo": serve_gloo, "sockets": serve_exchange}
 
 
 def fetcher(way: str) -> Fetch:
     if way == "gloo":
         return FromGloo()
-    return fetch_from_store if way == "TCPStore" else fetch_from_letterbox
+    return fetch_from_store if way == "TCPStore" else fetch_from_exchange
 
 
 def hold_fragment(way: str, case: str, size: int) -> None:

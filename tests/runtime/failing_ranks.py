@@ -21,7 +21,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 
 from esdmon.limits import Limits
 from esdmon.options import WatchOptions
-from esdmon.runtime.letterbox import Letterbox
+from esdmon.runtime.fragment_exchange import FragmentExchange
 from esdmon.runtime.local_parts import LocalParts
 from esdmon.runtime.monitor import Monitor
 from esdmon.sinks import MemorySink
@@ -59,8 +59,8 @@ def close(monitor: Monitor | None) -> None:
 
 
 def go_silent(_monitor: Monitor | None) -> None:
-    vars(Letterbox)["_answer"]
-    pytest.MonkeyPatch().setattr(Letterbox, "_answer", lambda *_: time.sleep(60))
+    vars(FragmentExchange)["_answer"]
+    pytest.MonkeyPatch().setattr(FragmentExchange, "_answer", lambda *_: time.sleep(60))
 
 
 def raise_on_one(_monitor: Monitor | None) -> None:
@@ -74,7 +74,7 @@ def raise_on_one(_monitor: Monitor | None) -> None:
     pytest.MonkeyPatch().setattr(LocalParts, "copy", failing)
 
 
-BETWEEN = "rank 1 is killed before it is read between"  # at an extra reading of what leaps, not a scheduled one
+BETWEEN = "rank 1 is killed before it is read between"  # at an extra reading of what jumps, not a scheduled one
 EVENTS: dict[str, tuple[int, Callable[[Monitor | None], None]]] = {
     "rank 1 is killed": (1, kill),
     "rank 0 is killed": (0, kill),
@@ -107,8 +107,8 @@ def run(rank: int, case: str, folder: str, port: int) -> None:
         step += 1
         with torch.no_grad():
             for parameter in model.parameters():
-                leaps = case == BETWEEN and event and step == event + 1
-                (parameter.to_local() if hasattr(parameter, "to_local") else parameter).mul_(2.0 if leaps else 1.001)
+                jumps = case == BETWEEN and event and step == event + 1
+                (parameter.to_local() if hasattr(parameter, "to_local") else parameter).mul_(2.0 if jumps else 1.001)
         if not event:  # as a training does, the ranks go on together
             if (
                 rank == 0

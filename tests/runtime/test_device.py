@@ -207,7 +207,7 @@ def test_what_the_hook_does_with_cuda_tensors_waits_for_nothing(dtype: torch.dty
             reader.end_step_sample()
             assert reader.step_samples() == {}
             reader.refresh()
-            assert reader.look(["0", "1", "2"]) == {}
+            assert reader.drifts(["0", "1", "2"]) == {}
             assert all(0 < (reader.screen(name, step) or 0) < 1e-3 for name in ("0", "1", "2"))
             assert reader.screened() == []
             for name in ("0", "1", "2"):

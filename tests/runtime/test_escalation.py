@@ -11,8 +11,9 @@ import esdmon
 from esdmon.alerts import BUILT_IN_RULES
 from esdmon.records import Alert, Coverage, Report
 from esdmon.replay import replay, reports_by_run
-from esdmon.runtime.pulse import SHARE, Escalation, Pulse
+from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.source import Sampled
+from esdmon.runtime.step_sampling import SHARE, StepSampling
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.step_sample import StepSample
 from esdmon.sinks.memory import MemorySink
@@ -116,19 +117,19 @@ def test_the_watch_between_readings_stays_within_its_share() -> None:
             return {}
 
     source: Sampled = Slow()  # type: ignore[assignment]
-    pulse, spent = Pulse(source, budget), 0.0
+    sampling, spent = StepSampling(source, budget), 0.0
     budget.start()
     for step in range(1, 20_000):
         before = now[0]
-        pulse.end(step)
-        pulse.begin(step, 1, is_next=False)
+        sampling.end(step)
+        sampling.begin(step, 1, is_next=False)
         spent += now[0] - before
         now[0] += 0.01
     assert 0.5 * SHARE < spent / now[0] < 1.2 * SHARE
 
 
 def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
-    """Of each look, halfway to it; what rank 0 reads alone is not asked for."""
+    """Of each poll, halfway to it; what rank 0 reads alone is not asked for."""
 
     class Ranks:
         """Two layers, of which rank 0 holds one."""
@@ -139,7 +140,7 @@ def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
             self.asked: list[tuple[int, list[str]]] = []
 
         @property
-        def next_look(self) -> int:
+        def next_poll(self) -> int:
             return self.step - self.step % 20 + 20
 
         def is_elsewhere(self, name: str) -> bool:
@@ -149,7 +150,7 @@ def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
             self.asked.append((self.step, sorted(names)))
 
     class NoSamples:
-        """Nothing leaps."""
+        """Nothing jumps."""
 
         def begin_step_sample(self) -> None:
             pass
@@ -162,7 +163,7 @@ def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
 
     source: Sampled = NoSamples()  # type: ignore[assignment]
     ranks = Ranks()
-    escalation, here = Escalation(Pulse(source, Budget(None)), ranks), []
+    escalation, here = Escalation(StepSampling(source, Budget(None)), ranks), []
     for step in (200, 400):
         escalation.due(step, is_scheduled=True)
     alert = Alert("id", "rule", "warning", "pending", "far", ("far", "near"), 400, 400, "")

@@ -210,7 +210,7 @@ def test_strict_raises_what_fails_in_a_reading(mode: str, monkeypatch: pytest.Mo
 def test_auto_looks_at_what_is_idle(threads: int, cores: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the cores that a system counts are often no cores of their own."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr("esdmon.watching.cores", lambda job: job * cores)
+    monkeypatch.setattr("esdmon.options.modes.cores", lambda job: job * cores)
     gate = threading.Event()
     if expected == "sync":
         gate.set()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import esdmon
-from esdmon import watching
+from esdmon.options import modes
 from esdmon.runtime.computing import Computing
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.reader import Reader
@@ -35,8 +35,8 @@ class Run:
         **options: Any,
     ) -> None:
         monkeypatch.setattr("esdmon.watching.Transfers", lambda: Transfers({"cpu": device}))
-        monkeypatch.setattr("esdmon.watching.IdleCores", lambda **_: Idle(idle))
-        monkeypatch.setattr("esdmon.watching.cores", lambda **_: 8)
+        monkeypatch.setattr("esdmon.options.modes.IdleCores", lambda **_: Idle(idle))
+        monkeypatch.setattr("esdmon.options.modes.cores", lambda **_: 8)
         monkeypatch.setattr(
             "esdmon.runtime.gpu_solver.seconds_on_device", lambda matrix: 1e-3 if matrix.name == "0" else None
         )
@@ -171,8 +171,8 @@ def test_without_a_gpu_a_thread_reads(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_in_a_job_of_several_ranks_threads_read(caplog: pytest.LogCaptureFixture) -> None:
     """A rank that waits for its GPU slows the steps by which others measure what their threads cost."""
-    modes = [watching._mode("device", on_accelerator=True, on_device=True, job=job) for job in (1, 2)]
-    assert modes == ["device", "thread"]
+    found = [modes.resolved_mode("device", on_accelerator=True, on_device=True, job=job) for job in (1, 2)]
+    assert found == ["device", "thread"]
     assert caplog.text.count("needs a process that trains alone") == 1
 
 

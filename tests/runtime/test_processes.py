@@ -16,9 +16,9 @@ from torch import nn
 import esdmon
 from esdmon.records import LayerReport
 from esdmon.runtime import processes
-from esdmon.runtime.job import run
 from esdmon.runtime.measured import measure
 from esdmon.runtime.processes import Processes
+from esdmon.runtime.worker_job import run
 from esdmon.schedule.workers import Workers
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Measure, Spectrum

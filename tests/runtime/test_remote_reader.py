@@ -6,7 +6,7 @@ from typing import Any
 
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport, Screened
-from esdmon.runtime.coordination import Job, Role, Word
+from esdmon.runtime.coordination import Assignment, Plan, Role
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.remote_reader import RemoteReader
 from esdmon.schedule.budget import Budget
@@ -63,7 +63,7 @@ class Source:
     def is_trainable(self, name: str) -> bool:
         return True
 
-    def look(self, names: Iterable[str]) -> dict[str, float]:
+    def drifts(self, names: Iterable[str]) -> dict[str, float]:
         return {}
 
     def screen(self, name: str, step: int) -> float | None:
@@ -110,8 +110,8 @@ class Assigns:
     def role(self, _version: int) -> Role:
         return Role({}, frozenset())
 
-    def word(self, previous: int) -> Word:
-        return Word(1, tuple(Job(1, (f"w{k}",)) for k in range(10)))
+    def plan(self, previous: int) -> Plan:
+        return Plan(1, tuple(Assignment(1, (f"w{k}",)) for k in range(10)))
 
     def answer(self, *_: Any) -> None:
         pass

@@ -161,7 +161,7 @@ def test_a_jump_of_the_largest_eigenvalue_brings_a_reading_forward(monkeypatch: 
     ages = []
     for screens in (True, False):
         run = Training(monkeypatch, screens=screens)
-        monkeypatch.setattr(Reader, "look", lambda _reader, names: dict.fromkeys(names, 2e-3))
+        monkeypatch.setattr(Reader, "drifts", lambda _reader, names: dict.fromkeys(names, 2e-3))
         run.train(20 * EVERY)
         last = {layer.name: layer.step for layer in run.sink.reports[-1]}
         name = sorted(last, key=last.__getitem__)[RARE + 2]  # that has waited for some due steps
@@ -220,7 +220,7 @@ def test_a_matrix_that_is_not_finite_is_read_next(monkeypatch: pytest.MonkeyPatc
     run = Training(monkeypatch).train(10 * EVERY)
     last = {layer.name: layer.step for layer in run.sink.reports[-1]}
     name = sorted(last, key=last.__getitem__)[RARE]
-    monkeypatch.setattr(Reader, "look", lambda _reader, names: dict.fromkeys(names, 2e-3))
+    monkeypatch.setattr(Reader, "drifts", lambda _reader, names: dict.fromkeys(names, 2e-3))
     with torch.no_grad():
         run.model.get_submodule(name).get_parameter("weight")[0, 0] = torch.nan
     before = len(run.sink.reports)

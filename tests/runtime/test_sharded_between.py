@@ -1,4 +1,4 @@
-"""Readings of sharded weights between the scheduled steps: what an alert waits for, and what leaps."""
+"""Readings of sharded weights between the scheduled steps: what an alert waits for, and what jumps."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.runtime.test_sharded_costs import no_collective
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
 
-EVERY, GAP = 20, 2  # steps between scheduled readings, and between looks
+EVERY, GAP = 20, 2  # steps between scheduled readings, and between polls
 FAULTS = {"collapse": 47, "missed": 47, "rate": 67}  # the first step of each
 SHORT = Limits(rank_seconds=0.5, fragment_seconds=0.2, close_seconds=8.0)
 
@@ -51,15 +51,15 @@ def train(case: str, *, watched: bool = True) -> dict[str, Any]:
     options = WatchOptions.from_keywords({"every": EVERY, "budget": None, "sinks": [sink]}, besides=())
     limits = SHORT if case == "missed" else None
     monitor = attach(model, None, options, limits=limits) if watched else None
-    losses, states, counts, looks = [], {}, 0, []
-    asked = Coordinator.asked
+    losses, states, counts, polls = [], {}, 0, []
+    asked = Coordinator.extra_plan
     with pytest.MonkeyPatch.context() as patch:
 
         def noted(ranks: Coordinator, step: int) -> Any:
-            looks.append(step)
+            polls.append(step)
             return None if case == "missed" else asked(ranks, step)
 
-        patch.setattr(Coordinator, "asked", noted)
+        patch.setattr(Coordinator, "extra_plan", noted)
         for step in range(1, FAULTS[case] + 34):
             inputs = torch.randn(16, 64, generator=torch.Generator().manual_seed(2 * step + rank))
             loss = (model(inputs) - inputs).square().mean()
@@ -88,7 +88,7 @@ def train(case: str, *, watched: bool = True) -> dict[str, Any]:
         "losses": losses,
         "collectives": counts,
         "errors": [fault.message for fault in monitor.errors],
-        "looks": looks,
+        "polls": polls,
         "scheduled": [[report.step, len(report.new)] for report in sink.reports if not report.extra],
         "extra": [[layer.step, layer.name, layer.status, difference(layer, whole[layer.step])] for layer in read],
         "alerts": [[alert.rule, alert.layer, alert.state, alert.step] for alert in monitor.alerts],
@@ -112,7 +112,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_a_finding_is_confirmed_before_the_next_scheduled_step(results: list[dict[str, Any]]) -> None:
-    """The layer with the finding is read at the looks that follow, with the values of the whole matrix."""
+    """The layer with the finding is read at the polls that follow, with the values of the whole matrix."""
     result = results[0]["collapse"]
     assert [(name, status, differing) for _, name, status, differing in result["extra"]] == [("0", "ok", [])] * 2
     ((rule, layer, state, step),) = result["alerts"]
@@ -121,7 +121,7 @@ def test_a_finding_is_confirmed_before_the_next_scheduled_step(results: list[dic
     assert result["scheduled"] == [[step, 3] for step in range(EVERY, 4 * EVERY + 1, EVERY)]
 
 
-def test_a_leap_brings_readings_forward(results: list[dict[str, Any]]) -> None:
+def test_a_jump_brings_readings_forward(results: list[dict[str, Any]]) -> None:
     """Rank 0 samples steps of its own fragments; what these show stands in the records of all ranks' readings."""
     result = results[0]["rate"]
     assert {name for _, name, _, _ in result["extra"]} == {"0", "2", "4"}
@@ -140,7 +140,7 @@ def test_it_leaves_no_trace_in_the_training(results: list[dict[str, Any]]) -> No
 def test_ranks_look_nine_times_between_scheduled_steps(results: list[dict[str, Any]]) -> None:
     """Once the distance of scheduled steps is known; rank 0 knows without looking."""
     expected = [step for step in range(2 * EVERY, 4 * EVERY, GAP) if step % EVERY]
-    assert (results[0]["collapse"]["looks"], results[1]["collapse"]["looks"]) == ([], expected)
+    assert (results[0]["collapse"]["polls"], results[1]["collapse"]["polls"]) == ([], expected)
 
 
 def test_a_rank_that_misses_the_word_copies_nothing(results: list[dict[str, Any]]) -> None:

@@ -78,10 +78,10 @@ def rank_of_a_job(rank: int, folder: str) -> None:
         if step in (STEPS // 3, STEPS):
             monitor.flush(20)
             distributed.barrier()
-            letterbox = made[0].letterbox
-            if letterbox is None:
+            exchange = made[0].exchange
+            if exchange is None:
                 raise AssertionError("this rank holds fragments")
-            seen.append([threading.active_count(), files(), letterbox.n_kept])
+            seen.append([threading.active_count(), files(), exchange.n_kept])
     futures = sum(isinstance(each, Future) for each in gc.get_objects())
     monitor.close()
     own: Any = made[0]
@@ -89,9 +89,9 @@ def rank_of_a_job(rank: int, folder: str) -> None:
         "collectives": counts,
         "seen": seen,
         "futures": futures,
-        "kept": own.letterbox.peak_bytes,
-        "assembled": own.room.peak_bytes,
-        "left": own.room.held_bytes,
+        "kept": own.exchange.peak_bytes,
+        "assembled": own.memory_limit.peak_bytes,
+        "left": own.memory_limit.held_bytes,
         "read": sum(layer.status == "ok" for report in sink.reports for layer in report.new),
         "errors": [fault.message for fault in monitor.errors],
     }

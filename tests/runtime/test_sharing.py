@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 
 from esdmon.runtime.holdings import Holdings, Listed, Part, Table, join
-from esdmon.runtime.room import Room
+from esdmon.runtime.memory_limit import MemoryLimit
 from esdmon.runtime.sharing import Reads, Sharing
 from esdmon.schedule.fragments import Fragment
 
@@ -45,7 +45,7 @@ def reading(*paces: float, credit: float = math.inf, copies: bool = True) -> dic
 
 
 def counts(sharing: Sharing, holdings: Holdings, ranks: dict[int, Reads], times: int = 1) -> Counter[int]:
-    return Counter(job.owner for _ in range(times) for job in sharing.share(SECONDS, holdings, ranks))
+    return Counter(assignment.owner for _ in range(times) for assignment in sharing.share(SECONDS, holdings, ranks))
 
 
 def sharing_of(ranks: int, most_bytes: int = 1 << 20) -> Sharing:
@@ -73,8 +73,8 @@ def test_a_rank_without_credit_is_given_nothing() -> None:
     second = Reads(300.0, -1.0)
     assert counts(sharing_of(2), whole(2), {0: first, 1: second}) == {0: 3}
     only = join({1: Table(1, "", {name: Listed(1.0, (), "", 100) for name in NAMES}, {})})
-    jobs = sharing_of(2).share(SECONDS, only, {0: first, 1: second})
-    assert [(job.owner, job.names) for job in jobs] == [(1, ("w0",))]
+    assignments = sharing_of(2).share(SECONDS, only, {0: first, 1: second})
+    assert [(assignment.owner, assignment.names) for assignment in assignments] == [(1, ("w0",))]
 
 
 def test_whole_copies_fit_into_the_memory_of_a_rank() -> None:
@@ -95,26 +95,26 @@ def test_a_new_rank_is_not_given_all_that_the_others_have_read_before() -> None:
     assert counts(sharing, whole(2), reading(1, 1)) == {0: 20, 1: 20}
 
 
-def test_threads_hold_no_more_than_there_is_room_for() -> None:
+def test_threads_hold_no_more_than_the_limit_allows() -> None:
     """One that needs more waits until it is alone."""
-    room, most = Room(100), 0
+    limit, most = MemoryLimit(100), 0
     seen = threading.Lock()
     alone = []
 
     def hold(size: int) -> None:
         nonlocal most
         for _ in range(50):
-            with room.holding(size, nullcontext):
+            with limit.holding(size, nullcontext):
                 with seen:
-                    most = max(most, room.held_bytes)
+                    most = max(most, limit.held_bytes)
                 if size > 100:
-                    alone.append(room.held_bytes == size)
+                    alone.append(limit.held_bytes == size)
 
     threads = [threading.Thread(target=hold, args=(size,)) for size in (30, 40, 60, 200)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert room.held_bytes == 0
-    assert room.peak_bytes == most == 200
+    assert limit.held_bytes == 0
+    assert limit.peak_bytes == most == 200
     assert alone == [True] * 50

@@ -23,7 +23,7 @@ class Job:
         self.team = Team(leader, OnlyTells(), Faults(), limits=Limits())
         leader.announce(Table(0, "", {"a": Listed(1.0)}, {}))
         self.other.announce(Table(1, "", {"b": Listed(1.0)}, {}, copies=True, stands_still=True))
-        self.team.look()
+        self.team.update_holdings()
         self.clock = FakeClock()
         self.budget = Budget(0.01, clock=self.clock.perf_counter, cpu_clock=lambda: 0.0, advance=0.0)
         self.budget.start()

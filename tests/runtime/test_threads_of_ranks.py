@@ -85,7 +85,7 @@ def watched(make: Callable[[], nn.Module], *, meeting: bool = False, **options: 
         },
         "seconds": sum(report.seconds for report in sink.reports),
         "paces": [teams[0].capacities.pace(rank) for rank in (0, 1)] if teams else [],
-        "peak": own[0].room.peak_bytes,
+        "peak": own[0].memory_limit.peak_bytes,
         "most": meets.most,
         "dropped": monitor.dropped,
         "errors": [fault.message for fault in monitor.errors],
@@ -167,7 +167,7 @@ def test_two_weights_are_put_together_at_a_time(results: list[dict[str, Any]]) -
 
 
 def test_a_process_that_reads_a_sharded_weight_is_charged_what_it_uses(results: list[dict[str, Any]]) -> None:
-    """By the clock that counts of waiting for a process what that has used: here one that leaps."""
+    """By the clock that counts of waiting for a process what that has used: here one that jumps."""
     read = results[0]["sharded in processes"]
     assert {status for status, _, _ in read["values"].values()} == {"ok"}
     assert read["errors"] == []

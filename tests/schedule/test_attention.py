@@ -1,7 +1,7 @@
 """Readings between the scheduled ones."""
 
 from esdmon.schedule.attention import DENSER, MOST, Attention
-from esdmon.schedule.leaps import Leaps
+from esdmon.schedule.jumps import JumpDetector
 from esdmon.schedule.step_sample import StepSample
 
 
@@ -21,7 +21,7 @@ def test_a_layer_with_an_unconfirmed_finding_is_read_ten_times_as_often() -> Non
     assert not any(attention.due(step) for step in range(481, 600))
 
 
-def test_a_leap_is_read_at_once_and_then_more_often() -> None:
+def test_a_jump_is_read_at_once_and_then_more_often() -> None:
     attention = scheduled(200)
     attention.bring_forward(["fc1"], 437)
     assert attention.due(437) == ("fc1",)
@@ -63,55 +63,55 @@ def samples(ratio: float, norm: float = 1.0) -> dict[str, StepSample]:
     return {"fc1": StepSample(norm, ratio)}
 
 
-def test_a_leap_is_far_beyond_the_recent_samples() -> None:
-    leaps = Leaps()
-    assert leaps.take(samples(1.0)) == []  # nothing is known yet
+def test_a_jump_is_far_beyond_the_recent_samples() -> None:
+    jumps = JumpDetector()
+    assert jumps.take(samples(1.0)) == []  # nothing is known yet
     for k in range(20):
-        assert leaps.take(samples(1e-3 * (1 + k % 2), 1 + 1e-3 * k)) == []
-    assert leaps.take(samples(5e-3, 1.02)) == []  # 1.0 is still among the last sixteen
+        assert jumps.take(samples(1e-3 * (1 + k % 2), 1 + 1e-3 * k)) == []
+    assert jumps.take(samples(5e-3, 1.02)) == []  # 1.0 is still among the last sixteen
     for k in range(20):
-        leaps.take(samples(1e-3 * (1 + k % 2), 1.02))
-    assert leaps.take(samples(7e-3, 1.02)) == ["fc1"]
-    assert leaps.take(samples(7e-3, 1.02)) == []  # it is one of the recent ones now
-    assert leaps.take(samples(7e-3, 0.9)) == ["fc1"]  # the norm leaps
-    assert leaps.take(samples(0.0, 0.9)) == ["fc1"]  # it stands still
-    assert leaps.take(samples(0.0, 0.9)) == []
+        jumps.take(samples(1e-3 * (1 + k % 2), 1.02))
+    assert jumps.take(samples(7e-3, 1.02)) == ["fc1"]
+    assert jumps.take(samples(7e-3, 1.02)) == []  # it is one of the recent ones now
+    assert jumps.take(samples(7e-3, 0.9)) == ["fc1"]  # the norm jumps
+    assert jumps.take(samples(0.0, 0.9)) == ["fc1"]  # it stands still
+    assert jumps.take(samples(0.0, 0.9)) == []
 
 
-def test_a_weight_that_is_replaced_between_samples_leaps() -> None:
+def test_a_weight_that_is_replaced_between_samples_jumps() -> None:
     """Farther than half of its norm, and far beyond its usual way."""
     for usual, shift, expected in ((0.01, 0.6, ["fc1"]), (0.01, 0.4, []), (0.3, 0.6, []), (0.3, 1.4, ["fc1"])):
-        leaps = Leaps()
+        jumps = JumpDetector()
         for _ in range(10):
-            leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, usual)})
-        assert leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, shift)}) == expected
+            jumps.take({"fc1": StepSample(1.0, 1e-3, 0.0, usual)})
+        assert jumps.take({"fc1": StepSample(1.0, 1e-3, 0.0, shift)}) == expected
 
 
-def test_a_weight_that_is_set_back_to_its_start_leaps() -> None:
+def test_a_weight_that_is_set_back_to_its_start_jumps() -> None:
     """Where its distance from there falls by more than its usual moves, and a fiftieth."""
     for usual, way, expected in ((0.005, 0.0, ["fc1"]), (0.05, 0.0, []), (0.005, 0.09, [])):
-        leaps, other = Leaps(), Leaps()
+        jumps, other = JumpDetector(), JumpDetector()
         for _ in range(10):
-            leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, usual, 0.1)})
-        other.prepare(leaps.state_dict())()
-        for each in (leaps, other):
+            jumps.take({"fc1": StepSample(1.0, 1e-3, 0.0, usual, 0.1)})
+        other.prepare(jumps.state_dict())()
+        for each in (jumps, other):
             assert each.take({"fc1": StepSample(1.0, 1e-3, 0.0, usual, way)}) == expected
 
 
-def test_leaps_go_on_from_their_state() -> None:
-    leaps, other = Leaps(), Leaps()
+def test_jumps_go_on_from_their_state() -> None:
+    jumps, other = JumpDetector(), JumpDetector()
     for _ in range(10):
-        leaps.take(samples(1e-3))
-    other.prepare(leaps.state_dict())()
+        jumps.take(samples(1e-3))
+    other.prepare(jumps.state_dict())()
     assert other.take(samples(1e-2)) == ["fc1"]
 
 
 def test_where_one_weight_is_replaced_all_are_read() -> None:
-    """What a leaping step or norm concerns is that layer alone."""
+    """What a jumping step or norm concerns is that layer alone."""
     for shift, ratio, expected in ((0.9, 1e-3, ["fc1", "fc2"]), (0.01, 7e-3, ["fc2"]), (0.01, 1e-3, [])):
-        leaps = Leaps()
+        jumps = JumpDetector()
         for _ in range(10):
-            leaps.take({name: StepSample(1.0, 1e-3, 0.0, 0.01) for name in ("fc1", "fc2")})
+            jumps.take({name: StepSample(1.0, 1e-3, 0.0, 0.01) for name in ("fc1", "fc2")})
         assert (
-            leaps.take({"fc1": StepSample(1.0, 1e-3, 0.0, 0.01), "fc2": StepSample(1.0, ratio, 0.0, shift)}) == expected
+            jumps.take({"fc1": StepSample(1.0, 1e-3, 0.0, 0.01), "fc2": StepSample(1.0, ratio, 0.0, shift)}) == expected
         )

@@ -21,9 +21,9 @@ class Model:
         self.read_at = dict.fromkeys(self.costs, 0)
 
     def due(self, step: int, credit: float) -> list[str]:
-        for name in self.turns.to_look_at():
+        for name in self.turns.to_measure():
             drift = self.rates[name] * (step - self.read_at[name])
-            self.turns.looked(name, step, drift, trainable=self.rates[name] > 0)
+            self.turns.drifted(name, step, drift, trainable=self.rates[name] > 0)
         chosen = self.turns.choose(step, credit)
         for name in chosen:
             self.turns.begun(name, step)
@@ -158,8 +158,8 @@ def test_a_matrix_that_is_not_finite_does_not_take_all_turns(drift: float) -> No
     read = Counter[str]()
     at = {"bad": 0, "good": 0}
     for step in range(1, 400):
-        turns.looked("bad", step, drift, trainable=True)
-        turns.looked("good", step, 0.01 * (step - at["good"]), trainable=True)
+        turns.drifted("bad", step, drift, trainable=True)
+        turns.drifted("good", step, 0.01 * (step - at["good"]), trainable=True)
         for name in turns.choose(step, 0.0):
             turns.begun(name, step)
             at[name] = step
@@ -209,7 +209,7 @@ def test_matrices_are_screened_that_wait_for_their_reading() -> None:
         turns.pass_by()
     turns.begun("w4", 50)
     for name in ("w0", "w1", "w2", "w3"):
-        turns.looked(name, 60, 0.0 if name == "w1" else 0.1, trainable=True)
+        turns.drifted(name, 60, 0.0 if name == "w1" else 0.1, trainable=True)
     assert turns.to_screen() == ["w5", "w0"]
     turns.pass_by()
     assert turns.to_screen(["w5"]) == ["w0", "w2"]
@@ -225,13 +225,13 @@ def test_a_change_of_the_largest_eigenvalue_counts_as_drift(change: float) -> No
     for name in ("a", "b"):
         turns.begun(name, 10)
         turns.took(name, 1.0)
-        turns.looked(name, 20, 0.1, trainable=True)
+        turns.drifted(name, 20, 0.1, trainable=True)
     turns.screened("b", 10, change)
     assert turns.choose(20, 1.0) == ["a"]
     turns.screened("b", 20, change)
     assert turns.choose(20, 1.0) == ["b"]
     assert turns.choose(30, 1.0, ahead=True) == ["b"]
-    turns.looked("b", 20, 0.0, trainable=True)
+    turns.drifted("b", 20, 0.0, trainable=True)
     assert turns.choose(20, 1.0) == ["b"]
     turns.screened("b", 30)  # as where an accelerator computes it while the next due step is planned
     assert turns.choose(30, 1.0) == ["b"]
@@ -245,7 +245,7 @@ def test_a_change_since_an_older_reading_is_left_out() -> None:
     for name, step in (("a", 10), ("b", 10), ("b", 15)):
         turns.begun(name, step)
         turns.took(name, 1.0)
-        turns.looked(name, 20, 0.1, trainable=True)
+        turns.drifted(name, 20, 0.1, trainable=True)
     for since, first in ((10, "a"), (15, "b")):
         turns.screened("b", 20, 0.5, since=since)
         assert turns.choose(20, 1.0) == [first]

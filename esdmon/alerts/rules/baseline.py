@@ -1,7 +1,7 @@
 """Fit a layer's own baseline: the value to expect from its last readings, and their scatter.
 
 Measures differ between networks by orders of magnitude and drift during training, so no fixed level means "alarming" in
-every layer; a *leap* does. The baseline is a line through the logarithms of the readings before the ones under test,
+every layer; a *jump* does. The baseline is a line through the logarithms of the readings before the ones under test,
 with the median of the slopes of all pairs as its slope, which a third of outliers does not move. The scatter is the
 median distance from the line, as a standard deviation.
 
@@ -27,7 +27,7 @@ class Baseline:
     """The range to expect of a measure, and the scatter of the readings that it was fitted to."""
 
     low: float
-    """The lower of the median and the value of the line now: a steady decline is not a leap."""
+    """The lower of the median and the value of the line now: a steady decline is not a jump."""
     high: float
     """The higher of the two."""
     scatter: float

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
-from esdmon.alerts.rules.leaps import finding, frobenius, leaps, leapt
+from esdmon.alerts.rules.jumps import finding, frobenius, jumped, jumps
 from esdmon.alerts.rules.trap_words import what_traps
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
@@ -40,7 +40,7 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
 
     Source: that weights grow without bound where gradient descent is unstable is textbook; the factors are ours.
     """
-    for now, norm, before in leaps(history, _norm, "up", factor=factor, back=back):
+    for now, norm, before in jumps(history, _norm, "up", factor=factor, back=back):
         has_grown = norm > factor * _norm(history.first[now.name])
         if now.name in history.firing or (
             has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
@@ -77,7 +77,7 @@ def correlation_trap(
     Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025), who warn that not
     every trap harms; the closed form is the transition of Baik, Ben Arous, Péché (2005). The factors are ours.
     """
-    leapt_now = leapt(history, _trap, "up", factor)
+    jumped_now = jumped(history, _trap, "up", factor)
     for name, readings in history.layers.items():
         value, before = _trap(readings[-1]), _trap(history.first[name])
         is_old = name in history.firing
@@ -89,7 +89,7 @@ def correlation_trap(
                 f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} "
                 f"({what_traps(readings[-1])})",
                 before,
-                None if name in leapt_now else "info",
+                None if name in jumped_now else "info",
             )
 
 
@@ -132,7 +132,7 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
     Source: O. Roy, M. Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007); the factors
     are ours.
     """
-    for now, rank, before in leaps(history, _effective_rank, "down", factor=factor, back=back):
+    for now, rank, before in jumps(history, _effective_rank, "down", factor=factor, back=back):
         what = f"effective rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
         yield finding(now, what, before)
 
@@ -153,7 +153,7 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
 
     Source: the measure is that of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the factors are ours.
     """
-    for now, rank, before in leaps(history, _stable_rank, "down", factor=factor, back=back):
+    for now, rank, before in jumps(history, _stable_rank, "down", factor=factor, back=back):
         known = [] if now.name in history.firing else [*map(_stable_rank, history.baseline[now.name])]
         usual = median([rank for rank in known if not math.isnan(rank)] or [before])
         if max(before, usual) > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
@@ -182,7 +182,7 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     Source: the order and the soft rank are those of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the distances are
     ours.
     """
-    found = dict.fromkeys(history.firing, 0.0) | leapt(history, _soft_rank, "up", factor)
+    found = dict.fromkeys(history.firing, 0.0) | jumped(history, _soft_rank, "up", factor)
     for name in found.keys() & history.layers.keys():
         now = history.layers[name][-1]
         if name not in history.firing and _is_steeper(now, history.baseline[name]):
@@ -219,8 +219,8 @@ def _norm(layer: LayerReport) -> float:
 
 
 def _is_flat(history: History, name: str) -> bool:
-    """Return whether the effective rank of a layer has halved; asked only where another rule finds a leap."""
-    return name in leapt(history, _effective_rank, "down", _HALVED)
+    """Return whether the effective rank of a layer has halved; asked only where another rule finds a jump."""
+    return name in jumped(history, _effective_rank, "down", _HALVED)
 
 
 def _is_at_cost_of_others(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:

@@ -8,7 +8,7 @@ from statistics import median
 
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, measured
 from esdmon.alerts.rules.baseline import WARM_UP
-from esdmon.alerts.rules.leaps import finding, frobenius, leaps
+from esdmon.alerts.rules.jumps import finding, frobenius, jumps
 from esdmon.records import LayerReport
 
 _DECAYING = 0.5  # of the length of a step: for a gradient without decay it is about 0, for decay alone 1
@@ -31,7 +31,7 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
 
     Where the learning rate is not known, or was as high before, as in a schedule with restarts, the ratio must also be
     more than 1.5 times the largest of the run so far. Where it was not raised, the ratio must be more than a tenth of
-    that: the gradients of a layer that has almost stopped learning leap without harm.
+    that: the gradients of a layer that has almost stopped learning jump without harm.
 
     Adam and its kin divide gradients by their size, so there only a raised learning rate is seen, and what makes
     gradients less or more noisy.
@@ -51,7 +51,7 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
 
     Source: the ratio of update to weight is a common diagnostic of learning rates; the factors are ours.
     """
-    for now, ratio, before in leaps(history, _step_ratio, "up", factor=factor, back=back):
+    for now, ratio, before in jumps(history, _step_ratio, "up", factor=factor, back=back):
         usual, highest = _usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
         rate, is_raised = now.learning_rate, now.learning_rate > _RAISED * usual
         is_restart = not rate <= _RAISED * usual and not rate > _RAISED * highest.learning_rate
@@ -105,7 +105,7 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
 
     Confused with weights that blow up or are set back to larger values, which the norm distinguishes: a new weight has
     nothing in common with the last, and is of its size. With another checkpoint that was loaded whole: all layers that
-    move have moved farther than their steps reach, for which all of them are read where one leaps. With weights that
+    move have moved farther than their steps reach, for which all of them are read where one jumps. With weights that
     are averaged: the distance from the start hardly falls. In a job of several ranks, or where the budget does not
     allow all readings at that step, a whole checkpoint may be reported as a warning in the layers that were read.
 
@@ -174,7 +174,7 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
 
     Source: ours.
     """
-    for now, norm, before in leaps(history, frobenius, "down", factor=factor, back=back):
+    for now, norm, before in jumps(history, frobenius, "down", factor=factor, back=back):
         last, first = history.layers[now.name][-_SEEN:], history.first[now.name]
         is_shortened = any(map(_is_shortened, last))
         if now.name not in history.firing:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import median
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
-from esdmon.alerts.rules.leaps import frobenius
+from esdmon.alerts.rules.jumps import frobenius
 from esdmon.records import LayerReport
 from esdmon.records.adapters import base_of
 from esdmon.spectrum import Phase

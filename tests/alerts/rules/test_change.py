@@ -1,4 +1,4 @@
-"""Rules on change: leaps, slow changes, and what is neither."""
+"""Rules on change: jumps, slow changes, and what is neither."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,7 +27,7 @@ def test_a_trap_that_was_there_from_the_start_is_the_layers_own() -> None:
 @pytest.mark.parametrize(
     ("values", "severity"),
     [([0.5] * 10 + [2.0] * 10, "warning"), (np.linspace(0.5, 2.0, 40), "info")],
-    ids=["leap", "slow"],
+    ids=["jump", "slow"],
 )
 def test_a_trap_that_comes_slowly_is_a_notice(values: Any, severity: str) -> None:
     """Healthy networks make them too."""
@@ -36,40 +36,40 @@ def test_a_trap_that_comes_slowly_is_a_notice(values: Any, severity: str) -> Non
     assert alert.severity == severity
 
 
-LEAPS = {
+JUMPS = {
     "stable_rank_drop": ("stable_rank", 20.0, 6.0),
     "entropy_collapse": ("matrix_entropy", 0.9, 0.65),
     "norm_explosion": ("spectral_norm", 4.0, 20.0),
 }
 
 
-@pytest.mark.parametrize("name", LEAPS)
-def test_a_leap_is_told_and_lasts_until_it_is_taken_back(name: str) -> None:
-    """However long: the baseline is that from before it, also for what comes after: the way back is not a leap."""
-    measure, before, after = LEAPS[name]
+@pytest.mark.parametrize("name", JUMPS)
+def test_a_jump_is_told_and_lasts_until_it_is_taken_back(name: str) -> None:
+    """However long: the baseline is that from before it, also for what comes after: the way back is not a jump."""
+    measure, before, after = JUMPS[name]
     checks = RULES[name].checks
     for values in ([before] * 10 + [after] * 40 + [before] * 30, [before] * 10 + [after] * 40 + [before] * 3):
         assert series(name, measure, values) == [(10 + checks, "firing"), (53, "resolved")]
 
 
-@pytest.mark.parametrize("name", LEAPS)
-def test_no_leap_is_told_before_there_is_a_baseline(name: str) -> None:
-    """Early training is all leaps."""
-    measure, before, after = LEAPS[name]
+@pytest.mark.parametrize("name", JUMPS)
+def test_no_jump_is_told_before_there_is_a_baseline(name: str) -> None:
+    """Early training is all jumps."""
+    measure, before, after = JUMPS[name]
     assert series(name, measure, [before] * 3 + [after] * 20) == []
 
 
-@pytest.mark.parametrize("name", LEAPS)
-def test_the_same_distance_at_a_steady_pace_is_no_leap(name: str) -> None:
+@pytest.mark.parametrize("name", JUMPS)
+def test_the_same_distance_at_a_steady_pace_is_no_jump(name: str) -> None:
     """Stable rank falls and norms grow in every healthy training."""
-    measure, before, after = LEAPS[name]
+    measure, before, after = JUMPS[name]
     assert series(name, measure, np.geomspace(before, after, 30)) == []
 
 
-@pytest.mark.parametrize("name", LEAPS)
+@pytest.mark.parametrize("name", JUMPS)
 def test_a_layer_that_goes_to_and_fro_has_a_wide_baseline(name: str) -> None:
     """A factor of two is nothing where the last readings scatter by as much."""
-    measure, before, after = LEAPS[name]
+    measure, before, after = JUMPS[name]
     rng = np.random.default_rng(0)
     values = before * np.exp(rng.normal(0, abs(np.log(after / before)) / 3, 200))
     if name == "entropy_collapse":
@@ -177,7 +177,7 @@ def test_a_learning_rate_that_is_restarted_is_no_surge() -> None:
         assert len(alerts) == expected, (rate, ratio)
 
 
-def test_a_gradient_that_leaps_from_almost_nothing_is_no_surge() -> None:
+def test_a_gradient_that_jumps_from_almost_nothing_is_no_surge() -> None:
     """Up to a tenth of the largest step so far, unless the learning rate was raised."""
     ratios = [*[0.02] * 4, *[1e-4] * 14]
     before = [reading(step, step_ratio=each, learning_rate=0.1) for step, each in enumerate(ratios, start=1)]

@@ -1,4 +1,4 @@
-"""`Gathering`: on rank 0 of a job, join the tables that ranks have announced; in a thread, where there are many."""
+"""`TableJoin`: on rank 0 of a job, join the tables that ranks have announced; in a thread, where there are many."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -9,7 +9,7 @@ from esdmon.runtime.holdings import Holdings, Table, join
 
 
 @final
-class Gathering:
+class TableJoin:
     """Join the tables that have been announced, and give ranks their roles.
 
     Args:

@@ -1,6 +1,6 @@
-"""Find layers whose steps or norms leap, from samples taken between readings.
+"""Find layers whose steps or norms jump, from samples taken between readings.
 
-A leap raises no alert: it brings a reading forward. So the thresholds may be low; what they cost is a reading.
+A jump raises no alert: it brings a reading forward. So the thresholds may be low; what they cost is a reading.
 """
 
 import math
@@ -12,10 +12,10 @@ from typing import Any, final
 from esdmon.schedule.step_sample import StepSample
 
 FACTOR = 3.0
-"""A leap is beyond this factor times the largest of the recent values. Our choice."""
+"""A jump is beyond this factor times the largest of the recent values. Our choice."""
 _KEPT = 16  # values that a new one is compared with
-_KNOWN = 6  # values before which nothing is a leap
-_LEAST = 0.02  # relative change of a norm, or of the distance from the start, below which nothing is a leap
+_KNOWN = 6  # values before which nothing is a jump
+_LEAST = 0.02  # relative change of a norm, or of the distance from the start, below which nothing is a jump
 _REPLACED = 0.5  # way of a weight from sample to sample, in its norm, below which it was not replaced
 
 
@@ -28,8 +28,8 @@ class _Recent:
     norm: float = math.nan
     way: float = math.nan
 
-    def leaps(self, ratio: float, change: float) -> bool:
-        """Return whether a step or a norm leaps, or a weight stops."""
+    def jumps(self, ratio: float, change: float) -> bool:
+        """Return whether a step or a norm jumps, or a weight stops."""
         if len(self.changes) < _KNOWN:
             return False
         has_stopped = ratio == 0 and min(self.ratios) > 0
@@ -37,7 +37,7 @@ class _Recent:
         return has_stopped or has_changed or ratio > FACTOR * max(self.ratios)
 
     def is_replaced(self, shift: float, way: float) -> bool:
-        """Return whether a weight has leapt since the last sample to other values, or is set back to its start."""
+        """Return whether a weight has jumped since the last sample to other values, or is set back to its start."""
         if len(self.changes) < _KNOWN:
             return False
         usual = FACTOR * max(self.shifts, default=math.inf)
@@ -45,14 +45,14 @@ class _Recent:
 
 
 @final
-class Leaps:
-    """Keep the recent samples of each layer, and find those that leap."""
+class JumpDetector:
+    """Keep the recent samples of each layer, and find those that jump."""
 
     def __init__(self) -> None:
         self._recent: dict[str, _Recent] = {}
 
     def take(self, samples: Mapping[str, StepSample]) -> list[str]:
-        """Return the layers that leap from their recent samples to these.
+        """Return the layers that jump from their recent samples to these.
 
         Where a weight is replaced these are all layers: whether the others are replaced too is known from readings of
         the same step only.
@@ -61,7 +61,7 @@ class Leaps:
         for name, (norm, ratio, _, shift, way) in samples.items():
             recent = self._recent.setdefault(name, _Recent())
             change = abs(math.log(norm / recent.norm)) if norm > 0 and recent.norm > 0 else math.nan
-            if recent.leaps(ratio, change):
+            if recent.jumps(ratio, change):
                 found.append(name)
             is_replaced = is_replaced or recent.is_replaced(shift, way)
             for value, kept in ((ratio, recent.ratios), (change, recent.changes), (shift, recent.shifts)):

@@ -1,4 +1,4 @@
-"""`Intake`: take up the readings of a due step that are finished, and those that are given up."""
+"""`Collector`: collect the readings of a due step that are finished, and give up those that are not."""
 
 from dataclasses import replace
 from typing import final
@@ -10,8 +10,8 @@ from esdmon.schedule.priority import ReadPriority
 
 
 @final
-class Intake:
-    """Take up readings, with what they cost.
+class Collector:
+    """Collect readings, with what they cost.
 
     Args:
         priority: takes note of their cost, and of what is lost.
@@ -23,12 +23,12 @@ class Intake:
         self._cautions = cautions
 
     def is_complete(self, due: DueStep) -> bool:
-        """Take up what is finished, and return whether that is all."""
+        """Collect what is finished, and return whether that is all."""
         self.collect(due)
         return due.is_complete
 
     def collect(self, due: DueStep) -> None:
-        """Take up what is finished."""
+        """Collect what is finished."""
         while due.here:
             task = due.here.popleft()
             answer = task.poll()
@@ -43,7 +43,7 @@ class Intake:
                 self._take(due, task, answer)
 
     def give_up(self, due: DueStep, *, elsewhere_only: bool = False) -> None:
-        """Take up what is finished, and cancel the rest: all, or what is under way on other ranks."""
+        """Collect what is finished, and cancel the rest: all, or what is under way on other ranks."""
         tasks = [] if elsewhere_only else list(due.here)
         if due.elsewhere is not None:
             tasks.append(due.elsewhere)
@@ -60,7 +60,7 @@ class Intake:
         missed = {name for name in asked if name not in answer or answer[name][0].status == "failed"}
         for name, (layer, seconds) in answer.items():
             due.seconds += seconds
-            if name not in missed:  # some rank may have missed the word: the reading before stays
+            if name not in missed:  # some rank may have missed the plan: the reading before stays
                 due.read[name] = replace(layer, host_step=due.host_step, extra=due.extra)
                 is_readable = layer.status == "ok"
                 self._priority.took(name, seconds, readable=is_readable, on_device=task.in_hook > 0)

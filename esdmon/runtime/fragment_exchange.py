@@ -1,4 +1,4 @@
-"""`Letterbox`: give copies of this rank's fragments to the ranks that ask for them, over TCP.
+"""`FragmentExchange`: serve copies of this rank's fragments to the other ranks of the job over TCP, and fetch theirs.
 
 Each copy is fetched by the one rank that puts its matrix together, in a thread of that rank, with a deadline. So each
 link fails alone: a rank that is late, silent or dead costs the others their time of waiting in that thread, and breaks
@@ -10,7 +10,6 @@ A request is authenticated by a key that rank 0 leaves in the job's store. Nothi
 
 import hashlib
 import hmac
-import os
 import socket
 import struct
 import time
@@ -20,6 +19,8 @@ from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Condition, Thread
 from typing import final
 
+from esdmon.runtime.own_address import own_address
+
 _MOST_REQUEST = 4096  # bytes of a key
 _MAC = hashlib.sha256().digest_size
 _LENGTH = struct.Struct("!I")
@@ -27,7 +28,6 @@ _WAIT = struct.Struct("!d")  # seconds
 _HEAD = struct.Struct("!qdd")  # bytes that follow, or -length of an error message; what `Moved` holds
 _PIECE = 1 << 20  # bytes that are sent within the patience
 _AT_ONCE = 16  # requests that are answered at the same time; others wait. Our choice.
-_ELSEWHERE = ("192.0.2.1", 9)  # an address that is never used (RFC 5737): the route to it is that of other hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class PeerError(Exception):
 
 @final
 @dataclass(slots=True)
-class Letterbox:
-    """Copies of this rank's fragments, each until it is fetched or too old.
+class FragmentExchange:
+    """Serve copies of this rank's fragments, each until it is fetched or too old, and fetch those of other ranks.
 
     Args:
         token: the key of the job.
@@ -95,7 +95,7 @@ class Letterbox:
         host = own_address()
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         server = self._server = socket.create_server((host, 0), family=family)
-        Thread(target=self._accept, args=(server,), name="esdmon-letterbox", daemon=True).start()
+        Thread(target=self._accept, args=(server,), name="esdmon-fragments", daemon=True).start()
         return f"{host} {server.getsockname()[1]}"
 
     def keep(self, key: str, read: Callable[[], memoryview], size: int, moved: Callable[[], Moved]) -> None:
@@ -170,7 +170,7 @@ class Letterbox:
             except OSError:  # closed
                 return
             if self._busy.acquire(timeout=self.patience):
-                Thread(target=self._answer, args=(link,), name="esdmon-letter", daemon=True).start()
+                Thread(target=self._answer, args=(link,), name="esdmon-fragment", daemon=True).start()
             else:
                 link.close()
 
@@ -210,7 +210,7 @@ class Letterbox:
         return hmac.new(self.token, key, hashlib.sha256).digest()
 
     def fetch(self, rank: int, address: str, key: str, into: memoryview, *, until: float) -> Moved:
-        """Fetch a copy from another rank's letterbox into memory of its size.
+        """Fetch a copy from another rank into memory of its size.
 
         Args:
             rank: that rank, for messages.
@@ -259,43 +259,3 @@ def _receive(link: socket.socket, into: memoryview | bytearray) -> memoryview | 
             raise ConnectionResetError("the connection was closed")
         view = view[count:]
     return into
-
-
-def own_address() -> str:
-    """Return the address at which the other ranks of the job reach this one.
-
-    That of the interface which `GLOO_SOCKET_IFNAME` names; else the one from which this host reaches `MASTER_ADDR`;
-    where that is this host itself, and there are others, the one from which it reaches them.
-    """
-    named = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
-    if named and (found := _address_of(named)):
-        return found
-    address = _source_of((os.environ.get("MASTER_ADDR") or "127.0.0.1", int(os.environ.get("MASTER_PORT") or 9)))
-    has_others = os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE")
-    if address.startswith(("127.", "::1")) and has_others and os.environ.get("MASTER_ADDR") not in _LOOPBACK:
-        return _source_of(_ELSEWHERE)
-    return address
-
-
-_LOOPBACK = (None, "", "localhost", "127.0.0.1", "::1")
-
-
-def _address_of(interface: str) -> str:
-    """Return the IPv4 address of a network interface; empty where there is none, or not on this system."""
-    with suppress(Exception):
-        from fcntl import ioctl  # noqa: PLC0415 -- not on Windows
-
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            request = struct.pack("256s", interface.encode()[:15])
-            return socket.inet_ntoa(ioctl(probe.fileno(), 0x8915, request)[20:24])  # SIOCGIFADDR
-    return ""
-
-
-def _source_of(target: tuple[str, int]) -> str:
-    """Return the address of this host from which packets to a target would be sent; none is."""
-    with suppress(OSError):
-        family, kind, _, _, address = socket.getaddrinfo(*target, type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(address)
-            return str(probe.getsockname()[0])
-    return "127.0.0.1"

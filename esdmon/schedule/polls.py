@@ -1,7 +1,7 @@
-"""Choose the steps between two scheduled ones at which all ranks of a job look whether more is read there.
+"""Choose the steps between two scheduled ones at which all ranks of a job poll its store for an extra plan.
 
-What an alert waits for, or what leaps, is known after a scheduled step only, so that its word cannot say it. A look is
-one question to the job's store, and all ranks ask it at the same step: so there are few, and fewer in a large job.
+What an alert waits for, or what jumps, is known after a scheduled step only, so that its plan cannot hold it. A poll
+is one request to the job's store, which all ranks send at the same step: so there are few, and fewer in a large job.
 """
 
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ from typing import final
 from esdmon.schedule.attention import DENSER
 
 _AT_MOST = 4096
-"""Looks of all ranks together between two scheduled steps, of which a store answers some 100 000 a second: 40 ms of it.
+"""Polls of all ranks together between two scheduled steps, of which a store answers some 100 000 a second: 40 ms of it.
 Our choice."""
 
 
 def between(gap: int, ranks: int) -> tuple[int, ...]:
-    """Return after how many steps of a scheduled one a job looks, where the next scheduled one is `gap` steps later.
+    """Return after how many steps of a scheduled one all ranks poll, where the next scheduled one is `gap` steps later.
 
     >>> between(200, 8)
     (20, 40, 60, 80, 100, 120, 140, 160, 180)
@@ -31,8 +31,8 @@ def between(gap: int, ranks: int) -> tuple[int, ...]:
 
 
 @final
-class Looks:
-    """The looks that are left until the next scheduled step."""
+class Polls:
+    """The steps of the polls that are left until the next scheduled step."""
 
     def __init__(self) -> None:
         self._left: list[int] = []
@@ -43,11 +43,11 @@ class Looks:
 
     @property
     def next(self) -> int | None:
-        """Return the step of the next look; None where there is none before the next scheduled step."""
+        """Return the step of the next poll; None where there is none before the next scheduled step."""
         return self._left[0] if self._left else None
 
     def take(self, step: int) -> int | None:
-        """Return the look that is due at a step, by the step at which it was expected; None where none is."""
+        """Return the planned step of the poll that is due at a step; None where none is."""
         reached = None
         while self._left and self._left[0] <= step:
             reached = self._left.pop(0)

@@ -1,4 +1,4 @@
-"""`Room`: memory that several threads hold at once, within a bound."""
+"""`MemoryLimit`: memory that several threads hold at once, within a bound."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -7,7 +7,7 @@ from typing import final
 
 
 @final
-class Room:
+class MemoryLimit:
     """Count bytes that threads hold; more than `most_bytes` only where one thread holds them alone."""
 
     def __init__(self, most_bytes: int) -> None:

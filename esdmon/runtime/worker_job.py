@@ -15,7 +15,7 @@ from esdmon.spectrum.recent_laws import RecentLaws
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class WorkerJob:
     """A reading, without its array."""
 
     weight: Weight
@@ -44,7 +44,7 @@ class Outcome:
 class Order:
     """A job whose array lies in shared memory."""
 
-    job: Job
+    job: WorkerJob
     dtype: str
     shape: tuple[int, ...]
 
@@ -54,7 +54,7 @@ class Order:
         return array
 
 
-def run(job: Job, stack: Array) -> Outcome:
+def run(job: WorkerJob, stack: Array) -> Outcome:
     """Compute the spectrum of a stack of matrices, and what follows from it."""
     try:
         spectrum = spectrum_of(*prepare(stack, job.weight), job.laws)

@@ -1,4 +1,4 @@
-"""Find layers that leap from their own baseline."""
+"""Find layers that jump from their own baseline."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -14,15 +14,15 @@ Quantity: TypeAlias = Callable[[LayerReport], float]
 Direction: TypeAlias = Literal["up", "down"]
 
 SIGMAS = 5.0
-"""Standard deviations of a layer's own scatter that a leap must exceed, besides the factor. Our choice: some layers
+"""Standard deviations of a layer's own scatter that a jump must exceed, besides the factor. Our choice: some layers
 scatter by a factor of two without a fault."""
 
 
-def leaps(
+def jumps(
     history: History, quantity: Quantity, direction: Direction, *, factor: float, back: float
 ) -> Iterator[tuple[LayerReport, float, float]]:
-    """Yield (reading, value, expected value) for each layer that leaps, or has not come back from its leap."""
-    found = leapt(history, quantity, direction, factor)
+    """Yield (reading, value, expected value) for each layer that jumps, or has not come back from its jump."""
+    found = jumped(history, quantity, direction, factor)
     for name, readings in history.layers.items():
         value = quantity(readings[-1])
         if name in history.firing:
@@ -33,14 +33,14 @@ def leaps(
             yield readings[-1], value, found[name]
 
 
-def leapt(history: History, quantity: Quantity, direction: Direction, factor: float) -> dict[str, float]:
+def jumped(history: History, quantity: Quantity, direction: Direction, factor: float) -> dict[str, float]:
     """Return the expected value of each layer that is farther from it than the factor and its own scatter allow."""
     found = {}
     for name, readings in history.layers.items():
         # The first readings of a run have no step ratio.
         before = list(dropwhile(math.isnan, map(quantity, history.baseline[name])))
         value = quantity(readings[-1])
-        # A leap from the baseline is one from the median too, which takes a thirtieth of the time to compute.
+        # A jump from the baseline is one from the median too, which takes a thirtieth of the time to compute.
         if not before or not _is_beyond(value, median(before), direction, factor):
             continue
         fitted = fit_baseline(before)

@@ -1,6 +1,6 @@
-"""What ranks do between scheduled steps: `python -m tests.benchmarks.sharded_looks`.
+"""What ranks do between scheduled steps: `python -m tests.benchmarks.sharded_polls`.
 
-A look into the store of another process, and samples of single steps, of whole weights and of fragments.
+A poll of the store of another process, and samples of single steps, of whole weights and of fragments.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from esdmon.runtime.coordination import Coordinator
 from esdmon.weights import StepSampler, discover
 
-LOOKS, LAYERS, WIDTH = 5000, 100, 256
+POLLS, LAYERS, WIDTH = 5000, 100, 256
 
 
 def seconds(function: Callable[[], object], count: int) -> list[float]:
@@ -32,11 +32,11 @@ def seconds(function: Callable[[], object], count: int) -> list[float]:
     return sorted(found)
 
 
-def look(port: int) -> None:
+def poll(port: int) -> None:
     store: Any = PrefixStore("esdmon/0", TCPStore("127.0.0.1", port, is_master=False, timeout=timedelta(seconds=20)))
     ranks = Coordinator(store, 1, 2)
-    found = seconds(lambda: ranks.asked(20), LOOKS)
-    print(f"a look: median {1e6 * median(found):.0f} µs, 99 of 100 within {1e6 * found[LOOKS * 99 // 100]:.0f} µs")
+    found = seconds(lambda: ranks.extra_plan(20), POLLS)
+    print(f"a poll: median {1e6 * median(found):.0f} µs, 99 of 100 within {1e6 * found[POLLS * 99 // 100]:.0f} µs")
 
 
 def sample(*, sharded: bool) -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     """Print one line for each."""
     torch.set_num_threads(1)
     store = TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20), wait_for_workers=False)
-    other = get_context("spawn").Process(target=look, args=(store.port,))
+    other = get_context("spawn").Process(target=poll, args=(store.port,))
     other.start()
     other.join()
     with tempfile.TemporaryDirectory() as folder:

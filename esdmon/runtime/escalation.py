@@ -1,0 +1,100 @@
+"""`Escalation`: read between the scheduled steps what jumps there, and what an alert is waiting for.
+
+What rank 0 of a job cannot read alone is read at a poll: a step at which all ranks poll the job's store. Rank 0 asks
+for it some steps ahead, since other ranks may be ahead of it, and their devices behind.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import final
+
+from esdmon.records import Alert, Report
+from esdmon.records.serialization import Plain, known
+from esdmon.runtime.source import Ranks
+from esdmon.runtime.step_sampling import StepSampling
+from esdmon.schedule.attention import Attention
+
+
+@final
+class Escalation:
+    """Choose the readings between scheduled steps: of layers that jump, and of those with an unconfirmed finding.
+
+    Args:
+        sampling: samples the weights around single steps.
+        ranks: readings in which other ranks take part; None for a process that reads alone.
+    """
+
+    def __init__(self, sampling: StepSampling, ranks: Ranks | None = None) -> None:
+        self._sampling = sampling
+        self._ranks = ranks
+        self._here, self._elsewhere = Attention(), Attention()
+        self._poll: int | None = None
+        """The step of the last poll for which anything was asked."""
+
+    def due(self, step: int, *, is_scheduled: bool) -> tuple[str, ...]:
+        """Return the layers to read at a step, by this process alone, besides the scheduled readings."""
+        jumping = self._sampling.end(step)
+        if is_scheduled:
+            self._here.scheduled(step)
+            self._elsewhere.scheduled(step)
+            return ()
+        for attention, names in self._divided(jumping):
+            attention.bring_forward(names, step)
+        return self._here.due(step)
+
+    def sample(self, step: int) -> None:
+        """Take samples before the next step, where it is time for them; ask for what is read at the next poll."""
+        if self._ranks is not None:
+            self._ask(self._ranks, step)
+        is_next = self._here.is_next(step + 1) or self._poll == step + 1
+        self._sampling.begin(step, self._here.interval, is_next=is_next)
+
+    def _ask(self, ranks: Ranks, step: int) -> None:
+        poll, interval = ranks.next_poll, self._elsewhere.interval
+        if poll is None or poll == self._poll or interval is None or poll - step > max(1, interval // 2):
+            return
+        names = self._elsewhere.due(poll)
+        if names:
+            self._poll = poll
+            ranks.ask(names)
+
+    def report(self, report: Report, pending: Iterable[Alert]) -> None:
+        """Take note of the findings that are not confirmed after a report."""
+        unsettled = {name for alert in pending if alert.severity != "info" for name in alert.layers}
+        new = dict(self._divided(layer.name for layer in report.new))
+        for attention, names in self._divided(unsettled):
+            if not report.extra:
+                attention.release([name for name in new[attention] if name not in unsettled])
+            if not report.extra or new[attention]:
+                attention.attend(names, report.step)
+
+    def _divided(self, names: Iterable[str]) -> tuple[tuple[Attention, list[str]], tuple[Attention, list[str]]]:
+        """Return the layers that this process reads alone, and the others, each with its attention."""
+        here: list[str] = []
+        elsewhere: list[str] = []
+        for name in names:
+            (elsewhere if self._ranks is not None and self._ranks.is_elsewhere(name) else here).append(name)
+        return (self._here, here), (self._elsewhere, elsewhere)
+
+    def state_dict(self) -> Plain:
+        """Return the recent samples, and the layers that are read more often."""
+        return {
+            "pulse": self._sampling.state_dict(),  # a name of earlier versions, whose states are read
+            "attention": self._here.state_dict(),
+            "elsewhere": self._elsewhere.state_dict(),
+        }
+
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse `state_dict()`, and return the function that continues from it."""
+        state, none = known(state, ("pulse", "attention", "elsewhere")), Attention().state_dict()
+        parts = (
+            self._sampling.prepare(state["pulse"]),
+            self._here.prepare(known(state["attention"], none)),
+            self._elsewhere.prepare(known(state.get("elsewhere", none), none)),  # older states have none
+        )
+
+        def restore() -> None:
+            self._poll = None
+            for part in parts:
+                part()
+
+        return restore

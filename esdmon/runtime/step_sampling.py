@@ -1,0 +1,91 @@
+"""`StepSampling`: sample all weights before and after single steps, and find those that jump."""
+
+import math
+from collections.abc import Callable
+from typing import final
+
+from esdmon.records.serialization import Plain, known
+from esdmon.runtime.source import Sampled
+from esdmon.schedule.budget import Budget
+from esdmon.schedule.jumps import JumpDetector
+from esdmon.schedule.step_sample import StepSample
+
+SHARE = 1e-3
+"""Share of the run that the samples may take. Our choice."""
+_ADVANCE = 0.02  # seconds that may be spent before they are earned
+
+
+@final
+class StepSampling:
+    """Take samples around one step in every `interval`, as far as a thousandth of the run allows.
+
+    Args:
+        source: the weights.
+        budget: measures and is charged with the cost; without a limit there is none here either.
+    """
+
+    def __init__(self, source: Sampled, budget: Budget) -> None:
+        self._source = source
+        self._budget = budget
+        self._jumps = JumpDetector()
+        self._begun: int | None = None
+        self._last = -math.inf
+        self._spent = self._cost = 0.0
+
+    def end(self, step: int) -> list[str]:
+        """Take the samples after a step, if those before it were taken; return the layers that jump."""
+        if self._begun is None:
+            return []
+        begun, self._begun = self._begun, None
+        with self._budget.spending(), self._budget.measured() as cost:
+            if step == begun + 1:
+                self._source.end_step_sample()
+            samples = self._source.step_samples()
+        self._charge(cost.seconds)
+        return self._jumps.take(samples)
+
+    def begin(self, step: int, interval: int | None, *, is_next: bool) -> None:
+        """Take the samples before the next step, if it is read or the last were taken an interval ago."""
+        is_time = interval is not None and step - self._last >= interval
+        if not (is_next or is_time) or not self._has_allowance:
+            return
+        with self._budget.spending(), self._budget.measured() as cost:
+            self._source.begin_step_sample()
+        self._charge(cost.seconds)
+        self._begun, self._last = step, step
+
+    def state_dict(self) -> Plain:
+        """Return the recent samples."""
+        return {
+            "begun": self._begun,
+            "last": self._last,
+            "leaps": self._jumps.state_dict(),  # a name of earlier versions, whose states are read
+            "steps": self._source.step_state(),
+        }
+
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse `state_dict()`, and return the function that continues from it."""
+        state = known(state, ("begun", "last", "leaps", "steps"))
+        begun, last = state["begun"], state["last"]
+        steps = known(state["steps"], ("before", "last", "after", "start"))
+        steps["before"] = dict(steps["before"])  # what is damaged fails here, before anything is changed
+        steps["last"] = {
+            name: list(StepSample(*each[: len(StepSample._fields)])) for name, each in steps["last"].items()
+        }
+        restore_jumps = self._jumps.prepare(state["leaps"])
+
+        def restore() -> None:
+            restore_jumps()
+            self._begun, self._last = begun, last
+            self._source.restore_steps(steps)
+
+        return restore
+
+    @property
+    def _has_allowance(self) -> bool:
+        budget = self._budget
+        return budget.share is None or self._spent + 2 * self._cost <= SHARE * budget.run_seconds + _ADVANCE
+
+    def _charge(self, seconds: float) -> None:
+        self._spent += seconds
+        self._cost = seconds
