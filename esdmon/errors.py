@@ -13,6 +13,10 @@ class InputError(EsdmonError, ValueError):
     """An argument that cannot be used; the message gives the value and the remedy."""
 
 
+class UnwatchableError(InputError):
+    """A model that cannot be watched, whatever the options are; a Trainer trains it nevertheless."""
+
+
 class MissingExtraError(InputError, ImportError):
     """An optional package that is not installed; the message gives the pip command."""
 

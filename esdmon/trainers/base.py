@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NoReturn, Unpack
 
-from esdmon.errors import InputError
-from esdmon.isolation import describe
+from esdmon.errors import InputError, UnwatchableError
+from esdmon.isolation import Faults, describe
 from esdmon.notice import notice
 from esdmon.options import WatchKeywords, shows_options
 from esdmon.options.sinks import Sinks
+from esdmon.runtime.delivery import close_sinks
 from esdmon.runtime.monitor import Monitor
 from esdmon.schedule import Schedule, union
 from esdmon.trainers.optimizers import readable
@@ -66,7 +67,7 @@ class MonitorCallback:
     def _begin(
         self, model: Any, optimizers: Any, *, steps: int, writes: HostSinks | None, extra: Schedule | None = None
     ) -> None:
-        """Watch a model from now on; if that fails through a fault of ours, log it and have no monitor.
+        """Watch a model from now on; if the model cannot be watched, log it and have no monitor.
 
         Args:
             model: what trains.
@@ -87,12 +88,13 @@ class MonitorCallback:
             self.monitor = attach(
                 model, readable(optimizers), options, hook=False, first_step=steps, shares_requests=False
             )
-        except InputError:
-            raise
         except Exception as error:
-            if self._strict:
+            close_sinks([(name, sink) for name, sink in opened if not isinstance(sink, str)], Faults(), steps)
+            is_of_options = isinstance(error, InputError) and not isinstance(error, UnwatchableError)
+            if is_of_options or self._strict:
                 raise
-            _log.warning("esdmon: the model cannot be watched: %s. Training continues without esdmon.", describe(error))
+            why = str(error) if isinstance(error, UnwatchableError) else describe(error)
+            _log.warning("esdmon: the model cannot be watched: %s. Training continues without esdmon.", why)
             return
         if opened:
             notice(f"readings go to {', '.join(name for name, _ in opened)}")

@@ -12,7 +12,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from esdmon.errors import InputError
+from esdmon.errors import InputError, UnwatchableError
 from esdmon.records import Coverage
 from esdmon.weights import stacks
 from esdmon.weights.kinds import MATRIX_DIMENSIONS, why_no_weight
@@ -123,7 +123,7 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Fo
         found = _find_in_mapping(model)
     else:
         kind = type(model).__name__
-        raise InputError(f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}")
+        raise UnwatchableError(f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}")
     unpacked = [_materialize(matrix, materializer) for matrix in found.matrices]
     found.matrices = mark_optional(unpacked, found.heads)
     return found
@@ -149,13 +149,13 @@ def _why_none(found: _Found) -> str:
 
 def _nothing_in(model: Model, found: _Found) -> InputError:
     kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
-    return InputError(f"{kind} has no weight matrix to read: {_why_none(found)}")
+    return UnwatchableError(f"{kind} has no weight matrix to read: {_why_none(found)}")
 
 
 def _check_initialized(model: nn.Module) -> None:
     if any(isinstance(parameter, nn.parameter.UninitializedParameter) for parameter in model.parameters()):
         kind = type(unwrap(model)).__name__
-        raise InputError(f"{kind} has lazy layers without weights: run one batch through it first")
+        raise UnwatchableError(f"{kind} has lazy layers without weights: run one batch through it first")
 
 
 def _materialize(matrix: Matrix, materializer: Materializer) -> Matrix:

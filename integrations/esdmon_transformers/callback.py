@@ -94,7 +94,7 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
             refuse_second()
         self._close()  # an attempt that was broken off has not ended
         self._begin(
-            model,
+            folders.trained_model(model),
             optimizer,
             steps=state.global_step,
             writes=host_sinks(args, state) if state.is_world_process_zero else None,

@@ -1,4 +1,4 @@
-"""Find the folders that the Trainer of Hugging Face reads and writes.
+"""Find the folders that the Trainer of Hugging Face reads and writes, and the model that it trains.
 
 Callbacks are not given them: `args` has neither the checkpoint that is resumed nor the folder of a trial. So they are
 read from local variables of the Trainer's functions, further up the stack, or else from its usual places.
@@ -11,6 +11,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 STATE = "trainer_state.json"
 """Name of the Trainer's own file in a checkpoint."""
@@ -68,6 +70,14 @@ def callbacks() -> Iterator[Any]:
     """Yield the callbacks of the Trainer that is calling one of them."""
     for handler in _above("self"):
         yield from getattr(handler, "callbacks", None) or ()
+
+
+def trained_model(given: Any) -> Any:
+    """Return the module that the Trainer trains, where callbacks are given a model that is none, as by SetFit's."""
+    if isinstance(given, nn.Module):
+        return given
+    own: Iterator[Any] = (getattr(each, "model", None) for each in _above("self"))
+    return next((model for model in own if isinstance(model, nn.Module)), given)
 
 
 def _unnamed_trial(state: Any) -> str | None:

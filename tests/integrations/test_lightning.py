@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 import pytest
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from torch import Tensor
+from torch import Tensor, nn
 
 import esdmon
 import esdmon.schedule
@@ -123,6 +123,22 @@ def test_an_exception_closes_the_monitor_and_is_raised(tmp_path: Path) -> None:
     assert steps
     monitor_of(callback).step()
     assert monitor_of(callback).steps == 7
+
+
+def test_lazy_layers_do_not_end_the_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """They have no weights before the first batch: one line says what to do, and the Trainer trains."""
+
+    class Lazy(Small):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net[2] = nn.LazyLinear(64)
+
+    callback = SpectralMonitor(every=2, sinks=f"jsonl:{tmp_path / 'a.jsonl'}")
+    fit = trainer(tmp_path, callback, num_sanity_val_steps=0)
+    fit.fit(Lazy(), batches())
+    assert fit.global_step == 20
+    assert callback.monitor is None
+    assert caplog.text.count("has lazy layers without weights: run one batch through it first. Training continues") == 1
 
 
 @pytest.mark.parametrize(

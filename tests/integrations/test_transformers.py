@@ -193,3 +193,48 @@ def test_a_fault_of_ours_before_training_does_not_stop_the_trainer(
     assert fit.state.global_step > 0
     assert callback.monitor is None
     assert "the model cannot be watched: RuntimeError: inside. Training continues without esdmon." in caplog.text
+
+
+def test_a_trainer_that_hands_over_its_own_kind_of_model_is_watched(tmp_path: Path) -> None:
+    """As SetFit's does: callbacks get an object around the module that the Trainer trains."""
+    sink = MemorySink()
+    fit = trainer(tmp_path, SpectralMonitor(every=4, budget=None, sinks=[sink]))
+    handler = fit.callback_handler
+
+    def call_event(event: str, args: Any, state: Any, control: Any, **others: Any) -> Any:
+        for callback in handler.callbacks:
+            getattr(callback, event)(
+                args, state, control, model=Around(fit.model), optimizer=handler.optimizer, **others
+            )
+        return control
+
+    handler.call_event = call_event
+    fit.train()
+    assert [report.step for report in sink.reports] == [4, 8, 12]
+    assert sink.reports[-1]["transformer.h.0.mlp.c_fc"].in_optimizer
+
+
+class Around:
+    """The model of a library, not a module."""
+
+    def __init__(self, module: Any) -> None:
+        self.model_body = module
+
+
+def test_a_model_that_cannot_be_watched_is_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without a matrix to read, as with lazy layers: one line says so."""
+
+    class Vectors(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(16))
+
+        def forward(self, input_ids: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            return {"loss": (self.scale * input_ids - labels).square().mean()}
+
+    callback = SpectralMonitor(every=2)
+    fit = trainer(tmp_path, callback, model=Vectors())
+    fit.train()
+    assert fit.state.global_step == 12
+    assert callback.monitor is None
+    assert "the model cannot be watched: Vectors has no weight matrix to read" in caplog.text
