@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
         commands.add_parser("alerts", help="explain alert rules, validate a TOML file, or replay a finished run")
     )
     _add_report(commands.add_parser("report", help="write one HTML file of runs: phases, spectra, alerts"))
-    _add_tail(commands.add_parser("tail", help="show a running run in this terminal: what is wrong, and its layers"))
+    _add_tail(commands.add_parser("tail", help="follow a run in this terminal: what is wrong, and its layers"))
     doctor = commands.add_parser("doctor", help="print versions, devices, hosts and plugins, and check the readings")
     doctor.description = (
         "Print versions, devices, precision switches, hosts and plugins, and run a self-check of some seconds: "

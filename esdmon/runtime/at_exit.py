@@ -37,7 +37,7 @@ def close_at_exit(monitor: Closable, timeout: float) -> None:
     _monitors[monitor] = timeout
 
 
-def is_closed(monitor: Closable) -> None:
+def forget_closed(monitor: Closable) -> None:
     """Forget a monitor that is closed."""
     _monitors.pop(monitor, None)
 

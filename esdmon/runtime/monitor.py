@@ -13,7 +13,7 @@ from esdmon.limits import Limits
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful
 from esdmon.runtime.alerting import Alerting
-from esdmon.runtime.at_exit import close_at_exit, is_closed
+from esdmon.runtime.at_exit import close_at_exit, forget_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.notes import Notes
@@ -253,7 +253,7 @@ class Monitor:
         if self._closed or self._notes.is_forked:
             return
         self._closed = True
-        is_closed(self)
+        forget_closed(self)
         for undo in reversed(self._at_close):
             with self._faults.isolated("close", self._steps, pauses=False):
                 undo()

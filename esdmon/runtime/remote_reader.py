@@ -82,9 +82,7 @@ class RemoteReader:
             assigned = self._assignments.begin(step)
         else:
             assigned = None if self._poll is None else self._assignments.poll(self._poll, step)
-        if assigned is not None and any(
-            assignment.owner == self._ranks.rank for assignment in assigned.plan.assignments
-        ):
+        if assigned is not None and any(each.owner == self._ranks.rank for each in assigned.plan.assignments):
             self._executor.then(partial(self._send, step, assigned))
 
     def finished(self) -> Iterator[Report]:

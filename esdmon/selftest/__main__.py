@@ -21,8 +21,9 @@ def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] = CHECK
     parser = argparse.ArgumentParser(prog="python -m esdmon.selftest", description=__doc__)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=default, help="cuda or cpu; on cpu sizes are small, and times mean nothing")
-    parser.add_argument("--only", default="", help=f"some checks: {','.join(check.name for check in checks)}")
-    parser.add_argument("--json", type=Path, help="a file for all figures")
+    known = ", ".join(check.name for check in checks)
+    parser.add_argument("--only", default="", metavar="NAMES", help=f"run these checks only, as a,b; all are: {known}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     parser.add_argument("--in-process", action="store_true", help="start no further process for a check")
     given = parser.parse_args(arguments)
     names = [name for name in given.only.split(",") if name] or [check.name for check in checks]
