@@ -41,6 +41,27 @@ def test_the_optimizers_steps_are_the_clock() -> None:
     assert 0 < sink.reports[-1]["0"].update_ratio < 1
 
 
+def test_weights_on_a_cpu_do_not_start_the_cuda_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `is_available()` a process that is forked off cannot use CUDA, where torch is built with it."""
+    asked: list[str] = []
+
+    def note() -> int:
+        asked.append("CUDA")
+        return 0
+
+    for name in ("is_available", "device_count"):
+        monkeypatch.setattr(torch.cuda, name, note)
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[]) as monitor:
+        for _ in range(3):
+            model(torch.randn(8, 40)).square().mean().backward()
+            optimizer.step()
+    assert monitor.report is not None
+    esdmon.analyze(model)
+    assert asked == []
+
+
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW], ids=lambda kind: kind.__name__)
 def test_training_is_the_same_to_the_last_bit(kind: type[torch.optim.SGD | torch.optim.AdamW]) -> None:
     """Losses, weights, optimizer state and random state, with and without."""

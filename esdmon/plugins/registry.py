@@ -102,7 +102,7 @@ class Registry:
                 self.warn_once(plugin, hook, describe(error))
                 continue
             took = time.perf_counter() - start
-            if took > _SLOW:
+            if took > _SLOW and plugin not in self.ours:  # those of esdmon are slow where a disk is, at their import
                 self.warn_once(plugin, hook, f"it took {took:.1f} s", what="is slow")
             if result is not None:
                 yield plugin, result

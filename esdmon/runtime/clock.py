@@ -22,6 +22,7 @@ from esdmon.torch_private import (
     step_wrapper,
     version_of,
 )
+from esdmon.weights import is_captured
 
 _log = logging.getLogger("esdmon")
 FOREIGN_STEPS = 20
@@ -291,8 +292,3 @@ def _sample(weight: Tensor) -> list[float]:
 
 def _parameters(optimizer: Optimizer) -> Iterable[Tensor]:
     return (parameter for group in optimizer.param_groups for parameter in group["params"])
-
-
-def is_captured() -> bool:
-    """Return whether a CUDA graph is recorded: its kernels do not run now, and its replays call no Python."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

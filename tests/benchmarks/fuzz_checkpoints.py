@@ -60,11 +60,13 @@ class Watch:
 
     def __init__(self) -> None:
         self._seen: list[str] | None = None
+        self._others = set[int | None]()
         sys.addaudithook(self._take)
 
     @contextlib.contextmanager
     def during(self) -> Iterator[list[str]]:
-        """Collect the forbidden events of a block."""
+        """Collect the forbidden events of a block, but not of threads that ran before, as those of wandb do."""
+        self._others = {thread.ident for thread in threading.enumerate()} - {threading.get_ident()}
         self._seen = seen = list[str]()
         try:
             yield seen
@@ -72,7 +74,7 @@ class Watch:
             self._seen = None
 
     def _take(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self._seen is None:
+        if self._seen is None or threading.get_ident() in self._others:
             return
         wrote = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
         if wrote or _FORBIDDEN.match(event):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from esdmon import InputError
+from esdmon.records.serialization import to_plain
 from examples.paper import pretrained, published
 from examples.paper.pretrained import MODELS, NO_WEIGHTS, compare, find, locate, main, markdown
 from tests import architectures
@@ -97,8 +98,11 @@ def test_timms_convolution_is_read_as_a_matrix(tmp_path: Path, monkeypatch: pyte
         [row] = compare({"vgg11": tmp_path / "m.safetensors"}, models=[])
         readings.append(row.reading)
     assert readings[0] is not None
+    assert readings[1] is not None
     assert (readings[0].N, readings[0].M, readings[0].slices) == (588, 64, 1)
-    assert readings[1] == readings[0]
+    assert to_plain(readings[1]) == to_plain(
+        readings[0]
+    )  # dictionaries: records with NaN are unequal from Python 3.13 on
 
 
 @pytest.mark.parametrize("layer", published.LAYERS, ids=lambda layer: layer.label)

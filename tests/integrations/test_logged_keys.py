@@ -1,5 +1,6 @@
 """The table of logged keys in the docstring of each callback, against the tags of a report."""
 
+import inspect
 import re
 
 import pytest
@@ -25,21 +26,21 @@ VALUES = {
 
 def documented_keys(callback: type) -> list[str]:
     """The first column of the table in the docstring; each row has a meaning and a unit."""
-    _, _, rows = (callback.__doc__ or "").partition("    key  ")
-    rules = [line for line in (callback.__doc__ or "").splitlines() if line.strip().startswith("====")]
+    page = inspect.getdoc(callback) or ""
+    _, _, rows = page.partition("key  ")
+    rules = [line for line in page.splitlines() if line.startswith("====")]
     widths = [len(part) for part in rules[0].split()]
     keys = []
-    for line in rows.splitlines()[2:]:
-        if line.strip().startswith("===="):
+    for row in rows.splitlines()[2:]:
+        if row.startswith("===="):
             break
-        row = line[4:]
         key, meaning, unit = (
             row[: widths[0]],
             row[widths[0] + 1 : widths[0] + widths[1] + 1],
             row[sum(widths[:2]) + 2 :],
         )
-        assert all(part.strip() for part in (key, meaning, unit)), line
-        assert row[widths[0]] == row[widths[0] + widths[1] + 1] == " ", line
+        assert all(part.strip() for part in (key, meaning, unit)), row
+        assert row[widths[0]] == row[widths[0] + widths[1] + 1] == " ", row
         keys.append(key.strip())
     assert keys
     return keys

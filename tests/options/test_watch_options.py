@@ -106,8 +106,8 @@ def test_every_option_is_described_and_typed() -> None:
     signature = inspect.signature(esdmon.watch)
     assert set(get_type_hints(WatchKeywords)) == set(OPTIONS) - {"every", "sinks"}
     assert list(signature.parameters) == ["model", "optimizer", *OPTIONS, "hook", "first_step"]
-    arguments = (esdmon.watch.__doc__ or "").partition("Returns:")[0]
-    described = re.findall(r"^        (\w+): ", arguments, re.MULTILINE)
+    arguments = (inspect.getdoc(esdmon.watch) or "").partition("Returns:")[0]
+    described = re.findall(r"^    (\w+): ", arguments, re.MULTILINE)
     assert set(described) == set(signature.parameters)
     for name in OPTIONS:
         assert signature.parameters[name].default == getattr(WatchOptions(), name)

@@ -155,7 +155,7 @@ def test_a_step_that_is_captured_into_a_cuda_graph_is_not_read(monkeypatch: pyte
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with esdmon.watch(model, optimizer, every=1, sinks=None) as monitor:
         with monkeypatch.context() as patch:
-            patch.setattr(torch.cuda, "is_available", lambda: True)
+            patch.setattr(torch.cuda, "is_initialized", lambda: True)
             patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
             optimizer.step()
         assert monitor.steps == 0

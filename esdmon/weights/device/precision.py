@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from esdmon import torch_private
 from esdmon.errors import InputError
+from esdmon.weights.device.cuda import uses_cuda
 from esdmon.weights.matrix import Matrix
 
 PRECISIONS = ("auto", "exact")
@@ -94,7 +95,7 @@ def without_autocast(device_type: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    device_types = _DEVICES_WITH_FLOAT64 if torch.cuda.is_available() else ("cpu",)
+    device_types = _DEVICES_WITH_FLOAT64 if uses_cuda() else ("cpu",)
     widened = any(rounds_products(device_type) for device_type in device_types)
     with without_autocast("cpu"), without_autocast("cuda"), _products_in_float64() if widened else nullcontext():
         yield

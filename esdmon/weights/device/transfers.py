@@ -13,6 +13,8 @@ from typing import Protocol, TypeAlias, final
 import torch
 from torch import Tensor
 
+from esdmon.weights.device.cuda import is_captured
+
 Later: TypeAlias = Callable[[], Tensor]
 """Returns a tensor on the CPU, and waits for it where it has not arrived."""
 
@@ -182,7 +184,7 @@ class Cuda:
 
     def is_captured(self) -> bool:
         """Return whether the current stream of this thread is being captured."""
-        return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        return is_captured()
 
     def has_room(self, device: torch.device, size: int) -> bool:
         """Return whether a device has memory for so many bytes, four times over."""
