@@ -10,7 +10,7 @@ from typing import final
 from torch.optim import Optimizer
 
 from esdmon.errors import InputError
-from esdmon.isolation import Faults, describe
+from esdmon.isolation import Faults, describe, let_through
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.records.adapters import beside_base
@@ -289,6 +289,7 @@ class Reader:
                 snapshot(matrix, self._transfers, with_reference=self._computing.reads_directions) if copy else matrix
             )
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
+            let_through(error)
             return partial(self._not_read, begun, error)
         return partial(self._finish, partial(self._computing.measure, source, begun.kind), begun, moved)
 
@@ -309,6 +310,7 @@ class Reader:
             begun = self._begun(begun, matrix)
             finish = self._gpu.solve(name, step, partial(self._computing.solve, matrix, begun.kind))
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
+            let_through(error)
             return partial(self._not_read, begun, error)
         return None if finish is None else partial(self._finish, finish, begun, moved)
 
@@ -376,6 +378,7 @@ class Reader:
             begun = replace(begun, update_ratio=moved())
             layer = self._measuring.record(begun, measure())
         except Exception as error:  # noqa: BLE001 -- reported in the record
+            let_through(error)
             return self._not_read(begun, error)
         self._failing.worked(begun.name, begun.step)
         return layer
