@@ -346,6 +346,7 @@ class Monitor:
         if self._escalation is not None:
             self._escalation.report(report, self._alert_manager.pending)
         self._report = replace(report, firing=self._alert_manager.firing)
+        self._notes.report(report)
         self._out.write(self._report)
         self._raise([self._watchdog.report(report.step), *changes])
 

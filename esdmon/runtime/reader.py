@@ -101,6 +101,7 @@ class Reader:
             ),
         )
         self._held = HeldParameters(optimizers)
+        self._held.take_up(self._model.matrices.values())
         self._faults = faults or Faults(during="reading")
         self._measuring = Measuring(measures, plugins, self._faults, follows=drift is not None)
         self._computing = Computing(
@@ -193,6 +194,7 @@ class Reader:
         self._held.refresh()
         has_changed = self._model.refresh()
         if has_changed:
+            self._held.take_up(self._model.matrices.values())
             self._keep_for_gpu()
             self._share_samples()
             self._screener.keep(self._model.matrices)
