@@ -1,11 +1,19 @@
-"""Keep failures of the monitor's parts away from the training: catch, count, log once, pause, try again."""
+"""Keep failures of the monitor's parts away from the training: catch, count, log once, pause, try again.
+
+What a signal handler of the host raises while a part runs, such as a time limit, is not a failure of that part: it is
+let through.
+"""
 
 import logging
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from functools import partial
+from types import CodeType
+from typing import Any, Literal, final
 
 from esdmon.limits import Limits
 
@@ -49,6 +57,41 @@ def describe(error: BaseException) -> str:
         return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
     except Exception:  # noqa: BLE001 -- any exception's __str__ may raise
         return type(error).__name__
+
+
+def let_through(error: BaseException) -> None:
+    """Raise an exception again if a signal handler has raised it, or the exception that it was made of.
+
+    Python runs handlers between any two instructions of the main thread, so they may raise in our code what is meant
+    for the training loop.
+
+    Args:
+        error: that was caught.
+
+    Raises:
+        BaseException: what the handler has raised.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    handlers = {_code_of(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    each: BaseException | None = error
+    while each is not None and handlers:
+        trace = each.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code in handlers:
+                raise each
+            trace = trace.tb_next
+        each = each.__cause__ or each.__context__
+
+
+def _code_of(handler: Any) -> CodeType | None:
+    """Return the code of a signal handler; None for the default ones, and for one that is not written in Python."""
+    while isinstance(handler, partial):
+        handler = handler.func
+    if not callable(handler):
+        return None
+    code = getattr(handler, "__code__", None) or getattr(type(handler).__call__, "__code__", None)
+    return code if isinstance(code, CodeType) else None
 
 
 @final
@@ -101,7 +144,7 @@ class Faults:
             heals: False for a secondary call, whose success does not mean that the part works again.
 
         Raises:
-            Exception: what the part raised, if `strict`.
+            Exception: what the part raised, if `strict`; what a signal handler of the host raised meanwhile.
         """
         start = time.perf_counter()
         try:
@@ -111,6 +154,7 @@ class Faults:
         except Exception as error:
             if self.strict:
                 raise
+            let_through(error)
             self.record(who, step, error, pauses=pauses)
         took = time.perf_counter() - start
         if is_timed and who not in self._slow and took > self._limits.slow_seconds:

@@ -2,7 +2,11 @@
 
 import logging
 import math
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -183,3 +187,57 @@ def test_what_fails_while_a_model_is_read_once(caplog: pytest.LogCaptureFixture)
         "esdmon: sink console has failed 3 times in a row and is not used for the rest of this model, so its values "
         "are missing there. Mend it, and read the model again."
     )
+
+
+class TimeIsUp(Exception):  # noqa: N818 -- as a user's own may be called
+    """What a handler of the host raises."""
+
+
+class Limit:
+    """Handlers of signals in several forms."""
+
+    def __call__(self, *_: object) -> None:
+        raise TimeIsUp("after 10 s")
+
+    def method(self, *_: object) -> None:
+        raise TimeIsUp("after 10 s")
+
+
+def raise_with(_text: str, *_: object) -> None:
+    """A handler with an argument of its own."""
+    raise TimeIsUp("after 10 s")
+
+
+@pytest.fixture(autouse=True)
+def _same_handler_as_before() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGALRM)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+def raise_another() -> None:
+    """Let a part raise an exception that is made of what a handler raises."""
+    try:
+        signal.raise_signal(signal.SIGALRM)
+    except TimeIsUp as error:
+        raise OSError("made of it") from error
+
+
+@pytest.mark.parametrize("handler", [Limit(), Limit().method, partial(raise_with, "x"), lambda *_: raise_with("")])
+@pytest.mark.parametrize("part", [partial(signal.raise_signal, signal.SIGALRM), raise_another])
+def test_what_a_signal_handler_raises_reaches_the_training(handler: Any, part: Callable[[], None]) -> None:
+    """A time limit of the user's that ends while a part runs is not a failure of that part."""
+    signal.signal(signal.SIGALRM, handler)
+    faults = Faults()
+    with pytest.raises(TimeIsUp, match="after 10 s"), faults.isolated("reading a", 3):
+        part()
+    assert list(faults) == []
+
+
+def test_the_same_exception_of_a_part_is_a_failure() -> None:
+    """Where no handler has raised it, whatever handlers there are."""
+    signal.signal(signal.SIGALRM, Limit())
+    faults = Faults()
+    with faults.isolated("sink mine", 3):
+        raise TimeIsUp
+    assert [fault.who for fault in faults] == ["sink mine"]

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar, final
 
 import pluggy
 
-from esdmon.isolation import Faults, describe
+from esdmon.isolation import Faults, describe, let_through
 from esdmon.limits import Limits
 from esdmon.plugins import builtin, hookspecs
 from esdmon.version import installed_version
@@ -99,6 +99,7 @@ class Registry:
             try:
                 result = function()
             except Exception as error:  # noqa: BLE001 -- a plugin may raise anything
+                let_through(error)
                 self.warn_once(plugin, hook, describe(error))
                 continue
             took = time.perf_counter() - start

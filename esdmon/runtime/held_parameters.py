@@ -1,12 +1,16 @@
 """`HeldParameters`: the parameters that the optimizers hold."""
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import final
 
 from torch.optim import Optimizer
 
 from esdmon.weights import Matrix
+
+_log = logging.getLogger("esdmon")
+_NAMES = 3
 
 
 @final
@@ -19,12 +23,33 @@ class HeldParameters:
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self._optimizers = tuple(optimizers)
+        self._names: frozenset[str] = frozenset()
         self.refresh()
 
     def refresh(self) -> None:
         """Look again: groups may be added between two due steps."""
         groups = (group for optimizer in self._optimizers for group in optimizer.param_groups)
         self._groups = {id(parameter): group for group in groups for parameter in group["params"]}
+
+    def take_up(self, matrices: Iterable[Matrix]) -> None:
+        """Log where parameters were held, and those in their place are not; call it where matrices have changed."""
+        held = {matrix.name: matrix for matrix in matrices if self.holds(matrix) is not None}
+        lost = [
+            name
+            for name, matrix in held.items()
+            if name in self._names
+            and not self.holds(matrix)
+            and any(each.requires_grad for each in matrix.parameters())
+        ]
+        self._names = frozenset(name for name, matrix in held.items() if self.holds(matrix))
+        if lost:
+            more = f" and {len(lost) - _NAMES} more" if len(lost) > _NAMES else ""
+            _log.warning(
+                "esdmon: the parameters of %s%s were replaced, and the optimizer still holds those of before, so it "
+                "does not train the new ones. Put these into its groups, or make the optimizer after such a change.",
+                ", ".join(lost[:_NAMES]),
+                more,
+            )
 
     def holds(self, matrix: Matrix) -> bool | None:
         """Return whether any parameter behind a matrix is held; None where that is not known."""

@@ -244,11 +244,12 @@ class Monitor:
             self._out.flush(self._steps)
 
     @explain_wrong_calls
-    def close(self, timeout: float | None = None) -> None:
+    def close(self, timeout: float | None = None, *, is_complete: bool = True) -> None:
         """Remove the hooks, wait for the readings that are under way, close the sinks. Later calls do nothing.
 
         Args:
             timeout: seconds to wait at most, 30 by default; readings that are not finished then are lost and logged.
+            is_complete: False where the training was broken off: if nothing was read by then, that is not logged.
         """
         if self._closed or self._notes.is_forked:
             return
@@ -267,7 +268,7 @@ class Monitor:
             with self._faults.isolated("monitor", self._steps):
                 self._readings.close()
             readings = self._readings
-            if readings.reports and not (readings.latest or readings.dropped or any(self._faults)):
+            if is_complete and readings.reports and not (readings.latest or readings.dropped or any(self._faults)):
                 self._notes.nothing_read(self._steps)
             # Where a sink or an action has called this, the others get the report first.
             self._closes_sinks_later = self._delivering
@@ -309,9 +310,9 @@ class Monitor:
         """Return the monitor; leaving the block closes it."""
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object = None, *_: object) -> None:
         """Close, also when the loop raised."""
-        self.close()
+        self.close(is_complete=kind is None)
 
     def _finish(self, timeout: float, *, elsewhere: float | None = None) -> None:
         """Wait for what is under way: for other ranks, which may have died, at most `elsewhere` seconds."""
@@ -344,5 +345,6 @@ class Monitor:
         if self._escalation is not None:
             self._escalation.report(report, self._alerting.pending)
         self._report = checked
+        self._notes.report(checked)
         self._out.write(checked)
         self._alerting.send(checked, changes)

@@ -1,8 +1,16 @@
 """`Notes`: what a monitor logs once about how it is used."""
 
 import logging
+import math
 import os
 from typing import final
+
+from esdmon.records import Report
+
+STILL_REPORTS = 3
+STILL_STEPS = 50
+"""Reports in a row, and steps from the first of them to the last, in which no weight has changed since `watch()`, after
+which that is logged. Our choice: a loss scale that is too large, or a warm-up from zero, skips fewer."""
 
 _log = logging.getLogger("esdmon")
 
@@ -19,6 +27,8 @@ class Notes:
         self._no_step = no_step
         self._process = os.getpid()
         self._logged: set[str] = set()
+        self._still: list[int] | None = []
+        """Steps of the reports so far; None where a weight has moved, or that has been logged."""
 
     @property
     def is_forked(self) -> bool:
@@ -40,6 +50,22 @@ class Notes:
             "monitor.step() is ignored, since watch() was given the optimizer and counts its steps. Leave out one of "
             "the two."
         )
+
+    def report(self, report: Report) -> None:
+        """Log that none of the weights has changed since `watch()`: another model trains, or none."""
+        ways = [layer.start_ratio for layer in report if layer.status == "ok" and layer.trainable]
+        if any(way > 0 for way in ways):
+            self._still = None
+        if self._still is None or not ways or any(map(math.isnan, ways)):  # NaN: not known, as at the first reading
+            return
+        self._still.append(report.step)
+        if len(self._still) >= STILL_REPORTS and self._still[-1] - self._still[0] >= STILL_STEPS:
+            self._still = None
+            self._warn_once(
+                f"none of the weights that are watched has changed by step {report.step}, so readings say nothing of "
+                "the training. If another model trains, or a copy of this one, or a dict of parameters with "
+                "torch.func, give watch() that; if none does, check the learning rate."
+            )
 
     def nothing_read(self, steps: int) -> None:
         """Log that a run has ended without a reading."""

@@ -9,7 +9,7 @@ from typing import final
 from torch.optim import Optimizer
 
 from esdmon.errors import InputError
-from esdmon.isolation import Faults
+from esdmon.isolation import Faults, let_through
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.records.adapters import beside_base
@@ -282,6 +282,7 @@ class Reader:
             with_reference = self._computing.reads_directions
             source = snapshot(matrix, self._transfers, with_reference=with_reference) if copy else matrix
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
+            let_through(error)
             return partial(self._records.not_read, begun, error)
         return partial(self._records.finish, partial(self._computing.measure, source, begun.kind), begun, moved)
 
@@ -302,6 +303,7 @@ class Reader:
             begun = self._records.begun(begun, matrix)
             finish = self._gpu.solve(name, step, partial(self._computing.solve, matrix, begun.kind))
         except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
+            let_through(error)
             return partial(self._records.not_read, begun, error)
         return None if finish is None else partial(self._records.finish, finish, begun, moved)
 
@@ -337,7 +339,8 @@ class Reader:
         return {name: kept for name, kept in samples.items() if name not in matrices or not matrices[name].shards}
 
     def _adapt(self) -> None:
-        """Choose for the matrices that there are now what a GPU may compute, and how many elements are sampled."""
+        """Take up the matrices that there are now: what holds them, what a GPU computes, how much is sampled."""
+        self._held.take_up(self._model.matrices.values())
         # Vectors and other spectra take a CPU long, in the hook.
         self._gpu.keep({} if self.needs_more else self._model.matrices)
         if self._drift is not None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import final
 
-from esdmon.isolation import Faults, describe
+from esdmon.isolation import Faults, describe, let_through
 from esdmon.records import LayerReport
 from esdmon.runtime.failed_readings import FailingReadings
 from esdmon.runtime.held_parameters import HeldParameters
@@ -63,6 +63,7 @@ class ReadingRecords:
             begun = replace(begun, update_ratio=moved())
             layer = self._measuring.record(begun, measure())
         except Exception as error:  # noqa: BLE001 -- reported in the record
+            let_through(error)
             return self.not_read(begun, error)
         self._failing.worked(begun.name, begun.step)
         return layer

@@ -123,9 +123,10 @@ class MonitorCallback:
                 describe(error),
             )
 
-    def _close(self) -> None:
+    def _close(self, *, is_complete: bool = True) -> None:
+        """Close the monitor; `is_complete` is False where the training was broken off, or is a test of the loop."""
         if self.monitor is not None:
-            self.monitor.close()
+            self.monitor.close(is_complete=is_complete)
 
 
 def refuse_second() -> NoReturn:

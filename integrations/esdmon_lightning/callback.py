@@ -171,11 +171,11 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Close, so that the readings under way are written."""
-        self._close()
+        self._close(is_complete=False)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Close, while the loggers are open."""
-        self._close()
+        self._close(is_complete=not trainer.fast_dev_run)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Close, if no other hook did."""
@@ -234,11 +234,11 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
     def _publish(self, trainer: Any) -> None:
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in self._numbers.items()})
 
-    def _close(self) -> None:
+    def _close(self, *, is_complete: bool = True) -> None:
         if self._run is None or self.monitor is None:
             return
         (trainer, model), self._run = self._run, None
-        super()._close()
+        super()._close(is_complete=is_complete)
         self._finished = _FinishedFit(trainer, model, self.monitor.state_dict() | {"summary": self._numbers})
 
 

@@ -92,7 +92,7 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
         """Begin to watch: the model is on its device, the optimizer is made, the loggers have begun their runs."""
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             refuse_second()
-        self._close()  # an attempt that was broken off has not ended
+        self._close(is_complete=False)  # an attempt that was broken off has not ended
         self._begin(
             folders.trained_model(model),
             optimizer,
@@ -133,8 +133,8 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
             )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Close the monitor and its sinks."""
-        self._close()
+        """Close the monitor and its sinks. A trial that is pruned ends here too, before its last step."""
+        self._close(is_complete=control.should_training_stop or state.global_step >= state.max_steps)
 
     def state(self) -> dict[str, Any]:
         """Return what the Trainer saves as JSON: the arguments that JSON can hold, to construct a callback from.

@@ -91,8 +91,10 @@ def test_without_loggers_readings_go_to_a_file_of_each_run(tmp_path: Path, caplo
     ]
 
 
-def test_fast_dev_run_and_sanity_check_write_nothing(tmp_path: Path) -> None:
-    """A fast_dev_run writes nothing; batches of the sanity check are not counted as steps."""
+def test_fast_dev_run_and_sanity_check_write_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A fast_dev_run writes nothing, however short it is; batches of the sanity check are not counted as steps."""
+    trainer(tmp_path, SpectralMonitor(), fast_dev_run=True).fit(Small(), batches(), batches())
+    assert "nothing was read" not in caplog.text
     callback = SpectralMonitor(every=1, budget=None, sinks=[f"jsonl:{tmp_path / 'a.jsonl'}"])
     trainer(tmp_path, callback, fast_dev_run=True).fit(Small(), batches(), batches())
     assert monitor_of(callback).steps == 1

@@ -238,3 +238,22 @@ def test_a_model_that_cannot_be_watched_is_trained(tmp_path: Path, caplog: pytes
     assert fit.state.global_step == 12
     assert callback.monitor is None
     assert "the model cannot be watched: Vectors has no weight matrix to read" in caplog.text
+
+
+def test_a_trial_that_is_pruned_may_be_too_short_for_a_reading(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The Trainer ends it as it does in a search, by `on_train_end` and an exception."""
+
+    class Prune(TrainerCallback):  # type: ignore[misc]  # transformers is half typed
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                fit.callback_handler.on_train_end(args, state, control)
+                raise RuntimeError("pruned")
+
+    callback = SpectralMonitor()
+    fit = trainer(tmp_path, callback, Prune())
+    with pytest.raises(RuntimeError, match="pruned"):
+        fit.train()
+    assert monitor_of(callback).closed
+    assert "nothing was read" not in caplog.text

@@ -200,6 +200,19 @@ def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture
     assert "nothing was read in 1 steps, since none was due: lower every=" in caplog.text
 
 
+def test_a_run_that_was_broken_off_is_not_told_so(caplog: pytest.LogCaptureFixture) -> None:
+    """Its length says nothing about `every`."""
+
+    def loop() -> None:
+        with Monitor(Reads(), schedule=every(200)) as monitor:
+            monitor.step()
+            raise RuntimeError("the user's own")
+
+    with pytest.raises(RuntimeError, match="the user's own"):
+        loop()
+    assert "nothing was read" not in caplog.text
+
+
 def test_a_resumed_run_goes_on_counting() -> None:
     """The cadence of the first run goes on in the second."""
     first = Monitor(Reads(), schedule=every(4))
