@@ -64,7 +64,7 @@ LEFT_OUT: dict[str, tuple[nn.Module, str]] = {
 def test_what_only_looks_like_a_matrix_is_left_out_with_its_reason(kind: str) -> None:
     """From a module; from a state dict where the name says what it is."""
     layer, reason = LEFT_OUT[kind]
-    name = "norm1" if isinstance(layer, nn.LayerNorm) else "layer"
+    name = "norm1" if kind == "a norm over positions" else "layer"  # its biases have two sides as well
     model = nn.ModuleDict({name: layer, "fc": nn.Linear(24, 24)})
     forms: list[nn.Module | dict[str, Tensor]] = [model]
     if kind != "a scale for each channel":
