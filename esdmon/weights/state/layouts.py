@@ -250,8 +250,7 @@ def _reads_one_channel(name: str, shapes: Shapes) -> bool:
     if _DEPTHWISE.search(name):
         return False
     outputs = shapes[name][0]
-    is_first, following = _place(name, shapes)
-    if is_first and following is not None and shapes[following][1] == outputs > 1:
+    if _begins_a_list(name, shapes):
         return True
     alike = _series(name, shapes)
     if len(alike) > 1:
@@ -259,17 +258,26 @@ def _reads_one_channel(name: str, shapes: Shapes) -> bool:
     return not any(len(shape) > 2 and shape[0] == outputs and shape[1] not in (1, outputs) for shape in shapes.values())
 
 
-def _place(name: str, shapes: Shapes) -> tuple[bool, str | None]:
-    """Return whether a convolution is the first of its list, and which is next there, those of 1 × 1 left out."""
+def _begins_a_list(name: str, shapes: Shapes) -> bool:
+    """Return whether a convolution is the first in a numbered list, and the next kernel in it reads what it makes.
+
+    That one may be depthwise, where an activation and no layer of 1 × 1 is between them, as in NeMo's Conformers.
+    """
     numbers = [match.span() for match in _NUMBER.finditer(name)]
     if not numbers:
-        return False, None
+        return False
     start, stop = numbers[-1]
     listed = re.compile(rf"{re.escape(name[:start])}\d{{1,6}}{re.escape(name[stop:])}")
-    alike = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and _is_kernel(shape)]
-    kernels = sorted(filter(listed.fullmatch, alike), key=natural_key)
-    place = kernels.index(name) if name in kernels else -1
-    return place == 0, kernels[place + 1] if 0 <= place < len(kernels) - 1 else None
+    alike = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and listed.fullmatch(key)]
+    in_order = sorted(alike, key=natural_key)
+    kernels = [key for key in in_order if _is_kernel(shapes[key])]
+    if len(kernels) < 2 or kernels[0] != name:
+        return False
+    following = kernels[1]
+    if shapes[following] == shapes[name] and name[stop:] == ".weight":
+        own, other = (int(key[start:].partition(".")[0]) for key in (name, following))
+        return in_order.index(following) == in_order.index(name) + 1 and other > own + 1
+    return shapes[following][1] == shapes[name][0] > 1
 
 
 def _series(name: str, shapes: Shapes) -> list[str]:

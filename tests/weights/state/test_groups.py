@@ -62,6 +62,14 @@ def shuffled() -> nn.ModuleDict:
     )
 
 
+def of_speech() -> nn.ModuleDict:
+    """The subsampling of NeMo's Conformers: of one channel, then depthwise and 1 × 1."""
+    layers: list[nn.Module] = [conv(1, 40, 3), nn.ReLU(), conv(40, 40, 3, 40), conv(40, 40), nn.ReLU()]
+    layers += [conv(40, 40, 3, 40), conv(40, 40)]
+    separable = nn.Sequential(conv(32, 32, 3, 32), conv(32, 32), nn.ReLU(), conv(32, 32, 3, 32), conv(32, 64))
+    return named(pre_encode=named(conv=nn.Sequential(*layers)), other=named(into=conv(3, 32, 3), separable=separable))
+
+
 NETWORKS: dict[str, Callable[[], Any]] = {
     "ResNeXt": lambda: named(layer1=bottleneck(groups=4, row=1)),
     "NFNet": lambda: named(layer1=bottleneck(groups=4, row=2), layer2=bottleneck(groups=4, row=3)),
@@ -72,6 +80,7 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "HiFi-GAN": discriminators,
     "UNETR": of_grey_volumes,
     "ShuffleNet V2": shuffled,
+    "NeMo's Conformer": of_speech,
     "a stem of one channel": lambda: named(stem=conv(1, 32), blocks=named(up=conv(64, 32), dw=conv(32, 32, 3, 32))),
 }
 
