@@ -213,7 +213,8 @@ def _is_in_bottleneck(name: str, shapes: Shapes) -> bool:
     before, after = convolutions[first - 1], convolutions[last + 1]
     is_between = shapes[before][0] == shapes[name][0] == shapes[after][1]
     are_points = not _is_kernel(shapes[before]) and not _is_kernel(shapes[after])
-    if not is_between or not are_points or (_are_blocks_apart(before, name) and "group" not in name):
+    is_of_block_before = _are_blocks_apart(before, name) and not _are_blocks_apart(name, after)
+    if not is_between or not are_points or (is_of_block_before and "group" not in name):
         return False
     is_like_others = sum(shapes[key] == shapes[name] for key in _series(name, shapes)) > 1
     return shapes[before][1] != shapes[name][1] or is_like_others

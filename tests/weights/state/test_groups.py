@@ -72,6 +72,12 @@ def of_speech() -> nn.ModuleDict:
 
 NETWORKS: dict[str, Callable[[], Any]] = {
     "ResNeXt": lambda: named(layer1=bottleneck(groups=4, row=1)),
+    "RegNet": lambda: named(
+        **{
+            str(i): named(layer=nn.ModuleList(named(convolution=each) for each in bottleneck(groups=4, row=1).values()))
+            for i in range(2)
+        }
+    ),
     "NFNet": lambda: named(layer1=bottleneck(groups=4, row=2), layer2=bottleneck(groups=4, row=3)),
     "MobileNet V2": lambda: named(
         stem=conv(3, 32, 3), features=nn.ModuleList([inverted(32, 32), inverted(16, 96), inverted(24, 144)])
