@@ -11,6 +11,8 @@ from collections.abc import Container
 import torch
 from torch import Tensor
 
+SCALES = "scales, as of a norm"
+"""Why a weight with a number for each of its inputs is no matrix, whatever its sides."""
 MATRIX_DIMENSIONS = range(2, 6)
 """Dimensions of weights that may be matrices, experts or convolutions."""
 _WORDS = {
@@ -85,7 +87,7 @@ def _why_no_layer(path: str, beside: Container[str]) -> str:
     """Return why the `weight` of a path is not that of a layer."""
     owner, _, own = path.rpartition(".")
     if _NORM.search(own):
-        return "scales of a norm"
+        return SCALES
     return "codebooks of packed weights" if own in _CODEBOOKS and _beside(owner, "indices") in beside else ""
 
 
