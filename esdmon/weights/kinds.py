@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 SCALES = "scales, as of a norm"
-"""Why a weight with a number for each of its inputs is no matrix, whatever its sides."""
+"""Why a weight with a number for each of its inputs is left out, whatever its sides."""
 MATRIX_DIMENSIONS = range(2, 6)
 """Dimensions of weights that may be matrices, experts or convolutions."""
 _WORDS = {

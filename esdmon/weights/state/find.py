@@ -130,7 +130,7 @@ def _matrices(
 
 
 def _why_scales(name: str, shapes: Mapping[str, torch.Size]) -> str:
-    """Return why a weight is no matrix that has as many biases, of the same sides."""
+    """Return why a weight with as many biases, of the same sides, is left out."""
     path = name.removesuffix(".weight")
     return SCALES if name != path and name in shapes and shapes.get(f"{path}.bias") == shapes[name] else ""
 
