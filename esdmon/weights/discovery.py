@@ -14,8 +14,9 @@ from torch.nn.utils import parametrize
 
 from esdmon.errors import InputError, UnwatchableError
 from esdmon.records import Coverage
+from esdmon.torch_private import parameters_of
 from esdmon.weights import stacks
-from esdmon.weights.kinds import MATRIX_DIMENSIONS, why_no_weight
+from esdmon.weights.kinds import MATRIX_DIMENSIONS, SCALES, why_no_weight
 from esdmon.weights.layers.extract import Extractor, extract
 from esdmon.weights.layers.parametrized import parametrizations_in_eval_mode, with_computed_weights
 from esdmon.weights.layers.quantized import Materializer, materialize, unpacker, with_float8
@@ -174,10 +175,8 @@ def _find_in_module(model: nn.Module, extractor: Extractor) -> _Found:
         if isinstance(module, parametrize.ParametrizationList):
             continue
         matrices = _extract_isolated(name, module, extractor, found)
-        if isinstance(module, NORMS):
-            found.lost |= {
-                id(scale): "scales of a norm" for scale in module.parameters(recurse=False) if scale.ndim > 1
-            }
+        if _only_scales(module):
+            found.lost |= {id(scale): SCALES for scale in module.parameters(recurse=False) if scale.ndim > 1}
         own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
         found.matrices += [matrix for matrix, ids in own if not claimed & ids]
         claimed.update(*(ids for matrix, ids in own if not matrix.detail))
@@ -201,7 +200,7 @@ def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]
     """Return what the extractor finds in a module, and each of its own 2-D weights besides."""
     with parametrizations_in_eval_mode(module):
         matrices = extractor(name or type(module).__name__, module)
-        if matrices is None and isinstance(module, NORMS):
+        if matrices is None and _only_scales(module):
             return []
         if matrices is None:
             return _completed(module, [*_by_parameter(name, module, {2}), *_by_layout(name, module)])
@@ -227,6 +226,14 @@ def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> 
             why = EMBEDDING if is_embedding_name(attribute) else ""
             read = partial(getattr, module, attribute)
             yield Matrix(_parameter_name(name, module, attribute), read, stacks.linear, on_request=why)
+
+
+def _only_scales(module: nn.Module) -> bool:
+    """Return whether a module multiplies each number by its own: a norm, or one with as many biases as weights."""
+    own = parameters_of(module)
+    weight, bias = own.get("weight"), own.get("bias")
+    is_elementwise = weight is not None and bias is not None and weight.ndim > 1 and weight.shape == bias.shape
+    return is_elementwise or isinstance(module, NORMS)
 
 
 def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:

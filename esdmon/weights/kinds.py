@@ -11,6 +11,8 @@ from collections.abc import Container
 import torch
 from torch import Tensor
 
+SCALES = "scales, as of a norm"
+"""Why a weight with a number for each of its inputs is left out, whatever its sides."""
 MATRIX_DIMENSIONS = range(2, 6)
 """Dimensions of weights that may be matrices, experts or convolutions."""
 _WORDS = {
@@ -71,14 +73,21 @@ def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str
     reason = _why_no_layer(path, beside) if last == "weight" else _why_by_name(path, last, beside)
     reason = reason or ("an averaged copy, under names without dots" if _WITHOUT_DOTS.fullmatch(name) else "")
     reason = reason or ("factors of an adapter other than LoRA" if _OTHER_ADAPTERS.search(f".{name}") else "")
+    if not reason and last != "weight" and _is_vector(tensor):
+        return "vectors"
     return reason or ("integers" if tensor.dtype in _INTEGERS and last not in _PACKED[1:] else "")
+
+
+def _is_vector(tensor: Tensor) -> bool:
+    """Return whether a tensor of several sides has a number for each channel, as (1, channels, 1)."""
+    return tensor.dim() > 2 and not tensor.is_nested and tensor.numel() == max(tensor.shape)
 
 
 def _why_no_layer(path: str, beside: Container[str]) -> str:
     """Return why the `weight` of a path is not that of a layer."""
     owner, _, own = path.rpartition(".")
     if _NORM.search(own):
-        return "scales of a norm"
+        return SCALES
     return "codebooks of packed weights" if own in _CODEBOOKS and _beside(owner, "indices") in beside else ""
 
 

@@ -53,8 +53,9 @@ def test_a_layer_that_says_its_groups_is_read_by_them() -> None:
 
 
 LEFT_OUT: dict[str, tuple[nn.Module, str]] = {
-    "a norm over positions": (nn.LayerNorm((24, 24)), "scales of a norm"),
-    "a norm over pictures": (nn.LayerNorm((24, 16, 16)), "scales of a norm"),
+    "a norm over positions": (nn.LayerNorm((24, 24)), "scales, as of a norm"),
+    "a norm over pictures": (nn.LayerNorm((24, 16, 16)), "scales, as of a norm"),
+    "an embedding of each number": (Own(24, 16, bias=nn.Parameter(torch.randn(24, 16))), "scales, as of a norm"),
     "a scale for each channel": (Own(1, 24, 1, 1), "4-D parameters of unknown layout"),
     "learned positions": (Own(1, 50, 128), "3-D parameters of unknown layout"),
 }
@@ -64,7 +65,7 @@ LEFT_OUT: dict[str, tuple[nn.Module, str]] = {
 def test_what_only_looks_like_a_matrix_is_left_out_with_its_reason(kind: str) -> None:
     """From a module; from a state dict where the name says what it is."""
     layer, reason = LEFT_OUT[kind]
-    name = "norm1" if isinstance(layer, nn.LayerNorm) else "layer"
+    name = "norm1" if kind == "a norm over positions" else "layer"  # its biases have two sides as well
     model = nn.ModuleDict({name: layer, "fc": nn.Linear(24, 24)})
     forms: list[nn.Module | dict[str, Tensor]] = [model]
     if kind != "a scale for each channel":
@@ -73,3 +74,40 @@ def test_what_only_looks_like_a_matrix_is_left_out_with_its_reason(kind: str) ->
         report = esdmon.analyze(form, measures=["frobenius_norm"])
         assert [layer.name for layer in report] == ["fc"]
         assert {skip.name: skip.reason for skip in report.coverage.skipped}[f"{name}.weight"] == reason
+
+
+def block(a_log: Tensor | None = None, **sizes: tuple[int, int]) -> nn.Module:
+    """A module with linear layers, given by (outputs, inputs)."""
+    module = nn.ModuleDict({name: nn.Linear(inputs, outputs) for name, (outputs, inputs) in sizes.items()})
+    if a_log is not None:
+        module.A_log = nn.Parameter(a_log)
+    return nn.ModuleDict({"block": module})
+
+
+FUSED: dict[str, tuple[nn.Module, list[str]]] = {
+    "SwiGLU": (block(gate_up_proj=(96, 24), down_proj=(24, 48)), ["gate_up_proj/gate", "gate_up_proj/up", "down_proj"]),
+    "grouped queries": (block(qkv_proj=(72, 24), o_proj=(24, 24)), [*(f"qkv_proj/{x}" for x in "qkv"), "o_proj"]),
+    "q, k and v": (block(Wqkv=(72, 24), out_proj=(24, 24)), [*(f"Wqkv/{x}" for x in "qkv"), "out_proj"]),
+    "Mamba": (
+        block(torch.ones(48, 16), in_proj=(96, 24), out_proj=(24, 48)),
+        ["in_proj/x", "in_proj/gate", "out_proj"],
+    ),
+    "Mamba 2": (block(torch.ones(8), in_proj=(136, 24), out_proj=(24, 48)), ["in_proj", "out_proj"]),
+    "no other layer fits": (block(qkv_proj=(72, 24), down_proj=(24, 40)), ["qkv_proj", "down_proj"]),
+}
+
+
+@pytest.mark.parametrize("kind", FUSED)
+def test_fused_weights_are_split_alike_in_modules_and_files(kind: str) -> None:
+    """By their names and the layers beside them, whoever wrote the module."""
+    model, names = FUSED[kind]
+    for form in (model, model.state_dict()):
+        assert sorted(matrix.name for matrix in discover(form).matrices) == sorted(f"block.{name}" for name in names)
+
+
+def test_a_projection_that_alternates_by_head_is_not_split() -> None:
+    """SpeechBrain's `in_proj_weight` has no bias, unlike its output; that of torch has both or none."""
+    state = {"mha.in_proj_weight": torch.randn(72, 24), "mha.out_proj.weight": torch.randn(24, 24)}
+    bias = {"mha.out_proj.bias": torch.randn(24)}
+    assert [matrix.name for matrix in discover(state | bias).matrices] == ["mha.in_proj_weight", "mha.out_proj"]
+    assert len(discover(state).matrices) == 4

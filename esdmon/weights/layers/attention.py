@@ -1,16 +1,18 @@
 """Attention: projections that share one parameter, such as q, k and v, and single heads.
 
 Only the module that uses a fused weight knows its layout, so the layouts of the modules of transformers and timm are
-listed here by class and attribute, each checked against its `forward`. A fused weight of any other module is read as
-one matrix.
+listed here by class and attribute, each checked against its `forward`. A fused weight of any other module is split
+where its name and the shapes beside it say how, as in a file, and else read as one matrix.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate, pairwise
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from esdmon.errors import UnreadableError
@@ -122,12 +124,29 @@ def _head_size(module: nn.Module) -> int:
 
 def _find_fused(module: nn.Module) -> Iterator[_Fused]:
     if not type(module).__module__.startswith(_PACKAGES):
+        yield from _find_by_name(module)
         return
     for attribute, layout in LAYOUTS.get(type(module).__name__, {}).items():
         weight = _plain_weight(module, attribute)
         projections = {} if weight is None else layout(module, weight)
         if projections:
             yield _Fused(attribute, projections, 2 if layout is equal_columns else 1)
+
+
+def _find_by_name(module: nn.Module) -> Iterator[_Fused]:
+    """Yield the fused weights of a module of any other package, by the names and shapes that a file has too."""
+    children = children_of(module)
+    attributes = BY_NAME.keys() & children.keys()
+    shapes = {name: weight.shape for name, weight in parameters_of(module).items() if attributes and weight is not None}
+    for attribute in children if attributes else ():
+        weight = _plain_weight(module, attribute)
+        if weight is not None:
+            shapes[f"{attribute}.weight"] = weight.shape
+    for attribute in sorted(attributes):
+        shape = shapes.get(f"{attribute}.weight")
+        projections = {} if shape is None else BY_NAME[attribute]("", shape, shapes)
+        if projections:
+            yield _Fused(attribute, projections, 2 if attribute == "c_attn" else 1)
 
 
 def output_of(name: str, module: nn.Module) -> dict[str, Projection]:
@@ -250,3 +269,54 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     **{name: {"qkv": _thirds_by_output} for name in _OF_TIMM},
 }
 """Class of a module -> attribute -> how the weight of that child is split."""
+
+Shapes = Mapping[str, torch.Size]
+"""Shape of each parameter of a module or a state dict, by name."""
+ByName = Callable[[str, torch.Size, Shapes], dict[str, ToStack]]
+"""`(path of the owner with its dot, shape, shapes of all)` to the projections; empty where the shapes contradict."""
+
+
+def _conv1d(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+    """Return q, k and v of GPT-2's Conv1D, (inputs, 3 · inputs); a linear layer would be (3 · inputs, inputs)."""
+    is_fused = shape[1] == 3 * shape[0]
+    is_cross_attention = shape[1] == 2 * shape[0] and f"{owner}q_attn.weight" in shapes  # k and v only
+    if not is_fused and not is_cross_attention:
+        return {}
+    return equal_columns(SimpleNamespace(split_size=shape[0]), torch.empty(shape, device="meta"))
+
+
+def _thirds(*outputs: str) -> ByName:
+    def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+        is_attention = any(f"{owner}{output}.weight" in shapes for output in outputs) and shape[0] == 3 * shape[1]
+        return rows("qkv", [shape[1]] * 3) if is_attention else {}
+
+    return split
+
+
+def _grouped(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+    """Return q, k and v, where the inputs of the output projection are the outputs of q."""
+    output = shapes.get(f"{owner}o_proj.weight", ())
+    queries = output[1] if len(output) == 2 else 0
+    keys = (shape[0] - queries) // 2
+    return rows("qkv", [queries, keys, keys]) if queries and 0 < keys <= queries else {}
+
+
+def _halves(first: str, second: str, beside: str) -> ByName:
+    def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
+        output = shapes.get(f"{owner}{beside}", ())
+        fits = len(output) == 2 and (2 * output[1] == shape[0] or beside == "A_log")
+        return rows((first, second), [shape[0] // 2] * 2) if fits else {}
+
+    return split
+
+
+BY_NAME: dict[str, ByName] = {
+    "att_proj": _thirds("out_proj"),
+    "c_attn": _conv1d,
+    "gate_up_proj": _halves("gate", "up", "down_proj.weight"),
+    "in_proj": _halves("x", "gate", "A_log"),
+    "qkv_proj": _grouped,
+    "Wi": _halves("input", "gate", "Wo.weight"),
+    "Wqkv": _thirds("Wo", "out_proj"),
+}
+"""Name of a child -> how its weight is split in any module that has what else such a module has."""

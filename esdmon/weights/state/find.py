@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from esdmon.weights import stacks
-from esdmon.weights.kinds import why_no_weight
+from esdmon.weights.kinds import SCALES, why_no_weight
 from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, mark_unreadable
 from esdmon.weights.optional_layers import is_embedding_name
@@ -107,7 +107,7 @@ def _matrices(
     if entry.view == "lora-delta":
         parts, why = [Part("", stacks.identity)], ""
     else:
-        why = why_no_weight(entry.name, entry.outline, state.outlines)
+        why = why_no_weight(entry.name, entry.outline, state.outlines) or _why_scales(entry.name, shapes)
         parts = [] if why or entry.name not in shapes else parts_of(entry.name, shapes, state.config)
     if not parts:
         reason = why or f"{entry.outline.dim()}-D parameters of unknown layout"
@@ -127,6 +127,12 @@ def _matrices(
             aliases=tuple(f"{other.removesuffix('.weight')}{end}" for other in others),
         )
         yield _with_outline(matrix, entry, outlines, is_lazy=state.is_lazy)
+
+
+def _why_scales(name: str, shapes: Mapping[str, torch.Size]) -> str:
+    """Return why a weight with as many biases, of the same sides, is left out."""
+    path = name.removesuffix(".weight")
+    return SCALES if name != path and name in shapes and shapes.get(f"{path}.bias") == shapes[name] else ""
 
 
 def _with_outline(matrix: Matrix, entry: Entry, outlines: tuple[Tensor, ...], *, is_lazy: bool) -> Matrix:

@@ -5,7 +5,7 @@ from `config.json` where there is one. What remains ambiguous is read as one mat
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from esdmon.records.table import natural_key
 from esdmon.weights import stacks
-from esdmon.weights.layers.attention import LAYOUTS, ToStack, equal_columns, rows
+from esdmon.weights.layers.attention import BY_NAME, LAYOUTS, Shapes, ToStack, rows
 from esdmon.weights.layers.experts import side_of_halves
 from esdmon.weights.layers.torch_nn import GATES
 
@@ -23,6 +24,15 @@ _BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
 _EXPERTS = re.compile(r"(^|\.)(\w*experts?|\w*moe)\.")
 _PATCHES = re.compile(r"(^|[._])patch_?embed\w*(\.proj\w*)?\.weight$")
 _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
+_DIGITS = re.compile(r"\d{1,6}")
+_INPUT = re.compile(
+    r"(^|\.)(stem(\.(0|conv1|proj))*|conv_?stem|conv_?in|conv_?init|in_?conv)(\.conv)?\.weight$|^conv1\.weight$",
+    re.IGNORECASE,
+)
+"""Names of the convolution that reads the input of a network."""
+_DEPTHWISE = re.compile(
+    r"(^|[._])(dw|depth_?wise)(_?conv\d*)?(\.conv)?\.weight$|conv_?(dw|depthwise)\.weight$", re.IGNORECASE
+)
 _TIMM = re.compile(
     r"(test_)?(aimv|beit|caformer|cait|coat_|convit|crossvit|csatv|davit|deepseek_vit|deit|edgenext|eva|fastvit|flexivit"
     r"|gcvit|hiera|mobilevit_|mvitv|naflexvit|nest|pit_|qwen\d_vit|sam\d_|samvit|swin|twins|vit(?!_dlittle|_dwee)|volo|xcit)"
@@ -39,10 +49,6 @@ class Part:
     label: str
     """What stands behind the slash; empty for a parameter that is one matrix."""
     to_stack: ToStack
-
-
-Shapes = Mapping[str, torch.Size]
-"""Shape of each parameter of a state dict, by name."""
 
 
 def parts_of(name: str, shapes: Shapes, config: Mapping[str, Any], *, groups: int | None = None) -> list[Part]:
@@ -92,7 +98,7 @@ def _recurrent(name: str, shapes: Shapes) -> dict[str, ToStack]:
 def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, ToStack]:
     """Return the projections that a weight holds, by the architecture's layout or by an unambiguous name."""
     path, _, last = name.rpartition(".")
-    if last == "in_proj_weight" and shapes[name][0] == 3 * shapes[name][1]:
+    if last == "in_proj_weight" and _is_of_torch(path, shapes) and shapes[name][0] == 3 * shapes[name][1]:
         return rows("qkv", [shapes[name][1]] * 3)
     if last != "weight":
         return {}
@@ -103,8 +109,17 @@ def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, To
                 return layouts[attribute](facts, torch.empty(shapes[name], device="meta"))
     if attribute == "qkv" and _TIMM.match(_architecture_of_timm(config)):
         return _thirds_by_output(path.removesuffix(attribute), shapes[name], shapes)
-    by_name = _BY_NAME.get(attribute)
+    by_name = BY_NAME.get(attribute)
     return {} if by_name is None else by_name(path.removesuffix(attribute), shapes[name], shapes)
+
+
+def _is_of_torch(path: str, shapes: Shapes) -> bool:
+    """Return whether `in_proj_weight` is that of torch's attention, which has a bias if its output has one.
+
+    SpeechBrain's has none, and its q, k and v alternate by head.
+    """
+    owner = f"{path}." if path else ""
+    return f"{owner}in_proj_bias" in shapes or f"{owner}out_proj.bias" not in shapes
 
 
 def _architecture_of_timm(config: Mapping[str, Any]) -> str:
@@ -140,59 +155,10 @@ def _facts(config: Mapping[str, Any]) -> SimpleNamespace:
     )
 
 
-ByName = Callable[[str, torch.Size, Shapes], dict[str, ToStack]]
-"""`(path of the owner with its dot, shape, shapes of all)` to the projections; empty where the shapes contradict."""
-
-
-def _conv1d(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
-    """Return q, k and v of GPT-2's Conv1D, (inputs, 3 · inputs); a linear layer would be (3 · inputs, inputs)."""
-    is_fused = shape[1] == 3 * shape[0]
-    is_cross_attention = shape[1] == 2 * shape[0] and f"{owner}q_attn.weight" in shapes  # k and v only
-    if not is_fused and not is_cross_attention:
-        return {}
-    return equal_columns(SimpleNamespace(split_size=shape[0]), torch.empty(shape, device="meta"))
-
-
-def _thirds(*outputs: str) -> ByName:
-    def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
-        is_attention = any(f"{owner}{output}.weight" in shapes for output in outputs) and shape[0] == 3 * shape[1]
-        return rows("qkv", [shape[1]] * 3) if is_attention else {}
-
-    return split
-
-
 def _thirds_by_output(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
     """Return q, k and v, where the output projection takes as many inputs as each has outputs."""
     output = shapes.get(f"{owner}proj.weight", ())
     return rows("qkv", [output[1]] * 3) if len(output) == 2 and shape[0] == 3 * output[1] else {}
-
-
-def _grouped(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
-    """Return q, k and v, where the inputs of the output projection are the outputs of q."""
-    output = shapes.get(f"{owner}o_proj.weight", ())
-    queries = output[1] if len(output) == 2 else 0
-    keys = (shape[0] - queries) // 2
-    return rows("qkv", [queries, keys, keys]) if queries and 0 < keys <= queries else {}
-
-
-def _halves(first: str, second: str, beside: str) -> ByName:
-    def split(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
-        output = shapes.get(f"{owner}{beside}", ())
-        fits = len(output) == 2 and (2 * output[1] == shape[0] or beside == "A_log")
-        return rows((first, second), [shape[0] // 2] * 2) if fits else {}
-
-    return split
-
-
-_BY_NAME: dict[str, ByName] = {
-    "att_proj": _thirds("out_proj"),
-    "c_attn": _conv1d,
-    "gate_up_proj": _halves("gate", "up", "down_proj.weight"),
-    "in_proj": _halves("x", "gate", "A_log"),
-    "qkv_proj": _grouped,
-    "Wi": _halves("input", "gate", "Wo.weight"),
-    "Wqkv": _thirds("Wo", "out_proj"),
-}
 
 
 def _is_stack(name: str, shape: torch.Size) -> bool:
@@ -223,48 +189,100 @@ def _groups(name: str, shapes: Shapes) -> int:
     outputs, inputs = shapes[name][:2]
     if inputs == 1:
         return 1 if _reads_one_channel(name, shapes) else outputs
-    if "pos_conv" in name and outputs % inputs == 0:
-        return outputs // inputs  # added to its own input, as in wav2vec 2: as many inputs as outputs
-    before, after = _around(name, shapes)
-    is_bottleneck = before is not None and after is not None and before[0] == outputs == after[1]
-    if (
-        is_bottleneck
-        and before is not None
-        and outputs > inputs
-        and outputs % inputs == 0
-        and max(shapes[name][2:]) > 1
-    ):
-        return outputs // inputs
-    return 1
+    if not 0 < inputs < outputs or outputs % inputs:
+        return 1
+    # Those of wav2vec 2 are added to their own input: they have as many inputs as outputs, as those called depthwise.
+    is_named_so = "pos_conv" in name or _DEPTHWISE.search(name)
+    return outputs // inputs if is_named_so or _is_in_bottleneck(name, shapes) else 1
+
+
+def _is_in_bottleneck(name: str, shapes: Shapes) -> bool:
+    """Return whether a convolution, or several alike in a row, lie between two of 1 × 1 with its number of outputs.
+
+    They are of one block: one in the block before may make more channels than it passes on, as behind a gate. One of
+    1 × 1 with the same inputs is beside it.
+    """
+    convolutions = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and key.endswith("weight")]
+    first = last = convolutions.index(name)
+    while first > 0 and _follow_each_other(convolutions[first - 1], name, shapes):
+        first -= 1
+    while last + 1 < len(convolutions) and _follow_each_other(name, convolutions[last + 1], shapes):
+        last += 1
+    if not _is_kernel(shapes[name]) or first == 0 or last + 1 == len(convolutions):
+        return False
+    before, after = convolutions[first - 1], convolutions[last + 1]
+    is_between = shapes[before][0] == shapes[name][0] == shapes[after][1]
+    are_points = not _is_kernel(shapes[before]) and not _is_kernel(shapes[after])
+    is_of_block_before = _are_blocks_apart(before, name) and not _are_blocks_apart(name, after)
+    if not is_between or not are_points or (is_of_block_before and "group" not in name):
+        return False
+    is_like_others = sum(shapes[key] == shapes[name] for key in _series(name, shapes)) > 1
+    return shapes[before][1] != shapes[name][1] or is_like_others
+
+
+def _follow_each_other(first: str, second: str, shapes: Shapes) -> bool:
+    """Return whether two convolutions of one shape may be in a row: numbered ones are branches beside each other."""
+    pairs = zip(first.split("."), second.split("."), strict=False)
+    different = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
+    return shapes[first] == shapes[second] and not all(part.isdecimal() for part in different)
+
+
+def _are_blocks_apart(first: str, second: str) -> bool:
+    """Return whether the first parts that differ in two names, but for the last ones of layers, are numbers."""
+    pairs = zip(first.split(".")[:-2], second.split(".")[:-2], strict=False)
+    different = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
+    return all(part.isdecimal() for part in different)
+
+
+def _is_kernel(shape: torch.Size) -> bool:
+    """Return whether a convolution has more than one position."""
+    return max(shape[2:]) > 1
 
 
 def _reads_one_channel(name: str, shapes: Shapes) -> bool:
     """Return whether a convolution of one input is dense and reads one channel, as that of a sound or of a grey image.
 
-    So does one of patches; the first of a numbered series, where the next has more inputs; and one that no layer of
-    the same name in other blocks is like, where no convolution makes the channels that a depthwise one would read.
+    So does one of patches, or named as that of the input; the first of a list, where the next in it reads what it
+    makes; the first of a series that others in it, of more inputs, go on; and one that has no other of its name in
+    other blocks, where no convolution makes the channels that a depthwise one would read.
     """
-    if _PATCHES.search(name):
+    if _PATCHES.search(name) or _INPUT.search(name):
         return True
-    series = _series(name, shapes)
-    if len(series) > 1:
-        return series[0] == name and shapes[series[1]][1] > 1
+    if _DEPTHWISE.search(name):
+        return False
     outputs = shapes[name][0]
+    if _begins_a_list(name, shapes):
+        return True
+    alike = _series(name, shapes)
+    if len(alike) > 1:
+        return alike[0] == name and any(shapes[key][1] > 1 for key in alike)
     return not any(len(shape) > 2 and shape[0] == outputs and shape[1] not in (1, outputs) for shape in shapes.values())
 
 
+def _begins_a_list(name: str, shapes: Shapes) -> bool:
+    """Return whether a convolution is the first in a numbered list, and the next kernel in it reads what it makes.
+
+    That one may be depthwise, where an activation and no layer of 1 × 1 is between them, as in NeMo's Conformers.
+    """
+    numbers = [match.span() for match in _NUMBER.finditer(name)]
+    if not numbers:
+        return False
+    start, stop = numbers[-1]
+    listed = re.compile(rf"{re.escape(name[:start])}\d{{1,6}}{re.escape(name[stop:])}")
+    alike = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and listed.fullmatch(key)]
+    in_order = sorted(alike, key=natural_key)
+    kernels = [key for key in in_order if _is_kernel(shapes[key])]
+    if len(kernels) < 2 or kernels[0] != name:
+        return False
+    following = kernels[1]
+    if shapes[following] == shapes[name] and name[stop:] == ".weight":
+        own, other = (int(key[start:].partition(".")[0]) for key in (name, following))
+        return in_order.index(following) == in_order.index(name) + 1 and other > own + 1
+    return shapes[following][1] == shapes[name][0] > 1
+
+
 def _series(name: str, shapes: Shapes) -> list[str]:
-    """Return the weights that differ from one by numbers in their names alone, in the order of the numbers."""
-    pattern = _NUMBER.sub("#", name)
-    series = [key for key in shapes if _NUMBER.sub("#", key) == pattern and len(shapes[key]) == len(shapes[name])]
-    return sorted(series, key=lambda key: [int(number) for number in _NUMBER.findall(key)])
-
-
-def _around(name: str, shapes: Shapes) -> tuple[torch.Size | None, torch.Size | None]:
-    """Return the shapes of the convolutions before and after one, where both are 1 × 1."""
-    convolutions = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and key.endswith("weight")]
-    place = convolutions.index(name)
-    around = [shapes[key] for key in (*convolutions[max(0, place - 1) : place], *convolutions[place + 1 : place + 2])]
-    if len(around) < 2 or any(max(shape[2:]) > 1 for shape in around):
-        return None, None
-    return around[0], around[1]
+    """Return the kernels of one size whose names differ by numbers alone, in the order of the numbers."""
+    pattern, size = _DIGITS.sub("#", name), shapes[name][2:]
+    alike = [key for key, shape in shapes.items() if shape[2:] == size and _DIGITS.sub("#", key) == pattern]
+    return sorted(alike, key=natural_key)

@@ -105,6 +105,8 @@ MASKED = {
     "attn.mask": (torch.ones(64, 64), "masks"),
     "experts.gate_up_proj_bias": (torch.ones(32, 64), "biases"),
     "pos": (torch.ones(1, 50, 64), "3-D parameters of unknown layout"),
+    "snake.alpha": (torch.ones(1, 24, 1), "vectors"),
+    "norm.gamma": (torch.ones(24, 1, 1, 1), "vectors"),
     "mixer.A_log": (torch.ones(64, 16), "logarithms of a diagonal"),
     "relative_position_index": (torch.ones(49, 49, dtype=torch.int64), "tables of constants"),
     "position_map": (torch.ones(49, 49, dtype=torch.int64), "integers"),

@@ -1,0 +1,102 @@
+"""Groups of convolutions, which a state dict does not have: what its names and shapes say, against the modules."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from torch import nn
+
+from esdmon.weights import discover
+
+
+def conv(inputs: int, outputs: int, size: int = 1, groups: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, size, groups=groups)
+
+
+def named(**modules: nn.Module) -> nn.ModuleDict:
+    return nn.ModuleDict(modules)
+
+
+def bottleneck(*, groups: int, row: int) -> nn.ModuleDict:
+    """1 × 1, some convolutions of k × k, and 1 × 1: ResNeXt's block, or with two in a row that of NFNet."""
+    kernels = {f"conv2{'abc'[i]}": conv(64, 64, 3, groups) for i in range(row)}
+    return named(conv1=conv(128, 64), **kernels, conv3=conv(64, 128))
+
+
+def inverted(inputs: int, inside: int) -> nn.ModuleDict:
+    """MobileNet V2's block; the first has no layer that widens."""
+    wide = [conv(inputs, inside)] if inside != inputs else []
+    return named(conv=nn.Sequential(*(nn.Sequential(layer) for layer in (*wide, conv(inside, inside, 3, inside)))))
+
+
+def gated() -> nn.ModuleDict:
+    """An encoder of HDemucs: the 1 × 1 layer makes twice as many channels as its gate lets through."""
+    return named(
+        **{
+            "0": named(conv=conv(4, 32, 8), rewrite=conv(32, 64)),
+            "1": named(conv=conv(32, 64, 8), rewrite=conv(64, 128)),
+        }
+    )
+
+
+def discriminators() -> nn.ModuleDict:
+    """Each of which reads one channel, as those of HiFi-GAN do."""
+    return named(**{str(i): named(convs=nn.ModuleList([conv(1, 32, 5), conv(32, 128, 5)])) for i in range(3)})
+
+
+def of_grey_volumes() -> nn.ModuleDict:
+    """UNETR: the first block of its decoder reads the picture, behind an encoder of its own."""
+    return named(
+        vit=nn.Conv3d(1, 48, 4, stride=4),
+        **{f"encoder{i}": named(conv1=nn.Conv3d(c, 24, 3), conv2=nn.Conv3d(24, 24, 3)) for i, c in ((1, 1), (2, 48))},
+        up=nn.Conv3d(48, 24, 1),
+    )
+
+
+def shuffled() -> nn.ModuleDict:
+    """ShuffleNet V2: a depthwise layer reads what two branches before it have made."""
+    return named(
+        conv1=conv(3, 24, 3),
+        stage2=named(branch1=nn.Sequential(conv(24, 24, 3, 24), conv(24, 40)), branch2=nn.Sequential(conv(24, 40))),
+        stage3=named(branch1=nn.Sequential(conv(80, 80, 3, 80), conv(80, 80)), branch2=nn.Sequential(conv(80, 80))),
+    )
+
+
+def of_speech() -> nn.ModuleDict:
+    """The subsampling of NeMo's Conformers: of one channel, then depthwise and 1 × 1."""
+    layers: list[nn.Module] = [conv(1, 40, 3), nn.ReLU(), conv(40, 40, 3, 40), conv(40, 40), nn.ReLU()]
+    layers += [conv(40, 40, 3, 40), conv(40, 40)]
+    separable = nn.Sequential(conv(32, 32, 3, 32), conv(32, 32), nn.ReLU(), conv(32, 32, 3, 32), conv(32, 64))
+    return named(pre_encode=named(conv=nn.Sequential(*layers)), other=named(into=conv(3, 32, 3), separable=separable))
+
+
+NETWORKS: dict[str, Callable[[], Any]] = {
+    "ResNeXt": lambda: named(layer1=bottleneck(groups=4, row=1)),
+    "RegNet": lambda: named(
+        **{
+            str(i): named(layer=nn.ModuleList(named(convolution=each) for each in bottleneck(groups=4, row=1).values()))
+            for i in range(2)
+        }
+    ),
+    "NFNet": lambda: named(layer1=bottleneck(groups=4, row=2), layer2=bottleneck(groups=4, row=3)),
+    "MobileNet V2": lambda: named(
+        stem=conv(3, 32, 3), features=nn.ModuleList([inverted(32, 32), inverted(16, 96), inverted(24, 144)])
+    ),
+    "HDemucs": gated,
+    "HiFi-GAN": discriminators,
+    "UNETR": of_grey_volumes,
+    "ShuffleNet V2": shuffled,
+    "NeMo's Conformer": of_speech,
+    "a stem of one channel": lambda: named(stem=conv(1, 32), blocks=named(up=conv(64, 32), dw=conv(32, 32, 3, 32))),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_groups_of_a_module_are_found_in_its_state(network: str) -> None:
+    """In the order of the module, and in that of safetensors."""
+    model = NETWORKS[network]()
+    state = model.state_dict()
+    expected = {matrix.name: matrix.stack_shape() for matrix in discover(model).matrices}
+    for names in (list(state), sorted(state)):
+        found = discover({name: state[name] for name in names}).matrices
+        assert {matrix.name: matrix.stack_shape() for matrix in found} == expected
