@@ -226,6 +226,17 @@ def test_the_report_shows_the_same_and_loads_nothing(browser: Any, report: Path)
     opened.page.context.close()
 
 
+def test_a_collapse_at_few_steps_does_not_squeeze_the_spectra_of_the_others(browser: Any, report: Path) -> None:
+    """Whose eigenvalues fall to numerically zero: the axis begins two decades below the usual smallest one."""
+    opened = open_file(browser, report)
+    frame = {"high": -1, "counts": [5, 0, 3, 8], "zeros": 0, "bulk_edge": 0.05}
+    frames = [{**frame, "low": low} for low in (-3, -3.2, -9, -9, -3, -2.9, -3)]
+    limits = opened.frame.evaluate("frames => esdLimits(frames)", frames)
+    assert limits["low"] == pytest.approx(-5.05)
+    assert opened.frame.evaluate("frames => esdLimits(frames).low", frames[2:4]) == pytest.approx(-9)
+    opened.page.context.close()
+
+
 def test_where_scripts_are_off_there_is_something_to_see(browser: Any, report: Path) -> None:
     """In a sandboxed frame, as Jenkins and mail have."""
     page = browser.new_page()

@@ -2,6 +2,7 @@
 
 const ESD = {left: 54, right: 10, top: 10, bottom: 36};
 const DECADES = 8; // eigenvalues further below the largest are numerically zero, and would squeeze the others
+const BELOW = 2; // decades below the smallest eigenvalue of the median step: a collapse at few steps would squeeze all others
 const LINE_CHARTS = [
   {title: 'alpha', key: 'alpha', band: ['alpha_low', 'alpha_high'], nullKey: 'alpha_null', spread: 'alpha_stderr',
     dim: 'alpha_is_meaningful', hint: 'dashed and pale: not meaningful'},
@@ -12,11 +13,12 @@ const LINE_CHARTS = [
   {title: 'Frobenius norm', key: 'frobenius_norm'},
 ];
 
+const binOf = frame => (frame.high - frame.low) / frame.counts.length;
 const sum = numbers => numbers.reduce((total, number) => total + number, 0);
 
 // The bars of a frame as [left, right, log₁₀ density], with empty bins left out.
 function barsOf(frame) {
-  const width = (frame.high - frame.low) / frame.counts.length, total = sum(frame.counts) + (frame.zeros || 0);
+  const width = binOf(frame), total = sum(frame.counts) + (frame.zeros || 0);
   return frame.counts.flatMap((count, k) => {
     const from = frame.low + k * width;
     return count ? [[from, from + width, Math.log10(count / (total * (10 ** (from + width) - 10 ** from)))]] : [];
@@ -26,14 +28,15 @@ function barsOf(frame) {
 // Limits that hold for all frames, so that the axes stand still while they are played.
 function esdLimits(frames) {
   const high = Math.max(...frames.map(frame => Math.max(frame.high, Math.log10(frame.bulk_edge || 1e-300)))) + 0.05;
-  const low = Math.max(Math.min(...frames.map(frame => frame.low)), high - DECADES) - 0.05;
+  const lows = frames.map(frame => frame.low).sort((a, b) => a - b), usual = lows[lows.length >> 1];
+  const low = Math.max(lows[0], usual - BELOW, high - DECADES) - 0.05;
   const heights = frames.flatMap(frame => barsOf(frame).filter(bar => bar[1] > low).map(bar => bar[2]));
   return {low, high, bottom: Math.min(...heights) - 0.4, top: Math.max(...heights) + 0.4};
 }
 
 // The density of the noise that fits the bulk, as points [log₁₀ λ, log₁₀ density].
 function noiseCurve(frame) {
-  const total = sum(frame.counts) + (frame.zeros || 0), width = (frame.high - frame.low) / frame.counts.length;
+  const total = sum(frame.counts) + (frame.zeros || 0), width = binOf(frame);
   if (frame.noise && frame.noise.length) { // rows and columns of different scales: expected counts
     return frame.noise.map((expected, k) => {
       const from = frame.low + k * width;
@@ -87,6 +90,13 @@ function drawEsd(frame, limits, width, height, other) {
     g.fillRect(X(Math.log10(value)) - 0.75, bottom + 1, 1.5, isSpike ? 9 : 6);
   }
   g.restore();
+  const smaller = sum(frame.counts.filter((_, k) => frame.low + (k + 1) * binOf(frame) <= limits.low));
+  if (smaller) {
+    g.fillStyle = colours.mute;
+    g.textAlign = 'left';
+    g.textBaseline = 'top';
+    g.fillText(`← ${smaller} smaller`, ESD.left + 4, ESD.top + 4);
+  }
   return canvas;
 }
 
