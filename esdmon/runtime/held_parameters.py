@@ -7,10 +7,10 @@ from typing import final
 
 from torch.optim import Optimizer
 
+from esdmon.records.text import named
 from esdmon.weights import Matrix
 
 _log = logging.getLogger("esdmon")
-_NAMES = 3
 
 
 @final
@@ -33,22 +33,20 @@ class HeldParameters:
 
     def take_up(self, matrices: Iterable[Matrix]) -> None:
         """Log where parameters were held, and those in their place are not; call it where matrices have changed."""
-        held = {matrix.name: matrix for matrix in matrices if self.holds(matrix) is not None}
+        holds = [(matrix, self.holds(matrix)) for matrix in matrices]
         lost = [
-            name
-            for name, matrix in held.items()
-            if name in self._names
-            and not self.holds(matrix)
+            matrix.name
+            for matrix, is_held in holds
+            if is_held is False
+            and matrix.name in self._names
             and any(each.requires_grad for each in matrix.parameters())
         ]
-        self._names = frozenset(name for name, matrix in held.items() if self.holds(matrix))
+        self._names = frozenset(matrix.name for matrix, is_held in holds if is_held)
         if lost:
-            more = f" and {len(lost) - _NAMES} more" if len(lost) > _NAMES else ""
             _log.warning(
-                "esdmon: the parameters of %s%s were replaced, and the optimizer still holds those of before, so it "
+                "esdmon: the parameters of %s were replaced, and the optimizer still holds those of before, so it "
                 "does not train the new ones. Put these into its groups, or make the optimizer after such a change.",
-                ", ".join(lost[:_NAMES]),
-                more,
+                named(lost),
             )
 
     def holds(self, matrix: Matrix) -> bool | None:

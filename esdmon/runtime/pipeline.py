@@ -154,8 +154,7 @@ class ReadingPipeline:
 
     def _begin_scheduled(self, step: int, host_step: int | None) -> None:
         self._left = ()
-        if (self._team or self._source).refresh():
-            self._replace()
+        self._refresh()
         earned = self._planning.earn(self._team)
         self._cautions.check(self._budget)
         self._drift.measure(step)
@@ -216,6 +215,10 @@ class ReadingPipeline:
         restore()
         self._take_up()
 
+    def _refresh(self) -> None:
+        if (self._team or self._source).refresh():
+            self._replace()
+
     def _replace(self) -> None:
         """Take up the matrices that there are now."""
         self._priority.replace(self._nominal(), self._source.on_device())
@@ -236,8 +239,7 @@ class ReadingPipeline:
 
         Other ranks take part in the former only, so that nobody waits.
         """
-        if (self._team or self._source).refresh():
-            self._replace()
+        self._refresh()
         self._planning.earn(self._team)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
         chosen = self._planning.between(names)

@@ -5,7 +5,7 @@ from `config.json` where there is one. What remains ambiguous is read as one mat
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -222,15 +222,17 @@ def _is_in_bottleneck(name: str, shapes: Shapes) -> bool:
 
 def _follow_each_other(first: str, second: str, shapes: Shapes) -> bool:
     """Return whether two convolutions of one shape may be in a row: numbered ones are branches beside each other."""
-    pairs = zip(first.split("."), second.split("."), strict=False)
-    different = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
-    return shapes[first] == shapes[second] and not all(part.isdecimal() for part in different)
+    return shapes[first] == shapes[second] and not _differ_by_numbers(first.split("."), second.split("."))
 
 
 def _are_blocks_apart(first: str, second: str) -> bool:
     """Return whether the first parts that differ in two names, but for the last ones of layers, are numbers."""
-    pairs = zip(first.split(".")[:-2], second.split(".")[:-2], strict=False)
-    different = next((pair for pair in pairs if pair[0] != pair[1]), ("", ""))
+    return _differ_by_numbers(first.split(".")[:-2], second.split(".")[:-2])
+
+
+def _differ_by_numbers(first: Sequence[str], second: Sequence[str]) -> bool:
+    """Return whether the first parts that differ in two paths are both numbers."""
+    different = next((pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]), ("", ""))
     return all(part.isdecimal() for part in different)
 
 
