@@ -154,8 +154,7 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
     Source: the measure is that of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the factors are ours.
     """
     for now, rank, before in jumps(history, _stable_rank, "down", factor=factor, back=back):
-        known = [] if now.name in history.firing else [*map(_stable_rank, history.baseline[now.name])]
-        usual = median([rank for rank in known if not math.isnan(rank)] or [before])
+        usual = before if now.name in history.firing else _usual_stable_rank(history.baseline[now.name])
         if max(before, usual) > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
             continue
         what = f"stable rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
@@ -185,7 +184,7 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     found = dict.fromkeys(history.firing, 0.0) | jumped(history, _soft_rank, "up", factor)
     for name in found.keys() & history.layers.keys():
         now = history.layers[name][-1]
-        if name not in history.firing and _is_steeper(now, history.baseline[name]):
+        if name not in history.firing and _stable_rank(now) < _usual_stable_rank(history.baseline[name]):
             continue
         codes = [layer.phase.code for layer in history.baseline[name] if layer.phase not in _OUTSIDE]
         usual = int(history.firing[name]["before"]) if name in history.firing else median_low(codes or [0])
@@ -193,11 +192,6 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
             phase = next(phase.value for phase in Phase if phase.code == usual)
             what = f"phase {now.phase.value} (confidence {now.phase_confidence:.1f}), down from {phase} in its baseline"
             yield Finding(name, what, evidence_of(now, "mp_soft_rank", "n_spikes") | {"before": float(usual)})
-
-
-def _is_steeper(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
-    """Return whether the stable rank of a layer is lower than in its baseline."""
-    return _stable_rank(now) < median(map(_stable_rank, baseline))
 
 
 def _trap(layer: LayerReport) -> float:
@@ -231,6 +225,12 @@ def _is_at_cost_of_others(now: LayerReport, baseline: Sequence[LayerReport]) -> 
 
 def _stable_rank(layer: LayerReport) -> float:
     return measured(layer, "stable_rank")[0] if layer.n_eigenvalues >= _FEW else math.nan
+
+
+def _usual_stable_rank(baseline: Sequence[LayerReport]) -> float:
+    """Return the median stable rank of a baseline; NaN where it is not known."""
+    ranks = [rank for rank in map(_stable_rank, baseline) if not math.isnan(rank)]
+    return median(ranks) if ranks else math.nan
 
 
 def _effective_rank(layer: LayerReport) -> float:
