@@ -1,6 +1,7 @@
 """The self-test for a machine with a GPU, as far as it runs without one."""
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import nn
 from esdmon.analysis import analyze
 from esdmon.runtime.computing import Computing
 from esdmon.schedule.priority import ReadPriority
-from esdmon.selftest import correctness
+from esdmon.selftest import correctness, costs, harness
 from esdmon.selftest.__main__ import main
 from esdmon.selftest.checks import CHECKS
 from esdmon.selftest.correctness import compared
@@ -66,6 +67,26 @@ def test_a_check_that_fails_stops_no_other(capsys: pytest.CaptureFixture[str]) -
     }
     assert "RuntimeError: injected at test_selftest.py:" in output
     assert "unknown checks: lost" in output
+
+
+def test_a_check_that_does_not_end_is_named_with_its_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that takes too long is a FAIL that says where its threads were; the checks after it run."""
+    monkeypatch.setattr(harness, "PROCESS_SECONDS", 1)
+    checks = [Check("precision", fails, apart=True), Check("right", passes)]  # its process runs the check of that name
+    assert main(["--device", "cpu"], checks) == 1
+    output = capsys.readouterr().out
+    assert rows_of(output) == {"precision.process": "FAIL", "right": "PASS"}
+    assert re.search(r"its process ended with status 1: File .*\.py\", line \d+", output)
+
+
+def test_the_interval_of_ratios() -> None:
+    """It is the one of Student's t: of 1, 2 and 3 the mean 2 and 4.303 standard errors of 1/√3 to each side."""
+    low, high = costs.interval([1.0, 2.0, 3.0])
+    assert low == pytest.approx(2 - 4.3027 / 3**0.5, abs=1e-4)
+    assert high == pytest.approx(2 + 4.3027 / 3**0.5, abs=1e-4)
+    assert costs.interval([1.0, 1.0]) == pytest.approx((1, 1))
 
 
 def test_an_unknown_check_is_named(capsys: pytest.CaptureFixture[str]) -> None:

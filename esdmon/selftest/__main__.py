@@ -25,7 +25,19 @@ def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] = CHECK
     parser.add_argument("--only", default="", metavar="NAMES", help=f"run these checks only, as a,b; all are: {known}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to a file")
     parser.add_argument("--in-process", action="store_true", help="start no further process for a check")
+    parser.add_argument(
+        "--seconds", type=int, default=540, metavar="N", help="print the stacks of all threads and end after N seconds"
+    )
     given = parser.parse_args(arguments)
+    # Where a check deadlocks, its stack is the finding. 2 is standard error, also where a caller has replaced it.
+    faulthandler.dump_traceback_later(given.seconds, exit=True, file=2)
+    try:
+        return _run(parser, given, checks)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _run(parser: argparse.ArgumentParser, given: argparse.Namespace, checks: Sequence[Check]) -> int:
     names = [name for name in given.only.split(",") if name] or [check.name for check in checks]
     unknown = set(names) - {check.name for check in checks}
     if unknown:
@@ -42,5 +54,4 @@ def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] = CHECK
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(540, exit=True)  # where a check deadlocks: its stack is the finding
     sys.exit(main())

@@ -20,8 +20,10 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 Result: TypeAlias = Literal["PASS", "FAIL", "SKIP", "INFO"]
-PROCESS_SECONDS = 100.0
-"""Seconds after which a check in a process of its own is ended: a deadlock, since none needs half of that."""
+PROCESS_SECONDS = 180
+"""Seconds after which a check in a process of its own prints its stacks and ends: a deadlock, or a very slow CPU."""
+_GRACE = 20  # more seconds, after which it is killed
+_THREADS = "2"  # of linear algebra in a process beside others: threads that wait for each other spin
 _WIDTH = 30
 
 
@@ -142,10 +144,12 @@ def _in_own_process(check: Check, machine: Machine) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.json"
         command = ["-m", "esdmon.selftest", "--device", str(machine.device), "--only", check.name, "--in-process"]
-        ended = python(*command, "--json", str(path), timeout=PROCESS_SECONDS)
+        limit = ("--seconds", str(PROCESS_SECONDS))
+        ended = python(*command, *limit, "--json", str(path), timeout=PROCESS_SECONDS + _GRACE)
         known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     rows = [Row(row["result"], row["detail"], row["part"], row["figures"]) for row in known]
-    if not rows or ended.status != int(any(row.result == "FAIL" for row in rows)):
+    is_late = ended.seconds >= PROCESS_SECONDS
+    if not rows or is_late or ended.status != int(any(row.result == "FAIL" for row in rows)):
         rows.append(Row("FAIL", f"its process ended with {ended.describe()}", "process"))
     return rows
 
@@ -161,14 +165,19 @@ class Ended:
     seconds: float
 
     def describe(self) -> str:
-        """Return the status and the last lines that it has written to standard error."""
+        """Return the status and where each thread was, if its stacks were printed, or the last lines of the errors."""
         status = f"no end in {self.seconds:.0f} s" if self.status is None else f"status {self.status}"
-        return f"{status}: {' / '.join(self.err.strip().splitlines()[-3:])[-400:] or 'nothing on standard error'}"
+        lines = self.err.strip().splitlines()
+        inmost = [after for line, after in itertools.pairwise(lines) if line.endswith("(most recent call first):")]
+        said = " / ".join(line.strip() for line in inmost or lines[-3:])
+        return f"{status}: {said[-400:] or 'nothing on standard error'}"
 
 
 def python(*arguments: str, timeout: float) -> Ended:
     """Run Python with arguments and the import path of this process, and return what has become of it."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), _THREADS)
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | threads | path
     begin = time.perf_counter()
     try:
         done = subprocess.run(
