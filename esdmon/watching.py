@@ -202,7 +202,7 @@ def attach(
         _close_older(hooked, model)
     leads = ranks is None or ranks.rank == 0
     workers = None if mode in ("sync", "device") else workers_for(options, job=job)
-    rate = None if workers is None else lambda: float(workers.count)
+    rate = None if workers is None else lambda: workers.rate
     budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds, rate=rate)
     executor = Executor(
         reader,

@@ -1,34 +1,34 @@
-"""Set how many threads read at once, from how much slower the training's steps are while they read.
+"""Set how many threads read at once, and for how long, from how much slower the training's steps are while they read.
 
 Reading on idle cores costs a run only what its steps lose: by shared memory bandwidth, by the interpreter's lock, or
-where cores were not idle after all. That is measured: the mean step of blocks in which threads read, against that of
-blocks in which none did, δ = median(reading) / median(still) − 1, with the error 2·√(MAD²/n + MAD²/n') / median(still).
-Where δ is above the budget by more than its error, the threads are halved; where it is as clearly below, there is one
-more.
+where cores were not idle after all. That is measured: blocks of steps in which threads read are compared with blocks in
+which none did, see `esdmon.schedule.slow_down`. Where the slow-down δ is above the budget β by more than its error, the
+threads are halved; where it is below by more, they are doubled, or increased by one after they had to be halved. Where
+the estimate of δ is above β, threads read for a part β/δ of the time, whether the estimate is certain or not: a
+wrong one delays readings, and stops none.
 
 The ranks of a job wait for each other in each step, so that each of them loses what the readings of any cost. There
 all ranks stand still in the same blocks: for as many as the longest reading takes to end, as rank 0 says, and one
 more, which is compared. So δ is what the readings of all ranks cost, and each rank halves its threads where it is too
-much. All ranks count the same steps, also those that have no idle core: their one thread stands still too.
+much, down to none. All ranks count the same steps, also those that have no idle core: their one thread stands still
+too.
 """
 
 import math
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import final
 
+from esdmon.schedule.slow_down import Comparison, SlowDown
+
 _BLOCK = 20  # steps; this and what follows is our choice
-_KEPT = 20  # blocks of each kind that are compared
-_FEWEST = 4  # blocks of each kind before anything is concluded
-_STILL = 4  # one block in so many stands still, where no others do
+_STILL = 4  # one block in so many stands still at least
 MOST_ENDING = 8
 """Blocks at most in which the readings of a job end before one is measured: longer readings are not. Our choice."""
 _RETRY = 50  # blocks until reading beside the training is tried again, where it had cost too much
+_MOST_RETRY = 800  # the same at most: the pause doubles each time
+_AIM = 0.8  # of the budget, where steps are slower than it allows: an estimate is too low as often as too high
 _MUCH = 4  # times the budget, from which no thread is left
-_MAD = 1.4826  # times the median absolute deviation is the standard deviation of normal numbers
 
 
 def blocks_to_end(seconds: float, step_seconds: float) -> int:
@@ -39,16 +39,6 @@ def blocks_to_end(seconds: float, step_seconds: float) -> int:
 def steps_still(ending: int) -> int:
     """Return how many steps a thread may stand still where readings end in so many blocks; 0 where none ever does."""
     return _BLOCK * (ending + 2) if ending else 0
-
-
-@dataclass(frozen=True, slots=True)
-class SlowDown:
-    """By how much steps are slower while threads read."""
-
-    share: float
-    """δ; may be negative, by chance."""
-    error: float
-    """Twice its standard error."""
 
 
 @final
@@ -79,15 +69,20 @@ class Workers:
         self._clock = clock
         self._wanted = 1
         self._cap = most(0.0)
-        self._reading: deque[float] = deque(maxlen=_KEPT)
-        self._still: deque[float] = deque(maxlen=_KEPT)
+        self._comparison = Comparison()
         self._since: float | None = None
         self._steps = self._busy_steps = self._blocks = 0
         self._is_dropped = False
         self._lost = 0.0
         """Share of a block that is lost, as last known."""
         self._blocks_until_retry = 0
+        self._pause = _RETRY
+        self._has_failed = False
+        """Whether more threads than now have slowed the steps too much."""
         self._without_still = 0
+        """Blocks since the last in which no thread read."""
+        self._owed = 0.0
+        """Blocks without a reading that are due, for those in which threads have read."""
         self.ending = 1
         """Blocks in which readings end before one is measured, where other ranks read too."""
         self.stands_still = False
@@ -99,6 +94,18 @@ class Workers:
         return min(self._wanted, self._cap)
 
     @property
+    def rate(self) -> float:
+        """Return the seconds that threads may read in a second of the run, for its steps to lose no more than `share`.
+
+        It is their number, or less where steps are slower by more than the share while they read: then they read for a
+        part of the time.
+        """
+        found = self.slow_down
+        if found is None or found.share <= self._share:
+            return self.count
+        return self.count * _AIM * self._share / found.share
+
+    @property
     def has_no_core(self) -> bool:
         """Return whether it is known that no thread may read on an idle core."""
         return not self.count and self._is_known()
@@ -106,13 +113,7 @@ class Workers:
     @property
     def slow_down(self) -> SlowDown | None:
         """Return by how much steps are slower while threads read; None where it is not known yet."""
-        if min(len(self._reading), len(self._still)) < _FEWEST:
-            return None
-        on, off = statistics.median(self._reading), statistics.median(self._still)
-        if off <= 0:
-            return None
-        spread = sum(_deviation(times) ** 2 / len(times) for times in (self._reading, self._still))
-        return SlowDown(on / off - 1, 2 * spread**0.5 / off)
+        return self._comparison.slow_down
 
     def step(self, *, is_busy: bool) -> float:
         """Count a step of the training.
@@ -131,13 +132,14 @@ class Workers:
         if self._steps < _BLOCK:
             return 0.0
         lost = 0.0 if self._is_dropped else self._compare(self._clock() - self._since)
+        self._count_still()
         self._adjust()
         self._blocks += 1
         self._begin_block()
         if self._with_ranks:
             self.stands_still = self._place() >= _STILL - 1
         else:
-            self.stands_still = self.count > 0 and self._without_still >= _STILL - 1
+            self.stands_still = self.count > 0 and self._is_to_pause()
         return lost
 
     def wait(self) -> None:
@@ -155,17 +157,33 @@ class Workers:
 
     def _compare(self, seconds: float) -> float:
         """Take note of a block of so many seconds, and return those that it has lost."""
+        if seconds <= 0:  # a clock that stands still
+            return 0.0
         if self._busy_steps == self._steps:
             if not (self._with_ranks and self.stands_still):  # then fewer of the others read
-                self._reading.append(seconds / self._steps)
-            self._without_still += 1
+                self._comparison.add_reading(seconds / self._steps)
             if self.slow_down is not None:
                 self._lost = max(0.0, self.slow_down.share)
             return self._lost * seconds if self.count else 0.0
         if not self._busy_steps and (not self._with_ranks or self._place() == _STILL - 1 + self.ending):
-            self._still.append(seconds / self._steps)
-            self._without_still = 0
+            self._comparison.add_still(seconds / self._steps)
         return 0.0
+
+    @property
+    def _each(self) -> float:
+        """Return how many blocks without a reading follow each in which threads read."""
+        return max(1 / (_STILL - 1), self.count / self.rate - 1) if self.count else 0.0
+
+    def _count_still(self) -> None:
+        busy = self._busy_steps / self._steps
+        self._owed = max(0.0, self._owed + busy * self._each - (1 - busy))
+        self._without_still = self._without_still + 1 if busy else 0
+
+    def _is_to_pause(self) -> bool:
+        """Return whether threads stand still in the next block: after a few in which they read, until none is owed."""
+        if self.stands_still:
+            return self._owed > 0.5 or self._without_still > 0
+        return self._owed > (_STILL - 1.5) * self._each or self._without_still >= 2 * _STILL
 
     def _begin_block(self) -> None:
         self._cap = self._most(self._wanted * self._busy_steps / max(1, self._steps))
@@ -182,18 +200,22 @@ class Workers:
         found = self.slow_down
         if found is None:
             return
-        if found.share - found.error > self._share:
-            self._want(0 if found.share - found.error > _MUCH * self._share else self._wanted // 2)
-            self._blocks_until_retry = _RETRY
-        elif found.share + found.error < self._share and self._wanted < self._cap:
-            self._want(self._wanted + 1)
+        if found.low > self._share:
+            self._has_failed = True
+            is_much = found.low > _MUCH * self._share
+            # Alone, one thread is left, which reads for a part of the time. In a job it is one of many.
+            fewest = 0 if is_much or self._with_ranks else 1
+            fewer = fewest if is_much else max(fewest, self._wanted // 2)
+            if fewer < self._wanted:
+                self._want(fewer)
+            if not fewer:
+                self._blocks_until_retry, self._pause = self._pause, min(2 * self._pause, _MOST_RETRY)
+        elif found.high < self._share:
+            self._pause = _RETRY
+            if self._wanted < self._cap:
+                self._want(self._wanted + 1 if self._has_failed else 2 * self._wanted)
 
     def _want(self, count: int) -> None:
         """Set the number of threads; what was measured with another number does not count any more."""
         self._wanted = count
-        self._reading.clear()
-
-
-def _deviation(times: deque[float]) -> float:
-    middle = statistics.median(times)
-    return _MAD * statistics.median(abs(time - middle) for time in times)
+        self._comparison.forget()

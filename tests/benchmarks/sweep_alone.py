@@ -230,7 +230,7 @@ def simulate_beside(
     clock = Clock()
     threads = Threads(Workers(share, lambda _own: idle // 2, clock=clock), sizes)
     workers = threads.workers
-    budget = Budget(share, clock=clock, cpu_clock=lambda: 0.0, rate=lambda: float(workers.count))
+    budget = Budget(share, clock=clock, cpu_clock=lambda: 0.0, rate=lambda: workers.rate)
     turns = ReadPriority(costs)
     source: Any = Screened(clock, screening)
     norms = Norms(clock, [*costs], source)

@@ -45,7 +45,7 @@ class Rank:
     @property
     def pace(self) -> float:
         """Seconds of reading for each second of its budget."""
-        return 1.0 if self.is_charged_in_full else max(1.0, self.threads.workers.count / self.share)
+        return 1.0 if self.is_charged_in_full else max(1.0, self.threads.workers.rate / self.share)
 
     def begin(self, names: Sequence[str], seconds: Mapping[str, float]) -> None:
         """Queue what is assigned to it at a due step."""
