@@ -40,6 +40,7 @@ from esdmon.runtime.step_sampling import StepSampling
 from esdmon.runtime.team import Team
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
+from esdmon.schedule.workers import Workers
 from esdmon.torch_private import job_store, use_one_thread
 from esdmon.weights import Drift, Model, Transfers
 from esdmon.weights.names import unwrap
@@ -201,9 +202,15 @@ def attach(
     if hooked is not None:
         _close_older(hooked, model)
     leads = ranks is None or ranks.rank == 0
-    workers = None if mode in ("sync", "device") else workers_for(options, job=job)
-    rate = None if workers is None else lambda: workers.rate
-    budget = Budget(options.budget, cpu_clock=cpu_clock, advance=limits.advance_seconds, rate=rate)
+    workers: Workers | None = None  # they need the clock of the budget, and it their rate
+    budget = Budget(
+        options.budget,
+        cpu_clock=cpu_clock,
+        advance=limits.advance_seconds,
+        rate=lambda: 0.0 if workers is None else workers.rate,
+    )
+    if mode not in ("sync", "device"):
+        workers = workers_for(options, job=job, clock=budget.training_clock)
     executor = Executor(
         reader,
         budget,

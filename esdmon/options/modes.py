@@ -1,6 +1,7 @@
 """Resolve `mode=` and `workers=` of `watch()` for this machine, model and job."""
 
 import logging
+from collections.abc import Callable
 
 import torch
 
@@ -44,14 +45,21 @@ def resolved_mode(mode: str, *, on_accelerator: bool, on_device: bool, job: int)
     return "thread" if on_accelerator or idle else "sync"
 
 
-def workers_for(options: WatchOptions, *, job: int) -> Workers | None:
+def workers_for(options: WatchOptions, *, job: int, clock: Callable[[], float]) -> Workers | None:
     """Return what sets the number of threads on idle cores; None where none is wanted, or nothing limits the time.
 
     Args:
         options: of the user.
         job: ranks of the job.
+        clock: seconds, without those that the monitor takes in the hook.
     """
     if options.budget is None or options.workers == 0:
         return None
     idle, at_most = IdleCores(job=job), cores(job=job) if options.workers == "auto" else int(options.workers)
-    return Workers(options.budget, lambda own: min(at_most, idle(own=own)), with_ranks=job > 1, is_known=idle.is_known)
+    return Workers(
+        options.budget,
+        lambda own: min(at_most, idle(own=own)),
+        with_ranks=job > 1,
+        is_known=idle.is_known,
+        clock=clock,
+    )

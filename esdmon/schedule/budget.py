@@ -63,6 +63,7 @@ class Budget:
         self._credit = 0.0
         self._spent = 0.0
         self._spending_since: tuple[float, float] | None = None
+        self._held = 0.0
 
     def start(self) -> None:
         """Start the clocks at the first call."""
@@ -140,6 +141,10 @@ class Budget:
         """Return whether more than the advance plus twice the share of the run was spent."""
         return self.share is not None and self.spent > self._advance + 2 * self.share * self.run_seconds
 
+    def training_clock(self) -> float:
+        """Return the seconds of a clock that stands still in blocks of `spending`."""
+        return (self._clock() if self._spending_since is None else self._spending_since[0]) - self._held
+
     def spend(self, seconds: float) -> None:
         """Charge seconds that were used elsewhere: by another thread."""
         self._spent += seconds
@@ -166,6 +171,7 @@ class Budget:
             yield
         finally:
             self._spending_since = None
+            self._held += self._clock() - since[0]
             self.spend(self._since(since))
 
     @contextmanager

@@ -1,7 +1,9 @@
 """Compare steps during which threads read with those just before and after, during which none did.
 
 The time of a step drifts: a processor clocks down, a neighbour on the host begins to work. So blocks of steps without a
-reading are compared only with those next to them, on both sides, which leaves a steady drift out of the result.
+reading are compared only with those next to them, on both sides, which leaves a steady drift out of the result. One
+comparison gives y, the logarithm of a ratio of times, and f, the share of the time in which threads have read. For a
+slow-down δ it is y = δf but for noise, so δ is estimated by the median of y/f, weighted by f².
 """
 
 import math
@@ -9,16 +11,12 @@ import statistics
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import final
-
-from scipy import special
 
 _NEAR = 3  # blocks on each side that are compared; this and what follows is our choice
 _KEPT = 20  # comparisons
 _FEWEST = 3  # comparisons before anything is concluded
-_UNLIKELY = 0.005  # probability that δ is below its interval: threads that are halted by mistake wait long
-_ABOVE = 0.15  # probability that δ is above it: a thread that is added by mistake makes all of them read less
+_LEAST = 0.1  # share of a block from which it counts as one in which threads read
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +24,37 @@ class SlowDown:
     """By how much steps are slower while threads read."""
 
     share: float
-    """δ, the median of all comparisons; may be negative, by chance."""
+    """δ; may be negative, by chance."""
     low: float
-    """The lower end of its interval."""
+    """The lower end of its interval: δ is below it in 1 of 200 cases, since threads halted by mistake wait long."""
     high: float
-    """The upper end."""
+    """The upper end: δ is above it in 3 of 20, since a thread added by mistake makes all of them read less."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    slower: float
+    """y"""
+    reading: float
+    """f"""
+
+    @property
+    def share(self) -> float:
+        return self.slower / self.reading
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    seconds: float
+    reading: float
 
 
 @final
 class Comparison:
-    """Collect the times of blocks of steps, in their order, and compare those of the two kinds."""
+    """Collect the times of blocks of steps, in their order, and compare those with and without a reading."""
 
     def __init__(self) -> None:
-        self._found: deque[float] = deque(maxlen=_KEPT)
+        self._found: deque[_Compared] = deque(maxlen=_KEPT)
         self.forget()
 
     def forget(self) -> None:
@@ -46,68 +62,97 @@ class Comparison:
         self._found.clear()
         self.slow_down: SlowDown | None = None
         """By how much steps are slower while threads read; None where too little was compared."""
-        self._before: deque[float] = deque(maxlen=_NEAR)
-        self._still: list[float] = []
-        self._after: list[float] = []
+        self._before: deque[_Block] = deque(maxlen=_NEAR)
+        self._still: list[_Block] = []
+        self._after: list[_Block] = []
 
-    def add_reading(self, seconds: float) -> None:
-        """Add a block in which threads read in each step; seconds are above 0."""
-        if not self._still:
-            self._before.append(seconds)
-            return
-        self._after.append(seconds)
-        if len(self._after) == _NEAR:
-            self._conclude()
+    def add(self, seconds: float, reading: float) -> None:
+        """Add a block of steps.
 
-    def add_still(self, seconds: float) -> None:
-        """Add a block in which no thread read."""
-        if self._after:
-            self._conclude()
-        if self._before:
-            self._still.append(seconds)
+        Args:
+            seconds: that it took, above 0.
+            reading: share of it in which threads have read, 0 to 1. Blocks with less than a tenth are left out.
+        """
+        block = _Block(seconds, reading)
+        if not reading:
+            if self._after:
+                self._conclude()
+            if self._before:
+                self._still.append(block)
+        elif reading >= _LEAST:
+            if not self._still:
+                self._before.append(block)
+                return
+            self._after.append(block)
+            if len(self._after) == _NEAR:
+                self._conclude()
 
     def _conclude(self) -> None:
         sides = ((self._before, self._still[:_NEAR]), (self._after, self._still[-_NEAR:]))
-        logs = [math.log(statistics.median(reading) / statistics.median(still)) for reading, still in sides]
-        self._found.append(math.expm1(statistics.mean(logs)))
+        slower = [math.log(_median(reading) / _median(still)) for reading, still in sides]
+        shares = [statistics.mean(block.reading for block in reading) for reading, _ in sides]
+        self._found.append(_Compared(statistics.mean(slower), statistics.mean(shares)))
         self._before.extend(self._after)
         self._still, self._after = [], []
         self._drop_outdated()
         if len(self._found) >= _FEWEST:
-            low, high = _interval(self._found, above=_ABOVE)
-            self.slow_down = SlowDown(statistics.median(self._found), low, high)
+            (low, _), (_, high) = _interval(self._found, _UNLIKELY), _interval(self._found, _LIKELY)
+            self.slow_down = SlowDown(_weighted_median(self._found), low, high)
 
     def _drop_outdated(self) -> None:
         """Drop what was compared before a change: where the last comparisons differ from the others beyond chance."""
         found = [*self._found]
         if len(found) >= 2 * _FEWEST:
-            (low, high), (lower, higher) = (_interval(part) for part in (found[:-_FEWEST], found[-_FEWEST:]))
+            (low, high), (lower, higher) = (_interval(part, _UNLIKELY) for part in (found[:-_FEWEST], found[-_FEWEST:]))
             if lower > high or higher < low:
                 self._found = deque(found[-_FEWEST:], maxlen=_KEPT)
 
 
-def _interval(found: Sequence[float], below: float = _UNLIKELY, above: float = _UNLIKELY) -> tuple[float, float]:
-    """Return an interval of the median of two numbers or more, by the narrower of two rules at each end.
+@dataclass(frozen=True, slots=True)
+class _Quantiles:
+    """Quantiles of a probability: of the normal law, and of Student's for 2, 3, … `_KEPT` numbers."""
 
-    Student's interval is narrow for few numbers without outliers. That of the sign test holds with outliers too: of k
-    numbers about k/2 are below the median.
+    normal: float
+    student: tuple[float, ...]
 
-    Args:
-        found: the numbers.
-        below: the probability that the median is below the interval.
-        above: the probability that it is above.
+
+_UNLIKELY = _Quantiles(  # 1 of 200
+    2.576,
+    (63.66, 9.92, 5.84, 4.6, 4.03, 3.71, 3.5, 3.36, 3.25, 3.17, 3.11, 3.05, 3.01, 2.98, 2.95, 2.92, 2.9, 2.88, 2.86),
+)
+_LIKELY = _Quantiles(  # 3 of 20
+    1.036,
+    (1.96, 1.39, 1.25, 1.19, 1.16, 1.13, 1.12, 1.11, 1.1, 1.09, 1.09, 1.08, 1.08, 1.08, 1.07, 1.07, 1.07, 1.07, 1.07),
+)
+
+
+def _interval(found: Sequence[_Compared], outside: _Quantiles) -> tuple[float, float]:
+    """Return an interval of δ from two comparisons or more, by the narrower of two rules at each end.
+
+    Student's interval of the slope of y over f is narrow for few comparisons without outliers. That of the sign test
+    holds with outliers too: of k ratios y/f about k/2 are below δ.
     """
-    k, ordered = len(found), sorted(found)
-    mean, error = statistics.mean(found), statistics.stdev(found) / k**0.5
-    (low, skipped), (high, cut) = (_quantiles(k, outside) for outside in (below, above))
-    return (
-        max(mean - low * error, ordered[skipped] if skipped >= 0 else -math.inf),
-        min(mean + high * error, ordered[-1 - cut] if cut >= 0 else math.inf),
-    )
+    k, ordered = len(found), sorted(each.share for each in found)
+    squares = sum(each.reading**2 for each in found)
+    slope = sum(each.slower * each.reading for each in found) / squares
+    residual = sum((each.slower - slope * each.reading) ** 2 for each in found)
+    error = outside.student[k - 2] * math.sqrt(residual / (k - 1) / squares)
+    skipped = math.floor((k - outside.normal * k**0.5) / 2)
+    low, high = (ordered[skipped], ordered[-1 - skipped]) if skipped >= 0 else (-math.inf, math.inf)
+    return max(slope - error, low), min(slope + error, high)
 
 
-@lru_cache
-def _quantiles(k: int, outside: float) -> tuple[float, int]:
-    """Return Student's quantile for k numbers, and how many of them are outside the interval of the sign test."""
-    normal = float(special.ndtri(1 - outside))
-    return float(special.stdtrit(k - 1, 1 - outside)), math.floor((k - normal * k**0.5) / 2)
+def _weighted_median(found: Sequence[_Compared]) -> float:
+    """Return the median of y/f, weighted by f²; between two the mean of them."""
+    ordered = sorted(found, key=lambda each: each.share)
+    half = sum(each.reading**2 for each in ordered) / 2
+    below, last = 0.0, ordered[0]
+    for each in ordered:
+        if below >= half:
+            return (last.share + each.share) / 2 if math.isclose(below, half) else last.share
+        below, last = below + each.reading**2, each
+    return last.share
+
+
+def _median(blocks: Sequence[_Block] | deque[_Block]) -> float:
+    return statistics.median(block.seconds for block in blocks)

@@ -25,7 +25,7 @@ _BLOCK = 20  # steps; this and what follows is our choice
 _STILL = 4  # one block in so many stands still at least
 MOST_ENDING = 8
 """Blocks at most in which the readings of a job end before one is measured: longer readings are not. Our choice."""
-_RETRY = 50  # blocks until reading beside the training is tried again, where it had cost too much
+_RETRY = 50  # blocks at least until reading beside the training is tried again, where it had cost too much
 _MOST_RETRY = 800  # the same at most: the pause doubles each time
 _AIM = 0.8  # of the budget, where steps are slower than it allows: an estimate is too low as often as too high
 _MUCH = 4  # times the budget, from which no thread is left
@@ -50,7 +50,7 @@ class Workers:
         most: returns the threads that idle cores allow now, 0 where none is idle, given how many cores have read.
         with_ranks: whether other ranks read beside the same steps.
         is_known: returns whether idle cores have been counted.
-        clock: seconds.
+        clock: seconds, without those that the monitor takes in the hook.
     """
 
     def __init__(
@@ -77,6 +77,8 @@ class Workers:
         """Share of a block that is lost, as last known."""
         self._blocks_until_retry = 0
         self._pause = _RETRY
+        self._read = 0.0
+        """Blocks in which threads have read since their number was set."""
         self._has_failed = False
         """Whether more threads than now have slowed the steps too much."""
         self._without_still = 0
@@ -156,18 +158,21 @@ class Workers:
         return self._blocks % (_STILL + self.ending)
 
     def _compare(self, seconds: float) -> float:
-        """Take note of a block of so many seconds, and return those that it has lost."""
+        """Compare a block of so many seconds, and return those that it has lost."""
+        reading = self._busy_steps / self._steps
         if seconds <= 0:  # a clock that stands still
             return 0.0
-        if self._busy_steps == self._steps:
-            if not (self._with_ranks and self.stands_still):  # then fewer of the others read
-                self._comparison.add_reading(seconds / self._steps)
-            if self.slow_down is not None:
-                self._lost = max(0.0, self.slow_down.share)
-            return self._lost * seconds if self.count else 0.0
-        if not self._busy_steps and (not self._with_ranks or self._place() == _STILL - 1 + self.ending):
-            self._comparison.add_still(seconds / self._steps)
-        return 0.0
+        if self._is_compared(reading):
+            self._comparison.add(seconds / self._steps, reading)
+        if self.slow_down is not None:
+            self._lost = max(0.0, self.slow_down.share)
+        return self._lost * reading * seconds if self.count else 0.0
+
+    def _is_compared(self, reading: float) -> bool:
+        """Return whether a block counts: in a job those in which all ranks read, and those in which none does."""
+        if not self._with_ranks:
+            return True
+        return reading == 1 if not self.stands_still else not reading and self._place() == _STILL - 1 + self.ending
 
     @property
     def _each(self) -> float:
@@ -176,6 +181,7 @@ class Workers:
 
     def _count_still(self) -> None:
         busy = self._busy_steps / self._steps
+        self._read += busy
         self._owed = max(0.0, self._owed + busy * self._each - (1 - busy))
         self._without_still = self._without_still + 1 if busy else 0
 
@@ -206,10 +212,11 @@ class Workers:
             # Alone, one thread is left, which reads for a part of the time. In a job it is one of many.
             fewest = 0 if is_much or self._with_ranks else 1
             fewer = fewest if is_much else max(fewest, self._wanted // 2)
+            if not fewer:  # until the run has earned what it has lost
+                self._blocks_until_retry = max(self._pause, math.ceil(self._read * found.share / self._share))
+                self._pause = min(2 * self._pause, _MOST_RETRY)
             if fewer < self._wanted:
                 self._want(fewer)
-            if not fewer:
-                self._blocks_until_retry, self._pause = self._pause, min(2 * self._pause, _MOST_RETRY)
         elif found.high < self._share:
             self._pause = _RETRY
             if self._wanted < self._cap:
@@ -218,4 +225,5 @@ class Workers:
     def _want(self, count: int) -> None:
         """Set the number of threads; what was measured with another number does not count any more."""
         self._wanted = count
+        self._read = 0.0
         self._comparison.forget()

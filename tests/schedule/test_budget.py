@@ -151,6 +151,21 @@ def test_readings_on_idle_cores_cost_the_run_what_its_steps_lose() -> None:
     assert budget.overhead == pytest.approx(0.006, rel=0.01)
 
 
+def test_a_clock_stands_still_while_the_monitor_works() -> None:
+    """So that its own time is not taken for one that steps have lost to threads; also inside a block."""
+    clock = FakeClock()
+    budget = Budget(0.01, clock=clock.perf_counter, cpu_clock=lambda: 0.0)
+    before = budget.training_clock()
+    clock.passes(1)
+    with budget.spending():
+        clock.passes(10)
+        with budget.spending():
+            clock.passes(10)
+        assert budget.training_clock() - before == pytest.approx(1)
+    clock.passes(2)
+    assert budget.training_clock() - before == pytest.approx(3)
+
+
 def test_each_rank_of_a_job_has_such_a_budget() -> None:
     """One reads on three idle cores, one has none; both will have earned another second."""
     clock = FakeClock()
