@@ -9,10 +9,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from types import CodeType
+from types import CodeType, TracebackType
 from typing import Any, Literal, final
 
 from esdmon.limits import Limits
@@ -114,6 +113,8 @@ class Faults:
         self._during = during
         self._limits = limits or Limits()
         self._breakers: dict[str, _Breaker] = {}
+        self.has_failures = False
+        """Whether any part has ever failed."""
         self._slow: set[str] = set()
         self._now = 0
 
@@ -130,11 +131,10 @@ class Faults:
         """Return whether a part is paused."""
         return who in self._breakers and self._breakers[who].until > self._now
 
-    @contextmanager
     def isolated(
         self, who: str, step: int, *, is_timed: bool = False, pauses: bool = True, heals: bool = True
-    ) -> Iterator[None]:
-        """Run a part whose exceptions must not reach the training loop.
+    ) -> "Isolated":
+        """Run a part whose exceptions must not reach the training loop, in a `with` statement.
 
         Args:
             who: name of the part in messages.
@@ -146,23 +146,16 @@ class Faults:
         Raises:
             Exception: what the part raised, if `strict`; what a signal handler of the host raised meanwhile.
         """
-        start = time.perf_counter()
-        try:
-            yield
-            if heals:
-                self.worked(who, step)
-        except Exception as error:
-            if self.strict:
-                raise
-            let_through(error)
-            self.record(who, step, error, pauses=pauses)
-        took = time.perf_counter() - start
-        if is_timed and who not in self._slow and took > self._limits.slow_seconds:
+        return Isolated(self, who, step, is_timed=is_timed, pauses=pauses, heals=heals)
+
+    def took(self, who: str, step: int, seconds: float) -> None:
+        """Log once that a part took longer than the limit."""
+        if seconds > self._limits.slow_seconds and who not in self._slow:
             self._slow.add(who)
             _log.warning(
                 "esdmon: %s took %.1f s at step %d (limit %g s). Further slow calls are not logged.",
                 who,
-                took,
+                seconds,
                 step,
                 self._limits.slow_seconds,
             )
@@ -173,6 +166,7 @@ class Faults:
         breaker = self._breakers.get(who)
         if breaker is None:
             breaker = self._breakers[who] = _Breaker(Fault(who, message, step))
+            self.has_failures = True
             self._log_first(breaker.fault)
         else:
             before = breaker.fault
@@ -229,3 +223,33 @@ class Faults:
                 fault.in_a_row,
                 pause,
             )
+
+
+@final
+class Isolated:
+    """What `Faults.isolated` returns: a class, since a generator takes several times as long, at each step."""
+
+    __slots__ = ("_faults", "_heals", "_is_timed", "_pauses", "_start", "_step", "_who")
+
+    def __init__(self, faults: Faults, who: str, step: int, *, is_timed: bool, pauses: bool, heals: bool) -> None:
+        self._faults, self._who, self._step = faults, who, step
+        self._is_timed, self._pauses, self._heals = is_timed, pauses, heals
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        if self._is_timed:
+            self._start = time.perf_counter()
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _trace: TracebackType | None
+    ) -> bool:
+        if error is not None:
+            if not isinstance(error, Exception) or self._faults.strict:
+                return False
+            let_through(error)
+            self._faults.record(self._who, self._step, error, pauses=self._pauses)
+        elif self._heals and self._faults.has_failures:
+            self._faults.worked(self._who, self._step)
+        if self._is_timed:
+            self._faults.took(self._who, self._step, time.perf_counter() - self._start)
+        return True

@@ -37,8 +37,9 @@ class Escalation:
             self._here.scheduled(step)
             self._elsewhere.scheduled(step)
             return ()
-        for attention, names in self._divided(jumping):
-            attention.bring_forward(names, step)
+        if jumping:
+            for attention, names in self._divided(jumping):
+                attention.bring_forward(names, step)
         return self._here.due(step)
 
     def sample(self, step: int) -> None:

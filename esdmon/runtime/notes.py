@@ -37,12 +37,13 @@ class Notes:
 
     def check_process(self) -> bool:
         """Return whether the monitor can be used in this process; log it where it cannot."""
-        if self.is_forked:
-            self._warn_once(
-                "the monitor is inactive in this process, which was forked from the one that called watch(): its steps "
-                "are not counted. Call watch() in the process that trains."
-            )
-        return not self.is_forked
+        if not self.is_forked:
+            return True
+        self._warn_once(
+            "the monitor is inactive in this process, which was forked from the one that called watch(): its steps "
+            "are not counted. Call watch() in the process that trains."
+        )
+        return False
 
     def ignored_step(self) -> None:
         """Log that the loop counts steps which the optimizer's hook counts."""
