@@ -179,28 +179,31 @@ class Monitor:
         if self._requests.is_shared:
             self._meet(is_due=due)
         if self._escalation is not None and not self._faults.disabled("escalation"):
-            with self._faults.isolated("escalation", self._steps):
-                self._escalation.sample(self._steps)
+            self._faults.call("escalation", self._steps, self._escalation.sample, self._steps, default=None)
         return due
 
     def _advance(self, *, waiting: bool = False) -> None:
         """Let copies that have arrived from an accelerator be read."""
-        with self._faults.isolated("transfers", self._steps, pauses=False):
-            self._readings.advance(waiting=waiting)
+        advance = self._readings.advance
+        self._faults.call("transfers", self._steps, advance, waiting=waiting, default=None, pauses=False)
 
     def _is_due(self, count: int) -> bool:
         """Return whether any of the last steps is due."""
-        with self._faults.isolated("schedule", self._steps, pauses=False):
-            return any(map(self._schedule, range(self._steps - count + 1, self._steps + 1)))
+        step = self._steps
+        steps = (step,) if count == 1 else range(step - count + 1, step + 1)
+        for each in steps:  # not `any`, whose generator takes longer than all the rest
+            if self._faults.call("schedule", step, self._schedule, each, default=False, pauses=False):
+                return True
         return False
 
     def _extra(self, *, is_scheduled: bool) -> tuple[str, ...]:
         """Return the layers to read at this step although it is not scheduled."""
         if self._escalation is not None and not self._faults.disabled("escalation"):
-            with self._faults.isolated("escalation", self._steps):
-                extra = self._escalation.due(self._steps, is_scheduled=is_scheduled)
-                if extra or is_scheduled:
-                    return extra
+            step, due = self._steps, self._escalation.due
+            none: tuple[str, ...] = ()
+            extra = self._faults.call("escalation", step, due, step, is_scheduled=is_scheduled, default=none)
+            if extra or is_scheduled:
+                return extra
         return () if is_scheduled else self._readings.leftover()
 
     def _begin(self, host_step: int | None, extra: tuple[str, ...] | None) -> None:
