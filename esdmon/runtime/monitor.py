@@ -27,6 +27,16 @@ from esdmon.sinks import Sink
 _POLL = 1e-3
 
 
+def new_run() -> str:
+    """Return the name of a run: eight hexadecimal digits that no reader of a table takes for a number, as 1e234567."""
+    while True:
+        run = uuid.uuid4().hex[:8]
+        try:
+            float(run)
+        except ValueError:
+            return run
+
+
 @final
 class Monitor:
     """Count optimizer steps, have the model read at those that are due, and pass the reports to rules and sinks.
@@ -68,7 +78,7 @@ class Monitor:
         self._delivering = self._closes_sinks_later = False
         self._notes = Notes(no_step)
         self._is_hooked = self._closed = self._has_settled = False
-        self._run = uuid.uuid4().hex[:8]
+        self._run = new_run()
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
         self._report: Report | None = None

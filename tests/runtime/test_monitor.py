@@ -1,5 +1,6 @@
 import logging
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ from esdmon.alerts import Actions, AlertManager, AlertRule, Finding, History
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.records import Alert, Report
-from esdmon.runtime.monitor import Monitor
+from esdmon.runtime.monitor import Monitor, new_run
 from esdmon.schedule import every
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import MemorySink, Sink
@@ -505,3 +506,10 @@ def test_a_summary_that_fails_is_isolated(caplog: pytest.LogCaptureFixture) -> N
     monitor.close()
     assert "summary" in {fault.who for fault in monitor.errors}
     assert "No such file" in caplog.text
+
+
+def test_the_name_of_a_run_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pandas reads the CSV's column as text: 1e234567 would be infinite."""
+    drawn = iter(["12345678", "1e234567", "00000000", "12a45678"])
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(next(drawn) + "0" * 24))
+    assert new_run() == "12a45678"
