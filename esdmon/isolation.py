@@ -154,6 +154,7 @@ class Faults:
         who: str,
         step: int,
         part: Callable[..., Found],
+        /,
         *given: Any,
         default: Found,
         pauses: bool = True,

@@ -81,6 +81,12 @@ def test_a_check_that_does_not_end_is_named_with_its_line(
     assert re.search(r"its process ended with status 1: File .*\.py\", line \d+", output)
 
 
+def test_a_limit_of_no_seconds_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["--device", "cpu", "--seconds", "0"])
+    assert "--seconds must be 1 or more; got 0" in capsys.readouterr().err
+
+
 def test_the_interval_of_ratios() -> None:
     """It is the one of Student's t: of 1, 2 and 3 the mean 2 and 4.303 standard errors of 1/√3 to each side."""
     low, high = costs.interval([1.0, 2.0, 3.0])

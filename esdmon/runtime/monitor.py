@@ -202,9 +202,12 @@ class Monitor:
         step = self._steps
         steps = (step,) if count == 1 else range(step - count + 1, step + 1)
         for each in steps:  # not `any`, whose generator takes longer than all the rest
-            if self._faults.call("schedule", step, self._schedule, each, default=False, pauses=False):
+            if self._faults.call("schedule", step, self._is_scheduled, each, default=False, pauses=False):
                 return True
         return False
+
+    def _is_scheduled(self, step: int) -> bool:
+        return bool(self._schedule(step))
 
     def _extra(self, *, is_scheduled: bool) -> tuple[str, ...]:
         """Return the layers to read at this step although it is not scheduled."""

@@ -1,7 +1,8 @@
 """Compare steps during which threads read with those just before and after, during which none did.
 
 The time of a step drifts: a processor clocks down, a neighbour on the host begins to work. So blocks of steps without a
-reading are compared only with those next to them, on both sides, which leaves a steady drift out of the result. One
+reading are compared only with those next to them, on both sides, which leaves a steady drift out of the result. (In a
+job of several ranks some blocks lie between, in which readings end.) One
 comparison gives y, the logarithm of a ratio of times, and f, the share of the time in which threads have read. For a
 slow-down δ it is y = δf but for noise, so δ is estimated by the median of y/f, weighted by f².
 """
@@ -26,9 +27,9 @@ class SlowDown:
     share: float
     """δ; may be negative, by chance."""
     low: float
-    """The lower end of its interval: δ is below it in 1 of 200 cases, since threads halted by mistake wait long."""
+    """The lower end of its interval: δ is below it in 1 % of cases at most, since threads halted by mistake wait."""
     high: float
-    """The upper end: δ is above it in 3 of 20, since a thread added by mistake makes all of them read less."""
+    """The upper end: δ is above it in 20 % at most, since a thread added by mistake makes all of them read less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ class Comparison:
                 self._conclude()
             if self._before:
                 self._still.append(block)
+            if len(self._still) > 2 * _NEAR:  # only those at both ends are compared
+                del self._still[_NEAR]
         elif reading >= _LEAST:
             if not self._still:
                 self._before.append(block)
@@ -92,7 +95,7 @@ class Comparison:
         slower = [math.log(_median(reading) / _median(still)) for reading, still in sides]
         shares = [statistics.mean(block.reading for block in reading) for reading, _ in sides]
         self._found.append(_Compared(statistics.mean(slower), statistics.mean(shares)))
-        self._before.extend(self._after)
+        self._before = deque(self._after, maxlen=_NEAR)
         self._still, self._after = [], []
         self._drop_outdated()
         if len(self._found) >= _FEWEST:

@@ -4,8 +4,8 @@ Reading on idle cores costs a run only what its steps lose: by shared memory ban
 where cores were not idle after all. That is measured: blocks of steps in which threads read are compared with blocks in
 which none did, see `esdmon.schedule.slow_down`. Where the slow-down δ is above the budget β by more than its error, the
 threads are halved; where it is below by more, they are doubled, or increased by one after they had to be halved. Where
-the estimate of δ is above β, threads read for a part β/δ of the time, whether the estimate is certain or not: a
-wrong one delays readings, and stops none.
+the estimate of δ is above β, threads read for a part 0.8·β/δ of the time, whether the estimate is certain or not: a
+wrong one delays readings, and stops none. One thread is left, unless δ is above 4β by more than its error.
 
 The ranks of a job wait for each other in each step, so that each of them loses what the readings of any cost. There
 all ranks stand still in the same blocks: for as many as the longest reading takes to end, as rank 0 says, and one
@@ -15,8 +15,10 @@ too.
 """
 
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 from esdmon.schedule.slow_down import Comparison, SlowDown
@@ -26,8 +28,11 @@ _STILL = 4  # one block in so many stands still at least
 MOST_ENDING = 8
 """Blocks at most in which the readings of a job end before one is measured: longer readings are not. Our choice."""
 _RETRY = 50  # blocks at least until reading beside the training is tried again, where it had cost too much
+_RECENT = 60  # blocks in which threads have read, at most, whose loss the run earns before
 _MOST_RETRY = 800  # the same at most: the pause doubles each time
 _AIM = 0.8  # of the budget, where steps are slower than it allows: an estimate is too low as often as too high
+_LONG = 5  # times the median of a block from which a step holds a pause of the host, such as a validation, and
+_LONGEST = 0.1  # so many seconds, since a step that waits for the interpreter's lock may be as long
 _MUCH = 4  # times the budget, from which no thread is left
 
 
@@ -39,6 +44,18 @@ def blocks_to_end(seconds: float, step_seconds: float) -> int:
 def steps_still(ending: int) -> int:
     """Return how many steps a thread may stand still where readings end in so many blocks; 0 where none ever does."""
     return _BLOCK * (ending + 2) if ending else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    seconds: float
+    is_busy: bool
+
+
+def _without_pauses(steps: Sequence[_Step]) -> list[_Step]:
+    """Return the steps of a block but for those during which the host did something else."""
+    longest = max(_LONGEST, _LONG * statistics.median(step.seconds for step in steps))
+    return [step for step in steps if step.seconds <= longest]
 
 
 @final
@@ -71,14 +88,15 @@ class Workers:
         self._cap = most(0.0)
         self._comparison = Comparison()
         self._since: float | None = None
-        self._steps = self._busy_steps = self._blocks = 0
+        self._steps: list[_Step] = []
+        self._blocks = 0
         self._is_dropped = False
         self._lost = 0.0
         """Share of a block that is lost, as last known."""
         self._blocks_until_retry = 0
         self._pause = _RETRY
         self._read = 0.0
-        """Blocks in which threads have read since their number was set."""
+        """Blocks in which threads have read lately, since their number was set."""
         self._has_failed = False
         """Whether more threads than now have slowed the steps too much."""
         self._without_still = 0
@@ -92,7 +110,7 @@ class Workers:
 
     @property
     def count(self) -> int:
-        """Return how many threads may read on idle cores; 0 where no core is idle, or reading slows the steps."""
+        """Return how many threads may read on idle cores; 0 where none is idle, or reading slows the steps by much."""
         return min(self._wanted, self._cap)
 
     @property
@@ -126,18 +144,20 @@ class Workers:
         Returns:
             The seconds that the steps of a block have lost to reading, where one has ended with this step; else 0.
         """
-        if self._since is None:
-            self._begin_block()
+        before, self._since = self._since, self._clock()
+        if before is None:
             return 0.0
-        self._steps += 1
-        self._busy_steps += is_busy
-        if self._steps < _BLOCK:
+        self._steps.append(_Step(self._since - before, is_busy))
+        if len(self._steps) < _BLOCK:
             return 0.0
-        lost = 0.0 if self._is_dropped else self._compare(self._clock() - self._since)
-        self._count_still()
+        busy = statistics.mean(step.is_busy for step in self._steps)
+        lost = 0.0 if self._is_dropped else self._compare(_without_pauses(self._steps))
+        self._count_still(busy)
         self._adjust()
         self._blocks += 1
-        self._begin_block()
+        self._cap = self._most(self.count * busy)
+        self._steps = []
+        self._is_dropped = False
         if self._with_ranks:
             self.stands_still = self._place() >= _STILL - 1
         else:
@@ -157,16 +177,18 @@ class Workers:
         """Return the place of this block among those of a job: some that read, some in which readings end, a still."""
         return self._blocks % (_STILL + self.ending)
 
-    def _compare(self, seconds: float) -> float:
-        """Compare a block of so many seconds, and return those that it has lost."""
-        reading = self._busy_steps / self._steps
+    def _compare(self, steps: Sequence["_Step"]) -> float:
+        """Compare the steps of a block, and return the seconds that they have lost."""
+        seconds = sum(step.seconds for step in steps)
+        reading = statistics.mean(step.is_busy for step in steps)
         if seconds <= 0:  # a clock that stands still
             return 0.0
         if self._is_compared(reading):
-            self._comparison.add(seconds / self._steps, reading)
+            self._comparison.add(seconds / len(steps), reading)
         if self.slow_down is not None:
             self._lost = max(0.0, self.slow_down.share)
-        return self._lost * reading * seconds if self.count else 0.0
+        is_free = self.rate > self._share  # else threads are charged in full
+        return self._lost * reading * seconds if is_free else 0.0
 
     def _is_compared(self, reading: float) -> bool:
         """Return whether a block counts: in a job those in which all ranks read, and those in which none does."""
@@ -179,9 +201,8 @@ class Workers:
         """Return how many blocks without a reading follow each in which threads read."""
         return max(1 / (_STILL - 1), self.count / self.rate - 1) if self.count else 0.0
 
-    def _count_still(self) -> None:
-        busy = self._busy_steps / self._steps
-        self._read += busy
+    def _count_still(self, busy: float) -> None:
+        self._read = min(self._read + busy, _RECENT)
         self._owed = max(0.0, self._owed + busy * self._each - (1 - busy))
         self._without_still = self._without_still + 1 if busy else 0
 
@@ -190,12 +211,6 @@ class Workers:
         if self.stands_still:
             return self._owed > 0.5 or self._without_still > 0
         return self._owed > (_STILL - 1.5) * self._each or self._without_still >= 2 * _STILL
-
-    def _begin_block(self) -> None:
-        self._cap = self._most(self._wanted * self._busy_steps / max(1, self._steps))
-        self._since = self._clock()
-        self._steps = self._busy_steps = 0
-        self._is_dropped = False
 
     def _adjust(self) -> None:
         if not self._wanted:
@@ -213,7 +228,8 @@ class Workers:
             fewest = 0 if is_much or self._with_ranks else 1
             fewer = fewest if is_much else max(fewest, self._wanted // 2)
             if not fewer:  # until the run has earned what it has lost
-                self._blocks_until_retry = max(self._pause, math.ceil(self._read * found.share / self._share))
+                lost = math.ceil(self._read * found.share / self._share)
+                self._blocks_until_retry = min(max(self._pause, lost), _MOST_RETRY)
                 self._pause = min(2 * self._pause, _MOST_RETRY)
             if fewer < self._wanted:
                 self._want(fewer)

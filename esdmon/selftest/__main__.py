@@ -15,6 +15,8 @@ import torch
 from esdmon.selftest.checks import CHECKS
 from esdmon.selftest.harness import Check, Machine, run
 
+_END_SECONDS = 30
+
 
 def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] = CHECKS) -> int:
     """Run the checks that the arguments name, and return the exit status: 1 if any has failed."""
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None, checks: Sequence[Check] = CHECK
         "--seconds", type=int, default=540, metavar="N", help="print the stacks of all threads and end after N seconds"
     )
     given = parser.parse_args(arguments)
+    if given.seconds < 1:
+        parser.error(f"--seconds must be 1 or more; got {given.seconds}")
     # Where a check deadlocks, its stack is the finding. 2 is standard error, also where a caller has replaced it.
     faulthandler.dump_traceback_later(given.seconds, exit=True, file=2)
     try:
@@ -54,4 +58,6 @@ def _run(parser: argparse.ArgumentParser, given: argparse.Namespace, checks: Seq
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    faulthandler.dump_traceback_later(_END_SECONDS, exit=True, file=2)  # a thread or CUDA may hold up the end
+    sys.exit(status)

@@ -22,7 +22,7 @@ import torch
 Result: TypeAlias = Literal["PASS", "FAIL", "SKIP", "INFO"]
 PROCESS_SECONDS = 180
 """Seconds after which a check in a process of its own prints its stacks and ends: a deadlock, or a very slow CPU."""
-_GRACE = 20  # more seconds, after which it is killed
+_GRACE = 40  # more seconds, after which it is killed
 _THREADS = "2"  # of linear algebra in a process beside others: threads that wait for each other spin
 _WIDTH = 30
 
@@ -148,7 +148,7 @@ def _in_own_process(check: Check, machine: Machine) -> list[Row]:
         ended = python(*command, *limit, "--json", str(path), timeout=PROCESS_SECONDS + _GRACE)
         known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     rows = [Row(row["result"], row["detail"], row["part"], row["figures"]) for row in known]
-    is_late = ended.seconds >= PROCESS_SECONDS
+    is_late = ended.status != 0 and ended.seconds >= PROCESS_SECONDS
     if not rows or is_late or ended.status != int(any(row.result == "FAIL" for row in rows)):
         rows.append(Row("FAIL", f"its process ended with {ended.describe()}", "process"))
     return rows

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 
 from esdmon.alerts import Actions, AlertManager, AlertRule, Finding, History
 from esdmon.isolation import Faults
@@ -513,3 +514,10 @@ def test_the_name_of_a_run_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> N
     drawn = iter(["12345678", "1e234567", "00000000", "12a45678"])
     monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(next(drawn) + "0" * 24))
     assert new_run() == "12a45678"
+
+
+def test_a_schedule_that_returns_no_truth_value_is_a_fault() -> None:
+    """As a tensor of two elements: nothing reaches the training loop."""
+    monitor = Monitor(Reads(), schedule=lambda _step: torch.tensor([True, False]))  # type: ignore[arg-type,return-value]
+    assert not monitor.step()
+    assert [fault.who for fault in monitor.errors] == ["schedule"]

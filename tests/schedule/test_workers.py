@@ -39,6 +39,7 @@ def run(
     scatter: float = 0.01,
     lasting: float = 0.6,
     is_pending: Callable[[int], bool] = lambda _step: True,
+    pause: Callable[[int], float] = lambda _step: 0.0,
 ) -> Outcome:
     """Train, with steps of about a second, autocorrelated, with outliers, that `slower` says how threads slow down.
 
@@ -57,7 +58,7 @@ def run(
         noise = lasting * noise + (1 - lasting**2) ** 0.5 * draw.gauss(0, 1)
         step = 1 + scatter * noise + (draw.expovariate(3) if draw.random() < 0.02 else 0)
         slow = step * slower(reading, at)
-        clock.passes(step + slow)
+        clock.passes(step + slow + pause(at))
         credit = min(credit + workers.rate * (step + slow), 400.0)
         queued -= reading * (step + slow)
         lost, total, threads = lost + slow, total + step + slow, threads + reading
@@ -102,6 +103,42 @@ def test_a_noisy_host_stops_no_thread(scatter: float, lasting: float) -> None:
     assert sum(each.lost for each in runs) / len(runs) <= BUDGET
 
 
+@pytest.mark.parametrize("shift", [0, 7])
+@pytest.mark.parametrize("every", [50, 200])
+def test_pauses_of_the_host_stop_no_thread(every: int, shift: int) -> None:
+    """A validation, or a checkpoint, comes at the steps at which readings are due."""
+    found = run(
+        lambda _threads, _step: 0.0,
+        seed=0,
+        is_pending=lambda step: (step + shift) % every < 5,
+        pause=lambda step: 30.0 if (step + shift) % every == 0 else 0.0,
+    )
+    assert found.stopped == 0
+    assert found.charged < 2e-3
+
+
+@pytest.mark.parametrize("free", [2000, 20000])
+def test_a_stop_ends(free: int) -> None:
+    """However long threads have read before steps became slower."""
+    found = run(lambda _threads, step: 0.5 if free < step < free + 1000 else 0.0, seed=0, steps=free + 20000)
+    assert found.stopped * (free + 20000) < 17000
+    assert found.at_end > 0
+
+
+def test_threads_that_may_not_read_are_no_idle_cores() -> None:
+    """As where other programs take all cores: what this process's readings have used counts as idle."""
+    clock, idle = FakeClock(), [10]
+    workers = Workers(BUDGET, lambda own: int((idle[0] + own) / 2), clock=clock.perf_counter)
+    counts = []
+    for step in range(12000):
+        idle[0] = 10 - min(workers.count, 5) if step < 6000 else 0
+        clock.passes(1)
+        workers.step(is_busy=workers.count > 0 and not workers.stands_still)
+        counts.append(workers.count)
+    assert max(counts) == 5
+    assert counts[-1] == 0
+
+
 def test_a_steady_drift_is_not_taken_for_a_slow_down() -> None:
     """As where a processor clocks down while it gets warm."""
     comparison = Comparison()
@@ -110,6 +147,14 @@ def test_a_steady_drift_is_not_taken_for_a_slow_down() -> None:
         comparison.add(seconds, 0.0 if block % 4 == 3 else 1.0)
     assert comparison.slow_down is not None
     assert abs(comparison.slow_down.share) < 1e-4
+
+
+def test_a_drift_between_rare_readings_is_left_out() -> None:
+    comparison = Comparison()
+    for block in range(1200):
+        comparison.add(1 + 0.0005 * block, 1.0 if block % 60 == 0 else 0.0)
+    assert comparison.slow_down is not None
+    assert abs(comparison.slow_down.share) < 1e-3
 
 
 def test_without_idle_cores_no_thread_is_free() -> None:
