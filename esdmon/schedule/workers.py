@@ -150,7 +150,7 @@ class Workers:
         self._steps.append(_Step(self._since - before, is_busy))
         if len(self._steps) < _BLOCK:
             return 0.0
-        busy = statistics.mean(step.is_busy for step in self._steps)
+        busy = statistics.fmean(step.is_busy for step in self._steps)
         lost = 0.0 if self._is_dropped else self._compare(_without_pauses(self._steps))
         self._count_still(busy)
         self._adjust()
@@ -180,7 +180,7 @@ class Workers:
     def _compare(self, steps: Sequence["_Step"]) -> float:
         """Compare the steps of a block, and return the seconds that they have lost."""
         seconds = sum(step.seconds for step in steps)
-        reading = statistics.mean(step.is_busy for step in steps)
+        reading = statistics.fmean(step.is_busy for step in steps)
         if seconds <= 0:  # a clock that stands still
             return 0.0
         if self._is_compared(reading):
