@@ -114,8 +114,6 @@ class Faults:
         self._during = during
         self._limits = limits or Limits()
         self._breakers: dict[str, _Breaker] = {}
-        self.has_failures = False
-        """Whether any part has ever failed."""
         self._slow: set[str] = set()
         self._now = 0
 
@@ -130,7 +128,7 @@ class Faults:
 
     def disabled(self, who: str) -> bool:
         """Return whether a part is paused."""
-        return self.has_failures and who in self._breakers and self._breakers[who].until > self._now
+        return who in self._breakers and self._breakers[who].until > self._now
 
     def isolated(
         self, who: str, step: int, *, is_timed: bool = False, pauses: bool = True, heals: bool = True
@@ -172,8 +170,7 @@ class Faults:
             let_through(error)
             self.record(who, step, error, pauses=pauses)
             return default
-        if self.has_failures:
-            self.worked(who, step)
+        self.worked(who, step)
         return found
 
     def took(self, who: str, step: int, seconds: float) -> None:
@@ -194,7 +191,6 @@ class Faults:
         breaker = self._breakers.get(who)
         if breaker is None:
             breaker = self._breakers[who] = _Breaker(Fault(who, message, step))
-            self.has_failures = True
             self._log_first(breaker.fault)
         else:
             before = breaker.fault
@@ -276,7 +272,7 @@ class Isolated:
                 return False
             let_through(error)
             self._faults.record(self._who, self._step, error, pauses=self._pauses)
-        elif self._heals and self._faults.has_failures:
+        elif self._heals:
             self._faults.worked(self._who, self._step)
         if self._is_timed:
             self._faults.took(self._who, self._step, time.perf_counter() - self._start)

@@ -37,7 +37,7 @@ class Notes:
 
     def check_process(self) -> bool:
         """Return whether the monitor can be used in this process; log it where it cannot."""
-        if os.getpid() == self._process:  # not `is_forked`, at each step
+        if not self.is_forked:
             return True
         self._warn_once(
             "the monitor is inactive in this process, which was forked from the one that called watch(): its steps "

@@ -157,5 +157,5 @@ def _weighted_median(found: Sequence[_Compared]) -> float:
     return last.share
 
 
-def _median(blocks: Sequence[_Block] | deque[_Block]) -> float:
+def _median(blocks: Sequence[_Block]) -> float:
     return statistics.median(block.seconds for block in blocks)
