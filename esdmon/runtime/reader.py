@@ -348,4 +348,7 @@ class Reader:
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:
-    return open_checkpoint(model) if isinstance(model, str | os.PathLike) else model
+    if not isinstance(model, str | os.PathLike):
+        return model
+    checkpoint = open_checkpoint(model)
+    return checkpoint if checkpoint.module is None else checkpoint.module

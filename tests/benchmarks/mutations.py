@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
+from torch.nn.utils import spectral_norm
 
 CANARY = "fuzz-canary"
 """Name of the file that hostile pickles write where they are run, in the working directory."""
@@ -52,6 +54,22 @@ def _write_pt(folder: Path) -> None:
 
 def _write_legacy(folder: Path) -> None:
     torch.save(_state(), folder / "model.pth", _use_new_zipfile_serialization=False)
+
+
+def _write_module(folder: Path) -> None:
+    torch.save(_module(), folder / "model.pt")
+
+
+def _write_legacy_module(folder: Path) -> None:
+    torch.save({"model": _module(), "epoch": 3}, folder / "model.pth", _use_new_zipfile_serialization=False)
+
+
+def _module() -> nn.Module:
+    """A network with a layer of each kind that is recognised by its attributes, and a weight that a hook computes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(12, 24, 3, groups=2), nn.Embedding(30, 12), nn.LSTM(12, 12), nn.MultiheadAttention(12, 3)]
+        return nn.Sequential(*layers, spectral_norm(nn.Linear(24, 12)), nn.LayerNorm((12, 12)))
 
 
 def _write_safetensors(folder: Path) -> None:
@@ -96,6 +114,8 @@ def _write_json(path: Path, content: object) -> None:
 WRITERS: dict[str, Callable[[Path], None]] = {
     "pt": _write_pt,
     "legacy pt": _write_legacy,
+    "module": _write_module,
+    "legacy module": _write_legacy_module,
     "safetensors": _write_safetensors,
     "shards": _write_shards,
     "distributed": _write_distributed,

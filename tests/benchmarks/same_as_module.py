@@ -1,4 +1,4 @@
-"""Read small models of many architectures as modules, from the folder they save, and from a file of their state dict.
+"""Read small models of many architectures as modules, and from files: of the state dict, the module, and their folder.
 
     python -m tests.benchmarks.same_as_module
 
@@ -16,6 +16,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 import esdmon
 from tests.transformers_models import ARCHITECTURES
@@ -32,6 +33,9 @@ def written(model: nn.Module, folder: Path) -> Iterator[tuple[str, Path]]:
     """Save a model in each form, and iterate over names and paths of the forms."""
     torch.save(model.state_dict(), folder / "state.pt")
     yield "file", folder / "state.pt"
+    if not any(map(is_parametrized, model.modules())):  # torch does not pickle it
+        torch.save(model, folder / "model.pt")
+        yield "pickled", folder / "model.pt"
     if isinstance(model, transformers.PreTrainedModel):
         model.save_pretrained(folder / "saved")
         yield "folder", folder / "saved"

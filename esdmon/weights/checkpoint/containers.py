@@ -11,10 +11,12 @@ from typing import Any
 
 from esdmon.errors import InputError
 from esdmon.weights.checkpoint.pickled import Call
+from esdmon.weights.checkpoint.whole_model import is_module, weights_of
 
 IsLeaf = Callable[[object], bool]
 Leaves = dict[str, Any]
 """Path in the tree, joined by dots -> leaf."""
+Path = tuple[str, ...]
 
 CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params", "app"),
@@ -35,6 +37,8 @@ _DEEPSPEED = {"module", "frozen_param_fragments"}
 LIGHTNING = "pytorch-lightning_version"
 """Key of a checkpoint of Lightning, whose models are often all in an attribute `model`."""
 _MAX_DEPTH = 64
+_PACKED = re.compile(r".*ScriptObject")
+"""Class of the packed parameters of torch's quantisation."""
 _WRAPPERS = re.compile(r"((module|_orig_mod|_forward_module|_fsdp_wrapped_module|base_model\.model)\.)+")
 
 
@@ -58,6 +62,40 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
     if isinstance(content, Mapping) and LIGHTNING in content and all(name.startswith("model.") for name in found):
         return {name.removeprefix("model."): leaf for name, leaf in found.items()}
     return found
+
+
+def find_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:
+    """Return the pickled modules of a tree that are its models, by name; the main one has an empty name.
+
+    None where a state dict is the model, as beside the hyperparameters of Lightning; and where packed parameters of
+    torch's quantisation are in a module, which is no parameter of it.
+
+    Args:
+        content: as for `find_weights`.
+        is_leaf: whether a value is a tensor.
+    """
+    plain = [path for path, leaf in _leaves(content, is_leaf, (), set()) if _is_matrix(leaf)]
+    if _container_of(plain):
+        return {}
+    inside = [(path, module) for path, module in _modules(content) if any(map(_is_matrix, weights_of(module, is_leaf)))]
+    main = _container_of([(*path, "") for path, _ in inside])
+    if len(inside) == 1 and all(map(str.isdecimal, inside[0][0])):
+        main = inside[0][0]  # the argument of a function, such as torch.compile's
+    found: dict[str, Call] = {}
+    for path, module in sorted(inside, key=lambda each: each[0] != main):
+        if not any(module is other for other in found.values()):
+            found["" if path == main else ".".join(path)] = module
+    is_left_out = (plain and "" not in found) or has_call(list(found.values()), _PACKED)
+    return {} if is_left_out else found
+
+
+def _modules(content: object) -> list[tuple[Path, Call]]:
+    """Return the paths and modules in containers; where there are none, those in objects, such as a trainer's."""
+    return [*_leaves(content, is_module, (), set())] or [*_leaves(content, is_module, (), set(), inside=_attributes)]
+
+
+def _is_matrix(leaf: Any) -> bool:
+    return len(getattr(leaf, "shape", ())) > 1
 
 
 def unflattened(paths: Mapping[tuple[Any, ...], Any]) -> dict[Any, Any]:
@@ -118,16 +156,23 @@ def _everything(content: object) -> Iterator[object]:
             waiting += list(value)[::-1]
 
 
-Path = tuple[str, ...]
+def _leaves(
+    node: Any, is_leaf: IsLeaf, path: Path, seen: set[int], inside: Callable[[Call], Any] | None = None
+) -> Iterator[tuple[Path, Any]]:
+    """Iterate over the paths and leaves below a node; one that holds itself is walked once.
 
-
-def _leaves(node: Any, is_leaf: IsLeaf, path: Path, seen: set[int]) -> Iterator[tuple[Path, Any]]:
-    """Iterate over the paths and leaves below a node; one that holds itself is walked once."""
+    Args:
+        node: the root of the tree.
+        is_leaf: whether a value is a leaf.
+        path: of the node.
+        seen: ids of the nodes that were walked.
+        inside: returns what is walked of an object; None walks those that are containers in all but their class.
+    """
     if is_leaf(node):
         yield path, node
         return
     if isinstance(node, Call):
-        node = _inside(node)
+        node = (inside or _inside)(node)
     if id(node) in seen or len(path) > _MAX_DEPTH:
         return
     if isinstance(node, Mapping):
@@ -145,14 +190,19 @@ def _leaves(node: Any, is_leaf: IsLeaf, path: Path, seen: set[int]) -> Iterator[
         return
     seen.add(id(node))
     for key, value in children:
-        yield from _leaves(value, is_leaf, (*path, key), seen)
+        yield from _leaves(value, is_leaf, (*path, key), seen, inside)
+
+
+def _attributes(call: Call) -> Any:
+    """Return what any object holds, or what it is made of."""
+    return call.state if isinstance(call.state, Mapping) else call.items or [*call.arguments, *call.elements]
 
 
 def _inside(call: Call) -> Any:
     """Return what an object holds that is a container in all but its class, or packed parameters of torch."""
     if call.items:
         return call.items
-    if call.name.endswith("ScriptObject") and isinstance(call.state, tuple):
+    if _PACKED.fullmatch(call.name) and isinstance(call.state, tuple):
         return call.state
     return call.elements
 
@@ -189,7 +239,7 @@ def _named(leaves: Sequence[tuple[Path, Any]]) -> Iterator[tuple[str, Any]]:
     depth = len(main)
     yield from ((".".join(path[depth:]), leaf) for path, leaf in leaves if path[:depth] == main)
     others = [(path, leaf) for path, leaf in leaves if path[:depth] != main]
-    with_matrices = {path[0] for path, leaf in others if len(getattr(leaf, "shape", ())) > 1}
+    with_matrices = {path[0] for path, leaf in others if _is_matrix(leaf)}
     yield from ((".".join(path), leaf) for path, leaf in others if path[0] in with_matrices)
 
 

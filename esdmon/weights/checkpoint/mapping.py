@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, final
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from esdmon.errors import InputError, UnreadableError
 from esdmon.records.table import shorten
@@ -21,6 +21,7 @@ class Checkpoint(Mapping[str, Tensor]):
         read: returns the tensor of a name, on the CPU.
         unreadable: by name, why a tensor cannot be read.
         config: what `config.json` or `adapter_config.json` beside the weights says, or their own header.
+        module: the model, where the file holds it whole, with its weights in memory.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class Checkpoint(Mapping[str, Tensor]):
         *,
         unreadable: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
+        module: nn.Module | None = None,
     ) -> None:
         self.outlines = outlines
         self.unreadable = unreadable or {}
         self.config = config or {}
+        self.module = module
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
@@ -71,7 +74,15 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def with_config(self, config: Mapping[str, Any]) -> "Checkpoint":
         """Return the same tensors, with what a file beside them says, or where there is none their own header."""
-        return Checkpoint(self.outlines, self._read, unreadable=self.unreadable, config=config or self.config)
+        config = config or self.config
+        return Checkpoint(self.outlines, self._read, unreadable=self.unreadable, config=config, module=self.module)
+
+
+def checkpoint_of(module: nn.Module) -> Checkpoint:
+    """Return the parameters and buffers of a module, and the module itself."""
+    tensors: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    tensors |= dict(module.named_buffers(remove_duplicate=False))
+    return Checkpoint(tensors, tensors.__getitem__, module=module)
 
 
 def join_checkpoints(parts: Mapping[str, tuple[Checkpoint, str]]) -> Checkpoint:

@@ -16,9 +16,15 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from esdmon.errors import InputError, UnreadableError
-from esdmon.weights.checkpoint.containers import find_weights, has_call, has_optimizer, objects_with_tensors
-from esdmon.weights.checkpoint.mapping import Checkpoint
-from esdmon.weights.checkpoint.pickled import CodeError, PickleError, parse
+from esdmon.weights.checkpoint.containers import (
+    find_modules,
+    find_weights,
+    has_call,
+    has_optimizer,
+    objects_with_tensors,
+)
+from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of
+from esdmon.weights.checkpoint.pickled import Call, CodeError, Global, PickleError, parse
 from esdmon.weights.checkpoint.stored import (
     BUILDERS,
     AnyStored,
@@ -29,6 +35,7 @@ from esdmon.weights.checkpoint.stored import (
     read_storages,
     storage_of,
 )
+from esdmon.weights.checkpoint.whole_model import rebuild
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 ZIP = b"PK\x03\x04"
@@ -47,17 +54,20 @@ Places = dict[str, tuple[int, int]]
 
 
 def open_torch_file(path: Path, *, may_be_empty: bool = False) -> Checkpoint:
-    """Open a file that `torch.save` wrote: a state dict, or a training state that holds one.
+    """Open a file that `torch.save` wrote: a state dict, a pickled module, or a training state that holds one.
 
     Args:
         path: of the file.
         may_be_empty: whether it may be the state dict of a module without parameters.
 
     Raises:
-        InputError: for a damaged file, TorchScript, a file without named tensors, and one that calls for code to run.
+        InputError: for a damaged file, TorchScript, a file without weights, and one that calls for code to run.
     """
     with _clear_errors(path):
         content, places = load_content(lambda: path.open("rb"))
+        modules = find_modules(content, is_stored)
+        if modules:
+            return _of_modules(path, modules, places)
         found = find_weights(content, is_stored)
     if not found and not (may_be_empty and content == {}):
         raise InputError(_why_nothing(path, content))
@@ -102,6 +112,17 @@ def _as_checkpoint(path: Path, found: dict[str, AnyStored], places: Places) -> C
 
     unreadable = {name: tensor.reason for name, tensor in found.items() if isinstance(tensor, Unsupported)}
     return Checkpoint(outlines_of(found), read, unreadable=unreadable)
+
+
+def _of_modules(path: Path, stored: dict[str, Call], places: Places) -> Checkpoint:
+    """Return pickled modules: the main one under its own names, the others under theirs."""
+
+    def load(tensor: AnyStored) -> Tensor:
+        if isinstance(tensor, Unsupported):
+            return tensor.outline()  # which holds no numbers, so that this layer alone is not read
+        return load_tensor(lambda: path.open("rb"), tensor, places)
+
+    return checkpoint_of(rebuild(stored, is_stored, load))
 
 
 @contextmanager
@@ -169,7 +190,10 @@ def _load_legacy(file: BinaryIO) -> tuple[Any, Places]:
         raise PickleError("its numbers are big-endian")
     storages: dict[str, Storage] = {}
 
-    def load_persistent(identifier: Any) -> Storage:
+    def load_persistent(identifier: Any) -> Storage | Global:
+        if identifier[0] == "module":  # the class of a module, with its source code
+            _, kind, *_ = identifier
+            return Global(kind.name)
         _, kind, key, _, numel, view = identifier
         whole = storages.setdefault(str(key), storage_of(kind, key, numel))
         if view is None:

@@ -1,4 +1,4 @@
-"""A model, the folder that it saves and the file of its state dict give the same names, shapes and numbers.
+"""A model, the folder that it saves and files of its state dict and of itself give the same names, shapes, numbers.
 
 `python -m tests.benchmarks.same_as_module` checks all of `tests/transformers_models.py`, with all measures.
 """
