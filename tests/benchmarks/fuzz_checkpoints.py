@@ -44,6 +44,9 @@ _FORBIDDEN = re.compile(r"pickle\.find_class|os\.(system|exec|posix_spawn|fork|r
 _DAMAGED = re.compile("truncated|damaged|cannot be read from the file")
 """In the reason of a reading that may fail, since the numbers of its tensor are damaged."""
 
+_SKIPPED = re.compile(r"esdmon: \d+ of \d+ matrices are skipped because they cannot be read \(.{1,300}\)\.")
+"""What is said of damaged layers of a module, beside the table."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -147,7 +150,7 @@ def judge(path: Path, watch: Watch, *, seconds: int = _SECONDS) -> Outcome:
 def _faults_of_output(status: int | None, out: str, err: str) -> Iterator[str]:
     if status not in (0, 1, 2):
         yield f"exit status {status}"
-    lines = err.splitlines()
+    lines = [line for line in err.splitlines() if not _SKIPPED.fullmatch(line)]
     if len(lines) > 1 or (lines and not lines[0].startswith("esdmon scan: ")) or (status == 2 and not lines):
         yield f"standard error: {err[:200]!r}"
     if len(err) > 2 * _LONGEST_REASON:

@@ -64,6 +64,11 @@ def _write_legacy_module(folder: Path) -> None:
     torch.save({"model": _module(), "epoch": 3}, folder / "model.pth", _use_new_zipfile_serialization=False)
 
 
+def _write_pickle(folder: Path) -> None:
+    with (folder / "model.pkl").open("wb") as file:
+        pickle.dump({"net": _module(), "weights": _weights(), "args": Namespace(lr=0.1)}, file)
+
+
 def _module() -> nn.Module:
     """A network with a layer of each kind that is recognised by its attributes, and a weight that a hook computes."""
     with torch.random.fork_rng():
@@ -116,6 +121,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "legacy pt": _write_legacy,
     "module": _write_module,
     "legacy module": _write_legacy_module,
+    "pickle": _write_pickle,
     "safetensors": _write_safetensors,
     "shards": _write_shards,
     "distributed": _write_distributed,

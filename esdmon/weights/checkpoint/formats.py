@@ -39,7 +39,6 @@ _OTHER_FOLDERS = {
     "_METADATA": "a checkpoint of Orbax: convert it to safetensors",
     "_CHECKPOINT_METADATA": "a checkpoint of Orbax: convert it to safetensors",
 }
-_PICKLE = "a pickle that torch.save did not write, and is not read: save its weights as safetensors or with torch.save"
 _TAR = "a tar archive: unpack it first"
 
 
@@ -58,6 +57,8 @@ def open_file(path: Path) -> Checkpoint | None:
     opener = opener_of(path)
     if opener is not None:
         return opener(path)
+    if _is_pickle(path):  # beside a checkpoint it is something else, as a vocabulary, so a folder is not opened for it
+        return torch_file.open_pickle(path)
     if path.name.endswith(INDEX_SUFFIX) or (path.suffix == ".json" and "weight_map" in read_json(path)):
         return None
     raise InputError(f"{path} {_what_it_is(path)}")
@@ -105,6 +106,12 @@ def _is_legacy(first: bytes) -> bool:
     return first[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in first[:_LEGACY_START]
 
 
+def _is_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.read(2)
+    return first[:1] == b"\x80" and first[1:] in (b"\2", b"\3", b"\4", b"\5")  # the versions of its protocol
+
+
 def _is_safetensors(first: bytes) -> bool:
     return len(first) > 8 and first[8:9] == b"{" and 2 <= struct.unpack("<Q", first[:8])[0] <= _MAX_HEADER
 
@@ -113,8 +120,6 @@ def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
         first = file.read(_FIRST)
     known = _other_kind(first) or _OTHERS_BY_NAME.get(path.suffix.lower())
-    if known is None and first[:1] == b"\x80" and first[1:2] in b"\2\3\4\5":  # the versions of its protocol
-        known = _PICKLE
     if known is None and first[257:262] == b"ustar":
         known = _TAR
     if known is not None:

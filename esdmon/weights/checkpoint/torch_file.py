@@ -10,6 +10,7 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -23,8 +24,8 @@ from esdmon.weights.checkpoint.containers import (
     has_optimizer,
     objects_with_tensors,
 )
-from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of
-from esdmon.weights.checkpoint.pickled import Call, CodeError, Global, PickleError, parse
+from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of, join_checkpoints
+from esdmon.weights.checkpoint.pickled import CodeError, Global, PickleError, parse
 from esdmon.weights.checkpoint.stored import (
     BUILDERS,
     AnyStored,
@@ -63,15 +64,40 @@ def open_torch_file(path: Path, *, may_be_empty: bool = False) -> Checkpoint:
     Raises:
         InputError: for a damaged file, TorchScript, a file without weights, and one that calls for code to run.
     """
+
+    def load(tensor: AnyStored) -> Tensor:
+        return load_tensor(lambda: path.open("rb"), tensor, places)
+
     with _clear_errors(path):
         content, places = load_content(lambda: path.open("rb"))
-        modules = find_modules(content, is_stored)
-        if modules:
-            return _of_modules(path, modules, places)
-        found = find_weights(content, is_stored)
-    if not found and not (may_be_empty and content == {}):
-        raise InputError(_why_nothing(path, content))
-    return _as_checkpoint(path, found, places)
+        if may_be_empty and content == {}:
+            return join_checkpoints({})
+        return _as_checkpoint(path, content, load)
+
+
+def open_pickle(path: Path) -> Checkpoint:
+    """Open a file that pickle or joblib wrote: a state dict, a module, or an object that holds one.
+
+    Storages of tensors are in the pickle, each as `torch.save` writes it, so that all of them are in memory.
+
+    Raises:
+        InputError: for a damaged file, one without weights, and one that calls for code to run.
+    """
+    blocks: list[bytes] = []
+
+    def take(data: Any) -> Storage:
+        content, places = _load_legacy(io.BytesIO(data))
+        storage: Storage = content
+        start, size = places[storage.key]
+        blocks.append(data[start : start + size])
+        return replace(storage, key=str(len(blocks) - 1))
+
+    def load(tensor: AnyStored) -> Tensor:
+        return tensor.load(lambda key, first, count: bytearray(blocks[int(key)][first : first + count]))
+
+    with _clear_errors(path), path.open("rb") as file:
+        content = parse(file, {**BUILDERS, "torch.storage._load_from_bytes": take})
+        return _as_checkpoint(path, content, load)
 
 
 def load_content(open_file: Open) -> tuple[Any, Places]:
@@ -105,24 +131,25 @@ def load_tensor(open_file: Open, tensor: AnyStored, places: Places) -> Tensor:
         return tensor.load(read_storages(file, place_of))
 
 
-def _as_checkpoint(path: Path, found: dict[str, AnyStored], places: Places) -> Checkpoint:
+def _as_checkpoint(path: Path, content: object, load: Callable[[AnyStored], Tensor]) -> Checkpoint:
+    """Return the weights in the content of a file: those of its modules, or its named tensors, read one by one."""
+
+    def load_or_outline(tensor: AnyStored) -> Tensor:
+        # One of a kind that is not read holds no numbers then, so that its layer alone is skipped.
+        return tensor.outline() if isinstance(tensor, Unsupported) else load(tensor)
+
     def read(name: str) -> Tensor:
         with _clear_errors(path):
-            return load_tensor(lambda: path.open("rb"), found[name], places)
+            return load(found[name])
 
+    modules = find_modules(content, is_stored)
+    if modules:
+        return checkpoint_of(rebuild(modules, is_stored, load_or_outline))
+    found: dict[str, AnyStored] = find_weights(content, is_stored)
+    if not found:
+        raise InputError(_why_nothing(content))
     unreadable = {name: tensor.reason for name, tensor in found.items() if isinstance(tensor, Unsupported)}
     return Checkpoint(outlines_of(found), read, unreadable=unreadable)
-
-
-def _of_modules(path: Path, stored: dict[str, Call], places: Places) -> Checkpoint:
-    """Return pickled modules: the main one under its own names, the others under theirs."""
-
-    def load(tensor: AnyStored) -> Tensor:
-        if isinstance(tensor, Unsupported):
-            return tensor.outline()  # which holds no numbers, so that this layer alone is not read
-        return load_tensor(lambda: path.open("rb"), tensor, places)
-
-    return checkpoint_of(rebuild(stored, is_stored, load))
 
 
 @contextmanager
@@ -225,15 +252,15 @@ def _refusal(name: str) -> str:
     )
 
 
-def _why_nothing(path: Path, content: object) -> str:
+def _why_nothing(content: object) -> str:
     owner = objects_with_tensors(content, is_stored)
     if owner:
-        return f"{path} {_refusal(owner)}"
+        return _refusal(owner)
     if has_optimizer(content):
-        return f"{path} contains the state of an optimizer alone: pass the file with the model"
+        return "contains the state of an optimizer alone: pass the file with the model"
     if has_call(content, _NUMPY):
-        return f"{path} contains arrays of numpy in the place of tensors: convert them with torch.from_numpy"
+        return "contains arrays of numpy in the place of tensors: convert them with torch.from_numpy"
     keys = (
         f"; its keys are {', '.join(str(key)[:40] for key in list(content)[:8])}" if isinstance(content, dict) else ""
     )
-    return f"{path} contains no named tensors{keys}"
+    return f"contains no named tensors{keys}"

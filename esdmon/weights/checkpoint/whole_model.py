@@ -18,14 +18,17 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from esdmon.weights.checkpoint.pickled import Call, Global, PickleError
 
-_BY_ATTRIBUTES: tuple[tuple[type[nn.Module], set[str]], ...] = (
-    (nn.Embedding, {"weight", "num_embeddings", "embedding_dim"}),
-    (nn.Conv2d, {"weight", "in_channels", "out_channels", "kernel_size", "groups", "transposed"}),
-    (nn.LayerNorm, {"weight", "normalized_shape", "eps"}),
-    (nn.MultiheadAttention, {"out_proj", "embed_dim", "num_heads", "head_dim", "_qkv_same_embed_dim"}),
-    (nn.RNNBase, {"mode", "hidden_size", "num_layers", "bidirectional", "_flat_weights_names"}),
+_LAYERS: tuple[tuple[type[nn.Module], dict[str, type]], ...] = (
+    (nn.Embedding, {"weight": object, "num_embeddings": int, "embedding_dim": int}),
+    *(
+        (kind, {"weight": object, "in_channels": int, "kernel_size": tuple, "groups": int, "transposed": bool})
+        for kind in (nn.Conv2d, nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose1d, nn.ConvTranspose3d)
+    ),
+    (nn.LayerNorm, {"weight": object, "normalized_shape": tuple, "eps": float}),
+    (nn.MultiheadAttention, {"out_proj": Call, "in_proj_weight": object, "num_heads": int, "head_dim": int}),
+    (nn.RNNBase, {"mode": str, "hidden_size": int, "bidirectional": bool, "_flat_weights_names": list}),
 )
-"""Layer of torch.nn -> attributes of a class derived from it. A pickle does not name the bases of a class."""
+"""Layer of torch.nn -> attributes by which it is found, in a class derived from it too: a pickle names no bases."""
 _RESERVED = set(vars(nn.Module())) - {"training"}
 """Attributes of a module that torch fills: registries and hooks."""
 _DEEPEST_MODULE = 100  # modules inside modules; our choice
@@ -157,15 +160,29 @@ def _registry(state: Mapping[Any, Any], key: str) -> dict[str, Any]:
 
 
 def _class_of(stored: Call, state: Mapping[Any, Any]) -> type[nn.Module]:
-    """Return the class of torch.nn that a module has, or a stand-in for any other, derived from the layer it is."""
+    """Return the class of torch.nn that a module has, or a stand-in for any other, derived from the layer it is.
+
+    One without the attributes of its layer, as in a damaged file, is a stand-in too.
+    """
     name = class_name(stored)
+    attributes = {**state, **_registry(state, "_parameters"), **_registry(state, "_modules")}
     known = _class_of_torch(name)
     if known is not None and issubclass(known, nn.Module):
-        return known
-    attributes = {*state, *_registry(state, "_parameters"), *_registry(state, "_modules")}
-    base = next((kind for kind, needed in _BY_ATTRIBUTES if needed <= attributes), nn.Module)
+        needed = next((needed for kind, needed in _LAYERS if issubclass(known, kind)), {})
+        if _has(attributes, needed):
+            return known
+    base = next((kind for kind, needed in _LAYERS if _has(attributes, needed)), nn.Module)
     package, _, own = name.rpartition(".")
     return type(own or "Module", (base,), {"__module__": package})
+
+
+def _has(attributes: Mapping[Any, Any], needed: Mapping[str, type]) -> bool:
+    """Return whether a module has attributes of these types; lists are of texts."""
+    found = {key: attributes[key] for key in needed if key in attributes}
+    return len(found) == len(needed) and all(
+        isinstance(value, needed[key]) and (not isinstance(value, list) or all(isinstance(each, str) for each in value))
+        for key, value in found.items()
+    )
 
 
 def class_name(stored: Call) -> str:

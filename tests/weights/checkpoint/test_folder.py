@@ -2,7 +2,6 @@
 
 import io
 import json
-import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -270,10 +269,8 @@ OTHER_FILES = {
     "index.bin": (b"<!doctype html><html>", "a web page in the place of a file"),
     "agent.zip": (zipped("policy.pth"), "a zip archive with files of weights in it"),
     "model.pt2": (zipped("model/archive_format"), "a program of torch.export"),
-    "tensors.pkl": (pickle.dumps({"fc.weight": w()}), "a pickle that torch.save did not write"),
     "model.npz": (zipped("fc.weight.npy"), "an archive of numpy arrays"),
     "model.keras": (zipped("model.weights.h5"), "a model of Keras"),
-    "model.pkl": (pickle.dumps({"fc.weight": [1.0]}), "a pickle that torch.save did not write"),
     "model.tar": (tarfile.TarInfo("a").tobuf(), "a tar archive"),
     "model.onnx": (b"\x08\x07\x12\x07pytorch", "a graph of ONNX"),
 }

@@ -1,11 +1,13 @@
 """Models that were pickled whole: `torch.save(model)`, and what trainers save with a model in it."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import cloudpickle
+import joblib
 import pytest
 import torch
 from torch import nn
@@ -144,6 +146,12 @@ def with_copy() -> dict[str, object]:
     return {"model": model, "ema": copy.deepcopy(model), "best": model}
 
 
+def tied() -> nn.Module:
+    model = nn.ModuleDict({"body": nn.Linear(40, 40), "head": nn.Linear(40, 40)})
+    cast("nn.Linear", model["head"]).weight = cast("nn.Linear", model["body"]).weight
+    return model
+
+
 PLAIN = ["0", "2"]
 PLACES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "in a wrapper": (lambda: nn.DataParallel(small()), PLAIN),
@@ -170,6 +178,31 @@ def test_where_the_model_is_in_a_file(place: str, tmp_path: Path) -> None:
     assert list(found) == names
     assert {reading["status"] for reading in found.values()} == {"ok"}
     assert readings(tmp_path, MEASURES) == found
+
+
+@pytest.mark.parametrize("dump", [pickle.dump, joblib.dump])
+@pytest.mark.parametrize(
+    "make", [OwnBlock, small, lambda: small().state_dict(), tied, lambda: {"epoch": 3, "net": small()}]
+)
+def test_files_that_torch_did_not_write(
+    dump: Callable[[object, BinaryIO], None], make: Callable[[], object], tmp_path: Path
+) -> None:
+    """The storages are in the pickle, each in one of its own."""
+    content = make()
+    with (tmp_path / "model.pkl").open("wb") as file:
+        dump(content, file)
+    torch.save(content, tmp_path / "model.pt")
+    found = readings(tmp_path / "model.pkl", "default")
+    assert found == {name: close_to(reading) for name, reading in readings(tmp_path / "model.pt", "default").items()}
+
+
+def test_a_folder_is_not_opened_for_a_pickle(tmp_path: Path) -> None:
+    """Beside weights it is something else."""
+    torch.save(small(), tmp_path / "model.pt")
+    (tmp_path / "vocabulary.pkl").write_bytes(pickle.dumps(["a", "b"]))
+    assert len(esdmon.analyze(tmp_path)) == 2
+    with pytest.raises(InputError, match=r"vocabulary.pkl contains no named tensors"):
+        esdmon.analyze(tmp_path / "vocabulary.pkl")
 
 
 def test_a_layer_without_numbers_is_skipped(tmp_path: Path) -> None:
