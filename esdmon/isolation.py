@@ -170,7 +170,8 @@ class Faults:
             let_through(error)
             self.record(who, step, error, pauses=pauses)
             return default
-        self.worked(who, step)
+        if self._breakers:
+            self.worked(who, step)
         return found
 
     def took(self, who: str, step: int, seconds: float) -> None:

@@ -29,9 +29,12 @@ class Escalation:
         self._here, self._elsewhere = Attention(), Attention()
         self._poll: int | None = None
         """The step of the last poll for which anything was asked."""
+        self.next_step: float = 0
+        """The first step at which `due` and `sample` have to be called, besides scheduled ones."""
 
     def due(self, step: int, *, is_scheduled: bool) -> tuple[str, ...]:
         """Return the layers to read at a step, by this process alone, besides the scheduled readings."""
+        self.next_step = 0
         jumping = self._sampling.end(step)
         if is_scheduled:
             self._here.scheduled(step)
@@ -46,8 +49,11 @@ class Escalation:
         """Take samples before the next step, where it is time for them; ask for what is read at the next poll."""
         if self._ranks is not None:
             self._ask(self._ranks, step)
+        interval = self._here.interval
         is_next = self._here.is_next(step + 1) or self._poll == step + 1
-        self._sampling.begin(step, self._here.interval, is_next=is_next)
+        self._sampling.begin(step, interval, is_next=is_next)
+        following = min(self._here.next_step(step), self._sampling.next_step(step, interval))
+        self.next_step = following if self._ranks is None else step + 1  # a poll may be asked for at any step
 
     def _ask(self, ranks: Ranks, step: int) -> None:
         poll, interval = ranks.next_poll, self._elsewhere.interval
@@ -60,6 +66,7 @@ class Escalation:
 
     def report(self, report: Report, pending: Iterable[Alert]) -> None:
         """Take note of the findings that are not confirmed after a report."""
+        self.next_step = 0
         unsettled = {name for alert in pending if alert.severity != "info" for name in alert.layers}
         new = dict(self._divided(layer.name for layer in report.new))
         for attention, names in self._divided(unsettled):
@@ -94,7 +101,7 @@ class Escalation:
         )
 
         def restore() -> None:
-            self._poll = None
+            self._poll, self.next_step = None, 0
             for part in parts:
                 part()
 

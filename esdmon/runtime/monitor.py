@@ -188,8 +188,9 @@ class Monitor:
             self._alerting.due(self._steps)
         if self._requests.is_shared:
             self._meet(is_due=due)
-        if self._escalation is not None and not self._faults.disabled("escalation"):
-            self._faults.call("escalation", self._steps, self._escalation.sample, self._steps, default=None)
+        escalation = self._escalation
+        if escalation is not None and self._steps >= escalation.next_step and not self._faults.disabled("escalation"):
+            self._faults.call("escalation", self._steps, escalation.sample, self._steps, default=None)
         return due
 
     def _advance(self, *, waiting: bool = False) -> None:
@@ -211,10 +212,11 @@ class Monitor:
 
     def _extra(self, *, is_scheduled: bool) -> tuple[str, ...]:
         """Return the layers to read at this step although it is not scheduled."""
-        if self._escalation is not None and not self._faults.disabled("escalation"):
-            step, due = self._steps, self._escalation.due
+        escalation, step = self._escalation, self._steps
+        is_time = escalation is not None and (is_scheduled or step >= escalation.next_step)
+        if escalation is not None and is_time and not self._faults.disabled("escalation"):
             none: tuple[str, ...] = ()
-            extra = self._faults.call("escalation", step, due, step, is_scheduled=is_scheduled, default=none)
+            extra = self._faults.call("escalation", step, escalation.due, step, is_scheduled=is_scheduled, default=none)
             if extra or is_scheduled:
                 return extra
         return () if is_scheduled else self._readings.leftover()

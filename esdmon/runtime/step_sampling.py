@@ -54,6 +54,12 @@ class StepSampling:
         self._charge(cost.seconds)
         self._begun, self._last = step, step
 
+    def next_step(self, step: int, interval: int | None) -> float:
+        """Return the first step after this one at which samples may be taken: ∞ where the interval is not known."""
+        if self._begun is not None:
+            return step + 1
+        return math.inf if interval is None else max(step + 1, self._last + interval)
+
     def state_dict(self) -> Plain:
         """Return the recent samples."""
         return {

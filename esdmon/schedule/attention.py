@@ -4,6 +4,7 @@ An alert needs a finding in several readings in a row. At the scheduled cadence 
 with a finding that is not confirmed yet, or one that has jumped, is read ten times as often until that is settled.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, final
 
@@ -46,6 +47,16 @@ class Attention:
         if self._scheduled is not None and self._gap is not None and step == self._scheduled + self._gap:
             return True
         return bool(self._counts) and step == self._next
+
+    def next_step(self, step: int) -> float:
+        """Return the first step after this one before or at which anything may be due: ∞ where only scheduled ones are.
+
+        Between two scheduled steps that is the last of them, where no layer is read more often.
+        """
+        if self._counts:
+            return step + 1
+        last = math.inf if self._scheduled is None or self._gap is None else self._scheduled + self._gap - 1
+        return last if last > step else math.inf
 
     def attend(self, names: Collection[str], step: int) -> None:
         """Read these layers more often from a step on, and no others."""

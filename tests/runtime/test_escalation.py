@@ -1,9 +1,12 @@
 """Readings between the scheduled ones, in a training."""
 
 from collections.abc import Collection
+from itertools import accumulate
 from pathlib import Path
 
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -128,6 +131,59 @@ def test_the_watch_between_readings_stays_within_its_share() -> None:
     assert 0.5 * SHARE < spent / now[0] < 1.2 * SHARE
 
 
+class NoSamples:
+    """Nothing jumps; the steps of a counter at which samples begin are noted."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.begun: list[int] = []
+
+    def begin_step_sample(self) -> None:
+        self.begun.append(self.step)
+
+    def end_step_sample(self) -> None:
+        pass
+
+    def step_samples(self) -> dict[str, StepSample]:
+        return {}
+
+
+def no_samples() -> Sampled:
+    return NoSamples()  # type: ignore[return-value]
+
+
+@given(
+    gaps=st.lists(st.integers(1, 60), min_size=1, max_size=8),
+    findings=st.lists(st.tuples(st.integers(0, 250), st.booleans()), max_size=4),
+    count=st.integers(1, 3),
+)
+def test_most_steps_need_no_call(gaps: list[int], findings: list[tuple[int, bool]], count: int) -> None:
+    """Called from `next_step` on and at scheduled steps, it samples and reads as if it were called at each step."""
+    scheduled = set(accumulate(gaps))
+
+    def run(*, always: bool) -> tuple[list[int], list[tuple[int, tuple[str, ...]]], int]:
+        source, read, calls = NoSamples(), [], 0
+        escalation = Escalation(StepSampling(source, Budget(None)))  # type: ignore[arg-type]
+        for step in range(count, 300, count):
+            source.step = step
+            is_scheduled = not scheduled.isdisjoint(range(step - count + 1, step + 1))
+            if always or is_scheduled or step >= escalation.next_step:
+                calls += 1
+                read.append((step, escalation.due(step, is_scheduled=is_scheduled)))
+            for when, is_found in findings:
+                if when == step:
+                    alert = Alert("id", "rule", "warning", "pending", "a", ("a",), step, step, "")
+                    escalation.report(Report(step, (), Coverage(0, 0), 0.0), [alert] if is_found else [])
+            if always or step >= escalation.next_step:
+                escalation.sample(step)
+        return source.begun, [each for each in read if each[1]], calls
+
+    begun, read, calls = run(always=False)
+    assert (begun, read) == run(always=True)[:2]
+    if not findings:  # each of them is looked at in the next step, and a layer with one in each
+        assert calls <= 1 + 2 * len(begun) + len(scheduled)
+
+
 def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
     """Of each poll, halfway to it; what rank 0 reads alone is not asked for."""
 
@@ -149,21 +205,8 @@ def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
         def ask(self, names: Collection[str]) -> None:
             self.asked.append((self.step, sorted(names)))
 
-    class NoSamples:
-        """Nothing jumps."""
-
-        def begin_step_sample(self) -> None:
-            pass
-
-        def end_step_sample(self) -> None:
-            pass
-
-        def step_samples(self) -> dict[str, StepSample]:
-            return {}
-
-    source: Sampled = NoSamples()  # type: ignore[assignment]
     ranks = Ranks()
-    escalation, here = Escalation(StepSampling(source, Budget(None)), ranks), []
+    escalation, here = Escalation(StepSampling(no_samples(), Budget(None)), ranks), []
     for step in (200, 400):
         escalation.due(step, is_scheduled=True)
     alert = Alert("id", "rule", "warning", "pending", "far", ("far", "near"), 400, 400, "")
