@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 
 CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params", "app"),
-    *("model_weights", "base_state_dict"),
+    *("model_weights", "base_state_dict", "module_"),
 )
 """Keys under which training scripts save the weights of a model."""
 _OPTIMIZER_KEY = re.compile(
@@ -67,8 +67,8 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
 def find_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:
     """Return the pickled modules of a tree that are its models, by name; the main one has an empty name.
 
-    None where a state dict is the model, as beside the hyperparameters of Lightning; and where packed parameters of
-    torch's quantisation are in a module, which is no parameter of it.
+    There are none where a state dict is the model, as beside the hyperparameters of Lightning; nor where a module
+    contains packed parameters of torch's quantisation, which are not among its parameters and would be missing.
 
     Args:
         content: as for `find_weights`.
@@ -132,6 +132,11 @@ def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
 def has_call(content: object, name: re.Pattern[str]) -> bool:
     """Return whether a tree contains an object that is made by a function of a name."""
     return any(isinstance(value, Call) and name.fullmatch(value.name) for value in _everything(content))
+
+
+def byte_strings(content: object) -> Iterator[bytes]:
+    """Iterate over the byte strings in a tree."""
+    return (value for value in _everything(content) if isinstance(value, bytes))
 
 
 def has_optimizer(content: object) -> bool:

@@ -57,7 +57,9 @@ def open_file(path: Path) -> Checkpoint | None:
     opener = opener_of(path)
     if opener is not None:
         return opener(path)
-    if _is_pickle(path):  # beside a checkpoint it is something else, as a vocabulary, so a folder is not opened for it
+    with path.open("rb") as file:
+        is_pickle = torch_file.is_pickle(file.read(_FIRST))
+    if is_pickle:  # beside a checkpoint it is something else, as a vocabulary, so a folder is not opened for it
         return torch_file.open_pickle(path)
     if path.name.endswith(INDEX_SUFFIX) or (path.suffix == ".json" and "weight_map" in read_json(path)):
         return None
@@ -104,12 +106,6 @@ def _is_legacy(first: bytes) -> bool:
     # Protocol 2 or later, and then the number by which torch.save marks its files; further on in a file it is that of a
     # tensor in a pickle of another kind.
     return first[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in first[:_LEGACY_START]
-
-
-def _is_pickle(path: Path) -> bool:
-    with path.open("rb") as file:
-        first = file.read(2)
-    return first[:1] == b"\x80" and first[1:] in (b"\2", b"\3", b"\4", b"\5")  # the versions of its protocol
 
 
 def _is_safetensors(first: bytes) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from esdmon.errors import InputError, UnreadableError
 from esdmon.weights.checkpoint.containers import (
+    byte_strings,
     find_modules,
     find_weights,
     has_call,
@@ -78,7 +79,7 @@ def open_torch_file(path: Path, *, may_be_empty: bool = False) -> Checkpoint:
 def open_pickle(path: Path) -> Checkpoint:
     """Open a file that pickle or joblib wrote: a state dict, a module, or an object that holds one.
 
-    Storages of tensors are in the pickle, each as `torch.save` writes it, so that all of them are in memory.
+    The storages of its tensors are in the pickle, each as `torch.save` writes it, so that all of them are in memory.
 
     Raises:
         InputError: for a damaged file, one without weights, and one that calls for code to run.
@@ -95,9 +96,18 @@ def open_pickle(path: Path) -> Checkpoint:
     def load(tensor: AnyStored) -> Tensor:
         return tensor.load(lambda key, first, count: bytearray(blocks[int(key)][first : first + count]))
 
+    builders = {**BUILDERS, "torch.storage._load_from_bytes": take}
     with _clear_errors(path), path.open("rb") as file:
-        content = parse(file, {**BUILDERS, "torch.storage._load_from_bytes": take})
+        content = parse(file, builders)
+        inside = next((data for data in byte_strings(content) if is_pickle(data)), None)
+        if not blocks and inside is not None:  # a pickle in the pickle, of all that skorch may have on a GPU
+            content = parse(io.BytesIO(inside), builders)
         return _as_checkpoint(path, content, load)
+
+
+def is_pickle(first: bytes) -> bool:
+    """Return whether a file with these first bytes is a pickle, of protocol 2 or later."""
+    return first[:1] == b"\x80" and first[1:2] in (b"\2", b"\3", b"\4", b"\5")
 
 
 def load_content(open_file: Open) -> tuple[Any, Places]:

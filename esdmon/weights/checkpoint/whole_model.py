@@ -29,10 +29,12 @@ _LAYERS: tuple[tuple[type[nn.Module], dict[str, type]], ...] = (
     (nn.RNNBase, {"mode": str, "hidden_size": int, "bidirectional": bool, "_flat_weights_names": list}),
 )
 """Layer of torch.nn -> attributes by which it is found, in a class derived from it too: a pickle names no bases."""
+_MAKERS = ("copy_reg._reconstructor", "copyreg._reconstructor", "copy_reg.__newobj__", "copyreg.__newobj__")
+"""Functions that make an object of the class that is their first argument."""
 _RESERVED = set(vars(nn.Module())) - {"training"}
 """Attributes of a module that torch fills: registries and hooks."""
 _DEEPEST_MODULE = 100  # modules inside modules; our choice
-_DEEPEST_VALUE = 6  # containers inside containers that are an attribute, such as a configuration; our choice
+_DEEPEST_VALUE = 6  # containers inside containers in an attribute, such as a configuration; our choice
 
 
 def is_module(value: object) -> bool:
@@ -164,7 +166,7 @@ def _class_of(stored: Call, state: Mapping[Any, Any]) -> type[nn.Module]:
 
     One without the attributes of its layer, as in a damaged file, is a stand-in too.
     """
-    name = class_name(stored)
+    name = _class_name(stored)
     attributes = {**state, **_registry(state, "_parameters"), **_registry(state, "_modules")}
     known = _class_of_torch(name)
     if known is not None and issubclass(known, nn.Module):
@@ -185,13 +187,10 @@ def _has(attributes: Mapping[Any, Any], needed: Mapping[str, type]) -> bool:
     )
 
 
-def class_name(stored: Call) -> str:
+def _class_name(stored: Call) -> str:
     """Return the qualified name of the class of an object, however its pickle has been made."""
     first = stored.arguments[0] if stored.arguments else None
     return first.name if isinstance(first, Global) and stored.name.endswith(_MAKERS) else stored.name
-
-
-_MAKERS = ("copy_reg._reconstructor", "copyreg._reconstructor", "copy_reg.__newobj__", "copyreg.__newobj__")
 
 
 def _class_of_torch(name: str) -> type | None:
@@ -204,7 +203,7 @@ def _class_of_torch(name: str) -> type | None:
 def _hooks_of(state: Mapping[Any, Any]) -> Iterator[tuple[int, Any]]:
     """Iterate over the hooks by which torch computes a weight from parameters, with their numbers and texts."""
     for number, hook in enumerate(_registry(state, "_forward_pre_hooks").values()):
-        kind = _class_of_torch(class_name(hook)) if isinstance(hook, Call) else None
+        kind = _class_of_torch(_class_name(hook)) if isinstance(hook, Call) else None
         if kind is not None and issubclass(kind, WeightNorm | SpectralNorm | BasePruningMethod):
             made = object.__new__(kind)
             vars(made).update({key: value for key, value in hook.state.items() if isinstance(value, int | float | str)})

@@ -196,6 +196,20 @@ def test_files_that_torch_did_not_write(
     assert found == {name: close_to(reading) for name, reading in readings(tmp_path / "model.pt", "default").items()}
 
 
+class Estimator:
+    """What pickles its model into a byte string, as skorch does."""
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return its attributes."""
+        return {"lr": 0.1, "inside": pickle.dumps({"module_": small(), "optimizer_": None})}
+
+
+def test_a_pickle_in_a_pickle(tmp_path: Path) -> None:
+    """The names are those in the model."""
+    (tmp_path / "estimator.pkl").write_bytes(pickle.dumps(Estimator()))
+    assert [layer.name for layer in esdmon.analyze(tmp_path / "estimator.pkl")] == PLAIN
+
+
 def test_a_folder_is_not_opened_for_a_pickle(tmp_path: Path) -> None:
     """Beside weights it is something else."""
     torch.save(small(), tmp_path / "model.pt")
