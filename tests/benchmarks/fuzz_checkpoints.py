@@ -45,7 +45,7 @@ _DAMAGED = re.compile("truncated|damaged|cannot be read from the file")
 """In the reason of a reading that may fail, since the numbers of its tensor are damaged."""
 
 _SKIPPED = re.compile(r"esdmon: \d+ of \d+ matrices are skipped because they cannot be read \(.{1,300}\)\.")
-"""What is said of damaged layers of a module, beside the table."""
+"""The line on damaged layers of a module, besides the table."""
 
 
 @dataclass(frozen=True, slots=True)

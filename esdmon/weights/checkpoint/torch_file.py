@@ -100,7 +100,7 @@ def open_pickle(path: Path) -> Checkpoint:
     with _clear_errors(path), path.open("rb") as file:
         content = parse(file, builders)
         inside = next((data for data in byte_strings(content) if is_pickle(data)), None)
-        if not blocks and inside is not None:  # a pickle in the pickle, of all that skorch may have on a GPU
+        if not blocks and inside is not None:  # skorch pickles what may be on a GPU apart
             content = parse(io.BytesIO(inside), builders)
         return _as_checkpoint(path, content, load)
 

@@ -53,7 +53,7 @@ class OwnNorm(nn.LayerNorm):
 
 
 class OwnBlock(nn.Module):
-    """A module with a parameter, a buffer, a shared layer, and attributes that are no modules."""
+    """A module with a parameter, a buffer, a shared layer, and other attributes."""
 
     def __init__(self) -> None:
         super().__init__()
