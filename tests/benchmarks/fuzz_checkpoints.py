@@ -181,7 +181,7 @@ def _work(options: argparse.Namespace) -> None:
     """Judge cases in this process, and print a line of JSON before and after each."""
     watch = Watch()
     templates = Path(options.templates)
-    judge(target_of(templates / "pt"), watch)  # loads libraries, which is no fault of the first case that can be read
+    judge(target_of(templates / "pt"), watch)  # loads libraries before the first case
     for number in range(options.begin, options.count):
         with tempfile.TemporaryDirectory() as folder:
             name, done = make_case(number, options.seed, templates, Path(folder))

@@ -52,7 +52,7 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
     Raises:
         InputError: where two tensors would get one name.
     """
-    if not isinstance(content, Mapping | list | tuple):
+    if not isinstance(content, Mapping | list | tuple) and not is_script(content):
         return {}
     found: Leaves = {}
     for name, leaf in _named(list(_leaves(content, is_leaf, (), set()))):
@@ -139,6 +139,11 @@ def byte_strings(content: object) -> Iterator[bytes]:
     return (value for value in _everything(content) if isinstance(value, bytes))
 
 
+def is_script(value: object) -> bool:
+    """Return whether a value is a module of TorchScript, whose attributes are its weights and the modules inside."""
+    return isinstance(value, Call) and value.name.startswith("__torch__.")
+
+
 def has_optimizer(content: object) -> bool:
     """Return whether a tree contains the state of an optimizer, by its form."""
     return any(isinstance(value, Mapping) and _is_optimizer(value) for value in _everything(content))
@@ -204,9 +209,11 @@ def _attributes(call: Call) -> Any:
 
 
 def _inside(call: Call) -> Any:
-    """Return what an object holds that is a container in all but its class, or packed parameters of torch."""
+    """Return what an object holds that is a container in all but its class, a scripted module, or packed parameters."""
     if call.items:
         return call.items
+    if is_script(call):
+        return call.state
     if _PACKED.fullmatch(call.name) and isinstance(call.state, tuple):
         return call.state
     return call.elements

@@ -23,6 +23,7 @@ from esdmon.weights.checkpoint.containers import (
     find_weights,
     has_call,
     has_optimizer,
+    is_script,
     objects_with_tensors,
 )
 from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of, join_checkpoints
@@ -63,7 +64,7 @@ def open_torch_file(path: Path, *, may_be_empty: bool = False) -> Checkpoint:
         may_be_empty: whether it may be the state dict of a module without parameters.
 
     Raises:
-        InputError: for a damaged file, TorchScript, a file without weights, and one that calls for code to run.
+        InputError: for a damaged file, one without named weights, and one that calls for code to run.
     """
 
     def load(tensor: AnyStored) -> Tensor:
@@ -115,7 +116,7 @@ def load_content(open_file: Open) -> tuple[Any, Places]:
 
     Raises:
         PickleError: for a damaged file.
-        InputError: for TorchScript.
+        InputError: for an archive of another kind.
     """
     with open_file() as file:
         is_zip = file.read(len(ZIP)) == ZIP
@@ -181,8 +182,8 @@ def _load_zip(file: BinaryIO) -> tuple[Any, Places]:
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
     roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
-    if any(name.endswith(("/constants.pkl", "/extern_modules")) for name in names):
-        raise InputError("is a TorchScript archive, which contains code. Save the model's state_dict() instead")
+    if any(name.endswith("/extern_modules") for name in names):
+        raise InputError("is an archive of torch.package, which contains code. Save the model's state_dict() instead")
     if not roots:
         kind = next((what for pattern, what in _OTHER_ARCHIVES.items() if any(map(pattern.match, names))), "")
         if kind:
@@ -263,6 +264,8 @@ def _refusal(name: str) -> str:
 
 
 def _why_nothing(content: object) -> str:
+    if is_script(content):
+        return "is a program of TorchScript that is frozen, so that its weights have no names. Save its state_dict()"
     owner = objects_with_tensors(content, is_stored)
     if owner:
         return _refusal(owner)

@@ -221,13 +221,40 @@ def test_what_cannot_be_read_gives_one_clear_line(kind: str, tmp_path: Path, mon
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_torchscript_is_refused(tmp_path: Path) -> None:
-    """It is code."""
-    module: Any = torch.jit.script(nn.Linear(3, 3))
-    module.save(tmp_path / "a.pt")
-    with pytest.raises(InputError, match="is a TorchScript archive, which contains code"):
-        open_checkpoint(tmp_path / "a.pt")
+class Scripted(nn.Module):
+    """A network that TorchScript compiles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(16, 32, 3)
+        self.norm = nn.BatchNorm2d(32)
+        self.recurrent = nn.LSTM(32, 20)
+        self.head = nn.Sequential(nn.Linear(20, 30), nn.ReLU())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        states, _ = self.recurrent(self.norm(self.convolution(images)).mean((2, 3)))
+        logits: Tensor = self.head(states)
+        return logits
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("way", ["script", "trace", "frozen"])
+def test_torchscript_is_read_as_its_state_dict(way: str, tmp_path: Path) -> None:
+    """Its code is not touched; a frozen one has no names left."""
+    model = Scripted().eval()
+    trace: Any = torch.jit.trace
+    program: Any = trace(model, torch.ones(2, 16, 8, 8)) if way == "trace" else torch.jit.script(model)
+    (torch.jit.freeze(program) if way == "frozen" else program).save(tmp_path / "a.pt")
+    if way == "frozen":
+        with pytest.raises(InputError, match="is a program of TorchScript that is frozen, so that its weights have no"):
+            open_checkpoint(tmp_path / "a.pt")
+        return
+    report, expected = esdmon.analyze(tmp_path / "a.pt"), esdmon.analyze(model.state_dict())
+    assert {layer.name for layer in report} == {layer.name for layer in expected}
+    for layer in report:
+        assert dict(layer.measures) == pytest.approx(dict(expected[layer.name].measures), nan_ok=True)
+    assert report.coverage.share == expected.coverage.share
 
 
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
