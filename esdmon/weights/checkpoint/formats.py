@@ -2,9 +2,12 @@
 
 import json
 import struct
-from collections.abc import Callable, Iterable
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from esdmon.errors import InputError
 from esdmon.weights.checkpoint import safetensors, torch_file
@@ -39,7 +42,7 @@ _OTHER_FOLDERS = {
     "_METADATA": "a checkpoint of Orbax: convert it to safetensors",
     "_CHECKPOINT_METADATA": "a checkpoint of Orbax: convert it to safetensors",
 }
-_TAR = "a tar archive: unpack it first"
+_TAR = "a tar archive without a single file of torch.save: unpack it first"
 
 
 def open_file(path: Path) -> Checkpoint | None:
@@ -58,9 +61,11 @@ def open_file(path: Path) -> Checkpoint | None:
     if opener is not None:
         return opener(path)
     with path.open("rb") as file:
-        is_pickle = torch_file.is_pickle(file.read(_FIRST))
-    if is_pickle:  # beside a checkpoint it is something else, as a vocabulary, so a folder is not opened for it
+        first = file.read(_FIRST)
+    if torch_file.is_pickle(first):  # beside weights it is something else, a vocabulary: no folder is opened for it
         return torch_file.open_pickle(path)
+    if _is_tar(first):
+        return _open_tar(path)
     if path.name.endswith(INDEX_SUFFIX) or (path.suffix == ".json" and "weight_map" in read_json(path)):
         return None
     raise InputError(f"{path} {_what_it_is(path)}")
@@ -108,6 +113,25 @@ def _is_legacy(first: bytes) -> bool:
     return first[:1] == b"\x80" and b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19" in first[:_LEGACY_START]
 
 
+def _is_tar(first: bytes) -> bool:
+    return first[257:262] == b"ustar"
+
+
+def _open_tar(path: Path) -> Checkpoint:
+    """Open the file of `torch.save` in an archive, as NeMo writes one with a configuration beside it."""
+    with suppress(tarfile.TarError), tarfile.open(path, "r:") as archive:
+        files = [member for member in archive.getmembers() if member.name.endswith(torch_file.SUFFIXES)]
+        if len(files) == 1 and files[0].isfile():
+            return torch_file.open_torch_file(path, open_file=partial(_open_member, path, files[0].name))
+    raise InputError(f"{path} is {_TAR}")
+
+
+@contextmanager
+def _open_member(path: Path, name: str) -> Iterator[BinaryIO]:
+    with tarfile.open(path, "r:") as archive, cast("BinaryIO", archive.extractfile(name)) as file:
+        yield file
+
+
 def _is_safetensors(first: bytes) -> bool:
     return len(first) > 8 and first[8:9] == b"{" and 2 <= struct.unpack("<Q", first[:8])[0] <= _MAX_HEADER
 
@@ -116,7 +140,7 @@ def _what_it_is(path: Path) -> str:
     with path.open("rb") as file:
         first = file.read(_FIRST)
     known = _other_kind(first) or _OTHERS_BY_NAME.get(path.suffix.lower())
-    if known is None and first[257:262] == b"ustar":
+    if known is None and _is_tar(first):
         known = _TAR
     if known is not None:
         return f"is {known}"

@@ -9,7 +9,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,27 +51,29 @@ _OTHER_ARCHIVES = {
     re.compile(r".+\.(pt|pth|ckpt|bin|safetensors)$"): "a zip archive with files of weights in it: unpack it first",
 }
 _NUMPY = re.compile(r"numpy\.(_core|core)\.(multiarray\._reconstruct|numeric\._frombuffer)")
-Open = Callable[[], BinaryIO]
+Open = Callable[[], AbstractContextManager[BinaryIO]]
 Places = dict[str, tuple[int, int]]
 """Key of a storage -> (first byte in the file, number of bytes)."""
 
 
-def open_torch_file(path: Path, *, may_be_empty: bool = False) -> Checkpoint:
+def open_torch_file(path: Path, *, may_be_empty: bool = False, open_file: Open | None = None) -> Checkpoint:
     """Open a file that `torch.save` wrote: a state dict, a pickled module, or a training state that holds one.
 
     Args:
         path: of the file.
         may_be_empty: whether it may be the state dict of a module without parameters.
+        open_file: opens it where it is a part of the file at `path`.
 
     Raises:
         InputError: for a damaged file, one without named weights, and one that calls for code to run.
     """
+    opened: Open = open_file or (lambda: path.open("rb"))
 
     def load(tensor: AnyStored) -> Tensor:
-        return load_tensor(lambda: path.open("rb"), tensor, places)
+        return load_tensor(opened, tensor, places)
 
     with _clear_errors(path):
-        content, places = load_content(lambda: path.open("rb"))
+        content, places = load_content(opened)
         if may_be_empty and content == {}:
             return join_checkpoints({})
         return _as_checkpoint(path, content, load)

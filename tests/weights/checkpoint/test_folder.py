@@ -300,6 +300,24 @@ def test_another_kind_of_file_is_named(name: str, tmp_path: Path) -> None:
         esdmon.analyze(tmp_path / name)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_tar_archive_of_one_file_of_weights(count: int, tmp_path: Path) -> None:
+    """As NeMo writes it, with a configuration and a tokenizer; with two files it is not clear which is the model."""
+    torch.save({"fc.weight": w(), "fc.bias": torch.ones(3)}, tmp_path / "model_weights.ckpt")
+    (tmp_path / "model_config.yaml").write_text("target: nemo\n")
+    with tarfile.open(tmp_path / "model.nemo", "w") as archive:
+        archive.add(tmp_path / "model_config.yaml", "./model_config.yaml")
+        for number in range(count):
+            archive.add(tmp_path / "model_weights.ckpt", f"./{'more/' * number}model_weights.ckpt")
+    if count == 1:
+        (layer,) = esdmon.analyze(tmp_path / "model.nemo")
+        (expected,) = esdmon.analyze({"fc.weight": w()})
+        assert dict(layer.measures) == pytest.approx(dict(expected.measures), rel=0, nan_ok=True)
+    else:
+        with pytest.raises(InputError, match=r"model.nemo is a tar archive without a single file of torch.save"):
+            esdmon.analyze(tmp_path / "model.nemo")
+
+
 def test_a_folder_of_another_library_is_named(tmp_path: Path) -> None:
     """Instead of one of its folders."""
     (tmp_path / "d").mkdir()
