@@ -33,7 +33,7 @@ from esdmon.weights.state import find_in_state
 from esdmon.weights.state.layouts import parts_of
 
 Model = nn.Module | Mapping[str, Tensor]
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 """Layers of torch.nn whose parameters may have two or more sides without being matrices."""
 
 
@@ -233,7 +233,7 @@ def _only_scales(module: nn.Module) -> bool:
     own = parameters_of(module)
     weight, bias = own.get("weight"), own.get("bias")
     is_elementwise = weight is not None and bias is not None and weight.ndim > 1 and weight.shape == bias.shape
-    return is_elementwise or isinstance(module, NORMS)
+    return is_elementwise or isinstance(module, _NORMS)
 
 
 def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from esdmon.errors import UnreadableError
 from esdmon.isolation import describe
 from esdmon.records.table import matches
+from esdmon.weights import stacks
 from esdmon.weights.shards import Shard
 
 
@@ -155,7 +156,7 @@ def mark_unreadable(
     return replace(
         matrix,
         read=partial(_raise_unreadable, reason),
-        to_stack=_unchanged,
+        to_stack=stacks.identity,
         made_of=lambda: behind,
         outline=partial(torch.empty, shape, device="meta"),
         unreadable=reason,
@@ -187,7 +188,3 @@ def _tensors_behind(matrix: Matrix) -> tuple[Tensor, ...]:
 
 def _raise_unreadable(reason: str) -> Tensor:
     raise UnreadableError("skipped", reason)
-
-
-def _unchanged(weight: Tensor) -> Tensor:
-    return weight

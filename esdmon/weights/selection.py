@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from esdmon.errors import InputError, UnreadableError, as_list, nearest
+from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
 from esdmon.weights.kinds import why_no_weight
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.validation import MIN_EIGENVALUES, check_kind, min_eigenvalues
+from esdmon.weights.validation import MIN_EIGENVALUES, min_eigenvalues, why_unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def coverage(
     watched: dict[int, Fraction] = {}
     why: dict[int, str] = dict(lost or {})
     for matrix in found:
-        reason = reasons[matrix.name] or _why_unreadable(matrix) or (unread or {}).get(matrix.name, "")
+        reason = reasons[matrix.name] or _why_not_read(matrix) or (unread or {}).get(matrix.name, "")
         for parameter in matrix.whole_parameters():
             if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)
@@ -141,14 +141,14 @@ def _why_unfit(matrix: Matrix, low: int, high: float) -> str:
     return "left out by min_eigenvalues=" if low > MIN_EIGENVALUES and size.n_eigenvalues < low else ""
 
 
-def _why_unreadable(matrix: Matrix) -> str:
+def _why_not_read(matrix: Matrix) -> str:
+    """Return why a selected matrix gives no numbers, as far as its type and shape say; empty for one that may."""
     if matrix.unreadable:
         return matrix.unreadable
     if matrix.outline is None and not matrix.shards:
-        try:
-            check_kind(matrix.read())
-        except UnreadableError as error:
-            return error.reason
+        reason = why_unreadable(matrix.read())
+        if reason:
+            return reason
     least = min_eigenvalues(matrix.view)
     return f"fewer than {least} eigenvalues" if matrix.size().n_eigenvalues < least else ""
 

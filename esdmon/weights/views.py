@@ -24,7 +24,7 @@ from esdmon.weights.validation import check_readable
 
 _UPDATE = "the update since the last reading is read on request: '*/update' in layers="
 _MOMENTUM = "the optimizer's momentum is read on request: '*/momentum' in layers="
-MOMENTA = ("exp_avg", "momentum_buffer")
+_MOMENTA = ("exp_avg", "momentum_buffer")
 """Keys of the running mean of the gradients in an optimizer's state: of Adam and its kind; of SGD and Muon."""
 
 
@@ -98,11 +98,11 @@ class TrainingViews:
         weight = matrix.read()
         for optimizer in self._optimizers:
             state = optimizer.state.get(weight, {})
-            for key in MOMENTA:
+            for key in _MOMENTA:
                 momentum = state.get(key)
                 if isinstance(momentum, Tensor) and momentum.shape == weight.shape:
                     return momentum
-        raise UnreadableError("skipped", f"the optimizer holds no momentum of it, neither {' nor '.join(MOMENTA)}")
+        raise UnreadableError("skipped", f"the optimizer holds no momentum of it, neither {' nor '.join(_MOMENTA)}")
 
 
 def _is_offered(matrix: Matrix) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import esdmon
-from esdmon.weights import Matrix, discover, extract, unread
+from esdmon.weights import Matrix, describe_unreadable, discover, extract
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "linear": (lambda: nn.Linear(64, 96), "weight"),
@@ -120,7 +120,7 @@ def test_a_module_whose_discovery_raises_is_left_out(caplog: pytest.LogCaptureFi
 
 
 def test_an_extractor_that_raises_costs_one_line() -> None:
-    """Names of the modules, three at most."""
+    """The sentence names three of five modules."""
 
     def extractor(name: str, module: nn.Module) -> Sequence[Matrix] | None:
         if isinstance(module, Broken):
@@ -132,8 +132,8 @@ def test_an_extractor_that_raises_costs_one_line() -> None:
     assert [matrix.name for matrix in watched.matrices if not matrix.unreadable] == ["0"]
     assert {skip.reason for skip in watched.coverage.skipped} == {"OSError: no", "vectors"}
     assert (
-        unread(watched)[1]
-        == "searching 1, 2, 3 and 2 more modules for weights raised OSError: no. Their weights are not read."
+        describe_unreadable(watched)[1]
+        == "the search for weights raised OSError: no in 1, 2, 3 and 2 more. Their weights are not read."
     )
 
 

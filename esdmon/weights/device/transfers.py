@@ -216,18 +216,17 @@ class Cuda:
         return self._streams[device]
 
 
+_MAX_FREE_BYTES = 256 << 20  # of pinned memory that is kept while it is not in use; our choice
+
+
 @final
 class _Pinned:
     """Blocks of pinned memory, which are used again and never freed by a thread that reads.
 
-    To pin memory takes 0.7 ms for each MB (H100), and to free it calls CUDA.
-
-    Args:
-        most: bytes that are kept while they are not in use.
+    Pinning memory takes 0.7 ms per MB (H100), and freeing it calls CUDA.
     """
 
-    def __init__(self, most: int = 256 << 20) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._free: list[Tensor] = []
 
     def take(self, size: int) -> Tensor:
@@ -236,7 +235,7 @@ class _Pinned:
         for index, block in enumerate(self._free):
             if block.numel() == rounded:
                 return self._free.pop(index)
-        if sum(block.numel() for block in tuple(self._free)) + rounded > self._most:
+        if sum(block.numel() for block in tuple(self._free)) + rounded > _MAX_FREE_BYTES:
             self._free.clear()
         return torch.empty(rounded, dtype=torch.uint8, pin_memory=True)
 
