@@ -164,6 +164,16 @@ def mark_unreadable(
     )
 
 
+def checked(matrix: Matrix) -> Matrix:
+    """Return the matrix, marked as unreadable where the shape of its weight does not fit its layer."""
+    try:
+        matrix.parameters()
+        matrix.size()
+    except Exception as error:  # noqa: BLE001 -- reported as the reason
+        return mark_unreadable(matrix, reason_for(error))
+    return matrix
+
+
 def reason_for(error: Exception) -> str:
     """Return the reason to report for a weight whose reading raised this error."""
     return error.reason if isinstance(error, UnreadableError) else describe(error)

@@ -75,8 +75,9 @@ def coverage(
     parameters: Mapping[str, Tensor],
     found: Sequence[Matrix],
     reasons: Mapping[str, str],
-    lost: Mapping[int, str] | None = None,
-    unread: Mapping[str, str] | None = None,
+    *,
+    left_out: Mapping[int, str],
+    unread: Mapping[str, str],
 ) -> Coverage:
     """Count how many of a model's parameters, by element, the selected matrices cover.
 
@@ -84,13 +85,13 @@ def coverage(
         parameters: all parameters of the model by name.
         found: all its matrices.
         reasons: why each is left out, from `select`.
-        lost: by id of a parameter, why the module that holds it could not be searched.
+        left_out: by id of a parameter, why it is not a matrix, or the error in the search of its module.
         unread: by name of a selected matrix, why its reading gave nothing.
     """
     watched: dict[int, Fraction] = {}
-    why: dict[int, str] = dict(lost or {})
+    why: dict[int, str] = dict(left_out)
     for matrix in found:
-        reason = reasons[matrix.name] or _why_not_read(matrix) or (unread or {}).get(matrix.name, "")
+        reason = reasons[matrix.name] or _why_not_read(matrix) or unread.get(matrix.name, "")
         for parameter in matrix.whole_parameters():
             if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)

@@ -3,16 +3,17 @@
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from esdmon.weights import stacks
+from esdmon.weights.found import Found
 from esdmon.weights.kinds import SCALES, why_no_weight
 from esdmon.weights.layers.torch_nn import EMBEDDING
-from esdmon.weights.matrix import Matrix, mark_unreadable
+from esdmon.weights.matrix import Matrix, checked, mark_unreadable
 from esdmon.weights.optional_layers import is_embedding_name
 from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
@@ -29,18 +30,7 @@ _RELATIVE_BIAS = re.compile(r"(^|[._])(rel|relative|pos)_(\w+_)?bias$")
 """Of a table with a number for each distance and head."""
 
 
-@dataclass(slots=True)
-class FoundInState:
-    """The matrices of a state dict, and all its tensors."""
-
-    matrices: list[Matrix] = field(default_factory=list)
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    """Name -> outline; a tensor that has several names is listed under the first."""
-    left_out: dict[int, str] = field(default_factory=dict)
-    """id of an outline -> why it is not a matrix."""
-
-
-def find_in_state(weights: Mapping[str, Any]) -> FoundInState:
+def find_in_state(weights: Mapping[str, Any]) -> Found:
     """Find the matrices of a mapping of names to tensors, in its order.
 
     Raises:
@@ -48,7 +38,7 @@ def find_in_state(weights: Mapping[str, Any]) -> FoundInState:
     """
     state = open_state(weights, name_in_module)
     aliases = _aliases(state)
-    found = FoundInState(parameters={name: state.outlines[name] for name in aliases})
+    found = Found(parameters={name: state.outlines[name] for name in aliases})
     entries = list(_in_order(state, aliases))
     shapes = {entry.name: entry.outline.shape for entry in entries if _has_shape(entry.outline)}
     shown: set[str] = set()
@@ -56,7 +46,7 @@ def find_in_state(weights: Mapping[str, Any]) -> FoundInState:
         for matrix in _matrices(entry, state, shapes, aliases, found):
             name = matrix.name if matrix.name not in shown else f"{matrix.name}.weight"
             shown.add(name)
-            found.matrices.append(matrix if name == matrix.name else replace(matrix, name=name))
+            found.matrices.append(checked(matrix if name == matrix.name else replace(matrix, name=name)))
     return found
 
 
@@ -101,7 +91,7 @@ def _matrices(
     state: State,
     shapes: Mapping[str, torch.Size],
     aliases: Mapping[str, tuple[str, ...]],
-    found: FoundInState,
+    found: Found,
 ) -> Iterator[Matrix]:
     outlines = tuple(state.outlines[part] for part in entry.parts)
     if entry.view == "lora-delta":
