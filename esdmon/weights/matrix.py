@@ -48,7 +48,7 @@ class Matrix:
     """Unique in the model: the module's canonical name, or that of a parameter not called `weight`; then `/part`."""
     read: Callable[[], Tensor]
     """Returns the current weight; it may require grad."""
-    to_stack: Callable[[Tensor], Tensor]
+    to_stack: stacks.ToStack
     """Converts the weight to (slices, rows, columns); a view where possible."""
     made_of: Callable[[], tuple[Tensor, ...]] | None = None
     """Returns the parameters that the weight is computed from; None where the weight is a parameter itself."""

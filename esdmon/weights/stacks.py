@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+ToStack = Callable[[Tensor], Tensor]
+"""Converts a weight to a stack."""
+
 
 def identity(weight: Tensor) -> Tensor:
     """Return a weight that is a stack already."""
@@ -68,7 +71,7 @@ def rows_of_heads(weight: Tensor, *, part: int, parts: int, size: int) -> Tensor
     return runs[:, part].reshape(1, -1, weight.shape[1])
 
 
-def one_head(weight: Tensor, *, of: Callable[[Tensor], Tensor], dim: int, start: int, size: int) -> Tensor:
+def one_head(weight: Tensor, *, of: ToStack, dim: int, start: int, size: int) -> Tensor:
     """Return some outputs of a projection.
 
     Args:

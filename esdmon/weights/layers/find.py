@@ -117,13 +117,13 @@ def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
         is_vector = parameter.numel() == max(parameter.shape, default=0)
         if parameter.ndim in MATRIX_DIMENSIONS[1:] and not is_vector and not why_no_weight(full_name, parameter):
             attribute = full_name.removeprefix(f"{name}.")
-            for part in parts_of(full_name, shapes, {}, groups=_groups_of(module)):
+            for part in parts_of(full_name, shapes, {}, groups=_declared_groups(module)):
                 end = f"/{part.label}" if part.label else ""
                 whole = _parameter_name(name, module, attribute)
                 yield Matrix(f"{whole}{end}", partial(getattr, module, attribute), part.to_stack)
 
 
-def _groups_of(module: nn.Module) -> int | None:
+def _declared_groups(module: nn.Module) -> int | None:
     """Return the groups that a convolution of the user's own says it has; None where it does not."""
     groups = vars(module).get("groups")
     return groups if isinstance(groups, int) and groups > 0 else None
