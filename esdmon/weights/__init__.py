@@ -5,7 +5,7 @@ from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
 from esdmon.weights.device.cost import bytes_on_device as bytes_on_device
 from esdmon.weights.device.cost import nominal_seconds as nominal_seconds
 from esdmon.weights.device.cost import seconds_on_device as seconds_on_device
-from esdmon.weights.device.cuda import is_captured as is_captured
+from esdmon.weights.device.cuda import is_capturing as is_capturing
 from esdmon.weights.device.eigen import export as export
 from esdmon.weights.device.eigen import read_spectrum as read_spectrum
 from esdmon.weights.device.precision import check_precision as check_precision

@@ -8,18 +8,18 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from esdmon.schedule.fragments import Fragment
 from esdmon.schedule.step_sample import StepSample
-from esdmon.weights.device.sample import sample_value
+from esdmon.weights.device.sample import relative_move, sample_value
 from esdmon.weights.device.transfers import Fetched, Transfers
 from esdmon.weights.matrix import Matrix
 
-_NONE = StepSample(math.nan, math.nan, math.nan, way=math.nan)
+_NONE = StepSample(math.nan, math.nan, math.nan, start_ratio=math.nan)
 _ELEMENTS = 256  # of each matrix; our choice
 
 
@@ -96,12 +96,16 @@ class StepSampler:
             if not norms.is_there():
                 waiting.append((names, norms))
                 continue
-            for name, (start, earlier, before, now, shifted, moved, way) in zip(
+            for name, (start, earlier, before, now, shifted, moved, since_start) in zip(
                 names, norms.read().tolist(), strict=True
             ):
-                growth = now / before - 1 if before > 0 else 0.0
-                ratios = _ratio(moved, before), growth, _ratio(shifted, earlier), _ratio(way, max(now, start))
-                found[name] = StepSample(now, *ratios)
+                found[name] = StepSample(
+                    norm=now,
+                    ratio=relative_move(moved, before),
+                    growth=now / before - 1 if before > 0 else 0.0,
+                    shift=relative_move(shifted, earlier),
+                    start_ratio=relative_move(since_start, max(now, start)),
+                )
         self._arriving = waiting
         self._last |= found
         return found
@@ -122,17 +126,11 @@ class StepSampler:
             "last": {name: list(sample) for name, sample in self._last.items()},
         }
 
-    def restore(
-        self,
-        before: Mapping[str, Tensor],
-        last: Mapping[str, list[float]],
-        after: Mapping[str, Tensor],
-        start: Mapping[str, Tensor],
-    ) -> None:
-        """Continue from a `state_dict()`."""
-        self._before, self._after = self._placed(before), self._placed(after)
-        self._start |= self._placed(start)
-        self._last, self._arriving = {name: StepSample(*sample) for name, sample in last.items()}, []
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from a `state_dict()`; those of earlier versions have no `after` and no `start`."""
+        self._before, self._after = self._placed(state["before"]), self._placed(state.get("after", {}))
+        self._start |= self._placed(state.get("start", {}))
+        self._last, self._arriving = {name: StepSample(*sample) for name, sample in state["last"].items()}, []
 
     def _of_weights(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: sample.cpu() for name, sample in samples.items() if name in self._weights}
@@ -162,17 +160,13 @@ class StepSampler:
     def _compare(self, group: _Group) -> None:
         samples = torch.stack(group.parts).reshape(len(group.names), 4, -1)
         moves = samples.narrow(1, 1, 3).diff(dim=1)
-        way = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
-        norms = torch.linalg.vector_norm(torch.cat((samples, moves, way), dim=1), dim=2)
+        since_start = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
+        norms = torch.linalg.vector_norm(torch.cat((samples, moves, since_start), dim=1), dim=2)
         self._arriving.append((group.names, self._transfers.fetch(norms)))
 
 
 def _is_alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.device == other.device
-
-
-def _ratio(moved: float, norm: float) -> float:
-    return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
 
 
 def _is_fragment(matrix: Matrix) -> bool:

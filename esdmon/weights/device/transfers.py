@@ -13,7 +13,7 @@ from typing import Protocol, TypeAlias, final
 import torch
 from torch import Tensor
 
-from esdmon.weights.device.cuda import is_captured
+from esdmon.weights.device.cuda import is_capturing
 
 Later: TypeAlias = Callable[[], Tensor]
 """Returns a tensor on the CPU, and waits for it where it has not arrived."""
@@ -38,7 +38,7 @@ class Sending:
 class Accelerator(Protocol):
     """A device whose copies to the CPU are queued. Its methods are called by the thread that trains."""
 
-    def is_captured(self) -> bool:
+    def is_capturing(self) -> bool:
         """Return whether a graph is being captured, so that the device must not be called."""
 
     def has_room(self, device: torch.device, size: int) -> bool:
@@ -128,9 +128,9 @@ class Transfers:
         """Return whether this is the thread that trains."""
         return threading.get_ident() == self._thread
 
-    def is_captured(self) -> bool:
+    def is_capturing(self) -> bool:
         """Return whether a graph is being captured, so that no device must be called."""
-        return any(each.is_captured() for each in self._accelerators.values())
+        return any(each.is_capturing() for each in self._accelerators.values())
 
     def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
         """Return whether the device of a tensor has memory for a copy of it in a type, and more; True on the CPU."""
@@ -160,7 +160,7 @@ class Transfers:
     def advance(self, *, wait: bool = False) -> None:
         """Ask which copies have arrived: in the thread that trains, at each step; with `wait` wait for all of them."""
         self._thread = threading.get_ident()
-        if self._under_way and not self.is_captured():
+        if self._under_way and not self.is_capturing():
             self._under_way = [copy for copy in self._under_way if not copy.poll(wait=wait)]
 
     def _send(self, tensor: Tensor, *, changes: bool) -> _Copy:
@@ -182,9 +182,9 @@ class Cuda:
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def is_captured(self) -> bool:
+    def is_capturing(self) -> bool:
         """Return whether the current stream of this thread is being captured."""
-        return is_captured()
+        return is_capturing()
 
     def has_room(self, device: torch.device, size: int) -> bool:
         """Return whether a device has memory for so many bytes, four times over."""

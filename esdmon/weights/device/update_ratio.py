@@ -17,21 +17,21 @@ from typing import final
 import torch
 from torch import Tensor
 
-from esdmon.weights.device.sample import sample_matrix, sample_size
+from esdmon.weights.device.sample import relative_move, sample_matrix, sample_size
 from esdmon.weights.device.transfers import Fetched, Later, Transfers
 from esdmon.weights.matrix import Matrix
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """A sample of a matrix, as a part of what was fetched."""
+class _Part:
+    """The sample of one matrix, which is a part of a tensor that is fetched."""
 
     fetched: Fetched
-    part: slice
+    where: slice
     shape: torch.Size
 
     def sample(self) -> Tensor:
-        return self.fetched.read()[self.part].reshape(self.shape)
+        return self.fetched.read()[self.where].reshape(self.shape)
 
 
 @final
@@ -49,12 +49,12 @@ class Drift:
         self._size = sample_size(1)
         self._transfers = transfers or Transfers()
         self._samples: dict[str, Later] = {}
-        self._looked: dict[str, _Look] = {}
-        """The last look at each matrix since its last update."""
+        self._peeked: dict[str, _Part] = {}
+        """The last sample of each matrix that was taken by `peek` since its last update."""
 
-    def share_among(self, matrices: int) -> None:
+    def resize_samples(self, n_matrices: int) -> None:
         """Set the size of the samples for so many matrices: 4096 elements, and fewer for more than 4096 matrices."""
-        self._size = sample_size(matrices)
+        self._size = sample_size(n_matrices)
 
     def update(self, matrix: Matrix) -> Callable[[], float]:
         """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last one.
@@ -66,19 +66,20 @@ class Drift:
             UnreadableError: for a weight that holds no numbers; see `check_readable`.
         """
         before = self._samples.pop(matrix.name, None)
-        self._looked.pop(matrix.name, None)
+        self._peeked.pop(matrix.name, None)
         now = self._samples[matrix.name] = self._transfers.fetch(sample_matrix(matrix, self._size)).read
         if before is None:
             return lambda: math.nan
         return lambda: _ratio(before(), now(), is_unrounded=True)
 
-    def look(self, matrices: Iterable[Matrix]) -> dict[str, float]:
+    def peek(self, matrices: Iterable[Matrix]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since its last `update`, without changing the baseline.
 
-        Nothing waits for an accelerator: of its weights the numbers are those of the last look, and missing where there
-        was none since the last update.
+        Nothing waits for an accelerator: where the sample has not arrived yet, that of the call before is compared;
+        without one since the last update the matrix is missing.
 
-        NaN for a weight that cannot be read or is not finite; infinite for one that can be compared only from now on.
+        NaN for a weight that cannot be read or is not finite; infinite for one whose baseline is missing, or of another
+        shape.
         """
         samples: dict[str, Tensor] = {}
         ratios: dict[str, float] = {}
@@ -87,7 +88,7 @@ class Drift:
             with suppress(Exception):  # the reading reports why
                 samples[matrix.name] = sample_matrix(matrix, self._size)
         for name, now in self._fetched(samples):
-            earlier, self._looked[name] = self._looked.get(name), now
+            earlier, self._peeked[name] = self._peeked.get(name), now
             known = now if now.fetched.is_there() else earlier
             if known is None or not known.fetched.is_there():
                 del ratios[name]
@@ -100,7 +101,7 @@ class Drift:
         ratio = math.nan if before is None else _ratio(before(), now)
         return math.inf if math.isnan(ratio) and bool(now.isfinite().all()) else ratio
 
-    def _fetched(self, samples: Mapping[str, Tensor]) -> Iterator[tuple[str, "_Look"]]:
+    def _fetched(self, samples: Mapping[str, Tensor]) -> Iterator[tuple[str, _Part]]:
         """Fetch samples, in one transfer for each device and dtype."""
         groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
         for name, taken in samples.items():
@@ -110,7 +111,7 @@ class Drift:
             begin = 0
             for name in names:
                 end = begin + samples[name].numel()
-                yield name, _Look(fetched, slice(begin, end), samples[name].shape)
+                yield name, _Part(fetched, slice(begin, end), samples[name].shape)
                 begin = end
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -126,7 +127,7 @@ class Drift:
 
         def apply() -> None:
             self._samples = {name: partial(_itself, sample) for name, sample in samples.items()}
-            self._looked.clear()
+            self._peeked.clear()
 
         return apply
 
@@ -147,7 +148,7 @@ def _ratio(before: Tensor, now: Tensor, *, is_unrounded: bool = False) -> float:
 def _ratio_of_factor(before: Tensor, now: Tensor, rounding: float) -> float:
     norm, moves = float(before.norm()), (now - before).abs()
     moved = min(float(moves.norm()), _unrounded(moves, now, rounding) if rounding else math.inf)
-    return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
+    return relative_move(moved, norm)
 
 
 def _unrounded(moves: Tensor, now: Tensor, rounding: float) -> float:
