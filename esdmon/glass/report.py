@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from esdmon.glass import assets
 from esdmon.glass.run_data import MAX_COLUMNS, MAX_FRAMES, MAX_POINTS, RunData
-from esdmon.glass.still import still
+from esdmon.glass.static_html import static_html
 from esdmon.records import SCHEMA, Record
 
 MAX_BYTES: Final = 5_000_000
@@ -50,7 +50,7 @@ def html(runs: Sequence[RunData], *, max_bytes: int = MAX_BYTES) -> str:
             left out: those of layers with an alert or a change of phase are the last to go. The page says so.
     """
     script, style = assets.script() + _START, assets.style()
-    body = still([(run.name, run.overview(_DETAILS[-1].columns)) for run in runs])
+    body = static_html([(run.name, run.overview(_DETAILS[-1].columns)) for run in runs])
     room = max_bytes - len((script + style + body).encode()) - 2000
     data = _fitting(runs, room)
     policy = f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'"
