@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from esdmon.errors import InputError, UnwatchableError
 from esdmon.records import Coverage
 from esdmon.weights.found import Found
-from esdmon.weights.kinds import why_no_weight
 from esdmon.weights.layers.extract import Extractor, extract
 from esdmon.weights.layers.find import find_in_module
 from esdmon.weights.layers.quantized import Materializer, materialize, unpacker
 from esdmon.weights.matrix import Matrix, mark_unreadable, reason_for
 from esdmon.weights.names import unwrap
+from esdmon.weights.non_weights import why_not_a_weight
 from esdmon.weights.optional_layers import mark_optional
 from esdmon.weights.reference import ReferenceWeight, differences
 from esdmon.weights.selection import Selection, coverage, problems, select
@@ -111,7 +111,7 @@ def _why_none(found: Found) -> str:
             "join its shards first"
         )
     kinds = [
-        found.left_out.get(id(parameter)) or why_no_weight(name, parameter, found.parameters)
+        found.left_out.get(id(parameter)) or why_not_a_weight(name, parameter, found.parameters)
         for name, parameter in found.parameters.items()
     ]
     others = [kind for kind in dict.fromkeys(kinds) if kind not in ("", "vectors")]

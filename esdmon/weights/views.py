@@ -1,4 +1,4 @@
-"""What moves a weight, as matrices that are read on request: its last update, and the momentum of its optimizer.
+"""Offer what moves a weight as matrices that are read on request: its last update, and the optimizer's momentum.
 
 `*/update` in `layers=` is W − W at the reading before, and `*/momentum` the running mean of the gradients that the
 optimizer keeps. They have measures, and neither a phase nor alerts, which are defined for weights. Both are offered for
@@ -30,12 +30,12 @@ _MOMENTA = ("exp_avg", "momentum_buffer")
 
 @final
 class TrainingViews:
-    """The views of a model's weights while it trains.
+    """Make the views of a model's weights, and keep the copies that they need.
 
     Of each weight whose update is read there are two copies in main memory: as it was at the last two readings.
 
     Args:
-        optimizers: asked for momenta.
+        optimizers: those of the model, whose states hold the momenta; without any, updates only are offered.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -50,7 +50,9 @@ class TrainingViews:
         return [view for matrix in offered for view in self._views(matrix)]
 
     def mark(self, name: str) -> None:
-        """Copy the weight behind an update, which is then the one since the last call; do nothing for other names.
+        """Copy the weight behind an update, so that the update is the one since the last call.
+
+        Do nothing for the name of any other matrix.
 
         Raises:
             UnreadableError: for a weight that holds no numbers; see `check_readable`.

@@ -77,7 +77,8 @@ class Screener:
             weight = read_weight(matrix)
             check_readable(weight)
             device, dtype = weight.device, _dtype(weight)
-            if device.type not in ("cpu", "cuda") or not self._transfers.has_room(weight, dtype):
+            size = weight.numel() * dtype.itemsize
+            if device.type not in ("cpu", "cuda") or not self._transfers.has_room(device, size):
                 return None
             stack = matrix.to_stack(weight)
             tall = stack if stack.shape[-2] >= stack.shape[-1] else stack.mT

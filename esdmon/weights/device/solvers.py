@@ -53,7 +53,7 @@ def gram_of(stack: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _cuda_bytes(stack: Tensor) -> int:
-    """Return the bytes that cuSOLVER takes at once: the product, and for one matrix 7 times that (seen on an H100)."""
+    """Return the bytes that cuSOLVER needs: the products, and 7 times the product of one matrix (seen on an H100)."""
     m = min(stack.shape[-2:])
     return 8 * m * m * (stack.shape[0] + 7)
 

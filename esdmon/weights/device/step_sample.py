@@ -25,20 +25,20 @@ _ELEMENTS = 256  # of each matrix; our choice
 
 @dataclass(slots=True)
 class _Group:
-    """The weights of one device and dtype."""
+    """The weights of one device whose samples are of one length."""
 
     names: list[str] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)
-    """Of each weight: as first seen, at the end of the last sample, before the step, after it."""
+    """Four samples of each weight: when first seen, after the last step sampled, before this step, and after it."""
 
 
 @final
 class StepSampler:
     """Compare samples of weights before and after a step.
 
-    Only weights that are parameters themselves are sampled: to read one that is computed takes long, and may run code
-    of the model. Of a sharded one that is this rank's fragment, where it has 256 elements. Weights that are a part of a
-    sharded parameter, of which a fragment may hold nothing, and those that hold no numbers are left out.
+    Only weights that are parameters are sampled: reading one that is computed takes long, and may run code of the
+    model. Of a sharded parameter this rank's fragment is sampled, if it has 256 elements. Left out are weights that are
+    a part of a sharded parameter, of which a fragment may hold nothing, and weights that hold no numbers.
 
     Args:
         transfers: bring the numbers to the CPU.
@@ -55,7 +55,7 @@ class StepSampler:
         self._arriving: list[tuple[list[str], Fetched]] = []
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
-        """Take these weights from now on: those of a model that was just searched for them."""
+        """Sample these weights from now on; those that were watched before keep their start."""
         self._weights, self._fragments = {}, {}
         for matrix in matrices:
             with suppress(Exception):  # the reading reports why
@@ -67,11 +67,11 @@ class StepSampler:
         self._start = known | self._sampled(name for name in self._names() if name not in known)
 
     def begin(self) -> None:
-        """Take the samples before a step."""
+        """Sample the weights before a step."""
         self._before = self._sampled(self._names())
 
     def end(self) -> None:
-        """Take the samples after it, and begin to compare those of the same weight."""
+        """Sample the weights after the step, and begin to compare both samples of each."""
         groups: dict[tuple[torch.device, int], _Group] = {}
         after = self._sampled(self._names())
         for name, now in after.items():
@@ -115,9 +115,9 @@ class StepSampler:
         return self._last.get(name, _NONE)
 
     def state_dict(self) -> dict[str, dict[str, Tensor] | dict[str, list[float]]]:
-        """Return the samples at the start and before the next step, the last ones, and what these showed.
+        """Return the samples: when first seen, before the next step and after the last; and the last results.
 
-        Without those of fragments: a resumed run may be sharded in another way.
+        Samples of fragments are left out: a resumed run may be sharded in another way.
         """
         return {
             "start": self._of_weights(self._start),

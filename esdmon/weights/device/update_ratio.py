@@ -1,10 +1,10 @@
 """Measure how far weights have moved between readings, from a sample of their elements.
 
-A 16-bit weight moves by whole units in the last place, u. An update δ below u moves an element by u with probability
-|δ|/u, if where it stands between two 16-bit numbers is not known, as beside masters in float32. So E|d| = |δ| of the
-move d that is seen, but E d² = |δ|·u: its norm can be ten times too large. Where most elements that moved did so by one
-unit, ‖δ‖ is estimated as √(π/2)·Σ|d|/√n, which is right for normally distributed δ, and a quarter too large where all
-are of one size.
+A 16-bit weight moves by whole units in the last place, u. Where it is rounded from a float32 master copy, an update δ
+below u moves it by u with probability |δ|/u, since the exact value may lie anywhere between two 16-bit numbers. So the
+move d that is seen has E|d| = |δ|, but E d² = |δ|·u: its norm can be ten times too large. Where most elements that
+moved did so by one unit, ‖δ‖ is estimated as √(π/2)·Σ|d|/√n. That is right for normally distributed δ, and a quarter
+too large where all δ are of one size.
 """
 
 import math
@@ -36,10 +36,9 @@ class _Part:
 
 @final
 class Drift:
-    """‖ΔW‖/‖W‖ of each matrix, from up to 4096 of its elements, and 64 MB in all: never a copy of a large model.
+    """Measure ‖ΔW‖/‖W‖ of each matrix, from up to 4096 of its elements, of all matrices together up to 64 MB.
 
-    Of an adapter the factors are sampled, and of W − W₀ both terms, so that nothing is computed as a whole to see
-    whether it moves.
+    Of an adapter the factors are sampled, and of W − W₀ both terms, so that the matrix itself need not be computed.
 
     Args:
         transfers: bring the samples to the CPU.
@@ -57,10 +56,10 @@ class Drift:
         self._size = sample_size(n_matrices)
 
     def update(self, matrix: Matrix) -> Callable[[], float]:
-        """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last one.
+        """Make the current weight the new baseline; return a function that returns ‖ΔW‖/‖W‖ since the one before.
 
-        Of a 16-bit weight it is that of the update before it was rounded. NaN at the first call, and where the shape
-        has changed.
+        For a 16-bit weight that of the update before it was rounded is estimated. NaN at the first call, and where the
+        shape has changed.
 
         Raises:
             UnreadableError: for a weight that holds no numbers; see `check_readable`.

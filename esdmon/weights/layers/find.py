@@ -14,16 +14,16 @@ from torch.nn.utils import parametrize
 from esdmon.torch_private import parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.found import Found
-from esdmon.weights.kinds import MATRIX_DIMENSIONS, SCALES, why_no_weight
 from esdmon.weights.layers.extract import Extractor
 from esdmon.weights.layers.parametrized import parametrizations_in_eval_mode, with_computed_weights
 from esdmon.weights.layers.quantized import with_float8
 from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, checked, mark_unreadable, reason_for
 from esdmon.weights.names import named_modules, unwrap
+from esdmon.weights.non_weights import MATRIX_DIMENSIONS, SCALES, why_not_a_weight
 from esdmon.weights.optional_layers import is_embedding_name, output_heads
 from esdmon.weights.outline import Outline
-from esdmon.weights.sharded import with_shards
+from esdmon.weights.sharded_matrices import with_shards
 from esdmon.weights.shards import find_shards
 from esdmon.weights.state.layouts import parts_of
 
@@ -92,7 +92,7 @@ def _are_plain(matrices: Sequence[Matrix]) -> bool:
 
 def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> Iterator[Matrix]:
     for attribute, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim in dimensions and not why_no_weight(f"{name}.{attribute}", parameter):
+        if parameter.ndim in dimensions and not why_not_a_weight(f"{name}.{attribute}", parameter):
             why = EMBEDDING if is_embedding_name(attribute) else ""
             read = partial(getattr, module, attribute)
             yield Matrix(_parameter_name(name, module, attribute), read, stacks.linear, on_request=why)
@@ -115,7 +115,7 @@ def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
     shapes = {full_name: parameter.shape for full_name, parameter in own.items()}
     for full_name, parameter in own.items():
         is_vector = parameter.numel() == max(parameter.shape, default=0)
-        if parameter.ndim in MATRIX_DIMENSIONS[1:] and not is_vector and not why_no_weight(full_name, parameter):
+        if parameter.ndim in MATRIX_DIMENSIONS[1:] and not is_vector and not why_not_a_weight(full_name, parameter):
             attribute = full_name.removeprefix(f"{name}.")
             for part in parts_of(full_name, shapes, {}, groups=_declared_groups(module)):
                 end = f"/{part.label}" if part.label else ""

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from esdmon.weights import stacks
 from esdmon.weights.found import Found
-from esdmon.weights.kinds import SCALES, why_no_weight
 from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, checked, mark_unreadable
+from esdmon.weights.non_weights import SCALES, why_not_a_weight
 from esdmon.weights.optional_layers import is_embedding_name
 from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
@@ -97,7 +97,7 @@ def _matrices(
     if entry.view == "lora-delta":
         parts, why = [Part("", stacks.identity)], ""
     else:
-        why = why_no_weight(entry.name, entry.outline, state.outlines) or _why_scales(entry.name, shapes)
+        why = why_not_a_weight(entry.name, entry.outline, state.outlines) or _why_scales(entry.name, shapes)
         parts = [] if why or entry.name not in shapes else parts_of(entry.name, shapes, state.config)
     if not parts:
         reason = why or f"{entry.outline.dim()}-D parameters of unknown layout"

@@ -124,13 +124,13 @@ def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield str(name), value
         elif isinstance(value, tuple | torch.ScriptObject):
             yield from _inside(str(name), value)
-        elif value is not None and not _is_aside(str(name), value):
+        elif value is not None and not _is_extra(str(name), value):
             kind = type(value).__name__
             raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors")
 
 
-def _is_aside(name: str, value: object) -> bool:
-    """Return whether a value is none of the weights: what modules save by `get_extra_state`, of any type, or notes."""
+def _is_extra(name: str, value: object) -> bool:
+    """Return whether a value is not a weight: the extra state of a module, of any type, or metadata."""
     last = name.rpartition(".")[2]
     return isinstance(value, bytes | torch.dtype) or last == "_extra_state" or last.startswith("_metadata")
 

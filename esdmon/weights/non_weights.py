@@ -1,4 +1,4 @@
-"""Decide what is a weight matrix and what is not, by name, shape, dtype and neighbours, for modules and files alike.
+"""Recognise tensors that are not weight matrices, by name, shape, dtype and neighbours, in modules and files alike.
 
 A module distinguishes parameters from buffers, and knows its layers. Of a file only names and shapes are known, so that
 a causal mask of 1 × 1 × 1024 × 1024 numbers looks like a convolution. What is left out here is named in the coverage,
@@ -57,7 +57,7 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.f
 """Numbers of 8 bits that stand for themselves where no scale is beside them."""
 
 
-def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str:
+def why_not_a_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str:
     """Return why a tensor is not a weight matrix; empty for one that may be.
 
     Args:
