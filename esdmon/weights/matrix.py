@@ -19,6 +19,7 @@ from esdmon.errors import UnreadableError
 from esdmon.isolation import describe
 from esdmon.records.table import matches
 from esdmon.weights import stacks
+from esdmon.weights.non_weights import NESTED
 from esdmon.weights.shards import Shard
 
 
@@ -112,6 +113,8 @@ class Matrix:
         """Return the size of the stack that `weight`, a value of this handle, becomes; see `size`."""
         if not isinstance(weight, Tensor):
             raise UnreadableError("skipped", f"its weight is {repr(weight)[:60]}, not a tensor")
+        if weight.is_nested:
+            raise UnreadableError("skipped", NESTED)
         size = self._sizes.get(weight.shape)
         if size is None:
             size = self._sizes[weight.shape] = self._compute_size(weight.shape)

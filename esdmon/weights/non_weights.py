@@ -13,6 +13,8 @@ from torch import Tensor
 
 SCALES = "scales, as of a norm"
 """Why a weight with a number for each of its inputs is left out, whatever its sides."""
+NESTED = "nested tensors, whose parts differ in size"
+"""Why a nested tensor is left out. Reading its shape, as most other calls, may raise."""
 MATRIX_DIMENSIONS = range(2, 6)
 """Dimensions of weights that may be matrices, experts or convolutions."""
 _WORDS = {
@@ -65,6 +67,8 @@ def why_not_a_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> 
         tensor: it, or its outline.
         beside: all names of the state dict.
     """
+    if tensor.is_nested:
+        return NESTED
     path, _, last = name.rpartition(".")
     if tensor.dim() not in MATRIX_DIMENSIONS:
         return "vectors" if tensor.dim() < 2 else f"{tensor.dim()}-D parameters of unknown layout"
@@ -80,7 +84,7 @@ def why_not_a_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> 
 
 def _is_vector(tensor: Tensor) -> bool:
     """Return whether a tensor of several sides has a number for each channel, as (1, channels, 1)."""
-    return tensor.dim() > 2 and not tensor.is_nested and tensor.numel() == max(tensor.shape)
+    return tensor.dim() > 2 and tensor.numel() == max(tensor.shape)
 
 
 def _why_no_layer(path: str, beside: Container[str]) -> str:

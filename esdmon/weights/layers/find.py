@@ -45,8 +45,6 @@ def find_in_module(model: nn.Module, extractor: Extractor) -> Found:
         if isinstance(module, parametrize.ParametrizationList):
             continue
         matrices = _extract_isolated(name, module, extractor, found)
-        if _only_scales(module):
-            found.left_out |= {id(scale): SCALES for scale in module.parameters(recurse=False) if scale.ndim > 1}
         own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
         found.matrices += [matrix for matrix, ids in own if not claimed & ids]
         claimed.update(*(ids for matrix, ids in own if not matrix.detail))
@@ -59,6 +57,8 @@ def find_in_module(model: nn.Module, extractor: Extractor) -> Found:
 def _extract_isolated(name: str, module: nn.Module, extractor: Extractor, found: Found) -> list[Matrix]:
     """Return the matrices of a module; where that raises, its parameters as unreadable ones."""
     try:
+        if _only_scales(module):
+            found.left_out |= {id(scale): SCALES for scale in module.parameters(recurse=False) if scale.ndim > 1}
         return _extract(name, module, extractor)
     except Exception as error:  # noqa: BLE001 -- a user's layer or a plugin's extractor: the others are still found
         why = found.failures[name or type(module).__name__] = reason_for(error)
@@ -100,10 +100,13 @@ def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> 
 
 def _only_scales(module: nn.Module) -> bool:
     """Return whether a module multiplies each number by its own: a norm, or one with as many biases as weights."""
+    if isinstance(module, _NORMS):
+        return True
     own = parameters_of(module)
     weight, bias = own.get("weight"), own.get("bias")
-    is_elementwise = weight is not None and bias is not None and weight.ndim > 1 and weight.shape == bias.shape
-    return is_elementwise or isinstance(module, _NORMS)
+    if weight is None or bias is None or weight.is_nested or bias.is_nested:
+        return False
+    return weight.ndim > 1 and weight.shape == bias.shape
 
 
 def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
@@ -111,7 +114,8 @@ def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
 
     They are kernels, of which the module may say the number of groups, and stacks of matrices.
     """
-    own = {f"{name}.{attribute}": parameter for attribute, parameter in module.named_parameters(recurse=False)}
+    named = module.named_parameters(recurse=False)
+    own = {f"{name}.{attribute}": parameter for attribute, parameter in named if not parameter.is_nested}
     shapes = {full_name: parameter.shape for full_name, parameter in own.items()}
     for full_name, parameter in own.items():
         is_vector = parameter.numel() == max(parameter.shape, default=0)
