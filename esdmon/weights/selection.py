@@ -13,7 +13,7 @@ from torch import Tensor
 from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.non_weights import why_not_a_weight
+from esdmon.weights.non_weights import of_unknown_layout, why_not_a_weight
 from esdmon.weights.validation import MIN_EIGENVALUES, min_eigenvalues, why_unreadable
 
 
@@ -155,7 +155,7 @@ def _why_not_read(matrix: Matrix) -> str:
 
 
 def _why_unclaimed(name: str, parameter: Tensor) -> str:
-    return why_not_a_weight(name, parameter) or f"{parameter.ndim}-D parameters of unknown layout"
+    return why_not_a_weight(name, parameter) or of_unknown_layout(parameter)
 
 
 def _patterns(argument: str, given: Sequence[str]) -> list[str]:

@@ -126,8 +126,10 @@ def _find_by_name(module: nn.Module) -> Iterator[_Fused]:
     """Yield the fused weights of a module of any other package, by the names and shapes that a file has too."""
     children = children_of(module)
     attributes = BY_NAME.keys() & children.keys()
-    shapes = {name: weight.shape for name, weight in parameters_of(module).items() if attributes and weight is not None}
-    for attribute in children if attributes else ():
+    if not attributes:
+        return
+    shapes = {name: weight.shape for name, weight in parameters_of(module).items() if weight is not None}
+    for attribute in children:
         weight = plain_weight(module, attribute)
         if weight is not None:
             shapes[f"{attribute}.weight"] = weight.shape

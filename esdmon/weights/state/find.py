@@ -13,7 +13,7 @@ from esdmon.weights import stacks
 from esdmon.weights.found import Found
 from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, checked, mark_unreadable
-from esdmon.weights.non_weights import SCALES, why_not_a_weight
+from esdmon.weights.non_weights import SCALES, of_unknown_layout, why_not_a_weight
 from esdmon.weights.optional_layers import is_embedding_name
 from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
@@ -100,7 +100,7 @@ def _matrices(
         why = why_not_a_weight(entry.name, entry.outline, state.outlines) or _why_scales(entry.name, shapes)
         parts = [] if why or entry.name not in shapes else parts_of(entry.name, shapes, state.config)
     if not parts:
-        reason = why or f"{entry.outline.dim()}-D parameters of unknown layout"
+        reason = why or of_unknown_layout(entry.outline)
         found.left_out |= {id(outline): reason for outline in outlines}
         return
     name = entry.name.removesuffix(".weight")
