@@ -76,14 +76,17 @@ class StepSampler:
         after = self._sampled(self._names())
         for name, now in after.items():
             before = self._before.get(name)
-            if before is not None and _is_alike(before, now):
-                earlier = self._after.get(name, before)
-                group = groups.setdefault((now.device, now.numel()), _Group())
-                group.names.append(name)
-                start = self._start.get(name, before)
-                if not _is_alike(start, now):
-                    start = self._start[name] = before
-                group.parts += [start, earlier if _is_alike(earlier, now) else before, before, now]
+            if before is None or not _is_alike(before, now):
+                continue
+            earlier = self._after.get(name, before)
+            if not _is_alike(earlier, now):
+                earlier = before
+            start = self._start.get(name, before)
+            if not _is_alike(start, now):
+                start = self._start[name] = before
+            group = groups.setdefault((now.device, now.numel()), _Group())
+            group.names.append(name)
+            group.parts += [start, earlier, before, now]
         for group in groups.values():
             self._compare(group)
         self._before, self._after = {}, after
