@@ -1,7 +1,7 @@
 """Find the matrices of a state dict by names, shapes and neighbours, without reading a tensor of a checkpoint."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -43,7 +43,13 @@ def find_in_state(weights: Mapping[str, Any]) -> Found:
     shapes = {entry.name: entry.outline.shape for entry in entries if _has_shape(entry.outline)}
     shown: set[str] = set()
     for entry in entries:
-        for matrix in _matrices(entry, state, shapes, aliases, found):
+        parts, why = _parts(entry, state, shapes)
+        if not parts:
+            found.left_out |= {id(state.outlines[part]): why for part in entry.parts}
+            continue
+        others = aliases.get(entry.parts[0], ()) if entry.is_plain else ()
+        on_request = EMBEDDING if _is_embedding(entry, shapes) else ""
+        for matrix in _matrices(entry, parts, state, others, on_request):
             name = matrix.name if matrix.name not in shown else f"{matrix.name}.weight"
             shown.add(name)
             found.matrices.append(checked(matrix if name == matrix.name else replace(matrix, name=name)))
@@ -86,26 +92,29 @@ def _in_order(state: State, names: Mapping[str, object]) -> Iterator[Entry]:
             yield plain_entry(state, name)
 
 
-def _matrices(
-    entry: Entry,
-    state: State,
-    shapes: Mapping[str, torch.Size],
-    aliases: Mapping[str, tuple[str, ...]],
-    found: Found,
-) -> Iterator[Matrix]:
-    outlines = tuple(state.outlines[part] for part in entry.parts)
+def _parts(entry: Entry, state: State, shapes: Mapping[str, torch.Size]) -> tuple[list[Part], str]:
+    """Return the matrices that a parameter holds; or none, and the reason."""
     if entry.view == "lora-delta":
-        parts, why = [Part("", stacks.identity)], ""
-    else:
-        why = why_not_a_weight(entry.name, entry.outline, state.outlines) or _why_scales(entry.name, shapes)
-        parts = [] if why or entry.name not in shapes else parts_of(entry.name, shapes, state.config)
-    if not parts:
-        reason = why or of_unknown_layout(entry.outline)
-        found.left_out |= {id(outline): reason for outline in outlines}
-        return
+        return [Part("", stacks.identity)], ""
+    why = why_not_a_weight(entry.name, entry.outline, state.outlines) or _why_scales(entry.name, shapes)
+    parts = [] if why or entry.name not in shapes else parts_of(entry.name, shapes, state.config)
+    return parts, "" if parts else why or of_unknown_layout(entry.outline)
+
+
+def _matrices(
+    entry: Entry, parts: Sequence[Part], state: State, others: Sequence[str], on_request: str
+) -> Iterator[Matrix]:
+    """Yield a handle on each matrix of a parameter.
+
+    Args:
+        entry: the parameter.
+        parts: its matrices.
+        state: the state dict.
+        others: the other names of the parameter.
+        on_request: why it is read on request only; empty for one that is read by default.
+    """
+    outlines = tuple(state.outlines[part] for part in entry.parts)
     name = entry.name.removesuffix(".weight")
-    others = aliases.get(entry.parts[0], ()) if entry.is_plain else ()
-    on_request = EMBEDDING if _is_embedding(entry, shapes) else ""
     for part in parts:
         end = f"/{part.label}" if part.label else ""
         matrix = Matrix(
