@@ -35,7 +35,7 @@ class SimulatedDevice:
         self._side: deque[tuple[int, Callable[[], object]]] = deque()
         """Each with the kernels of the training that come before it."""
 
-    def is_captured(self) -> bool:
+    def is_capturing(self) -> bool:
         return self.captured
 
     def launch(self, kernel: Callable[[], object]) -> None:

@@ -18,10 +18,9 @@ from typing import TYPE_CHECKING, Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from esdmon.cli import live
-from esdmon.cli.digits import accuracy, batches, digits
+from esdmon.cli.digits import accuracy, batches, digits, train_step
 from esdmon.errors import InputError, unwritable
 from esdmon.notice import nearby
 from esdmon.records import Alert, Report
@@ -162,16 +161,12 @@ def _train(
         progress, task = _progress(steps, console)
         with Live(progress, console=console, refresh_per_second=4) as shown:
             for step, index in enumerate(indices, start=1):
-                logits = model(images[train][index])
-                loss = functional.cross_entropy(logits, labels[train][index])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                optimizer.step()
-                progress.update(task, advance=1, loss=f"{loss.item():.4f}")
+                loss, _ = train_step(model, optimizer, images[train][index], labels[train][index])
+                progress.update(task, advance=1, loss=f"{loss:.4f}")
                 if step % every == 0 or step == steps:
                     held_back = accuracy(model, images[test], labels[test])
                     decay = optimizer.param_groups[0]["weight_decay"]
-                    values = {"loss": loss.item(), "accuracy_held_back": held_back, "weight_decay": decay}
+                    values = {"loss": loss, "accuracy_held_back": held_back, "weight_decay": decay}
                     for name, value in values.items():
                         curves.add_scalar(f"training/{name}", value, step)
                     progress.update(task, accuracy=f"{held_back:.3f}")

@@ -16,6 +16,8 @@ from esdmon.runtime.cpus import cores
 from esdmon.selftest.harness import Machine, run
 from esdmon.selftest.quick import QUICK_CHECKS
 
+Line = tuple[str, str, bool]
+"""A name, its text, and whether something is wrong with it."""
 _CORE = ("torch", "numpy", "scipy", "pluggy")
 _HOSTS = (
     "tensorboard",
@@ -62,10 +64,6 @@ def show() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     failed = run(QUICK_CHECKS, Machine(device))
     return int(failed > 0 or wrong > 0)
-
-
-Line = tuple[str, str, bool]
-"""A name, its text, and whether something is wrong with it."""
 
 
 def _system() -> Iterator[Line]:

@@ -302,7 +302,3 @@ def _number(kind: type[Number], low: Number, high: Number) -> Callable[[str], Nu
         return value
 
     return parse
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -14,7 +14,7 @@ from esdmon.replay import find_file
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-_LOOK = 1.0  # seconds from one look at the file to the next
+_POLL_SECONDS = 1.0
 
 
 def show(run: str, *, once: bool) -> None:
@@ -22,7 +22,7 @@ def show(run: str, *, once: bool) -> None:
 
     Args:
         run: JSONL file of a run, or its folder.
-        once: print once; as is done where the output is not a terminal.
+        once: print once and return, as is done in any case where the output is not a terminal.
 
     Raises:
         InputError: without such a file, if it is not a JSONL of esdmon, and without rich.
@@ -38,7 +38,7 @@ def show(run: str, *, once: bool) -> None:
     try:
         with Live(_view(followed, console), console=console, auto_refresh=False, vertical_overflow="visible") as shown:
             while True:
-                time.sleep(_LOOK)
+                time.sleep(_POLL_SECONDS)
                 followed.update()
                 shown.update(_view(followed, console), refresh=True)
     except KeyboardInterrupt:  # the usual end

@@ -1,4 +1,4 @@
-"""The JSON that the page reads, from records or from numbers by layer. No I/O, and no matter where a run is stored.
+"""Build the JSON that the page reads, from records or from numbers by layer, wherever a run is stored.
 
 The page asks for three things of a run, each with `"schema": 1`; it ignores keys that it does not know:
 
@@ -18,13 +18,12 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from esdmon.glass.codes import CHARACTERS, code_of
+from esdmon.glass.problems import firing, now
 from esdmon.present.scalars import kind_of
 from esdmon.records import SCHEMA, Alert, LayerReport, Record
 from esdmon.records.serialization import esd_to_record
 from esdmon.records.table import natural_key
-from esdmon.records.text import count, named
-from esdmon.records.timeline import SEVERITIES
-from esdmon.spectrum import Phase
 
 MEASURES: Final = (
     "alpha",
@@ -43,19 +42,6 @@ MEASURES: Final = (
 """Numbers of a layer that have lines, in the order of the tensor `esdmon/measures`; new ones are appended."""
 FIT: Final = ("alpha", "alpha_stderr", "xmin", "n_tail", "bulk_sigma", "bulk_edge", "n_spikes", "mp_soft_rank")
 """Measures that are drawn into a spectrum, or written beside it."""
-NOT_READ: Final = -2
-"""Code of a layer that was not read yet."""
-CHARACTERS: Final[Mapping[int, str]] = {
-    **{phase.code: str(phase.code) for phase in Phase},
-    Phase.UNCLASSIFIED.code: "-",
-    NOT_READ: ".",
-    -3: "N",
-    -4: "Z",
-    -5: "F",
-    -6: "S",
-}
-"""The character of each code. Below `NOT_READ` are layers without numbers, by status."""
-_STATUS_CODES: Final = {"nonfinite": -3, "degenerate": -4, "failed": -5, "skipped": -6}
 MAX_ALERTS: Final = 400
 """Alerts in one overview: those that fire, and the latest of the others. Our choice."""
 MIN_GROUP: Final = 3
@@ -76,18 +62,13 @@ class Layer:
 
     @classmethod
     def of(cls, layer: LayerReport) -> "Layer":
-        """Return that of a reading."""
+        """Return the layer of a reading."""
         return cls(layer.name, kind_of(layer.name), layer.M, layer.N, layer.slices)
 
     @classmethod
     def unread(cls, name: str) -> "Layer":
-        """Return that of a layer of which only the name is known."""
+        """Return a layer of which only the name is known."""
         return cls(name, kind_of(name))
-
-
-def code_of(layer: LayerReport) -> int:
-    """Return the code of a reading: that of its phase, 0 to 5 and -1, or below -2 that of another status than `ok`."""
-    return layer.phase.code if layer.status == "ok" else _STATUS_CODES[layer.status]
 
 
 def measures_of(layer: LayerReport) -> list[float]:
@@ -145,7 +126,7 @@ def overview(
     Args:
         layers: the layers of the run.
         steps: of the columns, ascending.
-        rows: for each layer its codes, one of `CHARACTERS` for each column.
+        rows: for each layer its codes, one of `codes.CHARACTERS` for each column.
         alerts: records of `alert_of`, in order of time.
         last: the last reading of each layer by name, as of `last_reading`.
         final: step and rows of the last column, where it is not the last of `steps`.
@@ -212,14 +193,6 @@ def spread(steps: Sequence[int], limit: int) -> list[int]:
     return [int(k) for k in np.unique(chosen)]
 
 
-def rows_of(codes: NDArray[np.int8]) -> list[str]:
-    """Return a text for each layer, with one of `CHARACTERS` for each column, from codes of shape (columns, layers)."""
-    known = sorted(CHARACTERS)
-    table = np.array([ord(CHARACTERS[code]) for code in known], dtype=np.uint8)
-    characters = table[np.clip(codes.astype(int) - known[0], 0, len(table) - 1)]
-    return [row.tobytes().decode("ascii") for row in np.ascontiguousarray(characters.T)]
-
-
 def last_reading(step: int, measures: Sequence[float]) -> Record:
     """Return the table's row of a layer: the step of its reading, and the values of `MEASURES`."""
     return {"step": step} | {name: short(value) for name, value in zip(MEASURES, measures, strict=False)}
@@ -239,93 +212,6 @@ def frames(steps: Sequence[int], records: Sequence[Record]) -> Record:
 def short(value: Any) -> float | None:
     """Return a number to four digits, which is more than a view can show; None if it is not finite."""
     return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
-
-
-def firing(alerts: Iterable[Record]) -> list[Record]:
-    """Return the alerts that fire at the end, the most severe first, then those that began first."""
-    latest: dict[str, Record] = {}
-    for alert in alerts:
-        latest[alert["id"]] = alert
-    open_ones = [alert for alert in latest.values() if alert["state"] == "firing"]
-    return sorted(open_ones, key=lambda alert: (_rank(alert), alert["since"]))
-
-
-def now(alerts: Sequence[Record], step: int | None, codes: Mapping[str, str]) -> Record:
-    """Return in words what is wrong at the end of a run, from its alerts and the last character of each layer.
-
-    Returns:
-        `level` (a severity, or `quiet`), `title`, and `items` with `layer`, `since`, `title`, `text` and `lines`, one
-        for each of a few layers.
-    """
-    if step is None:
-        return {"level": "quiet", "title": "No reading yet. The first one comes after every= steps.", "items": []}
-    worst = firing(alerts)
-    items = [
-        {
-            "layer": alert["layer"],
-            "since": alert["since"],
-            "severity": alert["severity"],
-            "title": f"{_place(alert)}: {alert['rule'].replace('_', ' ')} since step {alert['since']}"
-            + (", a notice" if alert["severity"] == "info" else ""),
-            "text": _without_heading(alert),
-            "lines": alert.get("lines", []),
-        }
-        for alert in worst
-    ]
-    alerted = {name for alert in worst for name in alert["layers"]}
-    items += [
-        {
-            "layer": name,
-            "since": step,
-            "severity": "warning",
-            "title": f"{name}: {_NOT_OK[code]} at step {step}",
-            "text": "This layer has no numbers. The JSONL has the reason.",
-            "lines": [],
-        }
-        for name, code in codes.items()
-        if code in _NOT_OK and name not in alerted
-    ]
-    if not items:
-        return {"level": "quiet", "title": _quiet(alerts, step), "items": []}
-    serious = [item for item in items if item["severity"] != "info"]
-    return {
-        "level": min((item["severity"] for item in items), key=SEVERITIES.index),
-        "title": f"{count(len(items), 'problem')} now, at step {step}"
-        + ("" if serious else ", none of which is a warning"),
-        "items": items,
-    }
-
-
-_NOT_OK: Final = {CHARACTERS[-3]: "NaN or infinity in the weight", CHARACTERS[-5]: "the reading failed"}
-
-
-def _quiet(alerts: Sequence[Record], step: int) -> str:
-    fired = {alert["id"]: alert for alert in alerts}
-    if not fired:
-        return f"All quiet at step {step}: no alert has fired."
-    last = max(fired.values(), key=lambda alert: alert["step"])
-    return (
-        f"All quiet at step {step}. {len(fired)} earlier {'alert is' if len(fired) == 1 else 'alerts are'} resolved; "
-        f"the last was {last['rule'].replace('_', ' ')} of {_place(last)}, from step {last['since']} to {last['step']}."
-    )
-
-
-def _place(alert: Record) -> str:
-    return named(alert["layers"], most=3) or "the whole run"
-
-
-def _without_heading(alert: Record) -> str:
-    """Return the message without the rule, and without the layers unless it is about other ones than the title."""
-    message = str(alert["message"])
-    heading, found, text = message.partition(f"{alert['rule']}: ")
-    if not found or len(heading) >= len(text):
-        return message
-    text = text[:1].upper() + text[1:]
-    return text if heading in ("", f"{_place(alert)}: ") else f"{heading}{text}"
-
-
-def _rank(alert: Record) -> int:
-    return SEVERITIES.index(alert["severity"]) if alert["severity"] in SEVERITIES else len(SEVERITIES)
 
 
 def _latest_alerts(alerts: Sequence[Record]) -> tuple[list[Record], int]:

@@ -8,15 +8,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from html import escape
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple
 
 from esdmon.glass import assets
 from esdmon.glass.run_data import MAX_COLUMNS, MAX_FRAMES, MAX_POINTS, RunData
-from esdmon.glass.still import still
+from esdmon.glass.static_html import static_html
 from esdmon.records import SCHEMA, Record
 
 MAX_BYTES: Final = 5_000_000
 """Size of a report: what mail takes without complaint. Our choice."""
+_SHARE_WITHOUT_FRAMES: Final = 0.6
+"""Share of the room that maps and lines may take; the rest is for spectra. Our choice."""
 _START: Final = """
 mount(document.getElementById('esdmon'),
   embeddedSource(JSON.parse(document.getElementById('esdmon-data').textContent)));
@@ -50,7 +53,7 @@ def html(runs: Sequence[RunData], *, max_bytes: int = MAX_BYTES) -> str:
             left out: those of layers with an alert or a change of phase are the last to go. The page says so.
     """
     script, style = assets.script() + _START, assets.style()
-    body = still([(run.name, run.overview(_DETAILS[-1].columns)) for run in runs])
+    body = static_html([(run.name, run.overview(_DETAILS[-1].columns)) for run in runs])
     room = max_bytes - len((script + style + body).encode()) - 2000
     data = _fitting(runs, room)
     policy = f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; base-uri 'none'"
@@ -71,21 +74,10 @@ def _fitting(runs: Sequence[RunData], room: int) -> str:
     for detail in _DETAILS:
         views = [_without_frames(run, detail) for run in runs]
         size = len(_json(views).encode())
-        if size <= room * 0.6 or detail is _DETAILS[-1]:
+        if size <= room * _SHARE_WITHOUT_FRAMES:
             break
+    _add_frames(runs, views, count=detail.frames, room=room - size)
     notes = _thinned(runs, detail)
-    left = room - size
-    orders = [run.by_interest() for run in runs]
-    for k in range(max(len(run.layers) for run in runs) if runs else 0):  # in turn, so that each run has its share
-        for run, view, names in zip(runs, views, orders, strict=True):
-            if k < len(names):
-                found = run.frames(names[k], detail.frames)
-                size = len(_json({names[k]: found}).encode())
-                if found["steps"] and size <= left:
-                    view["frames"][names[k]] = found
-                    left -= size
-                elif found["steps"]:
-                    view["omitted"] += 1
     for view in views:
         if view["omitted"]:
             notes.append(
@@ -93,6 +85,24 @@ def _fitting(runs: Sequence[RunData], room: int) -> str:
                 "left out, so that the file stays small. They are in the JSONL."
             )
     return _json({"schema": SCHEMA, "runs": views, "notes": notes})
+
+
+def _add_frames(runs: Sequence[RunData], views: Sequence[Record], *, count: int, room: int) -> None:
+    """Add spectra to the views, `count` of a layer at most, and the number of layers for which there is no room.
+
+    The layers of most interest come first, one of each run in turn, so that each run has its share.
+    """
+    for names in zip_longest(*(run.by_interest() for run in runs)):
+        for run, view, name in zip(runs, views, names, strict=True):
+            found = None if name is None else run.frames(name, count)
+            if not found or not found["steps"]:  # another run has more layers, or this one has no spectrum
+                continue
+            size = len(_json({name: found}).encode())
+            if size <= room:
+                view["frames"][name] = found
+                room -= size
+            else:
+                view["omitted"] += 1
 
 
 def _without_frames(run: RunData, detail: Detail) -> Record:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.glass import contract
+from esdmon.glass.codes import NOT_READ, code_of, rows_of
 from esdmon.records import Alert, LayerReport, Record, Report
 
 MAX_COLUMNS: Final = 2000
@@ -23,7 +24,11 @@ T = TypeVar("T")
 
 @final
 class Series(Generic[T]):
-    """Values by step, of which one to two times `limit` are kept: every first, second, fourth …, and the last."""
+    """Keep values by step: all up to twice `limit` of them, then every second, every fourth, …, and always the last.
+
+    Args:
+        limit: when there are more than twice as many, half of them are dropped.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -53,7 +58,7 @@ class Series(Generic[T]):
 
 @final
 class RunData:
-    """What the views show of one run.
+    """Collect what the views show of one run.
 
     Args:
         name: shown as the name of the run.
@@ -92,8 +97,8 @@ class RunData:
         self._layers |= {layer.name: contract.Layer.of(layer) for layer in report}
         for name in report.waiting:
             self._layers.setdefault(name, contract.Layer.unread(name))
-        codes = dict.fromkeys(self._layers, contract.NOT_READ)
-        codes |= {layer.name: contract.code_of(layer) for layer in report}
+        codes = dict.fromkeys(self._layers, NOT_READ)
+        codes |= {layer.name: code_of(layer) for layer in report}
         for layer in report.new:
             self._lines.setdefault(layer.name, Series(MAX_POINTS)).add(report.x, contract.measures_of(layer))
         for layer in report.new if due is None else due:
@@ -126,7 +131,7 @@ class RunData:
             for name, series in self._lines.items()
             if series.steps
         }
-        rows = contract.rows_of(matrix[chosen])
+        rows = rows_of(matrix[chosen])
         return contract.overview(self.layers, [steps[k] for k in chosen], rows, self.alerts, last)
 
     def lines(self, name: str, points: int = MAX_POINTS) -> Record:
@@ -147,14 +152,14 @@ class RunData:
         """Return the names of the layers: those with an alert, then those whose phase changed, then the others."""
         alerted = {name for alert in self.alerts for name in alert["layers"]}
         matrix = self._matrix()
-        read = matrix != contract.NOT_READ
+        read = matrix != NOT_READ
         changed = {name for k, name in enumerate(self._layers) if np.unique(matrix[read[:, k], k]).size > 1}
         return sorted(self._layers, key=lambda name: (name not in alerted, name not in changed))
 
     def _matrix(self) -> NDArray[np.int8]:
         """Return the codes, of shape (columns, layers); layers that came later were not read before."""
         columns = self._columns.values
-        matrix = np.full((len(columns), len(self._layers)), contract.NOT_READ, dtype=np.int8)
+        matrix = np.full((len(columns), len(self._layers)), NOT_READ, dtype=np.int8)
         for column, codes in zip(matrix, columns, strict=True):
             column[: len(codes)] = codes
         return matrix

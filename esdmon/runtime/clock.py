@@ -22,7 +22,7 @@ from esdmon.torch_private import (
     step_wrapper,
     version_of,
 )
-from esdmon.weights import is_captured
+from esdmon.weights import is_capturing
 
 _log = logging.getLogger("esdmon")
 FOREIGN_STEPS = 20
@@ -150,7 +150,7 @@ class Clock:
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Count a step, once where it calls the step of a parent class, whose hooks fire too."""
         with self._faults.isolated("clock", self._steps, pauses=False):
-            if self._depth() > 1 or is_captured():
+            if self._depth() > 1 or is_capturing():
                 return
             if not is_in_backward():
                 self._count()
@@ -163,7 +163,7 @@ class Clock:
         if optimizer is self._optimizer:
             return
         with self._faults.isolated("clock", self._steps, pauses=False):
-            if is_in_backward() or self._depth() or is_captured():
+            if is_in_backward() or self._depth() or is_capturing():
                 return
             if any(optimizer is inner for inner in self._inner):
                 self._count()
@@ -249,7 +249,7 @@ class _LookOut:
             drop_empty_gradient_hooks(self._weight)
 
     def _after_backward(self, weight: Tensor) -> None:
-        if is_captured() or self._has_moved or self._is_stepping():
+        if is_capturing() or self._has_moved or self._is_stepping():
             return
         self._passes += 1
         if self._passes == 1:

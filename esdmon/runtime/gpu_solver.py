@@ -46,7 +46,7 @@ class GpuSolver:
     @property
     def is_useful(self) -> bool:
         """Return whether any of these matrices is on a GPU."""
-        return any(self._transfers.may_compute(matrix.read().device) for matrix in self._matrices.values())
+        return any(self._transfers.is_accelerator(matrix.read().device) for matrix in self._matrices.values())
 
     def solvable(self) -> frozenset[str]:
         """Return the matrices that a GPU can solve now."""
@@ -57,11 +57,11 @@ class GpuSolver:
         for name, matrix in self._matrices.items():
             with suppress(Exception):  # the reading reports why
                 device = matrix.read().device
-                if name in self._refused or not self._transfers.may_compute(device):
+                if name in self._refused or not self._transfers.is_accelerator(device):
                     continue
                 size = bytes_on_device(matrix)
                 if (device, size) not in has_room:
-                    has_room[device, size] = self._transfers.may_compute(device, size)
+                    has_room[device, size] = self._transfers.has_room(device, size)
                 if has_room[device, size]:
                     found[name] = device
         for device in {*found.values()} - self._warm:

@@ -222,7 +222,7 @@ class Reader:
 
     def drifts(self, names: Iterable[str]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked; NaN where that is not known."""
-        return {} if self._drift is None else self._drift.look(self._model.matrices[name] for name in names)
+        return {} if self._drift is None else self._drift.peek(self._model.matrices[name] for name in names)
 
     def mark(self, name: str) -> Ratio:
         """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
@@ -319,7 +319,7 @@ class Reader:
     def restore_steps(self, state: Plain) -> None:
         """Continue from `step_state()`."""
         self._steps.watch(self._model.matrices.values())
-        self._steps.restore(state["before"], state["last"], state.get("after", {}), state.get("start", {}))
+        self._steps.load_state_dict(state)
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
@@ -344,7 +344,7 @@ class Reader:
         # Vectors and other spectra take a CPU long, in the hook.
         self._gpu.keep({} if self.needs_more else self._model.matrices)
         if self._drift is not None:
-            self._drift.share_among(len(self._model.matrices))
+            self._drift.resize_samples(len(self._model.matrices))
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:

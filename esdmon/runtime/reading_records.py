@@ -51,7 +51,7 @@ class ReadingRecords:
             trainable=self._model.is_trainable(matrix.name),
             step_ratio=last.ratio,
             step_growth=last.growth,
-            start_ratio=last.way,
+            start_ratio=last.start_ratio,
             in_optimizer=self._held.holds(matrix),
             learning_rate=self._held.learning_rate(matrix),
             weight_decay=self._held.weight_decay(matrix),

@@ -10,7 +10,7 @@ from torch import nn
 
 from esdmon.errors import InputError
 from esdmon.records import Coverage
-from esdmon.weights import Matrix, Model, StackSize, Watched, nominal_seconds, structure, unread
+from esdmon.weights import Matrix, Model, StackSize, Watched, describe_unreadable, nominal_seconds, structure
 
 _log = logging.getLogger("esdmon")
 _TRIES = 3  # more, for what fails while weights are looked for; our choice
@@ -32,7 +32,7 @@ class WatchedModel:
         self._model = model
         self._discover = discover
         self._has_warned = False
-        self._unread: list[str] = []
+        self._unreadable: list[str] = []
         self._structure: tuple[object, ...]
         self._tries = 0
         self._take_up(discover())
@@ -128,14 +128,14 @@ class WatchedModel:
         self._structure = ()
         if isinstance(self._model, nn.Module):  # others are not in training, and their report has the reasons
             self._structure = structure(self._model)
-            self._log_unread(unread(watched))
+            self._log_unreadable(describe_unreadable(watched))
 
-    def _log_unread(self, sentences: list[str]) -> None:
+    def _log_unreadable(self, sentences: list[str]) -> None:
         level = logging.WARNING if _is_first_rank() else logging.DEBUG
         for sentence in sentences:
-            if sentence not in self._unread:
+            if sentence not in self._unreadable:
                 _log.log(level, "esdmon: %s", sentence)
-        self._unread = sentences
+        self._unreadable = sentences
 
     def _accelerators(self) -> set[torch.device]:
         weights = self._model.parameters() if isinstance(self._model, nn.Module) else self._model.values()

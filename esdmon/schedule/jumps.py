@@ -26,7 +26,7 @@ class _Recent:
     """|Δ ln ‖W‖| from sample to sample."""
     shifts: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT))
     norm: float = math.nan
-    way: float = math.nan
+    start_ratio: float = math.nan
 
     def jumps(self, ratio: float, change: float) -> bool:
         """Return whether a step or a norm jumps, or a weight stops."""
@@ -36,12 +36,12 @@ class _Recent:
         has_changed = change > FACTOR * max(_LEAST, *self.changes)
         return has_stopped or has_changed or ratio > FACTOR * max(self.ratios)
 
-    def is_replaced(self, shift: float, way: float) -> bool:
+    def is_replaced(self, shift: float, start_ratio: float) -> bool:
         """Return whether a weight has jumped since the last sample to other values, or is set back to its start."""
         if len(self.changes) < _KNOWN:
             return False
         usual = FACTOR * max(self.shifts, default=math.inf)
-        return shift > max(_REPLACED, usual) or self.way - way > max(_LEAST, usual)
+        return shift > max(_REPLACED, usual) or self.start_ratio - start_ratio > max(_LEAST, usual)
 
 
 @final
@@ -58,22 +58,22 @@ class JumpDetector:
         the same step only.
         """
         found, is_replaced = [], False
-        for name, (norm, ratio, _, shift, way) in samples.items():
+        for name, (norm, ratio, _, shift, start_ratio) in samples.items():
             recent = self._recent.setdefault(name, _Recent())
             change = abs(math.log(norm / recent.norm)) if norm > 0 and recent.norm > 0 else math.nan
             if recent.jumps(ratio, change):
                 found.append(name)
-            is_replaced = is_replaced or recent.is_replaced(shift, way)
+            is_replaced = is_replaced or recent.is_replaced(shift, start_ratio)
             for value, kept in ((ratio, recent.ratios), (change, recent.changes), (shift, recent.shifts)):
                 if math.isfinite(value):
                     kept.append(value)
-            recent.norm, recent.way = norm, way
+            recent.norm, recent.start_ratio = norm, start_ratio
         return list(samples) if is_replaced else found
 
     def state_dict(self) -> dict[str, list[Any]]:
         """Return the recent values of each layer, as plain data."""
         return {
-            name: [list(each.ratios), list(each.changes), each.norm, list(each.shifts), each.way]
+            name: [list(each.ratios), list(each.changes), each.norm, list(each.shifts), each.start_ratio]
             for name, each in self._recent.items()
         }
 

@@ -15,5 +15,5 @@ class StepSample(NamedTuple):
     """Relative change of the norm by the step, negative where it shrinks."""
     shift: float = 0.0
     """‖ΔW‖/‖W‖ since the end of the last sample, before the step; 0 where there was none."""
-    way: float = math.nan
+    start_ratio: float = math.nan
     """‖W − W₀‖ over the larger of ‖W‖ and ‖W₀‖, after the step; W₀ is the weight when it was first seen."""

@@ -85,7 +85,7 @@ def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
     )
     check_size(stack.shape, weight.least)
     shape = max(stack.shape[1:]), min(stack.shape[1:])
-    elements = replace(elements, trap=_take_apart(whole, elements, shape, scale))
+    elements = replace(elements, trap=_trap_elements(whole, elements, shape, scale))
     exact = weight.exact or whole.dtype == np.float64
     facts = Facts(shape, scale, elements, weight.dtype, weight.view, weight.kind, exact, weight.also)
     derived = {name: make(stack, margins) for name, make in _DERIVED.items() if name in weight.also}
@@ -186,7 +186,7 @@ def _drop(stack: Array, rows: Bools, columns: Bools) -> Array:
     return stack if columns.all() else stack[:, :, columns]
 
 
-def _take_apart(stack: Array, elements: Elements, shape: tuple[int, int], scale: float) -> TrapElements | None:
+def _trap_elements(stack: Array, elements: Elements, shape: tuple[int, int], scale: float) -> TrapElements | None:
     """Return the elements beyond the transition; None without a trap. See `esdmon.spectrum.traps`."""
     n, m = shape
     if not max(parts_of_trap(elements, n, m)) > 1:

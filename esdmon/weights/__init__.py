@@ -5,7 +5,7 @@ from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
 from esdmon.weights.device.cost import bytes_on_device as bytes_on_device
 from esdmon.weights.device.cost import nominal_seconds as nominal_seconds
 from esdmon.weights.device.cost import seconds_on_device as seconds_on_device
-from esdmon.weights.device.cuda import is_captured as is_captured
+from esdmon.weights.device.cuda import is_capturing as is_capturing
 from esdmon.weights.device.eigen import export as export
 from esdmon.weights.device.eigen import read_spectrum as read_spectrum
 from esdmon.weights.device.precision import check_precision as check_precision
@@ -34,8 +34,8 @@ from esdmon.weights.matrix import StackSize as StackSize
 from esdmon.weights.outline import filled as filled
 from esdmon.weights.selection import Selection as Selection
 from esdmon.weights.selection import n_parameters as n_parameters
-from esdmon.weights.sharded import part_of as part_of
+from esdmon.weights.sharded_matrices import part_of as part_of
 from esdmon.weights.shards import Shard as Shard
-from esdmon.weights.unreadable import unread as unread
+from esdmon.weights.unreadable import describe_unreadable as describe_unreadable
 from esdmon.weights.validation import MIN_EIGENVALUES as MIN_EIGENVALUES
 from esdmon.weights.views import TrainingViews as TrainingViews

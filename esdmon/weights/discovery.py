@@ -1,40 +1,26 @@
-"""Find the matrices of a model: each is named, each is found once, and all other parameters are skipped with a reason.
-
-Discovery is by parameter: what an extractor knows is read as it says, any other 2-D parameter as one matrix, and a
-`weight` of more sides as from a file, so that layers of the user's own are watched without any setup.
-"""
+"""Find the matrices of a model, select those to read, and count the parameters that they cover."""
 
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from esdmon.errors import InputError, UnwatchableError
 from esdmon.records import Coverage
-from esdmon.torch_private import parameters_of
-from esdmon.weights import stacks
-from esdmon.weights.kinds import MATRIX_DIMENSIONS, SCALES, why_no_weight
+from esdmon.weights.found import Found
 from esdmon.weights.layers.extract import Extractor, extract
-from esdmon.weights.layers.parametrized import parametrizations_in_eval_mode, with_computed_weights
-from esdmon.weights.layers.quantized import Materializer, materialize, unpacker, with_float8
-from esdmon.weights.layers.torch_nn import EMBEDDING
+from esdmon.weights.layers.find import find_in_module
+from esdmon.weights.layers.quantized import Materializer, materialize, unpacker
 from esdmon.weights.matrix import Matrix, mark_unreadable, reason_for
-from esdmon.weights.names import named_modules, unwrap
-from esdmon.weights.optional_layers import is_embedding_name, mark_optional, output_heads
-from esdmon.weights.outline import Outline
+from esdmon.weights.names import unwrap
+from esdmon.weights.non_weights import why_not_a_weight
+from esdmon.weights.optional_layers import mark_optional
 from esdmon.weights.reference import ReferenceWeight, differences
 from esdmon.weights.selection import Selection, coverage, problems, select
-from esdmon.weights.sharded import with_shards
-from esdmon.weights.shards import find_shards
 from esdmon.weights.state import find_in_state
-from esdmon.weights.state.layouts import parts_of
 
 Model = nn.Module | Mapping[str, Tensor]
-NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
-"""Layers of torch.nn whose parameters may have two or more sides without being matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,36 +78,22 @@ def discover(
 
     # Weak references: a parameter that the model replaces must not stay in memory because it was counted here.
     parameters = {name: weakref.ref(parameter) for name, parameter in found.parameters.items()}
-    matrices, lost = found.matrices, found.lost
+    matrices, left_out = found.matrices, found.left_out
 
     def recount(unread: Mapping[str, str]) -> Coverage:
         alive = {name: parameter for name, reference in parameters.items() if (parameter := reference()) is not None}
-        return coverage(alive, matrices, reasons, lost, unread)
+        return coverage(alive, matrices, reasons, left_out=left_out, unread=unread)
 
     chosen += tuple(view for view in further if not reasons[view.name])
     return Watched(chosen, recount({}), recount, found.failures, wrong)
 
 
-@dataclass(slots=True)
-class _Found:
-    """All matrices of a model, and all its parameters, by canonical name."""
-
-    matrices: list[Matrix] = field(default_factory=list)
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    heads: set[int] = field(default_factory=set)
-    """Ids of the parameters that the model names as its output."""
-    failures: dict[str, str] = field(default_factory=dict)
-    """Modules that could not be searched, and the error."""
-    lost: dict[int, str] = field(default_factory=dict)
-    """Ids of the parameters of those modules, and the error."""
-
-
-def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Found:
+def _find(model: Model, extractor: Extractor, materializer: Materializer) -> Found:
     if isinstance(model, nn.Module):
         _check_initialized(model)
-        found = _find_in_module(model, extractor)
+        found = find_in_module(model, extractor)
     elif isinstance(model, Mapping):
-        found = _find_in_mapping(model)
+        found = find_in_state(model)
     else:
         kind = type(model).__name__
         raise UnwatchableError(f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}")
@@ -130,7 +102,7 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> _Fo
     return found
 
 
-def _why_none(found: _Found) -> str:
+def _why_none(found: Found) -> str:
     """Return why no parameter of a model is a matrix."""
     empty = sum(parameter.numel() == 0 for parameter in found.parameters.values())
     if empty:
@@ -139,7 +111,7 @@ def _why_none(found: _Found) -> str:
             "join its shards first"
         )
     kinds = [
-        found.lost.get(id(parameter)) or why_no_weight(name, parameter, found.parameters)
+        found.left_out.get(id(parameter)) or why_not_a_weight(name, parameter, found.parameters)
         for name, parameter in found.parameters.items()
     ]
     others = [kind for kind in dict.fromkeys(kinds) if kind not in ("", "vectors")]
@@ -148,7 +120,7 @@ def _why_none(found: _Found) -> str:
     return "esdmon reads parameters of two or more dimensions"
 
 
-def _nothing_in(model: Model, found: _Found) -> InputError:
+def _nothing_in(model: Model, found: Found) -> InputError:
     kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
     return UnwatchableError(f"{kind} has no weight matrix to read: {_why_none(found)}")
 
@@ -164,151 +136,3 @@ def _materialize(matrix: Matrix, materializer: Materializer) -> Matrix:
         return materialize(matrix, materializer)
     except Exception as error:  # noqa: BLE001 -- a plugin's materializer, or a weight of an unusual kind
         return mark_unreadable(matrix, reason_for(error))
-
-
-def _find_in_module(model: nn.Module, extractor: Extractor) -> _Found:
-    """Find matrices and parameters; a weight that several modules share has the first name, the others as aliases."""
-    found = _Found()
-    outline = Outline(model, find_shards(model))
-    claimed: set[int] = set()
-    for name, module in named_modules(outline.model):
-        if isinstance(module, parametrize.ParametrizationList):
-            continue
-        matrices = _extract_isolated(name, module, extractor, found)
-        if _only_scales(module):
-            found.lost |= {id(scale): SCALES for scale in module.parameters(recurse=False) if scale.ndim > 1}
-        own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
-        found.matrices += [matrix for matrix, ids in own if not claimed & ids]
-        claimed.update(*(ids for matrix, ids in own if not matrix.detail))
-    names = _name_parameters(outline.model, found)
-    found.matrices = [with_shards(_with_aliases(matrix, names), outline, names) for matrix in found.matrices]
-    found.heads = output_heads(unwrap(outline.model))
-    return found
-
-
-def _extract_isolated(name: str, module: nn.Module, extractor: Extractor, found: _Found) -> list[Matrix]:
-    """Return the matrices of a module; where that raises, its parameters as unreadable ones."""
-    try:
-        return _extract(name, module, extractor)
-    except Exception as error:  # noqa: BLE001 -- a user's layer or a plugin's extractor: the others are still found
-        why = found.failures[name or type(module).__name__] = reason_for(error)
-        found.lost |= {id(weight): why for weight in module.parameters(recurse=False)}
-        return [mark_unreadable(matrix, why) for matrix in _by_parameter(name, module, MATRIX_DIMENSIONS)]
-
-
-def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]:
-    """Return what the extractor finds in a module, and each of its own 2-D weights besides."""
-    with parametrizations_in_eval_mode(module):
-        matrices = extractor(name or type(module).__name__, module)
-        if matrices is None and _only_scales(module):
-            return []
-        if matrices is None:
-            return _completed(module, [*_by_parameter(name, module, {2}), *_by_layout(name, module)])
-        found = _completed(module, matrices)
-        known = {id(parameter) for matrix in found for parameter in matrix.parameters()}
-        others = _by_parameter(name, module, {2}) if found and _are_plain(found) else ()
-        return found + [_checked(matrix) for matrix in others if known.isdisjoint(map(id, matrix.parameters()))]
-
-
-def _completed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
-    """Return the matrices of one module, read as what acts, those that do not fit their layer marked."""
-    return with_float8(module, [_checked(matrix) for matrix in with_computed_weights(module, matrices)])
-
-
-def _are_plain(matrices: Sequence[Matrix]) -> bool:
-    """Return whether each matrix of a module is a parameter of it, so that the other parameters are behind none."""
-    return all(matrix.detail or (matrix.made_of is None and not matrix.unreadable) for matrix in matrices)
-
-
-def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> Iterator[Matrix]:
-    for attribute, parameter in module.named_parameters(recurse=False):
-        if parameter.ndim in dimensions and not why_no_weight(f"{name}.{attribute}", parameter):
-            why = EMBEDDING if is_embedding_name(attribute) else ""
-            read = partial(getattr, module, attribute)
-            yield Matrix(_parameter_name(name, module, attribute), read, stacks.linear, on_request=why)
-
-
-def _only_scales(module: nn.Module) -> bool:
-    """Return whether a module multiplies each number by its own: a norm, or one with as many biases as weights."""
-    own = parameters_of(module)
-    weight, bias = own.get("weight"), own.get("bias")
-    is_elementwise = weight is not None and bias is not None and weight.ndim > 1 and weight.shape == bias.shape
-    return is_elementwise or isinstance(module, NORMS)
-
-
-def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
-    """Yield the weights of more than two sides of a module of an unknown kind, as the same would be read from a file.
-
-    They are kernels, of which the module may say the number of groups, and stacks of matrices.
-    """
-    own = {f"{name}.{attribute}": parameter for attribute, parameter in module.named_parameters(recurse=False)}
-    shapes = {full_name: parameter.shape for full_name, parameter in own.items()}
-    for full_name, parameter in own.items():
-        is_vector = parameter.numel() == max(parameter.shape, default=0)
-        if parameter.ndim in MATRIX_DIMENSIONS[1:] and not is_vector and not why_no_weight(full_name, parameter):
-            attribute = full_name.removeprefix(f"{name}.")
-            for part in parts_of(full_name, shapes, {}, groups=_groups_of(module)):
-                end = f"/{part.label}" if part.label else ""
-                whole = _parameter_name(name, module, attribute)
-                yield Matrix(f"{whole}{end}", partial(getattr, module, attribute), part.to_stack)
-
-
-def _groups_of(module: nn.Module) -> int | None:
-    """Return the groups that a convolution of the user's own says it has; None where it does not."""
-    groups = vars(module).get("groups")
-    return groups if isinstance(groups, int) and groups > 0 else None
-
-
-def _parameter_name(name: str, module: nn.Module, attribute: str) -> str:
-    """Return the name of a matrix that is one parameter; parameters of the model itself have no prefix."""
-    if attribute == "weight":
-        return name or type(module).__name__
-    return f"{name}.{attribute}" if name else attribute
-
-
-def _checked(matrix: Matrix) -> Matrix:
-    """Return the matrix, marked as unreadable where the shape of its weight does not fit its layer."""
-    try:
-        matrix.parameters()
-        matrix.size()
-    except Exception as error:  # noqa: BLE001 -- reported as the reason
-        return mark_unreadable(matrix, reason_for(error))
-    return matrix
-
-
-def _name_parameters(model: nn.Module, found: _Found) -> dict[int, list[str]]:
-    """Add all parameters of a model to `found` under their first names; return all names by id of the parameter."""
-    names: dict[int, list[str]] = {}
-    for name, module in named_modules(model, every_name=True):
-        for attribute, parameter in module.named_parameters(recurse=False):
-            full_name = f"{name}.{attribute}" if name else attribute
-            if id(parameter) not in names:
-                found.parameters[full_name] = parameter
-            names.setdefault(id(parameter), []).append(full_name)
-    for matrix in found.matrices:
-        for stand_in in matrix.made_of() if matrix.made_of is not None else ():
-            if id(stand_in) not in names and stand_in.is_meta:  # of a packed weight, which no parameter holds
-                full_name = _name_of_packed(matrix.name)
-                found.parameters[full_name] = stand_in
-                names[id(stand_in)] = [full_name]
-    return names
-
-
-def _name_of_packed(name: str) -> str:
-    path = name.partition("/")[0]
-    return path if path.rpartition(".")[2].startswith("weight_") else f"{path}.weight"
-
-
-def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
-    parameters = matrix.parameters()
-    if len(parameters) != 1:
-        return matrix
-    others = [name.removesuffix(".weight") for name in names.get(id(parameters[0]), ())[1:]]
-    part = matrix.name.partition("/")[2]
-    return replace(matrix, aliases=tuple(f"{other}/{part}" if part else other for other in others))
-
-
-def _find_in_mapping(weights: Mapping[str, Tensor]) -> _Found:
-    inside = find_in_state(weights)
-    matrices = [_checked(matrix) for matrix in inside.matrices]
-    return _Found(matrices, inside.parameters, lost=inside.left_out)

@@ -18,6 +18,8 @@ from torch import Tensor
 from esdmon.errors import UnreadableError
 from esdmon.isolation import describe
 from esdmon.records.table import matches
+from esdmon.weights import stacks
+from esdmon.weights.non_weights import NESTED
 from esdmon.weights.shards import Shard
 
 
@@ -47,7 +49,7 @@ class Matrix:
     """Unique in the model: the module's canonical name, or that of a parameter not called `weight`; then `/part`."""
     read: Callable[[], Tensor]
     """Returns the current weight; it may require grad."""
-    to_stack: Callable[[Tensor], Tensor]
+    to_stack: stacks.ToStack
     """Converts the weight to (slices, rows, columns); a view where possible."""
     made_of: Callable[[], tuple[Tensor, ...]] | None = None
     """Returns the parameters that the weight is computed from; None where the weight is a parameter itself."""
@@ -111,6 +113,8 @@ class Matrix:
         """Return the size of the stack that `weight`, a value of this handle, becomes; see `size`."""
         if not isinstance(weight, Tensor):
             raise UnreadableError("skipped", f"its weight is {repr(weight)[:60]}, not a tensor")
+        if weight.is_nested:
+            raise UnreadableError("skipped", NESTED)
         size = self._sizes.get(weight.shape)
         if size is None:
             size = self._sizes[weight.shape] = self._compute_size(weight.shape)
@@ -155,12 +159,22 @@ def mark_unreadable(
     return replace(
         matrix,
         read=partial(_raise_unreadable, reason),
-        to_stack=_unchanged,
+        to_stack=stacks.identity,
         made_of=lambda: behind,
         outline=partial(torch.empty, shape, device="meta"),
         unreadable=reason,
         probe=None,
     )
+
+
+def checked(matrix: Matrix) -> Matrix:
+    """Return the matrix, marked as unreadable where the shape of its weight does not fit its layer."""
+    try:
+        matrix.parameters()
+        matrix.size()
+    except Exception as error:  # noqa: BLE001 -- reported as the reason
+        return mark_unreadable(matrix, reason_for(error))
+    return matrix
 
 
 def reason_for(error: Exception) -> str:
@@ -187,7 +201,3 @@ def _tensors_behind(matrix: Matrix) -> tuple[Tensor, ...]:
 
 def _raise_unreadable(reason: str) -> Tensor:
     raise UnreadableError("skipped", reason)
-
-
-def _unchanged(weight: Tensor) -> Tensor:
-    return weight

@@ -1,4 +1,7 @@
-"""`Outline`: a model in which each shard is a tensor of the whole weight's shape, and what puts values in its place."""
+"""`Outline`: a copy of a model in which each shard has a stand-in, a tensor of the whole weight's shape without values.
+
+`filled` substitutes values for stand-ins.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +19,11 @@ _filled: ContextVar[Mapping[int, nn.Parameter]] = ContextVar("filled", default={
 
 @contextmanager
 def filled(values: Mapping[int, Tensor]) -> Iterator[None]:
-    """Have stand-ins read as values, in this thread and block only: by id of the stand-in."""
+    """Substitute values for stand-ins while the block runs, in this thread only.
+
+    Args:
+        values: by id of the stand-in, in its shape.
+    """
     # As parameters, since `get_parameter` checks that.
     token = _filled.set({key: nn.Parameter(value, requires_grad=False) for key, value in values.items()})
     try:

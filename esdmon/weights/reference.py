@@ -1,4 +1,4 @@
-"""W − W₀: the change of each weight since a reference state of the same model."""
+"""Read W − W₀, the change of each weight since a reference state of the same model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from esdmon.errors import InputError, UnreadableError, as_list, nearest
+from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
-from esdmon.weights.kinds import why_no_weight
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.validation import MIN_EIGENVALUES, check_kind, min_eigenvalues
+from esdmon.weights.non_weights import of_unknown_layout, why_not_a_weight
+from esdmon.weights.validation import MIN_EIGENVALUES, min_eigenvalues, why_unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,9 @@ def coverage(
     parameters: Mapping[str, Tensor],
     found: Sequence[Matrix],
     reasons: Mapping[str, str],
-    lost: Mapping[int, str] | None = None,
-    unread: Mapping[str, str] | None = None,
+    *,
+    left_out: Mapping[int, str],
+    unread: Mapping[str, str],
 ) -> Coverage:
     """Count how many of a model's parameters, by element, the selected matrices cover.
 
@@ -84,13 +85,13 @@ def coverage(
         parameters: all parameters of the model by name.
         found: all its matrices.
         reasons: why each is left out, from `select`.
-        lost: by id of a parameter, why the module that holds it could not be searched.
+        left_out: by id of a parameter, why it is not a matrix, or the error in the search of its module.
         unread: by name of a selected matrix, why its reading gave nothing.
     """
     watched: dict[int, Fraction] = {}
-    why: dict[int, str] = dict(lost or {})
+    why: dict[int, str] = dict(left_out)
     for matrix in found:
-        reason = reasons[matrix.name] or _why_unreadable(matrix) or (unread or {}).get(matrix.name, "")
+        reason = reasons[matrix.name] or _why_not_read(matrix) or unread.get(matrix.name, "")
         for parameter in matrix.whole_parameters():
             if reason and not matrix.detail:
                 why.setdefault(id(parameter), reason)
@@ -141,20 +142,20 @@ def _why_unfit(matrix: Matrix, low: int, high: float) -> str:
     return "left out by min_eigenvalues=" if low > MIN_EIGENVALUES and size.n_eigenvalues < low else ""
 
 
-def _why_unreadable(matrix: Matrix) -> str:
+def _why_not_read(matrix: Matrix) -> str:
+    """Return why a selected matrix gives no numbers, as far as its type and shape say; empty for one that may."""
     if matrix.unreadable:
         return matrix.unreadable
     if matrix.outline is None and not matrix.shards:
-        try:
-            check_kind(matrix.read())
-        except UnreadableError as error:
-            return error.reason
+        reason = why_unreadable(matrix.read())
+        if reason:
+            return reason
     least = min_eigenvalues(matrix.view)
     return f"fewer than {least} eigenvalues" if matrix.size().n_eigenvalues < least else ""
 
 
 def _why_unclaimed(name: str, parameter: Tensor) -> str:
-    return why_no_weight(name, parameter) or f"{parameter.ndim}-D parameters of unknown layout"
+    return why_not_a_weight(name, parameter) or of_unknown_layout(parameter)
 
 
 def _patterns(argument: str, given: Sequence[str]) -> list[str]:

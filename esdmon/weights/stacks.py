@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+ToStack = Callable[[Tensor], Tensor]
+"""Converts a weight to a stack."""
+
 
 def identity(weight: Tensor) -> Tensor:
     """Return a weight that is a stack already."""
@@ -33,7 +36,7 @@ def convolution(weight: Tensor, *, groups: int = 1, dimensions: int | None = Non
 
 
 def modulated(weight: Tensor) -> Tensor:
-    """Return (1, outputs, inputs, *kernel), which StyleGAN 2 multiplies for each sample, as one slice a position."""
+    """Return (1, outputs, inputs, *kernel), as StyleGAN 2 has it, as one slice for each kernel position."""
     return convolution(weight.squeeze(0))
 
 
@@ -53,22 +56,29 @@ def _check_dimensions(weight: Tensor, dimensions: int | None) -> None:
 
 
 def some_rows(weight: Tensor, *, start: int, stop: int) -> Tensor:
-    """Return one of several matrices that a 2-D weight holds above each other."""
+    """Return the rows from `start` up to `stop` of a 2-D weight that holds several matrices above each other."""
     return weight[start:stop].unsqueeze(0)
 
 
 def some_columns(weight: Tensor, *, start: int, stop: int) -> Tensor:
-    """Return one of several matrices that a 2-D weight holds side by side."""
+    """Return the columns from `start` up to `stop` of a 2-D weight that holds several matrices side by side."""
     return weight[:, start:stop].unsqueeze(0)
 
 
 def rows_of_heads(weight: Tensor, *, part: int, parts: int, size: int) -> Tensor:
-    """Return one of several matrices that alternate in blocks of `size` rows, one block of each for every head."""
+    """Return one of the matrices of a 2-D weight that alternate in blocks of `size` rows, a block of each per head.
+
+    Args:
+        weight: holds them.
+        part: which of them, from 0.
+        parts: how many there are.
+        size: outputs of one head.
+    """
     runs = weight.reshape(-1, parts, size, weight.shape[1])
     return runs[:, part].reshape(1, -1, weight.shape[1])
 
 
-def one_head(weight: Tensor, *, of: Callable[[Tensor], Tensor], dim: int, start: int, size: int) -> Tensor:
+def one_head(weight: Tensor, *, of: ToStack, dim: int, start: int, size: int) -> Tensor:
     """Return some outputs of a projection.
 
     Args:

@@ -1,13 +1,14 @@
 """Describe the weights of a model that cannot be read, in sentences for the log."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from esdmon.records.text import named
 from esdmon.weights.discovery import Watched
 
-_MAX_NAMED = 3  # layers or modules named in one sentence
+_MAX_NAMED = 3  # layers in one sentence
 
 
-def unread(watched: Watched) -> list[str]:
+def describe_unreadable(watched: Watched) -> list[str]:
     """Return one sentence on unreadable matrices, and one for each error in the search of modules."""
     sentences = [_on_modules(why, watched.failures) for why in dict.fromkeys(watched.failures.values())]
     wholes = [matrix for matrix in watched.matrices if not matrix.detail]
@@ -28,10 +29,5 @@ def _on_matrices(reasons: Mapping[str, str], total: int) -> str:
 
 
 def _on_modules(why: str, failures: Mapping[str, str]) -> str:
-    modules = [name for name, reason in failures.items() if reason == why]
-    return f"searching {_listed(modules)} for weights raised {why}. Their weights are not read."
-
-
-def _listed(names: Sequence[str]) -> str:
-    rest = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more modules" if rest > 0 else "")
+    modules = named(name for name, reason in failures.items() if reason == why)
+    return f"the search for weights raised {why} in {modules}. Their weights are not read."

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import UnreadableError
+from esdmon.weights.non_weights import NESTED
 from esdmon.weights.shards import SHARDED
 
 MIN_EIGENVALUES = 10
@@ -20,10 +21,12 @@ def check_kind(weight: Tensor) -> None:
     """Raise for a weight that holds no whole matrix of real numbers, by its dtype, type and shape alone.
 
     Raises:
-        UnreadableError: for sparse, packed, integer and complex weights, shards, and empty weights.
+        UnreadableError: for nested, sparse, packed, integer and complex weights, shards, and empty weights.
     """
+    if weight.is_nested:
+        raise UnreadableError("skipped", NESTED)
     if weight.layout != torch.strided:
-        kind = "nested" if weight.is_nested else str(weight.layout).removeprefix("torch.")
+        kind = str(weight.layout).removeprefix("torch.")
         raise UnreadableError("skipped", f"a {kind} tensor: convert it to an ordinary one, with to_dense()")
     if weight.is_complex():
         raise UnreadableError("skipped", f"its numbers are complex ({weight.dtype}); {_REMEDY}")

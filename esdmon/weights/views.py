@@ -1,4 +1,4 @@
-"""What moves a weight, as matrices that are read on request: its last update, and the momentum of its optimizer.
+"""Offer what moves a weight as matrices that are read on request: its last update, and the optimizer's momentum.
 
 `*/update` in `layers=` is W − W at the reading before, and `*/momentum` the running mean of the gradients that the
 optimizer keeps. They have measures, and neither a phase nor alerts, which are defined for weights. Both are offered for
@@ -24,18 +24,18 @@ from esdmon.weights.validation import check_readable
 
 _UPDATE = "the update since the last reading is read on request: '*/update' in layers="
 _MOMENTUM = "the optimizer's momentum is read on request: '*/momentum' in layers="
-MOMENTA = ("exp_avg", "momentum_buffer")
+_MOMENTA = ("exp_avg", "momentum_buffer")
 """Keys of the running mean of the gradients in an optimizer's state: of Adam and its kind; of SGD and Muon."""
 
 
 @final
 class TrainingViews:
-    """The views of a model's weights while it trains.
+    """Make the views of a model's weights, and keep the copies that they need.
 
     Of each weight whose update is read there are two copies in main memory: as it was at the last two readings.
 
     Args:
-        optimizers: asked for momenta.
+        optimizers: those of the model, whose states hold the momenta; without any, updates only are offered.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
@@ -50,7 +50,9 @@ class TrainingViews:
         return [view for matrix in offered for view in self._views(matrix)]
 
     def mark(self, name: str) -> None:
-        """Copy the weight behind an update, which is then the one since the last call; do nothing for other names.
+        """Copy the weight behind an update, so that the update is the one since the last call.
+
+        Do nothing for the name of any other matrix.
 
         Raises:
             UnreadableError: for a weight that holds no numbers; see `check_readable`.
@@ -98,11 +100,11 @@ class TrainingViews:
         weight = matrix.read()
         for optimizer in self._optimizers:
             state = optimizer.state.get(weight, {})
-            for key in MOMENTA:
+            for key in _MOMENTA:
                 momentum = state.get(key)
                 if isinstance(momentum, Tensor) and momentum.shape == weight.shape:
                     return momentum
-        raise UnreadableError("skipped", f"the optimizer holds no momentum of it, neither {' nor '.join(MOMENTA)}")
+        raise UnreadableError("skipped", f"the optimizer holds no momentum of it, neither {' nor '.join(_MOMENTA)}")
 
 
 def _is_offered(matrix: Matrix) -> bool:

@@ -35,7 +35,8 @@ def small_alexnet(*, channels: int = 1, dropout: float = 0.0) -> nn.Sequential:
     """Return a smaller MiniAlexNet for 16 × 16 images: FC1 is 1024 × 384, FC2 is 384 × 192.
 
     It has a third of the channels and no batch norm, so a step costs a fifteenth. The fully connected layers, which the
-    paper studies, keep their sizes except for FC1's inputs. `esdmon demo` trains this network without dropout.
+    paper studies, keep their sizes except for FC1's inputs. Without dropout it is the network of
+    `examples/batch_size_sweep.py`.
     """
     return _initialised(
         conv1=nn.Conv2d(channels, 32, 5, padding=2),

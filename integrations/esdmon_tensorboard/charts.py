@@ -14,6 +14,7 @@ from typing import Any, Final, final
 import numpy as np
 
 from esdmon.glass import contract
+from esdmon.glass.codes import CHARACTERS, NOT_READ, rows_of
 from esdmon.glass.run_data import MAX_COLUMNS
 from esdmon.records import SCHEMA, Record
 from esdmon.spectrum import Phase
@@ -43,7 +44,7 @@ class ChartedRun:
         if after == cursor:
             return {"schema": SCHEMA, "cursor": cursor, "unchanged": True}
         place = {step: column for column, step in enumerate(steps)}
-        codes = np.full((len(steps), len(names)), contract.NOT_READ, dtype=np.int8)
+        codes = np.full((len(steps), len(names)), NOT_READ, dtype=np.int8)
         for row, points in enumerate(series.values()):
             for step, value in points.items():
                 codes[place[step] :, row] = min(max(round(value), _LOWEST), _HIGHEST)
@@ -51,7 +52,7 @@ class ChartedRun:
         view = contract.overview(
             [contract.Layer.unread(name) for name in names],
             [steps[k] for k in chosen],
-            contract.rows_of(codes[chosen]),
+            rows_of(codes[chosen]),
             alerts,
             self._last(names),
         )
@@ -109,11 +110,11 @@ def _frame(point: Datum, fits: dict[str, dict[int, float]]) -> Record:
     bins = np.asarray(point.numpy, dtype=float)
     at_step = {name: values.get(point.step) for name, values in fits.items()}
     phase = at_step.pop("phase")
-    code = contract.NOT_READ if phase is None else min(max(round(phase), _LOWEST), _HIGHEST)
+    code = NOT_READ if phase is None else min(max(round(phase), _LOWEST), _HIGHEST)
     fit: dict[str, Any] = {name: contract.short(value) for name, value in at_step.items()}
     counts = [round(count) for count in bins[:, 2]]
     edges = {"low": contract.short(bins[0, 0]), "high": contract.short(bins[-1, 1])}
-    return edges | {"counts": counts, "top": [], "phase": contract.CHARACTERS[code]} | fit
+    return edges | {"counts": counts, "top": [], "phase": CHARACTERS[code]} | fit
 
 
 def _text(point: Datum) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.glass import contract
+from esdmon.glass.codes import NOT_READ, rows_of
 from esdmon.glass.run_data import MAX_COLUMNS
 from esdmon.records import SCHEMA, Record
 from esdmon_tensorboard import tensors
@@ -149,10 +150,10 @@ class StoredRun:
         view = contract.overview(
             layers,
             [new[k].step for k in chosen],
-            contract.rows_of(codes[chosen]),
+            rows_of(codes[chosen]),
             alerts,
             self._last(layers),
-            final=None if not points else (points[-1].step, contract.rows_of(self._codes(points[-1:], layers))),
+            final=None if not points else (points[-1].step, rows_of(self._codes(points[-1:], layers))),
         )
         return view | {"cursor": str(cursor), "append": known > 0}
 
@@ -184,7 +185,7 @@ class StoredRun:
 
     def _codes(self, points: Sequence[Datum], layers: Sequence[contract.Layer]) -> NDArray[np.int8]:
         """Return the codes of the layers, of shape (points, layers)."""
-        codes = np.full((len(points), len(layers)), contract.NOT_READ, dtype=np.int8)
+        codes = np.full((len(points), len(layers)), NOT_READ, dtype=np.int8)
         index = {layer.name: k for k, layer in enumerate(layers)}
         places = {id(version): np.array([index[layer.name] for layer in version], int) for version in self._versions}
         for column, point in enumerate(points):

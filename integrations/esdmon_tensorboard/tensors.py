@@ -6,7 +6,7 @@ TensorBoard keeps the metadata of its first value only, so what may change, such
 | tag | value at a step |
 |---|---|
 | `esdmon/layers` | JSON `[[name, kind, M, N, slices], …]`, when a file is begun and when that has changed |
-| `esdmon/phase` | int8, the code of each layer (`contract.code_of`), in the order of the latest `esdmon/layers` |
+| `esdmon/phase` | int8, the code of each layer (`esdmon.glass.codes`), in the order of the latest `esdmon/layers` |
 | `esdmon/measures` | float32, a row for each layer read: its index in `esdmon/layers`, then `contract.MEASURES` |
 | `esdmon/esd/<layer>` | JSON of `contract.frame_of`, where a histogram of the layer is due |
 | `esdmon/alerts` | JSON list of `contract.alert_of`, the alerts of this step |
@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from esdmon.glass import contract
+from esdmon.glass.codes import NOT_READ, code_of
 from esdmon.present.scalars import portable
 from esdmon.records import SCHEMA, Record
 
@@ -76,7 +77,7 @@ class TensorLog:
             values.append(_json_value(LAYERS, rows))
         if not layers:
             return []
-        codes = dict.fromkeys(layers, contract.NOT_READ) | {layer.name: contract.code_of(layer) for layer in report}
+        codes = dict.fromkeys(layers, NOT_READ) | {layer.name: code_of(layer) for layer in report}
         values.append(_array_value(PHASE, np.array([codes[name] for name in layers], dtype=np.int8)))
         index = {name: number for number, name in enumerate(layers)}
         rows_read = [[index[layer.name], *contract.measures_of(layer)] for layer in report.new]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from esdmon.cli import main
-from esdmon.glass import contract
+from esdmon.glass.codes import CHARACTERS
 from esdmon.records.colours import PHASE_HEX
 from tests.esdmon_tensorboard.server import tensorboard
 from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write
@@ -181,7 +181,7 @@ def test_a_new_reading_appears_by_itself(tab: Opened, logdir: Path) -> None:
     write(logdir / "growing", made_reports(first=5)[:4], rewind=50)
     tab.wait("window.__esd.state.view.steps.at(-1) === 90")
     assert tab.frame.evaluate("window.__esd.state.view.steps") == list(range(10, 100, 10))
-    rows = {name: "".join(contract.CHARACTERS[phase.code] for phase in row[:9]) for name, row in PHASES.items()}
+    rows = {name: "".join(CHARACTERS[phase.code] for phase in row[:9]) for name, row in PHASES.items()}
     found = tab.frame.evaluate(
         "window.__esd.state.view.layers.map((layer, k) => [layer.name, window.__esd.state.view.rows[k]])"
     )

@@ -10,6 +10,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from esdmon.glass import contract
+from esdmon.glass.codes import CHARACTERS
 from esdmon.present.scalars import tag
 from esdmon_tensorboard import TensorBoardSink
 from tests.esdmon_tensorboard.server import Server, tensorboard, until
@@ -74,7 +75,7 @@ def rows_of(view: Any) -> dict[str, str]:
 
 
 def expected(phases: Any = PHASES) -> dict[str, str]:
-    return {name: "".join(contract.CHARACTERS[phase.code] for phase in row) for name, row in phases.items()}
+    return {name: "".join(CHARACTERS[phase.code] for phase in row) for name, row in phases.items()}
 
 
 @pytest.mark.parametrize("run", ["whole", "users_writer", "charts"])

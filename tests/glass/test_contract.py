@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdmon import Phase
-from esdmon.glass import assets, contract
-from esdmon.glass.still import PHASE_LETTERS
+from esdmon.glass import assets, contract, problems
+from esdmon.glass.codes import CHARACTERS, STATUS_CODES, code_of, rows_of
 from esdmon.records import LayerFinding
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from tests.glass.made import a_layer, alert_at
@@ -22,7 +22,8 @@ def test_the_page_has_the_phases_of_the_records() -> None:
     """In their order, with the characters, letters and colours of the map without scripts."""
     found = re.findall(r"\{code: '(.)', letter: '(.)', name: '([^']+)', colour: '(#\w+)'\},", assets.script())
     assert found[: len(Phase)] == [
-        (contract.CHARACTERS[phase.code], PHASE_LETTERS[phase], phase.value, PHASE_HEX[phase]) for phase in Phase
+        (CHARACTERS[phase.code], letter, phase.value, PHASE_HEX[phase])
+        for phase, letter in zip(Phase, "RBSDHCU", strict=True)
     ]
     severities = re.search(r"const SEVERITIES = \{(.*)\};", assets.script())
     assert severities is not None
@@ -31,7 +32,7 @@ def test_the_page_has_the_phases_of_the_records() -> None:
 
 def test_the_page_knows_each_character() -> None:
     """Also those of layers without numbers."""
-    assert set(contract.CHARACTERS.values()) == set(re.findall(r"\{code: '(.)'", assets.script()))
+    assert set(CHARACTERS.values()) == set(re.findall(r"\{code: '(.)'", assets.script()))
 
 
 def test_the_script_makes_no_html_and_no_code_of_texts() -> None:
@@ -53,9 +54,9 @@ def test_the_script_makes_no_html_and_no_code_of_texts() -> None:
 @pytest.mark.parametrize("status", ["nonfinite", "degenerate", "failed", "skipped"])
 def test_a_layer_without_numbers_has_a_character_of_its_own(status: str) -> None:
     """It is not shown as unclassified."""
-    code = contract.code_of(replace(a_layer(), status=status))  # type: ignore[arg-type]
-    assert contract.CHARACTERS[code] not in "012345-."
-    assert contract.rows_of(np.array([[code, 0]], dtype=np.int8)) == [contract.CHARACTERS[code], "0"]
+    code = code_of(replace(a_layer(), status=status))  # type: ignore[arg-type]
+    assert CHARACTERS[code] not in "012345-."
+    assert rows_of(np.array([[code, 0]], dtype=np.int8)) == [CHARACTERS[code], "0"]
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, unique=True), st.integers(2, 50))
@@ -100,7 +101,7 @@ def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
             alert_at(60, "a", rule="norm_decay", state="resolved"),
         )
     ]
-    now = contract.now(alerts, 60, {"a": "2", "b": "5", "c": "0"})
+    now = problems.now(alerts, 60, {"a": "2", "b": "5", "c": "0"})
     assert (now["level"], now["title"]) == ("error", "2 problems now, at step 60")
     assert [(item["layer"], item["since"], item["title"]) for item in now["items"]] == [
         ("b", 30, "b: rank collapse since step 30"),
@@ -108,34 +109,34 @@ def test_what_is_wrong_now_names_layer_step_and_remedy() -> None:
     ]
     assert now["items"][0]["text"] == "Rank 40 of 64, in 3 checks since step 30. Lower the weight decay."
     notice = contract.alert_of(replace(alert_at(50, "c", rule="dead_layer"), severity="info"), 50)
-    (item,) = contract.now([notice], 60, {"c": "0"})["items"]
+    (item,) = problems.now([notice], 60, {"c": "0"})["items"]
     assert item["title"] == "c: dead layer since step 40, a notice"
 
 
 def test_an_alert_that_has_grown_says_of_which_layer_it_speaks() -> None:
     """Its title names all layers, its text those that joined."""
     alert = replace(alert_at(40, "b"), layers=("a", "b"), message="b: rank_collapse: rank 40 of 64. Wait.")
-    (item,) = contract.now([contract.alert_of(alert, 40)], 60, {})["items"]
+    (item,) = problems.now([contract.alert_of(alert, 40)], 60, {})["items"]
     assert (item["title"], item["text"]) == ("a, b: rank collapse since step 30", "b: Rank 40 of 64. Wait.")
     assert item["lines"] == []  # of an older version
     parts = (LayerFinding("a", 10, "rank 60 of 64"), LayerFinding("b", 30, "rank 40 of 64"))
-    (item,) = contract.now([contract.alert_of(replace(alert, by_layer=parts), 40)], 60, {})["items"]
+    (item,) = problems.now([contract.alert_of(replace(alert, by_layer=parts), 40)], 60, {})["items"]
     assert item["lines"] == ["a since step 10: rank 60 of 64", "b since step 30: rank 40 of 64"]
 
 
 def test_a_quiet_run_says_so() -> None:
     """With what was before, if anything."""
-    assert contract.now([], 60, {"a": "2"})["title"] == "All quiet at step 60: no alert has fired."
+    assert problems.now([], 60, {"a": "2"})["title"] == "All quiet at step 60: no alert has fired."
     records = [alert_at(30, "a"), alert_at(50, "a", state="resolved")]
     alerts = [contract.alert_of(alert, alert.step) for alert in records]
     title = "All quiet at step 60. 1 earlier alert is resolved; the last was rank collapse of a, from step 40 to 50."
-    assert contract.now(alerts, 60, {"a": "2"})["title"] == title
-    assert contract.now([], None, {})["title"].startswith("No reading yet")
+    assert problems.now(alerts, 60, {"a": "2"})["title"] == title
+    assert problems.now([], None, {})["title"].startswith("No reading yet")
 
 
 def test_a_layer_with_nan_is_wrong_without_an_alert() -> None:
     """Rules may be switched off."""
-    now = contract.now([], 60, {"a": "2", "b": contract.CHARACTERS[-3]})
+    now = problems.now([], 60, {"a": "2", "b": CHARACTERS[STATUS_CODES["nonfinite"]]})
     assert [item["title"] for item in now["items"]] == ["b: NaN or infinity in the weight at step 60"]
 
 

@@ -2,7 +2,8 @@
 
 from itertools import pairwise
 
-from esdmon.glass import contract, run_data
+from esdmon.glass import run_data
+from esdmon.glass.codes import CHARACTERS
 from esdmon.glass.run_data import RunData, Series
 from tests.glass.made import PHASES, alert_at, made_reports, report_at
 
@@ -19,7 +20,7 @@ def test_the_map_is_that_of_the_reports() -> None:
     view = data_of().overview()
     rows = {layer["name"]: codes for layer, codes in zip(view["layers"], view["rows"], strict=True)}
     assert view["steps"] == list(range(10, 110, 10))
-    assert rows == {name: "".join(contract.CHARACTERS[each.code] for each in row) for name, row in PHASES.items()}
+    assert rows == {name: "".join(CHARACTERS[each.code] for each in row) for name, row in PHASES.items()}
 
 
 def test_a_layer_that_comes_later_was_not_read_before() -> None:

@@ -164,7 +164,7 @@ class _Sends:
     def __init__(self) -> None:
         self.sent: list[Tensor] = []
 
-    def is_captured(self) -> bool:
+    def is_capturing(self) -> bool:
         return False
 
     def has_room(self, _device: torch.device, _size: int) -> bool:

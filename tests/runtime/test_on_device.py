@@ -337,7 +337,7 @@ def test_what_takes_a_cpu_long_in_the_hook_is_read_by_threads(monkeypatch: pytes
 
 def test_a_model_that_is_moved_off_the_gpu_is_read_by_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(monkeypatch, SimulatedDevice(), mode="device").train(5)
-    monkeypatch.setattr(Transfers, "may_compute", lambda *_: False)
+    monkeypatch.setattr(Transfers, "is_accelerator", lambda *_: False)
     run.train(5)
     run.close()
     assert [layer.precision for layer in run.read("0")] == ["float64", "float32"]

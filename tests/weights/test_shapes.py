@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import esdmon
-from esdmon.weights import Matrix, discover, extract, unread
+from esdmon.errors import UnwatchableError
+from esdmon.weights import Matrix, describe_unreadable, discover, extract
+from esdmon.weights.non_weights import NESTED
 
 LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "linear": (lambda: nn.Linear(64, 96), "weight"),
@@ -120,7 +122,7 @@ def test_a_module_whose_discovery_raises_is_left_out(caplog: pytest.LogCaptureFi
 
 
 def test_an_extractor_that_raises_costs_one_line() -> None:
-    """Names of the modules, three at most."""
+    """The sentence names three of five modules."""
 
     def extractor(name: str, module: nn.Module) -> Sequence[Matrix] | None:
         if isinstance(module, Broken):
@@ -132,8 +134,8 @@ def test_an_extractor_that_raises_costs_one_line() -> None:
     assert [matrix.name for matrix in watched.matrices if not matrix.unreadable] == ["0"]
     assert {skip.reason for skip in watched.coverage.skipped} == {"OSError: no", "vectors"}
     assert (
-        unread(watched)[1]
-        == "searching 1, 2, 3 and 2 more modules for weights raised OSError: no. Their weights are not read."
+        describe_unreadable(watched)[1]
+        == "the search for weights raised OSError: no in 1, 2, 3 and 2 more. Their weights are not read."
     )
 
 
@@ -158,6 +160,25 @@ def test_a_tensor_of_an_unusual_kind_is_skipped_in_a_mapping(kind: str) -> None:
     assert report["odd"].status == "skipped"
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(report["odd"].reason)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_a_nested_tensor_is_left_out(layout: torch.layout) -> None:
+    """Of a mapping, of a module of one's own, and of a linear layer; alone in a mapping it is an error of the user."""
+    nested = torch.nested.nested_tensor([torch.randn(32, 40), torch.randn(20, 40)], layout=layout)
+    own, linear = nn.Module(), nn.Linear(64, 96)
+    own.weight = linear.weight = nn.Parameter(nested)
+    good = nn.Linear(64, 96)
+    for odd in (own, linear):
+        report = esdmon.analyze(nn.ModuleDict({"odd": odd, "good": good}))
+        assert report["good"].status == "ok"
+        assert ("odd.weight", NESTED) in {(skip.name, skip.reason) for skip in report.coverage.skipped}
+    report = esdmon.analyze({"odd.weight": nested, "good.weight": good.weight})
+    assert report["good"].status == "ok"
+    assert [(skip.name, skip.reason) for skip in report.coverage.skipped] == [("odd.weight", NESTED)]
+    with pytest.raises(UnwatchableError, match="its parameters are nested tensors"):
+        esdmon.analyze({"odd.weight": nested})
 
 
 def test_an_empty_convolution_does_not_stop_a_watch() -> None:

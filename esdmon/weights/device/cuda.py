@@ -11,6 +11,6 @@ def uses_cuda() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
-def is_captured() -> bool:
-    """Return whether a CUDA graph is recorded: its kernels do not run now, and its replays call no Python."""
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured: its kernels do not run now, and its replays call no Python."""
     return uses_cuda() and torch.cuda.is_current_stream_capturing()

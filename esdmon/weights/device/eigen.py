@@ -28,12 +28,13 @@ from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Scales
 from esdmon.spectrum.separable import separable_laws
 from esdmon.spectrum.spectrum import PRODUCTS
+from esdmon.weights.device.blocks import widened
 from esdmon.weights.device.directions import directions_of
 from esdmon.weights.device.margins import Margins, equalise, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
 from esdmon.weights.device.solvers import Solver, gathered, solve_lapack, solve_torch
 from esdmon.weights.device.sums import sum_up
-from esdmon.weights.device.traps import take_apart
+from esdmon.weights.device.traps import trap_elements
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import check_readable, min_eigenvalues
 
@@ -98,7 +99,7 @@ def export(matrix: Matrix, *, precision: str = "auto", kind: str = "", also: Col
     with torch.no_grad(), without_autocast(tensor.device.type):
         stack = matrix.to_stack(on_float64_device(tensor))
         stack = stack if matrix.core is None else matrix.core(stack)
-        wide: Array = stack.to(torch.promote_types(stack.dtype, torch.float32)).cpu().numpy()
+        wide: Array = widened(stack).cpu().numpy()
         weight = Weight(
             dtype=str(tensor.dtype).removeprefix("torch."),
             view=matrix.view,
@@ -220,7 +221,7 @@ def _prepare(stack: Tensor, view: str) -> tuple[Tensor, Elements, float, Margins
         weak_columns=weak_columns,
     )
     if stack.numel():
-        trap = take_apart(whole, elements, n=max(rows, columns), m=min(rows, columns), scale=scale)
+        trap = trap_elements(whole, elements, n=max(rows, columns), m=min(rows, columns), scale=scale)
         elements = replace(elements, trap=trap)
     return stack, elements, scale, margins
 

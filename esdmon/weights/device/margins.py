@@ -1,4 +1,4 @@
-"""What `esdmon.spectrum.margins` does, with tensors on their device."""
+"""Compute the scales of rows and columns as `esdmon.spectrum.margins` does, of tensors on their device."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,8 +25,7 @@ from esdmon.spectrum.margins import (
     kurtosis_of,
 )
 from esdmon.spectrum.scales import Scales
-
-_BLOCK = 1 << 22  # elements: 16 MB in float32
+from esdmon.weights.device.blocks import large_blocks, widened
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +81,6 @@ def _as_arrays(margins: Margins) -> arrays.Margins:
     return arrays.Margins(_numbers(margins.rows), _numbers(margins.columns))
 
 
-def blocks(stack: Tensor) -> tuple[Tensor, ...]:
-    """Split a stack on an accelerator into blocks of rows, so that a pass needs little of its memory."""
-    slices, _, columns = stack.shape
-    return torch.split(stack, max(1, _BLOCK // (slices * columns)), dim=1)
-
-
 def scales_of(stack: Tensor, margins: Margins) -> Scales:
     """Return the scales of a stack without dead rows and columns, with N >= M."""
     array = as_array(stack)
@@ -103,17 +96,16 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
 
 def _squared(stack: Tensor) -> Iterable[Tensor]:
     """Return the squares in blocks of rows: computed once if there is one block, else at each pass."""
-    squares = _Squares(blocks(stack), torch.promote_types(stack.dtype, torch.float32))
+    squares = _Squares(large_blocks(stack))
     return squares if len(squares.parts) > 1 else list(squares)
 
 
 @dataclass(frozen=True, slots=True)
 class _Squares:
     parts: tuple[Tensor, ...]
-    dtype: torch.dtype
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (part.to(self.dtype).square() for part in self.parts)
+        return (widened(part).square() for part in self.parts)
 
 
 def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
@@ -150,8 +142,8 @@ def _are_heavy_alone(stack: Tensor, margins: Margins) -> Bools:
     """Return for each slice whether its largest elements are large alone; see `esdmon.spectrum.margins`."""
     slices, n_rows, n_columns = stack.shape
     by_row, largest, by_column = [], np.zeros(slices), np.zeros((slices, n_columns))
-    for part in blocks(stack):
-        magnitudes = part.to(torch.promote_types(part.dtype, torch.float32)).abs()
+    for part in large_blocks(stack):
+        magnitudes = widened(part).abs()
         by_row.append(_numbers(magnitudes.sum(dim=2)) / n_columns)
         by_column += _numbers(magnitudes.sum(dim=1)) / n_rows
         largest = np.maximum(largest, _numbers(magnitudes.amax(dim=(1, 2))))

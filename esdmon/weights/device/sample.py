@@ -4,6 +4,7 @@ The places are multiples of the golden ratio modulo 1: evenly spread, along no r
 a random number.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -15,7 +16,7 @@ from esdmon.weights.validation import check_readable
 
 _MAX_ELEMENTS = 4096  # of one matrix; our choice
 _MAX_BYTES = 64 << 20  # of the samples of all matrices together, at 4 bytes an element; our choice
-_GOLDEN_RATIO = (5**0.5 - 1) / 2
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 def sample_size(n_matrices: int) -> int:
@@ -49,6 +50,11 @@ def sample_tensor(tensor: Tensor, size: int) -> Tensor:
     return tensor.take(_positions(tensor.numel(), size, tensor.device))
 
 
+def relative_move(moved: float, norm: float) -> float:
+    """Return ‖ΔW‖/‖W‖ from both norms; infinite for a weight that was zero and has moved, 0 for one that has not."""
+    return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
+
+
 def reduce_sample(taken: Tensor, count: int, size: int) -> Tensor:
     """Return up to `size` elements of a sample of `count` elements: those that `sample_tensor` would have returned."""
     return taken[:size] if taken.numel() < count else sample_tensor(taken, size)
@@ -59,4 +65,4 @@ def _positions(count: int, size: int, device: torch.device) -> Tensor:
     if count <= size:
         return torch.arange(count, dtype=torch.int64, device=device)
     places = torch.arange(size, dtype=torch.float64, device="cpu")
-    return (places * _GOLDEN_RATIO).frac().mul(count).long().to(device)
+    return (places * GOLDEN_RATIO).frac().mul(count).long().to(device)

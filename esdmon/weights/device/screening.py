@@ -18,6 +18,7 @@ from torch import Tensor
 
 from esdmon.records import Screened
 from esdmon.weights.device.precision import read_weight, rounds_products, without_autocast
+from esdmon.weights.device.sample import GOLDEN_RATIO
 from esdmon.weights.device.transfers import Fetched, Transfers
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import check_readable
@@ -29,7 +30,6 @@ FIRST_STEPS = 8
 _SQUARINGS = 8  # of a matrix of STEPS rows, for its largest eigenvector: gaps of 1 % and more are resolved
 _CHUNK = 1 << 20  # elements that are converted and multiplied at a time on a CPU: 4 MB in float32
 _BYTES_PER_SECOND = 1e12  # of an accelerator's memory; an H100 reaches three times as much. Not measured
-_GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 class _Queued(NamedTuple):
@@ -77,7 +77,8 @@ class Screener:
             weight = read_weight(matrix)
             check_readable(weight)
             device, dtype = weight.device, _dtype(weight)
-            if device.type not in ("cpu", "cuda") or not self._transfers.has_room(weight, dtype):
+            size = weight.numel() * dtype.itemsize
+            if device.type not in ("cpu", "cuda") or not self._transfers.has_room(device, size):
                 return None
             stack = matrix.to_stack(weight)
             tall = stack if stack.shape[-2] >= stack.shape[-1] else stack.mT
@@ -96,7 +97,7 @@ class Screener:
 
     def take(self) -> list[Screened]:
         """Send for what was queued, and return what has arrived since the last call, without waiting for the rest."""
-        if not (self._queued or self._arriving) or self._transfers.is_captured():
+        if not (self._queued or self._arriving) or self._transfers.is_capturing():
             return []
         for queued in self._queued.values():
             fetched = self._transfers.fetch(torch.cat([each.numbers for each in queued]))
@@ -138,7 +139,7 @@ def _first_vector(tall: Tensor) -> Tensor:
     """Return a vector for each slice, made on the device and of no random numbers: the fractions of i²·golden ratio."""
     slices, _, m = tall.shape
     places = torch.arange(1, m + 1, dtype=torch.float64, device=tall.device)
-    vector = (places.square() * _GOLDEN_RATIO).frac() - 0.5
+    vector = (places.square() * GOLDEN_RATIO).frac() - 0.5
     return vector.to(torch.float32).expand(slices, m).unsqueeze(-1)
 
 

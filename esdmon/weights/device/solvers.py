@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.lapack import eigenvalues_of_gram, nonnegative, rows_of_block
+from esdmon.spectrum.lapack import eigenvalues_of_gram, nonnegative
+from esdmon.weights.device.blocks import cache_blocks
 from esdmon.weights.device.precision import rounds_products
 from esdmon.weights.device.transfers import has_room
 
@@ -45,14 +46,14 @@ def gram_of(stack: Tensor, dtype: torch.dtype) -> Tensor:
     if tall.dtype == dtype:
         return tall.mT @ tall
     gram = torch.zeros(*tall.shape[:-2], tall.shape[-1], tall.shape[-1], dtype=dtype, device=tall.device)
-    for rows in blocks(tall):
+    for rows in cache_blocks(tall):
         converted = rows.to(dtype)
         gram += converted.mT @ converted
     return gram
 
 
 def _cuda_bytes(stack: Tensor) -> int:
-    """Return the bytes that cuSOLVER takes at once: the product, and for one matrix 7 times that (seen on an H100)."""
+    """Return the bytes that cuSOLVER needs: the products, and 7 times the product of one matrix (seen on an H100)."""
     m = min(stack.shape[-2:])
     return 8 * m * m * (stack.shape[0] + 7)
 
@@ -67,7 +68,7 @@ def solve_lapack(stack: Tensor, dtype: torch.dtype) -> Floats:
 
 def _solve_slice(tall: Tensor, dtype: torch.dtype) -> Floats:
     is_usable = tall.dtype == dtype and (tall.is_contiguous() or tall.mT.is_contiguous())
-    parts = (rows.to(dtype).numpy() for rows in ((tall,) if is_usable else blocks(tall)))
+    parts = (rows.to(dtype).numpy() for rows in ((tall,) if is_usable else cache_blocks(tall)))
     return eigenvalues_of_gram(parts, tall.shape[1], "float64" if dtype == torch.float64 else "float32")
 
 
@@ -81,8 +82,3 @@ def gathered(stack: Tensor) -> Tensor:
 
 def _tall(stack: Tensor) -> Tensor:
     return stack if stack.shape[-2] >= stack.shape[-1] else stack.mT
-
-
-def blocks(stack: Tensor) -> tuple[Tensor, ...]:
-    """Split a stack into blocks of rows, of a MB or a quarter of the Gram matrix, to convert them one by one."""
-    return torch.split(stack, rows_of_block(stack.numel() // stack.shape[-2], min(stack.shape[-2:])), dim=-2)

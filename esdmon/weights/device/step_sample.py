@@ -8,37 +8,37 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from esdmon.schedule.fragments import Fragment
 from esdmon.schedule.step_sample import StepSample
-from esdmon.weights.device.sample import sample_value
+from esdmon.weights.device.sample import relative_move, sample_value
 from esdmon.weights.device.transfers import Fetched, Transfers
 from esdmon.weights.matrix import Matrix
 
-_NONE = StepSample(math.nan, math.nan, math.nan, way=math.nan)
+_NONE = StepSample(math.nan, math.nan, math.nan, start_ratio=math.nan)
 _ELEMENTS = 256  # of each matrix; our choice
 
 
 @dataclass(slots=True)
 class _Group:
-    """The weights of one device and dtype."""
+    """The weights of one device whose samples are of one length."""
 
     names: list[str] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)
-    """Of each weight: as first seen, at the end of the last sample, before the step, after it."""
+    """Four samples of each weight: when first seen, after the last step sampled, before this step, and after it."""
 
 
 @final
 class StepSampler:
     """Compare samples of weights before and after a step.
 
-    Only weights that are parameters themselves are sampled: to read one that is computed takes long, and may run code
-    of the model. Of a sharded one that is this rank's fragment, where it has 256 elements. Weights that are a part of a
-    sharded parameter, of which a fragment may hold nothing, and those that hold no numbers are left out.
+    Only weights that are parameters are sampled: reading one that is computed takes long, and may run code of the
+    model. Of a sharded parameter this rank's fragment is sampled, if it has 256 elements. Left out are weights that are
+    a part of a sharded parameter, of which a fragment may hold nothing, and weights that hold no numbers.
 
     Args:
         transfers: bring the numbers to the CPU.
@@ -55,7 +55,7 @@ class StepSampler:
         self._arriving: list[tuple[list[str], Fetched]] = []
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
-        """Take these weights from now on: those of a model that was just searched for them."""
+        """Sample these weights from now on; those that were watched before keep their start."""
         self._weights, self._fragments = {}, {}
         for matrix in matrices:
             with suppress(Exception):  # the reading reports why
@@ -67,23 +67,26 @@ class StepSampler:
         self._start = known | self._sampled(name for name in self._names() if name not in known)
 
     def begin(self) -> None:
-        """Take the samples before a step."""
+        """Sample the weights before a step."""
         self._before = self._sampled(self._names())
 
     def end(self) -> None:
-        """Take the samples after it, and begin to compare those of the same weight."""
+        """Sample the weights after the step, and begin to compare both samples of each."""
         groups: dict[tuple[torch.device, int], _Group] = {}
         after = self._sampled(self._names())
         for name, now in after.items():
             before = self._before.get(name)
-            if before is not None and _is_alike(before, now):
-                earlier = self._after.get(name, before)
-                group = groups.setdefault((now.device, now.numel()), _Group())
-                group.names.append(name)
-                start = self._start.get(name, before)
-                if not _is_alike(start, now):
-                    start = self._start[name] = before
-                group.parts += [start, earlier if _is_alike(earlier, now) else before, before, now]
+            if before is None or not _is_alike(before, now):
+                continue
+            earlier = self._after.get(name, before)
+            if not _is_alike(earlier, now):
+                earlier = before
+            start = self._start.get(name, before)
+            if not _is_alike(start, now):
+                start = self._start[name] = before
+            group = groups.setdefault((now.device, now.numel()), _Group())
+            group.names.append(name)
+            group.parts += [start, earlier, before, now]
         for group in groups.values():
             self._compare(group)
         self._before, self._after = {}, after
@@ -96,12 +99,16 @@ class StepSampler:
             if not norms.is_there():
                 waiting.append((names, norms))
                 continue
-            for name, (start, earlier, before, now, shifted, moved, way) in zip(
+            for name, (start, earlier, before, now, shifted, moved, since_start) in zip(
                 names, norms.read().tolist(), strict=True
             ):
-                growth = now / before - 1 if before > 0 else 0.0
-                ratios = _ratio(moved, before), growth, _ratio(shifted, earlier), _ratio(way, max(now, start))
-                found[name] = StepSample(now, *ratios)
+                found[name] = StepSample(
+                    norm=now,
+                    ratio=relative_move(moved, before),
+                    growth=now / before - 1 if before > 0 else 0.0,
+                    shift=relative_move(shifted, earlier),
+                    start_ratio=relative_move(since_start, max(now, start)),
+                )
         self._arriving = waiting
         self._last |= found
         return found
@@ -111,9 +118,9 @@ class StepSampler:
         return self._last.get(name, _NONE)
 
     def state_dict(self) -> dict[str, dict[str, Tensor] | dict[str, list[float]]]:
-        """Return the samples at the start and before the next step, the last ones, and what these showed.
+        """Return the samples: when first seen, before the next step and after the last; and the last results.
 
-        Without those of fragments: a resumed run may be sharded in another way.
+        Samples of fragments are left out: a resumed run may be sharded in another way.
         """
         return {
             "start": self._of_weights(self._start),
@@ -122,17 +129,11 @@ class StepSampler:
             "last": {name: list(sample) for name, sample in self._last.items()},
         }
 
-    def restore(
-        self,
-        before: Mapping[str, Tensor],
-        last: Mapping[str, list[float]],
-        after: Mapping[str, Tensor],
-        start: Mapping[str, Tensor],
-    ) -> None:
-        """Continue from a `state_dict()`."""
-        self._before, self._after = self._placed(before), self._placed(after)
-        self._start |= self._placed(start)
-        self._last, self._arriving = {name: StepSample(*sample) for name, sample in last.items()}, []
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Continue from a `state_dict()`; those of earlier versions have no `after` and no `start`."""
+        self._before, self._after = self._placed(state["before"]), self._placed(state.get("after", {}))
+        self._start |= self._placed(state.get("start", {}))
+        self._last, self._arriving = {name: StepSample(*sample) for name, sample in state["last"].items()}, []
 
     def _of_weights(self, samples: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: sample.cpu() for name, sample in samples.items() if name in self._weights}
@@ -162,17 +163,13 @@ class StepSampler:
     def _compare(self, group: _Group) -> None:
         samples = torch.stack(group.parts).reshape(len(group.names), 4, -1)
         moves = samples.narrow(1, 1, 3).diff(dim=1)
-        way = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
-        norms = torch.linalg.vector_norm(torch.cat((samples, moves, way), dim=1), dim=2)
+        since_start = samples.narrow(1, 3, 1) - samples.narrow(1, 0, 1)
+        norms = torch.linalg.vector_norm(torch.cat((samples, moves, since_start), dim=1), dim=2)
         self._arriving.append((group.names, self._transfers.fetch(norms)))
 
 
 def _is_alike(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and one.device == other.device
-
-
-def _ratio(moved: float, norm: float) -> float:
-    return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
 
 
 def _is_fragment(matrix: Matrix) -> bool:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from esdmon.spectrum import preparation
 from esdmon.spectrum.preparation import CANCELS, Sums
-from esdmon.weights.device.margins import Margins, as_array, blocks
+from esdmon.weights.device.blocks import large_blocks, widened
+from esdmon.weights.device.margins import Margins, as_array
 
 
 def sum_up(stack: Tensor) -> Sums[Margins]:
@@ -22,11 +23,11 @@ def sum_up(stack: Tensor) -> Sums[Margins]:
         margins = Margins(torch.from_numpy(found.margins.rows), torch.from_numpy(found.margins.columns))
         return Sums(found.minimum, found.maximum, found.mean, found.variance, found.may_have_zeros, margins)
     _, n_rows, n_columns = stack.shape
-    parts = blocks(stack)
+    parts = large_blocks(stack)
     by_column = torch.zeros(stack.shape[0], n_columns, dtype=torch.float64, device=stack.device)
     minima, maxima, totals, smallest, by_row = [], [], [], [], []
     for part in parts:
-        values = _wide(part)
+        values = widened(part)
         minima.append(values.amin())
         maxima.append(values.amax())
         totals.append(values.sum())
@@ -45,9 +46,5 @@ def sum_up(stack: Tensor) -> Sums[Margins]:
 
 def _variance(parts: Sequence[Tensor], mean: float) -> float:
     """Return the mean square of the distances from the mean, in a pass of its own."""
-    norms = torch.stack([torch.linalg.vector_norm(_wide(part) - mean) for part in parts])
+    norms = torch.stack([torch.linalg.vector_norm(widened(part) - mean) for part in parts])
     return float(norms.double().square().sum()) / sum(part.numel() for part in parts)
-
-
-def _wide(part: Tensor) -> Tensor:
-    return part.to(torch.promote_types(part.dtype, torch.float32))

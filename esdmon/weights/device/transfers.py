@@ -13,10 +13,10 @@ from typing import Protocol, TypeAlias, final
 import torch
 from torch import Tensor
 
-from esdmon.weights.device.cuda import is_captured
+from esdmon.weights.device.cuda import is_capturing
 
 Later: TypeAlias = Callable[[], Tensor]
-"""Returns a tensor on the CPU, and waits for it where it has not arrived."""
+"""Returns a tensor on the CPU; waits for it if it has not arrived."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +24,21 @@ class Sending:
     """A copy on its way."""
 
     host: Tensor
-    """On the CPU; valid once it has arrived."""
+    """The copy, on the CPU; valid once it has arrived."""
     has_arrived: Callable[[], bool]
-    """Ask the device, without waiting."""
+    """Asks the device whether it has arrived, without waiting."""
     wait: Callable[[], None]
-    """Wait for the device."""
+    """Waits until it has arrived."""
     release: Callable[[], None]
-    """Free `host` for the next copy; may be called in any thread."""
+    """Frees `host` for the next copy; may be called in any thread."""
     source: Tensor
-    """On the device; held until the copy has arrived."""
+    """What is copied, on the device; held until the copy has arrived."""
 
 
 class Accelerator(Protocol):
     """A device whose copies to the CPU are queued. Its methods are called by the thread that trains."""
 
-    def is_captured(self) -> bool:
+    def is_capturing(self) -> bool:
         """Return whether a graph is being captured, so that the device must not be called."""
 
     def has_room(self, device: torch.device, size: int) -> bool:
@@ -59,7 +59,7 @@ class Accelerator(Protocol):
 
 @final
 class _Copy:
-    """A tensor that has been sent. What belongs to the device is given up by the thread that trains."""
+    """A tensor whose copy is under way; only the thread that trains calls the device, and frees what belongs to it."""
 
     __slots__ = ("_arrived", "_host", "_lock", "_owner", "_pinned", "_release", "_sending")
 
@@ -101,7 +101,7 @@ class Fetched:
 
     read: Later
     is_there: Callable[[], bool] = field(default=lambda: True)
-    """Ask whether it is there, so that `read` does not wait: in the thread that trains."""
+    """Returns whether it has arrived, so that `read` does not wait; called by the thread that trains."""
 
 
 @final
@@ -114,7 +114,7 @@ class Transfers:
 
     Args:
         accelerators: by the type of their device; a tensor of any other is copied at once.
-        waits: whether each copy is waited for at once.
+        waits: True to wait for each copy at once, so that nothing is under way between steps.
     """
 
     def __init__(self, accelerators: Mapping[str, Accelerator] | None = None, *, waits: bool = False) -> None:
@@ -128,19 +128,18 @@ class Transfers:
         """Return whether this is the thread that trains."""
         return threading.get_ident() == self._thread
 
-    def is_captured(self) -> bool:
+    def is_capturing(self) -> bool:
         """Return whether a graph is being captured, so that no device must be called."""
-        return any(each.is_captured() for each in self._accelerators.values())
+        return any(each.is_capturing() for each in self._accelerators.values())
 
-    def has_room(self, tensor: Tensor, dtype: torch.dtype) -> bool:
-        """Return whether the device of a tensor has memory for a copy of it in a type, and more; True on the CPU."""
-        accelerator = self._accelerators.get(tensor.device.type)
-        return accelerator is None or accelerator.has_room(tensor.device, tensor.numel() * dtype.itemsize)
+    def is_accelerator(self, device: torch.device) -> bool:
+        """Return whether a device is one whose copies are queued."""
+        return device.type in self._accelerators
 
-    def may_compute(self, device: torch.device, size: int = 0) -> bool:
-        """Return whether this is an accelerator, with memory for so many bytes and more."""
+    def has_room(self, device: torch.device, size: int) -> bool:
+        """Return whether a device has memory for so many bytes and more; True for one that is not an accelerator."""
         accelerator = self._accelerators.get(device.type)
-        return accelerator is not None and (not size or accelerator.has_room(device, size))
+        return accelerator is None or accelerator.has_room(device, size)
 
     def copy(self, weight: Tensor) -> Later:
         """Begin to copy a tensor that later steps change, and return the function that returns the copy."""
@@ -160,13 +159,13 @@ class Transfers:
     def advance(self, *, wait: bool = False) -> None:
         """Ask which copies have arrived: in the thread that trains, at each step; with `wait` wait for all of them."""
         self._thread = threading.get_ident()
-        if self._under_way and not self.is_captured():
+        if self._under_way and not self.is_capturing():
             self._under_way = [copy for copy in self._under_way if not copy.poll(wait=wait)]
 
     def _send(self, tensor: Tensor, *, changes: bool) -> _Copy:
         self._thread = threading.get_ident()
         accelerator = self._accelerators[tensor.device.type]
-        aside = changes and self.has_room(tensor, tensor.dtype)
+        aside = changes and self.has_room(tensor.device, tensor.nbytes)
         copy = _Copy(self, accelerator.send(accelerator.clone(tensor) if aside else tensor, aside=aside))
         if self.waits:
             copy.read()
@@ -182,9 +181,9 @@ class Cuda:
     def __init__(self) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
-    def is_captured(self) -> bool:
+    def is_capturing(self) -> bool:
         """Return whether the current stream of this thread is being captured."""
-        return is_captured()
+        return is_capturing()
 
     def has_room(self, device: torch.device, size: int) -> bool:
         """Return whether a device has memory for so many bytes, four times over."""
@@ -216,18 +215,17 @@ class Cuda:
         return self._streams[device]
 
 
+_MAX_FREE_BYTES = 256 << 20  # of pinned memory that is kept while it is not in use; our choice
+
+
 @final
 class _Pinned:
     """Blocks of pinned memory, which are used again and never freed by a thread that reads.
 
-    To pin memory takes 0.7 ms for each MB (H100), and to free it calls CUDA.
-
-    Args:
-        most: bytes that are kept while they are not in use.
+    Pinning memory takes 0.7 ms per MB (H100), and freeing it calls CUDA.
     """
 
-    def __init__(self, most: int = 256 << 20) -> None:
-        self._most = most
+    def __init__(self) -> None:
         self._free: list[Tensor] = []
 
     def take(self, size: int) -> Tensor:
@@ -236,7 +234,7 @@ class _Pinned:
         for index, block in enumerate(self._free):
             if block.numel() == rounded:
                 return self._free.pop(index)
-        if sum(block.numel() for block in tuple(self._free)) + rounded > self._most:
+        if sum(block.numel() for block in tuple(self._free)) + rounded > _MAX_FREE_BYTES:
             self._free.clear()
         return torch.empty(rounded, dtype=torch.uint8, pin_memory=True)
 

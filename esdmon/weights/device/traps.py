@@ -5,11 +5,11 @@ from torch import Tensor
 
 from esdmon.spectrum.elements import Elements, TrapElements
 from esdmon.spectrum.traps import parts_of_trap
-from esdmon.weights.device.solvers import blocks
+from esdmon.weights.device.blocks import cache_blocks, widened
 
 
-def take_apart(stack: Tensor, elements: Elements, *, n: int, m: int, scale: float) -> TrapElements | None:
-    """Return the elements beyond the transition, in one more pass over a weight with a trap; None without a trap.
+def trap_elements(stack: Tensor, elements: Elements, *, n: int, m: int, scale: float) -> TrapElements | None:
+    """Return what is known of the elements that make a trap, in one more pass over the weight; None without a trap.
 
     Args:
         stack: (slices, rows, columns), dead ones included, in units of `scale`.
@@ -23,8 +23,8 @@ def take_apart(stack: Tensor, elements: Elements, *, n: int, m: int, scale: floa
         return None
     mean, limit = elements.mean / scale, (elements.variance**0.5 / scale) * (n * m) ** 0.25
     count, energy, largest, place, done = 0, 0.0, -1.0, (0, 0, 0), 0
-    for part in blocks(stack):
-        away = (part.to(torch.promote_types(part.dtype, torch.float32)) - mean).abs_()
+    for part in cache_blocks(stack):
+        away = (widened(part) - mean).abs_()
         beyond = away[away > limit].double()
         count, energy = count + beyond.numel(), energy + float(beyond.square().sum())
         top = int(away.argmax())

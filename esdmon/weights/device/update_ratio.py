@@ -1,10 +1,10 @@
 """Measure how far weights have moved between readings, from a sample of their elements.
 
-A 16-bit weight moves by whole units in the last place, u. An update δ below u moves an element by u with probability
-|δ|/u, if where it stands between two 16-bit numbers is not known, as beside masters in float32. So E|d| = |δ| of the
-move d that is seen, but E d² = |δ|·u: its norm can be ten times too large. Where most elements that moved did so by one
-unit, ‖δ‖ is estimated as √(π/2)·Σ|d|/√n, which is right for normally distributed δ, and a quarter too large where all
-are of one size.
+A 16-bit weight moves by whole units in the last place, u. Where it is rounded from a float32 master copy, an update δ
+below u moves it by u with probability |δ|/u, since the exact value may lie anywhere between two 16-bit numbers. So the
+move d that is seen has E|d| = |δ|, but E d² = |δ|·u: its norm can be ten times too large. Where most elements that
+moved did so by one unit, ‖δ‖ is estimated as √(π/2)·Σ|d|/√n. That is right for normally distributed δ, and a quarter
+too large where all δ are of one size.
 """
 
 import math
@@ -17,29 +17,28 @@ from typing import final
 import torch
 from torch import Tensor
 
-from esdmon.weights.device.sample import sample_matrix, sample_size
+from esdmon.weights.device.sample import relative_move, sample_matrix, sample_size
 from esdmon.weights.device.transfers import Fetched, Later, Transfers
 from esdmon.weights.matrix import Matrix
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """A sample of a matrix, as a part of what was fetched."""
+class _Part:
+    """The sample of one matrix, which is a part of a tensor that is fetched."""
 
     fetched: Fetched
-    part: slice
+    where: slice
     shape: torch.Size
 
     def sample(self) -> Tensor:
-        return self.fetched.read()[self.part].reshape(self.shape)
+        return self.fetched.read()[self.where].reshape(self.shape)
 
 
 @final
 class Drift:
-    """‖ΔW‖/‖W‖ of each matrix, from up to 4096 of its elements, and 64 MB in all: never a copy of a large model.
+    """Measure ‖ΔW‖/‖W‖ of each matrix, from up to 4096 of its elements, of all matrices together up to 64 MB.
 
-    Of an adapter the factors are sampled, and of W − W₀ both terms, so that nothing is computed as a whole to see
-    whether it moves.
+    Of an adapter the factors are sampled, and of W − W₀ both terms, so that the matrix itself need not be computed.
 
     Args:
         transfers: bring the samples to the CPU.
@@ -49,36 +48,37 @@ class Drift:
         self._size = sample_size(1)
         self._transfers = transfers or Transfers()
         self._samples: dict[str, Later] = {}
-        self._looked: dict[str, _Look] = {}
-        """The last look at each matrix since its last update."""
+        self._peeked: dict[str, _Part] = {}
+        """The last sample of each matrix that was taken by `peek` since its last update."""
 
-    def share_among(self, matrices: int) -> None:
+    def resize_samples(self, n_matrices: int) -> None:
         """Set the size of the samples for so many matrices: 4096 elements, and fewer for more than 4096 matrices."""
-        self._size = sample_size(matrices)
+        self._size = sample_size(n_matrices)
 
     def update(self, matrix: Matrix) -> Callable[[], float]:
-        """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last one.
+        """Make the current weight the new baseline; return a function that returns ‖ΔW‖/‖W‖ since the one before.
 
-        Of a 16-bit weight it is that of the update before it was rounded. NaN at the first call, and where the shape
-        has changed.
+        For a 16-bit weight that of the update before it was rounded is estimated. NaN at the first call, and where the
+        shape has changed.
 
         Raises:
             UnreadableError: for a weight that holds no numbers; see `check_readable`.
         """
         before = self._samples.pop(matrix.name, None)
-        self._looked.pop(matrix.name, None)
+        self._peeked.pop(matrix.name, None)
         now = self._samples[matrix.name] = self._transfers.fetch(sample_matrix(matrix, self._size)).read
         if before is None:
             return lambda: math.nan
         return lambda: _ratio(before(), now(), is_unrounded=True)
 
-    def look(self, matrices: Iterable[Matrix]) -> dict[str, float]:
+    def peek(self, matrices: Iterable[Matrix]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since its last `update`, without changing the baseline.
 
-        Nothing waits for an accelerator: of its weights the numbers are those of the last look, and missing where there
-        was none since the last update.
+        Nothing waits for an accelerator: where the sample has not arrived yet, that of the call before is compared;
+        without one since the last update the matrix is missing.
 
-        NaN for a weight that cannot be read or is not finite; infinite for one that can be compared only from now on.
+        NaN for a weight that cannot be read or is not finite; infinite for one whose baseline is missing, or of another
+        shape.
         """
         samples: dict[str, Tensor] = {}
         ratios: dict[str, float] = {}
@@ -87,7 +87,7 @@ class Drift:
             with suppress(Exception):  # the reading reports why
                 samples[matrix.name] = sample_matrix(matrix, self._size)
         for name, now in self._fetched(samples):
-            earlier, self._looked[name] = self._looked.get(name), now
+            earlier, self._peeked[name] = self._peeked.get(name), now
             known = now if now.fetched.is_there() else earlier
             if known is None or not known.fetched.is_there():
                 del ratios[name]
@@ -100,7 +100,7 @@ class Drift:
         ratio = math.nan if before is None else _ratio(before(), now)
         return math.inf if math.isnan(ratio) and bool(now.isfinite().all()) else ratio
 
-    def _fetched(self, samples: Mapping[str, Tensor]) -> Iterator[tuple[str, "_Look"]]:
+    def _fetched(self, samples: Mapping[str, Tensor]) -> Iterator[tuple[str, _Part]]:
         """Fetch samples, in one transfer for each device and dtype."""
         groups: dict[tuple[torch.device, torch.dtype], list[str]] = {}
         for name, taken in samples.items():
@@ -110,7 +110,7 @@ class Drift:
             begin = 0
             for name in names:
                 end = begin + samples[name].numel()
-                yield name, _Look(fetched, slice(begin, end), samples[name].shape)
+                yield name, _Part(fetched, slice(begin, end), samples[name].shape)
                 begin = end
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -126,7 +126,7 @@ class Drift:
 
         def apply() -> None:
             self._samples = {name: partial(_itself, sample) for name, sample in samples.items()}
-            self._looked.clear()
+            self._peeked.clear()
 
         return apply
 
@@ -147,7 +147,7 @@ def _ratio(before: Tensor, now: Tensor, *, is_unrounded: bool = False) -> float:
 def _ratio_of_factor(before: Tensor, now: Tensor, rounding: float) -> float:
     norm, moves = float(before.norm()), (now - before).abs()
     moved = min(float(moves.norm()), _unrounded(moves, now, rounding) if rounding else math.inf)
-    return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
+    return relative_move(moved, norm)
 
 
 def _unrounded(moves: Tensor, now: Tensor, rounding: float) -> float:

@@ -14,14 +14,14 @@ from torch import nn
 from esdmon.weights import stacks
 from esdmon.weights.matrix import Matrix
 
-EXPERT_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Attributes in which modules keep the number of their experts."""
 _ON_REQUEST = "experts are read pooled; one by one on request: '*/expert.3' in layers="
 
 
 def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     """Return the matrices of a module that has a number of experts and 3-D parameters with as many slices."""
-    count = number_of_experts(module)
+    count = _number_of_experts(module)
     if count is None:
         return None
     found: list[Matrix] = []
@@ -32,9 +32,9 @@ def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     return found or None
 
 
-def number_of_experts(module: nn.Module) -> int | None:
+def _number_of_experts(module: nn.Module) -> int | None:
     """Return the number of experts that a module declares; None where it declares none."""
-    counts = (vars(module).get(attribute) for attribute in EXPERT_COUNTS)
+    counts = (vars(module).get(attribute) for attribute in _COUNTS)
     return next((count for count in counts if isinstance(count, int)), None)
 
 

@@ -45,9 +45,9 @@ def parametrizations_in_eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def structure(model: nn.Module) -> tuple[object, ...]:
-    """Return a value that is equal as long as a model has the same parameters, and computes its weights alike.
+    """Return a value that changes when a model gets other parameters, or computes its weights in another way.
 
-    A weight that a wrapper shards counts as the parameter that the optimizer holds, whatever the module shows.
+    A sharded weight counts as the parameter that the optimizer holds, whatever the module shows.
     """
     shards = find_shards(model)
     return tuple(
@@ -67,7 +67,7 @@ def _unsharded(module: nn.Module, shards: Mapping[str, Shard]) -> Iterator[tuple
 
 
 def _of_parametrization(module: nn.Module, matrix: Matrix) -> Matrix:
-    """Return a matrix that is read without changing any state; one of a parameter that is none of these, unchanged."""
+    """Return a matrix whose reading changes no state; one that reads an ordinary parameter is returned unchanged."""
     parametrized: Any = module.parametrizations
     attribute = _attribute_read(matrix, module)
     if attribute and attribute not in parametrized:

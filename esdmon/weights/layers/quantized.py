@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from esdmon.weights.kinds import FLOAT8
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.non_weights import FLOAT8
 
 Materializer = Callable[[Tensor], Callable[[Tensor], Tensor] | None]
 """`parameter -> function that converts it to an ordinary tensor`; None for an ordinary or an unknown parameter."""
@@ -52,7 +52,7 @@ def materialize(matrix: Matrix, materializer: Materializer = unpacker) -> Matrix
 
 
 def with_float8(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
-    """Return the matrices of a module; those of float8 without a scale in it are read as the numbers that they are."""
+    """Return the matrices of a module; its float8 weights are converted to float32 if it holds no scale for them."""
     own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     if not any(tensor.dtype in FLOAT8 for _, tensor in own) or any("scale" in name for name, _ in own):
         return list(matrices)

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.weights import stacks
-from esdmon.weights.layers.attention import ToStack, rows
+from esdmon.weights.layers.fused import rows
 from esdmon.weights.layers.torch_nn import EMBEDDING, GATES
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.stacks import ToStack
 
 _PACKAGES = ("torch.ao.nn.quantized.", "torch.ao.nn.intrinsic.quantized.")
 

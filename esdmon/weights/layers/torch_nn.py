@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from esdmon.torch_private import recurrent_attributes
 from esdmon.weights import stacks
 from esdmon.weights.layers.attention import heads_of, output_of
+from esdmon.weights.layers.fused import rows
 from esdmon.weights.layers.products import Projection, products_of
 from esdmon.weights.matrix import Matrix
 
@@ -46,11 +47,8 @@ def _split_rows(name: str, read: Callable[[], Tensor], labels: str) -> list[Matr
     weight = read()
     if len(labels) == 1 or getattr(weight, "ndim", 0) != 2:  # a weight of another shape is reported as one
         return [Matrix(name, read, stacks.linear)]
-    rows = weight.shape[0] // len(labels)
-    return [
-        Matrix(f"{name}/{label}", read, partial(stacks.some_rows, start=part * rows, stop=(part + 1) * rows))
-        for part, label in enumerate(labels)
-    ]
+    parts = rows(labels, [weight.shape[0] // len(labels)] * len(labels))
+    return [Matrix(f"{name}/{label}", read, to_stack) for label, to_stack in parts.items()]
 
 
 def _extract_attention(name: str, module: nn.MultiheadAttention) -> list[Matrix]:

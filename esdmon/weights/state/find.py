@@ -1,18 +1,19 @@
 """Find the matrices of a state dict by names, shapes and neighbours, without reading a tensor of a checkpoint."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from esdmon.weights import stacks
-from esdmon.weights.kinds import SCALES, why_no_weight
+from esdmon.weights.found import Found
 from esdmon.weights.layers.torch_nn import EMBEDDING
-from esdmon.weights.matrix import Matrix, mark_unreadable
+from esdmon.weights.matrix import Matrix, checked, mark_unreadable
+from esdmon.weights.non_weights import SCALES, of_unknown_layout, why_not_a_weight
 from esdmon.weights.optional_layers import is_embedding_name
 from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
@@ -29,18 +30,7 @@ _RELATIVE_BIAS = re.compile(r"(^|[._])(rel|relative|pos)_(\w+_)?bias$")
 """Of a table with a number for each distance and head."""
 
 
-@dataclass(slots=True)
-class FoundInState:
-    """The matrices of a state dict, and all its tensors."""
-
-    matrices: list[Matrix] = field(default_factory=list)
-    parameters: dict[str, Tensor] = field(default_factory=dict)
-    """Name -> outline; a tensor that has several names is listed under the first."""
-    left_out: dict[int, str] = field(default_factory=dict)
-    """id of an outline -> why it is not a matrix."""
-
-
-def find_in_state(weights: Mapping[str, Any]) -> FoundInState:
+def find_in_state(weights: Mapping[str, Any]) -> Found:
     """Find the matrices of a mapping of names to tensors, in its order.
 
     Raises:
@@ -48,15 +38,21 @@ def find_in_state(weights: Mapping[str, Any]) -> FoundInState:
     """
     state = open_state(weights, name_in_module)
     aliases = _aliases(state)
-    found = FoundInState(parameters={name: state.outlines[name] for name in aliases})
+    found = Found(parameters={name: state.outlines[name] for name in aliases})
     entries = list(_in_order(state, aliases))
     shapes = {entry.name: entry.outline.shape for entry in entries if _has_shape(entry.outline)}
     shown: set[str] = set()
     for entry in entries:
-        for matrix in _matrices(entry, state, shapes, aliases, found):
+        parts, why = _parts(entry, state, shapes)
+        if not parts:
+            found.left_out |= {id(state.outlines[part]): why for part in entry.parts}
+            continue
+        others = aliases.get(entry.parts[0], ()) if entry.is_plain else ()
+        on_request = EMBEDDING if _is_embedding(entry, shapes) else ""
+        for matrix in _matrices(entry, parts, state, others, on_request):
             name = matrix.name if matrix.name not in shown else f"{matrix.name}.weight"
             shown.add(name)
-            found.matrices.append(matrix if name == matrix.name else replace(matrix, name=name))
+            found.matrices.append(checked(matrix if name == matrix.name else replace(matrix, name=name)))
     return found
 
 
@@ -96,26 +92,29 @@ def _in_order(state: State, names: Mapping[str, object]) -> Iterator[Entry]:
             yield plain_entry(state, name)
 
 
-def _matrices(
-    entry: Entry,
-    state: State,
-    shapes: Mapping[str, torch.Size],
-    aliases: Mapping[str, tuple[str, ...]],
-    found: FoundInState,
-) -> Iterator[Matrix]:
-    outlines = tuple(state.outlines[part] for part in entry.parts)
+def _parts(entry: Entry, state: State, shapes: Mapping[str, torch.Size]) -> tuple[list[Part], str]:
+    """Return the matrices that a parameter holds; or none, and the reason."""
     if entry.view == "lora-delta":
-        parts, why = [Part("", stacks.identity)], ""
-    else:
-        why = why_no_weight(entry.name, entry.outline, state.outlines) or _why_scales(entry.name, shapes)
-        parts = [] if why or entry.name not in shapes else parts_of(entry.name, shapes, state.config)
-    if not parts:
-        reason = why or f"{entry.outline.dim()}-D parameters of unknown layout"
-        found.left_out |= {id(outline): reason for outline in outlines}
-        return
+        return [Part("", stacks.identity)], ""
+    why = why_not_a_weight(entry.name, entry.outline, state.outlines) or _why_scales(entry.name, shapes)
+    parts = [] if why or entry.name not in shapes else parts_of(entry.name, shapes, state.config)
+    return parts, "" if parts else why or of_unknown_layout(entry.outline)
+
+
+def _matrices(
+    entry: Entry, parts: Sequence[Part], state: State, others: Sequence[str], on_request: str
+) -> Iterator[Matrix]:
+    """Yield a handle on each matrix of a parameter.
+
+    Args:
+        entry: the parameter.
+        parts: its matrices.
+        state: the state dict.
+        others: the other names of the parameter.
+        on_request: why it is read on request only; empty for one that is read by default.
+    """
+    outlines = tuple(state.outlines[part] for part in entry.parts)
     name = entry.name.removesuffix(".weight")
-    others = aliases.get(entry.parts[0], ()) if entry.is_plain else ()
-    on_request = EMBEDDING if _is_embedding(entry, shapes) else ""
     for part in parts:
         end = f"/{part.label}" if part.label else ""
         matrix = Matrix(

@@ -5,7 +5,7 @@ from `config.json` where there is one. What remains ambiguous is read as one mat
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -13,26 +13,16 @@ from typing import Any
 
 import torch
 
-from esdmon.records.table import natural_key
 from esdmon.weights import stacks
-from esdmon.weights.layers.attention import BY_NAME, LAYOUTS, Shapes, ToStack, rows
 from esdmon.weights.layers.experts import side_of_halves
+from esdmon.weights.layers.fused import BY_NAME, LAYOUTS, Shapes, rows, thirds_by_output
 from esdmon.weights.layers.torch_nn import GATES
+from esdmon.weights.stacks import ToStack
+from esdmon.weights.state.groups import groups_of
 
 _RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_reverse)?)")
 _BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
 _EXPERTS = re.compile(r"(^|\.)(\w*experts?|\w*moe)\.")
-_PATCHES = re.compile(r"(^|[._])patch_?embed\w*(\.proj\w*)?\.weight$")
-_NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
-_DIGITS = re.compile(r"\d{1,6}")
-_INPUT = re.compile(
-    r"(^|\.)(stem(\.(0|conv1|proj))*|conv_?stem|conv_?in|conv_?init|in_?conv)(\.conv)?\.weight$|^conv1\.weight$",
-    re.IGNORECASE,
-)
-"""Names of the convolution that reads the input of a network."""
-_DEPTHWISE = re.compile(
-    r"(^|[._])(dw|depth_?wise)(_?conv\d*)?(\.conv)?\.weight$|conv_?(dw|depthwise)\.weight$", re.IGNORECASE
-)
 _TIMM = re.compile(
     r"(test_)?(aimv|beit|caformer|cait|coat_|convit|crossvit|csatv|davit|deepseek_vit|deit|edgenext|eva|fastvit|flexivit"
     r"|gcvit|hiera|mobilevit_|mvitv|naflexvit|nest|pit_|qwen\d_vit|sam\d_|samvit|swin|twins|vit(?!_dlittle|_dwee)|volo|xcit)"
@@ -78,7 +68,7 @@ def _kernel(name: str, shapes: Shapes, groups: int | None) -> list[Part]:
         return []  # positions, with a side for the batch
     if len(shape) == 5 and shape[0] == 1 and shape[2] > shape[3] == shape[4]:
         return [Part("", stacks.modulated)]
-    return [Part("", partial(stacks.convolution, groups=groups or _groups(name, shapes), dimensions=len(shape)))]
+    return [Part("", partial(stacks.convolution, groups=groups or groups_of(name, shapes), dimensions=len(shape)))]
 
 
 def _recurrent(name: str, shapes: Shapes) -> dict[str, ToStack]:
@@ -108,7 +98,7 @@ def _fused(name: str, shapes: Shapes, config: Mapping[str, Any]) -> dict[str, To
             if attribute in layouts and owner.lower().startswith(kind):
                 return layouts[attribute](facts, torch.empty(shapes[name], device="meta"))
     if attribute == "qkv" and _TIMM.match(_architecture_of_timm(config)):
-        return _thirds_by_output(path.removesuffix(attribute), shapes[name], shapes)
+        return thirds_by_output(path.removesuffix(attribute), shapes[name], shapes)
     by_name = BY_NAME.get(attribute)
     return {} if by_name is None else by_name(path.removesuffix(attribute), shapes[name], shapes)
 
@@ -155,12 +145,6 @@ def _facts(config: Mapping[str, Any]) -> SimpleNamespace:
     )
 
 
-def _thirds_by_output(owner: str, shape: torch.Size, shapes: Shapes) -> dict[str, ToStack]:
-    """Return q, k and v, where the output projection takes as many inputs as each has outputs."""
-    output = shapes.get(f"{owner}proj.weight", ())
-    return rows("qkv", [output[1]] * 3) if len(output) == 2 and shape[0] == 3 * output[1] else {}
-
-
 def _is_stack(name: str, shape: torch.Size) -> bool:
     """Return whether a 3-D weight is a stack of matrices, as of the relations of a graph.
 
@@ -178,113 +162,3 @@ def _experts(name: str, shapes: Shapes) -> list[Part]:
     is_interleaved = f"{owner}.gate_up_proj_bias" in shapes  # GPT-OSS, the only one with biases, alternates
     split = partial(stacks.half_of_experts, dim=dim, interleaved=is_interleaved)
     return [Part("gate", partial(split, half=0)), Part("up", partial(split, half=1))]
-
-
-def _groups(name: str, shapes: Shapes) -> int:
-    """Return the groups of a convolution, as far as it follows from the layers around it.
-
-    A depthwise one has one input for each group. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the first
-    are the inputs of the second.
-    """
-    outputs, inputs = shapes[name][:2]
-    if inputs == 1:
-        return 1 if _reads_one_channel(name, shapes) else outputs
-    if not 0 < inputs < outputs or outputs % inputs:
-        return 1
-    # Those of wav2vec 2 are added to their own input: they have as many inputs as outputs, as those called depthwise.
-    is_named_so = "pos_conv" in name or _DEPTHWISE.search(name)
-    return outputs // inputs if is_named_so or _is_in_bottleneck(name, shapes) else 1
-
-
-def _is_in_bottleneck(name: str, shapes: Shapes) -> bool:
-    """Return whether a convolution, or several alike in a row, lie between two of 1 × 1 with its number of outputs.
-
-    They are of one block: one in the block before may make more channels than it passes on, as behind a gate. One of
-    1 × 1 with the same inputs is beside it.
-    """
-    convolutions = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and key.endswith("weight")]
-    first = last = convolutions.index(name)
-    while first > 0 and _follow_each_other(convolutions[first - 1], name, shapes):
-        first -= 1
-    while last + 1 < len(convolutions) and _follow_each_other(name, convolutions[last + 1], shapes):
-        last += 1
-    if not _is_kernel(shapes[name]) or first == 0 or last + 1 == len(convolutions):
-        return False
-    before, after = convolutions[first - 1], convolutions[last + 1]
-    is_between = shapes[before][0] == shapes[name][0] == shapes[after][1]
-    are_points = not _is_kernel(shapes[before]) and not _is_kernel(shapes[after])
-    is_of_block_before = _are_blocks_apart(before, name) and not _are_blocks_apart(name, after)
-    if not is_between or not are_points or (is_of_block_before and "group" not in name):
-        return False
-    is_like_others = sum(shapes[key] == shapes[name] for key in _series(name, shapes)) > 1
-    return shapes[before][1] != shapes[name][1] or is_like_others
-
-
-def _follow_each_other(first: str, second: str, shapes: Shapes) -> bool:
-    """Return whether two convolutions of one shape may be in a row: numbered ones are branches beside each other."""
-    return shapes[first] == shapes[second] and not _differ_by_numbers(first.split("."), second.split("."))
-
-
-def _are_blocks_apart(first: str, second: str) -> bool:
-    """Return whether the first parts that differ in two names, but for the last ones of layers, are numbers."""
-    return _differ_by_numbers(first.split(".")[:-2], second.split(".")[:-2])
-
-
-def _differ_by_numbers(first: Sequence[str], second: Sequence[str]) -> bool:
-    """Return whether the first parts that differ in two paths are both numbers."""
-    different = next((pair for pair in zip(first, second, strict=False) if pair[0] != pair[1]), ("", ""))
-    return all(part.isdecimal() for part in different)
-
-
-def _is_kernel(shape: torch.Size) -> bool:
-    """Return whether a convolution has more than one position."""
-    return max(shape[2:]) > 1
-
-
-def _reads_one_channel(name: str, shapes: Shapes) -> bool:
-    """Return whether a convolution of one input is dense and reads one channel, as that of a sound or of a grey image.
-
-    So does one of patches, or named as that of the input; the first of a list, where the next in it reads what it
-    makes; the first of a series that others in it, of more inputs, go on; and one that has no other of its name in
-    other blocks, where no convolution makes the channels that a depthwise one would read.
-    """
-    if _PATCHES.search(name) or _INPUT.search(name):
-        return True
-    if _DEPTHWISE.search(name):
-        return False
-    outputs = shapes[name][0]
-    if _begins_a_list(name, shapes):
-        return True
-    alike = _series(name, shapes)
-    if len(alike) > 1:
-        return alike[0] == name and any(shapes[key][1] > 1 for key in alike)
-    return not any(len(shape) > 2 and shape[0] == outputs and shape[1] not in (1, outputs) for shape in shapes.values())
-
-
-def _begins_a_list(name: str, shapes: Shapes) -> bool:
-    """Return whether a convolution is the first in a numbered list, and the next kernel in it reads what it makes.
-
-    That one may be depthwise, where an activation and no layer of 1 × 1 is between them, as in NeMo's Conformers.
-    """
-    numbers = [match.span() for match in _NUMBER.finditer(name)]
-    if not numbers:
-        return False
-    start, stop = numbers[-1]
-    listed = re.compile(rf"{re.escape(name[:start])}\d{{1,6}}{re.escape(name[stop:])}")
-    alike = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and listed.fullmatch(key)]
-    in_order = sorted(alike, key=natural_key)
-    kernels = [key for key in in_order if _is_kernel(shapes[key])]
-    if len(kernels) < 2 or kernels[0] != name:
-        return False
-    following = kernels[1]
-    if shapes[following] == shapes[name] and name[stop:] == ".weight":
-        own, other = (int(key[start:].partition(".")[0]) for key in (name, following))
-        return in_order.index(following) == in_order.index(name) + 1 and other > own + 1
-    return shapes[following][1] == shapes[name][0] > 1
-
-
-def _series(name: str, shapes: Shapes) -> list[str]:
-    """Return the kernels of one size whose names differ by numbers alone, in the order of the numbers."""
-    pattern, size = _DIGITS.sub("#", name), shapes[name][2:]
-    alike = [key for key, shape in shapes.items() if shape[2:] == size and _DIGITS.sub("#", key) == pattern]
-    return sorted(alike, key=natural_key)

@@ -1,7 +1,7 @@
 """The tensors of a state dict, under the names that the model's author gave them."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -60,10 +60,10 @@ class Entry:
     """Whether it is one tensor of the state dict, unchanged."""
 
 
-def outline_like(outline: Tensor, shape: Iterable[int] | None = None) -> Tensor:
-    """Return a tensor on the meta device, of another shape where one is given, and of floats."""
+def _outline_like(outline: Tensor) -> Tensor:
+    """Return a tensor of the same shape on the meta device: of the same dtype, or float32 for packed numbers."""
     dtype = outline.dtype if outline.is_floating_point() and outline.dtype.itemsize > 1 else torch.float32
-    return torch.empty(tuple(outline.shape if shape is None else shape), dtype=dtype, device="meta")
+    return torch.empty(outline.shape, dtype=dtype, device="meta")
 
 
 Rename = Callable[[str, Mapping[str, Any]], str]
@@ -108,13 +108,13 @@ def computed_entry(state: State, name: str, parts: tuple[str, ...], compute: Cal
     def read() -> Tensor:
         return compute(*(state.read(part) for part in parts))
 
-    return Entry(name, outline_like(state.outlines[parts[0]]), read, parts)
+    return Entry(name, _outline_like(state.outlines[parts[0]]), read, parts)
 
 
 def unread_entry(state: State, name: str, parts: tuple[str, ...], why: str) -> Entry:
     """Return the entry of a weight that is made of these tensors, and why it cannot be read."""
     first = parts[0]
-    return Entry(name, outline_like(state.outlines[first]), partial(state.read, first), parts, unreadable=why)
+    return Entry(name, _outline_like(state.outlines[first]), partial(state.read, first), parts, unreadable=why)
 
 
 def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -124,13 +124,13 @@ def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield str(name), value
         elif isinstance(value, tuple | torch.ScriptObject):
             yield from _inside(str(name), value)
-        elif value is not None and not _is_aside(str(name), value):
+        elif value is not None and not _is_extra(str(name), value):
             kind = type(value).__name__
             raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors")
 
 
-def _is_aside(name: str, value: object) -> bool:
-    """Return whether a value is none of the weights: what modules save by `get_extra_state`, of any type, or notes."""
+def _is_extra(name: str, value: object) -> bool:
+    """Return whether a value is not a weight: the extra state of a module, of any type, or metadata."""
     last = name.rpartition(".")[2]
     return isinstance(value, bytes | torch.dtype) or last == "_extra_state" or last.startswith("_metadata")
 

@@ -8,7 +8,7 @@ from torch import nn
 import esdmon
 from esdmon.runtime.histogram import histogram
 from esdmon.spectrum import Phase
-from esdmon.weights.device import margins, sums
+from esdmon.weights.device import blocks, margins, sums
 from esdmon.weights.device.margins import equalise, scales_of
 from esdmon.weights.device.sums import sum_up
 from tests.benchmarks.ensembles import scaled
@@ -51,7 +51,7 @@ def test_scales_are_those_that_were_put_in(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(1, 300, 400), (3, 400, 90)])
-@pytest.mark.parametrize("block", [margins._BLOCK, 9000])
+@pytest.mark.parametrize("block", [blocks._LARGE, 9000])
 def test_an_accelerator_computes_what_the_cpu_does(
     dtype: torch.dtype, shape: tuple[int, int, int], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +65,7 @@ def test_an_accelerator_computes_what_the_cpu_does(
     equal = equalise(stack, expected.margins)
     monkeypatch.setattr(margins, "as_array", lambda _: None)
     monkeypatch.setattr(sums, "as_array", lambda _: None)
-    monkeypatch.setattr(margins, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_LARGE", block)
     found = sum_up(stack)
     for name in ("minimum", "maximum", "mean", "variance"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-5), name

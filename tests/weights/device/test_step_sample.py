@@ -64,7 +64,7 @@ def test_it_goes_on_from_its_state() -> None:
     state = sampler.state_dict()
     with torch.no_grad():
         model.weight.mul_(2)
-    other.restore(state["before"], state["last"], state["after"], state["start"])  # type: ignore[arg-type]
+    other.load_state_dict(state)
     other.end()
     (found,) = other.take().values()
     assert found.ratio == pytest.approx(1)
@@ -87,7 +87,7 @@ def test_what_happens_between_samples_is_measured_too() -> None:
     state = sampler.state_dict()
     with torch.no_grad():
         model.weight.mul_(1.5)
-    resumed.restore(state["before"], state["last"], state["after"], state["start"])  # type: ignore[arg-type]
+    resumed.load_state_dict(state)
     assert shift_of(sampler) == pytest.approx(0.5)
     assert shift_of(resumed) == pytest.approx(0.5)
     assert shift_of(sampler) == 0
@@ -100,19 +100,19 @@ def test_the_distance_from_the_start_is_kept() -> None:
     start = model.weight.detach().clone()
     sampler = sampler_of(model)
 
-    def way_of(sampler: StepSampler) -> float:
+    def start_ratio_of(sampler: StepSampler) -> float:
         sampler.begin()
         sampler.end()
         (found,) = sampler.take().values()
-        return found.way
+        return found.start_ratio
 
-    assert way_of(sampler) == 0
+    assert start_ratio_of(sampler) == 0
     with torch.no_grad():
         model.weight.mul_(4)
     resumed = sampler_of(model)
     state = sampler.state_dict()
-    resumed.restore(state["before"], state["last"], state["after"], state["start"])  # type: ignore[arg-type]
-    assert way_of(sampler) == way_of(resumed) == pytest.approx(0.75)
+    resumed.load_state_dict(state)
+    assert start_ratio_of(sampler) == start_ratio_of(resumed) == pytest.approx(0.75)
     with torch.no_grad():
         model.weight.copy_(start)
-    assert way_of(sampler) == way_of(resumed) == 0
+    assert start_ratio_of(sampler) == start_ratio_of(resumed) == 0

@@ -124,12 +124,12 @@ def test_drift_on_a_device_is_that_of_the_look_before() -> None:
     drift.update(matrix)
     device.run()
     weight.mul_(1.5)
-    assert drift.look([matrix]) == {}
+    assert drift.peek([matrix]) == {}
     device.run()
     weight.mul_(2)
-    assert drift.look([matrix]) == {"w": pytest.approx(0.5)}
+    assert drift.peek([matrix]) == {"w": pytest.approx(0.5)}
     ratio = drift.update(matrix)
     device.run()
-    assert drift.look([matrix]) == {}
+    assert drift.peek([matrix]) == {}
     assert ratio() == pytest.approx(2)
     assert (device.broken, device.waits) == ([], 0)

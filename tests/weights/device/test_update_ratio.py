@@ -122,7 +122,7 @@ def test_a_reference_is_read_once_and_then_for_its_own_readings() -> None:
     for matrix in matrices:
         drift.update(matrix)
     reference.reads = 0
-    ratios = drift.look(matrices)
+    ratios = drift.peek(matrices)
     for matrix in matrices:
         sample_matrix(matrix, 16)
         drift.update(matrix)

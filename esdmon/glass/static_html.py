@@ -1,4 +1,4 @@
-"""The views without scripts: a map in SVG, what is wrong now, alerts and the last readings as HTML."""
+"""Render the page as HTML without scripts: a map in SVG, what is wrong now, the alerts and the last readings."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,26 +6,26 @@ from html import escape
 from itertools import groupby
 from typing import Final, Self
 
-from esdmon.glass.contract import CHARACTERS, firing
+from esdmon.glass.codes import CHARACTERS
+from esdmon.glass.problems import firing
 from esdmon.records import Record
 from esdmon.records.colours import PHASE_HEX, STATUS_HEX
 from esdmon.spectrum import Phase
 
-PHASE_LETTERS: Final = dict(zip(Phase, "RBSDHCU", strict=True))
-"""Letter of each phase, beside its colour; `static/app.js` has the same."""
-_LOOK: Final = {
-    **{CHARACTERS[phase.code]: (phase.value, letter, PHASE_HEX[phase]) for phase, letter in PHASE_LETTERS.items()},
-    "N": ("NaN or infinity", "N", STATUS_HEX["nonfinite"]),
-    "Z": ("all zero, or too small", "Z", STATUS_HEX["degenerate"]),
-    "F": ("reading failed", "F", STATUS_HEX["failed"]),
-    "S": ("skipped", "–", STATUS_HEX["skipped"]),
+_LEGEND: Final = {
+    **{CHARACTERS[phase.code]: (phase.value, PHASE_HEX[phase]) for phase in Phase},
+    "N": ("NaN or infinity", STATUS_HEX["nonfinite"]),
+    "Z": ("all zero, or too small", STATUS_HEX["degenerate"]),
+    "F": ("reading failed", STATUS_HEX["failed"]),
+    "S": ("skipped", STATUS_HEX["skipped"]),
 }
+"""Text and colour of each character of a row; `static/app.js` has the same."""
 _LEFT, _WIDTH, _RIGHT, _TOP, _GAP = 230, 640, 110, 16, 6
 _LEGIBLE = 11
 """Height of a row from which on its name fits."""
 
 
-def still(runs: Sequence[tuple[str, Record]]) -> str:
+def static_html(runs: Sequence[tuple[str, Record]]) -> str:
     """Return the HTML of runs, from their names and overviews."""
     return '<div class="esd">' + "".join(_run(name, view) for name, view in runs) + "</div>"
 
@@ -83,10 +83,12 @@ class _Layout:
 def _map(view: Record) -> str:
     layout = _Layout.of(view)
     paths = _paths(view, layout)
-    shapes = "".join(f'<path fill="{_LOOK[code][2]}" d="{path}"/>' for code, path in paths.items() if code in _LOOK)
+    shapes = "".join(f'<path fill="{_LEGEND[code][1]}" d="{path}"/>' for code, path in paths.items() if code in _LEGEND)
     height, width = layout.height + 16, _LEFT + _WIDTH + _RIGHT
     swatch = '<svg width="12" height="12" role="presentation"><rect width="12" height="12" fill="{}"/></svg> {}&emsp;'
-    legend = "".join(swatch.format(_LOOK[code][2], escape(_LOOK[code][0])) for code in sorted(paths) if code in _LOOK)
+    legend = "".join(
+        swatch.format(_LEGEND[code][1], escape(_LEGEND[code][0])) for code in sorted(paths) if code in _LEGEND
+    )
     label = f"phases of {len(view['layers'])} layers by step"
     return (
         f"<p>{legend}</p>"
@@ -122,7 +124,7 @@ def _labels(view: Record, layout: _Layout) -> str:
                 y = layout.tops[row] + layout.row_height - 4
                 mark = "● " if name in alerted else ""
                 texts.append(_text(_LEFT - 8, y, mark + name[-34:], "end"))
-                texts.append(_text(right, y, _LOOK.get(view["rows"][row][-1:], ("",))[0], "start"))
+                texts.append(_text(right, y, _LEGEND.get(view["rows"][row][-1:], ("",))[0], "start"))
         else:
             y = layout.tops[rows[0]] + layout.row_height * len(rows) / 2 + 4
             texts.append(_text(_LEFT - 8, y, group["kind"][-34:] or f"{len(rows)} others", "end"))
@@ -155,7 +157,7 @@ def _table(view: Record) -> str:
             alpha = f"{_number(last.get('alpha'))} ± {_number(last.get('alpha_stderr'))}"
             cells = [
                 shape,
-                _LOOK.get(view["rows"][row][-1], ("not read yet",))[0],
+                _LEGEND.get(view["rows"][row][-1], ("not read yet",))[0],
                 alpha if last.get("alpha_is_meaningful") else f"({alpha})",
                 *(_number(last.get(name)) for name in ("mp_soft_rank", "n_spikes", "stable_rank")),
                 str(last.get("step", "–")),

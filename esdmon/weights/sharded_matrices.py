@@ -1,4 +1,4 @@
-"""Weights that are sharded over ranks as matrices: found, sampled, and read once they are put together."""
+"""Read weights that are sharded over ranks: a sample of this rank's part, and the whole once it is put together."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

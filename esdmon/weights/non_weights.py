@@ -1,4 +1,4 @@
-"""Decide what is a weight matrix and what is not, by name, shape, dtype and neighbours, for modules and files alike.
+"""Recognise tensors that are not weight matrices, by name, shape, dtype and neighbours, in modules and files alike.
 
 A module distinguishes parameters from buffers, and knows its layers. Of a file only names and shapes are known, so that
 a causal mask of 1 × 1 × 1024 × 1024 numbers looks like a convolution. What is left out here is named in the coverage,
@@ -13,6 +13,8 @@ from torch import Tensor
 
 SCALES = "scales, as of a norm"
 """Why a weight with a number for each of its inputs is left out, whatever its sides."""
+NESTED = "nested tensors, whose parts differ in size"
+"""Why a nested tensor is left out. Reading its shape, as most other calls, may raise."""
 MATRIX_DIMENSIONS = range(2, 6)
 """Dimensions of weights that may be matrices, experts or convolutions."""
 _WORDS = {
@@ -57,7 +59,9 @@ FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.f
 """Numbers of 8 bits that stand for themselves where no scale is beside them."""
 
 
-def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str:
+def why_not_a_weight(  # noqa: PLR0911 -- one for each reason
+    name: str, tensor: Tensor, beside: Container[str] = ()
+) -> str:
     """Return why a tensor is not a weight matrix; empty for one that may be.
 
     Args:
@@ -65,22 +69,33 @@ def why_no_weight(name: str, tensor: Tensor, beside: Container[str] = ()) -> str
         tensor: it, or its outline.
         beside: all names of the state dict.
     """
+    if tensor.is_nested:
+        return NESTED
     path, _, last = name.rpartition(".")
     if tensor.dim() not in MATRIX_DIMENSIONS:
-        return "vectors" if tensor.dim() < 2 else f"{tensor.dim()}-D parameters of unknown layout"
+        return "vectors" if tensor.dim() < 2 else of_unknown_layout(tensor)
     if tensor.dim() > 3 and tensor.numel() == tensor.shape[-1]:
         return "vectors"  # (1, 1, 1, channels), as the scale of ConvNeXt V2's norm
     reason = _why_no_layer(path, beside) if last == "weight" else _why_by_name(path, last, beside)
-    reason = reason or ("an averaged copy, under names without dots" if _WITHOUT_DOTS.fullmatch(name) else "")
-    reason = reason or ("factors of an adapter other than LoRA" if _OTHER_ADAPTERS.search(f".{name}") else "")
-    if not reason and last != "weight" and _is_vector(tensor):
+    if reason:
+        return reason
+    if _WITHOUT_DOTS.fullmatch(name):
+        return "an averaged copy, under names without dots"
+    if _OTHER_ADAPTERS.search(f".{name}"):
+        return "factors of an adapter other than LoRA"
+    if last != "weight" and _is_vector(tensor):
         return "vectors"
-    return reason or ("integers" if tensor.dtype in _INTEGERS and last not in _PACKED[1:] else "")
+    return "integers" if tensor.dtype in _INTEGERS and last not in _PACKED[1:] else ""
+
+
+def of_unknown_layout(tensor: Tensor) -> str:
+    """Return the reason for a parameter of which it is not known how it holds matrices."""
+    return f"{tensor.dim()}-D parameters of unknown layout"
 
 
 def _is_vector(tensor: Tensor) -> bool:
     """Return whether a tensor of several sides has a number for each channel, as (1, channels, 1)."""
-    return tensor.dim() > 2 and not tensor.is_nested and tensor.numel() == max(tensor.shape)
+    return tensor.dim() > 2 and tensor.numel() == max(tensor.shape)
 
 
 def _why_no_layer(path: str, beside: Container[str]) -> str:

@@ -1,0 +1,172 @@
+"""Find the matrices of a module: each is named and found once, and all other parameters have a reason.
+
+What an extractor knows is read as it says, any other 2-D parameter as one matrix, and a `weight` of more sides as from
+a file, so that layers of the user's own are watched without any setup.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from esdmon.torch_private import parameters_of
+from esdmon.weights import stacks
+from esdmon.weights.found import Found
+from esdmon.weights.layers.extract import Extractor
+from esdmon.weights.layers.parametrized import parametrizations_in_eval_mode, with_computed_weights
+from esdmon.weights.layers.quantized import with_float8
+from esdmon.weights.layers.torch_nn import EMBEDDING
+from esdmon.weights.matrix import Matrix, checked, mark_unreadable, reason_for
+from esdmon.weights.names import named_modules, unwrap
+from esdmon.weights.non_weights import MATRIX_DIMENSIONS, SCALES, why_not_a_weight
+from esdmon.weights.optional_layers import is_embedding_name, output_heads
+from esdmon.weights.outline import Outline
+from esdmon.weights.sharded_matrices import with_shards
+from esdmon.weights.shards import find_shards
+from esdmon.weights.state.layouts import parts_of
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
+"""Layers of torch.nn whose parameters may have two or more sides without being matrices."""
+
+
+def find_in_module(model: nn.Module, extractor: Extractor) -> Found:
+    """Find the matrices and parameters of a model; a weight that several modules share has the first of its names.
+
+    Args:
+        model: the model, in wrappers or not, which may be sharded over ranks.
+        extractor: finds the matrices of one module.
+    """
+    found = Found()
+    outline = Outline(model, find_shards(model))
+    claimed: set[int] = set()
+    for name, module in named_modules(outline.model):
+        if isinstance(module, parametrize.ParametrizationList):
+            continue
+        matrices = _extract_isolated(name, module, extractor, found)
+        own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
+        found.matrices += [matrix for matrix, ids in own if not claimed & ids]
+        claimed.update(*(ids for matrix, ids in own if not matrix.detail))
+    names = _name_parameters(outline.model, found)
+    found.matrices = [with_shards(_with_aliases(matrix, names), outline, names) for matrix in found.matrices]
+    found.heads = output_heads(unwrap(outline.model))
+    return found
+
+
+def _extract_isolated(name: str, module: nn.Module, extractor: Extractor, found: Found) -> list[Matrix]:
+    """Return the matrices of a module; where that raises, its parameters as unreadable ones."""
+    try:
+        if _only_scales(module):
+            found.left_out |= {id(scale): SCALES for scale in module.parameters(recurse=False) if scale.ndim > 1}
+        return _extract(name, module, extractor)
+    except Exception as error:  # noqa: BLE001 -- a user's layer or a plugin's extractor: the others are still found
+        why = found.failures[name or type(module).__name__] = reason_for(error)
+        found.left_out |= {id(weight): why for weight in module.parameters(recurse=False)}
+        return [mark_unreadable(matrix, why) for matrix in _by_parameter(name, module, MATRIX_DIMENSIONS)]
+
+
+def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]:
+    """Return what the extractor finds in a module, and each of its own 2-D weights besides."""
+    with parametrizations_in_eval_mode(module):
+        matrices = extractor(name or type(module).__name__, module)
+        if matrices is None:
+            if _only_scales(module):
+                return []
+            return _completed(module, [*_by_parameter(name, module, {2}), *_by_layout(name, module)])
+        found = _completed(module, matrices)
+        known = {id(parameter) for matrix in found for parameter in matrix.parameters()}
+        others = _by_parameter(name, module, {2}) if found and _are_plain(found) else ()
+        return found + [checked(matrix) for matrix in others if known.isdisjoint(map(id, matrix.parameters()))]
+
+
+def _completed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
+    """Return the matrices of one module, read as what acts, those that do not fit their layer marked."""
+    return with_float8(module, [checked(matrix) for matrix in with_computed_weights(module, matrices)])
+
+
+def _are_plain(matrices: Sequence[Matrix]) -> bool:
+    """Return whether each matrix of a module is a parameter of it, so that the other parameters are behind none."""
+    return all(matrix.detail or (matrix.made_of is None and not matrix.unreadable) for matrix in matrices)
+
+
+def _by_parameter(name: str, module: nn.Module, dimensions: Collection[int]) -> Iterator[Matrix]:
+    for attribute, parameter in module.named_parameters(recurse=False):
+        if parameter.ndim in dimensions and not why_not_a_weight(f"{name}.{attribute}", parameter):
+            why = EMBEDDING if is_embedding_name(attribute) else ""
+            read = partial(getattr, module, attribute)
+            yield Matrix(_parameter_name(name, module, attribute), read, stacks.linear, on_request=why)
+
+
+def _only_scales(module: nn.Module) -> bool:
+    """Return whether a module multiplies each number by its own: a norm, or one with as many biases as weights."""
+    if isinstance(module, _NORMS):
+        return True
+    own = parameters_of(module)
+    weight, bias = own.get("weight"), own.get("bias")
+    if weight is None or bias is None or weight.is_nested or bias.is_nested:
+        return False
+    return weight.ndim > 1 and weight.shape == bias.shape
+
+
+def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
+    """Yield the weights of more than two sides of a module of an unknown kind, as the same would be read from a file.
+
+    They are kernels, of which the module may say the number of groups, and stacks of matrices.
+    """
+    named = module.named_parameters(recurse=False)
+    own = {f"{name}.{attribute}": parameter for attribute, parameter in named if not parameter.is_nested}
+    shapes = {full_name: parameter.shape for full_name, parameter in own.items()}
+    for full_name, parameter in own.items():
+        is_vector = parameter.numel() == max(parameter.shape, default=0)
+        if parameter.ndim in MATRIX_DIMENSIONS[1:] and not is_vector and not why_not_a_weight(full_name, parameter):
+            attribute = full_name.removeprefix(f"{name}.")
+            for part in parts_of(full_name, shapes, {}, groups=_declared_groups(module)):
+                end = f"/{part.label}" if part.label else ""
+                whole = _parameter_name(name, module, attribute)
+                yield Matrix(f"{whole}{end}", partial(getattr, module, attribute), part.to_stack)
+
+
+def _declared_groups(module: nn.Module) -> int | None:
+    """Return the groups that a convolution of the user's own says it has; None where it does not."""
+    groups = vars(module).get("groups")
+    return groups if isinstance(groups, int) and groups > 0 else None
+
+
+def _parameter_name(name: str, module: nn.Module, attribute: str) -> str:
+    """Return the name of a matrix that is one parameter; parameters of the model itself have no prefix."""
+    if attribute == "weight":
+        return name or type(module).__name__
+    return f"{name}.{attribute}" if name else attribute
+
+
+def _name_parameters(model: nn.Module, found: Found) -> dict[int, list[str]]:
+    """Add all parameters of a model to `found` under their first names; return all names by id of the parameter."""
+    names: dict[int, list[str]] = {}
+    for name, module in named_modules(model, every_name=True):
+        for attribute, parameter in module.named_parameters(recurse=False):
+            full_name = f"{name}.{attribute}" if name else attribute
+            if id(parameter) not in names:
+                found.parameters[full_name] = parameter
+            names.setdefault(id(parameter), []).append(full_name)
+    for matrix in found.matrices:
+        for stand_in in matrix.made_of() if matrix.made_of is not None else ():
+            if id(stand_in) not in names and stand_in.is_meta:  # of a packed weight, which no parameter holds
+                full_name = _name_of_packed(matrix.name)
+                found.parameters[full_name] = stand_in
+                names[id(stand_in)] = [full_name]
+    return names
+
+
+def _name_of_packed(name: str) -> str:
+    path = name.partition("/")[0]
+    return path if path.rpartition(".")[2].startswith("weight_") else f"{path}.weight"
+
+
+def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
+    parameters = matrix.parameters()
+    if len(parameters) != 1:
+        return matrix
+    others = [name.removesuffix(".weight") for name in names.get(id(parameters[0]), ())[1:]]
+    part = matrix.name.partition("/")[2]
+    return replace(matrix, aliases=tuple(f"{other}/{part}" if part else other for other in others))
