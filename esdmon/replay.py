@@ -203,7 +203,7 @@ def _report(summary: Record, run: Run) -> Report:
         if layer.step == step:
             layers.append(layer)
             continue
-        drift = math.nan  # it is not written, but the summary lists the layers that stand still
+        drift = math.nan  # it is not written, but the summary lists the layers that do not move
         if name in still | frozen:
             drift = 0.0
         elif layer.stands_still:

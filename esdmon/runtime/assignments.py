@@ -24,7 +24,7 @@ from esdmon.runtime.memory_limit import MemoryLimit
 from esdmon.runtime.source import Answer, Own, Ratio, Source, Task, unknown
 from esdmon.schedule.polls import Polls
 from esdmon.schedule.step_sample import StepSample
-from esdmon.schedule.workers import steps_still
+from esdmon.schedule.workers import steps_paused
 
 _log = logging.getLogger("esdmon")
 _KEPT = 3  # due steps whose copies are kept, this one included: readings may be as far behind
@@ -203,14 +203,14 @@ class Assignments:
         if parts and not address:
             parts = {name: replace(part, fragment=None) for name, part in parts.items()}
         skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self._parts.coverage().skipped)
-        copies, stands_still = not self._executor.on_the_spot, self._executor.stands_still
-        return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, stands_still=stands_still)
+        copies, pauses = not self._executor.on_the_spot, self._executor.pauses
+        return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, pauses=pauses)
 
     def _expire(self, exchange: FragmentExchange, step: int) -> None:
         """Forget copies that nobody fetches any more: of two due steps ago, where no thread may still wait for them."""
         now = time.monotonic()
         self._begun.append((step, now))
-        while len(self._begun) > _KEPT and self._begun[1][0] <= step - steps_still(self._ending):
+        while len(self._begun) > _KEPT and self._begun[1][0] <= step - steps_paused(self._ending):
             self._begun.popleft()
         exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 

@@ -28,11 +28,11 @@ _log = logging.getLogger("esdmon")
 FOREIGN_STEPS = 20
 """Steps of another optimizer with the same weights, or changes of a weight, after which the optimizer that was given is
 reported as not the one that trains. Our choice."""
-FIRST_LOOK = 3
-"""Backward passes before the first look at whether weights move without a counted step; then it is 6, 12, 24 and so on.
-Our choice."""
+FIRST_CHECK = 3
+"""Backward passes before it is first checked whether weights move without a counted step; then 6, 12, 24 and so on. Our
+choice."""
 _STEP_WRAPPER = step_wrapper()
-_CHANGES = 2  # looks at which a weight has changed: a checkpoint that is loaded changes it once
+_CHANGES = 2  # checks at which a weight has changed: a checkpoint that is loaded changes it once
 _SAMPLE = 16  # elements of a weight that are compared
 _IN_BACKWARD = (
     "esdmon: the optimizer steps within backward(), while other weights are still to be updated: its steps are not "
@@ -255,8 +255,8 @@ class _LookOut:
         if self._passes == 1:
             self._before = _sample(weight)
             return
-        times, rest = divmod(self._passes, FIRST_LOOK)
-        if rest or times & (times - 1):  # looks are at passes 3, 6, 12, 24, …
+        times, rest = divmod(self._passes, FIRST_CHECK)
+        if rest or times & (times - 1):  # it is checked at passes 3, 6, 12, 24, …
             return
         now = _sample(weight)
         self._changes += now != self._before

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import final
 
-from esdmon.runtime.cautions import Cautions
+from esdmon.runtime.dropped_readings import DroppedReadings
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.source import Answer, Task
 from esdmon.schedule.priority import ReadPriority
@@ -15,12 +15,12 @@ class Collector:
 
     Args:
         priority: takes note of their cost, and of what is lost.
-        cautions: counts what is lost.
+        dropped: counts what is lost.
     """
 
-    def __init__(self, priority: ReadPriority, cautions: Cautions) -> None:
+    def __init__(self, priority: ReadPriority, dropped: DroppedReadings) -> None:
         self._priority = priority
-        self._cautions = cautions
+        self._dropped = dropped
 
     def is_complete(self, due: DueStep) -> bool:
         """Collect what is finished, and return whether that is all."""
@@ -47,13 +47,13 @@ class Collector:
         tasks = [] if elsewhere_only else list(due.here)
         if due.elsewhere is not None:
             tasks.append(due.elsewhere)
-        before = self._cautions.count
+        before = self._dropped.count
         for task in tasks:
             self._take(due, task, task.give_up())
         due.elsewhere = None
         if not elsewhere_only:
             due.here.clear()
-        self._cautions.log_since(before, due.step)
+        self._dropped.log_since(before, due.step)
 
     def _take(self, due: DueStep, task: Task, answer: Answer) -> None:
         asked = due.asked.intersection(task.names)
@@ -65,7 +65,7 @@ class Collector:
                 is_readable = layer.status == "ok"
                 self._priority.took(name, seconds, readable=is_readable, on_device=task.in_hook > 0)
         lost = {name for name in task.names if name not in answer} | missed
-        self._cautions.count += len(lost - missed)
+        self._dropped.count += len(lost - missed)
         due.missed |= missed
         for name in lost:
             self._priority.lost(name)

@@ -47,7 +47,7 @@ class Plan:
     polls: tuple[int, ...] = ()
     """After how many steps of the due one all ranks poll the store for an extra plan, until the next due step."""
     ending: int = 0
-    """In how many blocks of steps readings end, before steps without any are measured; 0 where no rank stands still."""
+    """In how many blocks of steps readings end, before steps without any are measured; 0 where no rank pauses."""
 
     def to_json(self) -> str:
         """Return the plan as JSON."""

@@ -96,7 +96,7 @@ class Executor:
         return self._budget.pace
 
     @property
-    def stands_still(self) -> bool:
+    def pauses(self) -> bool:
         """Return whether there are times at which no thread begins to read, although threads are free."""
         return self._workers is not None
 
@@ -215,7 +215,7 @@ class Executor:
 def _allowed(workers: Workers | None) -> int:
     if workers is None:
         return 1
-    return 0 if workers.stands_still else max(1, workers.count)
+    return 0 if workers.is_paused else max(1, workers.count)
 
 
 def _timed(finish: Callable[[], LayerReport], clock: Callable[[], float]) -> tuple[LayerReport, float]:

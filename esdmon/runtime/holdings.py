@@ -62,7 +62,7 @@ class Table:
     """Whether its monitor is closed: what it held before is listed, and cannot be read any more."""
     copies: bool = False
     """Whether it copies what it reads, and so needs memory for that."""
-    stands_still: bool = False
+    pauses: bool = False
     """Whether there are times at which none of its threads begins to read."""
 
     def to_json(self) -> str:
@@ -73,7 +73,7 @@ class Table:
             for n, p in self.parameters.items()
         ]
         return json.dumps(
-            [self.rank, self.address, matrices, parameters, self.skipped, self.has_left, self.copies, self.stands_still]
+            [self.rank, self.address, matrices, parameters, self.skipped, self.has_left, self.copies, self.pauses]
         )
 
     @classmethod

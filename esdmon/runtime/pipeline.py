@@ -10,9 +10,9 @@ from esdmon.limits import Limits
 from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain
 from esdmon.runtime.assignments import Assigned
-from esdmon.runtime.cautions import Cautions
 from esdmon.runtime.collector import Collector
 from esdmon.runtime.drift_log import DriftLog
+from esdmon.runtime.dropped_readings import DroppedReadings
 from esdmon.runtime.due_step import DueStep
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.latest import LatestReadings
@@ -22,7 +22,7 @@ from esdmon.runtime.source import Source
 from esdmon.runtime.team import Team
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
-from esdmon.schedule.workers import steps_still
+from esdmon.schedule.workers import steps_paused
 
 _PATIENCE = 4  # times what readings of other ranks are expected to take, before they are given up. Our choice.
 
@@ -60,7 +60,7 @@ class ReadingPipeline:
         self._queue = queue
         self._due: deque[DueStep] = deque()
         self._latest = LatestReadings()
-        self._cautions = Cautions()
+        self._dropped = DroppedReadings()
         self._forget()
         self._steps = self._last_due = 0
         self._left: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class ReadingPipeline:
     @property
     def dropped(self) -> int:
         """Return how many readings were skipped because the queue was full, or were lost."""
-        return self._cautions.count
+        return self._dropped.count
 
     @property
     def under_way(self) -> bool:
@@ -104,7 +104,7 @@ class ReadingPipeline:
         """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
         self._steps += not waiting
         for due in self._due if waiting else ():
-            due.until_step = 0  # while the training waits, no thread stands still
+            due.until_step = 0  # while the training waits, no thread pauses
         self._source.advance()
         self._executor.advance(waiting=waiting)
 
@@ -156,7 +156,7 @@ class ReadingPipeline:
         self._left = ()
         self._refresh()
         earned = self._planning.earn(self._team)
-        self._cautions.check(self._budget)
+        self._dropped.check(self._budget)
         self._drift.measure(step)
         due = DueStep(step, host_step, self._drift.known(), time.monotonic())
         if self._team is None:
@@ -201,7 +201,7 @@ class ReadingPipeline:
         """Begin without any reading, as at the start of a run."""
         source, budget, team = self._source, self._budget, self._team
         self._priority = ReadPriority(self._nominal(), source.on_device(), limited=budget.share is not None)
-        self._collector = Collector(self._priority, self._cautions)
+        self._collector = Collector(self._priority, self._dropped)
         self._drift = DriftLog(source, self._priority, budget, team)
         self._screening = Screening(source, self._priority, self._drift, budget)
         self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
@@ -289,18 +289,18 @@ class ReadingPipeline:
             self._priority.begun(name, due.step)
         for name in lost:
             self._priority.lost(name)
-        self._cautions.skip(due.step, len(lost))
+        self._dropped.skip(due.step, len(lost))
         due.elsewhere = team.others(due.step, assigned)
         names = due.elsewhere.names if due.elsewhere else ()
         due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
-        due.until_step = self._steps + steps_still(assigned.plan.ending)
+        due.until_step = self._steps + steps_paused(assigned.plan.ending)
         if self._executor.on_the_spot:
             self._collector.collect(due)
 
     def _enqueue(self, due: DueStep) -> bool:
         """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
         if sum(not self._collector.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
-            self._cautions.skip(due.step, len(self._planning.here(due.step)))
+            self._dropped.skip(due.step, len(self._planning.here(due.step)))
             return False
         self._due.append(due)
         return True
@@ -315,7 +315,7 @@ class ReadingPipeline:
                 if self._executor.reads_between:
                     self._left += tuple(names[count:])
                 else:
-                    self._cautions.skip(due.step, len(names) - count)
+                    self._dropped.skip(due.step, len(names) - count)
                 return False
             self._begin(due, name)
         return True

@@ -53,7 +53,7 @@ class Capacities:
         """Return the pace of a rank, as it has answered; before that, that of rank 0."""
         if not rank:
             return self._own_pace()
-        has_threads = rank in self._tables and self._tables[rank].stands_still
+        has_threads = rank in self._tables and self._tables[rank].pauses
         return self._paces.get(rank, self._own_pace()) if has_threads else 1.0
 
     def earn(self, seconds: float, at_most: float) -> None:

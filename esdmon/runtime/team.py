@@ -71,9 +71,9 @@ class Team:
         self._local: Mapping[str, str] = {}
 
     @property
-    def stands_still(self) -> bool:
+    def pauses(self) -> bool:
         """Return whether there are times at which threads of some rank begin no reading."""
-        return any(table.stands_still for table in self._tables.values() if not table.has_left)
+        return any(table.pauses for table in self._tables.values() if not table.has_left)
 
     @property
     def timeout(self) -> float:
@@ -177,7 +177,7 @@ class Team:
             gap: the steps between due ones, as of the last two; 0 where that is not known.
             ending: in how many blocks of steps readings end.
         """
-        self._ending = ending if self.stands_still else 0
+        self._ending = ending if self.pauses else 0
         may_poll = self._escalates and self._has_elsewhere and not self._faults.disabled(_ASKED)
         after = between(gap, self._ranks.size) if may_poll else ()
         plan = Plan(self._version, self._assigned(names, ranks), after, self._ending)

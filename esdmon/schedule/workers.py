@@ -8,10 +8,9 @@ the estimate of δ is above β, threads read for a part 0.8·β/δ of the time, 
 wrong one delays readings, and stops none. One thread is left, unless δ is above 4β by more than its error.
 
 The ranks of a job wait for each other in each step, so that each of them loses what the readings of any cost. There
-all ranks stand still in the same blocks: for as many as the longest reading takes to end, as rank 0 says, and one
-more, which is compared. So δ is what the readings of all ranks cost, and each rank halves its threads where it is too
-much, down to none. All ranks count the same steps, also those that have no idle core: their one thread stands still
-too.
+the threads of all ranks pause in the same blocks: for as many as the longest reading takes to end, as rank 0 says, and
+one more, which is compared. So δ is what the readings of all ranks cost, and each rank halves its threads where it is
+too much, down to none. All ranks count the same steps, also those that have no idle core: their one thread pauses too.
 """
 
 import math
@@ -24,7 +23,7 @@ from typing import final
 from esdmon.schedule.slow_down import Comparison, SlowDown
 
 _BLOCK = 20  # steps; this and what follows is our choice
-_STILL = 4  # one block in so many stands still at least
+_CONTROL_EVERY = 4  # at least one block in so many is a control, in which threads pause
 MOST_ENDING = 8
 """Blocks at most in which the readings of a job end before one is measured: longer readings are not. Our choice."""
 _RETRY = 50  # blocks at least until reading beside the training is tried again, where it had cost too much
@@ -41,8 +40,8 @@ def blocks_to_end(seconds: float, step_seconds: float) -> int:
     return max(1, min(MOST_ENDING, math.ceil(seconds / (_BLOCK * step_seconds)))) if step_seconds > 0 else 1
 
 
-def steps_still(ending: int) -> int:
-    """Return how many steps a thread may stand still where readings end in so many blocks; 0 where none ever does."""
+def steps_paused(ending: int) -> int:
+    """Return how many steps a thread may pause where readings end in so many blocks; 0 where none ever does."""
     return _BLOCK * (ending + 2) if ending else 0
 
 
@@ -99,13 +98,13 @@ class Workers:
         """Blocks in which threads have read lately, since their number was set."""
         self._has_failed = False
         """Whether more threads than now have slowed the steps too much."""
-        self._without_still = 0
+        self._without_control = 0
         """Blocks since the last in which no thread read."""
         self._owed = 0.0
         """Blocks without a reading that are due, for those in which threads have read."""
         self.ending = 1
         """Blocks in which readings end before one is measured, where other ranks read too."""
-        self.stands_still = False
+        self.is_paused = False
         """True while no thread may begin to read, so that steps without it are measured."""
 
     @property
@@ -152,21 +151,21 @@ class Workers:
             return 0.0
         busy = statistics.fmean(step.is_busy for step in self._steps)
         lost = 0.0 if self._is_dropped else self._compare(_without_pauses(self._steps))
-        self._count_still(busy)
+        self._count_busy(busy)
         self._adjust()
         self._blocks += 1
         self._cap = self._most(self.count * busy)
         self._steps = []
         self._is_dropped = False
         if self._with_ranks:
-            self.stands_still = self._place() >= _STILL - 1
+            self.is_paused = self._place() >= _CONTROL_EVERY - 1
         else:
-            self.stands_still = self.count > 0 and self._is_to_pause()
+            self.is_paused = self.count > 0 and self._is_to_pause()
         return lost
 
     def wait(self) -> None:
         """Drop the block that is measured, and let threads begin: the training waits for readings."""
-        self.stands_still = False
+        self.is_paused = False
         self.drop()
 
     def drop(self) -> None:
@@ -175,7 +174,7 @@ class Workers:
 
     def _place(self) -> int:
         """Return the place of this block among those of a job: some that read, some in which readings end, a still."""
-        return self._blocks % (_STILL + self.ending)
+        return self._blocks % (_CONTROL_EVERY + self.ending)
 
     def _compare(self, steps: Sequence["_Step"]) -> float:
         """Compare the steps of a block, and return the seconds that they have lost."""
@@ -194,23 +193,23 @@ class Workers:
         """Return whether a block counts: in a job those in which all ranks read, and those in which none does."""
         if not self._with_ranks:
             return True
-        return reading == 1 if not self.stands_still else not reading and self._place() == _STILL - 1 + self.ending
+        return reading == 1 if not self.is_paused else not reading and self._place() == _CONTROL_EVERY - 1 + self.ending
 
     @property
     def _each(self) -> float:
         """Return how many blocks without a reading follow each in which threads read."""
-        return max(1 / (_STILL - 1), self.count / self.rate - 1) if self.count else 0.0
+        return max(1 / (_CONTROL_EVERY - 1), self.count / self.rate - 1) if self.count else 0.0
 
-    def _count_still(self, busy: float) -> None:
+    def _count_busy(self, busy: float) -> None:
         self._read = min(self._read + busy, _RECENT)
         self._owed = max(0.0, self._owed + busy * self._each - (1 - busy))
-        self._without_still = self._without_still + 1 if busy else 0
+        self._without_control = self._without_control + 1 if busy else 0
 
     def _is_to_pause(self) -> bool:
-        """Return whether threads stand still in the next block: after a few in which they read, until none is owed."""
-        if self.stands_still:
-            return self._owed > 0.5 or self._without_still > 0
-        return self._owed > (_STILL - 1.5) * self._each or self._without_still >= 2 * _STILL
+        """Return whether threads pause in the next block: after a few in which they read, until none is owed."""
+        if self.is_paused:
+            return self._owed > 0.5 or self._without_control > 0
+        return self._owed > (_CONTROL_EVERY - 1.5) * self._each or self._without_control >= 2 * _CONTROL_EVERY
 
     def _adjust(self) -> None:
         if not self._wanted:

@@ -208,7 +208,7 @@ class Threads:
         done = [name for name, end in self.running.items() if end <= now]
         for name in done:
             del self.running[name]
-        allowed = 0 if self.workers.stands_still else max(1, self.workers.count)
+        allowed = 0 if self.workers.is_paused else max(1, self.workers.count)
         while self.queued and len(self.running) < allowed:
             name, seconds = self.queued.popleft()
             self.running[name] = now + seconds

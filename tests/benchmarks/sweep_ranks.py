@@ -134,7 +134,7 @@ def simulate_ranks(
     sharing.keep(range(model.ranks))
     under_way = UnderWay(ranks, seconds)
     capacities = Capacities(lambda: ranks[0].pace, advance=Limits().advance_seconds)
-    capacities.keep({place: Table(place, "", {}, {}, copies=True, stands_still=True) for place in range(model.ranks)})
+    capacities.keep({place: Table(place, "", {}, {}, copies=True, pauses=True) for place in range(model.ranks)})
     budget.start()
     norms = Norms(clock, [*costs], Screened(clock, {}))
     read: dict[str, float] = {}

@@ -22,7 +22,7 @@ class Job:
         leader, self.other = Coordinator(store, 0, 2), Coordinator(store, 1, 2)
         self.team = Team(leader, OnlyTells(), Faults(), limits=Limits())
         leader.announce(Table(0, "", {"a": Listed(1.0)}, {}))
-        self.other.announce(Table(1, "", {"b": Listed(1.0)}, {}, copies=True, stands_still=True))
+        self.other.announce(Table(1, "", {"b": Listed(1.0)}, {}, copies=True, pauses=True))
         self.team.update_holdings()
         self.clock = FakeClock()
         self.budget = Budget(0.01, clock=self.clock.perf_counter, cpu_clock=lambda: 0.0, advance=0.0)
@@ -65,7 +65,7 @@ def test_a_rank_reads_as_fast_as_it_has_answered() -> None:
     second = job.reads()[1]
     assert second.pace == 200.0
     assert second.credit == pytest.approx(200 - 20, rel=0.02)
-    assert job.team.stands_still
+    assert job.team.pauses
 
 
 def test_what_a_rank_does_not_use_is_not_kept_for_ever() -> None:

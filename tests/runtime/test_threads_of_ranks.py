@@ -97,7 +97,7 @@ def standing_still(patch: pytest.MonkeyPatch, workers: str | int = "auto") -> di
     patch.setattr(watching, "Limits", partial(Limits, rank_seconds=0.01))
     at = [0]
     stands = property(lambda _self: 6 <= at[0] < 38, lambda _self, _value: None)
-    patch.setattr(Workers, "stands_still", stands, raising=False)
+    patch.setattr(Workers, "is_paused", stands, raising=False)
     sink = MemorySink()
     monitor = esdmon.watch(sharded(), every=4, budget=BUDGET, mode="thread", sinks=[sink], alerts=None, workers=workers)
     for at[0] in range(1, 61):

@@ -9,7 +9,7 @@ from scipy import stats
 
 from esdmon.schedule import slow_down
 from esdmon.schedule.slow_down import Comparison
-from esdmon.schedule.workers import MOST_ENDING, Workers, blocks_to_end, steps_still
+from esdmon.schedule.workers import MOST_ENDING, Workers, blocks_to_end, steps_paused
 from tests.clocks import FakeClock
 
 BUDGET = 0.01
@@ -53,7 +53,7 @@ def run(
         reading = 0
         if at % 50 == 0 and queued <= 0:  # a due step
             queued, credit = credit, 0.0
-        if is_pending(at) and not workers.stands_still and queued >= 0:
+        if is_pending(at) and not workers.is_paused and queued >= 0:
             reading = workers.count or int(at % 100 == 0)  # without idle cores a share of the run, as the budget
         noise = lasting * noise + (1 - lasting**2) ** 0.5 * draw.gauss(0, 1)
         step = 1 + scatter * noise + (draw.expovariate(3) if draw.random() < 0.02 else 0)
@@ -133,7 +133,7 @@ def test_threads_that_may_not_read_are_no_idle_cores() -> None:
     for step in range(12000):
         idle[0] = 10 - min(workers.count, 5) if step < 6000 else 0
         clock.passes(1)
-        workers.step(is_busy=workers.count > 0 and not workers.stands_still)
+        workers.step(is_busy=workers.count > 0 and not workers.is_paused)
         counts.append(workers.count)
     assert max(counts) == 5
     assert counts[-1] == 0
@@ -200,18 +200,18 @@ def test_the_interval_holds_the_slow_down() -> None:
     assert 780 < inside[1] < 900
 
 
-def test_while_the_training_waits_nothing_stands_still() -> None:
+def test_while_the_training_waits_nothing_is_paused() -> None:
     """Else readings that `close` waits for would never begin."""
     clock = FakeClock()
     workers = Workers(BUDGET, lambda _own: 1, clock=clock.perf_counter)
     for _ in range(200):
         clock.passes(1)
-        workers.step(is_busy=not workers.stands_still)
-        if workers.stands_still:
+        workers.step(is_busy=not workers.is_paused)
+        if workers.is_paused:
             break
-    assert workers.stands_still
+    assert workers.is_paused
     workers.wait()
-    assert not workers.stands_still
+    assert not workers.is_paused
 
 
 def test_it_is_tried_again_after_a_while() -> None:
@@ -250,9 +250,9 @@ def run_ranks(
             workers.ending = blocks_to_end(longest, 1.0)
             running[rank] = [left - 1 for left in running[rank] if left > 1]
             # A rank may have nothing to read for a while.
-            may_read = not workers.stands_still and (rank + at // 300) % 4 != 0 and credit[rank] >= 0
+            may_read = not workers.is_paused and (rank + at // 300) % 4 != 0 and credit[rank] >= 0
             allowed = workers.count if may_read else 0
-            if not allowed and not workers.stands_still and draw.random() < 1.5 * BUDGET / longest:
+            if not allowed and not workers.is_paused and draw.random() < 1.5 * BUDGET / longest:
                 allowed = 1  # charged in full
             while len(running[rank]) < allowed:
                 running[rank].append(draw.randint(max(1, longest // 3), longest))
@@ -286,7 +286,7 @@ def test_ranks_that_stood_still_each_for_itself_would_lose_more() -> None:
 def test_readings_end_within_so_many_blocks() -> None:
     assert [blocks_to_end(seconds, 1.0) for seconds in (0.0, 20.0, 20.5, 1e4)] == [1, 1, 2, MOST_ENDING]
     assert blocks_to_end(5.0, 0.0) == 1
-    assert [steps_still(ending) for ending in (0, 1, 3)] == [0, 60, 100]
+    assert [steps_paused(ending) for ending in (0, 1, 3)] == [0, 60, 100]
 
 
 def test_a_wait_of_one_rank_does_not_shift_its_blocks() -> None:
@@ -297,8 +297,8 @@ def test_a_wait_of_one_rank_does_not_shift_its_blocks() -> None:
     for at in range(1000):
         clock.passes(1)
         for rank, workers in enumerate(team):
-            workers.step(is_busy=not workers.stands_still)
-            stood[rank] += [at] * workers.stands_still
+            workers.step(is_busy=not workers.is_paused)
+            stood[rank] += [at] * workers.is_paused
         if at == 333:
             team[0].wait()
     assert stood[0] == stood[1]
@@ -310,7 +310,7 @@ def test_a_step_that_waits_for_a_device_is_not_compared() -> None:
     clock = FakeClock()
     workers = Workers(BUDGET, lambda _own: 1, clock=clock.perf_counter)
     for step in range(2000):
-        is_busy = not workers.stands_still
+        is_busy = not workers.is_paused
         waits = not is_busy and step % 2 == 0
         clock.passes(1.0 + 0.05 * is_busy + 5.0 * waits)
         if waits:

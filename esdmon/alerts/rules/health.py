@@ -146,7 +146,7 @@ def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]
     long before it is found. It is a warning when no report has arrived in 50 due steps: readings hang, fail, are
     paused, or find no idle core in a thread or a worker process.
 
-    Confused with layers that stand still, which need no new reading and do not count; and with a training that logs
+    Confused with layers that do not move, which need no new reading and do not count; and with a training that logs
     nothing because it is slow: what counts is due steps, and not seconds.
 
     Resolved when all layers have been read within that time.

@@ -1,4 +1,4 @@
-"""`Cautions`: count the readings that a run does not have, and log what the user can do about it."""
+"""`DroppedReadings`: count the readings that a run does not have, and log what the user can do about it."""
 
 import logging
 from typing import final
@@ -11,7 +11,7 @@ _OFTEN = 3  # costly due steps in a row: the first reading of one large matrix m
 
 
 @final
-class Cautions:
+class DroppedReadings:
     """Log once that readings are skipped, or cost more than the budget."""
 
     def __init__(self) -> None:
