@@ -19,7 +19,7 @@ HEAD = "output heads are read on request: name them in layers="
 ROUTER = "routers are read on request: name them in layers="
 _HEAD_NAMES = {"lm_head", "embed_out"}
 _EXPERT_NAME = re.compile(r"(expert_?)?\d+")
-_EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*)?(_|$)|^(wte|wpe|shared)$", re.IGNORECASE)
+_EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*|d)?(_|$)|^(wte|wpe|shared)$", re.IGNORECASE)
 _LINEAR_NAME = re.compile(r"(^|_)(patch\w*|proj\w*|linear|dense|fc|mlp|mapper|mapping)(_|$)")
 """Of a linear layer into or out of embeddings, or of patches."""
 _OF_SYMBOLS = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import gguf
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -81,6 +82,20 @@ def _write_safetensors(folder: Path) -> None:
     save_file({name: weight.clone() for name, weight in _weights().items()}, folder / "model.safetensors")
 
 
+def _write_gguf(folder: Path) -> None:
+    writer = gguf.GGUFWriter(folder / "model.gguf", "llama")
+    writer.add_block_count(2)
+    kinds = (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.F16)
+    for number, kind in enumerate(kinds):
+        numbers = torch.randn(24, 32, generator=torch.Generator().manual_seed(number)).numpy()
+        packed = gguf.quantize(numbers, kind)
+        writer.add_tensor(f"blk.{number}.ffn_up.weight", packed, raw_dtype=kind if number == 0 else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
 def _write_shards(folder: Path) -> None:
     weights = list(_weights().items())
     names: dict[str, str] = {}
@@ -123,6 +138,7 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "legacy module": _write_legacy_module,
     "pickle": _write_pickle,
     "safetensors": _write_safetensors,
+    "gguf": _write_gguf,
     "shards": _write_shards,
     "distributed": _write_distributed,
     "adapter": _write_adapter,

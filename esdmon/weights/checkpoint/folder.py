@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from esdmon.errors import InputError
 from esdmon.records.table import natural_key
-from esdmon.weights.checkpoint import deepspeed, distributed, safetensors, torch_file
+from esdmon.weights.checkpoint import deepspeed, distributed, gguf_file, safetensors, torch_file
 from esdmon.weights.checkpoint.containers import is_optimizer_name
 from esdmon.weights.checkpoint.formats import open_file, opener_of, other_folder, read_json
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
@@ -32,7 +32,7 @@ _PIPELINE = "model_index.json"
 _MEGATRON_FILE = "model_optim_rng.pt"
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
 _MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
-_ALL_SUFFIXES = (*torch_file.SUFFIXES, safetensors.SUFFIX)
+_ALL_SUFFIXES = (*torch_file.SUFFIXES, safetensors.SUFFIX, gguf_file.SUFFIX)
 _DEEPEST = 3  # folders inside folders that are looked through for a hint, and how many at most; our choice
 _MOST_FOLDERS = 1000
 _Parts = dict[str, tuple[Checkpoint, str]]

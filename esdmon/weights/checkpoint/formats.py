@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint import safetensors, torch_file
+from esdmon.weights.checkpoint import gguf_file, safetensors, torch_file
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
 INDEX_SUFFIX = ".index.json"
@@ -18,7 +18,6 @@ _MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its l
 _FIRST = 512  # bytes that are looked at: a header of tar
 _LEGACY_START = 32  # bytes in which the number of the older layout lies, whatever the protocol
 _OTHERS = {
-    b"GGUF": "a GGUF file, whose packed weights are not read: convert it to safetensors",
     b"\x89HDF": "an HDF5 file: convert it to safetensors or a .pt file",
     b"version https://git-lfs": "a pointer of Git LFS in the place of a file: fetch it with `git lfs pull`",
     b"\x93NUMPY": "an array of numpy: give its weights names, in a .safetensors or .pt file",
@@ -79,6 +78,8 @@ def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
         return torch_file.open_torch_file
     if _is_safetensors(first):
         return safetensors.open_safetensors
+    if first.startswith(gguf_file.MAGIC):
+        return gguf_file.open_gguf
     if _other_kind(first):
         return None
     suffix = path.suffix.lower()  # damaged, so that its name says what it should be
@@ -144,5 +145,5 @@ def _what_it_is(path: Path) -> str:
         known = _TAR
     if known is not None:
         return f"is {known}"
-    suffixes = ", ".join((*torch_file.SUFFIXES, safetensors.SUFFIX))
+    suffixes = ", ".join((*torch_file.SUFFIXES, safetensors.SUFFIX, gguf_file.SUFFIX))
     return f"is of an unknown kind. Pass a {suffixes} file, or a folder with one of them"

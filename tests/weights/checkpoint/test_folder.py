@@ -263,7 +263,7 @@ def test_the_folders_of_a_cache_are_named_by_what_is_in_them(tmp_path: Path) -> 
 
 
 OTHER_FILES = {
-    "model.safetensors": (b"GGUF" + bytes(99), "a GGUF file"),
+    "model.safetensors": (b"GGUF" + bytes(99), "truncated or not a GGUF file"),
     "model.bin": (b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of Git LFS"),
     "model.pt": (b"\x1f\x8b123", "compressed by gzip"),
     "index.bin": (b"<!doctype html><html>", "a web page in the place of a file"),
