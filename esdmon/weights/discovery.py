@@ -303,9 +303,9 @@ def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
     parameters = matrix.parameters()
     if len(parameters) != 1:
         return matrix
-    others = [name.removesuffix(".weight") for name in names.get(id(parameters[0]), ())[1:]]
-    part = matrix.name.partition("/")[2]
-    return replace(matrix, aliases=tuple(f"{other}/{part}" if part else other for other in others))
+    first, *others = (name.removesuffix(".weight") for name in names.get(id(parameters[0]), ("",)))
+    part = matrix.name.removeprefix(first) if matrix.name.startswith(first) else f"/{matrix.name.partition('/')[2]}"
+    return replace(matrix, aliases=tuple(f"{other}{part}" for other in dict.fromkeys(others) if other != first))
 
 
 def _find_in_mapping(weights: Mapping[str, Tensor]) -> _Found:
