@@ -11,7 +11,10 @@ STILL_REPORTS = 3
 STILL_STEPS = 50
 """Reports in a row, and steps from the first of them to the last, in which no weight has changed since `watch()`, after
 which that is logged. Our choice: a loss scale that is too large, or a warm-up from zero, skips fewer."""
-NO_STEP = "give watch() the optimizer, or call monitor.step()"
+NO_STEP = (
+    "give watch() the optimizer, or call monitor.step(). If a host makes the optimizer, call watch() in its callback "
+    "where training begins, with the model and the optimizer that it trains"
+)
 """The remedy where no step was counted, and the steps are not those of an optimizer."""
 
 _log = logging.getLogger("esdmon")
