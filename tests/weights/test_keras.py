@@ -56,6 +56,8 @@ def test_names_are_the_paths_of_variables(prefix: str) -> None:
     names = ["net/dense/kernel", "net/att/query/kernel", "wrapped", "net/out/kernel"]
     assert [layer.name for layer in report] == [prefix + name for name in names]
     assert all(layer.aliases == () for layer in report)
+    assert {layer.name for layer in esdmon.analyze(whole.state_dict())} == {prefix + name for name in names}
+    assert len(esdmon.analyze(whole, reference=whole.state_dict())) == len(names)
     assert skipped(report)[f"{prefix}net/att/query/bias"] == "biases"
 
 
