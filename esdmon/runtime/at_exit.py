@@ -50,7 +50,7 @@ def join_at_exit(thread: Joinable) -> None:
 
 def _end() -> None:
     until = time.monotonic() + Limits().exit_seconds
-    is_complete = getattr(sys, "last_type", None) is None  # no exception has ended the script
+    is_complete = not any(hasattr(sys, name) for name in ("last_exc", "last_type"))  # no exception has ended the script
     for monitor, timeout in list(_monitors.items()):
         monitor.close(timeout, is_complete=is_complete)
     for thread in list(_threads):
