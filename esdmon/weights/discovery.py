@@ -304,7 +304,8 @@ def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
     if len(parameters) != 1:
         return matrix
     first, *others = (name.removesuffix(".weight") for name in names.get(id(parameters[0]), ("",)))
-    part = matrix.name.removeprefix(first) if matrix.name.startswith(first) else f"/{matrix.name.partition('/')[2]}"
+    _, slash, label = matrix.name.partition("/")
+    part = matrix.name.removeprefix(first) if matrix.name.startswith(first) else f"{slash}{label}"
     return replace(matrix, aliases=tuple(f"{other}{part}" for other in dict.fromkeys(others) if other != first))
 
 
