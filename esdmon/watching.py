@@ -30,6 +30,7 @@ from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.executor import Executor
 from esdmon.runtime.monitor import Monitor
+from esdmon.runtime.notes import NO_STEP
 from esdmon.runtime.pipeline import ReadingPipeline
 from esdmon.runtime.processes import Processes
 from esdmon.runtime.reader import Reader
@@ -49,7 +50,7 @@ _log = logging.getLogger("esdmon")
 _made = itertools.count()  # monitors of a distributed job
 _watching: weakref.WeakKeyDictionary[Optimizer, list[tuple[weakref.ref[Monitor], int]]] = weakref.WeakKeyDictionary()
 """The monitors whose clock an optimizer is, each with the model it watches."""
-_NO_STEP = (
+_NOT_CALLED = (
     "step() of the {} that watch() was given was not called. If another optimizer trains, give watch() that one, or "
     "none, and call monitor.step()"
 )
@@ -246,7 +247,7 @@ def attach(
         limits=limits,
         escalation=escalation,
         requests=Requests(ranks if shares_requests and actions.can_request else None),
-        **({} if hooked is None else {"no_step": _NO_STEP.format(type(hooked).__name__)}),
+        no_step=NO_STEP if hooked is None else _NOT_CALLED.format(type(hooked).__name__),
     )
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)

@@ -9,7 +9,7 @@ from esdmon.errors import MissingExtraError, masked
 from esdmon.present.colours import PHASE_COLOURS
 from esdmon.records import LayerReport, Report, Severity, show
 from esdmon.records.outcome import episode_text, measured, severity_word
-from esdmon.records.table import shorten, without_common_prefix
+from esdmon.records.table import shorten_all, without_common_prefix
 from esdmon.records.text import age_lines, count, counted
 from esdmon.records.timeline import Timeline
 
@@ -92,13 +92,13 @@ def _table(timeline: Timeline, report: Report, *, longest_name: int, from_start:
     for title in ("layer", "phase", "since", "alpha", "soft rank", "spikes"):
         table.add_column(title, justify="left" if title in ("layer", "phase") else "right", no_wrap=True)
     layers = _rows(timeline, report)
-    names = without_common_prefix([masked(layer.name) for layer in layers])
+    names = shorten_all(without_common_prefix([masked(layer.name) for layer in layers]), longest_name)
     for name, layer in zip(names, layers, strict=True):
         stages = timeline.stages.get(layer.name, [])
         at_most = "≤ " if len(stages) == 1 and not from_start else ""
         began = f"{at_most}{stages[-1].step}" if stages else ""
         cells = [Text(cell, style=style) for cell, style in _cells(layer, began)]
-        table.add_row(Text(shorten(name, longest_name)), *cells)
+        table.add_row(Text(name), *cells)
     return table
 
 

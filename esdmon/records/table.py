@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from esdmon.errors import printable
@@ -10,6 +10,8 @@ from esdmon.errors import printable
 WIDTH = 80
 _GAP = "  "
 _NUMBER = re.compile(r"([0-9]{1,18})")  # a longer one does not count anything, and Python refuses very long ones
+_SEPARATOR = re.compile(r"[./]")
+_LEAST_END = 4  # characters of a name's end that are shown behind what differs
 _LONG_NAME = 20  # characters; common leading parts are removed if a name is longer
 
 
@@ -39,6 +41,8 @@ def format_table(
     if width is not None:
         others = sum(widths[1:]) + len(_GAP) * (len(widths) - 1)
         widths[0] = min(widths[0], max(width - others, len(header[0]), 8))
+        names = shorten_all([row[0] for row in rows], widths[0])
+        rows = [[name, *row[1:]] for name, row in zip(names, rows, strict=True)]
     return "\n".join(_line(row, widths, left) for row in (header, *rows))
 
 
@@ -76,6 +80,28 @@ def shorten(text: str, width: int) -> str:
         return text
     tail = width * 2 // 3
     return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def shorten_all(names: Sequence[str], width: int) -> list[str]:
+    """Return names as `shorten` does; of those that would look the same keep the parts in which they differ.
+
+    >>> shorten_all(["encoder.layer.0.attention.query", "encoder.layer.1.attention.query"], 16)
+    ['…0…tention.query', '…1…tention.query']
+    """
+    short = [shorten(name, width) for name in names]
+    alike: dict[str, dict[str, list[str]]] = {}
+    for name, text in zip(names, short, strict=True):
+        alike.setdefault(text, {})[name] = _SEPARATOR.split(name)
+    return [_apart(name, alike[text], width) or text for name, text in zip(names, short, strict=True)]
+
+
+def _apart(name: str, alike: Mapping[str, list[str]], width: int) -> str:
+    """Return a name by the parts that others do not have, and its end; empty where that does not fit."""
+    columns = enumerate(itertools.zip_longest(*alike.values()))
+    differing = [place for place, column in columns if len(set(column)) > 1]
+    own = ".".join(alike[name][place] for place in differing if place < len(alike[name]))
+    room = width - len(own) - 2
+    return f"…{own}…{name[-room:]}" if differing and room >= _LEAST_END else ""
 
 
 def _line(row: Sequence[str], widths: Sequence[int], left: Collection[int]) -> str:

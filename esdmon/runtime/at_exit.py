@@ -6,6 +6,7 @@ and Python ends a thread there that asks for the interpreter's lock. So the end 
 
 import atexit
 import os
+import sys
 import threading
 import time
 import weakref
@@ -17,8 +18,8 @@ from esdmon.limits import Limits
 class Closable(Protocol):
     """A monitor."""
 
-    def close(self, timeout: float | None = None) -> None:
-        """Close within some seconds."""
+    def close(self, timeout: float | None = None, *, is_complete: bool = True) -> None:
+        """Close within some seconds; `is_complete` is False where the training was broken off."""
 
 
 class Joinable(Protocol):
@@ -49,8 +50,9 @@ def join_at_exit(thread: Joinable) -> None:
 
 def _end() -> None:
     until = time.monotonic() + Limits().exit_seconds
+    is_complete = not any(hasattr(sys, name) for name in ("last_exc", "last_type"))  # no exception has ended the script
     for monitor, timeout in list(_monitors.items()):
-        monitor.close(timeout)
+        monitor.close(timeout, is_complete=is_complete)
     for thread in list(_threads):
         thread.join(max(0.0, until - time.monotonic()))
 

@@ -49,11 +49,11 @@ def hookable(given: Any) -> Optimizer:
     inner = unwrapped(given)
     if not has_step_hooks(inner):
         held = [name for name, value in _attributes(inner).items() if has_step_hooks(value)]
-        advice = f"Give watch() the optimizer inside it, .{held[0]}, or leave" if held else "Leave"
+        inside = f", or give watch() the optimizer inside it, .{held[0]}, with hook=False," if held else ""
         swapped = " Are model and optimizer swapped?" if isinstance(given, torch.nn.Module) else ""
         msg = (
             f"optimizer is a {type(inner).__name__}, not a torch.optim.Optimizer with hooks, so its steps cannot be "
-            f"counted.{swapped} {advice} it out and call monitor.step() after each step"
+            f"counted.{swapped} Leave it out{inside} and call monitor.step() after each step"
         )
         raise InputError(msg)
     found: Optimizer = inner

@@ -4,7 +4,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Self, final
+from typing import Any, Self, final
 
 from esdmon.alerts import Actions, AlertManager
 from esdmon.calls import explain_wrong_calls
@@ -16,7 +16,8 @@ from esdmon.runtime.alerting import Alerting
 from esdmon.runtime.at_exit import close_at_exit, forget_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.notes import Notes
+from esdmon.runtime.no_readings import NoReadings
+from esdmon.runtime.notes import NO_STEP, Notes
 from esdmon.runtime.requests import Requests
 from esdmon.runtime.saved_state import as_state, parse
 from esdmon.runtime.source import Pipeline
@@ -43,6 +44,9 @@ class Monitor:
 
     Made by `esdmon.watch`. Nothing that fails inside reaches the training loop, unless `strict=True`. Reports are
     written by the thread that calls `step`, in step order.
+
+    A copy or a pickle of a monitor, as of a model or an estimator that holds it, reads nothing and counts nothing: the
+    readings, sinks and hooks belong to one model in one process.
     """
 
     def __init__(
@@ -60,7 +64,8 @@ class Monitor:
         limits: Limits | None = None,
         escalation: Escalation | None = None,
         requests: Requests | None = None,
-        no_step: str = "give watch() the optimizer, or call monitor.step()",
+        no_step: str = NO_STEP,
+        is_copy: bool = False,
     ) -> None:
         self._readings = readings
         self._limits = limits or Limits()
@@ -76,7 +81,7 @@ class Monitor:
         self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests)
         self._alerting = Alerting(manager, self._out)
         self._delivering = self._closes_sinks_later = False
-        self._notes = Notes(no_step)
+        self._notes = Notes(no_step, is_copy=is_copy)
         self._is_hooked = self._closed = self._has_settled = False
         self._run = new_run()
         self._at_close: list[Callable[[], None]] = []
@@ -129,8 +134,8 @@ class Monitor:
 
     @property
     def closed(self) -> bool:
-        """Return whether `close` was called."""
-        return self._closed
+        """Return whether `close` was called; True for a copy."""
+        return self._closed or self._notes.is_copy
 
     @property
     def dropped(self) -> int:
@@ -163,7 +168,7 @@ class Monitor:
         return self._count(1, None)
 
     def _count(self, count: int, host_step: int | None) -> bool:
-        if self._closed or not self._notes.check_process():
+        if self._closed or not self._notes.check_active():
             return False
         self._steps += count
         self._budget.start()
@@ -257,7 +262,7 @@ class Monitor:
     @explain_wrong_calls
     def flush(self, timeout: float | None = None) -> None:
         """Wait for the readings that are under way, at most `timeout` seconds (30), and flush the sinks."""
-        if self._notes.check_process():
+        if self._notes.check_active():
             self._finish(self._limits.close_seconds if timeout is None else timeout)
             self._out.flush(self._steps)
 
@@ -269,7 +274,7 @@ class Monitor:
             timeout: seconds to wait at most, 30 by default; readings that are not finished then are lost and logged.
             is_complete: False where the training was broken off: if nothing was read by then, that is not logged.
         """
-        if self._closed or self._notes.is_forked:
+        if self._closed or self._notes.is_inactive:
             return
         self._closed = True
         forget_closed(self)
@@ -303,7 +308,7 @@ class Monitor:
         Plain data and tensors, some 40 kB for each matrix: `torch.load` reads it with weights_only. It does not wait
         for readings that are under way: the resumed run reads those matrices next.
         """
-        if self._notes.check_process():
+        if self._notes.check_active():
             self._take_finished()
         return as_state(self._run, self._steps, self._alerting.alerts, self._parts)
 
@@ -323,6 +328,10 @@ class Monitor:
         self._alerting.alerts, self._steps, self._run = saved.alerts, saved.steps, saved.run or self._run
         self._out.start(self._run, saved.steps)
         self._out.rewind(saved.steps, saved.alerts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how a copy is made: with the steps counted so far, and nothing else."""
+        return copied, (self._steps,)
 
     def __enter__(self) -> Self:
         """Return the monitor; leaving the block closes it."""
@@ -366,3 +375,8 @@ class Monitor:
         self._notes.report(checked)
         self._out.write(checked)
         self._alerting.send(checked, changes)
+
+
+def copied(steps: int) -> Monitor:
+    """Return what a copy of a monitor is, given the steps that it had counted."""
+    return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, is_copy=True)

@@ -11,6 +11,11 @@ STILL_REPORTS = 3
 STILL_STEPS = 50
 """Reports in a row, and steps from the first of them to the last, in which no weight has changed since `watch()`, after
 which that is logged. Our choice: a loss scale that is too large, or a warm-up from zero, skips fewer."""
+NO_STEP = (
+    "give watch() the optimizer, or call monitor.step(). If a host makes the optimizer, call watch() in its callback "
+    "where training begins, with the model and the optimizer that it trains"
+)
+"""The remedy where no step was counted, and the steps are not those of an optimizer."""
 
 _log = logging.getLogger("esdmon")
 
@@ -21,24 +26,32 @@ class Notes:
 
     Args:
         no_step: the remedy where no step was counted.
+        is_copy: whether the monitor is a copy of one.
     """
 
-    def __init__(self, no_step: str) -> None:
+    def __init__(self, no_step: str, *, is_copy: bool = False) -> None:
         self._no_step = no_step
+        self.is_copy = is_copy
         self._process = os.getpid()
         self._logged: set[str] = set()
         self._still: list[int] | None = []
         """Steps of the reports so far; None where a weight has moved, or that has been logged."""
 
     @property
-    def is_forked(self) -> bool:
-        """Return whether this process was forked from the one that made the monitor."""
-        return os.getpid() != self._process
+    def is_inactive(self) -> bool:
+        """Return whether the monitor is a copy, or this process was forked from the one that made it."""
+        return self.is_copy or os.getpid() != self._process
 
-    def check_process(self) -> bool:
-        """Return whether the monitor can be used in this process; log it where it cannot."""
-        if not self.is_forked:
+    def check_active(self) -> bool:
+        """Return whether the monitor can be used; log it where it cannot."""
+        if not self.is_inactive:
             return True
+        if self.is_copy:
+            self._warn_once(
+                "the monitor is inactive, since it is a copy, made with the model or object that holds it: its steps "
+                "are not counted. Call watch() with the model that trains."
+            )
+            return False
         self._warn_once(
             "the monitor is inactive in this process, which was forked from the one that called watch(): its steps "
             "are not counted. Call watch() in the process that trains."

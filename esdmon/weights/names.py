@@ -26,6 +26,8 @@ _INNER_ATTRIBUTES = {
     ("peft", "PeftModel"): "base_model",
     ("peft", "BaseTuner"): "model",
 }
+_KERAS_VARIABLES = "_torch_params"
+"""The dictionary of a layer of Keras with its variables and those of all layers inside it, by their paths."""
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -47,19 +49,24 @@ def named_modules(model: nn.Module, *, every_name: bool = False) -> Iterator[tup
         model: the model, in wrappers or not.
         every_name: give a shared module once under each of its names; by default only under the first.
     """
-    yield from _walk("", model, None if every_name else set())
+    yield from _walk("", model, None if every_name else set(), None)
 
 
-def _walk(name: str, module: nn.Module, seen: set[int] | None) -> Iterator[tuple[str, nn.Module]]:
+def _walk(name: str, module: nn.Module, seen: set[int] | None, keras: str | None) -> Iterator[tuple[str, nn.Module]]:
+    """Iterate as `named_modules`, of a model of Keras with the name of the outermost layer that this one is in."""
     module = unwrap(module)
     if seen is not None:
         if id(module) in seen:
             return
         seen.add(id(module))
     yield name, module
+    if keras is None and any(kind.__module__.partition(".")[0] == "keras" for kind in type(module).__mro__):
+        keras = name
     for attribute, child in children_of(module).items():
         if child is not None:
-            yield from _walk(_child_name(name, attribute, module), child, seen)
+            of_keras = keras if attribute == _KERAS_VARIABLES else None
+            child_name = _child_name(name, attribute, module) if of_keras is None else of_keras
+            yield from _walk(child_name, child, seen, keras)
 
 
 def _child_name(name: str, attribute: str, module: nn.Module) -> str:

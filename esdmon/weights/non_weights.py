@@ -107,7 +107,7 @@ def _why_no_layer(path: str, beside: Container[str]) -> str:
 
 
 def _why_by_name(path: str, last: str, beside: Container[str]) -> str:
-    words = set(re.split(r"[_\d]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", last).lower()))
+    words = set(re.split(r"[_\d/]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", last).lower()))
     reason = next((why for why, known in _WORDS.items() if not words.isdisjoint(known)), "")
     if reason:
         return reason

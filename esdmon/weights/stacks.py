@@ -35,6 +35,21 @@ def convolution(weight: Tensor, *, groups: int = 1, dimensions: int | None = Non
     return weight.reshape(groups, rows, columns, -1).permute(0, 3, 1, 2).reshape(-1, rows, columns)
 
 
+def convolution_inputs_first(weight: Tensor) -> Tensor:
+    """Return (*kernel, inputs, outputs), as Keras has it, as one slice for each kernel position."""
+    return weight.reshape(-1, weight.shape[-2], weight.shape[-1])
+
+
+def to_heads(weight: Tensor) -> Tensor:
+    """Return (inputs, heads, size) as one slice."""
+    return weight.reshape(1, weight.shape[0], -1)
+
+
+def from_heads(weight: Tensor) -> Tensor:
+    """Return (heads, size, outputs) as one slice."""
+    return weight.reshape(1, -1, weight.shape[-1])
+
+
 def modulated(weight: Tensor) -> Tensor:
     """Return (1, outputs, inputs, *kernel), as StyleGAN 2 has it, as one slice for each kernel position."""
     return convolution(weight.squeeze(0))

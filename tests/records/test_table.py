@@ -4,7 +4,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from esdmon.records.table import WIDTH, format_table, shorten
+from esdmon.records.table import WIDTH, format_table, shorten, shorten_all
 
 CELLS = st.text(alphabet=st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=12)
 
@@ -31,6 +31,28 @@ def test_shorten_keeps_both_ends(text: str, width: int) -> None:
     assert text.startswith(head)
     assert text.endswith(tail)
     assert len(tail) >= len(head)
+
+
+@given(st.lists(st.text(max_size=40), max_size=6), st.integers(1, 30))
+def test_names_that_are_shortened_together_keep_the_width(names: list[str], width: int) -> None:
+    """One that fits is unchanged."""
+    for name, short in zip(names, shorten_all(names, width), strict=True):
+        assert short == name if len(name) <= width else len(short) == width
+
+
+def test_names_that_differ_in_the_middle_differ_when_they_are_short() -> None:
+    """As those of a transformer's layers, beside a layer that has no common prefix with them."""
+    names = [f"model.encoder.layer.{k}.attention.self.{each}" for k in range(12) for each in ("query", "key")]
+    names += [
+        "model.pooler.dense",
+        "model.bidirectional/forward_lstm/kernel",
+        "model.bidirectional/backward_lstm/kernel",
+    ]
+    short = shorten_all(names, 22)
+    assert len(set(short)) == len(names)
+    assert short[2] == "…1…ttention.self.query"
+    table = format_table(["layer", "N × M", "phase"], [[name, "64 × 64", "random-like"] for name in names], width=50)
+    assert len(set(table.split("\n"))) == len(names) + 1
 
 
 def test_columns_are_aligned() -> None:

@@ -318,7 +318,10 @@ class Several:
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        (NoHooks, r"optimizer is a NoHooks.*Give watch\(\) the optimizer inside it, \.base, or leave it out"),
+        (
+            NoHooks,
+            r"optimizer is a NoHooks.*Leave it out, or give watch\(\) the optimizer inside it, \.base, with hook=False",
+        ),
         (Several, r"optimizer is a Several.*Leave it out and call monitor\.step\(\)"),
         (lambda _: network(), r"optimizer is a Sequential.*Are model and optimizer swapped\?"),
         (lambda _: 5, "optimizer is a int"),

@@ -178,3 +178,12 @@ def test_what_is_no_model_is_refused(model: nn.Module | dict[str, Tensor], messa
     """One sentence, whatever was given."""
     with pytest.raises(InputError, match=message):
         discover(model)
+
+
+def test_the_aliases_of_a_weight_of_the_model_itself() -> None:
+    """It has the name of the class; a layer inside that shares it has its own."""
+    model = nn.Linear(16, 24)
+    model.inner = nn.Linear(16, 24)  # a child of a layer
+    model.inner.weight = model.weight
+    (matrix,) = discover(model, selection=Selection(min_eigenvalues=1)).matrices
+    assert (matrix.name, matrix.aliases) == ("Linear", ("inner",))

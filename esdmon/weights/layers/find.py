@@ -167,6 +167,7 @@ def _with_aliases(matrix: Matrix, names: Mapping[int, Sequence[str]]) -> Matrix:
     parameters = matrix.parameters()
     if len(parameters) != 1:
         return matrix
-    others = [name.removesuffix(".weight") for name in names.get(id(parameters[0]), ())[1:]]
-    part = matrix.name.partition("/")[2]
-    return replace(matrix, aliases=tuple(f"{other}/{part}" if part else other for other in others))
+    first, *others = (name.removesuffix(".weight") for name in names.get(id(parameters[0]), ("",)))
+    _, slash, label = matrix.name.partition("/")
+    part = matrix.name.removeprefix(first) if matrix.name.startswith(first) else f"{slash}{label}"
+    return replace(matrix, aliases=tuple(f"{other}{part}" for other in dict.fromkeys(others) if other != first))

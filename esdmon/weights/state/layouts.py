@@ -28,6 +28,9 @@ _TIMM = re.compile(
     r"|gcvit|hiera|mobilevit_|mvitv|naflexvit|nest|pit_|qwen\d_vit|sam\d_|samvit|swin|twins|vit(?!_dlittle|_dwee)|volo|xcit)"
 )
 """Architectures in a `config.json` of timm whose q, k and v are thirds of `qkv`, by the layouts of their modules."""
+_TO_HEADS = {"query", "key", "value"}
+_FROM_HEADS = {"attention_output", "out"}
+"""Projections of attention in Keras and Flax, whose kernels have a side for the heads."""
 _LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
 _FEW_OUTPUTS = 16  # last side from which a weight with fewer outputs than that is a stack of matrices; our choice
 
@@ -56,7 +59,28 @@ def parts_of(name: str, shapes: Shapes, config: Mapping[str, Any], *, groups: in
         return [Part(label, to_stack) for label, to_stack in split.items()] or [Part("", stacks.linear)]
     if len(shape) == 3 and (_EXPERTS.search(name) or _is_stack(name, shape)):
         return _experts(name, shapes)
-    return _kernel(name, shapes, groups) if name.rpartition(".")[2] == "weight" else []
+    if name.rpartition(".")[2] == "weight":
+        return _kernel(name, shapes, groups)
+    return _with_inputs_before_outputs(name, shape)
+
+
+def _with_inputs_before_outputs(name: str, shape: torch.Size) -> list[Part]:
+    """Return a `kernel` of Keras or Flax: positions, inputs and outputs of a convolution, or the heads of attention."""
+    owner, own = ["", *re.split(r"[./]", name)][-2:]
+    if not own.endswith("kernel") or _has_positions_last(shape):
+        return []
+    if len(shape) > 3 or "conv" in owner.lower():
+        return [Part("", stacks.convolution_inputs_first)]
+    if owner in _TO_HEADS:
+        return [Part("", stacks.to_heads)]
+    return [Part("", stacks.from_heads)] if owner in _FROM_HEADS else []
+
+
+def _has_positions_last(shape: torch.Size) -> bool:
+    """Return whether a kernel is square in its last sides, as torch has them: in a module of the user's own, a blur."""
+    first, second, *sides = shape
+    is_square = len(sides) > 1 and len(set(sides)) == 1
+    return is_square and (sides[0] < min(first, second) or (second == 1 and sides[0] % 2 == 1))
 
 
 def _kernel(name: str, shapes: Shapes, groups: int | None) -> list[Part]:

@@ -15,6 +15,8 @@ from esdmon.errors import InputError
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
 _PREFIXES = ("module.", "base_model.model.")
 """What DataParallel, DistributedDataParallel, AveragedModel and peft put before every name."""
+_OF_KERAS = "_torch_params."
+"""Between the name of a layer of Keras and the path of its variable."""
 _LORA = re.compile(r"\.lora_(embedding_)?[AB]\b")
 _BASE_LAYER = re.compile(r"\.base_layer(?=\.)(?!(\.base_layer)*\.lora_)")
 """What peft puts before the name of a base; adapters of several parameters of one module are nested, and keep it."""
@@ -157,9 +159,28 @@ def _clean_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     if any(_LORA.search(name) for name in tensors):
         clean = {name: _BASE_LAYER.sub("", shown) for name, shown in clean.items()}
     found: dict[str, str] = {}
-    for name, shown in clean.items():
+    for name, shown in _by_paths_of_keras(clean).items():
         found[name if shown in found or not shown else shown] = name
     return found
+
+
+def _by_paths_of_keras(clean: Mapping[str, str]) -> Mapping[str, str]:
+    """Return the names with each variable of Keras once: each layer has those of all layers inside it as well."""
+    owners: dict[str, set[str]] = {}
+    for shown in clean.values():
+        owner, is_keras, path = shown.partition(_OF_KERAS)
+        if is_keras:
+            owners.setdefault(path, set()).add(owner)
+    if not owners:
+        return clean
+    by_path: dict[str, str] = {}
+    for name, shown in clean.items():
+        owner, is_keras, path = shown.partition(_OF_KERAS)
+        if not is_keras:
+            by_path[name] = shown
+        elif not any(owner != other and owner.startswith(other) for other in owners[path]):
+            by_path[name] = f"{owner}{path}"
+    return by_path
 
 
 def _common_prefix(clean: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
