@@ -247,7 +247,7 @@ def _without_wrappers(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, An
 def _named(leaves: Sequence[tuple[Path, Any]]) -> Iterator[tuple[str, Any]]:
     """Iterate over names and leaves: those of the model first, under the names that they have in it."""
     leaves = _without_wrappers(leaves)
-    main = _container_of([path for path, _ in leaves])
+    main = _container_of([path for path, leaf in leaves if _is_matrix(leaf)] or [path for path, _ in leaves])
     depth = len(main)
     yield from ((".".join(path[depth:]), leaf) for path, leaf in leaves if path[:depth] == main)
     others = [(path, leaf) for path, leaf in leaves if path[:depth] != main]

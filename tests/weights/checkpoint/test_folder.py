@@ -208,6 +208,13 @@ NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
     ),
     "moments by their names": (lambda state: {"net": state, "x": {0: {"exp_avg": w(), "step": 3}}}, ["a"]),
     "Lightning": (lambda state: {"pytorch-lightning_version": "2", "state_dict": {"model.a": state["a"]}}, ["a"]),
+    "Composer": (
+        lambda state: {
+            "state": {"model": state, "optimizers": {"SGD": {"state": {}}}, "timestamp": {"epoch": 3}},
+            "rng": [{"torch": torch.zeros(5056, dtype=torch.uint8)}],
+        },
+        ["a"],
+    ),
     "a list": (lambda state: [state, dict(state)], ["0.a", "1.a"]),
 }
 
