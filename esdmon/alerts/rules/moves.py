@@ -8,6 +8,7 @@ from statistics import median
 
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, measured
 from esdmon.alerts.rules.baseline import WARM_UP
+from esdmon.alerts.rules.change import NOISE_LIKE
 from esdmon.alerts.rules.jumps import finding, frobenius, jumps
 from esdmon.records import LayerReport
 
@@ -18,6 +19,7 @@ _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a no
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
 _RAISED = 1.5  # factor from which a learning rate has been raised
 _REPLACED = 0.5  # way of a weight, in its norm, above which a single step was none of training; our choice
+_OPPOSITE = 1.3  # times the square of the way between independent weights, from which they are opposite; our choice
 _LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood; our choice
 
 
@@ -124,14 +126,18 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
             jumped += is_far  # its steps are not known, as of a weight that is computed
             continue
         since, count = before.step, now.step - before.step
+        size, is_noise = frobenius(now) / frobenius(before), _is_noise(now)
+        is_unlike = _is_unlike(now.update_ratio, size, moved, is_noise=is_noise)
         usual_reach = count * max(ratios, default=0.0)
         last_step = 0.0 if before.step_ratio > _REPLACED else before.step_ratio  # not one that replaced the weight
-        reach = max(usual_reach, count * last_step, count * now.step_ratio)
-        is_beyond = factor * reach < now.update_ratio < math.inf
         # A step that is sampled while a weight is replaced is as long as that.
+        step_size = 1 + now.step_growth
+        is_turned = now.step_ratio**2 > _OPPOSITE * (1 + step_size**2)  # by a step that was far too long
+        is_in_step = _is_unlike(now.step_ratio, step_size, moved, is_noise=is_noise) and not is_turned
+        reach = max(usual_reach, count * last_step, 0.0 if is_in_step else count * now.step_ratio)
+        reach *= max(1.0, size)  # ratios are of the norm at each step, and the move is of that before all
+        is_beyond = factor * reach < now.update_ratio < math.inf
         is_replaced = max(_REPLACED, factor * usual_reach) < now.update_ratio < math.inf
-        # Not one that was small, and is set back to a larger value that it had before.
-        is_unlike = moved < now.update_ratio and now.update_ratio * frobenius(before) > moved * frobenius(now)
         way = min(layer.start_ratio for layer in (*baseline[-1:], before))
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
         jumped += is_back or (is_far and (is_beyond or is_replaced))
@@ -145,6 +151,27 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
             found.append(Finding(name, what, {"start_ratio": now.start_ratio, "before": way}))
     is_whole = 1 < jumped == sum(has_moved(each) and not is_pruned(each) for each in history.report)
     yield from (replace(each, severity="info") if is_whole else each for each in found)
+
+
+def _is_unlike(way: float, size: float, moved: float, *, is_noise: bool) -> bool:
+    """Return whether a weight has nothing in common with an earlier one, by how far it has moved from that.
+
+    Independent weights, of norms 1 and r, are √(1 + r²) apart. A weight that has grown to r by training has moved by at
+    most √(r² − 1), if its steps are at right angles to it, and one that was scaled by r − 1; from r = 3 on a sample
+    does not distinguish that from r. But what has grown so by training has few directions, and noise has all.
+
+    Args:
+        way: how far it has moved.
+        size: r.
+        moved: factor by which both norms must be exceeded.
+        is_noise: whether its spectrum is that of noise.
+    """
+    return way > moved and (way > moved * size or (is_noise and way * moved > size))
+
+
+def _is_noise(layer: LayerReport) -> bool:
+    """Return whether the stable rank is that of noise, as of an initialisation."""
+    return measured(layer, "stable_rank")[0] > NOISE_LIKE * layer.nulls.get("stable_rank", math.inf)
 
 
 def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> Iterable[Finding]:

@@ -1,5 +1,6 @@
 """Rules on change: jumps, slow changes, and what is neither."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -319,6 +320,48 @@ def test_a_fast_move_between_readings_is_no_reset_where_steps_were_as_long_at_th
         readings += [reading(12, step_ratio=steps_before), reading(72, moved=1.1)]
         alerts = alerts_of(RULES["layer_reset"], (report(layer.step, layer) for layer in readings))
         assert len(alerts) == expected, steps_before
+
+
+@pytest.mark.parametrize("size", [2.0, 4.0, 10.0, 30.0])
+@pytest.mark.parametrize(
+    ("share", "step_ratio", "rule"),
+    [(0.9, 0.001, "layer_reset"), (0.1, 0.001, "norm_explosion"), (0.9, 0.1, "norm_explosion")],
+    ids=["noise", "a few directions", "steps reach as far"],
+)
+def test_a_weight_of_many_times_the_norm_is_new_if_it_is_noise_and_no_steps_lead_there(
+    size: float, share: float, step_ratio: float, rule: str
+) -> None:
+    """A blow-up by gradients has few directions, and takes long steps."""
+    noise = reading(1).nulls["stable_rank"]
+    grown = {
+        "frobenius_norm": 10 * size,
+        "spectral_norm": 10 * size / math.sqrt(share * noise),
+        "stable_rank": share * noise,
+    }
+    before = [reading(step, measures={"spectral_norm": 0.3, "frobenius_norm": 10.0}) for step in range(1, 201, 20)]
+    moved = math.sqrt(size**2 + (1 if rule == "layer_reset" else -1))
+    reports = [
+        *before,
+        reading(200, measures=grown, moved=moved, step_ratio=step_ratio),
+        *(reading(step, measures=grown) for step in range(201, 205)),
+    ]
+    alerts = alerts_of(BUILT_IN_RULES, (report(layer.step, layer) for layer in reports))
+    assert [alert.rule for alert in alerts if alert.state == "firing"][:1] == [rule]
+    assert {alert.rule for alert in alerts} == {rule}
+
+
+@pytest.mark.parametrize(
+    ("size", "step_ratio", "expected"), [(1.0, 1.41, 1), (5.0, 5.1, 1), (1.0, 1.0, 0), (1.0, 1.9, 0)]
+)
+def test_a_step_that_is_sampled_while_a_weight_is_replaced_is_none_of_training(
+    size: float, step_ratio: float, expected: int
+) -> None:
+    """It goes to a weight that has nothing in common with the last; a long step of training turns a weight round."""
+    new = {"frobenius_norm": 10 * size, "stable_rank": 39.0}
+    way = math.sqrt(1 + size**2)
+    readings = [*map(reading, range(1, 11)), reading(11, measures=new, moved=way, step_ratio=step_ratio)]
+    readings[-1] = replace(readings[-1], step_growth=size - 1)
+    assert len(alerts_of(RULES["layer_reset"], (report(layer.step, layer) for layer in readings))) == expected
 
 
 _BEFORE = np.random.default_rng(0).standard_normal((300, 96)) / 10
