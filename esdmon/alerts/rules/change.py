@@ -170,7 +170,8 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     what it learned: it was initialised again by mistake, noise exceeds the gradient, or part of a checkpoint was not
     loaded. Layers on a border between phases change by one, and a spike that fades slowly is not a loss. Where a few
     rows or columns grow large, noise with these scales would explain larger eigenvalues, so that spikes no longer
-    count as such; but then the stable rank falls.
+    count as such; but then the stable rank falls. So a layer that has become random-like must also have a stable rank
+    of more than 0.7 of that of noise with equal scales.
 
     Confused with a layer that was replaced, which `layer_reset` finds at once and by its distances; with a layer on a
     border between phases, or a spike that fades, which the two phases and the soft rank distinguish; and with wrong
@@ -184,7 +185,9 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     found = dict.fromkeys(history.firing, 0.0) | jumped(history, _soft_rank, "up", factor)
     for name in found.keys() & history.layers.keys():
         now = history.layers[name][-1]
-        if name not in history.firing and _stable_rank(now) < _usual_stable_rank(history.baseline[name]):
+        has_fallen = _stable_rank(now) < _usual_stable_rank(history.baseline[name])
+        is_of_scales = now.phase is Phase.RANDOM_LIKE and not is_noise_like(now)
+        if name not in history.firing and (has_fallen or is_of_scales):
             continue
         codes = [layer.phase.code for layer in history.baseline[name] if layer.phase not in _OUTSIDE]
         usual = int(history.firing[name]["before"]) if name in history.firing else median_low(codes or [0])
@@ -192,6 +195,11 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
             phase = next(phase.value for phase in Phase if phase.code == usual)
             what = f"phase {now.phase.value} (confidence {now.phase_confidence:.1f}), down from {phase} in its baseline"
             yield Finding(name, what, evidence_of(now, "mp_soft_rank", "n_spikes") | {"before": float(usual)})
+
+
+def is_noise_like(layer: LayerReport) -> bool:
+    """Return whether the stable rank is that of noise, as of an initialisation."""
+    return measured(layer, "stable_rank")[0] > NOISE_LIKE * layer.nulls.get("stable_rank", math.inf)
 
 
 def _trap(layer: LayerReport) -> float:

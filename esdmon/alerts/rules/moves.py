@@ -4,11 +4,11 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from statistics import median
+from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, measured
 from esdmon.alerts.rules.baseline import WARM_UP
-from esdmon.alerts.rules.change import NOISE_LIKE
+from esdmon.alerts.rules.change import is_noise_like
 from esdmon.alerts.rules.jumps import finding, frobenius, jumps
 from esdmon.records import LayerReport
 
@@ -33,7 +33,9 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
 
     Where the learning rate is not known, or was as high before, as in a schedule with restarts, the ratio must also be
     more than 1.5 times the largest of the run so far. Where it was not raised, the ratio must be more than a tenth of
-    that: the gradients of a layer that has almost stopped learning jump without harm.
+    that: the gradients of a layer that has almost stopped learning jump without harm. So do those of a layer that has
+    hardly learned yet, none of whose steps was a tenth of what the median of the other layers does, as an expert to
+    which no token was routed before.
 
     Adam and its kin divide gradients by their size, so there only a raised learning rate is seen, and what makes
     gradients less or more noisy.
@@ -56,10 +58,11 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     for now, ratio, before in jumps(history, _step_ratio, "up", factor=factor, back=back):
         usual, highest = _usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
         rate, is_raised = now.learning_rate, now.learning_rate > _RAISED * usual
+        is_dormant = not is_raised and highest.step_ratio < _LULL * _usual_of_others(history, now.name)
         is_restart = not rate <= _RAISED * usual and not rate > _RAISED * highest.learning_rate
         is_lull = not is_raised and ratio < _LULL * highest.step_ratio
         if now.name not in history.firing:
-            if _is_shortened(now) or (not is_raised and _has_shrunk(now, history.baseline[now.name])):
+            if is_dormant or _is_shortened(now) or (not is_raised and _has_shrunk(now, history.baseline[now.name])):
                 continue
             if (is_restart or is_lull) and not ratio > peak * highest.step_ratio:
                 continue
@@ -71,6 +74,13 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
 def _has_shrunk(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
     """Return whether the Frobenius norm is clearly below all of a baseline."""
     return frobenius(now) * _SHRUNK < min(map(frobenius, baseline), default=math.nan)
+
+
+def _usual_of_others(history: History, name: str) -> float:
+    """Return the median over the other layers of how far a step moved them, before this reading; NaN if not known."""
+    peaks = {other: peak.step_ratio for other, peak in history.peak.items()}
+    ratios = [peaks.get(layer.name, layer.step_ratio) for layer in history.report if layer.name != name]
+    return median_low(known) if (known := [ratio for ratio in ratios if ratio > 0]) else math.nan
 
 
 def _usual_rate(baseline: Sequence[LayerReport]) -> float:
@@ -126,7 +136,7 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
             jumped += is_far  # its steps are not known, as of a weight that is computed
             continue
         since, count = before.step, now.step - before.step
-        size, is_noise = frobenius(now) / frobenius(before), _is_noise(now)
+        size, is_noise = frobenius(now) / frobenius(before), is_noise_like(now)
         is_unlike = _is_unlike(now.update_ratio, size, moved, is_noise=is_noise)
         usual_reach = count * max(ratios, default=0.0)
         last_step = 0.0 if before.step_ratio > _REPLACED else before.step_ratio  # not one that replaced the weight
@@ -167,11 +177,6 @@ def _is_unlike(way: float, size: float, moved: float, *, is_noise: bool) -> bool
         is_noise: whether its spectrum is that of noise.
     """
     return way > moved and (way > moved * size or (is_noise and way * moved > size))
-
-
-def _is_noise(layer: LayerReport) -> bool:
-    """Return whether the stable rank is that of noise, as of an initialisation."""
-    return measured(layer, "stable_rank")[0] > NOISE_LIKE * layer.nulls.get("stable_rank", math.inf)
 
 
 def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> Iterable[Finding]:

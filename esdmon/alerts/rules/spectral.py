@@ -86,6 +86,8 @@ def _cause(name: str, history: History) -> str:
     """Return what over-regularises a layer, as far as its weights show that; empty where they do not."""
     readings = history.layers[name]
     now = readings[-1]
+    if all(math.isnan(layer.step_ratio) for layer in readings):
+        return ""  # computed, as by a parametrisation that holds its norm
     falls = {_fall(was, now): was for was in (history.first[name], *history.baseline[name], *readings[:-1])}
     fall = max(falls)
     if fall > _SHRINKING:

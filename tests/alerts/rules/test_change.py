@@ -13,7 +13,7 @@ from torch import nn
 
 from esdmon import analyze
 from esdmon.alerts import BUILT_IN_RULES
-from esdmon.records import LayerReport
+from esdmon.records import LayerReport, Report
 from esdmon.spectrum import Phase
 from tests.alerts.histories import RULES, alerts_of, reading, report, series, steps
 
@@ -107,11 +107,18 @@ def test_a_spike_that_fades_away_slowly_is_no_regression() -> None:
     assert alerts_of(RULES["phase_regression"], (report(layer.step, layer) for layer in readings)) == []
 
 
-@pytest.mark.parametrize(("stable_rank", "raised"), [(11.0, []), (13.0, ["firing"])])
-def test_spikes_that_the_scales_explain_now_are_no_regression(stable_rank: float, raised: list[str]) -> None:
-    """As in a SIREN, where a row comes to nine times the mean: its spectrum grows steeper, that of a loss flatter."""
+@pytest.mark.parametrize(
+    ("before", "stable_rank", "raised"), [(32.0, 31.0, []), (32.0, 33.0, ["firing"]), (12.0, 13.0, [])]
+)
+def test_spikes_that_the_scales_explain_now_are_no_regression(
+    before: float, stable_rank: float, raised: list[str]
+) -> None:
+    """As in a SIREN, where a row comes to nine times the mean: its spectrum grows steeper, that of a loss flatter.
+
+    As in an embedding of positions, which are used more or less: noise of equal scales has a stable rank of 40.
+    """
     readings = [
-        *(reading(step, measures={"mp_soft_rank": 0.5, "stable_rank": 12.0}) for step in range(1, 11)),
+        *(reading(step, measures={"mp_soft_rank": 0.5, "stable_rank": before}) for step in range(1, 11)),
         *(
             reading(step, phase=Phase.RANDOM_LIKE, measures={"mp_soft_rank": 1.0, "stable_rank": stable_rank})
             for step in range(11, 20)
@@ -186,6 +193,25 @@ def test_a_gradient_that_jumps_from_almost_nothing_is_no_surge() -> None:
         faulty = [reading(step, step_ratio=ratio, learning_rate=rate) for step in range(19, 22)]
         alerts = alerts_of(RULES["update_surge"], (report(layer.step, layer) for layer in [*before, *faulty]))
         assert len(alerts) == expected, (rate, ratio)
+
+
+def test_a_layer_that_begins_to_learn_after_the_others_is_no_surge() -> None:
+    """As an expert to which nothing was routed; its steps have no usual length. If the others surge too, it is one."""
+
+    def reports(usual: float, ratio: float, others: float) -> list[Report]:
+        steps = [(step, usual, 0.001) for step in range(1, 11)] + [(step, ratio, others) for step in range(11, 14)]
+        return [
+            report(step, reading(step, step_ratio=own), *(reading(step, name, step_ratio=other) for name in ("b", "c")))
+            for step, own, other in steps
+        ]
+
+    for usual, ratio, others, expected in (
+        (1e-5, 0.002, 0.001, ()),
+        (2e-4, 0.002, 0.001, ("fc1",)),
+        (2e-4, 0.02, 0.01, ("fc1", "b", "c")),
+    ):
+        alerts = alerts_of(RULES["update_surge"], reports(usual, ratio, others))
+        assert tuple(layer for alert in alerts for layer in alert.layers) == expected
 
 
 @pytest.mark.parametrize(
