@@ -30,9 +30,10 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     is far too high does this, often before the loss rises or turns NaN. It also fires when the weight had moved by more
     than 10 times its own norm before its first reading: it blew up before there was a baseline.
 
-    Confused with larger steps that do not yet make the weight larger, which are `update_surge`; with weights that grow
-    as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to one
-    point, where one direction grows at the cost of the others: where the effective rank has halved, and ‖W‖_F² has
+    Confused with larger steps that do not yet make the weight larger, which are `update_surge`; with a weight that was
+    initialised again with larger values, which is noise and which no steps led to: `layer_reset`; with weights that
+    grow as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to
+    one point, where one direction grows at the cost of the others: where the effective rank has halved, and ‖W‖_F² has
     grown by less than half as much as σ₁² since the median of the baseline, `entropy_collapse` or `norm_decay` is
     reported instead.
 

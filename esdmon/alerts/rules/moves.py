@@ -48,8 +48,9 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     Confused with a learning rate restarted by its schedule, where neither the rate nor the ratio is higher than any
     before; and with gradients that grow until they balance a decay, where steps make the weight shorter and the norm is
     below all of the baseline: that is `norm_decay`. Which of batches, labels, inputs and loss makes gradients grow, the
-    weights do not show. After `layer_reset` of one layer the gradients of others grow too: it mutes this rule in all
-    layers for five reports.
+    weights do not show; nor whether that was meant, as a new task after the last was learned, or passes, as a spike of
+    the loss for twenty steps of Adam. After `layer_reset` of one layer the gradients of others grow too: it mutes this
+    rule in all layers for five reports.
 
     Resolved when it is below twice the expected value.
 
@@ -104,7 +105,9 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
     Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
     that has nothing in common with the last; and by more than 1.5 times as far as so many steps could move it, each as
     long as the longest of its baseline and of the last two readings. It was initialised again, or a part of a
-    checkpoint was not loaded.
+    checkpoint was not loaded. A weight of three times the norm or more moves as far by that alone; it is new if its
+    stable rank is more than 0.7 of that of noise as well: what has blown up has few directions. A step that was sampled
+    while the weight was replaced does not count as one of training.
 
     It also fires when the weight was set back to its start, or to a checkpoint from nearer to it: its distance from the
     start, `start_ratio`, has fallen by more than a fifth, and by more than 1.5 times the largest move from reading to
@@ -115,11 +118,13 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
 
     It fires at the first reading that shows it, since the next one moves by steps again.
 
-    Confused with weights that blow up or are set back to larger values, which the norm distinguishes: a new weight has
-    nothing in common with the last, and is of its size. With another checkpoint that was loaded whole: all layers that
-    move have moved farther than their steps reach, for which all of them are read where one jumps. With weights that
-    are averaged: the distance from the start hardly falls. In a job of several ranks, or where the budget does not
-    allow all readings at that step, a whole checkpoint may be reported as a warning in the layers that were read.
+    Confused with weights that blow up, which take long steps or come to few directions; this rule mutes
+    `norm_explosion`. With weights that are set back to larger values, or replaced by trained ones of three times their
+    norm: those it does not distinguish from weights that blow up. With another checkpoint that was loaded whole: all
+    layers that move have moved farther than their steps reach, for which all of them are read where one jumps. With
+    weights that are averaged: the distance from the start hardly falls. In a job of several ranks, or where the budget
+    does not allow all readings at that step, a whole checkpoint may be reported as a warning in the layers that were
+    read.
 
     Resolved when it moves by steps again.
 

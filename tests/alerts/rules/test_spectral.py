@@ -59,6 +59,17 @@ def test_over_regularised_without_a_cause_is_a_notice(apart: int, moved: float, 
     assert (says or "the layer neither shrinks nor moves far, and may be healthy") in alert.message
 
 
+def test_the_way_of_a_weight_that_is_computed_is_no_cause() -> None:
+    """As by `spectral_norm`, which holds its norm: all that it learns goes on to turn it. Its steps are not sampled."""
+    for step_ratio, severity in ((0.01, "warning"), (math.nan, "info")):
+        readings = [
+            reading(4000, step_ratio=step_ratio),
+            *(over(4000 + 20 * k, moved=0.1, step_ratio=step_ratio) for k in range(1, 5)),
+        ]
+        (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in readings))
+        assert alert.severity == severity
+
+
 def test_a_few_steps_that_are_looked_at_closely_do_not_count_as_moving() -> None:
     """They go to and fro, and the way of many is shorter than they suggest."""
     readings = [reading(9980), *(over(9980 + 20 * k, moved=0.02) for k in range(1, 3))]
