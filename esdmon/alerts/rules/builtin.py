@@ -46,6 +46,7 @@ BUILT_IN_RULES = (
             "correlation_trap",
             "scale_collapse",
             "norm_decay",
+            "layer_reset",  # once it fires: it moves by any distance then
             "update_surge",
             "dead_layer",
             "dead_units",

@@ -10,7 +10,7 @@ from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, mea
 from esdmon.alerts.rules.baseline import WARM_UP
 from esdmon.alerts.rules.change import is_noise_like
 from esdmon.alerts.rules.jumps import finding, frobenius, jumps
-from esdmon.records import LayerReport
+from esdmon.records import LayerReport, Severity
 
 _DECAYING = 0.5  # of the length of a step: for a gradient without decay it is about 0, for decay alone 1
 _SHRUNK = 1.1  # factor below its baseline from which a norm has shrunk, as in `norm_decay`
@@ -20,6 +20,7 @@ _SPREAD = 1.05  # factor of the stable rank from which the learned directions sh
 _RAISED = 1.5  # factor from which a learning rate has been raised
 _REPLACED = 0.5  # way of a weight, in its norm, above which a single step was none of training; our choice
 _OPPOSITE = 1.3  # times the square of the way between independent weights, from which they are opposite; our choice
+_BLOWN_UP = 3.0  # factor by which a norm has grown, as in `norm_explosion`
 _LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood; our choice
 
 
@@ -114,17 +115,17 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
     reading in the last six readings of its baseline.
 
     Where all layers have moved farther than their steps could move them, it is a notice (`info`): another checkpoint
-    was loaded.
+    was loaded. In those of three times the norm it is a warning: a checkpoint of this run would hardly have that.
 
     It fires at the first reading that shows it, since the next one moves by steps again.
 
     Confused with weights that blow up, which take long steps or come to few directions; this rule mutes
-    `norm_explosion`. With weights that are set back to larger values, or replaced by trained ones of three times their
-    norm: those it does not distinguish from weights that blow up. With another checkpoint that was loaded whole: all
-    layers that move have moved farther than their steps reach, for which all of them are read where one jumps. With
-    weights that are averaged: the distance from the start hardly falls. In a job of several ranks, or where the budget
-    does not allow all readings at that step, a whole checkpoint may be reported as a warning in the layers that were
-    read.
+    `norm_explosion`. With weights that are scaled or set back to larger values, or replaced by trained ones of three
+    times their norm: those it does not distinguish from weights that blow up. With another checkpoint that was loaded
+    whole: all layers that move have moved farther than their steps reach, for which all of them are read where one
+    jumps. With weights that are averaged: the distance from the start hardly falls. In a job of several ranks, or where
+    the budget does not allow all readings at that step, a whole checkpoint may be reported as a warning in the layers
+    that were read.
 
     Resolved when it moves by steps again.
 
@@ -156,16 +157,24 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
         way = min(layer.start_ratio for layer in (*baseline[-1:], before))
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
         jumped += is_back or (is_far and (is_beyond or is_replaced))
-        if is_beyond and is_unlike:
+        if is_beyond and is_unlike and not _has_blown_up(before, baseline):
             what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}, and its steps reach"
-            found.append(Finding(name, f"{what} {reach:.2g}", {"update_ratio": now.update_ratio, "before": reach}))
+            evidence = {"update_ratio": now.update_ratio, "before": reach}
+            severity: Severity | None = "warning" if size > _BLOWN_UP else None
+            found.append(Finding(name, f"{what} {reach:.2g}", evidence, severity))
         elif is_back:
             what = (
                 f"its distance from its start is {now.start_ratio:.2g} of its norm, down from {way:.2g} at step {since}"
             )
             found.append(Finding(name, what, {"start_ratio": now.start_ratio, "before": way}))
     is_whole = 1 < jumped == sum(has_moved(each) and not is_pruned(each) for each in history.report)
-    yield from (replace(each, severity="info") if is_whole else each for each in found)
+    yield from (replace(each, severity=each.severity or "info") if is_whole else each for each in found)
+
+
+def _has_blown_up(layer: LayerReport, baseline: Sequence[LayerReport]) -> bool:
+    """Return whether a weight was larger already than its baseline, as `norm_explosion` finds it."""
+    norm, *before = (measured(each, "spectral_norm")[0] for each in (layer, *baseline))
+    return norm > _BLOWN_UP * max(before, default=math.nan)
 
 
 def _is_unlike(way: float, size: float, moved: float, *, is_noise: bool) -> bool:
@@ -181,7 +190,8 @@ def _is_unlike(way: float, size: float, moved: float, *, is_noise: bool) -> bool
         moved: factor by which both norms must be exceeded.
         is_noise: whether its spectrum is that of noise.
     """
-    return way > moved and (way > moved * size or (is_noise and way * moved > size))
+    is_apart = way > moved * size and size <= _BLOWN_UP  # a larger one is so only where it was turned round
+    return way > moved and (is_apart or (is_noise and way * moved > size))
 
 
 def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> Iterable[Finding]:

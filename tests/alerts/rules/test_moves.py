@@ -223,6 +223,38 @@ def test_a_weight_of_many_times_the_norm_is_new_if_it_is_noise_and_no_steps_lead
     assert {alert.rule for alert in alerts} == {rule}
 
 
+def test_a_weight_that_blows_up_is_not_new_at_a_later_reading() -> None:
+    """It then turns about in steps that no sample foresees, and is noise at last."""
+    norms = {11: 20.0, 12: 1e3, 13: 1e5}
+    readings = [
+        *map(reading, range(1, 11)),
+        *(
+            reading(
+                step,
+                moved=(0.9 if step == 11 else 1.1) * norm / norms.get(step - 1, 10.0),
+                step_ratio=0.01,
+                measures={"spectral_norm": norm, "frobenius_norm": norm, "stable_rank": 1.0 if step < 13 else 39.0},
+            )
+            for step, norm in norms.items()
+        ),
+    ]
+    alerts = alerts_of(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))
+    assert [alert.rule for alert in alerts] == ["norm_explosion"]
+
+
+def test_a_network_that_is_initialised_again_with_larger_values_is_a_warning() -> None:
+    """Of the same size it may be another checkpoint."""
+    for size, severity in ((1.0, "info"), (5.0, "warning")):
+        new = {"frobenius_norm": 10 * size, "spectral_norm": 2 * size, "stable_rank": 39.0}
+        reports = [report(step, reading(step), reading(step, "fc2")) for step in range(1, 11)]
+        for step, moved in ((11, math.sqrt(1 + size**2)), (12, 0.01), (13, 0.01)):
+            layers = (reading(step, name, moved=moved, measures=new) for name in ("fc1", "fc2"))
+            reports.append(report(step, *layers))
+        assert {(alert.rule, alert.severity) for alert in alerts_of(BUILT_IN_RULES, reports)} == {
+            ("layer_reset", severity)
+        }
+
+
 @pytest.mark.parametrize(
     ("size", "step_ratio", "expected"), [(1.0, 1.41, 1), (5.0, 5.1, 1), (1.0, 1.0, 0), (1.0, 1.9, 0)]
 )
