@@ -35,7 +35,8 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     grow as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to
     one point, where one direction grows at the cost of the others: where the effective rank has halved, and ‖W‖_F² has
     grown by less than half as much as σ₁² since the median of the baseline, `entropy_collapse` or `norm_decay` is
-    reported instead.
+    reported instead. A run that leaves a plateau in mid-run, where its first directions grow as fast, it does not
+    distinguish.
 
     Resolved when the norm is below twice the expected value.
 
@@ -126,7 +127,8 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
 
     Confused with decay, which takes the weak directions first and lowers the norm: `norm_decay` mutes this rule. With
     rank that is lost, where eigenvalues are zero: `rank_collapse`. With one direction that grows while the others stay:
-    `stable_rank_drop`, whose effective rank falls by less.
+    `stable_rank_drop`, whose effective rank falls by less. With a run that leaves a plateau in mid-run, and whose first
+    directions then dominate: that it does not distinguish.
 
     Resolved when it is above two thirds of the expected value.
 
