@@ -34,6 +34,7 @@ RECORD_KEYS = (
     "reason",
     "view",
     "aliases",
+    "computed",
     "N",
     "M",
     "Q",
@@ -131,6 +132,8 @@ class LayerReport:
     """Learning rate of its group in the optimizer; NaN without an optimizer."""
     weight_decay: float = math.nan
     """Weight decay of its group in the optimizer, >= 0; NaN where the optimizer is not known or has none."""
+    computed: bool = False
+    """True for a weight that the module computes from its parameters, as `spectral_norm` and packed weights do."""
     drift: float = math.nan
     """‖ΔW‖/‖W‖ from this reading to the latest check of the weight, >= 0; NaN if it was not checked since. Not in JSON
     records."""

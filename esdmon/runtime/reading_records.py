@@ -39,7 +39,15 @@ class ReadingRecords:
 
     def blank(self, matrix: Matrix, step: int) -> LayerReport:
         """Return the record of a reading of which nothing is known yet."""
-        return LayerReport(matrix.name, "failed", step, "not finished", view=matrix.view, aliases=matrix.aliases)
+        return LayerReport(
+            matrix.name,
+            "failed",
+            step,
+            "not finished",
+            view=matrix.view,
+            aliases=matrix.aliases,
+            computed=matrix.is_computed,
+        )
 
     def begun(self, blank: LayerReport, matrix: Matrix) -> LayerReport:
         """Return the record with what is known before the spectrum."""

@@ -94,6 +94,11 @@ class Matrix:
         return all(shard.is_whole for _, shard in self.shards)
 
     @property
+    def is_computed(self) -> bool:
+        """Return whether the module computes the weight from its parameters, as by a parametrisation."""
+        return self.view == "weight" and self.made_of is not None and not (self.shards or self.unreadable)
+
+    @property
     def is_plain(self) -> bool:
         """Return whether the weight is a whole parameter, of which nothing has to be computed to read it."""
         is_computed = self.made_of or self.outline or self.core or self.probe

@@ -92,7 +92,7 @@ WRONG: dict[str, Callable[[int], LayerReport]] = {
     "norm_decay": lambda step, **fields: reading(step, measures={"frobenius_norm": 9 * 0.97 ** (step - 11)}, **fields),
     "norm_explosion": lambda step, **fields: reading(step, measures={"spectral_norm": 40.0}, **fields),
     "phase_regression": lambda step, **fields: reading(
-        step, phase=Phase.RANDOM_LIKE, measures={"mp_soft_rank": 1.0}, **fields
+        step, phase=Phase.RANDOM_LIKE, measures={"mp_soft_rank": 1.0, "stable_rank": 30.0}, **fields
     ),
 }
 """For each rule on spectra, a reading that it finds wrong after ten good ones."""

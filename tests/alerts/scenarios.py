@@ -426,6 +426,13 @@ def reinitialised(training: Digits) -> AbstractContextManager[None]:
     return _after_each(training, lambda: nn.init.xavier_normal_(training.weight("fc1").data), steps=10)
 
 
+def reinitialised_larger(training: Digits) -> AbstractContextManager[None]:
+    """Initialised once, for a network of another scale."""
+    weight = training.weight("fc2").data
+    deviation = 5 * float(weight.std())
+    return _after_each(training, lambda: nn.init.normal_(weight, std=deviation), steps=100)
+
+
 _ALL = ("fc1", "fc2", "fc3")
 SCENARIOS = (
     Scenario(
@@ -505,6 +512,14 @@ SCENARIOS = (
     Scenario("directions that die out", "entropy_collapse", ("fc1",), narrowed, within=3),
     Scenario("one direction rewarded", "stable_rank_drop", ("fc2",), amplified, within=12),
     Scenario("a layer reinitialised", "layer_reset", ("fc1",), reinitialised, within=1),
+    Scenario(
+        "a layer reinitialised by larger values",
+        "layer_reset",
+        ("fc2",),
+        reinitialised_larger,
+        within=1,
+        stretches=(100, 110, 210),
+    ),
     Scenario("a layer set back to its start", "layer_reset", ("fc1",), set_back, within=1, stretches=(100, 110, 210)),
     Scenario(
         "a computed weight set back to its start",

@@ -215,11 +215,16 @@ def one_batch(training: Training) -> None:
     training.batches = repeat(next(training.batches))
 
 
-def begun_again(*patterns: str) -> Fault:
-    """Initialise what matches by other random numbers; the optimizer keeps its state."""
+def begun_again(*patterns: str, scale: float = 1.0) -> Fault:
+    """Initialise what matches by other random numbers, so many times as large; the optimizer keeps its state."""
 
     def begin(training: Training) -> None:
-        _put(training, training.recipe.make(other=True).model.state_dict(), patterns)
+        new = training.recipe.make(other=True).model.state_dict()
+        _put(
+            training,
+            {name: scale * value if _matches(name, patterns) else value for name, value in new.items()},
+            patterns,
+        )
 
     return begin
 

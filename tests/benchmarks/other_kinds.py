@@ -53,6 +53,7 @@ def faults(layer: str) -> dict[str, tuple[str, Fault | None]]:
         "weight decay 3": (SHRINKS, decayed(3.0)),
         "weight decay 10": (SHRINKS, decayed(10.0)),
         "a layer begun again": (RESET, begun_again(weights)),
+        "the same, ten times as large": (RESET, begun_again(weights, scale=10.0)),
         "a layer not loaded": (RESET, not_loaded(weights)),
         "a gradient reversed": (f"{JUMPS} stable_rank_drop", reversed_gradient(weights)),
     }

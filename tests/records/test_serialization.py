@@ -98,7 +98,8 @@ SAMPLE = LayerReport(
     esd=Esd(-2.0, 1.0, (1, 2, 3), zeros=1, noise=(0.5, 2.0, 3.5), top=(9.0, 3.0)),
 )
 SAMPLE_JSON = (
-    '{"name": "h.0/q", "status": "ok", "reason": "", "view": "weight", "aliases": ["tied"], "N": 1024, "M": 384, '
+    '{"name": "h.0/q", "status": "ok", "reason": "", "view": "weight", "aliases": ["tied"], '
+    '"computed": false, "N": 1024, "M": 384, '
     '"Q": 2.6666666666666665, "slices": 2, "n_eigenvalues": 768, "n_parameters": 786432, "dtype": "bfloat16", '
     '"precision": "float32", "step": 200, "host_step": 100, "emitted_step": 250, "age": 50, "trainable": false, '
     '"in_optimizer": true, "update_ratio": 0.001, "step_ratio": null, "step_growth": null, "start_ratio": null, '
@@ -109,7 +110,8 @@ SAMPLE_JSON = (
     '"alpha": 2.5, "xmin": null, "alpha_null": null}'
 )
 FAILED_JSON = (
-    '{"name": "fc", "status": "failed", "reason": "no reason", "view": "weight", "aliases": [], "N": 0, "M": 0, '
+    '{"name": "fc", "status": "failed", "reason": "no reason", "view": "weight", "aliases": [], '
+    '"computed": false, "N": 0, "M": 0, '
     '"Q": null, "slices": 1, "n_eigenvalues": 0, "n_parameters": 0, "dtype": "", "precision": "", "step": 3, '
     '"host_step": null, "emitted_step": 3, "age": 0, "trainable": true, "in_optimizer": null, "update_ratio": null, '
     '"step_ratio": null, "step_growth": null, "start_ratio": null, "learning_rate": null, "weight_decay": null, '

@@ -31,7 +31,7 @@ BUILT_IN_RULES = (
         layer_reset,
         checks=1,
         advice="Check whether it was initialised again, or a part of a checkpoint was not loaded.",
-        mutes=("norm_decay", "update_surge", "correlation_trap", *_SHAPE),
+        mutes=("norm_explosion", "norm_decay", "update_surge", "correlation_trap", *_SHAPE),
         mutes_elsewhere=("norm_decay", "update_surge", "correlation_trap", *_SHAPE),
     ),
     AlertRule(
@@ -46,7 +46,7 @@ BUILT_IN_RULES = (
             "correlation_trap",
             "scale_collapse",
             "norm_decay",
-            "layer_reset",
+            "layer_reset",  # once it fires: it moves by any distance then
             "update_surge",
             "dead_layer",
             "dead_units",

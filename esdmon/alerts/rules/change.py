@@ -30,11 +30,13 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     is far too high does this, often before the loss rises or turns NaN. It also fires when the weight had moved by more
     than 10 times its own norm before its first reading: it blew up before there was a baseline.
 
-    Confused with larger steps that do not yet make the weight larger, which are `update_surge`; with weights that grow
-    as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to one
-    point, where one direction grows at the cost of the others: where the effective rank has halved, and ‖W‖_F² has
+    Confused with larger steps that do not yet make the weight larger, which are `update_surge`; with a weight that was
+    initialised again with larger values, which is noise and which no steps led to: `layer_reset`; with weights that
+    grow as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to
+    one point, where one direction grows at the cost of the others: where the effective rank has halved, and ‖W‖_F² has
     grown by less than half as much as σ₁² since the median of the baseline, `entropy_collapse` or `norm_decay` is
-    reported instead.
+    reported instead. A run that leaves a plateau in mid-run, where its first directions grow as fast, it does not
+    distinguish.
 
     Resolved when the norm is below twice the expected value.
 
@@ -125,7 +127,8 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
 
     Confused with decay, which takes the weak directions first and lowers the norm: `norm_decay` mutes this rule. With
     rank that is lost, where eigenvalues are zero: `rank_collapse`. With one direction that grows while the others stay:
-    `stable_rank_drop`, whose effective rank falls by less.
+    `stable_rank_drop`, whose effective rank falls by less. With a run that leaves a plateau in mid-run, and whose first
+    directions then dominate: that it does not distinguish.
 
     Resolved when it is above two thirds of the expected value.
 
@@ -170,7 +173,8 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     what it learned: it was initialised again by mistake, noise exceeds the gradient, or part of a checkpoint was not
     loaded. Layers on a border between phases change by one, and a spike that fades slowly is not a loss. Where a few
     rows or columns grow large, noise with these scales would explain larger eigenvalues, so that spikes no longer
-    count as such; but then the stable rank falls.
+    count as such; but then the stable rank falls. So a layer that has become random-like must also have a stable rank
+    of more than 0.7 of that of noise with equal scales.
 
     Confused with a layer that was replaced, which `layer_reset` finds at once and by its distances; with a layer on a
     border between phases, or a spike that fades, which the two phases and the soft rank distinguish; and with wrong
@@ -184,7 +188,9 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
     found = dict.fromkeys(history.firing, 0.0) | jumped(history, _soft_rank, "up", factor)
     for name in found.keys() & history.layers.keys():
         now = history.layers[name][-1]
-        if name not in history.firing and _stable_rank(now) < _usual_stable_rank(history.baseline[name]):
+        has_fallen = _stable_rank(now) < _usual_stable_rank(history.baseline[name])
+        is_of_scales = now.phase is Phase.RANDOM_LIKE and not is_noise_like(now)
+        if name not in history.firing and (has_fallen or is_of_scales):
             continue
         codes = [layer.phase.code for layer in history.baseline[name] if layer.phase not in _OUTSIDE]
         usual = int(history.firing[name]["before"]) if name in history.firing else median_low(codes or [0])
@@ -192,6 +198,11 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
             phase = next(phase.value for phase in Phase if phase.code == usual)
             what = f"phase {now.phase.value} (confidence {now.phase_confidence:.1f}), down from {phase} in its baseline"
             yield Finding(name, what, evidence_of(now, "mp_soft_rank", "n_spikes") | {"before": float(usual)})
+
+
+def is_noise_like(layer: LayerReport) -> bool:
+    """Return whether the stable rank is that of noise, as of an initialisation."""
+    return measured(layer, "stable_rank")[0] > NOISE_LIKE * layer.nulls.get("stable_rank", math.inf)
 
 
 def _trap(layer: LayerReport) -> float:

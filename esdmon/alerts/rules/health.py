@@ -82,8 +82,9 @@ def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
     `zero_columns` and `weak_columns`, and raise no alert.
 
     Confused with inputs that are always zero, which are columns; with rows that were zero from the first reading on, as
-    of padding, which do not count; and with structured pruning that is meant, which this rule does not distinguish.
-    Decay of all rows is `norm_decay`, which mutes this rule.
+    of padding, which do not count; and with pruning that is meant, which this rule does not distinguish: a mask that a
+    script applies after `step()` comes after the reading, so that pruned elements are not zero there. Decay of all rows
+    is `norm_decay`, which mutes this rule.
 
     Resolved when no more than half of that share is dead beyond the first reading.
 

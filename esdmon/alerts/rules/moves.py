@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from statistics import median
+from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, measured
 from esdmon.alerts.rules.baseline import WARM_UP
+from esdmon.alerts.rules.change import is_noise_like
 from esdmon.alerts.rules.jumps import finding, frobenius, jumps
-from esdmon.records import LayerReport
+from esdmon.records import LayerReport, Severity
 
 _DECAYING = 0.5  # of the length of a step: for a gradient without decay it is about 0, for decay alone 1
 _SHRUNK = 1.1  # factor below its baseline from which a norm has shrunk, as in `norm_decay`
@@ -18,6 +19,8 @@ _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a no
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
 _RAISED = 1.5  # factor from which a learning rate has been raised
 _REPLACED = 0.5  # way of a weight, in its norm, above which a single step was none of training; our choice
+_OPPOSITE = 1.3  # times the square of the way between independent weights, from which they are opposite; our choice
+_BLOWN_UP = 3.0  # factor by which a norm has grown, as in `norm_explosion`
 _LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood; our choice
 
 
@@ -31,7 +34,9 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
 
     Where the learning rate is not known, or was as high before, as in a schedule with restarts, the ratio must also be
     more than 1.5 times the largest of the run so far. Where it was not raised, the ratio must be more than a tenth of
-    that: the gradients of a layer that has almost stopped learning jump without harm.
+    that: the gradients of a layer that has almost stopped learning jump without harm. So do those of a layer that has
+    hardly learned yet, none of whose steps was a tenth of what the median of the other layers does, as an expert to
+    which no token was routed before.
 
     Adam and its kin divide gradients by their size, so there only a raised learning rate is seen, and what makes
     gradients less or more noisy.
@@ -44,8 +49,9 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     Confused with a learning rate restarted by its schedule, where neither the rate nor the ratio is higher than any
     before; and with gradients that grow until they balance a decay, where steps make the weight shorter and the norm is
     below all of the baseline: that is `norm_decay`. Which of batches, labels, inputs and loss makes gradients grow, the
-    weights do not show. After `layer_reset` of one layer the gradients of others grow too: it mutes this rule in all
-    layers for five reports.
+    weights do not show; nor whether that was meant, as a new task after the last was learned, or passes, as a spike of
+    the loss for twenty steps of Adam. After `layer_reset` of one layer the gradients of others grow too: it mutes this
+    rule in all layers for five reports.
 
     Resolved when it is below twice the expected value.
 
@@ -54,10 +60,11 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     for now, ratio, before in jumps(history, _step_ratio, "up", factor=factor, back=back):
         usual, highest = _usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
         rate, is_raised = now.learning_rate, now.learning_rate > _RAISED * usual
+        is_dormant = not is_raised and highest.step_ratio < _LULL * _usual_of_others(history, now.name)
         is_restart = not rate <= _RAISED * usual and not rate > _RAISED * highest.learning_rate
         is_lull = not is_raised and ratio < _LULL * highest.step_ratio
         if now.name not in history.firing:
-            if _is_shortened(now) or (not is_raised and _has_shrunk(now, history.baseline[now.name])):
+            if is_dormant or _is_shortened(now) or (not is_raised and _has_shrunk(now, history.baseline[now.name])):
                 continue
             if (is_restart or is_lull) and not ratio > peak * highest.step_ratio:
                 continue
@@ -69,6 +76,13 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
 def _has_shrunk(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
     """Return whether the Frobenius norm is clearly below all of a baseline."""
     return frobenius(now) * _SHRUNK < min(map(frobenius, baseline), default=math.nan)
+
+
+def _usual_of_others(history: History, name: str) -> float:
+    """Return the median over the other layers of how far a step moved them, before this reading; NaN if not known."""
+    peaks = {other: peak.step_ratio for other, peak in history.peak.items()}
+    ratios = [peaks.get(layer.name, layer.step_ratio) for layer in history.report if layer.name != name]
+    return median_low(known) if (known := [ratio for ratio in ratios if ratio > 0]) else math.nan
 
 
 def _usual_rate(baseline: Sequence[LayerReport]) -> float:
@@ -92,22 +106,26 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
     Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
     that has nothing in common with the last; and by more than 1.5 times as far as so many steps could move it, each as
     long as the longest of its baseline and of the last two readings. It was initialised again, or a part of a
-    checkpoint was not loaded.
+    checkpoint was not loaded. A weight of three times the norm or more moves as far by that alone; it is new if its
+    stable rank is more than 0.7 of that of noise as well: what has blown up has few directions. A step that was sampled
+    while the weight was replaced does not count as one of training.
 
     It also fires when the weight was set back to its start, or to a checkpoint from nearer to it: its distance from the
     start, `start_ratio`, has fallen by more than a fifth, and by more than 1.5 times the largest move from reading to
     reading in the last six readings of its baseline.
 
     Where all layers have moved farther than their steps could move them, it is a notice (`info`): another checkpoint
-    was loaded.
+    was loaded. In those of three times the norm it is a warning: a checkpoint of this run would hardly have that.
 
     It fires at the first reading that shows it, since the next one moves by steps again.
 
-    Confused with weights that blow up or are set back to larger values, which the norm distinguishes: a new weight has
-    nothing in common with the last, and is of its size. With another checkpoint that was loaded whole: all layers that
-    move have moved farther than their steps reach, for which all of them are read where one jumps. With weights that
-    are averaged: the distance from the start hardly falls. In a job of several ranks, or where the budget does not
-    allow all readings at that step, a whole checkpoint may be reported as a warning in the layers that were read.
+    Confused with weights that blow up, which take long steps or come to few directions; this rule mutes
+    `norm_explosion`. With weights that are scaled or set back to larger values, or replaced by trained ones of three
+    times their norm: those it does not distinguish from weights that blow up. With another checkpoint that was loaded
+    whole: all layers that move have moved farther than their steps reach, for which all of them are read where one
+    jumps. With weights that are averaged: the distance from the start hardly falls. In a job of several ranks, or where
+    the budget does not allow all readings at that step, a whole checkpoint may be reported as a warning in the layers
+    that were read.
 
     Resolved when it moves by steps again.
 
@@ -124,27 +142,56 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
             jumped += is_far  # its steps are not known, as of a weight that is computed
             continue
         since, count = before.step, now.step - before.step
+        size, is_noise = frobenius(now) / frobenius(before), is_noise_like(now)
+        is_unlike = _is_unlike(now.update_ratio, size, moved, is_noise=is_noise)
         usual_reach = count * max(ratios, default=0.0)
         last_step = 0.0 if before.step_ratio > _REPLACED else before.step_ratio  # not one that replaced the weight
-        reach = max(usual_reach, count * last_step, count * now.step_ratio)
-        is_beyond = factor * reach < now.update_ratio < math.inf
         # A step that is sampled while a weight is replaced is as long as that.
+        step_size = 1 + now.step_growth
+        is_turned = now.step_ratio**2 > _OPPOSITE * (1 + step_size**2)  # by a step that was far too long
+        is_in_step = _is_unlike(now.step_ratio, step_size, moved, is_noise=is_noise) and not is_turned
+        reach = max(usual_reach, count * last_step, 0.0 if is_in_step else count * now.step_ratio)
+        reach *= max(1.0, size)  # ratios are of the norm at each step, and the move is of that before all
+        is_beyond = factor * reach < now.update_ratio < math.inf
         is_replaced = max(_REPLACED, factor * usual_reach) < now.update_ratio < math.inf
-        # Not one that was small, and is set back to a larger value that it had before.
-        is_unlike = moved < now.update_ratio and now.update_ratio * frobenius(before) > moved * frobenius(now)
         way = min(layer.start_ratio for layer in (*baseline[-1:], before))
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
         jumped += is_back or (is_far and (is_beyond or is_replaced))
-        if is_beyond and is_unlike:
+        if is_beyond and is_unlike and not _has_blown_up(before, baseline):
             what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}, and its steps reach"
-            found.append(Finding(name, f"{what} {reach:.2g}", {"update_ratio": now.update_ratio, "before": reach}))
+            evidence = {"update_ratio": now.update_ratio, "before": reach}
+            severity: Severity | None = "warning" if size > _BLOWN_UP else None
+            found.append(Finding(name, f"{what} {reach:.2g}", evidence, severity))
         elif is_back:
             what = (
                 f"its distance from its start is {now.start_ratio:.2g} of its norm, down from {way:.2g} at step {since}"
             )
             found.append(Finding(name, what, {"start_ratio": now.start_ratio, "before": way}))
     is_whole = 1 < jumped == sum(has_moved(each) and not is_pruned(each) for each in history.report)
-    yield from (replace(each, severity="info") if is_whole else each for each in found)
+    yield from (replace(each, severity=each.severity or "info") if is_whole else each for each in found)
+
+
+def _has_blown_up(layer: LayerReport, baseline: Sequence[LayerReport]) -> bool:
+    """Return whether a weight was larger already than its baseline, as `norm_explosion` finds it."""
+    norm, *before = (measured(each, "spectral_norm")[0] for each in (layer, *baseline))
+    return norm > _BLOWN_UP * max(before, default=math.nan)
+
+
+def _is_unlike(way: float, size: float, moved: float, *, is_noise: bool) -> bool:
+    """Return whether a weight has nothing in common with an earlier one, by how far it has moved from that.
+
+    Independent weights, of norms 1 and r, are √(1 + r²) apart. A weight that has grown to r by training has moved by at
+    most √(r² − 1), if its steps are at right angles to it, and one that was scaled by r − 1; from r = 3 on a sample
+    does not distinguish that from r. But what has grown so by training has few directions, and noise has all.
+
+    Args:
+        way: how far it has moved.
+        size: r.
+        moved: factor by which both norms must be exceeded.
+        is_noise: whether its spectrum is that of noise.
+    """
+    is_apart = way > moved * size and size <= _BLOWN_UP  # a larger one is so only where it was turned round
+    return way > moved and (is_apart or (is_noise and way * moved > size))
 
 
 def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> Iterable[Finding]:

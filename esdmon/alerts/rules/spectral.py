@@ -37,18 +37,20 @@ def over_regularized(
     eigenvalues have a product of one: at the ideal alpha of 2 the power law begins where the ERG tail begins, and here
     at less than half of that eigenvalue. In healthy trainings, recurrent layers and layers trained with Muon reach an
     alpha of 1.65 at a ratio of 0.7 or more. The second is a cause that the weights show: the Frobenius norm has fallen
-    by 15 %, and by more than that for each doubling of the steps, so the layer decays; or the layer goes on moving
-    by more than 15 % of its norm in 100 steps, and by 70 % in as many as the run has had, as by the noise of tiny
-    batches or of a learning rate that is too large. Small networks (M = 64 to 256) that have learned all of their data
-    come to an alpha of 1.5 to 1.8 while they hardly move any more, and are right on examples held back.
+    by 15 %, and by more than that for each doubling of the steps, so the layer decays; or the layer goes on moving by
+    more than 15 % of its norm in 100 steps, and by 70 % in as many as the run has had, as by the noise of tiny batches
+    or of a learning rate that is too large. Small networks (M = 64 to 256) that have learned all of their data come to
+    an alpha of 1.5 to 1.8 while they hardly move any more, and are right on examples held back. Of a weight that is
+    computed from parameters neither says anything: `spectral_norm`, for one, holds its norm, so that learning cannot
+    but go on to turn it, and the estimate of that norm makes the weight fluctuate. There it is a notice.
 
     Only a layer with an alpha of 2 or more at the first reading of the run is checked. Layers of pretrained models may
     start lower, and so do weights that start at zero, which consist of a few gradients at first.
 
     Confused with few directions left by decay, where the norm falls: `norm_decay` mutes this rule. With layers that
-    have a heavy tail in health, as recurrent ones and those trained with Muon: the ERG tail does not confirm those. It
-    does not say that accuracy falls: in `tests/benchmarks/unseen.py` it did in none of seven runs, up to 800 steps
-    later.
+    have a heavy tail in health, as recurrent ones and those trained with Muon: the ERG tail does not confirm those.
+    With weights that are computed, which it does not distinguish from over-regularised ones: always a notice. It does
+    not say that accuracy falls: in `tests/benchmarks/unseen.py` it did in none of seven runs, up to 800 steps later.
 
     Resolved when alpha is above 2.1. A rank collapse mutes this rule: the few eigenvalues that are left can give any
     alpha. If the validation loss still falls, wait.
@@ -86,6 +88,8 @@ def _cause(name: str, history: History) -> str:
     """Return what over-regularises a layer, as far as its weights show that; empty where they do not."""
     readings = history.layers[name]
     now = readings[-1]
+    if now.computed:
+        return ""
     falls = {_fall(was, now): was for was in (history.first[name], *history.baseline[name], *readings[:-1])}
     fall = max(falls)
     if fall > _SHRINKING:

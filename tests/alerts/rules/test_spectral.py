@@ -59,6 +59,15 @@ def test_over_regularised_without_a_cause_is_a_notice(apart: int, moved: float, 
     assert (says or "the layer neither shrinks nor moves far, and may be healthy") in alert.message
 
 
+@pytest.mark.parametrize("computed", [False, True])
+def test_the_way_of_a_weight_that_is_computed_is_no_cause(*, computed: bool) -> None:
+    """As by `spectral_norm`, which holds its norm: all that it learns goes on to turn it."""
+    readings = [reading(4000), *(over(4000 + 20 * k, moved=0.1) for k in range(1, 5))]
+    reports = (report(layer.step, replace(layer, computed=computed)) for layer in readings)
+    (alert,) = alerts_of(RULES["over_regularized"], reports)
+    assert alert.severity == ("info" if computed else "warning")
+
+
 def test_a_few_steps_that_are_looked_at_closely_do_not_count_as_moving() -> None:
     """They go to and fro, and the way of many is shorter than they suggest."""
     readings = [reading(9980), *(over(9980 + 20 * k, moved=0.02) for k in range(1, 3))]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 import esdmon
 from esdmon.weights import Matrix, discover, read_spectrum, stacks
@@ -40,6 +40,14 @@ def test_a_weight_that_a_hook_computes_is_read_as_the_next_forward_will_have_it(
     weight: Any = model[0].weight
     expected = np.sort(torch.linalg.svdvals(weight.detach().double()).numpy() ** 2) / 40
     assert np.allclose(spectrum.eigenvalues, expected, rtol=1e-6)
+
+
+def test_the_record_says_which_weights_are_computed() -> None:
+    """By a hook, a parametrisation, or neither; in a line of JSON too."""
+    layers = [spectral_norm(nn.Linear(40, 30)), parametrizations.spectral_norm(nn.Linear(30, 20)), nn.Linear(20, 20)]
+    report = esdmon.analyze(nn.Sequential(*layers).eval())
+    assert [layer.computed for layer in report] == [True, True, False]
+    assert [record["computed"] for record in report.to_records()] == [True, True, False]
 
 
 def test_a_hooked_weight_is_recognised_in_the_handle_of_any_extractor() -> None:
