@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint.pickled import Call
+from esdmon.weights.checkpoint.pickled import Call, everything
 from esdmon.weights.checkpoint.whole_model import is_module, weights_of
 
 IsLeaf = Callable[[object], bool]
@@ -123,20 +123,20 @@ def is_optimizer_name(name: str) -> bool:
 
 def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
     """Return the class of the first object in a tree that holds tensors, as a model does; empty without one."""
-    for value in _everything(content):
-        if isinstance(value, Call) and any(is_leaf(inside) for inside in _everything([value.state, value.items])):
+    for value in everything(content):
+        if isinstance(value, Call) and any(is_leaf(inside) for inside in everything([value.state, value.items])):
             return value.name
     return ""
 
 
 def has_call(content: object, name: re.Pattern[str]) -> bool:
     """Return whether a tree contains an object that is made by a function of a name."""
-    return any(isinstance(value, Call) and name.fullmatch(value.name) for value in _everything(content))
+    return any(isinstance(value, Call) and name.fullmatch(value.name) for value in everything(content))
 
 
 def byte_strings(content: object) -> Iterator[bytes]:
     """Iterate over the byte strings in a tree."""
-    return (value for value in _everything(content) if isinstance(value, bytes))
+    return (value for value in everything(content) if isinstance(value, bytes))
 
 
 def is_script(value: object) -> bool:
@@ -146,24 +146,7 @@ def is_script(value: object) -> bool:
 
 def has_optimizer(content: object) -> bool:
     """Return whether a tree contains the state of an optimizer, by its form."""
-    return any(isinstance(value, Mapping) and _is_optimizer(value) for value in _everything(content))
-
-
-def _everything(content: object) -> Iterator[object]:
-    seen: set[int] = set()
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        yield value
-        if isinstance(value, Call):
-            waiting += [value.state, value.items, value.arguments, value.elements]
-        elif isinstance(value, Mapping):
-            waiting += list(value.values())[::-1]
-        elif isinstance(value, list | tuple):
-            waiting += list(value)[::-1]
+    return any(isinstance(value, Mapping) and _is_optimizer(value) for value in everything(content))
 
 
 def _leaves(

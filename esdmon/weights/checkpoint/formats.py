@@ -81,10 +81,12 @@ def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
         return safetensors.open_safetensors
     if _other_kind(first):
         return None
-    suffix = path.suffix.lower()  # damaged, so that its name says what it should be
+    suffix = path.suffix.lower()  # its name says what it should be, where it is damaged or a pickle
     if suffix == safetensors.SUFFIX:
         return safetensors.open_safetensors
-    return torch_file.open_torch_file if suffix in torch_file.SUFFIXES else None
+    if suffix not in torch_file.SUFFIXES:
+        return None
+    return torch_file.open_pickle if torch_file.is_pickle(first) else torch_file.open_torch_file
 
 
 def other_folder(names: Iterable[str]) -> str:
