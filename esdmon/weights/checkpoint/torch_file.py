@@ -101,13 +101,15 @@ def open_pickle(path: Path) -> Checkpoint:
         InputError: for a damaged file, one without weights, and one that calls for code to run.
     """
     blocks: list[memoryview] = []
-    most = path.stat().st_size
+    left = path.stat().st_size
 
     def take(data: Any) -> Storage:
+        nonlocal left
         content, places = _load_legacy(io.BytesIO(data))
         storage: Storage = content
         start, size = places[storage.key]
-        if size + sum(map(len, blocks)) > most:  # one that is named twice would be in memory twice
+        left -= size
+        if left < 0:  # one that is named twice would be in memory twice
             raise PickleError("its storages are larger than the file")
         blocks.append(memoryview(bytearray(data[start : start + size])))
         return replace(storage, key=str(len(blocks) - 1))

@@ -77,6 +77,34 @@ def weights_of(module: Call, is_tensor: Callable[[object], bool]) -> Iterator[An
             waiting += filter(is_module, _registry(state, "_modules").values())
 
 
+def state_of(module: Call, is_tensor: Callable[[object], bool]) -> dict[str, Any]:
+    """Return the descriptions of all parameters and buffers of a module, by name, as its `state_dict()` has them.
+
+    Raises:
+        InputError: for weights that only the code of a class can find.
+        PickleError: for modules that contain themselves, or are shared under too many names.
+    """
+    found: dict[str, Any] = {}
+    waiting, names = [("", module)], 0
+    while waiting:
+        names += 1
+        prefix, part = waiting.pop()
+        if names > _MOST_NAMES or prefix.count(".") > _DEEPEST_MODULE:
+            raise PickleError("it nests modules too deeply, or shares them under too many names")
+        state = _state_of(part) or {}
+        for name, value in (_registry(state, "_parameters") | _registry(state, "_buffers")).items():
+            if is_tensor(value):
+                found[f"{prefix}{name}"] = value
+            elif name in _registry(state, "_parameters"):
+                _check_without_weights(value, is_tensor, "parameter")
+        for name, value in reversed(_registry(state, "_modules").items()):
+            if is_module(value):
+                waiting.append((f"{prefix}{name}.", value))
+            else:
+                _check_without_weights(value, is_tensor, "module")
+    return found
+
+
 def rebuild(
     stored: Mapping[str, Call], is_tensor: Callable[[object], bool], load: Callable[[Any], Tensor]
 ) -> nn.Module:
@@ -145,19 +173,8 @@ class _Builder:
     def _child(self, value: Any, depth: int) -> nn.Module | None:
         if is_module(value):
             return self.build(value, depth)
-        self._check_without_weights(value, "module")
+        _check_without_weights(value, self._is_tensor, "module")
         return None
-
-    def _check_without_weights(self, value: Any, what: str) -> None:
-        """Raise for an object in the place of a module or parameter that holds tensors: they would be missing."""
-        kind = _class_name(value) if isinstance(value, Call) else type(value).__name__
-        if kind.startswith("torch.nn.parameter.Uninitialized"):
-            raise InputError("contains lazy layers without weights: run one batch through the model before it is saved")
-        if value is not None and any(map(self._is_tensor, everything(value))):
-            raise InputError(
-                f"is refused: only code of the class {kind} can find the weights of a {what} in it, and none is run. "
-                "Save the model's state_dict() alone"
-            )
 
     def _tensor(self, value: Any) -> Tensor:
         if id(value) not in self._tensors:
@@ -166,7 +183,7 @@ class _Builder:
 
     def _parameter(self, value: Any) -> nn.Parameter | None:
         if not self._is_tensor(value):
-            self._check_without_weights(value, "parameter")
+            _check_without_weights(value, self._is_tensor, "parameter")
             return None
         if id(value) not in self._parameters:
             tensor = self._tensor(value)
@@ -210,6 +227,18 @@ class _Builder:
 
 _OTHER = object()
 """In the place of a value that is neither a number, a text, nor a container of these."""
+
+
+def _check_without_weights(value: Any, is_tensor: Callable[[object], bool], what: str) -> None:
+    """Raise for an object in the place of a module or parameter that holds tensors: they would be missing."""
+    kind = _class_name(value) if isinstance(value, Call) else type(value).__name__
+    if kind.startswith("torch.nn.parameter.Uninitialized"):
+        raise InputError("contains lazy layers without weights: run one batch through the model before it is saved")
+    if value is not None and any(map(is_tensor, everything(value))):
+        raise InputError(
+            f"is refused: only code of the class {kind} can find the weights of a {what} in it, and none is run. "
+            "Save the model's state_dict() alone"
+        )
 
 
 def _state_of(call: Call) -> Mapping[Any, Any] | None:

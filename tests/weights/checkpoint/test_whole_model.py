@@ -146,6 +146,11 @@ def with_copy() -> dict[str, object]:
     return {"model": model, "ema": copy.deepcopy(model), "best": model}
 
 
+def with_its_state() -> dict[str, object]:
+    model = small()
+    return {"model": model, "state_dict": model.state_dict()}
+
+
 def tied() -> nn.Module:
     model = nn.ModuleDict({"body": nn.Linear(40, 40), "head": nn.Linear(40, 40)})
     cast("nn.Linear", model["head"]).weight = cast("nn.Linear", model["body"]).weight
@@ -164,7 +169,18 @@ PLACES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "two models": (lambda: {"G": small(), "D": small(), "step": 3}, ["G.0", "G.2", "D.0", "D.2"]),
     "in an object": (lambda: Trainer(small()), PLAIN),
     "beside a state dict": (lambda: {"state_dict": small().state_dict(), "hyper_parameters": {"net": small()}}, PLAIN),
-    "with the state of a copy": (lambda: {"net": small(), "ema": small().state_dict()}, PLAIN),
+    "with the state of a copy": (lambda: {"net": small(), "ema": small().state_dict()}, [*PLAIN, "ema.0", "ema.2"]),
+    "the copy of a state dict": (lambda: {"model": small().state_dict(), "ema": small()}, [*PLAIN, "ema.0", "ema.2"]),
+    "with its own state": (with_its_state, PLAIN),
+    "one part of two": (lambda: {"model": {"a": small(), "b": small().state_dict()}}, ["b.0", "b.2", "a.0", "a.2"]),
+    "compiled, in a state": (lambda: {"model": torch.compile(small()), "epoch": 3}, PLAIN),
+    "beside a tensor": (lambda: {"G": small(), "noise": torch.randn(20, 30)}, ["G.0", "G.2"]),
+    "beside usual keys": (lambda: {"weights": {"class": torch.ones(20, 30)}, "net": small()}, PLAIN),
+    "in an object beside a loss": (lambda: {"trainer": Trainer(small()), "loss": nn.CrossEntropyLoss()}, PLAIN),
+    "in an object and beside": (
+        lambda: {"t": Trainer(small()), "D": small()},
+        ["t.model.0", "t.model.2", "D.0", "D.2"],
+    ),
 }
 
 
