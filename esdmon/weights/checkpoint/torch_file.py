@@ -8,7 +8,7 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -125,9 +125,11 @@ def open_pickle(path: Path) -> Checkpoint:
     }
     with _clear_errors(path), path.open("rb") as file:
         content = parse(file, builders)
-        inside = next((data for data in byte_strings(content) if is_pickle(data)), None)
-        if not blocks and inside is not None:  # skorch pickles what may be on a GPU apart
-            content = parse(io.BytesIO(inside), builders)
+        tensors: Mapping[str, AnyStored] = find_weights(content, is_stored)
+        if not find_modules(content, is_stored) and all(len(tensor.shape) < 2 for tensor in tensors.values()):
+            # skorch pickles what may be on a GPU apart, into a byte string of each estimator.
+            inside = [parse(io.BytesIO(data), builders) for data in byte_strings(content) if is_pickle(data)]
+            content = inside if len(inside) > 1 else next(iter(inside), content)
         return _as_checkpoint(path, content, load, load)
 
 

@@ -220,10 +220,18 @@ class Estimator:
         return {"lr": 0.1, "inside": pickle.dumps({"module_": small(), "optimizer_": None})}
 
 
-def test_a_pickle_in_a_pickle(tmp_path: Path) -> None:
-    """The names are those in the model."""
-    (tmp_path / "estimator.pkl").write_bytes(pickle.dumps(Estimator()))
-    assert [layer.name for layer in esdmon.analyze(tmp_path / "estimator.pkl")] == PLAIN
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (Estimator(), PLAIN),
+        ({"estimator": Estimator(), "losses": Trainer(small()).losses}, PLAIN),
+        ([Estimator(), Estimator()], ["0.module_.0", "0.module_.2", "1.module_.0", "1.module_.2"]),
+    ],
+)
+def test_a_pickle_in_a_pickle(content: object, names: list[str], tmp_path: Path) -> None:
+    """The names are those in the model; of several estimators all are read."""
+    (tmp_path / "estimator.pkl").write_bytes(pickle.dumps(content))
+    assert [layer.name for layer in esdmon.analyze(tmp_path / "estimator.pkl", measures=MEASURES)] == names
 
 
 def test_a_folder_is_not_opened_for_a_pickle(tmp_path: Path) -> None:
