@@ -4,7 +4,7 @@ import json
 import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -121,11 +121,14 @@ def _is_tar(first: bytes) -> bool:
 
 def _open_tar(path: Path) -> Checkpoint:
     """Open the file of `torch.save` in an archive, as NeMo writes one with a configuration beside it."""
-    with suppress(tarfile.TarError), tarfile.open(path, "r:") as archive:
-        files = [member for member in archive.getmembers() if member.name.endswith(torch_file.SUFFIXES)]
-        if len(files) == 1 and files[0].isfile():
-            return torch_file.open_torch_file(path, open_file=partial(_open_member, path, files[0].name))
-    raise InputError(f"{path} is {_TAR}")
+    try:
+        with tarfile.open(path, "r:") as archive:
+            files = [member for member in archive.getmembers() if member.name.endswith(torch_file.SUFFIXES)]
+    except tarfile.TarError as error:
+        raise InputError(f"{path} is a tar archive that is truncated or damaged: {error}") from error
+    if len(files) != 1 or not files[0].isfile():
+        raise InputError(f"{path} is {_TAR}")
+    return torch_file.open_torch_file(path, open_file=partial(_open_member, path, files[0].name))
 
 
 @contextmanager

@@ -303,14 +303,32 @@ def _class_of_torch(name: str) -> type | None:
 
 
 def _hooks_of(state: Mapping[Any, Any]) -> Iterator[tuple[int, Any]]:
-    """Iterate over the hooks by which torch computes a weight from parameters, with their numbers and texts."""
+    """Iterate over the hooks by which torch computes a weight from parameters, with their numbers and texts.
+
+    Raises:
+        PickleError: for a weight norm of sides that do not fit, for which a kernel of torch writes outside its memory.
+    """
     for number, hook in enumerate(_registry(state, "_forward_pre_hooks").values()):
         if not isinstance(hook, Call) or not isinstance(hook.state, Mapping):
             continue
         kind = _class_of_torch(_class_name(hook))
-        if kind is None and isinstance(hook.state.get("_tensor_name"), str):  # a user's own way of pruning
-            kind = Identity
-        if kind is not None and issubclass(kind, WeightNorm | SpectralNorm | BasePruningMethod):
-            made = object.__new__(kind)
-            vars(made).update({key: value for key, value in hook.state.items() if isinstance(value, int | float | str)})
-            yield number, made
+        if isinstance(hook.state.get("_tensor_name"), str):
+            kind = kind if kind is not None and issubclass(kind, BasePruningMethod) else Identity  # of the user's own
+        elif kind not in (WeightNorm, SpectralNorm) or not isinstance(hook.state.get("name"), str):
+            continue
+        if kind is WeightNorm and not _has_norm(hook.state, _registry(state, "_parameters")):
+            raise PickleError("a weight norm in it has impossible sides")
+        made = object.__new__(kind)
+        vars(made).update({key: value for key, value in hook.state.items() if isinstance(value, int | float | str)})
+        yield number, made
+
+
+def _has_norm(hook: Mapping[Any, Any], parameters: Mapping[str, Any]) -> bool:
+    """Return whether a module has the direction and the norms that a weight norm multiplies."""
+    direction, norms = (parameters.get(f"{hook['name']}_{part}") for part in "vg")
+    dim, sides, found = hook.get("dim"), getattr(direction, "shape", ()), getattr(norms, "shape", None)
+    if not isinstance(dim, int) or found is None or getattr(direction, "dtype", None) != getattr(norms, "dtype", None):
+        return False
+    if dim == -1:  # one norm for all
+        return not found
+    return 0 <= dim < len(sides) and found == tuple(side if at == dim else 1 for at, side in enumerate(sides))

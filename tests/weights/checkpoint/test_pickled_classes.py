@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune, spectral_norm
+from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -190,6 +190,28 @@ def test_modules_whose_names_have_no_end(make: Callable[[], nn.Module], what: st
     torch.save(make(), tmp_path / "model.pt")
     with pytest.raises(InputError, match=what):
         esdmon.analyze(tmp_path / "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize(("attribute", "value"), [("dim", 1), ("dim", None), ("dim", 7), ("name", "bias")])
+def test_a_weight_norm_of_impossible_sides(attribute: str, value: object, tmp_path: Path) -> None:
+    """The kernel of torch that multiplies it does not check them, and writes outside its memory."""
+    layer = weight_norm(nn.Linear(24, 12))
+    (hook,) = layer._forward_pre_hooks.values()
+    setattr(hook, attribute, value)
+    torch.save(layer, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="a weight norm in it has impossible sides"):
+        esdmon.analyze(tmp_path / "model.pt")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_hook_without_a_name(tmp_path: Path) -> None:
+    """It computes nothing then."""
+    layer = spectral_norm(nn.Linear(24, 12))
+    (hook,) = layer._forward_pre_hooks.values()
+    hook.name = None  # type: ignore[attr-defined]
+    torch.save(layer, tmp_path / "model.pt")
+    assert {reading["status"] for reading in readings(tmp_path / "model.pt", MEASURES).values()} == {"ok"}
 
 
 def test_an_attribute_with_shared_lists(tmp_path: Path) -> None:
