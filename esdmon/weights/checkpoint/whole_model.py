@@ -66,15 +66,17 @@ def is_module(value: object) -> bool:
 
 
 def weights_of(module: Call, is_tensor: Callable[[object], bool]) -> Iterator[Any]:
-    """Iterate over the descriptions of all parameters of a module, and of the modules inside of it."""
+    """Iterate over the descriptions of all parameters of a module and those inside, also where only code finds them."""
     waiting, seen = [module], set[int]()
     while waiting:
         part = waiting.pop()
         if id(part) not in seen:
             seen.add(id(part))
             state = _state_of(part) or {}
-            yield from filter(is_tensor, _registry(state, "_parameters").values())
-            waiting += filter(is_module, _registry(state, "_modules").values())
+            inside = [*_registry(state, "_modules").values()]
+            waiting += filter(is_module, inside)
+            others = [value for value in inside if not is_module(value)]
+            yield from filter(is_tensor, everything([*_registry(state, "_parameters").values(), *others]))
 
 
 def state_of(module: Call, is_tensor: Callable[[object], bool]) -> dict[str, Any]:

@@ -152,9 +152,13 @@ class Packed(nn.Module):
     ("part", "what"),
     [(KeepsOtherwise, "KeepsOtherwise can find the weights of a module"), (Packed, "KeepsOtherwise .* of a parameter")],
 )
-def test_what_only_its_own_code_finds_is_refused(part: Callable[[], nn.Module], what: str, tmp_path: Path) -> None:
-    """Else the rest of the model would be read, and nothing would say that a part is missing."""
-    torch.save({"model": nn.Sequential(part(), nn.Linear(20, 10))}, tmp_path / "model.pt")
+@pytest.mark.parametrize("content", ["one", "two"])
+def test_what_only_its_own_code_finds_is_refused(
+    content: str, part: Callable[[], nn.Module], what: str, tmp_path: Path
+) -> None:
+    """Else the rest would be read, and nothing would say that a part is missing."""
+    contents = {"one": {"model": nn.Sequential(part(), small())}, "two": {"G": nn.Sequential(part()), "D": small()}}
+    torch.save(contents[content], tmp_path / "model.pt")
     with pytest.raises(InputError, match=f"{what}.*Save the model's state_dict"):
         esdmon.analyze(tmp_path / "model.pt")
 
