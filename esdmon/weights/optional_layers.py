@@ -18,6 +18,8 @@ from esdmon.weights.matrix import Matrix
 HEAD = "output heads are read on request: name them in layers="
 ROUTER = "routers are read on request: name them in layers="
 _HEAD_NAMES = {"lm_head", "embed_out"}
+_TRAINED_COPY = re.compile(r"\.(original_module|modules_to_save\.[^.]+)$")
+"""What peft puts behind the name of a layer that it trains a copy of, `modules_to_save`."""
 _EXPERT_NAME = re.compile(r"(expert_?)?\d+")
 _EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*|d)?(_|$)|^(wte|wpe|shared)$", re.IGNORECASE)
 _LINEAR_NAME = re.compile(r"(^|_)(patch\w*|proj\w*|linear|dense|fc|mlp|mapper|mapping)(_|$)")
@@ -52,7 +54,7 @@ def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[
     n_tokens = max((_rows(matrix) for matrix in found if matrix.on_request == EMBEDDING), default=0)
     as_wide = [matrix for matrix in found if n_tokens and _may_be_head(matrix) and _rows(matrix) == n_tokens]
     for matrix in found:
-        last = matrix.name.rpartition(".")[2]
+        last = _TRAINED_COPY.sub("", matrix.name).rpartition(".")[2]
         is_known = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.whole_parameters())
         # One layer with as many outputs as there are tokens is the head; of several, some are as wide by chance.
         if is_known or (len(as_wide) == 1 and matrix is as_wide[0]):

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict_saver import save as save_distributed
-from torch.nn.utils import spectral_norm
+from torch.nn.utils import spectral_norm, weight_norm
 
 CANARY = "fuzz-canary"
 """Name of the file that hostile pickles write where they are run, in the working directory."""
@@ -71,11 +71,14 @@ def _write_pickle(folder: Path) -> None:
 
 
 def _module() -> nn.Module:
-    """A network with a layer of each kind that is recognised by its attributes, and a weight that a hook computes."""
+    """A network with a layer of each kind that is recognised by its attributes, and weights that hooks compute."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         layers = [nn.Conv2d(12, 24, 3, groups=2), nn.Embedding(30, 12), nn.LSTM(12, 12), nn.MultiheadAttention(12, 3)]
-        return nn.Sequential(*layers, spectral_norm(nn.Linear(24, 12)), nn.LayerNorm((12, 12)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there are newer functions
+            computed = [spectral_norm(nn.Linear(24, 12)), weight_norm(nn.Linear(24, 12))]
+        return nn.Sequential(*layers, *computed, nn.LayerNorm((12, 12)))
 
 
 def _write_safetensors(folder: Path) -> None:

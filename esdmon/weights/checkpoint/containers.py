@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint.pickled import Call
-from esdmon.weights.checkpoint.whole_model import is_module, weights_of
+from esdmon.weights.checkpoint.pickled import Call, everything
+from esdmon.weights.checkpoint.whole_model import is_module, state_of, weights_of
 
 IsLeaf = Callable[[object], bool]
 Leaves = dict[str, Any]
@@ -27,6 +27,7 @@ _OPTIMIZER_KEY = re.compile(
     r"optim|scheduler|scaler|(^|_)opt(_states?|_state_dict)?$|^(grads?|gradients|(replay_)?buffers?)$"
 )
 """Of what is beside a model: optimizers and what steers them, gradients, and the data that an agent keeps."""
+_SETTINGS = re.compile(r"hyper_?param|hparams|^(args|config|cfg)$")
 _OPTIMIZER_PART = re.compile(r"optim(izer)?s?(_states?|_state_dict)?")
 _MOMENTS = {
     *("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer", "square_avg", "grad_avg", "acc_delta"),
@@ -43,7 +44,7 @@ _WRAPPERS = re.compile(r"((module|_orig_mod|_forward_module|_fsdp_wrapped_module
 
 
 def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
-    """Return the leaves of a tree that belong to models, by name.
+    """Return the leaves of a tree that belong to models, by name; beside a state dict those of pickled modules too.
 
     Args:
         content: dictionaries and lists, with other values of any type.
@@ -54,8 +55,12 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
     """
     if not isinstance(content, Mapping | list | tuple) and not is_script(content):
         return {}
+    leaves = list(_leaves(content, is_leaf, (), set()))
+    if _has_state_dict(leaves):
+        for path, module in _modules(content, is_leaf, beside_state=True):
+            leaves += [((*path, name), leaf) for name, leaf in state_of(module, is_leaf).items()]
     found: Leaves = {}
-    for name, leaf in _named(list(_leaves(content, is_leaf, (), set()))):
+    for name, leaf in _named(leaves):
         if name in found:
             raise InputError(f"contains two tensors named {name!r}")
         found[name] = leaf
@@ -67,31 +72,48 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
 def find_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:
     """Return the pickled modules of a tree that are its models, by name; the main one has an empty name.
 
-    There are none where a state dict is the model, as beside the hyperparameters of Lightning; nor where a module
-    contains packed parameters of torch's quantisation, which are not among its parameters and would be missing.
+    There are none beside a state dict, with which they are found by `find_weights`; nor where a module contains packed
+    parameters of torch's quantisation, which are not among its parameters and would be missing.
 
     Args:
         content: as for `find_weights`.
         is_leaf: whether a value is a tensor.
     """
-    plain = [path for path, leaf in _leaves(content, is_leaf, (), set()) if _is_matrix(leaf)]
-    if _container_of(plain):
+    if _has_state_dict(_leaves(content, is_leaf, (), set())):
         return {}
-    inside = [(path, module) for path, module in _modules(content) if any(map(_is_matrix, weights_of(module, is_leaf)))]
+    inside = _modules(content, is_leaf)
     main = _container_of([(*path, "") for path, _ in inside])
     if len(inside) == 1 and all(map(str.isdecimal, inside[0][0])):
-        main = inside[0][0]  # the argument of a function, such as torch.compile's
-    found: dict[str, Call] = {}
-    for path, module in sorted(inside, key=lambda each: each[0] != main):
-        if not any(module is other for other in found.values()):
-            found["" if path == main else ".".join(path)] = module
-    is_left_out = (plain and "" not in found) or has_call(list(found.values()), _PACKED)
-    return {} if is_left_out else found
+        main = inside[0][0]  # the only one in a list, or among the arguments of a function
+    ordered = sorted(inside, key=lambda each: each[0] != main)
+    found = {"" if path == main else ".".join(path): module for path, module in ordered}
+    return {} if has_call(list(found.values()), _PACKED) else found
 
 
-def _modules(content: object) -> list[tuple[Path, Call]]:
-    """Return the paths and modules in containers; where there are none, those in objects, such as a trainer's."""
-    return [*_leaves(content, is_module, (), set())] or [*_leaves(content, is_module, (), set(), inside=_attributes)]
+def _has_state_dict(leaves: Iterable[tuple[Path, Any]]) -> bool:
+    """Return whether some leaves are a state dict, by the names of its matrices: `fc.weight`."""
+    return any(path and ("." in path[-1] or path[-1] == "weight") and _is_matrix(leaf) for path, leaf in leaves)
+
+
+def _modules(content: object, is_leaf: IsLeaf, *, beside_state: bool = False) -> list[tuple[Path, Call]]:
+    """Return the paths of modules with matrices, each once: those in containers, then those in objects, as a trainer's.
+
+    Beside a state dict those in objects and in settings are left out, as in the hyperparameters of Lightning: they may
+    be parts of the same model at its start.
+    """
+    found = [*_leaves(content, is_module, (), set())]
+    if beside_state:
+        found = [
+            (path, module)
+            for path, module in found
+            if not any(map(_SETTINGS.search, path)) and not has_call(module, _PACKED)
+        ]
+    else:
+        found += _leaves(content, is_module, (), set(), inside=_attributes)
+    once = {id(module): (path, module) for path, module in reversed(found)}
+    return [
+        (path, module) for path, module in reversed(once.values()) if any(map(_is_matrix, weights_of(module, is_leaf)))
+    ]
 
 
 def _is_matrix(leaf: Any) -> bool:
@@ -123,20 +145,20 @@ def is_optimizer_name(name: str) -> bool:
 
 def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
     """Return the class of the first object in a tree that holds tensors, as a model does; empty without one."""
-    for value in _everything(content):
-        if isinstance(value, Call) and any(is_leaf(inside) for inside in _everything([value.state, value.items])):
+    for value in everything(content):
+        if isinstance(value, Call) and any(is_leaf(inside) for inside in everything([value.state, value.items])):
             return value.name
     return ""
 
 
 def has_call(content: object, name: re.Pattern[str]) -> bool:
     """Return whether a tree contains an object that is made by a function of a name."""
-    return any(isinstance(value, Call) and name.fullmatch(value.name) for value in _everything(content))
+    return any(isinstance(value, Call) and name.fullmatch(value.name) for value in everything(content))
 
 
 def byte_strings(content: object) -> Iterator[bytes]:
     """Iterate over the byte strings in a tree."""
-    return (value for value in _everything(content) if isinstance(value, bytes))
+    return (value for value in everything(content) if isinstance(value, bytes))
 
 
 def is_script(value: object) -> bool:
@@ -146,24 +168,7 @@ def is_script(value: object) -> bool:
 
 def has_optimizer(content: object) -> bool:
     """Return whether a tree contains the state of an optimizer, by its form."""
-    return any(isinstance(value, Mapping) and _is_optimizer(value) for value in _everything(content))
-
-
-def _everything(content: object) -> Iterator[object]:
-    seen: set[int] = set()
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        yield value
-        if isinstance(value, Call):
-            waiting += [value.state, value.items, value.arguments, value.elements]
-        elif isinstance(value, Mapping):
-            waiting += list(value.values())[::-1]
-        elif isinstance(value, list | tuple):
-            waiting += list(value)[::-1]
+    return any(isinstance(value, Mapping) and _is_optimizer(value) for value in everything(content))
 
 
 def _leaves(

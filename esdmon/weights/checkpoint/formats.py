@@ -4,7 +4,7 @@ import json
 import struct
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -82,10 +82,12 @@ def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
         return gguf_file.open_gguf
     if _other_kind(first):
         return None
-    suffix = path.suffix.lower()  # damaged, so that its name says what it should be
+    suffix = path.suffix.lower()  # its name says what it should be, where it is damaged or a pickle
     if suffix == safetensors.SUFFIX:
         return safetensors.open_safetensors
-    return torch_file.open_torch_file if suffix in torch_file.SUFFIXES else None
+    if suffix not in torch_file.SUFFIXES:
+        return None
+    return torch_file.open_pickle if torch_file.is_pickle(first) else torch_file.open_torch_file
 
 
 def other_folder(names: Iterable[str]) -> str:
@@ -120,11 +122,14 @@ def _is_tar(first: bytes) -> bool:
 
 def _open_tar(path: Path) -> Checkpoint:
     """Open the file of `torch.save` in an archive, as NeMo writes one with a configuration beside it."""
-    with suppress(tarfile.TarError), tarfile.open(path, "r:") as archive:
-        files = [member for member in archive.getmembers() if member.name.endswith(torch_file.SUFFIXES)]
-        if len(files) == 1 and files[0].isfile():
-            return torch_file.open_torch_file(path, open_file=partial(_open_member, path, files[0].name))
-    raise InputError(f"{path} is {_TAR}")
+    try:
+        with tarfile.open(path, "r:") as archive:
+            files = [member for member in archive.getmembers() if member.name.endswith(torch_file.SUFFIXES)]
+    except tarfile.TarError as error:
+        raise InputError(f"{path} is a tar archive that is truncated or damaged: {error}") from error
+    if len(files) != 1 or not files[0].isfile():
+        raise InputError(f"{path} is {_TAR}")
+    return torch_file.open_torch_file(path, open_file=partial(_open_member, path, files[0].name))
 
 
 @contextmanager

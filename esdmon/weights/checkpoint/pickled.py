@@ -7,7 +7,7 @@ So a hyperparameter of any type beside the weights is read past, and a hostile p
 """
 
 import pickletools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, final
 
@@ -71,6 +71,24 @@ def parse(file: BinaryIO, builders: Builders, load_persistent: Callable[[Any], A
         msg = f"{type(error).__name__}: {shorten(str(error), _LONGEST_ERROR)}"  # it may quote the file
         raise PickleError(msg) from error
     raise PickleError("it has no end")
+
+
+def everything(content: object) -> Iterator[object]:
+    """Iterate over all values in what `parse` has returned, each once: those in containers and in records of calls."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        yield value
+        if isinstance(value, Call):
+            waiting += [value.state, value.items, value.arguments, value.elements]
+        elif isinstance(value, Mapping):
+            waiting += list(value.values())[::-1]
+        elif isinstance(value, list | tuple):
+            waiting += list(value)[::-1]
 
 
 _LONGEST_ERROR = 150  # characters; our choice

@@ -43,6 +43,9 @@ _STORAGES = {
     "Untyped": torch.uint8,
 }
 _PLAIN_DTYPES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+_SPARSE = {"sparse_coo": torch.sparse_coo, "sparse_csr": torch.sparse_csr, "sparse_csc": torch.sparse_csc}
+ReadBytes = Callable[[str, int, int], bytearray | memoryview]
+"""`(key of a storage, first byte, count)` to bytes."""
 _LARGEST_EXPANSION = 1 << 26  # elements of a tensor that repeats those of its storage; our choice
 
 
@@ -78,7 +81,7 @@ class StoredTensor:
         """Return a tensor on the meta device of its shape and dtype; of a quantised one, that of what it stands for."""
         return torch.empty(self.shape, dtype=torch.float32 if self.quantizer else self.dtype, device="meta")
 
-    def load(self, read_bytes: Callable[[str, int, int], bytearray]) -> Tensor:
+    def load(self, read_bytes: ReadBytes) -> Tensor:
         """Return the tensor.
 
         Args:
@@ -101,12 +104,13 @@ class Unsupported:
     reason: str
     shape: tuple[int, ...]
     dtype: torch.dtype
+    layout: torch.layout = torch.strided
 
     def outline(self) -> Tensor:
-        """Return a tensor on the meta device of its shape and dtype."""
-        return torch.empty(self.shape, dtype=self.dtype, device="meta")
+        """Return a tensor on the meta device of its shape, dtype and layout."""
+        return torch.empty(self.shape, dtype=self.dtype, layout=self.layout, device="meta")
 
-    def load(self, _read_bytes: Callable[[str, int, int], bytearray]) -> Tensor:
+    def load(self, _read_bytes: ReadBytes) -> Tensor:
         """Raise the reason.
 
         Raises:
@@ -164,13 +168,13 @@ def dtype_of(value: Any) -> torch.dtype:
 
 
 def _sparse(layout: Any, data: Any, *_: Any) -> Any:
-    kind = layout if isinstance(layout, str) else "sparse"
+    kind = (layout if isinstance(layout, str) else "sparse_coo").removeprefix("torch.")
     tensors = [value for value in data if isinstance(value, StoredTensor)]
     shapes = [value for value in data if isinstance(value, tuple) and all(_is_count(side) for side in value)]
     if not tensors or not shapes:
         raise PickleError("a sparse tensor in it has no shape")
-    reason = f"a {kind.removeprefix('torch.')} tensor: convert it to an ordinary one, with to_dense()"
-    return Unsupported(reason, shapes[-1], tensors[-1].dtype)
+    reason = f"a {kind} tensor: convert it to an ordinary one, with to_dense()"
+    return Unsupported(reason, shapes[-1], tensors[-1].dtype, _SPARSE.get(kind, torch.sparse_coo))
 
 
 def _nested(buffer: Any, *_: Any) -> Any:
@@ -228,9 +232,7 @@ BUILDERS: Builders = {
 """What becomes of the calls in a file of `torch.save`."""
 
 
-def _dequantized(
-    numbers: Tensor, quantizer: tuple[Any, ...], read_bytes: Callable[[str, int, int], bytearray]
-) -> Tensor:
+def _dequantized(numbers: Tensor, quantizer: tuple[Any, ...], read_bytes: ReadBytes) -> Tensor:
     """Return (q − zero point)·scale, of one scale for the tensor, or one for each row along an axis."""
     _, scale, zero_point, *axis = quantizer
     if not axis:

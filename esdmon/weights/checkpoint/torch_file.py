@@ -8,9 +8,10 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -69,14 +70,26 @@ def open_torch_file(path: Path, *, may_be_empty: bool = False, open_file: Open |
     """
     opened: Open = open_file or (lambda: path.open("rb"))
 
+    blocks: dict[str, memoryview] = {}
+
     def load(tensor: AnyStored) -> Tensor:
         return load_tensor(opened, tensor, places)
+
+    def load_shared(tensor: AnyStored) -> Tensor:
+        return tensor.load(read_shared)
+
+    def read_shared(key: str, first: int, count: int) -> memoryview:
+        if key not in blocks:
+            with opened() as file:
+                _, size = _place_in(places, key)
+                blocks[key] = memoryview(read_storages(file, partial(_place_in, places))(key, 0, size))
+        return blocks[key][first : first + count]
 
     with _clear_errors(path):
         content, places = load_content(opened)
         if may_be_empty and content == {}:
             return join_checkpoints({})
-        return _as_checkpoint(path, content, load)
+        return _as_checkpoint(path, content, load, load_shared)
 
 
 def open_pickle(path: Path) -> Checkpoint:
@@ -87,25 +100,37 @@ def open_pickle(path: Path) -> Checkpoint:
     Raises:
         InputError: for a damaged file, one without weights, and one that calls for code to run.
     """
-    blocks: list[bytes] = []
+    blocks: list[memoryview] = []
+    left = path.stat().st_size
 
     def take(data: Any) -> Storage:
+        nonlocal left
         content, places = _load_legacy(io.BytesIO(data))
         storage: Storage = content
         start, size = places[storage.key]
-        blocks.append(data[start : start + size])
+        left -= size
+        if left < 0:  # one that is named twice would be in memory twice
+            raise PickleError("its storages are larger than the file")
+        blocks.append(memoryview(bytearray(data[start : start + size])))
         return replace(storage, key=str(len(blocks) - 1))
 
     def load(tensor: AnyStored) -> Tensor:
-        return tensor.load(lambda key, first, count: bytearray(blocks[int(key)][first : first + count]))
+        return tensor.load(lambda key, first, count: blocks[int(key)][first : first + count])
 
-    builders = {**BUILDERS, "torch.storage._load_from_bytes": take}
+    # Protocols before 3 have no byte strings, and encode a text.
+    builders = {
+        **BUILDERS,
+        "torch.storage._load_from_bytes": take,
+        "_codecs.encode": lambda text, *_: text.encode("latin1"),
+    }
     with _clear_errors(path), path.open("rb") as file:
         content = parse(file, builders)
-        inside = next((data for data in byte_strings(content) if is_pickle(data)), None)
-        if not blocks and inside is not None:  # skorch pickles what may be on a GPU apart
-            content = parse(io.BytesIO(inside), builders)
-        return _as_checkpoint(path, content, load)
+        tensors: Mapping[str, AnyStored] = find_weights(content, is_stored)
+        if not find_modules(content, is_stored) and all(len(tensor.shape) < 2 for tensor in tensors.values()):
+            # skorch pickles what may be on a GPU apart, into a byte string of each estimator.
+            inside = [parse(io.BytesIO(data), builders) for data in byte_strings(content) if is_pickle(data)]
+            content = inside if len(inside) > 1 else next(iter(inside), content)
+        return _as_checkpoint(path, content, load, load)
 
 
 def is_pickle(first: bytes) -> bool:
@@ -133,23 +158,32 @@ def load_tensor(open_file: Open, tensor: AnyStored, places: Places) -> Tensor:
         PickleError: where its storage is truncated or missing.
         UnreadableError: for a tensor of a kind that is not read.
     """
-
-    def place_of(key: str) -> tuple[int, int]:
-        if key not in places:
-            msg = f"a storage in it is missing: {key[:40]}"
-            raise PickleError(msg)
-        return places[key]
-
     with open_file() as file:
-        return tensor.load(read_storages(file, place_of))
+        return tensor.load(read_storages(file, partial(_place_in, places)))
 
 
-def _as_checkpoint(path: Path, content: object, load: Callable[[AnyStored], Tensor]) -> Checkpoint:
-    """Return the weights in the content of a file: those of its modules, or its named tensors, read one by one."""
+def _place_in(places: Places, key: str) -> tuple[int, int]:
+    if key not in places:
+        msg = f"a storage in it is missing: {key[:40]}"
+        raise PickleError(msg)
+    return places[key]
+
+
+def _as_checkpoint(
+    path: Path, content: object, load: Callable[[AnyStored], Tensor], load_shared: Callable[[AnyStored], Tensor]
+) -> Checkpoint:
+    """Return the weights in the content of a file: those of its modules, or its named tensors, read one by one.
+
+    Args:
+        path: of the file.
+        content: what `parse` returned for it.
+        load: reads one tensor.
+        load_shared: reads one of many that stay in memory, and those of one storage share it.
+    """
 
     def load_or_outline(tensor: AnyStored) -> Tensor:
         # One of a kind that is not read holds no numbers then, so that its layer alone is skipped.
-        return tensor.outline() if isinstance(tensor, Unsupported) else load(tensor)
+        return tensor.outline() if isinstance(tensor, Unsupported) else load_shared(tensor)
 
     def read(name: str) -> Tensor:
         with _clear_errors(path):
@@ -196,6 +230,9 @@ def _load_zip(file: BinaryIO) -> tuple[Any, Places]:
     for record in archive.infolist():
         if record.filename.startswith(f"{root}data/"):
             places[record.filename.removeprefix(f"{root}data/")] = _place_of(file, record)
+    end = file.seek(0, io.SEEK_END)
+    if sum(size for _, size in places.values()) > end:  # they would be in memory more than once
+        raise PickleError("its records overlap")
     byte_order = archive.read(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
     if byte_order != b"little":
         raise PickleError("its numbers are big-endian")

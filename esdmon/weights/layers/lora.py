@@ -174,7 +174,8 @@ def _sample_factors(module: Any, adapter: str, factors: Callable[[], tuple[Tenso
 
 
 def _read_base(module: Any, read: Callable[[], Tensor]) -> Tensor:
-    if module.merged:
+    # Without the property `merged`, since a module that is rebuilt from a pickle has only attributes.
+    if module.merged_adapters if hasattr(module, "merged_adapters") else module.merged:
         raise UnreadableError(
             "skipped", "an adapter is merged into this weight: call unmerge_adapter() to read the base"
         )
@@ -183,6 +184,8 @@ def _read_base(module: Any, read: Callable[[], Tensor]) -> Tensor:
 
 def _read_merged(module: Any, read: Callable[[], Tensor]) -> Tensor:
     weight = read().detach()
+    if not hasattr(module, "get_delta_weight"):
+        raise UnreadableError("skipped", "the sum is computed by code of peft, which a pickled model is read without")
     for adapter in module.active_adapters:
         if adapter in getattr(module, "lora_magnitude_vector", {}):
             raise UnreadableError("skipped", "the merged weight of a DoRA adapter is not read: it is not a plain sum")

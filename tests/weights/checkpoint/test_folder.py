@@ -320,6 +320,9 @@ def test_a_tar_archive_of_one_file_of_weights(count: int, tmp_path: Path) -> Non
         (layer,) = esdmon.analyze(tmp_path / "model.nemo")
         (expected,) = esdmon.analyze({"fc.weight": w()})
         assert dict(layer.measures) == pytest.approx(dict(expected.measures), rel=0, nan_ok=True)
+        (tmp_path / "model.nemo").write_bytes((tmp_path / "model.nemo").read_bytes()[:2000])
+        with pytest.raises(InputError, match=r"model.nemo is a tar archive that is truncated or damaged"):
+            esdmon.analyze(tmp_path / "model.nemo")
     else:
         with pytest.raises(InputError, match=r"model.nemo is a tar archive without a single file of torch.save"):
             esdmon.analyze(tmp_path / "model.nemo")

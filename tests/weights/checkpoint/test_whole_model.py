@@ -146,6 +146,11 @@ def with_copy() -> dict[str, object]:
     return {"model": model, "ema": copy.deepcopy(model), "best": model}
 
 
+def with_its_state() -> dict[str, object]:
+    model = small()
+    return {"model": model, "state_dict": model.state_dict()}
+
+
 def tied() -> nn.Module:
     model = nn.ModuleDict({"body": nn.Linear(40, 40), "head": nn.Linear(40, 40)})
     cast("nn.Linear", model["head"]).weight = cast("nn.Linear", model["body"]).weight
@@ -164,7 +169,18 @@ PLACES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "two models": (lambda: {"G": small(), "D": small(), "step": 3}, ["G.0", "G.2", "D.0", "D.2"]),
     "in an object": (lambda: Trainer(small()), PLAIN),
     "beside a state dict": (lambda: {"state_dict": small().state_dict(), "hyper_parameters": {"net": small()}}, PLAIN),
-    "with the state of a copy": (lambda: {"net": small(), "ema": small().state_dict()}, PLAIN),
+    "with the state of a copy": (lambda: {"net": small(), "ema": small().state_dict()}, [*PLAIN, "ema.0", "ema.2"]),
+    "the copy of a state dict": (lambda: {"model": small().state_dict(), "ema": small()}, [*PLAIN, "ema.0", "ema.2"]),
+    "with its own state": (with_its_state, PLAIN),
+    "one part of two": (lambda: {"model": {"a": small(), "b": small().state_dict()}}, ["b.0", "b.2", "a.0", "a.2"]),
+    "compiled, in a state": (lambda: {"model": torch.compile(small()), "epoch": 3}, PLAIN),
+    "beside a tensor": (lambda: {"G": small(), "noise": torch.randn(20, 30)}, ["G.0", "G.2"]),
+    "beside usual keys": (lambda: {"weights": {"class": torch.ones(20, 30)}, "net": small()}, PLAIN),
+    "in an object beside a loss": (lambda: {"trainer": Trainer(small()), "loss": nn.CrossEntropyLoss()}, PLAIN),
+    "in an object and beside": (
+        lambda: {"t": Trainer(small()), "D": small()},
+        ["t.model.0", "t.model.2", "D.0", "D.2"],
+    ),
 }
 
 
@@ -204,10 +220,18 @@ class Estimator:
         return {"lr": 0.1, "inside": pickle.dumps({"module_": small(), "optimizer_": None})}
 
 
-def test_a_pickle_in_a_pickle(tmp_path: Path) -> None:
-    """The names are those in the model."""
-    (tmp_path / "estimator.pkl").write_bytes(pickle.dumps(Estimator()))
-    assert [layer.name for layer in esdmon.analyze(tmp_path / "estimator.pkl")] == PLAIN
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (Estimator(), PLAIN),
+        ({"estimator": Estimator(), "losses": Trainer(small()).losses}, PLAIN),
+        ([Estimator(), Estimator()], ["0.module_.0", "0.module_.2", "1.module_.0", "1.module_.2"]),
+    ],
+)
+def test_a_pickle_in_a_pickle(content: object, names: list[str], tmp_path: Path) -> None:
+    """The names are those in the model; of several estimators all are read."""
+    (tmp_path / "estimator.pkl").write_bytes(pickle.dumps(content))
+    assert [layer.name for layer in esdmon.analyze(tmp_path / "estimator.pkl", measures=MEASURES)] == names
 
 
 def test_a_folder_is_not_opened_for_a_pickle(tmp_path: Path) -> None:
