@@ -74,15 +74,23 @@ def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
     """Return what opens a file of weights; None for another kind of file."""
     with path.open("rb") as file:
         first = file.read(_FIRST)
-    if first.startswith(torch_file.ZIP) or _is_legacy(first):
-        return torch_file.open_torch_file
-    if _is_safetensors(first):
-        return safetensors.open_safetensors
-    if first.startswith(gguf_file.MAGIC):
-        return gguf_file.open_gguf
-    if _other_kind(first):
-        return None
-    suffix = path.suffix.lower()  # its name says what it should be, where it is damaged or a pickle
+    opener = next((opener for is_kind, opener in _openers() if is_kind(first)), None)
+    return _opener_by_suffix(path, first) if opener is None and not _other_kind(first) else opener
+
+
+def _openers() -> tuple[tuple[Callable[[bytes], bool], Callable[[Path], Checkpoint]], ...]:
+    """Return pairs of whether a file is of a kind, by its first bytes, and what opens it."""
+    return (
+        (torch_file.is_zip, torch_file.open_torch_file),
+        (_is_legacy, torch_file.open_torch_file),
+        (_is_safetensors, safetensors.open_safetensors),
+        (gguf_file.is_gguf, gguf_file.open_gguf),
+    )
+
+
+def _opener_by_suffix(path: Path, first: bytes) -> Callable[[Path], Checkpoint] | None:
+    """Return what opens a file whose name says what it should be, where it is damaged or a pickle."""
+    suffix = path.suffix.lower()
     if suffix == safetensors.SUFFIX:
         return safetensors.open_safetensors
     if suffix not in torch_file.SUFFIXES:

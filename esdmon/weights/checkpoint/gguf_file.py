@@ -10,11 +10,16 @@ from esdmon.errors import InputError, MissingExtraError
 from esdmon.records.table import natural_key, shorten
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
-MAGIC = b"GGUF"
+_MAGIC = b"GGUF"
 SUFFIX = ".gguf"
 _LONGEST = 200  # characters of an error of the library; our choice
 _DTYPES = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types that are numbers of torch, besides float32; all others stand for float32 here."""
+
+
+def is_gguf(first: bytes) -> bool:
+    """Return whether a file with these first bytes is a GGUF file."""
+    return first.startswith(_MAGIC)
 
 
 def open_gguf(path: Path) -> Checkpoint:

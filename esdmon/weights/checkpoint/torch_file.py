@@ -42,7 +42,7 @@ from esdmon.weights.checkpoint.stored import (
 from esdmon.weights.checkpoint.whole_model import rebuild
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
-ZIP = b"PK\x03\x04"
+_ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field, after which the record begins
 _OTHER_ARCHIVES = {
@@ -133,6 +133,11 @@ def open_pickle(path: Path) -> Checkpoint:
         return _as_checkpoint(path, content, load, load)
 
 
+def is_zip(first: bytes) -> bool:
+    """Return whether a file with these first bytes is a zip archive."""
+    return first.startswith(_ZIP)
+
+
 def is_pickle(first: bytes) -> bool:
     """Return whether a file with these first bytes is a pickle, of protocol 2 or later."""
     return first[:1] == b"\x80" and first[1:2] in (b"\2", b"\3", b"\4", b"\5")
@@ -146,9 +151,9 @@ def load_content(open_file: Open) -> tuple[Any, Places]:
         InputError: for an archive of another kind.
     """
     with open_file() as file:
-        is_zip = file.read(len(ZIP)) == ZIP
+        first = file.read(len(_ZIP))
         file.seek(0)
-        return _load_zip(file) if is_zip else _load_legacy(file)
+        return _load_zip(file) if is_zip(first) else _load_legacy(file)
 
 
 def load_tensor(open_file: Open, tensor: AnyStored, places: Places) -> Tensor:
