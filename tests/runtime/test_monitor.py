@@ -500,6 +500,8 @@ def test_a_summary_that_fails_is_isolated(caplog: pytest.LogCaptureFixture) -> N
     """The sinks are closed before it."""
 
     class Lost(Broken):
+        def write(self, report: Report) -> None: ...
+
         def where(self) -> str:
             raise OSError(2, "No such file")
 
