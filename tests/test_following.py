@@ -199,6 +199,19 @@ def test_tail_of_a_large_model_is_cut(sink: JsonlSink, report: Report, capsys: p
     assert "\x1b[2J" not in text
 
 
+def test_a_line_on_a_layer_shows_what_was_measured(report: Report) -> None:
+    """Names that differ in their middle are cut so that they differ still, and the number is there in 80 columns."""
+    names = [f"transformer.layers.{k}.self_attention.in_projection_weight/q" for k in range(3)]
+    timeline = Timeline()
+    timeline.take(replace(report, layers=tuple(replace(report.layers[0], name=name, step=10) for name in names)))
+    found = tuple(LayerFinding(name, since=10, what="spectral norm 57.4 is over 3 times", after=5) for name in names)
+    timeline.alert(replace(alert(10, "firing", *names), by_layer=found))
+    console = Console(width=80, file=io.StringIO())
+    console.print(live.overview(timeline, width=80))
+    lines = [line for line in console.file.getvalue().splitlines() if "57.4" in line]  # type: ignore[attr-defined]
+    assert len(set(lines)) == len(lines) == 3
+
+
 @pytest.mark.parametrize(("height", "rows", "lines"), [(60, 16, 8), (24, 7, 8), (20, 5, 6), (8, 1, 0)])
 def test_the_overview_fits_into_a_terminal(report: Report, height: int, rows: int, lines: int) -> None:
     """What is wrong stays on the screen: rows of the table and then lines on single layers make place for it."""

@@ -64,7 +64,7 @@ def overview(timeline: Timeline, *, width: int, height: int | None = None, from_
     if height is not None:
         single, rows = _room(timeline, report, width=width, height=height)
     return Group(
-        *_what_is_wrong(timeline, report, single=single),
+        *_what_is_wrong(timeline, report, single=single, width=width),
         "",
         _table(
             timeline,
@@ -87,7 +87,7 @@ def _room(timeline: Timeline, report: Report, *, width: int, height: int) -> tup
 
     most = min(len(report), MAX_ROWS)
     for single in range(_MOST_LINES, -1, -1):
-        words = lines(*_what_is_wrong(timeline, report, single=single))
+        words = lines(*_what_is_wrong(timeline, report, single=single, width=width))
         rows = height - words - _TABLE_FRAME - lines(*_below(report, most))
         if rows >= most:
             return single, most
@@ -97,14 +97,14 @@ def _room(timeline: Timeline, report: Report, *, width: int, height: int) -> tup
     return 0, 1
 
 
-def _what_is_wrong(timeline: Timeline, report: Report, *, single: int) -> Iterator[RenderableType]:
+def _what_is_wrong(timeline: Timeline, report: Report, *, single: int, width: int) -> Iterator[RenderableType]:
     from rich.text import Text  # noqa: PLC0415 -- optional
 
     yield Text(f"step {report.step}, {count(len(report), 'layer')}: {counted(report)}", style="bold")
     for episode in timeline.firing:  # the worst first, notices last
         title = masked(f"{severity_word(episode.alert)}: {episode_text(episode)}: ")
         yield Text.assemble((title, _SEVERITY_COLOURS[episode.alert.severity]), masked(measured(episode.first)))
-        for line in _layer_lines(episode.alert, single):
+        for line in _layer_lines(episode.alert, single, width):
             yield Text(masked(f"  {line}"), style="dim", overflow="ellipsis", no_wrap=True)
     # The summary of a reading counts alerts; those from before the timeline have no text.
     known = {episode.alert.rule for episode in timeline.firing}
@@ -119,12 +119,16 @@ def _what_is_wrong(timeline: Timeline, report: Report, *, single: int) -> Iterat
         yield Text(masked(f"The last one that ended: {episode_text(latest)}."), style="dim")
 
 
-def _layer_lines(alert: Alert, most: int) -> list[str]:
-    """Return the lines of an alert on single layers, or fewer and one that counts the others."""
-    lines = alert.layer_lines
-    if len(lines) <= most:
-        return lines
-    return [*lines[: most - 1], f"and {len(alert.layers) - most + 1} more"] if most > 1 else []
+def _layer_lines(alert: Alert, most: int, width: int) -> list[str]:
+    """Return what an alert on several layers has found in each, by short names, and a line that counts the others."""
+    if len(alert.layers) < 2 or not alert.by_layer or most < 2:
+        return []
+    shown = alert.by_layer[: most if len(alert.layers) <= most else most - 1]
+    layers = [masked(name) for name in alert.layers]
+    short = dict(zip(layers, shorten_all(without_common_prefix(layers), max(8, width // 4)), strict=True))
+    lines = [f"{short.get(masked(each.layer), each.layer)} since step {each.since}: {each.what}" for each in shown]
+    more = len(alert.layers) - len(shown)
+    return [*lines, f"and {more} more"] if more else lines
 
 
 def _table(timeline: Timeline, layers: Sequence[LayerReport], *, longest_name: int, from_start: bool) -> RenderableType:
