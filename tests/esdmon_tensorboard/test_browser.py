@@ -1,6 +1,7 @@
 """The tab and the report in a real Chromium. One browser and one TensorBoard serve all tests of this file."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -219,6 +220,9 @@ def test_the_report_shows_the_same_and_loads_nothing(browser: Any, report: Path)
     opened.wait(READY)
     assert_cells_have_the_colours_of(opened, esdmon.load(report.parent / "faulty").reports)
     assert "blocks.1.fc: rank collapse since step 70" in opened.frame.locator(".esd-now").inner_text()
+    table = opened.frame.locator(".esd-table").inner_text()
+    assert re.search(r"\s\(?\d\.\d\d ± \d\.\d\d\)?\s", table)
+    assert not re.search(r"± \d\.\d{3}", table)
     opened.click("blocks.0.fc", 70)
     opened.wait("document.querySelector('.esd-columns h2').textContent.includes('blocks.0.fc at step 70')")
     assert opened.logged == []
@@ -245,6 +249,7 @@ def test_where_scripts_are_off_there_is_something_to_see(browser: Any, report: P
     frame.wait_for_selector("svg path")
     text = frame.locator("body").inner_text()
     assert "blocks.1.fc: rank collapse since step 70" in text
+    assert re.search(r"\s\(?\d\.\d\d ± \d\.\d\d\)?\s", text)
     assert frame.locator("svg path").count() >= 6
     page.close()
 
