@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 
 from esdmon import replay
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import InputError, nearest
+from esdmon.errors import InputError
 from esdmon.present.scalars import kinds
 from esdmon.records import Alert, LayerReport, Report, html
 from esdmon.records.frame import to_frame
 from esdmon.records.outcome import outcome
 from esdmon.records.plots import Rows, plot_course
+from esdmon.records.text import near_or_first
 from esdmon.records.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Run:
         """
         found = tuple(layer for report in self.reports for layer in report.new if layer.name == name)
         if not found:
-            msg = f"unknown layer {name!r}.{nearest(str(name), (layer.name for layer in self.last))}"
+            msg = f"unknown layer {name!r}.{near_or_first(name, (layer.name for layer in self.last))}"
             raise KeyError(msg)
         return found
 

@@ -18,6 +18,7 @@ from esdmon.isolation import Fault, Faults
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report, Screened
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
+from esdmon.records.text import named
 
 _log = logging.getLogger("esdmon")
 FILE_NAMES = ("esdmon.jsonl", "esdmon.jsonl.gz")
@@ -237,8 +238,11 @@ def find_file(run: str | Path) -> Path:
     paths = [path / name for name in FILE_NAMES] if path.is_dir() else [path]
     found = [each for each in paths if each.is_file()]
     if not found:
-        below = sorted({str(each.parent) for name in FILE_NAMES for each in path.glob(f"*/{name}")})
-        remedy = f"Runs in it: {', '.join(below[-3:])}." if below else "Pass the JSONL of a run, or its folder."
+        below = {each.parent: each.stat().st_mtime_ns for name in FILE_NAMES for each in path.glob(f"*/{name}")}
+        latest = sorted(below, key=lambda folder: (-below[folder], folder))
+        remedy = "Pass the JSONL of a run, or its folder."
+        if latest:
+            remedy = f"Pass one of the runs in it, the latest first: {named(map(str, latest))}."
         raise InputError(f"file {paths[0]} not found. {remedy}")
     return found[0]
 

@@ -1,6 +1,7 @@
 """Following the JSONL of a running run, through resumes and replaced files; and `esdmon tail`."""
 
 import gzip
+import io
 import os
 import pty
 import select
@@ -14,12 +15,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import esdmon
-from esdmon.cli import main
+from esdmon.cli import live, main
 from esdmon.following import FollowedRun, Follower
 from esdmon.records import LayerFinding, Report
+from esdmon.records.timeline import Timeline
 from esdmon.sinks import JsonlSink
 from tests.records.test_timeline import alert
 
@@ -196,6 +199,39 @@ def test_tail_of_a_large_model_is_cut(sink: JsonlSink, report: Report, capsys: p
     assert "\x1b[2J" not in text
 
 
+def test_a_line_on_a_layer_shows_what_was_measured(report: Report) -> None:
+    """Names that differ in their middle are cut so that they differ still, and the number is there in 80 columns."""
+    names = [f"transformer.layers.{k}.self_attention.in_projection_weight/q" for k in range(3)]
+    timeline = Timeline()
+    timeline.take(replace(report, layers=tuple(replace(report.layers[0], name=name, step=10) for name in names)))
+    found = tuple(LayerFinding(name, since=10, what="spectral norm 57.4 is over 3 times", after=5) for name in names)
+    timeline.alert(replace(alert(10, "firing", *names), by_layer=found))
+    console = Console(width=80, file=io.StringIO())
+    console.print(live.overview(timeline, width=80))
+    lines = [line for line in console.file.getvalue().splitlines() if "57.4" in line]  # type: ignore[attr-defined]
+    assert len(set(lines)) == len(lines) == 3
+
+
+@pytest.mark.parametrize(("height", "rows", "lines"), [(60, 16, 8), (24, 7, 8), (20, 5, 6), (8, 1, 0)])
+def test_the_overview_fits_into_a_terminal(report: Report, height: int, rows: int, lines: int) -> None:
+    """What is wrong stays on the screen: rows of the table and then lines on single layers make place for it."""
+    names = [f"h.{k}.fc" for k in range(16)]
+    timeline = Timeline()
+    layers = tuple(replace(report.layers[0], name=name, step=10) for name in names)
+    timeline.take(replace(report, step=10, layers=layers))
+    found = tuple(LayerFinding(name, since=10, what="is 9") for name in names)
+    timeline.alert(replace(alert(10, "firing", *names), by_layer=found))
+    console = Console(width=80, file=io.StringIO())
+    console.print(live.overview(timeline, width=80, height=height))
+    text = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(text) <= height or rows == 1
+    assert text[0].startswith("step 10, 16 layers")
+    assert text[1].startswith("warning: ")
+    assert sum("±" in line for line in text) == rows
+    assert sum(line.startswith("  h.") for line in text) == lines
+    assert any(line.startswith(f"{16 - rows} more layers") for line in text) == (rows < 16)
+
+
 @pytest.mark.parametrize(("text", "message"), [(None, "not found"), ("x\n", "invalid JSON"), ("{}\n", "not a line of")])
 def test_tail_of_something_else(
     text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -214,7 +250,7 @@ def test_tail_before_the_first_reading(tmp_path: Path, capsys: pytest.CaptureFix
 
 TAIL = """
 import signal, sys
-from esdmon.cli import main
+from esdmon.cli import live, main
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores Ctrl-C
 sys.exit(main(["tail", sys.argv[1]]))
 """

@@ -170,6 +170,24 @@ def test_layers_of_a_kind_are_neighbours_on_the_map(run: esdmon.Run) -> None:
     assert labels == ["in", *(f"h.{k}.attn" for k in range(11)), *(f"h.{k}.mlp" for k in range(11)), "out"]
 
 
+def test_long_names_leave_room_for_the_map(run: esdmon.Run) -> None:
+    """They are shortened, also in the legend, which names the layers that have a line."""
+    layer = run.spectrum("lives")
+    names = ["a." + "long_" * 60, "b." + "long_" * 60]
+    is_seen = (True, False)
+    layers = [replace(layer, name=name, alpha_is_meaningful=seen) for name, seen in zip(names, is_seen, strict=True)]
+    figure = esdmon.Run(run.path, (replace(run.last, layers=tuple(layers)),), ()).plot()
+    phases, alphas = figure.axes
+    figure.canvas.draw()
+    assert phases.get_position().width > 0.5
+    labels = [label.get_text() for label in phases.get_yticklabels()]
+    assert max(map(len, labels)) <= 40
+    assert len(set(labels)) == 2
+    legend = alphas.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [labels[0], "below: over-regularised"]
+
+
 def test_a_layer_is_plotted(run: esdmon.Run) -> None:
     """In axes of the user's, or new ones; the power law is dashed where alpha is not meaningful."""
     layer = run.spectrum("lives")

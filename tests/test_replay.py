@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -216,11 +217,12 @@ def test_what_is_not_a_run_is_refused(text: str | None, message: str, tmp_path: 
 
 
 def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
-    """As `runs`, where runs go by default."""
-    for name in ("a", "b"):
+    """As `runs`, where runs go by default: the last written first, and how many more there are."""
+    for age, name in enumerate("cedab"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "esdmon.jsonl").touch()
-    with pytest.raises(InputError, match=r"esdmon\.jsonl not found\. Runs in it: .*a, .*b\."):
+        os.utime(tmp_path / name / "esdmon.jsonl", (100 - age, 100 - age))
+    with pytest.raises(InputError, match=r"Pass one of the runs in it, .*: \S*/c, \S*/e, \S*/d and 2 more\."):
         list(reports(tmp_path))
 
 

@@ -40,6 +40,7 @@ WIDTH = 256
 """Units of a hidden layer."""
 DECAY = 0.1
 """The weight decay that is far too strong; common values are 1e-4 to 5e-3 for SGD."""
+_PROGRESS_LINES = 3  # below the overview: a blank line, the progress and the line of the cursor
 _HELD_BACK = 297  # of 1797 digits
 _PLAIN = {
     Phase.RANDOM_LIKE: "noise: nothing is learned yet",
@@ -170,7 +171,9 @@ def _train(
                     for name, value in values.items():
                         curves.add_scalar(f"training/{name}", value, step)
                     progress.update(task, accuracy=f"{held_back:.3f}")
-                    shown.update(Group(live.overview(course.timeline, width=console.width), "", progress))
+                    height = console.height - _PROGRESS_LINES
+                    overview = live.overview(course.timeline, width=console.width, height=height)
+                    shown.update(Group(overview, "", progress))
                 if not settings.healthy:
                     story.after(step, held_back)
     return course.timeline, story, held_back

@@ -21,12 +21,14 @@ Line = tuple[str, str, bool]
 _CORE = ("torch", "numpy", "scipy", "pluggy")
 _HOSTS = (
     "tensorboard",
+    "pillow",
     "wandb",
     "lightning",
     "pytorch-lightning",
     "transformers",
     "accelerate",
     "safetensors",
+    "gguf",
     "rich",
     "matplotlib",
     "pandas",

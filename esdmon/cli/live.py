@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from esdmon.errors import MissingExtraError, masked
 from esdmon.present.colours import PHASE_COLOURS
-from esdmon.records import LayerReport, Report, Severity, show
+from esdmon.records import Alert, LayerReport, Report, Severity, show
 from esdmon.records.outcome import episode_text, measured, severity_word
 from esdmon.records.table import shorten_all, without_common_prefix
 from esdmon.records.text import age_lines, count, counted
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 MAX_ROWS = 40
 """Layers up to which all are in the table; above, those that are of interest. Our choice."""
+_MOST_LINES = 9
+"""Lines on single layers that an alert has at most: eight, and one that counts the others."""
+_FEWEST_ROWS = 5
+"""Rows that the table keeps while there are lines on single layers to leave out. Our choice."""
+_TABLE_FRAME = 5  # lines of the table beside its rows: two titles, and three that are blank
 _OTHER_COLUMNS = 62  # characters that the columns beside the name take at most
 _SEVERITY_COLOURS: dict[Severity, str] = {
     "critical": "bold red",
@@ -40,12 +45,14 @@ def console(who: str, extra: str) -> Console:
     return Console()
 
 
-def overview(timeline: Timeline, *, width: int, from_start: bool = True) -> RenderableType:
+def overview(timeline: Timeline, *, width: int, height: int | None = None, from_start: bool = True) -> RenderableType:
     """Return what is wrong now, in words, and below it the table of the last reading.
 
     Args:
         timeline: the run, from its beginning or from a later step.
         width: columns of the terminal.
+        height: lines that there is room for: rows of the table and then lines on single layers are left out until the
+            rest fits. Default: as many as there are.
         from_start: False if the timeline begins later; a step of which only the latest is known is marked `≤`.
     """
     from rich.console import Group  # noqa: PLC0415 -- optional
@@ -53,22 +60,51 @@ def overview(timeline: Timeline, *, width: int, from_start: bool = True) -> Rend
     report = timeline.last
     if report is None:
         return "no reading yet"
+    single, rows = _MOST_LINES, MAX_ROWS
+    if height is not None:
+        single, rows = _room(timeline, report, width=width, height=height)
     return Group(
-        *_what_is_wrong(timeline, report),
+        *_what_is_wrong(timeline, report, single=single, width=width),
         "",
-        _table(timeline, report, longest_name=max(8, width - _OTHER_COLUMNS), from_start=from_start),
-        *_below(report),
+        _table(
+            timeline,
+            _rows(timeline, report, rows),
+            longest_name=max(8, width - _OTHER_COLUMNS),
+            from_start=from_start,
+        ),
+        *_below(report, rows),
     )
 
 
-def _what_is_wrong(timeline: Timeline, report: Report) -> Iterator[RenderableType]:
+def _room(timeline: Timeline, report: Report, *, width: int, height: int) -> tuple[int, int]:
+    """Return how many lines on single layers an alert may have, and rows the table, for all to fit into a height."""
+    from rich.console import Console, Group  # noqa: PLC0415 -- optional
+
+    console = Console(width=width)
+
+    def lines(*parts: RenderableType) -> int:
+        return len(console.render_lines(Group(*parts), pad=False))
+
+    most = min(len(report), MAX_ROWS)
+    for single in range(_MOST_LINES, -1, -1):
+        words = lines(*_what_is_wrong(timeline, report, single=single, width=width))
+        rows = height - words - _TABLE_FRAME - lines(*_below(report, most))
+        if rows >= most:
+            return single, most
+        rows -= lines(*_below(report, 1)) - lines(*_below(report, most))  # the line that says how many are hidden
+        if rows >= min(most, _FEWEST_ROWS) or single == 0:
+            return single, max(rows, 1)
+    return 0, 1
+
+
+def _what_is_wrong(timeline: Timeline, report: Report, *, single: int, width: int) -> Iterator[RenderableType]:
     from rich.text import Text  # noqa: PLC0415 -- optional
 
     yield Text(f"step {report.step}, {count(len(report), 'layer')}: {counted(report)}", style="bold")
     for episode in timeline.firing:  # the worst first, notices last
         title = masked(f"{severity_word(episode.alert)}: {episode_text(episode)}: ")
         yield Text.assemble((title, _SEVERITY_COLOURS[episode.alert.severity]), masked(measured(episode.first)))
-        for line in episode.alert.layer_lines:
+        for line in _layer_lines(episode.alert, single, width):
             yield Text(masked(f"  {line}"), style="dim", overflow="ellipsis", no_wrap=True)
     # The summary of a reading counts alerts; those from before the timeline have no text.
     known = {episode.alert.rule for episode in timeline.firing}
@@ -83,7 +119,19 @@ def _what_is_wrong(timeline: Timeline, report: Report) -> Iterator[RenderableTyp
         yield Text(masked(f"The last one that ended: {episode_text(latest)}."), style="dim")
 
 
-def _table(timeline: Timeline, report: Report, *, longest_name: int, from_start: bool) -> RenderableType:
+def _layer_lines(alert: Alert, most: int, width: int) -> list[str]:
+    """Return what an alert on several layers has found in each, by short names, and a line that counts the others."""
+    if len(alert.layers) < 2 or not alert.by_layer or most < 2:
+        return []
+    shown = alert.by_layer[: most if len(alert.layers) <= most else most - 1]
+    layers = [masked(name) for name in alert.layers]
+    short = dict(zip(layers, shorten_all(without_common_prefix(layers), max(8, width // 4)), strict=True))
+    lines = [f"{short.get(masked(each.layer), each.layer)} since step {each.since}: {each.what}" for each in shown]
+    more = len(alert.layers) - len(shown)
+    return [*lines, f"and {more} more"] if more else lines
+
+
+def _table(timeline: Timeline, layers: Sequence[LayerReport], *, longest_name: int, from_start: bool) -> RenderableType:
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 -- optional
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -91,7 +139,6 @@ def _table(timeline: Timeline, report: Report, *, longest_name: int, from_start:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     for title in ("layer", "phase", "since", "alpha", "soft rank", "spikes"):
         table.add_column(title, justify="left" if title in ("layer", "phase") else "right", no_wrap=True)
-    layers = _rows(timeline, report)
     names = shorten_all(without_common_prefix([masked(layer.name) for layer in layers]), longest_name)
     for name, layer in zip(names, layers, strict=True):
         stages = timeline.stages.get(layer.name, [])
@@ -102,23 +149,23 @@ def _table(timeline: Timeline, report: Report, *, longest_name: int, from_start:
     return table
 
 
-def _rows(timeline: Timeline, report: Report) -> list[LayerReport]:
-    """Return the layers of the table: of a large model those with an alert, and those that changed phase last."""
-    if len(report) <= MAX_ROWS:
+def _rows(timeline: Timeline, report: Report, most: int) -> list[LayerReport]:
+    """Return the layers of the table: of more than fit those with an alert, or whose phase changed last."""
+    if len(report) <= most:
         return list(report)
     alerted = {name for episode in timeline.firing for name in episode.alert.layers}
     latest = {name: stages[-1].step for name, stages in timeline.stages.items() if len(stages) > 1}
     ranked = sorted(report, key=lambda layer: (layer.name in alerted, latest.get(layer.name, -1)), reverse=True)
-    chosen = {layer.name for layer in ranked[:MAX_ROWS]}
+    chosen = {layer.name for layer in ranked[:most]}
     return [layer for layer in report if layer.name in chosen]
 
 
-def _below(report: Report) -> list[RenderableType]:
+def _below(report: Report, rows: int) -> list[RenderableType]:
     from rich.text import Text  # noqa: PLC0415 -- optional
 
     lines = age_lines(report.layers, step=report.step, waiting=report.waiting)
-    if len(report) > MAX_ROWS:
-        hidden = len(report) - MAX_ROWS
+    if len(report) > rows:
+        hidden = len(report) - rows
         lines.append(f"{hidden} more layers: shown are those with an alert, and those that changed phase last")
     return [Text(masked(line), style="dim") for line in lines]
 

@@ -4,12 +4,13 @@ import argparse
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import esdmon
-from esdmon.errors import EsdmonError, printable
+from esdmon.errors import EsdmonError, nearest, printable
 
 Number = TypeVar("Number", int, float)
 FAILURE = 2
@@ -49,9 +50,23 @@ def _drop_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that refuses unknown options itself, so that the usage shown is that of the command that was called."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse arguments, and refuse those that are left, with the option that may have been meant."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            known = re.findall(r"--[\w-]+", self.format_usage())
+            option = next((each for each in unknown if each.startswith("-")), unknown[0])
+            near = nearest(option.partition("=")[0], known, cutoff=0.75)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{'.' + near if near else ''}")
+        return found, unknown
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands."""
-    parser = argparse.ArgumentParser(prog="esdmon", description="Monitor the spectra of a network's weights.")
+    parser = _Parser(prog="esdmon", description="Monitor the spectra of a network's weights.")
     parser.add_argument("--version", action="version", version=esdmon.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_demo(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _POLL_SECONDS = 1.0
+_STATUS_LINES = 3  # below the overview: a blank line, the file and its age, and the line of the cursor
 
 
 def show(run: str, *, once: bool) -> None:
@@ -36,7 +37,7 @@ def show(run: str, *, once: bool) -> None:
     from rich.live import Live  # noqa: PLC0415 -- optional
 
     try:
-        with Live(_view(followed, console), console=console, auto_refresh=False, vertical_overflow="visible") as shown:
+        with Live(_view(followed, console), console=console, auto_refresh=False) as shown:
             while True:
                 time.sleep(_POLL_SECONDS)
                 followed.update()
@@ -51,11 +52,12 @@ def _view(followed: FollowedRun, console: Console) -> RenderableType:
 
     path = followed.path
     status = f"{nearby(path.absolute())}, {_age(path)}. Ctrl-C ends."
-    return Group(_overview(followed, console), "", Text(status, style="dim", overflow="ellipsis", no_wrap=True))
+    overview = _overview(followed, console, height=console.height - _STATUS_LINES)
+    return Group(overview, "", Text(status, style="dim", overflow="ellipsis", no_wrap=True))
 
 
-def _overview(followed: FollowedRun, console: Console) -> RenderableType:
-    return live.overview(followed.timeline, width=console.width, from_start=followed.from_start)
+def _overview(followed: FollowedRun, console: Console, *, height: int | None = None) -> RenderableType:
+    return live.overview(followed.timeline, width=console.width, height=height, from_start=followed.from_start)
 
 
 def _age(path: Path) -> str:

@@ -154,11 +154,11 @@ def _table(view: Record) -> str:
             layer = view["layers"][row]
             last = view["last"].get(layer["name"], {})
             shape = f"{layer['N']} × {layer['M']}" if layer["M"] else "–"
-            alpha = f"{_number(last.get('alpha'))} ± {_number(last.get('alpha_stderr'))}"
+            alpha = _with_error(last.get("alpha"), last.get("alpha_stderr"))
             cells = [
                 shape,
                 _LEGEND.get(view["rows"][row][-1], ("not read yet",))[0],
-                alpha if last.get("alpha_is_meaningful") else f"({alpha})",
+                alpha if last.get("alpha_is_meaningful") or alpha == "–" else f"({alpha})",
                 *(_number(last.get(name)) for name in ("mp_soft_rank", "n_spikes", "stable_rank")),
                 str(last.get("step", "–")),
             ]
@@ -169,6 +169,10 @@ def _table(view: Record) -> str:
     head = "".join(f"<th>{name}</th>" for name in names)
     table = f"<table><thead><tr>{head}</tr></thead>{''.join(rows)}</table>"
     return f'<h2>Last readings</h2><div class="esd-table">{table}</div>'
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    return _number(value) if value is None or error is None else f"{value:.2f} ± {error:.2f}"
 
 
 def _number(value: float | None) -> str:

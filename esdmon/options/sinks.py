@@ -92,7 +92,7 @@ def _automatic(known: Plugins) -> list[str | Sink]:
         remedy = "Choose another working directory, or give sinks=: 'jsonl:PATH' or 'console', for example."
         raise unwritable(str(Path("runs").absolute()), error, remedy=remedy) from error
     sinks: list[str | Sink] = [f"jsonl:{folder / 'esdmon.jsonl'}"]
-    how = f"`esdmon alerts replay {folder / 'esdmon.jsonl'}` asks the alert rules again"
+    how = f"`esdmon report {folder}` makes a page of them"
     # A user who has begun a run of Weights & Biases looks there; who has not imported it, has not.
     if "wandb" in known.schemes and getattr(sys.modules.get("wandb"), "run", None) is not None:
         sinks.insert(0, "wandb")

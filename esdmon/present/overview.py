@@ -16,6 +16,7 @@ from esdmon.records import Alert, Report
 from esdmon.records.alert import not_at
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX, STATUS_HEX
 from esdmon.records.outcome import severity_word
+from esdmon.records.table import shorten_all
 from esdmon.records.text import count
 from esdmon.records.timeline import Episode, Stage, Timeline
 from esdmon.spectrum import Phase
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 480, 360
 _LEFT, _RIGHT, _TOP, _BOTTOM = 132, 8, 78, 86  # margins of the map
+_NAME_WIDTH: Final = _LEFT - 13  # pixels of the names beside the map
+_SHORTEST_NAME: Final = 6  # characters
 _TEXT, _BACKGROUND, _UNREAD = "#222222", "#ffffff", "#eef0f2"
 _SINGLE_ROWS: Final = 14
 """Layers up to which each has a row with its name; more are grouped by kind. Our choice."""
@@ -134,7 +137,7 @@ class _Painter:
         for row in rows:
             self._draw_row(row)
         for label, middle in labels:
-            self._write(_LEFT - 9, middle - _LINE / 2, label, width=_LEFT - 13, at="right")
+            self._write(_LEFT - 9, middle - _LINE / 2, label, width=_NAME_WIDTH, at="right")
         by_name = {row.name: row for row in rows}
         for episode in self._timeline.episodes:
             self._mark(episode, by_name)
@@ -148,8 +151,12 @@ class _Painter:
         for line, episode in enumerate(firing[:2]):
             layers = episode.alert.layers or ((episode.alert.layer,) if episode.alert.layer else ())
             where = f" in {layers[0]}" if len(layers) == 1 else f" in {len(layers)} layers" if layers else ""
-            since = f"{episode.alert.since}{not_at(episode.alert.since, episode.alert.after)}"
-            text = f"{episode.alert.rule}{where} since step {since}"
+            text = f"{episode.alert.rule}{where} since step {episode.alert.since}"
+            longer = text + not_at(episode.alert.since, episode.alert.after)
+            text = longer if self._font.getlength(masked(longer)) <= WIDTH - 16 else text
+            if len(layers) == 1:  # the rule and the step stay whole
+                room = WIDTH - 16 - self._font.getlength(masked(text.replace(where, " in ", 1)))
+                text = text.replace(where, f" in {self._fitted(layers[0], room)}", 1)
             self._write(8, 2 + (line + 1) * _LINE, text, width=WIDTH - 16, colour=_severity(episode))
 
     def _place(self) -> tuple[list[_Row], list[tuple[str, float]]]:
@@ -159,7 +166,8 @@ class _Painter:
         if len(names) <= _SINGLE_ROWS:
             each = min(height / max(len(names), 1), 48.0)
             single = [_Row(name, _TOP + k * each, _TOP + (k + 1) * each - 1) for k, name in enumerate(names)]
-            return single, [(row.name, (row.top + row.bottom) / 2) for row in single]
+            middles = [(row.top + row.bottom) / 2 for row in single]
+            return single, list(zip(self._apart(names), middles, strict=True))
         bands = kinds(names)
         gap = min(3.0, 0.25 * height / len(bands))
         each = (height - gap * (len(bands) - 1)) / len(names)
@@ -172,6 +180,17 @@ class _Painter:
             if not labels or middle - labels[-1][1] >= _LINE:
                 labels.append((kind, middle))
         return rows, labels
+
+    def _apart(self, names: Sequence[str]) -> Sequence[str]:
+        """Return names that fit beside the map; where their ends are alike, with the parts in which they differ."""
+        fitted = [self._fitted(name, _NAME_WIDTH) for name in names]
+        if len(set(fitted)) == len(names):
+            return fitted
+        for length in range(max(map(len, names)), _SHORTEST_NAME, -1):
+            short = shorten_all([masked(name) for name in names], length)
+            if all(self._font.getlength(name) <= _NAME_WIDTH for name in short):
+                return short
+        return fitted
 
     def _draw_row(self, row: _Row) -> None:
         stages = self._timeline.stages[row.name]

@@ -30,7 +30,8 @@ def verdict(layers: Sequence[LayerReport]) -> str:
     if faults:
         faults[0] = faults[0].replace(" ", f" of {total} ", 1)
     else:
-        faults = [f"none of {total} is over-regularised or near collapse"]
+        which = f"none of {total} is" if len(layers) > 1 else "the only layer is not"
+        faults = [f"{which} over-regularised or near collapse"]
     return f"verdict: {'; '.join(', '.join(found) for found in (faults, states) if found)}"
 
 

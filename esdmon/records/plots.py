@@ -15,7 +15,7 @@ import numpy as np
 from esdmon.errors import InputError, MissingExtraError, masked
 from esdmon.records import curves
 from esdmon.records.colours import PHASE_HEX
-from esdmon.records.table import shorten
+from esdmon.records.table import shorten, shorten_all
 from esdmon.spectrum import Phase
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _COLUMNS = 4
 _LONGEST_NAME = 36  # characters in the title of a panel
 _MAX_LINES = 10  # lines that a legend names
 _MAX_LABELS = 40  # names of layers beside a map
+_MAX_NAME = 40  # characters of a name there and in a legend
 _BLUE, _RED = "#9db7d5", "#d8433b"
 _STATES = {phase.value: colour for phase, colour in PHASE_HEX.items()}
 _NOT_OK = "#222222"
@@ -124,7 +125,8 @@ def plot_course(rows: Rows) -> Figure:
         vmax=len(order) - 0.5,
     )
     every = math.ceil(len(names) / _MAX_LABELS)
-    top.set_yticks(np.arange(0, len(names), every) + 0.5, [_plain(name) for name in names[::every]], fontsize="small")
+    labels = dict(zip(names, map(_plain, shorten_all(names, _MAX_NAME)), strict=True))
+    top.set_yticks(np.arange(0, len(names), every) + 0.5, [labels[name] for name in names[::every]], fontsize="small")
     top.invert_yaxis()
     places = [(step, names.index(name) + 0.5) for step, name in rows.alerts if name in names]
     if places:
@@ -132,7 +134,8 @@ def plot_course(rows: Rows) -> Figure:
         top.plot(x, y, "v", color="white", mec="black", ms=8, ls="", clip_on=False)
     _add_phase_legend(figure, {state for states in rows.states.values() for state in states if state}, bool(places))
     for name in names:
-        bottom.plot(rows.steps, rows.alphas[name], ".-", lw=1.2, ms=4, label=_plain(name))
+        is_known = np.isfinite(np.asarray(rows.alphas[name], float)).any()
+        bottom.plot(rows.steps, rows.alphas[name], ".-", lw=1.2, ms=4, label=labels[name] if is_known else "_")
     bottom.axhline(2, color="gray", lw=1, ls="--", label="below: over-regularised")
     bottom.set(xlabel="step", ylabel="alpha, where meaningful")
     if len(names) <= _MAX_LINES:

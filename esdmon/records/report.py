@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import as_list, nearest
+from esdmon.errors import as_list
 from esdmon.records import html
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.frame import to_frame
@@ -17,7 +17,18 @@ from esdmon.records.plots import MAX_PANELS, plot_layers
 from esdmon.records.screened import Screened
 from esdmon.records.summary import summarize
 from esdmon.records.table import matches
-from esdmon.records.text import HEADER, age_lines, count, counted, grouped, layer_table, notes, row, short_table
+from esdmon.records.text import (
+    HEADER,
+    age_lines,
+    count,
+    counted,
+    grouped,
+    layer_table,
+    near_or_first,
+    notes,
+    row,
+    short_table,
+)
 from esdmon.records.values import Record, jsonable
 from esdmon.spectrum import Phase
 
@@ -137,7 +148,7 @@ class Report:
         if name in self.waiting:
             msg = f"{name!r} was not read yet: it waits for the budget. Raise budget=, or train on."
             raise KeyError(msg)
-        msg = f"unknown layer {name!r}.{nearest(str(name), (layer.name for layer in self.layers))}"
+        msg = f"unknown layer {name!r}.{near_or_first(name, (layer.name for layer in self.layers))}"
         raise KeyError(msg)
 
     def __contains__(self, name: object) -> bool:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from esdmon.errors import printable
+from esdmon.errors import nearest, printable
 from esdmon.records.layer import LayerReport
 from esdmon.records.table import format_table
 from esdmon.records.values import show_number
@@ -74,6 +74,12 @@ def named(names: Iterable[str], *, most: int = 3) -> str:
     if len(shown) <= most + 1:
         return ", ".join(shown)
     return f"{', '.join(shown[:most])} and {len(shown) - most} more"
+
+
+def near_or_first(got: object, known: Iterable[str]) -> str:
+    """Return which names a wrong one may stand for: the closest, else the first: ` The layers are: a, b …`."""
+    names = list(known)
+    return nearest(str(got), names) or (f" The layers are: {named(names, most=8)}." if names else " There are none.")
 
 
 def count(number: int, noun: str) -> str:

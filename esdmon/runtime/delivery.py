@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import final
 
 from esdmon.alerts import Actions
@@ -9,12 +10,23 @@ from esdmon.isolation import Faults
 from esdmon.notice import notice
 from esdmon.records import Alert, Report
 from esdmon.records.outcome import outcome
+from esdmon.records.text import count
 from esdmon.records.timeline import Timeline
 from esdmon.runtime.requests import Requests
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
+
+
+@dataclass
+class _Missing:
+    """The readings that a sink did not take, since it failed or was paused."""
+
+    name: str
+    sink: Sink  # kept alive, so that its id stays its own
+    first_step: int
+    readings: int = 0
 
 
 @final
@@ -37,6 +49,8 @@ class Delivery:
         self._faults = faults
         self._timeline = Timeline()
         self._requests = requests
+        self._readings = 0
+        self._missing: dict[int, _Missing] = {}
 
     def start(self, run: str, step: int) -> None:
         """Call `start(run)` of the sinks that have it: this run writes from now on."""
@@ -55,7 +69,18 @@ class Delivery:
     def write(self, report: Report) -> None:
         """Write a report to each sink."""
         self._timeline.take(report)
-        self._each(report.step, lambda sink: sink.write(report), is_timed=True, heals=True)
+        self._readings += 1
+        written: list[Sink] = []
+
+        def write(sink: Sink) -> None:
+            sink.write(report)
+            written.append(sink)
+
+        expected = tuple(self.sinks)
+        self._each(report.step, write, is_timed=True, heals=True)
+        for name, sink in expected:
+            if not any(sink is each for each in written):
+                self._missing.setdefault(id(sink), _Missing(name, sink, report.step)).readings += 1
         self._behind |= {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
 
     def alert(self, alert: Alert) -> None:
@@ -105,7 +130,15 @@ class Delivery:
         close_sinks(self.sinks, self._faults, step)
         with self._faults.isolated("summary", step, pauses=False):
             lines = outcome(self._timeline, steps=step) if sinks else []
-            places = [place for sink in sinks for place in [getattr(sink, "where", str)()] if place]
+            lines += [
+                f"{missing.name} has only {self._readings - missing.readings} of {count(self._readings, 'reading')}, "
+                f"since it failed: the first that it lacks is of step {missing.first_step}. See monitor.errors."
+                for missing in self._missing.values()
+            ]
+            empty = {key for key, missing in self._missing.items() if missing.readings == self._readings}
+            places = [
+                place for sink in sinks if id(sink) not in empty for place in [getattr(sink, "where", str)()] if place
+            ]
             for line in [*lines, *([f"look: {'; '.join(places)}"] if lines and places else [])]:
                 notice(line)
 

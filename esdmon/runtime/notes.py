@@ -6,6 +6,7 @@ import os
 from typing import final
 
 from esdmon.records import Report
+from esdmon.records.text import count
 
 STILL_REPORTS = 3
 STILL_STEPS = 50
@@ -84,7 +85,7 @@ class Notes:
     def nothing_read(self, steps: int) -> None:
         """Log that a run has ended without a reading."""
         if steps:
-            self._warn_once(f"nothing was read in {steps} steps, since none was due: lower every=.")
+            self._warn_once(f"nothing was read in {count(steps, 'step')}, since none was due: lower every=.")
         else:
             self._warn_once(f"nothing was read, since no step was counted: {self._no_step}.")
 

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +32,18 @@ def test_a_healthy_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^  wandb .*esdmon_register_sinks$", output, re.MULTILINE)
     for check in ("spectra", "training", "files.jsonl", "files.tensorboard"):
         assert re.search(rf"^{check} +\| PASS ", output, re.MULTILINE), output
+
+
+def test_each_package_of_an_extra_for_users_is_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of trackers, which have sinks of their own, and of the demo are left out."""
+    check_nothing(monkeypatch)
+    main(["doctor"])
+    listed = set(re.findall(r"^  ([\w-]+) ", capsys.readouterr().out, re.MULTILINE))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for extra in ("tensorboard", "wandb", "lightning", "transformers", "scan", "gguf", "notebook"):
+        assert {requirement.partition(">=")[0] for requirement in extras[extra]} <= listed, extra
 
 
 def test_wrong_readings_are_a_failure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

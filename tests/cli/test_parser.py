@@ -73,6 +73,16 @@ def test_the_script_is_installed() -> None:
         pytest.param(["demo", "--batch"], "argument --batch-size: expected one argument", id="no-value"),
         pytest.param(["demo", "--depth", "3"], "unrecognized arguments: --depth 3", id="unknown-option"),
         pytest.param(
+            ["scan", "a", "--compares", "b"],
+            "esdmon scan: error: unrecognized arguments: --compares b. Did you mean '--compare'?",
+            id="misspelt-option",
+        ),
+        pytest.param(
+            ["alerts", "replay", "a", "--jsom=x"],
+            "esdmon alerts replay: error: unrecognized arguments: --jsom=x. Did you mean '--json'?",
+            id="misspelt-option-with-a-value",
+        ),
+        pytest.param(
             ["demo", "--batch-size", "0"],
             "argument --batch-size: 0 is out of range: give a number from 1 to 1500",
             id="batch-size-0",

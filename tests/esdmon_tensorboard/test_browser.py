@@ -1,16 +1,19 @@
 """The tab and the report in a real Chromium. One browser and one TensorBoard serve all tests of this file."""
 
 import json
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import esdmon
 from esdmon.cli import main
 from esdmon.glass.codes import CHARACTERS
+from esdmon.records import Report
 from esdmon.records.colours import PHASE_HEX
 from tests.esdmon_tensorboard.server import tensorboard
 from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write
@@ -120,13 +123,11 @@ def open_file(browser: Any, path: Path, **options: Any) -> Opened:
     return opened
 
 
-def assert_cells_have_the_colours_of(opened: Opened, lines: Path) -> None:
-    """Wait until each cell of the map has the colour of its phase in the JSONL."""
-    phases: dict[str, str] = {}
-    for line in map(json.loads, lines.read_text(encoding="utf-8").splitlines()):
-        if line["kind"] == "layer":
-            phases[line["name"]] = line.get("phase", phases.get(line["name"], ""))
-            wanted = [[line["name"], line["step"]], COLOURS[phases[line["name"]]]]
+def assert_cells_have_the_colours_of(opened: Opened, reports: Iterable[Report]) -> None:
+    """Wait until each cell of the map has the colour of the phase that tables show of this reading."""
+    for report in reports:
+        for layer in report:
+            wanted = [[layer.name, report.step], COLOURS[layer.shown_phase.value]]
             opened.frame.wait_for_function(
                 f"([cell, colour]) => ({PIXEL})(cell) === colour", arg=wanted, timeout=20_000
             )
@@ -142,10 +143,10 @@ def test_the_first_screen_says_what_is_wrong(tab: Opened) -> None:
     assert tab.title() == "Spectrum of blocks.1.fc at step 80: rank-collapse"
 
 
-def test_the_cells_of_the_map_are_the_phases_of_the_jsonl(tab: Opened, logdir: Path) -> None:
+def test_the_cells_of_the_map_are_the_phases_of_the_run(tab: Opened) -> None:
     """By the colour of the pixels that are drawn."""
     tab.choose("faulty")
-    assert_cells_have_the_colours_of(tab, logdir / "faulty" / "esdmon.jsonl")
+    assert_cells_have_the_colours_of(tab, made_reports())
 
 
 def test_a_click_shows_the_spectrum_of_this_layer_at_this_step(tab: Opened) -> None:
@@ -186,7 +187,7 @@ def test_a_new_reading_appears_by_itself(tab: Opened, logdir: Path) -> None:
         "window.__esd.state.view.layers.map((layer, k) => [layer.name, window.__esd.state.view.rows[k]])"
     )
     assert dict(found) == rows
-    assert_cells_have_the_colours_of(tab, logdir / "growing" / "esdmon.jsonl")
+    assert_cells_have_the_colours_of(tab, made_reports()[:9])
 
 
 def test_two_runs_are_compared_on_one_axis(tab: Opened) -> None:
@@ -217,8 +218,11 @@ def test_the_report_shows_the_same_and_loads_nothing(browser: Any, report: Path)
     """From a file, offline, under its own policy."""
     opened = open_file(browser, report)
     opened.wait(READY)
-    assert_cells_have_the_colours_of(opened, report.parent / "faulty" / "esdmon.jsonl")
+    assert_cells_have_the_colours_of(opened, esdmon.load(report.parent / "faulty").reports)
     assert "blocks.1.fc: rank collapse since step 70" in opened.frame.locator(".esd-now").inner_text()
+    table = opened.frame.locator(".esd-table").inner_text()
+    assert re.search(r"\s\(?\d\.\d\d ± \d\.\d\d\)?\s", table)
+    assert not re.search(r"± \d\.\d{3}", table)
     opened.click("blocks.0.fc", 70)
     opened.wait("document.querySelector('.esd-columns h2').textContent.includes('blocks.0.fc at step 70')")
     assert opened.logged == []
@@ -245,6 +249,7 @@ def test_where_scripts_are_off_there_is_something_to_see(browser: Any, report: P
     frame.wait_for_selector("svg path")
     text = frame.locator("body").inner_text()
     assert "blocks.1.fc: rank collapse since step 70" in text
+    assert re.search(r"\s\(?\d\.\d\d ± \d\.\d\d\)?\s", text)
     assert frame.locator("svg path").count() >= 6
     page.close()
 

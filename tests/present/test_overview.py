@@ -61,6 +61,25 @@ def test_an_alert_is_marked(n_layers: int) -> None:
     assert not np.array_equal(notice[:60], quiet[:60])
 
 
+def test_names_with_the_same_end_differ_in_the_picture() -> None:
+    """Where the ends that fit are alike, the names beside the map show what differs."""
+    names = [f"blocks.{k}.self_attention.in_proj_weight/q" for k in range(4)]
+    drawn = draw_overview(timeline_of(report(10, **dict.fromkeys(names, Phase.RANDOM_LIKE))))
+    labels = [drawn[78 + 48 * k : 78 + 48 * (k + 1), :125].tobytes() for k in range(4)]
+    assert len(set(labels)) == 4
+
+
+@pytest.mark.parametrize("layers", [("b",), ("h.0.a_long_name_of_a_block.with_a_long_name_of_a_layer",), ("b",) * 12])
+def test_the_headline_begins_with_the_rule(layers: tuple[str, ...]) -> None:
+    """Whatever the layers are called: the name is cut, or the step at which nothing was found is left out."""
+    course = report(10, b=Phase.RANDOM_LIKE)
+    long = replace(ALERT, rule="norm_explosion", layer=layers[0], layers=layers, since=12345, after=12300)
+    wide = draw_overview(timeline_of(course, long))
+    short = draw_overview(timeline_of(course, replace(long, layer="b", layers=("b",), after=None)))
+    rule = np.s_[24:44, 8:120]
+    assert np.array_equal(wide[rule], short[rule])
+
+
 @pytest.mark.parametrize("name", ["größe·层\n", "x" * 300, "", "<b>&amp;"])
 @pytest.mark.parametrize("n_layers", [1, 40])
 def test_any_name_is_drawn(name: str, n_layers: int) -> None:

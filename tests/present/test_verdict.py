@@ -63,6 +63,8 @@ def test_without_a_fault_it_says_so() -> None:
 
 def test_there_is_no_verdict_on_what_was_not_read() -> None:
     """Not even that nothing is wrong."""
+    only = verdict([STATES["like noise"]("a")])
+    assert only == "verdict: the only layer is not over-regularised or near collapse; 1 like noise"
     assert verdict([STATES["not read"]("a"), STATES["failed"]("b")]) == "no verdict: none of 2 layers could be read"
     assert verdict([STATES["not read"]("a")]) == "no verdict: the only layer could not be read"
 

@@ -151,12 +151,12 @@ def test_a_report_finds_its_layers() -> None:
     ("name", "message"),
     [
         pytest.param("fc", r"unknown layer 'fc'\. Did you mean '.+'\?", id="close"),
-        pytest.param("encoder", r"unknown layer 'encoder'\.", id="far"),
-        pytest.param(0, r"unknown layer 0\.", id="a-number"),
+        pytest.param("encoder", r"unknown layer 'encoder'\. The layers are: fc1, fc2\.", id="far"),
+        pytest.param(0, r"unknown layer 0\. The layers are: fc1, fc2\.", id="a-number"),
     ],
 )
 def test_an_unknown_layer_is_a_key_error(name: Any, message: str) -> None:
-    """Its message has the nearest names where there are any."""
+    """Its message has the nearest names, or the first."""
     with pytest.raises(KeyError, match=message):
         report_of(GOOD, NOISE)[name]
 

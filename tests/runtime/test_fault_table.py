@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,10 +145,39 @@ def test_a_full_disk(mode: str, undisturbed: list[float], caplog: pytest.LogCapt
     """The device on which there is never room."""
     run = Run(mode=mode, sinks=["jsonl:/dev/full"])
     run.train()
-    run.monitor.close()
+    with caplog.at_level(logging.INFO, "esdmon"):
+        run.monitor.close()
     assert run.losses == undisturbed
     assert run.who_failed == ["sink jsonl:/dev/full"]
     assert told(caplog, "No space left on device") == 1
+    assert re.search(r"jsonl:/dev/full has only 0 of 1[12] readings, since it failed: the first that", caplog.text)
+    assert "esdmon report /dev/full" not in caplog.text
+
+
+def test_a_disk_that_is_full_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """The end of the run says how many readings are missing in a sink, and since when; the others have all."""
+
+    class Full:
+        def write(self, report: Report) -> None:
+            if 6 < report.step < 12:
+                raise OSError(28, "No space left on device")
+
+        def alert(self, alert: Alert) -> None: ...
+
+        def flush(self) -> None: ...
+
+        def close(self) -> None: ...
+
+        def where(self) -> str:
+            return "`look here`"
+
+    run = Run(mode="sync", sinks=[Full()])
+    run.train()
+    with caplog.at_level(logging.INFO, "esdmon"):
+        run.monitor.close()
+    assert len(run.steps_read) == 12
+    assert "Full has only 10 of 12 readings, since it failed: the first that it lacks is of step 8." in caplog.text
+    assert "look: `look here`" in caplog.text
 
 
 def test_a_folder_that_is_deleted(tmp_path: Path, undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:

@@ -200,7 +200,7 @@ def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture
     monitor = Monitor(Reads(), schedule=every(200))
     monitor.step()
     monitor.close()
-    assert "nothing was read in 1 steps, since none was due: lower every=" in caplog.text
+    assert "nothing was read in 1 step, since none was due: lower every=" in caplog.text
 
 
 def test_a_run_that_was_broken_off_is_not_told_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -500,6 +500,8 @@ def test_a_summary_that_fails_is_isolated(caplog: pytest.LogCaptureFixture) -> N
     """The sinks are closed before it."""
 
     class Lost(Broken):
+        def write(self, report: Report) -> None: ...
+
         def where(self) -> str:
             raise OSError(2, "No such file")
 

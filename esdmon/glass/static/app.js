@@ -113,3 +113,5 @@ function shorten(text, context, width) {
 const shown = (value, digits = 2) => value === null || value === undefined ? '–'
   : Math.abs(value) >= 1e4 || (value !== 0 && Math.abs(value) < 10 ** -digits) ? value.toExponential(1)
     : String(Number(value.toPrecision(3)));
+const withError = (value, error) => value === null || value === undefined ? '–'
+  : error === null || error === undefined ? shown(value) : `${value.toFixed(2)} ± ${error.toFixed(2)}`;

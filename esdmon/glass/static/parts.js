@@ -196,7 +196,7 @@ function drawPlayer(parts, state) {
   const at = frames.steps[index], exact = at === selected.step ? '' : ` (of the spectra stored, the last up to step ${selected.step})`;
   parts.title.textContent = `Spectrum of ${selected.layer} at step ${at}: ${phase ? phase.name : 'unknown phase'}`;
   const alpha = frame.alpha === null || frame.alpha === undefined ? 'no power law fitted'
-    : `power law, α = ${shown(frame.alpha)} ± ${shown(frame.alpha_stderr)}${frame.meaningful ? '' : ', not meaningful'}`;
+    : `power law, α = ${withError(frame.alpha, frame.alpha_stderr)}${frame.meaningful ? '' : ', not meaningful'}`;
   const key = (name, text) => el('span', {}, el('i', {className: `esd-key-${name}`}), text);
   fill(parts.key, key('bar', 'eigenvalues'),
     frame.bulk_edge && noiseCurve(frame).length ? key('noise', 'noise that fits the bulk, and its edge') : null,
@@ -224,7 +224,7 @@ function drawMeasures(parts, state, domain) {
     const {steps, values} = series[0].lines, at = lastUpTo(steps, state.selected.step);
     const value = (values[chart.key] || [])[at], spread = chart.spread && (values[chart.spread] || [])[at];
     const noise = chart.nullKey && (values[chart.nullKey] || [])[at];
-    const text = `${shown(value, 4)}${spread ? ` ± ${shown(spread)}` : ''}${noise ? `, noise ${shown(noise)}` : ''}`;
+    const text = `${spread ? withError(value, spread) : shown(value, 4)}${noise ? `, noise ${shown(noise)}` : ''}`;
     return el('figure', {}, el('figcaption', {title: chart.hint || ''}, el('b', {textContent: chart.title}), ` ${text}`), drawn);
   }).filter(Boolean));
 }
@@ -250,7 +250,7 @@ function drawTable(box, view, selected, actions) {
     const layer = view.layers[row], last = view.last[layer.name] || {}, codes = view.rows[row], phase = STATE_OF[codes.at(-1)];
     let since = codes.length - 1;
     while (since > 0 && codes[since - 1] === codes.at(-1)) since--;
-    const spread = `${shown(last.alpha)} ± ${shown(last.alpha_stderr)}`;
+    const spread = withError(last.alpha, last.alpha_stderr);
     const alpha = last.alpha === null || last.alpha === undefined ? '–' : last.alpha_is_meaningful ? spread : `(${spread})`;
     const cells = [layer.M ? `${layer.N} × ${layer.M}${layer.slices > 1 ? ` × ${layer.slices}` : ''}` : '–', null,
       view.steps[since], alpha, shown(last.mp_soft_rank), shown(last.n_spikes), shown(last.stable_rank),

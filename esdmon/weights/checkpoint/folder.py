@@ -29,6 +29,7 @@ _NOT_WEIGHTS = re.compile(r"optim|scheduler|scaler|rng|random_states|training_ar
 _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 _CONFIGS = ("adapter_config.json", "config.json", "open_clip_config.json")
 _PIPELINE = "model_index.json"
+_RUN = "esdmon.jsonl"
 _MEGATRON_FILE = "model_optim_rng.pt"
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
 _MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
@@ -227,9 +228,12 @@ def _too_many(folder: Path, names: Sequence[str]) -> str:
 
 
 def _hint(folder: Path) -> str:
-    """Return which folder inside to pass: the last with weights, by the numbers in its path."""
+    """Return which folder inside to pass: the last with weights, by the numbers in its path; or what reads a run."""
     inside = sorted((str(path.relative_to(folder)) for path in _folders_with_weights(folder)), key=natural_key)
-    return f". Pass one of its folders, such as {inside[-1]}" if inside else ""
+    if inside:
+        return f". Pass one of its folders, such as {inside[-1]}"
+    is_of_a_run = (folder / _RUN).is_file()
+    return f". It has the readings of a run, {_RUN}: use esdmon report or esdmon tail for those" if is_of_a_run else ""
 
 
 def _folders_with_weights(folder: Path) -> Iterator[Path]:

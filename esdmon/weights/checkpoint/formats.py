@@ -29,6 +29,7 @@ _OTHERS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
 }
 _OTHERS_BY_NAME = {
+    ".jsonl": "a text of lines, without weights. If a run of esdmon wrote it, use esdmon report or esdmon tail",
     ".onnx": "a graph of ONNX: save its weights as safetensors or .pt",
     ".msgpack": "a checkpoint of Flax: convert it to safetensors",
     ".pdparams": "a checkpoint of Paddle: convert it to safetensors",

@@ -67,6 +67,8 @@ def parse(file: BinaryIO, builders: Builders, load_persistent: Callable[[Any], A
             machine.step(code.name, argument)
     except PickleError:
         raise
+    except LookupError as error:  # of the stack or the memo: other bytes than those of a pickle
+        raise PickleError("its bytes are not those of a pickle") from error
     except Exception as error:
         msg = f"{type(error).__name__}: {shorten(str(error), _LONGEST_ERROR)}"  # it may quote the file
         raise PickleError(msg) from error

@@ -193,6 +193,12 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an empty file": (with_bytes("a.pt", b""), "a.pt is empty"),
     "a text": (with_bytes("a.pt", b"weights to follow\n" * 9), "is truncated or not a torch checkpoint"),
     "another kind": (with_bytes("a.txt", b"hello"), "is of an unknown kind. Pass a .pt, .pth"),
+    "words named as weights": (with_bytes("a.pt", b"hello"), "not a torch checkpoint: its bytes are not those of a"),
+    "a run": (with_bytes("esdmon.jsonl", b"{}\n"), "without weights. If a run of esdmon wrote it, use esdmon report"),
+    "the folder of a run": (
+        lambda folder: with_bytes("esdmon.jsonl", b"{}\n")(folder).parent,
+        "contains no checkpoint: neither a file of weights nor .metadata. It has the readings of a run, esdmon.jsonl",
+    ),
     "a truncated zip": (truncated(as_pt, 3000), "is truncated or not a torch checkpoint"),
     "a truncated pickle": (truncated(as_old, 300), "is truncated or not a torch checkpoint"),
     "truncated safetensors": (truncated(as_safetensors, 400), "is truncated or not a safetensors file"),
