@@ -26,8 +26,8 @@ CHARACTERS: Final[Mapping[int, str]] = {
 
 
 def code_of(layer: LayerReport) -> int:
-    """Return the code of a reading: of the phase that tables show, 0 to 5 or -1, or of its status without numbers."""
-    return layer.shown_phase.code if layer.status == "ok" else STATUS_CODES[layer.status]
+    """Return the code of a reading: of its phase, 0 to 5 or -1, or of its status where it has no numbers."""
+    return layer.phase.code if layer.status == "ok" else STATUS_CODES[layer.status]
 
 
 def rows_of(codes: NDArray[np.int8]) -> list[str]:

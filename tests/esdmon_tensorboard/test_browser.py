@@ -3,17 +3,15 @@
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import esdmon
 from esdmon.cli import main
 from esdmon.glass.codes import CHARACTERS
-from esdmon.records import Report
 from esdmon.records.colours import PHASE_HEX
 from tests.esdmon_tensorboard.server import tensorboard
 from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write
@@ -123,11 +121,13 @@ def open_file(browser: Any, path: Path, **options: Any) -> Opened:
     return opened
 
 
-def assert_cells_have_the_colours_of(opened: Opened, reports: Iterable[Report]) -> None:
-    """Wait until each cell of the map has the colour of the phase that tables show of this reading."""
-    for report in reports:
-        for layer in report:
-            wanted = [[layer.name, report.step], COLOURS[layer.shown_phase.value]]
+def assert_cells_have_the_colours_of(opened: Opened, lines: Path) -> None:
+    """Wait until each cell of the map has the colour of its phase in the JSONL."""
+    phases: dict[str, str] = {}
+    for line in map(json.loads, lines.read_text(encoding="utf-8").splitlines()):
+        if line["kind"] == "layer":
+            phases[line["name"]] = line.get("phase", phases.get(line["name"], ""))
+            wanted = [[line["name"], line["step"]], COLOURS[phases[line["name"]]]]
             opened.frame.wait_for_function(
                 f"([cell, colour]) => ({PIXEL})(cell) === colour", arg=wanted, timeout=20_000
             )
@@ -143,10 +143,10 @@ def test_the_first_screen_says_what_is_wrong(tab: Opened) -> None:
     assert tab.title() == "Spectrum of blocks.1.fc at step 80: rank-collapse"
 
 
-def test_the_cells_of_the_map_are_the_phases_of_the_run(tab: Opened) -> None:
+def test_the_cells_of_the_map_are_the_phases_of_the_jsonl(tab: Opened, logdir: Path) -> None:
     """By the colour of the pixels that are drawn."""
     tab.choose("faulty")
-    assert_cells_have_the_colours_of(tab, made_reports())
+    assert_cells_have_the_colours_of(tab, logdir / "faulty" / "esdmon.jsonl")
 
 
 def test_a_click_shows_the_spectrum_of_this_layer_at_this_step(tab: Opened) -> None:
@@ -187,7 +187,7 @@ def test_a_new_reading_appears_by_itself(tab: Opened, logdir: Path) -> None:
         "window.__esd.state.view.layers.map((layer, k) => [layer.name, window.__esd.state.view.rows[k]])"
     )
     assert dict(found) == rows
-    assert_cells_have_the_colours_of(tab, made_reports()[:9])
+    assert_cells_have_the_colours_of(tab, logdir / "growing" / "esdmon.jsonl")
 
 
 def test_two_runs_are_compared_on_one_axis(tab: Opened) -> None:
@@ -218,7 +218,7 @@ def test_the_report_shows_the_same_and_loads_nothing(browser: Any, report: Path)
     """From a file, offline, under its own policy."""
     opened = open_file(browser, report)
     opened.wait(READY)
-    assert_cells_have_the_colours_of(opened, esdmon.load(report.parent / "faulty").reports)
+    assert_cells_have_the_colours_of(opened, report.parent / "faulty" / "esdmon.jsonl")
     assert "blocks.1.fc: rank collapse since step 70" in opened.frame.locator(".esd-now").inner_text()
     table = opened.frame.locator(".esd-table").inner_text()
     assert re.search(r"\s\(?\d\.\d\d ± \d\.\d\d\)?\s", table)
