@@ -26,6 +26,7 @@ from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 
 _POLL = 1e-3
+_NO_CREDIT = 10  # steps until credit for deferred work is asked for again, where there was none: it grows slowly
 
 
 def new_run() -> str:
@@ -88,6 +89,7 @@ class Monitor:
         self._steps = first_step
         self._report: Report | None = None
         self._was_report = False
+        self._next_catch_up = 0
         self._out.start(self._run, first_step)
         # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
@@ -187,7 +189,7 @@ class Monitor:
         is_report, was_report = self._report is not before, self._was_report
         self._was_report = is_report
         # Not in the step of a report, unless each step is one.
-        if self._out.is_behind and (was_report or not is_report):
+        if self._out.is_behind and self._steps >= self._next_catch_up and (was_report or not is_report):
             self._catch_up()
         if due and self._readings.reports:
             self._alerting.due(self._steps)
@@ -258,6 +260,8 @@ class Monitor:
         if self._budget.credit > 0:
             with self._budget.spending():
                 self._out.catch_up(self._steps)
+        else:
+            self._next_catch_up = self._steps + _NO_CREDIT
 
     @explain_wrong_calls
     def flush(self, timeout: float | None = None) -> None:
@@ -326,6 +330,7 @@ class Monitor:
         for part in saved.continue_from:
             part()
         self._alerting.alerts, self._steps, self._run = saved.alerts, saved.steps, saved.run or self._run
+        self._next_catch_up = 0
         self._out.start(self._run, saved.steps)
         self._out.rewind(saved.steps, saved.alerts)
 

@@ -398,6 +398,9 @@ def test_deferred_work_waits_for_credit() -> None:
     assert len(sink.calls) == before
     now[0] += 1000
     budget.earn(at_most=100)
+    for _ in range(9):
+        monitor.step()
+    assert len(sink.calls) == before  # ten steps after there was none it is asked for again
     monitor.step()
     assert sink.calls[before:] == ["catch up"]
 

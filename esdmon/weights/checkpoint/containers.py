@@ -91,8 +91,13 @@ def find_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:
 
 
 def _has_state_dict(leaves: Iterable[tuple[Path, Any]]) -> bool:
-    """Return whether some leaves are a state dict, by the names of its matrices: `fc.weight`."""
-    return any(path and ("." in path[-1] or path[-1] == "weight") and _is_matrix(leaf) for path, leaf in leaves)
+    """Return whether some leaves are a state dict, by its key or by the names of its matrices: `fc.weight`."""
+    return any(_is_in_state_dict(path) and _is_matrix(leaf) for path, leaf in leaves)
+
+
+def _is_in_state_dict(path: Path) -> bool:
+    owner, name = ("", "", *path)[-2:]
+    return owner.endswith(("state", "state_dict")) or name == "weight" or "." in name
 
 
 def _modules(content: object, is_leaf: IsLeaf, *, beside_state: bool = False) -> list[tuple[Path, Call]]:

@@ -168,6 +168,10 @@ PLACES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "the copy alone": (lambda: {"model": None, "ema": small()}, ["ema.0", "ema.2"]),
     "two models": (lambda: {"G": small(), "D": small(), "step": 3}, ["G.0", "G.2", "D.0", "D.2"]),
     "in an object": (lambda: Trainer(small()), PLAIN),
+    "beside a state dict of other names": (
+        lambda: {"state_dict": {"first": torch.ones(40, 30)}, "hyper_parameters": {"net": small()}},
+        ["first"],
+    ),
     "beside a state dict": (lambda: {"state_dict": small().state_dict(), "hyper_parameters": {"net": small()}}, PLAIN),
     "with the state of a copy": (lambda: {"net": small(), "ema": small().state_dict()}, [*PLAIN, "ema.0", "ema.2"]),
     "the copy of a state dict": (lambda: {"model": small().state_dict(), "ema": small()}, [*PLAIN, "ema.0", "ema.2"]),
