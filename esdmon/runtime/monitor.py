@@ -26,7 +26,7 @@ from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 
 _POLL = 1e-3
-_NO_CREDIT = 10  # steps until credit for deferred work is asked for again, where there was none: it grows slowly
+_NO_CREDIT = 10  # steps until credit for deferred work is checked again, where there was none: it grows slowly
 
 
 def new_run() -> str:

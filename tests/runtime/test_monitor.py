@@ -400,7 +400,7 @@ def test_deferred_work_waits_for_credit() -> None:
     budget.earn(at_most=100)
     for _ in range(9):
         monitor.step()
-    assert len(sink.calls) == before  # ten steps after there was none it is asked for again
+    assert len(sink.calls) == before  # credit is checked ten steps after there was none
     monitor.step()
     assert sink.calls[before:] == ["catch up"]
 
