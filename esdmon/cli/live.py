@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from esdmon.errors import MissingExtraError, masked
@@ -126,7 +127,7 @@ def _layer_lines(alert: Alert, most: int, width: int) -> list[str]:
     shown = alert.by_layer[: most if len(alert.layers) <= most else most - 1]
     layers = [masked(name) for name in alert.layers]
     short = dict(zip(layers, shorten_all(without_common_prefix(layers), max(8, width // 4)), strict=True))
-    lines = [f"{short.get(masked(each.layer), each.layer)} since step {each.since}: {each.what}" for each in shown]
+    lines = [str(replace(each, layer=short.get(masked(each.layer), each.layer), after=None)) for each in shown]
     more = len(alert.layers) - len(shown)
     return [*lines, f"and {more} more"] if more else lines
 

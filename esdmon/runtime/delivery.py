@@ -70,17 +70,8 @@ class Delivery:
         """Write a report to each sink."""
         self._timeline.take(report)
         self._readings += 1
-        written: list[Sink] = []
-
-        def write(sink: Sink) -> None:
-            sink.write(report)
-            written.append(sink)
-
-        expected = tuple(self.sinks)
-        self._each(report.step, write, is_timed=True, heals=True)
-        for name, sink in expected:
-            if not any(sink is each for each in written):
-                self._missing.setdefault(id(sink), _Missing(name, sink, report.step)).readings += 1
+        for name, sink in self._each(report.step, lambda sink: sink.write(report), is_timed=True, heals=True):
+            self._missing.setdefault(id(sink), _Missing(name, sink, report.step)).readings += 1
         self._behind |= {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
 
     def alert(self, alert: Alert) -> None:
@@ -145,13 +136,23 @@ class Delivery:
     def _optional(self, method: str, step: int, argument: str | int) -> None:
         self._each(step, lambda sink: getattr(sink, method, _ignore)(argument))
 
-    def _each(self, step: int, call: Callable[[Sink], object], *, is_timed: bool = False, heals: bool = False) -> None:
-        """Call a function with each sink that is not paused; those that it closes are not called any more."""
+    def _each(
+        self, step: int, call: Callable[[Sink], object], *, is_timed: bool = False, heals: bool = False
+    ) -> list[tuple[str, Sink]]:
+        """Call a function with each sink that is not paused; those that it closes are not called any more.
+
+        Returns:
+            The sinks that were not called, and those that failed, with their names.
+        """
+        missed = []
         for name, sink in tuple(self.sinks):
             who = f"sink {name}"
+            missed.append((name, sink))
             if (name, sink) in self.sinks and not self._faults.disabled(who):
                 with self._faults.isolated(who, step, is_timed=is_timed, heals=heals):
                     call(sink)
+                    missed.pop()
+        return missed
 
 
 def close_sinks(sinks: list[tuple[str, Sink]], faults: Faults, step: int) -> None:

@@ -53,9 +53,27 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
     Raises:
         InputError: where two tensors would get one name.
     """
+    return _weights(content, is_leaf, list(_leaves(content, is_leaf, (), set())))
+
+
+def find_models(content: object, is_leaf: IsLeaf) -> tuple[dict[str, Call], Leaves]:
+    """Return the pickled modules that are the models of a tree, by name; without any, what `find_weights` returns.
+
+    Args:
+        content: as for `find_weights`.
+        is_leaf: whether a value is a tensor.
+
+    Raises:
+        InputError: as `find_weights`.
+    """
+    leaves = list(_leaves(content, is_leaf, (), set()))
+    modules = {} if _has_state_dict(leaves) else _named_modules(content, is_leaf)
+    return modules, {} if modules else _weights(content, is_leaf, leaves)
+
+
+def _weights(content: object, is_leaf: IsLeaf, leaves: list[tuple[Path, Any]]) -> Leaves:
     if not isinstance(content, Mapping | list | tuple) and not is_script(content):
         return {}
-    leaves = list(_leaves(content, is_leaf, (), set()))
     if _has_state_dict(leaves):
         for path, module in _modules(content, is_leaf, beside_state=True):
             leaves += [((*path, name), leaf) for name, leaf in state_of(module, is_leaf).items()]
@@ -69,18 +87,12 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
     return found
 
 
-def find_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:
-    """Return the pickled modules of a tree that are its models, by name; the main one has an empty name.
+def _named_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:
+    """Return the modules of a tree without a state dict; the main one has an empty name.
 
-    There are none beside a state dict, with which they are found by `find_weights`; nor where a module contains packed
-    parameters of torch's quantisation, which are not among its parameters and would be missing.
-
-    Args:
-        content: as for `find_weights`.
-        is_leaf: whether a value is a tensor.
+    There are none where a module contains packed parameters of torch's quantisation, which are not among its parameters
+    and would be missing.
     """
-    if _has_state_dict(_leaves(content, is_leaf, (), set())):
-        return {}
     inside = _modules(content, is_leaf)
     main = _container_of([(*path, "") for path, _ in inside])
     if len(inside) == 1 and all(map(str.isdecimal, inside[0][0])):

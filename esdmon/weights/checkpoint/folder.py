@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 
 from esdmon.errors import InputError
 from esdmon.records.table import natural_key
-from esdmon.weights.checkpoint import deepspeed, distributed, gguf_file, safetensors, torch_file
+from esdmon.weights.checkpoint import deepspeed, distributed
 from esdmon.weights.checkpoint.containers import is_optimizer_name
-from esdmon.weights.checkpoint.formats import open_file, opener_of, other_folder, read_json
+from esdmon.weights.checkpoint.formats import SUFFIXES, open_file, opener_of, other_folder, read_json
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
 from esdmon.weights.checkpoint.ranks import check_whole
 
@@ -33,7 +33,6 @@ _RUN = "esdmon.jsonl"
 _MEGATRON_FILE = "model_optim_rng.pt"
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
 _MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
-_ALL_SUFFIXES = (*torch_file.SUFFIXES, safetensors.SUFFIX, gguf_file.SUFFIX)
 _DEEPEST = 3  # folders inside folders that are looked through for a hint, and how many at most; our choice
 _MOST_FOLDERS = 1000
 _Parts = dict[str, tuple[Checkpoint, str]]
@@ -254,5 +253,5 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _is_weights(path: Path) -> bool:
-    is_named_so = path.suffix.lower() in _ALL_SUFFIXES and not _NOT_WEIGHTS.search(path.name.lower())
+    is_named_so = path.suffix.lower() in SUFFIXES and not _NOT_WEIGHTS.search(path.name.lower())
     return path.name == distributed.INDEX or (is_named_so and path.is_file())

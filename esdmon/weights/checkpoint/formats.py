@@ -14,6 +14,8 @@ from esdmon.weights.checkpoint import gguf_file, safetensors, torch_file
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
 INDEX_SUFFIX = ".index.json"
+SUFFIXES = (*torch_file.SUFFIXES, safetensors.SUFFIX, gguf_file.SUFFIX)
+"""Of the files that are read."""
 _MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its library
 _FIRST = 512  # bytes that are looked at: a header of tar
 _LEGACY_START = 32  # bytes in which the number of the older layout lies, whatever the protocol
@@ -57,24 +59,30 @@ def open_file(path: Path) -> Checkpoint | None:
         raise InputError(f"{path} does not exist") from error
     if size == 0:
         raise InputError(f"{path} is empty")
-    opener = opener_of(path)
+    first = _first_bytes(path)
+    opener = _opener(path, first)
     if opener is not None:
         return opener(path)
-    with path.open("rb") as file:
-        first = file.read(_FIRST)
     if torch_file.is_pickle(first):  # beside weights it is something else, a vocabulary: no folder is opened for it
         return torch_file.open_pickle(path)
     if _is_tar(first):
         return _open_tar(path)
     if path.name.endswith(INDEX_SUFFIX) or (path.suffix == ".json" and "weight_map" in read_json(path)):
         return None
-    raise InputError(f"{path} {_what_it_is(path)}")
+    raise InputError(f"{path} {_what_it_is(path, first)}")
 
 
 def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
     """Return what opens a file of weights; None for another kind of file."""
+    return _opener(path, _first_bytes(path))
+
+
+def _first_bytes(path: Path) -> bytes:
     with path.open("rb") as file:
-        first = file.read(_FIRST)
+        return file.read(_FIRST)
+
+
+def _opener(path: Path, first: bytes) -> Callable[[Path], Checkpoint] | None:
     opener = next((opener for is_kind, opener in _openers() if is_kind(first)), None)
     return _opener_by_suffix(path, first) if opener is None and not _other_kind(first) else opener
 
@@ -151,13 +159,10 @@ def _is_safetensors(first: bytes) -> bool:
     return len(first) > 8 and first[8:9] == b"{" and 2 <= struct.unpack("<Q", first[:8])[0] <= _MAX_HEADER
 
 
-def _what_it_is(path: Path) -> str:
-    with path.open("rb") as file:
-        first = file.read(_FIRST)
+def _what_it_is(path: Path, first: bytes) -> str:
     known = _other_kind(first) or _OTHERS_BY_NAME.get(path.suffix.lower())
     if known is None and _is_tar(first):
         known = _TAR
     if known is not None:
         return f"is {known}"
-    suffixes = ", ".join((*torch_file.SUFFIXES, safetensors.SUFFIX, gguf_file.SUFFIX))
-    return f"is of an unknown kind. Pass a {suffixes} file, or a folder with one of them"
+    return f"is of an unknown kind. Pass a {', '.join(SUFFIXES)} file, or a folder with one of them"

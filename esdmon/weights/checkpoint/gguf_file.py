@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.records.table import natural_key, shorten
-from esdmon.weights.checkpoint.mapping import Checkpoint
+from esdmon.records.table import natural_key
+from esdmon.weights.checkpoint.mapping import Checkpoint, short_reason
 
 _MAGIC = b"GGUF"
 SUFFIX = ".gguf"
-_LONGEST = 200  # characters of an error of the library; our choice
 _DTYPES = {"F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types that are numbers of torch, besides float32; all others stand for float32 here."""
 
@@ -36,8 +35,7 @@ def open_gguf(path: Path) -> Checkpoint:
         tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
         outlines = {name: _outline(tensors[name]) for name in sorted(tensors, key=natural_key)}
     except Exception as error:  # of many kinds, for files with changed bytes
-        why = shorten(" ".join(str(error).split()), _LONGEST)
-        raise InputError(f"{path} is truncated or not a GGUF file: {why}") from error
+        raise InputError(f"{path} is truncated or not a GGUF file: {short_reason(error)}") from error
 
     def read(name: str) -> Tensor:
         tensor = tensors[name]

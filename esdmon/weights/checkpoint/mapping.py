@@ -11,6 +11,11 @@ from esdmon.records.table import shorten
 _LONGEST = 200  # characters of a reason; our choice
 
 
+def short_reason(error: object) -> str:
+    """Return the text of an error in one line of at most 200 characters: a library may quote what it did not expect."""
+    return shorten(" ".join(str(error).split()), _LONGEST)
+
+
 @final
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of a checkpoint; each access reads the tensor from disk.
@@ -53,8 +58,8 @@ class Checkpoint(Mapping[str, Tensor]):
         except UnreadableError:
             raise
         except Exception as error:
-            reason = str(error) if isinstance(error, InputError) else f"it cannot be read from the file: {error}"
-            raise UnreadableError("failed", shorten(" ".join(reason.split()), _LONGEST)) from error
+            reason = error if isinstance(error, InputError) else f"it cannot be read from the file: {error}"
+            raise UnreadableError("failed", short_reason(reason)) from error
         if tensor.shape != self.outlines[name].shape:
             shapes = f"{tuple(tensor.shape)}, and its index says {tuple(self.outlines[name].shape)}"
             raise UnreadableError("failed", f"the file is damaged: it has the shape {shapes}")

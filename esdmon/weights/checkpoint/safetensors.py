@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import InputError, MissingExtraError
-from esdmon.records.table import natural_key, shorten
+from esdmon.records.table import natural_key
 from esdmon.weights.checkpoint.containers import without_optimizer
-from esdmon.weights.checkpoint.mapping import Checkpoint
+from esdmon.weights.checkpoint.mapping import Checkpoint, short_reason
 
 SUFFIX = ".safetensors"
 _ADAPTER = "lora_adapter_metadata"
-_LONGEST = 200  # characters of an error of the library; our choice
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -54,8 +53,7 @@ def open_safetensors(path: Path) -> Checkpoint:
             outlines = {name: _outline(file.get_slice(name)) for name in names}
             settings = _settings_in(file.metadata() or {})
     except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
-        why = shorten(" ".join(str(error).split()), _LONGEST)  # the library quotes what it did not expect
-        raise InputError(f"{path} is truncated or not a safetensors file: {why}") from error
+        raise InputError(f"{path} is truncated or not a safetensors file: {short_reason(error)}") from error
 
     def read(name: str) -> Tensor:
         # Opened for each tensor: closing the file releases the memory of what was read.

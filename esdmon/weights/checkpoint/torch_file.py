@@ -8,7 +8,7 @@ import io
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,8 +20,7 @@ from torch import Tensor
 from esdmon.errors import InputError, UnreadableError
 from esdmon.weights.checkpoint.containers import (
     byte_strings,
-    find_modules,
-    find_weights,
+    find_models,
     has_call,
     has_optimizer,
     is_script,
@@ -125,8 +124,8 @@ def open_pickle(path: Path) -> Checkpoint:
     }
     with _clear_errors(path), path.open("rb") as file:
         content = parse(file, builders)
-        tensors: Mapping[str, AnyStored] = find_weights(content, is_stored)
-        if not find_modules(content, is_stored) and all(len(tensor.shape) < 2 for tensor in tensors.values()):
+        modules, tensors = find_models(content, is_stored)
+        if not modules and all(len(tensor.shape) < 2 for tensor in tensors.values()):
             # skorch pickles what may be on a GPU apart, into a byte string of each estimator.
             inside = [parse(io.BytesIO(data), builders) for data in byte_strings(content) if is_pickle(data)]
             content = inside if len(inside) > 1 else next(iter(inside), content)
@@ -194,10 +193,10 @@ def _as_checkpoint(
         with _clear_errors(path):
             return load(found[name])
 
-    modules = find_modules(content, is_stored)
+    found: dict[str, AnyStored]
+    modules, found = find_models(content, is_stored)
     if modules:
         return checkpoint_of(rebuild(modules, is_stored, load_or_outline))
-    found: dict[str, AnyStored] = find_weights(content, is_stored)
     if not found:
         raise InputError(_why_nothing(content))
     unreadable = {name: tensor.reason for name, tensor in found.items() if isinstance(tensor, Unsupported)}

@@ -33,9 +33,10 @@ _LAYERS: _Kinds = (
 """Layer of torch.nn -> attributes by which it is found, in a class derived from it too: a pickle names no bases."""
 
 
-def _outside_of_torch(name: str) -> type[nn.Module]:
+def _stand_in(name: str, base: type[nn.Module] = nn.Module) -> type[nn.Module]:
+    """Return a class with a qualified name, and no code of its own."""
     package, _, own = name.rpartition(".")
-    return type(own, (nn.Module,), {"__module__": package})
+    return type(own or "Module", (base,), {"__module__": package})
 
 
 _BASES: _Kinds = (
@@ -45,8 +46,8 @@ _BASES: _Kinds = (
     (nn.parallel.DistributedDataParallel, {"module": Call, "broadcast_buffers": bool, "find_unused_parameters": bool}),
     (nn.DataParallel, {"module": Call, "device_ids": object}),
     (AveragedModel, {"module": Call, "avg_fn": object, "use_buffers": bool}),
-    (_outside_of_torch("peft.PeftModel"), {"base_model": Call, "peft_type": object, "active_adapter": str}),
-    (_outside_of_torch("peft.BaseTuner"), {"model": Call, "peft_config": dict, "targeted_module_names": object}),
+    (_stand_in("peft.PeftModel"), {"base_model": Call, "peft_type": object, "active_adapter": str}),
+    (_stand_in("peft.BaseTuner"), {"model": Call, "peft_config": dict, "targeted_module_names": object}),
 )
 """Class -> attributes by which one derived from it is found: the layers, and wrappers that are looked through."""
 _COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
@@ -275,9 +276,7 @@ def _class_of(stored: Call, state: Mapping[Any, Any]) -> type[nn.Module]:
         needed = next((needed for kind, needed in _LAYERS if issubclass(known, kind)), {})
         if _has(attributes, needed):
             return known
-    base = next((kind for kind, needed in _BASES if _has(attributes, needed)), nn.Module)
-    package, _, own = name.rpartition(".")
-    return type(own or "Module", (base,), {"__module__": package})
+    return _stand_in(name, next((kind for kind, needed in _BASES if _has(attributes, needed)), nn.Module))
 
 
 def _has(attributes: Mapping[Any, Any], needed: Mapping[str, type | int]) -> bool:
