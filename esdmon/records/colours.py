@@ -20,7 +20,7 @@ STATUS_HEX: Final[Mapping[str, str]] = {
     "nonfinite": "#111111",
     "degenerate": "#6b5b4b",
     "failed": "#6b2b4b",
-    "skipped": "#8a8a8a",
+    "skipped": "#dfe3e8",
 }
 """The statuses without a phase."""
 

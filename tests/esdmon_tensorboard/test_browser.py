@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import pytest
 from esdmon.cli import main
 from esdmon.glass.codes import CHARACTERS
 from esdmon.records.colours import PHASE_HEX
+from esdmon.spectrum import Phase
 from tests.esdmon_tensorboard.server import tensorboard
-from tests.glass.made import HOSTILE, PHASES, alert_at, made_reports, report_at, write
+from tests.glass.made import HOSTILE, PHASES, a_layer, alert_at, made_reports, report_at, write
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
@@ -227,6 +228,37 @@ def test_the_report_shows_the_same_and_loads_nothing(browser: Any, report: Path)
     opened.wait("document.querySelector('.esd-columns h2').textContent.includes('blocks.0.fc at step 70')")
     assert opened.logged == []
     assert opened.requested == [report.as_uri()]
+    opened.page.context.close()
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1300])
+def test_the_page_fits_a_phone(browser: Any, report: Path, width: int) -> None:
+    """Nothing but the table, which scrolls in a box of its own, is wider than the window."""
+    opened = watched(browser.new_context(offline=True, viewport={"width": width, "height": 800}).new_page())
+    opened.page.goto(report.as_uri())
+    opened.wait(READY)
+    assert opened.frame.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+    opened.click("blocks.0.fc", 70)
+    opened.wait("document.querySelector('.esd-columns h2').textContent.includes('blocks.0.fc at step 70')")
+    assert opened.logged == []
+    opened.page.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_layers_that_are_not_read_recede(browser: Any, tmp_path: Path, scheme: str) -> None:
+    """A skipped layer has the colour of the page's lines, on a white page and on a dark one."""
+    skipped = replace(
+        a_layer(), name="small", status="skipped", reason="4 eigenvalues; at least 10 are needed", step=10
+    )
+    report = report_at(10, {"large": Phase.RANDOM_LIKE})
+    write(tmp_path, [replace(report, layers=(*report.layers, skipped))], events=False)
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "report.html")]) == 0
+    opened = open_file(browser, tmp_path / "report.html", color_scheme=scheme)
+    opened.wait(READY)
+    line = opened.frame.evaluate("theme().line")
+    assert opened.frame.evaluate(PIXEL, ["small", 10]) == line
+    assert opened.frame.evaluate(PIXEL, ["large", 10]) == COLOURS["random-like"] != line
+    assert line == {"light": "#dfe3e8", "dark": "#3a424e"}[scheme]
     opened.page.context.close()
 
 

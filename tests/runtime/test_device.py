@@ -19,6 +19,7 @@ from esdmon.runtime.reader import Reader
 from esdmon.sinks import MemorySink
 from esdmon.weights import Drift, Sending, Transfers
 from esdmon.weights.device import sample
+from tests.limits import set_limits
 from tests.simulated_device import SimulatedDevice, train_step
 
 
@@ -28,6 +29,7 @@ class Training:
     def __init__(self, device: SimulatedDevice, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         self._patches = monkeypatch
         monkeypatch.setattr("esdmon.watching.Transfers", lambda: Transfers({"cpu": device}))
+        set_limits(monkeypatch, due_steps_under_way=20)  # of all due steps: the thread may be slow on a busy machine
         torch.manual_seed(0)
         self.model = nn.Sequential(nn.Linear(64, 96), nn.Tanh(), nn.Linear(96, 64))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)

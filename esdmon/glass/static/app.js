@@ -17,7 +17,7 @@ const STATES = [
   {code: 'N', letter: 'N', name: 'NaN or infinity', colour: '#111111'},
   {code: 'Z', letter: 'Z', name: 'all zero, or too small', colour: '#6b5b4b'},
   {code: 'F', letter: 'F', name: 'reading failed', colour: '#6b2b4b'},
-  {code: 'S', letter: '–', name: 'skipped', colour: '#8a8a8a'},
+  {code: 'S', letter: '–', name: 'skipped', colour: null},
 ];
 const STATE_OF = Object.fromEntries(STATES.map(state => [state.code, state]));
 const SEVERITIES = {critical: '#b02a8f', error: '#d8433b', warning: '#c98a00', info: '#7f8fa9'};

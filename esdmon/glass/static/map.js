@@ -1,9 +1,13 @@
 // The phase map: a row for each layer, a column for each step, alerts on the rows and above them.
 
-const MAP = {left: 220, right: 96, top: 20, bottom: 22, gap: 7, height: 560, named: 3};
+const MAP = {top: 20, bottom: 22, gap: 7, height: 560, named: 3};
 
-// Where each row is drawn: groups from top to bottom, and rows in them.
-function mapLayout(view) {
+// Left of the cells are names, right of them the present phases. On a phone the cells get half of the width: names are
+// shortened, and a row ends with the letter of its phase.
+const marginsOf = width => width < 600 ? {left: Math.round(width * 0.4), right: 36} : {left: 220, right: 96};
+
+// Where each row is drawn: groups from top to bottom, and rows in them; and where the cells of all rows begin and end.
+function mapLayout(view, width) {
   const count = view.layers.length, groups = view.groups;
   const room = MAP.height - MAP.gap * groups.length;
   const rowHeight = Math.max(3, Math.min(22, Math.floor(room / Math.max(1, count))));
@@ -18,7 +22,8 @@ function mapLayout(view) {
     }
     y += MAP.gap;
   }
-  return {rowHeight, order, tops, bands, bottom: y - MAP.gap, height: y - MAP.gap + MAP.bottom};
+  const bottom = y - MAP.gap, margins = marginsOf(width), left = margins.left, right = width - margins.right;
+  return {rowHeight, order, tops, bands, left, right, rightMargin: margins.right, bottom, height: bottom + MAP.bottom};
 }
 
 function stepAxis(domain, left, right) {
@@ -41,28 +46,32 @@ function domainOf(views) {
   return [from, to];
 }
 
+// Skipped layers recede: they have no numbers, and nothing is wrong with them.
+const fillOf = (state, colours) => state.code === 'S' ? colours.line : state.colour;
+
 function rgbaOf(hex) {
+  if (!hex) return 0;
   const value = parseInt(hex.slice(1), 16);
   return (255 << 24 | (value & 255) << 16 | (value >> 8 & 255) << 8 | value >> 16) >>> 0;
 }
 
 // One pixel a row and a pixel for each place on the axis, to be scaled: filling a rectangle for each cell takes twenty
 // times as long.
-function cellImage(view, layout, axis, left, width) {
+function cellImage(view, layout, axis, colours) {
   const image = document.createElement('canvas');
-  image.width = Math.max(1, width);
+  image.width = Math.max(1, layout.right - layout.left);
   image.height = Math.max(1, layout.order.length);
   const context = image.getContext('2d'), data = context.createImageData(image.width, image.height);
   const pixels = new Uint32Array(data.data.buffer);
-  const colours = Object.fromEntries(STATES.map(state => [state.code, state.colour ? rgbaOf(state.colour) : 0]));
+  const fills = Object.fromEntries(STATES.map(state => [state.code, rgbaOf(fillOf(state, colours))]));
   const columns = Array.from({length: image.width}, (_, k) => {
-    const step = axis.step(left + k + 0.5);
+    const step = axis.step(layout.left + k + 0.5);
     return step < view.steps[0] ? -1 : lastUpTo(view.steps, step);
   });
   layout.order.forEach((row, line) => {
     const codes = view.rows[row];
     for (let k = 0; k < columns.length; k++) {
-      pixels[line * image.width + k] = columns[k] < 0 ? 0 : colours[codes[columns[k]]] || 0;
+      pixels[line * image.width + k] = columns[k] < 0 ? 0 : fills[codes[columns[k]]] || 0;
     }
   });
   context.putImageData(data, 0, 0);
@@ -89,12 +98,12 @@ function alertSpans(view) {
 }
 
 function drawMap(view, width, {domain, selected, caption}) {
-  const layout = mapLayout(view), colours = theme();
+  const layout = mapLayout(view, width), {left, right} = layout, colours = theme();
   const [canvas, g] = canvasOf(width, layout.height, `${caption}: phases of ${view.layers.length} layers by step`);
-  const left = MAP.left, right = width - MAP.right, axis = stepAxis(domain, left, right);
+  const axis = stepAxis(domain, left, right);
   const spans = alertSpans(view), index = new Map(view.layers.map((layer, row) => [layer.name, row]));
   if (view.steps.length) {
-    const image = cellImage(view, layout, axis, left, right - left);
+    const image = cellImage(view, layout, axis, colours);
     g.imageSmoothingEnabled = false;
     for (const band of layout.bands) {
       const height = band.rows.length * layout.rowHeight;
@@ -110,7 +119,7 @@ function drawMap(view, width, {domain, selected, caption}) {
     drawSpan(g, span, index, layout, axis, colours, alerted);
   }
   drawLabels(g, view, layout, colours, alerted);
-  drawCounts(g, view, layout, colours, right);
+  drawCounts(g, view, layout, colours);
   g.fillStyle = colours.mute;
   g.textAlign = 'center';
   g.textBaseline = 'top';
@@ -130,7 +139,7 @@ function drawMap(view, width, {domain, selected, caption}) {
     g.lineTo(x, layout.bottom + 4);
     g.stroke();
   }
-  return Object.assign(canvas, {find: finder(view, layout, axis, spans, left, right), place: (name, step) => {
+  return Object.assign(canvas, {find: finder(view, layout, axis, spans), place: (name, step) => {
     const row = index.get(name), next = view.steps[lastUpTo(view.steps, step) + 1] ?? domain[1];
     return {x: axis.x((step + next) / 2), y: layout.tops.get(row) + layout.rowHeight / 2 - 1};
   }});
@@ -149,7 +158,7 @@ function drawLetters(g, view, layout, axis, colours) {
       const start = axis.x(view.steps[from]);
       const end = to < codes.length ? axis.x(view.steps[to]) : axis.x(Infinity), state = STATE_OF[codes[from]];
       if (end - start < 12 || !state || !state.letter) continue;
-      g.fillStyle = state.code === '-' ? '#333333' : '#ffffff';
+      g.fillStyle = state.colour ? state.code === '-' ? '#333333' : '#ffffff' : colours.mute;
       g.fillText(state.letter, start + 3, layout.tops.get(row) + layout.rowHeight / 2 + 0.5);
     }
   }
@@ -172,7 +181,7 @@ function drawSpan(g, span, index, layout, axis, colours, alerted) {
     g.fillStyle = colour;
     g.fillRect(from, y, to - from, thickness);
     if (!isOpen) continue;
-    if (isLow) g.fillRect(MAP.left - 6, top, 5, layout.rowHeight);
+    if (isLow) g.fillRect(layout.left - 6, top, 5, layout.rowHeight);
     alerted.set(index.get(name), colour);
   }
   const x = axis.x(span.step);
@@ -212,23 +221,23 @@ function drawLabels(g, view, layout, colours, alerted) {
     taken.push(label.y);
     g.fillStyle = label.colour;
     g.font = `${label.text.startsWith('●') ? 'bold ' : ''}11px system-ui, sans-serif`;
-    g.fillText(shorten(label.text, g, MAP.left - 18), MAP.left - 12, label.y);
+    g.fillText(shorten(label.text, g, layout.left - 18), layout.left - 12, label.y);
   }
   g.font = '11px system-ui, sans-serif';
 }
 
-// At the right end, how many layers of a group are in each phase now; the letter alone for a single row.
-function drawCounts(g, view, layout, colours, right) {
+// At the right end, how many layers of a group are in each phase now; for a single row its phase, by name if that fits.
+function drawCounts(g, view, layout, colours) {
   if (!view.steps.length) return;
   g.textAlign = 'left';
   g.textBaseline = 'middle';
   g.fillStyle = colours.fg;
-  const write = (text, y) => g.fillText(text, right + 8, y, MAP.right - 10);
+  const write = (text, y) => g.fillText(text, layout.right + 8, y, layout.rightMargin - 10);
   for (const band of layout.bands) {
     if (layout.rowHeight >= 11) {
       for (const row of band.rows) {
         const state = STATE_OF[view.rows[row].at(-1)];
-        write(state ? state.name : '', layout.tops.get(row) + layout.rowHeight / 2);
+        write(state ? (layout.rightMargin < 60 ? state.letter : state.name) : '', layout.tops.get(row) + layout.rowHeight / 2);
       }
       continue;
     }
@@ -241,16 +250,16 @@ function drawCounts(g, view, layout, colours, right) {
 }
 
 // What is at a place of the map: an alert above it, or the layer and the index of the column.
-function finder(view, layout, axis, spans, left, right) {
+function finder(view, layout, axis, spans) {
   return (x, y) => {
     if (y < MAP.top - 2) {
       const near = spans.filter(span => Math.abs(axis.x(span.step) - x) <= 6);
       return near.length ? {alert: near.at(-1)} : null;
     }
-    if (x > right || !view.steps.length) return null;
+    if (x > layout.right || !view.steps.length) return null;
     const row = layout.order.find(each => y >= layout.tops.get(each) && y < layout.tops.get(each) + layout.rowHeight);
     if (row === undefined) return null;
-    const column = x < left ? view.steps.length - 1 : lastUpTo(view.steps, axis.step(x));
+    const column = x < layout.left ? view.steps.length - 1 : lastUpTo(view.steps, axis.step(x));
     return {layer: view.layers[row].name, row, column, step: view.steps[column]};
   };
 }

@@ -121,7 +121,7 @@ function drawPage(parts, state, actions) {
     + `${view.steps.length} readings${view.charts_only ? '; from charts alone, so spectra have no noise curve' : ''}`;
   drawNow(parts.now, view, actions);
   drawLegend(parts.legend, view, otherView);
-  const width = Math.max(620, parts.map.clientWidth);
+  const width = Math.max(320, parts.map.clientWidth);
   parts.map.replaceChildren(drawMap(view, width, {domain, selected, caption: state.run}));
   parts.otherTitle.hidden = parts.otherMap.hidden = !otherView;
   if (otherView) {
@@ -161,11 +161,16 @@ function layerLines(alert) {
   return (alert.lines || []).map(line => el('span', {className: 'esd-line', textContent: line}));
 }
 
+// A small square in the colour of a phase, with what its letter needs to be read.
+function swatch(state) {
+  return {style: {background: fillOf(state, {line: 'var(--line)'}) || 'transparent', color: state.colour ? '#fff' : 'var(--mute)'}};
+}
+
 function drawLegend(box, ...views) {
   const used = new Set(views.filter(Boolean).flatMap(view => view.rows.flatMap(codes => [...new Set(codes)])));
   fill(box, ...STATES.filter(state => PHASES.includes(state) || used.has(state.code)).map(state =>
     el('span', {className: used.has(state.code) ? '' : 'esd-unused'},
-      el('i', {textContent: state.letter, style: {background: state.colour || 'transparent'}}), state.name)),
+      el('i', {textContent: state.letter, ...swatch(state)}), state.name)),
   ...['warning', 'error'].map(severity => el('span', {},
     el('i', {className: 'esd-mark', textContent: '▼', style: {color: SEVERITIES[severity]}}), severity)),
   el('span', {}, el('i', {className: 'esd-mark', textContent: '▽'}), 'resolved'));
@@ -217,7 +222,7 @@ function drawMeasures(parts, state, domain) {
     el('i', {style: {background: each.colour, height: each.dash.length ? '2px' : '4px'}}), each.name)),
   el('span', {className: 'esd-mute', textContent: 'dotted: pure noise. Shift-click a row to add a layer.'}));
   if (!series.length) return parts.lines.replaceChildren();
-  const width = Math.max(250, Math.min(420, ((parts.lines.clientWidth || 640) - 16) / 2));
+  const room = parts.lines.clientWidth || 640, width = Math.min(420, room < 520 ? room : (room - 16) / 2);
   parts.lines.replaceChildren(...LINE_CHARTS.map(chart => {
     const drawn = drawLines(chart, series, domain, state.selected.step, width, 128);
     if (!drawn) return null;
@@ -258,7 +263,7 @@ function drawTable(box, view, selected, actions) {
     return el('tr', {className: selected && selected.layer === layer.name ? 'esd-selected' : '',
       onclick: () => actions.choose(layer.name, last.step ?? view.steps.at(-1))},
     el('th', {scope: 'row', textContent: layer.name}), ...cells.map(text => text === null
-      ? el('td', {}, el('i', {style: {background: phase && phase.colour || 'transparent'}}), phase ? phase.name : '')
+      ? el('td', {}, el('i', phase ? swatch(phase) : {}), phase ? phase.name : '')
       : el('td', {textContent: text})));
   });
   fill(box, el('table', {}, el('thead', {}, el('tr', {}, ...head.map(text => el('th', {textContent: text})))),
