@@ -58,7 +58,8 @@ class Assignments:
 
     def __init__(self, source: Source, executor: Executor, ranks: Coordinator, *, limits: Limits) -> None:
         self._source = source
-        self._parts = source.parts
+        self.parts = source.parts
+        """What this rank holds of the job's weights."""
         self._executor = executor
         self._ranks = ranks
         self._limits = limits
@@ -185,7 +186,7 @@ class Assignments:
         return self._role.local.get(name, name)
 
     def _table(self, token: bytes) -> Table:
-        matrices, parts = self._parts.holdings()
+        matrices, parts = self.parts.holdings()
         self.n_listed = len(matrices)
         if parts and self.exchange is None:
             limits = self._limits
@@ -202,7 +203,7 @@ class Assignments:
         address = self._address if parts else ""
         if parts and not address:
             parts = {name: replace(part, fragment=None) for name, part in parts.items()}
-        skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self._parts.coverage().skipped)
+        skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self.parts.coverage().skipped)
         copies, pauses = not self._executor.on_the_spot, self._executor.pauses
         return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, pauses=pauses)
 
@@ -219,15 +220,15 @@ class Assignments:
         own: dict[str, Own] = {}
         for name in assignment.parameters:
             local = self.local(name)
-            if not self._parts.fragments([local]) or self.exchange is None:
+            if not self.parts.fragments([local]) or self.exchange is None:
                 continue
             is_mine, key = assignment.owner == self._ranks.rank, self._key(step, assignment, name)
             try:
-                moved = marked[local] = marked.get(local) or self._parts.mark(local)
+                moved = marked[local] = marked.get(local) or self.parts.mark(local)
                 if is_mine:
-                    own[local] = self._parts.copy(local), moved
+                    own[local] = self.parts.copy(local), moved
                 elif name in self._role.copies:
-                    self.exchange.keep(key, self._parts.copy(local), self._parts.size(local), moved)
+                    self.exchange.keep(key, self.parts.copy(local), self.parts.size(local), moved)
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
                 self.exchange.fail(key, f"cannot read its part: {describe(error)}")
         return own
@@ -235,7 +236,7 @@ class Assignments:
     def _begin_whole(self, assignment: Assignment, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
         for name in assignment.names:
             local = self.local(name)
-            if self._parts.is_here(local):
+            if self.parts.is_here(local):
                 moved[name] = self._source.mark(local)
                 if assignment.owner == self._ranks.rank and self._executor.has_room(local):
                     yield _renamed(self._executor.begin(local, step, moved=moved[name]), {local: name})
@@ -246,7 +247,7 @@ class Assignments:
         readings = {name: self._begin_one(name, step) for name in assignment.names}
         until = time.monotonic() + self._limits.fragment_seconds
         finish = partial(self._assemble, assignment, step, own=own, readings=readings, failures=failures, until=until)
-        return self._executor.begin_later(assignment.names, step, finish, sum(map(self._parts.size, own)))
+        return self._executor.begin_later(assignment.names, step, finish, sum(map(self.parts.size, own)))
 
     def _begin_one(self, name: str, step: int) -> Callable[[], LayerReport]:
         return self._source.begin(self.local(name), step, moved=unknown, copy=False)
@@ -270,8 +271,8 @@ class Assignments:
             parameters = {
                 local: self._holders_of(name) for local, name in zip(keys, assignment.parameters, strict=True)
             }
-            size = sum(map(self._parts.whole_size, parameters))
-            with self.memory_limit.holding(size, clock.waiting), self._parts.assembled(parameters, own, fetch) as ratio:
+            size = sum(map(self.parts.whole_size, parameters))
+            with self.memory_limit.holding(size, clock.waiting), self.parts.assembled(parameters, own, fetch) as ratio:
                 for name, finish in readings.items():
                     layer = replace(finish(), name=name, update_ratio=ratio)
                     answer[name] = layer, clock.lap()

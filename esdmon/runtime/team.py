@@ -101,8 +101,13 @@ class Team:
         return self.is_complete or self._quiet >= _SETTLED
 
     def local(self, name: str) -> str:
-        """Return rank 0's own name of a matrix of the job."""
-        return self._local.get(name, name)
+        """Return rank 0's own name of a matrix of the job; empty where its model has none."""
+        local = self._local.get(name, name)
+        return local if self._own.parts.has(local) else ""
+
+    def is_here(self, name: str) -> bool:
+        """Return whether rank 0 can read a matrix of the job alone, and knows it by this name."""
+        return self._local.get(name, name) == name and self._own.parts.is_here(name)
 
     def renamed(self, layers: Mapping[str, LayerReport]) -> dict[str, LayerReport]:
         """Return readings of rank 0's matrices under their names in the job."""
