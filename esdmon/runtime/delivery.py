@@ -12,7 +12,7 @@ from esdmon.records import Alert, Report
 from esdmon.records.outcome import outcome
 from esdmon.records.text import count
 from esdmon.records.timeline import Timeline
-from esdmon.runtime.requests import Requests
+from esdmon.runtime.ranks.requests import Requests
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")

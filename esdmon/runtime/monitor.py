@@ -13,14 +13,13 @@ from esdmon.limits import Limits
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful
 from esdmon.runtime.alerting import Alerting
-from esdmon.runtime.at_exit import close_at_exit, forget_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.no_readings import NoReadings
 from esdmon.runtime.notes import NO_STEP, Notes
-from esdmon.runtime.requests import Requests
+from esdmon.runtime.ranks.requests import Requests
+from esdmon.runtime.readings import NoReadings, Readings
 from esdmon.runtime.saved_state import as_state, parse
-from esdmon.runtime.source import Pipeline
+from esdmon.runtime.workers.at_exit import close_at_exit, forget_closed
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
@@ -52,7 +51,7 @@ class Monitor:
 
     def __init__(
         self,
-        readings: Pipeline,
+        readings: Readings,
         *,
         schedule: Schedule,
         sinks: Sequence[tuple[str, Sink]] = (),

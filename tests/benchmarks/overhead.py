@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import esdmon
 from esdmon.cli.digits import MiniAlexNet, digits
-from esdmon.runtime import processes
+from esdmon.runtime.workers import processes
 from esdmon.schedule.budget import Budget
 
 EVERY = 200

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from esdmon.runtime import processes
-from tests.runtime.worker_processes import Pids, has_ended
+from esdmon.runtime.workers import processes
+from tests.runtime.workers.worker_processes import Pids, has_ended
 
 
 @pytest.fixture
