@@ -13,7 +13,8 @@ from esdmon.records import LayerReport
 from esdmon.runtime.reading.reader import Reader
 from esdmon.runtime.workers.cpus import cores, ranks_of_host
 from esdmon.runtime.workers.memory import available_bytes
-from esdmon.runtime.workers.processes import Processes, Worker, why_not
+from esdmon.runtime.workers.processes import Processes
+from esdmon.runtime.workers.worker import Worker, why_not
 from esdmon.spectrum.lapack import in_one_thread
 from esdmon.weights import n_parameters, nominal_seconds
 

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from esdmon.plugins import Plugins
 from esdmon.runtime.reading import pool as pools
 from esdmon.runtime.reading.pool import Pool
 from esdmon.runtime.reading.reader import Reader
-from esdmon.runtime.workers import processes
+from esdmon.runtime.workers import worker as worker_module
 from esdmon.spectrum import Measure, Spectrum
 from esdmon.weights import Transfers, solve_lapack
 from tests.runtime.reading.blas import NotesThreads, thread_functions
@@ -121,6 +122,9 @@ def test_what_a_killed_process_was_reading_has_failed(pids: Pids, caplog: pytest
         reader = reader_of(model, pool)
         reading = pool.read(reader, [matrix.name for matrix in reader.matrices], 0)
         first = next(reading)
+        until = time.monotonic() + LONG
+        while len(pool.processes._workers) < 2 and time.monotonic() < until:  # a start that fails is another case
+            time.sleep(0.01)
         for pid in pids.started:
             os.kill(pid, signal.SIGKILL)
         layers = [first, *reading]
@@ -249,7 +253,7 @@ def test_without_processes_this_one_reads_a_matrix_at_a_time(
     def refused(*_args: object, **_options: object) -> None:
         raise OSError("no more processes")
 
-    monkeypatch.setattr(processes, "_started", refused)
+    monkeypatch.setattr(worker_module, "_started", refused)
     set_threads, get_threads = thread_functions()
     before, met = get_threads(), []
     both = threading.Barrier(2, action=lambda: met.append("two at once"))

@@ -15,7 +15,7 @@ from torch import nn
 
 import esdmon
 from esdmon.records import LayerReport
-from esdmon.runtime.workers import processes
+from esdmon.runtime.workers import worker as worker_module
 from esdmon.runtime.workers.job import run
 from esdmon.runtime.workers.measured import measure
 from esdmon.runtime.workers.processes import Processes
@@ -202,7 +202,7 @@ def test_where_no_process_can_be_started_threads_read(
 ) -> None:
     """One warning; nothing is lost. The first is a Python that does not find the module."""
     if executable == sys.executable:
-        monkeypatch.setattr(processes, "_PROGRAM", "esdmon.no_such_module")
+        monkeypatch.setattr(worker_module, "_PROGRAM", "esdmon.no_such_module")
     monkeypatch.setattr(sys, "executable", executable)
     run = training(every=5).train(10)
     run.watched.close()

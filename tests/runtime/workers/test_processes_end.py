@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from esdmon.runtime.workers import processes
-from esdmon.runtime.workers.processes import Worker
+from esdmon.runtime.workers import worker as worker_module
+from esdmon.runtime.workers.worker import Worker, WorkerError
 from tests.runtime.workers.worker_processes import LONG, Pids, has_ended, training
 
 pytestmark = [
@@ -91,7 +91,7 @@ def test_processes_that_are_forked_inherit_nothing() -> None:
     run = training().train(1)
     run.watched.flush(LONG)
     assert count_descriptors() == 1
-    workers = list(processes._alive)
+    workers = list(worker_module._alive)
     loader = DataLoader(Descriptors(), num_workers=1, multiprocessing_context="fork")
     assert [int(batch) for batch in loader] == [0]
     run.train(1)
@@ -108,12 +108,12 @@ def test_processes_that_are_forked_inherit_nothing() -> None:
 
 _KILLED = """
 import os, signal, torch, esdmon
-from esdmon.runtime.workers import processes
+from esdmon.runtime.workers import worker as module
 model = torch.nn.Linear(64, 64)
 monitor = esdmon.watch(model, every=1, mode="process", sinks=None, alerts=None, budget=None)
 monitor.step()
 monitor.flush(60)
-(worker,) = processes._alive
+(worker,) = module._alive
 print(worker.pid, flush=True)
 os.kill(worker.pid, signal.SIGSTOP)
 monitor.step()
@@ -134,7 +134,7 @@ def test_a_worker_that_was_closed_refuses_a_job() -> None:
     worker.close()
     worker.close()
     job: Any = None
-    with pytest.raises(processes.WorkerError, match="the worker process is closed"):
+    with pytest.raises(WorkerError, match="the worker process is closed"):
         worker.run(job, np.zeros((1, 1, 1)))
 
 
@@ -142,21 +142,21 @@ def test_a_worker_that_has_ended_is_noticed_where_another_process_holds_its_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As one does that is forked while the worker is started: then the connection never ends."""
-    start = processes._started
+    start = worker_module._started
     held: list[int] = []
 
     def started(connection: int, memory: int, *, is_idle: bool) -> "subprocess.Popen[bytes]":
         held.append(os.dup(connection))
         return start(connection, memory, is_idle=is_idle)
 
-    monkeypatch.setattr(processes, "_started", started)
-    monkeypatch.setattr(processes, "_CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(worker_module, "_started", started)
+    monkeypatch.setattr(worker_module, "_CHECK_SECONDS", 0.01)
     worker = Worker()
     errors: list[object] = []
 
     def read() -> None:
         job: Any = None
-        with pytest.raises(processes.WorkerError, match="was ended by signal 9") as error:
+        with pytest.raises(WorkerError, match="was ended by signal 9") as error:
             worker.run(job, np.zeros((1, 1, 1)))
         errors.append(error)
 
@@ -187,7 +187,7 @@ def test_a_worker_may_be_closed_by_the_thread_that_uses_it() -> None:
 
     def read() -> None:
         job: Any = Closing(worker)
-        with pytest.raises(processes.WorkerError, match="was ended by signal 9") as error:
+        with pytest.raises(WorkerError, match="was ended by signal 9") as error:
             worker.run(job, np.zeros((1, 1, 1)))
         errors.append(error)
 
@@ -202,6 +202,6 @@ def test_a_worker_may_be_closed_by_the_thread_that_uses_it() -> None:
 def test_what_was_opened_for_a_worker_that_cannot_be_started_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the error: here a search path with a null byte, which no environment takes."""
     monkeypatch.setattr(sys, "path", [*sys.path, "/nowhere\0"])
-    with pytest.raises(processes.WorkerError, match="embedded null byte"):
+    with pytest.raises(WorkerError, match="embedded null byte"):
         Worker()
     assert count_descriptors() == 0
