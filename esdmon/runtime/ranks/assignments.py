@@ -1,23 +1,25 @@
 """`Assignments`: what each rank of a job does at a due step: give copies of its fragments, read what it was assigned.
 
 In the training's thread the store is polled once for rank 0's plan, and copies are begun: nothing waits. What needs
-fragments of other ranks is put together and read in a thread of the executor, as much at a time as memory allows.
+fragments of other ranks is put together and read in a thread of the executor (`assembly.py`), as much at a time as
+memory allows.
 """
 
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import final
 
 from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
+from esdmon.runtime.ranks.assembly import Assembly
 from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
-from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
+from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved
 from esdmon.runtime.ranks.holdings import Holder, Table
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
 from esdmon.runtime.ranks.parts import Own, ShardedSource
@@ -74,7 +76,7 @@ class Assignments:
         """The steps until the next due one at which all ranks poll the store for an extra plan."""
         self.has_joined = False
         """Whether this rank has announced what it holds."""
-        self._holders: dict[str, tuple[Holder, ...]] = {}
+        self._holders = self._look_up_holders(0)
         self._address = ""
         self.n_listed = 0
         """Matrices of this rank's model, as last announced."""
@@ -143,7 +145,7 @@ class Assignments:
             if role is None:
                 return None
             self._role, self._version = role, plan.version
-            self._holders.clear()
+            self._holders = self._look_up_holders(plan.version)
         sampled = {}
         if not self._ranks.rank:  # the only one that samples steps
             sampled = {
@@ -221,7 +223,7 @@ class Assignments:
         own: dict[str, Own] = {}
         for name in assignment.parameters:
             local = self.local(name)
-            if not self.parts.fragments([local]) or self.exchange is None:
+            if not self.parts.has_fragment(local) or self.exchange is None:
                 continue
             is_mine, key = assignment.owner == self._ranks.rank, self._key(step, assignment, name)
             try:
@@ -245,96 +247,28 @@ class Assignments:
     def _begin_assembled(
         self, assignment: Assignment, step: int, own: Mapping[str, Own], failures: dict[int, str]
     ) -> Task:
-        readings = {name: self._begin_one(name, step) for name in assignment.names}
-        until = time.monotonic() + self._limits.fragment_seconds
-        finish = partial(self._assemble, assignment, step, own=own, readings=readings, failures=failures, until=until)
-        return self._executor.begin_later(assignment.names, step, finish, sum(map(self.parts.size, own)))
+        names = {self.local(name): name for name in assignment.parameters}
+        assembly = Assembly(
+            step,
+            readings={name: self._begin_one(name, step) for name in assignment.names},
+            keys={local: self._key(step, assignment, name) for local, name in names.items()},
+            holders={local: partial(self._holders, name) for local, name in names.items()},
+            own=own,
+            until=time.monotonic() + self._limits.fragment_seconds,
+            failures=failures,
+        )
+        read = partial(assembly.read, self._source, self.exchange, self.memory_limit, self._executor.clock)
+        return self._executor.begin_later(assignment.names, step, read, sum(map(self.parts.size, own)))
 
     def _begin_one(self, name: str, step: int) -> Callable[[], LayerReport]:
         return self._source.begin(self.local(name), step, moved=unknown, copy=False)
 
-    def _assemble(
-        self,
-        assignment: Assignment,
-        step: int,
-        *,
-        own: Mapping[str, Own],
-        readings: Mapping[str, Callable[[], LayerReport]],
-        failures: dict[int, str],
-        until: float,
-    ) -> Answer:
-        """Put the parameters of an assignment together and read its matrices: in the executor's thread."""
-        clock = _Clock(self._executor.clock)
-        keys = {self.local(name): self._key(step, assignment, name) for name in assignment.parameters}
-        fetch = partial(self._fetch, keys=keys, until=until, clock=clock)
-        answer: Answer = {}
-        try:
-            parameters = {
-                local: self._holders_of(name) for local, name in zip(keys, assignment.parameters, strict=True)
-            }
-            size = sum(map(self.parts.whole_size, parameters))
-            with self.memory_limit.holding(size, clock.waiting), self.parts.assembled(parameters, own, fetch) as ratio:
-                for name, finish in readings.items():
-                    layer = replace(finish(), name=name, update_ratio=ratio)
-                    answer[name] = layer, clock.lap()
-        except PeerError as error:
-            if not error.answers:
-                failures[error.rank] = str(error)
-            answer |= _failed(assignment.names, answer, step, str(error))
-        except Exception as error:
-            if self._source.strict:
-                raise
-            answer |= _failed(assignment.names, answer, step, describe(error))
-        return answer
-
-    def _fetch(
-        self,
-        local: str,
-        holder: Holder,
-        into: memoryview,
-        *,
-        keys: Mapping[str, str],
-        until: float,
-        clock: "_Clock",
-    ) -> Moved:
-        if self.exchange is None:
-            raise LookupError("this rank does not serve fragments")
-        with clock.waiting():
-            return self.exchange.fetch(holder.rank, holder.address, keys[local], into, until=until)
-
-    def _holders_of(self, parameter: str) -> tuple[Holder, ...]:
-        if parameter not in self._holders:
-            self._holders[parameter] = self._ranks.holders(self._version, parameter)
-        return self._holders[parameter]
+    def _look_up_holders(self, version: int) -> Callable[[str], tuple[Holder, ...]]:
+        """Return the function that looks up who gives the fragments of a parameter, once for each."""
+        return cache(partial(self._ranks.holders, version))
 
     def _key(self, step: int, assignment: Assignment, parameter: str) -> str:
         return f"{self._ranks.epoch}/{step}/{assignment.names[0]}/{parameter}"
-
-
-class _Clock:
-    """The seconds of a thread, without those that it waits for other ranks."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._last = clock()
-
-    def lap(self) -> float:
-        """Return the seconds since the last call."""
-        last, self._last = self._last, self._clock()
-        return self._last - last
-
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Count of a block its CPU time only."""
-        since, cpu = self._clock(), time.thread_time()
-        try:
-            yield
-        finally:
-            self._last += self._clock() - since - (time.thread_time() - cpu)
-
-
-def _failed(names: Sequence[str], answer: Answer, step: int, why: str) -> Answer:
-    return {name: (LayerReport(name, "failed", step, why), 0.0) for name in names if name not in answer}
 
 
 def _renamed(task: Task, names: Mapping[str, str]) -> Task:

@@ -1,6 +1,6 @@
 """`Parts`: the protocol of what one rank of a job holds of the weights, and `ShardedSource`, which has such parts."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
@@ -30,8 +30,8 @@ class Parts(Protocol):
     def coverage(self) -> Coverage:
         """Return how much of this rank's model is watched, as if it held all of it."""
 
-    def fragments(self, parameters: Iterable[str]) -> list[str]:
-        """Return those parameters of which this rank holds a fragment."""
+    def has_fragment(self, parameter: str) -> bool:
+        """Return whether this rank holds a fragment of a parameter."""
 
     def size(self, parameter: str) -> int:
         """Return the bytes of this rank's fragment of a parameter."""

@@ -6,7 +6,7 @@ operation on a DTensor.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import final
@@ -78,9 +78,9 @@ class LocalParts:
         """Return how much of this rank's model is watched, as if it held all of it."""
         return self._model.coverage
 
-    def fragments(self, parameters: Iterable[str]) -> list[str]:
-        """Return those parameters of which this rank holds a fragment."""
-        return [name for name in parameters if name in self._shards and self._shards[name][1].fragment is not None]
+    def has_fragment(self, parameter: str) -> bool:
+        """Return whether this rank holds a fragment of a parameter."""
+        return parameter in self._shards and self._shards[parameter][1].fragment is not None
 
     def size(self, parameter: str) -> int:
         """Return the bytes of this rank's fragment of a parameter."""

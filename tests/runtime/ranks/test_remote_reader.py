@@ -7,6 +7,7 @@ from typing import Any
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport, Screened
 from esdmon.runtime.ranks.coordination import Assignment, Plan, Role
+from esdmon.runtime.ranks.holdings import Holder
 from esdmon.runtime.ranks.remote_reader import RemoteReader
 from esdmon.runtime.workers.executor import Executor
 from esdmon.schedule.budget import Budget
@@ -109,6 +110,9 @@ class Assigns:
 
     def role(self, _version: int) -> Role:
         return Role({}, frozenset())
+
+    def holders(self, _version: int, _parameter: str) -> tuple[Holder, ...]:
+        return ()
 
     def plan(self, previous: int) -> Plan:
         return Plan(1, tuple(Assignment(1, (f"w{k}",)) for k in range(10)))
