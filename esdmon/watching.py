@@ -27,7 +27,7 @@ from esdmon.options.watch_options import check
 from esdmon.runtime.clock import Clock, check_clock, hookable
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.monitor import Monitor
-from esdmon.runtime.notes import NO_STEP
+from esdmon.runtime.notes import Notes
 from esdmon.runtime.pipeline.pipeline import ReadingPipeline
 from esdmon.runtime.ranks.assignments import Assignments
 from esdmon.runtime.ranks.coordination import Coordinator
@@ -247,7 +247,7 @@ def attach(
         limits=limits,
         escalation=escalation,
         requests=Requests(ranks if shares_requests and actions.can_request else None),
-        no_step=NO_STEP if hooked is None else _NOT_CALLED.format(type(hooked).__name__),
+        notes=Notes() if hooked is None else Notes(_NOT_CALLED.format(type(hooked).__name__)),
     )
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)

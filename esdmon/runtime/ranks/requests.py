@@ -25,14 +25,14 @@ class Requests:
     def __init__(self, ranks: Coordinator | None = None) -> None:
         self._ranks = ranks
         self._asked: list[Kind] = []
-        self._epoch = self._n_sent = self._n_met = 0
+        self._epoch = self._n_sent = self._n_taken = 0
         self._should_save = False
         self.should_stop = False
         """Whether any rule has asked to stop."""
 
     @property
     def is_shared(self) -> bool:
-        """Return whether `meet` has to be called at each step."""
+        """Return whether `exchange` has to be called at each step."""
         return self._ranks is not None
 
     def add(self, kind: Kind) -> None:
@@ -47,21 +47,21 @@ class Requests:
         requested, self._should_save = self._should_save, False
         return requested
 
-    def meet(self, step: int, *, is_due: bool) -> None:
+    def exchange(self, step: int, *, is_due: bool) -> None:
         """Send what was added, and at a due step take up the requests of earlier steps."""
         if self._ranks is None:
             return
         if self._epoch != self._ranks.epoch:  # all ranks have gone back to a checkpoint
-            self._epoch, self._n_sent, self._n_met = self._ranks.epoch, 0, 0
+            self._epoch, self._n_sent, self._n_taken = self._ranks.epoch, 0, 0
         while self._asked:
             self._ranks.request(self._n_sent, self._asked[0], step)
             self._n_sent += 1
             self._asked.pop(0)
-        while is_due and (found := self._ranks.requested(self._n_met)) is not None:
+        while is_due and (found := self._ranks.requested(self._n_taken)) is not None:
             kind, since = found
             if since >= step:
                 return
-            self._n_met += 1
+            self._n_taken += 1
             self._grant("stop" if kind == "stop" else "save")
 
     def _grant(self, kind: Kind) -> None:

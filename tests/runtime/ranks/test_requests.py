@@ -121,7 +121,7 @@ def test_whoever_is_ahead(seed: int) -> None:
         for rank in chance.permutation(2):  # the next step begins when both have left this one
             if rank == 0 and step in asked:
                 requests[0].add("stop" if asked[step] else "save")
-            requests[rank].meet(step, is_due=step % EVERY == 0)
+            requests[rank].exchange(step, is_due=step % EVERY == 0)
             if requests[rank].take_save_request() or requests[rank].should_stop:
                 seen[rank].append((step, requests[rank].should_stop))
     assert seen[0] == seen[1] != []
@@ -137,17 +137,17 @@ def test_requests_of_a_run_that_went_back() -> None:
     ranks = [Coordinator(store, rank, 2) for rank in (0, 1)]
     requests = [Requests(each) for each in ranks]
     requests[0].add("save")
-    requests[0].meet(5, is_due=False)
+    requests[0].exchange(5, is_due=False)
     for rank in ranks:
         rank.restart()
     for step in (3, 6, 9):
         for each in requests:
-            each.meet(step, is_due=True)
+            each.exchange(step, is_due=True)
     assert [each.take_save_request() for each in requests] == [False, False]
     requests[0].add("save")
-    requests[0].meet(10, is_due=False)
+    requests[0].exchange(10, is_due=False)
     for each in requests:
-        each.meet(12, is_due=True)
+        each.exchange(12, is_due=True)
     assert [each.take_save_request() for each in requests] == [True, True]
 
 
