@@ -1,4 +1,4 @@
-"""`Escalation`: read between the scheduled steps what jumps there, and what an alert is waiting for.
+"""`Escalation`: between the scheduled steps, have layers read that jump, or that an alert waits for.
 
 What rank 0 of a job cannot read alone is read at a poll: a step at which all ranks poll the job's store. Rank 0 asks
 for it some steps ahead, since other ranks may be ahead of it, and their devices behind.
@@ -18,7 +18,7 @@ class Ranks(Protocol):
 
     @property
     def next_poll(self) -> int | None:
-        """Return the step of the next one; None before the next scheduled step."""
+        """Return the step of the next such reading; None where there is none before the next scheduled step."""
 
     def is_elsewhere(self, name: str) -> bool:
         """Return whether other ranks have to take part in a reading of a matrix."""

@@ -34,7 +34,7 @@ class Readings(Stateful, Protocol):
 
     @property
     def under_way_here(self) -> bool:
-        """Return whether this process has to finish any of them."""
+        """Return whether this process has to finish any readings that are under way."""
 
     def settle(self) -> None:
         """Synchronise the device before what follows is measured, where readings wait for it."""
@@ -47,18 +47,18 @@ class Readings(Stateful, Protocol):
         """
 
     def leftover(self) -> tuple[str, ...]:
-        """Return the matrices of the last scheduled step that are to be read now, at a step between."""
+        """Return the matrices of the last scheduled step that can be read now, at a step that is not scheduled."""
 
     def is_poll(self, step: int) -> bool:
         """Return whether ranks may have to read at a step that is not scheduled: called once, at each of these."""
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
-        """Begin the readings of a scheduled step; between these those of `extra`, and what all ranks read.
+        """Begin the readings of a scheduled step; at another step those of `extra`, and what all ranks read at a poll.
 
         Args:
             step: optimizer steps taken.
-            host_step: as the host counts them.
-            extra: None at a scheduled step.
+            host_step: optimizer steps as the host counts them.
+            extra: matrices to read at a step that is not scheduled; None at a scheduled one.
         """
 
     def finished(self) -> Iterator[Report]:

@@ -21,7 +21,7 @@ class Sampled(Protocol):
         """Sample the weights before an optimizer step."""
 
     def end_step_sample(self) -> None:
-        """Sample them after it."""
+        """Sample the weights after the step."""
 
     def step_samples(self) -> dict[str, StepSample]:
         """Return what was sampled since the last call and is computed by now."""

@@ -21,8 +21,8 @@ class DriftLog:
 
     Args:
         source: the matrices of this process.
-        priority: takes note of them.
-        budget: limits how many are measured at once.
+        priority: takes note of their drift.
+        budget: limits how many are measured at a due step.
         team: the ranks of the job, which have matrices of their own; None for a process that is alone.
     """
 

@@ -21,11 +21,11 @@ class DueStep:
     since: float
     """The time of the step, in seconds of the monotonic clock."""
     extra: bool = False
-    """Whether it is a step between the scheduled ones."""
+    """Whether the step is not scheduled."""
     asked: frozenset[str] = frozenset()
-    """Of a step between: the matrices in whose readings other ranks take part."""
+    """At a step that is not scheduled: the matrices in whose readings other ranks take part."""
     missed: set[str] = field(default_factory=set)
-    """Those of them that some rank has not read, or not given its part of."""
+    """Matrices of `asked` that a rank has not read, or of which a rank has not given its part."""
     begun: set[str] = field(default_factory=set)
     owners: Mapping[str, int] = field(default_factory=dict)
     """The rank that reads each matrix, of those that rank 0 has assigned."""

@@ -200,7 +200,7 @@ class ReadingPipeline:
     def _forget(self) -> None:
         """Begin without any reading, as at the start of a run."""
         source, budget, team = self._source, self._budget, self._team
-        self._priority = ReadPriority(self._nominal(), source.on_device(), limited=budget.share is not None)
+        self._priority = ReadPriority(self._nominal(), source.seconds_on_device(), limited=budget.share is not None)
         self._collector = Collector(self._priority, self._dropped)
         self._drift = DriftLog(source, self._priority, budget, team)
         self._screening = Screening(source, self._priority, self._drift, budget)
@@ -221,7 +221,7 @@ class ReadingPipeline:
 
     def _replace(self) -> None:
         """Take up the matrices that there are now."""
-        self._priority.replace(self._nominal(), self._source.on_device())
+        self._priority.replace(self._nominal(), self._source.seconds_on_device())
         self._take_up()
 
     def _take_up(self) -> None:

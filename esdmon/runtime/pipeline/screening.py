@@ -14,15 +14,15 @@ from esdmon.schedule.priority import ReadPriority
 SHARE = 0.25
 """Part of the budget that may go into screening. Our choice."""
 WORTH = 10
-"""A matrix is screened where a reading of it takes at least so many times as long. Our choice."""
+"""A matrix is screened where its reading takes at least this many times as long as its screening. Our choice."""
 
 
 @final
 class Screening:
     """Screen the matrices that were not read for some due steps, the longest not known first.
 
-    What it costs is measured. From the matrix on with which that would be more than a quarter of the budget, since the
-    run was begun or continued here, the others wait for the next due step.
+    The cost is measured, from where this process began or continued the run. Once it is more than a quarter of the
+    budget, the other matrices wait for the next due step.
 
     Args:
         source: the matrices of this process.
@@ -77,7 +77,7 @@ class Screening:
         self._spent += cost.seconds + (beside or 0.0)
 
     def as_of(self, step: int, latest: Mapping[str, LayerReport]) -> tuple[Screened, ...]:
-        """Return what is known at a due step besides the last readings; what is new is that at the first call only."""
+        """Return the last screening of each matrix that is newer than its reading, as of a due step; new only once."""
         self._take(latest)
         shown: list[Screened] = []
         for name in [name for name in self._found if name not in self._priority.names]:
@@ -95,7 +95,7 @@ class Screening:
         return SHARE * (self._budget.share or 0.0) * (self._budget.run_seconds - self._since)
 
     def _take(self, latest: Mapping[str, LayerReport]) -> None:
-        """Take up what is computed by now."""
+        """Take the screenings that are computed by now, and give the priority the changes of λmax."""
         for found in self._source.screened():
             layer = latest.get(found.name)
             if not math.isfinite(found.lambda_max):

@@ -50,7 +50,7 @@ class Assigned:
 
 @final
 class Assignments:
-    """Do what rank 0 assigns to this rank; rank 0 is one of them.
+    """Do what rank 0 assigns to this rank; rank 0 itself does so too.
 
     Args:
         source: the matrices of this rank's model.

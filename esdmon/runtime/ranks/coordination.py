@@ -68,11 +68,11 @@ class Answers:
 
     readings: Answer
     failures: Mapping[int, Mapping[int, str]]
-    """By rank, those that did not give it their fragments, and why."""
+    """By rank that has answered: the ranks that did not give it their fragments, and why."""
     paces: Mapping[int, float]
-    """By rank, its seconds of reading for each second of its budget."""
+    """By rank: its seconds of reading for each second of its budget."""
     seconds: Mapping[int, float]
-    """By rank, what its readings have taken."""
+    """By rank: the seconds that its readings have taken."""
     missing: tuple[int, ...]
     """Ranks that have not answered."""
 
@@ -127,11 +127,11 @@ class Coordinator:
         return self._store.value("token") if self._store.has("token") else None
 
     def common(self, problems: Collection[str], timeout: float) -> set[str] | None:
-        """Return those of this rank's problems that every rank has: before training, where all of them call `watch`.
+        """Return the problems of this rank that every rank has. Called before training, where all ranks call `watch`.
 
         Args:
-            problems: what they are about.
-            timeout: seconds to wait for the others, where there are any.
+            problems: what the problems of this rank are about.
+            timeout: seconds to wait for the other ranks, where this one has problems.
 
         Returns:
             None where not all ranks have called it in that time.

@@ -106,7 +106,7 @@ class Entry:
     size: int = 0
     """Number of parameters that it covers."""
     reason: str = ""
-    """Why nobody can; empty where somebody can."""
+    """Why no rank can read it; empty where one can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Holdings:
     bytes_of: Mapping[str, int] = field(default_factory=dict)
     """Bytes of a whole parameter."""
     names: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
-    """By rank: the names in the job of those of its matrices and parameters that have another one there."""
+    """By rank: the names in the job of its matrices and parameters, where they differ from its own names."""
     coverage: Coverage = field(default_factory=lambda: Coverage(0, 0))
 
     def local_names(self, rank: int) -> dict[str, str]:

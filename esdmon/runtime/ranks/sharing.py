@@ -108,9 +108,9 @@ class Sharing:
         """Return who reads what.
 
         Args:
-            names: matrices in order of priority, with the seconds that a reading is expected to take. Left out is what
-                does not fit into the memory for copies, and what only ranks without credit can read, but for the first
-                where nothing else is read.
+            names: matrices in order of priority, with the seconds that a reading is expected to take. Matrices whose
+                copies have no memory are left out, and so are those that only ranks without credit can read. Where that
+                leaves none, the first is read.
             holdings: what all ranks hold.
             ranks: how each reads.
         """
@@ -131,20 +131,20 @@ class Sharing:
                 if left[rank] > 0 and (not copied[rank] or copied[rank] + size <= self._most_bytes)
             ]
             if able:
-                owner = self._loads.give(cost[group], able, _held(entry, holdings))
-                left[owner] -= sum(names[name] for name in group)
-                copied[owner] += size * ranks[owner].copies
-                shared.append(Assignment(owner, group, entry.parameters))
+                assignment = self._assign(group, cost[group], able, holdings)
+                left[assignment.owner] -= sum(names[name] for name in group)
+                copied[assignment.owner] += size * ranks[assignment.owner].copies
+                shared.append(assignment)
         if groups and not shared:
-            entry = holdings.matrices[groups[0][0]]
-            shared.append(
-                Assignment(
-                    self._loads.give(cost[groups[0]], entry.readers, _held(entry, holdings)),
-                    groups[0],
-                    entry.parameters,
-                )
-            )
+            first, readers = groups[0], holdings.matrices[groups[0][0]].readers
+            shared.append(self._assign(first, cost[first], readers, holdings))
         return tuple(shared)
+
+    def _assign(self, group: tuple[str, ...], cost: float, able: Sequence[int], holdings: Holdings) -> Assignment:
+        """Give the matrices of a group to one of the ranks that are able to read them."""
+        entry = holdings.matrices[group[0]]
+        owner = self._loads.give(cost, able, _held(entry, holdings))
+        return Assignment(owner, group, entry.parameters)
 
 
 def within(groups: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> list[tuple[str, ...]]:

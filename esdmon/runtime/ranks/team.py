@@ -30,7 +30,8 @@ class Team:
     """The ranks of a job, of which this is rank 0.
 
     A rank that fails three times in a row, by not answering or by not giving its fragment, is paused as any other part
-    is: other ranks that hold the same read and give in its place, and what it holds alone has that as a reason.
+    is. Other ranks that hold the same weights take its place; matrices that it holds alone are not read, with this as
+    the reason.
 
     Args:
         ranks: the messages of the job.
@@ -49,8 +50,11 @@ class Team:
         self._limits = limits
         self._escalates = escalates
         self._has_elsewhere = False
+        """Whether there are matrices that rank 0 cannot read alone."""
         self._asked: tuple[int, Plan] | None = None
+        """The last extra plan, with the step of the poll that it is for."""
         self._now: Plan | None = None
+        """The extra plan of this step."""
         self._tables: dict[int, Table] = {}
         self._paused: frozenset[int] = frozenset()
         self._roles: dict[int, Role] = {}
@@ -59,10 +63,15 @@ class Team:
         """How each rank reads."""
         self._ending = 0
         self._version = 0
+        """Of the holdings."""
         self._given: set[str] = set()
+        """Parameters whose holders are in the job's store, for this version."""
         self._blamed: dict[int, dict[int, str]] = {}
+        """By due step: the ranks that did not give their fragments, and why."""
         self._plans: dict[int, Plan] = {}
+        """By due step, of those whose readings are not all there."""
         self._quiet = 0
+        """Due steps in a row at which no rank has announced anything."""
         self._unreadable: set[str] = set()
         self._has_renamed = False
         self._joining: TableJoin | None = None

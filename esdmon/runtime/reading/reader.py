@@ -199,17 +199,17 @@ class Reader:
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
         return self._model.nominal()
 
-    def on_device(self) -> Mapping[str, float]:
-        """Return such seconds where eigenvalues are computed on a GPU, of those matrices for which that may pay."""
+    def seconds_on_device(self) -> Mapping[str, float]:
+        """Return the same where a GPU computes the eigenvalues, of the matrices for which that may pay."""
         return self._gpu.seconds
 
     @property
     def is_for_gpu(self) -> bool:
-        """Return whether any of them is on a GPU."""
+        """Return whether any matrix of `seconds_on_device` is on a GPU."""
         return self._gpu.is_useful
 
     def solvable(self) -> frozenset[str]:
-        """Return those of them that a GPU can compute now: they are on it, and it has memory."""
+        """Return the matrices of `seconds_on_device` that a GPU can solve now: they are on it, and it has memory."""
         return self._gpu.solvable()
 
     def size(self, name: str) -> int:
@@ -245,7 +245,7 @@ class Reader:
         self._steps.begin()
 
     def end_step_sample(self) -> None:
-        """Sample them after it."""
+        """Sample the weights after the step."""
         self._steps.end()
 
     def last_step(self, name: str) -> StepSample:

@@ -55,7 +55,7 @@ class ReadingRecords:
         return replace(
             blank,
             kind=layer_type_of(matrix),
-            n_parameters=self._model.measure(matrix).n_elements,
+            n_parameters=self._model.stack_size(matrix).n_elements,
             trainable=self._model.is_trainable(matrix.name),
             step_ratio=last.ratio,
             step_growth=last.growth,

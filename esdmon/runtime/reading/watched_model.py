@@ -101,7 +101,7 @@ class WatchedModel:
         """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
         return self._bytes.get(name, 0)
 
-    def measure(self, matrix: Matrix) -> StackSize:
+    def stack_size(self, matrix: Matrix) -> StackSize:
         """Return the size of a matrix; where its shape has changed, compute the bytes of a copy as well."""
         size = matrix.size()
         if size is not self._sizes.get(matrix.name):
@@ -123,7 +123,7 @@ class WatchedModel:
         self._bytes: dict[str, int] = {}
         for matrix in watched.matrices:
             with suppress(Exception):  # the reading reports why
-                self.measure(matrix)
+                self.stack_size(matrix)
         self._tries = 0
         self._structure = ()
         if isinstance(self._model, nn.Module):  # others are not in training, and their report has the reasons

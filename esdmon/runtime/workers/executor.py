@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final, get_args
 
 from esdmon.isolation import describe
 from esdmon.limits import Limits
@@ -23,7 +23,7 @@ from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
 
 Mode: TypeAlias = Literal["sync", "thread", "process", "device"]
-MODES: tuple[Mode, ...] = ("sync", "thread", "process", "device")
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @final
@@ -76,11 +76,6 @@ class Executor:
         return not self._unfinished()
 
     @property
-    def is_beside(self) -> bool:
-        """Return whether readings are finished on idle cores, so that more may be begun between scheduled steps."""
-        return self._workers is not None and self._workers.count > 0
-
-    @property
     def may_use_device(self) -> bool:
         """Return whether a GPU is to compute eigenvalues: no thread may read on an idle core."""
         return self._is_device_only or (self._workers is not None and self._workers.has_no_core)
@@ -88,7 +83,7 @@ class Executor:
     @property
     def reads_between(self) -> bool:
         """Return whether what has no room at a scheduled step may be begun at the steps after it."""
-        return self.is_beside or bool(self.on_device)
+        return bool(self.on_device) or (self._workers is not None and self._workers.count > 0)
 
     @property
     def pace(self) -> float:
@@ -147,7 +142,7 @@ class Executor:
         return finish, 0.0 if finish is None else cost.seconds
 
     def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:
-        """Have a thread finish several readings, in either mode: those that wait for other ranks.
+        """Have a thread finish several readings, in any mode: those that wait for other ranks.
 
         Args:
             names: of the matrices.

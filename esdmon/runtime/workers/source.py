@@ -42,11 +42,11 @@ class Source(Protocol):
     def nominal(self) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
 
-    def on_device(self) -> Mapping[str, float]:
-        """Return such seconds where eigenvalues are computed on a GPU, of those matrices for which that may pay."""
+    def seconds_on_device(self) -> Mapping[str, float]:
+        """Return the same where a GPU computes the eigenvalues, of the matrices for which that may pay."""
 
     def solvable(self) -> frozenset[str]:
-        """Return those of them that a GPU can compute now: they are on it, and it has memory."""
+        """Return the matrices of `seconds_on_device` that a GPU can solve now: they are on it, and it has memory."""
 
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix."""

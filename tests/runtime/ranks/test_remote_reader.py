@@ -49,7 +49,7 @@ class Source:
     def nominal(self) -> dict[str, float]:
         return {f"w{k}": 1.0 for k in range(10)}
 
-    def on_device(self) -> dict[str, float]:
+    def seconds_on_device(self) -> dict[str, float]:
         return {}
 
     def solvable(self) -> frozenset[str]:
