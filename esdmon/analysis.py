@@ -12,8 +12,8 @@ from esdmon.calls import explain_wrong_calls
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import Report
-from esdmon.runtime.pool import Pool
-from esdmon.runtime.reader import Reader
+from esdmon.runtime.reading.pool import Pool
+from esdmon.runtime.reading.reader import Reader
 from esdmon.weights import MIN_EIGENVALUES, Model, Selection, solve_lapack
 
 

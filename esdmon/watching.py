@@ -24,21 +24,21 @@ from esdmon.options.alerts import actions_for, rule_labels, usable_rules
 from esdmon.options.modes import available_mode, resolved_mode, workers_for
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
-from esdmon.runtime.assignments import Assignments
 from esdmon.runtime.clock import Clock, check_clock, hookable
-from esdmon.runtime.coordination import Coordinator
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.executor import Executor
 from esdmon.runtime.monitor import Monitor
-from esdmon.runtime.notes import NO_STEP
-from esdmon.runtime.pipeline import ReadingPipeline
-from esdmon.runtime.processes import Processes
-from esdmon.runtime.reader import Reader
-from esdmon.runtime.remote_reader import RemoteReader
-from esdmon.runtime.requests import Requests
-from esdmon.runtime.source import Pipeline
+from esdmon.runtime.notes import Notes
+from esdmon.runtime.pipeline.pipeline import ReadingPipeline
+from esdmon.runtime.ranks.assignments import Assignments
+from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.remote_reader import RemoteReader
+from esdmon.runtime.ranks.requests import Requests
+from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.reading.reader import Reader
+from esdmon.runtime.readings import Readings
 from esdmon.runtime.step_sampling import StepSampling
-from esdmon.runtime.team import Team
+from esdmon.runtime.workers.executor import Executor
+from esdmon.runtime.workers.processes import Processes
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
@@ -221,7 +221,7 @@ def attach(
         workers=workers,
         processes=processes,
     )
-    readings: Pipeline
+    readings: Readings
     escalation: Escalation | None = None
     if ranks is not None and not leads:
         readings = RemoteReader(reader, executor, ranks, limits=limits)
@@ -247,7 +247,7 @@ def attach(
         limits=limits,
         escalation=escalation,
         requests=Requests(ranks if shares_requests and actions.can_request else None),
-        no_step=NO_STEP if hooked is None else _NOT_CALLED.format(type(hooked).__name__),
+        notes=Notes() if hooked is None else Notes(_NOT_CALLED.format(type(hooked).__name__)),
     )
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)

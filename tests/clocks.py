@@ -31,5 +31,5 @@ def set_clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
         return Budget(*arguments, **options | {"clock": clock.perf_counter, "cpu_clock": clock.perf_counter})
 
     monkeypatch.setattr(watching, "Budget", budget)
-    monkeypatch.setattr("esdmon.runtime.executor.time", clock)
+    monkeypatch.setattr("esdmon.runtime.workers.executor.time", clock)
     return clock

@@ -11,8 +11,8 @@ import esdmon
 from esdmon.errors import InputError
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
-from esdmon.runtime.reader import Reader
-from esdmon.runtime.watched_model import WatchedModel
+from esdmon.runtime.reading.reader import Reader
+from esdmon.runtime.reading.watched_model import WatchedModel
 from esdmon.spectrum import Measure, Spectrum
 from esdmon.weights import Watched, discover
 
@@ -228,7 +228,7 @@ def test_failing_readings_are_faults_and_few_lines(
     model = nn.Sequential(*(nn.Linear(32, 32) for _ in range(12)))
     with esdmon.watch(model, every=1, budget=None, mode="sync", sinks=None) as monitor:
         with monkeypatch.context() as patch:
-            patch.setattr("esdmon.runtime.computing.read_spectrum", broken)
+            patch.setattr("esdmon.runtime.reading.computing.read_spectrum", broken)
             for _ in range(2):
                 monitor.step()
         failed = monitor.errors

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from esdmon.analysis import analyze
-from esdmon.runtime.computing import Computing
+from esdmon.runtime.reading.computing import Computing
 from esdmon.schedule.priority import ReadPriority
 from esdmon.selftest import correctness, costs, harness
 from esdmon.selftest.__main__ import main
@@ -139,7 +139,7 @@ def test_waits_are_named_by_the_line_of_esdmon(monkeypatch: pytest.MonkeyPatch) 
 def test_eigenvalues_on_a_gpu_are_compared(monkeypatch: pytest.MonkeyPatch, *, is_right: bool) -> None:
     """On a simulated GPU, and on one that reads another weight."""
     monkeypatch.setattr("esdmon.watching.Transfers", lambda: Transfers({"cpu": SimulatedDevice()}))
-    monkeypatch.setattr("esdmon.runtime.gpu_solver.seconds_on_device", lambda _matrix: 1e-3)
+    monkeypatch.setattr("esdmon.runtime.reading.gpu_solver.seconds_on_device", lambda _matrix: 1e-3)
     monkeypatch.setattr(ReadPriority, "pays_on_device", lambda *_: True)
     layers = {"large": nn.Linear(64, 96), "largest": nn.Linear(80, 80)}
     monkeypatch.setattr(correctness, "zoo", lambda dtype, **_: nn.ModuleDict(layers).to(dtype))

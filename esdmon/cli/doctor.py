@@ -12,7 +12,7 @@ import torch
 
 import esdmon
 from esdmon.plugins import Plugins
-from esdmon.runtime.cpus import cores
+from esdmon.runtime.workers.cpus import cores
 from esdmon.selftest.harness import Machine, run
 from esdmon.selftest.quick import QUICK_CHECKS
 

@@ -23,8 +23,8 @@ from esdmon.plugins import Plugins
 from esdmon.present.columns import COMPARISON, TABLE, choose_columns, measures_in
 from esdmon.records import LayerReport, Report
 from esdmon.records.table import shorten
-from esdmon.runtime.pool import Pool
-from esdmon.runtime.reader import Reader
+from esdmon.runtime.reading.pool import Pool
+from esdmon.runtime.reading.reader import Reader
 from esdmon.schedule.priority import share_out
 from esdmon.spectrum import Measure
 from esdmon.weights import Drift, Matrix, Selection, nominal_seconds, solve_lapack

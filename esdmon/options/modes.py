@@ -6,9 +6,9 @@ from collections.abc import Callable
 import torch
 
 from esdmon.options.watch_options import WatchOptions
-from esdmon.runtime.cpus import IdleCores, cores
-from esdmon.runtime.executor import MODES, Mode
-from esdmon.runtime.processes import why_not
+from esdmon.runtime.workers.cpus import IdleCores, cores
+from esdmon.runtime.workers.executor import MODES, Mode
+from esdmon.runtime.workers.worker import why_not
 from esdmon.schedule.workers import Workers
 
 _log = logging.getLogger("esdmon")

@@ -16,7 +16,7 @@ from esdmon.options.measures import choose_measures
 from esdmon.options.sinks import Sinks, check_sinks
 from esdmon.plugins import Plugins
 from esdmon.records import Alert
-from esdmon.runtime.executor import MODES
+from esdmon.runtime.workers.executor import MODES
 from esdmon.schedule import Schedule, as_schedule, union
 from esdmon.schedule.budget import Budget
 from esdmon.spectrum import Measure

@@ -32,7 +32,7 @@ class Alerting:
         return self._manager.pending
 
     def check(self, report: Report) -> tuple[Report, Sequence[Alert]]:
-        """Return a report with the alerts that fire now, and those that it begins, changes or ends."""
+        """Check a report; return it with the alerts that fire now, and the alerts that begin, change or end with it."""
         changes = self._manager.take(report, time=time.time())
         return replace(report, firing=self._manager.firing), changes
 

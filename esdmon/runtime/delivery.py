@@ -12,10 +12,12 @@ from esdmon.records import Alert, Report
 from esdmon.records.outcome import outcome
 from esdmon.records.text import count
 from esdmon.records.timeline import Timeline
-from esdmon.runtime.requests import Requests
+from esdmon.runtime.ranks.requests import Requests
+from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 
 _log = logging.getLogger("esdmon")
+_NO_CREDIT = 10  # steps until credit for deferred work is checked again, where there was none: it grows slowly
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR, "critical": logging.CRITICAL}
 
 
@@ -38,9 +40,17 @@ class Delivery:
         actions: what alerts cause.
         faults: counts failures of sinks and actions.
         requests: takes what alerts ask of the training loop.
+        budget: has the credit for deferred work, and is charged with it.
     """
 
-    def __init__(self, sinks: Sequence[tuple[str, Sink]], actions: Actions, faults: Faults, requests: Requests) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[tuple[str, Sink]],
+        actions: Actions,
+        faults: Faults,
+        requests: Requests,
+        budget: Budget,
+    ) -> None:
         self.sinks = list(sinks)
         """The sinks that are open."""
         self._behind = {name for name, sink in self.sinks if hasattr(sink, "catch_up")}
@@ -49,11 +59,14 @@ class Delivery:
         self._faults = faults
         self._timeline = Timeline()
         self._requests = requests
+        self._budget = budget
+        self._next_catch_up = 0
         self._readings = 0
         self._missing: dict[int, _Missing] = {}
 
     def start(self, run: str, step: int) -> None:
         """Call `start(run)` of the sinks that have it: this run writes from now on."""
+        self._next_catch_up = 0
         self._optional("start", step, run)
 
     def rewind(self, step: int, alerts: Sequence[Alert]) -> None:
@@ -95,21 +108,24 @@ class Delivery:
                 if actions.asks_to_stop(alert):
                     self._requests.add("stop")
 
-    @property
-    def is_behind(self) -> bool:
-        """Return whether a sink may have deferred work, such as pictures to draw."""
-        return bool(self._behind)
+    def is_behind(self, step: int) -> bool:
+        """Return whether a sink may have deferred work, such as pictures to draw, and it is time to look for credit."""
+        return bool(self._behind) and step >= self._next_catch_up
 
     def catch_up(self, step: int) -> None:
-        """Let one sink do one piece of its deferred work."""
-        for name, sink in self.sinks:
-            if name in self._behind:
-                self._behind.discard(name)
-                if not self._faults.disabled(f"sink {name}"):
-                    with self._faults.isolated(f"sink {name}", step, is_timed=True, heals=False):
-                        if getattr(sink, "catch_up")():  # noqa: B009 -- optional
-                            self._behind.add(name)
-                return
+        """Let one sink do one piece of its deferred work, where the budget has credit."""
+        if self._budget.credit <= 0:
+            self._next_catch_up = step + _NO_CREDIT
+            return
+        with self._budget.spending():
+            for name, sink in self.sinks:
+                if name in self._behind:
+                    self._behind.discard(name)
+                    if not self._faults.disabled(f"sink {name}"):
+                        with self._faults.isolated(f"sink {name}", step, is_timed=True, heals=False):
+                            if getattr(sink, "catch_up")():  # noqa: B009 -- optional
+                                self._behind.add(name)
+                    return
 
     def flush(self, step: int) -> None:
         """Flush the sinks."""

@@ -1,17 +1,30 @@
-"""`Escalation`: read between the scheduled steps what jumps there, and what an alert is waiting for.
+"""`Escalation`: between the scheduled steps, have layers read that jump, or that an alert waits for.
 
 What rank 0 of a job cannot read alone is read at a poll: a step at which all ranks poll the job's store. Rank 0 asks
 for it some steps ahead, since other ranks may be ahead of it, and their devices behind.
 """
 
-from collections.abc import Callable, Iterable
-from typing import final
+from collections.abc import Callable, Collection, Iterable
+from typing import Protocol, final
 
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, known
-from esdmon.runtime.source import Ranks
 from esdmon.runtime.step_sampling import StepSampling
 from esdmon.schedule.attention import Attention
+
+
+class Ranks(Protocol):
+    """Readings between scheduled steps in which other ranks take part. A `ReadingPipeline` on rank 0 is one."""
+
+    @property
+    def next_poll(self) -> int | None:
+        """Return the step of the next such reading; None where there is none before the next scheduled step."""
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Return whether other ranks have to take part in a reading of a matrix."""
+
+    def ask(self, names: Collection[str]) -> None:
+        """Ask all ranks to read at the next poll those of these matrices for which there is credit."""
 
 
 @final

@@ -13,20 +13,18 @@ from esdmon.limits import Limits
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful
 from esdmon.runtime.alerting import Alerting
-from esdmon.runtime.at_exit import close_at_exit, forget_closed
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.no_readings import NoReadings
-from esdmon.runtime.notes import NO_STEP, Notes
-from esdmon.runtime.requests import Requests
+from esdmon.runtime.notes import Notes
+from esdmon.runtime.ranks.requests import Requests
+from esdmon.runtime.readings import NoReadings, Readings
 from esdmon.runtime.saved_state import as_state, parse
-from esdmon.runtime.source import Pipeline
+from esdmon.runtime.workers.at_exit import close_at_exit, forget_closed
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 
 _POLL = 1e-3
-_NO_CREDIT = 10  # steps until credit for deferred work is checked again, where there was none: it grows slowly
 
 
 def new_run() -> str:
@@ -52,7 +50,7 @@ class Monitor:
 
     def __init__(
         self,
-        readings: Pipeline,
+        readings: Readings,
         *,
         schedule: Schedule,
         sinks: Sequence[tuple[str, Sink]] = (),
@@ -65,8 +63,7 @@ class Monitor:
         limits: Limits | None = None,
         escalation: Escalation | None = None,
         requests: Requests | None = None,
-        no_step: str = NO_STEP,
-        is_copy: bool = False,
+        notes: Notes | None = None,
     ) -> None:
         self._readings = readings
         self._limits = limits or Limits()
@@ -79,17 +76,16 @@ class Monitor:
         self._faults = faults or Faults()
         self._escalation = escalation
         self._requests = requests or Requests()
-        self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests)
+        self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests, self._budget)
         self._alerting = Alerting(manager, self._out)
         self._delivering = self._closes_sinks_later = False
-        self._notes = Notes(no_step, is_copy=is_copy)
+        self._notes = notes or Notes()
         self._is_hooked = self._closed = self._has_settled = False
         self._run = new_run()
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
         self._report: Report | None = None
         self._was_report = False
-        self._next_catch_up = 0
         self._out.start(self._run, first_step)
         # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
@@ -189,12 +185,12 @@ class Monitor:
         is_report, was_report = self._report is not before, self._was_report
         self._was_report = is_report
         # Not in the step of a report, unless each step is one.
-        if self._out.is_behind and self._steps >= self._next_catch_up and (was_report or not is_report):
-            self._catch_up()
+        if self._out.is_behind(self._steps) and (was_report or not is_report):
+            self._out.catch_up(self._steps)
         if due and self._readings.reports:
             self._alerting.due(self._steps)
         if self._requests.is_shared:
-            self._meet(is_due=due)
+            self._exchange_requests(is_due=due)
         escalation = self._escalation
         if escalation is not None and self._steps >= escalation.next_step and not self._faults.disabled("escalation"):
             self._faults.call("escalation", self._steps, escalation.sample, self._steps, default=None)
@@ -229,7 +225,7 @@ class Monitor:
         return () if is_scheduled else self._readings.leftover()
 
     def _begin(self, host_step: int | None, extra: tuple[str, ...] | None) -> None:
-        """Begin the scheduled readings of a step; between those the extra ones."""
+        """Begin the readings of a scheduled step; at another one, where `extra` is not None, those of these layers."""
         if not self._faults.disabled("monitor"):
             with self._faults.isolated("monitor", self._steps):
                 if extra is None or extra:
@@ -237,13 +233,13 @@ class Monitor:
                 with self._budget.spending():
                     self._readings.begin(self._steps, host_step, extra)
 
-    def _meet(self, *, is_due: bool) -> None:
+    def _exchange_requests(self, *, is_due: bool) -> None:
         """Exchange with the other ranks what alerts have asked of the training loop."""
         with self._faults.isolated("requests", self._steps, pauses=False):
             if is_due:
                 self._readings.settle()  # a device may be steps behind, and with it the other ranks
             with self._budget.spending():
-                self._requests.meet(self._steps, is_due=is_due)
+                self._requests.exchange(self._steps, is_due=is_due)
 
     def _get_ready(self) -> None:
         """Do what has to be done before the first due step: ranks of a job exchange what they hold."""
@@ -254,14 +250,6 @@ class Monitor:
                     self._readings.settle()
                 with self._budget.spending():
                     self._readings.get_ready(self._steps)
-
-    def _catch_up(self) -> None:
-        """Let a sink do one piece of deferred work, where the budget has credit."""
-        if self._budget.credit > 0:
-            with self._budget.spending():
-                self._out.catch_up(self._steps)
-        else:
-            self._next_catch_up = self._steps + _NO_CREDIT
 
     @explain_wrong_calls
     def flush(self, timeout: float | None = None) -> None:
@@ -330,7 +318,6 @@ class Monitor:
         for part in saved.continue_from:
             part()
         self._alerting.alerts, self._steps, self._run = saved.alerts, saved.steps, saved.run or self._run
-        self._next_catch_up = 0
         self._out.start(self._run, saved.steps)
         self._out.rewind(saved.steps, saved.alerts)
 
@@ -383,5 +370,5 @@ class Monitor:
 
 
 def copied(steps: int) -> Monitor:
-    """Return what a copy of a monitor is, given the steps that it had counted."""
-    return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, is_copy=True)
+    """Return the copy of a monitor that had counted so many steps: it reads nothing, and counts no more."""
+    return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, notes=Notes(is_copy=True))

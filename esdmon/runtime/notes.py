@@ -30,7 +30,7 @@ class Notes:
         is_copy: whether the monitor is a copy of one.
     """
 
-    def __init__(self, no_step: str, *, is_copy: bool = False) -> None:
+    def __init__(self, no_step: str = NO_STEP, *, is_copy: bool = False) -> None:
         self._no_step = no_step
         self.is_copy = is_copy
         self._process = os.getpid()

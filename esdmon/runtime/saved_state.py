@@ -11,7 +11,7 @@ from esdmon.records.serialization import Plain, Stateful, alert_from_plain, coll
 from esdmon.version import installed_version
 
 VERSION = 4
-"""Of the form of a state. What a part saves besides needs no other: older versions leave it out."""
+"""Version of the form of a state. A part may save more without a new one: older versions of esdmon leave it out."""
 _NEW = ("escalation",)  # parts that states of this version may lack
 _KEYS = ("version", "esdmon", "run", "steps", "alerts", "parts")
 _PARTS = ("readings", "alerts", "reader", "escalation")

@@ -2,10 +2,9 @@
 
 import math
 from collections.abc import Callable
-from typing import final
+from typing import Protocol, final
 
 from esdmon.records.serialization import Plain, known
-from esdmon.runtime.source import Sampled
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.jumps import JumpDetector
 from esdmon.schedule.step_sample import StepSample
@@ -13,6 +12,25 @@ from esdmon.schedule.step_sample import StepSample
 SHARE = 1e-3
 """Share of the run that the samples may take. Our choice."""
 _ADVANCE = 0.02  # seconds that may be spent before they are earned
+
+
+class Sampled(Protocol):
+    """Weights of which a few elements are compared before and after single steps. A `Reader` is one."""
+
+    def begin_step_sample(self) -> None:
+        """Sample the weights before an optimizer step."""
+
+    def end_step_sample(self) -> None:
+        """Sample the weights after the step."""
+
+    def step_samples(self) -> dict[str, StepSample]:
+        """Return what was sampled since the last call and is computed by now."""
+
+    def step_state(self) -> Plain:
+        """Return what has been sampled of single steps."""
+
+    def restore_steps(self, state: Plain) -> None:
+        """Continue from `step_state()`."""
 
 
 @final

@@ -20,7 +20,7 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from esdmon.records import LayerReport, Report
-from esdmon.runtime.own_address import own_address
+from esdmon.runtime.ranks.own_address import own_address
 from esdmon.selftest.harness import Result, explain, quiet
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch

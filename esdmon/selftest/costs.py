@@ -15,7 +15,7 @@ import scipy.stats
 import torch
 from torch import Tensor, nn
 
-from esdmon.runtime.cpus import cores
+from esdmon.runtime.workers.cpus import cores
 from esdmon.selftest.harness import Machine, Row, verdict
 from esdmon.selftest.models import mlp
 from esdmon.sinks import MemorySink

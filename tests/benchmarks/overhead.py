@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 import esdmon
 from esdmon.cli.digits import MiniAlexNet, digits
-from esdmon.runtime import processes
+from esdmon.runtime.workers import worker as worker_module
 from esdmon.schedule.budget import Budget
 
 EVERY = 200
@@ -247,7 +247,7 @@ def _threads() -> set[str]:
     """What the system counts the time of: threads of this process, and its worker processes."""
     tasks = Path("/proc/self/task")
     threads = {f"/proc/self/task/{task.name}" for task in tasks.iterdir()} if tasks.exists() else set()
-    return threads | {f"/proc/{worker.pid}" for worker in tuple(processes._alive)}
+    return threads | {f"/proc/{worker.pid}" for worker in tuple(worker_module._alive)}
 
 
 def _cpu_of(threads: set[str]) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
-from esdmon.runtime.reader import Reader
+from esdmon.runtime.reading.reader import Reader
 from esdmon.spectrum.arrays import Floats
 from esdmon.weights import Drift, Solver, solve_lapack, solve_torch
 from tests.benchmarks.models import train

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
-from esdmon.runtime.reader import Reader
+from esdmon.runtime.reading.reader import Reader
 from esdmon.spectrum.decomposition import Facts
 from esdmon.spectrum.laws import NoiseLaw
 from esdmon.spectrum.recent_laws import RecentLaws

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import Screened
-from esdmon.runtime.reader import Reader
+from esdmon.runtime.reading.reader import Reader
 from esdmon.weights import Drift, Screener, discover
 from esdmon.weights.device.screening import FIRST_STEPS, STEPS
 from tests.benchmarks.models import cpu_seconds, square

@@ -16,7 +16,7 @@ from torch import distributed, nn
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed.fsdp import fully_shard
 
-from esdmon.runtime.coordination import Coordinator
+from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.weights import StepSampler, discover
 
 POLLS, LAYERS, WIDTH = 5000, 100, 256

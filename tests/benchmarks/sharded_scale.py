@@ -11,11 +11,11 @@ from collections.abc import Iterator
 
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
-from esdmon.runtime.assignments import Assignments
-from esdmon.runtime.coordination import Coordinator
-from esdmon.runtime.holdings import Listed, Part, Table
-from esdmon.runtime.sharing import Reads
-from esdmon.runtime.team import Team
+from esdmon.runtime.ranks.assignments import Assignments
+from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.holdings import Listed, Part, Table
+from esdmon.runtime.ranks.sharing import Reads
+from esdmon.runtime.ranks.team import Team
 from esdmon.schedule.fragments import Fragment
 
 ROUND_TRIP = 100e-6  # seconds of a poll of the store, for the rank that polls; on a cluster's Ethernet

@@ -14,7 +14,7 @@ from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
 
 import esdmon
-from esdmon.runtime.fragment_exchange import FragmentExchange
+from esdmon.runtime.ranks.fragment_exchange import FragmentExchange
 from esdmon.sinks import MemorySink
 from tests.ranks import fork
 

@@ -20,7 +20,7 @@ from esdmon.cli.digits import MiniAlexNet, batches, digits
 from esdmon.options import choose_measures
 from esdmon.plugins import Plugins
 from esdmon.records import LayerReport
-from esdmon.runtime.reader import Reader
+from esdmon.runtime.reading.reader import Reader
 from esdmon.schedule.priority import TOLERANCE
 from esdmon.weights import Drift
 from tests.benchmarks.overhead import TASKS

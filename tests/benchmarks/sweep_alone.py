@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from esdmon.limits import Limits
-from esdmon.runtime.screening import Screening
+from esdmon.runtime.pipeline.screening import Screening
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
 from esdmon.schedule.workers import Workers

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from esdmon.limits import Limits
-from esdmon.runtime.coordination import Assignment
-from esdmon.runtime.holdings import Holdings, Listed, Part, Table, join
-from esdmon.runtime.sharing import Capacities, Sharing
+from esdmon.runtime.ranks.coordination import Assignment
+from esdmon.runtime.ranks.holdings import Holdings, Listed, Part, Table, join
+from esdmon.runtime.ranks.sharing import Capacities, Sharing
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.fragments import Fragment
 from esdmon.schedule.priority import ReadPriority

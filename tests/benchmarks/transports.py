@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import PrefixStore, ProcessGroupGloo, TCPStore
 
-from esdmon.runtime.fragment_exchange import FragmentExchange, Moved
+from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved
 
 PATIENCE = 2.0
 PIECE = 4 << 20

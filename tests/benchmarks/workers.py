@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import esdmon
-from esdmon.runtime.cpus import cores
+from esdmon.runtime.workers.cpus import cores
 
 
 def seconds(model: nn.Module, workers: int) -> float:
@@ -34,7 +34,7 @@ def seconds(model: nn.Module, workers: int) -> float:
 
 def with_blas_threads(model: nn.Module) -> float:
     """Wall time of a reading in this process, with as many threads of OpenBLAS as it has by default."""
-    with mock.patch("esdmon.runtime.pool.in_one_thread", nullcontext):
+    with mock.patch("esdmon.runtime.reading.pool.in_one_thread", nullcontext):
         return seconds(model, 1)
 
 
@@ -55,7 +55,7 @@ def span(taken: Iterable[float]) -> float:
 
 def in_order(model: nn.Module) -> float:
     """Wall time of a reading by workers that begin in the model's order."""
-    with mock.patch("esdmon.runtime.pool._costliest_first", lambda _reader, names: names):
+    with mock.patch("esdmon.runtime.reading.pool._costliest_first", lambda _reader, names: names):
         return seconds(model, cores())
 
 

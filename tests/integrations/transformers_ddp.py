@@ -19,7 +19,7 @@ from esdmon.sinks import MemorySink
 from esdmon_transformers import SpectralMonitor
 from tests.ranks import fork
 from tests.rules import ALWAYS
-from tests.runtime.sharded_jobs import difference, full, reading_of
+from tests.runtime.ranks.sharded_jobs import difference, full, reading_of
 
 
 def network() -> Any:

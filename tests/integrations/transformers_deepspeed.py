@@ -18,7 +18,7 @@ from esdmon.sinks import MemorySink
 from esdmon_transformers import SpectralMonitor
 from tests.integrations.transformers_ddp import arguments, network
 from tests.ranks import fork
-from tests.runtime.sharded_jobs import difference, reading_of
+from tests.runtime.ranks.sharded_jobs import difference, reading_of
 
 
 class Keep(TrainerCallback):  # type: ignore[misc]  # transformers is untyped

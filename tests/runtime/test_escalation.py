@@ -15,8 +15,7 @@ from esdmon.alerts import BUILT_IN_RULES
 from esdmon.records import Alert, Coverage, Report
 from esdmon.replay import replay, reports_by_run
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.source import Sampled
-from esdmon.runtime.step_sampling import SHARE, StepSampling
+from esdmon.runtime.step_sampling import SHARE, Sampled, StepSampling
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.step_sample import StepSample
 from esdmon.sinks.memory import MemorySink

@@ -456,7 +456,7 @@ def test_the_process_ends_though_a_reading_goes_on(seconds: float, limit: float,
     script = f"""
         import functools, threading, time, torch, esdmon
         from torch import nn
-        from esdmon.runtime import at_exit
+        from esdmon.runtime.workers import at_exit
         from esdmon.spectrum import Measure
 
         at_exit.Limits = functools.partial(at_exit.Limits, exit_seconds={limit})
@@ -492,7 +492,7 @@ def test_a_process_that_is_forked_off_ends_without_waiting_for_a_reading() -> No
         import functools, threading, torch, esdmon
         from torch import nn
         from torch.utils.data import DataLoader
-        from esdmon.runtime import at_exit
+        from esdmon.runtime.workers import at_exit
         from esdmon.spectrum import Measure
 
         at_exit.Limits = functools.partial(at_exit.Limits, exit_seconds=3600)

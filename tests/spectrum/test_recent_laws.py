@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from esdmon.plugins import Plugins
-from esdmon.runtime.reader import Reader
+from esdmon.runtime.reading.reader import Reader
 from esdmon.spectrum.measures import BUILT_IN_MEASURES
 from esdmon.spectrum.recent_laws import RecentLaws
 from esdmon.spectrum.scales import Profile

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import esdmon
-from esdmon.runtime.histogram import histogram
+from esdmon.runtime.workers.histogram import histogram
 from esdmon.spectrum import Phase
 from esdmon.weights.device import blocks, margins, sums
 from esdmon.weights.device.margins import equalise, scales_of

@@ -1,0 +1,78 @@
+"""`DriftLog`: how far each matrix has moved since it was read, as measured here or as other ranks report it."""
+
+import math
+from collections.abc import Mapping
+from typing import final
+
+from esdmon.records import LayerReport
+from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.workers.source import Source
+from esdmon.schedule.budget import Budget
+from esdmon.schedule.priority import ReadPriority
+
+_BATCH = 32  # matrices whose drift is measured before the credit is checked again
+_FEW = 4  # matrices whose drift is measured where there is no credit
+_SHARE = 0.5  # share of the credit that may go into measuring drift
+
+
+@final
+class DriftLog:
+    """Measure the drift of matrices for their priority.
+
+    Args:
+        source: the matrices of this process.
+        priority: takes note of their drift.
+        budget: limits how many are measured at a due step.
+        team: the ranks of the job, which have matrices of their own; None for a process that is alone.
+    """
+
+    def __init__(self, source: Source, priority: ReadPriority, budget: Budget, team: Team | None) -> None:
+        self._source = source
+        self._priority = priority
+        self._budget = budget
+        self._team = team
+        self._not_measured: set[str] = set()
+
+    def is_here(self, name: str) -> bool:
+        """Return whether this process can read a matrix alone, and knows it by this name."""
+        return self._team is None or self._team.is_here(name)
+
+    def known(self) -> dict[str, float]:
+        """Return ‖ΔW‖/‖W‖ of each matrix since its last reading, as last measured."""
+        return {name: self._priority.drift(name) for name in self._priority.names}
+
+    def measure(self, step: int) -> None:
+        """Measure how far matrices have moved: all if the credit allows, else those not measured for longest."""
+        known = {name: self._local(name) for name in self._priority.to_measure()}
+        names, credit = [name for name, local in known.items() if local], self._budget.credit
+        count = _BATCH if credit > 0 else _FEW
+        while names:
+            drifts = self._source.drifts(known[name] for name in names[:count])
+            for name in names[:count]:
+                local = known[name]
+                drift = drifts.get(local)
+                if drift is None:  # of an accelerator it is known at the next due step
+                    self._priority.expect(name, step)
+                    self._not_measured.add(name)
+                elif not math.isnan(drift) or self.is_here(name):  # else the readings of other ranks say it
+                    self._priority.drifted(name, step, drift, trainable=self._source.is_trainable(local))
+            names = names[count:]
+            if self._budget.credit < (1 - _SHARE) * credit or credit <= 0:
+                break
+
+    def learn(self, read: Mapping[str, LayerReport], latest: Mapping[str, LayerReport]) -> None:
+        """Take note of how fast those matrices move that could not be measured at a due step.
+
+        Args:
+            read: readings of a due step.
+            latest: the readings before them.
+        """
+        for name, layer in read.items():
+            before = latest.get(name)
+            if before is not None and (name in self._not_measured or not self.is_here(name)):
+                self._not_measured.discard(name)
+                self._priority.moved(name, layer.update_ratio, layer.step - before.step)
+
+    def _local(self, name: str) -> str:
+        """Return the name of a matrix in this process's model; empty where it is of another rank's."""
+        return name if self._team is None else self._team.local(name)

@@ -1,0 +1,58 @@
+"""`DueStep`: the readings of one due step, until they are reported."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from esdmon.records import LayerReport
+from esdmon.runtime.ranks.assignments import Assigned
+from esdmon.runtime.workers.source import Task
+
+
+@dataclass(slots=True)
+class DueStep:
+    """A due step, with its readings finished and under way."""
+
+    step: int
+    host_step: int | None
+    drift: Mapping[str, float]
+    """How far each matrix has moved since it was read, as last measured."""
+    since: float
+    """The time of the step, in seconds of the monotonic clock."""
+    extra: bool = False
+    """Whether the step is not scheduled."""
+    asked: frozenset[str] = frozenset()
+    """At a step that is not scheduled: the matrices in whose readings other ranks take part."""
+    missed: set[str] = field(default_factory=set)
+    """Matrices of `asked` that a rank has not read, or of which a rank has not given its part."""
+    begun: set[str] = field(default_factory=set)
+    owners: Mapping[str, int] = field(default_factory=dict)
+    """The rank that reads each matrix, of those that rank 0 has assigned."""
+    here: deque[Task] = field(default_factory=deque)
+    """Under way in this process, in the order in which they will be finished."""
+    elsewhere: Task | None = None
+    """Under way on other ranks."""
+    until: float = math.inf
+    """The time at which what is under way on other ranks is given up, if this many steps have been taken by then."""
+    until_step: int = 0
+    read: dict[str, LayerReport] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def follow(self, assigned: Assigned) -> list[str]:
+        """Take note of what was begun of a plan, here and on other ranks; return what this rank had no memory for."""
+        assignments = assigned.plan.assignments
+        self.owners = {name: assignment.owner for assignment in assignments for name in assignment.names}
+        self.begun.update(self.owners)
+        self.here += assigned.tasks
+        if self.extra:
+            self.asked = frozenset(self.owners)
+        here = {name for task in assigned.tasks for name in task.names}
+        return [
+            name for assignment in assignments if not assignment.owner for name in assignment.names if name not in here
+        ]
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether nothing is under way."""
+        return not self.here and self.elsewhere is None

@@ -1,0 +1,71 @@
+"""`LatestReadings`: the last reading of each matrix, and those of a saved run whose matrices are not listed yet."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import final
+
+from esdmon.records import LayerReport
+from esdmon.records.adapters import beside_base
+from esdmon.records.serialization import Plain, layer_from_plain, to_plain
+from esdmon.runtime.pipeline.due_step import DueStep
+from esdmon.schedule.priority import TOLERANCE
+
+
+@final
+class LatestReadings:
+    """Keep the last reading of each matrix of the job.
+
+    A run that is resumed knows its own matrices at once, and those of other ranks when these have announced them.
+    Readings of the latter are awaited until then: a report without them would end the alerts of their layers.
+    """
+
+    def __init__(self) -> None:
+        self.read: dict[str, LayerReport] = {}
+        """Of the matrices that are listed now."""
+        self._awaited: dict[str, LayerReport] = {}
+
+    def state_dict(self) -> Plain:
+        """Return the readings as plain data."""
+        return {name: to_plain(layer) for name, layer in (self._awaited | self.read).items()}
+
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse `state_dict()`, and return the function that has these readings awaited."""
+        saved = {name: layer_from_plain(layer) for name, layer in state.items()}
+
+        def restore() -> None:
+            self.read, self._awaited = {}, dict(saved)
+
+        return restore
+
+    def keep(self, names: Iterable[str], *, is_final: bool) -> dict[str, LayerReport]:
+        """Keep the readings of the matrices that there are now, and return those that had been awaited.
+
+        Args:
+            names: of all matrices that are listed.
+            is_final: whether no rank will announce others: then nothing is awaited any more.
+        """
+        found = {name: self._awaited.pop(name) for name in names if name in self._awaited}
+        kept = found | self.read
+        self.read = {name: kept[name] for name in names if name in kept}
+        if is_final:
+            self._awaited.clear()
+        return found
+
+    def take(self, read: Mapping[str, LayerReport], names: Iterable[str]) -> None:
+        """Take the readings of a due step, of the matrices that there are."""
+        settled = {name: read[name].settle(self.read.get(name)) for name in names if name in read}
+        self.read |= settled
+        self.read |= {name: beside_base(layer, self.read) for name, layer in settled.items()}
+
+    def as_of(self, due: DueStep, is_trainable: Callable[[str], bool]) -> Iterator[LayerReport]:
+        """Yield the last reading of each matrix, with what is known of it at a due step."""
+        for name, layer in self.read.items():
+            if layer.step == due.step:
+                yield layer
+                continue
+            drift = due.drift.get(name, math.nan)
+            trainable = layer.trainable and is_trainable(name)
+            yield replace(layer, emitted_step=due.step, trainable=trainable, drift=drift, unchanged=drift <= TOLERANCE)
+        for layer in self._awaited.values():
+            yield replace(layer, emitted_step=due.step, drift=math.nan, unchanged=False)

@@ -1,0 +1,355 @@
+"""`ReadingPipeline`: plan the readings of a due step, start them, gather what is finished, report in step order."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from typing import final
+
+from esdmon.limits import Limits
+from esdmon.records import LayerReport, Report
+from esdmon.records.serialization import Plain
+from esdmon.runtime.pipeline.collector import Collector
+from esdmon.runtime.pipeline.drift_log import DriftLog
+from esdmon.runtime.pipeline.dropped import DroppedReadings
+from esdmon.runtime.pipeline.due_step import DueStep
+from esdmon.runtime.pipeline.latest import LatestReadings
+from esdmon.runtime.pipeline.planning import Planning
+from esdmon.runtime.pipeline.screening import Screening
+from esdmon.runtime.ranks.assignments import Assigned
+from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.workers.executor import Executor
+from esdmon.runtime.workers.source import Source
+from esdmon.schedule.budget import Budget
+from esdmon.schedule.priority import ReadPriority
+from esdmon.schedule.workers import steps_paused
+
+_PATIENCE = 4  # times what readings of other ranks are expected to take, before they are given up. Our choice.
+
+
+@final
+class ReadingPipeline:
+    """Begin readings at each due step, and yield the reports that are complete at every step.
+
+    Args:
+        source: the matrices.
+        executor: finishes readings.
+        budget: the seconds that may be spent.
+        team: the ranks of the job, of which this is rank 0; None for a process that is alone.
+        max_tags: passed on to the sinks in each report.
+        queue: due steps whose readings may be under way.
+    """
+
+    reports = True
+
+    def __init__(
+        self,
+        source: Source,
+        executor: Executor,
+        budget: Budget,
+        *,
+        team: Team | None = None,
+        max_tags: int | None = None,
+        queue: int = Limits().due_steps_under_way,
+    ) -> None:
+        self._source = source
+        self._executor = executor
+        self._budget = budget
+        self._team = team
+        self._max_tags = max_tags
+        self._queue = queue
+        self._due: deque[DueStep] = deque()
+        self._latest = LatestReadings()
+        self._dropped = DroppedReadings()
+        self._forget()
+        self._steps = self._last_due = 0
+        self._left: tuple[str, ...] = ()
+        """Matrices of the last scheduled step, for whose copies there was no memory then."""
+        self.is_ready = team is None
+        """Whether there is nothing to do before the first due step."""
+
+    @property
+    def latest(self) -> Mapping[str, LayerReport]:
+        """Return the last reading of each matrix."""
+        return self._latest.read
+
+    @property
+    def dropped(self) -> int:
+        """Return how many readings were skipped because the queue was full, or were lost."""
+        return self._dropped.count
+
+    @property
+    def under_way(self) -> bool:
+        """Return whether any due step is not reported."""
+        return bool(self._due)
+
+    @property
+    def under_way_here(self) -> bool:
+        """Return whether any reading of this process is not finished."""
+        return any(due.here for due in self._due)
+
+    def settle(self) -> None:
+        """Choose what a GPU computes at this step, and synchronise it where readings wait for it.
+
+        So that its pending kernels are not measured with them. In a job of several ranks threads alone read: a rank
+        that waits for its GPU would slow the others while their threads are measured.
+        """
+        if self._team is None and self._executor.may_use_device:
+            with self._budget.spending():
+                self._planning.choose_device(self._source.solvable())
+        if self._executor.on_the_spot or self._executor.on_device:
+            self._source.settle()
+
+    def advance(self, *, waiting: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
+        self._steps += not waiting
+        for due in self._due if waiting else ():
+            due.until_step = 0  # while the training waits, no thread pauses
+        self._source.advance()
+        self._executor.advance(waiting=waiting)
+
+    def leftover(self) -> tuple[str, ...]:
+        """Return what is left to read of the last scheduled step, where all that was begun is finished."""
+        return self._left if self._left and self._executor.is_idle() else ()
+
+    def get_ready(self, step: int) -> None:
+        """Learn at a step before the first due one what all ranks hold, and plan what is read at the first."""
+        if self._team is None or self.is_ready:
+            return
+        if self._team.get_ready():
+            self._replace()
+        if self._team.is_complete:
+            self.is_ready = True
+            self._planning.announce(self._team, None, step + 1, steps=self._steps)
+
+    def is_elsewhere(self, name: str) -> bool:
+        """Return whether other ranks have to take part in a reading of a matrix."""
+        return not self._drift.is_here(name)
+
+    @property
+    def next_poll(self) -> int | None:
+        """Return the step, between scheduled ones, of the next reading in which other ranks take part."""
+        return None if self._team is None else self._team.next_poll
+
+    def ask(self, names: Collection[str]) -> None:
+        """Ask all ranks to read at the next poll those of these matrices for which there is credit: one at a time."""
+        is_free = len(self._due) < self._queue and not any(due.asked for due in self._due)
+        if self._team is not None and is_free:
+            with self._budget.spending():
+                self._planning.ask(self._team, names)
+
+    def is_poll(self, step: int) -> bool:
+        """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
+        return self._team is not None and self._team.is_poll(step)
+
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+        """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
+        try:
+            if extra is None:
+                self._begin_scheduled(step, host_step)
+            else:
+                self._begin_extra(extra, step, host_step)
+        finally:
+            self._planning.choose_device(())
+
+    def _begin_scheduled(self, step: int, host_step: int | None) -> None:
+        self._left = ()
+        self._refresh()
+        earned = self._planning.earn(self._team)
+        self._dropped.check(self._budget)
+        self._drift.measure(step)
+        due = DueStep(step, host_step, self._drift.known(), time.monotonic())
+        if self._team is None:
+            self._begin_here(due)
+        else:
+            self._begin_with(self._team, due, earned)
+        self._screening.screen(step, without=due.begun, latest=self.latest)
+        self._priority.pass_by()
+
+    def finished(self) -> Iterator[Report]:
+        """Yield the reports that are complete, the earliest first."""
+        while self._due:
+            first = self._due[0]
+            if time.monotonic() > first.until and self._steps >= first.until_step:
+                self._collector.give_up(first, elsewhere_only=True)
+            if not self._collector.is_complete(first):
+                return
+            yield self._report(self._due.popleft())
+
+    def give_up(self) -> None:
+        """Cancel what is under way; the log says how much is lost."""
+        for due in self._due:
+            self._collector.collect(due)
+            self._collector.give_up(due)
+
+    def close(self) -> None:
+        """End the thread, and let other ranks wait no more."""
+        self._executor.close()
+        if self._team is not None:
+            self._source.advance(wait=True)  # what they fetch from this rank
+            self._team.close()
+
+    def state_dict(self) -> Plain:
+        """Return the last reading of each matrix."""
+        return self._latest.state_dict()
+
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse `state_dict()`, and return the function that continues from it."""
+        return partial(self._continue_from, self._latest.prepare(state))
+
+    def _forget(self) -> None:
+        """Begin without any reading, as at the start of a run."""
+        source, budget, team = self._source, self._budget, self._team
+        self._priority = ReadPriority(self._nominal(), source.seconds_on_device(), limited=budget.share is not None)
+        self._collector = Collector(self._priority, self._dropped)
+        self._drift = DriftLog(source, self._priority, budget, team)
+        self._screening = Screening(source, self._priority, self._drift, budget)
+        self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
+
+    def _continue_from(self, restore: Callable[[], None]) -> None:
+        self._due.clear()
+        if self._team is not None:
+            self._team.restart()
+            self.is_ready = False
+        self._forget()
+        restore()
+        self._take_up()
+
+    def _refresh(self) -> None:
+        if (self._team or self._source).refresh():
+            self._replace()
+
+    def _replace(self) -> None:
+        """Take up the matrices that there are now."""
+        self._priority.replace(self._nominal(), self._source.seconds_on_device())
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """Take up the readings of the matrices that there are now, saved ones among them."""
+        is_final = self._team is None or self._team.is_settled
+        for name, layer in self._latest.keep(self._priority.names, is_final=is_final).items():
+            self._priority.begun(name, layer.step)
+
+    def _nominal(self) -> dict[str, float]:
+        own = self._source.nominal()
+        return own if self._team is None else self._team.nominal(own)
+
+    def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
+        """Begin readings at a step that is not scheduled: what was asked for, and some matrices here within the credit.
+
+        Other ranks take part in the former only, so that nobody waits.
+        """
+        self._refresh()
+        self._planning.earn(self._team)
+        due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
+        chosen = self._planning.between(names)
+        self._left = tuple(name for name in self._left if name not in names)
+        if self._team is not None and (assigned := self._team.begin_asked(step)) is not None:
+            self._follow(self._team, due, assigned)
+            self._start(due, chosen, within_credit=False)
+        elif chosen and len(self._due) < self._queue:
+            self._due.append(due)
+            self._start(due, chosen, within_credit=False)
+
+    def _begin_here(self, due: DueStep) -> None:
+        """Read within the credit, and plan again while some is left: the cost of a reading is known after it only."""
+        if not self._enqueue(due):
+            return
+        forced = not self.under_way_here
+        while True:
+            names = self._planning.here(due.step, without=due.begun, forced=forced and not due.begun)
+            if not names or not self._start(due, names, within_credit=True) or due.here:
+                return
+
+    def _begin_with(self, team: Team, due: DueStep, earned: float) -> None:
+        """Read here and on other ranks what was planned at the due step before, and plan the next one."""
+        assigned = team.begin(due.step)
+        if assigned is None:
+            self._begin_here(due)
+        else:
+            self._follow(team, due, assigned)
+        self.is_ready = True
+        if team.update_holdings():
+            self._latest.read = team.renamed(self.latest)
+            due.read = team.renamed(due.read)
+            self._replace()
+        due.read = team.unreadable(due.step) | due.read
+        if team.is_alone:
+            return
+        previous, self._last_due = self._last_due, due.step
+        if sum(not self._collector.is_complete(each) for each in self._due) < self._queue:
+            then = due.step + max(1, due.step - previous)
+            self._planning.announce(team, due.step, then, steps=self._steps, ahead=earned)
+
+    def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
+        """Take note of what was begun, here and on other ranks."""
+        self._due.append(due)
+        lost = due.follow(assigned)
+        for name in due.begun:
+            self._priority.begun(name, due.step)
+        for name in lost:
+            self._priority.lost(name)
+        self._dropped.skip(due.step, len(lost))
+        due.elsewhere = team.others(due.step, assigned)
+        names = due.elsewhere.names if due.elsewhere else ()
+        due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
+        due.until_step = self._steps + steps_paused(assigned.plan.ending)
+        if self._executor.on_the_spot:
+            self._collector.collect(due)
+
+    def _enqueue(self, due: DueStep) -> bool:
+        """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
+        if sum(not self._collector.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
+            self._dropped.skip(due.step, len(self._planning.here(due.step)))
+            return False
+        self._due.append(due)
+        return True
+
+    def _start(self, due: DueStep, names: Sequence[str], *, within_credit: bool) -> bool:
+        """Begin readings in this order; return False where credit or memory has run out before the last."""
+        for count, name in enumerate(names):
+            has_spent = (within_credit and due.read) or (count and self._executor.on_device)
+            if has_spent and self._budget.reading_credit < 0:
+                return False
+            if not self._executor.has_room(name):
+                if self._executor.reads_between:
+                    self._left += tuple(names[count:])
+                else:
+                    self._dropped.skip(due.step, len(names) - count)
+                return False
+            self._begin(due, name)
+        return True
+
+    def _begin(self, due: DueStep, name: str) -> None:
+        due.begun.add(name)
+        self._priority.begun(name, due.step)
+        moved = self._source.mark(name)
+        try:
+            due.here.append(self._executor.begin(name, due.step, moved=moved))
+        except BaseException:  # Ctrl-C, say
+            self._priority.lost(name)
+            raise
+        if self._executor.on_the_spot:
+            self._collector.collect(due)
+
+    def _report(self, due: DueStep) -> Report:
+        names = self._priority.names
+        if self._team is not None:
+            self._team.settle(due.step)
+            if due.asked:
+                self._team.settle_asked(due.step, due.missed)
+        self._drift.learn(due.read, self.latest)
+        self._latest.take(due.read, names)
+        self._take_up()
+        return Report(
+            due.step,
+            tuple(self._latest.as_of(due, self._priority.is_trainable)),
+            self._source.coverage if self._team is None else self._team.coverage(self._source.coverage),
+            due.seconds,
+            waiting=tuple(name for name in names if name not in self.latest),
+            overhead=self._budget.overhead,
+            host_step=due.host_step,
+            max_tags=self._max_tags,
+            extra=due.extra,
+            screened=self._screening.as_of(due.step, self.latest),
+        )

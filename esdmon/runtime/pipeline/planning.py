@@ -1,0 +1,119 @@
+"""`Planning`: which matrices are read, within the credit of this process, or on rank 0 within that of each rank."""
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import final
+
+from esdmon.runtime.pipeline.drift_log import DriftLog
+from esdmon.runtime.pipeline.due_step import DueStep
+from esdmon.runtime.ranks.sharing import Reads
+from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.workers.executor import Executor
+from esdmon.runtime.workers.source import Task
+from esdmon.schedule.budget import Budget
+from esdmon.schedule.priority import ReadPriority
+from esdmon.schedule.workers import blocks_to_end
+
+_SWEEPS = 2  # readings of the whole model that credit is saved for: more than one, since costs vary
+
+
+@final
+class Planning:
+    """Choose what is read at a step, and in a job of several ranks at the next due step.
+
+    Args:
+        priority: orders the matrices, and knows what they cost.
+        drift: knows which matrices this process holds.
+        budget: the seconds that may be spent.
+        executor: says how readings are made now.
+        due: the steps whose readings are under way; changed by the caller.
+    """
+
+    def __init__(
+        self,
+        priority: ReadPriority,
+        drift: DriftLog,
+        budget: Budget,
+        executor: Executor,
+        due: Collection[DueStep],
+    ) -> None:
+        self._priority = priority
+        self._drift = drift
+        self._budget = budget
+        self._executor = executor
+        self._due = due
+
+    def earn(self, team: Team | None) -> float:
+        """Add credit for the time since the last call, for all ranks, and return it."""
+        most = _SWEEPS * self._priority.sweep
+        earned = self._budget.earn(at_most=most)
+        if team is not None:
+            team.capacities.earn(earned, most)
+        return earned
+
+    def choose_device(self, solvable: Collection[str]) -> None:
+        """Choose the matrices whose eigenvalues a GPU computes now, of those that it can."""
+        chosen = frozenset(filter(self._priority.pays_on_device, solvable))
+        self._executor.on_device = self._priority.on_device = chosen
+
+    def here(self, step: int, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
+        """Return the matrices to read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
+        credit = self._budget.reading_credit - self._under_way()
+        elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
+        return self._priority.choose(step, credit, without=elsewhere.union(without), forced=forced)
+
+    def between(self, names: Iterable[str]) -> list[str]:
+        """Return those of some matrices that this process reads within its credit, at a step that is not scheduled."""
+        here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
+        return self._priority.affordable(here, self._budget.reading_credit)
+
+    def ask(self, team: Team, names: Iterable[str]) -> None:
+        """Ask all ranks to read at the next poll those of these matrices for which there is credit."""
+        known = set(self._priority.names) - team.missing
+        ranks = self._ranks_of(team)
+        chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))
+        if chosen:
+            team.ask(self._with_costs(chosen), ranks)
+
+    def announce(self, team: Team, step: int | None, then: int, *, steps: int, ahead: float = 0.0) -> None:
+        """Plan at a due step, or before the first, what all ranks read at the next one, and announce it.
+
+        Args:
+            team: the ranks.
+            step: optimizer steps taken; None before the first due step.
+            then: at which step the next one is expected.
+            steps: steps that this process has taken so far, which say how long one takes.
+            ahead: seconds of credit that each rank will have earned by then.
+        """
+        ranks = self._ranks_of(team, ahead=ahead)
+        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, ahead=True)
+        longest = max(map(self._priority.expected, self._priority.names), default=0.0)
+        ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
+        team.plan(step, self._with_costs(names), ranks, gap=0 if step is None else then - step, ending=ending)
+
+    def _under_way(self) -> float:
+        """Return the expected seconds of what this process has to finish."""
+        return sum(self._left_of(task) for due in self._due for task in due.here)
+
+    def _left_of(self, task: Task) -> float:
+        """Return the expected seconds of what is left of readings under way."""
+        on_device = task.in_hook > 0
+        expected = sum(self._priority.expected(name, on_device=on_device) for name in task.names)
+        return max(0.0, expected - task.in_hook)
+
+    def _with_costs(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the expected seconds of each reading."""
+        return {name: self._priority.expected(name) for name in names}
+
+    def _ranks_of(self, team: Team, *, ahead: float = 0.0) -> dict[int, Reads]:
+        """Return how each rank reads, once it has earned `ahead` more seconds of credit."""
+        under_way = {0: self._under_way()}
+        for due in self._due:
+            for name in due.elsewhere.names if due.elsewhere else ():
+                rank = due.owners[name]
+                under_way[rank] = under_way.get(rank, 0.0) + self._priority.expected(name)
+        return team.capacities.reads(self._budget, under_way, ahead=ahead)
+
+
+def _credit_of(ranks: Mapping[int, Reads]) -> float:
+    """Return the seconds of reading that all ranks may begin together."""
+    return sum(max(0.0, reads.credit) for reads in ranks.values())

@@ -1,0 +1,116 @@
+"""`Screening`: compute the norms of matrices whose readings come seldom, at each due step, for a part of the budget."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import final
+
+from esdmon.records import LayerReport, Screened
+from esdmon.runtime.pipeline.drift_log import DriftLog
+from esdmon.runtime.workers.source import Source
+from esdmon.schedule.budget import Budget
+from esdmon.schedule.priority import ReadPriority
+
+SHARE = 0.25
+"""Part of the budget that may go into screening. Our choice."""
+WORTH = 10
+"""A matrix is screened where its reading takes at least this many times as long as its screening. Our choice."""
+
+
+@final
+class Screening:
+    """Screen the matrices that were not read for some due steps, the longest not known first.
+
+    The cost is measured, from where this process began or continued the run. Once it is more than a quarter of the
+    budget, the other matrices wait for the next due step.
+
+    Args:
+        source: the matrices of this process.
+        priority: says which to screen, and takes note of how λmax has changed.
+        drift: knows which matrices this process holds.
+        budget: measures the cost; the caller charges it.
+    """
+
+    def __init__(self, source: Source, priority: ReadPriority, drift: DriftLog, budget: Budget) -> None:
+        self._source = source
+        self._priority = priority
+        self._drift = drift
+        self._budget = budget
+        self._since = budget.run_seconds
+        self._spent = 0.0
+        self._costs: dict[str, float] = {}
+        """Least seconds of a screening of each matrix so far."""
+        self._found: dict[str, list[Screened]] = {}
+        """Of each matrix the last that was reported, and those that wait for the reports of their steps."""
+
+    def screen(self, step: int, *, without: Collection[str], latest: Mapping[str, LayerReport]) -> None:
+        """Begin to screen within the allowance.
+
+        Args:
+            step: optimizer steps taken.
+            without: matrices that are read at this step.
+            latest: the last readings.
+        """
+        with self._budget.measured() as cost:
+            self._take(latest)
+            names = self._priority.to_screen(without)
+        self._spent += cost.seconds
+        for name in names:
+            if self._spent > self._allowance:
+                break
+            self._begin(name, step)
+        with self._budget.measured() as cost:
+            self._take(latest)
+        self._spent += cost.seconds
+
+    def _begin(self, name: str, step: int) -> None:
+        """Begin to screen a matrix, if that is worth while."""
+        is_cheap = self._priority.expected(name) < WORTH * self._costs.get(name, 0.0)
+        if is_cheap or not self._drift.is_here(name):
+            return
+        with self._budget.measured() as cost:
+            beside = self._source.screen(name, step)
+        if beside is not None:
+            self._budget.spend(beside)
+            self._priority.screened(name, step)
+            self._costs[name] = min(cost.seconds + beside, self._costs.get(name, math.inf))
+        self._spent += cost.seconds + (beside or 0.0)
+
+    def as_of(self, step: int, latest: Mapping[str, LayerReport]) -> tuple[Screened, ...]:
+        """Return the last screening of each matrix that is newer than its reading, as of a due step; new only once."""
+        self._take(latest)
+        shown: list[Screened] = []
+        for name in [name for name in self._found if name not in self._priority.names]:
+            del self._found[name]
+        for name, found in self._found.items():
+            read = None if name not in latest else latest[name].step
+            known = [each for each in found if each.step <= step and each.is_after(read)][-1:]
+            shown += known
+            later = [each for each in found if each.step > step]
+            self._found[name] = [*(replace(each, is_new=False) for each in known), *later]
+        return tuple(shown)
+
+    @property
+    def _allowance(self) -> float:
+        return SHARE * (self._budget.share or 0.0) * (self._budget.run_seconds - self._since)
+
+    def _take(self, latest: Mapping[str, LayerReport]) -> None:
+        """Take the screenings that are computed by now, and give the priority the changes of λmax."""
+        for found in self._source.screened():
+            layer = latest.get(found.name)
+            if not math.isfinite(found.lambda_max):
+                self._priority.screened(found.name, found.step, math.inf)
+                continue
+            now = found
+            if layer is not None and layer.status == "ok":
+                now = replace(found, N=layer.N)
+                self._priority.screened(found.name, found.step, _change(layer, now), since=layer.step)
+            self._found.setdefault(found.name, []).append(now)
+
+
+def _change(layer: LayerReport, now: Screened) -> float:
+    """Return |Δ ln λmax| from a reading to a screening, less the residual of the latter; 0 where it is not known."""
+    before = layer.measures.get("lambda_max", math.nan)
+    if not (before > 0 and now.lambda_max > 0):
+        return 0.0
+    return max(0.0, abs(math.log(now.lambda_max / before)) - now.residual)

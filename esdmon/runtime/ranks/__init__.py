@@ -1,0 +1,1 @@
+"""Jobs of several ranks: who holds what, who reads what, and how fragments, readings and requests travel."""

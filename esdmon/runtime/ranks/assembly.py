@@ -1,0 +1,113 @@
+"""`Assembly`: put sharded parameters together and read their matrices, in a thread that may wait for other ranks."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeAlias, final
+
+from esdmon.isolation import describe
+from esdmon.records import LayerReport
+from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
+from esdmon.runtime.ranks.holdings import Holder
+from esdmon.runtime.ranks.memory_limit import MemoryLimit
+from esdmon.runtime.ranks.parts import Own, ShardedSource
+from esdmon.runtime.workers.source import Answer
+
+Clock: TypeAlias = Callable[[], float]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """The readings of one assignment whose parameters are spread over ranks."""
+
+    step: int
+    readings: Mapping[str, Callable[[], LayerReport]]
+    """By the names of the matrices in the job: what finishes each reading, once the parameters are put together."""
+    keys: Mapping[str, str]
+    """By this rank's names of the parameters: the key under which each holder keeps its copy."""
+    holders: Mapping[str, Callable[[], tuple[Holder, ...]]]
+    """By this rank's names of the parameters: looks up the holders of all fragments in the job's store."""
+    own: Mapping[str, Own]
+    """Copies of this rank's fragments."""
+    until: float
+    """The time of the monotonic clock at which copies have to be there."""
+    failures: dict[int, str]
+    """Ranks that did not give their fragment, and why: added by `read`."""
+
+    def read(
+        self, source: ShardedSource, exchange: FragmentExchange | None, memory_limit: MemoryLimit, clock: Clock
+    ) -> Answer:
+        """Put the parameters together and read the matrices.
+
+        Args:
+            source: the matrices of this rank's model.
+            exchange: fetches the fragments of other ranks; None for a rank that cannot.
+            memory_limit: waits until there is memory for the whole parameters.
+            clock: returns seconds in the calling thread.
+
+        Returns:
+            The readings, each with its seconds without those of waiting; a failed one for each that there is not.
+
+        Raises:
+            Exception: where the source is strict.
+        """
+        stopwatch = _Stopwatch(clock)
+        answer: Answer = {}
+        try:
+            parameters = {local: look_up() for local, look_up in self.holders.items()}
+            size = sum(map(source.parts.whole_size, parameters))
+            fetch = partial(self._fetch, exchange, stopwatch)
+            with (
+                memory_limit.holding(size, stopwatch.waiting),
+                source.parts.assembled(parameters, self.own, fetch) as ratio,
+            ):
+                for name, finish in self.readings.items():
+                    layer = replace(finish(), name=name, update_ratio=ratio)
+                    answer[name] = layer, stopwatch.lap()
+        except PeerError as error:
+            if not error.answers:
+                self.failures[error.rank] = str(error)
+            return answer | self._failed(answer, str(error))
+        except Exception as error:
+            if source.strict:
+                raise
+            return answer | self._failed(answer, describe(error))
+        return answer
+
+    def _fetch(
+        self, exchange: FragmentExchange | None, stopwatch: "_Stopwatch", local: str, holder: Holder, into: memoryview
+    ) -> Moved:
+        if exchange is None:
+            raise LookupError("this rank does not serve fragments")
+        with stopwatch.waiting():
+            return exchange.fetch(holder.rank, holder.address, self.keys[local], into, until=self.until)
+
+    def _failed(self, answer: Answer, why: str) -> Answer:
+        """Return a failed reading of each matrix that has none."""
+        missing = [name for name in self.readings if name not in answer]
+        return {name: (LayerReport(name, "failed", self.step, why), 0.0) for name in missing}
+
+
+class _Stopwatch:
+    """The seconds of a thread, without those that it waits for other ranks."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = clock()
+
+    def lap(self) -> float:
+        """Return the seconds since the last call."""
+        last, self._last = self._last, self._clock()
+        return self._last - last
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Count of a block its CPU time only."""
+        since, cpu = self._clock(), time.thread_time()
+        try:
+            yield
+        finally:
+            self._last += self._clock() - since - (time.thread_time() - cpu)

@@ -1,0 +1,286 @@
+"""`Assignments`: what each rank of a job does at a due step: give copies of its fragments, read what it was assigned.
+
+In the training's thread the store is polled once for rank 0's plan, and copies are begun: nothing waits. What needs
+fragments of other ranks is put together and read in a thread of the executor (`assembly.py`), as much at a time as
+memory allows.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from typing import final
+
+from esdmon.isolation import describe
+from esdmon.limits import Limits
+from esdmon.records import LayerReport
+from esdmon.runtime.ranks.assembly import Assembly
+from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
+from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved
+from esdmon.runtime.ranks.holdings import Holder, Table
+from esdmon.runtime.ranks.memory_limit import MemoryLimit
+from esdmon.runtime.ranks.parts import Own, ShardedSource
+from esdmon.runtime.workers.executor import Executor
+from esdmon.runtime.workers.source import Answer, Ratio, Task, unknown
+from esdmon.schedule.polls import Polls
+from esdmon.schedule.step_sample import StepSample
+from esdmon.schedule.workers import steps_paused
+
+_log = logging.getLogger("esdmon")
+_KEPT = 3  # due steps whose copies are kept, this one included: readings may be as far behind
+
+
+@dataclass(frozen=True, slots=True)
+class Assigned:
+    """What was begun at a due step."""
+
+    plan: Plan
+    tasks: tuple[Task, ...]
+    """Of this rank, with the names of the job."""
+    moved: Mapping[str, Ratio]
+    """‖ΔW‖/‖W‖ since the last reading of those matrices of which this rank holds all."""
+    sampled: Mapping[str, StepSample] = field(default_factory=dict)
+    """On rank 0: what the last sample of single steps has shown of these matrices."""
+    failures: dict[int, str] = field(default_factory=dict)
+    """Ranks that did not give their fragment, and why; complete when the tasks are finished."""
+
+
+@final
+class Assignments:
+    """Do what rank 0 assigns to this rank; rank 0 itself does so too.
+
+    Args:
+        source: the matrices of this rank's model.
+        executor: finishes readings.
+        ranks: the messages of the job.
+        limits: bytes of copies, and seconds of waiting.
+    """
+
+    def __init__(self, source: ShardedSource, executor: Executor, ranks: Coordinator, *, limits: Limits) -> None:
+        self._source = source
+        self.parts = source.parts
+        """What this rank holds of the job's weights."""
+        self._executor = executor
+        self._ranks = ranks
+        self._limits = limits
+        self._previous: int | None = None
+        self._begun: deque[tuple[int, float]] = deque()
+        """The last due steps, with their times: the first of them is that of the oldest copies that are kept."""
+        self._ending = 0
+        self._role = Role({}, frozenset())
+        self._version = 0
+        self.polls = Polls()
+        """The steps until the next due one at which all ranks poll the store for an extra plan."""
+        self.has_joined = False
+        """Whether this rank has announced what it holds."""
+        self._holders = self._look_up_holders(0)
+        self._address = ""
+        self.n_listed = 0
+        """Matrices of this rank's model, as last announced."""
+        self.exchange: FragmentExchange | None = None
+        """Copies of this rank's fragments; None for a rank that has none."""
+        self.memory_limit = MemoryLimit(limits.copied_bytes)
+        """For what this rank puts together."""
+
+    def get_ready(self) -> bool:
+        """Announce before the first due step what this rank holds, once rank 0 watches.
+
+        Returns:
+            Whether the model has changed.
+        """
+        return False if self.has_joined or self._ranks.token() is None else self.refresh()
+
+    def refresh(self) -> bool:
+        """Announce what this rank holds where it has not, and again where its model has changed.
+
+        Returns:
+            Whether the model has changed.
+        """
+        has_changed = self._source.refresh()
+        if not self.has_joined or has_changed:
+            token = self._ranks.token()
+            if token is not None:  # else rank 0 does not watch yet
+                self._ranks.announce(self._table(token))
+                self.has_joined = True
+        return has_changed
+
+    def restart(self) -> None:
+        """Start again from a checkpoint that all ranks load."""
+        self._ranks.restart()
+        self._begun.clear()
+        self._previous = None
+        self.polls.start(0, ())
+
+    def begin(self, step: int) -> Assigned | None:
+        """Give the copies of a due step, and begin what is assigned to this rank; None where there was no plan."""
+        previous, self._previous = self._previous, step
+        if self.exchange is not None:
+            self._expire(self.exchange, step)
+        plan = self._ranks.plan(previous) if self.has_joined else None
+        self.polls.start(step, () if plan is None else plan.polls)
+        return None if plan is None else self.follow(plan, step)
+
+    def poll(self, expected: int, step: int) -> Assigned | None:
+        """Do between due steps what rank 0 has asked for; None where that is nothing.
+
+        Args:
+            expected: the planned step of this poll.
+            step: optimizer steps taken.
+        """
+        plan = self._ranks.extra_plan(expected)
+        if plan is None:
+            return None
+        self.refresh()
+        return self.follow(plan, step)
+
+    def follow(self, plan: Plan, step: int) -> Assigned | None:
+        """Give the copies of a plan, and begin what it assigns to this rank; None where this rank has no role yet."""
+        self._ending = plan.ending
+        self._executor.end_within(plan.ending)
+        if plan.version != self._version:
+            role = self._ranks.role(plan.version)
+            if role is None:
+                return None
+            self._role, self._version = role, plan.version
+            self._holders = self._look_up_holders(plan.version)
+        sampled = {}
+        if not self._ranks.rank:  # the only one that samples steps
+            sampled = {
+                name: self._source.last_step(self.local(name))
+                for assignment in plan.assignments
+                for name in assignment.names
+            }
+        assigned = Assigned(plan, (), {}, sampled)
+        tasks: list[Task] = []
+        moved: dict[str, Ratio] = {}
+        marked: dict[str, Callable[[], Moved]] = {}  # a parameter may be in several assignments of a step
+        for assignment in plan.assignments:
+            if assignment.parameters:
+                own = self._copy(assignment, step, marked)
+                if not self._ranks.rank:  # which measures how far each has moved since
+                    for name in assignment.names:
+                        self._source.mark(self.local(name))
+                if assignment.owner == self._ranks.rank:
+                    tasks.append(self._begin_assembled(assignment, step, own, assigned.failures))
+            else:
+                tasks += self._begin_whole(assignment, step, moved)
+        return replace(assigned, tasks=tuple(tasks), moved=moved)
+
+    def close(self, timeout: float) -> None:
+        """Take leave of rank 0; wait until the others have fetched their copies, for some seconds at most."""
+        if self.has_joined and self._ranks.rank:
+            with suppress(Exception):  # rank 0 and its store may be gone
+                self._ranks.announce(Table(self._ranks.rank, "", {}, {}, has_left=True))
+        if self.exchange is not None:
+            self.exchange.drain(timeout)
+            self.exchange.close()
+        self._ranks.end()
+
+    @property
+    def pace(self) -> float:
+        """Return the seconds of reading of this rank for each second of its budget."""
+        return self._executor.pace
+
+    def local(self, name: str) -> str:
+        """Return this rank's own name of a matrix or parameter of the job."""
+        return self._role.local.get(name, name)
+
+    def _table(self, token: bytes) -> Table:
+        matrices, parts = self.parts.holdings()
+        self.n_listed = len(matrices)
+        if parts and self.exchange is None:
+            limits = self._limits
+            self.exchange = FragmentExchange(token, limits.copied_bytes, limits.fragment_seconds)
+            try:
+                self._address = self.exchange.open()
+            except OSError as error:
+                _log.warning(
+                    "esdmon: rank %d cannot listen for the other ranks: %s. Weights of which it holds a part are not "
+                    "read; set GLOO_SOCKET_IFNAME to the interface of the job.",
+                    self._ranks.rank,
+                    describe(error),
+                )
+        address = self._address if parts else ""
+        if parts and not address:
+            parts = {name: replace(part, fragment=None) for name, part in parts.items()}
+        skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self.parts.coverage().skipped)
+        copies, pauses = not self._executor.on_the_spot, self._executor.pauses
+        return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, pauses=pauses)
+
+    def _expire(self, exchange: FragmentExchange, step: int) -> None:
+        """Forget copies that nobody fetches any more: of two due steps ago, where no thread may still wait for them."""
+        now = time.monotonic()
+        self._begun.append((step, now))
+        while len(self._begun) > _KEPT and self._begun[1][0] <= step - steps_paused(self._ending):
+            self._begun.popleft()
+        exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
+
+    def _copy(self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
+        """Copy this rank's fragments: for its own reading, or for the rank that owns the assignment."""
+        own: dict[str, Own] = {}
+        for name in assignment.parameters:
+            local = self.local(name)
+            if not self.parts.has_fragment(local) or self.exchange is None:
+                continue
+            is_mine, key = assignment.owner == self._ranks.rank, self._key(step, assignment, name)
+            try:
+                moved = marked[local] = marked.get(local) or self.parts.mark(local)
+                if is_mine:
+                    own[local] = self.parts.copy(local), moved
+                elif name in self._role.copies:
+                    self.exchange.keep(key, self.parts.copy(local), self.parts.size(local), moved)
+            except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
+                self.exchange.fail(key, f"cannot read its part: {describe(error)}")
+        return own
+
+    def _begin_whole(self, assignment: Assignment, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
+        for name in assignment.names:
+            local = self.local(name)
+            if self.parts.is_here(local):
+                moved[name] = self._source.mark(local)
+                if assignment.owner == self._ranks.rank and self._executor.has_room(local):
+                    yield _renamed(self._executor.begin(local, step, moved=moved[name]), {local: name})
+
+    def _begin_assembled(
+        self, assignment: Assignment, step: int, own: Mapping[str, Own], failures: dict[int, str]
+    ) -> Task:
+        names = {self.local(name): name for name in assignment.parameters}
+        assembly = Assembly(
+            step,
+            readings={name: self._begin_one(name, step) for name in assignment.names},
+            keys={local: self._key(step, assignment, name) for local, name in names.items()},
+            holders={local: partial(self._holders, name) for local, name in names.items()},
+            own=own,
+            until=time.monotonic() + self._limits.fragment_seconds,
+            failures=failures,
+        )
+        read = partial(assembly.read, self._source, self.exchange, self.memory_limit, self._executor.clock)
+        return self._executor.begin_later(assignment.names, step, read, sum(map(self.parts.size, own)))
+
+    def _begin_one(self, name: str, step: int) -> Callable[[], LayerReport]:
+        return self._source.begin(self.local(name), step, moved=unknown, copy=False)
+
+    def _look_up_holders(self, version: int) -> Callable[[str], tuple[Holder, ...]]:
+        """Return the function that looks up who gives the fragments of a parameter, once for each."""
+        return cache(partial(self._ranks.holders, version))
+
+    def _key(self, step: int, assignment: Assignment, parameter: str) -> str:
+        return f"{self._ranks.epoch}/{step}/{assignment.names[0]}/{parameter}"
+
+
+def _renamed(task: Task, names: Mapping[str, str]) -> Task:
+    """Return a task whose readings have the names of the job."""
+
+    def poll() -> Answer | None:
+        answer = task.poll()
+        return None if answer is None else give(answer)
+
+    def give(answer: Answer) -> Answer:
+        return {names[name]: (replace(layer, name=names[name]), seconds) for name, (layer, seconds) in answer.items()}
+
+    if all(own == other for own, other in names.items()):
+        return task
+    return Task(tuple(names[name] for name in task.names), poll, lambda: give(task.give_up()))

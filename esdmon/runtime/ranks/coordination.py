@@ -1,0 +1,287 @@
+"""The messages between the ranks of a job: who holds what, what is read where, and the readings.
+
+The ranks exchange texts through the key-value store that every `torch.distributed` job has, and use no
+collectives. A collective that one rank does not enter hangs the job: when only rank 0 calls `watch`, when one rank
+fails to read, or when the loop is left early. The store also depends on no backend (NCCL, gloo), and mixes with no
+collective of the training. Nobody waits for a message in the training's thread: what is read at a due step was
+announced at the due step before, and whoever has no plan reads nothing.
+"""
+
+import json
+import secrets
+import time
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self, final
+
+from esdmon.limits import Limits
+from esdmon.records.serialization import layer_from_plain, to_plain
+from esdmon.runtime.ranks.holdings import Holder, Table
+from esdmon.runtime.ranks.job_store import JobStore, Store
+from esdmon.runtime.workers.source import Answer
+from esdmon.schedule.fragments import Fragment
+
+_KEPT = 8  # due steps whose plan stays in the store, and versions of the holders: ranks may be behind
+_ROLES = 3  # of a rank that stay in the store: it follows a plan of a version before the newest
+_POLL = 0.02  # seconds between two polls for the problems of other ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What one rank reads at a due step: matrices that share their parameters, by their names in the job."""
+
+    owner: int
+    names: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
+    """The sharded parameters that it puts together; none where it holds all of the matrix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is read at a due step, or at a step between at which all ranks poll, and by whom."""
+
+    version: int
+    """Of the holdings; a rank that knows another one looks up its role first."""
+    assignments: tuple[Assignment, ...]
+    polls: tuple[int, ...] = ()
+    """After how many steps of the due one all ranks poll the store for an extra plan, until the next due step."""
+    ending: int = 0
+    """In how many blocks of steps readings end, before steps without any are measured; 0 where no rank pauses."""
+
+    def to_json(self) -> str:
+        """Return the plan as JSON."""
+        assignments = [[assignment.owner, assignment.names, assignment.parameters] for assignment in self.assignments]
+        return json.dumps([self.version, assignments, self.polls, self.ending])
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the plan that `to_json` was called on."""
+        version, plain, polls, ending = json.loads(text)
+        assignments = tuple(Assignment(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
+        return cls(version, assignments, tuple(polls), ending)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What other ranks have answered."""
+
+    readings: Answer
+    failures: Mapping[int, Mapping[int, str]]
+    """By rank that has answered: the ranks that did not give it their fragments, and why."""
+    paces: Mapping[int, float]
+    """By rank: its seconds of reading for each second of its budget."""
+    seconds: Mapping[int, float]
+    """By rank: the seconds that its readings have taken."""
+    missing: tuple[int, ...]
+    """Ranks that have not answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a rank needs to know to act on plans."""
+
+    local: Mapping[str, str]
+    """Its own names by those in the job, of those that differ."""
+    copies: frozenset[str]
+    """The parameters, by their names in the job, of which it gives its fragment."""
+
+
+@final
+class Coordinator:
+    """The messages of one rank: rank 0 says what is read, all ranks answer with readings.
+
+    Args:
+        store: the job's store, with a prefix for this monitor.
+        rank: of this process.
+        size: of the job.
+        timeout: seconds after which an answer is given up.
+    """
+
+    def __init__(self, store: Store, rank: int, size: int, *, timeout: float = Limits().rank_seconds) -> None:
+        self._store = JobStore(store)
+        self.rank = rank
+        self.size = size
+        self._roles: dict[int, deque[list[object]]] = {}
+        self.timeout = timeout
+        self._epoch = 0
+        self._taken = 0
+        self._plans: deque[str] = deque()
+        self._extra_plans: deque[str] = deque()
+        if rank == 0:
+            self._store.set("token", secrets.token_hex(32))
+
+    @property
+    def epoch(self) -> int:
+        """Return how often the monitor has gone back to a checkpoint."""
+        return self._epoch
+
+    def restart(self) -> None:
+        """Start again from a checkpoint that all ranks load: messages of later steps no longer apply."""
+        self._epoch += 1
+        self._plans.clear()
+        self._extra_plans.clear()
+
+    def token(self) -> bytes | None:
+        """Return the key by which ranks know each other; None until rank 0 watches."""
+        return self._store.value("token") if self._store.has("token") else None
+
+    def common(self, problems: Collection[str], timeout: float) -> set[str] | None:
+        """Return the problems of this rank that every rank has. Called before training, where all ranks call `watch`.
+
+        Args:
+            problems: what the problems of this rank are about.
+            timeout: seconds to wait for the other ranks, where this one has problems.
+
+        Returns:
+            None where not all ranks have called it in that time.
+        """
+        self._store.put(f"problems/{self.rank}", json.dumps(sorted(problems)))
+        if not problems:
+            return set()
+        keys = [f"problems/{rank}" for rank in range(self.size)]
+        until = time.monotonic() + timeout
+        while not self._store.has(*keys):
+            if time.monotonic() > until:
+                return None
+            time.sleep(_POLL)
+        return set(problems).intersection(*(json.loads(self._store.text(key)) for key in keys))
+
+    def announce(self, table: Table) -> None:
+        """Announce what this rank holds; the last table counts."""
+        key = f"table/{self.rank}"
+        self._store.put(key, table.to_json())
+        self._store.set(f"joined/{self._store.add('joined', 1)}", key)
+
+    def has_tables(self) -> bool:
+        """On rank 0: return whether tables were announced since the last `take_tables`."""
+        return self._store.add("joined", 0) > self._taken
+
+    def take_tables(self) -> list[Table]:
+        """On rank 0: return the tables that were announced since the last call."""
+        tables = []
+        last = self._store.add("joined", 0)
+        while self._taken < last and self._store.has(f"joined/{self._taken + 1}"):
+            self._taken += 1
+            key = self._store.value(f"joined/{self._taken}").decode()
+            tables.append(Table.from_json(self._store.text(key)))
+        return tables
+
+    def give_role(self, rank: int, role: Role, version: int) -> None:
+        """On rank 0: say what a rank needs to know to act on plans, from a version of the holdings on."""
+        given = self._roles.setdefault(rank, deque(maxlen=_ROLES))
+        given.append([version, dict(role.local), sorted(role.copies)])
+        self._store.put(f"role/{rank}", json.dumps(list(given)))
+
+    def role(self, version: int) -> Role | None:
+        """Return the role of this rank in a version of the holdings; None where rank 0 had given it none by then.
+
+        Rank 0 may be a version ahead of the plan that this rank follows.
+        """
+        key = f"role/{self.rank}"
+        if not self._store.has(key):
+            return None
+        known = [role for since, *role in json.loads(self._store.text(key)) if since <= version]
+        if not known:
+            return None
+        local, copies = known[-1]
+        return Role(local, frozenset(copies))
+
+    def give_holders(self, version: int, parameter: str, holders: Sequence[Holder]) -> None:
+        """On rank 0: say who gives the fragments of a parameter; what was said eight versions ago is forgotten."""
+        plain = [[holder.rank, holder.fragment.to_plain(), holder.address] for holder in holders]
+        self._store.put(f"holders/{version}/{parameter}", json.dumps(plain))
+        before = f"holders/{version - _KEPT}/{parameter}"
+        if self._store.has(before):
+            self._store.delete(before)
+
+    def holders(self, version: int, parameter: str) -> tuple[Holder, ...]:
+        """Return who gives the fragments of a parameter."""
+        plain = json.loads(self._store.text(f"holders/{version}/{parameter}"))
+        return tuple(Holder(rank, Fragment.from_plain(fragment), address) for rank, fragment, address in plain)
+
+    def give_plan(self, previous: int | None, plan: Plan) -> None:
+        """On rank 0: send at a due step what is read at the next one; before the first, `previous` is None."""
+        self._say(self._key("plan", str(previous)), plan, self._plans)
+
+    def plan(self, previous: int | None) -> Plan | None:
+        """Return what is read at the due step after `previous`; None where rank 0 has not said it."""
+        key = self._key("plan", str(previous))
+        return Plan.from_json(self._store.text(key)) if self._store.has(key) else None
+
+    def give_extra_plan(self, step: int, plan: Plan) -> None:
+        """On rank 0: send the extra plan of a later step, at which all ranks poll, and return when the store has it."""
+        key = self._key("extra", step)
+        self._say(key, plan, self._extra_plans)
+        self._store.has(key)  # a store answers this, and not `set`
+
+    def extra_plan(self, step: int) -> Plan | None:
+        """Return the extra plan of a step at which all ranks poll; None where rank 0 has given none."""
+        key = self._key("extra", step)
+        return Plan.from_json(self._store.text(key)) if self._store.has(key) else None
+
+    def request(self, number: int, kind: str, step: int) -> None:
+        """On rank 0: leave the request of an alert, and return when the store has it."""
+        key = self._key("request", number)
+        self._store.set(key, f"{kind} {step}")
+        self._store.has(key)  # a store answers this, and not `set`
+
+    def requested(self, number: int) -> tuple[str, int] | None:
+        """Return a request and its step; None where there are not so many."""
+        key = self._key("request", number)
+        if not self._store.has(key):
+            return None
+        kind, step = self._store.value(key).decode().split()
+        return kind, int(step)
+
+    def answer(self, step: int, answer: Answer, failures: Mapping[int, str], pace: float) -> None:
+        """On other ranks: send what was read, which ranks did not give their fragments, and how fast this rank reads.
+
+        Args:
+            step: at which it was begun.
+            answer: what was read.
+            failures: reasons by rank.
+            pace: seconds of reading for each second of this rank's budget.
+        """
+        plain = {name: [to_plain(layer), seconds] for name, (layer, seconds) in answer.items()}
+        self._store.put(self._key("answer", step, self.rank), json.dumps([plain, failures, pace]))
+
+    def answered(self, step: int, ranks: Iterable[int]) -> list[int]:
+        """On rank 0: return those ranks whose answer has come."""
+        ranks = list(ranks)
+        if ranks and self._store.has(*(self._key("answer", step, rank) for rank in ranks)):
+            return ranks
+        return []
+
+    def take_answers(self, step: int, ranks: Iterable[int]) -> Answers:
+        """On rank 0: return the answers that are there, and who has not answered."""
+        readings: Answer = {}
+        failures: dict[int, dict[int, str]] = {}
+        paces: dict[int, float] = {}
+        seconds: dict[int, float] = {}
+        missing = []
+        for rank in ranks:
+            key = self._key("answer", step, rank)
+            if not self._store.has(key):
+                missing.append(rank)
+                continue
+            plain, failed, paces[rank] = json.loads(self._store.text(key))
+            self._store.delete(key)
+            readings |= {name: (layer_from_plain(layer), seconds) for name, (layer, seconds) in plain.items()}
+            failures[rank] = {int(other): why for other, why in failed.items()}
+            seconds[rank] = sum(taken for _, taken in plain.values())
+        return Answers(readings, failures, paces, seconds, tuple(missing))
+
+    def end(self) -> None:
+        """Release the store: from then on it is empty."""
+        self._store.close()
+
+    def _say(self, key: str, plan: Plan, said: deque[str]) -> None:
+        """Store a plan, and remove the oldest of its kind."""
+        self._store.put(key, plan.to_json())
+        said.append(key)
+        if len(said) > _KEPT:
+            self._store.delete(said.popleft())
+
+    def _key(self, *parts: str | int) -> str:
+        return "/".join(map(str, (self._epoch, *parts)))

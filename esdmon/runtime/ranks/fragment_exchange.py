@@ -1,0 +1,261 @@
+"""`FragmentExchange`: serve copies of this rank's fragments to the other ranks of the job over TCP, and fetch theirs.
+
+Each copy is fetched by the one rank that puts its matrix together, in a thread of that rank, with a deadline. So each
+link fails alone: a rank that is late, silent or dead costs the others their time of waiting in that thread, and breaks
+nothing. Why torch's own ways are not used is measured in docs/sharded.md: a `TCPStore` whose process is stopped blocks
+its clients for ever, and a pair of gloo that has timed out once is closed for good.
+
+A request is authenticated by a key that rank 0 leaves in the job's store. Nothing that arrives is ever unpickled.
+"""
+
+import hashlib
+import hmac
+import socket
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from threading import BoundedSemaphore, Condition, Thread
+from typing import final
+
+from esdmon.runtime.ranks.own_address import own_address
+
+_MOST_REQUEST = 4096  # bytes of a key
+_MAC = hashlib.sha256().digest_size
+_LENGTH = struct.Struct("!I")
+_WAIT = struct.Struct("!d")  # seconds
+_HEAD = struct.Struct("!qdd")  # bytes that follow, or -length of an error message; what `Moved` holds
+_PIECE = 1 << 20  # bytes that are sent within the patience
+_AT_ONCE = 16  # requests that are answered at the same time; others wait. Our choice.
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """How far a fragment has moved since it was last copied, estimated from a sample: ‖ΔW‖² and ‖W‖² before."""
+
+    change: float
+    norm: float
+
+
+def _not_moved() -> Moved:
+    return Moved(0, 0)
+
+
+@dataclass(slots=True)
+class _Kept:
+    """A copy, or why there is none."""
+
+    read: Callable[[], memoryview] | None
+    size: int
+    moved: Callable[[], Moved]
+    since: float
+    error: str = ""
+
+
+class PeerError(Exception):
+    """Raised where a rank does not give its fragment.
+
+    Args:
+        rank: which rank.
+        reason: what happened.
+        answers: whether it says so itself; else it cannot be reached, or does not answer.
+    """
+
+    def __init__(self, rank: int, reason: str, *, answers: bool = False) -> None:
+        super().__init__(reason)
+        self.rank = rank
+        self.answers = answers
+
+
+@final
+@dataclass(slots=True)
+class FragmentExchange:
+    """Serve copies of this rank's fragments, each until it is fetched or too old, and fetch those of other ranks.
+
+    Args:
+        token: the key of the job.
+        most_bytes: of copies that are kept; one that is larger is kept when there is no other.
+        patience: seconds that a request waits for a copy, and for the other side.
+    """
+
+    token: bytes
+    most_bytes: int
+    patience: float
+    kept_bytes: int = 0
+    peak_bytes: int = 0
+    """The most bytes that were kept at any time."""
+    _kept: dict[str, _Kept] = field(default_factory=dict)
+    _changed: Condition = field(default_factory=Condition)
+    _server: socket.socket | None = None
+    _busy: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(_AT_ONCE))
+
+    def open(self) -> str:
+        """Listen on the job's interface, and return the address as `host port`."""
+        host = own_address()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        server = self._server = socket.create_server((host, 0), family=family)
+        Thread(target=self._accept, args=(server,), name="esdmon-fragments", daemon=True).start()
+        return f"{host} {server.getsockname()[1]}"
+
+    def keep(self, key: str, read: Callable[[], memoryview], size: int, moved: Callable[[], Moved]) -> None:
+        """Keep a copy of `size` bytes, which `read` returns, until it is fetched."""
+        now = time.monotonic()
+        with self._changed:
+            if self._kept and self.kept_bytes + size > self.most_bytes:
+                self._kept[key] = _Kept(
+                    None, 0, moved, now, "has no memory for it: copies for earlier readings have not been fetched"
+                )
+            else:
+                self._kept[key] = _Kept(read, size, moved, now)
+                self.kept_bytes += size
+                self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
+            self._changed.notify_all()
+
+    def fail(self, key: str, why: str) -> None:
+        """Leave the reason in the place of a copy, so that nobody waits for it."""
+        with self._changed:
+            self._kept[key] = _Kept(None, 0, _not_moved, time.monotonic(), why)
+            self._changed.notify_all()
+
+    def take(self, key: str, until: float) -> tuple[memoryview, Moved]:
+        """Return a copy and forget it, waiting for it until a time of the monotonic clock.
+
+        Raises:
+            LookupError: where there is none, with the reason.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: key in self._kept, max(0.0, until - time.monotonic()))
+            kept = self._kept.pop(key, None)
+            if kept is not None:
+                self.kept_bytes -= kept.size
+            self._changed.notify_all()
+        if kept is None or kept.read is None:
+            raise LookupError("has no copy of this step" if kept is None else kept.error)
+        return kept.read(), kept.moved()
+
+    @property
+    def n_kept(self) -> int:
+        """Return the number of copies that are kept."""
+        return len(self._kept)
+
+    def expire(self, before: float) -> None:
+        """Forget copies that were kept before a time of the monotonic clock: nobody will fetch them."""
+        with self._changed:
+            for key in [key for key, kept in self._kept.items() if kept.since < before]:
+                self.kept_bytes -= self._kept.pop(key).size
+
+    def drain(self, timeout: float) -> None:
+        """Wait until all copies are fetched, for so many seconds at most."""
+        until = time.monotonic() + timeout
+        with self._changed:
+            self._changed.wait_for(lambda: not any(kept.read for kept in self._kept.values()), timeout)
+        for _ in range(_AT_ONCE):  # and until they have arrived
+            self._busy.acquire(timeout=max(0.0, until - time.monotonic()))
+
+    def close(self) -> None:
+        """Stop listening, and forget all copies."""
+        if self._server is not None:
+            with suppress(OSError):
+                self._server.shutdown(socket.SHUT_RDWR)  # wakes the thread that accepts
+            self._server.close()
+        with self._changed:
+            self._kept.clear()
+            self.kept_bytes = 0
+
+    def _accept(self, server: socket.socket) -> None:
+        while True:
+            try:
+                link, _ = server.accept()
+            except OSError:  # closed
+                return
+            if self._busy.acquire(timeout=self.patience):
+                Thread(target=self._answer, args=(link,), name="esdmon-fragment", daemon=True).start()
+            else:
+                link.close()
+
+    def _answer(self, link: socket.socket) -> None:
+        try:
+            with link, suppress(OSError):  # whoever asked is gone
+                link.settimeout(self.patience)
+                key = self._read_request(link)
+                if key is not None:
+                    self._send(link, *key)
+        finally:
+            self._busy.release()
+
+    def _read_request(self, link: socket.socket) -> tuple[str, float] | None:
+        """Return the requested key, and how long to wait for it; None for what no rank of this job has sent."""
+        (length,) = _LENGTH.unpack(_receive(link, bytearray(_LENGTH.size)))
+        if not _MAC + _WAIT.size < length <= _MAC + _MOST_REQUEST:
+            return None
+        request = bytes(_receive(link, bytearray(length)))
+        mac, key = request[:_MAC], request[_MAC:]
+        if not hmac.compare_digest(mac, self._sign(key)):
+            return None
+        return key[_WAIT.size :].decode(), min(self.patience, *_WAIT.unpack(key[: _WAIT.size]))
+
+    def _send(self, link: socket.socket, key: str, wait: float) -> None:
+        try:
+            copy, moved = self.take(key, time.monotonic() + wait)
+        except Exception as error:  # noqa: BLE001 -- the reason is the answer
+            why = str(error).encode()
+            link.sendall(_HEAD.pack(-len(why), 0, 0) + why)
+            return
+        link.sendall(_HEAD.pack(copy.nbytes, moved.change, moved.norm))
+        for start in range(0, copy.nbytes, _PIECE):  # the timeout is one of each call
+            link.sendall(copy[start : start + _PIECE])
+
+    def _sign(self, key: bytes) -> bytes:
+        return hmac.new(self.token, key, hashlib.sha256).digest()
+
+    def fetch(self, rank: int, address: str, key: str, into: memoryview, *, until: float) -> Moved:
+        """Fetch a copy from another rank into memory of its size.
+
+        Args:
+            rank: that rank, for messages.
+            address: what its `open` returned.
+            key: of the copy.
+            into: bytes to write to.
+            until: time of the monotonic clock at which the copy has to be there; the transfer itself may take longer,
+                but no pause in it.
+
+        Raises:
+            PeerError: where it is not.
+        """
+        host, port = address.rsplit(" ", 1)
+        try:
+            # Longer than the other side waits for its copy, so that it can say that it has none.
+            left = max(0.0, until - time.monotonic()) + self.patience / 4
+            with socket.create_connection((host, int(port)), timeout=left) as link:
+                asked = _WAIT.pack(max(0.0, until - time.monotonic())) + key.encode()
+                request = self._sign(asked) + asked
+                link.sendall(_LENGTH.pack(len(request)) + request)
+                size, change, norm = _HEAD.unpack(_receive(link, bytearray(_HEAD.size)))
+                link.settimeout(self.patience)
+                if size < 0:
+                    why = bytes(_receive(link, bytearray(min(-size, _MOST_REQUEST)))).decode(errors="replace")
+                    raise PeerError(rank, f"rank {rank} {why}", answers=True)
+                if size != into.nbytes:
+                    raise PeerError(rank, f"rank {rank} sent {size} bytes, expected {into.nbytes}", answers=True)
+                _receive(link, into)
+        except TimeoutError as error:
+            raise PeerError(rank, f"rank {rank} did not answer in time") from error
+        except OSError as error:
+            raise PeerError(rank, f"rank {rank} cannot be reached: {error.strerror or error}") from error
+        return Moved(change, norm)
+
+
+def _receive(link: socket.socket, into: memoryview | bytearray) -> memoryview | bytearray:
+    """Fill a buffer.
+
+    Raises:
+        OSError: where the other side closes the connection before.
+    """
+    view = memoryview(into).cast("B")
+    while len(view):
+        count = link.recv_into(view)
+        if not count:
+            raise ConnectionResetError("the connection was closed")
+        view = view[count:]
+    return into

@@ -1,0 +1,285 @@
+"""Which rank of a job holds which part of which parameter, and the matrices of all ranks under one list of names.
+
+Each rank announces a `Table`, computed from metadata; rank 0 joins them. Fragments that several ranks hold (replicas,
+under DDP or HSDP, or of a layer on a part of the mesh) are recognised by equal boxes with equal content, so that the
+meshes themselves need not be known. Equal names with other content are other weights: stages of a pipeline that count
+their layers from 0, experts of their own; each is read under `name@rank`, the first rank that holds it.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any, Self, final
+
+from esdmon.records import Coverage
+from esdmon.records.report import Skipped
+from esdmon.records.table import natural_key
+from esdmon.schedule.fragments import Fragment, covers
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A sharded parameter, as one rank holds it."""
+
+    shape: tuple[int, ...]
+    item: int
+    """Bytes of an element."""
+    fragment: Fragment | None
+    content: str
+    """A hash of a few elements of the fragment."""
+    group: int
+    """The first rank of those that share the parameter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A matrix, as one rank lists it."""
+
+    seconds: float
+    """Estimated time of a reading, up to a common factor."""
+    parameters: tuple[str, ...] = ()
+    """The sharded parameters behind it; none for a matrix of which this rank holds all."""
+    content: str = ""
+    """A hash of a few elements of a matrix of which this rank holds all."""
+    size: int = 0
+    """Number of parameters that it covers; 0 for a part of a matrix that is listed as a whole as well."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """What one rank holds."""
+
+    rank: int
+    address: str
+    """Where copies of its fragments are fetched; empty where it has none."""
+    matrices: Mapping[str, Listed]
+    parameters: Mapping[str, Part]
+    skipped: tuple[tuple[str, int, str], ...] = ()
+    """Parameters that are not watched: name, number of elements, reason."""
+    has_left: bool = False
+    """Whether its monitor is closed: what it held before is listed, and cannot be read any more."""
+    copies: bool = False
+    """Whether it copies what it reads, and so needs memory for that."""
+    pauses: bool = False
+    """Whether there are times at which none of its threads begins to read."""
+
+    def to_json(self) -> str:
+        """Return the table as JSON."""
+        matrices = [[n, m.seconds, m.parameters, m.content, m.size] for n, m in self.matrices.items()]
+        parameters = [
+            [n, p.shape, p.item, p.fragment and p.fragment.to_plain(), p.content, p.group]
+            for n, p in self.parameters.items()
+        ]
+        return json.dumps(
+            [self.rank, self.address, matrices, parameters, self.skipped, self.has_left, self.copies, self.pauses]
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the table that `to_json` was called on."""
+        rank, address, matrices, parameters, skipped, *flags = json.loads(text)
+        return cls(
+            rank,
+            address,
+            {name: Listed(seconds, tuple(behind), content, size) for name, seconds, behind, content, size in matrices},
+            {name: _part(*rest) for name, *rest in parameters},
+            tuple((name, count, why) for name, count, why in skipped),
+            *flags,
+        )
+
+
+def _part(shape: list[int], item: int, fragment: list[Any] | None, content: str, group: int) -> Part:
+    return Part(tuple(shape), item, None if fragment is None else Fragment.from_plain(fragment), content, group)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A matrix of the job."""
+
+    seconds: float
+    parameters: tuple[str, ...]
+    """The sharded parameters behind it, by their names in the job."""
+    readers: tuple[int, ...]
+    """The ranks that can read it, or put it together."""
+    size: int = 0
+    """Number of parameters that it covers."""
+    reason: str = ""
+    """Why no rank can read it; empty where one can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who gives a fragment."""
+
+    rank: int
+    fragment: Fragment
+    address: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """The tables of all ranks, joined."""
+
+    matrices: Mapping[str, Entry] = field(default_factory=dict)
+    """By the name in the job, in the order of rank 0, the others after it by name."""
+    holders: Mapping[str, tuple[Holder, ...]] = field(default_factory=dict)
+    """One holder for each fragment of a sharded parameter."""
+    bytes_of: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of a whole parameter."""
+    names: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    """By rank: the names in the job of its matrices and parameters, where they differ from its own names."""
+    coverage: Coverage = field(default_factory=lambda: Coverage(0, 0))
+
+    def local_names(self, rank: int) -> dict[str, str]:
+        """Return a rank's own names by those in the job, of those that differ."""
+        return {other: own for own, other in self.names.get(rank, {}).items()}
+
+    def copies(self) -> dict[int, list[str]]:
+        """Return by rank the parameters, by their names in the job, of which it gives its fragment."""
+        copies: dict[int, list[str]] = defaultdict(list)
+        for name, holders in self.holders.items():
+            for holder in holders:
+                copies[holder.rank].append(name)
+        return copies
+
+
+def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
+    """Join tables to one list of matrices.
+
+    Args:
+        tables: by rank.
+        paused: ranks that are not asked now.
+    """
+    paused = {*paused, *(rank for rank, table in tables.items() if table.has_left)}
+    suffixes = _suffixes(tables)
+    names = {rank: _renamed(tables[rank], suffixes) for rank in tables}
+    parts: dict[str, list[tuple[int, Part]]] = defaultdict(list)
+    listed: dict[str, list[tuple[int, Listed]]] = defaultdict(list)
+    for rank, table in sorted(tables.items()):
+        for name, part in table.parameters.items():
+            parts[names[rank].get(name, name)].append((rank, part))
+        for name, matrix in table.matrices.items():
+            behind = tuple(names[rank].get(each, each) for each in matrix.parameters)
+            whole = Listed(matrix.seconds, behind, matrix.content, matrix.size)
+            listed[names[rank].get(name, name)].append((rank, whole))
+    holders, reasons = _choose_holders(parts, tables, paused)
+    matrices = {
+        name: Entry(
+            rows[0][1].seconds,
+            rows[0][1].parameters,
+            tuple(rank for rank, _ in rows if rank not in paused),
+            rows[0][1].size,
+            _why_not(rows, reasons, paused, tables),
+        )
+        for name, rows in _ordered(listed).items()
+    }
+    sizes = {name: rows[0][1].item * prod(rows[0][1].shape) for name, rows in parts.items()}
+    return Holdings(matrices, holders, sizes, names, _coverage(tables, matrices))
+
+
+def _suffixes(tables: Mapping[int, Table]) -> dict[tuple[int, str], str]:
+    """Return `@rank` by rank and name, for matrices and parameters whose name stands for several weights."""
+    parts: dict[str, list[Part]] = defaultdict(list)
+    firsts: dict[str, dict[str, int]] = defaultdict(dict)
+    for rank, table in sorted(tables.items()):
+        for name, part in table.parameters.items():
+            parts[name].append(part)
+        for name, matrix in table.matrices.items():
+            if not matrix.parameters:
+                firsts[name].setdefault(matrix.content, rank)
+    several = {name for name, found in parts.items() if len({each.group for each in found}) > 1 and _is_several(found)}
+    suffixes: dict[tuple[int, str], str] = {}
+    for rank, table in tables.items():
+        suffixes |= {(rank, name): f"@{part.group}" for name, part in table.parameters.items() if name in several}
+        for name, matrix in table.matrices.items():
+            if matrix.parameters:
+                for each in several.intersection(matrix.parameters):
+                    suffixes[rank, name] = suffixes[rank, each]
+            elif len(firsts[name]) > 1:
+                suffixes[rank, name] = f"@{firsts[name][matrix.content]}"
+    return suffixes
+
+
+def _is_several(parts: Iterable[Part]) -> bool:
+    """Return whether parts of one name do not belong to one parameter."""
+    parts = list(parts)
+    return len({part.shape for part in parts}) > 1 or _differ(parts) or _excess(parts)
+
+
+def _differ(parts: Iterable[Part]) -> bool:
+    contents: dict[Fragment, set[str]] = defaultdict(set)
+    for part in parts:
+        if part.fragment is not None:
+            contents[part.fragment].add(part.content)
+    return any(len(found) > 1 for found in contents.values())
+
+
+def _excess(parts: list[Part]) -> bool:
+    found = {part.fragment for part in parts if part.fragment is not None}
+    return sum(fragment.n_elements for fragment in found) > prod(parts[0].shape)
+
+
+def _renamed(table: Table, suffixes: Mapping[tuple[int, str], str]) -> dict[str, str]:
+    return {
+        name: name + suffixes[table.rank, name]
+        for name in (*table.matrices, *table.parameters)
+        if (table.rank, name) in suffixes
+    }
+
+
+def _choose_holders(
+    parts: Mapping[str, list[tuple[int, Part]]], tables: Mapping[int, Table], paused: Collection[int]
+) -> tuple[dict[str, tuple[Holder, ...]], dict[str, str]]:
+    """Return one holder for each fragment, the bytes spread over those that have it, and why some cannot be read."""
+    load: dict[int, int] = dict.fromkeys(tables, 0)
+    chosen: dict[str, tuple[Holder, ...]] = {}
+    reasons: dict[str, str] = {}
+    for name, rows in parts.items():
+        ranks: dict[Fragment, list[int]] = defaultdict(list)
+        for rank, part in rows:
+            if part.fragment is not None and rank not in paused:
+                ranks[part.fragment].append(rank)
+        shape = rows[0][1].shape
+        if _differ(part for _, part in rows):
+            reasons[name] = "ranks hold different values of the same part of it"
+        elif not covers(ranks, shape):
+            held = sum(fragment.n_elements for fragment in ranks)
+            reasons[name] = f"{held:,} of {prod(shape):,} elements are held by ranks that watch"
+            reasons[name] += " and answer" if paused else ""
+        found = []
+        for fragment, holding in ranks.items():
+            rank = min(holding, key=lambda rank: (load[rank], rank))
+            load[rank] += fragment.n_elements * rows[0][1].item
+            found.append(Holder(rank, fragment, tables[rank].address))
+        chosen[name] = tuple(found)
+    return chosen, reasons
+
+
+def _why_not(
+    rows: list[tuple[int, Listed]], reasons: Mapping[str, str], paused: Collection[int], tables: Mapping[int, Table]
+) -> str:
+    if all(rank in paused for rank, _ in rows):
+        rank = rows[0][0]
+        return (
+            f"rank {rank}, which holds it, {'has closed its monitor' if tables[rank].has_left else 'does not answer'}"
+        )
+    return next((reasons[name] for name in rows[0][1].parameters if name in reasons), "")
+
+
+def _ordered(listed: Mapping[str, list[tuple[int, Listed]]]) -> dict[str, list[tuple[int, Listed]]]:
+    """Return rank 0's matrices in its order, and the others by name, numbers in it compared as numbers."""
+    first = [name for name, rows in listed.items() if rows[0][0] == 0]
+    others = sorted(set(listed) - set(first), key=natural_key)
+    return {name: listed[name] for name in (*first, *others)}
+
+
+def _coverage(tables: Mapping[int, Table], matrices: Mapping[str, Entry]) -> Coverage:
+    """Return the coverage of the job: its matrices, and the parameters of any rank that are skipped."""
+    skipped = {name: Skipped(name, count, why) for table in tables.values() for name, count, why in table.skipped}
+    lost = {name: Skipped(name, entry.size, entry.reason) for name, entry in matrices.items() if entry.reason}
+    watched = sum(entry.size for entry in matrices.values() if not entry.reason)
+    left = (*skipped.values(), *lost.values())
+    return Coverage(watched, watched + sum(skip.n_parameters for skip in left), left)

@@ -1,0 +1,59 @@
+"""`Parts`: the protocol of what one rank of a job holds of the weights, and `ShardedSource`, which has such parts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeAlias
+
+from esdmon.records import Coverage
+from esdmon.runtime.ranks.fragment_exchange import Moved
+from esdmon.runtime.ranks.holdings import Holder, Listed, Part
+from esdmon.runtime.workers.source import Source
+
+Own: TypeAlias = tuple[Callable[[], memoryview], Callable[[], Moved]]
+"""A copy of this rank's own fragment of a parameter, and how far that has moved."""
+Fetch: TypeAlias = Callable[[str, Holder, memoryview], Moved]
+"""Fetches the fragment of a parameter from its holder into memory of its size."""
+
+
+class Parts(Protocol):
+    """What this rank holds of a job's weights. `esdmon.runtime.reading.local_parts.LocalParts` is one."""
+
+    def is_here(self, name: str) -> bool:
+        """Return whether this rank holds all of a matrix, and so can read it alone."""
+
+    def has(self, name: str) -> bool:
+        """Return whether this rank's model has a matrix."""
+
+    def holdings(self) -> tuple[dict[str, Listed], dict[str, Part]]:
+        """Return the matrices of this rank's model, and its sharded parameters."""
+
+    def coverage(self) -> Coverage:
+        """Return how much of this rank's model is watched, as if it held all of it."""
+
+    def has_fragment(self, parameter: str) -> bool:
+        """Return whether this rank holds a fragment of a parameter."""
+
+    def size(self, parameter: str) -> int:
+        """Return the bytes of this rank's fragment of a parameter."""
+
+    def whole_size(self, parameter: str) -> int:
+        """Return the bytes of a whole parameter."""
+
+    def copy(self, parameter: str) -> Callable[[], memoryview]:
+        """Begin to copy this rank's fragment, and return the function that gives the bytes of the copy."""
+
+    def mark(self, parameter: str) -> Callable[[], Moved]:
+        """Return the function that returns how far this rank's fragment has moved since the last call; NaN at first."""
+
+    def assembled(
+        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
+    ) -> AbstractContextManager[float]:
+        """Put whole parameters together, so that in this thread and block their matrices can be read."""
+
+
+class ShardedSource(Source, Protocol):
+    """The matrices of a model that may be spread over the ranks of a job."""
+
+    @property
+    def parts(self) -> Parts:
+        """Return what this rank holds of the model."""

@@ -1,0 +1,125 @@
+"""`RemoteReader`: on the other ranks of a job, read and give copies as rank 0 says."""
+
+import logging
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from typing import final
+
+from esdmon.isolation import describe
+from esdmon.limits import Limits
+from esdmon.records import LayerReport, Report
+from esdmon.records.serialization import Plain
+from esdmon.runtime.ranks.assignments import Assigned, Assignments
+from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.parts import ShardedSource
+from esdmon.runtime.workers.executor import Executor
+from esdmon.runtime.workers.source import Answer
+
+_log = logging.getLogger("esdmon")
+
+
+@final
+class RemoteReader:
+    """Like `ReadingPipeline`, but sends readings to rank 0 as soon as they are ready, without waiting for a step."""
+
+    reports = False
+
+    def __init__(
+        self, source: ShardedSource, executor: Executor, ranks: Coordinator, *, limits: Limits | None = None
+    ) -> None:
+        self._source = source
+        self._executor = executor
+        self._ranks = ranks
+        self._limits = limits or Limits()
+        self._assignments = Assignments(source, executor, ranks, limits=self._limits)
+        self._is_lost = self._has_begun = False
+        self._poll: int | None = None
+        self.latest: dict[str, LayerReport] = {}
+        """Empty: rank 0 keeps the readings."""
+        self.dropped = 0
+        """Always 0: rank 0 counts."""
+
+    @property
+    def under_way(self) -> bool:
+        """Return whether any reading is not finished."""
+        return not self._executor.is_idle()
+
+    @property
+    def under_way_here(self) -> bool:
+        """Return `under_way`: this rank waits for no other."""
+        return self.under_way
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether there is nothing to do before the first due step."""
+        return self._has_begun or self._assignments.has_joined
+
+    def get_ready(self, _step: int) -> None:
+        """Announce what this rank holds."""
+        self._assignments.get_ready()
+
+    def settle(self) -> None:
+        """Synchronise the device, where readings are finished on the spot."""
+        if self._executor.on_the_spot:
+            self._source.settle()
+
+    def advance(self, *, waiting: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
+        self._source.advance()
+        self._executor.advance(waiting=waiting)
+
+    def leftover(self) -> tuple[str, ...]:
+        """Return nothing: rank 0 assigns all."""
+        return ()
+
+    def is_poll(self, step: int) -> bool:
+        """Return whether this rank polls at this step, which is not due, for what rank 0 has asked for."""
+        self._poll = self._assignments.polls.take(step)
+        return self._poll is not None
+
+    def begin(self, step: int, _host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+        """Do what rank 0 has assigned for this due step, or asked for between."""
+        if extra is None:
+            self._has_begun = True
+            self._assignments.refresh()
+            assigned = self._assignments.begin(step)
+        else:
+            assigned = None if self._poll is None else self._assignments.poll(self._poll, step)
+        if assigned is not None and any(each.owner == self._ranks.rank for each in assigned.plan.assignments):
+            self._executor.then(partial(self._send, step, assigned))
+
+    def finished(self) -> Iterator[Report]:
+        """Yield nothing: rank 0 makes the reports."""
+        yield from ()
+
+    def give_up(self) -> None:
+        """Do nothing: rank 0 stops waiting by itself."""
+
+    def close(self) -> None:
+        """End the thread, let the others fetch what this rank has copied for them, and release the store."""
+        self._executor.close()
+        self._source.advance(wait=True)
+        self._assignments.close(self._limits.fragment_seconds)
+
+    def state_dict(self) -> Plain:
+        """Return an empty state: rank 0 keeps it."""
+        return {}
+
+    def prepare(self, _state: Plain) -> Callable[[], None]:
+        """Return the function that starts again with the other ranks."""
+        return self._assignments.restart
+
+    def _send(self, step: int, assigned: Assigned) -> None:
+        answer: Answer = {}
+        for task in assigned.tasks:
+            answer |= task.poll() or {}
+        try:
+            self._ranks.answer(step, answer, assigned.failures, self._executor.pace)
+        except Exception as error:  # noqa: BLE001 -- the store of a job that ends
+            level, self._is_lost = (logging.DEBUG if self._is_lost else logging.WARNING), True
+            _log.log(
+                level,
+                "esdmon: rank 0 cannot be reached at step %d: %s. What this rank has read is lost.",
+                step,
+                describe(error),
+            )

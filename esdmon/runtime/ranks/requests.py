@@ -1,0 +1,69 @@
+"""`Requests`: what alerts have asked of the training loop, known on all ranks of a job at the same step."""
+
+from typing import Literal, TypeAlias, final
+
+from esdmon.runtime.ranks.coordination import Coordinator
+
+Kind: TypeAlias = Literal["stop", "save"]
+
+
+@final
+class Requests:
+    """What alerts have asked of the training loop: to stop, and to save a checkpoint.
+
+    A process that is alone knows it at once. In a job only rank 0 sees the alerts, and a rank that stops or saves alone
+    hangs the others in their next collective. So rank 0 leaves each request in the job's store, with its step s, and
+    every rank looks for it at due steps only: it counts from the first due step after s. Nobody waits for it: a rank
+    comes to the hook of a due step d > s only when rank 0 has entered step d too, whose gradients they compute
+    together, and so has left the hook of step s. At step s itself some ranks may see it, and others not: so none counts
+    it there.
+
+    Args:
+        ranks: the messages of the job; None for a process that is alone, and where a host passes requests on.
+    """
+
+    def __init__(self, ranks: Coordinator | None = None) -> None:
+        self._ranks = ranks
+        self._asked: list[Kind] = []
+        self._epoch = self._n_sent = self._n_taken = 0
+        self._should_save = False
+        self.should_stop = False
+        """Whether any rule has asked to stop."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Return whether `exchange` has to be called at each step."""
+        return self._ranks is not None
+
+    def add(self, kind: Kind) -> None:
+        """Add the request of an alert."""
+        if self._ranks is None:
+            self._grant(kind)
+        elif kind not in self._asked:
+            self._asked.append(kind)
+
+    def take_save_request(self) -> bool:
+        """Return whether an alert since the last call requests a checkpoint."""
+        requested, self._should_save = self._should_save, False
+        return requested
+
+    def exchange(self, step: int, *, is_due: bool) -> None:
+        """Send what was added, and at a due step take up the requests of earlier steps."""
+        if self._ranks is None:
+            return
+        if self._epoch != self._ranks.epoch:  # all ranks have gone back to a checkpoint
+            self._epoch, self._n_sent, self._n_taken = self._ranks.epoch, 0, 0
+        while self._asked:
+            self._ranks.request(self._n_sent, self._asked[0], step)
+            self._n_sent += 1
+            self._asked.pop(0)
+        while is_due and (found := self._ranks.requested(self._n_taken)) is not None:
+            kind, since = found
+            if since >= step:
+                return
+            self._n_taken += 1
+            self._grant("stop" if kind == "stop" else "save")
+
+    def _grant(self, kind: Kind) -> None:
+        self.should_stop |= kind == "stop"
+        self._should_save |= kind == "save"

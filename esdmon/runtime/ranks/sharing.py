@@ -1,0 +1,182 @@
+"""`Sharing`: which rank of a job reads which of some matrices, so that all are done at about the same time.
+
+A rank whose threads read on idle cores reads many times as much for the same loss of the run as one that has none, and
+is given as much more.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from esdmon.runtime.ranks.coordination import Assignment
+from esdmon.runtime.ranks.holdings import Entry, Holdings, Table
+from esdmon.schedule.budget import Budget
+from esdmon.schedule.loads import Loads
+
+_ITEM = 4  # bytes of an element of a whole matrix, at most: in a training few have float64 weights
+
+
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """How a rank reads."""
+
+    pace: float
+    """Seconds of reading for each second of its budget."""
+    credit: float
+    """Seconds of reading that it may begin."""
+    copies: bool = True
+    """Whether it copies what it reads, and so needs memory for that."""
+
+
+@final
+class Capacities:
+    """How each rank of a job reads; rank 0 keeps the budget of each, since it plans for all.
+
+    Args:
+        own_pace: returns the seconds of reading of rank 0 for each second of its budget.
+        advance: seconds that may be spent before they are earned.
+    """
+
+    def __init__(self, own_pace: Callable[[], float], *, advance: float) -> None:
+        self._own_pace = own_pace
+        self._advance = advance
+        self._tables: Mapping[int, Table] = {}
+        self._paces: dict[int, float] = {}
+        self._credits: dict[int, float] = {}
+
+    def keep(self, tables: Mapping[int, Table]) -> None:
+        """Replace the ranks that read."""
+        self._tables = tables
+
+    def pace(self, rank: int) -> float:
+        """Return the pace of a rank, as it has answered; before that, that of rank 0."""
+        if not rank:
+            return self._own_pace()
+        has_threads = rank in self._tables and self._tables[rank].pauses
+        return self._paces.get(rank, self._own_pace()) if has_threads else 1.0
+
+    def earn(self, seconds: float, at_most: float) -> None:
+        """Add credit for each of the other ranks, as `Budget.earn` does for rank 0."""
+        for rank in self._tables.keys() - {0}:
+            most = at_most / self.pace(rank)
+            credit = self._credits.get(rank, 0.0) + seconds
+            self._credits[rank] = max(-self._advance - most, min(most, credit))
+
+    def answered(self, paces: Mapping[int, float], seconds: Mapping[int, float]) -> None:
+        """Take note, by rank, of how fast it reads and of what its readings have taken."""
+        self._paces |= paces
+        for rank, taken in seconds.items():
+            self._credits[rank] = self._credits.get(rank, 0.0) - taken / self.pace(rank)
+
+    def reads(self, budget: Budget, under_way: Mapping[int, float], *, ahead: float) -> dict[int, Reads]:
+        """Return how each rank reads now.
+
+        Args:
+            budget: of rank 0.
+            under_way: by rank, the seconds of what it has not finished.
+            ahead: seconds of credit that each rank will have earned.
+        """
+        reads = {}
+        for rank in self._tables.keys() | {0}:
+            own = self._credits.get(rank, 0.0) if rank else None
+            credit = budget.credit_at(self.pace(rank), ahead=ahead, credit=own) - under_way.get(rank, 0.0)
+            copies = rank in self._tables and self._tables[rank].copies
+            reads[rank] = Reads(self.pace(rank), credit, copies=copies)
+        return reads
+
+
+@final
+class Sharing:
+    """Share readings out among ranks.
+
+    Args:
+        most_bytes: of copies that wait on a rank.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self._loads = Loads()
+
+    def keep(self, ranks: Iterable[int]) -> None:
+        """Replace the ranks."""
+        self._loads.keep(ranks)
+
+    def share(
+        self, names: Mapping[str, float], holdings: Holdings, ranks: Mapping[int, Reads]
+    ) -> tuple[Assignment, ...]:
+        """Return who reads what.
+
+        Args:
+            names: matrices in order of priority, with the seconds that a reading is expected to take. Matrices whose
+                copies have no memory are left out, and so are those that only ranks without credit can read. Where that
+                leaves none, the first is read.
+            holdings: what all ranks hold.
+            ranks: how each reads.
+        """
+        groups = within(_grouped(names, holdings), holdings, self._most_bytes)
+        # Estimated, not measured: a rank whose readings fail at once would be given all of them.
+        cost = {group: sum(holdings.matrices[name].seconds for name in group) for group in groups}
+        self._loads.paces = {rank: reads.pace for rank, reads in ranks.items()}
+        self._loads.limit(max(cost.values(), default=0.0))
+        left = {rank: reads.credit for rank, reads in ranks.items()}
+        copied: dict[int, int] = defaultdict(int)
+        shared = []
+        for group in sorted(groups, key=lambda group: (-cost[group], group)):
+            entry = holdings.matrices[group[0]]
+            size = 0 if entry.parameters else _ITEM * entry.size
+            able = [
+                rank
+                for rank in entry.readers
+                if left[rank] > 0 and (not copied[rank] or copied[rank] + size <= self._most_bytes)
+            ]
+            if able:
+                assignment = self._assign(group, cost[group], able, holdings)
+                left[assignment.owner] -= sum(names[name] for name in group)
+                copied[assignment.owner] += size * ranks[assignment.owner].copies
+                shared.append(assignment)
+        if groups and not shared:
+            first, readers = groups[0], holdings.matrices[groups[0][0]].readers
+            shared.append(self._assign(first, cost[first], readers, holdings))
+        return tuple(shared)
+
+    def _assign(self, group: tuple[str, ...], cost: float, able: Sequence[int], holdings: Holdings) -> Assignment:
+        """Give the matrices of a group to one of the ranks that are able to read them."""
+        entry = holdings.matrices[group[0]]
+        owner = self._loads.give(cost, able, _held(entry, holdings))
+        return Assignment(owner, group, entry.parameters)
+
+
+def within(groups: Sequence[tuple[str, ...]], holdings: Holdings, most: int) -> list[tuple[str, ...]]:
+    """Return the groups of matrices whose fragments fit into the memory of every rank; the first in any case."""
+    used: dict[int, int] = defaultdict(int)
+    chosen: list[tuple[str, ...]] = []
+    for group in groups:
+        need: dict[int, int] = defaultdict(int)
+        for name in holdings.matrices[group[0]].parameters:
+            item = holdings.bytes_of[name] // max(1, sum(each.fragment.n_elements for each in holdings.holders[name]))
+            for holder in holdings.holders[name]:
+                need[holder.rank] += item * holder.fragment.n_elements
+        if chosen and any(used[rank] + count > most for rank, count in need.items()):
+            continue
+        chosen.append(group)
+        for rank, count in need.items():
+            used[rank] += count
+    return chosen
+
+
+def _grouped(names: Iterable[str], holdings: Holdings) -> list[tuple[str, ...]]:
+    """Return matrices that are parts of the same parameters together: these travel once."""
+    groups: dict[object, list[str]] = defaultdict(list)
+    for name in names:
+        groups[holdings.matrices[name].parameters or name].append(name)
+    return [tuple(group) for group in groups.values()]
+
+
+def _held(entry: Entry, holdings: Holdings) -> dict[int, int]:
+    """Return how many elements each rank holds of what is put together for a matrix."""
+    held: dict[int, int] = defaultdict(int)
+    for name in entry.parameters:
+        for holder in holdings.holders[name]:
+            held[holder.rank] += holder.fragment.n_elements
+    return held

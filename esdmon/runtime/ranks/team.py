@@ -1,0 +1,350 @@
+"""`Team`: on rank 0 of a job, who reads what at the next due step, given what each rank holds."""
+
+import logging
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from threading import Thread
+from typing import final
+
+from esdmon.isolation import Faults
+from esdmon.limits import Limits
+from esdmon.records import Coverage, LayerReport
+from esdmon.runtime.ranks.assignments import Assigned, Assignments
+from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
+from esdmon.runtime.ranks.holdings import Holdings, Table
+from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
+from esdmon.runtime.ranks.table_join import TableJoin
+from esdmon.runtime.workers.source import Answer, Task
+from esdmon.schedule.polls import between
+
+_log = logging.getLogger("esdmon")
+_MOST_NAMED = 6  # matrices in a log line
+_IN_THREAD = 4000  # ranks × matrices, which take a fifth of a second here. Our choice.
+_ASKED = "reading between scheduled steps on all ranks"
+_SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
+
+
+@final
+class Team:
+    """The ranks of a job, of which this is rank 0.
+
+    A rank that fails three times in a row, by not answering or by not giving its fragment, is paused as any other part
+    is. Other ranks that hold the same weights take its place; matrices that it holds alone are not read, with this as
+    the reason.
+
+    Args:
+        ranks: the messages of the job.
+        own: what rank 0 does itself.
+        faults: counts the failures of each rank, and pauses it.
+        limits: bytes of copies, and seconds of waiting.
+        escalates: whether alerts may ask for readings between due steps.
+    """
+
+    def __init__(
+        self, ranks: Coordinator, own: Assignments, faults: Faults, *, limits: Limits, escalates: bool = False
+    ) -> None:
+        self._ranks = ranks
+        self._own = own
+        self._faults = faults
+        self._limits = limits
+        self._escalates = escalates
+        self._has_elsewhere = False
+        """Whether there are matrices that rank 0 cannot read alone."""
+        self._asked: tuple[int, Plan] | None = None
+        """The last extra plan, with the step of the poll that it is for."""
+        self._now: Plan | None = None
+        """The extra plan of this step."""
+        self._tables: dict[int, Table] = {}
+        self._paused: frozenset[int] = frozenset()
+        self._roles: dict[int, Role] = {}
+        self._sharing = Sharing(limits.copied_bytes)
+        self.capacities = Capacities(lambda: own.pace, advance=limits.advance_seconds)
+        """How each rank reads."""
+        self._ending = 0
+        self._version = 0
+        """Of the holdings."""
+        self._given: set[str] = set()
+        """Parameters whose holders are in the job's store, for this version."""
+        self._blamed: dict[int, dict[int, str]] = {}
+        """By due step: the ranks that did not give their fragments, and why."""
+        self._plans: dict[int, Plan] = {}
+        """By due step, of those whose readings are not all there."""
+        self._quiet = 0
+        """Due steps in a row at which no rank has announced anything."""
+        self._unreadable: set[str] = set()
+        self._has_renamed = False
+        self._joining: TableJoin | None = None
+        self.holdings = Holdings()
+        """What all ranks hold, as of the last `update_holdings`."""
+        self._local: Mapping[str, str] = {}
+
+    @property
+    def pauses(self) -> bool:
+        """Return whether there are times at which threads of some rank begin no reading."""
+        return any(table.pauses for table in self._tables.values() if not table.has_left)
+
+    @property
+    def timeout(self) -> float:
+        """Return the seconds after which an answer is given up."""
+        return self._ranks.timeout
+
+    @property
+    def is_alone(self) -> bool:
+        """Return whether no other rank is known to watch."""
+        return len(self._present) <= 1
+
+    @property
+    def _present(self) -> list[int]:
+        """Return the ranks that watch."""
+        return [rank for rank, table in self._tables.items() if not table.has_left]
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all ranks of the job have announced what they hold."""
+        return len(self._tables) == self._ranks.size
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether all ranks that watch are known."""
+        return self.is_complete or self._quiet >= _SETTLED
+
+    def local(self, name: str) -> str:
+        """Return rank 0's own name of a matrix of the job; empty where its model has none."""
+        local = self._local.get(name, name)
+        return local if self._own.parts.has(local) else ""
+
+    def is_here(self, name: str) -> bool:
+        """Return whether rank 0 can read a matrix of the job alone, and knows it by this name."""
+        return self._local.get(name, name) == name and self._own.parts.is_here(name)
+
+    def renamed(self, layers: Mapping[str, LayerReport]) -> dict[str, LayerReport]:
+        """Return readings of rank 0's matrices under their names in the job."""
+        names = {name: self.holdings.names.get(0, {}).get(name, name) for name in layers}
+        return {names[name]: replace(layer, name=names[name]) for name, layer in layers.items()}
+
+    def refresh(self) -> bool:
+        """Look whether rank 0's model has changed; return True where it has."""
+        return self._own.refresh()
+
+    def get_ready(self) -> bool:
+        """Announce before the first due step what rank 0 holds, and learn what the others hold.
+
+        Returns:
+            Whether the matrices have changed.
+        """
+        has_changed = self._own.get_ready()
+        return self._update_holdings() or has_changed
+
+    def begin(self, step: int) -> Assigned | None:
+        """Begin what was planned for this due step; None where nothing was."""
+        self._asked = self._now = None
+        assigned = self._own.begin(step)
+        if assigned is not None:
+            self._blamed[step], self._plans[step] = assigned.failures, assigned.plan
+        return assigned
+
+    def update_holdings(self) -> bool:
+        """Take up at a due step what ranks have announced that they hold, and who is paused; return True for news.
+
+        In a large job tables are joined in a thread, and known at a later step.
+        """
+        has_news = self._update_holdings()
+        self._quiet = 0 if has_news or self._joining else self._quiet + 1
+        return has_news
+
+    def _update_holdings(self) -> bool:
+        if self._joining is None:
+            paused = frozenset(rank for rank in self._present if self._is_paused(rank))
+            if not self._ranks.has_tables() and paused == self._paused:
+                return False
+            self._joining = joining = TableJoin(self._ranks, self._tables, self._roles, paused, self._version + 1)
+            if self._ranks.size * self._own.n_listed > _IN_THREAD:
+                Thread(target=joining.run, name="esdmon-tables", daemon=True).start()
+            else:
+                joining.run()
+        if not self._joining.is_done:
+            return False
+        done, self._joining = self._joining, None
+        if done.error is not None:
+            raise done.error
+        self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings
+        self._local = self.holdings.local_names(0)  # looked up for each matrix at each due step
+        self._version += 1
+        self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in self.holdings.matrices.values())
+        self._given.clear()
+        self._sharing.keep(self._tables)
+        reading = set(self._present) - self._paused
+        self.capacities.keep({rank: table for rank, table in self._tables.items() if rank in reading})
+        self._log_renamed()
+        return True
+
+    def plan(
+        self, step: int | None, names: Mapping[str, float], ranks: Mapping[int, Reads], *, gap: int = 0, ending: int = 0
+    ) -> None:
+        """Announce which of these matrices is read by whom at the due step after this one.
+
+        Args:
+            step: the due step; None before the first.
+            names: in order of priority; see `Sharing.share`.
+            ranks: how each reads.
+            gap: the steps between due ones, as of the last two; 0 where that is not known.
+            ending: in how many blocks of steps readings end.
+        """
+        self._ending = ending if self.pauses else 0
+        may_poll = self._escalates and self._has_elsewhere and not self._faults.disabled(_ASKED)
+        after = between(gap, self._ranks.size) if may_poll else ()
+        plan = Plan(self._version, self._assigned(names, ranks), after, self._ending)
+        self._ranks.give_plan(step, plan)
+
+    @property
+    def next_poll(self) -> int | None:
+        """Return the step at which all ranks poll the store next for an extra plan; None before the next due step."""
+        return None if self._faults.disabled(_ASKED) else self._own.polls.next
+
+    def ask(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> None:
+        """Announce which of these matrices is read by whom at the next poll. Once for each."""
+        at = self.next_poll
+        if at is not None:
+            plan = Plan(self._version, self._assigned(names, ranks), (), self._ending)
+            self._ranks.give_extra_plan(at, plan)
+            self._asked = at, plan
+
+    def is_poll(self, step: int) -> bool:
+        """Return whether all ranks poll at this step, which is not due, and something was asked for."""
+        expected = self._own.polls.take(step)
+        self._now = self._asked[1] if self._asked is not None and self._asked[0] == expected else None
+        return self._now is not None
+
+    def begin_asked(self, step: int) -> Assigned | None:
+        """Begin what was asked for at this poll; None where nothing was."""
+        return None if self._now is None else self._own.follow(self._now, step)
+
+    def _assigned(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Assignment, ...]:
+        """Return who reads what, and say who holds the parts of it."""
+        assignments = self._sharing.share(names, self.holdings, ranks)
+        for parameter in {name for assignment in assignments for name in assignment.parameters} - self._given:
+            self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
+            self._given.add(parameter)
+        return assignments
+
+    def others(self, step: int, assigned: Assigned) -> Task | None:
+        """Return the readings that other ranks have begun; None where they have none."""
+        assignments = [assignment for assignment in assigned.plan.assignments if assignment.owner]
+        if not assignments:
+            return None
+        ranks = sorted({assignment.owner for assignment in assignments})
+
+        def take() -> Answer:
+            # Rank 0 has seen all readings of a matrix of which it holds all; those of any other rank are fewer.
+            answer = self._take(step, ranks)
+            return {name: (_completed(layer, assigned), seconds) for name, (layer, seconds) in answer.items()}
+
+        def poll() -> Answer | None:
+            return take() if self._ranks.answered(step, ranks) else None
+
+        return Task(tuple(name for assignment in assignments for name in assignment.names), poll, take)
+
+    def _take(self, step: int, ranks: Iterable[int]) -> Answer:
+        """Return the answers that are there, and count a failure for each rank that has not answered at a due step.
+
+        Between due steps a rank may have missed the plan.
+        """
+        answers = self._ranks.take_answers(step, ranks)
+        self.capacities.answered(answers.paces, answers.seconds)
+        if step not in self._blamed:
+            return answers.readings
+        for rank in answers.missing:
+            self._faults.record(_reader(rank), step, TimeoutError("its readings did not come"))
+        for rank, found in answers.failures.items():
+            self._faults.worked(_reader(rank), step)
+            self._blamed[step] |= found
+        return answers.readings
+
+    def settle(self, step: int) -> None:
+        """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
+        own, plan = self._blamed.pop(step, {}), self._plans.pop(step, None)
+        if plan is None or not any(assignment.parameters for assignment in plan.assignments):
+            return
+        for rank in set(self._present) - {0}:
+            if rank in own:
+                self._faults.record(_giver(rank), step, TimeoutError(own[rank]))
+            else:
+                self._faults.worked(_giver(rank), step)
+
+    def settle_asked(self, step: int, missed: Collection[str]) -> None:
+        """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""
+        if missed:
+            names = ", ".join(sorted(missed)[:_MOST_NAMED])
+            self._faults.record(_ASKED, step, TimeoutError(f"not all ranks have read or given their part of {names}"))
+        else:
+            self._faults.worked(_ASKED, step)
+
+    def unreadable(self, step: int) -> dict[str, LayerReport]:
+        """Return a record with the reason for each matrix that nobody can read.
+
+        None while ranks are still announcing what they hold, and none where it was so at this due step for the first
+        time: at the end of a run other ranks close while rank 0 is in its last step.
+        """
+        before, self._unreadable = self._unreadable, self.missing if self.is_settled else set()
+        return {
+            name: LayerReport(name, "skipped", step, entry.reason)
+            for name, entry in self.holdings.matrices.items()
+            if name in before & self._unreadable
+        }
+
+    @property
+    def missing(self) -> set[str]:
+        """Return the matrices that nobody can read."""
+        return {name for name, entry in self.holdings.matrices.items() if entry.reason}
+
+    def coverage(self, own: Coverage) -> Coverage:
+        """Return the coverage of all ranks' models; before any table is known, rank 0's own."""
+        return self.holdings.coverage if self._tables else own
+
+    def nominal(self, own: Mapping[str, float]) -> dict[str, float]:
+        """Return the estimated seconds of a reading by matrix; before any table is known, of rank 0's own."""
+        return {name: entry.seconds for name, entry in self.holdings.matrices.items()} or dict(own)
+
+    def restart(self) -> None:
+        """Start again from a checkpoint that all ranks load."""
+        self._own.restart()
+        self._asked = None
+        self._blamed.clear()
+        self._plans.clear()
+
+    def close(self) -> None:
+        """Let the others fetch the last copies, and release the store."""
+        self._own.close(self._limits.fragment_seconds)
+
+    def _log_renamed(self) -> None:
+        """Log once that one name stands for several weights."""
+        several = sorted({name for names in self.holdings.names.values() for name in names.values()})
+        if several and not self._has_renamed:
+            self._has_renamed = True
+            _log.info(
+                "esdmon: ranks hold different weights under the same names; each is read as name@rank, after the first "
+                "rank that holds it: %s.",
+                ", ".join(several[:_MOST_NAMED]) + (" …" if len(several) > _MOST_NAMED else ""),
+            )
+
+    def _is_paused(self, rank: int) -> bool:
+        return any(self._faults.disabled(who) for who in (_reader(rank), _giver(rank)))
+
+
+def _completed(layer: LayerReport, assigned: Assigned) -> LayerReport:
+    """Return another rank's reading with what rank 0 knows of the matrix: how far it has moved, and its last step."""
+    if layer.name in assigned.moved:
+        layer = replace(layer, update_ratio=assigned.moved[layer.name]())
+    sample = assigned.sampled.get(layer.name)
+    if sample is None or math.isnan(sample.ratio):
+        return layer
+    return replace(layer, step_ratio=sample.ratio, step_growth=sample.growth)
+
+
+def _reader(rank: int) -> str:
+    return f"reading on rank {rank}"
+
+
+def _giver(rank: int) -> str:
+    return f"fetching from rank {rank}"

@@ -1,0 +1,1 @@
+"""From a weight to the record of its reading: the one package of the runtime that knows tensors."""

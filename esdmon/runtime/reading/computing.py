@@ -1,0 +1,115 @@
+"""`Computing`: from a weight to what is computed of it, here or in a worker process."""
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from typing import final
+
+from esdmon.runtime.reading.measuring import Measuring
+from esdmon.runtime.workers.job import WorkerJob
+from esdmon.runtime.workers.measured import Measured, measure
+from esdmon.runtime.workers.processes import Processes
+from esdmon.spectrum import Spectrum
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.recent_laws import RecentLaws
+from esdmon.weights import Matrix, Solver, export, read_spectrum, solve_torch
+
+
+@final
+class Computing:
+    """Compute spectra; keep what the next reading of a matrix is compared with or can use again.
+
+    Args:
+        measuring: says what spectra must hold, and which measures a process computes.
+        precision: "auto" or "exact".
+        solver: computes eigenvalues in this process.
+        processes: compute in its place, where they can.
+    """
+
+    def __init__(
+        self,
+        measuring: Measuring,
+        *,
+        precision: str = "auto",
+        solver: Solver = solve_torch,
+        processes: Processes | None = None,
+    ) -> None:
+        self._measuring = measuring
+        self._precision = precision
+        self._solver = solver
+        self._processes = processes
+        self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
+        self._directions: dict[str, Floats] = {}
+        self.reads_directions = "directions" in measuring.needs
+        """Whether weights that others have come from are read too."""
+
+    def forget_laws(self) -> None:
+        """Compute all laws of noise again, as a run does that is resumed here."""
+        self._laws.clear()
+
+    def forget_directions(self) -> None:
+        """Compare the next directions with none before."""
+        self._directions.clear()
+
+    def measure(self, matrix: Matrix, kind: str) -> Measured:
+        """Return what is computed of a weight.
+
+        Args:
+            matrix: the handle on it.
+            kind: kind of layer.
+
+        Raises:
+            UnreadableError: for a weight that gives no spectrum.
+            WorkerError: where the process that computed has ended.
+        """
+        measured = self._measure_elsewhere(matrix, kind)
+        if measured is None:
+            return measure(self._spectrum(matrix, kind, self._precision))
+        self._keep(matrix.name, measured.spectrum)
+        return measured
+
+    def solve(self, matrix: Matrix, kind: str) -> Callable[[], Measured]:
+        """Compute the spectrum of a weight on its device now, in float64, and return the function that does the rest.
+
+        Args:
+            matrix: the handle on it.
+            kind: kind of layer.
+
+        Raises:
+            UnreadableError: for a weight that gives no spectrum.
+        """
+        return partial(measure, self._spectrum(matrix, kind, "exact"))
+
+    def _spectrum(self, matrix: Matrix, kind: str, precision: str) -> Spectrum:
+        spectrum = read_spectrum(
+            matrix,
+            precision=precision,
+            kind=kind,
+            also=self._measuring.needs,
+            solver=self._solver,
+            laws=self._laws[matrix.name],
+            last_directions=self._directions.get(matrix.name),
+        )
+        self._keep(matrix.name, spectrum)
+        return spectrum
+
+    def _keep(self, name: str, spectrum: Spectrum) -> None:
+        if spectrum.directions is not None:
+            self._directions[name] = spectrum.directions
+
+    def _measure_elsewhere(self, matrix: Matrix, kind: str) -> Measured | None:
+        """Have a process compute; None where there is none."""
+        if self._processes is None or not self._processes.are_usable:
+            return None
+        laws, last = self._laws[matrix.name], self._directions.get(matrix.name)
+        exported = export(matrix, precision=self._precision, kind=kind, also=self._measuring.needs)
+        directions = None if exported.directions is None else (*exported.directions, last)
+        job = WorkerJob(exported.weight, laws, directions, self._measuring.built_in, self._measuring.follows)
+        outcome = self._processes.run(job, exported.stack)
+        if outcome is None:
+            return None
+        if isinstance(outcome.measured, Exception):
+            raise outcome.measured
+        if self._laws.get(matrix.name) is laws:  # else they were forgotten meanwhile
+            self._laws[matrix.name] = outcome.laws
+        return outcome.measured

@@ -1,0 +1,186 @@
+"""`LocalParts`: what this rank holds of the weights of a job: its table, copies of its fragments, and whole matrices.
+
+Whatever is done here with a sharded weight in the training's thread is `to_local()` and a copy: no collective, and no
+operation on a DTensor.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import final
+
+import torch
+from torch import Tensor
+
+from esdmon.records import Coverage
+from esdmon.runtime.ranks.fragment_exchange import Moved
+from esdmon.runtime.ranks.holdings import Holder, Listed, Part
+from esdmon.runtime.ranks.parts import Fetch, Own
+from esdmon.runtime.reading.watched_model import WatchedModel
+from esdmon.weights import (
+    Matrix,
+    Shard,
+    Transfers,
+    filled,
+    n_parameters,
+    nominal_seconds,
+    part_of,
+    sample_matrix,
+    sample_tensor,
+)
+
+_CONTENT = 16  # elements of a fragment by which replicas are recognised; our choice
+_SAMPLE = 1024  # elements of a fragment by which is measured how far it has moved; our choice
+
+
+@final
+class LocalParts:
+    """The sharded weights of a model, as this rank holds them, and what is put together of them.
+
+    Args:
+        model: the matrices of the model.
+        transfers: bring what is on an accelerator to the CPU.
+    """
+
+    def __init__(self, model: WatchedModel, transfers: Transfers) -> None:
+        self._model = model
+        self._transfers = transfers
+        self._shards: dict[str, tuple[Tensor, Shard]] = {}
+        self._samples: dict[str, Callable[[], Tensor]] = {}
+
+    def is_here(self, name: str) -> bool:
+        """Return whether this rank holds all of a matrix, and so can read it alone."""
+        matrix = self._model.matrices.get(name)
+        return matrix is not None and matrix.is_here
+
+    def has(self, name: str) -> bool:
+        """Return whether this rank's model has a matrix."""
+        return name in self._model.matrices
+
+    def holdings(self) -> tuple[dict[str, Listed], dict[str, Part]]:
+        """Return the matrices of this rank's model, and its sharded parameters."""
+        matrices, parts = {}, {}
+        self._shards = {}
+        for name, matrix in self._model.matrices.items():
+            size = 0 if matrix.detail else _size(matrix)
+            if not matrix.shards or matrix.unreadable:
+                matrices[name] = Listed(nominal_seconds(matrix), (), _content(_sample(matrix)), size)
+                continue
+            matrices[name] = Listed(nominal_seconds(matrix), matrix.parameter_names, "", size)
+            for parameter, pair in zip(matrix.parameter_names, matrix.shards, strict=True):
+                self._shards[parameter] = pair
+                parts[parameter] = _part(pair[1])
+        return matrices, parts
+
+    def coverage(self) -> Coverage:
+        """Return how much of this rank's model is watched, as if it held all of it."""
+        return self._model.coverage
+
+    def has_fragment(self, parameter: str) -> bool:
+        """Return whether this rank holds a fragment of a parameter."""
+        return parameter in self._shards and self._shards[parameter][1].fragment is not None
+
+    def size(self, parameter: str) -> int:
+        """Return the bytes of this rank's fragment of a parameter."""
+        shard = self._shards[parameter][1]
+        return 0 if shard.fragment is None else shard.fragment.n_elements * shard.dtype.itemsize
+
+    def whole_size(self, parameter: str) -> int:
+        """Return the bytes of a whole parameter, of which this rank may hold a fragment."""
+        shard = self._shards[parameter][1]
+        return math.prod(shard.shape) * shard.dtype.itemsize
+
+    def copy(self, parameter: str) -> Callable[[], memoryview]:
+        """Begin to copy this rank's fragment, and return the function that gives the bytes of the copy."""
+        read = self._transfers.copy(self._shards[parameter][1].local())
+        return lambda: _bytes(read())
+
+    def mark(self, parameter: str) -> Callable[[], Moved]:
+        """Return the function that returns how far this rank's fragment has moved since the last call; NaN at first."""
+        local = self._shards[parameter][1].local()
+        now = self._transfers.fetch(sample_tensor(local, _SAMPLE)).read
+        before, self._samples[parameter] = self._samples.get(parameter), now
+        if before is None:
+            return lambda: Moved(math.nan, math.nan)
+        return partial(_moved, before, now, local.numel())
+
+    @contextmanager
+    def assembled(
+        self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch
+    ) -> Iterator[float]:
+        """Put whole parameters together, so that in this thread and block their matrices can be read.
+
+        Args:
+            parameters: by this rank's names, with the holders of all fragments.
+            own: copies of this rank's fragments.
+            fetch: gets the others.
+
+        Yields:
+            ‖ΔW‖/‖W‖ since the fragments were last copied, of their samples.
+
+        Raises:
+            Exception: what `fetch` raised.
+        """
+        whole: dict[int, Tensor] = {}
+        moved: list[Moved] = []
+        try:
+            for name, holders in parameters.items():
+                stand_in, shard = self._shards[name]
+                whole[id(stand_in)] = tensor = torch.empty(shard.shape, dtype=shard.dtype)
+                moved += [self._place(name, tensor, holder, own.get(name), fetch) for holder in holders]
+            change, norm = sum(each.change for each in moved), sum(each.norm for each in moved)
+            with filled(whole):
+                yield math.sqrt(change / norm) if norm > 0 else math.nan
+        finally:
+            whole.clear()
+
+    def _place(self, name: str, whole: Tensor, holder: Holder, own: Own | None, fetch: Fetch) -> Moved:
+        """Write one fragment to its place."""
+        target = part_of(whole, holder.fragment)
+        if own is not None and holder.fragment == self._shards[name][1].fragment:
+            read, moved_so_far = own
+            moved = moved_so_far()
+            target.copy_(torch.frombuffer(read(), dtype=whole.dtype).view(target.shape))
+        elif target.is_contiguous():
+            moved = fetch(name, holder, _bytes(target))
+        else:
+            part = torch.empty(target.shape, dtype=whole.dtype)
+            moved = fetch(name, holder, _bytes(part))
+            target.copy_(part)
+        return moved
+
+
+def _part(shard: Shard) -> Part:
+    content = _content(sample_tensor(shard.local(), _CONTENT)) if shard.fragment is not None else ""
+    return Part(tuple(shard.shape), shard.dtype.itemsize, shard.fragment, content, shard.group)
+
+
+def _moved(before: Callable[[], Tensor], now: Callable[[], Tensor], count: int) -> Moved:
+    """Compare two samples of `count` elements."""
+    was, is_now = before().double(), now().double()
+    if was.shape != is_now.shape or not was.numel():
+        return Moved(math.nan, math.nan)
+    share = count / was.numel()
+    return Moved(share * float((is_now - was).square().sum()), share * float(was.square().sum()))
+
+
+def _sample(matrix: Matrix) -> Tensor:
+    with suppress(Exception):  # the reading reports why
+        return sample_matrix(matrix, _CONTENT)
+    return torch.empty(0)
+
+
+def _content(sample: Tensor) -> str:
+    return hashlib.blake2b(sample.cpu().double().numpy().tobytes(), digest_size=6).hexdigest()
+
+
+def _size(matrix: Matrix) -> int:
+    with suppress(Exception):
+        return n_parameters(matrix)
+    return 0
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # numpy of Python 3.11

@@ -1,0 +1,354 @@
+"""Read the matrices of a model: weight to spectrum, spectrum to measures and phase, all to a `LayerReport`."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import final
+
+from torch.optim import Optimizer
+
+from esdmon.errors import InputError
+from esdmon.isolation import Faults, let_through
+from esdmon.plugins import Plugins
+from esdmon.records import Coverage, LayerReport, Report, Screened
+from esdmon.records.adapters import beside_base
+from esdmon.records.serialization import Plain
+from esdmon.runtime.reading.computing import Computing
+from esdmon.runtime.reading.gpu_solver import GpuSolver
+from esdmon.runtime.reading.held_parameters import HeldParameters
+from esdmon.runtime.reading.local_parts import LocalParts
+from esdmon.runtime.reading.measuring import Measuring
+from esdmon.runtime.reading.records import ReadingRecords
+from esdmon.runtime.reading.watched_model import WatchedModel
+from esdmon.runtime.workers.processes import Processes
+from esdmon.runtime.workers.source import Ratio, unknown
+from esdmon.schedule.step_sample import StepSample
+from esdmon.spectrum import Measure
+from esdmon.weights import (
+    Drift,
+    Matrix,
+    Model,
+    Screener,
+    Selection,
+    Solver,
+    StepSampler,
+    TrainingViews,
+    Transfers,
+    check_precision,
+    discover,
+    open_checkpoint,
+    snapshot,
+    solve_torch,
+)
+
+
+@final
+class Reader:
+    """Read the matrices of one model at any step; keep samples of the weights, to measure how far they have moved.
+
+    Args:
+        model: a module, a mapping of names to tensors, or the path of a checkpoint.
+        plugins: extract matrices of unknown modules, and name the owners of measures.
+        measures: computed for each spectrum.
+        selection: which matrices are read; None for the default.
+        reference: another state of the model: the difference from it is read.
+        precision: "auto" or "exact".
+        optimizers: asked which parameters they hold.
+        faults: counts readings and measures that fail; None for a model that is read once.
+        drift: measures how far weights have moved; None for a model that is read once.
+        solver: computes eigenvalues.
+        transfers: bring what is on an accelerator to the CPU.
+        processes: finish the readings of copies; None for the thread that asks.
+
+    Raises:
+        InputError: for a model or checkpoint that cannot be read, or without matrices.
+    """
+
+    def __init__(
+        self,
+        model: Model | str | os.PathLike[str],
+        plugins: Plugins,
+        *,
+        measures: Sequence[Measure],
+        selection: Selection | None = None,
+        reference: Model | str | os.PathLike[str] | None = None,
+        precision: str = "auto",
+        optimizers: Sequence[Optimizer] = (),
+        faults: Faults | None = None,
+        drift: Drift | None = None,
+        solver: Solver = solve_torch,
+        transfers: Transfers | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        opened = _opened(model)
+        self._views = TrainingViews(optimizers)
+        self._model = WatchedModel(
+            opened,
+            partial(
+                discover,
+                opened,
+                selection=selection,
+                reference=None if reference is None else _opened(reference),
+                extractor=plugins.extract,
+                materializer=plugins.materialize,
+                views=None if drift is None else self._views.of,
+                kept={},
+            ),
+        )
+        self._held = HeldParameters(optimizers)
+        self._faults = faults or Faults(during="reading")
+        self._measuring = Measuring(measures, plugins, self._faults, follows=drift is not None)
+        self._computing = Computing(
+            self._measuring, precision=check_precision(precision), solver=solver, processes=processes
+        )
+        self._transfers = transfers or Transfers()
+        self._drift = drift
+        self._steps = StepSampler(self._transfers)
+        self._screener = Screener(self._transfers)
+        self._records = ReadingRecords(self._model, self._held, self._steps, self._measuring, self._faults)
+        self._parts = LocalParts(self._model, self._transfers)
+        self._gpu = GpuSolver(self._transfers, self._faults)
+        self._adapt()
+        for name in self._model.matrices:
+            if self.is_trainable(name):
+                self.mark(name)  # so that the first reading knows how far a weight has moved from its start
+        self._steps.watch(self._model.matrices.values())  # and at each step how far away it is
+
+    @property
+    def coverage(self) -> Coverage:
+        """Return how much of the model is read."""
+        return self._model.coverage
+
+    def coverage_of(self, layers: Iterable[LayerReport], *, absent: str = "not read") -> Coverage:
+        """Return how much of the model was read: zero and not finite weights were, those that failed were not.
+
+        Args:
+            layers: the readings of matrices.
+            absent: why the other matrices were not read.
+        """
+        reasons = {layer.name: "" if layer.was_read else layer.reason for layer in layers}
+        return self._model.recount(dict.fromkeys(self._model.matrices, absent) | reasons)
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """Return the names of the measures."""
+        return self._measuring.names
+
+    @property
+    def needs_more(self) -> bool:
+        """Return whether a measure needs more than eigenvalues: vectors, or spectra of other matrices."""
+        return any(self._measuring.needs)
+
+    @property
+    def problems(self) -> Mapping[str, InputError]:
+        """Return why nothing is read, or not what was selected, where the model may be a part of one."""
+        return self._model.problems
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """Return the matrices that are read, in the model's order."""
+        return tuple(self._model.matrices.values())
+
+    @property
+    def parts(self) -> LocalParts:
+        """Return what this rank holds of a model that is spread over the ranks of a job."""
+        return self._parts
+
+    @property
+    def strict(self) -> bool:
+        """Return whether what fails is raised."""
+        return self._faults.strict
+
+    @property
+    def any_in_optimizer(self) -> bool:
+        """Return whether the optimizers hold any of the matrices; True where that is not known."""
+        known = [held for matrix in self.matrices if (held := self._held.holds(matrix)) is not None]
+        return not known or any(known)
+
+    @property
+    def on_accelerator(self) -> bool:
+        """Return whether any weight is on an accelerator."""
+        return self._model.on_accelerator
+
+    def settle(self) -> None:
+        """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
+        self._model.settle()
+
+    def advance(self, *, wait: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator; with `wait` wait for all of them."""
+        self._transfers.advance(wait=wait)
+
+    def refresh(self) -> bool:
+        """Look for matrices if the model has other parameters than before; return whether the matrices have changed.
+
+        Raises:
+            InputError: where there is nothing left to read; the matrices stay as they were.
+        """
+        self._held.refresh()
+        has_changed = self._model.refresh()
+        if has_changed:
+            self._adapt()
+            self._screener.keep(self._model.matrices)
+            self._computing.forget_laws()
+            self._computing.forget_directions()
+        self._steps.watch(self._model.matrices.values())
+        return has_changed
+
+    def nominal(self) -> dict[str, float]:
+        """Return the estimated seconds of a reading by matrix, up to a common factor."""
+        return self._model.nominal()
+
+    def seconds_on_device(self) -> Mapping[str, float]:
+        """Return the same where a GPU computes the eigenvalues, of the matrices for which that may pay."""
+        return self._gpu.seconds
+
+    @property
+    def is_for_gpu(self) -> bool:
+        """Return whether any matrix of `seconds_on_device` is on a GPU."""
+        return self._gpu.is_useful
+
+    def solvable(self) -> frozenset[str]:
+        """Return the matrices of `seconds_on_device` that a GPU can solve now: they are on it, and it has memory."""
+        return self._gpu.solvable()
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
+        return self._model.size(name)
+
+    def is_trainable(self, name: str) -> bool:
+        """Return whether any parameter behind a matrix requires a gradient."""
+        return self._model.is_trainable(name)
+
+    def drifts(self, names: Iterable[str]) -> dict[str, float]:
+        """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked; NaN where that is not known."""
+        return {} if self._drift is None else self._drift.peek(self._model.matrices[name] for name in names)
+
+    def mark(self, name: str) -> Ratio:
+        """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
+        with suppress(Exception):  # the reading that follows gives the reason
+            self._views.mark(name)
+            if self._drift is not None:
+                return self._drift.update(self._model.matrices[name])
+        return unknown
+
+    def screen(self, name: str, step: int) -> float | None:
+        """Begin to compute the norms of a matrix; see `Screener.screen`."""
+        return self._screener.screen(self._model.matrices[name], step)
+
+    def screened(self) -> list[Screened]:
+        """Return what was screened since the last call and is computed by now."""
+        return self._screener.take()
+
+    def begin_step_sample(self) -> None:
+        """Sample the weights before an optimizer step."""
+        self._steps.begin()
+
+    def end_step_sample(self) -> None:
+        """Sample the weights after the step."""
+        self._steps.end()
+
+    def last_step(self, name: str) -> StepSample:
+        """Return what the last sample of a single step has shown of a matrix; NaN where there is none."""
+        return self._steps.last(name)
+
+    def step_samples(self) -> dict[str, StepSample]:
+        """Return what was sampled since the last call and is computed by now."""
+        return self._steps.take()
+
+    def report(self, step: int, layers: Iterable[LayerReport], seconds: float) -> Report:
+        """Return the report of a reading of all matrices, in the model's order."""
+        read = {layer.name: layer for layer in layers}
+        beside = tuple(beside_base(read[name], read) for name in self._model.matrices)
+        return Report(step, beside, self.coverage_of(beside), seconds)
+
+    def read_one(self, name: str, step: int) -> LayerReport:
+        """Read one matrix."""
+        return self.begin(name, step, moved=self.mark(name))()
+
+    def begin(self, name: str, step: int, *, moved: Ratio = unknown, copy: bool = False) -> Callable[[], LayerReport]:
+        """Begin a reading at its step, and return the function that finishes it and returns the record.
+
+        Args:
+            name: of the matrix.
+            step: optimizer steps taken.
+            moved: what `mark` returned.
+            copy: copy the weight, so that the reading may be finished later, and in another thread.
+        """
+        matrix = self._model.matrices[name]
+        begun = self._records.blank(matrix, step)
+        try:
+            begun = self._records.begun(begun, matrix)
+            with_reference = self._computing.reads_directions
+            source = snapshot(matrix, self._transfers, with_reference=with_reference) if copy else matrix
+        except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
+            let_through(error)
+            return partial(self._records.not_read, begun, error)
+        return partial(self._records.finish, partial(self._computing.measure, source, begun.kind), begun, moved)
+
+    def solve(self, name: str, step: int, *, moved: Ratio = unknown) -> Callable[[], LayerReport] | None:
+        """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
+
+        Args:
+            name: of the matrix.
+            step: optimizer steps taken.
+            moved: what `mark` returned.
+
+        Returns:
+            None where the GPU fails.
+        """
+        matrix = self._model.matrices[name]
+        begun = self._records.blank(matrix, step)
+        try:
+            begun = self._records.begun(begun, matrix)
+            finish = self._gpu.solve(name, step, partial(self._computing.solve, matrix, begun.kind))
+        except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
+            let_through(error)
+            return partial(self._records.not_read, begun, error)
+        return None if finish is None else partial(self._records.finish, finish, begun, moved)
+
+    def state_dict(self) -> Plain:
+        """Return the samples from which is measured how far weights have moved."""
+        self._computing.forget_laws()  # so that this run and one resumed from here go on alike
+        return {} if self._drift is None else self._without_parts(self._drift.state_dict())
+
+    def step_state(self) -> Plain:
+        """Return what has been sampled of single steps."""
+        return self._steps.state_dict()
+
+    def restore_steps(self, state: Plain) -> None:
+        """Continue from `step_state()`."""
+        self._steps.watch(self._model.matrices.values())
+        self._steps.load_state_dict(state)
+
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse `state_dict()`, and return the function that continues from it."""
+        if self._drift is None:
+            return lambda: None
+        return partial(self._continue_from, self._drift.prepare(self._without_parts(state)))
+
+    def _continue_from(self, drift: Callable[[], None]) -> None:
+        drift()
+        self._views.clear()
+        self._screener.forget()
+        self._computing.forget_directions()
+
+    def _without_parts(self, samples: Plain) -> Plain:
+        """Return the samples of whole weights: of a sharded one, another rank or size of a job has other elements."""
+        matrices = self._model.matrices
+        return {name: kept for name, kept in samples.items() if name not in matrices or not matrices[name].shards}
+
+    def _adapt(self) -> None:
+        """Take up the matrices that there are now: what holds them, what a GPU computes, how much is sampled."""
+        self._held.take_up(self._model.matrices.values())
+        # Vectors and other spectra take a CPU long, in the hook.
+        self._gpu.keep({} if self.needs_more else self._model.matrices)
+        if self._drift is not None:
+            self._drift.resize_samples(len(self._model.matrices))
+
+
+def _opened(model: Model | str | os.PathLike[str]) -> Model:
+    if not isinstance(model, str | os.PathLike):
+        return model
+    checkpoint = open_checkpoint(model)
+    return checkpoint if checkpoint.module is None else checkpoint.module

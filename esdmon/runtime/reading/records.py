@@ -1,0 +1,91 @@
+"""`ReadingRecords`: the record of a reading, from its begin until it has numbers, or the reason why it has none."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import final
+
+from esdmon.isolation import Faults, describe, let_through
+from esdmon.records import LayerReport
+from esdmon.runtime.reading.failures import FailingReadings
+from esdmon.runtime.reading.held_parameters import HeldParameters
+from esdmon.runtime.reading.measuring import Measuring
+from esdmon.runtime.reading.watched_model import WatchedModel
+from esdmon.runtime.workers.measured import Measured
+from esdmon.runtime.workers.source import Ratio
+from esdmon.weights import Matrix, StepSampler, UnreadableError, layer_type_of
+
+
+@final
+class ReadingRecords:
+    """Make the record of each reading, and count readings that fail.
+
+    Args:
+        model: the matrices.
+        held: the parameters that the optimizers hold.
+        steps: samples of single steps.
+        measuring: adds the phase and the measures of a spectrum.
+        faults: counts readings that fail.
+    """
+
+    def __init__(
+        self, model: WatchedModel, held: HeldParameters, steps: StepSampler, measuring: Measuring, faults: Faults
+    ) -> None:
+        self._model = model
+        self._held = held
+        self._steps = steps
+        self._measuring = measuring
+        self._faults = faults
+        self._failing = FailingReadings(faults)
+
+    def blank(self, matrix: Matrix, step: int) -> LayerReport:
+        """Return the record of a reading of which nothing is known yet."""
+        return LayerReport(
+            matrix.name,
+            "failed",
+            step,
+            "not finished",
+            view=matrix.view,
+            aliases=matrix.aliases,
+            computed=matrix.is_computed,
+        )
+
+    def begun(self, blank: LayerReport, matrix: Matrix) -> LayerReport:
+        """Return the record with what is known before the spectrum."""
+        last = self._steps.last(matrix.name)
+        return replace(
+            blank,
+            kind=layer_type_of(matrix),
+            n_parameters=self._model.stack_size(matrix).n_elements,
+            trainable=self._model.is_trainable(matrix.name),
+            step_ratio=last.ratio,
+            step_growth=last.growth,
+            start_ratio=last.start_ratio,
+            in_optimizer=self._held.holds(matrix),
+            learning_rate=self._held.learning_rate(matrix),
+            weight_decay=self._held.weight_decay(matrix),
+        )
+
+    def finish(self, measure: Callable[[], Measured], begun: LayerReport, moved: Ratio) -> LayerReport:
+        """Return the record with the numbers of `measure()` and ‖ΔW‖/‖W‖ = `moved()`, or with why there are none."""
+        try:
+            begun = replace(begun, update_ratio=moved())
+            layer = self._measuring.record(begun, measure())
+        except Exception as error:  # noqa: BLE001 -- reported in the record
+            let_through(error)
+            return self.not_read(begun, error)
+        self._failing.worked(begun.name, begun.step)
+        return layer
+
+    def not_read(self, begun: LayerReport, error: Exception) -> LayerReport:
+        """Return the record with an error as its reason; only one that is not of the weight counts as a failure.
+
+        Raises:
+            Exception: such an error, where faults are strict.
+        """
+        if isinstance(error, UnreadableError):
+            self._failing.worked(begun.name, begun.step)
+            return replace(begun, status=error.status, reason=error.reason)
+        if self._faults.strict:
+            raise error
+        self._failing.failed(begun.name, begun.step, error)
+        return replace(begun, reason=describe(error))

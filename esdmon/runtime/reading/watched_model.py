@@ -1,0 +1,155 @@
+"""`WatchedModel`: the matrices of a model, looked for again where the model has changed."""
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import final
+
+import torch
+from torch import nn
+
+from esdmon.errors import InputError
+from esdmon.records import Coverage
+from esdmon.weights import Matrix, Model, StackSize, Watched, describe_unreadable, nominal_seconds, structure
+
+_log = logging.getLogger("esdmon")
+_TRIES = 3  # more, for what fails while weights are looked for; our choice
+
+
+@final
+class WatchedModel:
+    """Keep the matrices of a model, with their sizes and what is not read, as of the last `refresh`.
+
+    Args:
+        model: a module, or a mapping of names to tensors, which does not change.
+        discover: looks for the matrices of the model.
+
+    Raises:
+        InputError: for a model without matrices.
+    """
+
+    def __init__(self, model: Model, discover: Callable[[], Watched]) -> None:
+        self._model = model
+        self._discover = discover
+        self._has_warned = False
+        self._unreadable: list[str] = []
+        self._structure: tuple[object, ...]
+        self._tries = 0
+        self._take_up(discover())
+
+    @property
+    def coverage(self) -> Coverage:
+        """Return how much of the model is read."""
+        return self._watched.coverage
+
+    @property
+    def problems(self) -> Mapping[str, InputError]:
+        """Return why nothing is read, or not what was selected, where the model may be a part of one."""
+        return self._watched.problems
+
+    def recount(self, unread: Mapping[str, str]) -> Coverage:
+        """Return the coverage without the matrices that could not be read, given their names and the reasons."""
+        return self._watched.recount(unread)
+
+    @property
+    def on_accelerator(self) -> bool:
+        """Return whether any weight is on an accelerator."""
+        return bool(self._accelerators())
+
+    def settle(self) -> None:
+        """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
+        for device in self._accelerators():
+            torch.accelerator.synchronize(device)
+
+    def refresh(self) -> bool:
+        """Look for matrices again if the model has other parameters than before: at the start of each due step.
+
+        Returns:
+            Whether the matrices have changed.
+
+        Raises:
+            InputError: where there is nothing left to read; the matrices stay as they were.
+        """
+        if not isinstance(self._model, nn.Module):
+            return False
+        now = structure(self._model)
+        if now == self._structure:
+            return self._retry()
+        try:
+            self._take_up(self._discover())
+        except InputError:  # the same as long as the model is the same
+            self._structure = now
+            raise
+        level, self._has_warned = (logging.DEBUG if self._has_warned else logging.WARNING), True
+        _log.log(level, "esdmon: the parameters of the model have changed: %s", self.coverage)
+        return True
+
+    def _retry(self) -> bool:
+        """Try again, a few times, what has failed while matrices were looked for: the failure may be temporary."""
+        if not self._watched.failures or self._tries >= _TRIES:
+            return False
+        tries, before = self._tries + 1, self._watched.failures
+        self._take_up(self._discover())
+        self._tries = tries
+        return self._watched.failures != before
+
+    def nominal(self) -> dict[str, float]:
+        """Return the estimated seconds of a reading by matrix, up to a common factor."""
+        return {name: nominal_seconds(matrix) for name, matrix in self.matrices.items()}
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
+        return self._bytes.get(name, 0)
+
+    def stack_size(self, matrix: Matrix) -> StackSize:
+        """Return the size of a matrix; where its shape has changed, compute the bytes of a copy as well."""
+        size = matrix.size()
+        if size is not self._sizes.get(matrix.name):
+            self._sizes[matrix.name] = size
+            self._bytes[matrix.name] = size.n_elements * _itemsize(matrix)
+        return size
+
+    def is_trainable(self, name: str) -> bool:
+        """Return whether any parameter behind a matrix requires a gradient."""
+        with suppress(Exception):  # one that does not exist any more
+            return any(parameter.requires_grad for parameter in self.matrices[name].parameters())
+        return False
+
+    def _take_up(self, watched: Watched) -> None:
+        self._watched = watched
+        self.matrices: dict[str, Matrix] = {matrix.name: matrix for matrix in watched.matrices}
+        """By name, in the model's order."""
+        self._sizes: dict[str, StackSize] = {}
+        self._bytes: dict[str, int] = {}
+        for matrix in watched.matrices:
+            with suppress(Exception):  # the reading reports why
+                self.stack_size(matrix)
+        self._tries = 0
+        self._structure = ()
+        if isinstance(self._model, nn.Module):  # others are not in training, and their report has the reasons
+            self._structure = structure(self._model)
+            self._log_unreadable(describe_unreadable(watched))
+
+    def _log_unreadable(self, sentences: list[str]) -> None:
+        level = logging.WARNING if _is_first_rank() else logging.DEBUG
+        for sentence in sentences:
+            if sentence not in self._unreadable:
+                _log.log(level, "esdmon: %s", sentence)
+        self._unreadable = sentences
+
+    def _accelerators(self) -> set[torch.device]:
+        weights = self._model.parameters() if isinstance(self._model, nn.Module) else self._model.values()
+        return {weight.device for weight in weights if weight.device.type not in ("cpu", "meta")}
+
+
+def _itemsize(matrix: Matrix) -> int:
+    """Return the bytes of an element of a copy; 0 where the weight cannot be read."""
+    with suppress(Exception):  # the reading reports why
+        return max([4, *(parameter.element_size() for parameter in matrix.parameters())])
+    return 0
+
+
+def _is_first_rank() -> bool:
+    """Return whether this is rank 0 of its job, or alone: all ranks would log the same."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized()) or distributed.get_rank() == 0

@@ -1,0 +1,120 @@
+"""`Readings`: the protocol of what reads for a monitor; `NoReadings` is that of a copy, which has no model."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import ClassVar, Protocol, final
+
+from esdmon.records import LayerReport, Report
+from esdmon.records.serialization import Plain, Stateful
+
+
+class Readings(Stateful, Protocol):
+    """What reads for a monitor: a `ReadingPipeline`, or on other ranks than 0 of a job a `RemoteReader`."""
+
+    reports: bool
+    """False where reports are made by another rank."""
+
+    @property
+    def dropped(self) -> int:
+        """Return how many readings were skipped or lost."""
+
+    @property
+    def latest(self) -> Mapping[str, LayerReport]:
+        """Return the last reading of each matrix."""
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether there is nothing to do before the first due step."""
+
+    def get_ready(self, step: int) -> None:
+        """Do at a step before the first due one what has to be done for that one."""
+
+    @property
+    def under_way(self) -> bool:
+        """Return whether any readings are begun and not reported."""
+
+    @property
+    def under_way_here(self) -> bool:
+        """Return whether this process has to finish any readings that are under way."""
+
+    def settle(self) -> None:
+        """Synchronise the device before what follows is measured, where readings wait for it."""
+
+    def advance(self, *, waiting: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator, and go on with what waited for them.
+
+        Args:
+            waiting: True where the training waits for the readings, False at each step.
+        """
+
+    def leftover(self) -> tuple[str, ...]:
+        """Return the matrices of the last scheduled step that can be read now, at a step that is not scheduled."""
+
+    def is_poll(self, step: int) -> bool:
+        """Return whether ranks may have to read at a step that is not scheduled: called once, at each of these."""
+
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+        """Begin the readings of a scheduled step; at another step those of `extra`, and what all ranks read at a poll.
+
+        Args:
+            step: optimizer steps taken.
+            host_step: optimizer steps as the host counts them.
+            extra: matrices to read at a step that is not scheduled; None at a scheduled one.
+        """
+
+    def finished(self) -> Iterator[Report]:
+        """Yield the reports that are complete, in step order."""
+
+    def give_up(self) -> None:
+        """Cancel what is under way."""
+
+    def close(self) -> None:
+        """Free threads and connections."""
+
+
+@final
+class NoReadings:
+    """Read nothing, and report nothing."""
+
+    reports = False
+    dropped = 0
+    latest: ClassVar[Mapping[str, LayerReport]] = {}
+    is_ready = True
+    under_way = under_way_here = False
+
+    def get_ready(self, step: int) -> None:
+        """Do nothing."""
+
+    def settle(self) -> None:
+        """Do nothing."""
+
+    def advance(self, *, waiting: bool = False) -> None:
+        """Do nothing."""
+
+    def leftover(self) -> tuple[str, ...]:
+        """Return no matrices."""
+        return ()
+
+    def is_poll(self, step: int) -> bool:  # noqa: ARG002 -- of the protocol
+        """Return that no rank has to read."""
+        return False
+
+    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+        """Do nothing."""
+
+    def finished(self) -> Iterator[Report]:
+        """Yield no report."""
+        return iter(())
+
+    def give_up(self) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> Plain:
+        """Return an empty state."""
+        return {}
+
+    def prepare(self, state: Plain) -> Callable[[], None]:  # noqa: ARG002 -- of the protocol
+        """Return a function that restores nothing."""
+        return lambda: None

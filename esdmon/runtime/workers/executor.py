@@ -1,0 +1,224 @@
+"""`Executor`: finish readings on the spot, or in threads or processes while training goes on.
+
+Where no core is idle, a reading in a thread is charged in full, and a GPU computes the eigenvalues of a large matrix
+in a small part of that time. Then it does, in the hook, which waits for them, and a thread finishes the reading.
+"""
+
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Literal, TypeAlias, final, get_args
+
+from esdmon.isolation import describe
+from esdmon.limits import Limits
+from esdmon.records import LayerReport
+from esdmon.runtime.workers.at_exit import join_at_exit
+from esdmon.runtime.workers.processes import Processes
+from esdmon.runtime.workers.source import Answer, Ratio, Source, Task
+from esdmon.runtime.workers.threads import Threads
+from esdmon.schedule.budget import Budget
+from esdmon.schedule.workers import Workers
+
+Mode: TypeAlias = Literal["sync", "thread", "process", "device"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+@final
+class Executor:
+    """Begin readings; but for the mode "sync" a thread finishes them, or several on idle cores, in the order begun.
+
+    A thread's time is charged to the budget: second for second, or on idle cores by what the steps lose. The threads
+    compute with numpy and torch, which release the interpreter's lock, and never with scipy, which does not; in the
+    mode "process" each hands most of a reading to a process of its own, and waits.
+
+    Args:
+        source: the matrices.
+        budget: charged with the thread's time.
+        mode: "sync" finishes a reading when it is begun; "device" never reads on idle cores.
+        memory: bytes of copied weights that may wait for the threads.
+        prepare: called in each thread before its first job.
+        workers: sets how many threads read; None for one.
+        processes: those of the mode "process".
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        budget: Budget,
+        *,
+        mode: Mode = "sync",
+        memory: int = Limits().copied_bytes,
+        prepare: Callable[[], object] = lambda: None,
+        workers: Workers | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        self._source = source
+        self._budget = budget
+        self._memory = memory
+        self._prepare = prepare
+        self._workers = workers
+        self.clock = time.perf_counter if processes is None else processes.clock
+        """Returns seconds in the calling thread, in which waiting for a process counts as the CPU time of that."""
+        self._interrupt = (lambda: None) if processes is None else processes.close
+        self.on_the_spot = mode == "sync"
+        """True where a reading is finished when it is begun."""
+        self._is_device_only = mode == "device"
+        self.on_device: frozenset[str] = frozenset()
+        """The matrices whose eigenvalues a GPU computes at this step, in the hook."""
+        self._threads: Threads | None = None
+        self._waiting: deque[tuple[Future[Any], int]] = deque()
+
+    def is_idle(self) -> bool:
+        """Return whether all that was begun is finished."""
+        return not self._unfinished()
+
+    @property
+    def may_use_device(self) -> bool:
+        """Return whether a GPU is to compute eigenvalues: no thread may read on an idle core."""
+        return self._is_device_only or (self._workers is not None and self._workers.has_no_core)
+
+    @property
+    def reads_between(self) -> bool:
+        """Return whether what has no room at a scheduled step may be begun at the steps after it."""
+        return bool(self.on_device) or (self._workers is not None and self._workers.count > 0)
+
+    @property
+    def pace(self) -> float:
+        """Return the seconds of reading for each second of the budget."""
+        return self._budget.pace
+
+    @property
+    def pauses(self) -> bool:
+        """Return whether there are times at which no thread begins to read, although threads are free."""
+        return self._workers is not None
+
+    def end_within(self, blocks: int) -> None:
+        """Set in how many blocks of steps the readings of all ranks end, before steps without any are measured."""
+        if self._workers is not None:
+            self._workers.ending = max(1, blocks)
+
+    def advance(self, *, waiting: bool = False) -> None:
+        """Count a step of the training, and begin what may begin by now.
+
+        Args:
+            waiting: True where the training waits for the readings, and takes no step.
+        """
+        if self._workers is not None and waiting:
+            self._workers.wait()
+        elif self._workers is not None:
+            self._budget.lose(self._workers.step(is_busy=self._threads is not None and self._threads.running > 0))
+        if self._threads is not None:
+            self._threads.wake()
+
+    def has_room(self, name: str) -> bool:
+        """Return whether a copy of this matrix may be queued; any may where the queue is empty."""
+        if self.on_the_spot or (name in self.on_device and self._budget.share is None):
+            return True
+        waiting = self._unfinished()
+        return not waiting or sum(size for _, size in waiting) + self._source.size(name) <= self._memory
+
+    def begin(self, name: str, step: int, *, moved: Ratio) -> Task:
+        """Begin a reading of a matrix, which has moved by ‖ΔW‖/‖W‖ = `moved()` since the reading before."""
+        if self.on_the_spot:
+            with self._budget.measured() as cost:
+                layer = self._source.begin(name, step, moved=moved, copy=False)()
+            answer: Answer = {name: (layer, cost.seconds)}
+            return Task((name,), lambda: answer, lambda: answer)
+        finish, in_hook = self._solve(name, step, moved) if name in self.on_device else (None, 0.0)
+        if finish is None:
+            finish = self._source.begin(name, step, moved=moved, copy=True)
+        future = self._submit(partial(_timed, finish, self.clock), self._source.size(name))
+        return Task((name,), partial(self._poll, name, step, future, in_hook), partial(_cancel, future), in_hook)
+
+    def _solve(self, name: str, step: int, moved: Ratio) -> tuple[Callable[[], LayerReport] | None, float]:
+        """Have a GPU compute eigenvalues, and return what finishes the reading, None after a failure, and seconds."""
+        if self._workers is not None:
+            self._workers.drop()
+        with self._budget.measured() as cost:
+            finish = self._source.solve(name, step, moved=moved)
+        return finish, 0.0 if finish is None else cost.seconds
+
+    def begin_later(self, names: Sequence[str], step: int, job: Callable[[], Answer], size: int) -> Task:
+        """Have a thread finish several readings, in any mode: those that wait for other ranks.
+
+        Args:
+            names: of the matrices.
+            step: optimizer steps taken.
+            job: finishes them.
+            size: bytes of copies that it holds.
+        """
+        future = self._submit(job, size)
+        return Task(tuple(names), partial(self._poll_job, names, step, future), partial(_cancel, future))
+
+    def then(self, job: Callable[[], None]) -> None:
+        """Call a function when all that was begun so far is finished."""
+        if self.on_the_spot and self.is_idle():
+            job()
+        else:
+            self._submit(job, 0, alone=True)
+
+    def close(self) -> None:
+        """End the threads; what has not begun is cancelled."""
+        if self._threads is not None:
+            self._threads.close()
+
+    def _unfinished(self) -> deque[tuple[Future[Any], int]]:
+        """Return the queue, with what is finished at its head removed."""
+        while self._waiting and self._waiting[0][0].done():
+            self._waiting.popleft()
+        return self._waiting
+
+    def _submit(self, job: Callable[[], Any], size: int, *, alone: bool = False) -> Future[Any]:
+        if self._threads is None:  # now, and not earlier, so that a run that forks first forks no thread
+            # Its threads must not hold this object, which holds the model: they end with it.
+            self._threads = Threads(self._prepare, partial(_allowed, self._workers), self._interrupt)
+            join_at_exit(self._threads)
+            weakref.finalize(self, self._threads.close).atexit = False
+        future = self._threads.submit(job, alone=alone)
+        self._unfinished().append((future, size))  # what is finished must not pile up
+        return future
+
+    def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]], in_hook: float) -> Answer | None:
+        """Return a reading that is finished, and took so many seconds in the hook, which are charged already.
+
+        Raises:
+            Exception: of the reading, which it lets through for `strict=True` only.
+        """
+        answer = self._poll_job([name], step, future, lambda result: {name: result})
+        return answer and {name: (layer, seconds + in_hook) for name, (layer, seconds) in answer.items()}
+
+    def _poll_job(
+        self, names: Sequence[str], step: int, future: Future[Any], as_answer: Callable[[Any], Answer] = dict
+    ) -> Answer | None:
+        if not future.done():
+            return None
+        error = future.exception()
+        if error is None:
+            answer = as_answer(future.result())
+        elif isinstance(error, Exception):
+            raise error
+        else:  # SystemExit, say, raised in the thread from outside
+            why = f"the worker was stopped: {describe(error)}"
+            answer = {name: (LayerReport(name, "failed", step, why), 0.0) for name in names}
+        self._budget.read(sum(seconds for _, seconds in answer.values()))
+        return answer
+
+
+def _allowed(workers: Workers | None) -> int:
+    if workers is None:
+        return 1
+    return 0 if workers.is_paused else max(1, workers.count)
+
+
+def _timed(finish: Callable[[], LayerReport], clock: Callable[[], float]) -> tuple[LayerReport, float]:
+    start = clock()
+    layer = finish()
+    return layer, clock() - start
+
+
+def _cancel(future: Future[Any]) -> Answer:
+    future.cancel()
+    return {}

@@ -1,0 +1,61 @@
+"""What is computed of a spectrum for a record, in this process or in another one."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from esdmon.records import Esd
+from esdmon.runtime.workers.histogram import histogram
+from esdmon.spectrum import Measure, PhaseReading, Spectrum, classify
+from esdmon.spectrum.measures import BUILT_IN_MEASURES, Quantity
+from esdmon.spectrum.zhang2026 import shape_of
+
+Of: TypeAlias = Literal["weight", "noise"]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A spectrum with its phase, its shape, and those of its measures that are computed already."""
+
+    spectrum: Spectrum
+    phase: PhaseReading
+    esd: Esd | None
+    shape: tuple[float, ...]
+    values: Mapping[tuple[str, Of], float]
+    """By the name of a measure: its value, and its value for noise."""
+
+
+def measure(spectrum: Spectrum, names: Collection[str] = (), *, follows: bool = False) -> Measured:
+    """Return what is computed of a spectrum.
+
+    Args:
+        spectrum: of a weight.
+        names: of built-in measures. One that fails is left out: the caller computes it, and reports the failure.
+        follows: as of `quantities`.
+    """
+    phase = classify(spectrum)
+    values: dict[tuple[str, Of], float] = {}
+    for each in BUILT_IN_MEASURES:
+        if each.name in names:
+            for of, quantity in quantities(each, spectrum, follows=follows):
+                with suppress(Exception):
+                    values[each.name, of] = float(quantity(spectrum))
+    return Measured(spectrum, phase, histogram(spectrum), shape_of(spectrum), values)
+
+
+def quantities(measure: Measure, spectrum: Spectrum, *, follows: bool) -> Iterator[tuple[Of, Quantity]]:
+    """Yield what a measure computes of a spectrum: nothing where the spectrum has no such number.
+
+    Args:
+        measure: the measure.
+        spectrum: of a weight.
+        follows: whether a matrix is read again and again, so that two readings can be compared.
+    """
+    if measure.applies is not None and not measure.applies(spectrum):
+        return
+    if measure.between_readings and not follows:
+        return
+    yield "weight", measure.compute
+    if measure.null is not None and not spectrum.is_product:  # nulls are those of one random matrix
+        yield "noise", measure.null

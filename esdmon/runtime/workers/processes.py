@@ -1,0 +1,139 @@
+"""`Processes`: worker processes that finish readings, one for each thread that asks.
+
+A thread takes the interpreter's lock hundreds of times in a reading, and a training of many small operations waits for
+it each time. A process takes no lock of the training's, and can be ended while it solves.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import final
+
+from esdmon.runtime.workers.job import Outcome, WorkerJob
+from esdmon.runtime.workers.worker import Worker, WorkerError
+from esdmon.spectrum.margins import Array
+
+_log = logging.getLogger("esdmon")
+_LIVES = 2  # processes that may end by themselves before threads take over; our choice
+
+
+@final
+class Processes:
+    """Give each thread that asks a worker process; say once where there is none, and threads have to read.
+
+    Args:
+        start: starts a process.
+    """
+
+    def __init__(self, start: Callable[[], Worker] = Worker) -> None:
+        self._start = start
+        self._own = _Own()
+        self._lock = threading.RLock()  # the garbage collector may close all in a thread that holds it
+        self._workers: list[Worker] = []
+        self._lost = 0
+        self._is_closed = False
+        self.are_usable = True
+        """Whether jobs are done in processes."""
+
+    def are_there(self) -> bool:
+        """Return whether the calling thread has a process, which is started at the first call.
+
+        Raises:
+            SystemExit: where all was closed.
+        """
+        return self._worker() is not None
+
+    def clock(self) -> float:
+        """Return seconds in the calling thread, in which waiting for its process counts as the CPU time of that."""
+        return time.perf_counter() - self._own.waited + self._own.used
+
+    def run(self, job: WorkerJob, stack: Array) -> Outcome | None:
+        """Have the process of the calling thread do a job; None where there is no process.
+
+        Raises:
+            WorkerError: where the process has ended before it was done.
+            OSError: where there is no memory for the array.
+            SystemExit: where all was closed meanwhile.
+        """
+        worker = self._worker()
+        if worker is None:
+            return None
+        since = time.perf_counter()
+        try:
+            outcome = worker.run(job, stack)
+        except WorkerError as error:
+            self._lose(worker, error)
+            raise
+        self._own.waited += time.perf_counter() - since
+        self._own.used += outcome.cpu_seconds - worker.cpu_seconds
+        worker.cpu_seconds = outcome.cpu_seconds
+        return outcome
+
+    def close(self) -> None:
+        """End all processes at once."""
+        self._is_closed = True
+        with self._lock:
+            workers, self._workers = self._workers, []
+        for worker in workers:
+            worker.close()
+
+    def _worker(self) -> Worker | None:
+        """Return the process of the calling thread, and start it at the first call.
+
+        Raises:
+            SystemExit: where all was closed.
+        """
+        if self._is_closed:
+            raise SystemExit("the monitor is closed")
+        if not self.are_usable:
+            self._drop(self._own.worker)
+        elif self._own.worker is None:
+            since = time.perf_counter()
+            try:
+                self._own.worker = worker = self._start()
+            except Exception as error:  # noqa: BLE001 -- no memory, no descriptor, no such program
+                self._give_up(f"cannot be started ({error})")
+            else:
+                with self._lock:
+                    self._workers.append(worker)
+                if self._is_closed:
+                    self.close()
+            self._own.waited += time.perf_counter() - since
+        return self._own.worker
+
+    def _lose(self, worker: Worker, error: WorkerError) -> None:
+        if self._is_closed:
+            raise SystemExit("the monitor is closed")
+        self._drop(worker)
+        with self._lock:
+            self._lost += 1
+            is_last = self._lost == _LIVES
+        if is_last:
+            self._give_up(f"have ended {_LIVES} times, the last time since {error}")
+
+    def _drop(self, worker: Worker | None) -> None:
+        self._own.worker = None
+        if worker is not None:
+            with self._lock, suppress(ValueError):
+                self._workers.remove(worker)
+            worker.close()
+
+    def _give_up(self, why: str) -> None:
+        if self.are_usable:
+            self.are_usable = False
+            _log.warning(
+                "esdmon: worker processes %s. From now on threads of this process read in their place. Where memory is "
+                "short, use fewer workers, or leave out the largest matrices with max_eigenvalues=.",
+                why,
+            )
+
+
+class _Own(threading.local):
+    """What belongs to one thread."""
+
+    def __init__(self) -> None:
+        self.worker: Worker | None = None
+        self.waited = 0.0
+        self.used = 0.0

@@ -1,0 +1,97 @@
+"""`Source`: the protocol of what is read, and `Task`: a reading of it that is under way."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from esdmon.records import Coverage, LayerReport, Screened
+from esdmon.schedule.step_sample import StepSample
+
+Answer: TypeAlias = dict[str, tuple[LayerReport, float]]
+"""Finished readings by matrix, each with the seconds that it took."""
+Ratio: TypeAlias = Callable[[], float]
+"""Returns ‖ΔW‖/‖W‖; of a weight on an accelerator it may not be known at once."""
+
+
+def unknown() -> float:
+    """Return NaN: how far a weight has moved is not known."""
+    return math.nan
+
+
+class Source(Protocol):
+    """The matrices of a model, by name. `esdmon.runtime.reading.reader.Reader` is one."""
+
+    @property
+    def strict(self) -> bool:
+        """Return whether what fails is raised."""
+
+    @property
+    def coverage(self) -> Coverage:
+        """Return how much of the model is read."""
+
+    def settle(self) -> None:
+        """Synchronise the device, so that pending training kernels are not counted as monitoring cost."""
+
+    def advance(self, *, wait: bool = False) -> None:
+        """Ask which copies have arrived from an accelerator; with `wait` wait for all of them."""
+
+    def refresh(self) -> bool:
+        """Look at the start of a due step whether the model has other matrices; return True where it has."""
+
+    def nominal(self) -> dict[str, float]:
+        """Return the estimated seconds of a reading by matrix, up to a common factor."""
+
+    def seconds_on_device(self) -> Mapping[str, float]:
+        """Return the same where a GPU computes the eigenvalues, of the matrices for which that may pay."""
+
+    def solvable(self) -> frozenset[str]:
+        """Return the matrices of `seconds_on_device` that a GPU can solve now: they are on it, and it has memory."""
+
+    def size(self, name: str) -> int:
+        """Return the bytes of a copy of a matrix."""
+
+    def is_trainable(self, name: str) -> bool:
+        """Return whether any parameter behind a matrix requires a gradient."""
+
+    def drifts(self, names: Iterable[str]) -> dict[str, float]:
+        """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked, of those for which it is known by now."""
+
+    def screen(self, name: str, step: int) -> float | None:
+        """Begin to compute the norms of a matrix, without its spectrum.
+
+        Returns:
+            The seconds that this is expected to take on an accelerator; None for a matrix that is not screened.
+        """
+
+    def screened(self) -> list[Screened]:
+        """Return what was screened since the last call and is computed by now."""
+
+    def mark(self, name: str) -> Ratio:
+        """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
+
+    def last_step(self, name: str) -> StepSample:
+        """Return what the last sample of a single step has shown of a matrix; NaN where there is none."""
+
+    def begin(self, name: str, step: int, *, moved: Ratio, copy: bool) -> Callable[[], LayerReport]:
+        """Begin a reading at its step, and return the function that finishes it."""
+
+    def solve(self, name: str, step: int, *, moved: Ratio) -> Callable[[], LayerReport] | None:
+        """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
+
+        Returns:
+            None where the GPU fails.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Readings under way."""
+
+    names: tuple[str, ...]
+    poll: Callable[[], Answer | None]
+    """Return the readings; None until they are finished."""
+    give_up: Callable[[], Answer]
+    """Return the readings that are finished, and cancel the others."""
+    in_hook: float = 0.0
+    """Seconds in which a GPU has computed eigenvalues, which are charged already."""

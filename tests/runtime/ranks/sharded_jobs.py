@@ -1,0 +1,229 @@
+"""Models that are spread over the ranks of a job in every way that is read, and the same models in one piece."""
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FullyShardedDataParallel,
+    MixedPrecisionPolicy,
+    ShardingStrategy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+import esdmon
+from esdmon.options import WatchOptions
+from esdmon.records import LayerReport, Report
+from esdmon.runtime.reading.reader import Reader
+from esdmon.sinks import MemorySink
+from esdmon.weights import Selection
+
+CPU = torch.device("cpu")
+STEPS = 5
+
+
+class Experts(nn.Module):
+    """Three experts in one parameter, as in transformers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_experts = 3
+        self.down_proj = nn.Parameter(torch.randn(3, 23, 24) / 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.einsum("bi,eij->bj", x, self.down_proj)
+
+
+class Mixed(nn.Module):
+    """What is more than one plain matrix: fused q, k and v, a convolution, experts, a tied weight; odd sizes."""
+
+    layers: ClassVar = ["*", "*/qk", "*/ov"]  # products of one parameter, and of two
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 5, 3)  # five rows: on four ranks the last has none
+        self.attention = nn.MultiheadAttention(23, 1, bias=False, batch_first=True)
+        self.first = nn.Linear(45, 23, bias=False)
+        self.tied = nn.Linear(23, 23, bias=False)
+        self.again = nn.Linear(23, 23, bias=False)
+        self.again.weight = self.tied.weight
+        self.experts = Experts()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(torch.tanh(self.conv(x)).flatten(1))
+        x = self.again(torch.tanh(self.tied(x)))
+        x, _ = self.attention(x[:, None], x[:, None], x[:, None], need_weights=False)
+        out: Tensor = self.experts(x[:, 0])
+        return out
+
+    def batch(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(4, 3, 5, 5, generator=generator)
+
+
+class Layers(nn.Sequential):
+    """Two linear layers that tensor parallelism splits, and one that it leaves."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(24, 98), nn.Tanh(), nn.Linear(98, 60), nn.Tanh(), nn.Linear(60, 23))
+
+    def batch(self, generator: torch.Generator) -> Tensor:
+        return torch.randn(4, 24, generator=generator)
+
+
+class Adapted(Layers):
+    """Layers with LoRA adapters of peft: base and adapter are read apart."""
+
+    def __init__(self) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        super().__init__()
+        config = LoraConfig(r=12, target_modules=["0", "2"], init_lora_weights=False)
+        inject_adapter_in_model(config, self)
+
+
+def fsdp2(model: Any, mesh: DeviceMesh | None = None, **options: Any) -> Any:
+    for layer in (model.first, model.experts) if isinstance(model, Mixed) else (model[0], model[2]):
+        fully_shard(layer, mesh=mesh, **options)
+    fully_shard(model, mesh=mesh, **options)
+    return model
+
+
+def kept_whole(model: Any) -> Any:
+    fsdp2(model).set_reshard_after_backward(False)
+    return model
+
+
+def fsdp1(model: nn.Module, **options: Any) -> nn.Module:
+    return FullyShardedDataParallel(model, device_id=CPU, **options)
+
+
+def tensor_parallel(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
+    mesh = mesh or init_device_mesh("cpu", (distributed.get_world_size(),))
+    return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+def in_both_ways(model: nn.Module) -> Any:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    return fsdp2(tensor_parallel(model, mesh["tensor"]), mesh["data"])
+
+
+def hybrid(model: nn.Module) -> Any:
+    return fsdp2(model, init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicas", "shards")))
+
+
+def compiled(model: nn.Module) -> Any:
+    return torch.compile(fsdp2(model), backend="aot_eager")
+
+
+LOW = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+WAYS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
+    "fsdp2, looked at between": (Mixed, lambda model: fsdp2(model, reshard_after_forward=False)),
+    "fsdp2, kept whole": (Mixed, kept_whole),
+    "fsdp2, bfloat16": (Layers, lambda model: fsdp2(model, mp_policy=LOW)),
+    "fsdp2, offloaded": (Layers, lambda model: fsdp2(model, offload_policy=CPUOffloadPolicy(pin_memory=False))),
+    "fsdp1": (Mixed, lambda model: fsdp1(model, use_orig_params=True)),
+    "fsdp1, flat": (Mixed, lambda model: fsdp1(model, use_orig_params=False)),
+    "fsdp1, not resharded": (
+        Layers,
+        lambda model: fsdp1(model, use_orig_params=True, sharding_strategy=ShardingStrategy.SHARD_GRAD_OP),
+    ),
+    "fsdp1, not sharded": (
+        Layers,
+        lambda model: fsdp1(model, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD),
+    ),
+    "tensor parallel": (Layers, tensor_parallel),
+    "ddp": (Mixed, nn.parallel.DistributedDataParallel),
+    "fsdp2 and tensor parallel": (Layers, in_both_ways),
+    "hybrid": (Mixed, hybrid),
+    "compiled": (Layers, compiled),
+    "lora": (Adapted, fsdp2),
+    "fsdp2": (Mixed, fsdp2),
+}
+OF_FOUR = ("fsdp2 and tensor parallel", "hybrid", "fsdp2")
+OF_TWO = tuple(way for way in WAYS if way not in OF_FOUR[:2])
+
+
+def made(way: str) -> tuple[Any, Any]:
+    """The model in one piece, and spread over the ranks."""
+    kind, spread = WAYS[way]
+    torch.manual_seed(0)
+    whole = kind()
+    torch.manual_seed(0)
+    return whole, spread(kind())
+
+
+def gather(whole: nn.Module, parameters: dict[str, Any], model: nn.Module) -> None:
+    """Copy the weights into the model that is in one piece, by torch's own collectives."""
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        with FullyShardedDataParallel.summon_full_params(model, writeback=False):
+            values = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    else:
+        values = {name: full(weight) for name, weight in parameters.items()}
+    with torch.no_grad():
+        for name, weight in whole.named_parameters():
+            weight.copy_(next(value for other, value in values.items() if other.endswith(name)))
+
+
+def full(weight: Any) -> Tensor:
+    tensor: Tensor = weight.full_tensor() if isinstance(weight, DTensor) else weight
+    return tensor.detach()
+
+
+def reading_of(whole: nn.Module, state: dict[str, Tensor]) -> Report:
+    """What `watch()` would read of a model in one piece."""
+    whole.load_state_dict(state)
+    options = WatchOptions.from_keywords({"every": 1}, besides=("model", "optimizer", "hook", "first_step"))
+    selection = Selection(getattr(whole, "layers", None))
+    reader = Reader(whole, options.known, measures=options.chosen_measures, selection=selection)
+    return reader.report(0, [reader.read_one(matrix.name, 0) for matrix in reader.matrices], 0.0)
+
+
+def train(way: str, *, watched: bool) -> dict[str, Any]:
+    """A few steps; the losses, and of a watched model how its readings differ from those of the one in one piece."""
+    whole, model = made(way)
+    parameters = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rank = distributed.get_rank()
+    generator = torch.Generator().manual_seed(0 if "tensor" in way else rank)
+    sink, losses = MemorySink(), []
+    states: dict[int, dict[str, Tensor]] = {}
+    options: dict[str, Any] = {"every": 1, "budget": None, "sinks": [sink], "layers": getattr(whole, "layers", None)}
+    monitor = esdmon.watch(model, optimizer, **options) if watched else None
+    for step in range(1, STEPS + 1):
+        loss = model(whole.batch(generator)).float().square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        if way == "fsdp2, looked at between":  # from here on the module shows whole parameters, soon a step old
+            with torch.no_grad():
+                model(whole.batch(generator))
+        optimizer.step()
+        losses.append(float(full(loss)))
+        if monitor is not None:
+            gather(whole, parameters, model)
+            states[step] = {name: weight.clone() for name, weight in whole.state_dict().items()}
+            distributed.barrier()
+    if monitor is None:
+        return {"losses": losses}
+    monitor.close(timeout=20)
+    read = [layer for report in sink.reports for layer in report.new]
+    expected = {step: reading_of(whole, states[step]) for step in {layer.step for layer in read} | {STEPS}}
+    return {
+        "losses": losses,
+        "errors": [fault.message for fault in monitor.errors],
+        "read": [[layer.name, layer.status, layer.reason, difference(layer, expected[layer.step])] for layer in read],
+        "names": [layer.name for layer in expected[STEPS]],
+        "coverage": [str(report.coverage).splitlines()[0] for report in (*sink.reports[-1:], expected[STEPS])],
+        "moved": [layer.update_ratio for layer in sink.reports[-1]] if sink.reports else [],
+    }
+
+
+def difference(layer: LayerReport, report: Report) -> list[str]:
+    """The measures that differ from those of the whole matrix, in any bit; one reading has no distance from another."""
+    other = {"spectral_distance": layer.measures["spectral_distance"], **report[layer.name].measures}
+    return [key for key, value in layer.measures.items() if not (value == other[key] or math.isnan(value))]

@@ -1,0 +1,78 @@
+"""What rank 0 of a job knows of the others: how fast they read, and what they may."""
+
+import pytest
+
+from esdmon.isolation import Faults
+from esdmon.limits import Limits
+from esdmon.records import LayerReport
+from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.holdings import Listed, Table
+from esdmon.runtime.ranks.sharing import Reads
+from esdmon.runtime.ranks.team import Team
+from esdmon.schedule.budget import Budget
+from tests.benchmarks.sharded_scale import CountingStore, OnlyTells
+from tests.clocks import FakeClock
+
+
+class Job:
+    """Two ranks, each with a weight of its own; rank 0 has no idle core."""
+
+    def __init__(self) -> None:
+        store = CountingStore()
+        leader, self.other = Coordinator(store, 0, 2), Coordinator(store, 1, 2)
+        self.team = Team(leader, OnlyTells(), Faults(), limits=Limits())
+        leader.announce(Table(0, "", {"a": Listed(1.0)}, {}))
+        self.other.announce(Table(1, "", {"b": Listed(1.0)}, {}, copies=True, pauses=True))
+        self.team.update_holdings()
+        self.clock = FakeClock()
+        self.budget = Budget(0.01, clock=self.clock.perf_counter, cpu_clock=lambda: 0.0, advance=0.0)
+        self.budget.start()
+
+    def passes(self, seconds: float, at_most: float = 1e6) -> None:
+        """Let a job train, and both ranks earn credit."""
+        self.clock.passes(seconds)
+        self.team.capacities.earn(self.budget.earn(at_most), at_most)
+
+    def answers(self, step: int, seconds: float, pace: float) -> None:
+        """Rank 1 has read its weight."""
+        self.other.answer(step, {"b": (LayerReport("b", "ok", step), seconds)}, {}, pace)
+        self.team._take(step, [1])
+
+    def reads(self, under_way: float = 0.0) -> dict[int, Reads]:
+        return self.team.capacities.reads(self.budget, {1: under_way}, ahead=0.0)
+
+
+def test_each_rank_is_charged_what_it_has_read() -> None:
+    """By rank 0, which plans for it: a rank that holds a weight alone must not read it beyond its own budget."""
+    job = Job()
+    job.passes(100)
+    assert [reads.credit for reads in job.reads().values()] == pytest.approx([1.0, 1.0], abs=0.01)
+    job.answers(1, seconds=3.0, pace=1.0)
+    first, second = job.reads(under_way=0.5).values()
+    assert first.credit == pytest.approx(1.0, abs=0.01)
+    assert second.credit == pytest.approx(-2.5, abs=0.01)
+    job.passes(300)
+    assert job.reads()[1].credit == pytest.approx(1.0, abs=0.05)
+    assert [reads.copies for reads in job.reads().values()] == [False, True]
+
+
+def test_a_rank_reads_as_fast_as_it_has_answered() -> None:
+    """Before that as fast as rank 0; on idle cores a reading costs as much less."""
+    job = Job()
+    job.passes(100)
+    assert [reads.pace for reads in job.reads().values()] == [1.0, 1.0]
+    job.answers(1, seconds=20.0, pace=200.0)
+    second = job.reads()[1]
+    assert second.pace == 200.0
+    assert second.credit == pytest.approx(200 - 20, rel=0.02)
+    assert job.team.pauses
+
+
+def test_what_a_rank_does_not_use_is_not_kept_for_ever() -> None:
+    """Nor what it has used too much: as for rank 0."""
+    job = Job()
+    job.passes(1e6, at_most=5.0)
+    assert job.reads()[1].credit == pytest.approx(5.0)
+    job.answers(1, seconds=1e4, pace=1.0)
+    job.passes(1.0, at_most=5.0)
+    assert job.reads()[1].credit == pytest.approx(-5.0 - Limits().advance_seconds, abs=0.1)

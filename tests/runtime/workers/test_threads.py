@@ -1,0 +1,121 @@
+"""Jobs in daemon threads: in order, as many at once as are allowed."""
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+
+import pytest
+
+from esdmon.runtime.workers.threads import Threads
+
+_LONG = 30.0  # seconds that nothing here takes
+
+
+class Jobs:
+    """Jobs that wait until they are let go, and note when they begin."""
+
+    def __init__(self) -> None:
+        self.begun: list[str] = []
+        self._gates: dict[str, threading.Event] = {}
+        self._changed = threading.Condition()
+
+    def job(self, name: str) -> Callable[[], str]:
+        gate = self._gates[name] = threading.Event()
+
+        def run() -> str:
+            with self._changed:
+                self.begun.append(name)
+                self._changed.notify_all()
+            assert gate.wait(_LONG)
+            return name
+
+        return run
+
+    def let_go(self, *names: str) -> None:
+        for name in names or tuple(self._gates):
+            self._gates[name].set()
+
+    def wait_for(self, *names: str) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: set(names) <= set(self.begun), _LONG)
+
+
+@pytest.fixture
+def jobs() -> Iterator[Jobs]:
+    jobs = Jobs()
+    yield jobs
+    jobs.let_go()
+
+
+def test_one_at_a_time_in_order(jobs: Jobs) -> None:
+    threads = Threads()
+    futures = [threads.submit(jobs.job(name)) for name in "abc"]
+    jobs.wait_for("a")
+    assert (jobs.begun, threads.running) == (["a"], 1)
+    jobs.let_go()
+    assert [future.result(_LONG) for future in futures] == ["a", "b", "c"]
+    assert jobs.begun == ["a", "b", "c"]
+
+
+def test_as_many_at_once_as_are_allowed_now(jobs: Jobs) -> None:
+    allowed = [2]
+    threads = Threads(allowed=lambda: allowed[0])
+    futures = [threads.submit(jobs.job(name)) for name in "abcd"]
+    jobs.wait_for("a", "b")
+    assert threads.running == 2
+    allowed[0] = 0
+    jobs.let_go("a", "b")
+    assert futures[0].result(_LONG) + futures[1].result(_LONG) == "ab"
+    assert sorted(jobs.begun) == ["a", "b"]
+    allowed[0] = 3
+    threads.wake()
+    jobs.wait_for("c", "d")
+    jobs.let_go()
+    assert futures[3].result(_LONG) == "d"
+
+
+def test_a_job_that_runs_alone_is_a_barrier(jobs: Jobs) -> None:
+    """It says that all before it are finished, as the answer to another rank does."""
+    threads = Threads(allowed=lambda: 4)
+    futures = [threads.submit(jobs.job(name), alone=name == "c") for name in "abcd"]
+    jobs.wait_for("a", "b")
+    jobs.let_go("a")
+    futures[0].result(_LONG)
+    assert sorted(jobs.begun) == ["a", "b"]
+    jobs.let_go("b")
+    jobs.wait_for("c")
+    assert "d" not in jobs.begun
+    jobs.let_go()
+    assert futures[3].result(_LONG) == "d"
+
+
+def test_closing_cancels_what_has_not_begun(jobs: Jobs) -> None:
+    threads = Threads()
+    running, waiting = (threads.submit(jobs.job(name)) for name in "ab")
+    jobs.wait_for("a")
+    threads.close()
+    jobs.let_go()
+    assert running.result(_LONG) == "a"
+    with pytest.raises(CancelledError, match=r"^$"):
+        waiting.result(_LONG)
+    threads.join(_LONG)
+    assert threads.running == 0
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError("in a job"), SystemExit("from outside")])
+def test_what_a_job_raises_is_its_result(error: BaseException) -> None:
+    """The thread goes on."""
+
+    def fail() -> None:
+        raise error
+
+    threads = Threads()
+    failed, after = threads.submit(fail), threads.submit(lambda: 1)
+    assert failed.exception(_LONG) is error
+    assert after.result(_LONG) == 1
+
+
+def test_each_thread_is_prepared_once() -> None:
+    prepared: list[int] = []
+    threads = Threads(lambda: prepared.append(threading.get_ident()))
+    assert [threads.submit(threading.get_ident).result(_LONG) for _ in range(3)] == prepared * 3
