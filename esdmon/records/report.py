@@ -73,7 +73,7 @@ class Coverage:
 
     def of(self, layers: Iterable[LayerReport]) -> Coverage:
         """Return this coverage with the counts of the layers that were read, and of those that have a phase."""
-        read = [layer for layer in layers if layer.status == "ok" and layer.is_weight]
+        read = [layer for layer in layers if layer.status == "ok" and layer.is_followed]
         phased = [layer for layer in read if layer.phase is not Phase.UNCLASSIFIED]
         return replace(
             self,

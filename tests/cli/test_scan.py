@@ -209,6 +209,24 @@ def test_reference_reads_the_difference(checkpoint: Path, capsys: pytest.Capture
     assert "equal to the reference" in capsys.readouterr().out
 
 
+def test_a_difference_is_not_over_regularised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same matrix is, where it is the weight."""
+    left, right = (torch.linalg.qr(torch.randn(size, 160))[0] for size in (300, 160))
+    change = left * torch.linspace(0.003, 1, 160) ** -0.8 @ right.T  # λ as a power law of alpha 1.6
+    before = torch.randn(300, 160)
+    torch.save({"a.weight": change}, tmp_path / "change.pt")
+    torch.save({"a.weight": before}, tmp_path / "before.pt")
+    torch.save({"a.weight": before + change}, tmp_path / "after.pt")
+    assert main(["scan", str(tmp_path / "change.pt")]) == 0
+    assert "verdict: 1 of 1 layer over-regularised (a)" in capsys.readouterr().out
+    arguments = ["scan", str(tmp_path / "after.pt"), "--reference", str(tmp_path / "before.pt")]
+    assert main(arguments) == 0
+    assert "verdict: no fault in the change of 1 layer; 1 with learned structure" in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 0
+    (layer,) = json.loads(capsys.readouterr().out)["layers"]
+    assert (layer["view"], layer["alpha_is_meaningful"], layer["over_regularized"]) == ("difference", True, False)
+
+
 def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """So that a script knows; the others have their numbers."""
     bad = weights()
