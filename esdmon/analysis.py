@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 from esdmon.calls import explain_wrong_calls
 from esdmon.options import choose_measures
@@ -14,7 +15,7 @@ from esdmon.plugins import Plugins
 from esdmon.records import Report
 from esdmon.runtime.reading.pool import Pool
 from esdmon.runtime.reading.reader import Reader
-from esdmon.weights import MIN_EIGENVALUES, Model, Selection, solve_lapack
+from esdmon.weights import MIN_EIGENVALUES, Model, Selection, open_model, solve_lapack
 
 
 @explain_wrong_calls
@@ -52,7 +53,8 @@ def analyze(
             one thread.
 
     Returns:
-        A `Report`: `print(report)` is a table, `report["fc1"].phase` a phase, `report.to_records()` JSON.
+        A `Report`: `print(report)` is a table, `report["fc1"].phase` a phase, `report.to_records()` JSON. Of a
+        checkpoint `report.origins` has the files that were read, and what lies beside them in the folder.
 
     Raises:
         InputError: for a model without matrices, a pattern that matches none, an unknown measure or precision, a
@@ -64,17 +66,20 @@ def analyze(
     'random-like'
     """
     known = Plugins(plugins)
+    opened, origins = open_model(model)
+    before, also = (None, ()) if reference is None else open_model(reference, is_reference=True)
     with closing(Pool(workers)) as pool:
         reader = Reader(
-            model,
+            opened,
             known,
             measures=choose_measures(measures, known.measures),
             selection=Selection(layers, exclude, min_eigenvalues, max_eigenvalues),
-            reference=reference,
+            reference=before,
             precision=precision,
             solver=solve_lapack,
             processes=pool.processes,
         )
         start = time.perf_counter()
         layers_read = list(pool.read(reader, [matrix.name for matrix in reader.matrices], step=0))
-        return reader.report(0, layers_read, time.perf_counter() - start)
+        report = reader.report(0, layers_read, time.perf_counter() - start)
+        return replace(report, origins=(*origins, *also))

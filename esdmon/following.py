@@ -12,6 +12,7 @@ from esdmon.records import Report
 from esdmon.records.shortening import Restorer
 from esdmon.records.timeline import Timeline
 from esdmon.replay import EventReader, Run, parse
+from esdmon.run_files import nothing_read, unreadable
 from esdmon.sinks.members import MAGIC, members
 
 TAIL_BYTES = 2_000_000
@@ -52,7 +53,11 @@ class Follower:
         self._from_start = True
 
     def read(self) -> Piece | None:
-        """Return what is new; None if nothing is, or if the file does not exist at the moment."""
+        """Return what is new; None if nothing is, or if the file does not exist at the moment.
+
+        Raises:
+            InputError: for a file that cannot be read.
+        """
         try:
             with self.path.open("rb") as file:
                 status = os.fstat(file.fileno())
@@ -67,6 +72,8 @@ class Follower:
                 return self._read_plain(file, status.st_size, goes_on=goes_on)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise unreadable(self.path, error) from error
 
     def _stands(self, file: BinaryIO, size: int) -> bool:
         """Return whether the last line that was read is still where it was."""
@@ -127,7 +134,7 @@ class FollowedRun:
         """Read what is new; return whether anything was.
 
         Raises:
-            InputError: for a file that is not a JSONL of esdmon.
+            InputError: for a file that cannot be read, or is not a JSONL of esdmon.
         """
         piece = self._follower.read()
         if piece is None:
@@ -144,6 +151,11 @@ class FollowedRun:
             else:
                 self.timeline.alert(event)
         return True
+
+    @property
+    def nothing_read(self) -> str:
+        """Return what the file contains in the place of a report; for a run without one."""
+        return nothing_read(self.path, self._reader.lines)
 
     def _begin(self) -> None:
         self._restorer, self._reader = Restorer(), EventReader(self.path)

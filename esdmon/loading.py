@@ -21,6 +21,7 @@ from esdmon.records.outcome import outcome
 from esdmon.records.plots import Rows, plot_course
 from esdmon.records.text import near_or_first
 from esdmon.records.timeline import Timeline
+from esdmon.run_files import find_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,7 +164,7 @@ def load(run: str | Path, *, number: int | None = None) -> Run:
     >>> [layer.M for layer in load(folder).last]
     [64]
     """
-    path = replay.find_file(run)
+    path = find_file(run)
     runs = _joined(replay.events_by_run(path))
     if number is not None and not 1 <= number <= len(runs):
         raise InputError(f"number={number} is out of range: {path} contains {len(runs)} runs, counted from 1.")

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -18,11 +19,9 @@ from esdmon.isolation import Fault, Faults
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report, Screened
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
-from esdmon.records.text import named
+from esdmon.run_files import KEYS, find_file, not_json, not_ours, nothing_read, unreadable
 
 _log = logging.getLogger("esdmon")
-FILE_NAMES = ("esdmon.jsonl", "esdmon.jsonl.gz")
-"""Names that the JSONL in the folder of a run may have."""
 
 
 @dataclass(eq=False, slots=True)
@@ -127,7 +126,8 @@ def events_by_run(run: str | Path) -> Iterator[tuple[Run, Report | Alert]]:
     yield from reader.events(records(path))
     if all(each.step < 0 for each in reader.runs.values()):
         raise InputError(
-            f"{path} contains no readings, so there is nothing to replay. Choose the JSONL of a run that was watched."
+            f"{nothing_read(path, reader.lines)}. The first readings are written at the first due step (every=): wait "
+            "for it if the run is training, or pass another run."
         )
 
 
@@ -143,10 +143,13 @@ class EventReader:
         self._path = path
         self.runs: dict[str, Run] = {}
         """The runs in the file by the id in their lines; of several with one id the last."""
+        self.lines: Counter[str] = Counter()
+        """Number of lines by their kind."""
 
     def events(self, found: Iterable[Record]) -> Iterator[tuple[Run, Report | Alert]]:
         """Yield the reports and alerts of further records, each with its run."""
         for record in found:
+            self.lines[str(record["kind"])] += 1
             if record["kind"] not in ("layer", "screened", "summary", "alert"):
                 continue
             current = self._run_of(record)
@@ -228,25 +231,6 @@ def _report(summary: Record, run: Run) -> Report:
     )
 
 
-def find_file(run: str | Path) -> Path:
-    """Return the path of the JSONL of a run, given that or its folder.
-
-    Raises:
-        InputError: without such a file.
-    """
-    path = Path(run).expanduser()
-    paths = [path / name for name in FILE_NAMES] if path.is_dir() else [path]
-    found = [each for each in paths if each.is_file()]
-    if not found:
-        below = {each.parent: each.stat().st_mtime_ns for name in FILE_NAMES for each in path.glob(f"*/{name}")}
-        latest = sorted(below, key=lambda folder: (-below[folder], folder))
-        remedy = "Pass the JSONL of a run, or its folder."
-        if latest:
-            remedy = f"Pass one of the runs in it, the latest first: {named(map(str, latest))}."
-        raise InputError(f"file {paths[0]} not found. {remedy}")
-    return found[0]
-
-
 def records(path: Path) -> Iterator[Record]:
     """Yield all whole records of a JSONL, plain or gzipped, in the order of the file.
 
@@ -276,8 +260,8 @@ def parse(lines: Iterable[str], path: Path, restorer: Restorer) -> Iterator[Reco
         try:
             record = json.loads(line)
         except ValueError as error:
-            if number == 1 and line.endswith("\n"):
-                raise InputError(f"{path}, line {number}: invalid JSON. Choose the JSONL of a run.") from error
+            if number == 1 and (line.endswith(("\n", "\r")) or not line.startswith("{")):
+                raise not_json(line, f"{path}, line {number}") from error
             torn += line.endswith("\n")
             continue
         _check(record, f"{path}, line {number}")
@@ -289,23 +273,26 @@ def parse(lines: Iterable[str], path: Path, restorer: Restorer) -> Iterator[Reco
 def _lines(path: Path) -> Iterator[str]:
     """Yield the lines of a file, decompressed; up to where a gzip member is not finished."""
     if path.suffix != ".gz":
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            yield from file
+        try:
+            with path.open(encoding="utf-8-sig", errors="replace") as file:
+                yield from file
+        except OSError as error:
+            raise unreadable(path, error) from error
         return
     try:
         with gzip.open(path, "rt", encoding="utf-8-sig", errors="replace") as packed:
             yield from packed
     except gzip.BadGzipFile as error:
-        raise InputError(f"{path} is not a gzip file. Choose the JSONL of a run.") from error
+        raise InputError(f"{path} is not a gzip file. Pass the JSONL of a run, or its folder.") from error
     except (EOFError, zlib.error):  # a run that is being written, or was killed
         return
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _check(record: object, where: str) -> None:
-    if not isinstance(record, dict) or not {"schema", "kind", "step"} <= record.keys():
-        raise InputError(
-            f"{where}: not a line of esdmon, since schema, kind or step is missing. Choose the JSONL of a run."
-        )
+    if not isinstance(record, dict) or not record.keys() >= {*KEYS}:
+        raise not_ours(record, where)
     if record["schema"] != SCHEMA:
         raise InputError(f"{where}: unknown schema {record['schema']!r}; this version reads {SCHEMA}. Upgrade esdmon.")
     if not isinstance(record["step"], int):

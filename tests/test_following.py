@@ -20,9 +20,11 @@ from torch import nn
 
 import esdmon
 from esdmon.cli import live, main
+from esdmon.errors import InputError
 from esdmon.following import FollowedRun, Follower
 from esdmon.records import LayerFinding, Report
 from esdmon.records.timeline import Timeline
+from esdmon.replay import reports
 from esdmon.sinks import JsonlSink
 from tests.records.test_timeline import alert
 
@@ -232,7 +234,9 @@ def test_the_overview_fits_into_a_terminal(report: Report, height: int, rows: in
     assert any(line.startswith(f"{16 - rows} more layers") for line in text) == (rows < 16)
 
 
-@pytest.mark.parametrize(("text", "message"), [(None, "not found"), ("x\n", "invalid JSON"), ("{}\n", "not a line of")])
+@pytest.mark.parametrize(
+    ("text", "message"), [(None, "not found"), ("x\n", "not JSON: 'x'"), ("{}\n", "not a line of")]
+)
 def test_tail_of_something_else(
     text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,10 +246,36 @@ def test_tail_of_something_else(
     assert message in capsys.readouterr().err
 
 
-def test_tail_before_the_first_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "esdmon.jsonl").touch()
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is empty"),
+        ('{"schema": 1, "kind": "note", "step": 0}\n', "contains no report of readings, only 1 note line"),
+    ],
+)
+def test_tail_before_the_first_reading(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what there is, and when the first reading comes."""
+    monkeypatch.setenv("COLUMNS", "400")
+    (tmp_path / "esdmon.jsonl").write_text(text)
     assert main(["tail", str(tmp_path), "--once"]) == 0
-    assert capsys.readouterr().out == "no reading yet\n"
+    found = capsys.readouterr().out
+    assert found.startswith(f"no reading yet: {tmp_path / 'esdmon.jsonl'} {message}. The first one is taken at")
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of another user: the error does not speak of writing."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "esdmon.jsonl").touch()
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(InputError, match=r"esdmon\.jsonl cannot be read: Permission denied"):
+        FollowedRun(tmp_path / "esdmon.jsonl").update()
+    with pytest.raises(InputError, match=r"esdmon\.jsonl cannot be read: Permission denied"):
+        list(reports(tmp_path))
 
 
 TAIL = """

@@ -199,11 +199,17 @@ def test_alerts_as_json(run: tuple[Path, esdmon.Monitor, MemorySink], capsys: py
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, r"file .* not found\. Pass the JSONL of a run"),
-        ("", "contains no readings"),
-        ("not json\n", "line 1: invalid JSON"),
-        ("[1]\n", "line 1: not a line of esdmon"),
-        ('{"a": 1}\n', "line 1: not a line of esdmon"),
+        (None, r"no run in the folder .*: esdmon\.jsonl not found in it\. It is empty\. Pass the JSONL of a run"),
+        ("", r"esdmon\.jsonl is empty\. The first readings are written at the first due step"),
+        ('{"schema": 1, "kind": "la', "contains no whole line"),
+        ('{"schema": 1, "kind": "note", "step": 0}\n' * 2, "contains no report of readings, only 2 note lines"),
+        ('{"schema": 1, "kind": "alert", "step": 0}\n', "a line of step 0 is not a valid alert"),
+        ("epoch,loss\n1,2\n", "line 1: not JSON: 'epoch,loss'. Pass the JSONL of a run"),
+        ("epoch,loss", "line 1: not JSON: 'epoch,loss'"),
+        ("\x89PNG\r\n\x1a\n\0", "line 1: not JSON but binary data"),
+        ("[1]\n", "line 1: not a line of esdmon, but a list"),
+        ('{"step": 1, "loss": 2}\n', "it has no schema and no kind; its keys are: step, loss"),
+        ("{}\n", "it has no schema and no kind and no step; its keys are: none"),
         ('{"schema": 1, "kind": "summary", "step": null}\n', "step None is not a whole number"),
         ('{"schema": 1, "kind": "layer", "step": 1}\n', "a line of step 1 is not a valid reading of a layer"),
         ('{"schema": 9, "kind": "summary", "step": 1}\n', "line 1: unknown schema 9; this version reads 1"),
@@ -213,6 +219,17 @@ def test_what_is_not_a_run_is_refused(text: str | None, message: str, tmp_path: 
     if text is not None:
         (tmp_path / "esdmon.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
+        list(reports(tmp_path))
+
+
+def test_a_folder_without_a_run_names_what_may_be_one(tmp_path: Path) -> None:
+    """Under another name than that of the JSONL of a run."""
+    (tmp_path / "metrics.txt").touch()
+    with pytest.raises(InputError, match=r"esdmon\.jsonl not found in it\. Nothing in it is a JSONL\."):
+        list(reports(tmp_path))
+    for name in ("b.jsonl", "a.jsonl.gz"):
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=r"if a run of esdmon wrote it: \S*/a\.jsonl\.gz, \S*/b\.jsonl\."):
         list(reports(tmp_path))
 
 

@@ -101,7 +101,7 @@ class AlertManager:
         """
         if not self.rules:
             return []
-        report = replace(report, layers=tuple(layer for layer in report if layer.is_weight))
+        report = replace(report, layers=tuple(layer for layer in report if layer.is_followed))
         self._reports += not report.extra  # extra ones come in tens of steps
         self._step = report.step
         for name in self._memory.take(report):

@@ -14,22 +14,23 @@ from esdmon.cli.scan_output import (
     as_csv,
     as_json,
     as_jsonl,
-    coverage_record,
     dead_notes,
     fitting_table,
     record_of,
     run_records,
     shows,
+    source_record,
 )
 from esdmon.errors import InputError, printable
 from esdmon.present.columns import Column
 from esdmon.present.verdict import verdict
 from esdmon.records import LayerReport, Record, Report
-from esdmon.records.text import grouped, named
+from esdmon.records.text import count, grouped, named
 
 Shape = tuple[int, int, int]
 _MAX_SHOWN = 4  # values of a series that a terminal shows; our choice
 _NAMED = 4  # matrices that an error names
+_NOT_COMPARED = "not compared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +56,19 @@ class Track:
         return self.readings[-1].name
 
     @property
-    def is_comparable(self) -> bool:
-        """True if the matrix has the same shape in all checkpoints."""
-        return len(set(self.shapes)) == 1
+    def has_one_shape(self) -> bool:
+        """True if the matrix has the same shape in all checkpoints in which it can be read."""
+        return len({shape for shape in self.shapes if all(shape)}) <= 1
+
+    @property
+    def is_compared(self) -> bool:
+        """True if ‖ΔW‖/‖W‖ is known from each checkpoint to the next."""
+        return not any(math.isnan(each.update_ratio) for each in self.readings[1:])
 
     @property
     def moved(self) -> float:
-        """Largest ‖ΔW‖/‖W‖ from one checkpoint to the next; NaN if it is not known."""
-        known = [each.update_ratio for each in self.readings if math.isfinite(each.update_ratio)]
-        return max(known, default=math.nan)
+        """Largest ‖ΔW‖/‖W‖ from one checkpoint to the next, infinite from zero; NaN if none is known."""
+        return max((each.update_ratio for each in self.readings if not math.isnan(each.update_ratio)), default=math.nan)
 
     def to_record(self) -> Record:
         """Return the record of the latest reading, with the values of the one before as `before_<name>`.
@@ -72,12 +77,12 @@ class Track:
         """
         *_, before, after = self.readings
         old = before.to_record()
-        names = ("status", "phase", "phase_code", *before.measures)
-        shapes = {name: old[name] for name in ("N", "M", "slices")}
-        compared = {name: old[name] if self.is_comparable else None for name in names}
-        own = record_of(after) | {"comparable": self.is_comparable}
-        own["update_ratio"] = own["update_ratio"] if self.is_comparable else None
-        return own | {f"before_{name}": value for name, value in (shapes | compared).items()}
+        always = {name: old[name] for name in ("N", "M", "slices", "status")}
+        compared = {
+            name: old[name] if self.has_one_shape else None for name in ("phase", "phase_code", *before.measures)
+        }
+        own = record_of(after) | {"comparable": not math.isnan(after.update_ratio)}
+        return own | {f"before_{name}": value for name, value in (always | compared).items()}
 
 
 def check_common(paths: Sequence[str], found: Sequence[Sequence[str]]) -> None:
@@ -104,6 +109,11 @@ def common(found: Sequence[Sequence[str]]) -> set[str]:
     return set.intersection(*map(set, found))
 
 
+def origin_lines(snapshots: Sequence[Snapshot]) -> list[str]:
+    """Return lines on the files that were read, and on those beside them, each once."""
+    return list(dict.fromkeys(line for each in snapshots for line in each.report.origin_lines))
+
+
 def steps_of(paths: Sequence[str]) -> list[int]:
     """Return the step of each checkpoint: the number in its path that rises along the series, else its place in it.
 
@@ -122,7 +132,7 @@ def output(snapshots: Sequence[Snapshot], view: View) -> str:
     """Return the series of all common matrices as text, by default the most moved first."""
     tracks = {layer.name: _track(layer.name, snapshots) for layer in snapshots[-1].report}
     if view.sort is None:
-        ordered = sorted(tracks.values(), key=lambda track: -track.moved if math.isfinite(track.moved) else math.inf)
+        ordered = sorted(tracks.values(), key=lambda track: math.inf if math.isnan(track.moved) else -track.moved)
     else:
         ordered = [tracks[layer.name] for layer in view.sorted([track.readings[-1] for track in tracks.values()])]
     if view.form == "json":
@@ -137,22 +147,24 @@ def output(snapshots: Sequence[Snapshot], view: View) -> str:
 
 def _track(name: str, snapshots: Sequence[Snapshot]) -> Track:
     shapes = tuple(snapshot.shapes[name] for snapshot in snapshots)
-    readings = [snapshot.report[name] for snapshot in snapshots]
-    if len(set(shapes)) > 1:  # the sampled elements are not at the same places
-        readings = [replace(reading, update_ratio=math.nan) for reading in readings]
-    else:  # with the distance from the spectrum before, and the phase of each checkpoint alone
-        pairs = zip([None, *readings], readings, strict=False)
-        readings = [replace(reading.settle(before), settled=None) for before, reading in pairs]
-    return Track(tuple(readings), shapes)
+    readings = tuple(snapshot.report[name] for snapshot in snapshots)
+    track = Track(readings, shapes)
+    if not track.has_one_shape:  # the sampled elements are not at the same places
+        return replace(track, readings=tuple(replace(reading, update_ratio=math.nan) for reading in readings))
+    return replace(track, readings=(readings[0], *(_after(before, now) for before, now in pairwise(readings))))
+
+
+def _after(before: LayerReport, now: LayerReport) -> LayerReport:
+    """Return a reading with the distance from the spectrum before, its own phase, and ‖ΔW‖/‖W‖ if both are finite."""
+    settled = replace(now.settle(before), settled=None)
+    # The sample of ‖ΔW‖/‖W‖ may have missed the elements that are not finite.
+    is_comparable = all(each.was_read and each.status != "nonfinite" for each in (before, now))
+    return settled if is_comparable else replace(settled, update_ratio=math.nan)
 
 
 def _to_json(snapshots: Sequence[Snapshot], tracks: Sequence[Track]) -> Record:
-    checkpoints = [
-        {"path": each.path, "step": each.report.step, "coverage": coverage_record(each.report.coverage)}
-        for each in snapshots
-    ]
-    return {
-        "coverage": coverage_record(snapshots[-1].report.coverage),
+    checkpoints = [{"path": each.path, "step": each.report.step} | source_record(each.report) for each in snapshots]
+    return source_record(snapshots[-1].report) | {
         "layers": [track.to_record() for track in tracks],
         "checkpoints": checkpoints,
         "series": run_records(_series(snapshots, tracks)),
@@ -184,12 +196,22 @@ def _lines(snapshots: Sequence[Snapshot], tracks: Sequence[Track], view: View) -
 
     if len(snapshots) > 2:
         yield f"from {_arrow([printable(each.path) for each in snapshots], shortened=shortened)}"
+    yield from origin_lines(snapshots)
     yield from fitting_table(view, [track.readings for track in tracks], cell)
     different = [(f"of another shape, not compared: {_shapes(track)}", track.name) for track in tracks]
-    yield from grouped(line for line, track in zip(different, tracks, strict=True) if not track.is_comparable)
+    yield from grouped(line for line, track in zip(different, tracks, strict=True) if not track.has_one_shape)
+    rounded = [
+        (f"of another dtype, so that moved includes the rounding: {_dtypes(track)}", track.name) for track in tracks
+    ]
+    yield from grouped(line for line, track in zip(rounded, tracks, strict=True) if "→" in _dtypes(track))
     for snapshot in snapshots:
         reasons = ((each.reason, each.name) for each in snapshot.report if each.status != "ok")
         yield from (f"{line} (in {printable(snapshot.path)})" for line in grouped(reasons))
+    apart = [track.name for track in tracks if not track.is_compared]
+    if apart:
+        yield printable(
+            f"not compared, for the reasons above: {len(apart)} of {count(len(tracks), 'layer')} ({named(apart)})"
+        )
     readings = [each for track in tracks for each in track.readings if each.status == "ok"]
     if shows(view, "alpha") and not all(each.alpha_is_meaningful for each in readings):
         yield "alpha –: no power-law tail that can be distinguished from noise"
@@ -205,9 +227,10 @@ def _cell(column: Column, track: Track, *, shortened: bool) -> str:
     if column.name in ("layer", "type"):
         return column.cell(track.readings[-1])
     if column.name == "moved":
-        return _arrow([column.cell(each) for each in track.readings[1:]], shortened=shortened)
-    if not track.is_comparable and column.name != "shape":
-        return "not compared" if column.name == "phase" else ""
+        moves = [_NOT_COMPARED if math.isnan(each.update_ratio) else column.cell(each) for each in track.readings[1:]]
+        return _arrow(moves, shortened=shortened)
+    if not track.has_one_shape and column.name != "shape":
+        return _NOT_COMPARED if column.name == "phase" else ""
     texts = [column.show(each, briefly=True) for each in track.readings]
     return _arrow([text or "–" for text in texts], shortened=shortened) if any(texts) else ""
 
@@ -223,6 +246,10 @@ def _arrow(texts: Sequence[str], *, shortened: bool) -> str:
 def _shapes(track: Track) -> str:
     texts = [f"{rows} × {columns}" + (f" × {slices}" if slices > 1 else "") for slices, rows, columns in track.shapes]
     return _arrow(texts, shortened=False)
+
+
+def _dtypes(track: Track) -> str:
+    return _arrow([each.dtype for each in track.readings if each.dtype], shortened=False)
 
 
 def _alone(snapshots: Sequence[Snapshot]) -> dict[str, list[int]]:

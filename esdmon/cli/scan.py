@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import distributed
 
@@ -27,7 +27,7 @@ from esdmon.runtime.reading.pool import Pool
 from esdmon.runtime.reading.reader import Reader
 from esdmon.schedule.priority import share_out
 from esdmon.spectrum import Measure
-from esdmon.weights import Drift, Matrix, Selection, nominal_seconds, solve_lapack
+from esdmon.weights import Drift, Matrix, Model, Selection, nominal_seconds, open_model, solve_lapack
 
 _WRONG = ("nonfinite", "degenerate", "failed")
 _NAME = 24  # characters of a name beside the progress bar
@@ -80,7 +80,11 @@ def scan(settings: ScanOptions) -> int:
     paths = [*settings.compare, settings.path]
     with _ranks() as ranks, closing(Pool(settings.workers)) as pool:
         drift = Drift() if settings.compare else None
-        readers = [_reader(settings, path, plugins, measures, drift=drift, pool=pool) for path in paths]
+        models, origins = zip(*(open_model(path) for path in paths), strict=True)
+        reference, also = (
+            (None, ()) if settings.reference is None else open_model(settings.reference, is_reference=True)
+        )
+        readers = [_reader(settings, model, reference, plugins, measures, drift=drift, pool=pool) for model in models]
         found = [[matrix.name for matrix in reader.matrices] for reader in readers]
         compare.check_common(paths, found)
         names = compare.common(found)
@@ -88,13 +92,16 @@ def scan(settings: ScanOptions) -> int:
         snapshots = [
             Snapshot(
                 path,
-                _read(reader, pool, names, mine, step=step, ranks=ranks),
+                replace(_read(reader, pool, names, mine, step=step, ranks=ranks), origins=(*origin, *also)),
                 {matrix.name: matrix.stack_shape() for matrix in reader.matrices},
             )
-            for path, step, reader in zip(paths, compare.steps_of(paths), readers, strict=True)
+            for path, step, reader, origin in zip(paths, compare.steps_of(paths), readers, origins, strict=True)
         ]
         if ranks.rank > 0:
             return 0
+    if view.form in ("csv", "jsonl"):  # their lines have no place for it
+        for line in compare.origin_lines(snapshots):
+            print(f"esdmon scan: {line}", file=sys.stderr)
     if len(snapshots) > 1:
         print(compare.output(snapshots, view))
     else:
@@ -132,7 +139,8 @@ def _status(report: Report) -> int:
 
 def _reader(
     settings: ScanOptions,
-    path: str,
+    model: Model,
+    reference: Model | None,
     plugins: Plugins,
     measures: Sequence[Measure],
     *,
@@ -140,10 +148,10 @@ def _reader(
     pool: Pool,
 ) -> Reader:
     return Reader(
-        path,
+        model,
         plugins,
         selection=settings.selection,
-        reference=settings.reference,
+        reference=reference,
         measures=measures,
         precision=settings.precision,
         drift=drift,

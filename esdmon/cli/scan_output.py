@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from esdmon.errors import printable
 from esdmon.present.columns import DROPPED_FIRST, Column, sort_layers
 from esdmon.present.verdict import verdict
-from esdmon.records import SCHEMA, Coverage, LayerReport, Record, Report
+from esdmon.records import SCHEMA, LayerReport, Record, Report
 from esdmon.records.table import WIDTH, format_table
 from esdmon.records.text import alpha_note, count, grouped, layer_notes
 
@@ -43,14 +43,14 @@ def output(report: Report, view: View) -> str:
     """Return the readings of one checkpoint as text."""
     layers = view.sorted(report.layers)
     if view.form == "json":
-        return as_json({"coverage": coverage_record(report.coverage), "layers": [record_of(each) for each in layers]})
+        return as_json(source_record(report) | {"layers": [record_of(each) for each in layers]})
     if view.form == "jsonl":
         return as_jsonl([replace(report, layers=tuple(layers))])
     if view.form == "csv":
         return as_csv([record_of(layer) for layer in layers], view)
     table = fitting_table(view, [[layer] for layer in layers], lambda column, cells: column.show(cells[0]))
     notes = [*layer_notes(layers), *dead_notes(layers), *(alpha_note(layers) if shows(view, "alpha") else ())]
-    return "\n".join([*table, *notes, verdict(report.layers), str(report.coverage)])
+    return "\n".join([*report.origin_lines, *table, *notes, verdict(report.layers), str(report.coverage)])
 
 
 def record_of(layer: LayerReport) -> Record:
@@ -59,9 +59,10 @@ def record_of(layer: LayerReport) -> Record:
     return {"name": record.pop("name"), "type": layer.kind} | record
 
 
-def coverage_record(coverage: Coverage) -> Record:
-    """Return the JSON record of a coverage, with its share."""
-    return {"share": coverage.share, **asdict(coverage)}
+def source_record(report: Report) -> Record:
+    """Return the JSON record of what was read: the coverage, and for the weights and W₀ the files and those beside."""
+    coverage = {"share": report.coverage.share, **asdict(report.coverage)}
+    return {"coverage": coverage, "origins": [asdict(origin) for origin in report.origins]}
 
 
 def as_json(content: Mapping[str, object]) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from esdmon.cli import live
 from esdmon.following import FollowedRun
 from esdmon.notice import nearby
-from esdmon.replay import find_file
+from esdmon.run_files import find_file
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -57,6 +57,8 @@ def _view(followed: FollowedRun, console: Console) -> RenderableType:
 
 
 def _overview(followed: FollowedRun, console: Console, *, height: int | None = None) -> RenderableType:
+    if followed.timeline.last is None:
+        return f"no reading yet: {followed.nothing_read}. The first one is taken at the first due step (every=)."
     return live.overview(followed.timeline, width=console.width, height=height, from_start=followed.from_start)
 
 

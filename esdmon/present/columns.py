@@ -45,7 +45,9 @@ def _number(layer: LayerReport, name: str) -> SortKey | None:
 
 
 def _moved(layer: LayerReport) -> str:
-    return f"{layer.update_ratio:.2%}" if math.isfinite(layer.update_ratio) else "–"
+    if math.isinf(layer.update_ratio):  # from zero
+        return "∞"
+    return "–" if math.isnan(layer.update_ratio) else f"{layer.update_ratio:.2%}"
 
 
 def _measure(name: str, title: str, form: str = ".4g") -> Column:
@@ -114,7 +116,7 @@ _OWN = (
         "moved",
         "moved",
         _moved,
-        lambda layer: (layer.update_ratio,) if math.isfinite(layer.update_ratio) else None,
+        lambda layer: None if math.isnan(layer.update_ratio) else (layer.update_ratio,),
     ),
 )
 _BY_NAME: Mapping[str, Column] = {column.name: column for column in _OWN}

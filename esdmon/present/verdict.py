@@ -10,14 +10,13 @@ NEARLY_FULL = 0.97
 """Share of the full rank below which a layer is near collapse; the alert `rank_collapse` ends at the same value."""
 
 _NO_VERDICT = "no verdict: the only layer could not be read"
-_OF_ANY_RANK = ("difference", "lora-delta", "update", "momentum", "qk", "ov")  # those may have any rank
 
 
 def verdict(layers: Sequence[LayerReport]) -> str:
     """Return one sentence: how many layers have which fault, with names, and what the others show.
 
-    Each layer counts once, with its gravest fault. Near collapse is a layer that has lost more than 3 % of its rank but
-    is not in the phase rank-collapse.
+    Each layer counts once, with its gravest fault. Near collapse is a weight that has lost more than 3 % of its rank
+    but is not in the phase rank-collapse. Differences and adapters may have any rank and any alpha.
     """
     by_state: dict[str, list[str]] = {state: [] for state in (*_FAULTS, *_STATES)}
     for layer in layers:
@@ -29,9 +28,11 @@ def verdict(layers: Sequence[LayerReport]) -> str:
     states = [f"{len(names)} {state}" for state in _STATES if (names := by_state[state])]
     if faults:
         faults[0] = faults[0].replace(" ", f" of {total} ", 1)
-    else:
+    elif any(layer.is_weight for layer in layers):
         which = f"none of {total} is" if len(layers) > 1 else "the only layer is not"
         faults = [f"{which} over-regularised or near collapse"]
+    else:
+        faults = [f"no fault in the change of {total}"]
     return f"verdict: {'; '.join(', '.join(found) for found in (faults, states) if found)}"
 
 
@@ -41,7 +42,7 @@ _FAULTS: Mapping[str, Callable[[LayerReport], bool]] = {
     "failed": lambda layer: layer.status == "failed",
     "collapsed": lambda layer: layer.phase is Phase.RANK_COLLAPSE,
     "over-regularised": lambda layer: layer.over_regularized,
-    "near collapse": lambda layer: layer.view not in _OF_ANY_RANK and _rank(layer) < NEARLY_FULL * layer.n_eigenvalues,
+    "near collapse": lambda layer: layer.is_weight and _rank(layer) < NEARLY_FULL * layer.n_eigenvalues,
 }
 """The gravest first."""
 _STATES: Mapping[str, Callable[[LayerReport], bool]] = {

@@ -9,6 +9,7 @@ from esdmon.records.layer import EQUAL as EQUAL
 from esdmon.records.layer import MOVED as MOVED
 from esdmon.records.layer import LayerReport as LayerReport
 from esdmon.records.layer import Status as Status
+from esdmon.records.origin import Origin as Origin
 from esdmon.records.report import Coverage as Coverage
 from esdmon.records.report import Report as Report
 from esdmon.records.report import Skipped as Skipped

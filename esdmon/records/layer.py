@@ -156,7 +156,7 @@ class LayerReport:
     """False if alpha describes the edge of noise and not a power-law tail."""
     over_regularized: bool = False
     """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, and the tail has left the bulk: see
-    `esdmon.spectrum.phases.has_left_bulk`."""
+    `esdmon.spectrum.phases.has_left_bulk`. Always False for what is not a weight, such as a difference."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Values of the measures by name; NaN where undefined. Units and formulas: `esdmon.spectrum.measures`."""
     nulls: Mapping[str, float] = field(default_factory=dict)
@@ -167,6 +167,11 @@ class LayerReport:
     """p = σ/Σσ, descending, to compare the next reading with. Not in JSON records."""
     settled: Phase | None = None
     """Phase to show where this reading is the first of another one; None to show `phase`. Not in JSON records."""
+
+    def __post_init__(self) -> None:
+        """Drop the verdict on a weight from the record of something else, whose spectrum may have the same tail."""
+        if self.over_regularized and not self.is_weight:
+            object.__setattr__(self, "over_regularized", False)
 
     @property
     def Q(self) -> float:  # noqa: N802 -- the field's letter
@@ -205,8 +210,13 @@ class LayerReport:
 
     @property
     def is_weight(self) -> bool:
-        """True unless it is an update, a momentum or a product, which rules and summaries of weights pass over."""
-        return self.view not in ("update", "momentum", "qk", "ov")
+        """True for a weight, also for one with or without its adapters; False for a change of one or a product."""
+        return self.view in ("weight", "base", "merged")
+
+    @property
+    def is_followed(self) -> bool:
+        """True for what alert rules and summaries take: weights, differences from a reference, and adapters."""
+        return self.is_weight or self.view in ("difference", "lora-delta")
 
     @property
     def was_read(self) -> bool:

@@ -13,6 +13,7 @@ from esdmon.records import html
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.frame import to_frame
 from esdmon.records.layer import LayerReport
+from esdmon.records.origin import Origin
 from esdmon.records.plots import MAX_PANELS, plot_layers
 from esdmon.records.screened import Screened
 from esdmon.records.summary import summarize
@@ -72,7 +73,7 @@ class Coverage:
 
     def of(self, layers: Iterable[LayerReport]) -> Coverage:
         """Return this coverage with the counts of the layers that were read, and of those that have a phase."""
-        read = [layer for layer in layers if layer.status == "ok" and layer.is_weight]
+        read = [layer for layer in layers if layer.status == "ok" and layer.is_followed]
         phased = [layer for layer in read if layer.phase is not Phase.UNCLASSIFIED]
         return replace(
             self,
@@ -131,6 +132,8 @@ class Report:
     """True for a report between the scheduled ones, of layers in which something may be wrong."""
     max_tags: int | None = None
     """Largest number of series of layers that a tracker should get; None for no limit. See `esdmon.present.scalars`."""
+    origins: tuple[Origin, ...] = ()
+    """The checkpoint that was read, and the one with W₀; none for a model in memory, or the report of a run."""
 
     def __post_init__(self) -> None:
         """Count the layers with a phase in the coverage."""
@@ -225,14 +228,15 @@ class Report:
 
     def __str__(self) -> str:
         """Return a table of 80 columns, notes on it, and the parameters that are not watched."""
-        lines = [layer_table(self.layers), *age_lines(self.layers, step=self.step, waiting=self.waiting)]
+        lines = [*self.origin_lines, layer_table(self.layers)]
+        lines += age_lines(self.layers, step=self.step, waiting=self.waiting)
         if self._has_coverage:
             lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
         return "\n".join(lines)
 
     def __repr__(self) -> str:
         """Return the counts of phases and the table, of a large model its first and last rows."""
-        lines = [self._headline(), short_table(self.layers, most=MAX_ROWS)]
+        lines = [*self.origin_lines, self._headline(), short_table(self.layers, most=MAX_ROWS)]
         if len(self) > MAX_ROWS:
             lines.append("print(report) shows all layers, report.to_dataframe() all measures")
         return "\n".join(lines)
@@ -240,13 +244,19 @@ class Report:
     def _repr_html_(self) -> str:
         """Return what notebooks show."""
         rows = [self._html_row(layer) for layer in self.layers]
-        lines = [*notes(self.layers), *age_lines(self.layers, step=self.step, waiting=self.waiting)]
+        lines = [*self.origin_lines, *notes(self.layers)]
+        lines += age_lines(self.layers, step=self.step, waiting=self.waiting)
         lines += str(self.coverage).splitlines() if self._has_coverage else []
         return html.page(
             html.paragraph(html.strong(self._headline())),
             html.table(HEADER, rows, left=(0, 2)),
             *(html.paragraph(html.faint(line)) for line in lines),
         )
+
+    @property
+    def origin_lines(self) -> list[str]:
+        """Return lines on the files that were read, and on those beside them, where the path alone leaves that open."""
+        return [line for origin in self.origins for line in origin.lines]
 
     @property
     def _has_coverage(self) -> bool:

@@ -31,7 +31,7 @@ def summarize(
         Numbers by name. `alpha_median` and `alpha_spread` are over the layers with a meaningful alpha; a median over no
         layers is absent, and so is a spread over fewer than two.
     """
-    ok = [layer for layer in layers if layer.status == "ok" and layer.is_weight]
+    ok = [layer for layer in layers if layer.status == "ok" and layer.is_followed]
     numbers: dict[str, float] = {}
     for name in SUMMARISED:
         values = _finite_values(name, ok)
@@ -43,7 +43,7 @@ def summarize(
             numbers[f"{name}_spread"] = pstdev(values)
     counts = Counter(layer.shown_phase for layer in ok)
     numbers |= {f"layers_{phase.value}": float(counts[phase]) for phase in Phase}
-    numbers["layers_not_ok"] = float(sum(layer.status != "ok" and layer.is_weight for layer in layers))
+    numbers["layers_not_ok"] = float(sum(layer.status != "ok" and layer.is_followed for layer in layers))
     numbers["layers_new"] = float(sum(layer.step == step for layer in layers))
     numbers["layers_extra"] = float(sum(layer.extra and layer.step == step for layer in layers))
     numbers["layers_unchanged"] = float(sum(layer.unchanged for layer in layers))

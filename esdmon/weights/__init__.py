@@ -2,6 +2,8 @@
 
 from esdmon.errors import UnreadableError as UnreadableError
 from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
+from esdmon.weights.checkpoint import open_model as open_model
+from esdmon.weights.checkpoint.mapping import Model as Model
 from esdmon.weights.device.cost import bytes_on_device as bytes_on_device
 from esdmon.weights.device.cost import nominal_seconds as nominal_seconds
 from esdmon.weights.device.cost import seconds_on_device as seconds_on_device
@@ -21,7 +23,6 @@ from esdmon.weights.device.transfers import Accelerator as Accelerator
 from esdmon.weights.device.transfers import Sending as Sending
 from esdmon.weights.device.transfers import Transfers as Transfers
 from esdmon.weights.device.update_ratio import Drift as Drift
-from esdmon.weights.discovery import Model as Model
 from esdmon.weights.discovery import Watched as Watched
 from esdmon.weights.discovery import discover as discover
 from esdmon.weights.layer_type import layer_type_of as layer_type_of

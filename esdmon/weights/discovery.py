@@ -4,10 +4,11 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import nn
 
 from esdmon.errors import InputError, UnwatchableError
 from esdmon.records import Coverage
+from esdmon.weights.checkpoint.mapping import Model
 from esdmon.weights.found import Found
 from esdmon.weights.layers.extract import Extractor, extract
 from esdmon.weights.layers.find import find_in_module
@@ -19,8 +20,6 @@ from esdmon.weights.optional_layers import mark_optional
 from esdmon.weights.reference import ReferenceWeight, differences
 from esdmon.weights.selection import Selection, coverage, problems, select
 from esdmon.weights.state import find_in_state
-
-Model = nn.Module | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.models.auto import modeling_auto as auto
 
 from esdmon.weights import discover
-from esdmon.weights.checkpoint.mapping import Checkpoint
-from esdmon.weights.discovery import Model
+from esdmon.weights.checkpoint.mapping import Checkpoint, Model
 
 MAPPINGS = (auto.MODEL_FOR_CAUSAL_LM_MAPPING, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, auto.MODEL_MAPPING)
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "depth")

@@ -151,6 +151,58 @@ def test_what_cannot_be_read_in_one_says_so(
     assert main(["scan", path, "--compare", steps[0]]) == 1
 
 
+NOT_FINITE = torch.randn(SHAPES["a.weight"]).index_put((torch.tensor(7), torch.tensor(7)), torch.tensor(math.nan))
+NOT_COMPARED: dict[str, tuple[torch.Tensor, str, str]] = {
+    "NaN": (NOT_FINITE, "not compared", "a: 1 of 5400 elements are NaN or infinite"),
+    "infinite": (NOT_FINITE.nan_to_num(math.inf), "not compared", "a: 1 of 5400 elements are NaN or infinite"),
+    "not readable": (NOT_FINITE.to(torch.complex64), "not compared", "a: its numbers are complex"),
+    "another shape": (torch.randn(90, 40), "not compared", "a: of another shape, not compared"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_COMPARED)
+@pytest.mark.parametrize("is_latest", [True, False])
+def test_what_cannot_be_compared_says_so_and_is_counted(
+    kind: str, steps: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], *, is_latest: bool
+) -> None:
+    """Not that it has moved by 0 %, where the sample has missed the element that is not finite."""
+    weight, cell, reason = NOT_COMPARED[kind]
+    other = changed(steps[0], tmp_path / "other.pt", a=weight)
+    latest, earlier = (other, steps[0]) if is_latest else (steps[0], other)
+    main(["scan", latest, "--compare", earlier, "--columns", "moved"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(maxsplit=1) for line in lines[1:4]] == [["b", "0.00%"], ["c", "0.00%"], ["a", cell]]
+    assert any(line.startswith(reason) for line in lines)
+    assert "not compared, for the reasons above: 1 of 3 layers (a)" in lines
+    main(["scan", latest, "--compare", earlier, "--json"])
+    layers = {layer["name"]: layer for layer in json.loads(capsys.readouterr().out)["layers"]}
+    assert [layers[name]["comparable"] for name in "abc"] == [False, True, True]
+    assert [layers[name]["update_ratio"] for name in "abc"] == [None, 0, 0]
+
+
+def test_a_weight_that_was_zero_has_moved_the_farthest(
+    steps: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without limit relative to nothing; one that becomes zero by all of its norm."""
+    zero = changed(steps[0], tmp_path / "zero.pt", b=torch.zeros(SHAPES["b.weight"]))
+    main(["scan", steps[0], "--compare", zero, "--columns", "moved"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["b", "∞"]
+    assert f"b: all weights are zero (in {zero})" in lines
+    main(["scan", zero, "--compare", steps[0], "--columns", "moved"])
+    assert capsys.readouterr().out.splitlines()[1].split() == ["b", "100.00%"]
+
+
+def test_another_dtype_is_named(steps: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is shown as moved is then the rounding."""
+    b = torch.load(steps[0])["b.weight"]
+    path = changed(steps[0], tmp_path / "b.pt", b=b.bfloat16())
+    assert main(["scan", path, "--compare", steps[0]]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "b: of another dtype, so that moved includes the rounding: float32 → bfloat16" in lines
+    assert not any("not compared" in line for line in lines)
+
+
 def test_what_not_all_have_is_named_and_not_counted_as_read(
     steps: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

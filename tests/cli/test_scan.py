@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import esdmon
 from esdmon.cli import main
@@ -121,6 +122,54 @@ def test_json_is_one_object(checkpoint: Path, capsys: pytest.CaptureFixture[str]
     assert {skip["name"] for skip in found["coverage"]["skipped"]} == {"embed.weight", "b.weight"}
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with several checkpoints, of which one has the usual name."""
+    (tmp_path / "run7" / "checkpoint-500").mkdir(parents=True)
+    save_file(weights(), tmp_path / "run7" / "model.safetensors")
+    save_file(weights(1), tmp_path / "run7" / "checkpoint-500" / "model.safetensors")
+    for name in ("best.pt", "adapter_model.bin", "optimizer.pt"):
+        torch.save(weights(2), tmp_path / "run7" / name)
+    return tmp_path / "run7"
+
+
+READ_AND_NOT = [
+    "read from {}: model.safetensors",
+    "not read, in {}: adapter_model.bin, best.pt, checkpoint-500, optimizer.pt. To read one of them, pass its path.",
+]
+
+
+def test_what_was_read_of_a_folder_is_named_and_what_was_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Above the table, and in JSON; on standard error beside CSV and JSONL. So is the folder of a reference."""
+    expected = [line.format(folder) for line in READ_AND_NOT]
+    inner = folder / "checkpoint-500"
+    assert main(["scan", str(folder)]) == 0
+    assert capsys.readouterr().out.splitlines()[:2] == expected
+    assert main(["scan", str(inner), "--reference", str(folder)]) == 0
+    read, *others = capsys.readouterr().out.splitlines()[:3]
+    assert read == f"read from {inner}: model.safetensors"
+    assert others == [f"W₀ {expected[0]}", expected[1]]
+    assert main(["scan", str(folder), "--compare", str(inner)]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [read, *expected]
+    for form in ("--csv", "--jsonl"):
+        assert main(["scan", str(folder), form]) == 0
+        assert capsys.readouterr().err.splitlines() == [f"esdmon scan: {line}" for line in expected]
+    assert main(["scan", str(folder), "--json", "--reference", str(inner)]) == 0
+    own, reference = json.loads(capsys.readouterr().out)["origins"]
+    assert (own["path"], own["files"], own["is_reference"]) == (str(folder), ["model.safetensors"], False)
+    assert own["unread"] == ["adapter_model.bin", "best.pt", "checkpoint-500", "optimizer.pt"]
+    assert (reference["path"], reference["is_reference"], reference["unread"]) == (str(inner), True, [])
+
+
+def test_a_file_alone_needs_no_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The user has named it."""
+    assert main(["scan", str(folder / "best.pt")]) == 0
+    assert "read from" not in capsys.readouterr().out
+    assert main(["scan", str(folder / "best.pt"), "--json"]) == 0
+    (origin,) = json.loads(capsys.readouterr().out)["origins"]
+    assert (origin["files"], origin["unread"]) == (["best.pt"], [])
+
+
 def test_csv_is_a_line_for_each_matrix(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a spreadsheet or pandas reads it."""
     assert main(["scan", str(checkpoint), "--csv", "--measures", "all", "--exclude", "c"]) == 0
@@ -158,6 +207,24 @@ def test_reference_reads_the_difference(checkpoint: Path, capsys: pytest.Capture
     """Where nothing has moved every matrix says so."""
     assert main(["scan", str(checkpoint), "--reference", str(checkpoint)]) == 0
     assert "equal to the reference" in capsys.readouterr().out
+
+
+def test_a_difference_is_not_over_regularised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same matrix is, where it is the weight."""
+    left, right = (torch.linalg.qr(torch.randn(size, 160))[0] for size in (300, 160))
+    change = left * torch.linspace(0.003, 1, 160) ** -0.8 @ right.T  # λ as a power law of alpha 1.6
+    before = torch.randn(300, 160)
+    torch.save({"a.weight": change}, tmp_path / "change.pt")
+    torch.save({"a.weight": before}, tmp_path / "before.pt")
+    torch.save({"a.weight": before + change}, tmp_path / "after.pt")
+    assert main(["scan", str(tmp_path / "change.pt")]) == 0
+    assert "verdict: 1 of 1 layer over-regularised (a)" in capsys.readouterr().out
+    arguments = ["scan", str(tmp_path / "after.pt"), "--reference", str(tmp_path / "before.pt")]
+    assert main(arguments) == 0
+    assert "verdict: no fault in the change of 1 layer; 1 with learned structure" in capsys.readouterr().out
+    assert main([*arguments, "--json"]) == 0
+    (layer,) = json.loads(capsys.readouterr().out)["layers"]
+    assert (layer["view"], layer["alpha_is_meaningful"], layer["over_regularized"]) == ("difference", True, False)
 
 
 def test_a_weight_that_is_not_finite_gives_status_1(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

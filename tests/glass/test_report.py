@@ -96,7 +96,7 @@ def test_what_is_not_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     """In one line, and no file is written."""
     (tmp_path / "notes.txt").write_text("groceries\n")
     assert main(["report", str(tmp_path / path), "-o", str(tmp_path / "r.html")]) == 2
-    assert re.search(r"not found|invalid JSON", capsys.readouterr().err)
+    assert re.search(r"not found|not JSON: 'groceries'", capsys.readouterr().err)
     assert not (tmp_path / "r.html").exists()
 
 

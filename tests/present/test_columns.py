@@ -73,9 +73,10 @@ def test_measures_that_a_column_needs() -> None:
     assert measures_in(columns, KNOWN) == ["alpha", "stable_rank"]
 
 
-def test_a_weight_that_was_zero_has_moved_by_an_unknown_share() -> None:
-    """An infinite ratio is a dash, and comes last."""
+def test_a_weight_that_was_zero_has_moved_by_an_infinite_share() -> None:
+    """It is shown as such, and is the largest; one that is not known is a dash, and comes last."""
     (moved,) = choose_columns("--columns", ["moved"], KNOWN)
-    layer = LayerReport("a", "ok", 1, update_ratio=math.inf)
-    assert moved.show(layer) == "–"
-    assert moved.key(layer) is None
+    from_zero, unknown = (LayerReport("a", "ok", 1, update_ratio=ratio) for ratio in (math.inf, math.nan))
+    assert (moved.show(from_zero), moved.show(unknown)) == ("∞", "–")
+    assert moved.key(from_zero) == (math.inf,)
+    assert moved.key(unknown) is None

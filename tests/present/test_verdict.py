@@ -76,6 +76,15 @@ def test_a_change_of_low_rank_is_not_near_collapse(view: str) -> None:
     assert "near collapse (a)" in verdict([ok(Phase.BULK_DECAY, 8)("a")])
 
 
+@pytest.mark.parametrize("view", ["difference", "lora-delta", "update"])
+def test_a_change_is_not_over_regularised(view: str) -> None:
+    """Its alpha says nothing of a weight, and the verdict does not speak of weights."""
+    layers = [ok(Phase.HEAVY_TAILED, over_regularized=True, view=view)(name) for name in "ab"]
+    assert verdict(layers) == "verdict: no fault in the change of 2 layers; 2 with learned structure"
+    weight = ok(Phase.HEAVY_TAILED, over_regularized=True)("c")
+    assert verdict([*layers, weight]) == "verdict: 1 of 3 layers over-regularised (c); 2 with learned structure"
+
+
 @given(st.lists(st.sampled_from(sorted(STATES)), min_size=1))
 def test_each_layer_is_counted_once(states: list[str]) -> None:
     """Whatever they are, each in its own state."""

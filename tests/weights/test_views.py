@@ -79,7 +79,7 @@ def test_updates_and_momenta_have_the_norms_of_an_svd(name: str, mode: str) -> N
     assert monitor.errors == ()
     assert [report.step for report in sink.reports] == [2, 4, 6]
     for report, wanted in zip(sink.reports, expected, strict=True):
-        assert {layer.name for layer in report if not layer.is_weight} == wanted.keys()
+        assert {layer.name for layer in report if not layer.is_followed} == wanted.keys()
         for each, value in wanted.items():
             layer = report[each]
             assert (layer.status, layer.view) == ("ok", each.rpartition("/")[2])

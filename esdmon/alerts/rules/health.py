@@ -79,7 +79,8 @@ def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
     where weight decay or a penalty on groups removes them, which may be meant.
 
     Columns die where an input is always zero, as the corners of pictures, which harms nothing: they are in the measures
-    `zero_columns` and `weak_columns`, and raise no alert.
+    `zero_columns` and `weak_columns`, and raise no alert. Of a difference from a reference these are rows that have not
+    changed, so it is not checked.
 
     Confused with inputs that are always zero, which are columns; with rows that were zero from the first reading on, as
     of padding, which do not count; and with pruning that is meant, which this rule does not distinguish: a mask that a
@@ -95,7 +96,7 @@ def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
         (dead,), (before,) = measured(now, "zero_rows"), measured(first, "zero_rows")
         rows = _rows(now)
         limit = share / 2 if name in history.firing else share
-        if rows and dead - before > limit * rows:
+        if now.is_weight and dead - before > limit * rows > 0:
             yield Finding(
                 name,
                 f"{dead:.0f} of {rows} rows are dead, from {before:.0f} at step {first.step}",

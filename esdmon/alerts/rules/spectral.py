@@ -44,8 +44,9 @@ def over_regularized(
     computed from parameters neither says anything: `spectral_norm`, for one, holds its norm, so that learning cannot
     but go on to turn it, and the estimate of that norm makes the weight fluctuate. There it is a notice.
 
-    Only a layer with an alpha of 2 or more at the first reading of the run is checked. Layers of pretrained models may
-    start lower, and so do weights that start at zero, which consist of a few gradients at first.
+    Only a weight with an alpha of 2 or more at the first reading of the run is checked. Layers of pretrained models may
+    start lower, and so do weights that start at zero, which consist of a few gradients at first. So does a difference
+    from a reference, which is not checked at all.
 
     Confused with few directions left by decay, where the norm falls: `norm_decay` mutes this rule. With layers that
     have a heavy tail in health, as recurrent ones and those trained with Muon: the ERG tail does not confirm those.
@@ -61,7 +62,7 @@ def over_regularized(
         now = readings[-1]
         value, high, stderr = measured(now, "alpha", "alpha_high", "alpha_stderr")
         xmin, edge, soft_rank, spikes = measured(now, "xmin", "bulk_edge", "mp_soft_rank", "n_spikes")
-        if measured(history.first[name], "alpha")[0] < alpha:
+        if not now.is_weight or measured(history.first[name], "alpha")[0] < alpha:
             continue
         if name in history.firing:
             # Without a meaningful tail there is no evidence that it has recovered, so the alert goes on.

@@ -61,4 +61,4 @@ def _joined(folder: Path, files: Sequence[tuple[str, str]]) -> Checkpoint:
                 "experts, which is not read: join it with DeepSpeed first"
             )
         parts |= {f"{prefix}{name}": (part, name) for name in part}
-    return join_checkpoints(parts)
+    return join_checkpoints(parts).with_files([folder / file for file, _ in files])

@@ -12,7 +12,7 @@ import io
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -88,8 +88,9 @@ def open_distributed(folder: Path) -> Checkpoint:
         raise
     except Exception as error:
         raise InputError(f"{folder / INDEX} is truncated or not the index of a distributed checkpoint") from error
-    _check_files(folder, found)
-    return Checkpoint(outlines, lambda name: _read(folder, found[name]))
+    files = sorted({chunk.file for entry in found.values() for chunk in entry.chunks})
+    _check_files(folder, files)
+    return Checkpoint(outlines, lambda name: _read(folder, found[name]), files=[folder / file for file in files])
 
 
 def _is_of_lightning(folder: Path) -> bool:
@@ -181,9 +182,8 @@ def _dtype_in(properties: Call) -> torch.dtype:
     return dtype_of(state["dtype"] if isinstance(state, Mapping) else state[0])
 
 
-def _check_files(folder: Path, found: Mapping[str, _Entry]) -> None:
-    files = {chunk.file for entry in found.values() for chunk in entry.chunks}
-    missing = sorted(name for name in files if "/" in name or not (folder / name).exists())
+def _check_files(folder: Path, files: Sequence[str]) -> None:
+    missing = [name for name in files if "/" in name or not (folder / name).exists()]
     if missing:
         raise InputError(
             f"{folder} lacks {len(missing)} of the {len(files)} files with its tensors, such as {missing[0]}: "

@@ -226,6 +226,24 @@ def _too_many(folder: Path, names: Sequence[str]) -> str:
     return f"{folder} contains {len(names)} checkpoints. Pass one of them, such as {names[0]} or {names[-1]}"
 
 
+def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
+    """Return what else of weights and training states lies in a folder of which these files were read.
+
+    Returns:
+        Paths relative to the folder: files beside those that were read, and folders inside with weights, of which none
+        was read. What may be weights comes first.
+    """
+    read = set(files)
+    places = {folder, *(file.parent for file in read)}
+    with suppress(OSError):  # a folder cannot be listed
+        beside = [path for place in places for path in place.iterdir() if path.suffix.lower() in SUFFIXES]
+        inside = [path for path in _folders_with_weights(folder) if path not in places]
+        unread = [*inside, *(path for path in beside if path not in read and path.is_file())]
+        names = sorted((str(path.relative_to(folder)) for path in unread), key=natural_key)
+        return sorted(names, key=lambda name: bool(_NOT_WEIGHTS.search(name.lower())))
+    return []
+
+
 def _hint(folder: Path) -> str:
     """Return which folder inside to pass: the last with weights, by the numbers in its path; or what reads a run."""
     inside = sorted((str(path.relative_to(folder)) for path in _folders_with_weights(folder)), key=natural_key)

@@ -62,11 +62,11 @@ def open_file(path: Path) -> Checkpoint | None:
     first = _first_bytes(path)
     opener = _opener(path, first)
     if opener is not None:
-        return opener(path)
+        return opener(path).with_files([path])
     if torch_file.is_pickle(first):  # beside weights it is something else, a vocabulary: no folder is opened for it
-        return torch_file.open_pickle(path)
+        return torch_file.open_pickle(path).with_files([path])
     if _is_tar(first):
-        return _open_tar(path)
+        return _open_tar(path).with_files([path])
     if path.name.endswith(INDEX_SUFFIX) or (path.suffix == ".json" and "weight_map" in read_json(path)):
         return None
     raise InputError(f"{path} {_what_it_is(path, first)}")

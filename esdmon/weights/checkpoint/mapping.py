@@ -1,6 +1,7 @@
 """`Checkpoint`: a mapping of names to tensors that reads one tensor at a time from disk."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from esdmon.errors import InputError, UnreadableError
 from esdmon.records.table import shorten
 
+Model = nn.Module | Mapping[str, Tensor]
 _LONGEST = 200  # characters of a reason; our choice
 
 
@@ -27,6 +29,7 @@ class Checkpoint(Mapping[str, Tensor]):
         unreadable: by name, why a tensor cannot be read.
         config: what `config.json` or `adapter_config.json` beside the weights says, or their own header.
         module: the model, where the file holds it whole, with its weights in memory.
+        files: the files that hold the tensors.
     """
 
     def __init__(
@@ -37,11 +40,13 @@ class Checkpoint(Mapping[str, Tensor]):
         unreadable: Mapping[str, str] | None = None,
         config: Mapping[str, Any] | None = None,
         module: nn.Module | None = None,
+        files: Iterable[Path] = (),
     ) -> None:
         self.outlines = outlines
         self.unreadable = unreadable or {}
         self.config = config or {}
         self.module = module
+        self.files = tuple(files)
         self._read = read
 
     def __getitem__(self, name: str) -> Tensor:
@@ -79,8 +84,16 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def with_config(self, config: Mapping[str, Any]) -> "Checkpoint":
         """Return the same tensors, with what a file beside them says, or where there is none their own header."""
-        config = config or self.config
-        return Checkpoint(self.outlines, self._read, unreadable=self.unreadable, config=config, module=self.module)
+        return self._copy(config or self.config, self.files)
+
+    def with_files(self, files: Iterable[Path]) -> "Checkpoint":
+        """Return the same tensors, with the files that hold them."""
+        return self._copy(self.config, files)
+
+    def _copy(self, config: Mapping[str, Any], files: Iterable[Path]) -> "Checkpoint":
+        return Checkpoint(
+            self.outlines, self._read, unreadable=self.unreadable, config=config, module=self.module, files=files
+        )
 
 
 def checkpoint_of(module: nn.Module) -> Checkpoint:
@@ -96,10 +109,12 @@ def join_checkpoints(parts: Mapping[str, tuple[Checkpoint, str]]) -> Checkpoint:
     Args:
         parts: name of a tensor -> the checkpoint that holds it, and its name there.
     """
+    checkpoints = {id(part): part for part, _ in parts.values()}
     return Checkpoint(
         {name: part.outlines[inside] for name, (part, inside) in parts.items()},
         lambda name: parts[name][0][parts[name][1]],
         unreadable={
             name: part.unreadable[inside] for name, (part, inside) in parts.items() if inside in part.unreadable
         },
+        files=[file for part in checkpoints.values() for file in part.files],
     )

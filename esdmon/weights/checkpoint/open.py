@@ -4,11 +4,34 @@ import os
 from pathlib import Path
 
 from esdmon.errors import InputError
+from esdmon.records import Origin
 from esdmon.weights.checkpoint import distributed
-from esdmon.weights.checkpoint.folder import open_folder, open_index, read_config
+from esdmon.weights.checkpoint.folder import open_folder, open_index, read_config, unread_beside
 from esdmon.weights.checkpoint.formats import open_file
-from esdmon.weights.checkpoint.mapping import Checkpoint
+from esdmon.weights.checkpoint.mapping import Checkpoint, Model
 from esdmon.weights.checkpoint.ranks import check_whole
+
+
+def open_model(
+    model: Model | str | os.PathLike[str], *, is_reference: bool = False
+) -> tuple[Model, tuple[Origin, ...]]:
+    """Return a model, and the files that it is read from; none if it is in memory.
+
+    Args:
+        model: a module, a mapping of names to tensors, or the path of a checkpoint, which is opened.
+        is_reference: whether it is the state with W₀.
+
+    Raises:
+        InputError: as `open_checkpoint`.
+    """
+    if not isinstance(model, str | os.PathLike):
+        return model, ()
+    checkpoint, path = open_checkpoint(model), Path(model)
+    folder = path if path.is_dir() else path.parent
+    files = tuple(str(file.relative_to(folder)) for file in checkpoint.files)
+    unread = unread_beside(checkpoint.files, folder) if path.is_dir() else ()  # else the user has chosen the file
+    origin = Origin(str(path), files, tuple(unread), is_reference=is_reference)
+    return (checkpoint if checkpoint.module is None else checkpoint.module), (origin,)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

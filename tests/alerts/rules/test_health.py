@@ -123,6 +123,13 @@ def test_a_monitor_that_cannot_keep_up_says_so() -> None:
     assert "late not read" in alerts_of(RULES["stale_monitor"], waiting)[0].message
 
 
+@pytest.mark.parametrize(("view", "count"), [("weight", 1), ("difference", 0)])
+def test_rows_that_do_not_change_are_not_dead(view: str, count: int) -> None:
+    """Of a difference the rows that are zero are those that equal the reference."""
+    reports = [report(s, reading(s, view=view, measures={"zero_rows": 50.0 * (s > 1)})) for s in range(1, 6)]
+    assert len(alerts_of(RULES["dead_units"], reports)) == count
+
+
 def test_rows_that_die_are_counted_from_the_first_reading() -> None:
     """A tenth of all rows, in either orientation; those that were dead at the start, and columns, raise nothing."""
 

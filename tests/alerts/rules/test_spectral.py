@@ -30,6 +30,13 @@ def test_a_layer_that_came_over_regularised_is_as_it_is() -> None:
     assert alerts_of(RULES["over_regularized"], (report(step, over(step)) for step in range(1, 20))) == []
 
 
+@pytest.mark.parametrize(("view", "count"), [("weight", 1), ("merged", 1), ("difference", 0), ("lora-delta", 0)])
+def test_only_weights_are_over_regularised(view: str, count: int) -> None:
+    """The tail of a difference from a reference says nothing of the weight."""
+    reports = (report(layer.step, replace(layer, view=view)) for layer in [reading(1), *map(over, range(2, 6))])
+    assert len(alerts_of(RULES["over_regularized"], reports)) == count
+
+
 def test_over_regularised_without_the_second_witness_is_a_notice() -> None:
     """Alpha alone wakes nobody."""
     alone = [replace(over(step), measures={**over(step).measures, "erg_gap": -0.4}) for step in range(2, 6)]

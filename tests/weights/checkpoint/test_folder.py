@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 import esdmon
 from esdmon.errors import InputError
-from esdmon.weights import discover, open_checkpoint
+from esdmon.weights import discover, open_checkpoint, open_model
 
 
 def files(folder: Path, content: dict[str, Any], index: dict[str, str] | None = None) -> Path:
@@ -79,11 +79,51 @@ def test_a_folder_is_read_as_its_library_reads_it(kind: str, tmp_path: Path) -> 
     assert list(open_checkpoint(files(tmp_path, content))) == names
 
 
+@pytest.mark.parametrize("kind", READ)
+def test_each_file_of_a_folder_is_named_as_read_or_not_read(kind: str, tmp_path: Path) -> None:
+    """And none as both."""
+    content, _ = READ[kind]
+    _, (origin,) = open_model(files(tmp_path, content))
+    assert sorted([*origin.files, *origin.unread]) == sorted(content)
+    assert origin.files
+
+
+UNREAD: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "another format of the same model": (
+        {"model.safetensors": {"a": w()}, "pytorch_model.bin": {"a": w()}},
+        ["model.safetensors"],
+        ["pytorch_model.bin"],
+    ),
+    "later checkpoints, and states of the training last": (
+        {"model.safetensors": {"a": w()}, "optimizer.pt": {"b": w()}, "zoo.pt": {"a": w()}}
+        | {f"checkpoint-{step}/model.safetensors": {"a": w()} for step in (500, 1000)},
+        ["model.safetensors"],
+        ["checkpoint-500", "checkpoint-1000", "zoo.pt", "optimizer.pt"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_what_lies_beside_the_weights_of_a_folder_is_named(kind: str, tmp_path: Path) -> None:
+    """By the report too; not where the user has chosen the file."""
+    content, read, unread = UNREAD[kind]
+    (origin,) = esdmon.analyze(files(tmp_path, content)).origins
+    assert ([*origin.files], [*origin.unread]) == (read, unread)
+    assert f"not read, in {tmp_path}: {unread[0]}" in str(esdmon.analyze(tmp_path))
+    chosen = esdmon.analyze(tmp_path / read[0])
+    assert chosen.origins[0].unread == ()
+    assert "read from" not in str(chosen)
+    assert esdmon.analyze({"a": w()}).origins == ()
+
+
 def test_a_pipeline_of_diffusers_has_its_components_apart(tmp_path: Path) -> None:
     """Each under the name of its folder."""
     parts = {f"{name}/diffusion_pytorch_model.safetensors": {"a": w()} for name in ("unet", "vae")}
     (tmp_path / "model_index.json").write_text("{}")
     assert list(open_checkpoint(files(tmp_path, parts))) == ["unet.a", "vae.a"]
+    _, (origin,) = open_model(tmp_path)
+    assert origin.files == tuple(parts)
+    assert origin.unread == ()
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -115,7 +115,7 @@ def test_norms_of_q_and_k_leave_no_product_for_the_logits() -> None:
 def test_the_weights_are_still_read_and_counted_once() -> None:
     net = models.of("GPT2", "LMHeadModel", **models.GPT2)()
     plain, both = esdmon.analyze(net), esdmon.analyze(net, layers=["*", *VIEWS], exclude=["*wte*", "*wpe*", "lm_head"])
-    assert [layer.name for layer in both if layer.is_weight] == [layer.name for layer in plain]
+    assert [layer.name for layer in both if layer.is_followed] == [layer.name for layer in plain]
     assert "transformer.h.0.attn.c_proj" in [layer.name for layer in plain]
     assert both.coverage.parameters_read == plain.coverage.parameters_read
 
