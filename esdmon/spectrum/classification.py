@@ -128,7 +128,7 @@ def _alpha_is_meaningful(spectrum: Spectrum, e: Evidence, phase: Phase, limits: 
 
 def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
     """Return whether a meaningful alpha is below 2 beyond doubt, and is that of a tail that has left the bulk."""
-    if _is_of_elements(spectrum):  # a trap, and no correlation
+    if _is_of_elements(spectrum):  # then it is a trap, and no correlation
         return False
     fit = spectrum.power_law
     has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
@@ -192,7 +192,8 @@ def _remarks(spectrum: Spectrum, phase: Phase) -> list[str]:
     """Return what else a reader of the phase must know: traps and dead units."""
     remarks = []
     value = trap(spectrum)
-    if _is_of_elements(spectrum):
+    has_tail = phase is not Phase.RANK_COLLAPSE and spectrum.bulk is not None and spectrum.bulk.n_spikes > 0
+    if has_tail and _is_of_elements(spectrum):
         remarks.append(
             f"In random order its elements would have this tail too: single ones are large (trap {value:.1f})."
         )

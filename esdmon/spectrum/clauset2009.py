@@ -30,7 +30,8 @@ _BLOCK = 1 << 15  # elements of the working matrix: keeps it in cache
 # Range of alpha: candidates whose D is within 10 % of the best are taken as equally good. Chosen by us; the width it
 # gives on pure noise (5 to 25) against that on trained layers (a few hundredths) is what makes it useful.
 NEAR_BEST = 1.1
-_SAME = 1e-5  # ln(λmax/λmin) of eigenvalues that differ by the noise of a float32 solver only
+SAME = 1e-5
+"""ln(λmax/λmin) up to which eigenvalues differ by the noise of a float32 solver only. Our choice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def fit_power_law(eigenvalues: Floats) -> PowerLawFit:
     log = every[first]
     if log.size < 2:
         return PowerLawFit(reason=f"{log.size} distinct positive eigenvalues, a tail needs at least 2")
-    if log[-1] - log[0] < _SAME:
+    if log[-1] - log[0] < SAME:
         return PowerLawFit(reason=f"all {x.size} eigenvalues are equal")
     tails = _Tails(log, first, x.size)
     distance = _Distances(tails)
@@ -106,7 +107,7 @@ class _Tails:
         # cancels, where Σ ln x − n·ln x_k would lose the digits of a tight tail.
         log_sums = np.cumsum((count[1:] * np.diff(self.log))[::-1])[::-1]
         # A tail of eigenvalues that are equal but for rounding, as those of a repeated block are, has no exponent.
-        spread = np.searchsorted(log, log[-1] - _SAME, side="right")
+        spread = np.searchsorted(log, log[-1] - SAME, side="right")
         self.count = count[:spread]
         self.beta = self.count / log_sums[:spread]
 

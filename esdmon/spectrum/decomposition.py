@@ -82,9 +82,14 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
     n, m = facts.shape
     to_spectrum = facts.scale**2 / n
     usual: Precision = "float64" if facts.exact else "float32"
-    shuffled = stack.eigenvalues(usual, of="shuffled") * to_spectrum if "shuffled" in facts.also else None
-    equalised = stack.eigenvalues(usual, of="equalised") / n if "equalised" in facts.also else None
-    windows = stack.eigenvalues(usual, of="windows") * facts.scale**2 / m if "windows" in facts.also else None
+
+    def derived(name: str) -> Floats:
+        lam = stack.eigenvalues(usual, of=name)
+        return lam if facts.exact or _has_few_small(lam) else stack.eigenvalues("float64", of=name)
+
+    shuffled = derived("shuffled") * to_spectrum if "shuffled" in facts.also else None
+    equalised = derived("equalised") / n if "equalised" in facts.also else None
+    windows = derived("windows") * facts.scale**2 / m if "windows" in facts.also else None
 
     def spectrum(lam: Floats, used: Precision, *, from_gram: bool = True, vectors: Floats | None = None) -> Spectrum:
         return Spectrum.from_eigenvalues(
@@ -123,5 +128,9 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
 
 def _is_safe(quick: Spectrum) -> bool:
     """Return whether the rank and alpha of a float32 spectrum do not depend on float32's rounding errors."""
-    few_small = np.mean(quick.eigenvalues < _SMALL * quick.lambda_max) <= _SMALL_SHARE
-    return bool(few_small) and not quick.power_law.xmin < _LOW_XMIN * quick.lambda_max
+    return _has_few_small(quick.eigenvalues) and not quick.power_law.xmin < _LOW_XMIN * quick.lambda_max
+
+
+def _has_few_small(eigenvalues: Floats) -> bool:
+    """Return whether few eigenvalues are so small that they might be float32's rounding errors."""
+    return bool(np.mean(eigenvalues < _SMALL * eigenvalues.max()) <= _SMALL_SHARE)

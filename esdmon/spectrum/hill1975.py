@@ -8,20 +8,21 @@ from functools import lru_cache
 
 import numpy as np
 
+from esdmon.spectrum.clauset2009 import SAME
 from esdmon.spectrum.marchenko1967 import mp_quantile
 from esdmon.spectrum.spectrum import Spectrum
 
 
 def hill_alpha(spectrum: Spectrum) -> float:
-    """Return 1 + k/Σ ln(λ/λ_med) over the k = n/2 largest eigenvalues.
+    """Return 1 + k/Σ ln(λ/λ_med) over the k = n/2 largest of the n eigenvalues that are not zero.
 
-    It is steadier than alpha, because no xmin is searched, and biased: compare with its null. Source: B. M. Hill,
-    Annals of Statistics 3 (1975) 1163; k = n/2 as in TempBalance (https://arxiv.org/abs/2312.00359).
+    It is steadier than alpha, because no xmin is searched, and biased: compare with its null. NaN where these k are
+    equal but for rounding, as those of orthogonal weights are. Source: B. M. Hill, Annals of Statistics 3 (1975) 1163;
+    k = n/2 as in TempBalance (https://arxiv.org/abs/2312.00359).
     """
     lam = spectrum.nonzero
-    tail = lam[lam.size // 2 :]
-    logs = float(np.sum(np.log(tail / tail[0]))) if tail.size else 0.0
-    return 1 + tail.size / logs if logs > 0 else float("nan")
+    logs = np.log(lam[lam.size // 2 :] / lam[lam.size // 2]) if lam.size else lam
+    return 1 + logs.size / float(np.sum(logs)) if logs.size and logs[-1] >= SAME else float("nan")
 
 
 def hill_alpha_null(spectrum: Spectrum) -> float:

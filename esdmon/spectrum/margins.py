@@ -206,8 +206,12 @@ def equalise(stack: Array, margins: Margins) -> Array:
     """Return the stack with its rows and columns scaled to equal mean squares, in each slice (Sinkhorn and Knopp)."""
     for _ in range(PASSES):
         margins = _refined(stack, margins)
+        # A pass multiplies the scales of the columns by N/M. Powers of four leave the digits of their roots.
+        exponents = np.frexp(margins.columns.mean(axis=1, keepdims=True))[1]
+        margins = Margins(margins.rows, np.ldexp(margins.columns, -exponents // 2 * 2))
     scaled = stack * np.sqrt(_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :])
-    scaled /= np.sqrt(np.square(scaled).mean(axis=(1, 2), keepdims=True))
+    size = np.sqrt(np.square(scaled).mean(axis=(1, 2), keepdims=True))
+    scaled /= np.where(size > 0, size, 1)
     equal: Array = scaled.astype(stack.dtype)
     return equal
 
@@ -243,6 +247,8 @@ def _is_near(one: Margins, other: Margins) -> bool:
 
 
 def _inverse(scales: Array) -> Array:
-    """Return 1/scale; one slice may have a zero, and then a tiny scale is taken in its place."""
-    inverse: Array = 1 / np.maximum(scales, scales.mean(axis=1, keepdims=True) * scales.dtype.type(TINY))
+    """Return 1/scale; one slice may have zeros, and then a tiny scale is taken in their place, or 1 if all are zero."""
+    least = scales.mean(axis=1, keepdims=True) * scales.dtype.type(TINY)
+    least[least == 0] = 1
+    inverse: Array = 1 / np.maximum(scales, least)
     return inverse

@@ -122,7 +122,9 @@ def sum_up(stack: Array) -> Sums[Margins]:
         minimum, maximum = float(np.min(extremes)), float(np.max(extremes))
         mean, mean_square = total / stack.size, float(margins.columns.mean())
         variance = mean_square - mean * mean
-        if not mean * mean < CANCELS * mean_square:
+        if minimum == maximum:
+            variance = 0.0  # and not what rounding leaves of it
+        elif not mean * mean < CANCELS * mean_square:
             variance = sum(float(np.square(part - mean).sum()) for part in gathered_blocks(stack)) / stack.size
     return Sums(minimum, maximum, mean, variance, smallest == 0, margins)
 

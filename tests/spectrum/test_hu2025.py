@@ -12,7 +12,7 @@ import esdmon
 def by_hand(weight: torch.Tensor) -> float:
     """Square windows of the shorter side, as few as cover the longer one and evenly spaced; all singular values pooled,
     and one plus the inverse of the mean logarithm of the upper half, relative to the smallest of that half."""
-    pooled: list[float] = []
+    pooled: list[float] = []  # without those that are zero but for rounding
     slices = weight.double().flatten(2).permute(2, 0, 1) if weight.ndim == 4 else weight.double()[None]
     for matrix in slices:
         tall = (matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T).numpy()
@@ -21,6 +21,7 @@ def by_hand(weight: torch.Tensor) -> float:
         for k in range(count):
             start = round(k * (n - m) / (count - 1)) if count > 1 else 0
             pooled += [float(s) ** 2 for s in np.linalg.svd(tall[start : start + m], compute_uv=False)]
+    pooled = [x for x in pooled if x > 1e-12 * max(pooled)]
     tail = sorted(pooled)[len(pooled) // 2 :]
     return 1 + len(tail) / math.fsum(math.log(x / tail[0]) for x in tail)
 
@@ -30,6 +31,13 @@ def test_it_is_the_hill_alpha_of_the_windows(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     weight = torch.randn(shape) * torch.linspace(1, 3, shape[0]).reshape(-1, *[1] * (len(shape) - 1))
     (layer,) = esdmon.analyze({"layer.weight": weight}, measures=["farms_alpha"])
+    assert layer.measures["farms_alpha"] == pytest.approx(by_hand(weight), rel=1e-4)
+
+
+def test_of_a_low_rank_it_is_that_of_what_is_not_zero() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(150, 5) @ torch.randn(5, 64)
+    (layer,) = esdmon.analyze({"w": weight}, measures=["farms_alpha"])
     assert layer.measures["farms_alpha"] == pytest.approx(by_hand(weight), rel=1e-4)
 
 

@@ -78,6 +78,15 @@ def test_soft_rank_of_a_layer_too_small_for_a_bulk() -> None:
     assert math.isnan(measure("n_spikes", spectrum))
 
 
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_equal_eigenvalues_have_no_hill_alpha(precision: str) -> None:
+    """Those of an orthogonal matrix differ by rounding errors, from which a tail of 1e6 would follow."""
+    matrix = np.linalg.qr(gaussian(np.random.default_rng(0), 128, 64))[0].astype(precision)
+    lam = np.linalg.eigvalsh(matrix.T @ matrix).astype(np.float64)
+    assert np.ptp(lam) > 0
+    assert math.isnan(measure("hill_alpha", Spectrum.from_eigenvalues(lam, shape=(128, 64))))
+
+
 @given(matrices(), st.floats(1e-6, 1e6))
 def test_scale_free_measures_are(matrix: Floats, scale: float) -> None:
     """W → cW leaves them."""

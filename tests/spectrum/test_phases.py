@@ -10,6 +10,7 @@ import torch
 from esdmon.spectrum import Elements, Phase, PhaseThresholds, Spectrum, classify
 from esdmon.spectrum.bulk import spike_cut
 from esdmon.spectrum.marchenko1967 import mp_quantile
+from esdmon.spectrum.traps import trap
 from tests.matrices import gaussian, pareto, pooled, read_stack, spectrum_of, spiked, with_eigenvalues
 
 RNG_SEED = 11
@@ -215,6 +216,15 @@ def test_a_tail_of_single_elements_is_not_over_regularised() -> None:
     assert spectrum.power_law.alpha < 1.8
     assert not reading.over_regularized
     assert "In random order its elements would have this tail too" in reading.explanation
+
+
+def test_where_there_is_no_tail_none_is_explained() -> None:
+    """The diagonal of an identity has large elements, but all of its eigenvalues are equal."""
+    spectrum = read_stack(torch.eye(64)[None])
+    assert trap(spectrum) > 1
+    reading = classify(spectrum)
+    assert reading.phase is Phase.UNCLASSIFIED
+    assert reading.explanation.endswith("orthogonal or rescaled weights look like this.")
 
 
 def test_pooled_slices_have_a_bulk_of_noise_only_up_to_the_distance_of_their_number() -> None:

@@ -4,14 +4,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+import esdmon
 from esdmon.spectrum import Elements, Spectrum, spike_strengths
 from esdmon.spectrum import localization as loc
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.nulls import alpha_null, ks_distance_null
 from esdmon.spectrum.setol2025 import erg_gap, erg_rank, erg_rank_null
 from esdmon.spectrum.traps import trap, trap_spikes
-from tests.matrices import gaussian, pareto, spectrum_of
+from tests.matrices import gaussian, pareto, read_stack, spectrum_of
 
 
 def with_elements(matrix: Floats, *, seed: int = 0) -> Spectrum:
@@ -88,6 +90,27 @@ def test_without_elements_or_a_shuffled_copy_a_trap_is_undefined() -> None:
     spectrum = Spectrum.from_eigenvalues(np.ones(20), shape=(40, 20))
     assert math.isnan(trap(spectrum))
     assert math.isnan(trap_spikes(spectrum))
+
+
+@pytest.mark.parametrize("value", [1.0, 0.1, 1e20])
+def test_the_trap_of_equal_elements_is_undefined(value: float) -> None:
+    """Their variance is 0, and not what the rounding of a sum leaves of it."""
+    assert math.isnan(trap(read_stack(torch.full((1, 64, 48), value))))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_of_a_low_rank_no_alpha_is_fitted_to_rounding_errors(rank: int) -> None:
+    """Neither to those of the matrix nor to those of the equalised one."""
+    rng = np.random.default_rng(0)
+    weight = torch.from_numpy(gaussian(rng, 150, rank) @ gaussian(rng, rank, 64)).float()
+    spectrum = read_stack(weight[None], "equalised")
+    assert spectrum.equalised is not None
+    equalised = Spectrum.from_eigenvalues(spectrum.equalised, shape=(150, 64))
+    assert spectrum.rank == equalised.rank == rank
+    (layer,) = esdmon.analyze({"w": weight}, measures=["alpha", "equalised_alpha", "equalised_spikes"])
+    assert math.isnan(layer.measures["equalised_spikes"])
+    is_defined = {name: math.isfinite(layer.measures[name]) for name in ("alpha", "equalised_alpha")}
+    assert is_defined == dict.fromkeys(is_defined, rank > 1)
 
 
 def test_gaussian_vectors_read_as_published() -> None:

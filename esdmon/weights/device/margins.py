@@ -126,8 +126,9 @@ def _is_near(one: Margins, other: Margins) -> bool:
 
 
 def _inverse(scales: Tensor) -> Tensor:
-    """Return 1/scale; one slice may have a zero, and then a tiny scale is taken in its place."""
-    return torch.maximum(scales, scales.mean(dim=1, keepdim=True) * TINY).reciprocal()
+    """Return 1/scale; one slice may have zeros, and then a tiny scale is taken in their place, or 1 if all are zero."""
+    least = scales.mean(dim=1, keepdim=True) * TINY
+    return torch.maximum(scales, torch.where(least > 0, least, 1)).reciprocal()
 
 
 def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
@@ -164,6 +165,10 @@ def equalise(stack: Tensor, margins: Margins) -> Tensor:
     squares = _squared(stack)
     for _ in range(PASSES):
         margins = _refined(squares, margins)
+        # A pass multiplies the scales of the columns by N/M. Powers of four leave the digits of their roots.
+        exponents = torch.frexp(margins.columns.mean(dim=1, keepdim=True)).exponent
+        margins = Margins(margins.rows, margins.columns * 4.0 ** (-exponents.double() / 2).floor())
     scaled = stack * (_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :]).sqrt()
-    scaled /= scaled.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    size = scaled.square().mean(dim=(1, 2), keepdim=True).sqrt()
+    scaled /= torch.where(size > 0, size, 1)
     return scaled.to(torch.promote_types(stack.dtype, torch.float32))

@@ -40,7 +40,10 @@ def sum_up(stack: Tensor) -> Sums[Margins]:
     mean = float(torch.stack(totals).double().sum()) / stack.numel()
     mean_square = float(margins.columns.mean())
     square = mean * mean  # not mean**2, which raises where it is beyond float64
-    variance = mean_square - square if square < CANCELS * mean_square else _variance(parts, mean)
+    if minimum == maximum:
+        variance = 0.0  # and not what rounding leaves of it
+    else:
+        variance = mean_square - square if square < CANCELS * mean_square else _variance(parts, mean)
     return Sums(minimum, maximum, mean, variance, bool(torch.stack(smallest).amin() == 0), margins)
 
 

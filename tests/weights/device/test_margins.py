@@ -96,6 +96,22 @@ def test_equalised_rows_and_columns_have_equal_mean_squares() -> None:
     assert torch.allclose(margins.columns, torch.ones_like(margins.columns), rtol=1e-2)
 
 
+@pytest.mark.parametrize("by", ["arrays", "tensors"])
+@pytest.mark.parametrize(("slices", "rows", "columns"), [(1, 30_000, 12), (1, 12, 30_000), (9, 64, 32)])
+def test_any_shape_is_equalised_and_a_dead_slice_stays_zero(
+    monkeypatch: pytest.MonkeyPatch, by: str, slices: int, rows: int, columns: int
+) -> None:
+    """Of a tall float32 matrix the scales stay within float32; of a kernel some positions may be zero."""
+    stack = torch.randn(slices, rows, columns, generator=torch.Generator().manual_seed(2))
+    stack[1:5] = 0
+    if by == "tensors":
+        monkeypatch.setattr(margins, "as_array", lambda _: None)
+    found = sum_up(equalise(stack, sum_up(stack).margins)).margins
+    expected = stack.double().square().sum((1, 2)).sign()[:, None]
+    assert torch.allclose(found.rows, expected.expand(-1, rows), atol=1e-2)
+    assert torch.allclose(found.columns, expected.expand(-1, columns), atol=1e-2)
+
+
 def test_the_equalised_view_shows_spikes_below_the_raw_edge() -> None:
     rng = np.random.default_rng(3)
     n, m = 384, 192
