@@ -75,7 +75,7 @@ BAD = {
     "rank_1": ("ok", "eigenvalues are zero: the rank has collapsed to 1% of full."),
     "nan": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
     "inf": ("nonfinite", "96 of 9216 elements are NaN or infinite"),
-    "row": ("skipped", "1 eigenvalues; at least 10 are needed"),
+    "row": ("skipped", "1 eigenvalue; at least 10 are needed"),
     "empty": ("skipped", "an empty weight"),
     "huge": ("ok", "No eigenvalue is above the bulk"),
     "orthogonal": ("ok", "No eigenvalue is above the bulk, yet the bulk is not random"),

@@ -270,7 +270,9 @@ class LayerReport:
 
     @property
     def alpha_text(self) -> str:
-        """Return alpha and its standard error, `2.50 ± 0.25`; in parentheses if alpha is not meaningful."""
+        """Return alpha and its standard error, `2.50 ± 0.25`, in parentheses if it is not meaningful; `–` without."""
+        if not math.isfinite(self.measures.get("alpha", math.nan)):
+            return "–"
         alpha = f"{show_number(self.measures, 'alpha', '.2f')} ± {show_number(self.measures, 'alpha_stderr', '.2f')}"
         return alpha if self.alpha_is_meaningful else f"({alpha})"
 

@@ -32,7 +32,7 @@ def layer_notes(layers: Sequence[LayerReport]) -> list[str]:
 
 def alpha_note(layers: Sequence[LayerReport]) -> list[str]:
     """Return a line on what parentheses around an alpha mean, where a table has any."""
-    if all(layer.alpha_is_meaningful for layer in layers if layer.status == "ok"):
+    if not any(layer.alpha_text.startswith("(") for layer in layers if layer.status == "ok"):
         return []
     return ["(alpha) in parentheses: no power-law tail that can be distinguished from noise"]
 

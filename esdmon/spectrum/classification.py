@@ -72,27 +72,28 @@ def _collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> PhaseReading:
 
 
 _NO_WEIGHTS = {
-    "update": "The update since the last reading",
-    "momentum": "The optimizer's momentum",
-    "qk": "The product of q and k of each head",
-    "ov": "The product of o and v of each head",
+    "lora-delta": "An adapter of rank {}: phases are defined for whole weights.",
+    "update": "The update since the last reading: phases are defined for weights.",
+    "momentum": "The optimizer's momentum: phases are defined for weights.",
+    "qk": "The product of q and k of each head: phases are defined for weights.",
+    "ov": "The product of o and v of each head: phases are defined for weights.",
 }
+"""Why views that are not weights have no phase; the rank of an adapter is filled in."""
 
 
 def _refusal(spectrum: Spectrum, limits: PhaseThresholds) -> str:
     """Return why a spectrum has no phase before any fit; empty where it may have one."""
     if spectrum.lambda_max == 0:
         return "All weights are zero."
-    if spectrum.view == "lora-delta":
-        return f"An adapter of rank {spectrum.m}: phases are defined for whole weights."
     if spectrum.view in _NO_WEIGHTS:
-        return f"{_NO_WEIGHTS[spectrum.view]}: phases are defined for weights."
+        return _NO_WEIGHTS[spectrum.view].format(spectrum.m)
     dead = _dead_units(spectrum)
     if max(dead_shares(spectrum)) > limits.max_dead:
         return f"{dead} dead: too little of the layer is left."
-    if spectrum.m < limits.min_m:
-        return f"M is below {limits.min_m}: too small to distinguish noise from structure."
-    return ""
+    if spectrum.is_of_norms:
+        return f"Its slices are {spectrum.n} × 1: each has one eigenvalue, which is its norm, and so no spectrum."
+    is_small = spectrum.m < limits.min_m
+    return f"M is below {limits.min_m}: too small to distinguish noise from structure." if is_small else ""
 
 
 def _evidence(spectrum: Spectrum, bulk: Bulk) -> Evidence:

@@ -17,9 +17,11 @@ def hill_alpha(spectrum: Spectrum) -> float:
     """Return 1 + k/Σ ln(λ/λ_med) over the k = n/2 largest of the n eigenvalues that are not zero.
 
     It is steadier than alpha, because no xmin is searched, and biased: compare with its null. NaN where these k are
-    equal but for rounding, as those of orthogonal weights are. Source: B. M. Hill, Annals of Statistics 3 (1975) 1163;
-    k = n/2 as in TempBalance (https://arxiv.org/abs/2312.00359).
+    equal but for rounding, as those of orthogonal weights are, and if M = 1. Source: B. M. Hill, Annals of Statistics 3
+    (1975) 1163; k = n/2 as in TempBalance (https://arxiv.org/abs/2312.00359).
     """
+    if spectrum.is_of_norms:
+        return float("nan")
     lam = spectrum.nonzero
     logs = np.log(lam[lam.size // 2 :] / lam[lam.size // 2]) if lam.size else lam
     return 1 + logs.size / float(np.sum(logs)) if logs.size and logs[-1] >= SAME else float("nan")

@@ -58,10 +58,12 @@ def stable_rank_null(spectrum: Spectrum) -> float:
 
 
 def mp_soft_rank(spectrum: Spectrum) -> float:
-    """Return min(1, λ⁺/λmax): 1 for noise, towards 0 as structure leaves the bulk.
+    """Return min(1, λ⁺/λmax): 1 for noise, towards 0 as structure leaves the bulk; NaN if M = 1.
 
     Each slice is in units of its own σ². Where M is too small for a bulk fit, λ⁺ uses the variance of all elements.
     """
+    if spectrum.is_of_norms:
+        return float("nan")
     if spectrum.m < MIN_BULK:
         return min(1.0, _ratio(spectrum.mean * mp_edges(spectrum.q)[1], spectrum.lambda_max))
     return float("nan") if spectrum.noise_bulk is None else spectrum.noise_bulk.soft_rank

@@ -137,7 +137,7 @@ def check_size(shape: tuple[int, ...], least: int) -> None:
     """
     count = shape[0] * min(shape[1:])
     if count < least:
-        raise UnreadableError("skipped", f"{count} eigenvalues; at least {least} are needed")
+        raise UnreadableError("skipped", f"{count} eigenvalue{'' if count == 1 else 's'}; at least {least} are needed")
 
 
 def check_extremes(minimum: float, maximum: float, *, size: int, count_bad: Callable[[], int]) -> float:

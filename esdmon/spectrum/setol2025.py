@@ -18,7 +18,7 @@ from esdmon.spectrum.spectrum import Spectrum
 
 
 def erg_rank(spectrum: Spectrum) -> float:
-    """Return the number of eigenvalues in the ERG tail.
+    """Return the number of eigenvalues in the ERG tail; NaN if M = 1.
 
     It sums logarithms, since a product of thousands of eigenvalues would underflow.
 
@@ -26,7 +26,7 @@ def erg_rank(spectrum: Spectrum) -> float:
     1.0
     """
     mean = spectrum.mean
-    return float(_tail(spectrum.nonzero / mean).size) if mean > 0 else float("nan")
+    return float(_tail(spectrum.nonzero / mean).size) if mean > 0 and not spectrum.is_of_norms else float("nan")
 
 
 def erg_rank_null(spectrum: Spectrum) -> float:

@@ -228,10 +228,18 @@ class Spectrum:
         is_apart = 0 < zeros < count and self.eigenvalues[zeros - 1] < _GAP * self.eigenvalues[zeros]
         return min(count - zeros, self.nonzero.size) if is_apart else self.nonzero.size
 
+    @property
+    def is_of_norms(self) -> bool:
+        """Return whether M = 1: each λ is the mean square of a column, and pooled ones are those of no matrix.
+
+        The slices of a depthwise convolution are like this. They have norms, and neither a tail nor an edge of noise.
+        """
+        return self.m == 1
+
     @cached_property
     def power_law(self) -> PowerLawFit:
-        """Return the power-law fit of the tail, on the raw pool of slices as in the literature."""
-        return fit_power_law(self.nonzero)
+        """Return the power-law fit of the tail, on the raw pool of slices as in the literature, if M > 1."""
+        return PowerLawFit(reason="each slice has one eigenvalue") if self.is_of_norms else fit_power_law(self.nonzero)
 
     @cached_property
     def bulk(self) -> Bulk | None:

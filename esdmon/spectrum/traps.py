@@ -16,8 +16,11 @@ from esdmon.spectrum.spectrum import Spectrum
 
 
 def trap(spectrum: Spectrum) -> float:
-    """Return the larger of |mean|/σ·(NM)^¼ and max|w − mean|/σ/(NM)^¼: above 1 the shuffled matrix has a spike."""
-    if spectrum.elements is None or spectrum.elements.variance <= 0:
+    """Return the larger of |mean|/σ·(NM)^¼ and max|w − mean|/σ/(NM)^¼: above 1 the shuffled matrix has a spike.
+
+    NaN if all elements are equal, and if M = 1.
+    """
+    if spectrum.elements is None or spectrum.elements.variance <= 0 or spectrum.is_of_norms:
         return float("nan")
     return max(parts_of_trap(spectrum.elements, spectrum.n, spectrum.m))
 
@@ -33,7 +36,7 @@ def parts_of_trap(elements: Elements, n: int, m: int) -> tuple[float, float]:
 
 def is_trapped(spectrum: Spectrum) -> bool:
     """Return whether there is a trap that was taken apart."""
-    return spectrum.elements is not None and spectrum.elements.trap is not None
+    return spectrum.elements is not None and spectrum.elements.trap is not None and not spectrum.is_of_norms
 
 
 def trap_mean(spectrum: Spectrum) -> float:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import esdmon.spectrum
-from esdmon.spectrum import Measure, Spectrum, classify
+from esdmon.spectrum import Elements, Measure, Spectrum, classify
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.measures import BUILT_IN_MEASURES
 from tests.matrices import gaussian, spectrum_of
@@ -73,9 +73,23 @@ def test_initial_values_of_the_papers_network(n: int, m: int, rank: float, entro
 
 def test_soft_rank_of_a_layer_too_small_for_a_bulk() -> None:
     """M < 8: λ⁺ of the variance of all elements, by hand, over λmax."""
-    spectrum = Spectrum.from_eigenvalues(np.array([[1.0], [1.0], [10.0]]), shape=(4, 1))
+    spectrum = Spectrum.from_eigenvalues(np.array([[1.0, 1.0], [1.0, 1.0], [10.0, 10.0]]), shape=(8, 2))
     assert measure("mp_soft_rank", spectrum) == pytest.approx(4 * 1.5**2 / 10)
     assert math.isnan(measure("n_spikes", spectrum))
+
+
+@pytest.mark.parametrize(("rows", "slices"), [(1, 576), (64, 49)], ids=["depthwise", "one channel"])
+def test_pooled_norms_are_no_spectrum(rows: int, slices: int) -> None:
+    """A slice of one column has one eigenvalue: pooled they have norms, and no alpha, no edge of noise, no trap."""
+    stack = np.random.default_rng(0).standard_normal((slices, rows, 1))
+    norms = np.square(stack).sum(axis=(1, 2))
+    elements = Elements(stack.mean(), stack.var(), stack.min(), stack.max())
+    spectrum = Spectrum.from_eigenvalues(norms[:, None] / rows, shape=(rows, 1), elements=elements)
+    undefined = {each.name for each in BUILT_IN_MEASURES if not each.needs and math.isnan(each.compute(spectrum))}
+    assert {"alpha", "xmin", "hill_alpha", "mp_soft_rank", "n_spikes", "erg_rank", "erg_gap", "trap"} <= undefined
+    assert measure("frobenius_norm", spectrum) == pytest.approx(np.linalg.norm(stack))
+    assert measure("spectral_norm", spectrum) == pytest.approx(norms.max() ** 0.5)
+    assert classify(spectrum).explanation.startswith(f"Its slices are {rows} × 1: each has one eigenvalue")
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])

@@ -86,6 +86,6 @@ def test_nearly_all_matrices_of_an_architecture_are_watched(architecture: str) -
     if not next(model.parameters()).is_meta:
         statuses = {(layer.status, layer.reason) for layer in esdmon.analyze(model).layers}
         assert {why for status, why in statuses if status == "skipped"} <= {
-            f"{count} eigenvalues; at least 10 are needed" for count in range(10)
+            f"{count} eigenvalue{'s' * (count != 1)}; at least 10 are needed" for count in range(10)
         }
         assert {status for status, _ in statuses} <= {"ok", "skipped"}

@@ -57,5 +57,6 @@ def quantities(measure: Measure, spectrum: Spectrum, *, follows: bool) -> Iterat
     if measure.between_readings and not follows:
         return
     yield "weight", measure.compute
-    if measure.null is not None and not spectrum.is_product:  # nulls are those of one random matrix
+    # Nulls are those of one random matrix with more than one eigenvalue.
+    if measure.null is not None and not spectrum.is_product and not spectrum.is_of_norms:
         yield "noise", measure.null
