@@ -18,7 +18,7 @@ class Origin:
     files: tuple[str, ...]
     """Files that were read, relative to the folder at `path`, or around it."""
     unread: tuple[str, ...] = ()
-    """Other weights and training states in the folder at `path`, which were not read; empty for a path of a file."""
+    """Other weights in the folder at `path`, which were not read; empty for a path of a file."""
     is_reference: bool = False
     """True for the checkpoint with W₀."""
 

@@ -135,7 +135,7 @@ def folder(tmp_path: Path) -> Path:
 
 READ_AND_NOT = [
     "read from {}: model.safetensors",
-    "not read, in {}: adapter_model.bin, best.pt, checkpoint-500, optimizer.pt. To read one of them, pass its path.",
+    "not read, in {}: adapter_model.bin, best.pt, checkpoint-500. To read one of them, pass its path.",
 ]
 
 
@@ -157,7 +157,7 @@ def test_what_was_read_of_a_folder_is_named_and_what_was_not(folder: Path, capsy
     assert main(["scan", str(folder), "--json", "--reference", str(inner)]) == 0
     own, reference = json.loads(capsys.readouterr().out)["origins"]
     assert (own["path"], own["files"], own["is_reference"]) == (str(folder), ["model.safetensors"], False)
-    assert own["unread"] == ["adapter_model.bin", "best.pt", "checkpoint-500", "optimizer.pt"]
+    assert own["unread"] == ["adapter_model.bin", "best.pt", "checkpoint-500"]
     assert (reference["path"], reference["is_reference"], reference["unread"]) == (str(inner), True, [])
 
 

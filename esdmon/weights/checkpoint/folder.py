@@ -13,7 +13,7 @@ from esdmon.errors import InputError
 from esdmon.records.table import natural_key
 from esdmon.weights.checkpoint import deepspeed, distributed
 from esdmon.weights.checkpoint.containers import is_optimizer_name
-from esdmon.weights.checkpoint.formats import SUFFIXES, open_file, opener_of, other_folder, read_json
+from esdmon.weights.checkpoint.formats import NOT_WEIGHTS, SUFFIXES, open_file, opener_of, other_folder, read_json
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
 from esdmon.weights.checkpoint.ranks import check_whole
 
@@ -25,7 +25,6 @@ _SUFFIXES = (".safetensors", ".bin")
 _WEIGHTS = tuple(f"{stem}{suffix}" for suffix in _SUFFIXES for stem in _STEMS)
 """Files that hold all tensors of a folder, the preferred ones first."""
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})(?P<rest>\..+)")
-_NOT_WEIGHTS = re.compile(r"optim|scheduler|scaler|rng|random_states|training_args|sampler|dl_state|recipe_state")
 _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 _CONFIGS = ("adapter_config.json", "config.json", "open_clip_config.json")
 _PIPELINE = "model_index.json"
@@ -117,7 +116,7 @@ def _open_with_siblings(folder: Path, name: str, files: Sequence[str]) -> Checkp
 
 def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
     """Open shards that are numbered in their names, or the only file of weights."""
-    candidates = [name for name in files if not _NOT_WEIGHTS.search(name.lower()) and opener_of(folder / name)]
+    candidates = [name for name in files if not NOT_WEIGHTS.search(name.lower()) and opener_of(folder / name)]
     shards = _shards_of(candidates)
     if len(shards) > 1:
         sets = [f"{stem}-…-of-{count}{rest}" for stem, count, rest in shards]
@@ -227,20 +226,18 @@ def _too_many(folder: Path, names: Sequence[str]) -> str:
 
 
 def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
-    """Return what else of weights and training states lies in a folder of which these files were read.
+    """Return which other weights lie in a folder of which these files were read.
 
     Returns:
-        Paths relative to the folder: files beside those that were read, and folders inside with weights, of which none
-        was read. What may be weights comes first.
+        Paths relative to the folder: files beside those that were read, but not those of optimizers and the like, and
+        folders inside with weights, of which none was read.
     """
     read = set(files)
     places = {folder, *(file.parent for file in read)}
     with suppress(OSError):  # a folder cannot be listed
-        beside = [path for place in places for path in place.iterdir() if path.suffix.lower() in SUFFIXES]
+        beside = [path for place in places for path in place.iterdir() if _is_weights(path) and path not in read]
         inside = [path for path in _folders_with_weights(folder) if path not in places]
-        unread = [*inside, *(path for path in beside if path not in read and path.is_file())]
-        names = sorted((str(path.relative_to(folder)) for path in unread), key=natural_key)
-        return sorted(names, key=lambda name: bool(_NOT_WEIGHTS.search(name.lower())))
+        return sorted((str(path.relative_to(folder)) for path in (*inside, *beside)), key=natural_key)
     return []
 
 
@@ -271,5 +268,5 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _is_weights(path: Path) -> bool:
-    is_named_so = path.suffix.lower() in SUFFIXES and not _NOT_WEIGHTS.search(path.name.lower())
+    is_named_so = path.suffix.lower() in SUFFIXES and not NOT_WEIGHTS.search(path.name.lower())
     return path.name == distributed.INDEX or (is_named_so and path.is_file())

@@ -1,10 +1,12 @@
 """Recognise a file by its first bytes: its name says little, as in `checkpoint.pth.tar` or a blob of a cache."""
 
 import json
+import re
 import struct
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -16,6 +18,10 @@ from esdmon.weights.checkpoint.mapping import Checkpoint
 INDEX_SUFFIX = ".index.json"
 SUFFIXES = (*torch_file.SUFFIXES, safetensors.SUFFIX, gguf_file.SUFFIX)
 """Of the files that are read."""
+NOT_WEIGHTS = re.compile(
+    r"optim|scheduler|scaler|rng|random_states|training_args|sampler|dl_state|recipe_state|pytorch_variables"
+)
+"""In the name of a file beside those of weights; the last is Stable-Baselines3's, of what is not in a module."""
 _MAX_HEADER = 100_000_000  # of a safetensors file, in bytes: the limit of its library
 _FIRST = 512  # bytes that are looked at: a header of tar
 _LEGACY_START = 32  # bytes in which the number of the older layout lies, whatever the protocol
@@ -90,7 +96,7 @@ def _opener(path: Path, first: bytes) -> Callable[[Path], Checkpoint] | None:
 def _openers() -> tuple[tuple[Callable[[bytes], bool], Callable[[Path], Checkpoint]], ...]:
     """Return pairs of whether a file is of a kind, by its first bytes, and what opens it."""
     return (
-        (torch_file.is_zip, torch_file.open_torch_file),
+        (torch_file.is_zip, _open_zip),
         (_is_legacy, torch_file.open_torch_file),
         (_is_safetensors, safetensors.open_safetensors),
         (gguf_file.is_gguf, gguf_file.open_gguf),
@@ -146,13 +152,35 @@ def _open_tar(path: Path) -> Checkpoint:
         raise InputError(f"{path} is a tar archive that is truncated or damaged: {error}") from error
     if len(files) != 1 or not files[0].isfile():
         raise InputError(f"{path} is {_TAR}")
-    return torch_file.open_torch_file(path, open_file=partial(_open_member, path, files[0].name))
+    return torch_file.open_torch_file(path, open_file=partial(_in_tar, path, files[0].name))
 
 
 @contextmanager
-def _open_member(path: Path, name: str) -> Iterator[BinaryIO]:
+def _in_tar(path: Path, name: str) -> Iterator[BinaryIO]:
     with tarfile.open(path, "r:") as archive, cast("BinaryIO", archive.extractfile(name)) as file:
         yield file
+
+
+def _open_zip(path: Path) -> Checkpoint:
+    """Open a file of `torch.save`, or the only one of weights in an archive, as Stable-Baselines3 writes it."""
+    models: list[str] = []
+    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+        models = [record.filename for record in archive.infolist() if _is_model(record)]
+    inside = partial(_in_zip, path, models[0]) if len(models) == 1 else None
+    return torch_file.open_torch_file(path, open_file=inside)
+
+
+def _is_model(record: zipfile.ZipInfo) -> bool:
+    """Return whether a file of an archive may be one of weights; those of a file of `torch.save` are in a folder."""
+    name = record.filename.lower()
+    is_whole = "/" not in name and record.compress_type == zipfile.ZIP_STORED
+    return is_whole and name.endswith(torch_file.SUFFIXES) and not NOT_WEIGHTS.search(name)
+
+
+@contextmanager
+def _in_zip(path: Path, name: str) -> Iterator[BinaryIO]:
+    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
+        yield cast("BinaryIO", file)
 
 
 def _is_safetensors(first: bytes) -> bool:
