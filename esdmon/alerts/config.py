@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,22 +156,20 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
 def _configure(rule: AlertRule, table: Mapping[str, Any], file: _File) -> AlertRule | None:
     """Return a rule with the changes in its table; None where the table disables it."""
     where = f"rules.{rule.name}"
-    thresholds = rule.thresholds
     file.check_keys(where, table, _keys(rule), instead={"checks": "for"})
-    changes: dict[str, Any] = {}
-    if "for" in table:
-        changes["checks"] = file.count(f"{where}.for", table["for"])
-    if "clear" in table:
-        changes["clear"] = file.count(f"{where}.clear", table["clear"])
-    if "severity" in table:
-        changes["severity"] = file.severity(f"{where}.severity", table["severity"])
-    if "layers" in table:
-        changes["layers"] = file.patterns(f"{where}.layers", table["layers"])
-    if "exclude" in table:
-        changes["exclude"] = file.patterns(f"{where}.exclude", table["exclude"])
+    fields: dict[str, tuple[str, Callable[[str, object], object]]] = {
+        "for": ("checks", file.count),
+        "clear": ("clear", file.count),
+        "severity": ("severity", file.severity),
+        "layers": ("layers", file.patterns),
+        "exclude": ("exclude", file.patterns),
+    }
+    changes: dict[str, Any] = {
+        name: check(f"{where}.{key}", table[key]) for key, (name, check) in fields.items() if key in table
+    }
     given = {
         name: file.threshold(f"{where}.{name}", table[name], default)
-        for name, default in thresholds.items()
+        for name, default in rule.thresholds.items()
         if name in table
     }
     if given:

@@ -64,7 +64,7 @@ class AlertManager:
         self.rules = tuple(rules)
         self._who = who
         self._faults = faults or Faults()
-        self._memory = ReadingHistory(max((_looks_back(rule) for rule in self.rules), default=0))
+        self._history = ReadingHistory(max((_looks_back(rule) for rule in self.rules), default=0))
         self._reports = self._step = 0
         self._cases: dict[str, Cases] = {rule.name: {} for rule in self.rules}
         self._open: dict[tuple[str, Severity], _Open] = {}
@@ -104,7 +104,7 @@ class AlertManager:
         report = replace(report, layers=tuple(layer for layer in report if layer.is_followed))
         self._reports += not report.extra  # extra ones come in tens of steps
         self._step = report.step
-        for name in self._memory.take(report):
+        for name in self._history.take(report):
             self._end(name)
         found, checked = self._run_rules(report)
         for name, layers in checked.items():
@@ -115,13 +115,13 @@ class AlertManager:
             if rule.name in checked:
                 self._count(rule, found[rule.name], checked[rule.name], report.step)
                 changes += self._announce(rule, report.step)
-        self._memory.extend_baselines(report)
+        self._history.extend_baselines(report)
         return [replace(alert, time=time) for alert in changes]
 
     def state_dict(self) -> Plain:
         """Return readings, cases and open alerts as plain data."""
         return {
-            "memory": self._memory.state_dict(),
+            "memory": self._history.state_dict(),
             "reports": [self._reports, self._step],
             "cases": {rule: {name: case.to_state() for name, case in of.items()} for rule, of in self._cases.items()},
             "begun": dict(self._begun),
@@ -139,7 +139,7 @@ class AlertManager:
             (rule, severity): _Open(alert_from_plain(alert), report, messages)
             for rule, severity, alert, report, messages in state["open"]
         }
-        restore_readings, (reports, step) = self._memory.prepare(state["memory"]), state["reports"]
+        restore_readings, (reports, step) = self._history.prepare(state["memory"]), state["reports"]
         restore_clear = self._clear.prepare(state.get("clear", {"rules": [], "layers": {}}))  # older states have none
         begun = {rule: int(report) for rule, report in state.get("begun", {}).items()}  # older states have none
 
@@ -160,7 +160,7 @@ class AlertManager:
             if not self._faults.disabled(who):
                 with self._faults.isolated(who, report.step, is_timed=True):
                     firing = {name: case.evidence for name, case in self._cases[rule.name].items() if case.firing}
-                    history = self._memory.history(rule, report, firing)
+                    history = self._history.history(rule, report, firing)
                     found[rule.name] = _by_layer(rule.find(history))
                     checked[rule.name] = ("", *history.layers)
         return found, checked
@@ -189,9 +189,9 @@ class AlertManager:
                 if _count_finding(case, finding, rule):
                     self._begun[rule.name] = self._reports
                 if case.firing and case.severity != "info":
-                    self._memory.exclude(name, case.since, step)
+                    self._history.exclude(name, case.since, step)
             elif case is not None and _count_clear(case, rule) and case.severity != "info":
-                self._memory.restart(name, step)
+                self._history.restart(name, step)
         for name in [name for name, case in cases.items() if not (case.wrong or case.announced or case.times)]:
             del cases[name]
 

@@ -28,8 +28,8 @@ def esdmon_register_sinks() -> Mapping[str, Callable[[str], sinks.Sink]]:
     """Return the sinks `console`, `jsonl:PATH`, `csv:PATH`, `prometheus:TARGET` and `webhook:ADDRESS`."""
     return {
         "console": _console,
-        "csv": _csv,
-        "jsonl": _jsonl,
+        "csv": _of_a_path("csv", sinks.CsvSink),
+        "jsonl": _of_a_path("jsonl", sinks.JsonlSink),
         "prometheus": sinks.PrometheusSink,
         "webhook": sinks.WebhookSink,
     }
@@ -64,14 +64,12 @@ def _console(target: str) -> sinks.Sink:
     return sinks.ConsoleSink()
 
 
-def _jsonl(target: str) -> sinks.Sink:
-    if not target:
-        msg = "jsonl needs a path: 'jsonl:runs/a/esdmon.jsonl', for example"
-        raise InputError(msg)
-    return sinks.JsonlSink(target)
+def _of_a_path(scheme: str, sink: Callable[[str], sinks.Sink]) -> Callable[[str], sinks.Sink]:
+    """Return the function that opens `scheme:PATH`."""
 
+    def opened(target: str) -> sinks.Sink:
+        if not target:
+            raise InputError(f"{scheme} needs a path: '{scheme}:runs/a/esdmon.{scheme}', for example")
+        return sink(target)
 
-def _csv(target: str) -> sinks.Sink:
-    if not target:
-        raise InputError("csv needs a path: 'csv:runs/a/esdmon.csv', for example")
-    return sinks.CsvSink(target)
+    return opened

@@ -114,13 +114,10 @@ class Plugins:
                     f"{nearest(scheme, known)}"
                 )
             return
-        if isinstance(spec, type):
-            msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec.__name__} is a class"
-            raise InputError(msg)
         missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(spec, name, None))]
-        if missing:
-            msg = f"a sink is 'scheme:target' or has write, alert, flush and close; {spec!r} has no {missing[0]}"
-            raise InputError(msg)
+        if isinstance(spec, type) or missing:
+            got = f"{spec.__name__} is a class" if isinstance(spec, type) else f"{spec!r} has no {missing[0]}"
+            raise InputError(f"a sink is 'scheme:target' or has write, alert, flush and close; {got}")
 
     def extract(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
         """Return the matrices of a module from the first plugin that knows it; None if none does."""

@@ -146,7 +146,7 @@ class _Painter:
 
     def _write_headline(self) -> None:
         firing = self._timeline.firing
-        colour = _severity(firing[0]) if firing else _TEXT
+        colour = _colour_of(firing[0]) if firing else _TEXT
         self._write(8, 2, f"{_how_many_fire(firing)} at step {self._last}", colour=colour, bold=True)
         for line, episode in enumerate(firing[:2]):
             layers = episode.alert.layers or ((episode.alert.layer,) if episode.alert.layer else ())
@@ -157,7 +157,7 @@ class _Painter:
             if len(layers) == 1:  # the rule and the step stay whole
                 room = WIDTH - 16 - self._font.getlength(masked(text.replace(where, " in ", 1)))
                 text = text.replace(where, f" in {self._fitted(layers[0], room)}", 1)
-            self._write(8, 2 + (line + 1) * _LINE, text, width=WIDTH - 16, colour=_severity(episode))
+            self._write(8, 2 + (line + 1) * _LINE, text, width=WIDTH - 16, colour=_colour_of(episode))
 
     def _place(self) -> tuple[list[_Row], list[tuple[str, float]]]:
         """Return the row of each layer, and labels with the height at which they stand."""
@@ -202,7 +202,7 @@ class _Painter:
 
     def _mark(self, episode: Episode, rows: Mapping[str, _Row]) -> None:
         """Draw a triangle above the map where an alert began, and lines in its rows, if they are high enough."""
-        x, colour = self._x(episode.began), _severity(episode)
+        x, colour = self._x(episode.began), _colour_of(episode)
         self._pen.polygon([(x, _TOP - 2), (x - 5, _TOP - 12), (x + 5, _TOP - 12)], fill=colour)
         if episode.alert.severity == "info":
             return
@@ -271,7 +271,7 @@ def _how_many_fire(firing: Sequence[Episode]) -> str:
     return f"{alerts}, {count(notices, 'notice')}" if notices else alerts
 
 
-def _severity(episode: Episode) -> str:
+def _colour_of(episode: Episode) -> str:
     return SEVERITY_HEX[episode.alert.severity]
 
 

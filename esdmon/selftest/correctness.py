@@ -4,7 +4,7 @@ import copy
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -171,20 +171,27 @@ def torn(machine: Machine) -> Iterator[Row]:
                 if monitor.steps % 8 == 0:  # at times let the thread catch up, so that more steps are read
                     machine.settle()
                     time.sleep(0.05)
-        wrong, worst = [], 0.0
-        for report in sink.reports:
-            for each in report.new:
-                expected = lambda_max(clones[each.step])
-                error = abs(each.measures.get("lambda_max", math.nan) - expected) / expected
-                worst = max(worst, error)
-                if not error <= _TORN:
-                    wrong.append(f"step {each.step}: {each.measures.get('lambda_max')}, of the clone {expected}")
-        count = sum(len(report.new) for report in sink.reports)
+        wrong, worst, count = _against_clones(sink.reports, clones)
         if count < 5:
             wrong.append(f"only {count} readings")
         yield verdict(wrong, f"{count} readings at steps to 40, lambda_max within {worst:.1e} of the clones'", mode)
     yield _sensitivity(base)
     yield from _unordered(machine)
+
+
+def _against_clones(reports: Iterable[Report], clones: Mapping[int, Tensor]) -> tuple[list[str], float, int]:
+    """Return the readings whose lambda_max is not that of the clone of their step, the largest error, and their number.
+
+    Args:
+        reports: of a model of one layer.
+        clones: of its weight, by step.
+    """
+    wrong, errors = [], [0.0]
+    for each in (each for report in reports for each in report.new):
+        errors.append(abs(each.measures.get("lambda_max", math.nan) / lambda_max(clones[each.step]) - 1))
+        if not errors[-1] <= _TORN:
+            wrong.append(f"step {each.step}: {each.status}, lambda_max off by {errors[-1]:.1e}")
+    return wrong, max(errors), len(errors) - 1
 
 
 def _sensitivity(base: Tensor) -> Row:
@@ -258,12 +265,5 @@ def _updated_on_a_side_stream(machine: Machine, part: str, *, inside: bool, mode
                 monitor.step()
                 clones[monitor.steps] = layer.weight.detach().clone()
             monitor.flush()
-    wrong, worst = [], 0.0
-    for each in (each for report in sink.reports for each in report.new):
-        expected = lambda_max(clones[each.step])
-        error = abs(each.measures.get("lambda_max", math.nan) / expected - 1)
-        worst = max(worst, error)
-        if not error <= _TORN:
-            wrong.append(f"step {each.step}: {each.status}, lambda_max off by {error:.1e}")
-    count = sum(len(report.new) for report in sink.reports)
+    wrong, worst, count = _against_clones(sink.reports, clones)
     return verdict(wrong + ([] if count else ["nothing was read"]), f"{count} readings, within {worst:.1e}", part)

@@ -31,8 +31,8 @@ def new_run() -> str:
     return secrets.choice("abcdef") + secrets.token_hex(4)[1:]
 
 
-class Origin(NamedTuple):
-    """Where a line comes from."""
+class Stamp(NamedTuple):
+    """The run and the step of a line."""
 
     run: str | None
     """Id of the run that wrote it; None in files of older versions."""
@@ -112,9 +112,9 @@ def last_run(path: Path) -> str | None:
     with path.open("rb") as file:
         for _, _, text in _units(path, file):
             for line in reversed(text.split(b"\n")):
-                origin = parse_origin(line)
-                if origin is not None:
-                    return origin.run
+                stamp = stamp_of(line)
+                if stamp is not None:
+                    return stamp.run
     return None
 
 
@@ -129,8 +129,7 @@ def remove_after(path: Path, run: str | None, step: int) -> None:
         if not edits:
             return
         size = file.seek(0, os.SEEK_END)
-        kept = _gaps(edits, size)
-        if not kept and not any(edit.text for edit in edits):  # the usual case: nothing follows
+        if _removes_the_end(edits, size):  # the usual case
             file.truncate(edits[0].start)
         else:
             _replace(path, file, edits, size)
@@ -144,10 +143,10 @@ def _edits(path: Path, file: BinaryIO, run: str | None, step: int) -> Iterator[E
             continue
         kept, is_known = [], False
         for line in text.splitlines(keepends=True):
-            origin = parse_origin(line)
-            is_of_run = origin is not None and origin.run == run
+            stamp = stamp_of(line)
+            is_of_run = stamp is not None and stamp.run == run
             is_known |= is_of_run
-            if origin is None or not is_of_run or origin.step <= step:
+            if stamp is None or not is_of_run or stamp.step <= step:
                 kept.append(line)
         left = b"".join(kept)
         if left != text:
@@ -175,10 +174,10 @@ def _units(path: Path, file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
     return ((start, start + len(block), block) for start, block in _blocks(file, size))
 
 
-def _gaps(edits: list[Edit], size: int) -> list[Edit]:
-    """Return the parts of a file between edits, and behind the last, without their text."""
+def _removes_the_end(edits: list[Edit], size: int) -> bool:
+    """Return whether edits leave nothing of a file behind the start of the first one."""
     starts = [*(edit.start for edit in edits[1:]), size]
-    return [Edit(edit.end, start) for edit, start in zip(edits, starts, strict=True) if edit.end < start]
+    return all(edit.end == start and not edit.text for edit, start in zip(edits, starts, strict=True))
 
 
 def _replace(path: Path, file: BinaryIO, edits: list[Edit], size: int) -> None:
@@ -212,16 +211,16 @@ def _blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
         end, length = start, BLOCK_SIZE
 
 
-def parse_origin(line: bytes) -> Origin | None:
-    """Return where a line comes from; None for a line that is torn or not ours."""
+def stamp_of(line: bytes) -> Stamp | None:
+    """Return run and step of a line; None for a line that is torn or not ours."""
     head = _HEAD.match(line)
     if head:
-        return Origin(head[1].decode(), int(head[2]))
+        return Stamp(head[1].decode(), int(head[2]))
     if not _is_ours(line):
         return None
     record = json.loads(line)
     step = record.get("step")
-    return Origin(record.get("run"), step) if isinstance(step, int) else None
+    return Stamp(record.get("run"), step) if isinstance(step, int) else None
 
 
 def _is_ours(line: bytes) -> bool:

@@ -23,7 +23,6 @@ class Members(NamedTuple):
     """A piece of a file: one member of ours, or several of another program."""
 
     start: int
-    end: int
     text: bytes
     """The decompressed content, as far as the piece is whole."""
     whole: int
@@ -49,7 +48,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Members]:
             continue
         at = max(at, 0)
         text, whole = _unpack(buffer[at:])
-        yield Members(position + at, end, text, whole)
+        yield Members(position + at, text, whole)
         end, buffer, length = position + at, buffer[:at], _BLOCK_SIZE
 
 

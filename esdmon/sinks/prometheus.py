@@ -89,8 +89,8 @@ class PrometheusSink:
         self._publish()
 
     def where(self) -> str:
-        """Return the address that was served, or the path of the file."""
-        return self.address if self._path is not None else ""
+        """Return the path of the file; an empty text for an endpoint, which ends with the sink."""
+        return "" if self._path is None else str(self._path)
 
     def flush(self) -> None:
         """Do nothing: each report is shown at once."""

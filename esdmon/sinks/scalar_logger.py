@@ -1,6 +1,6 @@
 """A sink for trackers that accept numbers by name, and what else they have a place for."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import final
 
@@ -8,8 +8,9 @@ from esdmon.calls import explain_wrong_calls
 from esdmon.present.media import MAX_HISTOGRAMS, HistogramSchedule
 from esdmon.present.phase_table import PHASE_COLUMNS, phase_rows
 from esdmon.present.scalars import Namespace, scalars, tag
-from esdmon.records import Alert, Esd, Report
+from esdmon.records import Alert, Esd, Report, Severity
 
+_LEVELS: Mapping[Severity, str] = {"info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
 Cell = str | float | bool | None
 Table = tuple[Sequence[str], list[list[Cell]]]
 """Names of the columns, and rows."""
@@ -99,6 +100,11 @@ class ScalarLoggerSink:
 def title_of(alert: Alert) -> str:
     """Return a short title of an alert, `esdmon: rank_collapse firing`."""
     return f"esdmon: {alert.rule} {alert.state}"
+
+
+def level_of(alert: Alert) -> str:
+    """Return INFO, WARN or ERROR, as several trackers call the levels; an alert that has ended is INFO."""
+    return _LEVELS[alert.severity]
 
 
 @contextmanager

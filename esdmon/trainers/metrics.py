@@ -80,6 +80,8 @@ def saved_metrics(saved: object) -> dict[str, float]:
 
 
 def _alpha_of_all(report: Report) -> dict[str, float]:
-    values = [layer.measures.get("alpha", math.nan) for layer in report if layer.status == "ok"]
+    """Return the median alpha of the layers that the summary takes, whether it is meaningful or not."""
+    ok = [layer for layer in report if layer.status == "ok" and layer.is_followed]
+    values = [layer.measures.get("alpha", math.nan) for layer in ok]
     finite = [value for value in values if math.isfinite(value)]
     return {"alpha_median": median(finite)} if finite else {}

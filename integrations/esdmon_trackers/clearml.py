@@ -6,8 +6,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from esdmon.sinks import ScalarLoggerSink
-from esdmon.sinks.scalar_logger import title_of
-from esdmon_trackers.runs import level_of
+from esdmon.sinks.scalar_logger import level_of, title_of
 
 if TYPE_CHECKING:
     from esdmon.records import Alert, Esd

@@ -1,4 +1,4 @@
-"""What the sinks of all trackers share: how one is opened, and the levels of alerts."""
+"""Open the sink of a tracker for its active run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from esdmon.errors import InputError, MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from esdmon.records import Alert
     from esdmon.sinks import Sink
 
 _PACKAGES = {"comet": "comet_ml"}
@@ -48,10 +47,3 @@ def opener(name: str, active: Callable[[], Sink | None]) -> Callable[[str], Sink
         return sink
 
     return open_active
-
-
-def level_of(alert: Alert) -> str:
-    """Return INFO, WARN or ERROR; INFO for an alert that is over."""
-    if alert.state == "resolved":
-        return "INFO"
-    return {"info": "INFO", "warning": "WARN"}.get(alert.severity, "ERROR")

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from esdmon.sinks import ScalarLoggerSink
-from esdmon.sinks.scalar_logger import counter_kept, title_of
-from esdmon_trackers.runs import level_of
+from esdmon.sinks.scalar_logger import counter_kept, level_of, title_of
 
 if TYPE_CHECKING:
     from esdmon.records import Alert, Esd

@@ -20,6 +20,7 @@ class ActiveRunSink:
     def __init__(self) -> None:
         self._sink: WandbSink | None = None
         self._run: object = None
+        self._where = ""
         prepare_drawing()  # before training, as `WandbSink` does
 
     def write(self, report: Report) -> None:
@@ -48,6 +49,10 @@ class ActiveRunSink:
         if self._sink is not None:
             self._sink.rewind(step)
 
+    def where(self) -> str:
+        """Return where the last run is that was written to; an empty text without one."""
+        return self._where if self._sink is None else self._sink.where()
+
     def flush(self) -> None:
         """Do nothing: the run writes by itself."""
 
@@ -55,4 +60,5 @@ class ActiveRunSink:
         """Add the tables to the run's summary."""
         sink, self._sink = self._sink, None
         if sink is not None:
+            self._where = sink.where()
             sink.close()

@@ -15,6 +15,7 @@ from esdmon.glass.report import html
 from esdmon.glass.run_data import RunData
 from esdmon.present import Media, draw_esd
 from esdmon.present.scalars import Namespace, portable, scalars, tag
+from esdmon.sinks.scalar_logger import level_of, title_of
 from esdmon_wandb.row import HISTOGRAM_PARTS, PICTURE_PARTS, STEP, NextRow, RunEndedError
 from esdmon_wandb.tables import ReadingTable, phase_table
 
@@ -27,7 +28,6 @@ MAX_LAST_PICTURES = 4
 """Pictures that `close` draws at most. Our choice."""
 MAX_PAGE_BYTES = 1_000_000
 """Size of the page of views, which is uploaded at alerts and at the end. Our choice."""
-_ALERT_LEVELS = {"info": "INFO", "warning": "WARN", "error": "ERROR", "critical": "ERROR"}
 _log = logging.getLogger("esdmon")
 
 
@@ -109,9 +109,8 @@ class WandbSink:
         self._data.add_alert(alert)
         if self._report is not None and alert.step >= 2 * self._page_step:  # each page is a file to upload
             self._page_is_due = True
-        title = f"esdmon: {alert.rule} {alert.state}"
         with self._row.while_open("this alert"):
-            self._run.alert(title=title, text=alert.message, level=_ALERT_LEVELS[alert.severity], wait_duration=1)
+            self._run.alert(title=title_of(alert), text=alert.message, level=level_of(alert), wait_duration=1)
 
     def rewind(self, step: int) -> None:
         """Forget what was read after a step; rows of the run are not removed."""

@@ -165,7 +165,7 @@ NOT_COMPARED: dict[str, tuple[torch.Tensor, str, str]] = {
 def test_what_cannot_be_compared_says_so_and_is_counted(
     kind: str, steps: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], *, is_latest: bool
 ) -> None:
-    """Not that it has moved by 0 %, where the sample has missed the element that is not finite."""
+    """Not how far it has moved, where the sample has missed the element that is not finite."""
     weight, cell, reason = NOT_COMPARED[kind]
     other = changed(steps[0], tmp_path / "other.pt", a=weight)
     latest, earlier = (other, steps[0]) if is_latest else (steps[0], other)

@@ -321,6 +321,12 @@ def test_a_run_that_is_begun_after_watch_gets_what_is_read_from_then_on(ways: Pa
     assert [row["esdmon/step"] for row in ours(ways / "begun_after_watch")] == [2, 3]
 
 
+def test_a_run_that_is_begun_later_says_where_it_is(ways: Path) -> None:
+    """As other sinks do in the lines at the end, after closing too."""
+    *places, run = result(ways, "where_a_run_is_that_is_begun_later")
+    assert places == ["", f"the W&B run {run}", f"the W&B run {run}"]
+
+
 def test_each_run_that_is_begun_has_the_readings_of_its_time(ways: Path) -> None:
     """A second run after the first, as in a sweep, causes no fault between them."""
     assert result(ways, "begun_twice_after_watch") == [[2, 2], []]

@@ -17,7 +17,7 @@ from esdmon import Alert
 from esdmon.records import Coverage, Esd, LayerReport, Report
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Phase
-from esdmon_wandb import WandbSink
+from esdmon_wandb import ActiveRunSink, WandbSink
 
 CASES: dict[str, Callable[[Path], Any]] = {}
 ESD = Esd(-2.0, 1.0, (1, 3, 2))
@@ -166,6 +166,17 @@ def begun_after_watch(folder: Path) -> list[str]:
             monitor.close()
 
         return [line for line in logged(train) if "was begun" in line]
+
+
+@case
+def where_a_run_is_that_is_begun_later(folder: Path) -> list[str]:
+    sink = ActiveRunSink()
+    places = [sink.where()]
+    with begin(folder) as run:
+        sink.write(report(1, layer("a", 1, alpha=2.0)))
+        places.append(sink.where())
+        sink.close()
+        return [*places, sink.where(), run.id]
 
 
 @case

@@ -99,13 +99,13 @@ def test_of_a_large_file_only_the_end_is_read(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("esdmon.sinks.lines.BLOCK_SIZE", 1000)
     append(path, "aa", *range(1, 301))
     read: list[bytes] = []
-    real = lines_module.parse_origin
+    real = lines_module.stamp_of
 
-    def spy(line: bytes) -> lines_module.Origin | None:
+    def spy(line: bytes) -> lines_module.Stamp | None:
         read.append(line)
         return real(line)
 
-    monkeypatch.setattr(lines_module, "parse_origin", spy)
+    monkeypatch.setattr(lines_module, "stamp_of", spy)
     sink = started(path, "aa")
     sink.rewind(290)
     assert written(path) == [("aa", step) for step in range(1, 291)]

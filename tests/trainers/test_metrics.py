@@ -1,6 +1,7 @@
 """The summary as metrics of a Trainer."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -33,6 +34,15 @@ def test_a_metric_that_a_report_lacks_keeps_its_value(metrics: SummaryMetrics) -
     assert numbers["esdmon_summary/overhead"] == 0.5
     assert numbers["esdmon_summary/stable_rank_median"] == report.summary["stable_rank_median"]
     assert numbers["esdmon_summary/alpha_median"] == report.layers[0].measures["alpha"]
+
+
+def test_updates_and_products_are_not_in_the_alpha_of_all_layers(metrics: SummaryMetrics) -> None:
+    """Nor in any other number of the summary."""
+    report = esdmon.analyze(torch.nn.Linear(96, 64))
+    (layer,) = report
+    update = replace(layer, name="update", view="update", measures={**layer.measures, "alpha": 99.0})
+    both = replace(report, layers=(layer, update))
+    assert metrics.of(both, {})["esdmon_summary/alpha_median"] == layer.measures["alpha"]
 
 
 @pytest.mark.parametrize("saved", [5, None, [1.0], {1: 2.0}, {"a": "x"}])

@@ -6,7 +6,6 @@ from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
 from esdmon.alerts.rules.jumps import finding, frobenius, jumped, jumps
-from esdmon.alerts.rules.trap_words import what_traps
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
 
@@ -93,6 +92,19 @@ def correlation_trap(
                 before,
                 None if name in jumped_now else "info",
             )
+
+
+def what_traps(layer: LayerReport) -> str:
+    """Return which elements make a trap, or that the mean does, with their share of Σw²."""
+    if "trap_share" not in layer.measures:
+        return "above 1 the mean or one huge element makes a spike in the spectrum"
+    local, mean, count, row, column, value, share = measured(
+        layer, *(f"trap_{field}" for field in ("is_local", "mean", "count", "row", "column", "value", "share"))
+    )
+    if not local:
+        return f"diffuse: the mean is {mean:.2g} standard deviations, {share:.0%} of the squares"
+    others = f" and {count - 1:.0f} others" if count > 1 else ""
+    return f"local: {value:.3g} in row {row:.0f}, column {column:.0f}{others}, {share:.0%} of the squares"
 
 
 def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0) -> Iterable[Finding]:

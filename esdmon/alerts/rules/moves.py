@@ -12,16 +12,17 @@ from esdmon.alerts.rules.change import is_noise_like
 from esdmon.alerts.rules.jumps import finding, frobenius, jumps
 from esdmon.records import LayerReport, Severity
 
+# All of these are our choice.
 _DECAYING = 0.5  # of the length of a step: for a gradient without decay it is about 0, for decay alone 1
 _SHRUNK = 1.1  # factor below its baseline from which a norm has shrunk, as in `norm_decay`
 _SEEN = 4  # readings in which a norm has fallen more than once: those under test, and the one before
 _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
 _RAISED = 1.5  # factor from which a learning rate has been raised
-_REPLACED = 0.5  # way of a weight, in its norm, above which a single step was none of training; our choice
-_OPPOSITE = 1.3  # times the square of the way between independent weights, from which they are opposite; our choice
+_REPLACED = 0.5  # ‖ΔW‖/‖W‖ above which a single step has replaced a weight, and not trained it
+_OPPOSITE = 1.3  # times the square of the distance between independent weights, from which they are opposite
 _BLOWN_UP = 3.0  # factor by which a norm has grown, as in `norm_explosion`
-_LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood; our choice
+_LULL = 0.1  # of the largest step ratio of the run, which the layer has withstood
 
 
 def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, back: float = 2.0) -> Iterable[Finding]:

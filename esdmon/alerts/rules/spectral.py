@@ -12,12 +12,13 @@ from esdmon.records.adapters import base_of
 from esdmon.spectrum import Phase
 from esdmon.spectrum.phases import has_left_bulk
 
-_SHRINKING = 0.15  # of its norm that a layer loses, in all and in each doubling of the steps; our choice
-_MOVING = 0.15  # of its norm by which a layer moves in 100 steps; our choice
-_SEEN = 3  # ways between scheduled readings whose median counts
-_STEPS = 100  # in which a way is given
-_FAR = 0.7  # of its norm a layer must move, as fast as now, in as many steps as the run has had; our choice
-_BACK = 0.8  # of the limit; our choice
+# All of these are our choice.
+_SHRINKING = 0.15  # of its norm that a layer loses, in all and in each doubling of the steps
+_MOVING = 0.15  # ‖ΔW‖/‖W‖ in 100 steps from which a layer goes on moving
+_SEEN = 3  # moves between scheduled readings whose median counts
+_STEPS = 100  # in which a move is given
+_FAR = 0.7  # ‖ΔW‖/‖W‖ that a layer must reach, as fast as now, in as many steps as the run has had
+_BACK = 0.8  # of the limit, below which an adapter's alert ends
 _LOST = 0.98  # share of the first rank below which rank was lost, beyond the scatter of the zero tolerance
 
 
@@ -96,14 +97,14 @@ def _cause(name: str, history: History) -> str:
     if fall > _SHRINKING:
         share = frobenius(now) / frobenius(falls[fall])
         return f"its norm has fallen to {share:.2f} of that at step {falls[fall].step}"
-    scheduled = [layer for layer in readings if not layer.extra]  # a few steps go to and fro
-    ways = [
+    scheduled = [layer for layer in readings if not layer.extra]  # between extra readings a layer goes to and fro
+    moves = [
         layer.update_ratio * math.sqrt(_STEPS / (layer.step - was.step))  # as noise moves it
         for was, layer in pairwise(scheduled[-_SEEN - 1 :])
     ]
-    way = median(ways) if ways else math.nan
-    is_late = way * math.sqrt(now.step / _STEPS) > _FAR
-    return f"it moves by {way:.0%} of its norm in {_STEPS} steps" if way > _MOVING and is_late else ""
+    moved = median(moves) if moves else math.nan
+    is_far = moved * math.sqrt(now.step / _STEPS) > _FAR
+    return f"it moves by {moved:.0%} of its norm in {_STEPS} steps" if moved > _MOVING and is_far else ""
 
 
 def _fall(was: LayerReport, now: LayerReport) -> float:
