@@ -91,7 +91,7 @@ class ReadingPipeline:
     def settle(self) -> None:
         """Choose what a GPU computes at this step, and synchronise it where readings wait for it.
 
-        So that its pending kernels are not measured with them. In a job of several ranks threads alone read: a rank
+        Its pending kernels are not measured with the readings then. In a job of several ranks no GPU computes: a rank
         that waits for its GPU would slow the others while their threads are measured.
         """
         if self._team is None and self._executor.may_use_device:
@@ -143,7 +143,7 @@ class ReadingPipeline:
         return self._team is not None and self._team.is_poll(step)
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
-        """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
+        """Begin the readings of a scheduled step, or at another step those of `extra`; see `Readings.begin`."""
         try:
             if extra is None:
                 self._begin_scheduled(step, host_step)
@@ -176,7 +176,7 @@ class ReadingPipeline:
         self._collector.give_up()
 
     def close(self) -> None:
-        """End the thread, and let other ranks wait no more."""
+        """End the threads, and let other ranks fetch what they wait for."""
         self._executor.close()
         if self._team is not None:
             self._source.advance(wait=True)  # what they fetch from this rank
@@ -230,7 +230,7 @@ class ReadingPipeline:
     def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
         """Begin readings at a step that is not scheduled: what was asked for, and some matrices here within the credit.
 
-        Other ranks take part in the former only, so that nobody waits.
+        Other ranks take part only in what was asked for, so that nobody waits.
         """
         self._refresh()
         self._planning.earn(self._team)
