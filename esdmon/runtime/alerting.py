@@ -12,7 +12,7 @@ from esdmon.runtime.delivery import Delivery
 
 @final
 class Alerting:
-    """Keep the alerts of a run, those of the rules on its reports and that on reports that do not arrive.
+    """Keep the alerts of a run: those of the rules on its reports, and the one on reports that do not arrive.
 
     Args:
         manager: checks the rules, and decides when an alert begins and ends.

@@ -1,5 +1,7 @@
-"""`Collector`: collect the readings of a due step that are finished, and give up those that are not."""
+"""`Collector`: collect the readings of due steps that are finished, and give up those that are not."""
 
+import time
+from collections import deque
 from dataclasses import replace
 from typing import final
 
@@ -16,19 +18,44 @@ class Collector:
     Args:
         priority: takes note of their cost, and of what is lost.
         dropped: counts what is lost.
+        due: the due steps that are not reported, in step order; the caller appends to them.
     """
 
-    def __init__(self, priority: ReadPriority, dropped: DroppedReadings) -> None:
+    def __init__(self, priority: ReadPriority, dropped: DroppedReadings, due: deque[DueStep]) -> None:
         self._priority = priority
         self._dropped = dropped
+        self._due = due
 
-    def is_complete(self, due: DueStep) -> bool:
-        """Collect what is finished, and return whether that is all."""
-        self.collect(due)
-        return due.is_complete
+    def unfinished(self) -> list[DueStep]:
+        """Collect what is finished, and return the due steps with readings under way."""
+        for due in self._due:
+            self.collect(due)
+        return [due for due in self._due if not due.is_complete]
+
+    def take_complete(self, steps: int) -> DueStep | None:
+        """Return the earliest due step and remove it, if it is complete; else None.
+
+        Args:
+            steps: that were taken, which say whether readings of other ranks are given up.
+        """
+        if not self._due:
+            return None
+        first = self._due[0]
+        if time.monotonic() > first.until and steps >= first.until_step:
+            self._give_up(first, [])
+        self.collect(first)
+        return self._due.popleft() if first.is_complete else None
+
+    def give_up(self) -> None:
+        """Collect what is finished, and cancel the rest; the log says how much is lost."""
+        for due in self._due:
+            self.collect(due)
+            here = list(due.here)
+            due.here.clear()
+            self._give_up(due, here)
 
     def collect(self, due: DueStep) -> None:
-        """Collect what is finished."""
+        """Collect the readings of a due step that are finished."""
         while due.here:
             task = due.here.popleft()
             answer = task.poll()
@@ -42,17 +69,12 @@ class Collector:
                 task, due.elsewhere = due.elsewhere, None
                 self._take(due, task, answer)
 
-    def give_up(self, due: DueStep, *, elsewhere_only: bool = False) -> None:
-        """Collect what is finished, and cancel the rest: all, or what is under way on other ranks."""
-        tasks = [] if elsewhere_only else list(due.here)
-        if due.elsewhere is not None:
-            tasks.append(due.elsewhere)
+    def _give_up(self, due: DueStep, here: list[Task]) -> None:
+        """Cancel some readings of this process, and what is under way on other ranks."""
         before = self._dropped.count
-        for task in tasks:
+        for task in here if due.elsewhere is None else [*here, due.elsewhere]:
             self._take(due, task, task.give_up())
         due.elsewhere = None
-        if not elsewhere_only:
-            due.here.clear()
         self._dropped.log_since(before, due.step)
 
     def _take(self, due: DueStep, task: Task, answer: Answer) -> None:

@@ -91,7 +91,7 @@ class ReadingPipeline:
     def settle(self) -> None:
         """Choose what a GPU computes at this step, and synchronise it where readings wait for it.
 
-        So that its pending kernels are not measured with them. In a job of several ranks threads alone read: a rank
+        Its pending kernels are not measured with the readings then. In a job of several ranks no GPU computes: a rank
         that waits for its GPU would slow the others while their threads are measured.
         """
         if self._team is None and self._executor.may_use_device:
@@ -143,7 +143,7 @@ class ReadingPipeline:
         return self._team is not None and self._team.is_poll(step)
 
     def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
-        """Begin the readings of a scheduled step, which the host counts as `host_step`; or extra ones between these."""
+        """Begin the readings of a scheduled step, or at another step those of `extra`; see `Readings.begin`."""
         try:
             if extra is None:
                 self._begin_scheduled(step, host_step)
@@ -168,22 +168,15 @@ class ReadingPipeline:
 
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
-        while self._due:
-            first = self._due[0]
-            if time.monotonic() > first.until and self._steps >= first.until_step:
-                self._collector.give_up(first, elsewhere_only=True)
-            if not self._collector.is_complete(first):
-                return
-            yield self._report(self._due.popleft())
+        while (due := self._collector.take_complete(self._steps)) is not None:
+            yield self._report(due)
 
     def give_up(self) -> None:
         """Cancel what is under way; the log says how much is lost."""
-        for due in self._due:
-            self._collector.collect(due)
-            self._collector.give_up(due)
+        self._collector.give_up()
 
     def close(self) -> None:
-        """End the thread, and let other ranks wait no more."""
+        """End the threads, and let other ranks fetch what they wait for."""
         self._executor.close()
         if self._team is not None:
             self._source.advance(wait=True)  # what they fetch from this rank
@@ -201,7 +194,7 @@ class ReadingPipeline:
         """Begin without any reading, as at the start of a run."""
         source, budget, team = self._source, self._budget, self._team
         self._priority = ReadPriority(self._nominal(), source.seconds_on_device(), limited=budget.share is not None)
-        self._collector = Collector(self._priority, self._dropped)
+        self._collector = Collector(self._priority, self._dropped, self._due)
         self._drift = DriftLog(source, self._priority, budget, team)
         self._screening = Screening(source, self._priority, self._drift, budget)
         self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
@@ -237,7 +230,7 @@ class ReadingPipeline:
     def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
         """Begin readings at a step that is not scheduled: what was asked for, and some matrices here within the credit.
 
-        Other ranks take part in the former only, so that nobody waits.
+        Other ranks take part only in what was asked for, so that nobody waits.
         """
         self._refresh()
         self._planning.earn(self._team)
@@ -277,7 +270,7 @@ class ReadingPipeline:
         if team.is_alone:
             return
         previous, self._last_due = self._last_due, due.step
-        if sum(not self._collector.is_complete(each) for each in self._due) < self._queue:
+        if len(self._collector.unfinished()) < self._queue:
             then = due.step + max(1, due.step - previous)
             self._planning.announce(team, due.step, then, steps=self._steps, ahead=earned)
 
@@ -299,7 +292,7 @@ class ReadingPipeline:
 
     def _enqueue(self, due: DueStep) -> bool:
         """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
-        if sum(not self._collector.is_complete(each) and bool(each.here) for each in self._due) >= self._queue:
+        if sum(bool(each.here) for each in self._collector.unfinished()) >= self._queue:
             self._dropped.skip(due.step, len(self._planning.here(due.step)))
             return False
         self._due.append(due)

@@ -151,7 +151,7 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
 
     Args:
         tables: by rank.
-        paused: ranks that are not asked now.
+        paused: ranks that neither read nor give fragments now.
     """
     paused = {*paused, *(rank for rank, table in tables.items() if table.has_left)}
     suffixes = _suffixes(tables)

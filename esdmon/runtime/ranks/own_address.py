@@ -12,8 +12,8 @@ _LOOPBACK = (None, "", "localhost", "127.0.0.1", "::1")
 def own_address() -> str:
     """Return the address at which the other ranks of the job reach this one.
 
-    That of the interface which `GLOO_SOCKET_IFNAME` names; else the one from which this host reaches `MASTER_ADDR`;
-    where that is this host itself, and there are others, the one from which it reaches them.
+    It is the address of the interface that `GLOO_SOCKET_IFNAME` names. Without one it is the address from which this
+    host reaches `MASTER_ADDR`; or, where `MASTER_ADDR` is this host and the job has others, reaches these.
     """
     named = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     if named and (found := _address_of(named)):

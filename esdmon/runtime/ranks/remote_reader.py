@@ -96,7 +96,7 @@ class RemoteReader:
         """Do nothing: rank 0 stops waiting by itself."""
 
     def close(self) -> None:
-        """End the thread, let the others fetch what this rank has copied for them, and release the store."""
+        """End the threads, let the others fetch what this rank has copied for them, and release the store."""
         self._executor.close()
         self._source.advance(wait=True)
         self._assignments.close(self._limits.fragment_seconds)

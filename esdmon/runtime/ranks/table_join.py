@@ -16,7 +16,7 @@ class TableJoin:
         ranks: the messages of the job.
         tables: those known before.
         roles: those given before.
-        paused: ranks that are not asked now.
+        paused: ranks that neither read nor give fragments now.
         version: of the holdings, once they are joined.
     """
 
@@ -38,7 +38,7 @@ class TableJoin:
         self.is_done = False
 
     def run(self) -> None:
-        """Do it; an error is kept."""
+        """Join the tables; keep an error, for the training's thread to raise."""
         try:
             for table in self._ranks.take_tables():
                 # A rank may leave while its last readings are on their way: its matrices stay in the report.

@@ -13,6 +13,7 @@ from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.ranks.assignments import Assigned, Assignments
 from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
 from esdmon.runtime.ranks.holdings import Holdings, Table
+from esdmon.runtime.ranks.rank_faults import RankFaults
 from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.ranks.table_join import TableJoin
 from esdmon.runtime.workers.source import Answer, Task
@@ -21,7 +22,6 @@ from esdmon.schedule.polls import between
 _log = logging.getLogger("esdmon")
 _MOST_NAMED = 6  # matrices in a log line
 _IN_THREAD = 4000  # ranks × matrices, which take a fifth of a second here. Our choice.
-_ASKED = "reading between scheduled steps on all ranks"
 _SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
 
 
@@ -46,7 +46,7 @@ class Team:
     ) -> None:
         self._ranks = ranks
         self._own = own
-        self._faults = faults
+        self._faults = RankFaults(faults)
         self._limits = limits
         self._escalates = escalates
         self._has_elsewhere = False
@@ -66,10 +66,6 @@ class Team:
         """Of the holdings."""
         self._given: set[str] = set()
         """Parameters whose holders are in the job's store, for this version."""
-        self._blamed: dict[int, dict[int, str]] = {}
-        """By due step: the ranks that did not give their fragments, and why."""
-        self._plans: dict[int, Plan] = {}
-        """By due step, of those whose readings are not all there."""
         self._quiet = 0
         """Due steps in a row at which no rank has announced anything."""
         self._unreadable: set[str] = set()
@@ -141,7 +137,7 @@ class Team:
         self._asked = self._now = None
         assigned = self._own.begin(step)
         if assigned is not None:
-            self._blamed[step], self._plans[step] = assigned.failures, assigned.plan
+            self._faults.begin(step, assigned.plan, assigned.failures)
         return assigned
 
     def update_holdings(self) -> bool:
@@ -155,7 +151,7 @@ class Team:
 
     def _update_holdings(self) -> bool:
         if self._joining is None:
-            paused = frozenset(rank for rank in self._present if self._is_paused(rank))
+            paused = frozenset(rank for rank in self._present if self._faults.is_paused(rank))
             if not self._ranks.has_tables() and paused == self._paused:
                 return False
             self._joining = joining = TableJoin(self._ranks, self._tables, self._roles, paused, self._version + 1)
@@ -192,7 +188,7 @@ class Team:
             ending: in how many blocks of steps readings end.
         """
         self._ending = ending if self.pauses else 0
-        may_poll = self._escalates and self._has_elsewhere and not self._faults.disabled(_ASKED)
+        may_poll = self._escalates and self._has_elsewhere and not self._faults.is_asking_paused()
         after = between(gap, self._ranks.size) if may_poll else ()
         plan = Plan(self._version, self._assigned(names, ranks), after, self._ending)
         self._ranks.give_plan(step, plan)
@@ -200,7 +196,7 @@ class Team:
     @property
     def next_poll(self) -> int | None:
         """Return the step at which all ranks poll the store next for an extra plan; None before the next due step."""
-        return None if self._faults.disabled(_ASKED) else self._own.polls.next
+        return None if self._faults.is_asking_paused() else self._own.polls.next
 
     def ask(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> None:
         """Announce which of these matrices is read by whom at the next poll. Once for each."""
@@ -246,39 +242,19 @@ class Team:
         return Task(tuple(name for assignment in assignments for name in assignment.names), poll, take)
 
     def _take(self, step: int, ranks: Iterable[int]) -> Answer:
-        """Return the answers that are there, and count a failure for each rank that has not answered at a due step.
-
-        Between due steps a rank may have missed the plan.
-        """
+        """Return the readings that other ranks have sent, and take note of how fast each reads, or that it fails."""
         answers = self._ranks.take_answers(step, ranks)
         self.capacities.answered(answers.paces, answers.seconds)
-        if step not in self._blamed:
-            return answers.readings
-        for rank in answers.missing:
-            self._faults.record(_reader(rank), step, TimeoutError("its readings did not come"))
-        for rank, found in answers.failures.items():
-            self._faults.worked(_reader(rank), step)
-            self._blamed[step] |= found
+        self._faults.answered(step, answers)
         return answers.readings
 
     def settle(self, step: int) -> None:
         """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
-        own, plan = self._blamed.pop(step, {}), self._plans.pop(step, None)
-        if plan is None or not any(assignment.parameters for assignment in plan.assignments):
-            return
-        for rank in set(self._present) - {0}:
-            if rank in own:
-                self._faults.record(_giver(rank), step, TimeoutError(own[rank]))
-            else:
-                self._faults.worked(_giver(rank), step)
+        self._faults.settle(step, set(self._present) - {0})
 
     def settle_asked(self, step: int, missed: Collection[str]) -> None:
         """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""
-        if missed:
-            names = ", ".join(sorted(missed)[:_MOST_NAMED])
-            self._faults.record(_ASKED, step, TimeoutError(f"not all ranks have read or given their part of {names}"))
-        else:
-            self._faults.worked(_ASKED, step)
+        self._faults.settle_asked(step, missed)
 
     def unreadable(self, step: int) -> dict[str, LayerReport]:
         """Return a record with the reason for each matrix that nobody can read.
@@ -310,8 +286,7 @@ class Team:
         """Start again from a checkpoint that all ranks load."""
         self._own.restart()
         self._asked = None
-        self._blamed.clear()
-        self._plans.clear()
+        self._faults.restart()
 
     def close(self) -> None:
         """Let the others fetch the last copies, and release the store."""
@@ -328,9 +303,6 @@ class Team:
                 ", ".join(several[:_MOST_NAMED]) + (" …" if len(several) > _MOST_NAMED else ""),
             )
 
-    def _is_paused(self, rank: int) -> bool:
-        return any(self._faults.disabled(who) for who in (_reader(rank), _giver(rank)))
-
 
 def _completed(layer: LayerReport, assigned: Assigned) -> LayerReport:
     """Return another rank's reading with what rank 0 knows of the matrix: how far it has moved, and its last step."""
@@ -340,11 +312,3 @@ def _completed(layer: LayerReport, assigned: Assigned) -> LayerReport:
     if sample is None or math.isnan(sample.ratio):
         return layer
     return replace(layer, step_ratio=sample.ratio, step_growth=sample.growth)
-
-
-def _reader(rank: int) -> str:
-    return f"reading on rank {rank}"
-
-
-def _giver(rank: int) -> str:
-    return f"fetching from rank {rank}"

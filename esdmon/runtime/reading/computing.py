@@ -23,7 +23,7 @@ class Computing:
         measuring: says what spectra must hold, and which measures a process computes.
         precision: "auto" or "exact".
         solver: computes eigenvalues in this process.
-        processes: compute in its place, where they can.
+        processes: compute in the place of this process, where they can.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class Computing:
         self._laws: defaultdict[str, RecentLaws] = defaultdict(RecentLaws)
         self._directions: dict[str, Floats] = {}
         self.reads_directions = "directions" in measuring.needs
-        """Whether weights that others have come from are read too."""
+        """Whether the weight that a matrix has come from is read too."""
 
     def forget_laws(self) -> None:
         """Compute all laws of noise again, as a run does that is resumed here."""
         self._laws.clear()
 
     def forget_directions(self) -> None:
-        """Compare the next directions with none before."""
+        """Forget the directions that the next ones would be compared with."""
         self._directions.clear()
 
     def measure(self, matrix: Matrix, kind: str) -> Measured:

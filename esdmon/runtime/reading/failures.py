@@ -1,4 +1,4 @@
-"""Record readings that fail as faults of the monitor."""
+"""`FailingReadings`: record readings that fail as faults of the monitor."""
 
 from typing import final
 
@@ -12,12 +12,17 @@ class FailingReadings:
     """Record failed readings as faults: three layers of each kind of error by name, the others as one.
 
     What fails for one layer often fails for all, and two hundred log lines say no more than four.
+
+    Args:
+        faults: of all parts of the monitor.
     """
 
     def __init__(self, faults: Faults) -> None:
         self._faults = faults
         self._named: dict[str, set[str]] = {}
+        """By kind of error: the layers that are reported by name."""
         self._failing: dict[str, str] = {}
+        """By layer whose last reading failed: the fault that it is part of."""
 
     def failed(self, name: str, step: int, error: Exception) -> None:
         """Record that the reading of a matrix has raised."""

@@ -16,17 +16,17 @@ from esdmon.limits import Limits
 
 
 class Closable(Protocol):
-    """A monitor."""
+    """A monitor that can be closed."""
 
     def close(self, timeout: float | None = None, *, is_complete: bool = True) -> None:
         """Close within some seconds; `is_complete` is False where the training was broken off."""
 
 
 class Joinable(Protocol):
-    """A thread of readings."""
+    """Threads of readings that can be ended."""
 
     def join(self, timeout: float) -> None:
-        """End the thread, and wait until it has ended."""
+        """End the threads, and wait until they have ended, for some seconds at most."""
 
 
 _monitors: "weakref.WeakKeyDictionary[Closable, float]" = weakref.WeakKeyDictionary()

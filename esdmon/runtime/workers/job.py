@@ -20,13 +20,13 @@ class WorkerJob:
 
     weight: Weight
     laws: RecentLaws
-    """Those of this matrix, as of its last reading."""
+    """The laws of noise of this matrix, as of its last reading."""
     directions: tuple[Floats, Floats | None, Floats | None] | None
     """The arguments of `Spectrum.with_directions`."""
     measures: tuple[str, ...]
     """Names of built-in measures."""
     follows: bool
-    """As of `quantities`."""
+    """Whether the matrix is read again and again; see `quantities`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Outcome:
 
     measured: Measured | Exception
     laws: RecentLaws
-    """Those of the job, and what this reading has added to them."""
+    """The laws of the job, with those that this reading has added."""
     cpu_seconds: float = 0.0
     """CPU time of the process since its start."""
 

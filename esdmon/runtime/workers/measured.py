@@ -32,7 +32,7 @@ def measure(spectrum: Spectrum, names: Collection[str] = (), *, follows: bool = 
     Args:
         spectrum: of a weight.
         names: of built-in measures. One that fails is left out: the caller computes it, and reports the failure.
-        follows: as of `quantities`.
+        follows: see `quantities`.
     """
     phase = classify(spectrum)
     values: dict[tuple[str, Of], float] = {}

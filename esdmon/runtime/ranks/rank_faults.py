@@ -1,0 +1,85 @@
+"""`RankFaults`: on rank 0 of a job, count which ranks read and give their fragments, and which fail to do so."""
+
+from collections.abc import Collection, Iterable
+from functools import partial
+from typing import final
+
+from esdmon.isolation import Faults
+from esdmon.runtime.ranks.coordination import Answers, Plan
+
+_MOST_NAMED = 6  # matrices in an error
+_ASKED = "reading between scheduled steps on all ranks"
+
+
+@final
+class RankFaults:
+    """Count the failures of each rank, which is paused as any other part where it keeps failing.
+
+    Args:
+        faults: of all parts of the monitor.
+    """
+
+    def __init__(self, faults: Faults) -> None:
+        self._faults = faults
+        self._blamed: dict[int, dict[int, str]] = {}
+        """By due step: the ranks that did not give their fragments, and why."""
+        self._plans: dict[int, Plan] = {}
+        """By due step, of those whose readings are not all there."""
+        self.is_asking_paused = partial(faults.disabled, _ASKED)  # at each step: a method would be one more call
+        """Returns whether readings between due steps keep failing, and are not asked for now."""
+
+    def is_paused(self, rank: int) -> bool:
+        """Return whether a rank neither reads nor gives fragments now."""
+        return any(self._faults.disabled(who) for who in (_reader(rank), _giver(rank)))
+
+    def begin(self, step: int, plan: Plan, failures: dict[int, str]) -> None:
+        """Begin a due step.
+
+        Args:
+            step: optimizer steps taken.
+            plan: what is read.
+            failures: the ranks that do not give rank 0 their fragments, and why; filled while rank 0 reads.
+        """
+        self._blamed[step], self._plans[step] = failures, plan
+
+    def answered(self, step: int, answers: Answers) -> None:
+        """Count which ranks have answered, and which have not: of a due step only, since others may be missed."""
+        if step not in self._blamed:
+            return
+        for rank in answers.missing:
+            self._faults.record(_reader(rank), step, TimeoutError("its readings did not come"))
+        for rank, found in answers.failures.items():
+            self._faults.worked(_reader(rank), step)
+            self._blamed[step] |= found
+
+    def settle(self, step: int, ranks: Iterable[int]) -> None:
+        """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
+        blamed, plan = self._blamed.pop(step, {}), self._plans.pop(step, None)
+        if plan is None or not any(assignment.parameters for assignment in plan.assignments):
+            return
+        for rank in ranks:
+            if rank in blamed:
+                self._faults.record(_giver(rank), step, TimeoutError(blamed[rank]))
+            else:
+                self._faults.worked(_giver(rank), step)
+
+    def settle_asked(self, step: int, missed: Collection[str]) -> None:
+        """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""
+        if missed:
+            names = ", ".join(sorted(missed)[:_MOST_NAMED])
+            self._faults.record(_ASKED, step, TimeoutError(f"not all ranks have read or given their part of {names}"))
+        else:
+            self._faults.worked(_ASKED, step)
+
+    def restart(self) -> None:
+        """Forget the due steps that are under way."""
+        self._blamed.clear()
+        self._plans.clear()
+
+
+def _reader(rank: int) -> str:
+    return f"reading on rank {rank}"
+
+
+def _giver(rank: int) -> str:
+    return f"fetching from rank {rank}"
