@@ -16,7 +16,10 @@ from esdmon.spectrum.spectrum import Spectrum
 
 
 def trap(spectrum: Spectrum) -> float:
-    """Return the larger of |mean|/σ·(NM)^¼ and max|w − mean|/σ/(NM)^¼: above 1 the shuffled matrix has a spike."""
+    """Return the larger of |mean|/σ·(NM)^¼ and max|w − mean|/σ/(NM)^¼: above 1 the shuffled matrix has a spike.
+
+    NaN where all elements are equal.
+    """
     if spectrum.elements is None or spectrum.elements.variance <= 0:
         return float("nan")
     return max(parts_of_trap(spectrum.elements, spectrum.n, spectrum.m))
