@@ -1,5 +1,7 @@
 """Random matrices of known kind, and their spectra: the known truth that the numerics are held against."""
 
+import math
+
 import numpy as np
 from torch import Tensor
 
@@ -52,6 +54,14 @@ def pareto(rng: np.random.Generator, alpha: float, size: int) -> Floats:
     """Draws of p(x) ~ x^(−alpha), x >= 1."""
     draws: Floats = (1 - rng.random(size)) ** (-1 / (alpha - 1))
     return draws
+
+
+def spike_cut(n: int, m: int, slices: int = 1) -> float:
+    """The eigenvalue above which one of N × M noise of variance 1 is a spike, written out: μ + c·s."""
+    root_n, root_m = (n - 1) ** 0.5, m**0.5
+    centre, scale = (root_n + root_m) ** 2 / n, (root_n + root_m) * (1 / root_n + 1 / root_m) ** (1 / 3) / n
+    quantile = (3.2722**1.5 + 3 * math.log(slices)) ** (2 / 3)
+    return float(centre + (quantile + 250 / (n * m) ** 0.5) * scale)
 
 
 def spiked(rng: np.random.Generator, n: int, m: int, spikes: Floats) -> Floats:

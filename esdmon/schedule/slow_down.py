@@ -2,9 +2,10 @@
 
 The time of a step drifts: a processor clocks down, a neighbour on the host begins to work. So blocks of steps without a
 reading are compared only with those next to them, on both sides, which leaves a steady drift out of the result. (In a
-job of several ranks some blocks lie between, in which readings end.) One
-comparison gives y, the logarithm of a ratio of times, and f, the share of the time in which threads have read. For a
-slow-down δ it is y = δf but for noise, so δ is estimated by the median of y/f, weighted by f².
+job of several ranks some blocks lie between, in which readings end.)
+
+One comparison gives y, the logarithm of a ratio of times, and f, the share of the time in which threads have read. A
+slow-down δ makes y = δf, but for noise, so δ is estimated by the median of y/f, weighted by f².
 """
 
 import math

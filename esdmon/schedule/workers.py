@@ -173,7 +173,7 @@ class Workers:
         self._is_dropped = True
 
     def _place(self) -> int:
-        """Return the place of this block among those of a job: some that read, some in which readings end, a still."""
+        """Return the place of this block in a job's cycle: some that read, some in which readings end, a control."""
         return self._blocks % (_CONTROL_EVERY + self.ending)
 
     def _compare(self, steps: Sequence["_Step"]) -> float:

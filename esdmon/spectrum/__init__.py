@@ -16,8 +16,8 @@ alpha_low             smallest alpha of the fits with a KS distance within 10 % 
 alpha_high            largest alpha of those fits                                            > 1
 xmin                  smallest eigenvalue of the tail                                        of X, > 0
 ks_distance           Kolmogorov-Smirnov distance of the tail from the fit                   0 to 1
-n_tail                eigenvalues in the tail                                                count
-hill_alpha            1 + k/Σ ln(λ/λ_med) over the k largest, k half of all                  > 1
+n_tail                eigenvalues in the tail                                                count; 0 without one
+hill_alpha            1 + k/Σ ln(λ/λ_med) over the k largest, k half of those above 0        > 1
 alpha_hat             alpha·log₁₀ λmax(WᵀW)                                                  any
 log_alpha_norm        log₁₀ Σ λ(WᵀW)^alpha                                                   any
 lambda_max            largest eigenvalue                                                     of X, >= 0
@@ -63,7 +63,7 @@ frobenius_norm_max    largest frobenius_norm of a single expert                 
 rank_use              stable_rank/r, of the ΔW of an adapter of rank r only                  1/r to 1
 base_ratio            ‖ΔW‖₂/‖W‖₂, of the ΔW of an adapter and its base                        >= 0
 logit_bound           spectral_norm/√d, of the product of q and k in heads of size d         >= 0
-sparsity              share of zero elements outside all-zero rows and columns               0 to 1
+sparsity              share of zero elements outside dead rows and columns                   0 to 1
 trap_spikes           n_spikes after shuffling the elements; on request                      count; 0 without traps
 equalised_spikes      n_spikes after scaling rows and columns to equal rms; on request       count; 0 for noise
 equalised_alpha       alpha after it; on request                                             > 1

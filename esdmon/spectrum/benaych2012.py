@@ -21,7 +21,9 @@ from esdmon.spectrum.spectrum import Spectrum
 def spike_strengths(spectrum: Spectrum) -> Floats:
     """Return S of each spike, ascending; empty where there is no bulk or no spike.
 
-    S is at least Q^(−¼), and S/Q^(−¼) says how far it is past the transition. S²·N·σ² is the eigenvalue of ΔᵀΔ.
+    S is at least Q^(−¼), and S/Q^(−¼) says how far it is past the transition. S²·N·σ² is the eigenvalue of ΔᵀΔ. Where
+    the bulk is that of rows and columns of unequal scales, λ is scaled so that its edge is at (1 + 1/√Q)², and S is a
+    rough estimate.
     """
     bulk = spectrum.noise_bulk
     if bulk is None or bulk.n_spikes == 0:

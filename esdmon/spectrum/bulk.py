@@ -103,13 +103,18 @@ def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
     """Fit the bulk: σ² = median over p of λ_(p)/q(p), p in [0.1, 0.6], without the k spikes; q: quantiles of the law.
 
     Args:
-        by_slice: (slices, M) eigenvalues of X = WᵀW/N, ascending along the last axis.
+        by_slice: (slices, M) eigenvalues of X = WᵀW/N, ascending along the last axis. Of fewer than some 8 to a slice
+            the quantiles say little.
         n: N, the longer side of a slice.
         floor: eigenvalue up to which one counts as 0.
 
     Raises:
-        ValueError: if the σ² of a slice is not above the floor, as when about half of its eigenvalues are 0.
+        ValueError: if the array is not (slices, M) with N >= M >= 2, or if the σ² of a slice is not above the floor, as
+            when about half of its eigenvalues are 0.
     """
+    if by_slice.ndim != 2 or not n >= by_slice.shape[1] >= 2:
+        msg = f"by_slice must be (slices, M) with N >= M >= 2; got an array of shape {by_slice.shape} and N = {n}"
+        raise ValueError(msg)
     slices, m = by_slice.shape
     return _fit(by_slice, n, (marchenko_pastur(n, m),) * slices, floor)
 
@@ -197,12 +202,6 @@ def _fit(by_slice: Floats, n: int, laws: tuple[NoiseLaw, ...], floor: float, *, 
         is_capped=max(spikes) >= m // 2,
         sigma2_by_slice=tuple(map(float, sigma2)),
     )
-
-
-def spike_cut(n: int, m: int, slices: int = 1) -> float:
-    """Return μ + c·s for rows and columns of equal scales, which noise exceeds once in a thousand matrices (σ² = 1)."""
-    law = marchenko_pastur(n, m)
-    return law.centre + _level(n, m, slices) * law.scale
 
 
 def _level(n: int, m: int, slices: int) -> float:

@@ -60,7 +60,8 @@ def stable_rank_null(spectrum: Spectrum) -> float:
 def mp_soft_rank(spectrum: Spectrum) -> float:
     """Return min(1, λ⁺/λmax): 1 for noise, towards 0 as structure leaves the bulk; NaN if M = 1.
 
-    Each slice is in units of its own σ². Where M is too small for a bulk fit, λ⁺ uses the variance of all elements.
+    Each slice is in units of its own σ². Where M is below 8, too small for a bulk fit, λ⁺ uses the mean square of all
+    elements as σ². NaN where no bulk of noise was found.
     """
     if spectrum.is_of_norms:
         return float("nan")
@@ -70,7 +71,10 @@ def mp_soft_rank(spectrum: Spectrum) -> float:
 
 
 def matrix_entropy(spectrum: Spectrum) -> float:
-    """Return −Σ p ln p / ln M, p = λ/Σλ: from 0 (rank one) to 1 (all equal). The paper divides by ln rank."""
+    """Return −Σ p ln p / ln M, p = λ/Σλ: from 0 (rank one) to 1 (all equal).
+
+    Of a convolution M is the number of all eigenvalues. The paper divides by ln rank: the same at full rank.
+    """
     count = spectrum.eigenvalues.size
     if count < 2 or spectrum.lambda_max == 0:
         return float("nan")
@@ -118,7 +122,7 @@ def frobenius_norm(spectrum: Spectrum) -> float:
 
 
 def lambda_max_null(spectrum: Spectrum) -> float:
-    """Return Var(W)·λ⁺, the edge of noise with the variance of the elements, of the slice where it is highest."""
+    """Return s²·λ⁺, the edge of noise with the mean square s² of the elements, of the slice where it is highest."""
     bulk = spectrum.bulk
     if bulk is None or not bulk.is_scaled:
         return spectrum.mean * mp_edges(spectrum.q)[1]
@@ -127,12 +131,12 @@ def lambda_max_null(spectrum: Spectrum) -> float:
 
 
 def spectral_norm_null(spectrum: Spectrum) -> float:
-    """Return √(N·Var(W)·λ⁺), the spectral norm of noise with the variance of the elements."""
+    """Return √(N·s²·λ⁺), the spectral norm of noise with the mean square s² of the elements."""
     return float((spectrum.n * lambda_max_null(spectrum)) ** 0.5)
 
 
 def bulk_sigma_null(spectrum: Spectrum) -> float:
-    """Return √Var(W): in noise all of the variance is in the bulk."""
+    """Return s, the rms of the elements: in noise all of the mean square is in the bulk."""
     return float(spectrum.mean**0.5)
 
 
@@ -153,7 +157,7 @@ def log_alpha_norm(spectrum: Spectrum) -> float:
 
 
 def sparsity(spectrum: Spectrum) -> float:
-    """Return the share of exactly zero elements outside all-zero rows and columns: 0 unless weights were pruned."""
+    """Return the share of exactly zero elements outside dead rows and columns: 0 unless pruned or quantised."""
     if spectrum.elements is None:
         return float("nan")
     return spectrum.elements.zeros / (spectrum.n * spectrum.m * spectrum.slices)

@@ -141,7 +141,9 @@ def check_size(shape: tuple[int, ...], least: int) -> None:
 
 
 def check_extremes(minimum: float, maximum: float, *, size: int, count_bad: Callable[[], int]) -> float:
-    """Return the largest |w|; raise for elements whose squares are outside of float64. 0 has to be asked for.
+    """Return the largest |w|; raise for elements whose squares, or sums of them, are outside of float64.
+
+    A weight that is all zero passes: `check_zero` raises for that.
 
     Args:
         minimum: the smallest element.

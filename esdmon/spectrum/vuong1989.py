@@ -1,6 +1,7 @@
 """Compare a power law with other tails by likelihood ratios.
 
-Legend: x are the n values of the tail in units of xmin, x >= 1; d = ln p_powerlaw(x) − ln p_other(x).
+Legend: x are the n values of the tail in units of xmin, x >= 1; d = ln p_powerlaw(x) − ln p_other(x). Each function
+takes the eigenvalues, 1-D and in any order, and their fit; those below its xmin are left out.
 
 Reference: Q. H. Vuong, "Likelihood ratio tests for model selection and non-nested hypotheses", Econometrica 57 (1989)
 307; applied to tails by Clauset, Shalizi, Newman (2009), §5 and appendix C.
@@ -22,7 +23,8 @@ class Comparison:
     """Result of comparing the power law with another tail, each at its maximum likelihood."""
 
     ratio: float
-    """R = Σd/(√n·sd(d)): above 0 the power law is more likely. NaN for a tail of fewer than 3 values."""
+    """R = Σd/(√n·sd(d)): above 0 the power law is more likely. NaN for a tail of fewer than 3 values, for one of equal
+    values, and without a fit."""
     p: float
     """Two-sided p-value of R if both were equally good; for the truncated power law, without a truncation."""
 
@@ -33,7 +35,7 @@ _GRID = np.linspace(0, 1, 401)
 
 @explain_wrong_calls
 def power_law_against_exponential(eigenvalues: Floats, fit: PowerLawFit) -> Comparison:
-    """Compare with the exponential λ·exp(−λ(x − 1)), λ = 1/(mean(x) − 1)."""
+    """Compare with the exponential r·exp(−r(x − 1)), r = 1/(mean(x) − 1)."""
     x = _tail(eigenvalues, fit)
     if x is None:
         return _NONE
@@ -110,7 +112,8 @@ def _log_normaliser(alpha: float, z: float) -> float:
 
 def _tail(eigenvalues: Floats, fit: PowerLawFit) -> Floats | None:
     """Return the tail in units of xmin; None for fewer than 3 values or if all are equal."""
-    tail = eigenvalues[eigenvalues >= fit.xmin]
+    x = np.asarray(eigenvalues, dtype=np.float64)
+    tail = x[x >= fit.xmin]
     return tail / fit.xmin if tail.size >= 3 and tail.max() > fit.xmin else None
 
 

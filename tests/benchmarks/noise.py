@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.noise
     python -m tests.benchmarks.noise --large     # M = 2048 and 4096, rows and columns of different scales, two dtypes
+    python -m tests.benchmarks.noise --unequal   # rows of very different scales, and elements of which most are zero
 
 Each row is a shape and a law of the elements; `meaningful` and `over` count draws, the other columns are shares.
 """
@@ -61,16 +62,33 @@ def large(seed: int) -> None:
             row(f"{n} × {m}, {spread} dex", readings)
 
 
+def unequal(seed: int) -> None:
+    """Print how Gaussian noise is read whose rows differ by large factors, or of which a share is set to zero."""
+    for n, m, count in ((256, 128, 40), (512, 512, 20)):
+        for spread in (0.5, 0.7, 1.0, 1.3):
+            rng = np.random.default_rng([seed, n, m])
+            draws = (rng.standard_normal((n, m)) * 10 ** (spread * rng.standard_normal((n, 1))) for _ in range(count))
+            row(f"{n} × {m}, rows of {spread} dex", [classify(read_stack(torch.from_numpy(w)[None])) for w in draws])
+        for zeros in (0.5, 0.8, 0.9, 0.95):
+            rng = np.random.default_rng([seed, n, m])
+            draws = (rng.standard_normal((n, m)) * (rng.random((n, m)) >= zeros) for _ in range(count))
+            row(f"{n} × {m}, {zeros:.0%} zeros", [classify(read_stack(torch.from_numpy(w)[None])) for w in draws])
+
+
 def main() -> None:
     """Print the table and the totals."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=2)
     parser.add_argument("--budget", type=float, default=120, help="matrices of M = 256, and of others by 1/M³")
     parser.add_argument("--large", action="store_true")
+    parser.add_argument("--unequal", action="store_true")
     options = parser.parse_args()
     print(f"{'noise':<28} {'draws':>6} {'random-like':>11} {'meaningful':>10} {'over':>5}  others")
     if options.large:
         large(options.seed)
+        return
+    if options.unequal:
+        unequal(options.seed)
         return
     totals = np.zeros(4, dtype=int)
     for n, m in SHAPES:

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from esdmon.spectrum import fit_bulk
-from esdmon.spectrum.bulk import spike_cut
 from esdmon.spectrum.johnstone2001 import TRACY_WIDOM_QUANTILES, johnstone_centre, johnstone_scale
-from tests.matrices import gaussian, pooled, spectrum_of, spiked
+from esdmon.spectrum.marchenko1967 import mp_quantile
+from tests.matrices import gaussian, pooled, spectrum_of, spike_cut, spiked
 
 
 @pytest.mark.parametrize(("n", "m", "scale"), [(4096, 384, 0.00827), (384, 192, 0.04332)])
@@ -53,9 +53,20 @@ def test_pooled_slices_are_standardised_each_by_its_own_variance() -> None:
     assert fitted.ks <= 6
 
 
-def test_cut_rises_with_the_slices_and_falls_with_the_size() -> None:
-    """More slices share one level of false alarms; larger matrices have sharper edges."""
-    assert spike_cut(512, 256, 9) > spike_cut(512, 256) > spike_cut(4096, 2048)
+@pytest.mark.parametrize("slices", [1, 9])
+@pytest.mark.parametrize(("n", "m"), [(128, 64), (512, 256), (1024, 1024)])
+def test_a_spike_is_above_the_quantile_of_tracy_and_widom(n: int, m: int, slices: int) -> None:
+    """Slices share one level of false alarms: in a law's own quantiles, where σ² is 1, the cut is that written out."""
+    noise = np.tile(mp_quantile((np.arange(m) + 0.5) / m, n / m), (slices, 1))
+    for times, count in ((1 - 1e-6, 0), (1 + 1e-6, 1)):
+        noise[0, -1] = spike_cut(n, m, slices) * times
+        assert fit_bulk(noise, n).spikes[0] == count
+
+
+@pytest.mark.parametrize(("shape", "n"), [((20,), 40), ((1, 1), 1), ((1, 1), 40), ((1, 20), 10)])
+def test_what_is_no_stack_of_slices_is_refused(shape: tuple[int, ...], n: int) -> None:
+    with pytest.raises(ValueError, match=r"by_slice must be \(slices, M\) with N >= M >= 2; got an array of shape"):
+        fit_bulk(np.ones(shape), n)
 
 
 def test_a_slice_without_variance_is_refused() -> None:

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from esdmon.spectrum import Elements, Phase, PhaseThresholds, Spectrum, classify
-from esdmon.spectrum.bulk import spike_cut
 from esdmon.spectrum.marchenko1967 import mp_quantile
 from esdmon.spectrum.traps import trap
-from tests.matrices import gaussian, pareto, pooled, read_stack, spectrum_of, spiked, with_eigenvalues
+from tests.matrices import gaussian, pareto, pooled, read_stack, spectrum_of, spike_cut, spiked, with_eigenvalues
 
 RNG_SEED = 11
 
