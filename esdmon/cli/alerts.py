@@ -10,6 +10,7 @@ from esdmon.alerts.config import AlertConfig, load_config, select_rules
 from esdmon.errors import InputError, nearest
 from esdmon.plugins import Plugins
 from esdmon.records.table import format_table
+from esdmon.records.text import count
 from esdmon.replay import replay_with_faults
 
 _WIDTH = 80
@@ -74,11 +75,12 @@ def show(run: str, file: str | None, *, as_json: bool) -> int:
         for alert in found.alerts:
             print(textwrap.fill(str(alert), _WIDTH, subsequent_indent="    "))
         fired = Counter(alert.rule for alert in found.alerts if alert.state == "firing")
-        counted = ", ".join(f"{rule} {count}" for rule, count in fired.most_common())
-        print(f"{len(settings.rules)} rules: {counted or 'no alert'}")
+        counted = ", ".join(f"{rule} {times}" for rule, times in fired.most_common())
+        print(f"{count(len(settings.rules), 'rule')}: {counted or 'no alert'}")
         for fault in found.faults:
-            failed = f"{fault.who} failed: {fault.count} errors, the last at step {fault.step}: {fault.message}"
-            print(textwrap.fill(f"{failed}. Its alerts may be missing.", _WIDTH, subsequent_indent="    "))
+            errors = f"{count(fault.count, 'error')}, the last at step {fault.step}: {fault.message}"
+            text = f"{fault.who} failed: {errors}. Its alerts may be missing."
+            print(textwrap.fill(text, _WIDTH, subsequent_indent="    "))
     if found.faults:
         return _RULE_FAILED
     return int(any(alert.severity != "info" for alert in found.alerts))

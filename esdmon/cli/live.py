@@ -167,7 +167,7 @@ def _below(report: Report, rows: int) -> list[RenderableType]:
     lines = age_lines(report.layers, step=report.step, waiting=report.waiting)
     if len(report) > rows:
         hidden = len(report) - rows
-        lines.append(f"{hidden} more layers: shown are those with an alert, and those that changed phase last")
+        lines.append(f"{count(hidden, 'more layer')}: shown are those with an alert, and those that changed phase last")
     return [Text(masked(line), style="dim") for line in lines]
 
 

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from esdmon.errors import InputError
 from esdmon.isolation import Faults
+from esdmon.records.text import count
 from esdmon.torch_private import (
     drop_empty_gradient_hooks,
     has_step_hooks,
@@ -207,11 +208,11 @@ class Clock:
             return
         self._has_warned = True
         _log.warning(
-            "esdmon: the optimizer that watch() was given (%s) does not train: %s (%d steps counted). Nothing is read "
+            "esdmon: the optimizer that watch() was given (%s) does not train: %s (%s counted). Nothing is read "
             "until it steps. Give watch() the optimizer that trains, or none, and call monitor.step() after each step.",
             type(self._optimizer).__name__,
             what,
-            self._steps,
+            count(self._steps, "step"),
         )
 
 

@@ -17,6 +17,7 @@ from urllib.request import Request, urlopen
 from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError
 from esdmon.records import Alert, Report, Severity
+from esdmon.records.text import count
 
 _log = logging.getLogger("esdmon")
 TIMEOUT = 10.0
@@ -86,8 +87,8 @@ class WebhookSink:
             time.sleep(0.01)
         if self._queue.unfinished_tasks:
             _log.warning(
-                "esdmon: %d alerts were not sent to %s within %g s: they are in this log only. Check the webhook.",
-                self._queue.unfinished_tasks,
+                "esdmon: %s not sent to %s within %g s, and in this log only. Check the webhook.",
+                count(self._queue.unfinished_tasks, "alert"),
                 self._host,
                 self._timeout,
             )

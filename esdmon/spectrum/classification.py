@@ -131,7 +131,9 @@ def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
     """Return whether a meaningful alpha is below 2 beyond doubt, and is that of a tail that has left the bulk."""
     if _is_of_elements(spectrum):  # then it is a trap, and no correlation
         return False
-    fit = spectrum.power_law
+    noise, fit = spectrum.scaled_noise, spectrum.power_law
+    if noise is not None and noise.power_law.alpha < 2:  # then it is the tail of very unequal rows or columns
+        return False
     has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
     return has_left and fit.alpha_high + 2 * fit.alpha_stderr < 2
 

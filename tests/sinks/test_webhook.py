@@ -148,7 +148,7 @@ def test_closing_waits_only_so_long(server: Server, caplog: pytest.LogCaptureFix
     sink.alert(ALERT)
     sink.close()
     assert server.received == []
-    assert "1 alerts were not sent to 127.0.0.1 within 0.2 s" in caplog.text
+    assert "1 alert not sent to 127.0.0.1 within 0.2 s" in caplog.text
 
 
 @pytest.mark.parametrize(

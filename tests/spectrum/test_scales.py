@@ -135,3 +135,16 @@ def test_a_spike_that_elements_make_says_so() -> None:
 def _scales(spectrum: Spectrum) -> Scales:
     assert spectrum.scales is not None
     return spectrum.scales
+
+
+def test_noise_of_very_unequal_rows_is_not_over_regularized() -> None:
+    """At 1.3 dex its tail is a power law below 2, and so is that of the noise which has these scales."""
+    tails = 0
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        rows = 10 ** (1.3 * rng.standard_normal((256, 1)))
+        spectrum = read((rows * rng.standard_normal((256, 128))).astype(np.float32))
+        noise = spectrum.scaled_noise
+        tails += spectrum.power_law.alpha < 2 and noise is not None and noise.power_law.alpha < 2
+        assert not classify(spectrum).over_regularized
+    assert tails >= 4

@@ -3,6 +3,7 @@
 import logging
 from typing import final
 
+from esdmon.records.text import count as counted
 from esdmon.schedule.budget import Budget
 
 _log = logging.getLogger("esdmon")
@@ -26,9 +27,9 @@ class DroppedReadings:
         """Count readings that were not begun, since there was no room for them."""
         if count and not self.count:
             _log.warning(
-                "esdmon: skipped %d readings at step %d because the queue is full: increase every=, or, where no core "
+                "esdmon: skipped %s at step %d because the queue is full: increase every=, or, where no core "
                 "is idle, use mode='sync'. Logged once; see monitor.dropped.",
-                count,
+                counted(count, "reading"),
                 step,
             )
         self.count += count
@@ -37,8 +38,8 @@ class DroppedReadings:
         """Log how many readings of a step were given up since there were `before` losses."""
         if self.count > before:
             _log.warning(
-                "esdmon: %d readings of step %d were not finished in time and are lost, see monitor.dropped.",
-                self.count - before,
+                "esdmon: lost %s of step %d, not finished in time; see monitor.dropped.",
+                counted(self.count - before, "reading"),
                 step,
             )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Condition, Thread
+from threading import Condition, Thread, current_thread
 from typing import Any, final
 
 
@@ -42,15 +42,14 @@ class Threads:
         self._interrupt = interrupt
         self._jobs: deque[_Job] = deque()
         self._changed = Condition()
-        self._threads: list[Thread] = []
-        self._running = 0
-        self._is_one_alone = False
+        self._threads: dict[Thread, list[_Job]] = {}
+        """Each thread with the job that it has begun and not ended, or none."""
         self._is_closed = False
 
     @property
     def running(self) -> int:
         """Return how many jobs run."""
-        return self._running
+        return sum(map(len, tuple(self._threads.values())))
 
     def submit(self, run: Callable[[], Any], *, alone: bool = False) -> Future[Any]:
         """Queue a job; one that is `alone` begins when all before it are finished, and none runs beside it."""
@@ -65,9 +64,10 @@ class Threads:
         if not self._jobs:
             return
         with self._changed:
-            while len(self._threads) < min(self._allowed(), self._running + len(self._jobs)):
-                thread = Thread(target=self._work, name=f"esdmon-{len(self._threads)}", daemon=True)
-                self._threads.append(thread)
+            while len(self._threads) < min(self._allowed(), self.running + len(self._jobs)):
+                own: list[_Job] = []
+                thread = Thread(target=self._work, args=(own,), name=f"esdmon-{len(self._threads)}", daemon=True)
+                self._threads[thread] = own
                 thread.start()
             self._changed.notify_all()
 
@@ -85,50 +85,63 @@ class Threads:
         """Close, and wait until the threads have ended, for so many seconds at most."""
         self.close()
         until = time.monotonic() + timeout
-        for thread in self._threads:
+        for thread in tuple(self._threads):
             thread.join(max(0.0, until - time.monotonic()))
 
-    def _work(self) -> None:
+    def _work(self, own: list[_Job]) -> None:
+        # What is raised in a thread from outside ends the job that runs. Between two jobs it ends the thread, in whose
+        # place `wake` begins another.
+        try:
+            with suppress(BaseException):
+                self._run_all(own)
+        finally:
+            self._end(own, SystemExit())
+            with self._changed:
+                del self._threads[current_thread()]
+
+    def _run_all(self, own: list[_Job]) -> None:
         with suppress(Exception):
             self._prepare()
-        while True:
-            # An exception that is raised in the thread from outside ends the running job at most, never the thread.
+        is_open = True
+        while is_open:
             with suppress(BaseException):
-                if not self._run_next():
-                    return
+                is_open = self._run_next(own)
 
-    def _run_next(self) -> bool:
+    def _run_next(self, own: list[_Job]) -> bool:
         """Run the next job; return False where the threads are closed. A thread that waits holds no job."""
-        job = self._next()
-        if job is not None:
-            self._run(job)
-        return job is not None
-
-    def _next(self) -> _Job | None:
-        """Wait for a job that may begin; None where the threads are closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or self._may_begin())
-            if self._is_closed:
-                return None
-            job = self._jobs.popleft()
-            self._running += 1
-            self._is_one_alone = job.alone
-            return job
-
-    def _may_begin(self) -> bool:
-        if not self._jobs or self._is_one_alone:
+        self._end(own, SystemExit())  # there is one where an exception from outside has come before it was ended
+        if not self._begin(own):
             return False
-        return self._running == 0 if self._jobs[0].alone else self._running < self._allowed()
-
-    def _run(self, job: _Job) -> None:
+        (job,) = own
+        error: BaseException | None = None
         try:
             if job.future.set_running_or_notify_cancel():
                 job.future.set_result(job.run())
-        except BaseException as error:  # noqa: BLE001
-            if not job.future.done():
+        except BaseException as raised:  # noqa: BLE001
+            error = raised
+        self._end(own, error)
+        return True
+
+    def _begin(self, own: list[_Job]) -> bool:
+        """Wait for a job that may begin, and take it; return False where the threads are closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_closed or self._may_begin())
+            if self._is_closed:
+                return False
+            own.append(self._jobs[0])
+            self._jobs.popleft()
+            return True
+
+    def _may_begin(self) -> bool:
+        if not self._jobs or any(job.alone for own in self._threads.values() for job in own):
+            return False
+        return self.running == 0 if self._jobs[0].alone else self.running < self._allowed()
+
+    def _end(self, own: list[_Job], error: BaseException | None) -> None:
+        """End the job of a thread: with an error, unless it has a result or was cancelled."""
+        for job in own:
+            if error is not None and not job.future.done():
                 job.future.set_exception(error)
-        finally:
-            with self._changed:
-                self._running -= 1
-                self._is_one_alone = False
-                self._changed.notify_all()
+        with self._changed:
+            own.clear()
+            self._changed.notify_all()

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from esdmon.errors import InputError
 from esdmon.records.table import natural_key
+from esdmon.records.text import named
 from esdmon.weights.checkpoint import deepspeed, distributed
 from esdmon.weights.checkpoint.containers import is_optimizer_name
 from esdmon.weights.checkpoint.formats import NOT_WEIGHTS, SUFFIXES, open_file, opener_of, other_folder, read_json
@@ -67,7 +68,7 @@ def open_index(index: Path) -> Checkpoint:
         raise InputError(f"{index} is refused: it lists {outside[0]}, which is outside of its folder")
     missing = [file for file in files if not (index.parent / file).exists()]
     if missing:
-        raise InputError(f"{index} lists {len(missing)} files that do not exist, such as {missing[0]}")
+        raise InputError(f"{index} lists what does not exist: {named(missing)}. Download it again")
     parts = {file: _open_one(index.parent / file) for file in files}
     lost = [name for name, file in names.items() if name not in parts[file]]
     if lost:

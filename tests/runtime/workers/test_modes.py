@@ -182,7 +182,7 @@ def test_close_waits_no_longer_than_it_is_told(caplog: pytest.LogCaptureFixture)
     gate.set()
     assert run.watched.dropped == 3
     assert [report.new for report in run.sink.reports] == [()]
-    assert "3 readings of step 1 were not finished in time and are lost" in caplog.text
+    assert "lost 3 readings of step 1, not finished in time" in caplog.text
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,8 +1,12 @@
 """Jobs in daemon threads: in order, as many at once as are allowed."""
 
+import ctypes
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
+from functools import partial
 
 import pytest
 
@@ -119,3 +123,37 @@ def test_each_thread_is_prepared_once() -> None:
     prepared: list[int] = []
     threads = Threads(lambda: prepared.append(threading.get_ident()))
     assert [threads.submit(threading.get_ident).result(_LONG) for _ in range(3)] == prepared * 3
+
+
+@pytest.fixture
+def eager_switches() -> Iterator[None]:
+    """Let threads take turns every few lines."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("eager_switches")
+def test_an_exception_from_outside_loses_no_job() -> None:
+    """Raised in a thread while it runs a job, ends one, waits or ends: each job has its result, or that exception."""
+    threads = Threads()
+
+    def wait(future: Future[str]) -> None:
+        until = time.monotonic() + _LONG
+        while not future.done():
+            assert time.monotonic() < until
+            threads.wake()  # as at each step of a training
+
+    for number in range(1000):
+        future = threads.submit(partial(str, number))
+        if number % 4:
+            wait(future)  # then the thread ends the job, and waits for the next
+        for _ in range(number % 97):
+            threading.get_ident()
+        for worker in [each for each in threading.enumerate() if each.name == "esdmon-0"]:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(worker.ident or 0), ctypes.py_object(SystemExit))
+        wait(future)
+        assert isinstance(future.exception(), SystemExit) or future.result() == str(number)
+    threads.join(_LONG)
+    assert threads.running == 0

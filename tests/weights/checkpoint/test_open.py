@@ -208,7 +208,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a bomb": (saved("a.pt", {"w": Bomb()}), "refused: it contains Python objects"),
     "a bomb in an index": (hostile_index, "refused: its index contains posix.system"),
     "a damaged index": (with_bytes("model.safetensors.index.json", b"{}"), "has no weight_map"),
-    "a missing shard": (missing_shard, "lists 1 files that do not exist, such as model-1.safetensors"),
+    "a missing shard": (missing_shard, "lists what does not exist: model-1.safetensors. Download it again"),
     "several checkpoints": (several, "contains 2 checkpoints. Pass one of them"),
     "no tensors": (saved("a.pt", {"epoch": 3}), "contains no named tensors; its keys are epoch"),
     "a truncated metadata": (with_bytes(".metadata", b"\x80\x04"), "not the index of a distributed checkpoint"),
