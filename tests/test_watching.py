@@ -1,5 +1,6 @@
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -335,3 +336,19 @@ def test_what_acts_is_a_rule_that_is_asked(name: str) -> None:
 def test_what_is_called_on_an_alert_is_a_function() -> None:
     with pytest.raises(InputError, match="on_alert= must be a function that takes an Alert; got 'page me'"):
         esdmon.watch(nn.Linear(64, 64), sinks=None, on_alert="page me")  # type: ignore[arg-type]
+
+
+def test_a_monitor_is_shown_as_one_line() -> None:
+    """As at the end of a cell of a notebook: what it has counted and found."""
+    model = nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    monitor = esdmon.watch(model, optimizer, every=2, sinks=[])
+    assert repr(monitor) == "<Monitor, 0 steps, no report yet>"
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(4, 64)).sum().backward()
+        optimizer.step()
+    monitor.close()
+    assert re.fullmatch(
+        r"<Monitor \(closed\), 2 steps, report of step 2: 1 [a-z+-]+, 0 alert rules firing>", repr(monitor)
+    )

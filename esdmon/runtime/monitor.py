@@ -12,6 +12,7 @@ from esdmon.isolation import Fault, Faults
 from esdmon.limits import Limits
 from esdmon.records import Alert, Report
 from esdmon.records.serialization import Plain, Stateful
+from esdmon.records.text import count, counted
 from esdmon.runtime.alerting import Alerting
 from esdmon.runtime.delivery import Delivery, close_sinks
 from esdmon.runtime.escalation import Escalation
@@ -324,6 +325,15 @@ class Monitor:
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how a copy is made: with the steps counted so far, and nothing else."""
         return copied, (self._steps,)
+
+    def __repr__(self) -> str:
+        """Return one line: the steps counted, the layers of the last report, and how many alert rules fire."""
+        report = self._report
+        found = "no report yet"
+        if report is not None:
+            firing = count(sum(layers > 0 for layers in report.firing.values()), "alert rule")
+            found = f"report of step {report.step}: {counted(report)}, {firing} firing"
+        return f"<Monitor{' (closed)' if self._closed else ''}, {count(self._steps, 'step')}, {found}>"
 
     def __enter__(self) -> Self:
         """Return the monitor; leaving the block closes it."""

@@ -164,7 +164,7 @@ def _in_tar(path: Path, name: str) -> Iterator[BinaryIO]:
 def _open_zip(path: Path) -> Checkpoint:
     """Open a file of `torch.save`, or the only one of weights in an archive, as Stable-Baselines3 writes it."""
     models: list[str] = []
-    with suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as archive:
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # of many kinds for a damaged one, which is named below
         models = [record.filename for record in archive.infolist() if _is_model(record)]
     inside = partial(_in_zip, path, models[0]) if len(models) == 1 else None
     return torch_file.open_torch_file(path, open_file=inside)
