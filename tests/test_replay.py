@@ -161,7 +161,7 @@ def test_other_thresholds_are_tried(
     off = [f"[rules.{rule.name}]\nenabled = false" for rule in BUILT_IN_RULES if rule.name != "rank_collapse"]
     file.write_text("\n".join([*off, "[rules.rank_collapse]", "for = 30"]))
     assert main(["alerts", "replay", str(folder), "--alerts", str(file)]) == 0
-    assert capsys.readouterr().out == "1 rules: no alert\n"
+    assert capsys.readouterr().out == "1 rule: no alert\n"
 
 
 def test_a_rule_that_fails_says_what_that_means_for_the_replay(

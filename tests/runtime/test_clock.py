@@ -215,7 +215,7 @@ def test_weights_that_move_on_after_the_last_step_are_named_at_the_end(caplog: p
         for _ in range(FOREIGN_STEPS):
             step()
     (message,) = warnings(caplog)
-    assert f"weights have changed {FOREIGN_STEPS} times since its last step (1 steps counted)" in message
+    assert f"weights have changed {FOREIGN_STEPS} times since its last step (1 step counted)" in message
 
 
 def test_nothing_of_it_stays_on_weights_and_optimizers() -> None:
