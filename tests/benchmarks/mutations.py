@@ -210,7 +210,9 @@ def _rename_or_remove(path: Path, rng: Random) -> str:
     if rng.random() < 0.5:
         path.unlink()
         return "removed"
-    shutil.copy(path, path.with_name(rng.choice(("copy" + path.suffix, "model-00003-of-00009.safetensors", "x.bin"))))
+    other = path.with_name(rng.choice(("copy" + path.suffix, "model-00003-of-00009.safetensors", "x.bin")))
+    if other != path:  # an earlier copy may be chosen
+        shutil.copy(path, other)
     return "copied"
 
 
