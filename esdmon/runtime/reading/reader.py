@@ -348,7 +348,4 @@ class Reader:
 
 
 def _opened(model: Model | str | os.PathLike[str]) -> Model:
-    if not isinstance(model, str | os.PathLike):
-        return model
-    checkpoint = open_checkpoint(model)
-    return checkpoint if checkpoint.module is None else checkpoint.module
+    return open_checkpoint(model).model if isinstance(model, str | os.PathLike) else model

@@ -49,6 +49,11 @@ class Checkpoint(Mapping[str, Tensor]):
         self.files = tuple(files)
         self._read = read
 
+    @property
+    def model(self) -> Model:
+        """Return what is read: the model that the file holds whole, else this mapping."""
+        return self if self.module is None else self.module
+
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor from disk to the CPU.
 

@@ -31,7 +31,7 @@ def open_model(
     files = tuple(str(file.relative_to(folder)) for file in checkpoint.files)
     unread = unread_beside(checkpoint.files, folder) if path.is_dir() else ()  # else the user has chosen the file
     origin = Origin(str(path), files, tuple(unread), is_reference=is_reference)
-    return (checkpoint if checkpoint.module is None else checkpoint.module), (origin,)
+    return checkpoint.model, (origin,)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -153,15 +153,19 @@ def one_dies(rank: int, _folder: Path) -> list[list[str]]:
     return [[layer.name for layer in report.new] for report in sink.reports]
 
 
-def different(rank: int, _folder: Path) -> list[list[str]]:
-    """Ranks that train models of their own."""
-    model = network(rank)
+def read_in_turn(model: nn.Module) -> list[list[str]]:
+    """Return what each report of four steps has, where no rank is ahead of another."""
     sink = MemorySink()
     with esdmon.watch(model, every=1, budget=None, sinks=[sink]) as monitor:
         for _ in range(4):
             monitor.step()
             distributed.barrier()
     return [[layer.name for layer in report.new] for report in sink.reports]
+
+
+def different(rank: int, _folder: Path) -> list[list[str]]:
+    """Ranks that train models of their own."""
+    return read_in_turn(network(rank))
 
 
 def resumed(rank: int, _folder: Path) -> list[int]:
@@ -274,12 +278,7 @@ def one_expert_differs(rank: int, _folder: Path) -> list[list[str]]:
     model = network(0)
     with torch.no_grad():
         model.get_parameter("4.weight").add_(rank)
-    sink = MemorySink()
-    with esdmon.watch(model, every=1, budget=None, sinks=[sink]) as monitor:
-        for _ in range(4):
-            monitor.step()
-            distributed.barrier()
-    return [[layer.name for layer in report.new] for report in sink.reports]
+    return read_in_turn(model)
 
 
 def sharded_optimizer(rank: int, _folder: Path) -> dict[str, Any]:
