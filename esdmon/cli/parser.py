@@ -140,9 +140,9 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Analyse the weights of a checkpoint, tensor by tensor: a .pt, .pth, .ckpt, .bin or .safetensors file, a "
-        "Hugging Face folder, or a torch distributed checkpoint. No code in the checkpoint is executed. Under torchrun "
-        "the work is split over the ranks."
+        "Analyse the weights of a checkpoint, tensor by tensor: a file of torch.save, torch.export, safetensors or "
+        "GGUF, a Hugging Face folder, or a torch distributed checkpoint. No code in the checkpoint is executed. Under "
+        "torchrun the work is split over the ranks."
     )
     parser.epilog = "Exit status: 0; 1 if a weight is zero, not finite or failed; 2 if nothing could be read."
     parser.add_argument("path", metavar="PATH", help="file or folder")

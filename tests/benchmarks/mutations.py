@@ -1,5 +1,6 @@
 """Small checkpoints of each format, and ways to damage one or to make it hostile: for `fuzz_checkpoints`."""
 
+import io
 import json
 import pickle
 import pickletools
@@ -9,6 +10,7 @@ import warnings
 import zipfile
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -81,6 +83,30 @@ def _module() -> nn.Module:
         return nn.Sequential(*layers, *computed, nn.LayerNorm((12, 12)))
 
 
+def _write_program(folder: Path) -> None:
+    torch.export.save(torch.export.export(_perceptron(), (torch.zeros(1, 12),)), folder / "model.pt2")
+
+
+def _write_older_program(folder: Path) -> None:
+    write_older_program(folder / "model.pt2", _perceptron().state_dict())
+
+
+def write_older_program(path: Path, state: Mapping[str, torch.Tensor]) -> None:
+    """Write the files that `torch.export.save` of torch 2.7 puts into an archive, without a program."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(zipfile.ZipInfo("serialized_exported_program.json"), "{}")
+        for name, content in (("state_dict", state), ("constants", {}), ("example_inputs", ((), {}))):
+            file = io.BytesIO()
+            torch.save(content, file)
+            archive.writestr(zipfile.ZipInfo(f"serialized_{name}.pt"), file.getvalue())
+
+
+def _perceptron() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 12, bias=False)).eval()
+
+
 def _write_safetensors(folder: Path) -> None:
     save_file({name: weight.clone() for name, weight in _weights().items()}, folder / "model.safetensors")
 
@@ -140,6 +166,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "module": _write_module,
     "legacy module": _write_legacy_module,
     "pickle": _write_pickle,
+    "program": _write_program,
+    "older program": _write_older_program,
     "safetensors": _write_safetensors,
     "gguf": _write_gguf,
     "shards": _write_shards,
@@ -175,6 +203,8 @@ def _ways_for(path: Path) -> Sequence[Way]:
         return [_mutate_header] * 4
     if path.suffix == ".distcp":
         return []
+    if path.suffix == ".pt2":
+        return [_mutate_archive] * 4
     return [_mutate_pickles] * 4 + [_make_hostile] if path.suffix != ".pt" else [_mutate_archive] * 4 + [_make_hostile]
 
 
@@ -265,11 +295,14 @@ def _mutate_archive(path: Path, rng: Random) -> str:
             records = {name: archive.read(name) for name in archive.namelist()}
     except Exception:  # noqa: BLE001 -- it was damaged before
         return _mutate_bytes(path, rng)
-    pickles = [name for name in records if name.endswith("data.pkl")]
-    what = rng.choice(("pickle", "pickle", "pickle", "pickle", "drop", "rename", "grow", "compress"))
-    name = rng.choice(list(records)) if what != "pickle" or not pickles else pickles[0]
+    contents = [name for name in records if name.endswith(("data.pkl", "_weights_config.json"))]
+    what = rng.choice(("content", "content", "content", "content", "drop", "rename", "grow", "compress"))
+    name = rng.choice(list(records)) if what != "content" or not contents else contents[0]
     match what:
-        case "pickle":
+        case "content" if name.endswith(".json"):
+            with suppress(ValueError, RecursionError):  # it was damaged before
+                records[name] = json.dumps(_edited(json.loads(records[name]), rng)).encode("utf-8", "surrogatepass")
+        case "content":
             records[name] = _mutated_pickle(records[name], rng)
         case "drop":
             del records[name]

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from esdmon.errors import InputError
-from esdmon.weights.checkpoint import gguf_file, safetensors, torch_file
+from esdmon.weights.checkpoint import exported, gguf_file, safetensors, torch_file
+from esdmon.weights.checkpoint.file_part import FilePart
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
 INDEX_SUFFIX = ".index.json"
@@ -162,10 +163,15 @@ def _in_tar(path: Path, name: str) -> Iterator[BinaryIO]:
 
 
 def _open_zip(path: Path) -> Checkpoint:
-    """Open a file of `torch.save`, or the only one of weights in an archive, as Stable-Baselines3 writes it."""
+    """Open a file of `torch.save`, or the only one of weights in an archive, as Stable-Baselines3 writes it.
+
+    An older program of `torch.export` has a file of weights beside others, of constants and inputs.
+    """
     models: list[str] = []
     with suppress(Exception), zipfile.ZipFile(path) as archive:  # of many kinds for a damaged one, which is named below
-        models = [record.filename for record in archive.infolist() if _is_model(record)]
+        records = archive.infolist()
+        models = [record.filename for record in records if exported.STATE.fullmatch(record.filename)]
+        models = models or [record.filename for record in records if _is_model(record)]
     inside = partial(_in_zip, path, models[0]) if len(models) == 1 else None
     return torch_file.open_torch_file(path, open_file=inside)
 
@@ -179,8 +185,10 @@ def _is_model(record: zipfile.ZipInfo) -> bool:
 
 @contextmanager
 def _in_zip(path: Path, name: str) -> Iterator[BinaryIO]:
-    with zipfile.ZipFile(path) as archive, archive.open(name) as file:
-        yield cast("BinaryIO", file)
+    with path.open("rb") as file:
+        start, size = torch_file.place_of(file, zipfile.ZipFile(file).getinfo(name))
+        with FilePart(file, start, size) as part:
+            yield cast("BinaryIO", part)
 
 
 def _is_safetensors(first: bytes) -> bool:

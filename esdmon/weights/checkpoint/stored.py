@@ -136,8 +136,19 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *options: Any) -> StoredTensor:
-    """Return a tensor; `options` are a dtype other than that of the storage, and how it is quantised."""
+def tensor_of(storage: Any, offset: Any, shape: Any, stride: Any, *options: Any) -> StoredTensor:
+    """Return a tensor that is a view of a storage.
+
+    Args:
+        storage: where its numbers are.
+        offset: first element there.
+        shape: sides.
+        stride: steps in elements, for each side.
+        options: a dtype other than that of the storage, and how it is quantised; or nothing.
+
+    Raises:
+        PickleError: for values that are none of these, and for a tensor that is larger than its storage.
+    """
     dtype, quantizer = options or (None, ())
     if not isinstance(storage, Storage) or not isinstance(shape, Sequence) or not isinstance(stride, Sequence):
         raise PickleError("a tensor in it has no storage or shape")
@@ -152,7 +163,7 @@ def _tensor(storage: Any, offset: Any, shape: Any, stride: Any, *options: Any) -
 
 
 def _tensor_v3(storage: Any, offset: Any, shape: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> Any:
-    return _tensor(storage, offset, shape, stride, dtype_of(dtype), ())
+    return tensor_of(storage, offset, shape, stride, dtype_of(dtype), ())
 
 
 def dtype_of(value: Any) -> torch.dtype:
@@ -181,11 +192,24 @@ def _nested(buffer: Any, *_: Any) -> Any:
     return Unsupported("a nested tensor: convert it to an ordinary one, with to_dense()", buffer.shape, buffer.dtype)
 
 
-def _meta(dtype: Any, shape: Any, *_: Any) -> Any:
+def unsupported(reason: str, shape: Any, dtype: torch.dtype | None) -> Unsupported:
+    """Return a tensor that is not read.
+
+    Args:
+        reason: why.
+        shape: sides.
+        dtype: None for one that is not known.
+
+    Raises:
+        PickleError: for an impossible shape.
+    """
     if not all(_is_count(side) for side in shape):
         raise PickleError("a tensor in it has an impossible shape")
-    reason = "on the meta device, which holds no numbers: load the weights first"
-    return Unsupported(reason, tuple(shape), dtype_of(dtype))
+    return Unsupported(reason, tuple(shape), dtype or torch.uint8)
+
+
+def _meta(dtype: Any, shape: Any, *_: Any) -> Any:
+    return unsupported("on the meta device, which holds no numbers: load the weights first", shape, dtype_of(dtype))
 
 
 def _subclass(_kind: Any, _rebuild: Any, _arguments: Any, state: Any) -> Any:
@@ -213,14 +237,14 @@ BUILDERS: Builders = {
     "collections.defaultdict": lambda *_: {},
     "torch.Size": tuple,
     "torch.serialization._get_layout": lambda name: name,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, stride, *_: _tensor(
+    "torch._utils._rebuild_tensor": tensor_of,
+    "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, stride, *_: tensor_of(
         storage, offset, shape, stride
     ),
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": lambda data, *_: data,
     "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
-    "torch._utils._rebuild_qtensor": lambda storage, offset, shape, stride, quantizer, *_: _tensor(
+    "torch._utils._rebuild_qtensor": lambda storage, offset, shape, stride, quantizer, *_: tensor_of(
         storage, offset, shape, stride, None, quantizer
     ),
     "torch._utils._rebuild_sparse_tensor": _sparse,

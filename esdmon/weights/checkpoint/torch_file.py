@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from esdmon.errors import InputError, UnreadableError
+from esdmon.weights.checkpoint import exported
 from esdmon.weights.checkpoint.containers import (
     byte_strings,
     find_models,
@@ -40,14 +41,16 @@ from esdmon.weights.checkpoint.stored import (
 )
 from esdmon.weights.checkpoint.whole_model import rebuild
 
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".pt2")
 _ZIP = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LOCAL_HEADER = struct.Struct("<26xHH")  # lengths of the name and of the extra field, after which the record begins
 _OTHER_ARCHIVES = {
     re.compile(r".+\.npy$"): "an archive of numpy arrays: save them as named tensors, in a .safetensors or .pt file",
     re.compile(r".+\.weights\.h5$"): "a model of Keras: convert it to safetensors or a .pt file",
-    re.compile(r"([^/]+/)?archive_format$"): "a program of torch.export. Save the model's state_dict() instead",
+    re.compile(
+        r"([^/]+/)?archive_format$"
+    ): "a program of torch with its weights in compiled code. Save the model's state_dict()",
     re.compile(r".+\.(pt|pth|ckpt|bin|safetensors)$"): "a zip archive with files of weights in it: unpack it first",
 }
 _NUMPY = re.compile(r"numpy\.(_core|core)\.(multiarray\._reconstruct|numeric\._frombuffer)")
@@ -224,28 +227,47 @@ def _load_zip(file: BinaryIO) -> tuple[Any, Places]:
     roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
     if any(name.endswith("/extern_modules") for name in names):
         raise InputError("is an archive of torch.package, which contains code. Save the model's state_dict() instead")
+    tables = exported.tables_in(names)
+    if tables:
+        root = next(iter(tables.values())).partition("/")[0] + "/"
+        places = _places_below(file, archive, root, exported.FOLDER)
+        sizes = {key: size for key, (_, size) in places.items()}
+        return exported.read_tables(archive, tables, sizes), places
     if not roots:
         kind = next((what for pattern, what in _OTHER_ARCHIVES.items() if any(map(pattern.match, names))), "")
         if kind:
             raise InputError(f"is {kind}")
         raise PickleError("it is a zip archive without data.pkl")
     root = roots[0]
-    places = {}
-    for record in archive.infolist():
-        if record.filename.startswith(f"{root}data/"):
-            places[record.filename.removeprefix(f"{root}data/")] = _place_of(file, record)
-    end = file.seek(0, io.SEEK_END)
-    if sum(size for _, size in places.values()) > end:  # they would be in memory more than once
-        raise PickleError("its records overlap")
-    byte_order = archive.read(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
-    if byte_order != b"little":
-        raise PickleError("its numbers are big-endian")
-    start, size = _place_of(file, archive.getinfo(f"{root}data.pkl"))
+    places = _places_below(file, archive, root, "data/")
+    start, size = place_of(file, archive.getinfo(f"{root}data.pkl"))
     file.seek(start)
     return _parse(io.BytesIO(file.read(size)), _storage_in_zip), places
 
 
-def _place_of(file: BinaryIO, record: zipfile.ZipInfo) -> tuple[int, int]:
+def _places_below(file: BinaryIO, archive: zipfile.ZipFile, root: str, folder: str) -> Places:
+    """Return the places of the records in a folder of an archive, by their names in it."""
+    below = f"{root}{folder}"
+    places = {
+        record.filename.removeprefix(below): place_of(file, record)
+        for record in archive.infolist()
+        if record.filename.startswith(below)
+    }
+    end = file.seek(0, io.SEEK_END)
+    if sum(size for _, size in places.values()) > end:  # they would be in memory more than once
+        raise PickleError("its records overlap")
+    byte_order = archive.read(f"{root}byteorder") if f"{root}byteorder" in archive.namelist() else b"little"
+    if byte_order != b"little":
+        raise PickleError("its numbers are big-endian")
+    return places
+
+
+def place_of(file: BinaryIO, record: zipfile.ZipInfo) -> tuple[int, int]:
+    """Return the first byte and the size of a record in a zip archive.
+
+    Raises:
+        PickleError: for a compressed one.
+    """
     if record.compress_type != zipfile.ZIP_STORED:
         raise PickleError("its records are compressed")
     file.seek(record.header_offset)

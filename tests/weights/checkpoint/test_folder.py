@@ -334,7 +334,7 @@ OTHER_FILES = {
     "model.pt": (b"\x1f\x8b123", "compressed by gzip"),
     "index.bin": (b"<!doctype html><html>", "a web page in the place of a file"),
     "agent.zip": (zipped("actor.pth", "critic.pth"), "a zip archive with files of weights in it"),
-    "model.pt2": (zipped("model/archive_format"), "a program of torch.export"),
+    "model.pt2": (zipped("model/archive_format"), "a program of torch with its weights in compiled code"),
     "model.npz": (zipped("fc.weight.npy"), "an archive of numpy arrays"),
     "model.keras": (zipped("model.weights.h5"), "a model of Keras"),
     "model.tar": (tarfile.TarInfo("a").tobuf(), "a tar archive"),
