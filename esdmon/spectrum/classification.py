@@ -51,10 +51,16 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     if phase is not Phase.UNCLASSIFIED:
         confidence = min(to_other_phase(evidence, phase, limits), to_other_rank(spectrum, limits))
     is_meaningful = _alpha_is_meaningful(spectrum, evidence, phase, limits)
+    explanation = " ".join((_explain(phase, evidence, spectrum, bulk, limits), *_remarks(spectrum, phase)))
+    if (is_meaningful or phase is Phase.HEAVY_TAILED) and _is_of_scales(spectrum):
+        explanation += " Noise with rows and columns of their scales has such a tail too."
+        is_meaningful = False
+        if phase is Phase.HEAVY_TAILED:
+            phase, confidence = Phase.UNCLASSIFIED, 0.0
     return PhaseReading(
         phase=phase,
         confidence=confidence,
-        explanation=" ".join((_explain(phase, evidence, spectrum, bulk, limits), *_remarks(spectrum, phase))),
+        explanation=explanation,
         alpha_is_meaningful=is_meaningful,
         over_regularized=is_meaningful and _is_over_regularized(spectrum, bulk, phase),
     )
@@ -131,11 +137,17 @@ def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
     """Return whether a meaningful alpha is below 2 beyond doubt, and is that of a tail that has left the bulk."""
     if _is_of_elements(spectrum):  # then it is a trap, and no correlation
         return False
-    noise, fit = spectrum.scaled_noise, spectrum.power_law
-    if noise is not None and noise.power_law.alpha < 2:  # then it is the tail of very unequal rows or columns
-        return False
+    fit = spectrum.power_law
     has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
     return has_left and fit.alpha_high + 2 * fit.alpha_stderr < 2
+
+
+def _is_of_scales(spectrum: Spectrum) -> bool:
+    """Return whether alpha is below 2, and so is that of noise whose rows and columns are as unequal."""
+    if spectrum.power_law.alpha >= 2:
+        return False
+    noise = spectrum.scaled_noise
+    return noise is not None and noise.power_law.alpha < 2
 
 
 def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> str:

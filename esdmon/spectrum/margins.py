@@ -2,7 +2,8 @@
 
 Where E W_ij² = a_i·b_j, a row that is much larger than the others dominates the mean square of every column. So the
 scales are measured after dividing by those of the other side: a_i = mean_j W_ij²/b_j and b_j = mean_i W_ij²/a_i, from
-the mean squares on, and once more where that changes them.
+the mean squares on, and once more where that changes them. The side whose mean squares differ less comes first: it is
+the one that the other has disturbed, and W and its transpose have the same scales.
 
 Here for numpy arrays; `esdmon.weights.device.margins` does the same with tensors on their device.
 """
@@ -27,7 +28,7 @@ DEAD = 1e-3
 WEAK = 0.1
 """Of the median rms: rows of noise scatter by (2M)^−½, 4 % for M = 256. Our choice."""
 SAMPLED = 1 << 16
-"""Elements that the kurtosis is estimated from; our choice."""
+"""Elements that the kurtosis is estimated from, of evenly spaced rows or columns; our choice."""
 ALIKE = 3.0
 """Standard deviations of the ratio: of independent elements with exponents from 1 to infinity 1 % have more."""
 SETTLED = 0.05
@@ -56,6 +57,11 @@ class Sides(ABC):
         """
         rows, columns = self.totals()
         return ~is_below(DEAD, rows), ~is_below(DEAD, columns)
+
+    def columns_first(self) -> bool:
+        """Return whether the columns differ less than the rows, by the standard deviation of their logarithms."""
+        rows, columns = (float(np.log(side[side > 0]).std()) if side.any() else 0.0 for side in self.totals())
+        return columns < rows
 
     def weak(self) -> tuple[int, int]:
         """Return the numbers of rows and columns whose rms over all slices is below a tenth of the median's."""
@@ -130,11 +136,16 @@ def _rows_of_block(stack: Array) -> int:
 
 def scales_of(stack: Array, margins: Margins) -> Scales:
     """Return the scales of a stack without dead rows and columns, with N >= M."""
-    measured, margins = margins, _refined(stack, margins)
+    columns_first = margins.columns_first()
+    measured, margins = margins, _refined(stack, margins, columns_first=columns_first)
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
-        margins = _refined(stack, margins)
-    step = max(1, -(-stack.size // SAMPLED))
-    kurtosis = kurtosis_of(stack[:, ::step], _inverse(margins.rows)[:, ::step], _inverse(margins.columns))
+        margins = _refined(stack, margins, columns_first=columns_first)
+    by_row, by_column = sample_steps(stack.size, columns_first=columns_first)
+    kurtosis = kurtosis_of(
+        stack[:, ::by_row, ::by_column],
+        _inverse(margins.rows)[:, ::by_row],
+        _inverse(margins.columns)[:, ::by_column],
+    )
     return as_scales(margins.rows, margins.columns, kurtosis, partial(_are_heavy_alone, stack, measured))
 
 
@@ -186,17 +197,28 @@ def are_heavy_alone(magnitudes: Magnitudes, squares: Floats) -> Bools:
     return alone
 
 
-def kurtosis_of(sample: Array, by_row: Array, by_column: Array) -> Floats:
-    """Return E y²/(E y)² of the squares of some rows divided by the scales of their row and column.
+def sample_steps(size: int, *, columns_first: bool) -> tuple[int, int]:
+    """Return the steps between the rows, and between the columns, that the kurtosis is estimated from.
+
+    Args:
+        size: number of elements.
+        columns_first: as `Sides.columns_first`, so that W and its transpose have the same elements in the sample.
+    """
+    step = max(1, -(-size // SAMPLED))
+    return (1, step) if columns_first else (step, 1)
+
+
+def kurtosis_of(sample: Array, a: Array, b: Array) -> Floats:
+    """Return E y²/(E y)² of the squares of some rows and columns divided by their scales.
 
     Args:
         sample: (slices, rows, columns).
-        by_row: the inverse of the scale of each row.
-        by_column: of each column.
+        a: the inverse of the scale of each row.
+        b: of each column.
     """
     y = sample.astype(np.float64, order="C") ** 2
-    first = np.einsum("si,si->s", by_row, np.einsum("sij,sj->si", y, by_column))
-    second = np.einsum("si,si->s", by_row**2, np.einsum("sij,sj->si", y**2, by_column**2))
+    first = np.einsum("si,si->s", a, np.einsum("sij,sj->si", y, b))
+    second = np.einsum("si,si->s", a**2, np.einsum("sij,sj->si", y**2, b**2))
     with np.errstate(invalid="ignore", divide="ignore"):
         kurtosis: Floats = np.nan_to_num(second / first**2 * y[0].size, nan=3.0)
     return kurtosis
@@ -204,11 +226,9 @@ def kurtosis_of(sample: Array, by_row: Array, by_column: Array) -> Floats:
 
 def equalise(stack: Array, margins: Margins) -> Array:
     """Return the stack with its rows and columns scaled to equal mean squares, in each slice (Sinkhorn and Knopp)."""
+    columns_first = margins.columns_first()
     for _ in range(PASSES):
-        margins = _refined(stack, margins)
-        # A pass multiplies the scales of the columns by N/M. Powers of four leave the digits of their roots.
-        exponents = np.frexp(margins.columns.mean(axis=1, keepdims=True))[1]
-        margins = Margins(margins.rows, np.ldexp(margins.columns, -exponents // 2 * 2))
+        margins = _refined(stack, margins, columns_first=columns_first)
     scaled = stack * np.sqrt(_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :])
     size = np.sqrt(np.square(scaled).mean(axis=(1, 2), keepdims=True))
     scaled /= np.where(size > 0, size, 1)
@@ -228,16 +248,33 @@ def _are_heavy_alone(stack: Array, margins: Margins) -> Bools:
     return are_heavy_alone(means, margins.rows.mean(axis=1))
 
 
-def _refined(stack: Array, margins: Margins) -> Margins:
-    """Return scales, each side up to a factor, from an earlier estimate."""
-    by_row, by_column = [], np.zeros_like(margins.columns)
-    weights = _inverse(margins.columns).astype(stack.dtype)[:, None, :]
+def _refined(stack: Array, margins: Margins, *, columns_first: bool) -> Margins:
+    """Return scales from an earlier estimate."""
+    if columns_first:
+        columns = _columns(stack, margins.rows)
+        return Margins(_rows(stack, columns), columns)
+    rows = _rows(stack, margins.columns)
+    return Margins(rows, _columns(stack, rows))
+
+
+def _rows(stack: Array, columns: Floats) -> Floats:
+    """Return the mean over the columns of W_ij²/b_j for each row."""
+    weights = _inverse(columns).astype(stack.dtype)[:, None, :]
+    sums = [(weights @ np.square(part, order="C").mT)[:, 0] for part in small_blocks(stack)]
+    rows: Floats = np.concatenate(sums, axis=1, dtype=np.float64) / columns.shape[1]
+    return rows
+
+
+def _columns(stack: Array, rows: Floats) -> Floats:
+    """Return the mean over the rows of W_ij²/a_i for each column."""
+    weights, start = _inverse(rows).astype(stack.dtype)[:, None, :], 0
+    sums: Floats = np.zeros((stack.shape[0], stack.shape[2]))
     for part in small_blocks(stack):
-        squares = np.square(part, order="C")
-        rows = (weights @ squares.mT)[:, 0]
-        by_row.append(rows)
-        by_column += (_inverse(rows)[:, None, :] @ squares)[:, 0]
-    return Margins(np.concatenate(by_row, axis=1, dtype=np.float64), by_column)
+        stop = start + part.shape[1]
+        sums += (weights[:, :, start:stop] @ np.square(part, order="C"))[:, 0]
+        start = stop
+    columns: Floats = sums / rows.shape[1]
+    return columns
 
 
 def _is_near(one: Margins, other: Margins) -> bool:

@@ -39,6 +39,7 @@ _STEPS = 12  # of Newton's method at most, from the solution for equal scales
 _TOGETHER = 6  # of these for all points: then only those that are not solved go on
 _HEIGHTS = ((1.0, 3), (0.1, 4), (0.02, 5), (0.0, 25))  # (Im z/Re z, Newton steps at most) on the way to the real axis
 _CONVERGED = 1e-5  # relative change of δ and ε, whose error is then about its square
+_REAL = 1e-6  # relative imaginary part up to which a solution may be a real one, of which only one is that of a gap
 _APART = 2.5  # λ⁺ in units of that of equal scales, from which there are more angles: large rows lie beyond the bulk
 _WIDE = 1.0  # standard deviation of the logarithm of scales, 0.22 dex of rms, from which more nodes are taken
 _LARGE = 1024  # M from which there are more groups
@@ -175,6 +176,7 @@ def _starts(ratio: float, edges: Edges, half: Floats) -> _Complex:
 def _density(nodes: ScaleNodes, lam: Floats, starts: _Complex) -> Floats:
     """Return Im m/π for (slices, angles) values of λ; never negative."""
     solution, is_solved = _newton(nodes, lam.astype(complex), starts, _STEPS)
+    is_solved &= (solution.imag > _REAL * np.abs(solution)).all(axis=0)
     if not is_solved.all():  # most of these lie below the bulk or in a gap
         slices, angles = np.nonzero(~is_solved)
         solution[:, slices, angles] = _descended(nodes.of(slices), lam[slices, angles, None])[..., 0]

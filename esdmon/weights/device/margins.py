@@ -13,7 +13,6 @@ from esdmon.spectrum import margins as arrays
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.margins import (
     PASSES,
-    SAMPLED,
     SETTLED,
     TINY,
     Array,
@@ -23,6 +22,7 @@ from esdmon.spectrum.margins import (
     are_heavy_alone,
     as_scales,
     kurtosis_of,
+    sample_steps,
 )
 from esdmon.spectrum.scales import Scales
 from esdmon.weights.device.blocks import large_blocks, widened
@@ -86,12 +86,13 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
     array = as_array(stack)
     if array is not None:
         return arrays.scales_of(array, _as_arrays(margins))
-    squares = _squared(stack)
-    measured, margins = margins, _refined(squares, margins)
+    squares, columns_first = _squared(stack), margins.columns_first()
+    measured, margins = margins, _refined(squares, margins, columns_first=columns_first)
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
-        margins = _refined(squares, margins)
+        margins = _refined(squares, margins, columns_first=columns_first)
     rows, columns = _numbers(margins.rows), _numbers(margins.columns)
-    return as_scales(rows, columns, _kurtosis(stack, margins), partial(_are_heavy_alone, stack, measured))
+    kurtosis = _kurtosis(stack, margins, columns_first=columns_first)
+    return as_scales(rows, columns, kurtosis, partial(_are_heavy_alone, stack, measured))
 
 
 def _squared(stack: Tensor) -> Iterable[Tensor]:
@@ -108,15 +109,33 @@ class _Squares:
         return (widened(part).square() for part in self.parts)
 
 
-def _refined(squares: Iterable[Tensor], margins: Margins) -> Margins:
-    """Return scales, each side up to a factor, from an earlier estimate."""
-    by_row, by_column = [], torch.zeros_like(margins.columns)
-    weights = _inverse(margins.columns)
-    for part in squares:  # by sums: a switch may round the factors of matrix products
-        rows = (part * weights.to(part.dtype)[:, None, :]).sum(dim=2)
-        by_row.append(rows)
-        by_column += (part * _inverse(rows)[:, :, None]).sum(dim=1)
-    return Margins(torch.cat(by_row, dim=1).double(), by_column)
+def _refined(squares: Iterable[Tensor], margins: Margins, *, columns_first: bool) -> Margins:
+    """Return scales from an earlier estimate."""
+    if columns_first:
+        columns = _columns(squares, margins.rows)
+        return Margins(_rows(squares, columns), columns)
+    rows = _rows(squares, margins.columns)
+    return Margins(rows, _columns(squares, rows))
+
+
+def _rows(squares: Iterable[Tensor], columns: Tensor) -> Tensor:
+    """Return the mean over the columns of W_ij²/b_j for each row.
+
+    Not by a matrix product, whose factors a precision switch may round; nor is `_columns`.
+    """
+    weights = _inverse(columns)[:, None, :]
+    sums = [(part * weights.to(part.dtype)).sum(dim=2) for part in squares]
+    return torch.cat(sums, dim=1).double() / columns.shape[1]
+
+
+def _columns(squares: Iterable[Tensor], rows: Tensor) -> Tensor:
+    """Return the mean over the rows of W_ij²/a_i for each column."""
+    weights, start, sums = _inverse(rows)[:, :, None], 0, []
+    for part in squares:
+        stop = start + part.shape[1]
+        sums.append((part * weights[:, start:stop].to(part.dtype)).sum(dim=1).double())
+        start = stop
+    return torch.stack(sums).sum(dim=0) / rows.shape[1]
 
 
 def _is_near(one: Margins, other: Margins) -> bool:
@@ -131,12 +150,11 @@ def _inverse(scales: Tensor) -> Tensor:
     return torch.maximum(scales, torch.where(least > 0, least, 1)).reciprocal()
 
 
-def _kurtosis(stack: Tensor, margins: Margins) -> Floats:
-    """Return E y²/(E y)² of the squares divided by the scales of their row and column, from evenly spaced rows."""
-    step = max(1, -(-stack.numel() // SAMPLED))
-    a = _inverse(margins.rows)[:, ::step].cpu().numpy()
-    b = _inverse(margins.columns).cpu().numpy()
-    return kurtosis_of(stack[:, ::step].cpu().double().numpy(), a, b)
+def _kurtosis(stack: Tensor, margins: Margins, *, columns_first: bool) -> Floats:
+    """Return E y²/(E y)² of the squares divided by the scales of their row and column, of a sample."""
+    by_row, by_column = sample_steps(stack.numel(), columns_first=columns_first)
+    a, b = _inverse(margins.rows)[:, ::by_row], _inverse(margins.columns)[:, ::by_column]
+    return kurtosis_of(_numbers(stack[:, ::by_row, ::by_column]), _numbers(a), _numbers(b))
 
 
 def _are_heavy_alone(stack: Tensor, margins: Margins) -> Bools:
@@ -163,11 +181,9 @@ def equalise(stack: Tensor, margins: Margins) -> Tensor:
     if array is not None:
         return torch.from_numpy(arrays.equalise(array[:], _as_arrays(margins)))  # 16 bits are widened here
     squares = _squared(stack)
+    columns_first = margins.columns_first()
     for _ in range(PASSES):
-        margins = _refined(squares, margins)
-        # A pass multiplies the scales of the columns by N/M. Powers of four leave the digits of their roots.
-        exponents = torch.frexp(margins.columns.mean(dim=1, keepdim=True)).exponent
-        margins = Margins(margins.rows, margins.columns * 4.0 ** (-exponents.double() / 2).floor())
+        margins = _refined(squares, margins, columns_first=columns_first)
     scaled = stack * (_inverse(margins.rows)[:, :, None] * _inverse(margins.columns)[:, None, :]).sqrt()
     size = scaled.square().mean(dim=(1, 2), keepdim=True).sqrt()
     scaled /= torch.where(size > 0, size, 1)
