@@ -28,9 +28,9 @@ def layer_type_of(matrix: Matrix) -> str:
     if matrix.view in _VIEWS:
         return _VIEWS[matrix.view]
     reads_as = matrix.to_stack.func if isinstance(matrix.to_stack, partial) else matrix.to_stack
-    if reads_as in (stacks.convolution, stacks.convolution_inputs_first, stacks.flattened, stacks.modulated):
-        of_sample = int(reads_as is stacks.modulated)
-        return f"conv{_dimensions(matrix) - 2 - of_sample}d"
+    if reads_as in (stacks.convolution, stacks.convolution_inputs_first, stacks.flattened, stacks.of_layers):
+        of_layers = int(reads_as is stacks.of_layers)
+        return f"conv{_dimensions(matrix) - 2 - of_layers}d"
     if ".experts" in f".{matrix.name}":
         return "experts"
     if _RECURRENT.search(matrix.name):

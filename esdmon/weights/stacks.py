@@ -50,9 +50,13 @@ def from_heads(weight: Tensor) -> Tensor:
     return weight.reshape(1, -1, weight.shape[-1])
 
 
-def modulated(weight: Tensor) -> Tensor:
-    """Return (1, outputs, inputs, *kernel), as StyleGAN 2 has it, as one slice for each kernel position."""
-    return convolution(weight.squeeze(0))
+def of_layers(weight: Tensor) -> Tensor:
+    """Return (layers, outputs, inputs, *kernel) as one slice for each layer and kernel position.
+
+    StyleGAN 2 has one layer in it, an ensemble several.
+    """
+    layers, rows, columns = weight.shape[:3]
+    return weight.reshape(layers, rows, columns, -1).permute(0, 3, 1, 2).reshape(-1, rows, columns)
 
 
 def flattened(weight: Tensor, *, groups: int = 1, dimensions: int | None = None) -> Tensor:

@@ -26,6 +26,14 @@ READ: dict[str, tuple[nn.Module, str, tuple[int, int, int], str]] = {
     "one that is modulated for each sample": (Own(1, 40, 20, 3, 3), "layer", (9, 40, 20), "conv2d"),
     "a convolution of volumes": (Own(40, 20, 3, 3, 3), "layer", (27, 40, 20), "conv3d"),
     "a matrix for each relation": (Own(5, 32, 64), "layer", (5, 32, 64), "linear"),
+    "two critics": (Own(2, 32, 12, bias=nn.Parameter(torch.randn(2, 32))), "layer", (2, 32, 12), "linear"),
+    "critics, inputs first": (Own(3, 12, 32, bias=nn.Parameter(torch.randn(3, 1, 32))), "layer", (3, 12, 32), "linear"),
+    "an ensemble of convolutions": (
+        Own(4, 24, 12, 3, 3, bias=nn.Parameter(torch.randn(4, 24))),
+        "layer",
+        (36, 24, 12),
+        "conv2d",
+    ),
     "experts without their number": (Own(4, 32, 64, name="w1"), "experts", (4, 32, 64), "experts"),
 }
 
@@ -44,6 +52,33 @@ def test_a_weight_of_an_unknown_layer_is_read_alike_from_module_and_state(kind: 
     own = esdmon.analyze(model, measures=["frobenius_norm"]).layers[0]
     assert own.kind == layer_type
     assert own.measures["frobenius_norm"] == pytest.approx(float(next(layer.parameters()).detach().norm()), rel=1e-5)
+
+
+def test_stacked_states_are_read_as_their_networks() -> None:
+    """Those that `torch.func.stack_module_state` makes of an ensemble: norms are of all networks."""
+    networks = [nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 10)) for _ in range(4)]
+    parameters, _ = torch.func.stack_module_state(networks)
+    report = esdmon.analyze(parameters, measures=["spectral_norm"])
+    for name, layer in (("0", 0), ("2", 2)):
+        each = [torch.linalg.matrix_norm(network[layer].weight, ord=2).item() for network in networks]
+        assert report[name].slices == 4
+        assert report[name].measures["spectral_norm"] == pytest.approx(max(each), rel=1e-5)
+
+
+class Paths(nn.Module):
+    """Parameters whose names are paths, as in the `TensorDictParams` of tensordict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parameters["critic.0.weight"] = nn.Parameter(torch.randn(24, 16))
+        self._parameters["critic.0.bias"] = nn.Parameter(torch.randn(24))
+
+
+def test_parameters_that_are_named_by_paths_have_the_names_of_their_layers() -> None:
+    """As in their state dict."""
+    model = nn.ModuleDict({"agent": Paths()})
+    for form in (model, model.state_dict()):
+        assert [layer.name for layer in esdmon.analyze(form, measures=["frobenius_norm"])] == ["agent.critic.0"]
 
 
 def test_a_layer_that_says_its_groups_is_read_by_them() -> None:

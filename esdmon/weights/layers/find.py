@@ -137,7 +137,8 @@ def _parameter_name(name: str, module: nn.Module, attribute: str) -> str:
     """Return the name of a matrix that is one parameter; parameters of the model itself have no prefix."""
     if attribute == "weight":
         return name or type(module).__name__
-    return f"{name}.{attribute}" if name else attribute
+    full_name = f"{name}.{attribute}" if name else attribute
+    return full_name.removesuffix(".weight")  # parameters of a TensorDict have paths for names
 
 
 def _name_parameters(model: nn.Module, found: Found) -> dict[int, list[str]]:

@@ -25,9 +25,15 @@ def groups_of(name: str, shapes: Shapes) -> int:
     """Return the groups of a convolution, as far as it follows from the layers around it.
 
     A depthwise one has one input for each group. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the first
-    are the inputs of the second.
+    are the inputs of the second. A bias with another number of outputs is that of a transposed one: its weight is
+    (inputs, outputs/g).
     """
     outputs, inputs = shapes[name][:2]
+    bias = bias_of(name, shapes)
+    if len(bias) == 1 and bias[0] != outputs and inputs > 0:
+        groups, rest = divmod(bias[0], inputs)
+        if groups > 0 and rest == 0 == outputs % groups:
+            return groups
     if inputs == 1:
         return 1 if _reads_one_channel(name, shapes) else outputs
     if not 0 < inputs < outputs or outputs % inputs:
@@ -35,6 +41,12 @@ def groups_of(name: str, shapes: Shapes) -> int:
     # Those of wav2vec 2 are added to their own input: they have as many inputs as outputs, as those called depthwise.
     is_named_so = "pos_conv" in name or _DEPTHWISE.search(name)
     return outputs // inputs if is_named_so or _is_in_bottleneck(name, shapes) else 1
+
+
+def bias_of(name: str, shapes: Shapes) -> Sequence[int]:
+    """Return the shape of the bias beside a `weight`; empty without one."""
+    path, _, last = name.rpartition(".")
+    return shapes.get(f"{path}.bias" if path else "bias", ()) if last == "weight" else ()
 
 
 def _is_in_bottleneck(name: str, shapes: Shapes) -> bool:
@@ -87,19 +99,34 @@ def _reads_one_channel(name: str, shapes: Shapes) -> bool:
 
     So does one of patches, or named as that of the input; the first of a list, where the next in it reads what it
     makes; the first of a series that others in it, of more inputs, go on; and one that has no other of its name in
-    other blocks, where no convolution makes the channels that a depthwise one would read.
+    other blocks, where no convolution makes the channels that a depthwise one would read. One of 1 × 1 around a kernel
+    reads what that reads.
     """
     if _PATCHES.search(name) or _INPUT.search(name):
         return True
     if _DEPTHWISE.search(name):
         return False
     outputs = shapes[name][0]
+    kernel = _kernel_beside(name, shapes)
+    if kernel is not None:
+        return _reads_one_channel(kernel, shapes)
     if _begins_a_list(name, shapes):
         return True
     alike = _series(name, shapes)
     if len(alike) > 1:
         return alike[0] == name and any(shapes[key][1] > 1 for key in alike)
     return not any(len(shape) > 2 and shape[0] == outputs and shape[1] not in (1, outputs) for shape in shapes.values())
+
+
+def _kernel_beside(name: str, shapes: Shapes) -> str | None:
+    """Return the kernel around which a convolution of 1 × 1 leads: `conv1`, of as many channels, for `conv3`."""
+    numbers = [match.span() for match in _DIGITS.finditer(name)]
+    if not numbers or _is_kernel(shapes[name]):
+        return None
+    start, stop = numbers[-1]
+    beside = re.compile(rf"{re.escape(name[:start])}\d{{1,6}}{re.escape(name[stop:])}")
+    alike = (key for key in shapes if beside.fullmatch(key) and shapes[key][:2] == shapes[name][:2])
+    return next((key for key in alike if len(shapes[key]) > 2 and _is_kernel(shapes[key])), None)
 
 
 def _begins_a_list(name: str, shapes: Shapes) -> bool:

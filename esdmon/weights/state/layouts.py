@@ -4,6 +4,7 @@ A module knows its layout. In a file it follows from names that only one layout 
 from `config.json` where there is one. What remains ambiguous is read as one matrix.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from esdmon.weights.layers.experts import side_of_halves
 from esdmon.weights.layers.fused import BY_NAME, LAYOUTS, Shapes, rows, thirds_by_output
 from esdmon.weights.layers.torch_nn import GATES
 from esdmon.weights.stacks import ToStack
-from esdmon.weights.state.groups import groups_of
+from esdmon.weights.state.groups import bias_of, groups_of
 
 _RECURRENT = re.compile(r"(?P<prefix>.*)weight_(?P<of>ih|hh|hr)_l(?P<layer>\d+(_reverse)?)")
 _BY_GATES = {4: GATES["LSTM"], 3: GATES["GRU"], 1: GATES["RNN_TANH"]}
@@ -59,6 +60,8 @@ def parts_of(name: str, shapes: Shapes, config: Mapping[str, Any], *, groups: in
         return [Part(label, to_stack) for label, to_stack in split.items()] or [Part("", stacks.linear)]
     if len(shape) == 3 and (_EXPERTS.search(name) or _is_stack(name, shape)):
         return _experts(name, shapes)
+    if _is_ensemble(name, shapes):
+        return [Part("", stacks.identity if len(shape) == 3 else stacks.of_layers)]
     if name.rpartition(".")[2] == "weight":
         return _kernel(name, shapes, groups)
     return _with_inputs_before_outputs(name, shape)
@@ -91,7 +94,7 @@ def _kernel(name: str, shapes: Shapes, groups: int | None) -> list[Part]:
     if len(shape) == 3 and shape[0] == 1 and shape[2] > _LARGEST_KERNEL:
         return []  # positions, with a side for the batch
     if len(shape) == 5 and shape[0] == 1 and shape[2] > shape[3] == shape[4]:
-        return [Part("", stacks.modulated)]
+        return [Part("", stacks.of_layers)]
     return [Part("", partial(stacks.convolution, groups=groups or groups_of(name, shapes), dimensions=len(shape)))]
 
 
@@ -175,6 +178,17 @@ def _is_stack(name: str, shape: torch.Size) -> bool:
     Its first side is the shortest, and its last is too long for that of a kernel with so few outputs.
     """
     return name.endswith(".weight") and 1 < shape[0] < min(shape[1:]) and shape[2] >= _FEW_OUTPUTS
+
+
+def _is_ensemble(name: str, shapes: Shapes) -> bool:
+    """Return whether a weight holds those of several layers, as its bias does: (layers, outputs).
+
+    `torch.func.stack_module_state` makes such, and so do agents with more than one critic.
+    """
+    layers, *sides = shape = shapes[name]
+    bias = bias_of(name, shapes)
+    is_stacked = len(bias) > 1 and bias != shape and bias[0] == layers
+    return is_stacked and bias[-1] in sides[:2] and math.prod(bias) == layers * bias[-1]
 
 
 def _experts(name: str, shapes: Shapes) -> list[Part]:

@@ -53,6 +53,19 @@ def of_grey_volumes() -> nn.ModuleDict:
     )
 
 
+def of_one_channel() -> nn.ModuleDict:
+    """MONAI's networks: a block of kernels of one channel, and a layer of 1 × 1 beside them; wide blocks have none."""
+    first = named(conv1=conv(1, 24, 3), conv2=conv(24, 24, 3), conv3=conv(1, 24))
+    second = named(conv1=conv(24, 24, 3), conv2=conv(24, 24, 3))
+    return named(stem=conv(1, 48, 2), encoder1=first, encoder2=second, up=conv(48, 24))
+
+
+def to_one_channel() -> nn.ModuleDict:
+    """The decoder of a VQVAE: the last layer is transposed, and its bias says so."""
+    layers = [conv(48, 32, 3), nn.ConvTranspose2d(32, 1, 4), nn.ConvTranspose2d(32, 24, 4, groups=8)]
+    return named(decoder=nn.Sequential(*layers, nn.ConvTranspose1d(64, 32, 4)))
+
+
 def shuffled() -> nn.ModuleDict:
     """ShuffleNet V2: a depthwise layer reads what two branches before it have made."""
     return named(
@@ -86,6 +99,8 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "HiFi-GAN": discriminators,
     "UNETR": of_grey_volumes,
     "ShuffleNet V2": shuffled,
+    "MONAI": of_one_channel,
+    "VQVAE": to_one_channel,
     "NeMo's Conformer": of_speech,
     "a stem of one channel": lambda: named(stem=conv(1, 32), blocks=named(up=conv(64, 32), dw=conv(32, 32, 3, 32))),
 }
