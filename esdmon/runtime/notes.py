@@ -79,7 +79,8 @@ class Notes:
             self._warn_once(
                 f"none of the weights that are watched has changed by step {report.step}, so readings say nothing of "
                 "the training. If another model trains, or a copy of this one, or a dict of parameters with "
-                "torch.func, give watch() that; if none does, check the learning rate."
+                "torch.func, give watch() that; if the loop makes a new dict at each step, put its tensors into the "
+                "watched one, by update(); if nothing trains, check the learning rate."
             )
 
     def nothing_read(self, steps: int) -> None:

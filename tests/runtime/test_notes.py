@@ -43,6 +43,26 @@ def test_weights_that_never_change_are_named(
     assert caplog.text.count(still) == (0 if watched is itself else 1)
 
 
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_dict_that_the_loop_replaces_is_named(is_new: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Parameters of `torch.func` require no gradient; the watched dict may be left behind by a new one at each step."""
+    model = small()
+    parameters = watched = {name: value.detach().clone() for name, value in model.named_parameters()}
+    loss = torch.func.grad(lambda given: torch.func.functional_call(model, given, torch.ones(1, 16)).square().sum())
+    with esdmon.watch(watched, every=10, budget=None, sinks=None) as monitor:
+        for _ in range(80):
+            stepped = {name: parameters[name] - 0.01 * gradient for name, gradient in loss(parameters).items()}
+            if is_new:
+                parameters = stepped
+            else:
+                parameters.update(stepped)
+            monitor.step()
+    assert monitor.report is not None
+    assert all(layer.trainable for layer in monitor.report)
+    remedy = "if the loop makes a new dict at each step, put its tensors into the watched one, by update()"
+    assert caplog.text.count(remedy) == is_new
+
+
 def test_weights_that_are_frozen_are_not_expected_to_change(caplog: pytest.LogCaptureFixture) -> None:
     """As those of a teacher."""
     with esdmon.watch(small().requires_grad_(requires_grad=False), every=10, budget=None, sinks=None) as monitor:

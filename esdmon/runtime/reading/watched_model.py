@@ -110,10 +110,12 @@ class WatchedModel:
         return size
 
     def is_trainable(self, name: str) -> bool:
-        """Return whether any parameter behind a matrix requires a gradient."""
-        with suppress(Exception):  # one that does not exist any more
-            return any(parameter.requires_grad for parameter in self.matrices[name].parameters())
-        return False
+        """Return whether any parameter behind a matrix requires a gradient.
+
+        All matrices of a mapping are trainable if none of its tensors requires one: `torch.func.grad` needs no such
+        tensors.
+        """
+        return not self._says_what_trains or _requires_gradient(self.matrices.get(name))
 
     def _take_up(self, watched: Watched) -> None:
         self._watched = watched
@@ -124,6 +126,7 @@ class WatchedModel:
         for matrix in watched.matrices:
             with suppress(Exception):  # the reading reports why
                 self.stack_size(matrix)
+        self._says_what_trains = isinstance(self._model, nn.Module) or any(map(_requires_gradient, watched.matrices))
         self._tries = 0
         self._structure = ()
         if isinstance(self._model, nn.Module):  # others are not in training, and their report has the reasons
@@ -140,6 +143,12 @@ class WatchedModel:
     def _accelerators(self) -> set[torch.device]:
         weights = self._model.parameters() if isinstance(self._model, nn.Module) else self._model.values()
         return {weight.device for weight in weights if weight.device.type not in ("cpu", "meta")}
+
+
+def _requires_gradient(matrix: Matrix | None) -> bool:
+    with suppress(Exception):  # a parameter that does not exist any more
+        return matrix is not None and any(parameter.requires_grad for parameter in matrix.parameters())
+    return False
 
 
 def _itemsize(matrix: Matrix) -> int:
