@@ -176,6 +176,12 @@ def test_an_optimizer_of_another_model_is_told(caplog: pytest.LogCaptureFixture)
     assert "the optimizer holds none of the weights that are watched" in caplog.text
 
 
+def test_a_model_of_which_no_weight_can_be_read_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """As that of a Gaussian process, whose parameters are vectors: at the start, and not at the end of the run."""
+    esdmon.watch(nn.Sequential(nn.Linear(4, 4)), every=1, budget=None, sinks=None).close()
+    assert "no weight can be read now, so readings will be empty: watching 0.0% of 20 parameters" in caplog.text
+
+
 class Wrapper(torch.optim.Optimizer):
     """As Accelerate's: an optimizer by its type, which never called its parent's __init__."""
 

@@ -49,12 +49,10 @@ def hookable(given: Any) -> Optimizer:
     """
     inner = unwrapped(given)
     if not has_step_hooks(inner):
-        held = [name for name, value in _attributes(inner).items() if has_step_hooks(value)]
-        inside = f", or give watch() the optimizer inside it, .{held[0]}, with hook=False," if held else ""
         swapped = " Are model and optimizer swapped?" if isinstance(given, torch.nn.Module) else ""
         msg = (
             f"optimizer is a {type(inner).__name__}, not a torch.optim.Optimizer with hooks, so its steps cannot be "
-            f"counted.{swapped} Leave it out{inside} and call monitor.step() after each step"
+            f"counted.{swapped} {_way_out(inner)}"
         )
         raise InputError(msg)
     found: Optimizer = inner
@@ -71,6 +69,29 @@ def unwrapped(given: Any) -> Any:
         except Exception:  # noqa: BLE001 -- any object's attribute may raise, or be absent
             break
     return inner
+
+
+def _way_out(wrapper: object) -> str:
+    """Return what to give to `watch()` in the place of a wrapper of one optimizer or several."""
+    attributes = _attributes(wrapper)
+    one = next((f".{name}" for name, value in attributes.items() if has_step_hooks(value)), None)
+    several = next((f".{name}" for name, value in attributes.items() if _are_optimizers(value)), None)
+    if one is not None:
+        return (
+            f"Leave it out, or give watch() the optimizer inside it, {one}, with hook=False, and call monitor.step() "
+            f"after each step. If nothing writes weights after the step of {one}, give watch() {one} alone"
+        )
+    if several is not None:
+        return (
+            f"Give watch() a list of the optimizers inside it, {several}, or leave it out and call monitor.step() "
+            "after each step"
+        )
+    return "Leave it out and call monitor.step() after each step"
+
+
+def _are_optimizers(value: object) -> bool:
+    inside = list(value.values()) if isinstance(value, dict) else value
+    return isinstance(inside, list | tuple) and bool(inside) and all(has_step_hooks(unwrapped(each)) for each in inside)
 
 
 def is_deepspeed(given: Any) -> bool:

@@ -6,6 +6,7 @@ import gc
 import logging
 import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -315,6 +316,13 @@ class Several:
         self.optimizers = optimizers
 
 
+class Named:
+    """One whose optimizers have names, each in a wrapper."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.by_name = {"weights": SimpleNamespace(optimizer=optimizer)}
+
+
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
@@ -322,7 +330,13 @@ class Several:
             NoHooks,
             r"optimizer is a NoHooks.*Leave it out, or give watch\(\) the optimizer inside it, \.base, with hook=False",
         ),
-        (Several, r"optimizer is a Several.*Leave it out and call monitor\.step\(\)"),
+        (
+            NoHooks,
+            r"call monitor\.step\(\).*If nothing writes weights after the step of \.base, give watch\(\) \.base alone",
+        ),
+        (Several, r"optimizer is a Several.*Give watch\(\) a list of the optimizers inside it, \.optimizers, or leave"),
+        (Named, r"optimizer is a Named.*Give watch\(\) a list of the optimizers inside it, \.by_name, or leave"),
+        (lambda _: Several(), r"optimizer is a Several.*Leave it out and call monitor\.step\(\)"),
         (lambda _: network(), r"optimizer is a Sequential.*Are model and optimizer swapped\?"),
         (lambda _: 5, "optimizer is a int"),
     ],
