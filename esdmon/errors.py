@@ -13,6 +13,10 @@ class InputError(EsdmonError, ValueError):
     """An argument that cannot be used; the message gives the value and the remedy."""
 
 
+class NoWeightsError(InputError):
+    """A file that is sound and holds no weights of a model, such as the state of an optimizer."""
+
+
 class UnwatchableError(InputError):
     """A model that cannot be watched, whatever the options are; a Trainer trains it nevertheless."""
 

@@ -7,9 +7,10 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from esdmon.errors import InputError
+from esdmon.errors import InputError, NoWeightsError
 from esdmon.records.table import natural_key
 from esdmon.records.text import named
 from esdmon.weights.checkpoint import deepspeed, distributed
@@ -129,12 +130,26 @@ def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
         return _open_one(folder / candidates[0])
     if candidates:
         check_whole(folder / candidates[0])
-        raise InputError(_too_many(folder, candidates))
+        ends = [next(filter(partial(_may_be_model, folder), each), "") for each in (candidates, candidates[::-1])]
+        if ends[0] != ends[1]:
+            raise InputError(_too_many(folder, candidates, *ends))
+        return _open_one(folder / (ends[0] or candidates[0]))
     if other := other_folder(path.name for path in folder.iterdir()):
         raise InputError(f"{folder} is {other}")
     raise InputError(
         f"{folder} contains no checkpoint: neither a file of weights nor {distributed.INDEX}{_hint(folder)}"
     )
+
+
+def _may_be_model(folder: Path, name: str) -> bool:
+    """Return whether a file holds a matrix, or cannot be opened: beside a model may be optimizers and normalisers."""
+    try:
+        weights = _open_one(folder / name)
+    except NoWeightsError:
+        return False
+    except InputError:
+        return True
+    return any(len(outline.shape) > 1 for outline in weights.outlines.values() if not outline.is_nested)
 
 
 def _shards_of(names: Iterable[str]) -> dict[tuple[str, str, str], dict[int, str]]:
@@ -222,8 +237,9 @@ def _open_one(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _too_many(folder: Path, names: Sequence[str]) -> str:
-    return f"{folder} contains {len(names)} checkpoints. Pass one of them, such as {names[0]} or {names[-1]}"
+def _too_many(folder: Path, names: Sequence[str], first: str = "", last: str = "") -> str:
+    examples = f"{first or names[0]} or {last or names[-1]}"
+    return f"{folder} contains {len(names)} checkpoints. Pass one of them, such as {examples}"
 
 
 def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:

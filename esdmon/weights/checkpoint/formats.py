@@ -80,8 +80,10 @@ def open_file(path: Path) -> Checkpoint | None:
 
 
 def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
-    """Return what opens a file of weights; None for another kind of file."""
-    return _opener(path, _first_bytes(path))
+    """Return what opens a file of weights; None for another kind of file, and for a text, whatever its name."""
+    first = _first_bytes(path)
+    is_text = first.isascii() and first.decode("ascii").replace("\n", " ").isprintable()
+    return None if first and is_text else _opener(path, first)
 
 
 def _first_bytes(path: Path) -> bytes:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from esdmon.errors import InputError, UnreadableError
+from esdmon.errors import InputError, NoWeightsError, UnreadableError
 from esdmon.weights.checkpoint import exported
 from esdmon.weights.checkpoint.containers import (
     byte_strings,
@@ -201,7 +201,7 @@ def _as_checkpoint(
     if modules:
         return checkpoint_of(rebuild(modules, is_stored, load_or_outline))
     if not found:
-        raise InputError(_why_nothing(content))
+        raise NoWeightsError(_why_nothing(content))
     unreadable = {name: tensor.reason for name, tensor in found.items() if isinstance(tensor, Unsupported)}
     return Checkpoint(outlines_of(found), read, unreadable=unreadable)
 
@@ -213,7 +213,8 @@ def _clear_errors(path: Path) -> Iterator[None]:
     except CodeError as error:
         raise InputError(f"{path} {_refusal(str(error))}") from error
     except InputError as error:
-        raise InputError(f"{path} {error}") from error
+        kind = NoWeightsError if isinstance(error, NoWeightsError) else InputError
+        raise kind(f"{path} {error}") from error
     except (OSError, UnreadableError):
         raise
     except Exception as error:  # of many kinds from zipfile, for archives with changed bytes

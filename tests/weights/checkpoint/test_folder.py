@@ -117,6 +117,27 @@ def test_what_lies_beside_the_weights_of_a_folder_is_named(kind: str, tmp_path: 
     assert esdmon.analyze({"a": w()}).origins == ()
 
 
+def test_the_only_file_with_matrices_is_read(tmp_path: Path) -> None:
+    """As in a folder of SpeechBrain's Checkpointer; where there are two, the error names those."""
+    layer = torch.nn.Linear(16, 16)
+    loss: torch.Tensor = layer(torch.ones(1, 16)).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer = torch.optim.Adam(layer.parameters())
+    optimizer.step()
+    content = {
+        "adam.ckpt": optimizer.state_dict(),
+        "model.ckpt": layer.state_dict(),
+        "normalizer.ckpt": {"count": 3, "glob_mean": torch.randn(80)},
+    }
+    for text in ("brain.ckpt", "counter.ckpt"):
+        (tmp_path / text).write_text("avg_train_loss: 0.0\nstep: 24\n")
+    checkpoint = open_checkpoint(files(tmp_path, content))
+    assert [file.name for file in checkpoint.files] == ["model.ckpt"]
+    files(tmp_path, {"decoder.ckpt": layer.state_dict(), "zz.ckpt": content["normalizer.ckpt"]})
+    with pytest.raises(InputError, match=r"Pass one of them, such as decoder\.ckpt or model\.ckpt"):
+        open_checkpoint(tmp_path)
+
+
 def test_a_pipeline_of_diffusers_has_its_components_apart(tmp_path: Path) -> None:
     """Each under the name of its folder."""
     parts = {f"{name}/diffusion_pytorch_model.safetensors": {"a": w()} for name in ("unet", "vae")}
