@@ -168,6 +168,12 @@ def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
     return ""
 
 
+def settings_of(content: object) -> dict[str, str]:
+    """Return what `config.json` would say of the model that a training state names, as those of timm do: `arch`."""
+    name = content.get("arch") if isinstance(content, Mapping) else None
+    return {"architecture": name} if isinstance(name, str) else {}
+
+
 def has_call(content: object, name: re.Pattern[str]) -> bool:
     """Return whether a tree contains an object that is made by a function of a name."""
     return any(isinstance(value, Call) and name.fullmatch(value.name) for value in everything(content))

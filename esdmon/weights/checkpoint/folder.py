@@ -252,7 +252,8 @@ def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
     read = set(files)
     places = {folder, *(file.parent for file in read)}
     with suppress(OSError):  # a folder cannot be listed
-        beside = [path for place in places for path in place.iterdir() if _is_weights(path) and path not in read]
+        all_beside = [path for place in places for path in place.iterdir() if _is_weights(path) and path not in read]
+        beside = [path for path in all_beside if path.name == distributed.INDEX or opener_of(path)]
         inside = [path for path in _folders_with_weights(folder) if path not in places]
         return sorted((str(path.relative_to(folder)) for path in (*inside, *beside)), key=natural_key)
     return []

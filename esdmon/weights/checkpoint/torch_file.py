@@ -26,6 +26,7 @@ from esdmon.weights.checkpoint.containers import (
     has_optimizer,
     is_script,
     objects_with_tensors,
+    settings_of,
 )
 from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of, join_checkpoints
 from esdmon.weights.checkpoint.pickled import CodeError, Global, PickleError, parse
@@ -203,7 +204,7 @@ def _as_checkpoint(
     if not found:
         raise NoWeightsError(_why_nothing(content))
     unreadable = {name: tensor.reason for name, tensor in found.items() if isinstance(tensor, Unsupported)}
-    return Checkpoint(outlines_of(found), read, unreadable=unreadable)
+    return Checkpoint(outlines_of(found), read, unreadable=unreadable, config=settings_of(content))
 
 
 @contextmanager

@@ -133,6 +133,8 @@ def test_the_only_file_with_matrices_is_read(tmp_path: Path) -> None:
         (tmp_path / text).write_text("avg_train_loss: 0.0\nstep: 24\n")
     checkpoint = open_checkpoint(files(tmp_path, content))
     assert [file.name for file in checkpoint.files] == ["model.ckpt"]
+    _, (origin,) = open_model(tmp_path)
+    assert origin.unread == ("adam.ckpt", "normalizer.ckpt")
     files(tmp_path, {"decoder.ckpt": layer.state_dict(), "zz.ckpt": content["normalizer.ckpt"]})
     with pytest.raises(InputError, match=r"Pass one of them, such as decoder\.ckpt or model\.ckpt"):
         open_checkpoint(tmp_path)

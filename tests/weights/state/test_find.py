@@ -184,6 +184,21 @@ def test_qkv_of_timm_is_split_where_its_configuration_names_the_architecture(
     assert sorted(layer.name for layer in esdmon.analyze(tmp_path)) == sorted(["attn.proj", *names])
 
 
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "maxvit_tiny_tf_224", None])
+def test_qkv_of_timm_is_split_where_the_training_state_names_the_architecture(
+    architecture: str | None, tmp_path: Path
+) -> None:
+    """As those of timm's `CheckpointSaver` and of scripts after PyTorch's example do; of an averaged copy too."""
+    model = {"attn.qkv.weight": torch.randn(72, 24), "attn.proj.weight": torch.randn(24, 24)}
+    ema = {name: weight.clone() for name, weight in model.items()}
+    path = tmp_path / "last.pth.tar"
+    torch.save({"epoch": 2, "arch": architecture, "state_dict": model, "state_dict_ema": ema}, path)
+    names = ["attn.qkv/q", "attn.qkv/k", "attn.qkv/v"] if architecture == "vit_tiny_patch16_224" else ["attn.qkv"]
+    found = {layer.name for layer in esdmon.analyze(path)}
+    assert {*names, "attn.proj"} == {name for name in found if not name.startswith("state_dict_ema.")}
+    assert {f"state_dict_ema.{name}" for name in names} <= found
+
+
 def test_experts_are_split_by_the_sides_of_their_neighbours() -> None:
     """Gate and up-projection lie along the side that the down-projection has half of; alternating with biases."""
     up, down = torch.randn(4, 24, 60), torch.randn(4, 30, 24)
