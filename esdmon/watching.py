@@ -252,18 +252,10 @@ def attach(
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)
         _watching.setdefault(hooked, []).append((weakref.ref(monitor), _identity(model)))
-    _log_watched(reader, is_alone=ranks is None)
-    return monitor
-
-
-def _log_watched(reader: Reader, *, is_alone: bool) -> None:
-    """Log what is read of the model; a rank of a job may hold nothing of it."""
     if not reader.any_in_optimizer:
         _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
-    if is_alone and not reader.coverage.watched:
-        _log.warning("esdmon: no weight can be read now, so readings will be empty: %s", reader.coverage)
-    else:
-        _log.info("esdmon: %s", reader.coverage)
+    _log.info("esdmon: %s", reader.coverage)
+    return monitor
 
 
 def _raise_common(ranks: Coordinator, problems: Mapping[str, InputError], limits: Limits) -> None:

@@ -177,9 +177,9 @@ def test_an_optimizer_of_another_model_is_told(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_model_of_which_no_weight_can_be_read_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    """As that of a Gaussian process, whose parameters are vectors: at the start, and not at the end of the run."""
+    """As that of a Gaussian process, whose parameters are vectors: at the start, and not only at the end of the run."""
     esdmon.watch(nn.Sequential(nn.Linear(4, 4)), every=1, budget=None, sinks=None).close()
-    assert "no weight can be read now, so readings will be empty: watching 0.0% of 20 parameters" in caplog.text
+    assert "no matrix can be read; training continues without readings: watching 0.0% of 20 parameters" in caplog.text
 
 
 class Wrapper(torch.optim.Optimizer):

@@ -12,7 +12,10 @@ from esdmon.weights.optional_layers import HEAD, ROUTER
 _REQUESTED = {EMBEDDING: "embedding", HEAD: "head", ROUTER: "router"}
 _VIEWS = {"lora-delta": "lora", "qk": "attention", "ov": "attention"}
 _RECURRENT = re.compile(r"(^|\.)weight_(ih|hh|hr)(_l\d+(_reverse)?)?(/\w)?$")
-_ATTENTION = re.compile(r"attn|attention|/[qkv](/|$)|(^|\.)[qkvo](_proj)?(/|$)", re.IGNORECASE)
+_ATTENTION = re.compile(
+    r"(attn|attention)(?!.*\.(mlp|ffn?|feed_?forward)(\.|$))|/[qkv](/|$)|(^|\.)[qkvo](_proj)?(/|$)", re.IGNORECASE
+)
+"""Not of an MLP in a block that is called so: `attn_layers.1.ff.0`, `cross_attn.0.mlp.fc1`."""
 
 
 def layer_type_of(matrix: Matrix) -> str:

@@ -9,12 +9,17 @@ _MAX_NAMED = 3  # layers in one sentence
 
 
 def describe_unreadable(watched: Watched) -> list[str]:
-    """Return one sentence on unreadable matrices, and one for each error in the search of modules."""
+    """Return a sentence on matrices that cannot be read, and one for each error in the search of modules.
+
+    Matrices that are only too small, or of another kind of number, are described where no other is left.
+    """
     sentences = [_on_modules(why, watched.failures) for why in dict.fromkeys(watched.failures.values())]
     wholes = [matrix for matrix in watched.matrices if not matrix.detail]
     reasons = {matrix.name: matrix.unreadable for matrix in wholes if matrix.unreadable}
     if reasons:
         sentences.insert(0, _on_matrices(reasons, len(wholes)))
+    elif wholes and not watched.coverage.watched:
+        sentences.insert(0, f"no matrix can be read; training continues without readings: {watched.coverage}")
     return sentences
 
 

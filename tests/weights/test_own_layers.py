@@ -65,6 +65,16 @@ def test_stacked_states_are_read_as_their_networks() -> None:
         assert report[name].measures["spectral_norm"] == pytest.approx(max(each), rel=1e-5)
 
 
+def test_the_places_of_weights_that_are_passed_with_each_call_are_left_out() -> None:
+    """In the networks of several agents that TorchRL makes: a copy without parameters, on the meta device."""
+    layer = nn.Linear(24, 16, device="meta")
+    del layer.weight, layer.bias
+    setattr(layer, "weight", torch.empty(16, 24, device="meta"))  # noqa: B010 -- a Parameter by its type
+    model = nn.ModuleDict({"fc": nn.Linear(24, 16), "place": layer, "unloaded": nn.Linear(24, 16, device="meta")})
+    report = esdmon.analyze(model, measures=["frobenius_norm"])
+    assert [(each.name, each.status) for each in report] == [("fc", "ok"), ("unloaded", "skipped")]
+
+
 class Paths(nn.Module):
     """Parameters whose names are paths, as in the `TensorDictParams` of tensordict."""
 
@@ -109,6 +119,22 @@ def test_what_only_looks_like_a_matrix_is_left_out_with_its_reason(kind: str) ->
         report = esdmon.analyze(form, measures=["frobenius_norm"])
         assert [layer.name for layer in report] == ["fc"]
         assert {skip.name: skip.reason for skip in report.coverage.skipped}[f"{name}.weight"] == reason
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("layers.0.attn.proj", "attention"),
+        ("attn_layers.layers.1.1.to_q", "attention"),
+        ("layer.0.attention.output.dense", "attention"),
+        ("attn_layers.layers.1.1.ff.0.proj", "linear"),
+        ("cross_attn.0.mlp.c_fc", "linear"),
+    ],
+)
+def test_an_mlp_in_a_block_of_attention_is_no_projection(name: str, kind: str) -> None:
+    """In x-transformers and open_clip the block, or the list of all layers, has the name of attention."""
+    (layer,) = esdmon.analyze({f"{name}.weight": torch.randn(24, 24)}, measures=["frobenius_norm"])
+    assert layer.kind == kind
 
 
 def block(a_log: Tensor | None = None, **sizes: tuple[int, int]) -> nn.Module:

@@ -5,6 +5,7 @@ a file, so that layers of the user's own are watched without any setup.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -44,7 +45,7 @@ def find_in_module(model: nn.Module, extractor: Extractor) -> Found:
     for name, module in named_modules(outline.model):
         if isinstance(module, parametrize.ParametrizationList):
             continue
-        matrices = _extract_isolated(name, module, extractor, found)
+        matrices = [each for each in _extract_isolated(name, module, extractor, found) if not _is_place(each)]
         own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
         found.matrices += [matrix for matrix, ids in own if not claimed & ids]
         claimed.update(*(ids for matrix, ids in own if not matrix.detail))
@@ -52,6 +53,17 @@ def find_in_module(model: nn.Module, extractor: Extractor) -> Found:
     found.matrices = [with_shards(_with_aliases(matrix, names), outline, names) for matrix in found.matrices]
     found.heads = output_heads(unwrap(outline.model))
     return found
+
+
+def _is_place(matrix: Matrix) -> bool:
+    """Return whether a weight is the place of one that is passed with each call, as `torch.func.functional_call` does.
+
+    Libraries keep a copy of the module then, with plain tensors on the meta device in the place of parameters.
+    """
+    with suppress(Exception):  # reported for the matrix
+        weight = None if matrix.made_of else matrix.read()
+        return weight is not None and weight.is_meta and not isinstance(weight, nn.Parameter)
+    return False
 
 
 def _extract_isolated(name: str, module: nn.Module, extractor: Extractor, found: Found) -> list[Matrix]:
