@@ -28,6 +28,7 @@ READ: dict[str, tuple[nn.Module, str, tuple[int, int, int], str]] = {
     "a matrix for each relation": (Own(5, 32, 64), "layer", (5, 32, 64), "linear"),
     "two critics": (Own(2, 32, 12, bias=nn.Parameter(torch.randn(2, 32))), "layer", (2, 32, 12), "linear"),
     "critics, inputs first": (Own(3, 12, 32, bias=nn.Parameter(torch.randn(3, 1, 32))), "layer", (3, 12, 32), "linear"),
+    "a matrix for each head": (Own(8, 12, 10, bias=nn.Parameter(torch.randn(96))), "layer", (8, 12, 10), "linear"),
     "an ensemble of convolutions": (
         Own(4, 24, 12, 3, 3, bias=nn.Parameter(torch.randn(4, 24))),
         "layer",

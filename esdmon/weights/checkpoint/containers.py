@@ -163,7 +163,7 @@ def is_optimizer_name(name: str) -> bool:
 def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
     """Return the class of the first object in a tree that holds tensors, as a model does; empty without one."""
     for value in everything(content):
-        if isinstance(value, Call) and any(is_leaf(inside) for inside in everything([value.state, value.items])):
+        if isinstance(value, Call) and any(map(is_leaf, everything([value.state, value.items, value.arguments]))):
             return value.name
     return ""
 

@@ -181,12 +181,14 @@ def _is_stack(name: str, shape: torch.Size) -> bool:
 
 
 def _is_ensemble(name: str, shapes: Shapes) -> bool:
-    """Return whether a weight holds those of several layers, as its bias does: (layers, outputs).
+    """Return whether a weight holds those of several layers, as its bias does: (layers, outputs), or all in a row.
 
-    `torch.func.stack_module_state` makes such, and so do agents with more than one critic.
+    `torch.func.stack_module_state` makes such, and so do agents with more than one critic, and linear layers of heads.
     """
     layers, *sides = shape = shapes[name]
     bias = bias_of(name, shapes)
+    if len(bias) == 1:
+        return len(shape) == 3 and layers > 1 and sides[0] > 1 and bias[0] == layers * sides[0]
     is_stacked = len(bias) > 1 and bias != shape and bias[0] == layers
     return is_stacked and bias[-1] in sides[:2] and math.prod(bias) == layers * bias[-1]
 

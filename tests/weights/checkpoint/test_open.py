@@ -182,6 +182,13 @@ class Bomb:
         return os.system, ("touch exploded",)
 
 
+class Tensors:
+    """What a TensorDict is: made of its tensors, with each copy that is loaded."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[dict[str, torch.Tensor]]]:
+        return Tensors, ({"weight": torch.ones(9, 9)},)
+
+
 def hostile_index(folder: Path) -> Path:
     (folder / ".metadata").write_bytes(pickle.dumps(Bomb()))
     return folder
@@ -205,6 +212,7 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no safetensors": (with_bytes("a.safetensors", b"x" * 99), "is truncated or not a safetensors file"),
     "only objects": (saved("a.pt", {"args": argparse.Namespace(lr=1)}), "contains no named tensors; its keys are args"),
     "a model without matrices": (saved("a.pt", nn.BatchNorm1d(9)), r"objects \(torch.nn.modules.batchnorm.BatchNorm1d"),
+    "an object made of tensors": (saved("a.pt", {"model": Tensors()}), r"objects \(.*Tensors\)"),
     "a bomb": (saved("a.pt", {"w": Bomb()}), "refused: it contains Python objects"),
     "a bomb in an index": (hostile_index, "refused: its index contains posix.system"),
     "a damaged index": (with_bytes("model.safetensors.index.json", b"{}"), "has no weight_map"),
