@@ -114,7 +114,7 @@ class LayerReport:
     emitted_step: int | None = None
     """Step at which the record was written, if later than `step`; `to_record` writes `step` for None."""
     trainable: bool = True
-    """Value of `requires_grad` of the weight; True for all of a mapping in which no tensor requires a gradient."""
+    """Value of `requires_grad` of the weight; True for all of a dict in which no tensor requires a gradient."""
     in_optimizer: bool | None = None
     """True if the optimizer holds the weight; None if the monitor has no optimizer."""
     update_ratio: float = math.nan

@@ -11,6 +11,7 @@ from torch import nn
 from esdmon.errors import InputError
 from esdmon.records import Coverage
 from esdmon.weights import Matrix, Model, StackSize, Watched, describe_unreadable, nominal_seconds, structure
+from esdmon.weights.checkpoint.mapping import Checkpoint
 
 _log = logging.getLogger("esdmon")
 _TRIES = 3  # more, for what fails while weights are looked for; our choice
@@ -112,7 +113,7 @@ class WatchedModel:
     def is_trainable(self, name: str) -> bool:
         """Return whether any parameter behind a matrix requires a gradient.
 
-        All matrices of a mapping are trainable if none of its tensors requires one: `torch.func.grad` needs no such
+        All matrices of a dict are trainable if none of its tensors requires one: `torch.func.grad` needs no such
         tensors.
         """
         return not self._says_what_trains or _requires_gradient(self.matrices.get(name))
@@ -126,7 +127,8 @@ class WatchedModel:
         for matrix in watched.matrices:
             with suppress(Exception):  # the reading reports why
                 self.stack_size(matrix)
-        self._says_what_trains = isinstance(self._model, nn.Module) or any(map(_requires_gradient, watched.matrices))
+        is_known = isinstance(self._model, nn.Module | Checkpoint)  # nothing of a file trains
+        self._says_what_trains = is_known or any(map(_requires_gradient, watched.matrices))
         self._tries = 0
         self._structure = ()
         if isinstance(self._model, nn.Module):  # others are not in training, and their report has the reasons
