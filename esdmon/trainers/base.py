@@ -129,6 +129,12 @@ class MonitorCallback:
             self.monitor.close(is_complete=is_complete)
 
 
+def run_of(state: Mapping[str, Any] | None) -> str:
+    """Return the id of the run that saved a state; "" where there is none, as without a state."""
+    run = None if state is None else state.get("run")
+    return run if isinstance(run, str) else ""
+
+
 def refuse_second() -> NoReturn:
     """Raise for a second callback on one Trainer.
 

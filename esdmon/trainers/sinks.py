@@ -14,6 +14,7 @@ from typing import TypeVar
 from esdmon.isolation import describe
 from esdmon.plugins.manager import shown
 from esdmon.sinks import Sink
+from esdmon.sinks.lines import last_run
 from esdmon.trainers.options import CallbackOptions
 
 _log = logging.getLogger("esdmon")
@@ -31,8 +32,9 @@ class HostSinks:
     """Returns a sink for each logger of the host."""
     folder: Callable[[], str | os.PathLike[str]]
     """Returns the host's folder, for a JSONL file if there is no logger."""
-    resumed: bool
-    """Whether a run is resumed: it appends to the newest JSONL file in that folder."""
+    resumed: str | None
+    """The id of the run that is resumed, which appends to its JSONL file in that folder; "" where the id is unknown;
+    None for a new run."""
 
 
 def open_sinks(options: CallbackOptions, host: HostSinks) -> list[tuple[str, str | Sink]]:
@@ -65,18 +67,21 @@ def _loggers(host: HostSinks) -> LoggerSinks:
     return [(file, lambda: file)]
 
 
-def own_jsonl(root: str | os.PathLike[str], *, resumed: bool) -> str:
+def own_jsonl(root: str | os.PathLike[str], *, resumed: str | None) -> str:
     """Return the sink `jsonl:ROOT/esdmon-1/esdmon.jsonl`, with the next number that is free.
 
     Args:
-        root: the host's folder.
-        resumed: True takes the file of the highest number instead, to append to it.
+        root: the host's folder, which several runs may share.
+        resumed: the id of a run that is resumed: a file that ends with its lines is taken instead, to append to it.
+            "" for an id that is unknown takes the file of the highest number.
     """
     files = (Path(root) / f"esdmon-{n}" / "esdmon.jsonl" for n in itertools.count(1))
-    newest = file = next(files)
-    while file.exists():
-        newest, file = file, next(files)
-    return f"jsonl:{newest if resumed else file}"
+    old = list(itertools.takewhile(Path.exists, files))
+    free = Path(root) / f"esdmon-{len(old) + 1}" / "esdmon.jsonl"
+    if resumed is None:
+        return f"jsonl:{free}"
+    continued = (file for file in reversed(old) if resumed in ("", last_run(file)))
+    return f"jsonl:{next(continued, free)}"
 
 
 def _opened(options: CallbackOptions, make: Callable[[], str | Sink]) -> Sink:

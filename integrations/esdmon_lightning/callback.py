@@ -17,7 +17,7 @@ import torch
 from esdmon.calls import explain_wrong_calls
 from esdmon.errors import MissingExtraError
 from esdmon.isolation import describe
-from esdmon.trainers.base import MonitorCallback, refuse_second
+from esdmon.trainers.base import MonitorCallback, refuse_second, run_of
 from esdmon.trainers.metrics import SummaryMetrics, saved_metrics
 from esdmon.trainers.sinks import HostSinks
 from esdmon_lightning.loggers import name_of, sink_for
@@ -144,7 +144,7 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
             pl_module,
             trainer.optimizers,
             steps=trainer.global_step,
-            writes=_host_sinks(trainer) if writes else None,
+            writes=_host_sinks(trainer, state) if writes else None,
             extra=self._observers,
         )
         if state:
@@ -242,11 +242,11 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
         self._finished = _FinishedFit(trainer, model, self.monitor.state_dict() | {"summary": self._numbers})
 
 
-def _host_sinks(trainer: Any) -> HostSinks:
+def _host_sinks(trainer: Any, state: dict[str, Any]) -> HostSinks:
     return HostSinks(
         loggers=partial(_loggers, trainer),
         folder=lambda: trainer.default_root_dir,
-        resumed=trainer.global_step > 0,
+        resumed=run_of(state) if trainer.global_step > 0 else None,
     )
 
 

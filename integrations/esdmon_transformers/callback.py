@@ -11,7 +11,7 @@ from esdmon.calls import explain_wrong_calls
 from esdmon.errors import InputError, MissingExtraError
 from esdmon.isolation import describe
 from esdmon.options import shows_options
-from esdmon.trainers.base import MonitorCallback, refuse_second
+from esdmon.trainers.base import MonitorCallback, refuse_second, run_of
 from esdmon_transformers import folders, state_file
 from esdmon_transformers.loggers import host_sinks
 
@@ -93,16 +93,27 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
         if isinstance(state.stateful_callbacks.get(type(self).__name__), list):
             refuse_second()
         self._close(is_complete=False)  # an attempt that was broken off has not ended
+        is_resumed = state.global_step > 0
+        saved, why = self._saved(args, state) if is_resumed else (None, "")
+        resumed = run_of(saved) if is_resumed else None
         self._begin(
             folders.trained_model(model),
             optimizer,
             steps=state.global_step,
-            writes=host_sinks(args, state) if state.is_world_process_zero else None,
+            writes=host_sinks(args, state, resumed=resumed) if state.is_world_process_zero else None,
         )
         if self._replaced is not None:
             self._replaced.monitor = self.monitor
-        if state.global_step and self.monitor is not None:
-            self._load(args, state)
+        if saved is not None:
+            self._resume(saved, steps=state.global_step)
+        elif is_resumed and self.monitor is not None:
+            _log.warning(
+                "esdmon: training is resumed at step %d, and the %s of its checkpoint %s. Readings continue; alerts "
+                "and earlier readings are not restored.",
+                state.global_step,
+                state_file.FILE,
+                why,
+            )
         # A checkpoint that was saved without this callback lacks it, and the Trainer's next save would fail.
         state.stateful_callbacks.setdefault(type(self).__name__, self.state())
 
@@ -178,22 +189,12 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
         self._restored = {}
         self._replaced = None
 
-    def _load(self, args: Any, state: Any) -> None:
-        """Continue from the state of the checkpoint that is resumed."""
+    def _saved(self, args: Any, state: Any) -> tuple[dict[str, Any] | None, str]:
+        """Return the state in the checkpoint that is resumed, and the reason if there is none."""
         saved = state.stateful_callbacks.get(type(self).__name__, {})
         identity = saved.get("attributes", {}).get("restored", {}).get("id") or ""
         checkpoints = (*folders.resumed(args), *folders.checkpoints(args, state.global_step))
-        found, why = state_file.load(checkpoints, identity=identity)
-        if found is not None:
-            self._resume(found, steps=state.global_step)
-            return
-        _log.warning(
-            "esdmon: training is resumed at step %d, and the %s of its checkpoint %s. Readings continue; alerts and "
-            "earlier readings are not restored.",
-            state.global_step,
-            state_file.FILE,
-            why,
-        )
+        return state_file.load(checkpoints, identity=identity)
 
 
 _last_saved: weakref.ref[SpectralMonitor] | None = None

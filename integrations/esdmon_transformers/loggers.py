@@ -43,12 +43,18 @@ _ACTIVE: dict[str, Callable[[], Sink | None]] = {
 }
 
 
-def host_sinks(args: Any, state: Any) -> HostSinks:
-    """Return where a Trainer writes: to what `report_to` names, and else into its output folder."""
+def host_sinks(args: Any, state: Any, *, resumed: str | None) -> HostSinks:
+    """Return where a Trainer writes: to what `report_to` names, and else into its output folder.
+
+    Args:
+        args: the Trainer's arguments.
+        state: the Trainer's state.
+        resumed: as in `HostSinks`.
+    """
     return HostSinks(
         loggers=partial(_reported, args, state),
         folder=partial(folders.of_trial, args, state),
-        resumed=state.global_step > 0,
+        resumed=resumed,
     )
 
 

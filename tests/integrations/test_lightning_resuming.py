@@ -43,6 +43,18 @@ def test_a_checkpoint_without_the_callback_can_be_resumed_with_it(tmp_path: Path
     assert [report.step for report in sink.reports] == [24, 30, 36]
 
 
+def test_a_resumed_fit_appends_to_its_own_file(tmp_path: Path) -> None:
+    """Not to that of a later run in the same folder."""
+    fit = trainer(tmp_path, SpectralMonitor(every=5, budget=None))
+    fit.fit(Small(), batches())
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    trainer(tmp_path, SpectralMonitor(every=10, budget=None)).fit(Small(), batches())
+    resumed = trainer(tmp_path, SpectralMonitor(every=5, budget=None), max_epochs=2)
+    resumed.fit(Small(), batches(), ckpt_path=tmp_path / "last.ckpt")
+    files = sorted(tmp_path.glob("esdmon-*/esdmon.jsonl"))
+    assert [summary_steps(file) for file in files] == [[5, 10, 15, 20, 25, 30, 35, 40], [10, 20]]
+
+
 def test_a_second_fit_continues_the_first(tmp_path: Path) -> None:
     """With its steps and its history."""
     sink = MemorySink()

@@ -11,7 +11,7 @@ import torch
 
 from esdmon.sinks import MemorySink
 from esdmon_transformers import SpectralMonitor
-from tests.integrations.runs import monitor_of, remembered_steps
+from tests.integrations.runs import monitor_of, remembered_steps, summary_steps
 from tests.integrations.transformers_runs import NAMES, trainer
 from tests.rules import ALWAYS
 
@@ -30,6 +30,17 @@ def test_a_resumed_training_continues_without_gap_or_duplicate(tmp_path: Path) -
     assert {record["step"] for record in expected} == {8, 12}
     assert [layer.to_record() for report in sinks[1].reports for layer in report.new] == expected
     assert remembered_steps(second, NAMES[0]) == [4, 8, 12]
+
+
+def test_a_resumed_training_appends_to_its_own_file(tmp_path: Path) -> None:
+    """Not to that of a later run in the same folder."""
+    saving: dict[str, Any] = {"save_strategy": "steps", "save_steps": 6}
+    trainer(tmp_path, SpectralMonitor(every=3, budget=None), max_steps=6, **saving).train()
+    trainer(tmp_path, SpectralMonitor(every=4, budget=None), max_steps=5).train()
+    resumed = trainer(tmp_path, SpectralMonitor(every=3, budget=None), **saving)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    files = sorted(tmp_path.glob("esdmon-*/esdmon.jsonl"))
+    assert [summary_steps(file) for file in files] == [[3, 6, 9, 12], [4]]
 
 
 def test_a_checkpoint_without_the_callback_can_be_resumed_and_saved_with_it(

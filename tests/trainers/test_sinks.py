@@ -16,7 +16,7 @@ def options(*sinks: str | Sink, strict: bool = False) -> CallbackOptions:
 
 
 def host(folder: Path, *loggers: tuple[str, Callable[[], str | Sink]]) -> HostSinks:
-    return HostSinks(loggers=lambda: loggers, folder=lambda: folder, resumed=False)
+    return HostSinks(loggers=lambda: loggers, folder=lambda: folder, resumed=None)
 
 
 def broken() -> Sink:
@@ -38,13 +38,19 @@ def test_without_loggers_it_is_a_file_of_the_run(tmp_path: Path) -> None:
     assert name == f"jsonl:{tmp_path / 'esdmon-1' / 'esdmon.jsonl'}"
 
 
-def test_a_run_takes_the_next_number_and_a_resumed_one_the_newest(tmp_path: Path) -> None:
-    """By the files that exist."""
-    for n in (1, 2):
-        assert own_jsonl(tmp_path, resumed=False) == f"jsonl:{tmp_path / f'esdmon-{n}' / 'esdmon.jsonl'}"
-        (tmp_path / f"esdmon-{n}").mkdir()
-        (tmp_path / f"esdmon-{n}" / "esdmon.jsonl").touch()
-        assert own_jsonl(tmp_path, resumed=True) == f"jsonl:{tmp_path / f'esdmon-{n}' / 'esdmon.jsonl'}"
+def test_a_run_takes_the_next_number_and_a_resumed_one_its_own_file(tmp_path: Path) -> None:
+    """By the last line of each file. The newest where the run is unknown, and a new one where none is its own."""
+    for n, run in enumerate(("a1", "b2"), 1):
+        assert own_jsonl(tmp_path, resumed=None) == jsonl(tmp_path, n)
+        file = tmp_path / f"esdmon-{n}" / "esdmon.jsonl"
+        file.parent.mkdir()
+        file.write_text(f'{{"schema":1,"kind":"summary","run":"{run}","step":5}}\n')
+        assert own_jsonl(tmp_path, resumed="") == jsonl(tmp_path, n)
+    assert [own_jsonl(tmp_path, resumed=run) for run in ("a1", "b2", "c3")] == [jsonl(tmp_path, n) for n in (1, 2, 3)]
+
+
+def jsonl(folder: Path, n: int) -> str:
+    return f"jsonl:{folder / f'esdmon-{n}' / 'esdmon.jsonl'}"
 
 
 def test_a_logger_that_cannot_be_opened_is_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
