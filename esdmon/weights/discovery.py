@@ -8,6 +8,7 @@ from torch import nn
 
 from esdmon.errors import InputError, UnwatchableError
 from esdmon.records import Coverage
+from esdmon.records.text import named
 from esdmon.weights.checkpoint.mapping import Model
 from esdmon.weights.found import Found
 from esdmon.weights.layers.extract import Extractor, extract
@@ -95,10 +96,25 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> Fou
         found = find_in_state(model)
     else:
         kind = type(model).__name__
-        raise UnwatchableError(f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}")
+        raise UnwatchableError(
+            f"model must be an nn.Module, a mapping of names to tensors, or a path; got {kind}{_modules_in(model)}"
+        )
     unpacked = [_materialize(matrix, materializer) for matrix in found.matrices]
     found.matrices = mark_optional(unpacked, found.heads)
     return found
+
+
+def _modules_in(owner: object) -> str:
+    """Return which attributes of a forecaster, a Trainer or the like are modules, as the end of a message."""
+    if isinstance(owner, list | tuple):
+        return ". Join its modules in an nn.ModuleDict" if any(isinstance(each, nn.Module) for each in owner) else ""
+    places = []
+    for name, value in vars(owner).items() if hasattr(owner, "__dict__") else ():
+        items = {name: value}
+        if isinstance(value, list | tuple):
+            items = {f"{name}[{k}]": each for k, each in enumerate(value)}
+        places += [f".{place}" for place, each in items.items() if isinstance(each, nn.Module) and name[0] != "_"]
+    return f". Pass one of the modules in it: {named(places)}" if places else ""
 
 
 def _why_none(found: Found) -> str:

@@ -213,16 +213,25 @@ def _of_rank_0(requests: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
 @explain_wrong_calls
 @shows_options
 def attach(trainer: Any, **options: Any) -> SpectralMonitor:
-    """Add a `SpectralMonitor` to a Trainer that exists already, such as one of TRL, and return it.
+    """Add a `SpectralMonitor` to a Trainer that exists already, such as one of TRL or SetFit, and return it.
 
     Args:
         trainer: the Trainer, before `train()`.
         options: the arguments of `SpectralMonitor`.
 
     Raises:
-        InputError: if the Trainer has one already, or for options that cannot be used.
+        InputError: if the Trainer has one already, if it takes no callbacks of Hugging Face, or for options that cannot
+            be used.
     """
-    if any(isinstance(callback, SpectralMonitor) for callback in trainer.callback_handler.callbacks):
+    handler = getattr(trainer, "callback_handler", None)
+    if not hasattr(trainer, "add_callback"):
+        raise InputError(
+            f"attach() is for a Trainer of Hugging Face; {type(trainer).__name__} has no add_callback(). "
+            "Of Lightning, construct the Trainer with callbacks=[esdmon_lightning.SpectralMonitor()]; in a loop of "
+            "your own, call esdmon.watch(model, optimizer)"
+        )
+    # A Trainer that wraps another has no list of its own: there a second callback is refused when training begins.
+    if any(isinstance(callback, SpectralMonitor) for callback in getattr(handler, "callbacks", ())):
         raise InputError(
             "there is a SpectralMonitor on this Trainer already, and a second would write the same series: use that one"
         )

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,16 @@ def test_attach_adds_it_to_an_existing_trainer(tmp_path: Path) -> None:
         attach(fit)
     fit.train()
     assert monitor_of(callback).steps == 4
+
+
+def test_attach_takes_a_trainer_that_wraps_another() -> None:
+    """It has `add_callback` and no list of callbacks, as SetFit's. Another kind of Trainer is refused with a remedy."""
+    added: list[Any] = []
+    callback = attach(SimpleNamespace(add_callback=added.append), every=2, sinks=None)
+    assert added == [callback]
+    message = r"SimpleNamespace has no add_callback\(\)\. Of Lightning, construct the Trainer with callbacks="
+    with pytest.raises(InputError, match=message):
+        attach(SimpleNamespace(callbacks=[]))
 
 
 @pytest.mark.parametrize(

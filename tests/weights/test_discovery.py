@@ -1,3 +1,4 @@
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -178,6 +179,17 @@ def test_what_is_no_model_is_refused(model: nn.Module | dict[str, Tensor], messa
     """One sentence, whatever was given."""
     with pytest.raises(InputError, match=message):
         discover(model)
+
+
+def test_an_object_with_a_model_in_it_is_refused_with_its_place() -> None:
+    """As forecasters, Trainers and pipelines have it; a list of modules is to be joined."""
+    owner = SimpleNamespace(head="lr", body=nn.Linear(16, 24), models=[nn.Linear(16, 24)], _cache=nn.Linear(16, 24))
+    with pytest.raises(
+        InputError, match=r"got SimpleNamespace\. Pass one of the modules in it: \.body, \.models\[0\]$"
+    ):
+        discover(owner)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"got list\. Join its modules in an nn\.ModuleDict$"):
+        discover([nn.Linear(16, 24)])  # type: ignore[arg-type]
 
 
 def test_the_aliases_of_a_weight_of_the_model_itself() -> None:

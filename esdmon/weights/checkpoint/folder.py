@@ -15,9 +15,18 @@ from esdmon.records.table import natural_key
 from esdmon.records.text import named
 from esdmon.weights.checkpoint import deepspeed, distributed
 from esdmon.weights.checkpoint.containers import is_optimizer_name
-from esdmon.weights.checkpoint.formats import NOT_WEIGHTS, SUFFIXES, open_file, opener_of, other_folder, read_json
+from esdmon.weights.checkpoint.formats import (
+    NOT_WEIGHTS,
+    SUFFIXES,
+    open_file,
+    opener_of,
+    other_folder,
+    read_json,
+    read_json_objects,
+)
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
 from esdmon.weights.checkpoint.ranks import check_whole
+from esdmon.weights.state.renamed import name_in_module
 
 _STEMS = (
     *("model", "pytorch_model", "adapter_model", "diffusion_pytorch_model", "pytorch_lora_weights"),
@@ -30,7 +39,9 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})(?P<
 _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 _CONFIGS = ("adapter_config.json", "config.json", "open_clip_config.json")
 _PIPELINE = "model_index.json"
+_MODULES = "modules.json"
 _RUN = "esdmon.jsonl"
+_OF_PEFT = "base_model.model."
 _MEGATRON_FILE = "model_optim_rng.pt"
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
 _MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
@@ -81,6 +92,8 @@ def _open_weights(folder: Path) -> Checkpoint:
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
     if _PIPELINE in files:
         return _open_pipeline(folder)
+    if _MODULES in files and (modules := _open_modules(folder)) is not None:
+        return modules
     if distributed.INDEX in files:
         return distributed.open_distributed(folder)
     if deepspeed.has_states(files) or "latest" in files:
@@ -188,6 +201,40 @@ def _open_pipeline(folder: Path) -> Checkpoint:
     if not found:
         raise InputError(f"{folder} is a pipeline of diffusers, and none of its components contains weights")
     return _join_apart(found)
+
+
+def _open_modules(folder: Path) -> Checkpoint | None:
+    """Open the modules of a model of sentence-transformers, each with its name before those in its file.
+
+    Returns:
+        None where `modules.json` lists none with weights.
+    """
+    parts: _Parts = {}
+    config: dict[str, object] = {}
+    for module in _listed_modules(folder):
+        place = folder / module["path"]
+        files = sorted(path.name for path in place.iterdir() if path.is_file())
+        if not any(_is_weights(place / name) for name in files):
+            continue
+        checkpoint, own = _open_standard(place, files), read_config(place)
+        prefix = module["name"]
+        if "architectures" in own or (place / "adapter_config.json").is_file():  # a model of transformers inside
+            config = config or own
+            prefix += ".model" if ".modules." in module["type"] else ".auto_model"  # since 5.4, and before
+        for name in checkpoint:
+            parts[f"{prefix}.{name_in_module(name.removeprefix(_OF_PEFT), own)}"] = (checkpoint, name)
+    return join_checkpoints(parts).with_config(config) if parts else None
+
+
+def _listed_modules(folder: Path) -> Iterator[dict[str, str]]:
+    """Iterate over name, path and type of the modules in `modules.json` whose folders are in this one."""
+    for module in read_json_objects(folder / _MODULES):
+        found = {key: value for key in ("name", "path", "type") if isinstance(value := module.get(key), str)}
+        if len(found) < 3:
+            continue
+        path = PurePosixPath(found["path"])
+        if not path.is_absolute() and ".." not in path.parts and (folder / path).is_dir():
+            yield found
 
 
 def _open_deepspeed(folder: Path, files: Sequence[str]) -> Checkpoint:

@@ -122,12 +122,22 @@ def other_folder(names: Iterable[str]) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file; empty for one that does not exist, is damaged, or holds no object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
+    """Return the object in a JSON file; empty for one that does not exist, is damaged, or holds another thing."""
+    content = _load_json(path)
     return content if isinstance(content, dict) else {}
+
+
+def read_json_objects(path: Path) -> list[dict[str, Any]]:
+    """Return the objects in the list in a JSON file; none for one that does not exist, is damaged, or holds no list."""
+    content = _load_json(path)
+    return [each for each in content if isinstance(each, dict)] if isinstance(content, list) else []
+
+
+def _load_json(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def _other_kind(first: bytes) -> str | None:

@@ -23,7 +23,7 @@ from esdmon.weights import discover, open_checkpoint, open_model
 def files(folder: Path, content: dict[str, Any], index: dict[str, str] | None = None) -> Path:
     """Write files of weights, and an index."""
     for name, tensors in content.items():
-        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(".safetensors"):
             save_file(tensors, folder / name)
         else:
@@ -148,6 +148,38 @@ def test_a_pipeline_of_diffusers_has_its_components_apart(tmp_path: Path) -> Non
     _, (origin,) = open_model(tmp_path)
     assert origin.files == tuple(parts)
     assert origin.unread == ()
+
+
+@pytest.mark.parametrize(("where", "attribute"), [("base.modules", "model"), ("models", "auto_model")])
+def test_the_modules_of_sentence_transformers_are_one_model(where: str, attribute: str, tmp_path: Path) -> None:
+    """Under their names in it, the model of transformers by the attribute that holds it; none outside of the folder."""
+    content = {
+        "model.safetensors": {"layer.0.dense.weight": w()},
+        "2_Dense/model.safetensors": {"linear.weight": w(2.0)},
+    }
+    listed = [
+        ("0", "", "Transformer"),
+        ("1", "1_Pooling", "Pooling"),
+        ("2", "2_Dense", "Dense"),
+        ("3", "../x", "Dense"),
+    ]
+    modules = [{"name": n, "path": path, "type": f"sentence_transformers.{where}.{kind}"} for n, path, kind in listed]
+    files(tmp_path / "a", content)
+    files(tmp_path / "x", {"model.safetensors": {"a": w()}})
+    (tmp_path / "a" / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "a" / "config.json").write_text('{"architectures": ["BertModel"]}')
+    report = esdmon.analyze(tmp_path / "a")
+    assert [layer.name for layer in report] == [f"0.{attribute}.layer.0.dense", "2.linear"]
+    assert report.origins[0].files == tuple(content)
+    assert report.origins[0].unread == ()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "[1]", '[{"path": ""}]', "no", '[{"name": 0, "path": "", "type": ""}]'])
+def test_a_list_of_modules_of_another_kind_is_passed_over(text: str, tmp_path: Path) -> None:
+    """The folder is read without it."""
+    files(tmp_path, {"model.safetensors": {"a.weight": w()}})
+    (tmp_path / "modules.json").write_text(text)
+    assert list(open_checkpoint(tmp_path)) == ["a.weight"]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
