@@ -29,8 +29,11 @@ def step_wrapper() -> CodeType | None:
 
 
 def has_step_hooks(optimizer: object) -> TypeGuard[Optimizer]:
-    """Return whether hooks can be registered on an optimizer: its `__init__` was that of `torch.optim.Optimizer`."""
-    return isinstance(optimizer, Optimizer) and hasattr(optimizer, "_optimizer_step_post_hooks")
+    """Return whether an optimizer has hooks of its own: its `__init__` was that of `torch.optim.Optimizer`.
+
+    A wrapper that hands on all attributes, as Fabric's, seems to have those of the optimizer inside it.
+    """
+    return isinstance(optimizer, Optimizer) and "_optimizer_step_post_hooks" in vars(optimizer)
 
 
 def version_of(tensor: Tensor | None) -> int:

@@ -299,6 +299,41 @@ def test_a_step_is_not_counted_twice(caplog: pytest.LogCaptureFixture) -> None:
     assert "monitor.step() is ignored, since watch() was given the optimizer and counts its steps" in message
 
 
+class Handing(torch.optim.Optimizer):
+    """A wrapper that hands on what it does not have, hooks too, as Fabric's does."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.optimizer = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["optimizer"], name)
+
+    def step(self, closure: Any = None) -> Any:
+        return self.optimizer.step(closure)
+
+
+def fabric_setup(package: str) -> Callable[[torch.optim.Optimizer], Any]:
+    def wrap(optimizer: torch.optim.Optimizer) -> Any:
+        return pytest.importorskip(package).Fabric(accelerator="cpu", devices=1).setup_optimizers(optimizer)
+
+    return wrap
+
+
+@pytest.mark.parametrize(
+    "wrap", [Handing, fabric_setup("lightning.fabric"), fabric_setup("lightning_fabric")], ids=["own", "l", "lf"]
+)
+@pytest.mark.filterwarnings("ignore")  # the packages warn of their own dependencies
+def test_a_wrapper_that_hands_on_the_hooks_counts_each_step_once(wrap: Callable[[Any], Any]) -> None:
+    """The hooks are those of the optimizer inside it."""
+    model = network()
+    optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1))
+    with esdmon.watch(model, optimizer, every=2, budget=None, sinks=[]) as monitor:
+        for _ in range(6):
+            backward(model)
+            optimizer.step()
+    assert monitor.steps == 6
+
+
 class NoHooks(torch.optim.Optimizer):
     """A wrapper that never initialises its parent, as Lookahead and its kin."""
 
