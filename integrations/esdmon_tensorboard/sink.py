@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, final
@@ -88,6 +89,7 @@ class TensorBoardSink:
 
     def write(self, report: Report) -> None:
         """Write scalars and due histograms, and queue pictures of layers whose phase has changed."""
+        self._take_target()
         output = self._target.output(report.step, report.x)
         if self._target.needs_layout:
             output.layout(report)
@@ -107,6 +109,7 @@ class TensorBoardSink:
 
     def alert(self, alert: Alert) -> None:
         """Write the message by rule and layer, and what fires now; queue pictures. The summary has the scalar."""
+        self._take_target()
         report = self._report
         x = alert.step if report is None else report.x
         text = f"**{alert.severity}, {alert.state}** {alert.message}"
@@ -147,6 +150,10 @@ class TensorBoardSink:
         finally:
             self._target.close()
 
+    def _take_target(self) -> None:
+        if isinstance(self._target, UsersWriter):
+            self._target = self._target.taken()
+
     def _draw_overview(self, report: Report) -> None:
         self._drew_overview = True
         self._target.output(report.step, report.x).picture("esdmon/overview", self._overview.draw(), report.x)
@@ -186,28 +193,64 @@ class UsersWriter:
     """False: a folder has one layout of the tab of custom scalars, and here it is the user's."""
 
     def __init__(self, writer: Any) -> None:
-        self._writer = writer
+        self.writer = writer
+        self._run = ""
+        self._rewound_to: int | None = None
 
     def start(self, run: str) -> None:
-        """Do nothing: the writer's files are the user's choice."""
+        """Keep the id of the run for `taken`: the writer's own files are the user's choice."""
+        self._run = run
 
     def rewind(self, step: int) -> None:
-        """Do nothing: what is in the user's files is not removed."""
+        """Keep the step for `taken`: what is in the user's files is not removed."""
+        self._rewound_to = step
+
+    def taken(self) -> UsersWriter | RunFiles:
+        """Return this writer, or where another open sink writes to it, files of a run of its own in its folder.
+
+        Two models of one job may have layers of the same names, whose readings would be mixed in one series.
+        """
+        if not any(other is not self and other.writer is self.writer for other in _taken):
+            _taken.add(self)
+        if self in _taken or (folder := self._folder()) is None:
+            return self
+        from esdmon_tensorboard.events import RunFiles  # noqa: PLC0415 -- optional
+
+        files = RunFiles(str(folder / "esdmon-2"))
+        files.start(self._run)
+        if self._rewound_to is not None:
+            files.rewind(self._rewound_to)
+        _log.warning(
+            "esdmon: another monitor writes to this %s already: this one writes to a run of its own, in %s. To have "
+            "one run, watch an nn.ModuleDict of both models with one monitor.",
+            type(self.writer).__name__,
+            files.where(),
+        )
+        return files
 
     def output(self, step: int, x: int) -> Output:  # noqa: ARG002 -- `RunFiles` needs both
         """Return the fastest way to write to it now."""
-        return output_for(self._writer)
+        return output_for(self.writer)
 
     def where(self) -> str:
         """Return the folder, of a writer that names it."""
-        folder = getattr(self._writer, "log_dir", None) or getattr(self._writer, "logdir", None)
-        return nearby(Path(folder).absolute()) if isinstance(folder, str | Path) else ""
+        folder = self._folder()
+        return "" if folder is None else nearby(folder)
 
     def flush(self) -> None:
         """Flush the writer, if it can."""
-        if hasattr(self._writer, "flush"):
-            self._writer.flush()
+        if hasattr(self.writer, "flush"):
+            self.writer.flush()
 
     def close(self) -> None:
         """Flush; the writer stays open, since its owner closes it."""
+        _taken.discard(self)
         self.flush()
+
+    def _folder(self) -> Path | None:
+        folder = getattr(self.writer, "log_dir", None) or getattr(self.writer, "logdir", None)
+        return Path(folder).absolute() if isinstance(folder, str | Path) else None
+
+
+_taken: weakref.WeakSet[UsersWriter] = weakref.WeakSet()
+"""Those that open sinks write to."""

@@ -55,6 +55,29 @@ def test_the_users_own_writer_stays_open(tmp_path: Path) -> None:
     assert {"loss", "esdmon_stable_rank/fc1"} <= set(events_of(tmp_path).Tags()["scalars"])
 
 
+def test_two_models_of_one_writer_are_two_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their layers may have the same names. A resumed one finds its run again, and a closed one leaves the writer."""
+    writer = SummaryWriter(str(tmp_path))
+    first, second = (TensorBoardSink(writer) for _ in range(2))
+    for run, sink in (("a1", first), ("b2", second)):
+        sink.start(run)
+        sink.write(report_of("ab", 10))
+    second.close()
+    resumed = TensorBoardSink(writer)
+    resumed.start("b2")
+    resumed.rewind(10)
+    resumed.write(report_of("ab", 20))
+    first.write(report_of("ab", 15))
+    for sink in (first, resumed):
+        sink.close()
+    third = TensorBoardSink(writer)
+    third.write(report_of("ab", 30))
+    third.close()
+    writer.close()
+    assert [steps_of_python(folder, TAG) for folder in (tmp_path, tmp_path / "esdmon-2")] == [[10, 15, 30], [10, 20]]
+    assert "this one writes to a run of its own, in " in caplog.text
+
+
 @pytest.mark.parametrize("close_early", [False, True], ids=["open", "closed"])
 @pytest.mark.parametrize("kind", [tensorboardX.SummaryWriter, SummaryWriter], ids=["tensorboardX", "torch"])
 def test_a_writer_of_any_kind_has_all(tmp_path: Path, kind: Any, close_early: bool) -> None:  # noqa: FBT001
