@@ -53,6 +53,8 @@ def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[
     reasons = _find_routers(found)
     n_tokens = max((_rows(matrix) for matrix in found if matrix.on_request == EMBEDDING), default=0)
     as_wide = [matrix for matrix in found if n_tokens and _may_be_head(matrix) and _rows(matrix) == n_tokens]
+    if _is_hidden(n_tokens, found):
+        as_wide = []
     for matrix in found:
         last = _TRAINED_COPY.sub("", matrix.name).rpartition(".")[2]
         is_known = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.whole_parameters())
@@ -92,6 +94,12 @@ def _rows(matrix: Matrix) -> int:
     """Return the rows of a weight that is one slice; 0 for any other."""
     size = matrix.size()
     return size.rows if size.slices == 1 else 0
+
+
+def _is_hidden(width: int, found: Sequence[Matrix]) -> bool:
+    """Return whether a layer has inputs of this width, and no embedding such outputs: a hidden layer makes them."""
+    inputs = {(matrix.on_request == EMBEDDING, matrix.size().columns) for matrix in found}
+    return (False, width) in inputs and (True, width) not in inputs
 
 
 def _find_routers(found: Sequence[Matrix]) -> dict[str, str]:

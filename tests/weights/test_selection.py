@@ -69,6 +69,17 @@ def test_what_is_left_out_says_why() -> None:
     }
 
 
+def test_a_hidden_layer_as_wide_as_there_are_categories_is_read() -> None:
+    """As in forecasters and recommenders: another layer reads its outputs, so it is not an output head."""
+    layers = {"embed": nn.Embedding(64, 12), "fc1": nn.Linear(20, 64), "fc2": nn.Linear(64, 30)}
+    model = nn.ModuleDict(layers)
+    for weights in (model, model.state_dict()):
+        assert [layer.name for layer in esdmon.analyze(weights)] == ["fc1", "fc2"]
+    for width in (12, 64):  # 64 inputs may be those of an embedding
+        head = nn.ModuleDict({"embed": nn.Embedding(64, width), "in": nn.Linear(width, 30), "out": nn.Linear(30, 64)})
+        assert [layer.name for layer in esdmon.analyze(head)] == ["in"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
