@@ -140,7 +140,13 @@ def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
         ((_, count, _), names), *_ = shards.items()
         return _open_shards(folder, names, int(count))
     if len(candidates) == 1:
-        return _open_one(folder / candidates[0])
+        try:
+            return _open_one(folder / candidates[0])
+        except InputError as error:
+            inside = _last_inside(folder)
+            if not inside:
+                raise
+            raise InputError(f"{error}. Or pass a folder in {folder}, such as {inside}") from error
     if candidates:
         check_whole(folder / candidates[0])
         ends = [next(filter(partial(_may_be_model, folder), each), "") for each in (candidates, candidates[::-1])]
@@ -307,12 +313,18 @@ def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
 
 
 def _hint(folder: Path) -> str:
-    """Return which folder inside to pass: the last with weights, by the numbers in its path; or what reads a run."""
-    inside = sorted((str(path.relative_to(folder)) for path in _folders_with_weights(folder)), key=natural_key)
+    """Return which folder inside to pass, or what reads a run."""
+    inside = _last_inside(folder)
     if inside:
-        return f". Pass one of its folders, such as {inside[-1]}"
+        return f". Pass one of its folders, such as {inside}"
     is_of_a_run = (folder / _RUN).is_file()
     return f". It has the readings of a run, {_RUN}: use esdmon report or esdmon tail for those" if is_of_a_run else ""
+
+
+def _last_inside(folder: Path) -> str:
+    """Return the last folder inside that has weights, by the numbers in its path; empty without any."""
+    inside = (str(path.relative_to(folder)) for path in _folders_with_weights(folder))
+    return max(inside, key=natural_key, default="")
 
 
 def _folders_with_weights(folder: Path) -> Iterator[Path]:

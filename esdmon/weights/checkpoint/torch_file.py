@@ -29,7 +29,7 @@ from esdmon.weights.checkpoint.containers import (
     settings_of,
 )
 from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of, join_checkpoints
-from esdmon.weights.checkpoint.pickled import CodeError, Global, PickleError, parse
+from esdmon.weights.checkpoint.pickled import Call, CodeError, Global, PickleError, parse
 from esdmon.weights.checkpoint.stored import (
     BUILDERS,
     AnyStored,
@@ -338,6 +338,8 @@ def _why_nothing(content: object) -> str:
         return _refusal(owner)
     if has_optimizer(content):
         return "contains the state of an optimizer alone: pass the file with the model"
+    if isinstance(content, Call) and isinstance(content.state, dict):
+        return f"contains an object ({content.name}) without tensors. Its weights are in another file"
     if has_call(content, _NUMPY):
         return "contains arrays of numpy in the place of tensors: convert them with torch.from_numpy"
     keys = (

@@ -397,9 +397,17 @@ OTHER_FILES = {
 }
 
 
+class Forecaster:
+    """What some libraries pickle beside their checkpoints."""
+
+    def __init__(self) -> None:
+        self.series = w().numpy()
+
+
 NO_MODEL: dict[str, tuple[Any, str]] = {
     "an optimizer": ({"state": {0: {"exp_avg": w()}}, "param_groups": []}, "contains the state of an optimizer alone"),
     "numpy": ({"model": {"a": w().numpy()}}, "contains arrays of numpy in the place of tensors"),
+    "a forecaster": (Forecaster(), r"an object \(.*Forecaster\) without tensors\. Its weights are in another file$"),
 }
 
 
@@ -410,6 +418,16 @@ def test_a_file_without_a_model_says_what_it_has(kind: str, tmp_path: Path) -> N
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(InputError, match=message):
         open_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_folder_whose_only_file_is_no_checkpoint_names_a_folder_inside(tmp_path: Path) -> None:
+    """Where that has weights."""
+    torch.save(Forecaster(), tmp_path / "_model.pth.tar")
+    with pytest.raises(InputError, match=r"Its weights are in another file$"):
+        open_checkpoint(tmp_path)
+    files(tmp_path, {"checkpoints/last.ckpt": {"a": w()}})
+    with pytest.raises(InputError, match=rf"another file\. Or pass a folder in {tmp_path}, such as checkpoints$"):
+        open_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", OTHER_FILES)
