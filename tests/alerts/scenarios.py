@@ -100,6 +100,14 @@ class InGroups(Digits):
         self.optimizer = torch.optim.SGD(groups, lr=0.02, momentum=0.9)
 
 
+class Decayed(Digits):
+    """The same layers, with AdamW and its weight decay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, weight_decay=0.1)
+
+
 class Computed(Digits):
     """The same layers, but the first weight is the output of a module, of which single steps are not sampled."""
 
@@ -321,6 +329,13 @@ def cut_off(training: Digits) -> Iterator[None]:
 
 
 @contextmanager
+def without_gradient(training: Digits) -> Iterator[None]:
+    hook = training.weight("fc1").register_hook(torch.zeros_like)  # type: ignore[no-untyped-call]
+    yield
+    hook.remove()
+
+
+@contextmanager
 def frozen(training: Digits) -> Iterator[None]:
     training.weight("fc2").requires_grad = False
     yield
@@ -487,6 +502,16 @@ SCENARIOS = (
     Scenario("a compression left on", "rank_collapse", ("fc1",), compressed, severity="error"),
     Scenario("a batch of NaN", "non_finite", _ALL, bad_batch, within=1, severity="error"),
     Scenario("a layer cut off from the loss", "dead_layer", ("fc1",), cut_off),
+    Scenario(
+        "a gradient of zero, under weight decay",
+        "dead_layer",
+        ("fc1",),
+        without_gradient,
+        within=16,  # the momentum of AdamW goes on for some fifty steps
+        make=Decayed,
+        well=Decayed,
+        stretches=(100, 220, 240),
+    ),
     Scenario("a layer frozen in the optimizer", "dead_layer", ("fc2",), frozen, severity="info"),
     Scenario(
         "an adapter that outweighs its base",

@@ -129,6 +129,7 @@ BUILT_IN_RULES = (
         counts="reports",
         advice="Check whether it is detached, frozen or not reached by the loss; if that is meant, take it out of the "
         "optimizer.",
+        mutes=("norm_decay", "scale_collapse", "dead_units"),  # what decay does to a weight without a gradient
     ),
     AlertRule(
         "dead_units",

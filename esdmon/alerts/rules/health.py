@@ -1,6 +1,6 @@
 """Rules on faults that need no spectrum: NaN, weights that do not move, readings that fail or are old."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
 from esdmon.records import MOVED, LayerReport
@@ -8,6 +8,10 @@ from esdmon.records import MOVED, LayerReport
 LIVELY = 100 * MOVED
 """‖ΔW‖/‖W‖ that another layer must exceed before one is called dead: when a training converges, all layers stop
 moving, and not all at the same report. Our choice."""
+_ALONE = 0.98
+"""Share of a step's length by which it makes a weight shorter, from which it is weight decay alone. A gradient step of
+a fifth of the decay makes the share less. Our choice."""
+_AS_FAR = 1.1  # times the sum of such steps: a weight that has moved farther had other steps between the samples
 
 
 def non_finite(history: History) -> Iterable[Finding]:
@@ -38,6 +42,10 @@ def dead_layer(history: History) -> Iterable[Finding]:
     off from the loss, its units are dead, no token is routed to it, or updates are too small for the dtype of the
     weight: bfloat16 rounds away an update below 1/250 of the element.
 
+    It also fires when weight decay alone moves a weight: the sampled steps of its last two readings make it shorter by
+    98 % of their length or more, it has moved no farther than such steps reach, and another layer is moved by
+    gradients. Optimizers with weight decay still shrink a weight whose gradient is zero.
+
     A weight in the optimizer that requires no gradient is a notice (`info`): it may be frozen on purpose or by mistake.
     So is one that has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
     that of a pooler which the loss does not use. A weight that is zero or not in the optimizer raises no alert.
@@ -46,12 +54,13 @@ def dead_layer(history: History) -> Iterable[Finding]:
     or not used by the loss: notices. With a group of the optimizer whose learning rate is 0 for a while: this rule does
     not distinguish it.
 
-    Resolved when it moves.
+    Resolved when it moves, and not by weight decay alone.
 
     Source: ours.
     """
     held = [layer for layer in history.report if layer.status == "ok" and layer.in_optimizer]
-    if not any(layer.last_move > LIVELY for layer in held):
+    decaying = {layer.name for layer in held if _only_decays(history.layers.get(layer.name, ()))}
+    if not any(layer.last_move > LIVELY and layer.name not in decaying for layer in held):
         return
     for layer in held:
         if layer.stands_still and layer.name in history.layers:
@@ -68,6 +77,23 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 {"update_ratio": layer.last_move},
                 "info" if never_moved or not layer.trainable else None,
             )
+        elif layer.name in decaying:
+            yield Finding(
+                layer.name,
+                f"weight decay alone moves it, by {layer.step_ratio:.1g} of its norm at each step, while gradients "
+                "move other layers",
+                {"step_ratio": layer.step_ratio, "step_growth": layer.step_growth},
+            )
+
+
+def _only_decays(readings: Sequence[LayerReport]) -> bool:
+    """Return whether the steps of the last two readings, and those between, were nothing but weight decay."""
+    if len(readings) < 2:
+        return False
+    before, now = readings[-2:]
+    is_shorter = all(-layer.step_growth > _ALONE * layer.step_ratio > 0 for layer in (before, now))
+    reach = (now.step - before.step) * max(before.step_ratio, now.step_ratio)
+    return is_shorter and now.weight_decay != 0 and now.update_ratio <= _AS_FAR * reach
 
 
 def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:

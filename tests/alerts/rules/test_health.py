@@ -44,6 +44,50 @@ def test_a_layer_that_stands_still_while_others_move_is_dead() -> None:
     )
 
 
+def decaying(step: int, *, ratio: float = 1e-4, growth: float = -1e-4, **fields: Any) -> Report:
+    """A report, every 50 steps, in which one layer is read that has moved by its steps alone, and another."""
+    now = {"step_ratio": ratio, "step_growth": growth, "moved": 50 * ratio, "weight_decay": 0.1} | fields
+    return report(step, reading(step), reading(step, "dead", **now))
+
+
+def test_a_layer_that_weight_decay_alone_moves_is_dead() -> None:
+    """Its gradient is zero, but AdamW shrinks it. It lives again with the first step of a gradient."""
+    reports = [decaying(step) for step in range(50, 501, 50)]
+    alerts = alerts_of(RULES["dead_layer"], [*reports, decaying(550, ratio=1e-3, growth=-1e-4)])
+    assert [(alert.step, alert.state, alert.layer, alert.severity) for alert in alerts] == [
+        (300, "firing", "dead", "warning"),
+        (550, "resolved", "dead", "info"),
+    ]
+    assert (
+        "weight decay alone moves it, by 0.0001 of its norm at each step, while gradients move other layers, in 5 "
+        "checks since step 100" in alerts[0].message
+    )
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"growth": -0.9e-4},
+        {"moved": 0.02},
+        {"weight_decay": 0.0},
+        {"in_optimizer": False},
+        {"growth": math.nan},
+        {"status": "degenerate"},
+    ],
+    ids=["a-gradient-too", "other-steps-between", "no-decay", "not-in-optimizer", "not-sampled", "zero"],
+)
+def test_a_layer_that_gradients_move_or_that_nobody_knows_of_is_not_dead(fields: dict[str, Any]) -> None:
+    """A step that turns the weight, a move that decay does not reach, a script that scales the weight."""
+    assert alerts_of(RULES["dead_layer"], (decaying(step, **fields) for step in range(50, 1001, 50))) == []
+
+
+def test_layers_that_all_decay_are_not_dead() -> None:
+    """Where decay outweighs all gradients, as when all are zero or decay is far too strong, `norm_decay` says so."""
+    fields: dict[str, Any] = {"step_ratio": 1e-4, "step_growth": -1e-4, "moved": 5e-3, "weight_decay": 0.1}
+    all_decay = (report(s, reading(s, **fields), reading(s, "fc2", **fields)) for s in range(50, 1001, 50))
+    assert alerts_of(RULES["dead_layer"], all_decay) == []
+
+
 @pytest.mark.parametrize(
     ("fields", "severity"),
     [
