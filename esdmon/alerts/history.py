@@ -71,7 +71,16 @@ class ReadingHistory:
         return list(gone)
 
     def exclude(self, name: str, since: int, step: int) -> None:
-        """Exclude the readings of a layer during an alert from its baseline."""
+        """Exclude the readings of a layer during an alert from its baseline, until there are `WINDOW` of them.
+
+        After that the baseline from before the alert says nothing of a layer that has gone on to learn: it is dropped,
+        and a new one begins.
+        """
+        moved = self._moved.get(name) or deque()
+        if len(moved) == WINDOW and moved[0].step >= since:
+            baseline = self._baseline.get(name, ())
+            self._baseline[name] = deque((layer for layer in baseline if layer.step >= since), maxlen=WINDOW)
+            return
         before = self._excluded.get(name)
         if before is not None and before[1] >= since:
             since = min(since, before[0])

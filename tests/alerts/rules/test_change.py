@@ -1,6 +1,6 @@
 """Rules on change: jumps, slow changes, and what is neither."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -189,3 +189,25 @@ def test_what_grows_at_the_cost_of_the_rest_does_not_blow_up(weight: Callable[[f
     assert readings[-1].measures["spectral_norm"] > 3 * readings[0].measures["spectral_norm"]
     first, *_ = alerts_of(BUILT_IN_RULES, (report(layer.step, layer) for layer in readings))
     assert (first.rule, first.state) == (rule, "firing")
+
+
+def _norms_while_a_trap_fires(norms: Sequence[float]) -> list[tuple[int, str, str]]:
+    """Return step, rule and state of all alerts on a layer with such norms, in which a mean appears at step 20."""
+    rules = [RULES["norm_explosion"], RULES["correlation_trap"]]
+    readings = [
+        reading(step, measures={"trap": 0.3 if step < 20 else 2.5, "spectral_norm": norm})
+        for step, norm in enumerate(norms, start=1)
+    ]
+    alerts = alerts_of(rules, (report(layer.step, layer) for layer in readings))
+    return [(alert.step, alert.rule, alert.state) for alert in alerts]
+
+
+def test_a_layer_that_goes_on_to_learn_during_a_long_alert_has_a_new_baseline() -> None:
+    """Its norm grows fourfold in 280 readings, by half a percent each: with the baseline from before it explodes."""
+    assert _norms_while_a_trap_fires([4 * 1.005**k for k in range(300)]) == [(22, "correlation_trap", "firing")]
+
+
+def test_a_layer_that_blows_up_during_a_long_alert_is_reported() -> None:
+    """Ten times as large from step 100 on."""
+    found = _norms_while_a_trap_fires([4 * 1.005**k * (10 if k >= 99 else 1) for k in range(110)])
+    assert found == [(22, "correlation_trap", "firing"), (101, "norm_explosion", "firing")]
