@@ -63,7 +63,13 @@ class Reads:
     def is_poll(self, step: int) -> bool:
         return False
 
-    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+    def begin(
+        self,
+        step: int,
+        host_step: int | None = None,
+        extra: Collection[str] | None = None,
+        first: Collection[str] = (),
+    ) -> None:
         report = _report_of(step % _DIFFERENT)
         layers = tuple(replace(layer, step=step) for layer in report)
         self._complete.append(Report(step, layers, report.coverage, 0.0))

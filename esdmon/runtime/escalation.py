@@ -46,13 +46,16 @@ class Escalation:
         """The first step at which `due` and `sample` have to be called, besides scheduled ones."""
 
     def due(self, step: int, *, is_scheduled: bool) -> tuple[str, ...]:
-        """Return the layers to read at a step, by this process alone, besides the scheduled readings."""
+        """Return the layers to read at a step by this process alone; at a scheduled one, those to read first.
+
+        Where the budget allows no extra readings, a finding would otherwise wait until all other layers were read.
+        """
         self.next_step = 0
         jumping = self._sampling.end(step)
         if is_scheduled:
             self._here.scheduled(step)
             self._elsewhere.scheduled(step)
-            return ()
+            return (*self._here.unsettled, *self._elsewhere.unsettled)
         if jumping:
             for attention, names in self._divided(jumping):
                 attention.bring_forward(names, step)

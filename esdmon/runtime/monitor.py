@@ -178,7 +178,7 @@ class Monitor:
         if due:
             self._faults.advance()
         if due or extra or is_poll:
-            self._begin(host_step, None if due else extra)
+            self._begin(host_step, None if due else extra, first=extra if due else ())
         elif not self._readings.is_ready:
             self._get_ready()
         before = self._report
@@ -215,7 +215,7 @@ class Monitor:
         return bool(self._schedule(step))
 
     def _extra(self, *, is_scheduled: bool) -> tuple[str, ...]:
-        """Return the layers to read at this step although it is not scheduled."""
+        """Return the layers to read at this step, which is not scheduled; at a scheduled one, those to read first."""
         escalation, step = self._escalation, self._steps
         is_time = escalation is not None and (is_scheduled or step >= escalation.next_step)
         if escalation is not None and is_time and not self._faults.disabled("escalation"):
@@ -225,14 +225,14 @@ class Monitor:
                 return extra
         return () if is_scheduled else self._readings.leftover()
 
-    def _begin(self, host_step: int | None, extra: tuple[str, ...] | None) -> None:
+    def _begin(self, host_step: int | None, extra: tuple[str, ...] | None, *, first: tuple[str, ...] = ()) -> None:
         """Begin the readings of a scheduled step; at another one, where `extra` is not None, those of these layers."""
         if not self._faults.disabled("monitor"):
             with self._faults.isolated("monitor", self._steps):
                 if extra is None or extra:
                     self._readings.settle()
                 with self._budget.spending():
-                    self._readings.begin(self._steps, host_step, extra)
+                    self._readings.begin(self._steps, host_step, extra, first)
 
     def _exchange_requests(self, *, is_due: bool) -> None:
         """Exchange with the other ranks what alerts have asked of the training loop."""

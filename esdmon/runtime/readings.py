@@ -52,13 +52,20 @@ class Readings(Stateful, Protocol):
     def is_poll(self, step: int) -> bool:
         """Return whether ranks may have to read at a step that is not scheduled: called once, at each of these."""
 
-    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+    def begin(
+        self,
+        step: int,
+        host_step: int | None = None,
+        extra: Collection[str] | None = None,
+        first: Collection[str] = (),
+    ) -> None:
         """Begin the readings of a scheduled step; at another step those of `extra`, and what all ranks read at a poll.
 
         Args:
             step: optimizer steps taken.
             host_step: optimizer steps as the host counts them.
             extra: matrices to read at a step that is not scheduled; None at a scheduled one.
+            first: matrices that come before all others at a scheduled step.
         """
 
     def finished(self) -> Iterator[Report]:
@@ -98,7 +105,13 @@ class NoReadings:
         """Return that no rank has to read."""
         return False
 
-    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+    def begin(
+        self,
+        step: int,
+        host_step: int | None = None,
+        extra: Collection[str] | None = None,
+        first: Collection[str] = (),
+    ) -> None:
         """Do nothing."""
 
     def finished(self) -> Iterator[Report]:

@@ -27,6 +27,8 @@ class Attention:
         self._spent: set[str] = set()
         """Layers with as many as are allowed."""
         self._next = 0
+        self.unsettled: tuple[str, ...] = ()
+        """Layers with a finding that is not confirmed, as of the last report."""
 
     def scheduled(self, step: int) -> None:
         """Record a scheduled step: the cadence is that of the last two."""
@@ -60,6 +62,7 @@ class Attention:
 
     def attend(self, names: Collection[str], step: int) -> None:
         """Read these layers more often from a step on, and no others."""
+        self.unsettled = tuple(names)
         self._counts = {name: self._counts.get(name, 0) for name in names if name not in self._spent}
         self._next = step + (self.interval or 1)
 
@@ -96,15 +99,17 @@ class Attention:
             "counts": dict(self._counts),
             "spent": sorted(self._spent),
             "next": self._next,
+            "unsettled": list(self.unsettled),
         }
 
     def prepare(self, state: Mapping[str, Any]) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
         scheduled, gap, following = state["scheduled"], state["gap"], state["next"]
         counts, spent = dict(state["counts"]), set(state["spent"])
+        unsettled = tuple(state.get("unsettled", ()))  # older states have none
 
         def restore() -> None:
             self._scheduled, self._gap, self._next = scheduled, gap, following
-            self._counts, self._spent = counts, spent
+            self._counts, self._spent, self.unsettled = counts, spent, unsettled
 
         return restore

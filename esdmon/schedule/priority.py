@@ -64,6 +64,11 @@ class _State:
         return self if self.read is None else replace(self, drift=self.rate * (step - self.read))
 
     @property
+    def is_measured(self) -> bool:
+        """Return whether drift was measured since the last reading; without time for that it is 0."""
+        return self.read is None or self.measured > self.read
+
+    @property
     def known(self) -> tuple[int, int]:
         """Return what sorts matrices by when their norms were last known."""
         return max(self.screened, -1 if self.read is None else self.read), self.round
@@ -213,6 +218,7 @@ class ReadPriority:
         credit: float,
         *,
         without: Collection[str] = (),
+        first: Collection[str] = (),
         forced: bool = True,
         ahead: bool = False,
     ) -> list[str]:
@@ -222,15 +228,16 @@ class ReadPriority:
             step: optimizer steps taken.
             credit: seconds that may be spent.
             without: matrices to leave out.
+            first: matrices that come before all others, unless they are known to be unchanged.
             forced: choose one matrix that has changed even without credit for it.
             ahead: True for a step to come, of which drifts are not measured yet.
         """
         costs = {name: self.expected(name) for name in self._states if name not in without}
         states = {name: self._states[name].ahead(step) if ahead else self._states[name] for name in costs}
         chosen: list[str] = []
-        for name in sorted(costs, key=lambda name: self._order(states[name], step, costs[name])):
+        for name in sorted(costs, key=lambda name: (name not in first, *self._order(states[name], step, costs[name]))):
             state = states[name]
-            if self._has_changed(state):
+            if self._has_changed(state) or (name in first and not state.is_measured):
                 # Credit is saved for one that does not fit now: those after it would use it up again and again.
                 if costs[name] > credit and not (forced and not chosen):
                     break

@@ -1,9 +1,10 @@
 """Readings between the scheduled ones, in a training."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from itertools import accumulate
 from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 import esdmon
-from esdmon.alerts import BUILT_IN_RULES
+from esdmon.alerts import BUILT_IN_RULES, AlertRule, Finding, History
 from esdmon.records import Alert, Coverage, Report
 from esdmon.replay import replay, reports_by_run
 from esdmon.runtime.escalation import Escalation
@@ -19,6 +20,7 @@ from esdmon.runtime.step_sampling import SHARE, Sampled, StepSampling
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.step_sample import StepSample
 from esdmon.sinks.memory import MemorySink
+from tests.limits import set_limits
 
 
 class Loop:
@@ -218,3 +220,30 @@ def test_what_other_ranks_read_is_asked_for_once_some_steps_ahead() -> None:
         escalation.sample(step)
     assert here == [(420, "near"), (440, "near")]
     assert ranks.asked == [(410, ["far"]), (430, ["far"])]
+
+
+def test_a_finding_is_confirmed_at_the_next_scheduled_steps_where_the_budget_allows_one_matrix_at_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And not after two rounds of all six layers."""
+
+    def late(history: History) -> Iterator[Finding]:
+        """A layer is read after step 200. Source: this test."""
+        yield from (Finding(name, "late") for name in history.layers if name == "3" and history.report.step > 200)
+
+    set_limits(monkeypatch, advance_seconds=0.0)
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+    optimizer, sink = torch.optim.Adam(model.parameters()), MemorySink()
+    rules = [AlertRule("late", late, counts="readings")]
+    with esdmon.watch(model, optimizer, every=10, budget=1e-9, mode="sync", sinks=[sink], alerts=rules) as monitor:
+        for step in range(400):
+            inputs = torch.randn(32, 64, generator=torch.Generator().manual_seed(step))
+            loss = sum((functional.mse_loss(layer(inputs), inputs) for layer in model), start=torch.zeros(()))
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.zero_grad()
+    assert max(len(report.new) for report in sink.reports) == 1
+    (alert,) = monitor.alerts
+    assert alert.step == alert.since + 20
+    assert [report.new[0].name for report in sink.reports if alert.since <= report.step <= alert.step] == ["3"] * 3

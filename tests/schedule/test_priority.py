@@ -249,3 +249,17 @@ def test_a_change_since_an_older_reading_is_left_out() -> None:
     for since, first in ((10, "a"), (15, "b")):
         turns.screened("b", 20, 0.5, since=since)
         assert turns.choose(20, 1.0) == [first]
+
+
+def test_what_an_alert_waits_for_comes_first() -> None:
+    """Without credit for a second one too; unless it is known not to have moved since it was read."""
+    model = Model([1.0, 1.0, 1.0], [0.01, 0.01, 0.0])
+    model.due(10, 3.0)
+    for name, rate in model.rates.items():
+        model.turns.drifted(name, 20, 10 * rate, trainable=True)
+    assert model.turns.choose(20, 0.0) == ["w0"]
+    assert model.turns.choose(20, 0.0, first=["w1", "gone"]) == ["w1"]
+    assert model.turns.choose(20, 2.0, first=["w1"]) == ["w1", "w0"]
+    assert model.turns.choose(20, 0.0, first=["w2"]) == ["w0"]
+    model.turns.begun("w2", 20)
+    assert model.turns.choose(30, 0.0, first=["w2"]) == ["w2"]

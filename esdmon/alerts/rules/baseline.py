@@ -18,7 +18,9 @@ import numpy as np
 RECENT = 3
 """Latest readings, left out of the baseline because they are under test: the default `checks` of a rule."""
 WARM_UP = 6
-"""Readings that a baseline needs. With `RECENT`, no change is found before the ninth reading. Our choice."""
+"""Readings that a baseline needs. Our choice."""
+KNOWN_FROM = WARM_UP + RECENT
+"""Readings of a layer before which no change is found."""
 _GAUSSIAN = 1.4826  # the standard deviation of a Gaussian over its median distance from the middle
 
 

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Sequence
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
+from esdmon.alerts.rules.baseline import KNOWN_FROM
 from esdmon.records import MOVED, LayerReport
+from esdmon.records.text import count
 
 LIVELY = 100 * MOVED
 """‖ΔW‖/‖W‖ that another layer must exceed before one is called dead: when a training converges, all layers stop
@@ -167,29 +169,35 @@ def reading_failed(history: History) -> Iterable[Finding]:
 
 
 def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]:
-    """Readings are so old that the other rules may miss a fault.
+    """Readings are so old or so few that the other rules may miss a fault.
 
     Fires when a layer that has moved was last read at least 50 due steps ago, or still waits for its first reading
-    after as many. Under a budget, a large model is read in parts, so this is a notice (`info`): a fault may last this
-    long before it is found. It is a warning when no report has arrived in 50 due steps: readings hang, fail, are
-    paused, or find no idle core in a thread or a worker process.
+    after as many. It also fires when layers that move were read fewer than nine times in 18 due steps or more: rules on
+    change need nine readings of a layer, and find nothing before. Under a budget, a large model is read in parts, so
+    this is a notice (`info`): a fault may last this long before it is found. It is a warning when no report has arrived
+    in 50 due steps: readings hang, fail, are paused, or find no idle core in a thread or a worker process.
 
     Confused with layers that do not move, which need no new reading and do not count; and with a training that logs
     nothing because it is slow: what counts is due steps, and not seconds.
 
-    Resolved when all layers have been read within that time.
+    Resolved when all layers have been read within that time, and nine times.
 
     Source: ours.
     """
-    if len(history.steps) <= due_steps:
-        return
-    limit = history.steps[-1 - due_steps]
-    old = [layer.name for layer in history.report if layer.step <= limit and not layer.unchanged]
-    late = [*old, *history.report.waiting]
+    found = [layer for layer in history.report if not layer.unchanged]
+    late: list[str] = []
+    if len(history.steps) > due_steps:
+        limit = history.steps[-1 - due_steps]
+        late = [*(layer.name for layer in found if layer.step <= limit), *history.report.waiting]
+        what = f"not read for {due_steps} due steps, since step {limit} or earlier"
+    if not late and len(history.steps) >= 2 * KNOWN_FROM:
+        late = [
+            layer.name
+            for layer in found
+            if layer.status == "ok" and layer.trainable and len(history.layers.get(layer.name, ())) < KNOWN_FROM
+        ]
+        what = f"read fewer than {KNOWN_FROM} times so far, so that rules on change find nothing there"
     if late:
-        others = f" and {len(late) - 1} others" if len(late) > 1 else ""
-        yield Finding(
-            "",
-            f"{late[0]}{others} not read for {due_steps} due steps, since step {limit} or earlier",
-            {"layers": float(len(late)), "overhead": history.report.overhead},
-        )
+        others = f" and {count(len(late) - 1, 'other')}" if len(late) > 1 else ""
+        evidence = {"layers": float(len(late)), "overhead": history.report.overhead}
+        yield Finding("", f"{late[0]}{others} {what}", evidence)

@@ -142,8 +142,15 @@ class ReadingPipeline:
         """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
         return self._team is not None and self._team.is_poll(step)
 
-    def begin(self, step: int, host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+    def begin(
+        self,
+        step: int,
+        host_step: int | None = None,
+        extra: Collection[str] | None = None,
+        first: Collection[str] = (),
+    ) -> None:
         """Begin the readings of a scheduled step, or at another step those of `extra`; see `Readings.begin`."""
+        self._planning.first = first
         try:
             if extra is None:
                 self._begin_scheduled(step, host_step)

@@ -41,6 +41,8 @@ class Planning:
         self._budget = budget
         self._executor = executor
         self._due = due
+        self.first: Collection[str] = ()
+        """Matrices that come before all others at a scheduled step."""
 
     def earn(self, team: Team | None) -> float:
         """Add credit for the time since the last call, for all ranks, and return it."""
@@ -59,7 +61,7 @@ class Planning:
         """Return the matrices to read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
         credit = self._budget.reading_credit - self._under_way()
         elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
-        return self._priority.choose(step, credit, without=elsewhere.union(without), forced=forced)
+        return self._priority.choose(step, credit, without=elsewhere.union(without), first=self.first, forced=forced)
 
     def between(self, names: Iterable[str]) -> list[str]:
         """Return those of some matrices that this process reads within its credit, at a step that is not scheduled."""
@@ -85,7 +87,7 @@ class Planning:
             ahead: seconds of credit that each rank will have earned by then.
         """
         ranks = self._ranks_of(team, ahead=ahead)
-        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, ahead=True)
+        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, first=self.first, ahead=True)
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
         ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
         team.plan(step, self._with_costs(names), ranks, gap=0 if step is None else then - step, ending=ending)

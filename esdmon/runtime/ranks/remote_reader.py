@@ -77,7 +77,13 @@ class RemoteReader:
         self._poll = self._assignments.polls.take(step)
         return self._poll is not None
 
-    def begin(self, step: int, _host_step: int | None = None, extra: Collection[str] | None = None) -> None:
+    def begin(
+        self,
+        step: int,
+        _host_step: int | None = None,
+        extra: Collection[str] | None = None,
+        _first: Collection[str] = (),
+    ) -> None:
         """Do what rank 0 has assigned for this due step, or asked for between."""
         if extra is None:
             self._has_begun = True

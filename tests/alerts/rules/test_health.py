@@ -137,9 +137,9 @@ def test_a_monitor_that_reads_nothing_says_so_once() -> None:
 def test_rules_may_look_back_as_far_as_their_threshold_says() -> None:
     """500 due steps: further than what is remembered where no rule asks for it."""
     rule = replace(RULES["stale_monitor"], find=partial(RULES["stale_monitor"].find, due_steps=500))
-    old = [report(step, reading(step), reading(1, "old", emitted_step=step)) for step in range(1, 600)]
+    old = [report(step, reading(step), reading(min(step, 9), "old", emitted_step=step)) for step in range(1, 600)]
     (alert,) = alerts_of(rule, old)
-    assert (alert.since, alert.step) == (501, 503)
+    assert (alert.since, alert.step) == (509, 511)
 
 
 def test_an_alert_ends_in_a_layer_that_has_not_moved_since_it_was_resumed() -> None:
@@ -156,15 +156,33 @@ def test_an_alert_ends_in_a_layer_that_has_not_moved_since_it_was_resumed() -> N
 
 def test_a_monitor_that_cannot_keep_up_says_so() -> None:
     """Fifty due steps without a reading of a layer that has moved; one that has not is as good as read."""
-    fresh = [report(step, reading(step), reading(1, "old")) for step in range(1, 60)]
+    fresh = [report(step, reading(step), reading(min(step, 9), "old")) for step in range(1, 70)]
     fired = alerts_of(RULES["stale_monitor"], fresh)
-    assert steps(fired) == [(53, "firing")]
-    assert fired[0].message.startswith("stale_monitor: old not read for 50 due steps, since step 3 or earlier")
+    assert steps(fired) == [(61, "firing")]
+    assert fired[0].message.startswith("stale_monitor: old not read for 50 due steps, since step 11 or earlier")
     assert fired[0].layers == ()
     unchanged = [report(s, reading(s), replace(reading(1, "old"), unchanged=True)) for s in range(1, 60)]
     assert alerts_of(RULES["stale_monitor"], unchanged) == []
     waiting = [report(step, reading(step), waiting=["late"]) for step in range(1, 60)]
     assert "late not read" in alerts_of(RULES["stale_monitor"], waiting)[0].message
+
+
+def test_a_monitor_that_reads_too_seldom_for_a_baseline_says_so() -> None:
+    """In 18 due steps fewer than nine readings of a layer that moves, and resolved with the ninth."""
+    seldom = [report(s, reading(s), reading(s // 5 * 5, "b", moved=0.1), reading(1, "c")) for s in range(5, 60)]
+    fired, resolved = alerts_of(
+        RULES["stale_monitor"], [report(s, *each.layers[:2]) for s, each in enumerate(seldom, 5)]
+    )
+    assert (fired.since, fired.step, fired.state, fired.severity) == (22, 24, "firing", "info")
+    assert (
+        "stale_monitor: b read fewer than 9 times so far, so that rules on change find nothing there" in fired.message
+    )
+    assert (resolved.state, resolved.step) == ("resolved", 45)
+    (fired,) = alerts_of(RULES["stale_monitor"], seldom)
+    assert "stale_monitor: b and 1 other read fewer than 9 times" in fired.message
+    for fields in ({"trainable": False}, {"unchanged": True}, {"status": "degenerate"}):
+        rare = [report(s, reading(s), replace(reading(1, "b"), **fields)) for s in range(1, 40)]
+        assert alerts_of(RULES["stale_monitor"], rare) == []
 
 
 @pytest.mark.parametrize(("view", "count"), [("weight", 1), ("difference", 0)])
