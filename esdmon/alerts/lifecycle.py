@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
 from esdmon.alerts.clear_checks import ClearChecks
 from esdmon.alerts.history import ReadingHistory
@@ -161,7 +161,7 @@ class AlertManager:
                 with self._faults.isolated(who, report.step, is_timed=True):
                     firing = {name: case.evidence for name, case in self._cases[rule.name].items() if case.firing}
                     history = self._history.history(rule, report, firing)
-                    found[rule.name] = _by_layer(rule.find(history))
+                    found[rule.name] = _by_layer(rule.find(history), report)
                     checked[rule.name] = ("", *history.layers)
         return found, checked
 
@@ -248,12 +248,23 @@ def _looks_back(rule: AlertRule) -> int:
     return back + 1 if isinstance(back, int) else 0
 
 
-def _by_layer(findings: Iterable[Finding]) -> Found:
+def _by_layer(answer: Any, report: Report) -> Found:
+    """Return the findings of a rule by layer.
+
+    Raises:
+        TypeError: for anything else, such as None from a rule that does not return anything.
+        ValueError: for a layer that the report does not have.
+    """
+    known = {"", *(layer.name for layer in report), *report.waiting}
     found: Found = {}
-    for finding in findings:
+    is_several = isinstance(answer, Iterable) and not isinstance(answer, str)
+    for finding in answer if is_several else [answer]:
         if not isinstance(finding, Finding):
             msg = f"a rule must return Finding objects; got {finding!r}"
             raise TypeError(msg)
+        if finding.layer not in known:
+            msg = f"a rule found something in the layer {finding.layer!r}, which is none of this model"
+            raise ValueError(msg)
         found[finding.layer] = finding
     return found
 

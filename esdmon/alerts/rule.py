@@ -10,9 +10,10 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 from esdmon.calls import explain_wrong_calls
+from esdmon.errors import InputError
 from esdmon.records import MOVED, LayerReport, Report, Severity
 
 PRUNED = 0.5
@@ -101,6 +102,28 @@ class AlertRule:
     mutes_elsewhere: tuple[str, ...] = ()
     """Rules whose findings are dropped in all layers, for five reports after an alert of this one has begun: what a
     fault of one layer does to the others at first."""
+
+    def __post_init__(self) -> None:
+        """Check what would fail, or be read letter by letter, once the rule runs.
+
+        Raises:
+            InputError: for a value of another type, a number of checks below 1, and an unknown severity or `counts`.
+        """
+        name: object = self.name
+        if not isinstance(name, str) or not callable(self.find):
+            raise InputError(f"AlertRule needs a name and a function; got {self.name!r} and {self.find!r}")
+        for field_, known in (("severity", get_args(Severity)), ("counts", get_args(Counts))):
+            if (got := getattr(self, field_)) not in known:
+                raise InputError(f"the rule {self.name}: {field_}= must be one of {', '.join(known)}; got {got!r}")
+        for field_ in ("checks", "clear"):
+            got = getattr(self, field_)
+            if not isinstance(got, int) or isinstance(got, bool) or got < 1:
+                raise InputError(f"the rule {self.name}: {field_}= must be a whole number, 1 or more; got {got!r}")
+        for field_ in ("mutes", "needs", "layers", "exclude", "mutes_elsewhere"):
+            if isinstance(got := getattr(self, field_), str):
+                raise InputError(
+                    f"the rule {self.name}: {field_}= must be a tuple of names; got {got!r}: give ({got!r},)"
+                )
 
     @property
     def thresholds(self) -> dict[str, object]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from esdmon.alerts import AlertManager, AlertRule, Finding, History
 from esdmon.alerts.history import WINDOW
 from esdmon.alerts.lifecycle import AFTERMATH, COOL_DOWN
+from esdmon.errors import InputError
 from esdmon.isolation import Faults
 from esdmon.records import Report, Severity
 from tests.alerts.histories import alerts_of, reading, report, steps
@@ -228,11 +229,40 @@ def test_a_rule_that_fails_ends_nothing_and_stops_no_other() -> None:
     assert len(calls) == 5
 
 
-@pytest.mark.parametrize("answer", [["it is low"], [None], 3], ids=repr)
-def test_what_is_no_finding_is_the_rules_fault(answer: Any) -> None:
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (["it is low"], "TypeError: a rule must return Finding objects; got 'it is low'"),
+        ([None], "TypeError: a rule must return Finding objects; got None"),
+        (3, "TypeError: a rule must return Finding objects; got 3"),
+        (None, "TypeError: a rule must return Finding objects; got None"),
+        ("it is low", "TypeError: a rule must return Finding objects; got 'it is low'"),
+        ([Finding("fc9", "low")], "ValueError: a rule found something in the layer 'fc9', which is none of this model"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_finding_is_the_rules_fault(answer: Any, said: str) -> None:
     faults = Faults()
     AlertManager([AlertRule("bad", lambda _history: answer)], faults=faults).take(one(".")[0], time=0.0)
-    assert [fault.who for fault in faults] == ["rule bad"]
+    assert [(fault.who, fault.message) for fault in faults] == [("rule bad", said)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"severity": "bad"}, r"the rule low: severity= must be one of info, warning, error, critical; got 'bad'$"),
+        ({"counts": "steps"}, r"the rule low: counts= must be one of moves, readings, reports; got 'steps'$"),
+        ({"checks": 0}, r"the rule low: checks= must be a whole number, 1 or more; got 0$"),
+        ({"clear": "3"}, r"the rule low: clear= must be a whole number, 1 or more; got '3'$"),
+        ({"needs": "alpha"}, r"the rule low: needs= must be a tuple of names; got 'alpha': give \('alpha',\)$"),
+        ({"find": "low"}, r"AlertRule needs a name and a function; got 'low' and 'low'$"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_a_rule_of_impossible_fields_is_refused_when_it_is_made(fields: dict[str, Any], said: str) -> None:
+    """A severity that nobody knows made all reports fail."""
+    with pytest.raises(InputError, match=said):
+        replace(LOW, **fields)
 
 
 def test_a_rule_is_given_the_readings_that_count_and_what_its_alert_began_on() -> None:
