@@ -91,13 +91,25 @@ class Plugins:
         """Open `"scheme:target"`; return an object with a sink's methods unchanged.
 
         Raises:
-            InputError: for an unknown scheme, for an object without a sink's methods, or for an invalid target.
+            InputError: for an unknown scheme, for an object without a sink's methods, for an invalid target, and where
+                the function of a plugin fails or returns something else.
         """
         self.check_sink(spec)
         if not isinstance(spec, str):
             return spec
         scheme, _, target = spec.partition(":")
-        return self._sinks[scheme](target)
+        if not self.is_foreign("sink", scheme):
+            return self._sinks[scheme](target)
+        who = f"the sink {shown(spec)}{self.origin('sink', scheme)}"
+        try:
+            sink = self._sinks[scheme](target)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{who} cannot be opened: {describe(error)}") from error
+        if (missing := _missing(sink)) is not None:
+            raise InputError(f"{who} cannot be opened: a sink has write, alert, flush and close; {missing}")
+        return sink
 
     def check_sink(self, spec: str | Sink) -> None:
         """Validate a sink without opening it.
@@ -114,10 +126,8 @@ class Plugins:
                     f"{nearest(scheme, known)}"
                 )
             return
-        missing = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(spec, name, None))]
-        if isinstance(spec, type) or missing:
-            got = f"{spec.__name__} is a class" if isinstance(spec, type) else f"{spec!r} has no {missing[0]}"
-            raise InputError(f"a sink is 'scheme:target' or has write, alert, flush and close; {got}")
+        if (missing := _missing(spec)) is not None:
+            raise InputError(f"a sink is 'scheme:target' or has write, alert, flush and close; {missing}")
 
     def extract(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
         """Return the matrices of a module from the first plugin that knows it; None if none does."""
@@ -129,7 +139,9 @@ class Plugins:
                 if plugin in registry.ours:
                     return matrices
                 return [replace(matrix, read=registry.guarded(plugin, hook, matrix.read)) for matrix in matrices]
-            registry.warn_once(plugin, hook, f"returned {matrices!r}, which is not a sequence of matrices")
+            registry.warn_once(
+                plugin, hook, f"returned {' '.join(repr(matrices).split()):.60}, which is not a sequence of matrices"
+            )
         return None
 
     def materialize(self, parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
@@ -177,6 +189,14 @@ class Plugins:
             self._owners |= dict.fromkeys(((kind, name) for name in free), plugin)
             taken |= free
         return taken
+
+
+def _missing(sink: object) -> str | None:
+    """Return what keeps an object from being a sink; None for a sink."""
+    if isinstance(sink, type):
+        return f"{sink.__name__} is a class"
+    names = [name for name in ("write", "alert", "flush", "close") if not callable(getattr(sink, name, None))]
+    return f"{sink!r} has no {names[0]}" if names else None
 
 
 def shown(spec: str) -> str:

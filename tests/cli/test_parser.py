@@ -31,6 +31,14 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("usage: esdmon")
 
 
+def test_help_in_a_terminal_without_unicode() -> None:
+    """A ? stands for what it cannot show."""
+    code = "import sys; sys.stdout.reconfigure(encoding='ascii'); from esdmon.cli import main; main(['scan', '--help'])"
+    result = run_python("-c", code)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "from a checkpoint: W ? W?" in " ".join(result.stdout.split())
+
+
 def test_no_command_is_a_question(capsys: pytest.CaptureFixture[str]) -> None:
     """`esdmon` alone prints its help."""
     assert main([]) == 0

@@ -1,5 +1,6 @@
 """Plugins: all comes in by the hooks, and one that is broken is named and left out."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -299,6 +300,28 @@ def test_a_sink_that_cannot_be_opened_says_why(spec: str, message: str) -> None:
     """What was got, what there is, and the nearest of it."""
     with pytest.raises(InputError, match=message):
         Plugins().open_sink(spec)
+
+
+@pytest.mark.parametrize(
+    ("opened", "message"),
+    [
+        (lambda _: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda _: None, "a sink has write, alert, flush and close; None has no write"),
+        (lambda _: sinks.MemorySink, "a sink has write, alert, flush and close; MemorySink is a class"),
+    ],
+    ids=["raises", "none", "class"],
+)
+def test_a_sink_that_a_plugin_cannot_open_is_named(opened: Callable[[str], Any], message: str) -> None:
+    """With the plugin and its hook, before training."""
+
+    class AddsSink:
+        @hookimpl
+        def esdmon_register_sinks(self) -> Mapping[str, Callable[[str], Any]]:
+            return {"bad": opened}
+
+    who = "the sink bad:x (plugin 'AddsSink', esdmon_register_sinks) cannot be opened: "
+    with pytest.raises(InputError, match=f"^{re.escape(who + message)}$"):
+        esdmon.watch(small_model(), every=1, sinks=["bad:x"], plugins=[AddsSink()])
 
 
 @pytest.mark.parametrize(
