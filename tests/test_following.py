@@ -214,6 +214,27 @@ def test_a_line_on_a_layer_shows_what_was_measured(report: Report) -> None:
     assert len(set(lines)) == len(lines) == 3
 
 
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (80, ["layer", "phase", "since", "alpha", "soft", "rank", "spikes"]),
+        (60, ["layer", "phase", "since", "alpha"]),
+        (42, ["layer", "phase", "since"]),
+    ],
+)
+def test_a_narrow_terminal_shows_fewer_columns_and_cuts_none(report: Report, width: int, titles: list[str]) -> None:
+    timeline = Timeline()
+    layers = tuple(replace(layer, name=f"blocks.{k}.up") for k, layer in enumerate(report.layers))
+    timeline.take(replace(report, layers=layers))
+    console = Console(width=width, file=io.StringIO())
+    console.print(live.overview(timeline, width=width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    table = shown[shown.index(" layer ") :]
+    assert table.splitlines()[0].split() == titles
+    assert all(layer.name in table for layer in layers)
+    assert "…" not in table
+
+
 @pytest.mark.parametrize(("height", "rows", "lines"), [(60, 16, 8), (24, 7, 8), (20, 5, 6), (8, 1, 0)])
 def test_the_overview_fits_into_a_terminal(report: Report, height: int, rows: int, lines: int) -> None:
     """What is wrong stays on the screen: rows of the table and then lines on single layers make place for it."""

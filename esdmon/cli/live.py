@@ -24,7 +24,10 @@ _MOST_LINES = 9
 _FEWEST_ROWS = 5
 """Rows that the table keeps while there are lines on single layers to leave out. Our choice."""
 _TABLE_FRAME = 5  # lines of the table beside its rows: two titles, and three that are blank
-_OTHER_COLUMNS = 62  # characters that the columns beside the name take at most
+_COLUMNS = ("phase", "since", "alpha", "soft rank", "spikes")
+_GAP = 3  # blanks between two columns
+_EDGE = 2  # blanks at the two ends of a row
+_LEAST_NAME = 20  # characters of a name that a narrow terminal shows before columns are left out, as in `esdmon scan`
 _SEVERITY_COLOURS: dict[Severity, str] = {
     "critical": "bold red",
     "error": "bold red",
@@ -67,12 +70,7 @@ def overview(timeline: Timeline, *, width: int, height: int | None = None, from_
     return Group(
         *_what_is_wrong(timeline, report, single=single, width=width),
         "",
-        _table(
-            timeline,
-            _rows(timeline, report, rows),
-            longest_name=max(8, width - _OTHER_COLUMNS),
-            from_start=from_start,
-        ),
+        _table(timeline, _rows(timeline, report, rows), width=width, from_start=from_start),
         *_below(report, rows),
     )
 
@@ -132,22 +130,39 @@ def _layer_lines(alert: Alert, most: int, width: int) -> list[str]:
     return [*lines, f"and {more} more"] if more else lines
 
 
-def _table(timeline: Timeline, layers: Sequence[LayerReport], *, longest_name: int, from_start: bool) -> RenderableType:
+def _table(timeline: Timeline, layers: Sequence[LayerReport], *, width: int, from_start: bool) -> RenderableType:
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 -- optional
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
-    for title in ("layer", "phase", "since", "alpha", "soft rank", "spikes"):
-        table.add_column(title, justify="left" if title in ("layer", "phase") else "right", no_wrap=True)
-    names = shorten_all(without_common_prefix([masked(layer.name) for layer in layers]), longest_name)
-    for name, layer in zip(names, layers, strict=True):
+    names = without_common_prefix([masked(layer.name) for layer in layers])
+    rows = []
+    for layer in layers:
         stages = timeline.stages.get(layer.name, [])
         at_most = "≤ " if len(stages) == 1 and not from_start else ""
-        began = f"{at_most}{stages[-1].step}" if stages else ""
-        cells = [Text(cell, style=style) for cell, style in _cells(layer, began)]
-        table.add_row(Text(name), *cells)
+        rows.append(_cells(layer, f"{at_most}{stages[-1].step}" if stages else ""))
+    columns, taken = _columns_that_fit(rows, width - min(_LEAST_NAME, max(map(len, names), default=0)))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for title in ("layer", *(_COLUMNS[column] for column in columns)):
+        table.add_column(title, justify="left" if title in ("layer", "phase") else "right", no_wrap=True)
+    for name, cells in zip(shorten_all(names, max(8, width - taken)), rows, strict=True):
+        table.add_row(Text(name), *(Text(*cells[column]) for column in columns if column < len(cells)))
     return table
+
+
+def _columns_that_fit(rows: Sequence[Sequence[tuple[str, str]]], width: int) -> tuple[list[int], int]:
+    """Return the columns beside the name for which there is room, and the characters that they take.
+
+    Without room for all, the last ones are left out; phase and the step since which it holds always stay.
+    """
+    widths = [
+        max(len(title), *(len(row[column][0]) for row in rows if column < len(row)), 0)
+        for column, title in enumerate(_COLUMNS)
+    ]
+    columns = list(range(len(_COLUMNS)))
+    while len(columns) > 2 and sum(widths[column] + _GAP for column in columns) + _EDGE > width:
+        columns.pop()
+    return columns, sum(widths[column] + _GAP for column in columns) + _EDGE
 
 
 def _rows(timeline: Timeline, report: Report, most: int) -> list[LayerReport]:
