@@ -78,7 +78,7 @@ def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tu
             name = getattr(item, "__name__", "rule")
             raise InputError(f"alerts= contains the function {name}: give AlertRule({name!r}, {name})")
         else:
-            names = ["default", *known]
+            names = ("default", *known)
             msg = f"unknown rule {item!r} in alerts=; valid names: {', '.join(names)}.{nearest(str(item), names)}"
             raise InputError(msg)
         chosen |= {rule.name: own.get(rule.name, rule) for rule in rules if rule.name not in chosen}
