@@ -185,19 +185,19 @@ def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]
     Source: ours.
     """
     found = [layer for layer in history.report if not layer.unchanged]
-    late: list[str] = []
+    late, what, then = [], "", ""
     if len(history.steps) > due_steps:
         limit = history.steps[-1 - due_steps]
         late = [*(layer.name for layer in found if layer.step <= limit), *history.report.waiting]
-        what = f"not read for {due_steps} due steps, since step {limit} or earlier"
+        what, then = "no reading", f"for {due_steps} due steps, since step {limit} or earlier"
     if not late and len(history.steps) >= 2 * KNOWN_FROM:
         late = [
             layer.name
             for layer in found
             if layer.status == "ok" and layer.trainable and len(history.layers.get(layer.name, ())) < KNOWN_FROM
         ]
-        what = f"read fewer than {KNOWN_FROM} times so far, so that rules on change find nothing there"
+        what, then = f"fewer than {KNOWN_FROM} readings", "so far, so that rules on change find nothing there"
     if late:
         others = f" and {count(len(late) - 1, 'other')}" if len(late) > 1 else ""
         evidence = {"layers": float(len(late)), "overhead": history.report.overhead}
-        yield Finding("", f"{late[0]}{others} {what}", evidence)
+        yield Finding("", f"{what} of {late[0]}{others} {then}", evidence)

@@ -159,12 +159,12 @@ def test_a_monitor_that_cannot_keep_up_says_so() -> None:
     fresh = [report(step, reading(step), reading(min(step, 9), "old")) for step in range(1, 70)]
     fired = alerts_of(RULES["stale_monitor"], fresh)
     assert steps(fired) == [(61, "firing")]
-    assert fired[0].message.startswith("stale_monitor: old not read for 50 due steps, since step 11 or earlier")
+    assert fired[0].message.startswith("stale_monitor: no reading of old for 50 due steps, since step 11 or earlier")
     assert fired[0].layers == ()
     unchanged = [report(s, reading(s), replace(reading(1, "old"), unchanged=True)) for s in range(1, 60)]
     assert alerts_of(RULES["stale_monitor"], unchanged) == []
     waiting = [report(step, reading(step), waiting=["late"]) for step in range(1, 60)]
-    assert "late not read" in alerts_of(RULES["stale_monitor"], waiting)[0].message
+    assert "no reading of late for" in alerts_of(RULES["stale_monitor"], waiting)[0].message
 
 
 def test_a_monitor_that_reads_too_seldom_for_a_baseline_says_so() -> None:
@@ -175,11 +175,11 @@ def test_a_monitor_that_reads_too_seldom_for_a_baseline_says_so() -> None:
     )
     assert (fired.since, fired.step, fired.state, fired.severity) == (22, 24, "firing", "info")
     assert (
-        "stale_monitor: b read fewer than 9 times so far, so that rules on change find nothing there" in fired.message
+        "stale_monitor: fewer than 9 readings of b so far, so that rules on change find nothing there" in fired.message
     )
     assert (resolved.state, resolved.step) == ("resolved", 45)
     (fired,) = alerts_of(RULES["stale_monitor"], seldom)
-    assert "stale_monitor: b and 1 other read fewer than 9 times" in fired.message
+    assert "stale_monitor: fewer than 9 readings of b and 1 other so far" in fired.message
     for fields in ({"trainable": False}, {"unchanged": True}, {"status": "degenerate"}):
         rare = [report(s, reading(s), replace(reading(1, "b"), **fields)) for s in range(1, 40)]
         assert alerts_of(RULES["stale_monitor"], rare) == []
