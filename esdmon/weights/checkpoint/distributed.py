@@ -17,20 +17,18 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from esdmon.errors import InputError
 from esdmon.weights.checkpoint.containers import LIGHTNING, find_weights, unflattened, without_optimizer
+from esdmon.weights.checkpoint.file_part import open_part
 from esdmon.weights.checkpoint.mapping import Checkpoint
 from esdmon.weights.checkpoint.pickled import Call, CodeError, parse
 from esdmon.weights.checkpoint.stored import BUILDERS, dtype_of
 from esdmon.weights.checkpoint.torch_file import load_content, load_tensor
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 INDEX = ".metadata"
 SUFFIX = ".distcp"
@@ -204,46 +202,6 @@ def _read(folder: Path, entry: _Entry) -> Tensor:
     return whole
 
 
-def _open_part(path: Path, start: int, length: int) -> io.BufferedReader:
-    return io.BufferedReader(_Part(path, start, length))
-
-
-@final
-class _Part(io.RawIOBase):
-    """A part of a file, as a file: a copy of it in memory would be one more of each tensor."""
-
-    def __init__(self, path: Path, start: int, length: int) -> None:
-        self._file = path.open("rb", buffering=0)
-        self._start, self._length, self._position = start, length, 0
-
-    def readable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seekable(self) -> bool:
-        """Return True."""
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to an offset from the start of the part, the current position or its end, and return the position."""
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
-        self._position = max(0, origin + offset)
-        return self._position
-
-    def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Read bytes of the part into a buffer, and return their number."""
-        view = memoryview(buffer)
-        self._file.seek(self._start + self._position)
-        count = self._file.readinto(view[: max(0, self._length - self._position)])
-        self._position += count
-        return count
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-        super().close()
-
-
 def _read_chunk(folder: Path, chunk: _Chunk, layer: int | None) -> Tensor:
     """Read a chunk, or one layer of it."""
     path = folder / chunk.file
@@ -254,7 +212,7 @@ def _read_chunk(folder: Path, chunk: _Chunk, layer: int | None) -> Tensor:
                 f"{path} is truncated or damaged: a tensor in it should end at byte {chunk.start + chunk.length}"
             )
     try:
-        open_chunk = partial(_open_part, path, chunk.start, chunk.length)
+        open_chunk = partial(open_part, path, chunk.start, chunk.length)
         tensor, places = load_content(open_chunk)
         whole = load_tensor(open_chunk, tensor, places)
     except Exception as error:

@@ -1,27 +1,23 @@
-"""`FilePart`: a part of a file as a file."""
+"""Open a part of a file as a file, without a copy of it in memory, and without reading what lies before."""
 
 import io
-from typing import TYPE_CHECKING, BinaryIO, final
+from pathlib import Path
+from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 
+def open_part(path: Path, start: int, length: int) -> io.BufferedReader:
+    """Open the part of a file that begins at a byte and has a number of them."""
+    return io.BufferedReader(_Part(path, start, length))
+
+
 @final
-class FilePart(io.RawIOBase):
-    """Read a part of a file as a file, which may begin anywhere: `zipfile` reads all that lies before.
-
-    Args:
-        file: open for reading; closed with this one.
-        start: first byte of the part.
-        size: number of bytes.
-    """
-
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self._file = file
-        self._start = start
-        self._size = size
-        self._at = 0
+class _Part(io.RawIOBase):
+    def __init__(self, path: Path, start: int, length: int) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._start, self._length, self._position = start, length, 0
 
     def readable(self) -> bool:
         """Return True."""
@@ -32,19 +28,18 @@ class FilePart(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Move to a byte of the part, and return its number."""
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, base + offset)
-        return self._at
+        """Move to an offset from the start of the part, the current position or its end, and return the position."""
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        """Read into a buffer, and return the number of bytes read: 0 at the end of the part."""
-        view = memoryview(buffer).cast("B")[: max(0, self._size - self._at)]
-        self._file.seek(self._start + self._at)
-        data = self._file.read(len(view))
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
+        """Read bytes of the part into a buffer, and return their number."""
+        view = memoryview(buffer)
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(view[: max(0, self._length - self._position)])
+        self._position += count
+        return count
 
     def close(self) -> None:
         """Close the file."""

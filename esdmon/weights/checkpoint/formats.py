@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 
 from esdmon.errors import InputError
 from esdmon.weights.checkpoint import exported, gguf_file, safetensors, torch_file
-from esdmon.weights.checkpoint.file_part import FilePart
+from esdmon.weights.checkpoint.file_part import open_part
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
 INDEX_SUFFIX = ".index.json"
@@ -199,8 +199,8 @@ def _is_model(record: zipfile.ZipInfo) -> bool:
 def _in_zip(path: Path, name: str) -> Iterator[BinaryIO]:
     with path.open("rb") as file:
         start, size = torch_file.place_of(file, zipfile.ZipFile(file).getinfo(name))
-        with FilePart(file, start, size) as part:
-            yield cast("BinaryIO", part)
+    with open_part(path, start, size) as part:
+        yield part
 
 
 def _is_safetensors(first: bytes) -> bool:
