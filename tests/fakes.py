@@ -64,11 +64,7 @@ class Reads:
         return False
 
     def begin(
-        self,
-        step: int,
-        host_step: int | None = None,
-        extra: Collection[str] | None = None,
-        first: Collection[str] = (),
+        self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
     ) -> None:
         report = _report_of(step % _DIFFERENT)
         layers = tuple(replace(layer, step=step) for layer in report)

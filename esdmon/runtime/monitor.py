@@ -173,12 +173,12 @@ class Monitor:
         self._budget.start()
         self._advance()
         due = self._is_due(count)
-        extra = self._extra(is_scheduled=due)
+        names = self._asked(is_scheduled=due)
         is_poll = not due and self._readings.is_poll(self._steps)
         if due:
             self._faults.advance()
-        if due or extra or is_poll:
-            self._begin(host_step, None if due else extra, first=extra if due else ())
+        if due or names or is_poll:
+            self._begin(host_step, names, is_scheduled=due)
         elif not self._readings.is_ready:
             self._get_ready()
         before = self._report
@@ -214,25 +214,25 @@ class Monitor:
     def _is_scheduled(self, step: int) -> bool:
         return bool(self._schedule(step))
 
-    def _extra(self, *, is_scheduled: bool) -> tuple[str, ...]:
+    def _asked(self, *, is_scheduled: bool) -> tuple[str, ...]:
         """Return the layers to read at this step, which is not scheduled; at a scheduled one, those to read first."""
         escalation, step = self._escalation, self._steps
         is_time = escalation is not None and (is_scheduled or step >= escalation.next_step)
         if escalation is not None and is_time and not self._faults.disabled("escalation"):
             none: tuple[str, ...] = ()
-            extra = self._faults.call("escalation", step, escalation.due, step, is_scheduled=is_scheduled, default=none)
-            if extra or is_scheduled:
-                return extra
+            names = self._faults.call("escalation", step, escalation.due, step, is_scheduled=is_scheduled, default=none)
+            if names or is_scheduled:
+                return names
         return () if is_scheduled else self._readings.leftover()
 
-    def _begin(self, host_step: int | None, extra: tuple[str, ...] | None, *, first: tuple[str, ...] = ()) -> None:
-        """Begin the readings of a scheduled step; at another one, where `extra` is not None, those of these layers."""
+    def _begin(self, host_step: int | None, names: tuple[str, ...], *, is_scheduled: bool) -> None:
+        """Begin the readings of a step; see `Readings.begin`."""
         if not self._faults.disabled("monitor"):
             with self._faults.isolated("monitor", self._steps):
-                if extra is None or extra:
+                if is_scheduled or names:
                     self._readings.settle()
                 with self._budget.spending():
-                    self._readings.begin(self._steps, host_step, extra, first)
+                    self._readings.begin(self._steps, host_step, names, is_scheduled=is_scheduled)
 
     def _exchange_requests(self, *, is_due: bool) -> None:
         """Exchange with the other ranks what alerts have asked of the training loop."""

@@ -53,19 +53,15 @@ class Readings(Stateful, Protocol):
         """Return whether ranks may have to read at a step that is not scheduled: called once, at each of these."""
 
     def begin(
-        self,
-        step: int,
-        host_step: int | None = None,
-        extra: Collection[str] | None = None,
-        first: Collection[str] = (),
+        self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
     ) -> None:
-        """Begin the readings of a scheduled step; at another step those of `extra`, and what all ranks read at a poll.
+        """Begin the readings of a scheduled step; at another step those of `names`, and what all ranks read at a poll.
 
         Args:
             step: optimizer steps taken.
             host_step: optimizer steps as the host counts them.
-            extra: matrices to read at a step that is not scheduled; None at a scheduled one.
-            first: matrices that come before all others at a scheduled step.
+            names: matrices that come before all others at a scheduled step; the only ones at another.
+            is_scheduled: whether the step is scheduled.
         """
 
     def finished(self) -> Iterator[Report]:
@@ -106,11 +102,7 @@ class NoReadings:
         return False
 
     def begin(
-        self,
-        step: int,
-        host_step: int | None = None,
-        extra: Collection[str] | None = None,
-        first: Collection[str] = (),
+        self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
     ) -> None:
         """Do nothing."""
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from esdmon.records import LayerReport
@@ -22,6 +22,8 @@ class DueStep:
     """The time of the step, in seconds of the monotonic clock."""
     extra: bool = False
     """Whether the step is not scheduled."""
+    first: Collection[str] = ()
+    """Matrices that come before all others."""
     asked: frozenset[str] = frozenset()
     """At a step that is not scheduled: the matrices in whose readings other ranks take part."""
     missed: set[str] = field(default_factory=set)

@@ -143,29 +143,24 @@ class ReadingPipeline:
         return self._team is not None and self._team.is_poll(step)
 
     def begin(
-        self,
-        step: int,
-        host_step: int | None = None,
-        extra: Collection[str] | None = None,
-        first: Collection[str] = (),
+        self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
     ) -> None:
-        """Begin the readings of a scheduled step, or at another step those of `extra`; see `Readings.begin`."""
-        self._planning.first = first
+        """Begin the readings of a scheduled step, or at another step those of `names`; see `Readings.begin`."""
         try:
-            if extra is None:
-                self._begin_scheduled(step, host_step)
+            if is_scheduled:
+                self._begin_scheduled(names, step, host_step)
             else:
-                self._begin_extra(extra, step, host_step)
+                self._begin_extra(names, step, host_step)
         finally:
             self._planning.choose_device(())
 
-    def _begin_scheduled(self, step: int, host_step: int | None) -> None:
+    def _begin_scheduled(self, first: Collection[str], step: int, host_step: int | None) -> None:
         self._left = ()
         self._refresh()
         earned = self._planning.earn(self._team)
         self._dropped.check(self._budget)
         self._drift.measure(step)
-        due = DueStep(step, host_step, self._drift.known(), time.monotonic())
+        due = DueStep(step, host_step, self._drift.known(), time.monotonic(), first=first)
         if self._team is None:
             self._begin_here(due)
         else:
@@ -257,7 +252,7 @@ class ReadingPipeline:
             return
         forced = not self.under_way_here
         while True:
-            names = self._planning.here(due.step, without=due.begun, forced=forced and not due.begun)
+            names = self._planning.here(due, forced=forced and not due.begun)
             if not names or not self._start(due, names, within_credit=True) or due.here:
                 return
 
@@ -279,7 +274,7 @@ class ReadingPipeline:
         previous, self._last_due = self._last_due, due.step
         if len(self._collector.unfinished()) < self._queue:
             then = due.step + max(1, due.step - previous)
-            self._planning.announce(team, due.step, then, steps=self._steps, ahead=earned)
+            self._planning.announce(team, due, then, steps=self._steps, ahead=earned)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""
@@ -300,7 +295,7 @@ class ReadingPipeline:
     def _enqueue(self, due: DueStep) -> bool:
         """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
         if sum(bool(each.here) for each in self._collector.unfinished()) >= self._queue:
-            self._dropped.skip(due.step, len(self._planning.here(due.step)))
+            self._dropped.skip(due.step, len(self._planning.here(due)))
             return False
         self._due.append(due)
         return True

@@ -41,8 +41,6 @@ class Planning:
         self._budget = budget
         self._executor = executor
         self._due = due
-        self.first: Collection[str] = ()
-        """Matrices that come before all others at a scheduled step."""
 
     def earn(self, team: Team | None) -> float:
         """Add credit for the time since the last call, for all ranks, and return it."""
@@ -57,11 +55,12 @@ class Planning:
         chosen = frozenset(filter(self._priority.pays_on_device, solvable))
         self._executor.on_device = self._priority.on_device = chosen
 
-    def here(self, step: int, *, without: Collection[str] = (), forced: bool = True) -> list[str]:
-        """Return the matrices to read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
+    def here(self, due: DueStep, *, forced: bool = True) -> list[str]:
+        """Return what else is to be read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
         credit = self._budget.reading_credit - self._under_way()
         elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
-        return self._priority.choose(step, credit, without=elsewhere.union(without), first=self.first, forced=forced)
+        without = elsewhere.union(due.begun)
+        return self._priority.choose(due.step, credit, without=without, first=due.first, forced=forced)
 
     def between(self, names: Iterable[str]) -> list[str]:
         """Return those of some matrices that this process reads within its credit, at a step that is not scheduled."""
@@ -76,21 +75,23 @@ class Planning:
         if chosen:
             team.ask(self._with_costs(chosen), ranks)
 
-    def announce(self, team: Team, step: int | None, then: int, *, steps: int, ahead: float = 0.0) -> None:
+    def announce(self, team: Team, due: DueStep | None, then: int, *, steps: int, ahead: float = 0.0) -> None:
         """Plan at a due step, or before the first, what all ranks read at the next one, and announce it.
 
         Args:
             team: the ranks.
-            step: optimizer steps taken; None before the first due step.
+            due: the due step; None before the first.
             then: at which step the next one is expected.
             steps: steps that this process has taken so far, which say how long one takes.
             ahead: seconds of credit that each rank will have earned by then.
         """
         ranks = self._ranks_of(team, ahead=ahead)
-        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, first=self.first, ahead=True)
+        first = () if due is None else due.first
+        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, first=first, ahead=True)
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
         ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
-        team.plan(step, self._with_costs(names), ranks, gap=0 if step is None else then - step, ending=ending)
+        step, gap = (None, 0) if due is None else (due.step, then - due.step)
+        team.plan(step, self._with_costs(names), ranks, gap=gap, ending=ending)
 
     def _under_way(self) -> float:
         """Return the expected seconds of what this process has to finish."""

@@ -78,14 +78,10 @@ class RemoteReader:
         return self._poll is not None
 
     def begin(
-        self,
-        step: int,
-        _host_step: int | None = None,
-        extra: Collection[str] | None = None,
-        _first: Collection[str] = (),
+        self, step: int, _host_step: int | None = None, _names: Collection[str] = (), *, is_scheduled: bool = True
     ) -> None:
         """Do what rank 0 has assigned for this due step, or asked for between."""
-        if extra is None:
+        if is_scheduled:
             self._has_begun = True
             self._assignments.refresh()
             assigned = self._assignments.begin(step)
