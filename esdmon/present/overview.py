@@ -49,7 +49,6 @@ class Overview:
     def __init__(self) -> None:
         self._can_draw = _can_draw()
         self.timeline = Timeline()
-        self._alerts: list[Alert] = []
         self._readings = self._drawn_at = 0
         self._is_due = False
 
@@ -67,14 +66,17 @@ class Overview:
     def alert(self, alert: Alert) -> None:
         """Add an alert that has begun, grown or ended."""
         self.timeline.alert(alert)
-        self._alerts.append(alert)
         self._is_due = True
 
     def rewind(self, step: int) -> None:
         """Forget what happened after a step."""
-        self._alerts = [alert for alert in self._alerts if alert.step <= step]
-        self.timeline.rewind(step, self._alerts)
+        self.timeline.rewind(step)
         self._is_due = False
+
+    def resume(self, course: Timeline) -> None:
+        """Continue the picture of a run that another process may have drawn."""
+        course.last = self.timeline.last
+        self.timeline = course
 
     def make_due(self) -> None:
         """Draw what the last report says, though the next picture was not due yet."""

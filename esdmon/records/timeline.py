@@ -1,11 +1,12 @@
 """`Timeline`: which phases each layer has been in, since which step, and which alerts have fired and ended."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, final
+from typing import NamedTuple, Self, final
 
 from esdmon.records.alert import Alert, Severity
 from esdmon.records.report import Report
+from esdmon.records.serialization import Plain, known
 
 SEVERITIES: Sequence[Severity] = ("critical", "error", "warning", "info")
 """The severities of alerts, the worst first."""
@@ -46,6 +47,8 @@ class Timeline:
         """The states of each layer, in order."""
         self.episodes: list[Episode] = []
         """Alerts in the order in which they fired first."""
+        self.alerts: list[Alert] = []
+        """Each beginning, growth and end of an alert, in order."""
         self.last: Report | None = None
         """The last report."""
 
@@ -59,6 +62,7 @@ class Timeline:
 
     def alert(self, alert: Alert) -> None:
         """Add an alert that has begun, grown or ended."""
+        self.alerts.append(alert)
         number = next((n for n, each in enumerate(self.episodes) if each.ended is None and _same(each, alert)), None)
         if number is None and alert.state == "firing":
             self.episodes.append(Episode(alert, alert))
@@ -67,12 +71,39 @@ class Timeline:
         elif number is not None:
             self.episodes[number] = replace(self.episodes[number], ended=alert.step)
 
-    def rewind(self, step: int, alerts: Iterable[Alert]) -> None:
-        """Forget what happened after a step, and replace all alerts by those up to it."""
+    def rewind(self, step: int) -> None:
+        """Forget what happened after a step."""
         self.stages = {name: [stage for stage in stages if stage.step <= step] for name, stages in self.stages.items()}
-        self.episodes = []
+        self.replace_alerts([alert for alert in self.alerts if alert.step <= step])
+
+    def replace_alerts(self, alerts: Sequence[Alert]) -> None:
+        """Forget all alerts, and add these."""
+        self.alerts, self.episodes = [], []
         for alert in alerts:
             self.alert(alert)
+
+    def copy(self) -> Self:
+        """Return a copy that goes on by itself."""
+        copied = type(self)()
+        copied.stages = {name: list(stages) for name, stages in self.stages.items()}
+        copied.episodes, copied.alerts, copied.last = list(self.episodes), list(self.alerts), self.last
+        return copied
+
+    def state_dict(self) -> Plain:
+        """Return the stages as plain data. A monitor saves its alerts itself."""
+        return {"stages": {name: [list(stage) for stage in stages] for name, stages in self.stages.items()}}
+
+    def prepare(self, state: Plain) -> Callable[[], None]:
+        """Parse what `state_dict` returned, and return a function that restores it; see `Stateful`."""
+        stages = {
+            str(name): [Stage(int(step), str(shown)) for step, shown in saved]
+            for name, saved in known(state, ("stages",))["stages"].items()
+        }
+
+        def restore() -> None:
+            self.stages = stages
+
+        return restore
 
     @property
     def firing(self) -> list[Episode]:

@@ -57,7 +57,8 @@ class Delivery:
         """Sinks that may have deferred work."""
         self._actions = actions
         self._faults = faults
-        self._timeline = Timeline()
+        self.timeline = Timeline()
+        """What was delivered, in short."""
         self._requests = requests
         self._budget = budget
         self._next_catch_up = 0
@@ -70,18 +71,20 @@ class Delivery:
         self._optional("start", step, run)
 
     def rewind(self, step: int, alerts: Sequence[Alert]) -> None:
-        """Call `rewind(step)` of the sinks that have it: drop what this run wrote after a step.
+        """Continue a run at a step: sinks drop what it wrote later, and get its course up to there, if they can.
 
         Args:
             step: the step at which the run is continued.
             alerts: those that were raised up to it.
         """
-        self._timeline.rewind(step, alerts)
+        self.timeline.replace_alerts(alerts)
+        self.timeline.rewind(step)
         self._optional("rewind", step, step)
+        self._each(step, lambda sink: getattr(sink, "resume", _ignore)(self.timeline.copy()))
 
     def write(self, report: Report) -> None:
         """Write a report to each sink."""
-        self._timeline.take(report)
+        self.timeline.take(report)
         self._readings += 1
         for name, sink in self._each(report.step, lambda sink: sink.write(report), is_timed=True, heals=True):
             self._missing.setdefault(id(sink), _Missing(name, sink, report.step)).readings += 1
@@ -89,7 +92,7 @@ class Delivery:
 
     def alert(self, alert: Alert) -> None:
         """Log an alert, and write it to each sink."""
-        self._timeline.alert(alert)
+        self.timeline.alert(alert)
         _log.log(_LEVELS[alert.severity], "esdmon: %s", alert.message)
         self._each(alert.step, lambda sink: sink.alert(alert), is_timed=True)
 
@@ -136,7 +139,7 @@ class Delivery:
         sinks = [sink for _, sink in self.sinks]
         close_sinks(self.sinks, self._faults, step)
         with self._faults.isolated("summary", step, pauses=False):
-            lines = outcome(self._timeline, steps=step) if sinks else []
+            lines = outcome(self.timeline, steps=step) if sinks else []
             lines += [
                 f"{missing.name} has only {self._readings - missing.readings} of {count(self._readings, 'reading')}, "
                 f"since it failed: the first that it lacks is of step {missing.first_step}. See monitor.errors."

@@ -78,6 +78,7 @@ class Monitor:
         self._escalation = escalation
         self._requests = requests or Requests()
         self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests, self._budget)
+        self._parts["course"] = self._out.timeline
         self._alerting = Alerting(manager, self._out)
         self._delivering = self._closes_sinks_later = False
         self._notes = notes or Notes()

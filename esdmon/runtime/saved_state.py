@@ -12,9 +12,9 @@ from esdmon.version import installed_version
 
 VERSION = 4
 """Version of the form of a state. A part may save more without a new one: older versions of esdmon leave it out."""
-_NEW = ("escalation",)  # parts that states of this version may lack
+_NEW = ("escalation", "course")  # parts that states of this version may lack
 _KEYS = ("version", "esdmon", "run", "steps", "alerts", "parts")
-_PARTS = ("readings", "alerts", "reader", "escalation")
+_PARTS = ("readings", "alerts", "reader", "escalation", "course")
 _NAMED = 5  # keys that a warning names
 
 _log = logging.getLogger("esdmon")

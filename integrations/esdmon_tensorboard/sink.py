@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
     from esdmon import Alert, Report
+    from esdmon.records.timeline import Timeline
     from esdmon_tensorboard.events import RunFiles
 
 _log = logging.getLogger("esdmon")
@@ -86,6 +87,10 @@ class TensorBoardSink:
         self._media.rewind(step)
         self._tensors.restart()
         self._overview.rewind(step)
+
+    def resume(self, course: Timeline) -> None:
+        """Continue the picture and the texts of the alerts of a run that another process may have begun."""
+        self._overview.resume(course)
 
     def write(self, report: Report) -> None:
         """Write scalars and due histograms, and queue pictures of layers whose phase has changed."""

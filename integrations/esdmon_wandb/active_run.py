@@ -11,6 +11,7 @@ from esdmon_wandb.sink import WandbSink
 
 if TYPE_CHECKING:
     from esdmon import Alert, Report
+    from esdmon.records.timeline import Timeline
 
 
 @final
@@ -20,6 +21,7 @@ class ActiveRunSink:
     def __init__(self) -> None:
         self._sink: WandbSink | None = None
         self._run: object = None
+        self._course: Timeline | None = None
         self._where = ""
         prepare_drawing()  # before training, as `WandbSink` does
 
@@ -31,6 +33,8 @@ class ActiveRunSink:
             self._run = run
         if self._sink is None and run is not None:
             self._sink = WandbSink(run)
+            if self._course is not None:
+                self._sink.resume(self._course)
             notice(f"the W&B run {run.id} was begun after watch(): readings go there too, from step {report.step} on.")
         if self._sink is not None:
             self._sink.write(report)
@@ -49,6 +53,12 @@ class ActiveRunSink:
         if self._sink is not None:
             self._sink.rewind(step)
 
+    def resume(self, course: Timeline) -> None:
+        """Pass the course of the run on, now or when a W&B run is begun."""
+        self._course = course
+        if self._sink is not None:
+            self._sink.resume(course)
+
     def where(self) -> str:
         """Return where the last run is that was written to; an empty text without one."""
         return self._where if self._sink is None else self._sink.where()
@@ -60,5 +70,6 @@ class ActiveRunSink:
         """Add the tables to the run's summary."""
         sink, self._sink = self._sink, None
         if sink is not None:
+            self._course = None  # the next W&B run has the readings of its time only
             self._where = sink.where()
             sink.close()

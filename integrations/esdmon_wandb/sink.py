@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import wandb
 
     from esdmon import Alert, Report
+    from esdmon.records.timeline import Timeline
 
 MAX_LAST_PICTURES = 4
 """Pictures that `close` draws at most. Our choice."""
@@ -117,6 +118,12 @@ class WandbSink:
         self._readings.rewind(step)
         self._data.rewind(step)
         self._media.rewind(step)
+
+    def resume(self, course: Timeline) -> None:
+        """List on the page of views the alerts of a run that another process began; its readings are not there."""
+        if not self._data.alerts:
+            for alert in course.alerts:
+                self._data.add_alert(alert)
 
     def where(self) -> str:
         """Return the address of the run's page; its id if it is offline."""

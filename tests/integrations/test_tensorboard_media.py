@@ -15,6 +15,7 @@ from esdmon.records import Alert, LayerReport
 from esdmon.spectrum import Phase
 from esdmon_tensorboard import TensorBoardSink
 from esdmon_tensorboard.events import RunFiles
+from tests.fakes import timeline_of
 from tests.integrations.tensorboard_files import (
     a_layer,
     events_of,
@@ -106,6 +107,21 @@ def test_an_overview_and_the_alerts_stand_before_all_else(tmp_path: Path) -> Non
     assert texts[-1].splitlines()[-1] == "- steps 20 to 30: what to do"
     tags = events.Tags()
     assert min(tags["images"] + tags["scalars"] + tags["histograms"]) == "esdmon/overview"
+
+
+def test_a_resumed_run_tells_the_alerts_that_fired_before(tmp_path: Path) -> None:
+    """From the first text on, in a process that has not seen them."""
+    before = timeline_of(report_of("ab", 20), ALERT)
+    sink = TensorBoardSink.open(str(tmp_path))
+    sink.rewind(20)
+    sink.resume(before)
+    sink.write(report_of("ab", 30))
+    sink.alert(replace(ALERT, state="resolved", step=40))
+    sink.close()
+    texts = [point.tensor_proto.string_val[0] for point in events_of(tmp_path).Tensors("esdmon/alerts/text_summary")]
+    first, *_, last = (text.decode().splitlines() for text in texts)
+    assert (first[0], first[-1]) == ("**1 alert fires now**", "- **warning**, since step 10: what to do")
+    assert (last[0], last[-1]) == ("**No alert fires now**", "- steps 20 to 40: what to do")
 
 
 def test_an_alpha_that_means_nothing_is_drawn_elsewhere(tmp_path: Path) -> None:

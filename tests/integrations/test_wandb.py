@@ -376,6 +376,14 @@ def test_a_run_that_is_rewound_has_each_step_once_in_its_table(ways: Path) -> No
     assert result(ways, "rewound") == [1.0, 20.0, 30.0]
 
 
+def test_a_run_that_is_resumed_lists_the_alerts_of_before(ways: Path) -> None:
+    """On the page of views, which a process makes that has not seen them."""
+    result(ways, "resumed")
+    value = wandb_files.summary(ways / "resumed")["esdmon_report"]
+    (page,) = (ways / "resumed").rglob(Path(value["path"]).name)
+    assert "rule since step 1" in page.read_text(encoding="utf-8")
+
+
 def test_every_case_is_tested() -> None:
     """The name of each case occurs in this file."""
     text = Path(__file__).read_text(encoding="utf-8")

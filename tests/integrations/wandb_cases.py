@@ -15,6 +15,7 @@ from torch import nn
 import esdmon
 from esdmon import Alert
 from esdmon.records import Coverage, Esd, LayerReport, Report
+from esdmon.records.timeline import Timeline
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Phase
 from esdmon_wandb import ActiveRunSink, WandbSink
@@ -265,6 +266,19 @@ def rewound(folder: Path) -> list[float]:
         sink.close()
     (table,) = folder.rglob("esdmon_readings*.table.json")
     return wandb_table(table)["esdmon_alpha/a"]
+
+
+@case
+def resumed(folder: Path) -> None:
+    """By a process that has not seen the alert, in a run that is begun after `watch()`."""
+    course = Timeline()
+    course.alert(Alert("1", "rule", "warning", "firing", "a", ("a",), 1, 1, "told"))
+    sink = ActiveRunSink()
+    sink.rewind(1)
+    sink.resume(course)
+    with begin(folder):
+        sink.write(report(2, layer("a", 2)))
+        sink.close()
 
 
 def wandb_table(path: Path) -> dict[str, list[Any]]:

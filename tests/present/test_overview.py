@@ -124,6 +124,19 @@ def test_what_came_after_a_step_is_forgotten() -> None:
     assert np.array_equal(picture.draw(), before)
 
 
+def test_a_resumed_run_has_one_picture() -> None:
+    """What happened before is drawn in the new process too."""
+    whole, resumed = Overview(), Overview()
+    whole.take(report(10, a=Phase.RANDOM_LIKE))
+    whole.alert(ALERT)
+    resumed.resume(whole.timeline.copy())
+    assert not resumed.is_due
+    for picture in (whole, resumed):
+        picture.take(report(20, a=Phase.HEAVY_TAILED))
+        assert picture.is_due
+    assert np.array_equal(resumed.draw(), whole.draw())
+
+
 def test_without_pillow_it_is_never_due(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(_: Timeline) -> None:
         raise ImportError("PIL")

@@ -1,9 +1,10 @@
 """The course of a run, and the lines that end it."""
 
+import json
 from dataclasses import replace
 
 from esdmon.records import Alert, LayerReport, Report
-from esdmon.records.outcome import alerts_line, changes, outcome
+from esdmon.records.outcome import alerts_line, changes, outcome, path_text
 from esdmon.records.timeline import Stage, Timeline
 from esdmon.spectrum import Phase
 from tests.fakes import timeline_of
@@ -45,13 +46,29 @@ def test_an_alert_is_one_episode_until_it_ends() -> None:
 
 
 def test_what_followed_the_step_of_a_resume_is_forgotten() -> None:
-    """The alerts are those of the state that is continued, which may be that of another process."""
+    """A copy is not changed."""
     begun = alert(1, "firing", "a")
     timeline = timeline_of(at(1, a=Phase.RANDOM_LIKE), begun, at(5, a=Phase.BULK_DECAY), alert(5, "resolved", "a"))
-    for resumed in (timeline, Timeline()):
-        resumed.rewind(3, [begun])
-        assert [(episode.began, episode.ended) for episode in resumed.episodes] == [(1, None)]
+    copied = timeline.copy()
+    timeline.rewind(3)
+    assert [(episode.began, episode.ended) for episode in timeline.episodes] == [(1, None)]
     assert timeline.stages == {"a": [Stage(1, "random-like")]}
+    assert [(episode.began, episode.ended) for episode in copied.episodes] == [(1, 5)]
+    assert len(copied.stages["a"]) == 2
+
+
+def test_a_saved_course_goes_on() -> None:
+    """Through JSON, and with the alerts, which a monitor saves by itself."""
+    timeline = timeline_of(at(1, a=Phase.RANDOM_LIKE), alert(1, "firing", "a"), at(5, a=Phase.BULK_DECAY))
+    resumed = Timeline()
+    restore = resumed.prepare(json.loads(json.dumps(timeline.state_dict())))
+    assert resumed.stages == {}
+    restore()
+    resumed.replace_alerts(timeline.alerts)
+    resumed.rewind(4)
+    resumed.take(at(6, a=Phase.BULK_DECAY))
+    assert path_text(resumed.stages["a"]) == "random-like → bulk-decay (6)"
+    assert resumed.episodes == timeline.episodes
 
 
 def test_the_outcome_is_short() -> None:

@@ -197,6 +197,7 @@ def test_an_alert_fires_once_though_the_process_is_killed(killed: int, killed_an
     assert ("alert" in {record["kind"] for record in records}) == (killed > 7)
     log = (folder / "log").read_text()
     assert log.count("alerts: error rank_collapse in 0 since step 6\n") == 1
+    assert log.count("0: random-like → rank-collapse (7)") == 1
     assert (second, log.count("rank_collapse: rank")) == (0, int(killed == 7)), log
     records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
     told = [(record["rule"], record["state"], record["step"]) for record in records if record["kind"] == "alert"]
@@ -220,7 +221,7 @@ def test_a_resumed_monitor_can_have_other_layers() -> None:
     assert [layer.name for layer in new.report] == ["b", "c"]
 
 
-NAMES_ARE_KEYS = {"measures", "nulls", "evidence", "begun", "start", "before", "after", "counts"}
+NAMES_ARE_KEYS = {"stages", "measures", "nulls", "evidence", "begun", "start", "before", "after", "counts"}
 
 
 def dictionaries(value: object, *path: Any) -> Iterator[tuple[Any, ...]]:
