@@ -1,7 +1,8 @@
 """Decompose a stack of matrices with scipy's LAPACK on the CPU: syrk, sytrd, sterf.
 
-That halves the product and solves in place: 1.5 to 3 times faster than torch in one thread, and in a third of the
-memory. But scipy holds the interpreter's lock meanwhile: it is for a process that does nothing else.
+That halves the product and solves in place, in a third of torch's memory. In one thread it takes 0.7 to 0.9 of the
+time of torch with MKL for M from 512 to 1024, as long at 2048, and 1.3 at 4096, where MKL reduces to tridiagonal form
+in two stages. scipy holds the interpreter's lock meanwhile: it is for a process that does nothing else.
 """
 
 import ctypes
