@@ -20,6 +20,7 @@ measure of large random matrices of the separable covariance type", Random Matri
 formulas were checked against Marchenko-Pastur, Johnstone and simulation.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -35,9 +36,11 @@ from esdmon.spectrum.separable_edges import SQUARE, Edges, ScaleNodes, compresse
 
 _Complex = NDArray[np.complex128]
 
-_STEPS = 12  # of Newton's method at most, from the solution for equal scales
+_STEPS = 12  # of Newton's method at most, for each z in the bulk
+_LAST_STEPS = 25  # at most, on the real axis after the way down to it
 _TOGETHER = 6  # of these for all points: then only those that are not solved go on
-_HEIGHTS = ((1.0, 3), (0.1, 4), (0.02, 5), (0.0, 25))  # (Im z/Re z, Newton steps at most) on the way to the real axis
+_FACTOR = 4.0  # by which Im z falls at a time on the way down to it,
+_NEAR = _FACTOR**-4  # from λ⁺ to this share of Re z
 _CONVERGED = 1e-5  # relative change of δ and ε, whose error is then about its square
 _REAL = 1e-6  # relative imaginary part up to which a solution may be a real one, of which only one is that of a gap
 _APART = 2.5  # λ⁺ in units of that of equal scales, from which there are more angles: large rows lie beyond the bulk
@@ -139,7 +142,9 @@ def _tables(nodes: ScaleNodes, edges: Edges, angles: int) -> Floats:
     starts = _starts(nodes.ratio, edges, half)
     chunk = max(1, _MAX_NODES // (angles * nodes.a.shape[1]))
     parts = [slice(i, i + chunk) for i in range(0, lam.shape[0], chunk)]
-    density = np.concatenate([_density(nodes.of(part), lam[part], starts[:, part]) for part in parts])
+    density = np.concatenate(
+        [_density(nodes.of(part), lam[part], starts[:, part], edges.upper[part]) for part in parts]
+    )
     table = np.clip(1 - (density * jacobian) @ _integrals(angles), 0, 1)
     table[:, 0] = 0.0
     rising: Floats = np.maximum.accumulate(table, axis=1) + _RISE
@@ -173,26 +178,37 @@ def _starts(ratio: float, edges: Edges, half: Floats) -> _Complex:
     return starts
 
 
-def _density(nodes: ScaleNodes, lam: Floats, starts: _Complex) -> Floats:
-    """Return Im m/π for (slices, angles) values of λ; never negative."""
+def _density(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) -> Floats:
+    """Return Im m/π for (slices, angles) values of λ, up to `upper` in each slice; never negative."""
     solution, is_solved = _newton(nodes, lam.astype(complex), starts, _STEPS)
     is_solved &= (solution.imag > _REAL * np.abs(solution)).all(axis=0)
     if not is_solved.all():  # most of these lie below the bulk or in a gap
         slices, angles = np.nonzero(~is_solved)
-        solution[:, slices, angles] = _descended(nodes.of(slices), lam[slices, angles, None])[..., 0]
+        solution[:, slices, angles] = _descended(nodes.of(slices), lam[slices, angles, None], upper[slices, None])[
+            ..., 0
+        ]
     terms = nodes.weights[1][:, None, :] / (1 + solution[1][..., None] * nodes.b[:, None, :])
     density: Floats = np.maximum(-(terms.sum(-1) / lam).imag, 0) / np.pi
     return density
 
 
-def _descended(nodes: ScaleNodes, lam: Floats) -> _Complex:
-    """Return (δ, ε) for (slices, angles) values of λ, from far above the real axis down to it."""
-    z = lam * (1 + 1j * _HEIGHTS[0][0])
-    mean = (nodes.balanced_weights() * nodes.values).sum(-1)[..., None]
-    solution: _Complex = np.stack((-mean[1] / z, -mean[0] / z))
-    for height, steps in _HEIGHTS:
-        solution, _ = _newton(nodes, np.asarray(lam * (1 + 1j * height)), solution, steps, may_be_real=height == 0)
-    return solution
+def _descended(nodes: ScaleNodes, lam: Floats, upper: Floats) -> _Complex:
+    """Return (δ, ε) for (slices, angles) values of λ, from as far above the real axis as λ⁺ is from 0 down to it.
+
+    It begins from the solution for |z| → ∞, and estimates each next one as if δ and ε went on as they went before.
+    """
+    at_infinity = -(nodes.balanced_weights() * nodes.values).sum(-1)[::-1, :, None]
+    height = np.maximum(upper, lam)
+    before, solution = (at_infinity / (lam + 1j * h) for h in (_FACTOR * height, height))
+    start = solution
+    for _ in range(1 + math.ceil(math.log((height / (_NEAR * lam)).max(), _FACTOR))):
+        found, is_solved = _newton(nodes, lam + 1j * height, start, _STEPS)
+        before, solution = solution, np.where(is_solved, found, solution)
+        ahead = solution**2 / before
+        start = np.where(ahead.imag > 0, ahead, solution)
+        height = np.maximum(height / _FACTOR, _NEAR * lam)
+    found, is_solved = _newton(nodes, lam.astype(complex), solution, _LAST_STEPS, may_be_real=True)
+    return np.where(is_solved, found, solution)
 
 
 def _newton(

@@ -71,6 +71,19 @@ def test_a_law_with_a_few_huge_rows_is_that_of_drawn_noise(seed: int) -> None:
         assert np.abs(separable_laws(rounded)[0].table - law.table).max() * m < 0.1
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_law_with_rows_and_columns_that_are_nearly_dead_is_that_of_the_transpose(seed: int) -> None:
+    """Near 0 the solution for |z| → ∞ is far from the one that is sought."""
+    rng, m = np.random.default_rng(seed), 64
+    rows, columns = log_normal(rng, 1, m, 0.3), log_normal(rng, 1, m, 0.1)
+    rows[0, :6] *= 10.0 ** -np.arange(2, 8)
+    columns[0, 0] *= 1e-5
+    rows, columns = (np.sort(side / side.mean()) for side in (rows, columns))
+    law, transposed = (separable_laws(Profile(*sides))[0] for sides in ((rows, columns), (columns, rows)))
+    assert np.abs(law.table - transposed.table).max() * m < 0.1
+    assert max(ks_times_m(law, draw(rng, Profile(rows, columns))) for _ in range(8)) < 5
+
+
 def test_slices_have_laws_of_their_own() -> None:
     rng = np.random.default_rng(0)
     profile = Profile(log_normal(rng, 3, 128, 0.1), log_normal(rng, 3, 64, 0.1))
