@@ -99,7 +99,8 @@ class NextRow:
     def _number(self) -> int | None:
         """Return the number of the row that is logged to now, or None if it is unknown.
 
-        `run.step` asks W&B's process for it and waits for the answer, up to 30 s: not in a training loop.
+        `run.step` of wandb 0.28 and later asks W&B's process for it and waits for the answer, up to 30 s: not in a
+        training loop. Their `_local_step` is the `_step` of older versions.
         """
-        number = getattr(self._run, "_local_step", None)
+        number = getattr(self._run, "_local_step", getattr(self._run, "_step", None))
         return number if isinstance(number, int) else None

@@ -1,9 +1,12 @@
-"""The table of readings that have no row."""
+"""The table of readings that have no row, and how they are found."""
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
+from esdmon.present.scalars import Namespace
+from esdmon_wandb.row import NextRow
 from esdmon_wandb.tables import ReadingTable
 
 
@@ -33,3 +36,20 @@ def test_what_is_rewound_is_dropped() -> None:
         table.add(step, {"x": float(step)})
     table.rewind(2)
     assert table.table() == (["x"], [[1.0], [2.0]])
+
+
+@pytest.mark.parametrize("attribute", ["_local_step", "_step"], ids=["from wandb 0.28", "up to wandb 0.27"])
+def test_a_row_that_waits_is_known_in_every_version(attribute: str) -> None:
+    """The pinned version has only one of the attributes: `test_wandb.py` tests it with real runs."""
+
+    class Run:
+        def define_metric(self, *_: object, **__: object) -> None: ...
+        def log(self, *_: object, **__: object) -> None: ...
+
+    run: Any = Run()
+    setattr(run, attribute, 3)
+    row = NextRow(run, Namespace(run, "the run"))
+    row.add_reading({"a": 1.0}, 1.0)
+    assert row.has_last_reading
+    setattr(run, attribute, 4)
+    assert not row.has_last_reading
