@@ -116,7 +116,7 @@ class ReadingHistory:
             first={name: self._first.get(name, layers[name][0]) for name in layers},
             baseline={name: tuple(self._baseline.get(name, ())) for name in layers},
             previous={name: self._previous[name] for name in layers if name in self._previous},
-            peak={name: self._peaks.get(name, Peak()) for name in layers},
+            peak={layer.name: self._peaks.get(layer.name, Peak()) for layer in report},
             firing=firing,
             steps=tuple(self._steps),
         )

@@ -47,7 +47,8 @@ class History:
     """For each of these layers: the reading before the last, from which `update_ratio` counts, scheduled or extra; none
     where there was none."""
     peak: Mapping[str, Peak] = field(default_factory=dict)
-    """For each of these layers: the largest values of the readings that are or were in its baseline."""
+    """For each layer of the report, checked now or not: the largest values of the readings that are or were in its
+    baseline."""
     firing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """The layers in which the rule's alert fires, each with the evidence on which it began. A rule needs it for
     hysteresis: less may keep an alert than begins one, and a layer must come back from the value it began on."""
@@ -88,7 +89,8 @@ class AlertRule:
     """Consecutive checks without a finding before the alert is resolved."""
     counts: Counts = "moves"
     """What counts as a check of a layer. "moves": a reading before which the weight moved, of a weight that is not
-    pruned; "readings": any reading; "reports": every report, whether the layer was read or not."""
+    pruned; "readings": any reading; "reports": every report, whether the layer was read or not, but for extra readings,
+    which count for the layers that were read."""
     advice: str = ""
     """What the user should do; the end of the alert's message."""
     mutes: tuple[str, ...] = ()

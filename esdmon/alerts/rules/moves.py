@@ -80,10 +80,12 @@ def _has_shrunk(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
 
 
 def _usual_of_others(history: History, name: str) -> float:
-    """Return the median over the other layers of how far a step moved them, before this reading; NaN if not known."""
-    peaks = {other: peak.step_ratio for other, peak in history.peak.items()}
-    ratios = [peaks.get(layer.name, layer.step_ratio) for layer in history.report if layer.name != name]
-    return median_low(known) if (known := [ratio for ratio in ratios if ratio > 0]) else math.nan
+    """Return the median over the other layers of the largest step in their baselines; NaN if not known.
+
+    Not of their last steps: those of a fault in all layers are as long in the layers that were not read now.
+    """
+    known = [peak.step_ratio for other, peak in history.peak.items() if other != name and peak.step_ratio > 0]
+    return median_low(known) if known else math.nan
 
 
 def _usual_rate(baseline: Sequence[LayerReport]) -> float:

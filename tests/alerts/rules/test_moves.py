@@ -61,6 +61,18 @@ def test_a_layer_that_begins_to_learn_after_the_others_is_no_surge() -> None:
         assert tuple(layer for alert in alerts for layer in alert.layers) == expected
 
 
+def test_extra_readings_of_one_layer_find_the_surge_that_the_others_have_too() -> None:
+    """The last steps of those that are not read are as long: what counts is how far steps moved them before."""
+    names = ("fc1", "fc2", "fc3")
+    before = [report(10 * s, *(reading(10 * s, name, learning_rate=0.1) for name in names)) for s in range(1, 20)]
+    surge = [report(200, *(reading(200, name, step_ratio=0.08, learning_rate=0.1) for name in names))]
+    for s in (201, 202):
+        first = reading(s, "fc1", step_ratio=0.07, learning_rate=0.1, extra=True)
+        surge.append(replace(report(s, first, *surge[0].layers[1:]), extra=True))
+    (alert,) = alerts_of(RULES["update_surge"], before + surge)
+    assert (alert.layer, alert.since, alert.step) == ("fc1", 200, 202)
+
+
 @pytest.mark.parametrize(
     ("rank", "growth", "scale", "expected"),
     [(20.0, 0.0, 1.0, 1), (25.0, 0.0, 1.0, 0), (25.0, -0.0009, 1.0, 1), (25.0, 0.0, 0.7, 1)],
