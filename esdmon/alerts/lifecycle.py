@@ -84,12 +84,15 @@ class AlertManager:
 
     @property
     def pending(self) -> tuple[Alert, ...]:
-        """Return the findings that have not yet persisted long enough to fire, one for each rule and layer."""
+        """Return the findings that have not yet persisted long enough, one for each rule and layer.
+
+        They begin an alert once they have, or make one that fires worse.
+        """
         return tuple(
-            replace(fired(rule, case.severity, {name: case}, self._step), state="pending")
+            replace(fired(rule, each.severity, {name: each}, self._step), state="pending")
             for rule in self.rules
             for name, case in self._cases[rule.name].items()
-            if case.wrong and not case.firing
+            if (each := case.worse if case.firing else case) and each.wrong
         )
 
     def take(self, report: Report, *, time: float) -> list[Alert]:
@@ -162,7 +165,8 @@ class AlertManager:
                     firing = {name: case.evidence for name, case in self._cases[rule.name].items() if case.firing}
                     history = self._history.history(rule, report, firing)
                     found[rule.name] = _by_layer(rule.find(history), report)
-                    checked[rule.name] = ("", *history.layers)
+                    is_of_layers = report.extra and rule.counts == "reports"  # an extra report shows some layers only
+                    checked[rule.name] = tuple(history.layers) if is_of_layers else ("", *history.layers)
         return found, checked
 
     def _mute(self, found: Mapping[str, Found]) -> None:
@@ -186,7 +190,7 @@ class AlertManager:
                 case = cases.setdefault(name, Case())
                 if not case.wrong:
                     case.since, case.after = step, self._clear.last(rule.name, name)
-                if _count_finding(case, finding, rule):
+                if _count_finding(case, finding, rule, step):
                     self._begun[rule.name] = self._reports
                 if case.firing and case.severity != "info":
                     self._history.exclude(name, case.since, step)
@@ -270,36 +274,44 @@ def _by_layer(answer: Any, report: Report) -> Found:
 
 
 def _drop(names: Iterable[str], found: Found, cases: Cases) -> None:
-    """Drop findings in these layers, but for those in which the rule fires already."""
+    """Drop findings in these layers, but for those in which the rule fires already: there none makes it worse."""
     for name in names:
         if name not in cases or not cases[name].firing:
             found.pop(name, None)
+        elif name in found:
+            found[name] = replace(found[name], severity=cases[name].severity)
 
 
-def _count_finding(case: Case, finding: Finding, rule: AlertRule) -> bool:
+def _count_finding(case: Case, finding: Finding, rule: AlertRule, step: int) -> bool:
     """Count a check with a finding, and return True if that begins an alert.
 
-    Only a worse severity changes what a firing alert says.
+    A worse severity must persist as long as a finding that begins an alert. Then it changes what the alert says.
     """
-    case.wrong, case.right = case.wrong + 1, 0
     severity = finding.severity or rule.severity
-    was_firing = case.firing
-    if not was_firing:
-        case.evidence = dict(finding.evidence)
+    case.wrong, case.right = case.wrong + 1, 0
+    if not case.firing:
+        case.what, case.severity, case.evidence = finding.what, severity, dict(finding.evidence)
         case.firing = case.wrong >= rule.checks
-    elif _RANKS[severity] <= _RANKS[case.severity]:
+        return case.firing
+    if _RANKS[severity] <= _RANKS[case.severity]:
+        case.worse, case.mild = None, step
         return False
-    else:
-        case.announced = False
-    case.what, case.severity = finding.what, severity
-    return case.firing and not was_firing
+    worse = case.worse = case.worse or Case(since=step, after=case.mild)
+    worse.wrong, worse.what, worse.severity = worse.wrong + 1, finding.what, severity
+    if worse.wrong >= rule.checks:
+        case.wrong, case.since, case.after = worse.wrong, worse.since, worse.after
+        case.what, case.severity = worse.what, worse.severity
+        case.worse, case.announced = None, False
+    return False
 
 
 def _count_clear(case: Case, rule: AlertRule) -> bool:
     """Count a check without a finding, and return True if that ends an alert."""
     case.right += 1
+    case.worse = None
     if case.firing and case.right < rule.clear:
         return False
     ended, case.firing = case.firing, False
     case.wrong = case.right = 0
+    case.mild = None
     return ended

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 from esdmon.alerts.rule import AlertRule
 from esdmon.records import Alert, LayerFinding, Severity
@@ -38,11 +38,16 @@ class Case:
     """How often it was announced and then resolved."""
     quiet_until: int = 0
     """Number of the report up to which a new firing is not announced."""
+    worse: Case | None = None
+    """While the alert fires: findings of a worse severity that have not yet persisted long enough to change it."""
+    mild: int | None = None
+    """Step of the last check, while the alert fires, whose finding was not worse."""
 
     def to_state(self) -> Plain:
         """Return the case as plain data; saved states call `announced` by its first name, `told`."""
-        plain = asdict(self)
+        plain = {each.name: getattr(self, each.name) for each in fields(self)} | {"evidence": dict(self.evidence)}
         plain["told"] = plain.pop("announced")
+        plain["worse"] = self.worse and self.worse.to_state()
         return plain
 
     @classmethod
@@ -50,7 +55,8 @@ class Case:
         """Return the case that `to_state` has written."""
         saved = known(plain, {each.name for each in fields(cls)} - {"announced"} | {"told"})
         check_severity(saved["severity"])
-        return cls(announced=saved.pop("told"), **saved)
+        worse = saved.pop("worse", None)
+        return cls(announced=saved.pop("told"), worse=worse and cls.from_state(worse), **saved)
 
 
 def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: int) -> Alert:

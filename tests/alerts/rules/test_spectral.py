@@ -114,11 +114,11 @@ def test_a_border_makes_no_flapping() -> None:
 
 
 def test_a_layer_that_came_collapsed_is_a_notice_until_it_loses_more() -> None:
-    """From a checkpoint, say. What is a notice and becomes worse is announced again."""
+    """From a checkpoint, say. What is a notice and becomes worse is announced again, once that has persisted."""
     came = [collapsed(step) for step in range(1, 6)]
     worse = [replace(collapsed(step), measures={"hard_rank": 30.0}) for step in range(6, 10)]
     alerts = alerts_of(RULES["rank_collapse"], (report(layer.step, layer) for layer in came + worse))
-    assert [(alert.step, alert.severity) for alert in alerts] == [(3, "info"), (6, "error")]
+    assert [(alert.step, alert.severity, alert.since) for alert in alerts] == [(3, "info", 1), (8, "error", 6)]
 
 
 def test_a_layer_that_fills_up_from_zero_is_not_collapsed() -> None:
