@@ -63,9 +63,11 @@ def correlation_trap(
 
     Fires when the measure `trap` is above 1.5 and more than twice the value expected from the layer's baseline. Above
     1, the mean or the largest element makes a spike in the spectrum even after the elements are shuffled; at 1.5 that
-    spike is far beyond chance. Corrupted or badly scaled weights look like this. A slow rise is a notice (`info`), and
-    only above 1.5 times the first reading: many healthy networks have layers with a mean of their own, and late
-    over-training makes them too.
+    spike is far beyond chance. Corrupted or badly scaled weights look like this, and so does what has changed all
+    outputs of a layer at once: other data, targets or losses. A slow rise is a notice (`info`), and only above 1.5
+    times the first reading: many healthy networks have layers with a mean of their own, and late over-training makes
+    them too. So is a mean that comes to a layer which some of the sampled steps of its baseline did not move, as an
+    expert to which few tokens are routed: it begins to learn when it gets more.
 
     Confused with large steps and decay, which make traps too: those rules find them first, and mute this one. With rows
     that are drawn to one point, which have a mean too: where the effective rank has halved, the trap's share of Σw² is
@@ -90,8 +92,14 @@ def correlation_trap(
                 f"trap {value:.2f} is above {limit:.2f}, from {before:.2f} at step {history.first[name].step} "
                 f"({what_traps(readings[-1])})",
                 before,
-                None if name in jumped_now else "info",
+                None if name in jumped_now and not _begins_to_learn(history, name) else "info",
             )
+
+
+def _begins_to_learn(history: History, name: str) -> bool:
+    """Return whether a layer that gradients did not reach at each step gets a mean, and no single huge elements."""
+    is_local = measured(history.layers[name][-1], "trap_is_local")[0] == 1
+    return not is_local and any(layer.step_ratio == 0 for layer in history.baseline[name])
 
 
 def what_traps(layer: LayerReport) -> str:

@@ -1,9 +1,9 @@
 """Rules on faults that need no spectrum: NaN, weights that do not move, readings that fail or are old."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
-from esdmon.alerts.rules.baseline import KNOWN_FROM
+from esdmon.alerts.rules.baseline import KNOWN_FROM, WARM_UP
 from esdmon.records import MOVED, LayerReport
 from esdmon.records.text import count
 
@@ -13,6 +13,9 @@ moving, and not all at the same report. Our choice."""
 _ALONE = 0.98
 """Share of a step's length by which it makes a weight shorter, from which it is weight decay alone. A gradient step of
 a fifth of the decay makes the share less. Our choice."""
+_RAISED = 2.0  # times the first weight decay, from which it can outweigh a gradient; our choice
+_LONG = 5  # due steps, the `checks` of the rule, that a layer stands still which may be idle at times
+_LOWERED = 0.1  # of a learning rate, below which slow steps are meant; our choice
 _AS_FAR = 1.1  # times the sum of such steps: a weight that has moved farther had other steps between the samples
 
 
@@ -46,26 +49,41 @@ def dead_layer(history: History) -> Iterable[Finding]:
 
     It also fires when weight decay alone moves a weight: the sampled steps of its last two readings make it shorter by
     98 % of their length or more, it has moved no farther than such steps reach, and another layer is moved by
-    gradients. Optimizers with weight decay still shrink a weight whose gradient is zero.
+    gradients. Optimizers with weight decay still shrink a weight whose gradient is zero. Where the weight decay itself
+    is more than twice that of the first reading, the gradient need not be zero: that is `norm_decay`.
+
+    A layer that gradients do not reach at each step, as an expert to which few tokens are routed, stands still between
+    them. Where a sampled step of the baseline did not move it, or less than six were sampled, it must have stood still
+    for five due steps before that.
+
+    Where no layer moves, it fires for those that have stopped suddenly: in the last 16 readings one has still moved by
+    more than 1e-4 of its norm, and the learning rate is more than a tenth of what it was. Units that are all dead stop
+    all layers but for biases, and so does a gradient that is detached, or a scaler that skips each step.
 
     A weight in the optimizer that requires no gradient is a notice (`info`): it may be frozen on purpose or by mistake.
     So is one that has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
     that of a pooler which the loss does not use. A weight that is zero or not in the optimizer raises no alert.
 
-    Confused with a training that has converged, where all layers stop. With a layer that is frozen by `requires_grad`,
+    Confused with a training that has converged, where all layers stop slowly; one that stops at once, as with a hinge
+    loss when each example is beyond the margin, is not distinguished. With a layer that is frozen by `requires_grad`,
     or not used by the loss: notices. With a group of the optimizer whose learning rate is 0 for a while: this rule does
     not distinguish it.
 
-    Resolved when it moves, and not by weight decay alone.
+    Resolved when it moves by more than 1e-4 of its norm, and not by weight decay alone.
 
     Source: ours.
     """
     held = [layer for layer in history.report if layer.status == "ok" and layer.in_optimizer]
-    decaying = {layer.name for layer in held if _only_decays(history.layers.get(layer.name, ()))}
-    if not any(layer.last_move > LIVELY and layer.name not in decaying for layer in held):
-        return
+    decaying = {layer.name for layer in held if _only_decays(layer.name, history)}
+    is_lively = any(layer.last_move > LIVELY and layer.name not in decaying for layer in held)
+    has_stopped = not is_lively and all(layer.stands_still for layer in held)
     for layer in held:
-        if layer.stands_still and layer.name in history.layers:
+        is_old = layer.name in history.firing
+        if not (is_lively or is_old or (has_stopped and _stopped_suddenly(layer.name, history))):
+            continue
+        if (layer.stands_still or (is_old and layer.last_move <= LIVELY)) and layer.name in history.layers:
+            if layer.trainable and not is_old and _may_be_idle(layer.name, history):
+                continue
             why = "" if layer.trainable else " although it requires no gradient"
             never_moved = all(
                 reading.update_ratio == 0 for reading in (history.first[layer.name], *history.layers[layer.name])
@@ -74,8 +92,8 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 why = "; it has its exact values since the start, as a layer that the loss does not use"
             yield Finding(
                 layer.name,
-                f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, while other layers move, and it is in the "
-                f"optimizer{why}",
+                f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, "
+                f"{'while other layers move' if is_lively else 'as of all layers'}, and it is in the optimizer{why}",
                 {"update_ratio": layer.last_move},
                 "info" if never_moved or not layer.trainable else None,
             )
@@ -88,14 +106,36 @@ def dead_layer(history: History) -> Iterable[Finding]:
             )
 
 
-def _only_decays(readings: Sequence[LayerReport]) -> bool:
-    """Return whether the steps of the last two readings, and those between, were nothing but weight decay."""
+def _only_decays(name: str, history: History) -> bool:
+    """Return whether the steps of a layer's last two readings, and those between, were nothing but weight decay."""
+    readings = history.layers.get(name, ())
     if len(readings) < 2:
         return False
     before, now = readings[-2:]
     is_shorter = all(-layer.step_growth > _ALONE * layer.step_ratio > 0 for layer in (before, now))
     reach = (now.step - before.step) * max(before.step_ratio, now.step_ratio)
-    return is_shorter and now.weight_decay != 0 and now.update_ratio <= _AS_FAR * reach
+    is_raised = now.weight_decay > _RAISED * history.first[name].weight_decay
+    return is_shorter and now.weight_decay != 0 and not is_raised and now.update_ratio <= _AS_FAR * reach
+
+
+def _may_be_idle(name: str, history: History) -> bool:
+    """Return whether a layer that stands still may only wait for its next gradient, as an expert for tokens.
+
+    That is so if it moved in the last five due steps, unless each of six or more sampled steps before has moved it.
+    """
+    ratios = [layer.step_ratio for layer in history.baseline[name] if layer.step_ratio >= 0]
+    if len(ratios) >= WARM_UP and min(ratios) > 0:
+        return False
+    moved = [layer.step for layer in history.layers[name] if layer.update_ratio > MOVED]
+    return len(history.steps) < _LONG or max(moved, default=0) > history.steps[-_LONG]
+
+
+def _stopped_suddenly(name: str, history: History) -> bool:
+    """Return whether a layer that stands still moved a few readings ago, at a learning rate as now."""
+    *before, now = history.layers.get(name, (None,))
+    return now is not None and any(
+        layer.update_ratio > LIVELY and now.learning_rate > _LOWERED * layer.learning_rate for layer in (*before, now)
+    )
 
 
 def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
@@ -172,8 +212,9 @@ def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]
     """Readings are so old or so few that the other rules may miss a fault.
 
     Fires when a layer that has moved was last read at least 50 due steps ago, or still waits for its first reading
-    after as many. It also fires when layers that move were read fewer than nine times in 18 due steps or more: rules on
-    change need nine readings of a layer, and find nothing before. Under a budget, a large model is read in parts, so
+    after as many. It also fires when layers that move were read fewer than nine times in 18 due steps or more since
+    they first moved: rules on change need nine readings of a layer, and find nothing
+    before. Under a budget, a large model is read in parts, so
     this is a notice (`info`): a fault may last this long before it is found. It is a warning when no report has arrived
     in 50 due steps: readings hang, fail, are paused, or find no idle core in a thread or a worker process.
 
@@ -191,10 +232,14 @@ def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]
         late = [*(layer.name for layer in found if layer.step <= limit), *history.report.waiting]
         what, then = "no reading", f"for {due_steps} due steps, since step {limit} or earlier"
     if not late and len(history.steps) >= 2 * KNOWN_FROM:
+        begun = history.steps[-2 * KNOWN_FROM]  # a layer that was frozen until later cannot have been read as often
         late = [
             layer.name
             for layer in found
-            if layer.status == "ok" and layer.trainable and len(history.layers.get(layer.name, ())) < KNOWN_FROM
+            if layer.status == "ok"
+            and layer.trainable
+            and len(readings := history.layers.get(layer.name, ())) < KNOWN_FROM
+            and min((each.step for each in readings if each.update_ratio > MOVED), default=layer.step) <= begun
         ]
         what, then = f"fewer than {KNOWN_FROM} readings", "so far, so that rules on change find nothing there"
     if late:

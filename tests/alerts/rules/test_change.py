@@ -34,6 +34,16 @@ def test_a_trap_that_comes_slowly_is_a_notice(values: Any, severity: str) -> Non
     assert alert.severity == severity
 
 
+@pytest.mark.parametrize(("idle", "is_local", "severity"), [(0, 0, "warning"), (1, 0, "info"), (1, 1, "warning")])
+def test_a_mean_of_a_layer_that_is_idle_at_times_is_a_notice(idle: int, is_local: int, severity: str) -> None:
+    """It begins to learn after the others, as an expert to which few tokens are routed; huge elements do not."""
+    before = [reading(step, step_ratio=0.001 * (step > idle), measures={"trap": 0.3}) for step in range(1, 11)]
+    after = {"trap": 2.0, "trap_is_local": float(is_local)}
+    readings = before + [reading(step, measures=after) for step in range(11, 15)]
+    (alert,) = alerts_of(RULES["correlation_trap"], (report(layer.step, layer) for layer in readings))
+    assert alert.severity == severity
+
+
 JUMPS = {
     "stable_rank_drop": ("stable_rank", 20.0, 6.0),
     "entropy_collapse": ("matrix_entropy", 0.9, 0.65),

@@ -1,6 +1,7 @@
 """Rules on NaN, weights that do not move, readings that fail or are old."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,26 +23,70 @@ def test_nan_is_told_at_once_and_when_it_was_not_there() -> None:
     )
 
 
-def still(step: int, *, others: float = 0.01, **fields: Any) -> Report:
-    """A report in which one layer was read at step 2 and has not moved since, and another has."""
-    dead = replace(reading(2, "dead", **fields), drift=0.0, emitted_step=step)
+def still(step: int, *, others: float = 0.01, since: int = 2, **fields: Any) -> Report:
+    """A report in which one layer was read at a step and has not moved since, and another has."""
+    dead = replace(reading(since, "dead", **fields), drift=0.0, emitted_step=step)
     return report(step, reading(step, moved=others), dead)
+
+
+def steady(ratios: Sequence[float]) -> list[Report]:
+    """Reports at steps 1, 2, 3 … in which two layers have moved; of one these are the sampled steps."""
+    return [report(s, reading(s), reading(s, "dead", step_ratio=ratio)) for s, ratio in enumerate(ratios, start=1)]
 
 
 def test_a_layer_that_stands_still_while_others_move_is_dead() -> None:
     """After five reports; it lives again with the first move."""
-    reports = [report(2, reading(2), reading(2, "dead"))]
-    reports += [still(step) for step in range(3, 20)]
+    reports = steady([0.001] * 10) + [still(step, since=10) for step in range(11, 20)]
     reports += [report(20, reading(20), reading(20, "dead"))]
     alerts = alerts_of(RULES["dead_layer"], reports)
     assert [(alert.step, alert.state, alert.layer) for alert in alerts] == [
-        (7, "firing", "dead"),
+        (15, "firing", "dead"),
         (20, "resolved", "dead"),
     ]
     assert (
-        "‖ΔW‖/‖W‖ is 0, at most 1e-06, while other layers move, and it is in the optimizer, in 5 checks since step 3"
+        "‖ΔW‖/‖W‖ is 0, at most 1e-06, while other layers move, and it is in the optimizer, in 5 checks since step 11"
         in alerts[0].message
     )
+
+
+@pytest.mark.parametrize("ratios", [[0.001] * 5 + [0.0] + [0.001] * 6, [math.nan] * 12, [0.001] * 4], ids=str)
+def test_a_layer_that_may_be_idle_at_times_stands_still_for_longer(ratios: list[float]) -> None:
+    """An expert that no token reaches for some steps is not dead; these checks may be steps apart."""
+    last = len(ratios)
+    for count, expected in ((7, []), (12, [(last + 8, "firing")])):
+        reports = steady(ratios) + [still(last + k, since=last) for k in range(1, count + 1)]
+        assert steps(alerts_of(RULES["dead_layer"], reports)) == expected
+
+
+def test_a_dead_layer_that_moves_a_little_is_still_dead() -> None:
+    """The less often it is read, the farther has it moved by then."""
+    reports = steady([0.001] * 10) + [still(step, since=10) for step in range(11, 20)]
+    reports += [report(20, reading(20), reading(20, "dead", moved=2e-6))]
+    assert steps(alerts_of(RULES["dead_layer"], reports)) == [(15, "firing")]
+
+
+def both(step: int, moved: float, rate: float = 0.01) -> Report:
+    return report(step, *(reading(step, name, moved=moved, learning_rate=rate) for name in ("fc1", "fc2")))
+
+
+def test_layers_that_all_stop_at_once_are_dead() -> None:
+    """As when all units of a layer are dead, and only the biases of the last one still move."""
+    moving, stopped = [both(s, 0.01) for s in range(1, 11)], [both(s, 0.0) for s in range(11, 60)]
+    (alert,) = alerts_of(RULES["dead_layer"], moving + stopped)
+    assert (alert.layers, alert.severity, alert.since, alert.step) == (("fc1", "fc2"), "warning", 11, 15)
+    assert "‖ΔW‖/‖W‖ is 0, at most 1e-06, as of all layers, and it is in the optimizer (fc1)" in alert.message
+    (_, resolved) = alerts_of(RULES["dead_layer"], moving + stopped + [both(60, 0.01)])
+    assert (resolved.state, resolved.step) == ("resolved", 60)
+
+
+@pytest.mark.parametrize(
+    ("moves", "rate"),
+    [([0.01 * 0.75**k for k in range(60)], 0.01), ([0.0] * 60, 0.0), ([0.0] * 60, math.nan), ([0.0] * 60, 1e-4)],
+    ids=["slowly", "no-rate", "rate-not-known", "lowered-rate"],
+)
+def test_layers_that_have_converged_are_not_dead(moves: list[float], rate: float) -> None:
+    reports = [both(s, 0.01) for s in range(1, 11)]
+    assert alerts_of(RULES["dead_layer"], reports + [both(s, moved, rate) for s, moved in enumerate(moves, 11)]) == []
 
 
 def decaying(step: int, *, ratio: float = 1e-4, growth: float = -1e-4, **fields: Any) -> Report:
@@ -79,6 +124,12 @@ def test_a_layer_that_weight_decay_alone_moves_is_dead() -> None:
 def test_a_layer_that_gradients_move_or_that_nobody_knows_of_is_not_dead(fields: dict[str, Any]) -> None:
     """A step that turns the weight, a move that decay does not reach, a script that scales the weight."""
     assert alerts_of(RULES["dead_layer"], (decaying(step, **fields) for step in range(50, 1001, 50))) == []
+
+
+def test_a_layer_whose_weight_decay_was_raised_is_not_dead() -> None:
+    """The decay outweighs a gradient as large as before, which `norm_decay` reports."""
+    before = [report(s, reading(s), reading(s, "dead", weight_decay=0.001)) for s in range(50, 1001, 50)]
+    assert alerts_of(RULES["dead_layer"], before + [decaying(s) for s in range(1050, 2001, 50)]) == []
 
 
 def test_layers_that_all_decay_are_not_dead() -> None:
@@ -183,6 +234,17 @@ def test_a_monitor_that_reads_too_seldom_for_a_baseline_says_so() -> None:
     for fields in ({"trainable": False}, {"unchanged": True}, {"status": "degenerate"}):
         rare = [report(s, reading(s), replace(reading(1, "b"), **fields)) for s in range(1, 40)]
         assert alerts_of(RULES["stale_monitor"], rare) == []
+    thawed = [report(s, reading(s), reading(s, "b", moved=0.1 if s > 10 else 0.0)) for s in range(1, 60)]
+    assert alerts_of(RULES["stale_monitor"], thawed) == []
+
+
+def test_extra_reports_say_nothing_of_layers_that_are_not_read_in_them() -> None:
+    """A layer was read at each due step; three extra readings of another one do not make it a layer read too seldom."""
+    scheduled = [report(10 * s, reading(10 * s), reading(10 * s, "b")) for s in range(1, 31)]
+    extra = [
+        report(s, replace(reading(s), extra=True), replace(reading(300, "b"), emitted_step=s)) for s in range(301, 306)
+    ]
+    assert alerts_of(RULES["stale_monitor"], scheduled + [replace(each, extra=True) for each in extra]) == []
 
 
 @pytest.mark.parametrize(("view", "count"), [("weight", 1), ("difference", 0)])
