@@ -89,7 +89,8 @@ BUILT_IN_RULES = (
     AlertRule(
         "correlation_trap",
         correlation_trap,
-        advice="Check the layer for a few huge elements or a mean that is not zero; clip or decay them.",
+        advice="If it came at once, check what changed then in the data, the targets or the loss; else look for a few "
+        "huge elements or a mean that is not zero, and clip or decay them.",
         mutes=_SHAPE,
         needs=("trap",),
     ),

@@ -52,8 +52,10 @@ class DroppedReadings:
         self._over = self._over + 1 if is_costly else 0
         if self._over == _OFTEN:
             _log.warning(
-                "esdmon: reading one matrix at each due step takes %.1f %% of the run, more than budget=%g: increase "
-                "every=.",
+                "esdmon: monitoring has taken %.1f %% of the run so far (%.1f seconds), more than budget=%g, although "
+                "only one matrix is read at each due step now, so that faults are found later: increase every=, or for "
+                "a small model set budget=None, which reads all matrices each time.",
                 100 * budget.overhead,
+                budget.spent,
                 budget.share,
             )
