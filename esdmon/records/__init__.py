@@ -6,6 +6,7 @@ from esdmon.records.alert import LayerFinding as LayerFinding
 from esdmon.records.alert import Severity as Severity
 from esdmon.records.esd import Esd as Esd
 from esdmon.records.layer import EQUAL as EQUAL
+from esdmon.records.layer import INACTIVE as INACTIVE
 from esdmon.records.layer import MOVED as MOVED
 from esdmon.records.layer import LayerReport as LayerReport
 from esdmon.records.layer import Status as Status

@@ -27,6 +27,8 @@ MOVED = 1e-6
 
 EQUAL = "equal to the reference"
 """The reason why a weight that has not changed has no spectrum of W − W₀."""
+INACTIVE = "inactive: this adapter adds nothing yet (one of its factors is zero)"
+"""The reason why an adapter that has not begun to learn has no spectrum."""
 
 RECORD_KEYS = (
     "name",

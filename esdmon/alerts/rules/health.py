@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from esdmon.alerts.rule import Finding, History, evidence_of, measured
 from esdmon.alerts.rules.baseline import KNOWN_FROM, WARM_UP
-from esdmon.records import MOVED, LayerReport
+from esdmon.records import INACTIVE, MOVED, LayerReport
 from esdmon.records.text import count
 
 LIVELY = 100 * MOVED
@@ -62,7 +62,8 @@ def dead_layer(history: History) -> Iterable[Finding]:
 
     A weight in the optimizer that requires no gradient is a notice (`info`): it may be frozen on purpose or by mistake.
     So is one that has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
-    that of a pooler which the loss does not use. A weight that is zero or not in the optimizer raises no alert.
+    that of a pooler which the loss does not use. So is an adapter that adds nothing, since one of its factors is zero
+    and does not move. Another weight that is zero, or not in the optimizer, raises no alert.
 
     Confused with a training that has converged, where all layers stop slowly; one that stops at once, as with a hinge
     loss when each example is beyond the margin, is not distinguished. With a layer that is frozen by `requires_grad`,
@@ -104,6 +105,18 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 "move other layers",
                 {"step_ratio": layer.step_ratio, "step_growth": layer.step_growth},
             )
+    yield from _inactive_adapters(history) if is_lively else ()
+
+
+def _inactive_adapters(history: History) -> Iterable[Finding]:
+    """Find adapters in the optimizer whose zero factor does not move."""
+    for layer in history.report:
+        if layer.reason == INACTIVE and layer.in_optimizer and layer.last_move <= MOVED:
+            why = "" if layer.trainable else ", and it requires no gradient"
+            what = (
+                f"the adapter adds nothing: one of its factors is zero and does not move, while other layers move{why}"
+            )
+            yield Finding(layer.name, what, {}, "info")
 
 
 def _only_decays(name: str, history: History) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.errors import UnreadableError
+from esdmon.records import INACTIVE
 from esdmon.weights import stacks
 from esdmon.weights.device.sample import sample_tensor
 from esdmon.weights.layers.torch_nn import extract_torch
@@ -53,7 +54,7 @@ def low_rank(a: Tensor, b: Tensor) -> Tensor:
     dtype = torch.float64 if torch.float64 in (a.dtype, b.dtype) else torch.float32
     a, b = a.detach().to(dtype), b.detach().to(dtype)
     if not bool(b.any()) or not bool(a.any()):
-        raise UnreadableError("skipped", "inactive: this adapter adds nothing yet (one of its factors is zero)")
+        raise UnreadableError("skipped", INACTIVE)
     if a.shape[-1] > b.shape[-2]:
         a, b = b.mT, a.mT
     r: Tensor = torch.linalg.qr(a.mT, mode="r").R

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from esdmon.alerts import AlertManager
-from esdmon.records import Report
+from esdmon.records import INACTIVE, Report
 from tests.alerts.histories import RULES, alerts_of, reading, report, steps
 
 
@@ -87,6 +87,18 @@ def test_layers_that_all_stop_at_once_are_dead() -> None:
 def test_layers_that_have_converged_are_not_dead(moves: list[float], rate: float) -> None:
     reports = [both(s, 0.01) for s in range(1, 11)]
     assert alerts_of(RULES["dead_layer"], reports + [both(s, moved, rate) for s, moved in enumerate(moves, 11)]) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"), [({}, 1), ({"drift": 0.1}, 0), ({"in_optimizer": False}, 0), ({"reason": "empty"}, 0)], ids=str
+)
+def test_an_adapter_that_stays_zero_is_a_notice(fields: dict[str, Any], count: int) -> None:
+    """Frozen by mistake, or not reached by the loss; its factor is zero at the start, and moves at the first step."""
+    zero = reading(1, "fc2/lora", view="lora-delta", status="skipped", reason=INACTIVE, trainable=False)
+    later = [report(s, reading(s), replace(zero, **({"drift": 0.0} | fields))) for s in range(2, 10)]
+    alerts = alerts_of(RULES["dead_layer"], [report(1, reading(1), zero), *later])
+    assert [(alert.layer, alert.severity, alert.step) for alert in alerts] == [("fc2/lora", "info", 6)] * count
+    assert all("one of its factors is zero and does not move, while other layers move" in a.message for a in alerts)
 
 
 def decaying(step: int, *, ratio: float = 1e-4, growth: float = -1e-4, **fields: Any) -> Report:
