@@ -128,8 +128,8 @@ BUILT_IN_RULES = (
         checks=5,
         clear=1,
         counts="reports",
-        advice="Check whether it is detached, frozen or not reached by the loss; if that is meant, take it out of the "
-        "optimizer.",
+        advice="Check whether it is detached, frozen, behind dead units or not reached by the loss; if that is meant, "
+        "take it out of the optimizer.",
         mutes=("norm_decay", "scale_collapse", "dead_units"),  # what decay does to a weight without a gradient
     ),
     AlertRule(

@@ -94,7 +94,8 @@ def dead_layer(history: History) -> Iterable[Finding]:
             yield Finding(
                 layer.name,
                 f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, "
-                f"{'while other layers move' if is_lively else 'as of all layers'}, and it is in the optimizer{why}",
+                f"while {'other layers move' if is_lively else 'no layer moves any more'}, and it is in the "
+                f"optimizer{why}",
                 {"update_ratio": layer.last_move},
                 "info" if never_moved or not layer.trainable else None,
             )

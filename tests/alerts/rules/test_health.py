@@ -74,7 +74,9 @@ def test_layers_that_all_stop_at_once_are_dead() -> None:
     moving, stopped = [both(s, 0.01) for s in range(1, 11)], [both(s, 0.0) for s in range(11, 60)]
     (alert,) = alerts_of(RULES["dead_layer"], moving + stopped)
     assert (alert.layers, alert.severity, alert.since, alert.step) == (("fc1", "fc2"), "warning", 11, 15)
-    assert "‖ΔW‖/‖W‖ is 0, at most 1e-06, as of all layers, and it is in the optimizer (fc1)" in alert.message
+    assert (
+        "‖ΔW‖/‖W‖ is 0, at most 1e-06, while no layer moves any more, and it is in the optimizer (fc1)" in alert.message
+    )
     (_, resolved) = alerts_of(RULES["dead_layer"], moving + stopped + [both(60, 0.01)])
     assert (resolved.state, resolved.step) == ("resolved", 60)
 
