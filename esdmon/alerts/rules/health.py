@@ -227,10 +227,10 @@ def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]
 
     Fires when a layer that has moved was last read at least 50 due steps ago, or still waits for its first reading
     after as many. It also fires when layers that move were read fewer than nine times in 18 due steps or more since
-    they first moved: rules on change need nine readings of a layer, and find nothing
-    before. Under a budget, a large model is read in parts, so
-    this is a notice (`info`): a fault may last this long before it is found. It is a warning when no report has arrived
-    in 50 due steps: readings hang, fail, are paused, or find no idle core in a thread or a worker process.
+    they first moved: rules on change need nine readings of a layer, and find nothing before. Under a budget, a large
+    model is read in parts, so this is a notice (`info`): a fault may last this long before it is found. It is a warning
+    when no report has arrived in 50 due steps: readings hang, fail, are paused, or find no idle core in a thread or a
+    worker process.
 
     Confused with layers that do not move, which need no new reading and do not count; and with a training that logs
     nothing because it is slow: what counts is due steps, and not seconds.
