@@ -183,15 +183,16 @@ def check_host(train: Callable[[bool], tuple[Sequence[float], nn.Module]]) -> No
     (plain, weights, random), (losses, weights_2, random_2) = results
     if not plain:
         raise InputError("train() returned no losses: there is nothing to compare with and without a monitor")
-    _expect_equal("losses", plain, losses)
+    _expect_equal(plain, losses)
     if not all(torch.equal(a, b) for a, b in zip(weights, weights_2, strict=True)):
         raise AssertionError("the weights differ with a monitor")
     if not torch.equal(random, random_2):
         raise AssertionError("the random state differs with a monitor")
 
 
-def _expect_equal(what: str, plain: Iterable[float], watched: Iterable[float]) -> None:
+def _expect_equal(plain: Iterable[float], watched: Iterable[float]) -> None:
+    """Check that losses with and without a monitor are the same; NaN counts as equal to NaN."""
     for k, (a, b) in enumerate(zip(plain, watched, strict=True)):
         if a != b and not (math.isnan(a) and math.isnan(b)):
-            msg = f"the {what} differ with a monitor, first at {k}: {a!r} without, {b!r} with"
+            msg = f"the losses differ with a monitor, first at {k}: {a!r} without, {b!r} with"
             raise AssertionError(msg)

@@ -8,7 +8,7 @@ import logging
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
 import torch
@@ -37,7 +37,7 @@ from esdmon.runtime.ranks.team import Team
 from esdmon.runtime.reading.reader import Reader
 from esdmon.runtime.readings import Readings
 from esdmon.runtime.step_sampling import StepSampling
-from esdmon.runtime.workers.executor import Executor
+from esdmon.runtime.workers.executor import Executor, Mode
 from esdmon.runtime.workers.processes import Processes
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
@@ -177,12 +177,12 @@ def attach(
     transfers = Transfers()
     given = available_mode(options.mode)
     processes = Processes() if given == "process" else None
-    ranks = _ranks(limits)
+    shared = _Shared(options, limits, faults, _ranks(limits))
     reader = Reader(
         model,
         known,
         measures=options.chosen_measures,
-        selection=replace(options.selection, may_be_empty=ranks is not None),
+        selection=replace(options.selection, may_be_empty=shared.ranks is not None),
         reference=options.reference,
         precision=options.precision,
         optimizers=inner,
@@ -191,54 +191,22 @@ def attach(
         transfers=transfers,
         processes=processes,
     )
-    if ranks is not None:
-        _raise_common(ranks, reader.problems, limits)
-    job = 1 if ranks is None else ranks.size
-    mode = resolved_mode(given, on_accelerator=reader.on_accelerator, on_device=reader.is_for_gpu, job=job)
+    if shared.ranks is not None:
+        _raise_common(shared.ranks, reader.problems, limits)
+    mode = resolved_mode(given, on_accelerator=reader.on_accelerator, on_device=reader.is_for_gpu, job=shared.size)
     transfers.waits = mode == "sync"
-    # Beside a thread that reads, a block of this one is charged what it uses itself; the thread is charged apart.
-    cpu_clock = time.process_time if mode == "sync" else time.thread_time
     rules = usable_rules(options.alert_config, reader.measures)
     hooked = inner[0] if inner and hook else None
     if hooked is not None:
         _close_older(hooked, model)
-    leads = ranks is None or ranks.rank == 0
-    workers: Workers | None = None  # they need the clock of the budget, and it their rate
-    budget = Budget(
-        options.budget,
-        cpu_clock=cpu_clock,
-        advance=limits.advance_seconds,
-        rate=lambda: 0.0 if workers is None else workers.rate,
-    )
-    if mode not in ("sync", "device"):
-        workers = workers_for(options, job=job, clock=budget.training_clock)
-    executor = Executor(
-        reader,
-        budget,
-        mode=mode,
-        memory=limits.copied_bytes,
-        prepare=use_one_thread,
-        workers=workers,
-        processes=processes,
-    )
-    readings: Readings
-    escalation: Escalation | None = None
-    if ranks is not None and not leads:
-        readings = RemoteReader(reader, executor, ranks, limits=limits)
-    else:
-        own = None if ranks is None else Assignments(reader, executor, ranks, limits=limits)
-        team = None if ranks is None or own is None else Team(ranks, own, faults, limits=limits, escalates=bool(rules))
-        readings = ReadingPipeline(
-            reader, executor, budget, team=team, max_tags=options.max_tags, queue=limits.due_steps_under_way
-        )
-        if rules:
-            escalation = Escalation(StepSampling(reader, budget), None if team is None else readings)
+    budget, executor = _executor(shared, reader, mode, processes)
+    readings, escalation = _readings(shared, reader, executor, budget, has_rules=bool(rules))
     actions = actions_for(options.alert_config, options.on_alert, known)
     monitor = Monitor(
         readings,
         schedule=options.schedule,
-        sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if leads else (),
-        alerts=AlertManager(rules if leads else (), faults=faults, who=rule_labels(options.alert_config, known)),
+        sinks=open_sinks(options.sinks, known, webhook=options.alert_config.webhook) if shared.leads else (),
+        alerts=AlertManager(rules if shared.leads else (), faults=faults, who=rule_labels(options.alert_config, known)),
         actions=actions,
         budget=budget,
         faults=faults,
@@ -246,7 +214,7 @@ def attach(
         first_step=first_step,
         limits=limits,
         escalation=escalation,
-        requests=Requests(ranks if shares_requests and actions.can_request else None),
+        requests=Requests(shared.ranks if shares_requests and actions.can_request else None),
         notes=Notes() if hooked is None else Notes(_NOT_CALLED.format(type(hooked).__name__)),
     )
     if hooked is not None:
@@ -256,6 +224,65 @@ def attach(
         _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
     _log.info("esdmon: %s", reader.coverage)
     return monitor
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What several parts of one monitor are built with."""
+
+    options: WatchOptions
+    limits: Limits
+    faults: Faults
+    ranks: Coordinator | None
+    """The ranks of the job; None for a process that is alone."""
+
+    @property
+    def size(self) -> int:
+        """Return the number of ranks of the job."""
+        return 1 if self.ranks is None else self.ranks.size
+
+    @property
+    def leads(self) -> bool:
+        """Return whether this rank checks the rules and writes to the sinks."""
+        return self.ranks is None or self.ranks.rank == 0
+
+
+def _executor(shared: _Shared, reader: Reader, mode: Mode, processes: Processes | None) -> tuple[Budget, Executor]:
+    """Return the budget of a monitor, and what finishes its readings within that budget."""
+    options, limits = shared.options, shared.limits
+    workers: Workers | None = None  # set below: workers need the clock of the budget, and the budget their rate
+    budget = Budget(
+        options.budget,
+        # Beside a thread that reads, a block of this thread is charged its own CPU time; the other is charged apart.
+        cpu_clock=time.process_time if mode == "sync" else time.thread_time,
+        advance=limits.advance_seconds,
+        rate=lambda: 0.0 if workers is None else workers.rate,
+    )
+    if mode not in ("sync", "device"):
+        workers = workers_for(options, job=shared.size, clock=budget.training_clock)
+    memory = limits.copied_bytes
+    return budget, Executor(
+        reader, budget, mode=mode, memory=memory, prepare=use_one_thread, workers=workers, processes=processes
+    )
+
+
+def _readings(
+    shared: _Shared, reader: Reader, executor: Executor, budget: Budget, *, has_rules: bool
+) -> tuple[Readings, Escalation | None]:
+    """Return what reads on this rank, and what asks for extra readings: on rank 0, where there are rules."""
+    limits, ranks = shared.limits, shared.ranks
+    if ranks is not None and not shared.leads:
+        return RemoteReader(reader, executor, ranks, limits=limits), None
+    team = None
+    if ranks is not None:
+        own = Assignments(reader, executor, ranks, limits=limits)
+        team = Team(ranks, own, shared.faults, limits=limits, escalates=has_rules)
+    readings = ReadingPipeline(
+        reader, executor, budget, team=team, max_tags=shared.options.max_tags, queue=limits.due_steps_under_way
+    )
+    if not has_rules:
+        return readings, None
+    return readings, Escalation(StepSampling(reader, budget), None if team is None else readings)
 
 
 def _raise_common(ranks: Coordinator, problems: Mapping[str, InputError], limits: Limits) -> None:

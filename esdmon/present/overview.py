@@ -31,6 +31,7 @@ _SHORTEST_NAME: Final = 6  # characters
 _TEXT, _BACKGROUND, _UNREAD = "#222222", "#ffffff", "#eef0f2"
 _SINGLE_ROWS: Final = 14
 """Layers up to which each has a row with its name; more are grouped by kind. Our choice."""
+_ENDED: Final = 5  # alerts that have ended, in the text; our choice
 _LINE = 20  # pixels from one line of text to the next
 _LAST_READING = 0.02  # of the width, for what the last reading has found
 _REDRAWN_AFTER = 50
@@ -288,19 +289,14 @@ def _can_draw() -> bool:
     return True
 
 
-def alert_text(timeline: Timeline, *, ended: int = 5) -> str:
-    """Return in Markdown what fires now, the worst first, and the alerts that ended last.
-
-    Args:
-        timeline: the course of the run.
-        ended: number of alerts that have ended.
-    """
+def alert_text(timeline: Timeline) -> str:
+    """Return in Markdown the alerts that fire now, the worst first, and the last five that ended."""
     firing = timeline.firing
     lines = [f"**{_how_many_fire(firing)} now**", ""]
     for each in firing:
         lines.append(f"- **{severity_word(each.alert)}**, since step {each.alert.since}: {_plain(each.alert.message)}")
         lines += [f"    - {_plain(line)}" for line in each.alert.layer_lines]
-    over = [episode for episode in timeline.episodes if episode.ended is not None][-ended:][::-1]
+    over = [episode for episode in timeline.episodes if episode.ended is not None][-_ENDED:][::-1]
     if over:
         lines += ["", "Ended:", ""]
         lines += [f"- steps {each.began} to {each.ended}: {_plain(each.alert.message)}" for each in over]

@@ -23,8 +23,6 @@ from esdmon.spectrum.spectrum import PRODUCTS, Spectrum
 
 Precision: TypeAlias = Literal["float32", "float64"]
 
-DERIVED = ("shuffled", "equalised", "windows")
-"""Stacks made of a weight, whose eigenvalues are computed on request; see `Spectrum`."""
 _SMALL = 1e-6  # of λmax: twice the largest error of float32
 _SMALL_SHARE = 0.01  # of the eigenvalues; our choice
 _LOW_XMIN = 1e-4  # of λmax: above, alpha in float32 is within 6e-5 of that in float64; below, within 0.03 (320 draws)
@@ -35,7 +33,7 @@ class Stack(Protocol):
     """Matrices of one shape that can be decomposed: the weight divided by a scale, and the stacks derived from it."""
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
-        """Return the eigenvalues of AᵀA, (slices, M), of the weight or one of `DERIVED`."""
+        """Return the eigenvalues of AᵀA, (slices, M); `of` is "weight" or a key of `Facts.also`."""
 
     def eigenvectors(self) -> tuple[Floats, Floats]:
         """Return eigenvalues (slices, M) and eigenvectors (slices, M, M) of AᵀA of the weight, in float64."""
@@ -63,7 +61,7 @@ class Facts:
     exact: bool
     """Whether all is computed in float64."""
     also: frozenset[str] = frozenset()
-    """Of `DERIVED` and "vectors": what is added to the eigenvalues."""
+    """What is computed on request: "vectors", "shuffled", "equalised", "windows"; see `Spectrum`."""
 
     @property
     def may_have_scales(self) -> bool:

@@ -31,7 +31,7 @@ class ArrayStack:
     """A weight, and the stacks derived from it, as arrays of float32 or float64; see `decomposition.Stack`."""
 
     arrays: Mapping[str, Array]
-    """(slices, rows, columns), by "weight" and the names of `DERIVED`."""
+    """(slices, rows, columns), by "weight", "shuffled", "equalised" and "windows"."""
     measure_scales: Callable[[], Scales]
 
     def eigenvalues(self, precision: Precision, *, of: str = "weight") -> Floats:
