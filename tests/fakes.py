@@ -1,7 +1,7 @@
-"""Readings that need no model to train: for tests of the monitor."""
+"""Readings that need no model to train, and a sink that fails: for tests of the monitor."""
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import torch
@@ -87,3 +87,22 @@ class Reads:
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         return lambda: None
+
+
+@dataclass
+class RaisingSink:
+    """A sink whose methods raise an exception: by default that of a full disk."""
+
+    error: Exception = field(default_factory=lambda: OSError(28, "No space left on device"))
+
+    def write(self, report: Report) -> None:
+        raise self.error
+
+    def alert(self, alert: Alert) -> None:
+        raise self.error
+
+    def flush(self) -> None:
+        raise self.error
+
+    def close(self) -> None:
+        raise self.error

@@ -19,7 +19,7 @@ from esdmon.schedule.priority import RARE
 from esdmon.sinks import MemorySink
 from tests.clocks import set_clock
 from tests.limits import set_limits
-from tests.runtime.workers.test_modes import slow_measure, waiting_measure
+from tests.runtime.workers.training import slow_measure, waiting_measure
 
 LAYERS = 8
 EVERY = 2

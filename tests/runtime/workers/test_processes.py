@@ -22,7 +22,7 @@ from esdmon.runtime.workers.processes import Processes
 from esdmon.schedule.workers import Workers
 from esdmon.sinks import MemorySink
 from esdmon.spectrum import Measure, Spectrum
-from tests.runtime.workers.test_modes import Training
+from tests.runtime.workers.training import Training
 from tests.runtime.workers.worker_processes import LONG, Pids, training
 
 pytestmark = [

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.runtime.workers.test_modes import Training
+from tests.runtime.workers.training import Training
 
 LONG = 60.0
 """Seconds that nothing takes."""
