@@ -1,4 +1,4 @@
-"""User-facing exceptions. Imports nothing, so every layer can raise them."""
+"""Define the exceptions that users see. Imports nothing, so that every floor can raise them."""
 
 import difflib
 from collections.abc import Iterable

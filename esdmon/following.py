@@ -1,4 +1,4 @@
-"""Follow the JSONL of a running run: what is appended to it, and whether what was read before still stands."""
+"""Follow the JSONL of a running run: read what is appended, and begin again where the file was replaced."""
 
 from __future__ import annotations
 

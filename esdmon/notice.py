@@ -1,4 +1,4 @@
-"""Messages that a user sees even if logging is not configured."""
+"""Show messages to the user even if logging is not configured."""
 
 import logging
 import sys

@@ -1,4 +1,4 @@
-"""Checks for your own measures, rules, sinks and trainer integrations; the built-in ones pass them too.
+"""Check your own measures, rules, sinks and trainer integrations; the built-in ones pass the same checks.
 
     from esdmon.testing import check_measure, check_sink
     check_measure(Measure("flatness", flatness))

@@ -1,4 +1,4 @@
-"""Private parts of torch, one function for each; tests/test_torch_private.py and its sibling guard them.
+"""Wrap private parts of torch, one function for each; tests/test_torch_private.py and its sibling guard them.
 
 A test of a function fails where a new version of torch has changed what it reads, and says what stops working then.
 """

@@ -1,4 +1,4 @@
-"""The subcommands of `esdmon alerts`: explain, check, replay."""
+"""Run the subcommands of `esdmon alerts`: explain, check, replay."""
 
 import json
 import textwrap

@@ -1,4 +1,4 @@
-"""scikit-learn's digits, and what the demo, examples and benchmarks train on them."""
+"""Load scikit-learn's digits, and define the network and the training step of the demo, examples and benchmarks."""
 
 from collections.abc import Iterator
 

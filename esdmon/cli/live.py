@@ -1,4 +1,4 @@
-"""What `esdmon demo` and `esdmon tail` show of a run in a terminal: what is wrong now, and the last reading."""
+"""Show a run in a terminal, for `esdmon demo` and `esdmon tail`: what is wrong now, and the last reading."""
 
 from __future__ import annotations
 

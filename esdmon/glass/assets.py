@@ -1,4 +1,4 @@
-"""The script and the style sheet of the page, which are files of the package."""
+"""Load the script and the style sheet of the page, which are files of the package."""
 
 from importlib.resources import files
 from typing import Final

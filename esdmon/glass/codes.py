@@ -1,4 +1,4 @@
-"""The code of a reading, a small integer, and the character that represents it in a row of the phase map."""
+"""Encode a reading as a small integer, and as the character that represents it in a row of the phase map."""
 
 from collections.abc import Mapping
 from typing import Final

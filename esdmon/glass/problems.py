@@ -1,4 +1,4 @@
-"""Say in words what is wrong at the end of a run, from its alerts and the last reading of each layer."""
+"""Describe in words what is wrong at the end of a run, from its alerts and the last reading of each layer."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final

@@ -1,4 +1,4 @@
-"""One self-contained HTML file of runs: the page of TensorBoard's tab, with its data inside.
+"""Write one self-contained HTML file of runs: the page of TensorBoard's tab, with its data inside.
 
 Where scripts are switched off, as in mail or in Jenkins, the file shows a map, alerts and tables without them.
 """

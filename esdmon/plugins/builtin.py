@@ -1,4 +1,4 @@
-"""The built-in measures, sinks, rules and layers, registered by the hooks that any plugin uses."""
+"""Register the built-in measures, sinks, rules and layers, by the hooks that any plugin uses."""
 
 from __future__ import annotations
 

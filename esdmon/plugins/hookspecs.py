@@ -1,4 +1,4 @@
-"""The hooks that a plugin may implement; the built-in parts are registered by the same hooks.
+"""Specify the hooks that a plugin may implement; the built-in parts are registered by the same hooks.
 
 A plugin is a module or an object with functions marked `@esdmon.hookimpl`. It is installed in the entry-point group
 `esdmon`, or given as `watch(..., plugins=[plugin])`. An implementation names only the arguments that it needs, so that

@@ -1,4 +1,4 @@
-"""The colour of each phase, for the console and the demo."""
+"""Define the colour of each phase, for the console and the demo."""
 
 from esdmon.spectrum import Phase
 

@@ -1,4 +1,4 @@
-"""Columns of a table of layers, chosen by name: keys of a layer's record, and a few that show several of them."""
+"""Choose the columns of a table of layers by name: keys of a layer's record, and a few that combine several keys."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The table of layers and their phases that trackers with tables get at the end of a run."""
+"""Make the table of layers and phases that trackers with tables get at the end of a run."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""The numbers of a report by tag, limited to what a person can look at.
+"""Select the numbers of a report by tag, limited to what a person can look at.
 
 Tags are `esdmon_summary/<name>` and `esdmon_<measure>/<layer>`: TensorBoard and Weights & Biases group by the part
 before the slash, so each measure is a group with a chart for each layer. A model of 72 matrices with all measures would

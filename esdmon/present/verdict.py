@@ -1,4 +1,4 @@
-"""The verdict on a model: its readings in one sentence."""
+"""Summarise the readings of a model in one sentence."""
 
 from collections.abc import Callable, Mapping, Sequence
 

@@ -1,4 +1,4 @@
-"""The record of an alert."""
+"""Define `Alert`, the record of an alert."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Colours of phases and severities, in HTML and in plots: each can be read on a white page and on a dark one."""
+"""Define the colours of phases and severities in HTML and plots, legible on a white page and on a dark one."""
 
 from collections.abc import Mapping
 from typing import Final

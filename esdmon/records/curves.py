@@ -1,4 +1,4 @@
-"""The curves in the picture of a spectrum: density of eigenvalues, the noise that fits its bulk, the power law."""
+"""Compute the curves in the picture of a spectrum: density of eigenvalues, noise that fits the bulk, power law."""
 
 from collections.abc import Mapping
 from typing import Protocol, TypeAlias

@@ -1,4 +1,4 @@
-"""The spectrum of a matrix as a histogram."""
+"""Define `Esd`, the spectrum of a matrix as a histogram."""
 
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,4 +1,4 @@
-"""Records as a table of pandas, which is optional."""
+"""Convert records to a table of pandas, which is optional."""
 
 from __future__ import annotations
 

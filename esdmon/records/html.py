@@ -1,4 +1,4 @@
-"""Pieces of HTML for notebooks.
+"""Write pieces of HTML for notebooks.
 
 Styles are inline, since viewers of notebooks drop style sheets, and no colour of text or background is set but those of
 phases and severities: the page's own are inherited, so that it can be read in dark and in light. Where styles are

@@ -1,4 +1,4 @@
-"""The record of one matrix at one step."""
+"""Define `LayerReport`, the record of one matrix at one step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The course of a run in a few lines of plain text."""
+"""Describe the course of a run in a few lines of plain text."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""Plots with matplotlib, which is optional: for notebooks and papers. Colours of text are those of the user's style.
+"""Plot with matplotlib, which is optional, for notebooks and papers. Text has the colours of the user's style.
 
 Pictures for trackers, which are drawn while a model trains, are made by `esdmon.present.figures`.
 """

@@ -1,4 +1,4 @@
-"""The record of a model at one step, `Report`, and the part of the model that it covers, `Coverage`."""
+"""Define `Report`, the record of a model at one step, and `Coverage`, the part of the model that it covers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The norms of one matrix between two readings of it."""
+"""Define `Screened`, the norms of one matrix between two readings."""
 
 import math
 from collections.abc import Mapping

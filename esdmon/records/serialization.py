@@ -1,4 +1,4 @@
-"""Conversion of records to plain data that any checkpoint can hold, and back: from that, and from JSON records."""
+"""Convert records to plain data that any checkpoint can hold, and plain data and JSON back to records."""
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Short lines for a file of records, and whole records again: what seldom changes is written where it changes.
+"""Shorten the lines of a file of records, and restore them: a value that seldom changes is written when it changes.
 
 `Shortener` and `Restorer` keep, for each layer of a run and for its summaries, the last value of the keys that are
 carried: the description of a layer, its explanation, and its nulls. A carried key that is absent from a line has the

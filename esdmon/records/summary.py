@@ -1,4 +1,4 @@
-"""Summary statistics of a model's layers."""
+"""Compute summary statistics of a model's layers."""
 
 import math
 from collections import Counter

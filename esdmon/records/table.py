@@ -1,4 +1,4 @@
-"""Plain-text tables that fit a terminal of 80 columns."""
+"""Format plain-text tables that fit a terminal of 80 columns."""
 
 import itertools
 import re

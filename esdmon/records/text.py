@@ -1,4 +1,4 @@
-"""The text of a report: its table, and the lines below it."""
+"""Format the text of a report: its table, and the lines below it."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

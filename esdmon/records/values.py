@@ -1,4 +1,4 @@
-"""Values in JSON form."""
+"""Convert values to JSON."""
 
 import math
 from collections.abc import Mapping

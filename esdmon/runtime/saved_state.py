@@ -1,4 +1,4 @@
-"""The state of a monitor, as `state_dict()` returns it, read and checked before anything is changed."""
+"""Build the state of a monitor for `state_dict()`; parse and check a saved one before anything is changed."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping

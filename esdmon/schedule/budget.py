@@ -1,4 +1,4 @@
-"""How much of the run's time monitoring may take: credit earned by the run, seconds spent by the monitor."""
+"""Limit how much of the run's time monitoring takes: the run earns credit, and the monitor spends seconds."""
 
 import math
 import time

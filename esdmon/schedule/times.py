@@ -1,4 +1,4 @@
-"""When to read: a schedule is a pure function of the step, so that all ranks of a job agree without communicating.
+"""Decide when to read: a schedule is a pure function of the step, so all ranks of a job agree without communication.
 
 Schedules that are made here can be pickled, copied and compared.
 """

@@ -1,4 +1,4 @@
-"""Models to test with: weights of many kinds and shapes, and small networks that train."""
+"""Make models to test with: weights of many kinds and shapes, and small networks that train."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The checks of `esdmon doctor`: readings of spectra that are known, a watched training, and the files it writes."""
+"""Run the checks of `esdmon doctor`: readings of spectra that are known, a watched training, and its files."""
 
 import tempfile
 from collections.abc import Iterator

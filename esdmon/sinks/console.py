@@ -1,4 +1,4 @@
-"""A sink that prints the table of each report."""
+"""Print the table of each report."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A sink that appends numbers and the words of alerts to a CSV file, one value a line."""
+"""Append numbers and the words of alerts to a CSV file, one value a line."""
 
 import csv
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""A sink that appends one JSON object a line; `pandas.read_json(path, lines=True)` reads it, also while it grows."""
+"""Append one JSON object a line; `pandas.read_json(path, lines=True)` reads the file, also while it grows."""
 
 import errno
 import io

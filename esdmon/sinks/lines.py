@@ -1,4 +1,4 @@
-"""The lines of a JSONL file as bytes, plain or gzipped: which run wrote them, and where the file may be cut.
+"""Read the lines of a JSONL file as bytes, plain or gzipped: which run wrote them, and where to cut the file.
 
 "Ours" are lines that this version of esdmon, or an older one, has written. Other lines are never changed.
 """

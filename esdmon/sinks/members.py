@@ -1,4 +1,4 @@
-"""Gzip members: a file that grows by whole members can be read while it grows, by anything that reads gzip.
+"""Write gzip members: a file that grows by whole members can be read while it grows, by anything that reads gzip.
 
 Each member of ours begins with the same `SIGNATURE`, so that members are found from the end of a file on, without
 decompressing what is before them. Source: RFC 1952; members may have a field of their own, and be appended.

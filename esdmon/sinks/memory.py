@@ -1,4 +1,4 @@
-"""A sink that keeps records in memory, for notebooks and tests."""
+"""Keep records in memory, for notebooks and tests."""
 
 from typing import final
 

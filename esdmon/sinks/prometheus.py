@@ -1,4 +1,4 @@
-"""A sink for Prometheus: a text file for node_exporter's collector, or an endpoint that is scraped.
+"""Export numbers to Prometheus: in a text file for node_exporter's collector, or at an endpoint that is scraped.
 
 The format is the text exposition format, version 0.0.4
 (https://prometheus.io/docs/instrumenting/exposition_formats/). A tag `esdmon_alpha/fc1` is the gauge

@@ -1,4 +1,4 @@
-"""The protocol of a sink."""
+"""Define `Sink`, the protocol of a destination of records."""
 
 from typing import Protocol, runtime_checkable
 

@@ -1,4 +1,4 @@
-"""A sink for trackers that accept numbers by name, and what else they have a place for."""
+"""Write to a tracker that accepts numbers by name, and where it can, texts, histograms and tables."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

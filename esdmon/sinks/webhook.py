@@ -1,4 +1,4 @@
-"""A sink that posts alerts to a webhook, as Slack, Mattermost, Rocket.Chat and Discord's `/slack` accept them."""
+"""Post alerts to a webhook, as Slack, Mattermost, Rocket.Chat and Discord's `/slack` accept them."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Measures of the weakest and the strongest expert of a pool, which the pool hides."""
+"""Measure the weakest and the strongest expert of a pool, which the spectrum of the pool hides."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace

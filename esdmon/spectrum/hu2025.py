@@ -1,4 +1,4 @@
-"""FARMS: the Hill alpha of square windows of a matrix, which can be compared between layers of different aspect ratios.
+"""Compute FARMS, the Hill alpha of square windows, which is comparable between layers of different aspect ratios.
 
 Of noise the Hill alpha depends on N/M alone, from 2.1 for a square matrix to 10.6 at N = 64 M, so that layers of
 different shapes cannot be compared. Submatrices of one aspect ratio can: their eigenvalues are pooled.

@@ -1,4 +1,4 @@
-"""Measures of singular values that practitioners name: effective rank, condition number, nuclear norm, gap, SNR.
+"""Compute effective rank, condition number, nuclear norm, gap and SNR from singular values.
 
 Legend: σᵢ = √(N·λᵢ) are the singular values of W, descending; s² is the mean square of its elements; E is the mean
 under the Marchenko-Pastur law of variance 1. Of a convolution the singular values of all slices are pooled.

@@ -1,4 +1,4 @@
-"""The callback for the Trainer of Lightning."""
+"""Define the callback for the Trainer of Lightning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sinks for Lightning's loggers.
+"""Open sinks for Lightning's loggers.
 
 A logger is recognised by the methods of its experiment, since two packages define each class of loggers.
 """

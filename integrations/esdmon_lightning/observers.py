@@ -1,4 +1,4 @@
-"""Other callbacks and schedulers that monitor a metric of esdmon, and when they read it."""
+"""Find the callbacks and schedulers that monitor a metric of esdmon, and when they read it."""
 
 from __future__ import annotations
 

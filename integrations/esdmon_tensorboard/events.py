@@ -1,4 +1,4 @@
-"""Event files: where those of a run are, and how they are written. Imports TensorBoard, but not torch's writer."""
+"""Find and write event files of a run. Imports TensorBoard, but not torch's writer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TensorBoard's way to the tab ESD, by the entry-point group `tensorboard_plugins`.
+"""Load the tab ESD into TensorBoard, by the entry-point group `tensorboard_plugins`.
 
 TensorBoard imports this module unguarded when it starts, and does not start where that raises. So nothing is imported
 here but what TensorBoard itself has loaded by then.

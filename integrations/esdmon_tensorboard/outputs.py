@@ -1,4 +1,4 @@
-"""Two ways to write values to TensorBoard: as events of many values, or through the methods of a `SummaryWriter`."""
+"""Write values to TensorBoard: as events of many values, or by the methods of a `SummaryWriter`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sink that writes records to TensorBoard.
+"""Write records to TensorBoard.
 
 TensorBoard sorts what it shows by tag. What is to be seen first has tags that sort before all others of ours:
 `esdmon/overview`, a picture of the phases of all layers, and `esdmon/alerts`, what fires now.

@@ -1,4 +1,4 @@
-"""The tab ESD of TensorBoard: its routes.
+"""Serve the tab ESD of TensorBoard.
 
 Everything is read through TensorBoard's data provider, so that remote folders, both back ends and `--logdir_spec` work,
 and no file is opened by a request. Names of runs and layers are keys that are looked up, never parts of a path.

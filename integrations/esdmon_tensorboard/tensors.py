@@ -1,4 +1,4 @@
-"""The tensors that the tab is drawn from: how they are laid out, and how they are written.
+"""Write and read the tensors from which the tab is drawn.
 
 All are in the run of the sink, with the plugin name `esdmon` and the content `{"schema": 1}` for good: of a tag
 TensorBoard keeps the metadata of its first value only, so what may change, such as the names of layers, is in values.

@@ -1,4 +1,4 @@
-"""ClearML: numbers by group and layer, the words of alerts in the console, histograms of log₁₀ λ, a table of phases."""
+"""Log to ClearML: numbers by group and layer, alerts in the console, histograms of log₁₀ λ, a table of phases."""
 
 from __future__ import annotations
 

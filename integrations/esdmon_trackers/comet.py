@@ -1,4 +1,4 @@
-"""Comet: numbers, the words of alerts as texts, histograms of λ, a table of phases."""
+"""Log to Comet: numbers, the words of alerts as texts, histograms of λ, a table of phases."""
 
 from __future__ import annotations
 

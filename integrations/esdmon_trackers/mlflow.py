@@ -1,4 +1,4 @@
-"""MLflow: numbers as metrics, the words of alerts as tags of the run, the phases as an artifact.
+"""Log to MLflow: numbers as metrics, the words of alerts as tags of the run, the phases as an artifact.
 
 Numbers and tags are sent by MLflow's own thread (`synchronous=False`), so that training does not wait for a server.
 """

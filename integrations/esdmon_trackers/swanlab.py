@@ -1,4 +1,4 @@
-"""SwanLab: numbers, the words of alerts as texts, histograms of log₁₀ λ as bar charts."""
+"""Log to SwanLab: numbers, the words of alerts as texts, histograms of log₁₀ λ as bar charts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""trackio: numbers, histograms of log₁₀ λ, a table of phases, and alerts of its own, with their levels and webhooks."""
+"""Log to trackio: numbers, histograms of log₁₀ λ, a table of phases, and alerts with trackio's levels and webhooks."""
 
 from __future__ import annotations
 

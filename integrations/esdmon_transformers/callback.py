@@ -1,4 +1,4 @@
-"""The callback for the Trainer of Hugging Face."""
+"""Define the callback for the Trainer of Hugging Face."""
 
 from __future__ import annotations
 

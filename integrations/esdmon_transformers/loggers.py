@@ -1,4 +1,4 @@
-"""Sinks for what `report_to` of the Trainer names.
+"""Open sinks for the loggers that `report_to` of the Trainer names.
 
 TensorBoard, Weights & Biases and the trackers of `esdmon_trackers` have sinks that give them all they have a place for;
 any other integration of the Trainer gets the numbers by its own `on_log`, as from `Trainer.log`. Not by `Trainer.log`

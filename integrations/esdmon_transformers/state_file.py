@@ -1,4 +1,4 @@
-"""The monitor's state as a file `esdmon.pt` in a checkpoint of the Trainer."""
+"""Save and load the monitor's state as the file `esdmon.pt` in a checkpoint of the Trainer."""
 
 from __future__ import annotations
 

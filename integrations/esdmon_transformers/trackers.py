@@ -1,4 +1,4 @@
-"""Sinks for the trackers of Accelerate."""
+"""Open sinks for the trackers of Accelerate."""
 
 from __future__ import annotations
 

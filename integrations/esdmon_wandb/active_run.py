@@ -1,4 +1,4 @@
-"""A sink for a run of Weights & Biases that may begin after `watch()`."""
+"""Write to a run of Weights & Biases that may begin after `watch()`."""
 
 from __future__ import annotations
 

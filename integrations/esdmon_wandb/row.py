@@ -1,4 +1,4 @@
-"""The row of a run that the user commits next, to which values are added.
+"""Add values to the row of a run that the user commits next.
 
 A row of a run is what was logged until it is committed, and the run's step counts rows. A sink that commits rows of its
 own raises that step, and then W&B drops the rows that the user logs with `step=epoch`. So nothing is committed here:

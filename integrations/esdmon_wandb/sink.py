@@ -1,4 +1,4 @@
-"""A sink that writes records to a run of Weights & Biases, in the rows that the user logs."""
+"""Write records to a run of Weights & Biases, in the rows that the user logs."""
 
 from __future__ import annotations
 

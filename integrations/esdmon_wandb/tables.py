@@ -1,4 +1,4 @@
-"""The tables that are added to a run's summary at the end: the phases, and readings that have no row."""
+"""Make the tables that are added to a run's summary at the end: the phases, and readings that have no row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The messages between the ranks of a job: who holds what, what is read where, and the readings.
+"""Exchange the messages between the ranks of a job: who holds what, what is read where, and the readings.
 
 The ranks exchange texts through the key-value store that every `torch.distributed` job has, and use no
 collectives. A collective that one rank does not enter hangs the job: when only rank 0 calls `watch`, when one rank

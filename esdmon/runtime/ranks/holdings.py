@@ -1,4 +1,4 @@
-"""Which rank of a job holds which part of which parameter, and the matrices of all ranks under one list of names.
+"""Describe which rank of a job holds which part of a parameter, and list the matrices of all ranks by name.
 
 Each rank announces a `Table`, computed from metadata; rank 0 joins them. Fragments that several ranks hold (replicas,
 under DDP or HSDP, or of a layer on a part of the mesh) are recognised by equal boxes with equal content, so that the

@@ -1,4 +1,4 @@
-"""What happens when the interpreter ends: monitors that a script has left open are closed, running readings end.
+"""Close monitors that a script has left open, and end running readings, when the interpreter ends.
 
 A reading that runs while the interpreter is torn down can abort the process: its thread is inside C++ code of torch,
 and Python ends a thread there that asks for the interpreter's lock. So the end waits for the thread, for some seconds.

@@ -1,4 +1,4 @@
-"""A spectrum as a histogram, for the record of a layer."""
+"""Compute the histogram of a spectrum, for the record of a layer."""
 
 import numpy as np
 

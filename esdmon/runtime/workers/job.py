@@ -1,4 +1,4 @@
-"""A reading as plain values and arrays: what a worker process is given, and what it returns."""
+"""Define a reading as plain values and arrays: what a worker process is given, and what it returns."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What is computed of a spectrum for a record, in this process or in another one."""
+"""Compute from a spectrum all that a record needs, in this process or in another one."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Look how much memory this process may still take."""
+"""Determine how much memory this process may still take."""
 
 import math
 from collections.abc import Iterator

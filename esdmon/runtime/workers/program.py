@@ -1,4 +1,4 @@
-"""The program of a worker process: it finishes readings, and never loads torch.
+"""Run a worker process, which finishes readings and never loads torch.
 
 `python -m esdmon.runtime.workers.program SOCKET MEMORY [idle]`, with the file descriptors that it inherits; `idle` is
 for the lowest priority. It ends with its parent.

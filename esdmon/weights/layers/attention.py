@@ -1,4 +1,4 @@
-"""Attention: its projections, those that share one parameter included, single heads, and products of projections.
+"""Extract attention: projections, also those that share a parameter, single heads, and products of projections.
 
 A fused weight is split where `layers.fused` knows its layout, and else read as one matrix.
 """

@@ -1,4 +1,4 @@
-"""Experts that share one 3-D parameter, (experts, rows, columns), as in transformers 5.
+"""Extract experts that share one 3-D parameter, (experts, rows, columns), as in transformers 5.
 
 The spectra of the experts are pooled, as those of a convolution's kernel positions are; a single expert is read on
 request. Where the gate lies beside the up-projection, the module says on which side and in which order (`has_gate`,

@@ -1,4 +1,4 @@
-"""The built-in extractor: which matrices a module holds.
+"""Extract the matrices that a module holds, for the layers that are built in.
 
 An unknown kind of layer is read as well, by the shapes of its parameters: see `discover`.
 """

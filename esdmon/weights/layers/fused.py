@@ -1,4 +1,4 @@
-"""Layouts of fused weights: projections that share one parameter, such as q, k and v, or gate and up.
+"""Split fused weights: projections that share one parameter, such as q, k and v, or gate and up.
 
 Only the module that uses a fused weight knows its layout, so the layouts of the modules of transformers and timm are
 listed here by class and attribute, each checked against its `forward`. A fused weight of any other module, or of a file

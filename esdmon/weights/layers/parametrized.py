@@ -1,4 +1,4 @@
-"""Weights that a module computes from its parameters: parametrisations, and torch's older hooks for the same.
+"""Extract weights that a module computes, by parametrisations or by torch's older hooks for the same purpose.
 
 They are read with the values that `forward` will use, without changing any state: in training mode spectral_norm, for
 one, takes a step of its power iteration whenever its weight is read.

@@ -1,4 +1,4 @@
-"""Products of the projections of attention, head by head: W_qᵀW_k, which makes its logits, and W_oW_v, what it writes.
+"""Multiply the projections of attention, head by head: W_qᵀW_k, which makes its logits, and W_oW_v, what it writes.
 
 In each head of size d the logit of two inputs x and y is xᵀ W_qᵀ W_k y/√d, and y adds W_o W_v y to the output, times a
 weight. Neither changes where q is scaled against k, or v against o. Both products are A·Bᵀ, A and B of d columns, so

@@ -1,4 +1,4 @@
-"""Weights that are stored as packed numbers, read as the numbers that they represent.
+"""Extract weights that are stored as packed numbers, as the numbers that they represent.
 
 They are recognised by what they offer, without importing the library that made them: torch's own quantised tensors,
 tensor classes with their own `dequantize` (torchao, quanto), and the 4-bit and 8-bit parameters of bitsandbytes.

@@ -1,4 +1,4 @@
-"""Modules of torch's own quantisation, dynamic or static, whose weights are packed in an object, not in parameters.
+"""Extract weights of torch's own quantisation, dynamic or static, which are packed in an object.
 
 They are recognised by where their classes live, and read by their own `weight()` or `get_weight()`. In the place of
 the parameters that they lack, each weight has a stand-in: a tensor on the meta device of its shape.

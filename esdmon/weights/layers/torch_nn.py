@@ -1,4 +1,4 @@
-"""The layers of torch.nn."""
+"""Extract the layers of torch.nn."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

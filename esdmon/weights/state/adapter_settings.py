@@ -1,4 +1,4 @@
-"""What the `adapter_config.json` of peft says of one layer: rank, alpha and the scale of its adapter.
+"""Read from peft's `adapter_config.json` the rank, alpha and scale of the adapter of a layer.
 
 diffusers writes the same settings into the header of its file, with the component of the pipeline before each key.
 

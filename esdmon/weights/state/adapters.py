@@ -1,4 +1,4 @@
-"""Low-rank adapters in files: of peft, of diffusers, and of kohya's scripts.
+"""Read low-rank adapters in files: of peft, of diffusers, and of kohya's scripts.
 
 An adapter adds ΔW = s·B·A. The scale s is not in the tensors of peft but in its `adapter_config.json`; kohya's files
 have a number `alpha` for each layer, and s = alpha/r.

@@ -1,4 +1,4 @@
-"""Weights of 4 bits that GPT-OSS stores in blocks (MXFP4), and those of MLX, with a scale and an offset by group."""
+"""Unpack the 4-bit blocks of GPT-OSS (MXFP4), and the weights of MLX, with a scale and an offset for each group."""
 
 from collections.abc import Iterator
 

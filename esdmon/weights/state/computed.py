@@ -1,4 +1,4 @@
-"""Weights that a module computes from stored tensors: weight norm, spectral norm, pruning, other parametrisations.
+"""Compute weights from stored tensors: weight norm, spectral norm, pruning, other parametrisations.
 
 The names are those that torch gives to the stored tensors: `weight_g` and `weight_v`, `weight_orig` and `weight_mask`,
 or `parametrizations.weight.original`.

@@ -1,4 +1,4 @@
-"""Weights that files store as packed numbers, and the formulas for what they stand for.
+"""Unpack weights that files store as packed numbers, by the formulas for what those represent.
 
 GPTQ and AWQ: int32 with several codes in each, scales and zero points by group. bitsandbytes: 4-bit codes that index a
 table, scaled by block, or int8 rows. Others: int8 or float8 with a scale for the tensor, for rows or for blocks, and

@@ -1,4 +1,4 @@
-"""Weights in the packed objects of torch's own quantisation, of linear and recurrent layers and cells.
+"""Unpack the objects of torch's own quantisation, of linear and recurrent layers and cells.
 
 Their tensors have no names, only places in the state of the object that packs them.
 """

@@ -1,4 +1,4 @@
-"""Names and experts in files of transformers 5, which stores models in the layout of its earlier versions.
+"""Rename layers and split experts in files of transformers 5, which keep the layout of its earlier versions.
 
 `save_pretrained` turns the parameters of some models back into what earlier versions wrote: experts that are one 3-D
 parameter in the module are one tensor each in the file, and some modules have their old names. Both follow from

@@ -1,4 +1,4 @@
-"""The tensors of a state dict, under the names that the model's author gave them."""
+"""List the tensors of a state dict, under the names that the model's author gave them."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
