@@ -1,6 +1,7 @@
 """Readings that need no model to train, and a sink that fails: for tests of the monitor."""
 
 from collections.abc import Callable, Collection, Iterator
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -95,14 +96,17 @@ class RaisingSink:
 
     error: Exception = field(default_factory=lambda: OSError(28, "No space left on device"))
 
+    def _fail(self) -> None:
+        raise copy(self.error)  # the traceback of one that is kept would keep the monitor alive
+
     def write(self, report: Report) -> None:
-        raise self.error
+        self._fail()
 
     def alert(self, alert: Alert) -> None:
-        raise self.error
+        self._fail()
 
     def flush(self) -> None:
-        raise self.error
+        self._fail()
 
     def close(self) -> None:
-        raise self.error
+        self._fail()
