@@ -65,12 +65,20 @@ def _walk(name: str, module: nn.Module, seen: set[int] | None, keras: str | None
     for attribute, child in children_of(module).items():
         if child is not None:
             of_keras = keras if attribute == _KERAS_VARIABLES else None
-            child_name = _child_name(name, attribute, module) if of_keras is None else of_keras
-            yield from _walk(child_name, child, seen, keras)
+            child_name, inner = _named_child(name, attribute, child, module)
+            yield from _walk(child_name if of_keras is None else of_keras, inner, seen, keras)
 
 
-def _child_name(name: str, attribute: str, module: nn.Module) -> str:
-    """Return a child's name; a layer that peft has wrapped in an adapter keeps its own."""
-    if attribute == "base_layer" and type(module).__module__.startswith("peft."):
-        return name
-    return f"{name}.{attribute}" if name else attribute
+def _named_child(name: str, attribute: str, child: nn.Module, module: nn.Module) -> tuple[str, nn.Module]:
+    """Return a child with its name.
+
+    A layer that peft has wrapped in an adapter keeps the name of the wrapper. So does the only copy that peft trains in
+    the place of a layer (`modules_to_save`), as in the file of the adapter; the layer itself is `….original_module`.
+    """
+    if type(module).__module__.startswith("peft."):
+        if attribute == "base_layer":
+            return name, child
+        copies = [*children_of(child).values()] if attribute == "modules_to_save" else []
+        if len(copies) == 1 and copies[0] is not None:
+            return name, copies[0]
+    return f"{name}.{attribute}" if name else attribute, child

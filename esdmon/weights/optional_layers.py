@@ -56,6 +56,8 @@ def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[
     if _is_hidden(n_tokens, found):
         as_wide = []
     for matrix in found:
+        if matrix.view == "lora-delta":  # an adapter of the head is trained, for a task
+            continue
         last = _TRAINED_COPY.sub("", matrix.name).rpartition(".")[2]
         is_known = last in _HEAD_NAMES or any(id(parameter) in heads for parameter in matrix.whole_parameters())
         # One layer with as many outputs as there are tokens is the head; of several, some are as wide by chance.

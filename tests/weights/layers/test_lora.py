@@ -1,6 +1,7 @@
 """LoRA layers as peft makes them: base, delta and sum, each under its own view."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,3 +179,43 @@ def test_training_with_adapters_is_watched() -> None:
     base = monitor.report["up"].measures["spectral_norm"]
     assert delta.measures["base_ratio"] == pytest.approx(delta.measures["spectral_norm"] / base)
     assert monitor.alerts == ()
+
+
+class LanguageModel(nn.Module):
+    """An embedding of tokens, a layer and an output head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.up, self.lm_head = nn.Embedding(90, 40), nn.Linear(40, 40), nn.Linear(40, 90, bias=False)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+
+def test_an_adapter_of_the_output_head_is_read() -> None:
+    """It is trained for a task; the head below it is read on request, as without an adapter."""
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=RANK, target_modules=["up", "lm_head"], init_lora_weights=False)
+    report = esdmon.analyze(peft.get_peft_model(LanguageModel(), config))
+    assert [layer.name for layer in report] == ["up", "up/lora.default", "lm_head/lora.default"]
+
+
+def test_a_trained_copy_has_the_name_of_its_layer(tmp_path: Path) -> None:
+    """As in the file of the adapter, and in a checkpoint of the model, which is its reference."""
+    torch.manual_seed(0)
+    base = LanguageModel()
+    torch.save(base.state_dict(), tmp_path / "base.pt")
+    config = peft.LoraConfig(r=RANK, target_modules=["lm_head"], modules_to_save=["up"], init_lora_weights=False)
+    model = peft.get_peft_model(base, config)
+    copy = model.get_parameter("base_model.model.up.modules_to_save.default.weight")
+    before = copy.detach().clone()
+    copy.data += 0.1 * torch.randn_like(copy)
+    model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    report, saved = esdmon.analyze(model), esdmon.analyze(tmp_path / "adapter")
+    assert [layer.name for layer in report] == ["up.original_module", "up", "lm_head/lora.default"]
+    assert {layer.name for layer in saved} == {"up", "lm_head/lora.default"}
+    for name in ("up", "lm_head/lora.default"):
+        assert saved[name].measures == pytest.approx(report[name].measures, nan_ok=True)
+    changed = esdmon.analyze(model, reference=tmp_path / "base.pt")
+    assert changed["up"].view == "difference"
+    assert changed["up"].measures["frobenius_norm"] == pytest.approx(float((copy.detach() - before).norm()))
