@@ -58,7 +58,7 @@ class Delivery:
         self._actions = actions
         self._faults = faults
         self.timeline = Timeline()
-        """What was delivered, in short."""
+        """The course of the run, from the reports and alerts that were delivered."""
         self._requests = requests
         self._budget = budget
         self._next_catch_up = 0
@@ -71,7 +71,7 @@ class Delivery:
         self._optional("start", step, run)
 
     def rewind(self, step: int, alerts: Sequence[Alert]) -> None:
-        """Continue a run at a step: sinks drop what it wrote later, and get its course up to there, if they can.
+        """Continue a run at a step: sinks drop what the run wrote later, and those with `resume` get its course so far.
 
         Args:
             step: the step at which the run is continued.

@@ -36,11 +36,11 @@ from esdmon.spectrum.separable_edges import SQUARE, Edges, ScaleNodes, compresse
 
 _Complex = NDArray[np.complex128]
 
-_STEPS = 12  # of Newton's method at most, for each z in the bulk
-_LAST_STEPS = 25  # at most, on the real axis after the way down to it
+_STEPS = 12  # of Newton's method at most
+_LAST_STEPS = 25  # at most, on the real axis after the descent to it
 _TOGETHER = 6  # of these for all points: then only those that are not solved go on
-_FACTOR = 4.0  # by which Im z falls at a time on the way down to it,
-_NEAR = _FACTOR**-4  # from λ⁺ to this share of Re z
+_FACTOR = 4.0  # by which Im z falls from one solution of the descent to the next
+_NEAR = _FACTOR**-4  # Im z/Re z of the last of these
 _CONVERGED = 1e-5  # relative change of δ and ε, whose error is then about its square
 _REAL = 1e-6  # relative imaginary part up to which a solution may be a real one, of which only one is that of a gap
 _APART = 2.5  # λ⁺ in units of that of equal scales, from which there are more angles: large rows lie beyond the bulk
@@ -184,18 +184,18 @@ def _density(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) ->
     is_solved &= (solution.imag > _REAL * np.abs(solution)).all(axis=0)
     if not is_solved.all():  # most of these lie below the bulk or in a gap
         slices, angles = np.nonzero(~is_solved)
-        solution[:, slices, angles] = _descended(nodes.of(slices), lam[slices, angles, None], upper[slices, None])[
-            ..., 0
-        ]
+        found = _descended(nodes.of(slices), lam[slices, angles, None], upper[slices, None])
+        solution[:, slices, angles] = found[..., 0]
     terms = nodes.weights[1][:, None, :] / (1 + solution[1][..., None] * nodes.b[:, None, :])
     density: Floats = np.maximum(-(terms.sum(-1) / lam).imag, 0) / np.pi
     return density
 
 
 def _descended(nodes: ScaleNodes, lam: Floats, upper: Floats) -> _Complex:
-    """Return (δ, ε) for (slices, angles) values of λ, from as far above the real axis as λ⁺ is from 0 down to it.
+    """Return (δ, ε) for (slices, angles) values of λ by continuation from Im z = λ⁺ down to the real axis.
 
-    It begins from the solution for |z| → ∞, and estimates each next one as if δ and ε went on as they went before.
+    The first solution is found from the one for |z| → ∞, and each next one from a geometric extrapolation of the last
+    two. Where Newton's method fails the last solution above the real axis is returned.
     """
     at_infinity = -(nodes.balanced_weights() * nodes.values).sum(-1)[::-1, :, None]
     height = np.maximum(upper, lam)
