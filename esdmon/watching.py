@@ -87,8 +87,8 @@ def watch(
             "thread" where the weights are on an accelerator or three of four cores are idle, else "sync".
         workers: threads or processes that read at once, each on one core, where cores are idle. Their time is not
             charged then, but what the steps of the training lose is measured, and held to the budget: "auto" for half
-            of the idle cores at most, a number for at most so many, of each rank; 0 charges the time of one in full,
-            and has no eigenvalues computed on a GPU but with the mode "device".
+            of the idle cores at most, or the largest number on each rank; 0 charges the time of one in full, and
+            computes no eigenvalues on a GPU except with the mode "device".
         sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
             "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
             it is installed; and JSONL in that folder.

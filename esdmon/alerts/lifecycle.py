@@ -274,7 +274,7 @@ def _by_layer(answer: Any, report: Report) -> Found:
 
 
 def _drop(names: Iterable[str], found: Found, cases: Cases) -> None:
-    """Drop findings in these layers, but for those in which the rule fires already: there none makes it worse."""
+    """Drop findings in these layers, except for those in which the rule fires already: there none makes it worse."""
     for name in names:
         if name not in cases or not cases[name].firing:
             found.pop(name, None)

@@ -89,8 +89,8 @@ class AlertRule:
     """Consecutive checks without a finding before the alert is resolved."""
     counts: Counts = "moves"
     """What counts as a check of a layer. "moves": a reading before which the weight moved, of a weight that is not
-    pruned; "readings": any reading; "reports": every report, whether the layer was read or not, but for extra readings,
-    which count for the layers that were read."""
+    pruned; "readings": any reading; "reports": every report, whether the layer was read or not, except for extra
+    readings, which count for the layers that were read."""
     advice: str = ""
     """What the user should do; the end of the alert's message."""
     mutes: tuple[str, ...] = ()

@@ -123,7 +123,7 @@ class RunData:
             frame.rewind(x)
 
     def overview(self, columns: int = MAX_COLUMNS) -> Record:
-        """Return what the first screen shows, with at most so many columns."""
+        """Return what the first screen shows, with at most this many columns."""
         matrix, steps = self._matrix(), self._columns.steps
         chosen = contract.choose_columns(steps, matrix, columns)
         last = {
@@ -135,7 +135,7 @@ class RunData:
         return contract.overview(self.layers, [steps[k] for k in chosen], rows, self.alerts, last)
 
     def lines(self, name: str, points: int = MAX_POINTS) -> Record:
-        """Return the measures of a layer, with at most so many points."""
+        """Return the measures of a layer, with at most this many points."""
         series = self._lines.get(name) or Series[list[float]](points)
         chosen = contract.spread(series.steps, points)
         rows = [series.values[k] for k in chosen]
@@ -143,7 +143,7 @@ class RunData:
         return contract.lines([series.steps[k] for k in chosen], columns)
 
     def frames(self, name: str, count: int = MAX_FRAMES) -> Record:
-        """Return at most so many spectra of a layer."""
+        """Return at most `count` spectra of a layer."""
         series = self._frames.get(name) or Series[str](count)
         chosen = contract.spread(series.steps, count)
         return contract.frames([series.steps[k] for k in chosen], [json.loads(series.values[k]) for k in chosen])

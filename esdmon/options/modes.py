@@ -15,7 +15,7 @@ _log = logging.getLogger("esdmon")
 
 
 def available_mode(mode: str) -> str:
-    """Return the mode that was asked for, or "thread" where processes cannot be had."""
+    """Return the requested mode, or "thread" where worker processes are not available."""
     why = why_not() if mode == "process" else ""
     if why:
         _log.warning("esdmon: mode='process' needs worker processes, but %s. Threads read in their place.", why)
@@ -23,7 +23,7 @@ def available_mode(mode: str) -> str:
 
 
 def resolved_mode(mode: str, *, on_accelerator: bool, on_device: bool, job: int) -> Mode:
-    """Return the mode that "auto" stands for here; any other unchanged, but for one that cannot be had.
+    """Return the mode that "auto" stands for here; another unchanged, or "thread" where it is not available.
 
     Args:
         mode: that was asked for.

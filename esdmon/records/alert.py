@@ -13,7 +13,7 @@ Severity: TypeAlias = Literal["info", "warning", "error", "critical"]
 AlertState: TypeAlias = Literal["pending", "firing", "resolved"]
 MAX_BY_LAYER = 20
 """Layers of an alert whose own findings are kept. Our choice."""
-_MAX_LINES = 8  # of them that are shown
+_MAX_LINES = 8  # lines of layers that are shown
 
 
 def not_at(since: int, after: int | None) -> str:
@@ -81,7 +81,7 @@ class Alert:
         return [*lines, f"and {more} more"] if lines and more else lines
 
     def to_record(self) -> Record:
-        """Return one JSON object, flat but for `evidence` and `by_layer`.
+        """Return one JSON object, flat except for `evidence` and `by_layer`.
 
         Numbers that are not finite are None; `by_layer` and `after` are missing where they are not known.
         """

@@ -381,5 +381,5 @@ class Monitor:
 
 
 def copied(steps: int) -> Monitor:
-    """Return the copy of a monitor that had counted so many steps: it reads nothing, and counts no more."""
+    """Return the copy of a monitor, with the steps that it had counted: it reads nothing, and counts no more."""
     return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, notes=Notes(is_copy=True))

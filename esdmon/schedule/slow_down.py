@@ -5,7 +5,7 @@ reading are compared only with those next to them, on both sides, which leaves a
 job of several ranks some blocks lie between, in which readings end.)
 
 One comparison gives y, the logarithm of a ratio of times, and f, the share of the time in which threads have read. A
-slow-down δ makes y = δf, but for noise, so δ is estimated by the median of y/f, weighted by f².
+slow-down δ makes y = δf plus noise, so δ is estimated by the median of y/f, weighted by f².
 """
 
 import math

@@ -30,8 +30,8 @@ _RETRY = 50  # blocks at least until reading beside the training is tried again,
 _RECENT = 60  # blocks in which threads have read, at most, whose loss the run earns before
 _MOST_RETRY = 800  # the same at most: the pause doubles each time
 _AIM = 0.8  # of the budget, where steps are slower than it allows: an estimate is too low as often as too high
-_LONG = 5  # times the median of a block from which a step holds a pause of the host, such as a validation, and
-_LONGEST = 0.1  # so many seconds, since a step that waits for the interpreter's lock may be as long
+_LONG = 5  # times the median step of a block: a longer step contains a pause of the host, such as a validation,
+_LONGEST = 0.1  # if it also takes more seconds than this; a step that waits for the interpreter's lock may take fewer
 _MUCH = 4  # times the budget, from which no thread is left
 
 
@@ -52,7 +52,7 @@ class _Step:
 
 
 def _without_pauses(steps: Sequence[_Step]) -> list[_Step]:
-    """Return the steps of a block but for those during which the host did something else."""
+    """Return the steps of a block except for those during which the host did something else."""
     longest = max(_LONGEST, _LONG * statistics.median(step.seconds for step in steps))
     return [step for step in steps if step.seconds <= longest]
 

@@ -171,7 +171,7 @@ def _taken(machine: Machine, mode: str) -> Row:
 
 
 def _fill_and_release(machine: Machine, mode: str | None, left: int | None) -> tuple[Training, dict[str, int], int]:
-    """Train with all memory but so many bytes taken, then with it free again; return what torch has counted.
+    """Train with only this many bytes of memory free, then with all; return what torch has counted.
 
     Args:
         machine: with CUDA.

@@ -106,7 +106,7 @@ class _Tails:
         # S_k = Σ_{x >= x_k} ln(x/x_k) by S_k = S_{k+1} + n_{k+1}·ln(x_{k+1}/x_k): all terms positive, so nothing
         # cancels, where Σ ln x − n·ln x_k would lose the digits of a tight tail.
         log_sums = np.cumsum((count[1:] * np.diff(self.log))[::-1])[::-1]
-        # A tail of eigenvalues that are equal but for rounding, as those of a repeated block are, has no exponent.
+        # A tail of eigenvalues that are equal up to rounding, as those of a repeated block are, has no exponent.
         spread = np.searchsorted(log, log[-1] - SAME, side="right")
         self.count = count[:spread]
         self.beta = self.count / log_sums[:spread]

@@ -272,7 +272,7 @@ class Spectrum:
         return directed
 
     def _known_besides(self, other: "Spectrum", *changed: str) -> dict[str, object]:
-        """Return what has been computed of this spectrum and not of the other, but for what has changed."""
+        """Return what has been computed of this spectrum and not of the other, except for what has changed."""
         return {name: value for name, value in vars(self).items() if name not in vars(other) and name not in changed}
 
     def __getstate__(self) -> dict[str, object]:

@@ -353,7 +353,7 @@ def test_a_run_that_is_resumed_tells_what_one_that_was_not_does(pattern: str, cu
 
 @given(st.lists(st.lists(st.integers(0, 5), max_size=6), min_size=1, max_size=80))
 def test_whatever_happens_each_alert_begins_before_it_ends(wrong: list[list[int]]) -> None:
-    """Of one id, firing and resolved take turns, but for layers that join; and all ends when all is well."""
+    """Of one id, firing and resolved take turns, except for layers that join; and all ends when all is well."""
     healthy: list[list[int]] = [[]] * 3
     open_: set[str] = set()
     for alert in alerts_of(LOW, run(*wrong, *healthy, names=NAMES[:6])):

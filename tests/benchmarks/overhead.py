@@ -10,8 +10,8 @@ does meets all alike; a round is 200 steps of each, with one reading. Printed ar
 wall time, and of its CPU time, over those of the plain one, with an interval of 95 % (bootstrap over rounds); the CPU
 seconds of the tool itself over those of its twin; and the steps since the oldest reading at the end.
 
-esdmon has its default budget, but for the seconds that are free at first; its clock runs while its own twin trains, and
-stands still while another does.
+esdmon has its default budget, except for the seconds that are free at first; its clock runs while its own twin trains,
+and stands still while another does.
 """
 
 import argparse

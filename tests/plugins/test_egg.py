@@ -84,7 +84,7 @@ def train(*, sinks: Sequence[str | Sink] | None = None) -> tuple[list[float], es
 
 
 def test_its_measure_its_rule_and_its_sink_are_there(use: Use, tmp_path: Path) -> None:
-    """Without a line in the script, but for the sink's name."""
+    """Without a line in the script, except for the sink's name."""
     use(lambda code: code)
     losses, monitor = train(sinks=[f"jsonl:{tmp_path / 'a.jsonl'}", f"egg:{tmp_path / 'a.csv'}"])
     assert losses == train()[0]

@@ -23,7 +23,7 @@ def test_every_line_says_what_it_is(path: Path) -> None:
 
 
 def test_lines_hold_the_records(path: Path) -> None:
-    """The first line of each layer contains its whole record, but for the step of writing, which is `step + age`."""
+    """The first line of each layer contains its whole record, except for the step of writing, which is `step + age`."""
     write(path, REPORT, ALERT)
     records = [*REPORT.to_records(), REPORT.to_summary_record(), ALERT.to_record()]
     for record in records[:2]:

@@ -12,7 +12,7 @@ import esdmon
 def by_hand(weight: torch.Tensor) -> float:
     """Square windows of the shorter side, as few as cover the longer one and evenly spaced; all singular values pooled,
     and one plus the inverse of the mean logarithm of the upper half, relative to the smallest of that half."""
-    pooled: list[float] = []  # without those that are zero but for rounding
+    pooled: list[float] = []  # without those that are zero up to rounding
     slices = weight.double().flatten(2).permute(2, 0, 1) if weight.ndim == 4 else weight.double()[None]
     for matrix in slices:
         tall = (matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T).numpy()

@@ -58,7 +58,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
 
     Where no layer moves, it fires for those that have stopped suddenly: in the last 16 readings one has still moved by
     more than 1e-4 of its norm, and the learning rate is more than a tenth of what it was. Units that are all dead stop
-    all layers but for biases, and so does a gradient that is detached, or a scaler that skips each step.
+    all layers except for biases, and so does a gradient that is detached, or a scaler that skips each step.
 
     A weight in the optimizer that requires no gradient is a notice (`info`): it may be frozen on purpose or by mistake.
     So is one that has kept its exact values since the start: optimizers pass over a weight without a gradient, such as

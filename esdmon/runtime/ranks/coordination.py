@@ -227,7 +227,7 @@ class Coordinator:
         self._store.has(key)  # a store answers this, and not `set`
 
     def requested(self, number: int) -> tuple[str, int] | None:
-        """Return a request and its step; None where there are not so many."""
+        """Return a request by its number, and its step; None where there are fewer."""
         key = self._key("request", number)
         if not self._store.has(key):
             return None

@@ -146,7 +146,7 @@ class FragmentExchange:
                 self.kept_bytes -= self._kept.pop(key).size
 
     def drain(self, timeout: float) -> None:
-        """Wait until all copies are fetched, for so many seconds at most."""
+        """Wait until all copies are fetched, at most this many seconds."""
         until = time.monotonic() + timeout
         with self._changed:
             self._changed.wait_for(lambda: not any(kept.read for kept in self._kept.values()), timeout)

@@ -19,7 +19,7 @@ class MemoryLimit:
 
     @contextmanager
     def holding(self, size: int, waiting: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-        """Hold so many bytes in a block; wait before it, inside `waiting()`, until there is room for them."""
+        """Hold a number of bytes in a block; wait before it, inside `waiting()`, until there is room for them."""
         with waiting(), self._changed:
             self._changed.wait_for(lambda: not self.held_bytes or self.held_bytes + size <= self._most_bytes)
             self.held_bytes += size

@@ -28,7 +28,7 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 @final
 class Executor:
-    """Begin readings; but for the mode "sync" a thread finishes them, or several on idle cores, in the order begun.
+    """Begin readings, and finish them in a thread, or several on idle cores, in the order begun; "sync" has no thread.
 
     A thread's time is charged to the budget: second for second, or on idle cores by what the steps lose. The threads
     compute with numpy and torch, which release the interpreter's lock, and never with scipy, which does not; in the
@@ -182,7 +182,7 @@ class Executor:
         return future
 
     def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]], in_hook: float) -> Answer | None:
-        """Return a reading that is finished, and took so many seconds in the hook, which are charged already.
+        """Return a finished reading, whose seconds in the hook are charged already.
 
         Raises:
             Exception: of the reading, which it lets through for `strict=True` only.

@@ -82,7 +82,7 @@ class Threads:
         self._interrupt()
 
     def join(self, timeout: float) -> None:
-        """Close, and wait until the threads have ended, for so many seconds at most."""
+        """Close, and wait until the threads have ended, at most this many seconds."""
         self.close()
         until = time.monotonic() + timeout
         for thread in tuple(self._threads):

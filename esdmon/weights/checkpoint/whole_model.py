@@ -205,7 +205,7 @@ class _Builder:
                     yield key, plain
 
     def _as_plain(self, value: Any, depth: int = 0) -> Any:
-        """Return a value without objects but for records of plain values, such as a configuration; else `_OTHER`."""
+        """Return a value without objects except for records of plain values, such as a configuration; else `_OTHER`."""
         if isinstance(value, bool | int | float | str) or value is None:
             return value
         if depth > _DEEPEST_VALUE:

@@ -180,7 +180,7 @@ def _open(
 
 
 def _arranged(stack: Tensor, solver: Solver) -> Tensor:
-    """Return the stack, and scattered slices as a contiguous copy, but for large ones of which LAPACK copies a few."""
+    """Return the stack, or a contiguous copy of scattered slices; large ones LAPACK copies itself, a few at a time."""
     # In 16 bits, where each pass converts as well, that takes longer than it saves.
     is_left = solver is solve_lapack and stack.numel() >= _LARGE and stack.element_size() > 2
     return stack if is_left else gathered(stack)

@@ -52,7 +52,7 @@ class Drift:
         """The last sample of each matrix that was taken by `peek` since its last update."""
 
     def resize_samples(self, n_matrices: int) -> None:
-        """Set the size of the samples for so many matrices: 4096 elements, and fewer for more than 4096 matrices."""
+        """Set the size of the samples by the number of matrices: 4096 elements, fewer for more than 4096 matrices."""
         self._size = sample_size(n_matrices)
 
     def update(self, matrix: Matrix) -> Callable[[], float]:

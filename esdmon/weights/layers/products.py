@@ -78,7 +78,7 @@ def products_of(name: str, module: nn.Module, projections: Mapping[str, Projecti
 
 
 def _shares_heads(outputs: int, size: int, heads: int) -> bool:
-    """Return whether so many outputs are heads of this size, each for an equal number of the heads of q."""
+    """Return whether a number of outputs is that of heads of this size, each for an equal number of the heads of q."""
     return outputs >= size and outputs % size == 0 and heads % (outputs // size) == 0
 
 

@@ -79,7 +79,7 @@ def _follow_each_other(first: str, second: str, shapes: Shapes) -> bool:
 
 
 def _are_blocks_apart(first: str, second: str) -> bool:
-    """Return whether the first parts that differ in two names, but for the last ones of layers, are numbers."""
+    """Return whether the first parts that differ in two names, except for the last ones of layers, are numbers."""
     return _differ_by_numbers(first.split(".")[:-2], second.split(".")[:-2])
 
 

@@ -88,7 +88,7 @@ def test_where_no_core_is_idle_the_gpu_solves(options: dict[str, Any], monkeypat
 
 
 def test_it_reads_what_a_thread_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of the record, but for the precision; and losses are the same to the last bit."""
+    """All of the record, except for the precision; and losses are the same to the last bit."""
     runs = {
         mode: Run(monkeypatch, SimulatedDevice(), mode=mode, workers=0, budget=1.0, precision="exact").train(20)
         for mode in ("device", "thread")
