@@ -137,6 +137,13 @@ def _why_none(found: Found) -> str:
 
 def _nothing_in(model: Model, found: Found) -> InputError:
     kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
+    config = getattr(model, "config", None) if isinstance(model, Mapping) else None
+    adapter = config.get("peft_type") if isinstance(config, Mapping) else None
+    if adapter and adapter not in ("LORA", "ADALORA"):
+        return UnwatchableError(
+            f"{kind} has no weight matrix to read: it is an adapter of the kind {adapter} of peft, and esdmon reads "
+            "those of the kinds LORA and ADALORA. Merge it into its model, and read that"
+        )
     return UnwatchableError(f"{kind} has no weight matrix to read: {_why_none(found)}")
 
 
