@@ -69,16 +69,16 @@ def installed(folder: Path, name: str, version: str) -> None:
 def test_a_package_that_is_too_old(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It is named with the remedy; 2.10 is newer than 2.6, and 5.0.0 as new as 5."""
+    """It is named with the remedy; 2.10 is newer than 2.6, and 4.51.0 as new as 4.51."""
     check_nothing(monkeypatch)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name, version in (("lightning", "2.3.3"), ("torch", "2.10.1+cpu"), ("transformers", "5.0.0")):
+    for name, version in (("lightning", "2.3.3"), ("torch", "2.10.1+cpu"), ("transformers", "4.51.0")):
         installed(tmp_path, name, version)
     assert main(["doctor"]) == 1
     output = capsys.readouterr().out
     assert re.search(r"lightning +2\.3\.3, TOO OLD: at least 2\.\d is supported\. Upgrade it\.", output)
     assert "2.10.1+cpu (at least 2.6)" in output
-    assert "5.0.0 (at least 5)" in output
+    assert "4.51.0 (at least 4.51)" in output
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
