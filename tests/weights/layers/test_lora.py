@@ -219,19 +219,3 @@ def test_a_trained_copy_has_the_name_of_its_layer(tmp_path: Path) -> None:
     changed = esdmon.analyze(model, reference=tmp_path / "base.pt")
     assert changed["up"].view == "difference"
     assert changed["up"].measures["frobenius_norm"] == pytest.approx(float((copy.detach() - before).norm()))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        peft.FourierFTConfig(n_frequency=30, target_modules=["up"]),
-        peft.ShiraConfig(r=4, target_modules=["up"]),
-        peft.LoHaConfig(r=4, target_modules=["up"]),
-    ],
-    ids=lambda config: str(config.peft_type.value),
-)
-def test_a_folder_with_an_adapter_of_another_kind_says_which(config: peft.PeftConfig, tmp_path: Path) -> None:
-    peft.get_peft_model(LanguageModel(), config).save_pretrained(tmp_path)
-    message = rf"an adapter of the kind {config.peft_type.value} of peft, .* Merge it into its model, and read that"
-    with pytest.raises(esdmon.InputError, match=message):
-        esdmon.analyze(tmp_path)

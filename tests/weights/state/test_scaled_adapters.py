@@ -88,16 +88,20 @@ OTHER_ADAPTERS: dict[str, Callable[[], Any]] = {
     "HRA": lambda: peft.HRAConfig(r=16, target_modules=["q"]),
     "IA3": lambda: peft.IA3Config(target_modules=["q"], feedforward_modules=[]),
     "VBLoRA": lambda: peft.VBLoRAConfig(num_vectors=20, vector_length=8, target_modules=["q"]),
+    "FourierFT": lambda: peft.FourierFTConfig(n_frequency=30, target_modules=["q"]),
+    "SHiRA": lambda: peft.ShiraConfig(r=4, target_modules=["q"]),
 }
 
 
 @pytest.mark.parametrize("kind", OTHER_ADAPTERS)
 def test_factors_of_other_adapters_are_no_weights(kind: str, tmp_path: Path) -> None:
-    """Neither in the module, of which the base is read, nor in the folder, which is refused for what it holds."""
-    model = peft.get_peft_model(Net(), OTHER_ADAPTERS[kind]())
+    """Neither in the module, of which the base is read, nor in the folder, which is refused with its kind."""
+    config = OTHER_ADAPTERS[kind]()
+    model = peft.get_peft_model(Net(), config)
     assert [layer.name for layer in esdmon.analyze(model)] == ["conv", "q", "v"]
     model.save_pretrained(str(tmp_path))
-    with pytest.raises(InputError, match="its parameters are factors of an adapter other than LoRA"):
+    message = rf"an adapter of the kind {config.peft_type.value} of peft, .* Merge it into its model, and read that"
+    with pytest.raises(InputError, match=message):
         esdmon.analyze(tmp_path)
 
 
