@@ -76,7 +76,6 @@ class Overview:
 
     def resume(self, course: Timeline) -> None:
         """Continue the picture of a run that another process may have drawn."""
-        course.last = self.timeline.last
         self.timeline = course
 
     def make_due(self) -> None:

@@ -71,15 +71,17 @@ class Timeline:
         elif number is not None:
             self.episodes[number] = replace(self.episodes[number], ended=alert.step)
 
-    def rewind(self, step: int) -> None:
-        """Forget what happened after a step."""
-        self.stages = {name: [stage for stage in stages if stage.step <= step] for name, stages in self.stages.items()}
-        self.replace_alerts([alert for alert in self.alerts if alert.step <= step])
+    def rewind(self, step: int, alerts: Sequence[Alert] | None = None) -> None:
+        """Forget what happened after a step.
 
-    def replace_alerts(self, alerts: Sequence[Alert]) -> None:
-        """Forget all alerts, and add these."""
+        Args:
+            step: the step at which the run is continued.
+            alerts: those of the run, where another process has raised them; those of this timeline where left out.
+        """
+        self.stages = {name: [stage for stage in stages if stage.step <= step] for name, stages in self.stages.items()}
+        earlier = [alert for alert in (self.alerts if alerts is None else alerts) if alert.step <= step]
         self.alerts, self.episodes = [], []
-        for alert in alerts:
+        for alert in earlier:
             self.alert(alert)
 
     def copy(self) -> Self:

@@ -77,8 +77,7 @@ class Delivery:
             step: the step at which the run is continued.
             alerts: those that were raised up to it.
         """
-        self.timeline.replace_alerts(alerts)
-        self.timeline.rewind(step)
+        self.timeline.rewind(step, alerts)
         self._optional("rewind", step, step)
         self._each(step, lambda sink: getattr(sink, "resume", _ignore)(self.timeline.copy()))
 

@@ -139,12 +139,13 @@ def _nothing_in(model: Model, found: Found) -> InputError:
     kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
     config = getattr(model, "config", None) if isinstance(model, Mapping) else None
     adapter = config.get("peft_type") if isinstance(config, Mapping) else None
+    why = _why_none(found)
     if adapter and adapter not in ("LORA", "ADALORA"):
-        return UnwatchableError(
-            f"{kind} has no weight matrix to read: it is an adapter of the kind {adapter} of peft, and esdmon reads "
-            "those of the kinds LORA and ADALORA. Merge it into its model, and read that"
+        why = (
+            f"it is an adapter of the kind {adapter} of peft, and esdmon reads those of the kinds LORA and ADALORA. "
+            "Merge it into its model, and read that"
         )
-    return UnwatchableError(f"{kind} has no weight matrix to read: {_why_none(found)}")
+    return UnwatchableError(f"{kind} has no weight matrix to read: {why}")
 
 
 def _check_initialized(model: nn.Module) -> None:

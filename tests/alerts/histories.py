@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from esdmon.alerts import BUILT_IN_RULES, AlertManager, AlertRule
+from esdmon.alerts import BUILT_IN_RULES, AlertManager, AlertRule, Finding, History
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.spectrum import Phase
 
@@ -96,3 +96,13 @@ WRONG: dict[str, Callable[[int], LayerReport]] = {
     ),
 }
 """For each rule on spectra, a reading that it finds wrong after ten good ones."""
+
+
+def low(history: History, *, limit: float = 10.0) -> Iterable[Finding]:
+    """Find layers whose stable rank is low."""
+    for name, readings in history.layers.items():
+        if readings[-1].measures["stable_rank"] < limit:
+            yield Finding(name, "it is low", {"before": float(len(history.firing.get(name, {})))})
+
+
+LOW = AlertRule("low", low, checks=2, clear=3, advice="Raise it.")

@@ -16,16 +16,8 @@ from esdmon.alerts.lifecycle import AFTERMATH, COOL_DOWN
 from esdmon.errors import InputError
 from esdmon.isolation import Faults
 from esdmon.records import Report, Severity
-from tests.alerts.histories import alerts_of, reading, report, steps
+from tests.alerts.histories import LOW, alerts_of, low, reading, report, steps
 
-
-def _low(history: History, *, limit: float = 10.0) -> Iterable[Finding]:
-    for name, readings in history.layers.items():
-        if readings[-1].measures["stable_rank"] < limit:
-            yield Finding(name, "it is low", {"before": float(len(history.firing.get(name, {})))})
-
-
-LOW = AlertRule("low", _low, checks=2, clear=3, advice="Raise it.")
 NAMES = tuple(f"layer.{k}" for k in range(30))
 
 
@@ -200,61 +192,6 @@ def test_severities_are_told_apart() -> None:
     assert [(alert.severity, len(alert.layers)) for alert in alerts] == [("critical", 1), ("info", 29)]
 
 
-def _by_degree(history: History) -> Iterable[Finding]:
-    """Find a low layer, and a worse severity below 7."""
-    for finding in _low(history):
-        is_worse = history.layers[finding.layer][-1].measures["stable_rank"] < 7.0
-        yield replace(finding, severity="warning" if is_worse else "info")
-
-
-def degrees(pattern: str) -> list[Report]:
-    """Reports of one layer: `x` where it is low, `X` where it is lower, `.` where not."""
-    ranks = {"x": 8.0, "X": 5.0, ".": 20.0}
-    return [
-        report(step, reading(step, "fc1", measures={"stable_rank": ranks[mark]}))
-        for step, mark in enumerate(pattern, start=1)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        ("xxxxxXxxX", [(2, "info", 1, None)]),
-        ("xxxxxXXX", [(2, "info", 1, None), (7, "warning", 6, 5)]),
-        ("xxxX.XX", [(2, "info", 1, None), (7, "warning", 6, 3)]),
-    ],
-    ids=["once", "persistent", "interrupted"],
-)
-def test_a_notice_becomes_a_warning_when_that_persists(pattern: str, expected: list[Any]) -> None:
-    """The warning has a beginning of its own."""
-    alerts = alerts_of(replace(LOW, find=_by_degree), degrees(pattern))
-    assert [(alert.step, alert.severity, alert.since, alert.after) for alert in alerts] == expected
-
-
-def test_a_worse_finding_is_pending_until_it_persists() -> None:
-    """So that the layer is read sooner; a resume does not forget it."""
-    first, second = (AlertManager([replace(LOW, find=_by_degree)]) for _ in range(2))
-    *before, last = degrees("xxxXX")
-    for each in before:
-        first.take(each, time=0.0)
-    assert [(alert.severity, alert.since) for alert in first.pending] == [("warning", 4)]
-    second.prepare(json.loads(json.dumps(first.state_dict())))()
-    (alert,) = second.take(last, time=0.0)
-    assert (alert.severity, alert.since, alert.after) == ("warning", 4, 3)
-    assert second.pending == ()
-
-
-def test_a_consequence_makes_no_notice_worse() -> None:
-    """The cause is found in that layer, so the notice stays one."""
-    cause = AlertRule("cause", _lower, mutes=("low",))
-    alerts = alerts_of([cause, replace(LOW, find=_by_degree)], degrees("xxxXXXX"))
-    assert [(alert.rule, alert.severity) for alert in alerts] == [("low", "info"), ("cause", "warning")]
-
-
-def _lower(history: History) -> Iterable[Finding]:
-    return (finding for finding in _by_degree(history) if finding.severity == "warning")
-
-
 def test_a_rule_looks_at_the_layers_that_it_is_for() -> None:
     """By patterns."""
     rule = replace(LOW, layers=("layer.1*",), exclude=("layer.11", "layer.12"))
@@ -270,7 +207,7 @@ def test_a_rule_that_fails_ends_nothing_and_stops_no_other() -> None:
         calls.append(history.report.step)
         if len(calls) > 2:
             raise KeyError("stable_rank")
-        return _low(history)
+        return low(history)
 
     faults = Faults()
     manager = AlertManager([replace(LOW, name="failing", find=find), LOW], faults=faults)

@@ -64,8 +64,7 @@ def test_a_saved_course_goes_on() -> None:
     restore = resumed.prepare(json.loads(json.dumps(timeline.state_dict())))
     assert resumed.stages == {}
     restore()
-    resumed.replace_alerts(timeline.alerts)
-    resumed.rewind(4)
+    resumed.rewind(4, timeline.alerts)
     resumed.take(at(6, a=Phase.BULK_DECAY))
     assert path_text(resumed.stages["a"]) == "random-like → bulk-decay (6)"
     assert resumed.episodes == timeline.episodes
