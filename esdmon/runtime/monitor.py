@@ -1,7 +1,6 @@
 """`Monitor`: count steps, have due steps read, pass reports to the rules and the sinks. It computes nothing."""
 
 import time
-import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, final
@@ -24,18 +23,9 @@ from esdmon.runtime.workers.at_exit import close_at_exit, forget_closed
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
+from esdmon.sinks.lines import new_run
 
 _POLL = 1e-3
-
-
-def new_run() -> str:
-    """Return the name of a run: eight hexadecimal digits that no reader of a table takes for a number, as 1e234567."""
-    while True:
-        run = uuid.uuid4().hex[:8]
-        try:
-            float(run)
-        except ValueError:
-            return run
 
 
 @final

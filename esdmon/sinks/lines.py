@@ -27,7 +27,10 @@ _HEAD = re.compile(rb'\{"schema": ?\d+, ?"kind": ?"\w+", ?"run": ?"([^"\\]+)", ?
 
 
 def new_run() -> str:
-    """Return an id for a run: 8 hexadecimal digits, the first a letter, since pandas takes 12345678 for a number."""
+    """Return an id for a run: 8 hexadecimal digits, the first a letter.
+
+    pandas takes 12345678 and 1e234567 in a CSV for numbers.
+    """
     return secrets.choice("abcdef") + secrets.token_hex(4)[1:]
 
 

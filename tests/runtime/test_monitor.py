@@ -2,7 +2,6 @@
 
 import logging
 import re
-import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from esdmon.alerts import Actions, AlertManager, AlertRule, Finding, History
 from esdmon.isolation import Faults
 from esdmon.records import Alert, Report
-from esdmon.runtime.monitor import Monitor, new_run
+from esdmon.runtime.monitor import Monitor
 from esdmon.schedule import every
 from esdmon.sinks import MemorySink
 from esdmon.version import installed_version
@@ -261,13 +260,6 @@ def test_a_damaged_state_changes_no_part() -> None:
     with pytest.raises(ValueError, match="cannot be read: KeyError: 'cases'"):
         second.load_state_dict(state)
     assert (taken, second.steps, second.alerts) == ([], 0, ())
-
-
-def test_the_name_of_a_run_is_not_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    """pandas reads the CSV's column as text: 1e234567 would be infinite."""
-    drawn = iter(["12345678", "1e234567", "00000000", "12a45678"])
-    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(next(drawn) + "0" * 24))
-    assert new_run() == "12a45678"
 
 
 def test_a_schedule_that_returns_no_truth_value_is_a_fault() -> None:

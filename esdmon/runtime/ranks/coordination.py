@@ -104,21 +104,17 @@ class Coordinator:
         self.size = size
         self._roles: dict[int, deque[list[object]]] = {}
         self.timeout = timeout
-        self._epoch = 0
+        self.epoch = 0
+        """How often the monitor has gone back to a checkpoint."""
         self._taken = 0
         self._plans: deque[str] = deque()
         self._extra_plans: deque[str] = deque()
         if rank == 0:
             self._store.set("token", secrets.token_hex(32))
 
-    @property
-    def epoch(self) -> int:
-        """Return how often the monitor has gone back to a checkpoint."""
-        return self._epoch
-
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load: messages of later steps no longer apply."""
-        self._epoch += 1
+        self.epoch += 1
         self._plans.clear()
         self._extra_plans.clear()
 
@@ -284,4 +280,4 @@ class Coordinator:
             self._store.delete(said.popleft())
 
     def _key(self, *parts: str | int) -> str:
-        return "/".join(map(str, (self._epoch, *parts)))
+        return "/".join(map(str, (self.epoch, *parts)))

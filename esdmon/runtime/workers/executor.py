@@ -130,8 +130,8 @@ class Executor:
         finish, in_hook = self._solve(name, step, moved) if name in self.on_device else (None, 0.0)
         if finish is None:
             finish = self._source.begin(name, step, moved=moved, copy=True)
-        future = self._submit(partial(_timed, finish, self.clock), self._source.size(name))
-        return Task((name,), partial(self._poll, name, step, future, in_hook), partial(_cancel, future), in_hook)
+        future = self._submit(partial(_timed, name, finish, self.clock), self._source.size(name))
+        return self._task((name,), step, future, in_hook)
 
     def _solve(self, name: str, step: int, moved: Ratio) -> tuple[Callable[[], LayerReport] | None, float]:
         """Have a GPU compute eigenvalues, and return what finishes the reading, None after a failure, and seconds."""
@@ -150,8 +150,7 @@ class Executor:
             job: finishes them.
             size: bytes of copies that it holds.
         """
-        future = self._submit(job, size)
-        return Task(tuple(names), partial(self._poll_job, names, step, future), partial(_cancel, future))
+        return self._task(tuple(names), step, self._submit(job, size))
 
     def then(self, job: Callable[[], None]) -> None:
         """Call a function when all that was begun so far is finished."""
@@ -181,30 +180,27 @@ class Executor:
         self._unfinished().append((future, size))  # what is finished must not pile up
         return future
 
-    def _poll(self, name: str, step: int, future: Future[tuple[LayerReport, float]], in_hook: float) -> Answer | None:
-        """Return a finished reading, whose seconds in the hook are charged already.
+    def _task(self, names: tuple[str, ...], step: int, future: Future[Answer], in_hook: float = 0.0) -> Task:
+        return Task(names, partial(self._poll, names, step, future, in_hook), partial(_cancel, future), in_hook)
+
+    def _poll(self, names: Sequence[str], step: int, future: Future[Answer], in_hook: float) -> Answer | None:
+        """Return finished readings, each with the seconds in the hook, which are charged already.
 
         Raises:
-            Exception: of the reading, which it lets through for `strict=True` only.
+            Exception: of a reading, which it lets through for `strict=True` only.
         """
-        answer = self._poll_job([name], step, future, lambda result: {name: result})
-        return answer and {name: (layer, seconds + in_hook) for name, (layer, seconds) in answer.items()}
-
-    def _poll_job(
-        self, names: Sequence[str], step: int, future: Future[Any], as_answer: Callable[[Any], Answer] = dict
-    ) -> Answer | None:
         if not future.done():
             return None
         error = future.exception()
         if error is None:
-            answer = as_answer(future.result())
+            answer = future.result()
         elif isinstance(error, Exception):
             raise error
         else:  # SystemExit, say, raised in the thread from outside
             why = f"the worker was stopped: {describe(error)}"
             answer = {name: (LayerReport(name, "failed", step, why), 0.0) for name in names}
         self._budget.read(sum(seconds for _, seconds in answer.values()))
-        return answer
+        return {name: (layer, seconds + in_hook) for name, (layer, seconds) in answer.items()}
 
 
 def _allowed(workers: Workers | None) -> int:
@@ -213,10 +209,10 @@ def _allowed(workers: Workers | None) -> int:
     return 0 if workers.is_paused else max(1, workers.count)
 
 
-def _timed(finish: Callable[[], LayerReport], clock: Callable[[], float]) -> tuple[LayerReport, float]:
+def _timed(name: str, finish: Callable[[], LayerReport], clock: Callable[[], float]) -> Answer:
     start = clock()
     layer = finish()
-    return layer, clock() - start
+    return {name: (layer, clock() - start)}
 
 
 def _cancel(future: Future[Any]) -> Answer:
