@@ -119,14 +119,13 @@ class FollowedRun:
 
     Args:
         path: the JSONL.
-        most: bytes from its end that are read at first.
     """
 
-    def __init__(self, path: Path, *, most: int = TAIL_BYTES) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self.from_start = True
         """False if the run was read from a later step on."""
-        self._follower = Follower(path, most=most)
+        self._follower = Follower(path)
         self._run: Run | None = None
         self._begin()
 

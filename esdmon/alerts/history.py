@@ -27,7 +27,7 @@ class ReadingHistory:
         reports: the largest number of reports that a rule looks back on.
     """
 
-    def __init__(self, reports: int = 0) -> None:
+    def __init__(self, reports: int) -> None:
         self._read: Series = {}
         self._moved: Series = {}
         self._baseline: Series = {}

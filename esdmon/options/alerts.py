@@ -19,7 +19,7 @@ _log = logging.getLogger("esdmon")
 
 
 def alert_config(
-    alerts: Alerts, known: Plugins, *, stop_on: str | Sequence[str] = (), save_on: str | Sequence[str] = ()
+    alerts: Alerts, known: Plugins, *, stop_on: str | Sequence[str], save_on: str | Sequence[str]
 ) -> AlertConfig:
     """Return the rules and actions of a TOML file or a list, with those that were given in code added.
 

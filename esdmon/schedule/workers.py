@@ -15,7 +15,6 @@ too much, down to none. All ranks count the same steps, also those that have no 
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -64,9 +63,9 @@ class Workers:
     Args:
         share: by which steps may be slower, the budget.
         most: returns the threads that idle cores allow now, 0 where none is idle, given how many cores have read.
+        clock: seconds, without those that the monitor takes in the hook.
         with_ranks: whether other ranks read beside the same steps.
         is_known: returns whether idle cores have been counted.
-        clock: seconds, without those that the monitor takes in the hook.
     """
 
     def __init__(
@@ -74,9 +73,9 @@ class Workers:
         share: float,
         most: Callable[[float], int],
         *,
+        clock: Callable[[], float],
         with_ranks: bool = False,
         is_known: Callable[[], bool] = lambda: True,
-        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._share = share
         self._most = most

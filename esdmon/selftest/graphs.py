@@ -36,7 +36,7 @@ class _Pause(nn.Module):
 class _Run:
     """A network that trains on a fixed batch, watched or not, from the same start."""
 
-    def __init__(self, machine: Machine, *, watched: bool, pauses: bool = True) -> None:
+    def __init__(self, machine: Machine, *, watched: bool, pauses: bool) -> None:
         self.machine = machine
         torch.manual_seed(5)
         layers: list[nn.Module] = []

@@ -27,7 +27,6 @@ from esdmon.spectrum.johnstone2001 import TRACY_WIDOM_QUANTILES
 from esdmon.spectrum.laws import NoiseLaw, marchenko_pastur
 from esdmon.spectrum.recent_laws import Laws
 from esdmon.spectrum.scales import Profile, Scales
-from esdmon.spectrum.separable import separable_laws
 
 CLEAN_KS = 6.0
 """KS·M up to which a bulk is that of noise: 99 % of draws of noise are below 4.5. Our choice."""
@@ -129,7 +128,7 @@ def is_noise(fit: Bulk) -> bool:
     return fit.n_spikes == 0 and fit.ks <= CLEAN_KS
 
 
-def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales, laws: Laws = separable_laws) -> Bulk:
+def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales, laws: Laws) -> Bulk:
     """Return the first fit whose bulk is that of noise; if none is, the one that comes closest.
 
     A fit with all of a spectrum below its edge, and yet far from its law, explains nothing: large rows or elements have

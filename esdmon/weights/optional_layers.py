@@ -43,7 +43,7 @@ _EMBEDDING_PARENT = re.compile(r"\w*emb(edding)?s?_(dict|bags?|tables?|collectio
 """Of a container of embeddings that are named by their features, as recommenders have them."""
 
 
-def mark_optional(found: Sequence[Matrix], heads: Collection[int] = ()) -> list[Matrix]:
+def mark_optional(found: Sequence[Matrix], heads: Collection[int]) -> list[Matrix]:
     """Return the matrices, with output heads and routers marked as read on request.
 
     Args:

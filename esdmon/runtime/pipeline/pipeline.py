@@ -6,7 +6,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import final
 
-from esdmon.limits import Limits
 from esdmon.records import LayerReport, Report
 from esdmon.records.serialization import Plain
 from esdmon.runtime.pipeline.collector import Collector
@@ -48,9 +47,9 @@ class ReadingPipeline:
         executor: Executor,
         budget: Budget,
         *,
-        team: Team | None = None,
-        max_tags: int | None = None,
-        queue: int = Limits().due_steps_under_way,
+        team: Team | None,
+        max_tags: int | None,
+        queue: int,
     ) -> None:
         self._source = source
         self._executor = executor

@@ -12,7 +12,7 @@ from esdmon.runtime.workers.processes import Processes
 from esdmon.spectrum import Spectrum
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.recent_laws import RecentLaws
-from esdmon.weights import Matrix, Solver, export, read_spectrum, solve_torch
+from esdmon.weights import Matrix, Solver, export, read_spectrum
 
 
 @final
@@ -23,16 +23,16 @@ class Computing:
         measuring: says what spectra must hold, and which measures a process computes.
         precision: "auto" or "exact".
         solver: computes eigenvalues in this process.
-        processes: compute in the place of this process, where they can.
+        processes: compute in the place of this process, where they can; None for none.
     """
 
     def __init__(
         self,
         measuring: Measuring,
         *,
-        precision: str = "auto",
-        solver: Solver = solve_torch,
-        processes: Processes | None = None,
+        precision: str,
+        solver: Solver,
+        processes: Processes | None,
     ) -> None:
         self._measuring = measuring
         self._precision = precision

@@ -49,7 +49,7 @@ class Executor:
         source: Source,
         budget: Budget,
         *,
-        mode: Mode = "sync",
+        mode: Mode,
         memory: int = Limits().copied_bytes,
         prepare: Callable[[], object] = lambda: None,
         workers: Workers | None = None,
