@@ -175,8 +175,7 @@ class AlertManager:
             mine = {name for name, case in self._cases[rule.name].items() if case.firing and case.severity != "info"}
             mine |= {name for name, finding in found.get(rule.name, {}).items() if finding.severity != "info"}
             for muted in rule.mutes:
-                cases = self._cases.get(muted, {})
-                _drop(mine, found.get(muted, {}), cases)
+                _drop(mine, found.get(muted, {}), self._cases.get(muted, {}))
             if self._reports <= self._begun.get(rule.name, -AFTERMATH - 1) + AFTERMATH:
                 for muted in rule.mutes_elsewhere:
                     _drop(tuple(found.get(muted, {})), found.get(muted, {}), self._cases.get(muted, {}))

@@ -157,9 +157,14 @@ class AlertRule:
         return inspect.getdoc(self.function) or ""
 
 
-def measured(layer: LayerReport, *names: str) -> tuple[float, ...]:
-    """Return measures of a reading; NaN for those that were not computed."""
-    return tuple(layer.measures.get(name, math.nan) for name in names)
+def value_of(layer: LayerReport, measure: str) -> float:
+    """Return a measure of a reading; NaN where it was not computed."""
+    return layer.measures.get(measure, math.nan)
+
+
+def values_of(layer: LayerReport, *measures: str) -> tuple[float, ...]:
+    """Return several measures of a reading, as `value_of` does."""
+    return tuple(value_of(layer, measure) for measure in measures)
 
 
 def evidence_of(layer: LayerReport, *names: str) -> dict[str, float]:

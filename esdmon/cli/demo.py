@@ -24,7 +24,7 @@ from esdmon.cli.digits import accuracy, batches, digits, train_step
 from esdmon.errors import InputError, unwritable
 from esdmon.notice import nearby
 from esdmon.records import Alert, Report
-from esdmon.records.outcome import measured
+from esdmon.records.outcome import without_prefix
 from esdmon.records.text import named
 from esdmon.records.timeline import Timeline
 from esdmon.spectrum import Phase
@@ -270,7 +270,7 @@ def _chronology(timeline: Timeline, events: list[Event]) -> list[Event]:
     ]
     for episode in timeline.episodes:
         alert = episode.first
-        text = f"ALERT {alert.rule}: {named(alert.layers)}: {measured(alert)}"
+        text = f"ALERT {alert.rule}: {named(alert.layers)}: {without_prefix(alert)}"
         found.append(Event(episode.began, text, "yellow"))
         if episode.ended is not None:
             found.append(Event(episode.ended, f"resolved: {alert.rule}", "green"))

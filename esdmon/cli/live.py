@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from esdmon.errors import MissingExtraError, masked
 from esdmon.present.colours import PHASE_COLOURS
 from esdmon.records import Alert, LayerReport, Report, Severity, show
-from esdmon.records.outcome import episode_text, measured, severity_word
+from esdmon.records.outcome import episode_text, severity_word, without_prefix
 from esdmon.records.table import shorten_all, without_common_prefix
 from esdmon.records.text import age_lines, count, counted
 from esdmon.records.timeline import Timeline
@@ -102,7 +102,7 @@ def _what_is_wrong(timeline: Timeline, report: Report, *, single: int, width: in
     yield Text(f"step {report.step}, {count(len(report), 'layer')}: {counted(report)}", style="bold")
     for episode in timeline.firing:  # the worst first, notices last
         title = masked(f"{severity_word(episode.alert)}: {episode_text(episode)}: ")
-        yield Text.assemble((title, _SEVERITY_COLOURS[episode.alert.severity]), masked(measured(episode.first)))
+        yield Text.assemble((title, _SEVERITY_COLOURS[episode.alert.severity]), masked(without_prefix(episode.first)))
         for line in _layer_lines(episode.alert, single, width):
             yield Text(masked(f"  {line}"), style="dim", overflow="ellipsis", no_wrap=True)
     # The summary of a reading counts alerts; those from before the timeline have no text.

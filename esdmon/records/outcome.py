@@ -87,6 +87,6 @@ def episode_text(episode: Episode) -> str:
     return f"{episode.alert.rule}{where} {span}"
 
 
-def measured(alert: Alert) -> str:
+def without_prefix(alert: Alert) -> str:
     """Return the message of an alert without the layers and the rule before it."""
     return alert.message.partition(f"{alert.rule}: ")[2] or alert.message

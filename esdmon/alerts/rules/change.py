@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
-from esdmon.alerts.rule import Finding, History, evidence_of, measured
+from esdmon.alerts.rule import Finding, History, evidence_of, value_of, values_of
 from esdmon.alerts.rules.jumps import finding, frobenius, jumped, jumps
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
@@ -98,7 +98,7 @@ def correlation_trap(
 
 def _begins_to_learn(history: History, name: str) -> bool:
     """Return whether a layer that gradients did not reach at each step gets a mean, and no single huge elements."""
-    is_local = measured(history.layers[name][-1], "trap_is_local")[0] == 1
+    is_local = value_of(history.layers[name][-1], "trap_is_local") == 1
     return not is_local and any(layer.step_ratio == 0 for layer in history.baseline[name])
 
 
@@ -106,7 +106,7 @@ def what_traps(layer: LayerReport) -> str:
     """Return which elements make a trap, or that the mean does, with their share of Σw²."""
     if "trap_share" not in layer.measures:
         return "above 1 the mean or one huge element makes a spike in the spectrum"
-    local, mean, count, row, column, value, share = measured(
+    local, mean, count, row, column, value, share = values_of(
         layer, *(f"trap_{field}" for field in ("is_local", "mean", "count", "row", "column", "value", "share"))
     )
     if not local:
@@ -132,7 +132,7 @@ def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0)
     """
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
-        (norm,), (before,) = measured(now, "frobenius_norm"), measured(first, "frobenius_norm")
+        norm, before = frobenius(now), frobenius(first)
         if norm * (back if name in history.firing else factor) < before:
             what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} at step {first.step}"
             yield finding(now, what, before)
@@ -222,25 +222,24 @@ def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) 
 
 def is_noise_like(layer: LayerReport) -> bool:
     """Return whether the stable rank is that of noise, as of an initialisation."""
-    return measured(layer, "stable_rank")[0] > NOISE_LIKE * layer.nulls.get("stable_rank", math.inf)
+    return value_of(layer, "stable_rank") > NOISE_LIKE * layer.nulls.get("stable_rank", math.inf)
 
 
 def _trap(layer: LayerReport) -> float:
-    return measured(layer, "trap")[0]
+    return value_of(layer, "trap")
 
 
 def _is_minor(layer: LayerReport) -> bool:
     """Return whether a trap has less than half of the share of Σw² that the first direction has."""
-    (share,) = measured(layer, "trap_share")
-    return 2 * share * frobenius(layer) ** 2 < _norm(layer) ** 2
+    return 2 * value_of(layer, "trap_share") * frobenius(layer) ** 2 < _norm(layer) ** 2
 
 
 def _soft_rank(layer: LayerReport) -> float:
-    return measured(layer, "mp_soft_rank")[0]
+    return value_of(layer, "mp_soft_rank")
 
 
 def _norm(layer: LayerReport) -> float:
-    return measured(layer, "spectral_norm")[0]
+    return value_of(layer, "spectral_norm")
 
 
 def _is_flat(history: History, name: str) -> bool:
@@ -255,7 +254,7 @@ def _is_at_cost_of_others(now: LayerReport, baseline: Sequence[LayerReport]) -> 
 
 
 def _stable_rank(layer: LayerReport) -> float:
-    return measured(layer, "stable_rank")[0] if layer.n_eigenvalues >= _FEW else math.nan
+    return value_of(layer, "stable_rank") if layer.n_eigenvalues >= _FEW else math.nan
 
 
 def _usual_stable_rank(baseline: Sequence[LayerReport]) -> float:
@@ -265,5 +264,5 @@ def _usual_stable_rank(baseline: Sequence[LayerReport]) -> float:
 
 
 def _effective_rank(layer: LayerReport) -> float:
-    entropy = measured(layer, "matrix_entropy")[0]
+    entropy = value_of(layer, "matrix_entropy")
     return float(layer.n_eigenvalues**entropy) if layer.n_eigenvalues >= _FEW else math.nan

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from esdmon.alerts.rule import Finding, History, evidence_of, measured
+from esdmon.alerts.rule import Finding, History, evidence_of, value_of
 from esdmon.alerts.rules.baseline import KNOWN_FROM, WARM_UP
 from esdmon.records import INACTIVE, MOVED, LayerReport
 from esdmon.records.text import count
@@ -175,7 +175,7 @@ def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
     """
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
-        (dead,), (before,) = measured(now, "zero_rows"), measured(first, "zero_rows")
+        dead, before = value_of(now, "zero_rows"), value_of(first, "zero_rows")
         rows = _rows(now)
         limit = share / 2 if name in history.firing else share
         if now.is_weight and dead - before > limit * rows > 0:

@@ -6,7 +6,7 @@ from itertools import dropwhile
 from statistics import median
 from typing import Literal, TypeAlias
 
-from esdmon.alerts.rule import Finding, History, evidence_of, measured
+from esdmon.alerts.rule import Finding, History, evidence_of, value_of
 from esdmon.alerts.rules.baseline import fit_baseline
 from esdmon.records import LayerReport, Severity
 
@@ -57,7 +57,7 @@ def _is_beyond(value: float, expected: float, direction: Direction, factor: floa
 
 def frobenius(layer: LayerReport) -> float:
     """Return the Frobenius norm."""
-    return measured(layer, "frobenius_norm")[0]
+    return value_of(layer, "frobenius_norm")
 
 
 def finding(now: LayerReport, what: str, before: float, severity: Severity | None = None) -> Finding:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 from statistics import median, median_low
 
-from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, measured
+from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, value_of
 from esdmon.alerts.rules.baseline import WARM_UP
 from esdmon.alerts.rules.change import is_noise_like
 from esdmon.alerts.rules.jumps import finding, frobenius, jumps
@@ -176,7 +176,7 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
 
 def _has_blown_up(layer: LayerReport, baseline: Sequence[LayerReport]) -> bool:
     """Return whether a weight was larger already than its baseline, as `norm_explosion` finds it."""
-    norm, *before = (measured(each, "spectral_norm")[0] for each in (layer, *baseline))
+    norm, *before = (value_of(each, "spectral_norm") for each in (layer, *baseline))
     return norm > _BLOWN_UP * max(before, default=math.nan)
 
 
@@ -230,8 +230,8 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
         if now.name not in history.firing:
             norms = [frobenius(layer) for layer in last]
             falls = [was > is_now * (before / norm) ** _FALLS for was, is_now in pairwise(norms)]
-            ranks = [rank for layer in history.baseline[now.name] if (rank := measured(layer, "stable_rank")[0]) > 0]
-            is_unlearning = bool(ranks) and measured(now, "stable_rank")[0] > _SPREAD * median(ranks)
+            ranks = [rank for layer in history.baseline[now.name] if (rank := value_of(layer, "stable_rank")) > 0]
+            is_unlearning = bool(ranks) and value_of(now, "stable_rank") > _SPREAD * median(ranks)
             is_decay = is_shortened or norm * factor < frobenius(first)
             if not (falls[-1:] == [True] or sum(falls) > 1) or (is_unlearning and not is_decay):
                 continue

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from statistics import median
 
-from esdmon.alerts.rule import Finding, History, evidence_of, measured
+from esdmon.alerts.rule import Finding, History, evidence_of, value_of, values_of
 from esdmon.alerts.rules.jumps import frobenius
 from esdmon.records import LayerReport
 from esdmon.records.adapters import base_of
@@ -61,9 +61,9 @@ def over_regularized(
     """
     for name, readings in history.layers.items():
         now = readings[-1]
-        value, high, stderr = measured(now, "alpha", "alpha_high", "alpha_stderr")
-        xmin, edge, soft_rank, spikes = measured(now, "xmin", "bulk_edge", "mp_soft_rank", "n_spikes")
-        if not now.is_weight or measured(history.first[name], "alpha")[0] < alpha:
+        value, high, stderr = values_of(now, "alpha", "alpha_high", "alpha_stderr")
+        xmin, edge, soft_rank, spikes = values_of(now, "xmin", "bulk_edge", "mp_soft_rank", "n_spikes")
+        if not now.is_weight or value_of(history.first[name], "alpha") < alpha:
             continue
         if name in history.firing:
             # Without a meaningful tail there is no evidence that it has recovered, so the alert goes on.
@@ -134,7 +134,7 @@ def rank_collapse(history: History, *, back: float = 0.97) -> Iterable[Finding]:
     """
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
-        (rank,), (before,) = measured(now, "hard_rank"), measured(first, "hard_rank")
+        rank, before = value_of(now, "hard_rank"), value_of(first, "hard_rank")
         began_so = first.phase is Phase.RANK_COLLAPSE
         if name in history.firing:
             wrong = rank < back * now.n_eigenvalues
@@ -173,7 +173,7 @@ def adapter_growth(history: History, *, limit: float = 1.0) -> Iterable[Finding]
     untrained = {layer.name for layer in history.report if layer.phase is Phase.RANDOM_LIKE}
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
-        (ratio,), (before,) = measured(now, "base_ratio"), measured(first, "base_ratio")
+        ratio, before = value_of(now, "base_ratio"), value_of(first, "base_ratio")
         if base_of(name) not in untrained and ratio > (_BACK if name in history.firing else 1.0) * limit:
             yield Finding(
                 name,
@@ -184,6 +184,6 @@ def adapter_growth(history: History, *, limit: float = 1.0) -> Iterable[Finding]
 
 def _erg_ratio(layer: LayerReport) -> float:
     """Return the start of the power law over the start of the ERG tail, both at mean λ = 1."""
-    xmin, gap, norm = measured(layer, "xmin", "erg_gap", "frobenius_norm")
+    xmin, gap, norm = values_of(layer, "xmin", "erg_gap", "frobenius_norm")
     begins = xmin * layer.N * layer.n_eigenvalues / norm**2 if norm > 0 else math.nan
     return begins / (begins - gap) if begins > gap else math.nan
