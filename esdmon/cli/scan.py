@@ -25,7 +25,7 @@ from esdmon.records import LayerReport, Report
 from esdmon.records.table import shorten
 from esdmon.runtime.reading.pool import Pool
 from esdmon.runtime.reading.reader import Reader
-from esdmon.schedule.priority import share_out
+from esdmon.schedule.loads import share_out
 from esdmon.spectrum import Measure
 from esdmon.weights import Drift, Matrix, Model, Selection, nominal_seconds, open_model, solve_lapack
 

@@ -1,4 +1,4 @@
-"""`Loads`: how much each rank of a job was given to read, and which of them reads next."""
+"""Share readings out among the ranks of a job: the next one goes to the rank with the least to do."""
 
 from collections.abc import Iterable, Mapping
 from typing import final
@@ -46,3 +46,17 @@ class Loads:
         rank = min(ranks, key=lambda rank: (self._loads[rank], -held.get(rank, 0), rank))
         self._loads[rank] += seconds / self.paces.get(rank, 1.0)
         return rank
+
+
+def share_out(costs: Mapping[str, float], ranks: Iterable[int]) -> dict[int, list[str]]:
+    """Return matrices by rank, of about equal cost: the costliest first, each to the rank with the least so far.
+
+    >>> share_out({"a": 1.0, "b": 3.0, "c": 1.5}, [0, 1])
+    {0: ['b'], 1: ['c', 'a']}
+    """
+    shares: dict[int, list[str]] = {rank: [] for rank in ranks}
+    loads = Loads()
+    loads.keep(shares)
+    for name in sorted(costs, key=lambda name: (-costs[name], name)):
+        shares[loads.give(costs[name], shares)].append(name)
+    return shares

@@ -33,7 +33,6 @@ LONGEST = 10
 """Multiple of the number of matrices, in due steps, after which a changed matrix has priority over the others: one that
 costs ten thousand times as much as its neighbours would wait a hundred times as long. Our choice."""
 
-
 _DEPTH = re.compile(r"\d+")  # in the name of a layer, which is otherwise the same for all layers of a kind
 
 
@@ -309,18 +308,3 @@ def _spread(count: int) -> Iterator[int]:
         if low < middle:
             yield middle
             between += (low, middle), (middle, high)
-
-
-def share_out(costs: Mapping[str, float], ranks: Iterable[int]) -> dict[int, list[str]]:
-    """Return matrices by rank, of about equal cost: the costliest first, each to the rank with the least so far.
-
-    >>> share_out({"a": 1.0, "b": 3.0, "c": 1.5}, [0, 1])
-    {0: ['b'], 1: ['c', 'a']}
-    """
-    shares: dict[int, list[str]] = {rank: [] for rank in ranks}
-    load = dict.fromkeys(shares, 0.0)
-    for name in sorted(costs, key=lambda name: (-costs[name], name)):
-        rank = min(load, key=lambda rank: (load[rank], rank))
-        shares[rank].append(name)
-        load[rank] += costs[name]
-    return shares

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esdmon.schedule.priority import REFRESH, TOLERANCE, ReadPriority, first_rounds, share_out
+from esdmon.schedule.priority import REFRESH, TOLERANCE, ReadPriority, first_rounds
 
 EVERY = 10
 
@@ -189,15 +189,6 @@ def test_what_is_known_of_a_matrix_outlives_a_change_of_the_model() -> None:
     assert turns.names == ("b", "c")
     assert [turns.expected(name) for name in ("a", "b", "c")] == [0.0, 3.0, 6.0]
     assert turns.choose(2, 10.0) == ["c"]
-
-
-@given(st.dictionaries(st.text(max_size=3), costs, max_size=20), st.integers(min_value=1, max_value=5))
-def test_shares_are_even(given_costs: dict[str, float], ranks: int) -> None:
-    """Each matrix once; no rank has more than the others by more than one matrix."""
-    shares = share_out(given_costs, range(ranks))
-    assert sorted(name for names in shares.values() for name in names) == sorted(given_costs)
-    loads = [sum(given_costs[name] for name in names) for names in shares.values()]
-    assert max(loads) - min(loads) <= max(given_costs.values(), default=0) + 1e-9
 
 
 def test_matrices_are_screened_that_wait_for_their_reading() -> None:
