@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
+from tensorboard.data.provider import RunTagFilter
 
 from esdmon.glass import contract
 from esdmon.glass.codes import NOT_READ, rows_of
@@ -50,13 +51,11 @@ class Provider:
         self, plugin: str, runs: Sequence[str] | None = None, tags: Sequence[str] | None = None
     ) -> dict[str, list[str]]:
         """Return the tags of tensors by run, of the given ones if there are any."""
-        from tensorboard.data import provider  # noqa: PLC0415 -- optional
-
         found = self.provider.list_tensors(
             self.context,
             experiment_id=self.experiment,
             plugin_name=plugin,
-            run_tag_filter=provider.RunTagFilter(runs=runs, tags=tags),
+            run_tag_filter=RunTagFilter(runs=runs, tags=tags),
         )
         return {run: sorted(of_run) for run, of_run in found.items()}
 
@@ -68,26 +67,22 @@ class Provider:
 
     def runs_with_scalars(self, prefix: str, run: str | None = None) -> list[str]:
         """Return the runs that have a scalar whose tag begins with a prefix, or the given one if it has."""
-        from tensorboard.data import provider  # noqa: PLC0415 -- optional
-
         found = self.provider.list_scalars(
             self.context,
             experiment_id=self.experiment,
             plugin_name="scalars",
-            run_tag_filter=provider.RunTagFilter(runs=None if run is None else [run]),
+            run_tag_filter=RunTagFilter(runs=None if run is None else [run]),
         )
         return [run for run, tags in found.items() if any(tag.startswith(prefix) for tag in tags)]
 
     def scalars(self, run: str, prefix: str, only: str | None = None) -> dict[str, list[Any]]:
         """Return the points of the scalars of a run whose tags begin with a prefix, or of one of them."""
-        from tensorboard.data import provider  # noqa: PLC0415 -- optional
-
         where: dict[str, Any] = {"experiment_id": self.experiment, "plugin_name": "scalars"}
-        listed = self.provider.list_scalars(self.context, **where, run_tag_filter=provider.RunTagFilter(runs=[run]))
+        listed = self.provider.list_scalars(self.context, **where, run_tag_filter=RunTagFilter(runs=[run]))
         tags = [tag for tag in listed.get(run, {}) if tag.startswith(prefix) and only in (None, tag)]
         if not tags:
             return {}
-        chosen = provider.RunTagFilter(runs=[run], tags=tags)
+        chosen = RunTagFilter(runs=[run], tags=tags)
         found = self.provider.read_scalars(self.context, **where, downsample=_ALL, run_tag_filter=chosen)
         return {tag: found[run][tag] for tag in tags if tag in found.get(run, {})}
 
@@ -98,14 +93,12 @@ class Provider:
 
     def events(self, run: str, tag: str, plugin: str = tensors.PLUGIN, *, most: int = _ALL) -> list[Datum]:
         """Return the points of a tag in the order of time."""
-        from tensorboard.data import provider  # noqa: PLC0415 -- optional
-
         found = self.provider.read_tensors(
             self.context,
             experiment_id=self.experiment,
             plugin_name=plugin,
             downsample=most,
-            run_tag_filter=provider.RunTagFilter(runs=[run], tags=[tag]),
+            run_tag_filter=RunTagFilter(runs=[run], tags=[tag]),
         )
         return sorted(found.get(run, {}).get(tag, []), key=lambda point: (point.wall_time, point.step))
 
