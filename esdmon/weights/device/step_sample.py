@@ -13,7 +13,6 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from esdmon.schedule.fragments import Fragment
 from esdmon.schedule.step_sample import StepSample
 from esdmon.weights.device.sample import relative_move, sample_value
 from esdmon.weights.device.transfers import Fetched, Transfers
@@ -178,11 +177,8 @@ def _is_fragment(matrix: Matrix) -> bool:
         return False
     _, shard = matrix.shards[0]
     is_all = matrix.size().n_elements == shard.shape.numel()
-    return is_all and shard.dtype.is_floating_point and _holds(shard.fragment) >= _ELEMENTS
-
-
-def _holds(fragment: Fragment | None) -> int:
-    return 0 if fragment is None else fragment.n_elements
+    is_enough = shard.fragment is not None and shard.fragment.n_elements >= _ELEMENTS
+    return is_all and is_enough and shard.dtype.is_floating_point
 
 
 def _is_plain(weight: Tensor) -> bool:

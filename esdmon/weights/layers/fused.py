@@ -90,16 +90,22 @@ def _thirds_by_output(module: Any, weight: Tensor) -> dict[str, ToStack]:
 
 _QKV = _equal_rows("q", "k", "v")
 _OF_TIMM = (
-    *("AttentionRope", "ChannelAttention", "ChannelAttentionV2", "CrossCovarianceAttn", "EvaAttention"),
-    *("FactorAttnConvRelPosEnc", "LocallyGroupedAttn", "MHSA", "MaskUnitAttention", "MultiScaleAttention"),
-    *(
-        "RelPosAttention",
-        "TalkingHeadAttn",
-        "WindowAttention",
-        "WindowAttentionGlobal",
-        "WindowMultiHeadAttention",
-        "XCA",
-    ),
+    "AttentionRope",
+    "ChannelAttention",
+    "ChannelAttentionV2",
+    "CrossCovarianceAttn",
+    "EvaAttention",
+    "FactorAttnConvRelPosEnc",
+    "LocallyGroupedAttn",
+    "MHSA",
+    "MaskUnitAttention",
+    "MultiScaleAttention",
+    "RelPosAttention",
+    "TalkingHeadAttn",
+    "WindowAttention",
+    "WindowAttentionGlobal",
+    "WindowMultiHeadAttention",
+    "XCA",
 )
 """Classes of timm 1.0.31 whose `forward` takes q, k and v from thirds of `qkv`, besides `Attention`."""
 _GATE_UP = _equal_rows("gate", "up")

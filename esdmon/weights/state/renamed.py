@@ -30,7 +30,7 @@ _BLOCK: _Names = (
     (r"((layers|blocks)\.\d+)\.output\.dense\b", r"\1.mlp.fc2"),
 )
 _VISION: _Names = ((r"\bencoder\.layer\.", "layers."), *_BLOCK)
-_OF_VISION = (*("audio-spectrogram-transformer", "beit", "deit", "ijepa", "vit", "vit_mae", "vit_msn", "vivit"),)
+_OF_VISION = ("audio-spectrogram-transformer", "beit", "deit", "ijepa", "vit", "vit_mae", "vit_msn", "vivit")
 _IMAGE_AND_TEXT: _Names = (
     (r"^language_model\.lm_head\b", "lm_head"),
     (r"^language_model\.(model\.)?", "model.language_model."),
@@ -38,8 +38,19 @@ _IMAGE_AND_TEXT: _Names = (
     (r"^(model\.vision_tower)\.vision_model\.", r"\1."),
 )
 _OF_IMAGE_AND_TEXT = (
-    *("aya_vision", "fuyu", "gemma3", "got_ocr2", "internvl", "llava", "llava_next", "llava_next_video"),
-    *("llava_onevision", "mistral3", "paligemma", "shieldgemma2", "vipllava"),
+    "aya_vision",
+    "fuyu",
+    "gemma3",
+    "got_ocr2",
+    "internvl",
+    "llava",
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
+    "mistral3",
+    "paligemma",
+    "shieldgemma2",
+    "vipllava",
 )
 _QWEN_VL: _Names = (
     (r"^model\.(?!visual\.|language_model\.)", "model.language_model."),
