@@ -23,6 +23,8 @@ _ALERT_FIELDS = {field.name for field in fields(Alert)}
 _ESD_FIELDS = {field.name for field in fields(Esd)}
 _STORED = [key for key in RECORD_KEYS if key in _FIELDS]  # the others are computed from these
 _NOT_MEASURES = {*RECORD_KEYS, *_FIELDS, "schema", "kind"}
+_RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "learning_rate", "weight_decay")
+"""Fields that are NaN where they are undefined, and None in a record."""
 _PHASES = {phase.value for phase in Phase}
 
 
@@ -111,10 +113,6 @@ def _by_layer(alert: Mapping[str, Any]) -> tuple[LayerFinding, ...]:
     """Return what an alert found in each layer; nothing where an older version wrote it."""
     unset: Plain = {field.name: None for field in fields(LayerFinding)}
     return tuple(LayerFinding(**unset | known(each, unset)) for each in alert.get("by_layer") or ())
-
-
-_RATIOS = ("update_ratio", "step_ratio", "step_growth", "start_ratio", "learning_rate", "weight_decay")
-# Undefined ones are written as None.
 
 
 def layer_from_record(record: Mapping[str, Any]) -> LayerReport:

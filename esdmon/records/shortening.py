@@ -147,19 +147,18 @@ def _unpacked(record: Mapping[str, Any]) -> Record:
 def _condition(record: Mapping[str, Any]) -> float | None:
     """Return σmax/σmin; None where that is not defined."""
     largest, smallest = record.get("spectral_norm"), record.get("sigma_min")
-    return (
-        rounded(largest / smallest, SAMPLED_DIGITS)
-        if _is_number(largest) and _is_number(smallest) and smallest > 0
-        else None
-    )
+    if not (_is_number(largest) and _is_number(smallest) and smallest > 0):
+        return None
+    condition: float = rounded(largest / smallest, SAMPLED_DIGITS)
+    return condition
 
 
 def _is_condition(value: Any, record: Mapping[str, Any]) -> bool:
     """Return whether a value is the condition number that would be computed from a record."""
     computed = _condition(record)
-    return (
-        value is computed if computed is None or not _is_number(value) else math.isclose(value, computed, rel_tol=1e-3)
-    )
+    if computed is None or not _is_number(value):
+        return value is computed
+    return math.isclose(value, computed, rel_tol=1e-3)
 
 
 def _is_carried(key: str) -> bool:

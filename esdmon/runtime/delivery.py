@@ -119,15 +119,12 @@ class Delivery:
         if self._budget.credit <= 0:
             self._next_catch_up = step + _NO_CREDIT
             return
-        with self._budget.spending():
-            for name, sink in self.sinks:
-                if name in self._behind:
-                    self._behind.discard(name)
-                    if not self._faults.disabled(f"sink {name}"):
-                        with self._faults.isolated(f"sink {name}", step, is_timed=True, heals=False):
-                            if getattr(sink, "catch_up")():  # noqa: B009 -- optional
-                                self._behind.add(name)
-                    return
+        name, sink = next((each for each in self.sinks if each[0] in self._behind), ("", None))
+        self._behind.discard(name)
+        if sink is not None and not self._faults.disabled(who := f"sink {name}"):
+            with self._budget.spending(), self._faults.isolated(who, step, is_timed=True, heals=False):
+                if getattr(sink, "catch_up")():  # noqa: B009 -- optional
+                    self._behind.add(name)
 
     def flush(self, step: int) -> None:
         """Flush the sinks."""

@@ -12,8 +12,6 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: "200000 100000", or "ma
 _USED = Path("/sys/fs/cgroup/cpu.stat")
 _TIMES = Path("/proc/stat")
 _SECONDS = 1.0  # between two counts, in steps of 10 ms for each core: to read them takes a millisecond on large hosts
-
-
 _LOCAL_SIZES = ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE", "SLURM_NTASKS_PER_NODE")
 
 
