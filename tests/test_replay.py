@@ -20,6 +20,7 @@ from esdmon.records import Alert, LayerReport
 from esdmon.records.serialization import layer_from_record
 from esdmon.replay import replay, reports
 from esdmon.sinks import MemorySink, Sink
+from tests.jsonl import records_in
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +287,7 @@ def test_what_another_version_or_an_editor_has_added_is_left_out(
     run: tuple[Path, esdmon.Monitor, MemorySink], tmp_path: Path
 ) -> None:
     """Unknown fields, kinds of lines and phases are ignored, and a byte order mark."""
-    lines = [json.loads(line) for line in (run[0] / "esdmon.jsonl").read_text().splitlines()]
+    lines = records_in(run[0] / "esdmon.jsonl")
     added = {"text": "x", "list": [1], "object": {"a": 1}, "flag": True, "nothing": None, "number": 3}
     lines = [{"schema": 1, "kind": "note", "step": 0, "text": "x"}, *({**line, **added} for line in lines)]
     text = "".join(f"{json.dumps(line)}\n" for line in lines).replace('"bulk-decay"', '"a-new-phase"')

@@ -11,6 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from esdmon import Monitor
+from tests.jsonl import records_in
 
 
 def monitor_of(callback: Any) -> Monitor:
@@ -29,7 +30,7 @@ def remembered_steps(callback: Any, layer: str) -> list[int]:
 
 def summary_steps(file: Path) -> list[int]:
     """The steps of the summaries in a JSONL file."""
-    records = [json.loads(line) for line in file.read_text().splitlines()]
+    records = records_in(file)
     return [record["step"] for record in records if record["kind"] == "summary"]
 
 
@@ -45,11 +46,11 @@ def scalar_steps(folder: Path, tag: str) -> list[int]:
     return [point.step for point in events(folder).Scalars(tag)]
 
 
-def run_script(*command: str) -> None:
-    """Run a script beside this file in a process of its own, with the paths of the tests."""
+def run_script(name: str, folder: Path) -> None:
+    """Run a script beside this file in a process of its own, with the paths of the tests, and give it a folder."""
     root = Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", *command],
+        [sys.executable, "-W", "ignore", str(Path(__file__).with_name(name)), str(folder)],
         capture_output=True,
         text=True,
         timeout=400,
@@ -59,12 +60,18 @@ def run_script(*command: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def results_of_ranks(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What two ranks have left in a folder."""
+    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    return first, second
+
+
 def assert_sharded_weights_were_read(folder: Path, names: list[str]) -> None:
     """Check what two ranks have left in a folder: equal results, and a last reading of the weights as trained."""
-    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    first, second = results_of_ranks(folder)
     assert first == second
     assert (first["steps"], first["errors"]) == (20, [])
-    records = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    records = records_in(folder / "a.jsonl")
     layers = [record for record in records if record["kind"] == "layer" and record["status"] == "ok"]
     assert {layer["name"] for layer in layers} == set(names)
     last = [layer for layer in layers if layer["name"] == names[0]][-1]

@@ -1,12 +1,12 @@
 """The callback of Hugging Face in a job of two ranks."""
 
-import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.integrations.runs import assert_sharded_weights_were_read, run_script
+from tests.integrations.runs import assert_sharded_weights_were_read, results_of_ranks, run_script
+from tests.jsonl import records_in
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,7 +18,7 @@ pytestmark = [
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a job of two ranks that trained without a rule to stop on, with one, and with sharded weights."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_script(str(Path(__file__).with_name("transformers_ddp.py")), str(folder))
+    run_script("transformers_ddp.py", folder)
     return folder
 
 
@@ -26,11 +26,11 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_agree(stop_on: str, steps: set[int], two_ranks: Path) -> None:
     """On when to stop: at the due step of the alert, or the next where a rank read later; rank 0 writes."""
     folder = two_ranks / stop_on
-    first, second = (json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    first, second = results_of_ranks(folder)
     assert first == second
     assert first["steps"] in steps
     assert first["errors"] == 0
-    records = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    records = records_in(folder / "a.jsonl")
     assert [record["step"] for record in records if record["kind"] == "summary"] == list(
         range(4, first["steps"] + 1, 4)
     )
@@ -40,7 +40,7 @@ def test_two_ranks_agree(stop_on: str, steps: set[int], two_ranks: Path) -> None
 
 def test_weights_that_the_trainer_shards_are_read(two_ranks: Path) -> None:
     """With the values of the whole weights, at each due step; losses are those without a monitor."""
-    first, second = (json.loads((two_ranks / "sharded" / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    first, second = results_of_ranks(two_ranks / "sharded")
     for rank in (first, second):
         watched, plain = rank["losses"]
         assert watched == plain != []
@@ -57,15 +57,15 @@ def test_weights_that_the_trainer_shards_are_read(two_ranks: Path) -> None:
 
 def test_weights_that_accelerate_shards_are_read(tmp_path: Path) -> None:
     """And count as held by the optimizer, whose parameters Accelerate has replaced."""
-    run_script(str(Path(__file__).with_name("accelerate_sharded.py")), str(tmp_path))
+    run_script("accelerate_sharded.py", tmp_path)
     assert_sharded_weights_were_read(tmp_path, ["0", "2"])
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed")
 def test_weights_of_deepspeed_are_read(tmp_path: Path) -> None:
     """As the Trainer steps, with ZeRO-2 and ZeRO-3: the values of the whole weights, and no trace in the losses."""
-    run_script(str(Path(__file__).with_name("transformers_deepspeed.py")), str(tmp_path))
-    first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
+    run_script("transformers_deepspeed.py", tmp_path)
+    first, second = results_of_ranks(tmp_path)
     for stage in ("2", "3"):
         assert first[stage]["losses"] == first[stage]["plain"] != []
         assert second[stage]["losses"] == second[stage]["plain"]

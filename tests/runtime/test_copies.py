@@ -2,7 +2,6 @@
 
 import copy
 import io
-import json
 import pickle
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from torch import nn
 
 import esdmon
 from esdmon.sinks import MemorySink
+from tests.jsonl import records_in
 
 
 class Holder(nn.Module):
@@ -88,7 +88,7 @@ def test_a_copy_of_what_holds_a_monitor_watches_nothing(
         other.close()
         assert other.steps == steps
     assert caplog.text.count("the monitor is inactive, since it is a copy") == len(copies)
-    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    lines = records_in(tmp_path / "a.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "layer"] == [1, 2, 3]
     assert len(list((tmp_path / "tb").rglob("*tfevents*"))) == 1
 

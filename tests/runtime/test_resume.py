@@ -23,6 +23,7 @@ import esdmon
 from esdmon.records.shortening import POWERS
 from esdmon.replay import records
 from esdmon.sinks import MemorySink
+from tests.jsonl import records_in
 
 STEPS, SAVED, KILLED = 20, 9, 13
 
@@ -193,15 +194,15 @@ def test_an_alert_fires_once_though_the_process_is_killed(killed: int, killed_an
     folder = killed_and_run_again / str(killed)
     first, second = json.loads((folder / "codes").read_text())
     assert first == -signal.SIGKILL
-    records = [json.loads(line) for line in (folder / "before.jsonl").read_text().splitlines()]
+    records = records_in(folder / "before.jsonl")
     assert ("alert" in {record["kind"] for record in records}) == (killed > 7)
     log = (folder / "log").read_text()
     assert log.count("alerts: error rank_collapse in 0 since step 6\n") == 1
     assert log.count("0: random-like → rank-collapse (7)") == 1
     assert (second, log.count("rank_collapse: rank")) == (0, int(killed == 7)), log
-    records = [json.loads(line) for line in (folder / "esdmon.jsonl").read_text().splitlines()]
-    told = [(record["rule"], record["state"], record["step"]) for record in records if record["kind"] == "alert"]
-    assert told == [("rank_collapse", "firing", 8)]
+    records = records_in(folder / "esdmon.jsonl")
+    shown = [(record["rule"], record["state"], record["step"]) for record in records if record["kind"] == "alert"]
+    assert shown == [("rank_collapse", "firing", 8)]
     assert [record["step"] for record in records if record["kind"] == "summary"] == list(range(1, 13))
 
 

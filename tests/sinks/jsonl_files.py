@@ -5,9 +5,6 @@ import math
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from esdmon.records import Alert, Coverage, LayerReport, Report
 from esdmon.sinks import JsonlSink
@@ -33,16 +30,6 @@ ALERT = Alert(
 
 
 LINE = b'{"schema": 1, "kind": "summary", "run": "a", "step": 1}'
-
-
-def refuse(constant: str) -> None:
-    """Fail: Python's parser reads NaN, which JSON does not have."""
-    pytest.fail(f"{constant} is not JSON")
-
-
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects in the file, read as strict JSON."""
-    return [json.loads(line, parse_constant=refuse) for line in path.read_text("utf-8").splitlines()]
 
 
 def write(path: Path, *records: Report | Alert) -> None:

@@ -11,15 +11,16 @@ import pytest
 from esdmon.records import SCHEMA, Coverage, Report
 from esdmon.records.layer import RECORD_KEYS
 from esdmon.sinks import JsonlSink, Sink
-from tests.sinks.jsonl_files import ALERT, LAYER, REPORT, append, lines, started, write
+from tests.jsonl import records_in
+from tests.sinks.jsonl_files import ALERT, LAYER, REPORT, append, started, write
 
 
 def test_every_line_says_what_it_is(path: Path) -> None:
     """Each layer has a line, the summary and an alert too; schema, kind, run and step come first."""
     write(path, REPORT, ALERT)
-    assert [line["kind"] for line in lines(path)] == ["layer", "layer", "summary", "alert"]
-    assert {(line["schema"], line["step"]) for line in lines(path)} == {(SCHEMA, 5)}
-    assert {tuple(line)[:4] for line in lines(path)} == {("schema", "kind", "run", "step")}
+    assert [line["kind"] for line in records_in(path)] == ["layer", "layer", "summary", "alert"]
+    assert {(line["schema"], line["step"]) for line in records_in(path)} == {(SCHEMA, 5)}
+    assert {tuple(line)[:4] for line in records_in(path)} == {("schema", "kind", "run", "step")}
 
 
 def test_lines_hold_the_records(path: Path) -> None:
@@ -28,14 +29,14 @@ def test_lines_hold_the_records(path: Path) -> None:
     records = [*REPORT.to_records(), REPORT.to_summary_record(), ALERT.to_record()]
     for record in records[:2]:
         assert record.pop("emitted_step") == 5
-    assert [{**line, **record} for line, record in zip(lines(path), records, strict=True)] == lines(path)
+    assert [{**line, **record} for line, record in zip(records_in(path), records, strict=True)] == records_in(path)
 
 
 def test_what_has_not_changed_is_not_repeated(path: Path) -> None:
     """Measures are always written; a description where it changes, so that a forward fill by layer restores it."""
     later = [replace(LAYER, step=6), replace(LAYER, step=7, N=6, dead_rows=1, measures={"alpha": 2.5})]
     write(path, *(Report(layer.step, (layer,), Coverage(8, 10)) for layer in (LAYER, *later)))
-    found = [line for line in lines(path) if line["kind"] == "layer"]
+    found = [line for line in records_in(path) if line["kind"] == "layer"]
     assert "explanation" in found[0]
     assert found[1] == {
         "schema": SCHEMA,
@@ -82,7 +83,7 @@ def test_the_next_lines_are_whole_where_earlier_ones_may_be_missing(path: Path, 
             path.unlink()
     sink.write(replace(REPORT, step=6, layers=(replace(LAYER, step=6),)))
     sink.close()
-    last = [line for line in lines(path) if line["kind"] == "layer"][-1]
+    last = [line for line in records_in(path) if line["kind"] == "layer"][-1]
     assert last["step"] == 6
     assert {*RECORD_KEYS} - {*last} == {"emitted_step"}
 
@@ -90,7 +91,7 @@ def test_the_next_lines_are_whole_where_earlier_ones_may_be_missing(path: Path, 
 def test_what_is_undefined_is_null(path: Path) -> None:
     """Neither NaN nor infinity is written, be it in measures, nulls or evidence."""
     write(path, REPORT, ALERT)
-    layer, *_, alert = lines(path)
+    layer, *_, alert = records_in(path)
     assert (layer["xmin"], layer["alpha_null"], alert["evidence"]["stable_rank"], alert["time"]) == (None,) * 4
 
 
@@ -115,7 +116,7 @@ def test_what_is_written_is_seen_at_once(path: Path) -> None:
     """Another process can read during the run."""
     sink = JsonlSink(path)
     sink.alert(ALERT)
-    assert len(lines(path)) == 1
+    assert len(records_in(path)) == 1
     sink.close()
 
 
@@ -123,13 +124,13 @@ def test_a_second_run_appends(path: Path, caplog: pytest.LogCaptureFixture) -> N
     """Lines of an earlier run are unchanged, and the log warns once that the file now has two."""
     write(path, REPORT)
     assert not caplog.records
-    before = lines(path)
+    before = records_in(path)
     write(path, ALERT, ALERT)
-    assert lines(path)[:-2] == before
-    assert lines(path)[-1]["kind"] == "alert"
+    assert records_in(path)[:-2] == before
+    assert records_in(path)[-1]["kind"] == "alert"
     (message,) = caplog.messages
     assert message.startswith(f"esdmon: {path} has another run already.")
-    assert lines(path)[-1]["run"] in message
+    assert records_in(path)[-1]["run"] in message
 
 
 def test_a_run_that_is_continued_is_not_another(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -158,7 +159,7 @@ def test_evidence_that_is_no_json_leaves_no_half_line(
         sink.alert(replace(ALERT, evidence={"layers": value}))
     sink.alert(ALERT)
     sink.close()
-    assert len(lines(path)) == 1
+    assert len(records_in(path)) == 1
 
 
 def test_closing_twice_is_harmless(path: Path) -> None:

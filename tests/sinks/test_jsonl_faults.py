@@ -13,7 +13,8 @@ import pytest
 
 from esdmon.errors import InputError
 from esdmon.sinks import JsonlSink
-from tests.sinks.jsonl_files import ALERT, append, lines, started, written
+from tests.jsonl import records_in
+from tests.sinks.jsonl_files import ALERT, append, started, written
 
 
 def test_after_an_outage_it_is_written_again(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -51,7 +52,7 @@ def test_a_disk_that_is_full_for_a_while_leaves_no_torn_line(path: Path) -> None
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     sink.alert(replace(ALERT, step=4))
     sink.close()
-    assert [(line["run"], line["step"]) for line in lines(path)] == [("aa", 1), ("aa", 4)]
+    assert [(line["run"], line["step"]) for line in records_in(path)] == [("aa", 1), ("aa", 4)]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no such device on this system")
@@ -107,6 +108,6 @@ def test_the_working_directory_may_change(tmp_path: Path, monkeypatch: pytest.Mo
     sink.rewind(0)
     sink.alert(ALERT)
     sink.close()
-    assert len(lines(tmp_path / "runs/e.jsonl")) == 1
+    assert len(records_in(tmp_path / "runs/e.jsonl")) == 1
     assert list(tmp_path.glob("job/*")) == []
     assert caplog.text == ""

@@ -11,7 +11,8 @@ import pytest
 
 from esdmon.errors import InputError
 from esdmon.sinks import JsonlSink
-from tests.sinks.jsonl_files import ALERT, LINE, REPORT, lines, started, write
+from tests.jsonl import records_in
+from tests.sinks.jsonl_files import ALERT, LINE, REPORT, started, write
 
 
 def test_a_line_that_was_cut_by_a_kill_is_removed(path: Path) -> None:
@@ -21,7 +22,7 @@ def test_a_line_that_was_cut_by_a_kill_is_removed(path: Path) -> None:
     path.write_bytes(whole + b'{"schema": 1, "kind": "lay')
     write(path, ALERT)
     assert path.read_bytes().startswith(whole)
-    assert [line["kind"] for line in lines(path)] == ["layer", "layer", "summary", "alert"]
+    assert [line["kind"] for line in records_in(path)] == ["layer", "layer", "summary", "alert"]
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_a_file_without_a_whole_line_is_emptied(path: Path, content: str) -> Non
     path.parent.mkdir(parents=True)
     path.write_text(content, "utf-8")
     write(path, ALERT)
-    assert [line["kind"] for line in lines(path)] == ["alert"]
+    assert [line["kind"] for line in records_in(path)] == ["alert"]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_a_file_is_checked_where_a_link_leads(tmp_path: Path) -> None:
     with closing(started(link, "aa")) as sink:
         sink.rewind(0)
     assert link.is_symlink()
-    assert [(line["run"], line["step"]) for line in lines(path)] == [("bb", 2)]
+    assert [(line["run"], line["step"]) for line in records_in(path)] == [("bb", 2)]
     path.write_text("notes")
     with pytest.raises(InputError, match="contains something else"):
         JsonlSink(link)

@@ -8,7 +8,8 @@ import pytest
 
 from esdmon.sinks import JsonlSink
 from esdmon.sinks import lines as lines_module
-from tests.sinks.jsonl_files import ALERT, append, lines, started, written
+from tests.jsonl import records_in
+from tests.sinks.jsonl_files import ALERT, append, started, written
 
 
 @pytest.mark.parametrize(("step", "left"), [(0, []), (3, [1, 3]), (4, [1, 3]), (9, [1, 3, 5])])
@@ -91,7 +92,7 @@ def test_lines_of_an_older_version_have_no_run(path: Path) -> None:
         sink = started(path, run) if run else JsonlSink(path)
         sink.rewind(4)
         sink.close()
-        assert [line["step"] for line in lines(path)] == left
+        assert [line["step"] for line in records_in(path)] == left
 
 
 def test_of_a_large_file_only_the_end_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

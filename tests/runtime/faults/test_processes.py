@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from esdmon.spectrum import Spectrum
+from tests.jsonl import records_in
 from tests.runtime.faults.disturbed import Plugin, Run, both_modes, slowly
 from tests.summaries import without_summary
 
@@ -73,7 +74,7 @@ def test_a_fork_in_the_midst_of_work(undisturbed: list[float], tmp_path: Path) -
     run.monitor.close()
     assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
     assert run.losses == undisturbed
-    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    records = records_in(tmp_path / "a.jsonl")
     steps = [record["step"] for record in records if record["kind"] == "summary"]
     assert steps == run.steps_read == sorted(set(steps))
 
