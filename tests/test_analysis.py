@@ -204,7 +204,7 @@ def test_measures_can_be_chosen() -> None:
     ],
     ids=["measure", "precision", "layers"],
 )
-def test_wrong_arguments_are_told(options: dict[str, object], message: str) -> None:
+def test_wrong_arguments_are_refused(options: dict[str, object], message: str) -> None:
     """One sentence with what was got."""
     with pytest.raises(InputError, match=message):
         esdmon.analyze(network(), **options)  # type: ignore[arg-type]

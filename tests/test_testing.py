@@ -54,7 +54,7 @@ COUNT = count()
     ],
     ids=["raises", "rubbish", "elsewhere", "random", "fragile", "silent"],
 )
-def test_a_rule_that_misbehaves_is_told(rule: AlertRule, message: str) -> None:
+def test_a_rule_that_misbehaves_fails_the_check(rule: AlertRule, message: str) -> None:
     """What it gave, and on what."""
     with pytest.raises(AssertionError, match=message):
         check_rule(rule)
@@ -117,7 +117,7 @@ def spoils(spectrum: Spectrum) -> float:
     ],
     ids=["raises", "no-number", "random", "spoils"],
 )
-def test_a_measure_that_misbehaves_is_told(compute: object, message: str) -> None:
+def test_a_measure_that_misbehaves_fails_the_check(compute: object, message: str) -> None:
     """With its name, and on what."""
     with pytest.raises((AssertionError, ValueError), match=message):
         check_measure(Measure("mine", compute))  # type: ignore[arg-type]
@@ -136,7 +136,7 @@ class Fragile:
     def close(self) -> None: ...
 
 
-def test_a_sink_that_misbehaves_is_told() -> None:
+def test_a_sink_that_misbehaves_fails_the_check() -> None:
     """With the call."""
     with pytest.raises(AssertionError, match=r"Fragile raises in write, at step 10: .*a layer is not ok"):
         check_sink(Fragile)
@@ -144,7 +144,7 @@ def test_a_sink_that_misbehaves_is_told() -> None:
         check_sink(object)  # type: ignore[arg-type]
 
 
-def test_a_host_that_steers_is_told() -> None:
+def test_a_host_that_steers_fails_the_check() -> None:
     """A watched training that draws one more random number."""
 
     def train(watched: bool) -> tuple[list[float], nn.Module]:  # noqa: FBT001 -- as the kit calls it

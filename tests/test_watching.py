@@ -169,7 +169,7 @@ def test_an_optimizer_that_calls_its_closure_often_steps_once() -> None:
     assert monitor.steps == 1
 
 
-def test_an_optimizer_of_another_model_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_optimizer_of_another_model_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """It would count the steps of the wrong training."""
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
     esdmon.watch(network(), optimizer, every=1, budget=None, sinks=None).close()
@@ -207,7 +207,7 @@ def test_without_an_optimizer_the_loop_calls_step() -> None:
     assert monitor.report.step == 4
 
 
-def test_a_nan_in_a_weight_is_told_and_training_goes_on() -> None:
+def test_a_nan_in_a_weight_is_reported_and_training_goes_on() -> None:
     """The run ends as it would have ended."""
     model, sink = network(), MemorySink()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -306,7 +306,7 @@ def test_rank_collapse_is_found_in_training(alerts: str | list[str] | None) -> N
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_wrong_arguments_are_told_before_training(options: dict[str, object], message: str) -> None:
+def test_wrong_arguments_are_refused_before_training(options: dict[str, object], message: str) -> None:
     """A ValueError of one sentence."""
     arguments: dict[str, object] = {"model": network(), "sinks": []} | options
     with pytest.raises(ValueError, match=message) as caught:

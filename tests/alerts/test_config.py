@@ -173,14 +173,14 @@ def test_what_is_wrong_with_a_rule_of_ones_own_has_its_remedy(text: str, message
         ),
     ],
 )
-def test_what_is_wrong_is_told_with_file_key_and_what_is_allowed(text: str, message: str, tmp_path: Path) -> None:
+def test_errors_name_file_and_key_and_what_is_allowed(text: str, message: str, tmp_path: Path) -> None:
     path = write(tmp_path, text)
     with pytest.raises(InputError, match=message) as raised:
         load_config(path, RULES)
     assert str(path) in str(raised.value)
 
 
-def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.toml'?: file not found"):
         load_config(tmp_path / "none.toml", RULES)
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
@@ -223,7 +223,7 @@ def test_a_rule_of_ones_own_takes_the_place_of_the_one_of_its_name(order: tuple[
         ),
     ],
 )
-def test_what_is_no_rule_is_told(alerts: list[object], message: str) -> None:
+def test_anything_but_a_rule_is_refused(alerts: list[object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         select_rules(alerts, RULES)
 

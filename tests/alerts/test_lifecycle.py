@@ -37,7 +37,7 @@ def one(pattern: str) -> list[Report]:
     return run(*([0] if mark == "x" else [] for mark in pattern), names=["fc1"])
 
 
-def test_an_alert_is_told_when_it_begins_and_when_it_ends() -> None:
+def test_an_alert_is_sent_when_it_begins_and_when_it_ends() -> None:
     """And not between; `time` is that of the report."""
     manager = AlertManager([LOW])
     alerts = [alert for each in one(".xxxxx......") for alert in manager.take(each, time=100.0 + each.step)]
@@ -98,7 +98,7 @@ def test_the_life_of_an_alert(pattern: str, expected: list[tuple[int, str]]) -> 
     assert steps(alerts_of(LOW, one(pattern))) == expected
 
 
-def test_a_layer_on_a_border_is_told_ever_more_rarely() -> None:
+def test_a_layer_on_a_border_is_announced_ever_more_rarely() -> None:
     """Two hundred flaps are a handful of messages."""
     fired = [step for step, state in steps(alerts_of(LOW, one("xxx..." * 200))) if state == "firing"]
     assert len(fired) <= 8
@@ -182,7 +182,7 @@ def test_a_rule_that_is_not_asked_any_more_does_not_fire() -> None:
     assert [alert for each in one("....") for alert in second.take(each, time=0.0)] == []
 
 
-def test_severities_are_told_apart() -> None:
+def test_severities_have_alerts_of_their_own() -> None:
     """A notice about fifty layers does not hide a warning about one, nor makes it fifty."""
 
     def find(history: History) -> Iterable[Finding]:
@@ -275,7 +275,7 @@ def test_a_rule_is_given_the_readings_that_count_and_what_its_alert_began_on() -
 
 
 @given(st.text("x.", min_size=1, max_size=60), st.integers(0, 60))
-def test_a_run_that_is_resumed_tells_what_one_that_was_not_does(pattern: str, cut: int) -> None:
+def test_a_run_that_is_resumed_sends_the_alerts_of_one_that_was_not(pattern: str, cut: int) -> None:
     """At any point: between pending and firing, while it fires, in the cool-down. The state is plain JSON."""
     reports = one(pattern)
     first_to_last, first = AlertManager([LOW]), AlertManager([LOW])

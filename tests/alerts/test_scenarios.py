@@ -57,7 +57,7 @@ def test_the_healthy_twin_raises_nothing(scenario: Scenario) -> None:
     assert monitor.errors == ()
 
 
-def test_a_small_network_that_has_learned_all_of_its_data_wakes_nobody() -> None:
+def test_a_small_network_that_has_learned_all_of_its_data_raises_no_warning() -> None:
     """Its alpha falls below 2, the ERG tail confirms that, and it is right on what is held back."""
     torch.manual_seed(0)
     task = TASKS["MLP, 64 inputs, fast"]()

@@ -59,7 +59,7 @@ def test_it_ends_when_a_report_arrives_and_not_at_the_step_of_that_report() -> N
 
 def test_it_is_silent_where_that_rule_is_not_asked_or_reports_come() -> None:
     off, on = Watchdog(None), Watchdog(RULES["stale_monitor"])
-    told: list[Alert | None] = [off.due(step) for step in range(1, 200)]
+    alerts: list[Alert | None] = [off.due(step) for step in range(1, 200)]
     for step in range(1, 200):
-        told += [on.due(step), on.report(step)]
-    assert set(told) == {None}
+        alerts += [on.due(step), on.report(step)]
+    assert set(alerts) == {None}

@@ -152,8 +152,8 @@ def table(outcomes: list[Outcome]) -> str:
         readings = sum(outcome.readings for outcome in group)
         before, after = (sum(getattr(o, key) for o in group) / len(group) for key in ("before", "after"))
         alerts = sum((outcome.alerts for outcome in group), Counter[str]())
-        told = ", ".join(f"{rule} {count}" for rule, count in alerts.items()) or "none"
-        lines.append(f"| {task} | {len(group)} | {optimizers} | {readings} | {before:.2f} → {after:.2f} | {told} |")
+        counts = ", ".join(f"{rule} {count}" for rule, count in alerts.items()) or "none"
+        lines.append(f"| {task} | {len(group)} | {optimizers} | {readings} | {before:.2f} → {after:.2f} | {counts} |")
     wrong = sum(bool(outcome.alerts) for outcome in outcomes)
     readings = sum(outcome.readings for outcome in outcomes)
     lines.append(f"| all | {len(outcomes)} | | {readings} | | {wrong} of {len(outcomes)} runs |")

@@ -53,11 +53,11 @@ class Repeater:
             self.kept[now.name] = now
             return
         self.saved += 1
-        told = self.kept[now.name]
-        self.other_phases += told.phase is not now.phase
-        difference = abs(now.measures["alpha"] - told.measures["alpha"])
+        shown = self.kept[now.name]
+        self.other_phases += shown.phase is not now.phase
+        difference = abs(now.measures["alpha"] - shown.measures["alpha"])
         self.all.append((difference, difference / now.measures["alpha_stderr"]))
-        if now.alpha_is_meaningful and told.alpha_is_meaningful:
+        if now.alpha_is_meaningful and shown.alpha_is_meaningful:
             self.meaningful.append(self.all[-1])
 
     def __str__(self) -> str:

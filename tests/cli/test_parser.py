@@ -47,7 +47,7 @@ def test_no_command_is_a_question(capsys: pytest.CaptureFixture[str]) -> None:
     assert captured.err == ""
 
 
-def test_help_of_the_demo_tells_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_the_demo_states_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     """What is run without options can be read."""
     with pytest.raises(SystemExit, match=r"^0$"):
         main(["demo", "--help"])

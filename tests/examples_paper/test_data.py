@@ -23,7 +23,7 @@ def test_sets_are_the_same_each_time_and_standardised(make: type) -> None:
     assert float(first.train.images.std()) == pytest.approx(1, abs=1e-5)
 
 
-def test_difficulty_is_the_share_of_variance_that_tells_nothing() -> None:
+def test_difficulty_is_the_share_of_variance_without_information() -> None:
     """At 0 images of one prototype are shifted copies; at .9 they hardly resemble each other."""
 
     def nearest(difficulty: float) -> float:
@@ -68,7 +68,7 @@ def test_mnist_from_its_own_files(packed: bool, tmp_path: Path) -> None:  # noqa
     assert found.test.labels.tolist() == [n % 10 for n in range(12)]
 
 
-def test_a_damaged_file_of_mnist_is_told(tmp_path: Path) -> None:
+def test_a_damaged_file_of_mnist_is_refused(tmp_path: Path) -> None:
     """By its name."""
     write_mnist(tmp_path, packed=False)
     path = tmp_path / "t10k-images-idx3-ubyte"

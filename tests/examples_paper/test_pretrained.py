@@ -124,15 +124,15 @@ def test_readings_stand_beside_published_ones(form: str, tmp_path: Path, capsys:
     auxiliary, last = cells(shown.out)
     assert auxiliary[:3] == ["inception_v3", "AuxLogits.fc (L226)", "1000 × 768"]
     assert last[:3] == ["inception_v3", "fc (L302)", "1000 × 2048"]
-    told = [[cell.partition(" (")[2].rstrip(")") for cell in row[3:8]] for row in (auxiliary, last)]
-    assert told == [["5.257", "", "", "1.133", "118 or 15"], ["4.484", "", "", "1.024", "100"]]
+    changes = [[cell.partition(" (")[2].rstrip(")") for cell in row[3:8]] for row in (auxiliary, last)]
+    assert changes == [["5.257", "", "", "1.133", "118 or 15"], ["4.484", "", "", "1.024", "100"]]
     for row, n in ((auxiliary, 1000), (last, 2048)):
         assert float(row[6].split()[0]) == pytest.approx(DEVIATION * math.sqrt(n), rel=0.02)
         assert (row[7].split()[0], row[8]) == ("0", "random-like")
     assert "σ is in units of WᵀW" in shown.out
 
 
-def test_what_is_not_in_a_file_is_told_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_what_is_not_in_a_file_is_reported_and_the_rest_is_read(tmp_path: Path) -> None:
     """AlexNet's last layer in a file of its own, in float64, and the two others missing."""
     path = tmp_path / "a.pth"
     torch.save(noise({"classifier.6": (1000, 4096)}), path)

@@ -40,7 +40,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Result]]
     }
 
 
-def test_the_report_tells_what_was_measured(results: dict[str, list[Result]], tmp_path: Path) -> None:
+def test_the_report_contains_what_was_measured(results: dict[str, list[Result]], tmp_path: Path) -> None:
     """Phases, ranks and accuracy as in the results; a median over seeds with its range; pictures beside it."""
     text = write_report(results, tmp_path)
     assert (tmp_path / "report.md").read_text() == text
@@ -55,7 +55,7 @@ def test_the_report_tells_what_was_measured(results: dict[str, list[Result]], tm
     assert len(json.loads((tmp_path / "report.json").read_text())) == 8
 
 
-def test_rises_are_told(results: dict[str, list[Result]], tmp_path: Path) -> None:
+def test_rises_are_reported(results: dict[str, list[Result]], tmp_path: Path) -> None:
     """A measure that does not fall with the batch size is named with the sizes and the seed."""
     backwards = [
         Result(**{field: getattr(run, field) for field in Result.__dataclass_fields__} | {"recipe": swapped})
@@ -92,7 +92,7 @@ def test_the_command_runs_reports_and_resumes(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == stamps
 
 
-def test_an_unknown_experiment_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_experiment_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     """With those that there are."""
     with pytest.raises(SystemExit, match="2"):
         command.main(["--quick", "--only", "batchsize"])

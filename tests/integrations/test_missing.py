@@ -30,7 +30,7 @@ def run(script: str, *packages: str) -> str:
         found = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *rest: None if name in {blocked!r} else found(name, *rest)
         import esdmon, torch
-        def told(call):
+        def fails(call):
             try:
                 call()
             except ValueError as error:
@@ -50,19 +50,23 @@ def run(script: str, *packages: str) -> str:
     [
         (
             "tensorboard",
-            "import esdmon_tensorboard; told(lambda: esdmon.watch(torch.nn.Linear(64, 64), sinks='tensorboard:x'))",
+            "import esdmon_tensorboard; fails(lambda: esdmon.watch(torch.nn.Linear(64, 64), sinks='tensorboard:x'))",
             "tensorboard",
         ),
-        ("wandb", "import esdmon_wandb; told(lambda: esdmon.watch(torch.nn.Linear(64, 64), sinks='wandb'))", "wandb"),
+        (
+            "wandb",
+            "import esdmon_wandb; fails(lambda: esdmon.watch(torch.nn.Linear(64, 64), sinks='wandb'))",
+            "wandb",
+        ),
         *(
-            (package, f"told(lambda: esdmon.watch(torch.nn.Linear(64, 64), sinks='{extra}'))", extra)
+            (package, f"fails(lambda: esdmon.watch(torch.nn.Linear(64, 64), sinks='{extra}'))", extra)
             for package, extra in (("mlflow", "mlflow"), ("comet_ml", "comet"))
         ),
-        ("lightning", "told(lambda: __import__('esdmon_lightning'))", "lightning"),
-        ("transformers", "told(lambda: __import__('esdmon_transformers'))", "transformers"),
+        ("lightning", "fails(lambda: __import__('esdmon_lightning'))", "lightning"),
+        ("transformers", "fails(lambda: __import__('esdmon_transformers'))", "transformers"),
         (
             "matplotlib",
-            "import esdmon.present as p; told(lambda: p.draw_esd(esdmon.analyze(torch.nn.Linear(64, 64)).layers[0]))",
+            "import esdmon.present as p; fails(lambda: p.draw_esd(esdmon.analyze(torch.nn.Linear(64, 64)).layers[0]))",
             "demo",
         ),
     ],
@@ -70,10 +74,10 @@ def run(script: str, *packages: str) -> str:
 )
 def test_the_first_use_says_what_to_install(package: str, script: str, extra: str) -> None:
     """In one sentence, with the pip line."""
-    told = run(script, package)
-    assert told.startswith("MissingExtraError ")
-    assert f'python -m pip install "esdmon[{extra}]"' in told
-    assert told.count("\n") == 1
+    printed = run(script, package)
+    assert printed.startswith("MissingExtraError ")
+    assert f'python -m pip install "esdmon[{extra}]"' in printed
+    assert printed.count("\n") == 1
 
 
 def test_with_none_of_them_the_core_works(tmp_path: object) -> None:

@@ -109,7 +109,7 @@ def test_an_overview_and_the_alerts_stand_before_all_else(tmp_path: Path) -> Non
     assert min(tags["images"] + tags["scalars"] + tags["histograms"]) == "esdmon/overview"
 
 
-def test_a_resumed_run_tells_the_alerts_that_fired_before(tmp_path: Path) -> None:
+def test_a_resumed_run_lists_the_alerts_that_fired_before(tmp_path: Path) -> None:
     """From the first text on, in a process that has not seen them."""
     before = timeline_of(report_of("ab", 20), ALERT)
     sink = TensorBoardSink.open(str(tmp_path))

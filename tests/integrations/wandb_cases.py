@@ -248,7 +248,7 @@ def alerts_of_a_finished_run(folder: Path) -> str:
     with begin(folder) as run:
         sink = WandbSink(run)
     try:
-        sink.alert(Alert("1", "rule", "warning", "firing", "a", ("a",), 1, 1, "told"))
+        sink.alert(Alert("1", "rule", "warning", "firing", "a", ("a",), 1, 1, "a message"))
     except RuntimeError as error:
         return str(error)
     return ""
@@ -272,7 +272,7 @@ def rewound(folder: Path) -> list[float]:
 def resumed(folder: Path) -> None:
     """By a process that has not seen the alert, in a run that is begun after `watch()`."""
     course = Timeline()
-    course.alert(Alert("1", "rule", "warning", "firing", "a", ("a",), 1, 1, "told"))
+    course.alert(Alert("1", "rule", "warning", "firing", "a", ("a",), 1, 1, "a message"))
     sink = ActiveRunSink()
     sink.rewind(1)
     sink.resume(course)

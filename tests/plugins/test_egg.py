@@ -24,6 +24,7 @@ from esdmon.plugins import registry
 from esdmon.sinks import Sink
 from esdmon.testing import check_measure, check_rule, check_sink
 from tests.clocks import FakeClock
+from tests.jsonl import records_in
 from tests.limits import set_limits
 
 EGG = Path(__file__).parents[2] / "examples" / "plugin_egg"
@@ -90,7 +91,7 @@ def test_its_measure_its_rule_and_its_sink_are_there(use: Use, tmp_path: Path) -
     assert losses == train()[0]
     assert monitor is not None
     assert monitor.errors == ()
-    records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    records = records_in(tmp_path / "a.jsonl")
     shares = [record["top_share"] for record in records if record.get("name") == "fc1"]
     assert len(shares) == STEPS / 2
     assert all(0.5 < share < 1 for share in shares)
@@ -242,8 +243,8 @@ def test_however_it_is_broken_the_run_goes_on_and_the_message_names_plugin_hook_
     with caplog.at_level(logging.WARNING, "esdmon"):
         losses, monitor = train(sinks=sinks)
     assert losses == train()[0]
-    told = [record.getMessage() for record in caplog.records if message.format(csv=path) in record.getMessage()]
-    assert len(told) == 1, caplog.text
+    lines = [record.getMessage() for record in caplog.records if message.format(csv=path) in record.getMessage()]
+    assert len(lines) == 1, caplog.text
     assert monitor is not None
     steps = [json.loads(line)["step"] for line in (tmp_path / "a.jsonl").read_text().splitlines() if "summary" in line]
     assert steps == list(range(2, STEPS + 1, 2))

@@ -23,7 +23,7 @@ from esdmon.weights import Matrix, stacks
 from tests.plugins.given import BUILT_IN_SCHEMES, SCHEMES, AddsMeasure, small_model, warnings
 from tests.rules import ALWAYS
 
-ALERT = Alert("a", "always", "warning", "firing", "0", ("0",), step=1, since=1, message="0: told by a plugin.")
+ALERT = Alert("a", "always", "warning", "firing", "0", ("0",), step=1, since=1, message="0: found by a plugin.")
 
 
 class AddsRule:
@@ -38,11 +38,11 @@ class Listener:
     """A plugin that keeps the alerts that it gets."""
 
     def __init__(self) -> None:
-        self.told: list[Alert] = []
+        self.alerts: list[Alert] = []
 
     @hookimpl
     def esdmon_on_alert(self, alert: Alert) -> None:
-        self.told.append(alert)
+        self.alerts.append(alert)
 
 
 class LateListener(Listener):
@@ -135,13 +135,13 @@ def test_a_plugin_adds_a_rule() -> None:
     assert [(alert.id, alert.step) for alert in sink.alerts] == [("always", 1)]
 
 
-def test_a_plugin_is_told_of_alerts() -> None:
+def test_a_plugin_is_called_with_alerts() -> None:
     """Of the same ones as the sinks."""
     listener = Listener()
     with esdmon.watch(small_model(), every=1, budget=None, sinks=[], plugins=[AddsRule(), listener]) as monitor:
         monitor.step()
-    assert [alert.id for alert in listener.told] == ["always"]
-    assert tuple(listener.told) == monitor.alerts
+    assert [alert.id for alert in listener.alerts] == ["always"]
+    assert tuple(listener.alerts) == monitor.alerts
 
 
 def test_a_plugin_adds_a_kind_of_layer() -> None:
@@ -197,7 +197,7 @@ def test_a_plugin_that_fails_on_an_alert_stops_no_other(caplog: pytest.LogCaptur
     """Whether it is called before or after them."""
     early, late = Listener(), LateListener()
     Plugins([early, RaisesOnAlert(), late]).on_alert(ALERT)
-    assert (early.told, late.told) == ([ALERT], [ALERT])
+    assert (early.alerts, late.alerts) == ([ALERT], [ALERT])
     (warning,) = warnings(caplog)
     assert warning.startswith("hook esdmon_on_alert (plugin 'RaisesOnAlert') failed at step 1: RuntimeError: a.")
 
@@ -225,7 +225,7 @@ def test_a_hook_that_keeps_failing_is_paused_and_tried_again(caplog: pytest.LogC
         faults.advance()
         plugins.on_alert(replace(ALERT, step=step))
     assert plugin.called == [1, 2, 3, 13, 14, 15, 16]
-    assert len(other.told) == 16
+    assert len(other.alerts) == 16
     (fault,) = faults
     assert (fault.who, fault.count, fault.in_a_row, fault.disabled) == (
         "hook esdmon_on_alert (plugin 'RecoversAtStep')",
@@ -394,7 +394,7 @@ class Wrapping:
     ],
     ids=["no hooks", "first", "wrapper"],
 )
-def test_mistakes_of_authors_are_told(plugin: object, warning: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_mistakes_of_authors_are_logged(plugin: object, warning: str, caplog: pytest.LogCaptureFixture) -> None:
     """One line each, and what is built in stands."""
     plugins = Plugins([plugin])
     assert plugins.measures["alpha"] in measures.BUILT_IN_MEASURES

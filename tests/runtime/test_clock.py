@@ -106,7 +106,7 @@ def test_an_optimizer_that_is_replaced_is_named(caplog: pytest.LogCaptureFixture
     assert len(warnings(caplog)) == 1
 
 
-def test_optimizers_of_other_weights_are_nobodys_business(caplog: pytest.LogCaptureFixture) -> None:
+def test_optimizers_of_other_weights_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:
     """A generator beside its discriminator, or several of one model that share no weight."""
     model, other = network(), network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

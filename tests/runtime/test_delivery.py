@@ -180,21 +180,21 @@ def test_the_run_that_is_resumed_goes_on_under_its_id() -> None:
     class Files(Keeps):
         def __init__(self) -> None:
             super().__init__()
-            self.told: list[str | int] = []
+            self.seen: list[str | int] = []
 
         def start(self, run: str) -> None:
-            self.told.append(run)
+            self.seen.append(run)
 
         def rewind(self, step: int) -> None:
-            self.told.append(step)
+            self.seen.append(step)
 
     one, two = Files(), Files()
     first = Monitor(Reads(), schedule=every(1), sinks=[("m", one)])
     first.step()
     second = Monitor(Reads(), schedule=every(1), sinks=[("m", two)])
     second.load_state_dict(first.state_dict())
-    own, run, step = two.told
-    assert (run, step) == (one.told[0], 1)
+    own, run, step = two.seen
+    assert (run, step) == (one.seen[0], 1)
     assert own != run
 
 

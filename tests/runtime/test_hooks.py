@@ -128,7 +128,7 @@ def test_a_scheduler_that_wraps_the_step_does_not_count_it_twice() -> None:
     assert monitor.steps == 3
 
 
-def test_optimizers_that_step_in_backward_are_told_what_to_do(caplog: pytest.LogCaptureFixture) -> None:
+def test_optimizers_that_step_in_backward_are_logged_with_the_remedy(caplog: pytest.LogCaptureFixture) -> None:
     """One for each parameter: at the step of one, the others are old. Nothing is read then, which is logged once."""
     model = network()
     optimizers = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}

@@ -53,27 +53,27 @@ def test_a_schedule_that_raises_reaches_no_loop() -> None:
 
 def test_alerts_go_to_the_log_the_sinks_and_who_asked_once(caplog: pytest.LogCaptureFixture) -> None:
     """One that goes on holding is not announced again; a rule that raises hides no other."""
-    sink, told = MemorySink(), list[Alert]()
+    sink, seen = MemorySink(), list[Alert]()
     book = AlertManager([AlertRule("raising", raising), ALWAYS])
     monitor = Monitor(
         Reads(),
         schedule=every(1),
         sinks=[("m", sink)],
         alerts=book,
-        actions=Actions(calls=(("on_alert", told.append),)),
+        actions=Actions(calls=(("on_alert", seen.append),)),
     )
     with caplog.at_level(logging.WARNING, "esdmon"):
         for _ in range(5):
             monitor.step()
     assert [alert.id for alert in monitor.alerts] == ["always"]
-    assert sink.alerts == told == list(monitor.alerts)
+    assert sink.alerts == seen == list(monitor.alerts)
     assert [record.getMessage() for record in caplog.records].count("esdmon: always: it holds, at step 1.") == 1
     assert sink.reports[-1].summary["alert_always"] == 1
 
 
 def test_an_action_that_fails_loses_no_alert(caplog: pytest.LogCaptureFixture) -> None:
     """Sinks, a function of the user's: each is tried, and the log has it in any case."""
-    sink, told = MemorySink(), list[Alert]()
+    sink, seen = MemorySink(), list[Alert]()
 
     def failing(_alert: Alert) -> None:
         raise ConnectionError("nobody answers")
@@ -83,10 +83,10 @@ def test_an_action_that_fails_loses_no_alert(caplog: pytest.LogCaptureFixture) -
         schedule=every(1),
         sinks=[("broken", RaisingSink()), ("m", sink)],
         alerts=AlertManager([ALWAYS]),
-        actions=Actions(calls=(("on_alert", failing), ("another", told.append)), asks_to_stop=lambda _alert: 1 / 0 > 0),
+        actions=Actions(calls=(("on_alert", failing), ("another", seen.append)), asks_to_stop=lambda _alert: 1 / 0 > 0),
     )
     monitor.step()
-    assert len(monitor.alerts) == len(sink.alerts) == len(told) == 1
+    assert len(monitor.alerts) == len(sink.alerts) == len(seen) == 1
     assert "always: it holds" in caplog.text
     assert [fault.who for fault in monitor.errors] == ["sink broken", "on_alert", "asks_to_stop"]
     monitor.close()  # else its sink fails when it is collected, in the log of another test
@@ -132,7 +132,7 @@ def test_an_exception_in_the_loop_closes_and_passes() -> None:
     assert len(sink.reports) == 1
 
 
-def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_shorter_than_its_cadence_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing was read, and the log says why."""
     monitor = Monitor(Reads(), schedule=every(200))
     monitor.step()
@@ -140,7 +140,7 @@ def test_a_run_shorter_than_its_cadence_is_told(caplog: pytest.LogCaptureFixture
     assert "nothing was read in 1 step, since none was due: lower every=" in caplog.text
 
 
-def test_a_run_that_was_broken_off_is_not_told_so(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_was_broken_off_is_not_logged_as_too_short(caplog: pytest.LogCaptureFixture) -> None:
     """Its length says nothing about `every`."""
 
     def loop() -> None:
@@ -228,10 +228,10 @@ ODD = AlertRule("odd", _odd, checks=1, clear=1, counts="reports")
 
 def test_an_action_that_saves_a_checkpoint_keeps_the_order() -> None:
     """Two reports come at once; the first alert's action asks for the state, and so comes back into the monitor."""
-    sink, told, states = MemorySink(), list[tuple[str, str, int]](), list[Any]()
+    sink, seen, states = MemorySink(), list[tuple[str, str, int]](), list[Any]()
 
     def save(alert: Alert) -> None:
-        told.append((alert.rule, alert.state, alert.step))
+        seen.append((alert.rule, alert.state, alert.step))
         states.append(monitor.state_dict())
 
     book, actions = AlertManager([ALWAYS, ODD]), Actions(calls=(("save", save),))
@@ -239,7 +239,7 @@ def test_an_action_that_saves_a_checkpoint_keeps_the_order() -> None:
     monitor.step()
     monitor.step()
     expected = [("always", "firing", 1), ("odd", "firing", 1), ("odd", "resolved", 2)]
-    assert told == expected
+    assert seen == expected
     assert [(alert.rule, alert.state, alert.step) for alert in sink.alerts] == expected
     assert [report.step for report in sink.reports] == [1, 2]
     # Both alerts of the first report are in the state that is saved on the first of them: a resumed run repeats none.

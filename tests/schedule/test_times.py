@@ -65,7 +65,7 @@ def test_schedules_are_joined() -> None:
     ],
     ids=["per_decade", "at", "union"],
 )
-def test_wrong_schedules_are_told(make: Any, arguments: list[Any], message: str) -> None:
+def test_wrong_schedules_are_refused(make: Any, arguments: list[Any], message: str) -> None:
     """At construction."""
     with pytest.raises(InputError, match=message):
         make(*arguments)

@@ -81,7 +81,7 @@ def test_another_shape_has_other_laws() -> None:
     assert len(laws(_profile(rng, 64, 64))) == 1
 
 
-def test_a_reader_that_is_saved_computes_its_laws_anew_as_one_that_resumes_from_it_does() -> None:
+def test_a_reader_that_is_saved_computes_its_laws_again_as_one_that_resumes_from_it_does() -> None:
     rng = np.random.default_rng(3)
     weight = torch.from_numpy(scaled(rng, rng.standard_normal((128, 64)), 0.2)).float()
     measures = [measure for measure in BUILT_IN_MEASURES if measure.name == "bulk_edge"]

@@ -37,7 +37,7 @@ def test_wrong_input_is_refused(lam: list[float], shape: tuple[int, int], messag
 
 
 @pytest.mark.parametrize(("rank", "dtype"), [(128, "float32"), (256, "float32"), (128, "bfloat16"), (256, "float16")])
-def test_zeros_are_told_at_the_precision_of_the_weight(rank: int, dtype: str) -> None:
+def test_zeros_are_recognised_at_the_precision_of_the_weight(rank: int, dtype: str) -> None:
     """A matrix rounded to its dtype has the rank that it was made with, where LAPACK's bound exceeds 1 too."""
     rng = np.random.default_rng(0)
     matrix = rng.standard_normal((512, rank)) @ rng.standard_normal((rank, 256))

@@ -137,7 +137,7 @@ def test_a_spike_on_few_elements_is_localised() -> None:
         assert loc.over_spikes(quantity)(spectrum) < 0.7 * loc.over_bulk(quantity)(spectrum)
 
 
-def test_vectors_of_slices_are_told_apart_by_the_one_bulk() -> None:
+def test_vectors_of_slices_are_distinguished_by_the_one_bulk() -> None:
     """Means over spikes and over the bulk count each vector once, as many as the bulk has spikes and others."""
     rng = np.random.default_rng(0)
     n, m = 200, 64

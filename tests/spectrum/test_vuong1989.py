@@ -48,7 +48,7 @@ def test_equals_the_powerlaw_package(other: str) -> None:
         ("truncated_power_law", lambda rng: 1 + rng.gamma(1.0, 2.0, size=2000)),
     ],
 )
-def test_tells_the_true_law(other: str, draw: Callable[[np.random.Generator], Floats]) -> None:
+def test_prefers_the_true_law(other: str, draw: Callable[[np.random.Generator], Floats]) -> None:
     """Over the whole of such data the power law loses; over Pareto data it is not refused."""
     rng = np.random.default_rng(3)
     x = np.sort(draw(rng))

@@ -52,7 +52,7 @@ JUMPS = {
 
 
 @pytest.mark.parametrize("name", JUMPS)
-def test_a_jump_is_told_and_lasts_until_it_is_taken_back(name: str) -> None:
+def test_a_jump_is_reported_and_lasts_until_it_is_taken_back(name: str) -> None:
     """However long: the baseline is that from before it, also for what comes after: the way back is not a jump."""
     measure, before, after = JUMPS[name]
     checks = RULES[name].checks
@@ -61,7 +61,7 @@ def test_a_jump_is_told_and_lasts_until_it_is_taken_back(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", JUMPS)
-def test_no_jump_is_told_before_there_is_a_baseline(name: str) -> None:
+def test_no_jump_is_reported_before_there_is_a_baseline(name: str) -> None:
     """Early training is all jumps."""
     measure, before, after = JUMPS[name]
     assert series(name, measure, [before] * 3 + [after] * 20) == []
@@ -135,7 +135,7 @@ def test_spikes_that_the_scales_explain_now_are_no_regression(
     assert [alert.state for alert in alerts] == raised
 
 
-def test_scale_collapse_is_told_however_slowly_it_comes() -> None:
+def test_scale_collapse_is_reported_however_slowly_it_comes() -> None:
     """Against the first reading of the run, and not the last ones; it is resolved at a fifth."""
     values = [*np.geomspace(4.0, 0.35, 60), 0.5, 0.6, 0.7, 0.9, 0.9, 0.9]
     ((fired, _), (resolved, _)) = series("scale_collapse", "frobenius_norm", values)
@@ -160,7 +160,7 @@ def test_one_phase_back_is_no_regression_nor_is_what_has_no_place_in_the_order(p
     ],
     ids=["blew-up", "came-back", "moved", "from-zero"],
 )
-def test_an_explosion_before_the_first_reading_is_told(
+def test_an_explosion_before_the_first_reading_is_reported(
     moved: float, norms: list[float], expected: list[tuple[int, str]]
 ) -> None:
     """Of 4, say; there is nothing to expect yet, but it is known how far it has moved."""

@@ -13,7 +13,7 @@ from esdmon.records import INACTIVE, Report
 from tests.alerts.histories import RULES, alerts_of, reading, report, steps
 
 
-def test_nan_is_told_at_once_and_when_it_was_not_there() -> None:
+def test_nan_is_reported_at_once_with_the_last_finite_step() -> None:
     """One reading is enough; the last good step is where to go back to."""
     bad = replace(reading(20), status="nonfinite", reason="3 of 9 elements are NaN or infinite")
     alerts = alerts_of(RULES["non_finite"], [report(10, reading(10)), report(20, bad), report(30, reading(30))])
@@ -135,7 +135,7 @@ def test_a_layer_that_weight_decay_alone_moves_is_dead() -> None:
     ],
     ids=["a-gradient-too", "other-steps-between", "no-decay", "not-in-optimizer", "not-sampled", "zero"],
 )
-def test_a_layer_that_gradients_move_or_that_nobody_knows_of_is_not_dead(fields: dict[str, Any]) -> None:
+def test_a_layer_that_gradients_move_or_whose_moves_are_unknown_is_not_dead(fields: dict[str, Any]) -> None:
     """A step that turns the weight, a move that decay does not reach, a script that scales the weight."""
     assert alerts_of(RULES["dead_layer"], (decaying(step, **fields) for step in range(50, 1001, 50))) == []
 
@@ -165,7 +165,7 @@ def test_layers_that_all_decay_are_not_dead() -> None:
     ],
     ids=["frozen", "not-in-optimizer", "no-optimizer", "all-still", "converged", "zero"],
 )
-def test_a_layer_that_is_meant_to_stand_still_wakes_nobody(fields: dict[str, Any], severity: str | None) -> None:
+def test_a_layer_that_is_meant_to_stand_still_raises_no_warning(fields: dict[str, Any], severity: str | None) -> None:
     """Frozen in the optimizer is a notice; a warm-up from learning rate zero, a LoRA B that is zero are nothing."""
     alerts = alerts_of(
         RULES["dead_layer"], [report(2, reading(2), reading(2, "dead")), *(still(s, **fields) for s in range(3, 20))]

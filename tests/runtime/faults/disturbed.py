@@ -79,6 +79,6 @@ def slowly(_spectrum: Spectrum) -> float:
     return 1.0
 
 
-def told(caplog: pytest.LogCaptureFixture, words: str) -> int:
-    """How often the log says it."""
+def n_logged(caplog: pytest.LogCaptureFixture, words: str) -> int:
+    """How many warnings contain these words."""
     return sum(words in record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING)

@@ -1,6 +1,5 @@
 """Weights, measures, rules and schedules that fail beside a training: it ends as without a monitor."""
 
-import json
 import math
 import threading
 from pathlib import Path
@@ -12,7 +11,8 @@ from torch import nn
 
 from esdmon.alerts import AlertRule
 from esdmon.spectrum import Spectrum
-from tests.runtime.faults.disturbed import STEPS, Plugin, Run, both_modes, told
+from tests.jsonl import records_in
+from tests.runtime.faults.disturbed import STEPS, Plugin, Run, both_modes, n_logged
 
 
 @both_modes
@@ -33,7 +33,7 @@ def test_weights_that_are_nan(mode: str, caplog: pytest.LogCaptureFixture) -> No
     assert runs[0].monitor.errors == ()
     assert [alert.layers for alert in runs[0].monitor.alerts if alert.rule == "non_finite"] == [("0", "2")]
     assert runs[0].sink.reports[-1]["2"].status == "nonfinite"
-    assert told(caplog, "NaN or infinite") == 1
+    assert n_logged(caplog, "NaN or infinite") == 1
 
 
 @both_modes
@@ -51,7 +51,7 @@ def test_a_measure_that_raises(mode: str, undisturbed: list[float], caplog: pyte
     layer = run.sink.reports[-1]["0"]
     assert math.isnan(layer.measures["of_the_plugin"])
     assert layer.measures["alpha"] > 1
-    assert told(caplog, "in the plugin") == 1
+    assert n_logged(caplog, "in the plugin") == 1
 
 
 def test_a_full_queue(undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
@@ -64,7 +64,7 @@ def test_a_full_queue(undisturbed: list[float], caplog: pytest.LogCaptureFixture
     assert run.losses == undisturbed
     assert run.steps_read == [1, 2, 3, 4]
     assert run.monitor.dropped == 2 * (STEPS - 4)
-    assert told(caplog, "because the queue is full") == 1
+    assert n_logged(caplog, "because the queue is full") == 1
 
 
 @both_modes
@@ -79,7 +79,7 @@ def test_resuming_from_an_older_step(mode: str, tmp_path: Path) -> None:
     second.monitor.load_state_dict(states[0])
     second.train(before=lambda _step: second.monitor.flush())  # a short run on a busy machine drops none
     second.monitor.close()
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = records_in(path)
     steps = [record["step"] for record in records if record["kind"] == "summary"]
     assert steps == sorted(set(steps))
     assert steps[:2] == [2, 4]
@@ -102,7 +102,7 @@ def test_a_model_whose_layer_is_replaced(mode: str, caplog: pytest.LogCaptureFix
         run.train(before=replace)
     runs[0].monitor.close()
     assert runs[0].losses == runs[1].losses
-    assert told(caplog, "the parameters of the model have changed") == 1
+    assert n_logged(caplog, "the parameters of the model have changed") == 1
     last = runs[0].sink.reports[-1]["2"]
     norm = float(runs[0].model.get_parameter("2.weight").detach().norm())
     assert last.measures["frobenius_norm"] == pytest.approx(norm, rel=0.2)
@@ -151,4 +151,4 @@ def test_a_reading_that_fails_at_every_due_step_is_shut_off(
     run.monitor.close()
     assert run.losses == undisturbed
     assert [(fault.who, fault.count, fault.disabled) for fault in run.monitor.errors] == [("monitor", 3, True)]
-    assert told(caplog, "monitor has failed 3 times in a row and is paused for 10 due steps") == 1
+    assert n_logged(caplog, "monitor has failed 3 times in a row and is paused for 10 due steps") == 1

@@ -9,7 +9,7 @@ import pytest
 
 from esdmon.records import Alert, Report
 from tests.fakes import RaisingSink
-from tests.runtime.faults.disturbed import STEPS, Run, both_modes, told
+from tests.runtime.faults.disturbed import STEPS, Run, both_modes, n_logged
 
 
 @both_modes
@@ -21,8 +21,8 @@ def test_a_sink_that_raises(mode: str, undisturbed: list[float], caplog: pytest.
     assert run.losses == undisturbed
     assert len(run.steps_read) >= 4
     assert run.who_failed == ["sink RaisingSink"]
-    assert told(caplog, "sink RaisingSink failed at step") == 1
-    assert told(caplog, "sink RaisingSink has failed 3 times in a row and is paused for 10 due steps") == 1
+    assert n_logged(caplog, "sink RaisingSink failed at step") == 1
+    assert n_logged(caplog, "sink RaisingSink has failed 3 times in a row and is paused for 10 due steps") == 1
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
@@ -35,7 +35,7 @@ def test_a_full_disk(mode: str, undisturbed: list[float], caplog: pytest.LogCapt
         run.monitor.close()
     assert run.losses == undisturbed
     assert run.who_failed == ["sink jsonl:/dev/full"]
-    assert told(caplog, "No space left on device") == 1
+    assert n_logged(caplog, "No space left on device") == 1
     assert re.search(r"jsonl:/dev/full has only 0 of 1[12] readings, since it failed: the first that", caplog.text)
     assert "esdmon report /dev/full" not in caplog.text
 
@@ -81,4 +81,4 @@ def test_a_folder_that_is_deleted(tmp_path: Path, undisturbed: list[float], capl
     assert run.losses == undisturbed
     steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
     assert sorted(set(steps)) == list(range(8, STEPS + 1, 2))
-    assert told(caplog, "was deleted, and its content is lost") == 1
+    assert n_logged(caplog, "was deleted, and its content is lost") == 1

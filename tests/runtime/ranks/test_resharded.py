@@ -81,6 +81,6 @@ def test_readings_and_alerts_go_on(
         elif same:
             assert line["update_ratio"] == pytest.approx(same["update_ratio"], rel=0.1), line
     keys = ("rule", "state", "step", "layers", "since")
-    told = [[line.get(key) for key in keys] for line in alerts]
-    assert told == [[line.get(key) for key in keys] for line in expected_alerts]
-    assert ["rank_collapse", "firing"] in [line[:2] for line in told]
+    shown = [[line.get(key) for key in keys] for line in alerts]
+    assert shown == [[line.get(key) for key in keys] for line in expected_alerts]
+    assert ["rank_collapse", "firing"] in [line[:2] for line in shown]

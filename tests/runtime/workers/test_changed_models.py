@@ -33,7 +33,7 @@ def test_a_layer_that_is_replaced_is_read_as_it_is_now(caplog: pytest.LogCapture
     assert caplog.text.count("the parameters of the model have changed: watching") == 1
 
 
-def test_a_model_that_loses_all_its_weights_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_model_that_loses_all_its_weights_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """The last that is known stays."""
 
     def strip(run: Training) -> None:
@@ -107,7 +107,7 @@ def test_a_weight_that_is_computed_otherwise_from_now_on_is_found() -> None:
     assert monitor.errors == ()
 
 
-def test_a_reference_stays_what_it_was_when_the_model_is_found_anew() -> None:
+def test_a_reference_stays_what_it_was_when_the_model_is_searched_again() -> None:
     """W₀ was copied at the start, and not again."""
     model = nn.Sequential(nn.Linear(64, 64))
     sink = MemorySink()

@@ -101,7 +101,7 @@ def test_what_cannot_be_read_does_not_take_the_turns_of_the_others(monkeypatch: 
     assert len([name for name in read if int(name) >= 16]) > len(read) / 2
 
 
-def test_a_budget_that_cannot_be_held_is_told_once(
+def test_a_budget_that_cannot_be_held_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """One matrix at each step is more than a millionth of the run."""

@@ -39,7 +39,7 @@ def test_both_modes_read_the_same() -> None:
     for run in runs.values():
         run.watched.close()
 
-    def told(run: Training) -> list[dict[str, Any]]:
+    def records_of(run: Training) -> list[dict[str, Any]]:
         # Where a due step was left out, since the thread was not through, a weight has moved for longer.
         late = ("emitted_step", "age", "update_ratio", "spectral_distance")
         return [
@@ -48,9 +48,9 @@ def test_both_modes_read_the_same() -> None:
             for layer in report.new
         ]
 
-    by_step = {record["step"]: record for record in told(runs["thread"]) if record["name"] == "0"}
+    by_step = {record["step"]: record for record in records_of(runs["thread"]) if record["name"] == "0"}
     assert list(by_step) == sorted(by_step)
-    assert told(runs["thread"]) == [r for r in told(runs["sync"]) if r["step"] in by_step]
+    assert records_of(runs["thread"]) == [r for r in records_of(runs["sync"]) if r["step"] in by_step]
     assert len(by_step) >= 2
 
 
@@ -80,7 +80,7 @@ def test_a_checkpoint_waits_for_no_reading() -> None:
     run.watched.close()
 
 
-def test_close_waits_no_longer_than_it_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_close_waits_no_longer_than_its_timeout(caplog: pytest.LogCaptureFixture) -> None:
     """What is not finished then is lost, and logged: the gate opens only after `close`."""
     gate = threading.Event()
     run = Training(mode="thread", budget=None, every=1, plugins=[waiting_measure(gate)()]).train(1)

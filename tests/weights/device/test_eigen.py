@@ -177,7 +177,7 @@ def test_vectors_belong_to_their_eigenvalues(shape: tuple[int, int]) -> None:
     assert np.allclose(vectors.T @ vectors, np.eye(25), atol=1e-10)
 
 
-def test_a_shuffled_copy_has_the_same_elements_and_draws_from_nobody() -> None:
+def test_a_shuffled_copy_has_the_same_elements_and_its_own_random_numbers() -> None:
     """On request: the mass is that of the weight, the structure is gone, and the user's random state is untouched."""
     torch.manual_seed(0)
     weight = torch.randn(200, 100) + 5 * torch.outer(torch.randn(200), torch.randn(100)) / 10
