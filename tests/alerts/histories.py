@@ -106,3 +106,22 @@ def low(history: History, *, limit: float = 10.0) -> Iterable[Finding]:
 
 
 LOW = AlertRule("low", low, checks=2, clear=3, advice="Raise it.")
+
+
+NAMES = tuple(f"layer.{k}" for k in range(30))
+
+
+def run(*wrong: Sequence[int], names: Sequence[str] = NAMES) -> list[Report]:
+    """Reports at steps 1, 2, 3 …, in each of which the layers of these numbers are low."""
+    return [
+        report(
+            step,
+            *(reading(step, name, measures={"stable_rank": 5.0 if k in low else 20.0}) for k, name in enumerate(names)),
+        )
+        for step, low in enumerate(wrong, start=1)
+    ]
+
+
+def one(pattern: str) -> list[Report]:
+    """Reports of one layer: `x` where it is low, `.` where not."""
+    return run(*([0] if mark == "x" else [] for mark in pattern), names=["fc1"])

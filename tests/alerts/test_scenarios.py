@@ -7,7 +7,8 @@ import torch
 
 import esdmon
 from esdmon import Monitor
-from tests.alerts.scenarios import SCENARIOS, Digits, Scenario
+from tests.alerts.scenarios import SCENARIOS, Scenario
+from tests.alerts.trainings import Digits
 from tests.benchmarks.healthy import OPTIMIZERS, TASKS, batches
 
 every_scenario = pytest.mark.parametrize(
