@@ -6,8 +6,11 @@ from collections.abc import Callable, Iterable
 import pytest
 from torch import nn
 
+from esdmon import alerts
 from esdmon.plugins import hookimpl
+from esdmon.records import Alert
 from esdmon.spectrum import Measure, Spectrum
+from tests.rules import ALWAYS
 
 BUILT_IN_SCHEMES = {"console", "csv", "jsonl", "prometheus", "webhook"}
 SCHEMES = BUILT_IN_SCHEMES | {"clearml", "comet", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"}
@@ -42,3 +45,22 @@ class AddsMeasure:
 
     def compute(self, _spectrum: Spectrum) -> float:
         return self.value
+
+
+class AddsRule:
+    """A plugin whose rule finds the same at every reading."""
+
+    @hookimpl
+    def esdmon_register_alert_rules(self) -> Iterable[alerts.AlertRule]:
+        return [ALWAYS]
+
+
+class Listener:
+    """A plugin that keeps the alerts that it gets."""
+
+    def __init__(self) -> None:
+        self.alerts: list[Alert] = []
+
+    @hookimpl
+    def esdmon_on_alert(self, alert: Alert) -> None:
+        self.alerts.append(alert)
