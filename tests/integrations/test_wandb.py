@@ -2,12 +2,7 @@
 
 import json
 import math
-import os
 import re
-import subprocess
-import sys
-import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,123 +12,9 @@ from esdmon.errors import InputError
 from esdmon_wandb import WandbSink
 from tests.integrations import wandb_files
 from tests.integrations.wandb_cases import CASES, wandb_table
+from tests.integrations.wandb_runs import numbers, ours, run
 from tests.integrations.wandb_ways import WAYS
 from tests.summaries import without_summary
-
-LIGHTNING = """
-    import lightning.pytorch as pl
-    from lightning.pytorch.loggers import WandbLogger
-    from torch.utils.data import DataLoader, TensorDataset
-    from esdmon_lightning import SpectralMonitor
-
-    class Small(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.net = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
-        def training_step(self, batch, index):
-            loss = self.net(batch[0]).square().mean()
-            self.log("loss", loss)
-            if index % 7 == 0:
-                wandb.log({"index": index})
-            return loss
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def train(folder, callbacks):
-        logger = WandbLogger(save_dir=folder, offline=True, settings=SETTINGS)
-        trainer = pl.Trainer(max_epochs=1, callbacks=callbacks, logger=logger, accelerator="cpu", log_every_n_steps=5,
-                             enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)
-        trainer.fit(Small(), DataLoader(TensorDataset(torch.randn(300, 64)), batch_size=10))
-    make = lambda: SpectralMonitor(every=10, budget=None)
-"""
-TRAINER = """
-    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
-    from esdmon_transformers import SpectralMonitor
-
-    config = GPT2Config(vocab_size=50, n_positions=16, n_embd=64, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
-    ids = torch.arange(16)
-
-    def train(folder, callbacks):
-        wandb.init(mode="offline", dir=folder, settings=SETTINGS)
-        arguments = TrainingArguments(folder, max_steps=30, per_device_train_batch_size=2, use_cpu=True,
-                                      disable_tqdm=True, report_to="wandb", logging_steps=5, save_strategy="no",
-                                      include_num_input_tokens_seen="no")
-        Trainer(GPT2LMHeadModel(config), arguments, train_dataset=[{"input_ids": ids, "labels": ids}] * 60,
-                callbacks=callbacks).train()
-    make = lambda: SpectralMonitor(every=10, budget=None)
-"""
-ACCELERATE = """
-    import accelerate
-    from esdmon_transformers import tracker_sinks
-
-    def train(folder, callbacks):
-        accelerator = accelerate.Accelerator(log_with="wandb", project_dir=folder, cpu=True)
-        accelerator.init_trackers("p", init_kwargs={"wandb": {"settings": SETTINGS, "dir": folder, "mode": "offline"}})
-        model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
-        model, optimizer = accelerator.prepare(model, torch.optim.SGD(model.parameters(), lr=0.1))
-        for callback in callbacks:
-            callback.monitor = esdmon.watch(model, optimizer, every=2, budget=None, sinks=tracker_sinks(accelerator))
-        for epoch in range(4):
-            for _ in range(6):
-                loss = model(torch.randn(16, 64)).square().mean()
-                accelerator.backward(loss)
-                optimizer.step()
-                optimizer.zero_grad()
-            accelerator.log({"loss": loss.item(), "epoch": epoch}, step=epoch)
-        for callback in callbacks:
-            callback.monitor.close()
-        accelerator.end_training()
-    make = types.SimpleNamespace
-"""
-
-
-HOSTS = {"lightning": LIGHTNING, "trainer": TRAINER, "accelerate": ACCELERATE}
-ALL = """
-    import os, sys, json, types, traceback, torch, wandb, esdmon
-    from torch import nn
-
-    SETTINGS = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True,
-                              x_save_requirements=False)
-    folder, scripts, failed = sys.argv[1], json.loads(sys.argv[2]), {}
-    for host, script in scripts.items():
-        names = dict(globals())
-        try:
-            exec(script, names)
-            for which in ("without", "with"):
-                os.makedirs(f"{folder}/{host}/{which}")
-                torch.manual_seed(0)
-                callbacks = [names["make"]()] if which == "with" else []
-                names["train"](f"{folder}/{host}/{which}", callbacks)
-                wandb.finish()
-            assert callbacks[0].monitor.errors == (), callbacks[0].monitor.errors
-        except Exception:
-            failed[host] = traceback.format_exc()
-    wandb.teardown()
-    with open(f"{folder}/failed.json", "w") as file:
-        json.dump(failed, file)
-"""
-
-
-def environment(folder: Path) -> Mapping[str, str]:
-    """After the first run of a process W&B does not look at its environment again, so runs have their own process."""
-    names = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR")
-    for name in names:
-        (folder / name).mkdir()
-    places = {name: str(folder / name) for name in names}
-    return os.environ | places | {"WANDB_SILENT": "true", "HOME": str(folder)}
-
-
-def run(arguments: list[str], folder: Path) -> None:
-    """Run Python in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -141,15 +22,6 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder in which all ways and cases were run."""
     folder = tmp_path_factory.mktemp("ways")
     run(["-m", "tests.integrations.wandb_ways", str(folder)], folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder in which each host has trained without esdmon and with it."""
-    folder = tmp_path_factory.mktemp("hosts")
-    scripts = json.dumps({name: textwrap.dedent(script) for name, script in HOSTS.items()})
-    run(["-c", textwrap.dedent(ALL), str(folder), scripts], folder)
     return folder
 
 
@@ -163,20 +35,6 @@ def result(ways: Path, name: str) -> Any:
 def beside_summary(lines: list[str]) -> list[str]:
     """Return what was logged, without the summary of the run."""
     return without_summary("".join(f"{line}\n" for line in lines)).splitlines()
-
-
-def numbers(rows: list[dict[str, Any]]) -> set[str]:
-    """Return the keys of scalars; a picture has several parts behind its key."""
-    keys = {key for row in rows for key, value in row.items() if is_number(value)}
-    return {key for key in keys if key.startswith("esdmon_") and not key.startswith("esdmon_picture/")}
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float)
-
-
-def ours(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in wandb_files.rows(folder) if "esdmon/step" in row]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -225,25 +83,6 @@ def test_readings_that_found_no_row_are_in_a_table(way: str, ways: Path) -> None
     assert wandb_files.summary(ways / f"{way}-with")["esdmon_readings"]["nrows"] == written
     (path,) = (ways / f"{way}-with").glob("wandb/offline-run-*/files/media/table/esdmon_readings*.json")
     assert wandb_table(path)["esdmon/step"] == [2 * k + 2 for k in range(written)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("host", HOSTS)
-def test_rows_of_a_host_are_as_without_esdmon(host: str, hosts: Path) -> None:
-    """Its pattern `*` does not take readings from their own axis, and its axis gets no value from a reading."""
-    failed = json.loads((hosts / "failed.json").read_text())
-    assert host not in failed, failed[host]
-    place, without = hosts / host / "with", hosts / host / "without"
-    assert len(wandb_files.users(without)) >= 4
-    assert timeless(wandb_files.users(place)) == timeless(wandb_files.users(without))
-    assert len(ours(place)) >= 3
-    axes = wandb_files.axes(place)
-    assert {axes[key] for key in numbers(ours(place))} == {"esdmon/step"}
-
-
-def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the rows without what a Trainer measures of its speed."""
-    return [{key: value for key, value in row.items() if not re.search("runtime|_per_second", key)} for row in rows]
 
 
 def test_an_active_run_is_where_auto_writes(ways: Path) -> None:
