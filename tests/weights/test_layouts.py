@@ -8,83 +8,29 @@ from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
-import numpy as np
 import pytest
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from esdmon.weights import (
-    Matrix,
-    Selection,
-    Solver,
-    UnreadableError,
     discover,
-    read_spectrum,
-    solve_lapack,
-    solve_torch,
+)
+from tests.weights.layouts import (
+    CONFIG,
+    GROUPED,
+    INPUTS,
+    SIZE,
+    UNTURNED,
+    WIDTH,
+    Heads,
+    assert_same,
+    details,
+    handed_on,
+    part,
 )
 
-WIDTH, SIZE = 64, 16
-INPUTS = torch.eye(WIDTH).unsqueeze(0)
-"""A batch of one."""
-CONFIG: dict[str, Any] = {
-    "vocab_size": 320,
-    "hidden_size": WIDTH,
-    "intermediate_size": 96,
-    "num_hidden_layers": 1,
-    "num_attention_heads": WIDTH // SIZE,
-    "pad_token_id": 0,
-}
-GROUPED = CONFIG | {"num_key_value_heads": 2, "num_local_experts": 3, "num_experts_per_tok": 2}
 GPT: dict[str, Any] = {"vocab_size": 320, "n_embd": WIDTH, "n_layer": 1, "n_head": WIDTH // SIZE, "n_positions": 64}
-UNTURNED = (torch.ones(1, WIDTH, SIZE), torch.zeros(1, WIDTH, SIZE))
-"""Cosines and sines of rotary positions that leave q and k alone."""
-
-Heads = dict[str, Tensor]
-"""Label -> (heads, inputs, outputs of a head)."""
-
-
-def assert_same(matrix: Matrix, pieces: list[Tensor] | Tensor, solver: Solver = solve_torch) -> None:
-    """The eigenvalues of WᵀW/N of each slice, N its longer side, are those of a float64 SVD."""
-    lam = read_spectrum(matrix, precision="exact", solver=solver).by_slice
-    singular = [torch.linalg.svdvals(piece.detach().double()).numpy() for piece in pieces]
-    by_hand = [np.sort(values**2) / max(piece.shape) for values, piece in zip(singular, pieces, strict=True)]
-    assert np.allclose(lam, np.stack(by_hand), rtol=1e-9, atol=1e-14)
-
-
-def details(model: nn.Module, pattern: str) -> dict[str, Matrix]:
-    """What is read where `layers=` names it, by name."""
-    by_default = {matrix.name for matrix in discover(model).matrices}
-    asked = {matrix.name: matrix for matrix in discover(model, selection=Selection(layers=[pattern])).matrices}
-    assert not by_default & set(asked)
-    return asked
-
-
-def part(name: str, path: str, config: dict[str, Any]) -> Any:
-    """A module of one of transformers' models with random weights, its biases zero."""
-    model = getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config))
-    for parameter_name, parameter in model.named_parameters():
-        if "bias" in parameter_name.rpartition(".")[2]:
-            nn.init.zeros_(parameter)
-        else:
-            nn.init.normal_(parameter, std=0.1)
-    return model.get_submodule(path)
-
-
-def handed_on(attention: Any, *args: Any, **kwargs: Any) -> Heads:
-    """What attention gives to its interface."""
-    caught: Heads = {}
-
-    def catch(_: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_args: Any, **_kwargs: Any) -> Any:
-        caught.update(q=query[0], k=key[0], v=value[0])
-        return query.transpose(1, 2), None
-
-    with patch.object(ALL_ATTENTION_FUNCTIONS, "get_interface", return_value=catch):
-        attention(INPUTS, *args, **kwargs)
-    return caught
 
 
 def given_to_attn(attention: Any) -> Heads:
@@ -255,78 +201,6 @@ def test_experts_are_pooled_and_read_one_by_one_on_request(build: Callable[[], t
     gate_and_up = torch.cat([pieces[1] for name, pieces in expected.items() if "gate_up" in name], dim=-1)
     assert_same(asked.pop(f"{kind}.gate_up_proj/expert.1"), [gate_and_up])
     assert not asked
-
-
-@pytest.mark.parametrize("name", ["Llama", "Qwen3"])
-def test_heads_of_separate_projections(name: str) -> None:
-    """Queries have more heads than keys and values here; the output projection has none."""
-    torch.manual_seed(0)
-    attention = part(name, "layers.0.self_attn", GROUPED | {"head_dim": SIZE, "use_cache": False})
-    if name == "Qwen3":
-        attention.q_norm = attention.k_norm = nn.Identity()
-    asked = {name.partition(".")[2]: matrix for name, matrix in details(attention, "*/head.*").items()}
-    for label, heads in handed_on(attention, attention_mask=None, position_embeddings=UNTURNED).items():
-        for number, head in enumerate(heads):
-            assert_same(asked.pop(f"{label}_proj/head.{number}"), [head])
-    assert not asked
-
-
-def test_heads_of_torchs_attention() -> None:
-    """As its forward splits them: by torch's own projection of the inputs, in runs of the size of a head."""
-    torch.manual_seed(0)
-    attention = nn.MultiheadAttention(WIDTH, 4, bias=False)
-    inputs = INPUTS.transpose(0, 1)
-    project: Any = vars(functional)["_in_projection_packed"]
-    q_k_v = project(inputs, inputs, inputs, attention.in_proj_weight)
-    asked = details(attention, "*/head.*")
-    for label, each in zip("qkv", q_k_v, strict=True):
-        for number, head in enumerate(each.view(WIDTH, 4, SIZE).transpose(0, 1)):
-            assert_same(asked.pop(f"MultiheadAttention.in_proj_weight/{label}/head.{number}"), [head])
-    assert not asked
-
-
-CONVOLUTIONS: dict[str, nn.Conv1d | nn.Conv2d | nn.ConvTranspose2d] = {
-    "2-D": nn.Conv2d(6, 20, 3, bias=False),
-    "groups": nn.Conv1d(12, 24, 5, groups=2, bias=False),
-    "transposed": nn.ConvTranspose2d(12, 18, 3, bias=False),
-    "transposed, groups": nn.ConvTranspose2d(24, 12, 3, groups=2, bias=False),
-}
-
-
-@pytest.mark.parametrize("kind", CONVOLUTIONS)
-def test_a_flattened_convolution_is_its_map_of_one_patch(kind: str) -> None:
-    """Patches of one single input each, or single inputs that are spread over a patch; one block to a group."""
-    layer = CONVOLUTIONS[kind]
-    spread = isinstance(layer, nn.ConvTranspose2d)
-    shape = (layer.in_channels, *(1 if spread else side for side in layer.kernel_size))
-    n = int(np.prod(shape))
-    outputs = layer(torch.eye(n).view(n, *shape)).flatten(1).detach()
-    rows, columns = n // layer.groups, outputs.shape[1] // layer.groups
-    blocks = [outputs[g * rows : (g + 1) * rows, g * columns : (g + 1) * columns] for g in range(layer.groups)]
-    assert float(outputs.abs().sum()) == pytest.approx(float(sum(block.abs().sum() for block in blocks)))
-    (matrix,) = details(layer, "*/flattened").values()
-    assert_same(matrix, blocks)
-
-
-@pytest.mark.parametrize("solver", [solve_torch, solve_lapack])
-@pytest.mark.parametrize(
-    "layer", [nn.Conv2d(1, 12, 5), nn.Conv2d(12, 12, 3, groups=12), nn.Bilinear(5, 1, 12)], ids=str
-)
-def test_slices_of_one_column(layer: nn.Conv2d | nn.Bilinear, solver: Solver) -> None:
-    """Grey images, depthwise convolutions: each slice has one eigenvalue."""
-    (matrix,) = discover(layer).matrices
-    assert_same(matrix, matrix.to_stack(matrix.read()), solver)
-
-
-@pytest.mark.parametrize("value", [0.0, 1.0])
-def test_a_matrix_under_the_size_floor_is_skipped_whatever_it_holds(value: float) -> None:
-    """Small weights are often zero before training, which is not a fault."""
-    layer = nn.Linear(40, 2)
-    nn.init.constant_(layer.weight, value)
-    (matrix,) = discover(layer).matrices
-    with pytest.raises(UnreadableError, match="2 eigenvalues; at least 10 are needed") as raised:
-        read_spectrum(matrix)
-    assert raised.value.status == "skipped"
 
 
 @pytest.mark.parametrize(("attribute", "n_matrices"), [("head_dim", 3), ("key_dim", 1)])

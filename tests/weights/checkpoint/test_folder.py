@@ -1,41 +1,20 @@
 """Folders as libraries write them: read by what their files say, or refused with what was found."""
 
-import io
 import json
-import tarfile
-import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import esdmon
 from esdmon.errors import InputError
 from esdmon.weights import discover, open_checkpoint, open_model
-
-
-def files(folder: Path, content: dict[str, Any], index: dict[str, str] | None = None) -> Path:
-    """Write files of weights, and an index."""
-    for name, tensors in content.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        if name.endswith(".safetensors"):
-            save_file(tensors, folder / name)
-        else:
-            torch.save(tensors, folder / name)
-    if index is not None:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    return folder
-
-
-def w(value: float = 1.0) -> Tensor:
-    return torch.full((20, 30), value)
-
+from tests.weights.checkpoint.folders import files, w
 
 READ: dict[str, tuple[dict[str, Any], list[str]]] = {
     "two models of accelerate": (
@@ -271,84 +250,6 @@ def test_a_distributed_checkpoint_holds_the_model_alone(nested: object, tmp_path
         open_checkpoint(tmp_path)
 
 
-NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
-    "an EMA copy": (
-        lambda state: {"model": state, "ema": dict(state), "optG": {"state": {}, "param_groups": []}},
-        ["a", "ema.a"],
-    ),
-    "a wrapped model and its copy": (
-        lambda state: {
-            "model": {f"module._orig_mod.{name}": weight for name, weight in state.items()},
-            "model_ema": {"n_averaged": torch.tensor(3)} | {f"module.{name}": weight for name, weight in state.items()},
-        },
-        ["a", "model_ema.n_averaged", "model_ema.a"],
-    ),
-    "a wrapped model and one that is not": (
-        lambda state: {"student": {f"module.{name}": weight for name, weight in state.items()}, "teacher": dict(state)},
-        ["student.a", "teacher.a"],
-    ),
-    "two models": (lambda state: {"gen": state, "disc": dict(state)}, ["gen.a", "disc.a"]),
-    "a wrapper of a wrapper": (lambda state: {"trainer": {"model": {"state_dict": state}, "epoch": 1}}, ["a"]),
-    "an optimizer by its form": (
-        lambda state: {"net": state, "x": [{"state": {0: {"m": w()}}, "param_groups": []}]},
-        ["a"],
-    ),
-    "what lies beside a model": (
-        lambda state: {
-            "net": state,
-            "opt_state": {0: {"GG": w()}},
-            "grads": dict(state),
-            "replay_buffer": {"obs": w()},
-        },
-        ["a"],
-    ),
-    "moments by their names": (lambda state: {"net": state, "x": {0: {"exp_avg": w(), "step": 3}}}, ["a"]),
-    "Lightning": (lambda state: {"pytorch-lightning_version": "2", "state_dict": {"model.a": state["a"]}}, ["a"]),
-    "Composer": (
-        lambda state: {
-            "state": {"model": state, "optimizers": {"SGD": {"state": {}}}, "timestamp": {"epoch": 3}},
-            "rng": [{"torch": torch.zeros(5056, dtype=torch.uint8)}],
-        },
-        ["a"],
-    ),
-    "a list": (lambda state: [state, dict(state)], ["0.a", "1.a"]),
-}
-
-
-@pytest.mark.parametrize("kind", NESTED)
-def test_models_are_found_among_what_is_saved_with_them(kind: str, tmp_path: Path) -> None:
-    """Each named apart where there are several."""
-    make, names = NESTED[kind]
-    torch.save(make({"a": w()}), tmp_path / "a.pt")
-    assert list(open_checkpoint(tmp_path / "a.pt")) == names
-
-
-def zipped(*names: str) -> bytes:
-    """Return an archive of files that hold zeros."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name in names:
-            archive.writestr(name, bytes(99))
-    return file.getvalue()
-
-
-@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_the_model_in_an_archive_is_read(compression: int, tmp_path: Path) -> None:
-    """As Stable-Baselines3 writes it, beside optimizers and variables; a compressed one is not read."""
-    files(tmp_path / "agent", {"policy.pth": {"q_net.weight": w()}})
-    for name in ("policy.optimizer.pth", "pytorch_variables.pth"):
-        torch.save({"log_ent_coef": torch.zeros(1)}, tmp_path / "agent" / name)
-    with zipfile.ZipFile(tmp_path / "agent.zip", "w", compression) as archive:
-        for path in (tmp_path / "agent").iterdir():
-            archive.write(path, path.name)
-    assert list(open_checkpoint(tmp_path / "agent")) == ["q_net.weight"]
-    if compression == zipfile.ZIP_STORED:
-        assert torch.equal(open_checkpoint(tmp_path / "agent.zip")["q_net.weight"], w())
-    else:
-        with pytest.raises(InputError, match="a zip archive with files of weights in it: unpack it first"):
-            open_checkpoint(tmp_path / "agent.zip")
-
-
 PARTS = {
     "DeepSpeed": ("mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"),
     "ZeRO-3": ("zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt"),
@@ -381,91 +282,6 @@ def test_the_folders_of_a_cache_are_named_by_what_is_in_them(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"Pass one of its folders, such as snapshots.abc"):
         open_checkpoint(tmp_path)
     assert list(open_checkpoint(tmp_path / "snapshots" / "abc")) == ["a"]
-
-
-OTHER_FILES = {
-    "model.safetensors": (b"GGUF" + bytes(99), "truncated or not a GGUF file"),
-    "model.bin": (b"version https://git-lfs.github.com/spec/v1\noid x", "a pointer of Git LFS"),
-    "model.pt": (b"\x1f\x8b123", "compressed by gzip"),
-    "index.bin": (b"<!doctype html><html>", "a web page in the place of a file"),
-    "agent.zip": (zipped("actor.pth", "critic.pth"), "a zip archive with files of weights in it"),
-    "model.pt2": (zipped("model/archive_format"), "a program of torch with its weights in compiled code"),
-    "model.npz": (zipped("fc.weight.npy"), "an archive of numpy arrays"),
-    "model.keras": (zipped("model.weights.h5"), "a model of Keras"),
-    "model.tar": (tarfile.TarInfo("a").tobuf(), "a tar archive"),
-    "model.onnx": (b"\x08\x07\x12\x07pytorch", "a graph of ONNX"),
-}
-
-
-class Forecaster:
-    """What some libraries pickle beside their checkpoints."""
-
-    def __init__(self) -> None:
-        self.series = w().numpy()
-
-
-NO_MODEL: dict[str, tuple[Any, str]] = {
-    "an optimizer": ({"state": {0: {"exp_avg": w()}}, "param_groups": []}, "contains the state of an optimizer alone"),
-    "numpy": ({"model": {"a": w().numpy()}}, "contains arrays of numpy in the place of tensors"),
-    "a forecaster": (Forecaster(), r"an object \(.*Forecaster\) without tensors\. Its weights are in another file$"),
-}
-
-
-@pytest.mark.parametrize("kind", NO_MODEL)
-def test_a_file_without_a_model_says_what_it_has(kind: str, tmp_path: Path) -> None:
-    """Instead of its keys."""
-    content, message = NO_MODEL[kind]
-    torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(InputError, match=message):
-        open_checkpoint(tmp_path / "a.pt")
-
-
-def test_a_folder_whose_only_file_is_no_checkpoint_names_a_folder_inside(tmp_path: Path) -> None:
-    """Where that has weights."""
-    torch.save(Forecaster(), tmp_path / "_model.pth.tar")
-    with pytest.raises(InputError, match=r"Its weights are in another file$"):
-        open_checkpoint(tmp_path)
-    files(tmp_path, {"checkpoints/last.ckpt": {"a": w()}})
-    with pytest.raises(InputError, match=rf"another file\. Or pass a folder in {tmp_path}, such as checkpoints$"):
-        open_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("name", OTHER_FILES)
-def test_another_kind_of_file_is_named(name: str, tmp_path: Path) -> None:
-    """By its first bytes, what is in it, or its name, with what to do."""
-    content, kind = OTHER_FILES[name]
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"{name} is {kind}"):
-        esdmon.analyze(tmp_path / name)
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_a_tar_archive_of_one_file_of_weights(count: int, tmp_path: Path) -> None:
-    """As NeMo writes it, with a configuration and a tokenizer; with two files it is not clear which is the model."""
-    torch.save({"fc.weight": w(), "fc.bias": torch.ones(3)}, tmp_path / "model_weights.ckpt")
-    (tmp_path / "model_config.yaml").write_text("target: nemo\n")
-    with tarfile.open(tmp_path / "model.nemo", "w") as archive:
-        archive.add(tmp_path / "model_config.yaml", "./model_config.yaml")
-        for number in range(count):
-            archive.add(tmp_path / "model_weights.ckpt", f"./{'more/' * number}model_weights.ckpt")
-    if count == 1:
-        (layer,) = esdmon.analyze(tmp_path / "model.nemo")
-        (expected,) = esdmon.analyze({"fc.weight": w()})
-        assert dict(layer.measures) == pytest.approx(dict(expected.measures), rel=0, nan_ok=True)
-        (tmp_path / "model.nemo").write_bytes((tmp_path / "model.nemo").read_bytes()[:2000])
-        with pytest.raises(InputError, match=r"model.nemo is a tar archive that is truncated or damaged"):
-            esdmon.analyze(tmp_path / "model.nemo")
-    else:
-        with pytest.raises(InputError, match=r"model.nemo is a tar archive without a single file of torch.save"):
-            esdmon.analyze(tmp_path / "model.nemo")
-
-
-def test_a_folder_of_another_library_is_named(tmp_path: Path) -> None:
-    """Instead of one of its folders."""
-    (tmp_path / "d").mkdir()
-    (tmp_path / "manifest.ocdbt").write_bytes(b"x")
-    with pytest.raises(InputError, match="is a checkpoint of Orbax: convert it to safetensors"):
-        esdmon.analyze(tmp_path)
 
 
 def test_a_checkpoint_of_megatron_is_read_from_any_of_its_folders(tmp_path: Path) -> None:
