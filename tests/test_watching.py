@@ -1,5 +1,4 @@
 import logging
-import math
 import re
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,7 @@ from torch import Tensor, nn
 import esdmon
 from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(40, 64), nn.Tanh(), nn.Linear(64, 64))
-
-
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> list[float]:
-    """A few steps of noise on noise; the losses."""
-    losses = []
-    for _ in range(steps):
-        loss = (model(torch.randn(8, 40)) - torch.randn(8, 64)).square().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return losses
+from tests.loops import network, train
 
 
 def test_the_optimizers_steps_are_the_clock() -> None:
@@ -96,79 +79,6 @@ def test_close_leaves_no_hook() -> None:
     assert monitor.steps == 0
 
 
-class Cautious(torch.optim.SGD):
-    """An optimizer whose step calls its parent's."""
-
-    def step(self, closure: Any = None) -> Any:
-        return super().step(closure)
-
-
-def test_a_step_inside_a_step_counts_once() -> None:
-    """The parent's hooks fire too, once it has been made by itself."""
-    model = network()
-    torch.optim.SGD(network().parameters(), lr=0.1)
-    optimizer = Cautious(model.parameters(), lr=0.1)
-    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[]) as monitor:
-        train(model, optimizer, 3)
-    assert monitor.steps == 3
-
-
-def test_an_exception_in_a_step_does_not_stop_the_clock() -> None:
-    """An out-of-memory error in a closure, say: the steps after it count."""
-    model = network()
-    optimizer = Cautious(model.parameters(), lr=0.1)
-
-    def closure() -> float:
-        raise RuntimeError("out of memory")
-
-    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[]) as monitor:
-        with pytest.raises(RuntimeError, match="out of memory"):
-            optimizer.step(closure)
-        train(model, optimizer, 3)
-    assert monitor.steps == 3
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_step_that_a_gradient_scaler_skips_is_no_fault(fused: bool) -> None:  # noqa: FBT001
-    """The hook of a fused optimizer fires all the same, that of another does not; the weights have not moved."""
-    torch.manual_seed(0)
-    model = nn.Linear(64, 64)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=fused)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
-    sink = MemorySink()
-    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[sink]) as monitor:
-        for factor in (1.0, math.inf, 1.0):
-            optimizer.zero_grad()
-            scaler.scale(model(torch.ones(2, 64)).sum() * factor).backward()
-            scaler.step(optimizer)
-            scaler.update()
-    assert monitor.steps == (3 if fused else 2)
-    assert [report["Linear"].status for report in sink.reports] == ["ok"] * monitor.steps
-    ratios = [report["Linear"].update_ratio for report in sink.reports]
-    assert [ratio > 0 for ratio in ratios[1:]] == ([False, True] if fused else [True])
-
-
-def test_an_optimizer_that_calls_its_closure_often_steps_once() -> None:
-    """LBFGS: weights inside the closure are trial points, and are not read."""
-    torch.manual_seed(0)
-    model = nn.Linear(64, 64)
-    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4)
-    calls = 0
-
-    def closure() -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        optimizer.zero_grad()
-        loss: torch.Tensor = model(torch.ones(2, 64)).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    with esdmon.watch(model, optimizer, every=1, budget=None, sinks=None) as monitor:
-        optimizer.step(closure)  # type: ignore[no-untyped-call]
-    assert calls > 1
-    assert monitor.steps == 1
-
-
 def test_an_optimizer_of_another_model_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     """It would count the steps of the wrong training."""
     optimizer = torch.optim.SGD(network().parameters(), lr=0.1)
@@ -180,22 +90,6 @@ def test_a_model_of_which_no_weight_can_be_read_is_named(caplog: pytest.LogCaptu
     """As that of a Gaussian process, whose parameters are vectors: at the start, and not only at the end of the run."""
     esdmon.watch(nn.Sequential(nn.Linear(4, 4)), every=1, budget=None, sinks=None).close()
     assert "no matrix can be read; training continues without readings: watching 0.0% of 20 parameters" in caplog.text
-
-
-class Wrapper(torch.optim.Optimizer):
-    """As Accelerate's: an optimizer by its type, which never called its parent's __init__."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.optimizer = optimizer
-
-
-def test_wrapped_optimizers_are_unwrapped() -> None:
-    """The inner one's hooks are used."""
-    model = network()
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    with esdmon.watch(model, Wrapper(inner), every=1, budget=None, sinks=[]) as monitor:
-        train(model, inner, 2)
-    assert monitor.steps == 2
 
 
 def test_without_an_optimizer_the_loop_calls_step() -> None:

@@ -3,86 +3,18 @@
 from __future__ import annotations
 
 import gc
-import logging
 import weakref
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
 from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import esdmon
-from esdmon.errors import InputError
 from esdmon.runtime.clock import FOREIGN_STEPS
 from esdmon.sinks import MemorySink
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 24))
-
-
-def backward(model: nn.Module) -> None:
-    model.zero_grad()
-    model(torch.randn(4, 24)).square().mean().backward()
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-
-
-class Sam(torch.optim.Optimizer):
-    """Sharpness-aware minimisation, which many step in two parts (Foret et al. 2021)."""
-
-    def __init__(self, parameters: Any, base: Callable[..., torch.optim.Optimizer], **options: Any) -> None:
-        super().__init__(parameters, {"rho": 0.05, **options})
-        self.base_optimizer = base(self.param_groups, **options)
-        self.param_groups = self.base_optimizer.param_groups
-        self.old: dict[Tensor, Tensor] = {}
-
-    @torch.no_grad()
-    def first_step(self) -> None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                self.old[parameter] = parameter.data.clone()
-                parameter.add_(parameter.grad, alpha=group["rho"])
-
-    @torch.no_grad()
-    def second_step(self) -> None:
-        for parameter, old in self.old.items():
-            parameter.data = old
-        self.base_optimizer.step()
-
-    def step(self, closure: Any = None) -> Any:
-        self.first_step()
-        with torch.enable_grad():
-            closure()
-        self.second_step()
-
-
-@pytest.mark.parametrize("by_hand", [True, False])
-def test_an_optimizer_that_is_stepped_in_parts_counts_each_step_once(
-    by_hand: bool,  # noqa: FBT001
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """Its own `step` is never called then; that of the optimizer inside it is."""
-    model, sink = network(), MemorySink()
-    optimizer = Sam(model.parameters(), torch.optim.SGD, lr=0.1, momentum=0.9)
-    with esdmon.watch(model, optimizer, every=2, budget=None, sinks=[sink]) as monitor:
-        for _ in range(8):
-            backward(model)
-            if by_hand:
-                optimizer.first_step()
-                backward(model)
-                optimizer.second_step()
-            else:
-                optimizer.step(lambda: backward(model))
-    assert monitor.steps == 8
-    assert [report.step for report in sink.reports] == [2, 4, 6, 8]
-    assert warnings(caplog) == []
+from tests.loops import backward, network, warnings
 
 
 def test_an_optimizer_that_is_replaced_is_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -153,7 +85,7 @@ def test_gradients_that_are_gathered_over_many_batches_are_no_fault(caplog: pyte
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with esdmon.watch(model, optimizer, every=1, budget=None, sinks=[]):
         for _ in range(25):
-            model(torch.randn(4, 24)).square().mean().backward()
+            model(torch.randn(4, 40)).square().mean().backward()
         optimizer.step()
     assert warnings(caplog) == []
 
@@ -171,7 +103,7 @@ def test_closures_and_loaded_checkpoints_are_no_fault(
 
     def closure() -> Any:
         model.zero_grad()
-        loss = model(torch.ones(4, 24)).square().mean()
+        loss = model(torch.ones(4, 40)).square().mean()
         loss.backward()
         return loss
 
@@ -179,7 +111,7 @@ def test_closures_and_loaded_checkpoints_are_no_fault(
         backward(model)
         model.load_state_dict({name: tensor * 1.1 for name, tensor in model.state_dict().items()})
         for _ in range(12):
-            model(torch.randn(4, 24)).square().mean().backward()
+            model(torch.randn(4, 40)).square().mean().backward()
         optimizer.step(closure)  # type: ignore[no-untyped-call]
     assert monitor.steps == 1
     assert warnings(caplog) == []
@@ -297,87 +229,3 @@ def test_a_step_is_not_counted_twice(caplog: pytest.LogCaptureFixture) -> None:
     assert monitor.steps == 6
     (message,) = warnings(caplog)
     assert "monitor.step() is ignored, since watch() was given the optimizer and counts its steps" in message
-
-
-class Handing(torch.optim.Optimizer):
-    """A wrapper that hands on what it does not have, hooks too, as Fabric's does."""
-
-    def __init__(self, inner: torch.optim.Optimizer) -> None:
-        self.optimizer = inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self)["optimizer"], name)
-
-    def step(self, closure: Any = None) -> Any:
-        return self.optimizer.step(closure)
-
-
-def fabric_setup(package: str) -> Callable[[torch.optim.Optimizer], Any]:
-    def wrap(optimizer: torch.optim.Optimizer) -> Any:
-        return pytest.importorskip(package).Fabric(accelerator="cpu", devices=1).setup_optimizers(optimizer)
-
-    return wrap
-
-
-@pytest.mark.parametrize(
-    "wrap", [Handing, fabric_setup("lightning.fabric"), fabric_setup("lightning_fabric")], ids=["own", "l", "lf"]
-)
-@pytest.mark.filterwarnings("ignore")  # the packages warn of their own dependencies
-def test_a_wrapper_that_hands_on_the_hooks_counts_each_step_once(wrap: Callable[[Any], Any]) -> None:
-    """The hooks are those of the optimizer inside it."""
-    model = network()
-    optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1))
-    with esdmon.watch(model, optimizer, every=2, budget=None, sinks=[]) as monitor:
-        for _ in range(6):
-            backward(model)
-            optimizer.step()
-    assert monitor.steps == 6
-
-
-class NoHooks(torch.optim.Optimizer):
-    """A wrapper that never initialises its parent, as Lookahead and its kin."""
-
-    def __init__(self, base: torch.optim.Optimizer) -> None:
-        self.base = base
-
-    def step(self, closure: Any = None) -> Any:
-        return self.base.step(closure)
-
-
-class Several:
-    """A container of optimizers."""
-
-    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
-        self.optimizers = optimizers
-
-
-class Named:
-    """One whose optimizers have names, each in a wrapper."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.by_name = {"weights": SimpleNamespace(optimizer=optimizer)}
-
-
-@pytest.mark.parametrize(
-    ("wrap", "message"),
-    [
-        (
-            NoHooks,
-            r"optimizer is a NoHooks.*Leave it out, or give watch\(\) the optimizer inside it, \.base, with hook=False",
-        ),
-        (
-            NoHooks,
-            r"call monitor\.step\(\).*If nothing writes weights after the step of \.base, give watch\(\) \.base alone",
-        ),
-        (Several, r"optimizer is a Several.*Give watch\(\) a list of the optimizers inside it, \.optimizers, or leave"),
-        (Named, r"optimizer is a Named.*Give watch\(\) a list of the optimizers inside it, \.by_name, or leave"),
-        (lambda _: Several(), r"optimizer is a Several.*Leave it out and call monitor\.step\(\)"),
-        (lambda _: network(), r"optimizer is a Sequential.*Are model and optimizer swapped\?"),
-        (lambda _: 5, "optimizer is a int"),
-    ],
-)
-def test_what_has_no_hooks_is_refused_before_training(wrap: Callable[[Any], Any], message: str) -> None:
-    """With the way out."""
-    model = network()
-    with pytest.raises(InputError, match=message):
-        esdmon.watch(model, wrap(torch.optim.SGD(model.parameters(), lr=0.1)), sinks=[])
