@@ -24,10 +24,11 @@ from esdmon.options.alerts import actions_for, rule_labels, usable_rules
 from esdmon.options.modes import available_mode, resolved_mode, workers_for
 from esdmon.options.sinks import Sinks, open_sinks
 from esdmon.options.watch_options import check
-from esdmon.runtime.clock import Clock, check_clock, hookable
+from esdmon.runtime.clock import Clock
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.notes import Notes
+from esdmon.runtime.optimizers import check_clock, hookable
 from esdmon.runtime.pipeline.pipeline import ReadingPipeline
 from esdmon.runtime.ranks.assignments import Assignments
 from esdmon.runtime.ranks.coordination import Coordinator

@@ -1,6 +1,5 @@
 """`Monitor`: count steps, have due steps read, pass reports to the rules and the sinks. It computes nothing."""
 
-import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, final
@@ -18,14 +17,13 @@ from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.notes import Notes
 from esdmon.runtime.ranks.requests import Requests
 from esdmon.runtime.readings import NoReadings, Readings
+from esdmon.runtime.reporting import Reporting
 from esdmon.runtime.saved_state import as_state, parse
 from esdmon.runtime.workers.at_exit import close_at_exit, forget_closed
 from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 from esdmon.sinks.lines import new_run
-
-_POLL = 1e-3
 
 
 @final
@@ -70,13 +68,20 @@ class Monitor:
         self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests, self._budget)
         self._parts["course"] = self._out.timeline
         self._alerting = Alerting(manager, self._out)
-        self._delivering = self._closes_sinks_later = False
         self._notes = notes or Notes()
+        self._reporting = Reporting(
+            readings,
+            self._alerting,
+            self._out,
+            escalation=escalation,
+            notes=self._notes,
+            faults=self._faults,
+            budget=self._budget,
+        )
         self._is_hooked = self._closed = self._has_settled = False
         self._run = new_run()
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
-        self._report: Report | None = None
         self._was_report = False
         self._out.start(self._run, first_step)
         # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
@@ -86,7 +91,7 @@ class Monitor:
     @property
     def report(self) -> Report | None:
         """Return the last report; None before the first."""
-        return self._report
+        return self._reporting.last
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
@@ -162,7 +167,7 @@ class Monitor:
             return False
         self._steps += count
         self._budget.start()
-        self._advance()
+        self._reporting.advance(self._steps)
         due = self._is_due(count)
         names = self._asked(is_scheduled=due)
         is_poll = not due and self._readings.is_poll(self._steps)
@@ -172,9 +177,9 @@ class Monitor:
             self._begin(host_step, names, is_scheduled=due)
         elif not self._readings.is_ready:
             self._get_ready()
-        before = self._report
-        self._take_finished()
-        is_report, was_report = self._report is not before, self._was_report
+        before = self._reporting.last
+        self._reporting.take(self._steps)
+        is_report, was_report = self._reporting.last is not before, self._was_report
         self._was_report = is_report
         # Not in the step of a report, unless each step is one.
         if self._out.is_behind(self._steps) and (was_report or not is_report):
@@ -187,11 +192,6 @@ class Monitor:
         if escalation is not None and self._steps >= escalation.next_step and not self._faults.disabled("escalation"):
             self._faults.call("escalation", self._steps, escalation.sample, self._steps, default=None)
         return due
-
-    def _advance(self, *, waiting: bool = False) -> None:
-        """Let copies that have arrived from an accelerator be read."""
-        advance = self._readings.advance
-        self._faults.call("transfers", self._steps, advance, waiting=waiting, default=None, pauses=False)
 
     def _is_due(self, count: int) -> bool:
         """Return whether any of the last steps is due."""
@@ -247,7 +247,8 @@ class Monitor:
     def flush(self, timeout: float | None = None) -> None:
         """Wait for the readings that are under way, at most `timeout` seconds (30), and flush the sinks."""
         if self._notes.check_active():
-            self._finish(self._limits.close_seconds if timeout is None else timeout)
+            seconds = self._limits.close_seconds if timeout is None else timeout
+            self._reporting.wait(self._steps, seconds, elsewhere=self._limits.close_seconds_elsewhere)
             self._out.flush(self._steps)
 
     @explain_wrong_calls
@@ -267,20 +268,17 @@ class Monitor:
                 undo()
         try:
             seconds = self._limits.close_seconds if timeout is None else timeout
-            self._finish(seconds, elsewhere=seconds)
+            self._reporting.wait(self._steps, seconds, elsewhere=seconds)
             with self._faults.isolated("monitor", self._steps):
                 self._readings.give_up()
-            self._take_finished()
+            self._reporting.take(self._steps)
         finally:
             with self._faults.isolated("monitor", self._steps):
                 self._readings.close()
             readings = self._readings
             if is_complete and readings.reports and not (readings.latest or readings.dropped or any(self._faults)):
                 self._notes.nothing_read(self._steps)
-            # Where a sink or an action has called this, the others get the report first.
-            self._closes_sinks_later = self._delivering
-            if not self._delivering:
-                self._out.close(self._steps)
+            self._reporting.close(self._steps)
 
     def at_close(self, undo: Callable[[], None]) -> None:
         """Register a function that `close()` calls, such as one that removes a hook."""
@@ -293,7 +291,7 @@ class Monitor:
         for readings that are under way: the resumed run reads those matrices next.
         """
         if self._notes.check_active():
-            self._take_finished()
+            self._reporting.take(self._steps)
         return as_state(self._run, self._steps, self._alerting.alerts, self._parts)
 
     @explain_wrong_calls
@@ -319,7 +317,7 @@ class Monitor:
 
     def __repr__(self) -> str:
         """Return one line: the steps counted, the layers of the last report, and how many alert rules fire."""
-        report = self._report
+        report = self.report
         found = "no report yet"
         if report is not None:
             firing = count(sum(layers > 0 for layers in report.firing.values()), "alert rule")
@@ -333,41 +331,6 @@ class Monitor:
     def __exit__(self, kind: object = None, *_: object) -> None:
         """Close, also when the loop raised."""
         self.close(is_complete=kind is None)
-
-    def _finish(self, timeout: float, *, elsewhere: float | None = None) -> None:
-        """Wait for what is under way: for other ranks, which may have died, at most `elsewhere` seconds."""
-        elsewhere = self._limits.close_seconds_elsewhere if elsewhere is None else elsewhere
-        start = time.monotonic()
-        self._take_finished()
-        while self._readings.under_way and not self._delivering:
-            waited = time.monotonic() - start
-            if waited > timeout or (waited > elsewhere and not self._readings.under_way_here):
-                return
-            time.sleep(_POLL)
-            self._advance(waiting=True)
-            self._take_finished()
-
-    def _take_finished(self) -> None:
-        # An on_alert= that saves a checkpoint calls this again: the outer call delivers what is finished.
-        if self._readings.under_way and not self._delivering:
-            self._delivering = True
-            try:
-                with self._faults.isolated("reports", self._steps, pauses=False), self._budget.spending():
-                    for report in self._readings.finished():
-                        self._take(report)
-            finally:
-                self._delivering = False
-                if self._closes_sinks_later:
-                    self._out.close(self._steps)
-
-    def _take(self, report: Report) -> None:
-        checked, changes = self._alerting.check(report)
-        if self._escalation is not None:
-            self._escalation.report(report, self._alerting.pending)
-        self._report = checked
-        self._notes.report(checked)
-        self._out.write(checked)
-        self._alerting.send(checked, changes)
 
 
 def copied(steps: int) -> Monitor:

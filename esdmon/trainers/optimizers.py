@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from esdmon.runtime.clock import is_deepspeed, unwrapped
+from esdmon.runtime.optimizers import is_deepspeed, unwrapped
 from esdmon.torch_private import has_step_hooks
 
 

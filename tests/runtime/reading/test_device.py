@@ -49,7 +49,7 @@ class Training:
     def check(self) -> list[int]:
         """Close; compare what was read with the clones, and return the steps of the readings of the first layer."""
         with self._patches.context() as patches:
-            patches.setattr("esdmon.runtime.monitor.time.sleep", lambda _seconds: self.device.run_side())
+            patches.setattr("esdmon.runtime.reporting.time.sleep", lambda _seconds: self.device.run_side())
             self.monitor.close()
         assert (self.monitor.errors, self.monitor.dropped, self.device.broken) == ((), 0, [])
         layers = [layer for report in self.sink.reports for layer in report.new if layer.name == "0"]

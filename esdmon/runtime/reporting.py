@@ -1,0 +1,103 @@
+"""`Reporting`: wait for reports to be complete, check them by the rules, and write them."""
+
+import time
+from typing import final
+
+from esdmon.isolation import Faults
+from esdmon.records import Report
+from esdmon.runtime.alerting import Alerting
+from esdmon.runtime.delivery import Delivery
+from esdmon.runtime.escalation import Escalation
+from esdmon.runtime.notes import Notes
+from esdmon.runtime.readings import Readings
+from esdmon.schedule.budget import Budget
+
+_POLL = 1e-3  # seconds between two looks at what is under way
+
+
+@final
+class Reporting:
+    """Check and write the reports that are complete, in step order, in the thread that calls.
+
+    An action of an alert may call the monitor again, to save a checkpoint or to close it. Then the outer call goes on:
+    it delivers what is complete, and closes the sinks once all of them have the report.
+
+    Args:
+        readings: make the reports.
+        alerting: checks them, and sends alerts.
+        out: writes them.
+        escalation: takes note of findings that are not confirmed; None where nothing is read between scheduled steps.
+        notes: log what the reports say of how the monitor is used.
+        faults: keeps failures away from the training.
+        budget: is charged with the time.
+    """
+
+    def __init__(
+        self,
+        readings: Readings,
+        alerting: Alerting,
+        out: Delivery,
+        *,
+        escalation: Escalation | None,
+        notes: Notes,
+        faults: Faults,
+        budget: Budget,
+    ) -> None:
+        self._readings = readings
+        self._alerting = alerting
+        self._out = out
+        self._escalation = escalation
+        self._notes = notes
+        self._faults = faults
+        self._budget = budget
+        self._is_delivering = False
+        self._closes_at: int | None = None
+        """The step of a `close` that was called while reports are delivered."""
+        self.last: Report | None = None
+        """The last report; None before the first."""
+
+    def advance(self, step: int, *, waiting: bool = False) -> None:
+        """Let copies that have arrived from an accelerator be read; see `Readings.advance`."""
+        advance = self._readings.advance
+        self._faults.call("transfers", step, advance, waiting=waiting, default=None, pauses=False)
+
+    def take(self, step: int) -> None:
+        """Check and write the reports that are complete by now."""
+        if self._readings.under_way and not self._is_delivering:
+            self._is_delivering = True
+            try:
+                with self._faults.isolated("reports", step, pauses=False), self._budget.spending():
+                    for report in self._readings.finished():
+                        self._take(report)
+            finally:
+                self._is_delivering = False
+                if self._closes_at is not None:
+                    self._out.close(self._closes_at)
+
+    def wait(self, step: int, seconds: float, *, elsewhere: float) -> None:
+        """Wait for what is under way, some seconds at most: fewer where other ranks have it, which may have died."""
+        start = time.monotonic()
+        self.take(step)
+        while self._readings.under_way and not self._is_delivering:
+            waited = time.monotonic() - start
+            if waited > seconds or (waited > elsewhere and not self._readings.under_way_here):
+                return
+            time.sleep(_POLL)
+            self.advance(step, waiting=True)
+            self.take(step)
+
+    def close(self, step: int) -> None:
+        """Close the sinks: where one of them, or an action, has called this, once the others have the report."""
+        if self._is_delivering:
+            self._closes_at = step
+        else:
+            self._out.close(step)
+
+    def _take(self, report: Report) -> None:
+        checked, changes = self._alerting.check(report)
+        if self._escalation is not None:
+            self._escalation.report(report, self._alerting.pending)
+        self.last = checked
+        self._notes.report(checked)
+        self._out.write(checked)
+        self._alerting.send(checked, changes)
