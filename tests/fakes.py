@@ -49,6 +49,10 @@ class Reads:
     def under_way(self) -> bool:
         return bool(self._complete)
 
+    @property
+    def is_idle(self) -> bool:
+        return not self.under_way
+
     def settle(self) -> None:
         pass
 

@@ -5,6 +5,7 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from types import FrameType
 from typing import Any, final
 
 import torch
@@ -81,14 +82,16 @@ class Clock:
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Count a step, once where it calls the step of a parent class, whose hooks fire too."""
-        with self._faults.isolated("clock", self._steps, pauses=False):
-            if self._depth() > 1 or is_capturing():
-                return
-            if not is_in_backward():
-                self._count()
-            elif not self._has_warned:
-                self._has_warned = True
-                _log.warning(_IN_BACKWARD)
+        self._faults.call("clock", self._steps, self._take_own, default=None, pauses=False)
+
+    def _take_own(self) -> None:
+        if self._depth(least=1) > 1 or is_capturing():
+            return
+        if not is_in_backward():
+            self._count()
+        elif not self._has_warned:
+            self._has_warned = True
+            _log.warning(_IN_BACKWARD)
 
     def _after_any(self, optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
         """Count a step of the optimizer inside; of one that is neither, note that it trains the same weights."""
@@ -120,16 +123,19 @@ class Clock:
         self._on_step()
         self._version = version_of(self._witness)
 
-    def _depth(self) -> int:
-        """Return how many calls of the optimizer's step are on the stack.
+    def _depth(self, least: int = 0) -> int:
+        """Return how many calls of the optimizer's step are on the stack, of which `least` are known.
 
         Read off the stack, and not kept as a count, which an exception in mid-step would leave wrong.
         """
-        frame, depth = inspect.currentframe(), 0
+        frame, calls = inspect.currentframe(), list[FrameType]()
         while frame is not None:
-            depth += frame.f_code is _STEP_WRAPPER and frame.f_locals.get("self") is self._optimizer
+            if frame.f_code is _STEP_WRAPPER:
+                calls.append(frame)
             frame = frame.f_back
-        return depth
+        if len(calls) <= least:  # the usual case: `f_locals` takes several times as long as all of this
+            return len(calls)
+        return sum(call.f_locals.get("self") is self._optimizer for call in calls)
 
     def _weights_move(self) -> None:
         self._warn("weights change, and its step() was not called")

@@ -1,6 +1,7 @@
 """`Delivery`: send reports to the sinks, and alerts to the log, the sinks and the actions."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -110,9 +111,10 @@ class Delivery:
                 if actions.asks_to_stop(alert):
                     self._requests.add("stop")
 
-    def is_behind(self, step: int) -> bool:
-        """Return whether a sink may have deferred work, such as pictures to draw, and it is time to look for credit."""
-        return bool(self._behind) and step >= self._next_catch_up
+    @property
+    def next_catch_up(self) -> float:
+        """Return the first step at which to call `catch_up`: ∞ where no sink has deferred work, such as pictures."""
+        return self._next_catch_up if self._behind else math.inf
 
     def catch_up(self, step: int) -> None:
         """Let one sink do one piece of its deferred work, where the budget has credit."""

@@ -33,6 +33,10 @@ class Readings(Stateful, Protocol):
         """Return whether any readings are begun and not reported."""
 
     @property
+    def is_idle(self) -> bool:
+        """Return whether there is nothing to do before the next step at which something is read or sampled."""
+
+    @property
     def under_way_here(self) -> bool:
         """Return whether this process has to finish any readings that are under way."""
 
@@ -83,6 +87,7 @@ class NoReadings:
     latest: ClassVar[Mapping[str, LayerReport]] = {}
     is_ready = True
     under_way = under_way_here = False
+    is_idle = True
 
     def get_ready(self, step: int) -> None:
         """Do nothing."""

@@ -12,6 +12,7 @@ from esdmon.schedule.step_sample import StepSample
 SHARE = 1e-3
 """Share of the run that the samples may take. Our choice."""
 _ADVANCE = 0.02  # seconds that may be spent before they are earned
+_TRIES = 4  # in an interval, where the share is used up; our choice
 
 
 class Sampled(Protocol):
@@ -47,7 +48,7 @@ class StepSampling:
         self._budget = budget
         self._jumps = JumpDetector()
         self._begun: int | None = None
-        self._last = -math.inf
+        self._last = self._next_try = -math.inf
         self._spent = self._cost = 0.0
 
     def end(self, step: int) -> list[str]:
@@ -64,8 +65,11 @@ class StepSampling:
 
     def begin(self, step: int, interval: int | None, *, is_next: bool) -> None:
         """Take the samples before the next step, if it is read or the last were taken an interval ago."""
-        is_time = interval is not None and step - self._last >= interval
-        if not (is_next or is_time) or not self._has_allowance:
+        is_time = interval is not None and step >= max(self._last + interval, self._next_try)
+        if not (is_next or is_time):
+            return
+        if not self._has_allowance:
+            self._next_try = step + max(1, (interval or 0) // _TRIES)
             return
         with self._budget.spending(), self._budget.measured() as cost:
             self._source.begin_step_sample()
@@ -76,7 +80,7 @@ class StepSampling:
         """Return the first step after this one at which samples may be taken: ∞ where the interval is not known."""
         if self._begun is not None:
             return step + 1
-        return math.inf if interval is None else max(step + 1, self._last + interval)
+        return math.inf if interval is None else max(step + 1, self._last + interval, self._next_try)
 
     def state_dict(self) -> Plain:
         """Return the recent samples."""
@@ -100,7 +104,7 @@ class StepSampling:
 
         def restore() -> None:
             restore_jumps()
-            self._begun, self._last = begun, last
+            self._begun, self._last, self._next_try = begun, last, -math.inf
             self._source.restore_steps(steps)
 
         return restore

@@ -5,8 +5,9 @@ Schedules that are made here can be pickled, copied and compared.
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import TypeAlias, final
 
 from esdmon.calls import explain_wrong_calls
@@ -55,6 +56,24 @@ def union(*schedules: "int | Schedule") -> Schedule:
     return _Union(tuple(as_schedule(schedule) for schedule in schedules))
 
 
+def next_due(schedule: Schedule, step: int) -> float:
+    """Return the first step after this one at which a schedule may be due: the next step for a function of the user's.
+
+    >>> next_due(every(20), 45), next_due(union(every(20), at(50)), 45), next_due(at(8), 45)
+    (60, 50, inf)
+    """
+    match schedule:
+        case _Every(interval):
+            return step - step % interval + interval
+        case _PerDecade():
+            return next(due for due in schedule.steps_from(step) if due > step)
+        case _At(steps):
+            return min((due for due in steps if due > step), default=math.inf)
+        case _Union(schedules):
+            return min((next_due(each, step) for each in schedules), default=math.inf)
+    return step + 1
+
+
 def as_schedule(value: "int | Schedule") -> Schedule:
     """Return a number of steps, or a function of the user's own, as a schedule."""
     if not callable(value):
@@ -84,10 +103,13 @@ class _PerDecade:
     readings: int
 
     def __call__(self, step: int) -> bool:
+        return step > 0 and step in islice(self.steps_from(step), 3)
+
+    def steps_from(self, step: int) -> Iterator[int]:
+        """Yield the steps that are due, from one or two before a step on."""
         # The power next to the step; its logarithm is exact to far less than a step.
-        k = round(self.readings * math.log10(step)) if step > 0 else -1
-        powers = (10 ** (near / self.readings) for near in (k - 1, k, k + 1) if near >= 0)
-        return any(step == math.ceil(power - 1e-9) for power in powers)
+        nearest = round(self.readings * math.log10(max(1, step)))
+        return (math.ceil(10 ** (k / self.readings) - 1e-9) for k in count(max(0, nearest - 1)))
 
     def __repr__(self) -> str:
         return f"per_decade({self.readings})"

@@ -149,6 +149,31 @@ class NoSamples:
         return {}
 
 
+def test_where_the_share_is_used_up_it_is_looked_at_again_a_quarter_of_an_interval_later() -> None:
+    """The clock stands still, so that nothing is earned: a look at each step would cost more than what is saved."""
+    now = [0.0]
+    budget = Budget(0.01, clock=lambda: now[0], cpu_clock=lambda: now[0])
+
+    class Costly(NoSamples):
+        def begin_step_sample(self) -> None:
+            super().begin_step_sample()
+            now[0] += 1.0
+
+    source = Costly()
+    sampling = StepSampling(source, budget)  # type: ignore[arg-type]
+    budget.start()
+    for step in range(41):
+        source.step = step
+        sampling.begin(step, 20, is_next=False)
+        sampling.end(step + 1)
+    assert source.begun == [0]
+    assert [sampling.next_step(step, 20) for step in (40, 44, 45)] == [45, 45, 46]
+    now[0] = 1e6
+    source.step = 45
+    sampling.begin(45, 20, is_next=False)
+    assert source.begun == [0, 45]
+
+
 def no_samples() -> Sampled:
     return NoSamples()  # type: ignore[return-value]
 

@@ -33,6 +33,58 @@ def test_reads_at_due_steps_only() -> None:
     assert monitor.report is sink.reports[-1]
 
 
+class Looked(Reads):
+    """Readings that count the calls between due steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def advance(self, *, waiting: bool = False) -> None:
+        self.looks += 1
+
+
+def test_between_due_steps_only_a_count_goes_up() -> None:
+    """Until the due step, and from the step on at which a report is delivered; not with a function of the user's."""
+    readings = Looked()
+    monitor = Monitor(readings, schedule=every(100))
+    for _ in range(1000):
+        monitor.step()
+    assert (monitor.steps, readings.looks) == (1000, 1 + 10 + 9)  # the first step, due ones, and those after them
+    readings = Looked()
+    monitor = Monitor(readings, schedule=lambda step: step % 100 == 0)
+    for _ in range(1000):
+        monitor.step()
+    assert (monitor.steps, readings.looks) == (1000, 1000)
+
+
+def test_several_steps_at_once_skip_no_due_one() -> None:
+    """Whatever lies between."""
+    sink = MemorySink()
+    monitor = Monitor(Reads(), schedule=every(100), sinks=[("memory", sink)])
+    assert [monitor.step(7) for _ in range(60)] == [7 * k // 100 > 7 * (k - 1) // 100 for k in range(1, 61)]
+    assert [report.step for report in sink.reports] == [105, 203, 301, 406]
+
+
+def test_a_run_that_goes_back_looks_at_each_step_anew() -> None:
+    """What was known of the next due step holds no longer; a closed monitor counts nothing."""
+    sink = MemorySink()
+    monitor = Monitor(Reads(), schedule=every(100), sinks=[("memory", sink)])
+    for _ in range(50):
+        monitor.step()
+    state = monitor.state_dict()
+    for _ in range(60):
+        monitor.step()
+    monitor.load_state_dict(state)
+    for _ in range(50):
+        monitor.step()
+    assert (monitor.steps, sink.reports[-1].step) == (100, 100)
+    monitor.step()
+    monitor.close()
+    monitor.step()
+    assert monitor.steps == 101
+
+
 def test_strict_raises() -> None:
     """For tests and for finding a fault."""
     monitor = Monitor(Reads(), schedule=every(1), sinks=[("x", RaisingSink())], faults=Faults(strict=True))

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from esdmon.errors import InputError
-from esdmon.schedule import Schedule, as_schedule, at, every, per_decade, union
+from esdmon.schedule import Schedule, as_schedule, at, every, next_due, per_decade, union
 
 
 @given(interval=st.integers(1, 1000), steps=st.integers(0, 2000))
@@ -20,6 +20,29 @@ def test_every_is_due_once_in_each_interval(interval: int, steps: int) -> None:
     due = [step for step in range(1, steps + 1) if every(interval)(step)]
     assert len(due) == steps // interval
     assert due[:1] == ([interval] if interval <= steps else [])
+
+
+SCHEDULES = st.recursive(
+    st.integers(1, 300).map(every)
+    | st.integers(1, 12).map(per_decade)
+    | st.lists(st.integers(1, 600), max_size=4).map(lambda steps: at(*steps)),
+    lambda inner: st.lists(inner, max_size=3).map(lambda schedules: union(*schedules)),
+    max_leaves=4,
+)
+
+
+@given(schedule=SCHEDULES, step=st.integers(0, 400))
+def test_the_next_due_step_is_the_first_that_the_schedule_says(schedule: Schedule, step: int) -> None:
+    """So that steps before it need not be looked at."""
+    following = next_due(schedule, step)
+    due = [later for later in range(step + 1, 5000) if schedule(later)]
+    assert following == (due[0] if due else math.inf)
+
+
+def test_a_function_of_the_users_may_be_due_at_any_step() -> None:
+    """Alone and beside others."""
+    assert next_due(lambda _step: False, 7) == 8
+    assert next_due(union(every(100), lambda _step: False), 7) == 8
 
 
 @pytest.mark.parametrize("interval", [0, -1, 2.0, True, "200", None], ids=repr)

@@ -83,6 +83,15 @@ class ReadingPipeline:
         return bool(self._due)
 
     @property
+    def is_idle(self) -> bool:
+        """Return whether there is nothing to do before the next step at which something is read or sampled.
+
+        Never in a job of several ranks, nor where the time of each step says how many threads may read.
+        """
+        is_measuring = self._team is not None or self._executor.pauses
+        return not (is_measuring or self._due or self._left) and self._source.is_idle
+
+    @property
     def under_way_here(self) -> bool:
         """Return whether any reading of this process is not finished."""
         return any(due.here for due in self._due)

@@ -23,6 +23,8 @@ class RemoteReader:
     """Like `ReadingPipeline`, but sends readings to rank 0 as soon as they are ready, without waiting for a step."""
 
     reports = False
+    is_idle = False
+    """Always: at each step rank 0 may ask for a reading."""
 
     def __init__(
         self, source: ShardedSource, executor: Executor, ranks: Coordinator, *, limits: Limits | None = None

@@ -175,6 +175,11 @@ class Reader:
         """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
         self._model.settle()
 
+    @property
+    def is_idle(self) -> bool:
+        """Return whether no copy from an accelerator is under way."""
+        return self._transfers.is_idle
+
     def advance(self, *, wait: bool = False) -> None:
         """Ask which copies have arrived from an accelerator; with `wait` wait for all of them."""
         self._transfers.advance(wait=wait)

@@ -33,6 +33,10 @@ class Source(Protocol):
     def settle(self) -> None:
         """Synchronise the device, so that pending training kernels are not counted as monitoring cost."""
 
+    @property
+    def is_idle(self) -> bool:
+        """Return whether no copy from an accelerator is under way."""
+
     def advance(self, *, wait: bool = False) -> None:
         """Ask which copies have arrived from an accelerator; with `wait` wait for all of them."""
 

@@ -124,6 +124,11 @@ class Transfers:
         self._thread = threading.get_ident()
 
     @property
+    def is_idle(self) -> bool:
+        """Return whether no copy is under way."""
+        return not self._under_way
+
+    @property
     def is_own_thread(self) -> bool:
         """Return whether this is the thread that trains."""
         return threading.get_ident() == self._thread

@@ -36,7 +36,7 @@ def test_a_full_disk(mode: str, undisturbed: list[float], caplog: pytest.LogCapt
     assert run.losses == undisturbed
     assert run.who_failed == ["sink jsonl:/dev/full"]
     assert n_logged(caplog, "No space left on device") == 1
-    assert re.search(r"jsonl:/dev/full has only 0 of 1[12] readings, since it failed: the first that", caplog.text)
+    assert re.search(r"jsonl:/dev/full has only 0 of \d+ readings, since it failed: the first that", caplog.text)
     assert "esdmon report /dev/full" not in caplog.text
 
 

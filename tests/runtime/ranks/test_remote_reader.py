@@ -31,6 +31,8 @@ class Parts:
 class Source:
     """Ten matrices, whose readings wait for a gate."""
 
+    is_idle = True
+
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.begun: list[str] = []
