@@ -60,6 +60,14 @@ def unwritable(what: str, error: OSError, *, remedy: str = "Choose another place
     return InputError(f"{what} cannot be written: {why}. {remedy}")
 
 
+def other_content(what: str, first_line: str) -> InputError:
+    """Return the error for a file of another program, which is not replaced or appended to."""
+    line = first_line.rstrip("\r\n")[:60]
+    return InputError(
+        f"{what} has another content: its first line is {line!r}. It is left unchanged; choose another path."
+    )
+
+
 def nearest(got: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
     """Return `" Did you mean 'a' or 'b'?"` for the names closest to a wrong one, or an empty text."""
     close = difflib.get_close_matches(got, list(known), n=3, cutoff=cutoff)

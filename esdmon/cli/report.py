@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from esdmon.errors import unwritable
+from esdmon.errors import other_content, unwritable
 from esdmon.glass.report import html
 from esdmon.glass.run_data import RunData
 from esdmon.records import Report
 from esdmon.records.text import count
 from esdmon.replay import Run, events_by_run
+
+_LONGEST_LINE = 1000  # characters that are looked at; our choice
 
 
 def write(runs: Sequence[str], out: str) -> None:
@@ -20,10 +22,13 @@ def write(runs: Sequence[str], out: str) -> None:
         out: path of the HTML file, which is replaced if it exists.
 
     Raises:
-        InputError: if a run cannot be read, or the file cannot be written.
+        InputError: if a run cannot be read, if the file cannot be written, and if `out` exists and is not HTML, such as
+            the JSONL of the run itself.
     """
     found = _with_different_names([data for run in runs for data in read(run)])
     path = Path(out).expanduser()
+    if path.is_file():
+        _check_is_html(path, out)
     text = html(found).encode(errors="replace")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -32,6 +37,13 @@ def write(runs: Sequence[str], out: str) -> None:
         raise unwritable(f"-o {out}", error) from error
     layers = sum(len(data.layers) for data in found)
     print(f"{path}: {count(len(found), 'run')}, {layers} layers, {len(text) / 1e6:.1f} MB")
+
+
+def _check_is_html(path: Path, out: str) -> None:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        first = file.readline(_LONGEST_LINE)
+    if first and not first.startswith("<"):
+        raise other_content(f"-o {out}", first)
 
 
 def read(run: str) -> list[RunData]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TextIO, final
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import InputError, unwritable
+from esdmon.errors import other_content, unwritable
 from esdmon.notice import nearby
 from esdmon.present.scalars import scalars, tag
 from esdmon.records import Alert, Report
@@ -105,9 +105,6 @@ class CsvSink:
     def _check_columns(self) -> None:
         if self.path.is_file() and self.path.stat().st_size:
             with self.path.open(newline="", errors="replace") as file:
-                found = file.readline().rstrip("\r\n")
-            if found != ",".join(COLUMNS):
-                raise InputError(
-                    f"csv:{self.path} has another content: its first line is {found[:60]!r}. It is left unchanged; "
-                    "choose another path."
-                )
+                found = file.readline()
+            if found.rstrip("\r\n") != ",".join(COLUMNS):
+                raise other_content(f"csv:{self.path}", found)

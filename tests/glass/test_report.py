@@ -100,6 +100,19 @@ def test_what_is_not_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert not (tmp_path / "r.html").exists()
 
 
+@pytest.mark.parametrize("name", ["a/esdmon.jsonl", "notes.txt"])
+def test_only_html_is_replaced(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A slip in `-o` costs nobody a file: neither the run nor another one."""
+    write(tmp_path / "a", made_reports(), [], events=False)
+    (tmp_path / "notes.txt").write_text("groceries\n")
+    before = (tmp_path / name).read_bytes()
+    assert main(["report", str(tmp_path / "a"), "-o", str(tmp_path / name)]) == 2
+    assert "has another content" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == before
+    for _ in range(2):
+        assert main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r.html")]) == 0
+
+
 def test_the_policy_allows_this_script_and_style_and_nothing_else() -> None:
     """By their hashes; nothing is loaded."""
     text = html([data_of()])

@@ -106,5 +106,19 @@ def test_a_file_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
         PrometheusSink(f"{tmp_path}/f/a.prom")
 
 
+@pytest.mark.parametrize("text", ["# TYPE node_load1 gauge\nnode_load1 0.5\n", "notes", "\x00\xff"])
+def test_a_file_of_another_program_is_left_unchanged(text: str, tmp_path: Path) -> None:
+    """As of another exporter in the folder of the collector; our own is replaced."""
+    path = tmp_path / "a.prom"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"has another content: .* It is left unchanged; choose another path"):
+        PrometheusSink(str(path))
+    assert path.read_text() == text
+    for old in ("", PrometheusSink(str(tmp_path / "b.prom")).text):
+        path.write_text(old)
+        PrometheusSink(str(path))
+        assert "esdmon_step" in path.read_text()
+
+
 def test_it_is_a_sink(tmp_path: Path) -> None:
     check_sink(lambda: PrometheusSink(str(tmp_path / "a.prom")))
