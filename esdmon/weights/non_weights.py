@@ -19,7 +19,7 @@ MATRIX_DIMENSIONS = range(2, 6)
 """Dimensions of weights that may be matrices, experts or convolutions."""
 _WORDS = {
     "biases": {"bias", "biases"},
-    "masks": {"mask", "masks"},
+    "masks": {"mask", "masks", "tril", "triu", "causal"},
     "tables of constants": {"table", "grid", "index", "indices", "ids", "anchors", "freqs", "freq", "cos", "sin", "pe"},
     "tokens": {"token", "tokens"},
     "running statistics": {"running"},
@@ -29,6 +29,11 @@ _WORDS = {
 }
 _PACKING = {"scales", "scale", "zeros", "qzeros", "zp", "SCB", "absmax", "g_idx", "weight_scale", "weight_scale_inv"}
 _PACKING |= {
+    "s",
+    "wscales",
+    "wzeros",
+    "scaled_zeros",
+    "weight_scales",
     "weight_zero_point",
     "zero_point",
     "zero",
@@ -53,7 +58,7 @@ _NORM = re.compile(r"(^|_|layer)(norm|ln|gn|bn)\d*$", re.IGNORECASE)
 """Names of norms, whose scales have two or more sides where they normalise over positions as well."""
 _WITHOUT_DOTS = re.compile(r"model_ema\.[^.]+")
 """Names in the averaged copy of latent diffusion, `LitEma`, which takes the dots out of those of the model."""
-_PACKED = ("weight", "qweight", "weight_packed", "W_q", "_data")
+_PACKED = ("weight", "qweight", "weight_packed", "W_q", "_data", "B")
 _INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.uint64, torch.uint32, torch.uint16)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 """Numbers of 8 bits that stand for themselves where no scale is beside them."""

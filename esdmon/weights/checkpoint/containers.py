@@ -72,7 +72,7 @@ def find_models(content: object, is_leaf: IsLeaf) -> tuple[dict[str, Call], Leav
 
 
 def _weights(content: object, is_leaf: IsLeaf, leaves: list[tuple[Path, Any]]) -> Leaves:
-    if not isinstance(content, Mapping | list | tuple) and not is_script(content):
+    if not leaves or not leaves[0][0]:  # a tensor without a name
         return {}
     if _has_state_dict(leaves):
         for path, module in _modules(content, is_leaf, beside_state=True):

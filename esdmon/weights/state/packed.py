@@ -84,6 +84,8 @@ def _scaled(state: State, name: str, codes: str, scale: str, *, zero: str) -> En
     shape, sides = state.outlines[codes].shape, state.outlines[scale].shape
     if any(side > whole for side, whole in zip(sides, shape, strict=False)) or len(sides) > len(shape):
         return _unread(state, name, codes)
+    if 1 < len(sides) < len(shape) and any(side not in (1, whole) for side, whole in zip(sides, shape, strict=False)):
+        return _unread(state, name, codes)
     is_exponent = state.outlines[scale].dtype == torch.uint8 and state.outlines[codes].dtype in FLOAT8
     blocks = _block_sizes(state, shape, sides)
     if 0 in blocks or not (is_exponent or state.outlines[scale].is_floating_point()):
@@ -127,6 +129,8 @@ def _spread(scales: Tensor, shape: torch.Size, blocks: tuple[int, ...]) -> Tenso
     """Return scales in a form that broadcasts to `shape`: each is repeated over its block."""
     if (scales.ndim == 1 and scales.numel() not in (1, shape[-1])) or (scales.ndim == 1 and scales.numel() == shape[0]):
         scales = scales.reshape(-1, *[1] * (len(shape) - 1))
+    elif 1 < scales.ndim < len(shape):  # by expert, or by expert and row
+        scales = scales.reshape(*scales.shape, *[1] * (len(shape) - scales.ndim))
     for side, block in enumerate(blocks):
         if scales.shape[side] not in (1, shape[side]):
             scales = scales.repeat_interleave(block, dim=side).narrow(side, 0, shape[side])

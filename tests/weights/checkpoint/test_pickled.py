@@ -70,6 +70,24 @@ def test_what_is_saved_beside_the_weights_is_read_past(kind: str, layout: str, p
     assert set(sys.modules) == loaded
 
 
+class Settings(dict[str, Any]):
+    """A dictionary with another class, as easydict, addict and mmengine have them."""
+
+
+@pytest.mark.parametrize("layout", ["zip", "legacy"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": Settings({"fc.weight": torch.ones(20, 30)})},
+        Settings(epoch=3, net={"fc.weight": torch.ones(20, 30)}),
+    ],
+)
+def test_a_dictionary_of_another_class_is_one(content: dict[str, Any], layout: str, tmp_path: Path) -> None:
+    """Inside, and as all that is saved."""
+    torch.save(content, tmp_path / "a", _use_new_zipfile_serialization=layout == "zip")
+    assert list(open_checkpoint(tmp_path / "a")) == ["fc.weight"]
+
+
 TENSORS = {
     "transposed": torch.arange(600.0).reshape(20, 30).T,
     "every second": torch.arange(600.0).reshape(20, 30)[:, ::2],

@@ -97,6 +97,8 @@ MASKED = {
     "snake.alpha": (torch.ones(1, 24, 1), "vectors"),
     "norm.gamma": (torch.ones(24, 1, 1, 1), "vectors"),
     "mixer.A_log": (torch.ones(64, 16), "logarithms of a diagonal"),
+    "head.tril": (torch.ones(64, 64).tril(), "masks"),
+    "attn.causal": (torch.ones(64, 64).tril(), "masks"),
     "relative_position_index": (torch.ones(49, 49, dtype=torch.int64), "tables of constants"),
     "position_map": (torch.ones(49, 49, dtype=torch.int64), "integers"),
     "mel_scale.fb": (torch.ones(201, 128), "tables of constants"),
@@ -130,6 +132,15 @@ def test_what_quantisation_keeps_beside_a_weight_is_no_matrix(kind: str) -> None
     report = esdmon.analyze({"fc.weight": torch.randn(30, 20), **state})
     assert [layer.name for layer in report] == ["fc"]
     assert {skip.name: skip.reason for skip in report.coverage.skipped}[next(iter(state))] == reason
+
+
+@pytest.mark.parametrize(("codes", "scales"), [("qweight", "wscales"), ("qweight", "scaled_zeros"), ("B", "s")])
+def test_scales_beside_packed_weights_are_no_matrices(codes: str, scales: str) -> None:
+    """As Nunchaku, AWQ and Marlin name them, of which the weights themselves are not read."""
+    packed = torch.ones(8, 64, dtype=torch.int32)
+    report = esdmon.analyze({"fc.weight": torch.randn(30, 20), f"q.{codes}": packed, f"q.{scales}": torch.ones(16, 64)})
+    assert [layer.name for layer in report if layer.status == "ok"] == ["fc"]
+    assert {skip.name: skip.reason for skip in report.coverage.skipped}[f"q.{scales}"] == "scales of packed weights"
 
 
 def test_the_extra_state_of_modules_is_passed_over() -> None:

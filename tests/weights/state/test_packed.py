@@ -71,3 +71,20 @@ def test_scales_of_one_byte_are_exponents(tmp_path: Path) -> None:
     assert layer.measures["frobenius_norm"] == pytest.approx(expected, rel=1e-5)
     (layer,) = esdmon.analyze(saved(tmp_path, exponents.int(), blocks=[1, 32]))
     assert layer.status == "skipped"
+
+
+@pytest.mark.parametrize("sides", [(3,), (3, 1), (3, 100), (3, 1, 1), (3, 100, 1)])
+def test_scales_of_experts_are_of_one_or_of_its_rows(sides: tuple[int, ...]) -> None:
+    """Their sides are the first of the weight."""
+    scales = torch.rand(sides) + 0.5
+    codes = torch.ones(3, 100, 130).to(torch.float8_e4m3fn)
+    (layer,) = esdmon.analyze({"experts.weight": codes, "experts.weight_scale": scales}, measures=["frobenius_norm"])
+    expected = (scales.square().sum() * codes.numel() / scales.numel()).sqrt()
+    assert layer.measures["frobenius_norm"] == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_scales_that_fit_neither_experts_nor_rows_are_skipped() -> None:
+    """Blocks of rows without a number for each column are of no known layout."""
+    codes = torch.ones(3, 100, 130).to(torch.float8_e4m3fn)
+    (layer,) = esdmon.analyze({"experts.weight": codes, "experts.weight_scale": torch.rand(3, 7)})
+    assert (layer.status, layer.reason) == ("skipped", "packed numbers of an unknown layout: not read")
