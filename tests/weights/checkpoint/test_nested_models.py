@@ -54,6 +54,7 @@ NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
         },
         ["a"],
     ),
+    "nnU-Net": (lambda state: {"network_weights": state, "trainer_name": "x", "current_epoch": 3}, ["a"]),
     "a list": (lambda state: [state, dict(state)], ["0.a", "1.a"]),
 }
 

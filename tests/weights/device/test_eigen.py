@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.errors import InputError
+from esdmon.spectrum import classify
 from esdmon.weights import (
     Solver,
     UnreadableError,
@@ -73,6 +74,24 @@ def test_a_tail_that_begins_very_low_is_read_in_float64(deviation: float, used: 
     quick, exact = (read_spectrum(matrix, precision=precision, solver=solver) for precision in ("auto", "exact"))
     assert quick.precision == used
     assert quick.power_law.alpha == pytest.approx(exact.power_law.alpha, abs=1e-4)
+
+
+@pytest.mark.parametrize("solver", [solve_lapack, solve_torch])
+@pytest.mark.parametrize("seed", range(6))
+def test_eigenvalues_that_repeat_are_fitted_as_in_float64(seed: int, solver: Solver) -> None:
+    """As of a shared block: those that rounding separates would count one by one, and move alpha and the phase."""
+    block = np.random.default_rng(seed).standard_t(2.5, (32, 32)).astype(np.float32)
+    matrix = discover({"w": torch.kron(torch.eye(8), torch.from_numpy(block))}).matrices[0]
+    quick, exact = (read_spectrum(matrix, precision=precision, solver=solver) for precision in ("auto", "exact"))
+    assert quick.precision == "float64"
+    assert quick.power_law == exact.power_law
+    assert classify(quick).phase is classify(exact).phase
+
+
+@pytest.mark.parametrize("weight", [torch.eye(64), nn.init.orthogonal_(torch.empty(64, 64))], ids=["eye", "orthogonal"])
+def test_where_all_eigenvalues_are_equal_there_is_nothing_to_fit_again(weight: Tensor) -> None:
+    """As of a layer at its orthogonal initialisation."""
+    assert read_spectrum(discover({"w": weight}).matrices[0]).precision == "float32"
 
 
 def test_autocast_is_kept_out() -> None:
