@@ -81,12 +81,12 @@ def job_store(prefix: str) -> Any:
 
 def children_of(module: nn.Module) -> Mapping[str, nn.Module | None]:
     """Return the children of a module by attribute. `named_children()` leaves out the second name of a shared child."""
-    return module._modules  # noqa: SLF001
+    return dict(module._modules.items())  # noqa: SLF001 -- that of a scripted module is not a dictionary
 
 
 def parameters_of(module: nn.Module) -> Mapping[str, nn.Parameter | None]:
     """Return a module's own parameters by attribute. `named_parameters()` may run code of the module's author."""
-    return module._parameters  # noqa: SLF001
+    return dict(module._parameters.items())  # noqa: SLF001 -- as of `children_of`
 
 
 def forward_pre_hooks(module: nn.Module) -> tuple[Any, ...]:

@@ -70,9 +70,9 @@ def output_heads(model: nn.Module) -> set[int]:
     """Return ids of the parameters that models of transformers name as their output."""
     heads = set()
     for module in model.modules():
-        getter = getattr(module, "get_output_embeddings", None)
         head = None
-        with suppress(Exception):  # a model without a head may raise
+        with suppress(Exception):  # a model without a head may raise, and so may a `__getattr__` of the user's own
+            getter = getattr(module, "get_output_embeddings", None)
             head = getter() if callable(getter) else None
         if isinstance(head, nn.Module):
             heads |= {id(parameter) for parameter in head.parameters() if parameter.ndim == 2}

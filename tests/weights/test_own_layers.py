@@ -173,3 +173,92 @@ def test_a_projection_that_alternates_by_head_is_not_split() -> None:
     bias = {"mha.out_proj.bias": torch.randn(24)}
     assert [matrix.name for matrix in discover(state | bias).matrices] == ["mha.in_proj_weight", "mha.out_proj"]
     assert len(discover(state).matrices) == 4
+
+
+class OwnAttention(nn.Module):
+    """Attention with the parameters of torch's."""
+
+    def __init__(self, *, bias: bool = True) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.randn(96, 32))
+        if bias:
+            self.in_proj_bias = nn.Parameter(torch.randn(96))
+        self.out_proj = nn.Linear(32, 32)
+
+
+class OwnRecurrent(nn.Module):
+    """An LSTM with the parameters of torch's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight_ih_l0 = nn.Parameter(torch.randn(80, 12))
+        self.weight_hh_l0 = nn.Parameter(torch.randn(80, 20))
+
+
+@pytest.mark.parametrize(
+    ("layer", "names"),
+    [
+        (OwnAttention(), ["in_proj_weight/q", "in_proj_weight/k", "in_proj_weight/v", "out_proj"]),
+        (OwnAttention(bias=False), ["in_proj_weight", "out_proj"]),  # q, k and v alternate by head in SpeechBrain's
+        (OwnRecurrent(), [f"weight_{of}_l0/{gate}" for of in ("ih", "hh") for gate in "ifgo"]),
+    ],
+    ids=["attention", "attention without a bias", "LSTM"],
+)
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_parameters_that_are_named_as_those_of_torch_are_split_alike(
+    layer: nn.Module, names: list[str], prefix: str
+) -> None:
+    """In a module of the user's own, alone or in another, and in its state dict."""
+    model = nn.ModuleDict({"net": layer}) if prefix else layer
+    for form in (model, model.state_dict()):
+        assert [matrix.name for matrix in discover(form).matrices if not matrix.detail] == [
+            f"{prefix}{name}" for name in names
+        ]
+
+
+class Scripted(nn.Module):
+    """A network that TorchScript can compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.fc = nn.LSTM(12, 20), nn.Linear(20, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the outputs at all times."""
+        outputs: Tensor = self.fc(self.rnn(x)[0])
+        return outputs
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+def test_a_scripted_model_is_read_and_watched_as_the_model_that_was_compiled() -> None:
+    """All its modules are of one class, and their registries have no `get`."""
+    model = Scripted()
+    scripted = torch.jit.script(model)
+    expected = {layer.name: layer.measures["frobenius_norm"] for layer in esdmon.analyze(model)}
+    assert {layer.name: layer.measures["frobenius_norm"] for layer in esdmon.analyze(scripted)} == expected
+    optimizer = torch.optim.SGD(scripted.parameters(), lr=0.01)
+    with esdmon.watch(scripted, optimizer, every=1, budget=None, sinks=None) as monitor:
+        for _ in range(2):
+            scripted(torch.randn(3, 2, 12)).square().sum().backward()
+            optimizer.step()
+    assert monitor.report is not None
+    assert all(layer.status == "ok" and layer.in_optimizer and layer.step == 2 for layer in monitor.report)
+    assert monitor.errors == ()
+
+
+class Strict(nn.Module):
+    """A module whose `__getattr__` raises what torch's does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(24, 24)
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in {"fc", "weight"}:
+            raise RuntimeError(name)
+        return super().__getattr__(name)
+
+
+def test_a_getattr_that_raises_costs_no_layer() -> None:
+    """Neither when heads are searched, nor when layers are."""
+    assert [layer.status for layer in esdmon.analyze(nn.Sequential(Strict(), nn.Linear(24, 24)))] == ["ok", "ok"]

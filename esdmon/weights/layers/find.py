@@ -26,7 +26,7 @@ from esdmon.weights.optional_layers import is_embedding_name, output_heads
 from esdmon.weights.outline import Outline
 from esdmon.weights.sharded_matrices import with_shards
 from esdmon.weights.shards import find_shards
-from esdmon.weights.state.layouts import parts_of
+from esdmon.weights.state.layouts import Part, parts_of
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
 """Layers of torch.nn whose parameters may have two or more sides without being matrices."""
@@ -85,7 +85,7 @@ def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]
         if matrices is None:
             if _only_scales(module):
                 return []
-            return _completed(module, [*_by_parameter(name, module, {2}), *_by_layout(name, module)])
+            return _completed(module, [*_by_layout(name, module)])
         found = _completed(module, matrices)
         known = {id(parameter) for matrix in found for parameter in matrix.parameters()}
         others = _by_parameter(name, module, {2}) if found and _are_plain(found) else ()
@@ -122,21 +122,29 @@ def _only_scales(module: nn.Module) -> bool:
 
 
 def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
-    """Yield the weights of more than two sides of a module of an unknown kind, as the same would be read from a file.
+    """Yield the weights of a module of an unknown kind as the same would be read from a file.
 
-    They are kernels, of which the module may say the number of groups, and stacks of matrices.
+    Those of more than two sides are kernels, of which the module may say the number of groups, and stacks of matrices;
+    of two sides a parameter holds several matrices if it has the name that torch gives to such, as `in_proj_weight`.
     """
-    named = module.named_parameters(recurse=False)
-    own = {f"{name}.{attribute}": parameter for attribute, parameter in named if not parameter.is_nested}
-    shapes = {full_name: parameter.shape for full_name, parameter in own.items()}
-    for full_name, parameter in own.items():
-        is_vector = parameter.numel() == max(parameter.shape, default=0)
-        if parameter.ndim in MATRIX_DIMENSIONS[1:] and not is_vector and not why_not_a_weight(full_name, parameter):
-            attribute = full_name.removeprefix(f"{name}.")
-            for part in parts_of(full_name, shapes, {}, groups=_declared_groups(module)):
-                end = f"/{part.label}" if part.label else ""
-                whole = _parameter_name(name, module, attribute)
-                yield Matrix(f"{whole}{end}", partial(getattr, module, attribute), part.to_stack)
+    own = dict(module.named_parameters(recurse=False))
+    prefix = f"{name}." if name else ""
+    inside = module.named_parameters() if own else ()
+    shapes = {f"{prefix}{path}": each.shape for path, each in inside if not each.is_nested}
+    for attribute, parameter in own.items():
+        full_name = f"{prefix}{attribute}"
+        if full_name not in shapes or why_not_a_weight(full_name, parameter):
+            continue
+        whole, read = _parameter_name(name, module, attribute), partial(getattr, module, attribute)
+        if parameter.ndim == 2:
+            why = EMBEDDING if is_embedding_name(attribute) else ""
+            parts = [Part("", stacks.linear)] if attribute == "weight" else parts_of(full_name, shapes, {})
+        else:
+            why = ""
+            is_vector = parameter.numel() == max(parameter.shape, default=0)
+            parts = [] if is_vector else parts_of(full_name, shapes, {}, groups=_declared_groups(module))
+        for part in parts:
+            yield Matrix(f"{whole}/{part.label}" if part.label else whole, read, part.to_stack, on_request=why)
 
 
 def _declared_groups(module: nn.Module) -> int | None:
