@@ -83,7 +83,7 @@ def prepare(whole: Array, weight: Weight) -> tuple[ArrayStack, Facts]:
         weak_rows=weak[0],
         weak_columns=weak[1],
     )
-    check_size(stack.shape, weight.least)
+    check_size(stack.shape, weight.least, elements)
     shape = max(stack.shape[1:]), min(stack.shape[1:])
     elements = replace(elements, trap=_trap_elements(whole, elements, shape, scale))
     exact = weight.exact or whole.dtype == np.float64
@@ -129,15 +129,28 @@ def sum_up(stack: Array) -> Sums[Margins]:
     return Sums(minimum, maximum, mean, variance, smallest == 0, margins)
 
 
-def check_size(shape: tuple[int, ...], least: int) -> None:
+def check_size(shape: tuple[int, ...], least: int, elements: Elements | None = None) -> None:
     """Raise for a stack with too few eigenvalues.
+
+    Args:
+        shape: of what remains without dead rows and columns.
+        least: eigenvalues below which it is not read.
+        elements: statistics, which have the numbers of dead rows and columns; None where none were left out.
 
     Raises:
         UnreadableError: with the reason.
     """
     count = shape[0] * min(shape[1:])
     if count < least:
-        raise UnreadableError("skipped", f"{count} eigenvalue{'' if count == 1 else 's'}; at least {least} are needed")
+        reason = f"{count} eigenvalue{'' if count == 1 else 's'}; at least {least} are needed"
+        raise UnreadableError("skipped", f"{_dead(elements)}{reason}" if elements else reason)
+
+
+def _dead(elements: Elements) -> str:
+    """Return how many rows and columns are dead, in front of what the rest has; empty without any."""
+    sides = (("rows", elements.zero_rows, elements.rows), ("columns", elements.zero_columns, elements.columns))
+    counts = [f"{dead} of {dead + alive} {side}" for side, dead, alive in sides if dead]
+    return f"{' and '.join(counts)} are dead; the rest has " if counts else ""
 
 
 def check_extremes(minimum: float, maximum: float, *, size: int, count_bad: Callable[[], int]) -> float:

@@ -163,7 +163,7 @@ def _open(
         stack = matrix.to_stack(weight)
         stack = _arranged(stack if matrix.core is None else matrix.core(stack), solver)
         stack, elements, scale, margins = _prepare(stack, matrix.view)
-        check_size(tuple(stack.shape), min_eigenvalues(matrix.view))
+        check_size(tuple(stack.shape), min_eigenvalues(matrix.view), elements)
     # On CUDA eigenvalues are computed in float64 in any case; where the product has to be, all is.
     is_wide = stack.device.type == "cuda" and rounds_products("cuda", stack.dtype)
     facts = Facts(

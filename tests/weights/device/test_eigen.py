@@ -162,13 +162,18 @@ def test_elements_are_those_of_the_weight() -> None:
         (torch.full((20, 20), float("nan")), "nonfinite", "400 of 400 elements are NaN or infinite"),
         (torch.eye(20).index_fill(0, torch.tensor([0]), float("inf")), "nonfinite", "20 of 400"),
         (torch.randn(20, 9), "skipped", "9 eigenvalues; at least 10 are needed"),
+        (
+            torch.randn(20, 30) * (torch.arange(20) < 6)[:, None],
+            "skipped",
+            "14 of 20 rows are dead; the rest has 6 eigenvalues; at least 10 are needed",
+        ),
         (torch.empty(0, 20), "skipped", "an empty weight"),
         (torch.ones(20, 20, dtype=torch.int8), "skipped", "packed as torch.int8, in a layout that is not known"),
         (torch.ones(20, 20).to(torch.float8_e4m3fn), "skipped", "packed as torch.float8_e4m3fn"),
         (torch.ones(20, 20, dtype=torch.complex64), "skipped", "its numbers are complex"),
         (torch.empty(20, 20, device="meta"), "skipped", "on the meta device"),
     ],
-    ids=["zero", "nan", "inf", "few", "empty", "int8", "float8", "complex", "meta"],
+    ids=["zero", "nan", "inf", "few", "dead", "empty", "int8", "float8", "complex", "meta"],
 )
 def test_what_cannot_be_read_has_a_reason(weight: Tensor, status: str, reason: str) -> None:
     """A status and a reason, never another exception."""
