@@ -19,6 +19,7 @@ from esdmon.isolation import Fault, Faults
 from esdmon.records import SCHEMA, Alert, Coverage, LayerReport, Record, Report, Screened
 from esdmon.records.serialization import alert_from_record, layer_from_record
 from esdmon.records.shortening import Restorer
+from esdmon.records.text import count
 from esdmon.run_files import KEYS, find_file, not_json, not_ours, nothing_read, unreadable
 
 _log = logging.getLogger("esdmon")
@@ -267,7 +268,8 @@ def parse(lines: Iterable[str], path: Path, restorer: Restorer) -> Iterator[Reco
         _check(record, f"{path}, line {number}")
         yield restorer.restore(record) if record["kind"] in ("layer", "summary") else record
     if torn:
-        _log.warning("esdmon: %s: skipped %d incomplete lines, as a kill or a full disk leaves them.", path, torn)
+        what = count(torn, "incomplete line")
+        _log.warning("esdmon: %s: skipped %s, as a kill or a full disk leaves behind.", path, what)
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -305,7 +305,7 @@ def test_a_torn_line_in_the_middle_is_left_out(
     lines[torn] = f"{lines[torn][:50]}\n"
     (tmp_path / "esdmon.jsonl").write_text("".join(lines))
     assert len(list(reports(tmp_path))) == len(list(reports(run[0]))) - 1
-    assert "skipped 1 incomplete lines" in caplog.text
+    assert "skipped 1 incomplete line," in caplog.text
 
 
 def test_a_file_of_rules_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
