@@ -27,12 +27,24 @@ def computed_entries(state: State) -> Iterator[Entry]:
 
 def _of_original(state: State, name: str) -> Iterator[Entry]:
     if f"{name}_mask" in state.outlines:
-        yield computed_entry(state, name, (f"{name}_orig", f"{name}_mask"), lambda weight, mask: weight * mask)
+        yield _pruned(state, name)
     elif f"{name}_u" in state.outlines and f"{name}_v" in state.outlines:
         yield computed_entry(state, name, (f"{name}_orig", f"{name}_u", f"{name}_v"), _spectral_norm)
     elif f"{name}_u" in state.outlines:  # of torch before 1.0, without what is needed for σ
         why = "spectral norm without its second vector: not read"
         yield unread_entry(state, name, (f"{name}_orig", f"{name}_u"), why)
+
+
+def _pruned(state: State, name: str) -> Entry:
+    """Return W·mask, which may itself be what a spectral or a weight norm computes the weight from."""
+    parts = (f"{name}_orig", f"{name}_mask")
+    base, _, last = name.rpartition("_")
+    left, right, scale = (f"{base}_{part}" for part in "uvg")
+    if last == "orig" and left in state.outlines and right in state.outlines:
+        return computed_entry(state, base, (*parts, left, right), lambda w, mask, u, v: _spectral_norm(w * mask, u, v))
+    if last == "v" and scale in state.outlines:
+        return computed_entry(state, base, (*parts, scale), lambda v, mask, g: _weight_norm(v * mask, g))
+    return computed_entry(state, name, parts, lambda weight, mask: weight * mask)
 
 
 def _of_parametrization(state: State, original: str) -> Entry:

@@ -1,7 +1,7 @@
 """List the tensors of a state dict, under the names that the model's author gave them."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -80,10 +80,11 @@ def open_state(weights: Mapping[str, Any], rename: Rename) -> State:
         rename: applied to the names without wrappers.
 
     Raises:
-        InputError: for a value that is not a tensor, nor any other thing that state dicts contain.
+        InputError: for a value that is not a tensor, nor any other thing that state dicts contain, and for two tensors
+            whose names are equal as texts, such as 1 and "1".
     """
     lazy = getattr(weights, "outlines", None)
-    flat = dict(lazy if lazy is not None else _flat(weights))
+    flat = dict(lazy if lazy is not None else _named_once(_flat(weights)))
     config = getattr(weights, "config", {})
     clean = {rename(name, config): raw for name, raw in _clean_names(flat).items()}
     reasons = getattr(weights, "unreadable", {})
@@ -131,6 +132,15 @@ def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors")
 
 
+def _named_once(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if name in found:
+            raise InputError(f"contains two tensors named {name!r}")
+        found[name] = tensor
+    return found
+
+
 def _is_extra(name: str, value: object) -> bool:
     """Return whether a value is not a weight: the extra state of a module, of any type, or metadata."""
     last = name.rpartition(".")[2]
@@ -158,9 +168,11 @@ def _clean_names(tensors: Mapping[str, Tensor]) -> dict[str, str]:
         prefix = _common_prefix(clean, tensors)
     if any(_LORA.search(name) for name in tensors):
         clean = {name: _BASE_LAYER.sub("", shown) for name, shown in clean.items()}
+    by_path = _by_paths_of_keras(clean)
     found: dict[str, str] = {}
-    for name, shown in _by_paths_of_keras(clean).items():
-        found[name if shown in found or not shown else shown] = name
+    for name, shown in by_path.items():
+        is_taken = shown in found or (shown != name and by_path.get(shown) == shown)  # by another tensor
+        found[name if is_taken or not shown else shown] = name
     return found
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import esdmon
+from esdmon.errors import InputError
 from esdmon.weights import discover
 from tests.weights.state.readings import assert_same_reading
 
@@ -41,6 +42,14 @@ def new_norms() -> nn.Module:
     ).eval()
 
 
+def pruned_norms() -> nn.Module:
+    cut: Any = prune
+    return nn.Sequential(
+        cut.l1_unstructured(nn.utils.spectral_norm(nn.Linear(24, 30)), "weight_orig", amount=0.5),
+        cut.l1_unstructured(nn.utils.weight_norm(nn.Linear(30, 24)), "weight_v", amount=0.5),
+    ).eval()
+
+
 class Bottleneck(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +74,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "pruned": pruned,
     "old norms": old_norms,
     "new norms": new_norms,
+    "pruned, and then normalised": pruned_norms,
     "recurrent": lambda: nn.ModuleList(
         [nn.LSTM(15, 20, proj_size=12), nn.GRU(15, 20, bidirectional=True), nn.RNN(15, 20)]
     ),
@@ -132,6 +142,21 @@ def test_what_quantisation_keeps_beside_a_weight_is_no_matrix(kind: str) -> None
     report = esdmon.analyze({"fc.weight": torch.randn(30, 20), **state})
     assert [layer.name for layer in report] == ["fc"]
     assert {skip.name: skip.reason for skip in report.coverage.skipped}[next(iter(state))] == reason
+
+
+@pytest.mark.parametrize("names", [("_orig_mod.fc.weight", "fc.weight"), ("fc.weight", "_orig_mod.fc.weight")])
+def test_two_weights_of_one_name_without_wrappers_are_both_read(names: tuple[str, str]) -> None:
+    """The one that has a wrapper in its name keeps it."""
+    state = {name: torch.randn(30, 20) for name in names}
+    norms = {layer.name: layer.measures["frobenius_norm"] for layer in esdmon.analyze(state)}
+    assert norms == {name.removesuffix(".weight"): pytest.approx(float(state[name].norm())) for name in names}
+
+
+def test_names_that_are_equal_as_texts_are_refused() -> None:
+    """One of the two would be missing without a word."""
+    mapping: Any = {1: torch.randn(30, 20), "1": torch.randn(30, 20)}
+    with pytest.raises(InputError, match="contains two tensors named '1'"):
+        esdmon.analyze(mapping)
 
 
 @pytest.mark.parametrize(("codes", "scales"), [("qweight", "wscales"), ("qweight", "scaled_zeros"), ("B", "s")])
