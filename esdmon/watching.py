@@ -28,7 +28,7 @@ from esdmon.runtime.clock import Clock
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.notes import Notes
-from esdmon.runtime.optimizers import check_clock, hookable
+from esdmon.runtime.optimizers import check_clock, held_optimizers, hookable
 from esdmon.runtime.pipeline.pipeline import ReadingPipeline
 from esdmon.runtime.ranks.assignments import Assignments
 from esdmon.runtime.ranks.coordination import Coordinator
@@ -337,10 +337,13 @@ def _ranks(limits: Limits) -> Coordinator | None:
 
 
 def _optimizers(given: Any) -> tuple[Optimizer, ...]:
-    """Return the torch optimizers inside what was given: one, or a list of several."""
+    """Return the torch optimizers inside what was given, one or a list of several, and those that they hold.
+
+    A container such as torchtitan's knows no learning rate and no momentum: the optimizers that it holds do.
+    """
     if given is None:
         return ()
     found = tuple(map(hookable, given if isinstance(given, list | tuple) else (given,)))
     if not found:
         raise InputError("optimizer is an empty list: give one, or leave it out and call monitor.step()")
-    return found
+    return (*found, *itertools.chain.from_iterable(map(held_optimizers, found)))

@@ -127,7 +127,11 @@ class Plugins:
                 )
             return
         if (missing := _missing(spec)) is not None:
-            raise InputError(f"a sink is 'scheme:target' or has write, alert, flush and close; {missing}")
+            raise InputError(
+                f"a sink is 'scheme:target' or has write, alert, flush and close; {missing}. A run or a writer of "
+                "yours goes into a sink: esdmon_wandb.WandbSink(run), esdmon_tensorboard.TensorBoardSink(writer), "
+                "esdmon.sinks.ScalarLoggerSink(log) for any other"
+            )
 
     def extract(self, name: str, module: nn.Module) -> Sequence[Matrix] | None:
         """Return the matrices of a module from the first plugin that knows it; None if none does."""

@@ -41,6 +41,8 @@ def unwrapped(given: Any) -> Any:
 
 def _way_out(wrapper: object) -> str:
     """Return what to give to `watch()` in the place of a wrapper of one optimizer or several."""
+    if _are_optimizers(wrapper):
+        return "Give watch() a list of the optimizers in it, or leave it out and call monitor.step() after each step"
     attributes = _attributes(wrapper)
     one = next((f".{name}" for name, value in attributes.items() if has_step_hooks(value)), None)
     several = next((f".{name}" for name, value in attributes.items() if _are_optimizers(value)), None)
@@ -57,9 +59,21 @@ def _way_out(wrapper: object) -> str:
     return "Leave it out and call monitor.step() after each step"
 
 
+def held_optimizers(wrapper: Optimizer) -> list[Optimizer]:
+    """Return the torch optimizers that an optimizer holds: the one it wraps, or those of a container."""
+    return [each for value in _attributes(wrapper).values() for each in _listed(value) if has_step_hooks(each)]
+
+
 def _are_optimizers(value: object) -> bool:
-    inside = list(value.values()) if isinstance(value, dict) else value
-    return isinstance(inside, list | tuple) and bool(inside) and all(has_step_hooks(unwrapped(each)) for each in inside)
+    is_several = isinstance(value, dict | list | tuple) and bool(value)
+    return is_several and all(has_step_hooks(unwrapped(each)) for each in _listed(value))
+
+
+def _listed(value: object) -> list[Any]:
+    """Return what a list, a tuple or a dict holds, else the value alone."""
+    if isinstance(value, dict):
+        return list(value.values())
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def is_deepspeed(given: Any) -> bool:

@@ -1,7 +1,7 @@
 """Find the matrices of a model, select those to read, and count the parameters that they cover."""
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -106,6 +106,8 @@ def _find(model: Model, extractor: Extractor, materializer: Materializer) -> Fou
 
 def _modules_in(owner: object) -> str:
     """Return which attributes of a forecaster, a Trainer or the like are modules, as the end of a message."""
+    if isinstance(owner, Iterator):
+        return ". Give the module itself, not its parameters()"
     if isinstance(owner, list | tuple):
         return ". Join its modules in an nn.ModuleDict" if any(isinstance(each, nn.Module) for each in owner) else ""
     places = []

@@ -139,6 +139,8 @@ class Named:
         ),
         (Several, r"optimizer is a Several.*Give watch\(\) a list of the optimizers inside it, \.optimizers, or leave"),
         (Named, r"optimizer is a Named.*Give watch\(\) a list of the optimizers inside it, \.by_name, or leave"),
+        (lambda inner: {"a": inner}, r"optimizer is a dict.*Give watch\(\) a list of the optimizers in it, or leave"),
+        (lambda inner: [[inner]], r"optimizer is a list.*Give watch\(\) a list of the optimizers in it, or leave"),
         (lambda _: Several(), r"optimizer is a Several.*Leave it out and call monitor\.step\(\)"),
         (lambda _: network(), r"optimizer is a Sequential.*Are model and optimizer swapped\?"),
         (lambda _: 5, "optimizer is a int"),

@@ -190,6 +190,10 @@ def test_an_object_with_a_model_in_it_is_refused_with_its_place() -> None:
         discover(owner)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"got list\. Join its modules in an nn\.ModuleDict$"):
         discover([nn.Linear(16, 24)])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"'a' is a Linear: .* tensors\. Join its modules in an nn\.ModuleDict$"):
+        discover({"a": nn.Linear(16, 24)})  # type: ignore[dict-item]
+    with pytest.raises(InputError, match=r"got generator\. Give the module itself, not its parameters\(\)$"):
+        discover(nn.Linear(16, 24).parameters())  # type: ignore[arg-type]
 
 
 def test_the_aliases_of_a_weight_of_the_model_itself() -> None:

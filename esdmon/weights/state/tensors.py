@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esdmon.errors import InputError
 
@@ -129,7 +129,8 @@ def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield from _inside(str(name), value)
         elif value is not None and not _is_extra(str(name), value):
             kind = type(value).__name__
-            raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors")
+            remedy = ". Join its modules in an nn.ModuleDict" if isinstance(value, nn.Module) else ""
+            raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors{remedy}")
 
 
 def _named_once(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
