@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -10,13 +11,13 @@ from esdmon.records.layer import LayerReport
 
 BASE_RATIO = "base_ratio"
 """Name of the measure."""
+_ADAPTER = re.compile(r"(?P<base>.+)/lora(\.[^@]*)?(?P<rank>(@.*)?)")  # a rank where several have one name
 
 
 def base_of(name: str) -> str:
-    """Return the name of the base of an adapter's ΔW, `fc1` of `fc1/lora.default`; empty for any other name."""
-    base, _, adapter = name.rpartition("/lora.")
-    rank = adapter.partition("@")[2]  # where ranks hold different weights under one name
-    return f"{base}@{rank}" if rank else base
+    """Return the name of the base of an adapter's ΔW, `fc1` of `fc1/lora.default` and `fc1/lora`; empty for others."""
+    found = _ADAPTER.fullmatch(name)
+    return "" if found is None else f"{found['base']}{found['rank']}"
 
 
 def beside_base(layer: LayerReport, layers: Mapping[str, LayerReport]) -> LayerReport:

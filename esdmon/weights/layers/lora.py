@@ -36,7 +36,7 @@ def extract_lora(name: str, module: nn.Module) -> Sequence[Matrix] | None:
         return None
     if not hasattr(module, "lora_A"):
         return None
-    bases = [_base(module, matrix) for matrix in _extract_base(name, module) if not matrix.detail]
+    bases = [_base(module, matrix) for matrix in own_weight(name, module.base_layer) if not matrix.detail]
     merged = [_merged(module, matrix) for matrix in bases[:1]]
     return bases + _deltas(name, module) + merged
 
@@ -76,8 +76,8 @@ def factors_of_experts(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, Tensor
     return a.reshape(count, -1, a.shape[-1]), b.reshape(b.shape[0], -1, count).permute(2, 0, 1)
 
 
-def _extract_base(name: str, module: Any) -> Sequence[Matrix]:
-    layer: Any = module.base_layer
+def own_weight(name: str, layer: Any) -> Sequence[Matrix]:
+    """Return the matrices of a layer without its adapters: as a layer of torch, or else its `weight`."""
     matrices = extract_torch(name, layer)
     if matrices is None and isinstance(getattr(layer, "weight", None), Tensor):
         return [Matrix(name, partial(getattr, layer, "weight"), stacks.linear)]
@@ -117,22 +117,32 @@ def _deltas(name: str, module: Any) -> list[Matrix]:
             singular = getattr(module, _SINGULAR_VALUES, {})
             own = (singular[adapter],) if adapter in singular else ()
             factors = partial(_weights, firsts[adapter], seconds[adapter], *own)
-            found[adapter] = _delta(f"{name}/lora.{adapter}", module, adapter, factors)
+            scale = partial(_scale, module, adapter)
+            found[adapter] = delta(f"{name}/lora.{adapter}", factors, scale, count=_experts_of(module))
     return list(found.values())
 
 
-def _delta(name: str, module: nn.Module, adapter: str, factors: Callable[[], tuple[Tensor, ...]]) -> Matrix:
+def delta(
+    name: str, factors: Callable[[], tuple[Tensor, ...]], scale: Callable[[], float], *, count: int = 1
+) -> Matrix:
+    """Return what an adapter adds to a weight, s·B·A, as a matrix.
+
+    Args:
+        name: of the matrix.
+        factors: A and B, and of AdaLoRA the singular values.
+        scale: s.
+        count: of experts whose factors lie in A and B.
+    """
     a, b, *_ = factors()
-    count = _experts_of(module)
     n, r = max(a[0].numel(), b.shape[0]), min(a.shape[0] // count, a[0].numel(), b.shape[0])
     return Matrix(
         name,
-        partial(_read_delta, module, adapter, factors),
+        partial(_read_delta, factors, scale, count),
         stacks.identity,
         made_of=factors,
         outline=partial(torch.empty, count, n, r, device="meta"),
         view="lora-delta",
-        probe=partial(_sample_factors, module, adapter, factors),
+        probe=partial(_sample_factors, factors, scale),
     )
 
 
@@ -146,17 +156,20 @@ def _weights(*factors: nn.Module | Tensor) -> tuple[Tensor, ...]:
     return tuple(factor if isinstance(factor, Tensor) else factor.get_parameter("weight") for factor in factors)
 
 
-def _read_delta(module: Any, adapter: str, factors: Callable[[], tuple[Tensor, ...]]) -> Tensor:
+def _read_delta(factors: Callable[[], tuple[Tensor, ...]], scale: Callable[[], float], count: int) -> Tensor:
     a, b, *singular = (weight.detach().flatten(1) for weight in factors())
     if a.shape[0] != b.shape[1]:
         raise UnreadableError("skipped", f"its factors cannot be multiplied: {tuple(b.shape)} by {tuple(a.shape)}")
-    scale = float(module.scaling[adapter])
-    count = _experts_of(module)
     if count > 1:
-        return low_rank(*factors_of_experts(a, b, count)).mul(scale)
-    if singular:
-        return low_rank(a * singular[0], b).mul(adalora_scale(scale, float(module.ranknum[adapter])))
-    return low_rank(a, b).mul(scale)
+        return low_rank(*factors_of_experts(a, b, count)).mul(scale())
+    return low_rank(a * singular[0] if singular else a, b).mul(scale())
+
+
+def _scale(module: Any, adapter: str) -> float:
+    scale = float(module.scaling[adapter])
+    if adapter in getattr(module, _SINGULAR_VALUES, {}):
+        return adalora_scale(scale, float(module.ranknum[adapter]))
+    return scale
 
 
 def adalora_scale(alpha: float, rank: float) -> float:
@@ -164,13 +177,13 @@ def adalora_scale(alpha: float, rank: float) -> float:
     return alpha / (rank + 1e-5)
 
 
-def _sample_factors(module: Any, adapter: str, factors: Callable[[], tuple[Tensor, ...]], size: int) -> Tensor:
+def _sample_factors(factors: Callable[[], tuple[Tensor, ...]], scale: Callable[[], float], size: int) -> Tensor:
     """Return elements of both factors: their product changes when one of them does."""
     a, b, *_ = (weight.detach() for weight in factors())
     check_readable(a)
     check_readable(b)
     count = min(max(1, size // 2), a.numel(), b.numel())
-    scaled = sample_tensor(b, count).to(a) * float(module.scaling[adapter])
+    scaled = sample_tensor(b, count).to(a) * scale()
     return torch.stack([sample_tensor(a, count), scaled])
 
 

@@ -1,4 +1,4 @@
-"""Read low-rank adapters in files: of peft, of diffusers, and of kohya's scripts.
+"""Read low-rank adapters in files: of peft, diffusers, kohya's scripts, and of layers with one adapter without a name.
 
 An adapter adds ΔW = s·B·A. The scale s is not in the tensors of peft but in its `adapter_config.json`; kohya's files
 have a number `alpha` for each layer, and s = alpha/r.
@@ -14,15 +14,15 @@ from torch import Tensor
 
 from esdmon.errors import UnreadableError
 from esdmon.weights.layers.lora import adalora_scale, factors_of_experts, low_rank
+from esdmon.weights.layers.plain_lora import FACTORS, are_factors
 from esdmon.weights.state.adapter_settings import adapter_rank, adapter_scale, target_parameters
 from esdmon.weights.state.tensors import Entry, State, unread_entry
 
 _FIRST = re.compile(
-    r"(?P<layer>.+?)[._](?P<first>lora_A|lora_embedding_A|lora_down|lora\.down|lora_linear_layer\.down)"
+    r"(?P<layer>.+?)[._](?P<first>lora_[Aa]|lora_embedding_A|lora_down|lora\.down|lora_linear_layer\.down)"
     r"(?:\.(?P<adapter>(?!weight$)[^.]+))?(?P<weight>\.weight)?"
 )
-_SECOND = {
-    "lora_A": "lora_B",
+_SECOND = FACTORS | {
     "lora_embedding_A": "lora_embedding_B",
     "lora_down": "lora_up",
     "lora.down": "lora.up",
@@ -56,11 +56,17 @@ def adapter_entries(state: State) -> Iterator[Entry]:
         first, layer = match["first"], match["layer"]
         second = name[: match.start("first")] + _SECOND[first] + name[match.end("first") :]
         singular = name[: match.start("first")] + "lora_E" + name[match.end("first") :] if first == "lora_A" else ""
-        # A parameter without any of these is one of loralib's, an ordinary matrix.
-        is_parameter = match["weight"] or match["adapter"] or singular in state.outlines
-        if second not in state.outlines or outline.ndim < 2 or (first == "lora_A" and not is_parameter):
+        if second not in state.outlines or outline.ndim < 2:
             continue
-        label = f"lora.{match['adapter'] or 'default'}" if first.startswith(("lora_A", "lora_e")) else "lora"
+        has_name = match["weight"] or match["adapter"] or singular in state.outlines  # as peft writes it
+        is_plain = first == "lora_a" or (first == "lora_A" and not has_name)
+        weight = state.outlines.get(f"{layer}.weight")
+        if is_plain and not are_factors(
+            outline.shape, state.outlines[second].shape, None if weight is None else weight.shape
+        ):
+            continue
+        is_of_peft = first in ("lora_A", "lora_embedding_A") and not is_plain
+        label = f"lora.{match['adapter'] or 'default'}" if is_of_peft else "lora"
         if singular in state.outlines:
             yield _adaptive_delta(state, f"{layer}/{label}", (name, second, singular))
             continue

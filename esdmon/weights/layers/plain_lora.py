@@ -1,0 +1,66 @@
+"""Extract the LoRA layers of loralib, LitGPT, torchtune, torchtitan and their kind: one adapter, without a name.
+
+A is `lora_A` or `lora_a`, B is `lora_B` or `lora_b`, each a parameter or a linear layer. Beside them is the layer's own
+weight, or a layer that has it. What is added to it is s·B·A, as in `esdmon.weights.layers.lora`.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from esdmon.weights.layers.lora import delta, own_weight
+from esdmon.weights.matrix import Matrix
+
+FACTORS = {"lora_A": "lora_B", "lora_a": "lora_b"}
+_SCALES = ("scaling", "_lora_scaling")  # of loralib and LitGPT, and of torchtitan
+
+
+def extract_plain_lora(name: str, module: nn.Module) -> Sequence[Matrix] | None:
+    """Return `name` and `name/lora`; None for a module without factors that make a matrix of the weight's shape."""
+    for first, second in FACTORS.items():
+        a, b = _weight_of(module, first), _weight_of(module, second)
+        if a is None or b is None:
+            continue
+        weight = getattr(module, "weight", None)
+        if not are_factors(a.shape, b.shape, weight.shape if isinstance(weight, Tensor) else None):
+            return None
+        factors = partial(_factors, module, first, second)
+        return [*own_weight(name, module), delta(f"{name}/lora", factors, partial(_scale, module))]
+    return None
+
+
+def are_factors(a: torch.Size, b: torch.Size, weight: torch.Size | None) -> bool:
+    """Return whether B·A is a matrix of the shape of a weight, or of its transpose.
+
+    In loralib's convolutions, and in the layers of loralib and LitGPT that compute q, k and v, it is not.
+
+    Args:
+        a: (r, inputs).
+        b: (outputs, r).
+        weight: (outputs, inputs) or (inputs, outputs); None where it is in another layer.
+    """
+    if len(a) != 2 or len(b) != 2 or a[0] != b[1]:
+        return False
+    return weight is None or tuple(weight) in ((b[0], a[1]), (a[1], b[0]))
+
+
+def _weight_of(module: nn.Module, name: str) -> Tensor | None:
+    held = getattr(module, name, None)
+    weight = held if isinstance(held, Tensor) else getattr(held, "weight", None)
+    return weight if isinstance(weight, nn.Parameter) else None
+
+
+def _factors(module: Any, *names: str) -> tuple[Tensor, ...]:
+    return tuple(weight for name in names if (weight := _weight_of(module, name)) is not None)
+
+
+def _scale(module: nn.Module) -> float:
+    """Return s, which torchtune has as α and r; 1 where the layer does not say it."""
+    for name in _SCALES:
+        if isinstance(scale := getattr(module, name, None), int | float):
+            return float(scale)
+    alpha, rank = getattr(module, "alpha", None), getattr(module, "rank", None)
+    return alpha / rank if isinstance(alpha, int | float) and isinstance(rank, int) and rank > 0 else 1.0
