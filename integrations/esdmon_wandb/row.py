@@ -48,6 +48,13 @@ class NextRow:
         """Return True if the row with the last reading is still to be committed."""
         return self._row_of_reading is not None and self._row_of_reading == self._number()
 
+    @property
+    def may_be_of_tensorboard(self) -> bool:
+        """Return whether W&B makes rows of TensorBoard's files, too (`sync_tensorboard`); they are not counted here."""
+        import wandb  # noqa: PLC0415 -- optional
+
+        return bool(wandb.patched["tensorboard"])
+
     def add_reading(self, numbers: Mapping[str, float], x: float) -> None:
         """Add the numbers of a reading, drawn at `x`."""
         self._add(numbers, x, ())

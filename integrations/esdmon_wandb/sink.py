@@ -59,7 +59,8 @@ class WandbSink:
         self.written = 0
         """Number of readings that were written."""
         self.overwritten = 0
-        """Number of those that were overwritten, since no row was logged before the next reading."""
+        """Number of those that were overwritten, since no row was logged before the next reading. Where W&B makes rows
+        from TensorBoard's files, readings may have been in one of these, and count all the same."""
         if not run.disabled:
             phase_table([])  # W&B imports pandas for its first table or histogram, 0.8 s: now, and not in the loop
 
@@ -206,6 +207,17 @@ class WandbSink:
 
     def _log_overwritten(self) -> None:
         kept = "all" if len(self._readings) == self.written else f"{len(self._readings)}"
+        if self._row.may_be_of_tensorboard:
+            _log.info(
+                "esdmon: up to %d of %d readings are in no chart of the W&B run %s: its rows come from TensorBoard "
+                "(sync_tensorboard), and it is not known when. Its table %s contains %s of them.",
+                self.overwritten,
+                self.written,
+                self._run.id,
+                self._namespace("esdmon_readings"),
+                kept,
+            )
+            return
         _log.warning(
             "esdmon: %d of %d readings are in no chart of the W&B run %s, because no row was logged before the next "
             "one. Its table %s contains %s of them. Call run.log() at least as often as readings are taken.",

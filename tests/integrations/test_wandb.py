@@ -195,6 +195,16 @@ def test_what_is_overwritten_is_counted_logged_and_live_in_the_summary(ways: Pat
     assert rows[1]["esdmon_alpha/b"] == 5.0
 
 
+def test_where_rows_come_from_tensorboard_the_summary_has_all_readings(ways: Path) -> None:
+    """W&B makes the rows in a process of its own, so it is not known which readings are in one; the user's all are."""
+    (line,) = result(ways, "rows_of_tensorboard")
+    assert line.startswith("esdmon: up to 2 of 3 readings are in no chart of the W&B run ")
+    assert line.endswith("Its table esdmon_readings contains all of them.")
+    rows = wandb_files.rows(ways / "rows_of_tensorboard")
+    assert [row["global_step"] for row in rows if "loss" in row] == [1, 2, 3]
+    assert ours(ways / "rows_of_tensorboard")[-1]["esdmon/step"] == 3
+
+
 def test_pictures_are_drawn_one_at_a_time_and_the_rest_at_the_end(ways: Path) -> None:
     """At the end a picture is drawn only if it does not begin a row behind the user's last."""
     assert result(ways, "pictures") == [True, True]

@@ -30,7 +30,7 @@ def case(function: Callable[[Path], Any]) -> Callable[[Path], Any]:
     return function
 
 
-def begin(folder: Path, mode: Any = "offline") -> Any:
+def begin(folder: Path, mode: Any = "offline", **options: Any) -> Any:
     """Begin a run in a folder."""
     settings = wandb.Settings(
         silent=True,
@@ -39,7 +39,7 @@ def begin(folder: Path, mode: Any = "offline") -> Any:
         x_disable_meta=True,
         x_save_requirements=False,  # which takes ten times as long as all else
     )
-    return wandb.init(mode=mode, dir=folder, project="p", settings=settings)
+    return wandb.init(mode=mode, dir=folder, project="p", settings=settings, **options)
 
 
 def logged(function: Callable[[], object]) -> list[str]:
@@ -225,6 +225,23 @@ def overwritten(folder: Path) -> Any:
         counts = sink.written, sink.overwritten
         lines = logged(sink.close)
     return first, live, counts, lines
+
+
+@case
+def rows_of_tensorboard(folder: Path) -> list[str]:
+    """The user logs to TensorBoard only, and W&B reads its files: no row is logged by `run.log`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    try:
+        with begin(folder, sync_tensorboard=True) as run:
+            sink, writer = WandbSink(run), SummaryWriter(folder / "tensorboard")
+            for step in (1, 2, 3):
+                sink.write(report(step, layer("a", step, alpha=2.0)))
+                writer.add_scalar("loss", 0.5, step)
+            writer.close()
+            return logged(sink.close)
+    finally:
+        wandb.tensorboard.unpatch()  # type: ignore[attr-defined]
 
 
 @case
