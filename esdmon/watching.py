@@ -221,8 +221,7 @@ def attach(
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)
         _watching.setdefault(hooked, []).append((weakref.ref(monitor), _identity(model)))
-    if not reader.any_in_optimizer:
-        _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
+    reader.log_what_is_not_held()
     _log.info("esdmon: %s", reader.coverage)
     return monitor
 

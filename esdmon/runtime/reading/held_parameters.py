@@ -49,6 +49,26 @@ class HeldParameters:
                 named(lost),
             )
 
+    def log_what_is_not_held(self, matrices: Sequence[Matrix]) -> None:
+        """Log if none of the matrices is held, or which are not though they require gradients."""
+        holds = [self.holds(matrix) for matrix in matrices]
+        if False in holds and True not in holds:
+            _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
+            return
+        lacking = [
+            matrix.name
+            for matrix, is_held in zip(matrices, holds, strict=True)
+            if is_held is False and any(each.requires_grad for each in matrix.parameters())
+        ]
+        if lacking:
+            _log.info(
+                "esdmon: %d of %d matrices require gradients and are not in the optimizer, so another one trains them, "
+                "or none: %s",
+                len(lacking),
+                len(matrices),
+                named(lacking),
+            )
+
     def holds(self, matrix: Matrix) -> bool | None:
         """Return whether any parameter behind a matrix is held; None where that is not known."""
         if not self._optimizers:

@@ -161,15 +161,13 @@ class Reader:
         return self._faults.strict
 
     @property
-    def any_in_optimizer(self) -> bool:
-        """Return whether the optimizers hold any of the matrices; True where that is not known."""
-        known = [held for matrix in self.matrices if (held := self._held.holds(matrix)) is not None]
-        return not known or any(known)
-
-    @property
     def on_accelerator(self) -> bool:
         """Return whether any weight is on an accelerator."""
         return self._model.on_accelerator
+
+    def log_what_is_not_held(self) -> None:
+        """Log which matrices the optimizers do not hold; see `HeldParameters`."""
+        self._held.log_what_is_not_held(self.matrices)
 
     def settle(self) -> None:
         """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""

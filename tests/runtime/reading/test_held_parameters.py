@@ -59,3 +59,17 @@ def test_a_container_without_optimizers_knows_no_rate() -> None:
         optimizer.step()
     assert monitor.report is not None
     assert math.isnan(monitor.report["0"].learning_rate)
+
+
+def test_what_requires_gradients_and_is_in_no_optimizer_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """As a head that was forgotten, or a copy beside the one that trains; frozen layers are left out on purpose."""
+    model = nn.ModuleDict({name: nn.Linear(24, 32) for name in ("body", "head", "frozen")})
+    model["frozen"].requires_grad_(requires_grad=False)
+    with caplog.at_level("INFO", "esdmon"):
+        esdmon.watch(model, torch.optim.SGD(model["body"].parameters(), lr=0.1), sinks=[]).close(is_complete=False)
+        assert "esdmon: 1 of 3 matrices require gradients and are not in the optimizer, so another one" in caplog.text
+        assert caplog.text.count("or none: head") == 1
+        caplog.clear()
+        esdmon.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), sinks=[]).close(is_complete=False)
+        esdmon.watch(model, sinks=[]).close(is_complete=False)
+        assert "not in the optimizer" not in caplog.text
