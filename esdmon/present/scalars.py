@@ -9,8 +9,8 @@ alone, so that no series has gaps. The JSONL has everything.
 
 TensorBoard is given less, `as_charts`: of five layers with the default measures 45 series at most, and not 200.
 
-Tags contain ASCII letters, digits, `_ - . : /` and blanks only, do not lead to another tag as a path does, and have 250
-characters at most, which every tracker accepts; MLflow rejects a whole report for one `+`, `*` or `//` in it.
+Tags contain ASCII letters, digits, `_ - . : /` and blanks only, have 250 characters at most, and are not, as a path,
+that of another tag. Every tracker accepts them; MLflow rejects a whole report for one `+`, `*` or `//` in it.
 """
 
 import hashlib
@@ -47,9 +47,10 @@ _PHASE_NAMES = {f"layers_{phase.value}": f"layers_{phase.value.replace('+', '-')
 def portable(name: str) -> str:
     """Return a name that every tracker accepts, different for each name.
 
-    A character that some tracker rejects is replaced by its code point between colons: `a+b` becomes `a:2b:b`. So are
-    the dots and slashes of a name that leads to another one, as the path `a//b` does; the end of a very long name is
-    replaced by a hash of it. Names without any of that are returned unchanged, unless they look like a replacement.
+    A character that some tracker rejects is replaced by its code point between colons: `a+b` becomes `a:2b:b`. In a
+    name that a file system would read as the path of another one, such as `a//b`, dots and slashes are replaced too.
+    The end of a very long name is replaced by a hash. Other names are returned unchanged, unless they look like a
+    replacement.
     """
     if not _PORTABLE.fullmatch(name) or _ESCAPED.search(name):
         name = _NOT_PORTABLE.sub(_escaped, name)

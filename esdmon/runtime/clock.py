@@ -161,7 +161,7 @@ class _LookOut:
 
     Args:
         weight: one that trains.
-        moved: called once where it moves on from look to look.
+        moved: called once, when two looks have found the weight changed.
         is_stepping: whether the optimizer's step is under way, as in a closure: passes in it are not counted.
     """
 

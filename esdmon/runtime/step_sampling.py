@@ -64,7 +64,7 @@ class StepSampling:
         return self._jumps.take(samples)
 
     def begin(self, step: int, interval: int | None, *, is_next: bool) -> None:
-        """Take the samples before the next step, if it is read or the last were taken an interval ago."""
+        """Take the samples before the next step, if that step is read, or the last samples are an interval old."""
         is_time = interval is not None and step >= max(self._last + interval, self._next_try)
         if not (is_next or is_time):
             return

@@ -51,9 +51,10 @@ class Attention:
         return bool(self._counts) and step == self._next
 
     def next_step(self, step: int) -> float:
-        """Return the first step after this one before or at which anything may be due: ∞ where only scheduled ones are.
+        """Return the next step at which anything has to be done between scheduled steps; ∞ where there is none.
 
-        Between two scheduled steps that is the last of them, where no layer is read more often.
+        While a layer is read more often that is each step; else it is the last one before the next scheduled step, at
+        which samples are taken.
         """
         if self._counts:
             return step + 1

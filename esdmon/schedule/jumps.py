@@ -16,7 +16,7 @@ FACTOR = 3.0
 _KEPT = 16  # values that a new one is compared with
 _KNOWN = 6  # values before which nothing is a jump
 _LEAST = 0.02  # relative change of a norm, or of the distance from the start, below which nothing is a jump
-_REPLACED = 0.5  # way of a weight from sample to sample, in its norm, below which it was not replaced
+_REPLACED = 0.5  # ‖ΔW‖/‖W‖ from sample to sample, up to which a weight was not replaced
 
 
 @dataclass(slots=True)

@@ -36,8 +36,9 @@ class DueStep:
     elsewhere: Task | None = None
     """Under way on other ranks."""
     until: float = math.inf
-    """The time at which what is under way on other ranks is given up, if this many steps have been taken by then."""
+    """The time from which what is under way on other ranks may be given up."""
     until_step: int = 0
+    """The step from which it may be given up: both must be reached."""
     read: dict[str, LayerReport] = field(default_factory=dict)
     seconds: float = 0.0
 

@@ -11,12 +11,11 @@ Kind: TypeAlias = Literal["stop", "save"]
 class Requests:
     """What alerts have asked of the training loop: to stop, and to save a checkpoint.
 
-    A process that is alone knows it at once. In a job only rank 0 sees the alerts, and a rank that stops or saves alone
-    hangs the others in their next collective. So rank 0 leaves each request in the job's store, with its step s, and
-    every rank looks for it at due steps only: it counts from the first due step after s. Nobody waits for it: a rank
-    comes to the hook of a due step d > s only when rank 0 has entered step d too, whose gradients they compute
-    together, and so has left the hook of step s. At step s itself some ranks may see it, and others not: so none counts
-    it there.
+    A process that is alone knows a request at once. In a job only rank 0 sees the alerts, and a rank that stops or
+    saves alone hangs the others in their next collective. So rank 0 leaves each request in the job's store, with its
+    step s, and every rank looks for it at due steps only. A request counts from the first due step d after s. At s
+    itself some ranks may see it and others not. At d all ranks see it, and none has to wait: a rank reaches the hook of
+    d only after it has computed the gradients of that step together with rank 0, which has left the hook of s by then.
 
     Args:
         ranks: the messages of the job; None for a process that is alone, and where a host passes requests on.

@@ -20,7 +20,7 @@ class GpuSolver:
 
     Args:
         transfers: know what is on a GPU, and its memory.
-        faults: counts failures. A matrix of which the GPU has failed is left to threads.
+        faults: counts failures. A matrix for which the GPU has failed is left to threads.
     """
 
     def __init__(self, transfers: Transfers, faults: Faults) -> None:

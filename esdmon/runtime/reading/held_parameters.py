@@ -32,7 +32,7 @@ class HeldParameters:
         self._groups = {id(parameter): group for group in groups for parameter in group["params"]}
 
     def take_up(self, matrices: Iterable[Matrix]) -> None:
-        """Log where parameters were held, and those in their place are not; call it where matrices have changed."""
+        """Log the matrices whose parameters were held until they were replaced; call it after matrices have changed."""
         holds = [(matrix, self.holds(matrix)) for matrix in matrices]
         lost = [
             matrix.name

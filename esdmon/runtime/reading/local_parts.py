@@ -1,7 +1,7 @@
 """`LocalParts`: what this rank holds of the weights of a job: its table, copies of its fragments, and whole matrices.
 
-Whatever is done here with a sharded weight in the training's thread is `to_local()` and a copy: no collective, and no
-operation on a DTensor.
+In the training's thread a sharded weight is only read by `to_local()` and copied: no collective, and no operation on a
+DTensor.
 """
 
 import hashlib

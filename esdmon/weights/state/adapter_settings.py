@@ -3,7 +3,8 @@
 diffusers writes the same settings into the header of its file, with the component of the pipeline before each key.
 
 Ranks and alphas of single layers are in dictionaries of regular expressions (`rank_pattern`, `alpha_pattern`). A file
-may come from anywhere, so those that could take long are not evaluated: what they may apply to is left out.
+may come from anywhere, so expressions that could take long to match are not evaluated, and layers that they may apply
+to are left out.
 """
 
 import math

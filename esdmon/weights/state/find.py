@@ -27,7 +27,7 @@ from esdmon.weights.state.tensors import Entry, State, open_state, plain_entry
 from esdmon.weights.validation import why_unreadable
 
 _RELATIVE_BIAS = re.compile(r"(^|[._])(rel|relative|pos)_(\w+_)?bias$")
-"""Of a table with a number for each distance and head."""
+"""Name of a table with a number for each distance and head."""
 
 
 def find_in_state(weights: Mapping[str, Any]) -> Found:

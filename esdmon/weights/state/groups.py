@@ -52,8 +52,9 @@ def bias_of(name: str, shapes: Shapes) -> Sequence[int]:
 def _is_in_bottleneck(name: str, shapes: Shapes) -> bool:
     """Return whether a convolution, or several alike in a row, lie between two of 1 × 1 with its number of outputs.
 
-    They are of one block: one in the block before may make more channels than it passes on, as behind a gate. One of
-    1 × 1 with the same inputs is beside it.
+    All are of one block: the last convolution of the block before may make more channels than that block passes on, as
+    behind a gate. A convolution of 1 × 1 with as many inputs as the kernel is taken to lie beside it, unless the kernel
+    has others like it in a series.
     """
     convolutions = [key for key, shape in shapes.items() if len(shape) == len(shapes[name]) and key.endswith("weight")]
     first = last = convolutions.index(name)
@@ -97,10 +98,14 @@ def _is_kernel(shape: torch.Size) -> bool:
 def _reads_one_channel(name: str, shapes: Shapes) -> bool:
     """Return whether a convolution of one input is dense and reads one channel, as that of a sound or of a grey image.
 
-    So does one of patches, or named as that of the input; the first of a list, where the next in it reads what it
-    makes; the first of a series that others in it, of more inputs, go on; and one that has no other of its name in
-    other blocks, where no convolution makes the channels that a depthwise one would read. One of 1 × 1 around a kernel
-    reads what that reads.
+    It is one of these:
+
+    - it embeds patches, or is named like the convolution that reads the input of a network;
+    - it is the first in a numbered list, and the next kernel in the list reads its outputs;
+    - it is the first in a series of kernels whose names differ by numbers alone, and a later one has more inputs;
+    - it is the only one of its series, and no convolution makes the channels that a depthwise one would read.
+
+    For a convolution of 1 × 1 around a kernel the answer is that of the kernel.
     """
     if _PATCHES.search(name) or _INPUT.search(name):
         return True
