@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import esdmon
 
-BLOCK = 20  # steps of one copy before the next takes its turn
+BLOCK = 20  # steps of one copy before those of the other
 NEVER = 10**9
 Copy = tuple[nn.Module, torch.optim.Optimizer]
 
