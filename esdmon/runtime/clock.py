@@ -5,7 +5,6 @@ import logging
 import weakref
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from types import FrameType
 from typing import Any, final
 
 import torch
@@ -57,6 +56,7 @@ class Clock:
     def __init__(self, optimizer: Optimizer, on_step: Callable[[], object], faults: Faults) -> None:
         self._faults = faults
         self._optimizer = optimizer
+        self._may_nest = _may_nest(type(optimizer))
         self._inner = [held for held in vars(optimizer).values() if has_step_hooks(held)]
         self._on_step = on_step
         self._parameters = {id(parameter) for parameter in _parameters(optimizer)}
@@ -85,7 +85,7 @@ class Clock:
         self._faults.call("clock", self._steps, self._take_own, default=None, pauses=False)
 
     def _take_own(self) -> None:
-        if self._depth(least=1) > 1 or is_capturing():
+        if (self._may_nest and self._depth() > 1) or is_capturing():
             return
         if not is_in_backward():
             self._count()
@@ -123,19 +123,16 @@ class Clock:
         self._on_step()
         self._version = version_of(self._witness)
 
-    def _depth(self, least: int = 0) -> int:
-        """Return how many calls of the optimizer's step are on the stack, of which `least` are known.
+    def _depth(self) -> int:
+        """Return how many calls of the optimizer's step are on the stack.
 
         Read off the stack, and not kept as a count, which an exception in mid-step would leave wrong.
         """
-        frame, calls = inspect.currentframe(), list[FrameType]()
+        frame, depth = inspect.currentframe(), 0
         while frame is not None:
-            if frame.f_code is _STEP_WRAPPER:
-                calls.append(frame)
+            depth += frame.f_code is _STEP_WRAPPER and frame.f_locals.get("self") is self._optimizer
             frame = frame.f_back
-        if len(calls) <= least:  # the usual case: `f_locals` takes several times as long as all of this
-            return len(calls)
-        return sum(call.f_locals.get("self") is self._optimizer for call in calls)
+        return depth
 
     def _weights_move(self) -> None:
         self._warn("weights change, and its step() was not called")
@@ -208,6 +205,15 @@ def _untraced(function: Callable[..., None]) -> Callable[..., None]:
     """Return a function that torch.compile leaves alone: it would trace a hook, and turn its numpy into torch."""
     untraced: Callable[..., None] = torch.compiler.disable(function)  # type: ignore[no-untyped-call]
     return untraced
+
+
+def _may_nest(kind: type) -> bool:
+    """Return whether the `step` of a class may call that of a parent: both it and one besides `Optimizer` define one.
+
+    To look for such calls on the stack takes a good part of the time of a hook.
+    """
+    steps = [inspect.unwrap(vars(each)["step"]) for each in kind.__mro__ if "step" in vars(each)]
+    return any(step not in (steps[0], Optimizer.step) for step in steps)  # torch copies a step to child classes
 
 
 def _weakly(method: Callable[..., None]) -> Callable[..., None]:
