@@ -1,8 +1,11 @@
-"""Define the exceptions that users see. Imports nothing, so that every floor can raise them."""
+"""Define the exceptions that users see. Imports nothing of esdmon, so that every floor can raise them."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Literal
+
+_LONGEST_LINE = 1000  # characters that are looked at; our choice
 
 
 class EsdmonError(Exception):
@@ -60,12 +63,29 @@ def unwritable(what: str, error: OSError, *, remedy: str = "Choose another place
     return InputError(f"{what} cannot be written: {why}. {remedy}")
 
 
-def other_content(what: str, first_line: str) -> InputError:
-    """Return the error for a file of another program, which is not replaced or appended to."""
-    line = first_line.rstrip("\r\n")[:60]
-    return InputError(
-        f"{what} has another content: its first line is {line!r}. It is left unchanged; choose another path."
-    )
+def check_content(what: str, path: Path, is_own: Callable[[str], bool]) -> None:
+    """Check that a file that would be replaced, or appended to, is esdmon's own, empty or absent.
+
+    Args:
+        what: the file in messages.
+        path: where it is, or will be.
+        is_own: returns whether a first line, of which a thousand characters are read, is one of esdmon's.
+
+    Raises:
+        InputError: for a file with another first line, and for one that cannot be read.
+    """
+    if not path.is_file():
+        return
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            first = file.readline(_LONGEST_LINE)
+    except OSError as error:
+        raise unwritable(what, error) from error
+    if first and not is_own(first):
+        line = first.rstrip("\r\n")[:60]
+        raise InputError(
+            f"{what} has another content: its first line is {line!r}. It is left unchanged; choose another path."
+        )
 
 
 def nearest(got: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:

@@ -4,14 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from esdmon.errors import other_content, unwritable
+from esdmon.errors import check_content, unwritable
 from esdmon.glass.report import html
 from esdmon.glass.run_data import RunData
 from esdmon.records import Report
 from esdmon.records.text import count
 from esdmon.replay import Run, events_by_run
-
-_LONGEST_LINE = 1000  # characters that are looked at; our choice
 
 
 def write(runs: Sequence[str], out: str) -> None:
@@ -27,8 +25,7 @@ def write(runs: Sequence[str], out: str) -> None:
     """
     found = _with_different_names([data for run in runs for data in read(run)])
     path = Path(out).expanduser()
-    if path.is_file():
-        _check_is_html(path, out)
+    check_content(f"-o {out}", path, lambda first: first.startswith("<"))
     text = html(found).encode(errors="replace")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,13 +34,6 @@ def write(runs: Sequence[str], out: str) -> None:
         raise unwritable(f"-o {out}", error) from error
     layers = sum(len(data.layers) for data in found)
     print(f"{path}: {count(len(found), 'run')}, {layers} layers, {len(text) / 1e6:.1f} MB")
-
-
-def _check_is_html(path: Path, out: str) -> None:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        first = file.readline(_LONGEST_LINE)
-    if first and not first.startswith("<"):
-        raise other_content(f"-o {out}", first)
 
 
 def read(run: str) -> list[RunData]:

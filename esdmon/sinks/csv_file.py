@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TextIO, final
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import other_content, unwritable
+from esdmon.errors import check_content, unwritable
 from esdmon.notice import nearby
 from esdmon.present.scalars import scalars, tag
 from esdmon.records import Alert, Report
@@ -40,7 +40,7 @@ class CsvSink:
         self._host_step: int | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._check_columns()
+            check_content(f"csv:{self.path}", self.path, lambda first: first.rstrip("\r\n") == ",".join(COLUMNS))
             with self.path.open("a"):
                 pass
         except OSError as error:
@@ -101,10 +101,3 @@ class CsvSink:
         with self.path.open("rb") as file:
             file.seek(-1, 2)
             return file.read(1) == b"\n"
-
-    def _check_columns(self) -> None:
-        if self.path.is_file() and self.path.stat().st_size:
-            with self.path.open(newline="", errors="replace") as file:
-                found = file.readline()
-            if found.rstrip("\r\n") != ",".join(COLUMNS):
-                raise other_content(f"csv:{self.path}", found)

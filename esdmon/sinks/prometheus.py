@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import final
 
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import InputError, other_content, unwritable
+from esdmon.errors import InputError, check_content, unwritable
 from esdmon.present.scalars import portable, scalars
 from esdmon.records import Alert, Report
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-_OWN = b"# TYPE esdmon"
-_LONGEST_LINE = 1000  # bytes that are looked at; our choice
+_OWN = "# TYPE esdmon"
 _HOST = "127.0.0.1"
 _ADDRESS = re.compile(r"(?:(?P<host>[^/:]*|\[[0-9a-fA-F:]+\]):)?(?P<port>\d{1,5})")
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_:]")
@@ -60,7 +59,7 @@ class PrometheusSink:
             )
         if found is None:
             self._path = Path(target).expanduser().absolute()
-            _check_is_own(self._path)
+            check_content(f"prometheus:{self._path}", self._path, lambda first: first.startswith(_OWN))
         else:
             self._serve(found["host"] or _HOST, int(found["port"]))
         self._publish()
@@ -164,19 +163,6 @@ class PrometheusSink:
             ) from error
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="esdmon-prometheus", daemon=True).start()
-
-
-def _check_is_own(path: Path) -> None:
-    """Raise for a file that another program wrote, since the file is replaced at each report."""
-    if not path.is_file():
-        return
-    try:
-        with path.open("rb") as file:
-            first = file.readline(_LONGEST_LINE)
-    except OSError as error:
-        raise unwritable(f"prometheus:{path}", error) from error
-    if first and not first.startswith(_OWN):
-        raise other_content(f"prometheus:{path}", first.decode(errors="replace"))
 
 
 def _add(families: dict[str, list[str]], name: str, labels: Mapping[str, str], value: float) -> None:

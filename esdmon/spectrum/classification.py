@@ -225,13 +225,4 @@ def _is_of_elements(spectrum: Spectrum) -> bool:
 
 
 def _dead_units(spectrum: Spectrum) -> str:
-    """Return "3 of 64 rows and 1 of 9 columns are", or an empty text."""
-    elements = spectrum.elements
-    if elements is None or not (elements.zero_rows or elements.zero_columns):
-        return ""
-    sides = [
-        (elements.zero_rows, elements.rows, "rows"),
-        (elements.zero_columns, elements.columns, "columns"),
-    ]
-    counts = [f"{dead} of {dead + left} {side}" if left else f"{dead} {side}" for dead, left, side in sides if dead]
-    return f"{' and '.join(counts)} {'is' if elements.zero_rows + elements.zero_columns == 1 else 'are'}"
+    return "" if spectrum.elements is None else spectrum.elements.dead_units

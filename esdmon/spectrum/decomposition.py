@@ -118,9 +118,8 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
         lam, vectors = stack.eigenvectors()
         return with_scales(spectrum(lam, "float64", vectors=vectors))
     if not facts.exact:
-        lam = stack.eigenvalues("float32")
-        quick = spectrum(lam, "float32")
-        if _is_safe(quick) and (np.isnan(quick.power_law.alpha) or not _repeats(lam)):
+        quick = spectrum(stack.eigenvalues("float32"), "float32")
+        if _is_safe(quick):
             return with_scales(quick)
     full = spectrum(stack.eigenvalues("float64"), "float64")
     if facts.dtype == "float64" and full.nonzero.size < full.eigenvalues.size:
@@ -130,13 +129,15 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
 
 def _is_safe(quick: Spectrum) -> bool:
     """Return whether the rank and alpha of a float32 spectrum do not depend on float32's rounding errors."""
-    return _has_few_small(quick.eigenvalues) and not quick.power_law.xmin < _LOW_XMIN * quick.lambda_max
+    fit = quick.power_law
+    if not _has_few_small(quick.eigenvalues) or fit.xmin < _LOW_XMIN * quick.lambda_max:
+        return False
+    return bool(np.isnan(fit.alpha)) or not _repeats(quick.by_slice)
 
 
-def _repeats(eigenvalues: Floats) -> bool:
-    """Return whether many eigenvalues of a slice are equal up to rounding, (slices, M)."""
-    ordered = np.sort(eigenvalues, axis=1)
-    return bool(np.mean(np.diff(ordered, axis=1) < _EQUAL * ordered[:, 1:]) > _EQUAL_SHARE)
+def _repeats(ascending: Floats) -> bool:
+    """Return whether many eigenvalues of a slice are equal up to rounding; (slices, M), each slice in order."""
+    return bool(np.mean(np.diff(ascending, axis=1) < _EQUAL * ascending[:, 1:]) > _EQUAL_SHARE)
 
 
 def _has_few_small(eigenvalues: Floats) -> bool:

@@ -43,3 +43,11 @@ class Elements:
     """Remaining columns with an rms below a tenth of the median column's."""
     trap: TrapElements | None = None
     """What makes a correlation trap; None without one."""
+
+    @property
+    def dead_units(self) -> str:
+        """Return "3 of 64 rows and 1 of 9 columns are", or an empty text without dead ones."""
+        sides = [(self.zero_rows, self.rows, "rows"), (self.zero_columns, self.columns, "columns")]
+        counts = [f"{dead} of {dead + left} {side}" if left else f"{dead} {side}" for dead, left, side in sides if dead]
+        verb = "is" if self.zero_rows + self.zero_columns == 1 else "are"
+        return f"{' and '.join(counts)} {verb}" if counts else ""

@@ -143,14 +143,8 @@ def check_size(shape: tuple[int, ...], least: int, elements: Elements | None = N
     count = shape[0] * min(shape[1:])
     if count < least:
         reason = f"{count} eigenvalue{'' if count == 1 else 's'}; at least {least} are needed"
-        raise UnreadableError("skipped", f"{_dead(elements)}{reason}" if elements else reason)
-
-
-def _dead(elements: Elements) -> str:
-    """Return how many rows and columns are dead, in front of what the rest has; empty without any."""
-    sides = (("rows", elements.zero_rows, elements.rows), ("columns", elements.zero_columns, elements.columns))
-    counts = [f"{dead} of {dead + alive} {side}" for side, dead, alive in sides if dead]
-    return f"{' and '.join(counts)} are dead; the rest has " if counts else ""
+        dead = elements.dead_units if elements else ""
+        raise UnreadableError("skipped", f"{dead} dead; the rest has {reason}" if dead else reason)
 
 
 def check_extremes(minimum: float, maximum: float, *, size: int, count_bad: Callable[[], int]) -> float:

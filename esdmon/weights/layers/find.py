@@ -85,7 +85,7 @@ def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]
         if matrices is None:
             if _only_scales(module):
                 return []
-            return _completed(module, [*_by_layout(name, module)])
+            return _completed(module, list(_by_layout(name, module)))
         found = _completed(module, matrices)
         known = {id(parameter) for matrix in found for parameter in matrix.parameters()}
         others = _by_parameter(name, module, {2}) if found and _are_plain(found) else ()
