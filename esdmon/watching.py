@@ -172,9 +172,9 @@ def attach(
     faults = Faults(strict=options.strict, limits=limits)
     known = options.known
     known.isolate_with(faults)
-    inner = _optimizers(optimizer)
-    if inner and hook:
+    if optimizer is not None and hook:
         check_clock(optimizer, model)
+    inner = _optimizers(optimizer)
     transfers = Transfers()
     given = available_mode(options.mode)
     processes = Processes() if given == "process" else None

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils import prune, spectral_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import esdmon
 from esdmon import torch_private
 from esdmon.weights.outline import Outline
-from esdmon.weights.shards import find_shards
+from esdmon.weights.shards import SHARDED, find_shards
 
 
 @pytest.fixture
@@ -108,6 +109,8 @@ def test_fsdp2_parameters() -> None:
     assert [id(each.parameter) for each in managed] == [id(model[0].weight), id(model[2].weight)]
     assert [tuple(each.shape) for each in managed] == [(4, 4), (6, 4)]
     assert len(find_shards(model)) == 3
+    (layer, *_) = esdmon.analyze(dict(model.named_parameters()))
+    assert (layer.status, layer.reason) == ("skipped", SHARDED)  # of a mapping, of which no rank knows the others
 
 
 @pytest.mark.usefixtures("group")

@@ -1,5 +1,6 @@
 """Find the optimizer of torch inside a wrapper, and refuse those whose hooks cannot count the steps of the training."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -29,14 +30,17 @@ def hookable(given: Any) -> Optimizer:
 
 def unwrapped(given: Any) -> Any:
     """Return the first torch optimizer with hooks inside wrappers that have it as `optimizer`, or the innermost."""
-    inner, seen = given, list[Any]()
-    while not has_step_hooks(inner) and not any(inner is each for each in seen):
-        seen.append(inner)
-        try:
-            inner = inner.optimizer
-        except Exception:  # noqa: BLE001 -- any object's attribute may raise, or be absent
-            break
-    return inner
+    *outer, innermost = _nested(given)
+    return next((each for each in outer if has_step_hooks(each)), innermost)
+
+
+def _nested(given: Any) -> list[Any]:
+    """Return an optimizer, the one that it has as `optimizer`, and so on."""
+    found = [given]
+    with suppress(Exception):  # any object's attribute may raise, or be absent
+        while not any(found[-1].optimizer is each for each in found):
+            found.append(found[-1].optimizer)
+    return found
 
 
 def _way_out(wrapper: object) -> str:
@@ -76,36 +80,52 @@ def _listed(value: object) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def is_deepspeed(given: Any) -> bool:
-    """Return whether an optimizer, or one that wraps it, is of DeepSpeed: it holds copies of the weights, flattened."""
-    seen = list[Any]()
-    while given is not None and not any(given is each for each in seen):
-        if _is_of_deepspeed(given):
-            return True
-        seen.append(given)
-        given = getattr(given, "optimizer", None)
-    return False
+def writes_later(given: Any) -> str:
+    """Return the host of an optimizer that steps copies of the weights, and writes these when that step has ended.
+
+    So does each optimizer of DeepSpeed and of Megatron, and what wraps one; empty for any other.
+    """
+    return next((host for each in _nested(given) if (host := _host_of(each))), "")
 
 
 def check_clock(given: Any, model: Any) -> None:
     """Check that the weights of a model are written when the hook of an optimizer is called.
 
     Raises:
-        InputError: for DeepSpeed's, which writes them when the optimizer inside it has stepped, once for each part.
+        InputError: for those that `writes_later` names, and for the optimizers inside them: these have no weight of the
+            model, and may step once for each part of it.
     """
     optimizers = given if isinstance(given, list | tuple) else (given,)
-    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    is_partitioned = _is_of_deepspeed(model) or any(hasattr(parameter, "ds_id") for parameter in parameters)
-    if is_partitioned or any(map(is_deepspeed, optimizers)):
+    host = next((host for each in optimizers if (host := writes_later(each))), "") or _host_of_model(model)
+    if host:
         raise InputError(
-            "optimizer is one of DeepSpeed, or the one inside it: weights are written after its step, so a reading in "
-            "its hook would be of the step before. Leave it out, and call monitor.step() after each engine.step() that "
-            "updates the weights: engine.was_step_applied() says so"
+            f"optimizer is one of {host}, or the one inside it: weights are written after its step, so a reading in "
+            f"its hook would be of the step before. Leave it out, and call monitor.step() after {_UPDATES[host]}"
         )
 
 
-def _is_of_deepspeed(given: object) -> bool:
-    return any(kind.__module__.partition(".")[0] == "deepspeed" for kind in type(given).__mro__)
+_UPDATES = {
+    "DeepSpeed": "each engine.step() that updates the weights: engine.was_step_applied() says so",
+    "Megatron": "each optimizer.step() that updates the weights: the first of its results says so",
+}
+_MARKS = {"ds_id": "DeepSpeed", "main_param": "Megatron"}
+"""Attribute of a parameter whose optimizer has a copy of it."""
+
+
+def _host_of(given: object) -> str:
+    for kind in type(given).__mro__:
+        package = kind.__module__.partition(".")[0]
+        if package == "deepspeed":
+            return "DeepSpeed"
+        if package == "megatron" and kind.__name__ == "MegatronOptimizer":
+            return "Megatron"
+    return ""
+
+
+def _host_of_model(model: object) -> str:
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    marked = (host for parameter in parameters for mark, host in _MARKS.items() if hasattr(parameter, mark))
+    return _host_of(model) or next(marked, "")
 
 
 def _attributes(wrapper: object) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from esdmon.runtime.optimizers import is_deepspeed, unwrapped
+from esdmon.runtime.optimizers import unwrapped, writes_later
 from esdmon.torch_private import has_step_hooks
 
 
@@ -35,7 +35,7 @@ class _StandIn(Optimizer):
 
 
 def _readable(optimizer: Any) -> Optimizer | None:
-    if is_deepspeed(optimizer):
+    if writes_later(optimizer):
         return None
     inner = unwrapped(optimizer)
     if has_step_hooks(inner):

@@ -23,6 +23,8 @@ _INNER_ATTRIBUTES = {
     ("lightning_fabric", "_FabricModule"): "_forward_module",
     ("pytorch_lightning", "_FabricModule"): "_forward_module",
     ("deepspeed", "DeepSpeedEngine"): "module",
+    ("megatron", "DistributedDataParallel"): "module",
+    ("megatron", "Float16Module"): "module",
     ("peft", "PeftModel"): "base_model",
     ("peft", "BaseTuner"): "model",
 }

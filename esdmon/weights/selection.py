@@ -107,7 +107,9 @@ def coverage(
 
 
 def n_parameters(matrix: Matrix) -> int:
-    """Return how many of a model's parameters, by element, a matrix covers."""
+    """Return how many of a model's parameters, by element, a matrix covers; 0 for one that gives no numbers."""
+    if _why_not_read(matrix):
+        return 0
     return round(_share(matrix) * sum(parameter.numel() for parameter in matrix.whole_parameters()))
 
 

@@ -11,7 +11,6 @@ may be a collective.
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -43,8 +42,15 @@ class Shard:
     """Returns the elements of the fragment, on the weight's device; None for a weight that cannot be read."""
     group: int = 0
     """The first rank of those that share the weight."""
+    grid: torch.Size | None = None
+    """Shape of as many elements in which the fragment is a box; None: that of the weight."""
     reason: str = ""
     """Why it cannot be read; empty where it can be put together."""
+
+    @property
+    def box_shape(self) -> torch.Size:
+        """Return the shape in which the fragment is a box."""
+        return self.shape if self.grid is None else self.grid
 
     @property
     def is_whole(self) -> bool:
@@ -68,11 +74,13 @@ def find_shards(model: nn.Module) -> Shards:
     found: Shards = {}
     by_parameter: dict[int, Shard] = {}
     managed: list[tuple[nn.Module, str, Shard]] = []
+    gated: set[int] = set()
     for module in model.modules():
+        gated |= _gated_layers(module)
         for name, parameter in torch_private.parameters_of(module).items():
             if parameter is None:
                 continue
-            shard = by_parameter.get(id(parameter)) or shard_of(parameter)
+            shard = by_parameter.get(id(parameter)) or shard_of(parameter, module, is_gated=id(module) in gated)
             if shard is not None:
                 by_parameter[id(parameter)] = shard
                 found.setdefault(id(module), {})[name] = shard
@@ -82,15 +90,20 @@ def find_shards(model: nn.Module) -> Shards:
     return found
 
 
-def shard_of(parameter: Any) -> Shard | None:
-    """Return the shard that a DTensor or a parameter of ZeRO-3 or Megatron is; None for an ordinary parameter."""
+def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool = False) -> Shard | None:
+    """Return the shard that a DTensor or a parameter of ZeRO-3 or Megatron is; None for an ordinary parameter.
+
+    Args:
+        parameter: the parameter.
+        module: has it; None for a tensor of a mapping.
+        is_gated: whether it is of a layer of Megatron that computes a gate and what is gated.
+    """
     if hasattr(parameter, "placements"):
         return _of_dtensor(parameter)
     if hasattr(parameter, "ds_id"):
         return _of_zero3(parameter)
-    if getattr(parameter, "tensor_model_parallel", False) is True and _is_tensor_parallel():
-        why = f"a shard of {parameter.numel()} elements (tensor parallel of Megatron): not read yet"
-        return Shard(parameter, parameter.shape, parameter.dtype, reason=why)
+    if getattr(parameter, "tensor_model_parallel", False) is True:
+        return _of_megatron(parameter, module, is_gated=is_gated)
     return None
 
 
@@ -129,11 +142,65 @@ def _zero3_elements(parameter: Any, count: int) -> Tensor:
     return part.detach().reshape(-1)[:count]
 
 
-def _is_tensor_parallel() -> bool:
-    """Return whether Megatron splits weights; it marks them also where one rank holds all of them."""
-    with suppress(Exception):
-        return bool(sys.modules["megatron.core.parallel_state"].get_tensor_model_parallel_world_size() > 1)
-    return True
+def _gated_layers(module: nn.Module) -> set[int]:
+    """Return the id of the layer below an MLP of Megatron that computes a gate and what is gated."""
+    layer = torch_private.children_of(module).get("linear_fc1")
+    is_gated = getattr(vars(module).get("config"), "gated_linear_unit", False) is True
+    return {id(layer)} if layer is not None and is_gated else set()
+
+
+def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) -> Shard | None:
+    """Return the part of Megatron's tensor parallel; None where one rank holds all of the weight, which is marked too.
+
+    A rank holds an equal part of one side, or of each of the `partition_stride` blocks that lie along it. A gate and
+    what is gated are two blocks, which versions before 0.16 do not say.
+    """
+    try:
+        group = _tensor_parallel_group(parameter, module)
+        ranks, rank = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank(group)
+        part, side, blocks = _part_of_megatron(parameter, module, is_gated=is_gated)
+        before, held, after = part[:side], part[side], part[side + 1 :]
+        length = held // blocks
+        offset = (*(0 for _ in before), 0, rank * length, *(0 for _ in after))
+        fragment = Fragment(offset, (*before, blocks, length, *after))
+        shape = list(parameter.shape)
+        shape[parameter.partition_dim] *= len(ranks)
+    except Exception:  # noqa: BLE001 -- another version of Megatron, or a group that is closed
+        return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("Megatron"))
+    if len(ranks) == 1:
+        return None
+    grid = torch.Size((*before, blocks, len(ranks) * length, *after))
+    read = partial(_itself, parameter)
+    return Shard(parameter, torch.Size(shape), parameter.dtype, fragment, read, min(ranks), grid)
+
+
+def _part_of_megatron(parameter: Any, module: Any, *, is_gated: bool) -> tuple[tuple[int, ...], int, int]:
+    """Return the shape of the part that a rank holds, the side that is split, and the blocks along it.
+
+    The experts of a `GroupedMLP` follow one another in the memory of its weights: (experts, inputs, outputs) of the
+    first, (experts, outputs, inputs) of the second.
+    """
+    if type(module).__name__ != "GroupedMLP":
+        return tuple(parameter.shape), parameter.partition_dim, max(parameter.partition_stride, 1 + is_gated)
+    experts, width = module.num_local_experts, module.config.hidden_size
+    if parameter.partition_dim == 1:
+        return (experts, width, parameter.shape[1] // experts), 2, 1 + module.config.gated_linear_unit
+    return (experts, parameter.shape[0] // experts, width), 1, 1
+
+
+def _itself(parameter: Tensor) -> Tensor:
+    return parameter
+
+
+def _tensor_parallel_group(parameter: Any, module: nn.Module | None) -> Any:
+    """Return the ranks that share a parameter: those that its layer names, or the job's; experts may have others."""
+    named = (vars(module).get(attribute) for attribute in ("tp_group", "_tp_group")) if module is not None else ()
+    group = next((group for group in named if group is not None), None)
+    if group is not None:
+        return group
+    state: Any = sys.modules["megatron.core.parallel_state"]
+    is_expert = not getattr(parameter, "allreduce", True)
+    return state.get_expert_tensor_parallel_group() if is_expert else state.get_tensor_model_parallel_group()
 
 
 def _managed_by(module: nn.Module) -> list[tuple[nn.Module, str, Shard]]:

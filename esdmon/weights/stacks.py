@@ -84,17 +84,18 @@ def some_columns(weight: Tensor, *, start: int, stop: int) -> Tensor:
     return weight[:, start:stop].unsqueeze(0)
 
 
-def rows_of_heads(weight: Tensor, *, part: int, parts: int, size: int) -> Tensor:
-    """Return one of the matrices of a 2-D weight that alternate in blocks of `size` rows, a block of each per head.
+def rows_of_heads(weight: Tensor, *, part: int, parts: int, size: int, width: int = 1) -> Tensor:
+    """Return one of the matrices of a 2-D weight that alternate in blocks of `size` rows.
 
     Args:
         weight: holds them.
-        part: which of them, from 0.
-        parts: how many there are.
+        part: the first of its blocks in each run, from 0.
+        parts: blocks in each run, of all matrices.
         size: outputs of one head.
+        width: its blocks in each run.
     """
     runs = weight.reshape(-1, parts, size, weight.shape[1])
-    return runs[:, part].reshape(1, -1, weight.shape[1])
+    return runs[:, part : part + width].reshape(1, -1, weight.shape[1])
 
 
 def one_head(weight: Tensor, *, of: ToStack, dim: int, start: int, size: int) -> Tensor:
@@ -115,7 +116,14 @@ def one_expert(weight: Tensor, *, expert: int) -> Tensor:
     return weight[expert : expert + 1]
 
 
-def half_of_experts(weight: Tensor, *, half: int, dim: int, interleaved: bool) -> Tensor:
+def experts_in_memory(weight: Tensor, *, experts: int, rows: int) -> Tensor:
+    """Return the matrices, each of so many rows, that follow one another in the memory of a weight."""
+    return weight.reshape(experts, rows, -1)
+
+
+def half_of_experts(
+    weight: Tensor, *, half: int, dim: int, interleaved: bool = False, of: ToStack = identity
+) -> Tensor:
     """Return the gate or the up-projection of (experts, rows, columns).
 
     Args:
@@ -123,8 +131,10 @@ def half_of_experts(weight: Tensor, *, half: int, dim: int, interleaved: bool) -
         half: 0 for the gate, 1 for the up-projection.
         dim: 1 or 2.
         interleaved: True where their rows or columns alternate; False where one half follows the other.
+        of: converts the weight to a stack of these.
     """
+    both = of(weight)
     if interleaved:
-        return weight[:, half::2] if dim == 1 else weight[:, :, half::2]
-    width = weight.shape[dim] // 2
-    return weight.narrow(dim, half * width, width)
+        return both[:, half::2] if dim == 1 else both[:, :, half::2]
+    width = both.shape[dim] // 2
+    return both.narrow(dim, half * width, width)

@@ -55,6 +55,24 @@ def test_a_weight_of_an_unknown_layer_is_read_alike_from_module_and_state(kind: 
     assert own.measures["frobenius_norm"] == pytest.approx(float(next(layer.parameters()).detach().norm()), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("name", "attributes", "is_table"),
+    [
+        ("word_embeddings", {}, True),
+        ("tok_embeddings", {}, True),
+        ("patch_embed", {}, False),
+        ("time_embed", {"bias": nn.Parameter(torch.randn(64))}, False),
+    ],
+)
+def test_a_table_of_an_unknown_layer_is_known_by_its_name(name: str, attributes: Any, is_table: bool) -> None:  # noqa: FBT001
+    """As a file's is; unlike a linear layer it has no bias."""
+    model = nn.ModuleDict({name: Own(64, 24, **attributes), "fc": nn.Linear(24, 24)})
+    for form in (model, model.state_dict()):
+        names = [layer.name for layer in esdmon.analyze(form, measures=["frobenius_norm"])]
+        assert names == (["fc"] if is_table else [name, "fc"])
+        assert esdmon.analyze(form, layers=[name], measures=["frobenius_norm"]).layers[0].status == "ok"
+
+
 def test_stacked_states_are_read_as_their_networks() -> None:
     """Those that `torch.func.stack_module_state` makes of an ensemble: norms are of all networks."""
     networks = [nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 10)) for _ in range(4)]

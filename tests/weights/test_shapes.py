@@ -84,11 +84,11 @@ def test_a_placeholder_of_zero_3_says_what_it_is_of() -> None:
 
 
 def test_a_tensor_parallel_weight_of_megatron_is_not_taken_for_a_whole_one() -> None:
-    """By its attribute."""
+    """By its attribute; there is no job here. Those of a job: `tests/runtime/ranks/test_megatron.py`."""
     model = nn.Sequential(nn.Linear(64, 96), nn.Linear(96, 64))
     model[0].weight.tensor_model_parallel = True  # type: ignore[union-attr]
     report = esdmon.analyze(model)
-    assert report["0"].reason == "a shard of 6144 elements (tensor parallel of Megatron): not read yet"
+    assert report["0"].reason.endswith("or that this version of Megatron stores elsewhere")
     assert report["1"].status == "ok"
 
 

@@ -138,8 +138,9 @@ class LocalParts:
 
     def _place(self, name: str, whole: Tensor, holder: Holder, own: Own | None, fetch: Fetch) -> Moved:
         """Write one fragment to its place."""
-        target = part_of(whole, holder.fragment)
-        if own is not None and holder.fragment == self._shards[name][1].fragment:
+        shard = self._shards[name][1]
+        target = part_of(whole.view(shard.box_shape), holder.fragment)
+        if own is not None and holder.fragment == shard.fragment:
             read, moved_so_far = own
             moved = moved_so_far()
             target.copy_(torch.frombuffer(read(), dtype=whole.dtype).view(target.shape))
@@ -154,7 +155,7 @@ class LocalParts:
 
 def _part(shard: Shard) -> Part:
     content = _content(sample_tensor(shard.local(), _CONTENT)) if shard.fragment is not None else ""
-    return Part(tuple(shard.shape), shard.dtype.itemsize, shard.fragment, content, shard.group)
+    return Part(tuple(shard.box_shape), shard.dtype.itemsize, shard.fragment, content, shard.group)
 
 
 def _moved(before: Callable[[], Tensor], now: Callable[[], Tensor], count: int) -> Moved:

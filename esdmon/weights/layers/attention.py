@@ -18,10 +18,16 @@ from esdmon.weights.matrix import Matrix
 from esdmon.weights.stacks import ToStack
 
 _HEADS = "attention is read whole; head by head on request: '*/head.3' in layers="
-_PACKAGES = ("transformers.", "timm.")
+_PACKAGES = ("transformers.", "timm.", "megatron.")
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "query", "key", "value", "q", "k", "v", "q_lin", "k_lin", "v_lin")
-_OUTPUTS = ("o_proj", "out_proj", "c_proj", "proj", "dense", "o", "Wo", "out_lin")
-_HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "key_value_proj_dim")
+_OUTPUTS = ("o_proj", "out_proj", "c_proj", "proj", "dense", "o", "Wo", "out_lin", "linear_proj")
+_HEAD_SIZES = (
+    "head_dim",
+    "attention_head_size",
+    "head_size",
+    "key_value_proj_dim",
+    "hidden_size_per_attention_head",  # of Megatron
+)
 
 
 def extract_attention(name: str, module: nn.Module) -> Sequence[Matrix] | None:

@@ -8,6 +8,7 @@ whole, which is right in either orientation.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -24,12 +25,35 @@ def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     count = _number_of_experts(module)
     if count is None:
         return None
+    if is_grouped_mlp(module):
+        return _of_grouped_mlp(name, module, count)
     found: list[Matrix] = []
     for attribute, weight in module.named_parameters(recurse=False):
         if weight.ndim == 3 and weight.shape[0] == count:
             found += _pooled(name, module, attribute)
             found += _single_experts(name, module, attribute, weight.shape[0])
     return found or None
+
+
+def is_grouped_mlp(module: nn.Module) -> bool:
+    """Return whether a module is Megatron's `GroupedMLP`, whose experts follow one another in the memory of a weight.
+
+    `weight1` has for each expert (inputs, outputs), `weight2` (outputs, inputs), both of fewer sides.
+    """
+    return type(module).__name__ == "GroupedMLP" and type(module).__module__.startswith("megatron.")
+
+
+def _of_grouped_mlp(name: str, module: Any, count: int) -> list[Matrix]:
+    first, second = partial(getattr, module, "weight1"), partial(getattr, module, "weight2")
+    inputs = partial(stacks.experts_in_memory, experts=count, rows=module.config.hidden_size)
+    outputs = partial(stacks.experts_in_memory, experts=count, rows=second().shape[0] // count)
+    found = [Matrix(f"{name}.weight1", first, inputs)]
+    if module.config.gated_linear_unit:
+        found = [
+            Matrix(f"{name}.weight1/{label}", first, partial(stacks.half_of_experts, of=inputs, half=half, dim=2))
+            for half, label in enumerate(("gate", "up"))
+        ]
+    return [*found, Matrix(f"{name}.weight2", second, outputs)]
 
 
 def _number_of_experts(module: nn.Module) -> int | None:

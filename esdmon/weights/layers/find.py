@@ -137,7 +137,9 @@ def _by_layout(name: str, module: nn.Module) -> Iterator[Matrix]:
             continue
         whole, read = _parameter_name(name, module, attribute), partial(getattr, module, attribute)
         if parameter.ndim == 2:
-            why = EMBEDDING if is_embedding_name(attribute) else ""
+            # A table of a library's own, such as `word_embeddings` of Megatron: by its name, as from a file.
+            is_table = attribute == "weight" and "bias" not in own and is_embedding_name(name)
+            why = EMBEDDING if is_table or is_embedding_name(attribute) else ""
             parts = [Part("", stacks.linear)] if attribute == "weight" else parts_of(full_name, shapes, {})
         else:
             why = ""

@@ -1,8 +1,8 @@
 """Split fused weights: projections that share one parameter, such as q, k and v, or gate and up.
 
-Only the module that uses a fused weight knows its layout, so the layouts of the modules of transformers and timm are
-listed here by class and attribute, each checked against its `forward`. A fused weight of any other module, or of a file
-without a configuration, is split where its name and the shapes beside it say how.
+Only the module that uses a fused weight knows its layout, so the layouts of modules of transformers, timm and Megatron
+are listed here by class and attribute, each checked against its `forward`. A fused weight of any other module, or of a
+file without a configuration, is split where its name and the shapes beside it say how.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -77,6 +77,31 @@ def _grouped_query_rows(module: Any, _weight: Tensor) -> dict[str, ToStack]:
     return rows("qkv", [module.config.num_attention_heads * module.head_dim, keys, keys])
 
 
+def _groups_of_rows(module: Any, weight: Tensor) -> dict[str, ToStack]:
+    """Split Megatron's `linear_qkv`: for each head of k and v the heads of q that share it, then that of k, that of v.
+
+    A gate on the output of attention has as many heads as q, which it follows.
+    """
+    config = module.config
+    groups = config.num_query_groups or config.num_attention_heads
+    heads, size = config.num_attention_heads // groups, config.kv_channels
+    has_gate = getattr(config, "attention_output_gate", False)
+    widths = {"q": heads, "gate": heads, "k": 1, "v": 1} if has_gate else {"q": heads, "k": 1, "v": 1}
+    parts = sum(widths.values())
+    if weight.shape[0] != groups * parts * size:
+        return {}
+    take = partial(stacks.rows_of_heads, parts=parts, size=size)
+    starts = accumulate(widths.values(), initial=0)
+    return {
+        label: partial(take, part=start, width=width)
+        for (label, width), start in zip(widths.items(), starts, strict=False)
+    }
+
+
+def _gate_up_if_gated(module: Any, weight: Tensor) -> dict[str, ToStack]:
+    return _GATE_UP(module, weight) if module.config.gated_linear_unit else {}
+
+
 def _thirds_without_key_dim(module: Any, weight: Tensor) -> dict[str, ToStack]:
     """Split timm's `qkv`; modules that declare a `key_dim` (TinyViT, EfficientFormer) alternate by head instead."""
     return {} if hasattr(module, "key_dim") else _QKV(module, weight)
@@ -137,9 +162,11 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "ModernBertDecoderMLP": {"Wi": _equal_rows("input", "gate")},
     "ModernBertMLP": {"Wi": _equal_rows("input", "gate")},
     "MptAttention": {"Wqkv": _QKV},
+    "MLP": {"linear_fc1": _gate_up_if_gated},  # Megatron's, also of an expert
     "Phi3Attention": {"qkv_proj": _grouped_query_rows},
     "Phi4MultimodalAttention": {"qkv_proj": _grouped_query_rows},
     "Phi4MultimodalAudioMLP": {"gate_up_proj": _equal_rows("up", "gate")},
+    "SelfAttention": {"linear_qkv": _groups_of_rows},  # Megatron's
     "Zamba2MLP": {"gate_up_proj": _GATE_UP},
     **{f"{name}MLP": {"gate_up_proj": _GATE_UP} for name in _OF_GATE_UP},
     **{name: {"qkv": _thirds_by_output} for name in _OF_TIMM},
@@ -190,6 +217,7 @@ BY_NAME: dict[str, ByName] = {
     "c_attn": _conv1d,
     "gate_up_proj": _halves("gate", "up", "down_proj.weight"),
     "in_proj": _halves("x", "gate", "A_log"),
+    "linear_fc1": _halves("gate", "up", "linear_fc2.weight"),
     "qkv_proj": _grouped,
     "Wi": _halves("input", "gate", "Wo.weight"),
     "Wqkv": _thirds("Wo", "out_proj"),

@@ -25,6 +25,9 @@ _ON_REQUEST = "products of attention's projections are read on request: '*/qk' a
 _NORMALISED = "q or k is normalised before they are multiplied, so the logits are not those of the product of weights"
 _NORM = re.compile(r"(q|k|qk|query|key)_?(layer_?)?(norm|ln)", re.IGNORECASE)
 
+_NO_NORMS = ("Identity", "IdentityOp")
+"""Of torch and of Megatron."""
+
 
 @dataclass(frozen=True, slots=True)
 class Projection:
@@ -83,10 +86,8 @@ def _shares_heads(outputs: int, size: int, heads: int) -> bool:
 
 
 def _has_norms(module: nn.Module) -> bool:
-    children = children_of(module).items()
-    return any(
-        _NORM.fullmatch(name) and child is not None and type(child) is not nn.Identity for name, child in children
-    )
+    norms = [child for name, child in children_of(module).items() if child is not None and _NORM.fullmatch(name)]
+    return any(type(norm).__name__ not in _NO_NORMS for norm in norms)
 
 
 def _product(name: str, view: str, left: Projection, right: Projection, *, heads: int, size: int) -> Matrix:

@@ -15,7 +15,7 @@ from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, checked, mark_unreadable
 from esdmon.weights.non_weights import SCALES, of_unknown_layout, why_not_a_weight
 from esdmon.weights.optional_layers import is_embedding_name
-from esdmon.weights.shards import shard_of
+from esdmon.weights.shards import SHARDED, shard_of
 from esdmon.weights.state.adapters import adapter_entries
 from esdmon.weights.state.blocks import entries_of_blocks
 from esdmon.weights.state.computed import computed_entries
@@ -137,7 +137,9 @@ def _why_scales(name: str, shapes: Mapping[str, torch.Size]) -> str:
 def _with_outline(matrix: Matrix, entry: Entry, outlines: tuple[Tensor, ...], *, is_lazy: bool) -> Matrix:
     shard = shard_of(outlines[0])
     if shard is not None:
-        return mark_unreadable(matrix, shard.reason, parameters=outlines, shape=matrix.size_for(outlines[0]).shape)
+        return mark_unreadable(
+            matrix, shard.reason or SHARDED, parameters=outlines, shape=matrix.size_for(outlines[0]).shape
+        )
     if is_lazy or not entry.is_plain:
         matrix = replace(matrix, made_of=lambda: outlines, outline=lambda: entry.outline)
         reason = entry.unreadable or (why_unreadable(entry.outline) if entry.is_plain else "")

@@ -72,6 +72,13 @@ def test_embeddings_are_known_by_their_names(name: str, *, is_table: bool) -> No
     assert [layer.name for layer in esdmon.analyze(state)] == (["fc"] if is_table else [name, "fc"])
 
 
+@pytest.mark.parametrize(("rows", "names"), [(192, {"fc1/gate", "fc1/up", "fc2"}), (96, {"fc1", "fc2"})])
+def test_a_gate_is_told_from_a_wide_layer_by_the_layer_behind(rows: int, names: set[str]) -> None:
+    """In files of Megatron, which have no configuration of their own."""
+    state = {"mlp.linear_fc1.weight": torch.randn(rows, 64), "mlp.linear_fc2.weight": torch.randn(64, 96)}
+    assert {matrix.name for matrix in discover(state).matrices} == {f"mlp.linear_{name}" for name in names}
+
+
 def test_layers_in_a_sequence_are_no_embeddings() -> None:
     """By the number of the activation between them, which has no weight."""
     state = nn.ModuleDict(
