@@ -148,7 +148,16 @@ def fsdp2_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
             info = managed._module_info  # noqa: SLF001
             shared = zip(info.shared_modules, info.shared_param_names, strict=True)
             owners = ((info.module, info.param_name), *shared)
-            yield ManagedParameter(owners, managed.sharded_param, managed.sharded_param.shape)
+            parameter = _sharded(managed)
+            yield ManagedParameter(owners, parameter, parameter.shape)
+
+
+def _sharded(managed: Any) -> Any:
+    """Return the sharded parameter; of one that was assigned to the module since, which FSDP takes up later, that."""
+    info = managed._module_info  # noqa: SLF001
+    shown: Any = parameters_of(info.module).get(info.param_name)
+    is_shown = getattr(managed.sharded_state, "name", "") == "SHARDED" and hasattr(shown, "placements")
+    return shown if is_shown else managed.sharded_param
 
 
 def authors_class(module: nn.Module) -> type[nn.Module]:
@@ -205,17 +214,21 @@ def _local_elements(handle: Any, start: int, count: int) -> Tensor:
     return local.detach()[start : start + count]
 
 
-def box_of_dtensor(tensor: Any) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Return offset and size of the part of a DTensor that this rank holds; None where it holds none.
+def splits_of_dtensor(tensor: Any) -> tuple[list[tuple[int, int, int, int]], bool]:
+    """Return how a DTensor is split, in order, and whether this rank holds a part of it.
 
-    Computed from mesh and placements, without communication; also for rows that alternate over ranks.
-
-    Raises:
-        ImportError: with a version of torch that computes it elsewhere.
+    Each split is the side, the number of ranks, this rank's place among them, and the blocks of the side that are split
+    one by one, as by `_StridedShard`.
     """
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset  # noqa: PLC0415
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    splits = [
+        (placement.dim, mesh.size(axis), 0 if coordinate is None else coordinate[axis], _blocks(placement))
+        for axis, placement in enumerate(tensor.placements)
+        if hasattr(placement, "dim")
+    ]
+    return splits, coordinate is not None
 
-    if tensor.device_mesh.get_coordinate() is None:
-        return None
-    size, offset = compute_local_shape_and_global_offset(tuple(tensor.shape), tensor.device_mesh, tensor.placements)
-    return None if 0 in size else (tuple(offset), tuple(size))
+
+def _blocks(placement: Any) -> int:
+    return int(getattr(placement, "split_factor", 1))

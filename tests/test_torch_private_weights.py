@@ -156,13 +156,13 @@ def test_without_finalizer() -> None:
 
 
 @pytest.mark.usefixtures("group")
-def test_box_of_dtensor() -> None:
+def test_splits_of_dtensor() -> None:
     """Else DTensors are skipped, since which part a rank holds is not known."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
     tensor = distribute_tensor(torch.ones(3, 4), init_device_mesh("cpu", (1,)), [Shard(0)])
-    assert torch_private.box_of_dtensor(tensor) == ((0, 0), (3, 4))
+    assert torch_private.splits_of_dtensor(tensor) == ([(0, 1, 0, 1)], True)
 
 
 class FlatHandle:

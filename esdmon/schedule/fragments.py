@@ -43,11 +43,23 @@ class Fragment:
 
 
 def covers(fragments: Iterable[Fragment], shape: Sequence[int]) -> bool:
-    """Return whether different fragments of one sharding make up a parameter: their elements are as many as its own.
+    """Return whether different fragments of one sharding make up a parameter.
+
+    Their elements are as many as its own, and they reach to both ends of each side.
 
     >>> covers([Fragment((0, 0), (2, 3)), Fragment((2, 0), (1, 3))], (3, 3))
     True
     """
     found = set(fragments)
     kinds = {fragment.is_interval for fragment in found if fragment.n_elements}
-    return len(kinds) <= 1 and sum(fragment.n_elements for fragment in found) == math.prod(shape)
+    if len(kinds) > 1 or sum(fragment.n_elements for fragment in found) != math.prod(shape):
+        return False
+    ends = (math.prod(shape),) if True in kinds else tuple(shape)
+    held = [fragment for fragment in found if fragment.n_elements]
+    return all(_reaches(held, side, end) for side, end in enumerate(ends))
+
+
+def _reaches(fragments: Sequence[Fragment], side: int, end: int) -> bool:
+    starts = (fragment.offset[side] for fragment in fragments)
+    stops = (fragment.offset[side] + fragment.size[side] for fragment in fragments)
+    return min(starts, default=0) == 0 and max(stops, default=0) == end

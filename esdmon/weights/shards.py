@@ -11,7 +11,7 @@ may be a collective.
 import math
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from esdmon import torch_private
 from esdmon.schedule.fragments import Fragment
 from esdmon.torch_private import ManagedParameter
+from esdmon.weights.splits import Split, fragment_of
 
 SHARDED = "sharded over ranks: analyze() reads whole models, watch() on every rank of the job reads sharded ones"
 _UNKNOWN = "sharded over ranks in a way that esdmon does not know, or that this version of {} stores elsewhere"
@@ -108,16 +109,22 @@ def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool 
 
 
 def _of_dtensor(parameter: Any) -> Shard:
+    unknown = Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("torch"))
     try:
         if any(placement.is_partial() for placement in parameter.placements):
-            why = "a DTensor of partial sums, which is no weight yet"
-            return Shard(parameter, parameter.shape, parameter.dtype, reason=why)
-        box = torch_private.box_of_dtensor(parameter)
-        fragment = None if box is None else Fragment(*box)
+            return replace(unknown, reason="a DTensor of partial sums, which is no weight yet")
+        splits, is_held = torch_private.splits_of_dtensor(parameter)
+        grid, box = fragment_of(parameter.shape, [Split(*split) for split in splits])
+        fragment = box if is_held else None
+        with torch.no_grad():
+            held = parameter.to_local().numel()
         group = int(parameter.device_mesh.mesh.min())
-    except Exception:  # noqa: BLE001 -- another version of torch
-        return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("torch"))
-    return Shard(parameter, parameter.shape, parameter.dtype, fragment, parameter.to_local, group)
+    except Exception:  # noqa: BLE001 -- another version of torch, or a part that is no box
+        return unknown
+    if held != (0 if fragment is None else fragment.n_elements):
+        return unknown
+    read = parameter.to_local
+    return Shard(parameter, parameter.shape, parameter.dtype, fragment, read, group, torch.Size(grid))
 
 
 def _of_zero3(parameter: Any) -> Shard:
@@ -159,19 +166,16 @@ def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) ->
         group = _tensor_parallel_group(parameter, module)
         ranks, rank = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank(group)
         part, side, blocks = _part_of_megatron(parameter, module, is_gated=is_gated)
-        before, held, after = part[:side], part[side], part[side + 1 :]
-        length = held // blocks
-        offset = (*(0 for _ in before), 0, rank * length, *(0 for _ in after))
-        fragment = Fragment(offset, (*before, blocks, length, *after))
+        whole = [*part[:side], len(ranks) * part[side], *part[side + 1 :]]
+        grid, fragment = fragment_of(whole, [Split(side, len(ranks), rank, blocks)])
         shape = list(parameter.shape)
         shape[parameter.partition_dim] *= len(ranks)
     except Exception:  # noqa: BLE001 -- another version of Megatron, or a group that is closed
         return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("Megatron"))
     if len(ranks) == 1:
         return None
-    grid = torch.Size((*before, blocks, len(ranks) * length, *after))
     read = partial(_itself, parameter)
-    return Shard(parameter, torch.Size(shape), parameter.dtype, fragment, read, min(ranks), grid)
+    return Shard(parameter, torch.Size(shape), parameter.dtype, fragment, read, min(ranks), torch.Size(grid))
 
 
 def _part_of_megatron(parameter: Any, module: Any, *, is_gated: bool) -> tuple[tuple[int, ...], int, int]:

@@ -14,8 +14,10 @@ from torch.distributed.fsdp import (
     ShardingStrategy,
     fully_shard,
 )
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.distributed.tensor.placement_types import _StridedShard
+from torch.nn import functional
 
 import esdmon
 from esdmon.options import WatchOptions
@@ -76,6 +78,23 @@ class Layers(nn.Sequential):
         return torch.randn(4, 24, generator=generator)
 
 
+class Halved(nn.Module):
+    """Layers that gather their weights, of which a rank may hold a part of each half."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(24, 96, bias=False)
+        self.second = nn.Linear(96, 60, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in (self.first, self.second):
+            weight: Any = layer.weight
+            x = torch.tanh(functional.linear(x, weight.full_tensor() if isinstance(weight, DTensor) else weight))
+        return x
+
+    batch = Layers.batch
+
+
 class Adapted(Layers):
     """Layers with LoRA adapters of peft: base and adapter are read apart."""
 
@@ -108,6 +127,23 @@ def tensor_parallel(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Modu
     return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 
 
+def in_two_blocks(model: Halved) -> Halved:
+    """Each half of a side split over the ranks, as transformers splits a gate and what is gated."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    for layer, side in ((model.first, 0), (model.second, 1)):
+        weight = distribute_tensor(layer.weight.detach(), mesh, [_StridedShard(side, split_factor=2)])
+        layer.weight = nn.Parameter(weight)
+    return model
+
+
+def assigned(model: nn.Module) -> Any:
+    """Weights that replace those that `fully_shard` has seen, as transformers does when it loads a checkpoint."""
+    sharded = fsdp2(model)
+    for layer in (sharded[0], sharded[2], sharded[4]):
+        layer.weight = nn.Parameter(layer.weight.detach().clone())
+    return sharded
+
+
 def in_both_ways(model: nn.Module) -> Any:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     return fsdp2(tensor_parallel(model, mesh["tensor"]), mesh["data"])
@@ -137,7 +173,9 @@ WAYS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
         Layers,
         lambda model: fsdp1(model, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD),
     ),
+    "fsdp2, assigned": (Layers, assigned),
     "tensor parallel": (Layers, tensor_parallel),
+    "tensor parallel, two blocks": (Halved, in_two_blocks),
     "ddp": (Mixed, nn.parallel.DistributedDataParallel),
     "fsdp2 and tensor parallel": (Layers, in_both_ways),
     "hybrid": (Mixed, hybrid),
@@ -211,16 +249,35 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
     if monitor is None:
         return {"losses": losses}
     monitor.close(timeout=20)
-    read = [layer for report in sink.reports for layer in report.new]
-    expected = {step: reading_of(whole, states[step]) for step in {layer.step for layer in read} | {STEPS}}
+    moved = [layer.update_ratio for layer in sink.reports[-1]] if sink.reports else []
+    return {"losses": losses, "moved": moved} | compared(monitor, sink, whole, states)
+
+
+def compared(
+    monitor: esdmon.Monitor, sink: MemorySink, whole: Any, states: dict[int, dict[str, Tensor]]
+) -> dict[str, Any]:
+    """What a monitor has read, and how that differs from readings of the whole model in its states by step."""
+    read = [layer for report in sink.reports for layer in report.new if layer.status != "skipped"]
+    expected = {step: reading_of(whole, states[step]) for step in {layer.step for layer in read} | {max(states)}}
+    last = expected[max(states)]
     return {
-        "losses": losses,
         "errors": [fault.message for fault in monitor.errors],
         "read": [[layer.name, layer.status, layer.reason, difference(layer, expected[layer.step])] for layer in read],
-        "names": [layer.name for layer in expected[STEPS]],
-        "coverage": [str(report.coverage).splitlines()[0] for report in (*sink.reports[-1:], expected[STEPS])],
-        "moved": [layer.update_ratio for layer in sink.reports[-1]] if sink.reports else [],
+        "names": [layer.name for layer in last if layer.status != "skipped"],
+        "coverage": [str(report.coverage).splitlines()[0] for report in (*sink.reports[-1:], last)],
     }
+
+
+def check_read(results: dict[str, Any]) -> None:
+    """Every measure of every matrix is that of the whole model, to the last bit, at least twice; nothing is missing."""
+    for way, result in results.items():
+        assert result["errors"] == [], way
+        assert {name for name, *_ in result["read"]} == set(result["names"]), way
+        for name in result["names"]:
+            readings = [reading for reading in result["read"] if reading[0] == name]
+            assert len(readings) >= 2, (way, name)
+            assert all(status == "ok" and not differing for _, status, _, differing in readings), (way, readings)
+        assert len(set(result["coverage"])) == 1, (way, result["coverage"])
 
 
 def difference(layer: LayerReport, report: Report) -> list[str]:

@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from tests.ranks import results_in, start
-from tests.runtime.ranks.sharded_jobs import OF_FOUR, OF_TWO, train
+from tests.runtime.ranks.sharded_jobs import OF_FOUR, OF_TWO, check_read, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
 
@@ -37,14 +37,9 @@ def job(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_readings_are_those_of_the_whole_model(job: tuple[list[dict[str, Any]], str]) -> None:
-    """Every measure of every matrix, to the last bit: the weights that the optimizer has just stepped."""
+    """The weights that the optimizer has just stepped, counted in elements of the whole parameters."""
+    check_read(job[0][0])
     for way, result in job[0][0].items():
-        assert result["errors"] == [], way
-        assert {name for name, *_ in result["read"]} == set(result["names"]), way
-        for name in result["names"]:
-            readings = [reading for reading in result["read"] if reading[0] == name]
-            assert len(readings) >= 2, (way, name)
-            assert all(status == "ok" and not differing for _, status, _, differing in readings), (way, readings)
         assert all(0 <= moved < 1 for moved in result["moved"]), (way, result["moved"])
         assert sum(moved > 0 for moved in result["moved"]) >= 2, (way, result["moved"])
 
@@ -56,9 +51,7 @@ def test_losses_are_the_same_to_the_last_bit(job: tuple[list[dict[str, Any]], st
             assert result["losses"] == result["plain"], way
 
 
-def test_coverage_is_that_of_the_whole_model(job: tuple[list[dict[str, Any]], str]) -> None:
-    """Counted in elements of the whole parameters; only rank 0 reports, and nothing is logged."""
-    for way, result in job[0][0].items():
-        assert len(set(result["coverage"])) == 1, (way, result["coverage"])
+def test_only_rank_0_reports(job: tuple[list[dict[str, Any]], str]) -> None:
+    """And nothing is logged."""
     assert all(result["read"] == [] for results in job[0][1:] for result in results.values())
     assert "WARNING:esdmon" not in job[1], job[1]
