@@ -119,7 +119,7 @@ def _of_dtensor(parameter: Any) -> Shard:
         with torch.no_grad():
             held = parameter.to_local().numel()
         group = int(parameter.device_mesh.mesh.min())
-    except Exception:  # noqa: BLE001 -- another version of torch, or a part that is no box
+    except Exception:  # noqa: BLE001 -- another version of torch, or a part that cannot be a box
         return unknown
     if held != (0 if fragment is None else fragment.n_elements):
         return unknown
@@ -170,8 +170,8 @@ def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) ->
         grid, fragment = fragment_of(whole, [Split(side, len(ranks), rank, blocks)])
         shape = list(parameter.shape)
         shape[parameter.partition_dim] *= len(ranks)
-    except Exception:  # noqa: BLE001 -- another version of Megatron, or a group that is closed
-        return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("Megatron"))
+    except Exception:  # noqa: BLE001 -- another version of Megatron, a group that is closed, or AutoTP of DeepSpeed
+        return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("Megatron or DeepSpeed"))
     if len(ranks) == 1:
         return None
     read = partial(_itself, parameter)

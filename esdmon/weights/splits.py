@@ -40,7 +40,7 @@ def fragment_of(shape: Sequence[int], splits: Sequence[Split]) -> tuple[tuple[in
         The shape and the box; None in its place where this rank holds nothing.
 
     Raises:
-        ValueError: if the part is no box: blocks or parts of unequal length.
+        ValueError: if the part cannot be a box, as blocks or parts are of unequal length.
 
     >>> fragment_of((6, 2), [Split(side=0, parts=2, index=1)])
     ((6, 2), Fragment(offset=(3, 0), size=(3, 2), is_interval=False))
