@@ -76,7 +76,12 @@ def _named_child(name: str, attribute: str, child: nn.Module, module: nn.Module)
 
     A layer that peft has wrapped in an adapter keeps the name of the wrapper. So does the only copy that peft trains in
     the place of a layer (`modules_to_save`), as in the file of the adapter; the layer itself is `….original_module`.
+    A layer of Megatron has its number in the whole model, as in Megatron's checkpoints: each pipeline stage counts its
+    own from 0.
     """
+    number = vars(child).get("layer_number")
+    if isinstance(number, int) and attribute.isdecimal() and type(child).__module__.startswith("megatron."):
+        attribute = str(number - 1)
     if type(module).__module__.startswith("peft."):
         if attribute == "base_layer":
             return name, child

@@ -51,8 +51,8 @@ class Attention(nn.Module):
         return out.permute(2, 0, 1, 3).reshape(*query.shape[:2], -1)
 
 
-def network(way: str, ranks: int) -> Any:
-    """A GPT of two layers, split over so many ranks, the same whatever their number."""
+def network(way: str, ranks: int, *, stages: int = 1) -> Any:
+    """This rank's part of a GPT of two layers for each pipeline stage, the same weights on any number of ranks."""
     from megatron.core import parallel_state
     from megatron.core.models.gpt import GPTModel
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
@@ -61,10 +61,12 @@ def network(way: str, ranks: int) -> Any:
 
     grouped_gemm_util.assert_grouped_gemm_is_available = lambda: None  # of CUDA, for the product alone
     parallel_state.destroy_model_parallel()
-    parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks)
+    parallel_state.initialize_model_parallel(tensor_model_parallel_size=ranks, pipeline_model_parallel_size=stages)
     own = {"add_bias_linear": False} | WAYS[way][1]
     config = TransformerConfig(
-        num_layers=2,
+        num_layers=2 * stages,
+        pipeline_model_parallel_size=stages,
+        pipeline_dtype=torch.float32,
         hidden_size=WIDTH,
         ffn_hidden_size=96,
         num_attention_heads=HEADS,
@@ -81,7 +83,11 @@ def network(way: str, ranks: int) -> Any:
     grouped = bool(own.get("moe_grouped_gemm"))
     spec = get_gpt_layer_local_spec(own.get("num_moe_experts"), moe_grouped_gemm=grouped, normalization="RMSNorm")
     spec.submodules.self_attention.submodules.core_attention = Attention
-    model = GPTModel(config, spec, TOKENS, 32, position_embedding_type="rope")
+    ends = {
+        "pre_process": parallel_state.is_pipeline_first_stage(),
+        "post_process": parallel_state.is_pipeline_last_stage(),
+    }
+    model = GPTModel(config, spec, TOKENS, 32, position_embedding_type="rope", **ends)
     if way == "before 0.16":  # where a gate and what is gated are not marked as two blocks
         for name, weight in model.named_parameters():
             if "linear_fc1" in name:
@@ -184,6 +190,14 @@ def check_wrapped() -> None:
     assert "embedding.word_embeddings" not in names  # on request
 
 
+def check_stages() -> None:
+    """A layer has its number in the whole model, and not in its pipeline stage."""
+    model = network("replicas", 1, stages=2)
+    first = distributed.get_rank() * 2
+    layers = {layer.name.split(".")[2] for layer in esdmon.analyze(model) if "layers" in layer.name}
+    assert layers == {str(first), str(first + 1)}
+
+
 def rank_of_a_job(folder: str, ways: tuple[str, ...]) -> None:
     torch.cuda.current_device = lambda: "cpu"  # type: ignore[assignment,return-value]  # where Megatron allocates
     torch.cuda.current_stream = lambda *_: None  # type: ignore[assignment]
@@ -192,6 +206,8 @@ def rank_of_a_job(folder: str, ways: tuple[str, ...]) -> None:
     rank = distributed.get_rank()
     logging.basicConfig(filename=f"{folder}/log-{rank}")
     check_wrapped()
+    if distributed.get_world_size() == 2:
+        check_stages()
     results = {way: train(way, watched=True) | {"plain": train(way, watched=False)["losses"]} for way in ways}
     Path(f"{folder}/result-{rank}.json").write_text(json.dumps(results))
     distributed.barrier()
