@@ -10,7 +10,7 @@ may be a collective.
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -68,27 +68,60 @@ class Shard:
 
 Shards = dict[int, dict[str, Shard]]
 """id of a module -> attribute -> shard."""
+Owners = Sequence[tuple[nn.Module, str]]
+"""Module and attribute of each layer that uses a weight."""
+_Sharded = tuple[Owners, Any, Callable[[], Shard | None]]
+"""Who uses a weight, the tensor that the optimizer holds, and what describes the shard."""
 
 
 def find_shards(model: nn.Module) -> Shards:
     """Return the shards of a model by module and attribute; empty for a model that is not sharded."""
     found: Shards = {}
-    by_parameter: dict[int, Shard] = {}
-    managed: list[tuple[nn.Module, str, Shard]] = []
+    for owners, _, describe in _sharded(model):
+        shard = describe()
+        if shard is not None:
+            for module, name in owners:
+                found.setdefault(id(module), {})[name] = shard
+    return found
+
+
+def sharded_parameters(model: nn.Module) -> dict[int, dict[str, int]]:
+    """Return the ids of the tensors that the optimizer holds, by id of the module and attribute, of sharded weights.
+
+    That takes a tenth of the time of `find_shards`: whether they have changed is looked up at each due step.
+    """
+    found: dict[int, dict[str, int]] = {}
+    for owners, parameter, _ in _sharded(model):
+        for module, name in owners:
+            found.setdefault(id(module), {})[name] = id(parameter)
+    return found
+
+
+def _sharded(model: nn.Module) -> Iterator[_Sharded]:
+    """Yield each sharded weight once: those that a wrapper manages, whatever the modules show, then the others."""
+    modules = list(model.modules())
+    managed = [each for module in modules for each in _managed_by(module)]
+    yield from managed
+    known = {(id(module), name) for owners, _, _ in managed for module, name in owners}
+    others: dict[int, tuple[list[tuple[nn.Module, str]], Any, Callable[[], Shard | None]]] = {}
     gated: set[int] = set()
-    for module in model.modules():
+    for module in modules:
         gated |= _gated_layers(module)
         for name, parameter in torch_private.parameters_of(module).items():
-            if parameter is None:
+            if parameter is None or (id(module), name) in known or not _is_marked(parameter):
                 continue
-            shard = by_parameter.get(id(parameter)) or shard_of(parameter, module, is_gated=id(module) in gated)
-            if shard is not None:
-                by_parameter[id(parameter)] = shard
-                found.setdefault(id(module), {})[name] = shard
-        managed += _managed_by(module)
-    for module, name, shard in managed:
-        found.setdefault(id(module), {})[name] = shard
-    return found
+            describe = partial(shard_of, parameter, module, is_gated=id(module) in gated)
+            owners, *_ = others.setdefault(id(parameter), ([], parameter, describe))
+            owners.append((module, name))
+    yield from others.values()
+
+
+def _is_marked(parameter: Any) -> bool:
+    return hasattr(parameter, "placements") or hasattr(parameter, "ds_id") or _is_of_megatron(parameter)
+
+
+def _is_of_megatron(parameter: Any) -> bool:
+    return getattr(parameter, "tensor_model_parallel", False) is True
 
 
 def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool = False) -> Shard | None:
@@ -103,13 +136,13 @@ def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool 
         return _of_dtensor(parameter)
     if hasattr(parameter, "ds_id"):
         return _of_zero3(parameter)
-    if getattr(parameter, "tensor_model_parallel", False) is True:
+    if _is_of_megatron(parameter):
         return _of_megatron(parameter, module, is_gated=is_gated)
     return None
 
 
 def _of_dtensor(parameter: Any) -> Shard:
-    unknown = Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("torch"))
+    unknown = _unknown(parameter)
     try:
         if any(placement.is_partial() for placement in parameter.placements):
             return replace(unknown, reason="a DTensor of partial sums, which is no weight yet")
@@ -207,7 +240,7 @@ def _tensor_parallel_group(parameter: Any, module: nn.Module | None) -> Any:
     return state.get_expert_tensor_parallel_group() if is_expert else state.get_tensor_model_parallel_group()
 
 
-def _managed_by(module: nn.Module) -> list[tuple[nn.Module, str, Shard]]:
+def _managed_by(module: nn.Module) -> list[_Sharded]:
     kind: Any = type(module)
     find = _manager(kind)
     if find is None:
@@ -219,38 +252,37 @@ def _managed_by(module: nn.Module) -> list[tuple[nn.Module, str, Shard]]:
 
 
 @lru_cache(maxsize=1024)
-def _manager(kind: type) -> Callable[[nn.Module], Iterator[tuple[nn.Module, str, Shard]]] | None:
+def _manager(kind: type) -> Callable[[nn.Module], Iterator[_Sharded]] | None:
     names = {each.__name__ for each in kind.__mro__}
     if "FSDPModule" in names:
         return _managed_by_fsdp2
     return _managed_by_fsdp1 if "FullyShardedDataParallel" in names else None
 
 
-def _managed_by_fsdp2(module: nn.Module) -> Iterator[tuple[nn.Module, str, Shard]]:
+def _managed_by_fsdp2(module: nn.Module) -> Iterator[_Sharded]:
     for managed in torch_private.fsdp2_parameters(module):
-        yield from _for_each_owner(managed, _of_dtensor(managed.parameter))
+        yield managed.owners, managed.parameter, partial(_of_dtensor, managed.parameter)
 
 
-def _managed_by_fsdp1(module: nn.Module) -> Iterator[tuple[nn.Module, str, Shard]]:
+def _managed_by_fsdp1(module: nn.Module) -> Iterator[_Sharded]:
     group = getattr(module, "process_group", None)
     first = min(torch.distributed.get_process_group_ranks(group)) if torch.distributed.is_initialized() else 0
     for managed in torch_private.fsdp1_parameters(module):
-        start, stop = managed.interval or (0, 0)
-        fragment = Fragment.interval(start, stop) if stop > start else None
-        dtype = managed.parameter.dtype
-        yield from _for_each_owner(
-            managed, Shard(managed.parameter, managed.shape, dtype, fragment, managed.read, first)
-        )
+        yield managed.owners, managed.parameter, partial(_of_fsdp1, managed, first)
 
 
-def _for_each_owner(managed: ManagedParameter, shard: Shard) -> Iterator[tuple[nn.Module, str, Shard]]:
-    for owner, attribute in managed.owners:
-        yield owner, attribute, shard
+def _of_fsdp1(managed: ManagedParameter, group: int) -> Shard:
+    start, stop = managed.interval or (0, 0)
+    fragment = Fragment.interval(start, stop) if stop > start else None
+    return Shard(managed.parameter, managed.shape, managed.parameter.dtype, fragment, managed.read, group)
 
 
-def _all_below(module: nn.Module) -> Iterator[tuple[nn.Module, str, Shard]]:
+def _all_below(module: nn.Module) -> Iterator[_Sharded]:
     for each in module.modules():
         for name, parameter in torch_private.parameters_of(each).items():
             if parameter is not None:
-                why = _UNKNOWN.format("torch")
-                yield each, name, Shard(parameter, parameter.shape, parameter.dtype, reason=why)
+                yield ((each, name),), parameter, partial(_unknown, parameter)
+
+
+def _unknown(parameter: Tensor) -> Shard:
+    return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("torch"))

@@ -17,9 +17,9 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from esdmon.torch_private import forward_pre_hooks, pruned_attribute
+from esdmon.torch_private import forward_pre_hooks, parameters_of, pruned_attribute
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.shards import Shard, find_shards
+from esdmon.weights.shards import sharded_parameters
 
 
 def with_computed_weights(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
@@ -49,21 +49,20 @@ def structure(model: nn.Module) -> tuple[object, ...]:
 
     A sharded weight counts as the parameter that the optimizer holds, whatever the module shows.
     """
-    shards = find_shards(model)
+    sharded = sharded_parameters(model)
     return tuple(
         (
             id(module),
             type(module),
-            tuple((name, id(parameter)) for name, parameter in _unsharded(module, shards.get(id(module), {}))),
-            tuple((name, id(shard.parameter)) for name, shard in sorted(shards.get(id(module), {}).items())),
-            tuple(attribute for attribute, _ in _hooked_weights(module)),
+            *sorted((_ids(module) | sharded.get(id(module), {})).items()),
+            *(attribute for attribute, _ in _hooked_weights(module)),
         )
         for module in model.modules()
     )
 
 
-def _unsharded(module: nn.Module, shards: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:
-    return (pair for pair in module.named_parameters(recurse=False) if pair[0] not in shards)
+def _ids(module: nn.Module) -> dict[str, int]:
+    return {name: id(parameter) for name, parameter in parameters_of(module).items() if parameter is not None}
 
 
 def _of_parametrization(module: nn.Module, matrix: Matrix) -> Matrix:
