@@ -130,7 +130,7 @@ def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool 
     Args:
         parameter: the parameter.
         module: has it; None for a tensor of a mapping.
-        is_gated: whether it is of a layer of Megatron that computes a gate and what is gated.
+        is_gated: whether it is of a layer of Megatron that holds a gate and an up-projection.
     """
     if hasattr(parameter, "placements"):
         return _of_dtensor(parameter)
@@ -183,7 +183,7 @@ def _zero3_elements(parameter: Any, count: int) -> Tensor:
 
 
 def _gated_layers(module: nn.Module) -> set[int]:
-    """Return the id of the layer below an MLP of Megatron that computes a gate and what is gated."""
+    """Return the id of the layer below an MLP of Megatron that holds a gate and an up-projection."""
     layer = torch_private.children_of(module).get("linear_fc1")
     is_gated = getattr(vars(module).get("config"), "gated_linear_unit", False) is True
     return {id(layer)} if layer is not None and is_gated else set()
@@ -193,7 +193,7 @@ def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) ->
     """Return the part of Megatron's tensor parallel; None where one rank holds all of the weight, which is marked too.
 
     A rank holds an equal part of one side, or of each of the `partition_stride` blocks that lie along it. A gate and
-    what is gated are two blocks, which versions before 0.16 do not say.
+    an up-projection in one weight are two blocks, which versions before 0.16 do not say.
     """
     try:
         group = _tensor_parallel_group(parameter, module)

@@ -128,7 +128,7 @@ def tensor_parallel(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Modu
 
 
 def in_two_blocks(model: Halved) -> Halved:
-    """Each half of a side split over the ranks, as transformers splits a gate and what is gated."""
+    """Each half of a side split over the ranks, as transformers splits gate and up-projection."""
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     for layer, side in ((model.first, 0), (model.second, 1)):
         weight = distribute_tensor(layer.weight.detach(), mesh, [_StridedShard(side, split_factor=2)])

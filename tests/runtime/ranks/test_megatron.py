@@ -88,7 +88,7 @@ def network(way: str, ranks: int, *, stages: int = 1) -> Any:
         "post_process": parallel_state.is_pipeline_last_stage(),
     }
     model = GPTModel(config, spec, TOKENS, 32, position_embedding_type="rope", **ends)
-    if way == "before 0.16":  # where a gate and what is gated are not marked as two blocks
+    if way == "before 0.16":  # which does not mark gate and up-projection as two blocks
         for name, weight in model.named_parameters():
             if "linear_fc1" in name:
                 weight.partition_stride = 1
