@@ -109,7 +109,9 @@ def _modules_in(owner: object) -> str:
     if isinstance(owner, Iterator):
         return ". Give the module itself, not its parameters()"
     if isinstance(owner, list | tuple):
-        return ". Join its modules in an nn.ModuleDict" if any(isinstance(each, nn.Module) for each in owner) else ""
+        if not any(isinstance(each, nn.Module) for each in owner):
+            return ""
+        return ". Give the module in it, [0]" if len(owner) == 1 else ". Join its modules in an nn.ModuleDict"
     places = []
     for name, value in vars(owner).items() if hasattr(owner, "__dict__") else ():
         items = {name: value}

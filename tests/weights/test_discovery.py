@@ -189,7 +189,9 @@ def test_an_object_with_a_model_in_it_is_refused_with_its_place() -> None:
     ):
         discover(owner)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"got list\. Join its modules in an nn\.ModuleDict$"):
-        discover([nn.Linear(16, 24)])  # type: ignore[arg-type]
+        discover([nn.Linear(16, 24), nn.Linear(24, 16)])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"got list\. Give the module in it, \[0\]$"):
+        discover([nn.Linear(16, 24)])  # type: ignore[arg-type]  # as Megatron has its model chunks
     with pytest.raises(InputError, match=r"'a' is a Linear: .* tensors\. Join its modules in an nn\.ModuleDict$"):
         discover({"a": nn.Linear(16, 24)})  # type: ignore[dict-item]
     with pytest.raises(InputError, match=r"got generator\. Give the module itself, not its parameters\(\)$"):
