@@ -1,6 +1,7 @@
 """LoRA layers of other libraries than peft: one adapter without a name, in a module as in its file."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,13 +112,60 @@ def test_a_file_has_the_same_matrices(kind: type[nn.Module], tmp_path: Path) -> 
 
 
 class Fused(nn.Module):
-    """q, k and v in one layer, whose factors are multiplied one by one (LitGPT, `LoRAQKVLinear`)."""
+    """q, k and v in one layer, whose factors are multiplied one by one, that does not say which have factors."""
 
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(INPUTS, 3 * INPUTS)
         self.lora_A = nn.Parameter(torch.randn(3 * RANK, INPUTS))
         self.lora_B = nn.Parameter(torch.randn(3 * INPUTS, RANK))
+
+
+class OfQueries(nn.Module):
+    """The same with factors of q and v, and fewer heads of k and v than of q (LitGPT 0.5.11, `LoRAQKVLinear`)."""
+
+    scaling, enable_lora, qkv_shapes = ALPHA / RANK, (True, False, True), (INPUTS, INPUTS // 2)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(INPUTS, 2 * INPUTS)
+        self.lora_A = nn.Parameter(torch.randn(2 * RANK, INPUTS))
+        self.lora_B = nn.Parameter(torch.randn(sum(self.qkv_shapes), RANK))
+
+
+class OfEqualParts(nn.Linear):
+    """The same with as many heads of each (loralib 0.1.2, `MergedLinear`)."""
+
+    scaling, enable_lora = ALPHA / RANK, [True, True, True]
+
+    def __init__(self) -> None:
+        super().__init__(INPUTS, 3 * INPUTS)
+        self.lora_A = nn.Parameter(torch.randn(3 * RANK, INPUTS))
+        self.lora_B = nn.Parameter(torch.randn(3 * INPUTS, RANK))
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs"), [(OfQueries, {"q": 40, "v": 20}), (OfEqualParts, {"q": 40, "k": 40, "v": 40})]
+)
+def test_what_is_added_to_each_of_q_k_and_v_is_read(kind: type[Any], outputs: dict[str, int]) -> None:
+    """By its own rows of both factors; all elements of the factors are covered."""
+    torch.manual_seed(0)
+    layer = kind()
+    report = esdmon.analyze(nn.ModuleDict({"qkv": layer}))
+    assert {layer.name for layer in report} == {
+        "qkv.linear" if kind is OfQueries else "qkv",
+        *(f"qkv/lora.{label}" for label in outputs),
+    }
+    first = 0
+    for place, (label, size) in enumerate(outputs.items()):
+        a, b = layer.lora_A[place * RANK : (place + 1) * RANK], layer.lora_B[first : first + size]
+        added = report[f"qkv/lora.{label}"]
+        assert (added.status, added.view, added.M) == ("ok", "lora-delta", RANK)
+        assert added.measures["frobenius_norm"] == pytest.approx(
+            float((ALPHA / RANK * b @ a).detach().norm()), rel=1e-5
+        )
+        first += size
+    assert [skip.name.rpartition(".")[2] for skip in report.coverage.skipped] == ["bias"]
 
 
 class Kernel(nn.Conv2d):
