@@ -108,7 +108,7 @@ def _sharded(model: nn.Module) -> Iterator[_Sharded]:
     for module in modules:
         gated |= _gated_layers(module)
         for name, parameter in torch_private.parameters_of(module).items():
-            if parameter is None or (id(module), name) in known or not _is_marked(parameter):
+            if parameter is None or (id(module), name) in known or not _is_marked(parameter, module):
                 continue
             describe = partial(shard_of, parameter, module, is_gated=id(module) in gated)
             owners, *_ = others.setdefault(id(parameter), ([], parameter, describe))
@@ -116,12 +116,19 @@ def _sharded(model: nn.Module) -> Iterator[_Sharded]:
     yield from others.values()
 
 
-def _is_marked(parameter: Any) -> bool:
-    return hasattr(parameter, "placements") or hasattr(parameter, "ds_id") or _is_of_megatron(parameter)
+def _is_marked(parameter: Any, module: nn.Module) -> bool:
+    return hasattr(parameter, "placements") or hasattr(parameter, "ds_id") or _is_of_megatron(parameter, module)
 
 
-def _is_of_megatron(parameter: Any) -> bool:
-    return getattr(parameter, "tensor_model_parallel", False) is True
+_SPLIT_SIDES = {"ColumnParallelLinear": 0, "RowParallelLinear": 1, "VocabParallelEmbedding": 0}
+"""Class of Megatron -> the side of its weight that is split."""
+
+
+def _is_of_megatron(parameter: Any, module: nn.Module | None) -> bool:
+    """Return whether Megatron splits a parameter, as it marks it; weights that it does not initialise have no mark."""
+    is_marked = getattr(parameter, "tensor_model_parallel", False) is True
+    is_known = type(module).__name__ in _SPLIT_SIDES and type(module).__module__.startswith("megatron.")
+    return is_marked or (is_known and parameter.ndim == 2 and torch.distributed.is_initialized())
 
 
 def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool = False) -> Shard | None:
@@ -136,7 +143,7 @@ def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool 
         return _of_dtensor(parameter)
     if hasattr(parameter, "ds_id"):
         return _of_zero3(parameter)
-    if _is_of_megatron(parameter):
+    if _is_of_megatron(parameter, module):
         return _of_megatron(parameter, module, is_gated=is_gated)
     return None
 
@@ -198,11 +205,13 @@ def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) ->
     try:
         group = _tensor_parallel_group(parameter, module)
         ranks, rank = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank(group)
-        part, side, blocks = _part_of_megatron(parameter, module, is_gated=is_gated)
+        split = getattr(parameter, "partition_dim", -1)  # -1 is also what Megatron marks others with
+        split = _SPLIT_SIDES[type(module).__name__] if split < 0 else split
+        part, side, blocks = _part_of_megatron(parameter, module, split, is_gated=is_gated)
         whole = [*part[:side], len(ranks) * part[side], *part[side + 1 :]]
         grid, fragment = fragment_of(whole, [Split(side, len(ranks), rank, blocks)])
         shape = list(parameter.shape)
-        shape[parameter.partition_dim] *= len(ranks)
+        shape[split] *= len(ranks)
     except Exception:  # noqa: BLE001 -- another version of Megatron, a group that is closed, or AutoTP of DeepSpeed
         return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("Megatron or DeepSpeed"))
     if len(ranks) == 1:
@@ -211,16 +220,16 @@ def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) ->
     return Shard(parameter, torch.Size(shape), parameter.dtype, fragment, read, min(ranks), torch.Size(grid))
 
 
-def _part_of_megatron(parameter: Any, module: Any, *, is_gated: bool) -> tuple[tuple[int, ...], int, int]:
+def _part_of_megatron(parameter: Any, module: Any, split: int, *, is_gated: bool) -> tuple[tuple[int, ...], int, int]:
     """Return the shape of the part that a rank holds, the side that is split, and the blocks along it.
 
     The experts of a `GroupedMLP` follow one another in the memory of its weights: (experts, inputs, outputs) of the
     first, (experts, outputs, inputs) of the second.
     """
     if type(module).__name__ != "GroupedMLP":
-        return tuple(parameter.shape), parameter.partition_dim, max(parameter.partition_stride, 1 + is_gated)
+        return tuple(parameter.shape), split, max(getattr(parameter, "partition_stride", 1), 1 + is_gated)
     experts, width = module.num_local_experts, module.config.hidden_size
-    if parameter.partition_dim == 1:
+    if split == 1:
         return (experts, width, parameter.shape[1] // experts), 2, 1 + module.config.gated_linear_unit
     return (experts, parameter.shape[0] // experts, width), 1, 1
 

@@ -29,6 +29,7 @@ WAYS: dict[str, tuple[int, dict[str, Any]]] = {
     "a gate, shared heads": (2, {"gated_linear_unit": True, "num_query_groups": 2}),
     "biases, a head each": (2, {"gated_linear_unit": False, "num_query_groups": HEADS, "add_bias_linear": True}),
     "before 0.16": (2, {"gated_linear_unit": True, "num_query_groups": 2}),
+    "not initialised": (2, {"gated_linear_unit": True, "num_query_groups": 2, "perform_initialization": False}),
     "a gate on attention": (2, {"gated_linear_unit": True, "num_query_groups": 2, "attention_output_gate": True}),
     "experts": (2, {"gated_linear_unit": True, "num_query_groups": 2, "num_moe_experts": 3}),
     "grouped experts": (2, {"gated_linear_unit": True, "num_query_groups": 2, **GROUPED}),
@@ -92,6 +93,11 @@ def network(way: str, ranks: int, *, stages: int = 1) -> Any:
         for name, weight in model.named_parameters():
             if "linear_fc1" in name:
                 weight.partition_stride = 1
+    if not config.perform_initialization:
+        torch.manual_seed(distributed.get_rank())
+        for weight in model.parameters():  # norms are initialised in any case
+            if weight.ndim == 2:
+                nn.init.normal_(weight, std=0.02)
     model.layers = LAYERS  # for `reading_of`
     return model
 
@@ -106,7 +112,7 @@ def gathered(way: str, model: Any) -> dict[str, Tensor]:
     for name, weight in model.named_parameters():
         parts = [torch.empty_like(weight) for _ in range(WAYS[way][0])]
         distributed.all_gather(parts, weight.detach().contiguous(), group=group)
-        if not getattr(weight, "tensor_model_parallel", False):
+        if "norm" in name or "router" in name or name.endswith(("linear_proj.bias", "linear_fc2.bias")):
             whole[name] = parts[0]
         elif "experts.weight1" in name:  # (experts, inputs, gate and up) in memory
             experts = [part.view(3, WIDTH, 2, -1) for part in parts]
