@@ -68,9 +68,9 @@ class Shard:
 
 Shards = dict[int, dict[str, Shard]]
 """id of a module -> attribute -> shard."""
-Owners = Sequence[tuple[nn.Module, str]]
+_Owners = Sequence[tuple[nn.Module, str]]
 """Module and attribute of each layer that uses a weight."""
-_Sharded = tuple[Owners, Any, Callable[[], Shard | None]]
+_Sharded = tuple[_Owners, Any, Callable[[], Shard | None]]
 """Who uses a weight, the tensor that the optimizer holds, and what describes the shard."""
 
 

@@ -25,7 +25,7 @@ def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     count = _number_of_experts(module)
     if count is None:
         return None
-    if is_grouped_mlp(module):
+    if _is_grouped_mlp(module):
         return _of_grouped_mlp(name, module, count)
     found: list[Matrix] = []
     for attribute, weight in module.named_parameters(recurse=False):
@@ -35,7 +35,7 @@ def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     return found or None
 
 
-def is_grouped_mlp(module: nn.Module) -> bool:
+def _is_grouped_mlp(module: nn.Module) -> bool:
     """Return whether a module is Megatron's `GroupedMLP`, whose experts follow one another in the memory of a weight.
 
     `weight1` has for each expert (inputs, outputs), `weight2` (outputs, inputs), both of fewer sides.

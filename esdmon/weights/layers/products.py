@@ -24,7 +24,6 @@ from esdmon.weights.validation import check_readable
 _ON_REQUEST = "products of attention's projections are read on request: '*/qk' and '*/ov' in layers="
 _NORMALISED = "q or k is normalised before they are multiplied, so the logits are not those of the product of weights"
 _NORM = re.compile(r"(q|k|qk|query|key)_?(layer_?)?(norm|ln)", re.IGNORECASE)
-
 _NO_NORMS = ("Identity", "IdentityOp")
 """Of torch and of Megatron."""
 
