@@ -8,14 +8,13 @@ their layers from 0, experts of their own; each is read under `name@rank`, the f
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Self, final
 
 from esdmon.records import Coverage
 from esdmon.records.report import Skipped
-from esdmon.records.table import natural_key
 from esdmon.schedule.fragments import Fragment, covers
 
 
@@ -124,7 +123,7 @@ class Holdings:
     """The tables of all ranks, joined."""
 
     matrices: Mapping[str, Entry] = field(default_factory=dict)
-    """By the name in the job, in the order of rank 0, the others after it by name."""
+    """By the name in the job, in the order of the models."""
     holders: Mapping[str, tuple[Holder, ...]] = field(default_factory=dict)
     """One holder for each fragment of a sharded parameter."""
     bytes_of: Mapping[str, int] = field(default_factory=dict)
@@ -158,6 +157,7 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
     names = {rank: _renamed(tables[rank], suffixes) for rank in tables}
     parts: dict[str, list[tuple[int, Part]]] = defaultdict(list)
     listed: dict[str, list[tuple[int, Listed]]] = defaultdict(list)
+    orders = [[names[rank].get(name, name) for name in table.matrices] for rank, table in sorted(tables.items())]
     for rank, table in sorted(tables.items()):
         for name, part in table.parameters.items():
             parts[names[rank].get(name, name)].append((rank, part))
@@ -174,7 +174,7 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
             rows[0][1].size,
             _why_not(rows, reasons, paused, tables),
         )
-        for name, rows in _ordered(listed).items()
+        for name, rows in ((name, listed[name]) for name in _merged(orders))
     }
     sizes = {name: rows[0][1].item * prod(rows[0][1].shape) for name, rows in parts.items()}
     return Holdings(matrices, holders, sizes, names, _coverage(tables, matrices))
@@ -269,11 +269,24 @@ def _why_not(
     return next((reasons[name] for name in rows[0][1].parameters if name in reasons), "")
 
 
-def _ordered(listed: Mapping[str, list[tuple[int, Listed]]]) -> dict[str, list[tuple[int, Listed]]]:
-    """Return rank 0's matrices in its order, and the others by name, numbers in it compared as numbers."""
-    first = [name for name, rows in listed.items() if rows[0][0] == 0]
-    others = sorted(set(listed) - set(first), key=natural_key)
-    return {name: listed[name] for name in (*first, *others)}
+def _merged(orders: Iterable[Sequence[str]]) -> list[str]:
+    """Return the names of all ranks in one order: new ones of a rank come before the next that other ranks have too.
+
+    So pipeline stages follow one another, and the experts of all ranks stand beside each other.
+    """
+    merged: dict[str, None] = {}
+    for names in orders:
+        new: list[str] = []
+        before: dict[str, list[str]] = {}
+        for name in names:
+            if name not in merged:
+                new.append(name)
+            elif new:
+                before[name], new = new, []
+        if before:
+            merged = dict.fromkeys(each for name in merged for each in (*before.get(name, ()), name))
+        merged |= dict.fromkeys(new)
+    return list(merged)
 
 
 def _coverage(tables: Mapping[int, Table], matrices: Mapping[str, Entry]) -> Coverage:

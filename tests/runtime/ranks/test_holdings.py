@@ -92,10 +92,16 @@ def test_whole_weights_of_one_name() -> None:
     assert readers == {"a": (0, 1, 2), "b@0": (0,), "b@1": (1, 2)}
 
 
-def test_the_order_is_that_of_rank_0_and_then_by_number() -> None:
-    """A stage's tenth layer comes after its ninth."""
-    joined = join({1: whole(1, **{f"layer{n}": "x" for n in (10, 9, 2)}), 0: whole(0, head="x", layer1="x")})
-    assert list(joined.matrices) == ["head", "layer1", "layer2", "layer9", "layer10"]
+def test_the_order_is_that_of_the_models() -> None:
+    """Pipeline stages follow one another; the experts of each rank stand beside those of the others."""
+    first = {"embed": "x", "layer0": "x", "experts": "0", "layer1": "x"}
+    second = {"embed": "x", "layer0": "x", "experts": "1", "layer1": "x"}
+    third = {"layer9": "x", "layer10": "x", "head": "x"}
+    joined = join({2: whole(2, **third), 1: whole(1, **second), 0: whole(0, **first)})
+    assert list(joined.matrices) == [
+        *("embed", "layer0", "experts@0", "experts@1", "layer1"),
+        *("layer9", "layer10", "head"),
+    ]
 
 
 def test_boxes_and_intervals_do_not_make_up_one_parameter() -> None:
