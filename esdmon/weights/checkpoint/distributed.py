@@ -5,7 +5,8 @@ Their index says which tensors there are, and where each chunk of one lies; a ch
 
 Megatron-Core writes the layers of a transformer as one tensor for each of their parameters, with the layers along its
 first side, where they are all alike: `decoder.layers.mlp.linear_fc1.weight`. They are read layer by layer, under the
-names that it gives to layers that differ: `decoder.layers.0.mlp.linear_fc1.weight`.
+names that it gives to layers that differ: `decoder.layers.0.mlp.linear_fc1.weight`. A gate and what is gated may be two
+tensors, `linear_fc1.weight_w` and `linear_fc1.weight_v`: they are read as the one that the model has.
 """
 
 import io
@@ -33,7 +34,10 @@ from esdmon.weights.checkpoint.torch_file import load_content, load_tensor
 INDEX = ".metadata"
 SUFFIX = ".distcp"
 _METADATA = "torch.distributed.checkpoint.metadata."
+BESIDE = ("meta.pt", "common.pt")
+"""Files of Lightning and Megatron-Core beside an index, with what is not a tensor."""
 _MOST_LAYERS = 1000  # that are taken apart: a damaged index may say any number; our choice
+_HALF = re.compile(r"(?P<whole>(.+\.)?linear_fc1\.(weight|bias)\d*)_(?P<half>[wv])")
 _STACKED = re.compile(r"(?P<layers>(.+\.)?layers)\.(?!\d+\.).+")
 
 
@@ -74,7 +78,7 @@ def open_distributed(folder: Path) -> Checkpoint:
         names = without_optimizer(entries)
         tree = unflattened({paths.get(name) or _split_container(name, names): entries[name] for name in names})
         beside = {LIGHTNING: ""} if _is_of_lightning(folder) else {}
-        found = _with_layers_apart(find_weights(beside | tree, _is_entry))
+        found = _with_layers_apart(_with_gates_joined(find_weights(beside | tree, _is_entry)))
         outlines = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in found.items()}
     except CodeError as error:
         raise InputError(
@@ -88,7 +92,8 @@ def open_distributed(folder: Path) -> Checkpoint:
         raise InputError(f"{folder / INDEX} is truncated or not the index of a distributed checkpoint") from error
     files = sorted({chunk.file for entry in found.values() for chunk in entry.chunks})
     _check_files(folder, files)
-    return Checkpoint(outlines, lambda name: _read(folder, found[name]), files=[folder / file for file in files])
+    read_from = [folder / file for file in (INDEX, *files)]
+    return Checkpoint(outlines, lambda name: _read(folder, found[name]), files=read_from)
 
 
 def _is_of_lightning(folder: Path) -> bool:
@@ -107,6 +112,21 @@ def _split_container(name: str, names: list[str]) -> tuple[str, ...]:
     """Return a path of an index that does not say what is nested in what: one container around all is split off."""
     head, _, rest = name.partition(".")
     return (head, rest) if rest and all(other.startswith(f"{head}.") for other in names) else (name,)
+
+
+def _with_gates_joined(found: Mapping[str, _Entry]) -> dict[str, _Entry]:
+    """Return the same entries, a gate and what is gated as one, with the gate above."""
+    joined = {}
+    for name, entry in found.items():
+        match = _HALF.fullmatch(name)
+        other = found.get(f"{match['whole']}_{'v' if match['half'] == 'w' else 'w'}") if match else None
+        if match is None or other is None or other.shape != entry.shape or not entry.shape:
+            joined[name] = entry
+        elif match["half"] == "w":
+            rows, *sides = entry.shape
+            below = [replace(each, offsets=(each.offsets[0] + rows, *each.offsets[1:])) for each in other.chunks]
+            joined[match["whole"]] = replace(entry, shape=(2 * rows, *sides), chunks=(*entry.chunks, *below))
+    return joined
 
 
 def _with_layers_apart(found: Mapping[str, _Entry]) -> dict[str, _Entry]:
@@ -192,13 +212,15 @@ def _check_files(folder: Path, files: Sequence[str]) -> None:
 def _read(folder: Path, entry: _Entry) -> Tensor:
     if len(entry.chunks) == 1:
         return _read_chunk(folder, entry.chunks[0], entry.layer)
-    if sum(chunk.length for chunk in entry.chunks) < math.prod(entry.shape) * entry.dtype.itemsize:
-        raise InputError(f"{folder} is damaged: a tensor of shape {entry.shape} has too few numbers in its files")
+    chunks = {chunk.offsets: chunk for chunk in entry.chunks if 0 not in chunk.shape}  # of replicas one
+    sides = slice(0 if entry.layer is None else 1, None)
+    if sum(math.prod(chunk.shape[sides]) for chunk in chunks.values()) != math.prod(entry.shape):
+        raise InputError(f"{folder} is damaged: the parts of a tensor of shape {entry.shape} do not add up to it")
     whole = torch.empty(entry.shape, dtype=entry.dtype)
-    for chunk in entry.chunks:
+    for chunk in chunks.values():
         part = _read_chunk(folder, chunk, entry.layer)
-        offsets = chunk.offsets if entry.layer is None else chunk.offsets[1:]
-        whole[tuple(slice(start, start + size) for start, size in zip(offsets, part.shape, strict=True))] = part
+        places = zip(chunk.offsets[sides], part.shape, strict=True)
+        whole[tuple(slice(start, start + size) for start, size in places)] = part
     return whole
 
 

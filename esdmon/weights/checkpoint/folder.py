@@ -6,7 +6,6 @@ What a folder means is never guessed: where its files contradict each other, it 
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -14,10 +13,10 @@ from esdmon.errors import InputError, NoWeightsError
 from esdmon.records.table import natural_key
 from esdmon.records.text import named
 from esdmon.weights.checkpoint import deepspeed, distributed
+from esdmon.weights.checkpoint.beside import MEGATRON_FILE, folders_in, hint_for, is_weights, last_inside
 from esdmon.weights.checkpoint.containers import is_optimizer_name
 from esdmon.weights.checkpoint.formats import (
     NOT_WEIGHTS,
-    SUFFIXES,
     open_file,
     opener_of,
     other_folder,
@@ -40,13 +39,10 @@ _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 _CONFIGS = ("adapter_config.json", "config.json", "open_clip_config.json")
 _PIPELINE = "model_index.json"
 _MODULES = "modules.json"
-_RUN = "esdmon.jsonl"
 _OF_PEFT = "base_model.model."
-_MEGATRON_FILE = "model_optim_rng.pt"
+_FSDP_MODEL = re.compile(r"pytorch_model_fsdp_(?P<number>\d+)")
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
 _MEGATRON_RANK = re.compile(r"mp_rank_\d+(_\d+)*")
-_DEEPEST = 3  # folders inside folders that are looked through for a hint, and how many at most; our choice
-_MOST_FOLDERS = 1000
 _Parts = dict[str, tuple[Checkpoint, str]]
 
 
@@ -98,7 +94,7 @@ def _open_weights(folder: Path) -> Checkpoint:
         return distributed.open_distributed(folder)
     if deepspeed.has_states(files) or "latest" in files:
         return _open_deepspeed(folder, files)
-    if _MEGATRON_FILE in files or _MEGATRON_LATEST in files or _megatron_ranks(folder):
+    if MEGATRON_FILE in files or _MEGATRON_LATEST in files or _megatron_ranks(folder):
         return _open_megatron(folder, files)
     return _open_standard(folder, files)
 
@@ -131,7 +127,9 @@ def _open_with_siblings(folder: Path, name: str, files: Sequence[str]) -> Checkp
 
 def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
     """Open shards that are numbered in their names, or the only file of weights."""
-    candidates = [name for name in files if not NOT_WEIGHTS.search(name.lower()) and opener_of(folder / name)]
+    candidates = _candidates(folder, files)
+    if candidates:
+        check_whole(folder / candidates[0])
     shards = _shards_of(candidates)
     if len(shards) > 1:
         sets = [f"{stem}-…-of-{count}{rest}" for stem, count, rest in shards]
@@ -143,21 +141,52 @@ def _open_others(folder: Path, files: Sequence[str]) -> Checkpoint:
         try:
             return _open_one(folder / candidates[0])
         except InputError as error:
-            inside = _last_inside(folder)
+            inside = last_inside(folder)
             if not inside:
                 raise
             raise InputError(f"{error}. Or pass a folder in {folder}, such as {inside}") from error
     if candidates:
-        check_whole(folder / candidates[0])
         ends = [next(filter(partial(_may_be_model, folder), each), "") for each in (candidates, candidates[::-1])]
         if ends[0] != ends[1]:
             raise InputError(_too_many(folder, candidates, *ends))
         return _open_one(folder / (ends[0] or candidates[0]))
+    return _open_inside(folder)
+
+
+def _candidates(folder: Path, files: Sequence[str]) -> list[str]:
+    """Return the files of weights under any name.
+
+    Raises:
+        InputError: where there are parts of a distributed checkpoint without their index.
+    """
+    if any(name.endswith(distributed.SUFFIX) for name in files):
+        raise InputError(
+            f"{folder} is incomplete: it has {distributed.SUFFIX} files without their index {distributed.INDEX}, "
+            "which is written last. Pass an earlier checkpoint"
+        )
+    return [name for name in files if not NOT_WEIGHTS.search(name.lower()) and opener_of(folder / name)]
+
+
+def _open_inside(folder: Path) -> Checkpoint:
+    """Open what folders in a folder without files of weights hold, where accelerate has written them."""
+    if models := _fsdp_models(folder):
+        found = {name: open_folder(path) for name, path in models.items()}
+        return _join_apart(found) if len(found) > 1 else found["model"]
     if other := other_folder(path.name for path in folder.iterdir()):
         raise InputError(f"{folder} is {other}")
     raise InputError(
-        f"{folder} contains no checkpoint: neither a file of weights nor {distributed.INDEX}{_hint(folder)}"
+        f"{folder} contains no checkpoint: neither a file of weights nor {distributed.INDEX}{hint_for(folder)}"
     )
+
+
+def _fsdp_models(folder: Path) -> dict[str, Path]:
+    """Return the folders of distributed checkpoints that accelerate writes, by what it calls such models elsewhere."""
+    found: dict[str, Path] = {}
+    for path in sorted(folders_in(folder), key=lambda path: natural_key(path.name)):
+        match = _FSDP_MODEL.fullmatch(path.name)
+        if match and (path / distributed.INDEX).is_file():
+            found[f"model_{match['number']}" if found else "model"] = path
+    return found
 
 
 def _may_be_model(folder: Path, name: str) -> bool:
@@ -220,7 +249,7 @@ def _open_modules(folder: Path) -> Checkpoint | None:
     for module in _listed_modules(folder):
         place = folder / module["path"]
         files = sorted(path.name for path in place.iterdir() if path.is_file())
-        if not any(_is_weights(place / name) for name in files):
+        if not any(is_weights(place / name) for name in files):
             continue
         checkpoint, own = _open_standard(place, files), read_config(place)
         prefix = module["name"]
@@ -261,14 +290,19 @@ def _open_megatron(folder: Path, files: Sequence[str]) -> Checkpoint:
         inside = folder / (f"iter_{int(name):07d}" if name.isdecimal() else name)
         if inside.parent == folder and inside.is_dir():
             return open_folder(inside)
-    ranks = _megatron_ranks(folder.parent if _MEGATRON_FILE in files else folder)
+        if inside.parent == folder and not _megatron_ranks(folder):
+            raise InputError(
+                f"{folder} is incomplete: {_MEGATRON_LATEST} names {inside.name}, which does not exist"
+                f"{hint_for(folder)}"
+            )
+    ranks = _megatron_ranks(folder.parent if MEGATRON_FILE in files else folder)
     if len(ranks) > 1:
         raise InputError(
             f"{folder} is split over {len(ranks)} ranks (tensor or pipeline parallel), which is not read: "
             "join it with Megatron's tools/checkpoint/convert.py first"
         )
-    if _MEGATRON_FILE in files:
-        return _open_one(folder / _MEGATRON_FILE)
+    if MEGATRON_FILE in files:
+        return _open_one(folder / MEGATRON_FILE)
     return open_folder(folder / ranks[0]) if ranks else _open_standard(folder, files)
 
 
@@ -293,57 +327,3 @@ def _open_one(path: Path) -> Checkpoint:
 def _too_many(folder: Path, names: Sequence[str], first: str = "", last: str = "") -> str:
     examples = f"{first or names[0]} or {last or names[-1]}"
     return f"{folder} contains {len(names)} checkpoints. Pass one of them, such as {examples}"
-
-
-def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
-    """Return which other weights lie in a folder of which these files were read.
-
-    Returns:
-        Paths relative to the folder: files beside those that were read, but not those of optimizers and the like, and
-        folders inside with weights, of which none was read.
-    """
-    read = set(files)
-    places = {folder, *(file.parent for file in read)}
-    with suppress(OSError):  # a folder cannot be listed
-        all_beside = [path for place in places for path in place.iterdir() if _is_weights(path) and path not in read]
-        beside = [path for path in all_beside if path.name == distributed.INDEX or opener_of(path)]
-        inside = [path for path in _folders_with_weights(folder) if path not in places]
-        return sorted((str(path.relative_to(folder)) for path in (*inside, *beside)), key=natural_key)
-    return []
-
-
-def _hint(folder: Path) -> str:
-    """Return which folder inside to pass, or what reads a run."""
-    inside = _last_inside(folder)
-    if inside:
-        return f". Pass one of its folders, such as {inside}"
-    is_of_a_run = (folder / _RUN).is_file()
-    return f". It has the readings of a run, {_RUN}: use esdmon report or esdmon tail for those" if is_of_a_run else ""
-
-
-def _last_inside(folder: Path) -> str:
-    """Return the last folder inside that has weights, by the numbers in its path; empty without any."""
-    inside = (str(path.relative_to(folder)) for path in _folders_with_weights(folder))
-    return max(inside, key=natural_key, default="")
-
-
-def _folders_with_weights(folder: Path) -> Iterator[Path]:
-    """Iterate over the folders inside, to a depth of three, that contain files with the names of weights."""
-    level, seen = [folder], 0
-    for _ in range(_DEEPEST):
-        level = [path for each in level for path in _folders_in(each)]
-        seen += len(level)
-        if seen > _MOST_FOLDERS:
-            return
-        yield from (path for path in level if any(_is_weights(file) for file in path.iterdir()))
-
-
-def _folders_in(folder: Path) -> list[Path]:
-    with suppress(OSError):  # it cannot be listed
-        return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return []
-
-
-def _is_weights(path: Path) -> bool:
-    is_named_so = path.suffix.lower() in SUFFIXES and not NOT_WEIGHTS.search(path.name.lower())
-    return path.name == distributed.INDEX or (is_named_so and path.is_file())

@@ -1,15 +1,18 @@
-"""Recognise a file that holds the part of one rank, by its name and by those beside it.
+"""Recognise a file that holds the part of one rank: by its name and by those beside it, or by what it says.
 
 Such a file opens like any other, and its matrices are slices of those that were trained: read as wholes, they would
 have wrong shapes and spectra.
 """
 
+import math
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from esdmon.errors import InputError
+from esdmon.weights.checkpoint.pickled import Call
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,16 +25,34 @@ class _Layout:
     is_folder: bool = False
 
 
+_REFUSED = "is one of {} parts of a model that is split over ranks, which is not read: join them first, with {}"
+_OF_MEGATRON = "Megatron's tools/checkpoint/convert.py"
+_PARALLEL = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size")
+"""Arguments of Megatron: over how many ranks each layer, all layers, and experts are split."""
 _LAYOUTS = (
     _Layout(re.compile(r"(bf16_)?mp_rank_(?P<rank>\d+)_model_states\.pt"), "DeepSpeed"),
     _Layout(re.compile(r"zero_pp_rank_(?P<rank>\d+)_mp_rank_\d+_model_states\.pt"), "DeepSpeed's zero_to_fp32.py"),
     _Layout(re.compile(r"consolidated\.(?P<rank>\d+)\.pth"), "the script that converts it for transformers"),
     _Layout(re.compile(r"\w+_world_size_(?P<ranks>\d+)_rank_(?P<rank>\d+)\.\w+"), "the library that wrote them"),
+    _Layout(re.compile(r"shard-(?P<rank>\d+)-.+-\d+-of-\d+\.safetensors"), "torch's consolidate_safetensors_files"),
+    _Layout(re.compile(r"pytorch_model_fsdp(_\d+)?_rank(?P<rank>\d+)\.bin"), "the library that wrote them"),
     _Layout(re.compile(r".+-(shard|model_part-)(?P<rank>\d+)\.pt"), "the library that wrote them"),
-    _Layout(
-        re.compile(r"(mp|tp)_rank_(?P<rank>\d+(_\w*\d+)*)"), "Megatron's tools/checkpoint/convert.py", is_folder=True
-    ),
+    _Layout(re.compile(r"(mp|tp)_rank_(?P<rank>\d+(_\w*\d+)*)"), _OF_MEGATRON, is_folder=True),
 )
+
+
+def check_arguments(content: object) -> None:
+    """Raise for the training state of a rank of Megatron, by the arguments in it, wherever it lies.
+
+    Raises:
+        InputError: without the path, with the number of parts.
+    """
+    arguments = content.get("args") if isinstance(content, Mapping) else None
+    said = arguments.state if isinstance(arguments, Call) else arguments
+    sizes = [said.get(key) for key in _PARALLEL] if isinstance(said, Mapping) else []
+    parts = math.prod(size for size in sizes if isinstance(size, int) and size > 0)
+    if parts > 1:
+        raise InputError(_REFUSED.format(parts, _OF_MEGATRON))
 
 
 def check_whole(path: Path) -> None:
@@ -47,10 +68,7 @@ def check_whole(path: Path) -> None:
             continue
         ranks = int(match.groupdict().get("ranks") or 0) or len(_ranks_beside(own, layout, path.name))
         if ranks > 1:
-            raise InputError(
-                f"{path} is one of {ranks} parts of a model that is split over ranks, which is not read: "
-                f"join them first, with {layout.remedy}"
-            )
+            raise InputError(f"{path} {_REFUSED.format(ranks, layout.remedy)}")
 
 
 def _ranks_beside(own: Path, layout: _Layout, name: str) -> set[str]:

@@ -14,6 +14,7 @@ from esdmon.weights.checkpoint.containers import without_optimizer
 from esdmon.weights.checkpoint.mapping import Checkpoint, short_reason
 
 SUFFIX = ".safetensors"
+_OFFSETS = "DCP_SHARDING_INFO"
 _ADAPTER = "lora_adapter_metadata"
 _DTYPES = {
     "F64": torch.float64,
@@ -51,9 +52,14 @@ def open_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             names = sorted(without_optimizer(file.keys()), key=natural_key)
             outlines = {name: _outline(file.get_slice(name)) for name in names}
-            settings = _settings_in(file.metadata() or {})
+            header = file.metadata() or {}
     except (SafetensorError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f"{path} is truncated or not a safetensors file: {short_reason(error)}") from error
+    if _is_part(header):
+        raise InputError(
+            f"{path} is one part of a model that is split over ranks, which is not read: "
+            "join all parts first, with torch's consolidate_safetensors_files"
+        )
 
     def read(name: str) -> Tensor:
         # Opened for each tensor: closing the file releases the memory of what was read.
@@ -61,7 +67,17 @@ def open_safetensors(path: Path) -> Checkpoint:
             tensor: Tensor = file.get_tensor(name)
             return tensor
 
-    return Checkpoint(outlines, read, config=settings)
+    return Checkpoint(outlines, read, config=_settings_in(header))
+
+
+def _is_part(metadata: dict[str, str]) -> bool:
+    """Return whether a header says that a tensor in the file begins behind the first element of the whole.
+
+    torch's `HuggingFaceStorageWriter` writes it where each rank saves a file. That of rank 0 says nothing.
+    """
+    with suppress(ValueError, RecursionError, AttributeError, TypeError):
+        return any(any(tensor["saved_offsets"]) for tensor in json.loads(metadata.get(_OFFSETS, "{}")).values())
+    return False
 
 
 def _settings_in(metadata: dict[str, str]) -> dict[str, Any]:

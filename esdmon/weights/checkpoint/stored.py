@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from esdmon.errors import UnreadableError
-from esdmon.weights.checkpoint.pickled import Builders, Call, Global, PickleError
+from esdmon.weights.checkpoint.pickled import Builders, Call, Global, PickleError, everything
 
 _DTYPES: dict[str, torch.dtype] = {
     f"torch.{name}": getattr(torch, name)
@@ -43,6 +43,11 @@ _STORAGES = {
     "Untyped": torch.uint8,
 }
 _PLAIN_DTYPES = {torch.qint8: torch.int8, torch.quint8: torch.uint8, torch.qint32: torch.int32}
+_SHARDED = (".DTensor", ".ShardedTensor")
+_PART = (
+    "the part of one rank: save the whole with torch.distributed.checkpoint, or gather it first, with "
+    "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))"
+)
 _SPARSE = {"sparse_coo": torch.sparse_coo, "sparse_csr": torch.sparse_csr, "sparse_csc": torch.sparse_csc}
 ReadBytes = Callable[[str, int, int], bytearray | memoryview]
 """`(key of a storage, first byte, count)` to bytes."""
@@ -212,10 +217,23 @@ def _meta(dtype: Any, shape: Any, *_: Any) -> Any:
     return unsupported("on the meta device, which holds no numbers: load the weights first", shape, dtype_of(dtype))
 
 
-def _subclass(_kind: Any, _rebuild: Any, _arguments: Any, state: Any) -> Any:
+def _subclass(kind: Any, _rebuild: Any, arguments: Any, state: Any) -> Any:
     """Return the tensors that a wrapper around tensors holds, by attribute: torchao's `qdata` and `scale`."""
+    if isinstance(kind, Global) and kind.name.endswith(_SHARDED):
+        return _of_rank(arguments, state)
     inside = state[0] if isinstance(state, tuple) and state else state
     return dict(inside) if isinstance(inside, dict) else Call("torch.Tensor", (), state)
+
+
+def _of_rank(arguments: Any, state: Any) -> StoredTensor | Unsupported:
+    """Return what a rank holds of a tensor that is split over ranks, where that is all of it."""
+    _, dtype, shape, *_ = arguments
+    whole = unsupported(_PART, shape, dtype_of(dtype))
+    inside = [*everything([state])]
+    if any(isinstance(value, Call) and value.name.endswith(".Partial") for value in inside):  # one term of a sum
+        return whole
+    tensors = (value for value in inside if isinstance(value, StoredTensor))
+    return next((each for each in tensors if (each.dtype, each.shape) == (whole.dtype, whole.shape)), whole)
 
 
 def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:

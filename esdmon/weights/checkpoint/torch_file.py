@@ -30,6 +30,7 @@ from esdmon.weights.checkpoint.containers import (
 )
 from esdmon.weights.checkpoint.mapping import Checkpoint, checkpoint_of, join_checkpoints
 from esdmon.weights.checkpoint.pickled import Call, CodeError, Global, PickleError, parse
+from esdmon.weights.checkpoint.ranks import check_arguments
 from esdmon.weights.checkpoint.stored import (
     BUILDERS,
     AnyStored,
@@ -197,6 +198,7 @@ def _as_checkpoint(
         with _clear_errors(path):
             return load(found[name])
 
+    check_arguments(content)
     found: dict[str, AnyStored]
     modules, found = find_models(content, is_stored)
     if modules:

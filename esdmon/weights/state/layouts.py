@@ -32,6 +32,8 @@ _TIMM = re.compile(
 _TO_HEADS = {"query", "key", "value"}
 _FROM_HEADS = {"attention_output", "out"}
 """Projections of attention in Keras and Flax, whose kernels have a side for the heads."""
+_GATE_UP = {".gate_up_proj": ".down_proj", ".linear_fc1.weight": ".linear_fc2.weight"}
+"""End of the name of experts with a gate and what is gated -> that of their down-projection, beside it."""
 _LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
 _FEW_OUTPUTS = 16  # last side from which a weight with fewer outputs than that is a stack of matrices; our choice
 
@@ -195,10 +197,10 @@ def _is_ensemble(name: str, shapes: Shapes) -> bool:
 
 def _experts(name: str, shapes: Shapes) -> list[Part]:
     """Return the experts of one parameter; gate and up-projection apart where the down-projection says their sides."""
-    owner, _, last = name.rpartition(".")
-    dim = side_of_halves(shapes[name], shapes.get(f"{owner}.down_proj", ())) if last == "gate_up_proj" else None
+    down = next((name.removesuffix(both) + down for both, down in _GATE_UP.items() if name.endswith(both)), "")
+    dim = side_of_halves(shapes[name], shapes.get(down, ()))
     if dim is None:
         return [Part("", stacks.identity)]
-    is_interleaved = f"{owner}.gate_up_proj_bias" in shapes  # GPT-OSS, the only one with biases, alternates
+    is_interleaved = f"{name}_bias" in shapes  # GPT-OSS, the only one with biases, alternates
     split = partial(stacks.half_of_experts, dim=dim, interleaved=is_interleaved)
     return [Part("gate", partial(split, half=0)), Part("up", partial(split, half=1))]

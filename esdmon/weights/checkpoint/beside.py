@@ -1,0 +1,85 @@
+"""List what else lies in a folder of weights: for what was left unread, and for a hint where nothing can be read."""
+
+import re
+from collections.abc import Container, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from esdmon.records.table import natural_key
+from esdmon.weights.checkpoint import distributed
+from esdmon.weights.checkpoint.formats import NOT_WEIGHTS, SUFFIXES, opener_of
+
+MEGATRON_FILE = "model_optim_rng.pt"
+_RUN = "esdmon.jsonl"
+_OPTIMIZER = re.compile(r"optim(izer)?s?(_\d+)?")
+_DEEPEST = 3  # folders inside folders that are looked through for a hint, and how many at most; our choice
+_MOST_FOLDERS = 1000
+
+
+def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
+    """Return which other weights lie in a folder of which these files were read.
+
+    Returns:
+        Paths relative to the folder: files beside those that were read, but not those of optimizers and the like, and
+        folders inside with weights, of which none was read.
+    """
+    read = set(files)
+    places = {folder, *(file.parent for file in read)}
+    with suppress(OSError):  # a folder cannot be listed
+        all_beside = [path for place in places for path in place.iterdir() if is_weights(path) and path not in read]
+        beside = [path for path in all_beside if path.name == distributed.INDEX or opener_of(path)]
+        beside = [path for path in beside if not _is_of_index(path, read)]
+        inside = [path for path in _folders_with_weights(folder) if path not in places]
+        return sorted((str(path.relative_to(folder)) for path in (*inside, *beside)), key=natural_key)
+    return []
+
+
+def _is_of_index(path: Path, read: Container[Path]) -> bool:
+    return path.name in distributed.BESIDE and path.parent / distributed.INDEX in read
+
+
+def hint_for(folder: Path) -> str:
+    """Return which folder inside to pass, or what reads a run."""
+    inside = last_inside(folder)
+    if inside:
+        return f". Pass one of its folders, such as {inside}"
+    is_of_a_run = (folder / _RUN).is_file()
+    return f". It has the readings of a run, {_RUN}: use esdmon report or esdmon tail for those" if is_of_a_run else ""
+
+
+def last_inside(folder: Path) -> str:
+    """Return the last folder inside that has weights, by the numbers in its path; empty without any."""
+    inside = (str(path.relative_to(folder)) for path in _folders_with_weights(folder))
+    return max(inside, key=natural_key, default="")
+
+
+def _folders_with_weights(folder: Path) -> Iterator[Path]:
+    """Iterate over the folders inside, to a depth of three, that contain files with the names of weights."""
+    level, seen = [folder], 0
+    for _ in range(_DEEPEST):
+        level = [path for each in level for path in folders_in(each)]
+        seen += len(level)
+        if seen > _MOST_FOLDERS:
+            return
+        yield from (path for path in level if _has_weights(path))
+
+
+def _has_weights(folder: Path) -> bool:
+    """Return whether a folder has files of weights, and not those of a distributed checkpoint that is incomplete."""
+    files = list(folder.iterdir())
+    is_incomplete = any(path.suffix == distributed.SUFFIX for path in files) and folder / distributed.INDEX not in files
+    return not is_incomplete and any(map(is_weights, files))
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders inside, but not hidden ones, nor those of the state of an optimizer alone."""
+    with suppress(OSError):  # it cannot be listed
+        folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
+        return [path for path in folders if not _OPTIMIZER.fullmatch(path.name)]
+    return []
+
+
+def is_weights(path: Path) -> bool:
+    """Return whether a file has the name of one of weights, or of the index of some."""
+    is_named_so = path.suffix.lower() in SUFFIXES and not NOT_WEIGHTS.search(path.name.lower())
+    return path.name in (distributed.INDEX, MEGATRON_FILE) or (is_named_so and path.is_file())
