@@ -302,6 +302,7 @@ def _open_megatron(folder: Path, files: Sequence[str]) -> Checkpoint:
             "join it with Megatron's tools/checkpoint/convert.py first"
         )
     if MEGATRON_FILE in files:
+        check_whole(folder / MEGATRON_FILE)
         return _open_one(folder / MEGATRON_FILE)
     return open_folder(folder / ranks[0]) if ranks else _open_standard(folder, files)
 

@@ -23,6 +23,8 @@ class _Layout:
     """Of the file, or of the folder around it; `rank` is its number, `ranks` how many there are if the name says so."""
     remedy: str
     is_folder: bool = False
+    first: int = 0
+    """Number of the first rank."""
 
 
 _REFUSED = "is one of {} parts of a model that is split over ranks, which is not read: join them first, with {}"
@@ -34,7 +36,11 @@ _LAYOUTS = (
     _Layout(re.compile(r"zero_pp_rank_(?P<rank>\d+)_mp_rank_\d+_model_states\.pt"), "DeepSpeed's zero_to_fp32.py"),
     _Layout(re.compile(r"consolidated\.(?P<rank>\d+)\.pth"), "the script that converts it for transformers"),
     _Layout(re.compile(r"\w+_world_size_(?P<ranks>\d+)_rank_(?P<rank>\d+)\.\w+"), "the library that wrote them"),
-    _Layout(re.compile(r"shard-(?P<rank>\d+)-.+-\d+-of-\d+\.safetensors"), "torch's consolidate_safetensors_files"),
+    _Layout(
+        re.compile(r"shard-(?P<rank>\d+)-.+-\d+-of-\d+\.safetensors"),
+        "torch's consolidate_safetensors_files",
+        first=1,
+    ),
     _Layout(re.compile(r"pytorch_model_fsdp(_\d+)?_rank(?P<rank>\d+)\.bin"), "the library that wrote them"),
     _Layout(re.compile(r".+-(shard|model_part-)(?P<rank>\d+)\.pt"), "the library that wrote them"),
     _Layout(re.compile(r"(mp|tp)_rank_(?P<rank>\d+(_\w*\d+)*)"), _OF_MEGATRON, is_folder=True),
@@ -66,7 +72,8 @@ def check_whole(path: Path) -> None:
         match = layout.name.fullmatch(own.name)
         if match is None:
             continue
-        ranks = int(match.groupdict().get("ranks") or 0) or len(_ranks_beside(own, layout, path.name))
+        last = max(map(int, re.findall(r"\d+", match["rank"]))) - layout.first  # one behind the first is never alone
+        ranks = int(match.groupdict().get("ranks") or 0) or max(len(_ranks_beside(own, layout, path.name)), last + 1)
         if ranks > 1:
             raise InputError(f"{path} {_REFUSED.format(ranks, layout.remedy)}")
 

@@ -1,16 +1,19 @@
 """Layers that Megatron-Core writes as one tensor: chunk by chunk, as its ranks do, and in one chunk."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import esdmon
+from esdmon.errors import UnreadableError
 from esdmon.weights import open_checkpoint
 
 LAYERS = 3
@@ -96,3 +99,36 @@ def test_a_sharded_checkpoint_of_lightning_has_the_names_of_its_file(tmp_path: P
     assert list(open_checkpoint(tmp_path)) == ["model.fc.weight"]
     torch.save({"pytorch-lightning_version": "2.6.6", "epoch": 1}, tmp_path / "meta.pt")
     assert list(open_checkpoint(tmp_path)) == ["fc.weight"]
+
+
+def test_parts_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
+    """Numbers that no part holds would be those of memory as it was."""
+    name = "decoder.layers.mlp.linear_fc1.weight"
+    save({name: stacked()["mlp.linear_fc1.weight"].as_subclass(Chunked)}, checkpoint_id=tmp_path, no_dist=True)
+    index = FileSystemReader(tmp_path).read_metadata()
+    entry: Any = index.state_dict_metadata[name]
+    assert len(entry.chunks) == 2 * LAYERS
+    entry.chunks.pop()
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(index))
+    with pytest.raises(UnreadableError, match=r"the parts of a tensor of shape \(3, 48, 20\) do not add up to it"):
+        open_checkpoint(tmp_path)[name]
+
+
+def test_what_lies_beside_an_index_is_not_named_as_unread(tmp_path: Path) -> None:
+    """Neither the index itself nor what Lightning and Megatron-Core write beside it, nor an optimizer's folder."""
+    save({"fc.weight": torch.randn(40, 30)}, checkpoint_id=tmp_path, no_dist=True)
+    save({"state.fc.weight.exp_avg": torch.randn(40, 30)}, checkpoint_id=tmp_path / "optimizer_0", no_dist=True)
+    for name in ("meta.pt", "common.pt", "other.pt"):
+        torch.save({"fc.weight": torch.randn(40, 30)}, tmp_path / name)
+    (origin,) = esdmon.analyze(tmp_path).origins
+    assert origin.files == (".metadata", "__0_0.distcp")
+    assert origin.unread == ("other.pt",)
+
+
+@pytest.mark.parametrize("names", [["pytorch_model_fsdp_0"], ["pytorch_model_fsdp_0", "pytorch_model_fsdp_1"]])
+def test_the_folders_of_accelerate_are_read(names: list[str], tmp_path: Path) -> None:
+    """Several as its models in files are: the first as `model`."""
+    for name in [*names, "optimizer_0"]:
+        save({"model": {"fc.weight": torch.randn(40, 30)}}, checkpoint_id=tmp_path / name, no_dist=True)
+    expected = ["fc.weight"] if len(names) == 1 else ["model.fc.weight", "model_1.fc.weight"]
+    assert list(open_checkpoint(tmp_path)) == expected

@@ -1,5 +1,6 @@
 """Distributed checkpoints that Megatron-Core writes from a GPT on one and two ranks, and the files of Megatron-LM."""
 
+import shutil
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,17 @@ def test_the_file_of_one_rank_is_refused_without_the_others(tmp_path: Path, key:
                 continue
             with pytest.raises(InputError, match=r"is one of 2 parts of a model.*convert\.py$"):
                 open_checkpoint(place)
+
+
+def test_the_folder_of_a_rank_behind_the_first_is_refused_alone(tmp_path: Path) -> None:
+    """Its number says that there are others, also in a file without arguments."""
+    for name in ("mp_rank_01", "mp_rank_00_002", "tp_rank_00_pp_rank_001"):
+        path = tmp_path / name / ("model_weights.ckpt" if "pp" in name else "model_optim_rng.pt")
+        path.parent.mkdir()
+        torch.save({"model": {"fc.weight": torch.randn(40, 30)}}, path)
+        with pytest.raises(InputError, match=r"is one of [23] parts of a model"):
+            open_checkpoint(path.parent)
+        shutil.rmtree(path.parent)
 
 
 def test_an_iteration_that_is_gone_is_named(tmp_path: Path) -> None:
