@@ -13,7 +13,7 @@ import io
 import math
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -80,6 +80,9 @@ def open_distributed(folder: Path) -> Checkpoint:
         beside = {LIGHTNING: ""} if _is_of_lightning(folder) else {}
         found = _with_layers_apart(_with_gates_joined(find_weights(beside | tree, _is_entry)))
         outlines = {name: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for name, entry in found.items()}
+        ends: dict[str, int] = {}
+        for chunk in (chunk for entry in found.values() for chunk in entry.chunks):
+            ends[chunk.file] = max(ends.get(chunk.file, 0), chunk.start + chunk.length)
     except CodeError as error:
         raise InputError(
             f"a distributed checkpoint is refused: its index contains {error}, and loading that may run code"
@@ -90,9 +93,8 @@ def open_distributed(folder: Path) -> Checkpoint:
         raise
     except Exception as error:
         raise InputError(f"{folder / INDEX} is truncated or not the index of a distributed checkpoint") from error
-    files = sorted({chunk.file for entry in found.values() for chunk in entry.chunks})
-    _check_files(folder, files)
-    read_from = [folder / file for file in (INDEX, *files)]
+    _check_files(folder, ends)
+    read_from = [folder / file for file in (INDEX, *sorted(ends))]
     return Checkpoint(outlines, lambda name: _read(folder, found[name]), files=read_from)
 
 
@@ -200,13 +202,21 @@ def _dtype_in(properties: Call) -> torch.dtype:
     return dtype_of(state["dtype"] if isinstance(state, Mapping) else state[0])
 
 
-def _check_files(folder: Path, files: Sequence[str]) -> None:
-    missing = [name for name in files if "/" in name or not (folder / name).exists()]
+def _check_files(folder: Path, ends: Mapping[str, int]) -> None:
+    """Raise for files that are missing or end too early; `ends` has the least number of bytes of each."""
+    missing = [name for name in ends if "/" in name or not (folder / name).exists()]
     if missing:
         raise InputError(
-            f"{folder} lacks {len(missing)} of the {len(files)} files with its tensors, such as {missing[0]}: "
+            f"{folder} lacks {len(missing)} of the {len(ends)} files with its tensors, such as {missing[0]}: "
             "the checkpoint is incomplete, or was not written by all ranks"
         )
+    for name, end in ends.items():
+        size = (folder / name).stat().st_size
+        if size < end:
+            raise InputError(
+                f"{folder} is incomplete: {name} has {size} bytes, and its index lists tensors up to byte {end}. "
+                "Copy it again, or pass an earlier checkpoint"
+            )
 
 
 def _read(folder: Path, entry: _Entry) -> Tensor:

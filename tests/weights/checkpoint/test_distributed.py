@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_saver import save
 
 import esdmon
-from esdmon.errors import UnreadableError
+from esdmon.errors import InputError, UnreadableError
 from esdmon.weights import open_checkpoint
 
 LAYERS = 3
@@ -132,3 +132,14 @@ def test_the_folders_of_accelerate_are_read(names: list[str], tmp_path: Path) ->
         save({"model": {"fc.weight": torch.randn(40, 30)}}, checkpoint_id=tmp_path / name, no_dist=True)
     expected = ["fc.weight"] if len(names) == 1 else ["model.fc.weight", "model_1.fc.weight"]
     assert list(open_checkpoint(tmp_path)) == expected
+
+
+def test_a_truncated_file_is_named_with_its_size(tmp_path: Path) -> None:
+    """In one sentence for all its tensors."""
+    save({"a.weight": torch.randn(40, 30), "b.weight": torch.randn(40, 30)}, checkpoint_id=tmp_path, no_dist=True)
+    with (tmp_path / "__0_0.distcp").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(
+        InputError, match=r"is incomplete: __0_0\.distcp has 1000 bytes, and its index lists tensors up to"
+    ):
+        open_checkpoint(tmp_path)
