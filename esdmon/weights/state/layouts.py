@@ -33,7 +33,7 @@ _TO_HEADS = {"query", "key", "value"}
 _FROM_HEADS = {"attention_output", "out"}
 """Projections of attention in Keras and Flax, whose kernels have a side for the heads."""
 _GATE_UP = {".gate_up_proj": ".down_proj", ".linear_fc1.weight": ".linear_fc2.weight"}
-"""End of the name of experts with a gate and what is gated -> that of their down-projection, beside it."""
+"""End of the name of experts with gate and up-projection -> that of their down-projection, beside it."""
 _LARGEST_KERNEL = 64  # last side of a 3-D weight that may be a convolution; wav2vec's is longer, and its name says so
 _FEW_OUTPUTS = 16  # last side from which a weight with fewer outputs than that is a stack of matrices; our choice
 

@@ -85,7 +85,7 @@ def whole(folder: Path, name: str, rank: int = 0) -> dict[str, Tensor]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["gated", "biases", "halves"])
 def test_the_weights_are_whole_under_the_names_of_the_model(written: Path, name: str) -> None:
-    """Layers that are stacked one by one, a gate above what is gated, and no moment of the optimizer."""
+    """Layers that are stacked one by one, the gate above the up-projection, and no moment of the optimizer."""
     checkpoint, expected = open_checkpoint(written / name), whole(written, name)
     read = {key: outline for key, outline in checkpoint.outlines.items() if outline.ndim > 1}
     assert sorted(read) == sorted(expected)
@@ -116,7 +116,7 @@ def test_layers_of_stages_have_their_numbers_in_the_whole_model(written: Path) -
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_experts_are_read_as_those_of_the_model(written: Path) -> None:
-    """One stack for each projection, a gate and what is gated apart, whichever module holds them."""
+    """One stack for each projection, gate and up-projection apart, whichever module holds them."""
     one_by_one, pooled = whole(written, "experts"), whole(written, "grouped")
     stacked, apart = open_checkpoint(written / "experts"), open_checkpoint(written / "halves of experts")
     experts = "decoder.layers.1.mlp.experts."
