@@ -5,8 +5,8 @@ Their index says which tensors there are, and where each chunk of one lies; a ch
 
 Megatron-Core writes the layers of a transformer as one tensor for each of their parameters, with the layers along its
 first side, where they are all alike: `decoder.layers.mlp.linear_fc1.weight`. They are read layer by layer, under the
-names that it gives to layers that differ: `decoder.layers.0.mlp.linear_fc1.weight`. Gate and up-projection may be two tensors,
-`linear_fc1.weight_w` and `linear_fc1.weight_v`: they are read as the one that the model has.
+names that it gives to layers that differ: `decoder.layers.0.mlp.linear_fc1.weight`. Gate and up-projection may be two
+tensors, `linear_fc1.weight_w` and `linear_fc1.weight_v`: they are read as the one that the model has.
 """
 
 import io
