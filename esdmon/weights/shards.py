@@ -108,16 +108,13 @@ def _sharded(model: nn.Module) -> Iterator[_Sharded]:
     for module in modules:
         gated |= _gated_layers(module)
         for name, parameter in torch_private.parameters_of(module).items():
-            if parameter is None or (id(module), name) in known or not _is_marked(parameter, module):
+            if parameter is None or (id(module), name) in known:
                 continue
-            describe = partial(shard_of, parameter, module, is_gated=id(module) in gated)
-            owners, *_ = others.setdefault(id(parameter), ([], parameter, describe))
-            owners.append((module, name))
+            describe = _describer(parameter, module, is_gated=id(module) in gated)
+            if describe is not None:
+                owners, *_ = others.setdefault(id(parameter), ([], parameter, describe))
+                owners.append((module, name))
     yield from others.values()
-
-
-def _is_marked(parameter: Any, module: nn.Module) -> bool:
-    return hasattr(parameter, "placements") or hasattr(parameter, "ds_id") or _is_of_megatron(parameter, module)
 
 
 _SPLIT_SIDES = {"ColumnParallelLinear": 0, "RowParallelLinear": 1, "VocabParallelEmbedding": 0}
@@ -131,8 +128,14 @@ def _is_of_megatron(parameter: Any, module: nn.Module | None) -> bool:
     return is_marked or (is_known and parameter.ndim == 2 and torch.distributed.is_initialized())
 
 
-def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool = False) -> Shard | None:
-    """Return the shard that a DTensor or a parameter of ZeRO-3 or Megatron is; None for an ordinary parameter.
+def shard_of(tensor: Any) -> Shard | None:
+    """Return the shard that a tensor is, of DTensor, ZeRO-3 or Megatron; None for an ordinary tensor."""
+    describe = _describer(tensor, None, is_gated=False)
+    return None if describe is None else describe()
+
+
+def _describer(parameter: Any, module: nn.Module | None, *, is_gated: bool) -> Callable[[], Shard | None] | None:
+    """Return what describes the shard that a parameter is; None for an ordinary parameter.
 
     Args:
         parameter: the parameter.
@@ -140,11 +143,11 @@ def shard_of(parameter: Any, module: nn.Module | None = None, *, is_gated: bool 
         is_gated: whether it is of a layer of Megatron that holds a gate and an up-projection.
     """
     if hasattr(parameter, "placements"):
-        return _of_dtensor(parameter)
+        return partial(_of_dtensor, parameter)
     if hasattr(parameter, "ds_id"):
-        return _of_zero3(parameter)
+        return partial(_of_zero3, parameter)
     if _is_of_megatron(parameter, module):
-        return _of_megatron(parameter, module, is_gated=is_gated)
+        return partial(_of_megatron, parameter, module, is_gated=is_gated)
     return None
 
 
@@ -223,15 +226,22 @@ def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) ->
 def _part_of_megatron(parameter: Any, module: Any, split: int, *, is_gated: bool) -> tuple[tuple[int, ...], int, int]:
     """Return the shape of the part that a rank holds, the side that is split, and the blocks along it.
 
-    The experts of a `GroupedMLP` follow one another in the memory of its weights: (experts, inputs, outputs) of the
-    first, (experts, outputs, inputs) of the second.
+    Of a `GroupedMLP` it is that of the experts in the memory of its weights, (experts, rows, columns).
     """
-    if type(module).__name__ != "GroupedMLP":
+    if not is_grouped_mlp(module):
         return tuple(parameter.shape), split, max(getattr(parameter, "partition_stride", 1), 1 + is_gated)
     experts, width = module.num_local_experts, module.config.hidden_size
     if split == 1:
         return (experts, width, parameter.shape[1] // experts), 2, 1 + module.config.gated_linear_unit
     return (experts, parameter.shape[0] // experts, width), 1, 1
+
+
+def is_grouped_mlp(module: nn.Module | None) -> bool:
+    """Return whether a module is Megatron's `GroupedMLP`, whose experts follow one another in the memory of a weight.
+
+    `weight1` has for each expert (inputs, outputs), `weight2` (outputs, inputs), both of fewer sides.
+    """
+    return type(module).__name__ == "GroupedMLP" and type(module).__module__.startswith("megatron.")
 
 
 def _itself(parameter: Tensor) -> Tensor:

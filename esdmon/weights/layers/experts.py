@@ -14,6 +14,7 @@ from torch import nn
 
 from esdmon.weights import stacks
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.shards import is_grouped_mlp
 
 _COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Attributes in which modules keep the number of their experts."""
@@ -25,7 +26,7 @@ def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     count = _number_of_experts(module)
     if count is None:
         return None
-    if _is_grouped_mlp(module):
+    if is_grouped_mlp(module):
         return _of_grouped_mlp(name, module, count)
     found: list[Matrix] = []
     for attribute, weight in module.named_parameters(recurse=False):
@@ -33,14 +34,6 @@ def extract_experts(name: str, module: nn.Module) -> Sequence[Matrix] | None:
             found += _pooled(name, module, attribute)
             found += _single_experts(name, module, attribute, weight.shape[0])
     return found or None
-
-
-def _is_grouped_mlp(module: nn.Module) -> bool:
-    """Return whether a module is Megatron's `GroupedMLP`, whose experts follow one another in the memory of a weight.
-
-    `weight1` has for each expert (inputs, outputs), `weight2` (outputs, inputs), both of fewer sides.
-    """
-    return type(module).__name__ == "GroupedMLP" and type(module).__module__.startswith("megatron.")
 
 
 def _of_grouped_mlp(name: str, module: Any, count: int) -> list[Matrix]:
