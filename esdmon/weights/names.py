@@ -25,6 +25,7 @@ _INNER_ATTRIBUTES = {
     ("deepspeed", "DeepSpeedEngine"): "module",
     ("megatron", "DistributedDataParallel"): "module",
     ("megatron", "Float16Module"): "module",
+    ("opacus", "AbstractGradSampleModule"): "_module",
     ("peft", "PeftModel"): "base_model",
     ("peft", "BaseTuner"): "model",
 }

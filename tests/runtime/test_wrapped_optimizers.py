@@ -102,6 +102,40 @@ def test_a_wrapper_that_hands_on_the_hooks_counts_each_step_once(wrap: Callable[
     assert monitor.steps == 6
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Opacus warns of its own random numbers, and of hooks
+def test_private_training_counts_the_steps_that_are_taken() -> None:
+    """Only the last part of a batch is a step of the optimizer; layers have the names of the model in its wrapper."""
+    opacus = pytest.importorskip("opacus")
+    memory = pytest.importorskip("opacus.utils.batch_memory_manager")
+    data = torch.utils.data.TensorDataset(torch.randn(64, 40))
+    model, optimizer, loader = opacus.PrivacyEngine().make_private(
+        module=(plain := network()),
+        optimizer=torch.optim.SGD(plain.parameters(), lr=0.1),
+        data_loader=torch.utils.data.DataLoader(data, batch_size=32),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+        poisson_sampling=False,
+    )
+    with pytest.raises(InputError, match=r"give watch\(\) the optimizer inside it, \.original_optimizer"):
+        esdmon.watch(model, optimizer, sinks=[])
+    monitor = esdmon.watch(model, optimizer.original_optimizer, every=2, budget=None, sinks=[])
+    parts = 0
+    with (
+        monitor,
+        memory.BatchMemoryManager(data_loader=loader, max_physical_batch_size=8, optimizer=optimizer) as small,
+    ):
+        for (inputs,) in small:
+            optimizer.zero_grad()
+            model(inputs).pow(2).mean().backward()
+            optimizer.step()
+            parts += 1
+    assert (parts, monitor.steps) == (8, 2)
+    assert monitor.report is not None
+    assert [layer.name for layer in monitor.report] == [layer.name for layer in esdmon.analyze(plain)]
+    assert [layer.name for layer in esdmon.analyze(model.state_dict())] == [layer.name for layer in monitor.report]
+
+
 class NoHooks(torch.optim.Optimizer):
     """A wrapper that never initialises its parent, as Lookahead and its kin."""
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from esdmon.errors import InputError
 
 _WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
-_PREFIXES = ("module.", "base_model.model.")
-"""What DataParallel, DistributedDataParallel, AveragedModel and peft put before every name."""
+_PREFIXES = ("module.", "base_model.model.", "_module.")
+"""What DataParallel, DistributedDataParallel, AveragedModel, peft and Opacus put before every name."""
 _OF_KERAS = "_torch_params."
 """Between the name of a layer of Keras and the path of its variable."""
 _LORA = re.compile(r"\.lora_(embedding_)?[AB]\b")
