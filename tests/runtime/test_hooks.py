@@ -91,7 +91,7 @@ def test_optimizers_that_are_none_are_refused(optimizer: Any, message: str) -> N
         esdmon.watch(network(), optimizer, sinks=None)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script")
 def test_a_compiled_step_counts_and_is_read_as_any_other() -> None:
     """The hook is not traced: the numbers are those of a step that was not compiled, to the last digit."""
 

@@ -43,7 +43,7 @@ def test_a_model_that_is_a_layer_has_a_name() -> None:
     assert [matrix.name for matrix in discover(nn.Linear(10, 20)).matrices] == ["Linear"]
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on importing its compiler
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own, on importing its compiler
 def test_compiled_models_keep_their_names() -> None:
     """The wrapper of torch.compile is looked through, by its type."""
     model = nn.Sequential(nn.Linear(10, 20))
@@ -154,7 +154,7 @@ def test_a_layer_of_the_users_own_is_found_by_its_parameters() -> None:
     assert (skipped.name, skipped.reason) == ("own.experts", "3-D parameters of unknown layout")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, on importing its compiler
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own, on importing its compiler
 def test_wrappers_inside_a_model_do_not_show_in_its_names() -> None:
     """A compiled block in the middle, and a checkpointed one: names, and the coverage, are the author's."""
     compiled: Any = torch.compile(nn.Sequential(nn.Linear(20, 20)))

@@ -247,7 +247,7 @@ class Scripted(nn.Module):
         return outputs
 
 
-@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_a_scripted_model_is_read_and_watched_as_the_model_that_was_compiled() -> None:
     """All its modules are of one class, and their registries have no `get`."""
     model = Scripted()

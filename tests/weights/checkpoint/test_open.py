@@ -252,7 +252,7 @@ class Scripted(nn.Module):
         return logits
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("way", ["script", "trace", "frozen"])
 def test_torchscript_is_read_as_its_state_dict(way: str, tmp_path: Path) -> None:
     """Its code is not touched; a frozen one has no names left."""
