@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.arrays import Floats, Indices
 from esdmon.spectrum.scales import Profile
 
 _Sides = tuple[Floats, Floats, Floats, Floats]
@@ -64,6 +64,10 @@ class Edges(NamedTuple):
     at_upper: Floats
     """(2, slices)."""
 
+    def of(self, slices: "NDArray[np.intp]") -> "Edges":
+        """Return those of some slices."""
+        return Edges(*(values[..., slices] for values in self))
+
     def solution_at_upper(self, ratio: float) -> list[tuple[float, float]]:
         """Return (δ, ε) at λ⁺ for each slice."""
         delta, epsilon = self.at_upper * _equal_at_upper(ratio)
@@ -82,7 +86,7 @@ def compressed(profile: Profile, top: int, groups: int) -> ScaleNodes:
 
 
 def _quadrature(values: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
-    """Return (slices, K) nodes and weights: the largest scales, and for each group of the others two nodes.
+    """Return (slices, K) nodes and weights of ascending scales: the largest, and for each group of others two nodes.
 
     The two nodes have the mean, variance and third moment of the group (Gauss quadrature).
     """
@@ -90,20 +94,43 @@ def _quadrature(values: Floats, top: int, groups: int) -> tuple[Floats, Floats]:
     if count <= top + 2 * groups:
         return values, np.full_like(values, 1 / count)
     rest = values[:, : count - top]
-    start = np.linspace(0, rest.shape[1], groups + 1).astype(int)
-    sizes, start = np.diff(start), start[:-1]
-    mean = np.add.reduceat(rest, start, axis=1) / sizes
-    deviation = rest - np.repeat(mean, sizes, axis=1)
-    variance = np.add.reduceat(deviation**2, start, axis=1) / sizes
-    third = np.add.reduceat(deviation**3, start, axis=1) / sizes
+    start = _starts_of_groups(rest, groups)
+    sizes = np.diff(start, axis=1, append=rest.shape[1])
+    places = (start + np.arange(slices)[:, None] * rest.shape[1]).ravel()
+
+    def mean_of_groups(of: Floats) -> Floats:
+        mean: Floats = np.add.reduceat(of.ravel(), places).reshape(slices, groups) / sizes
+        return mean
+
+    mean = mean_of_groups(rest)
+    deviation = rest - np.repeat(mean.ravel(), sizes.ravel()).reshape(rest.shape)
+    variance, third = mean_of_groups(deviation**2), mean_of_groups(deviation**3)
     is_single = variance <= 1e-24 * mean**2
     skew = np.where(is_single, 0.0, third / (2 * np.where(is_single, 1.0, variance)))
     width = np.sqrt(np.where(is_single, 0.0, variance) + skew**2)
     share = np.where(is_single, 0.5, (width + skew) / (2 * np.where(is_single, 1.0, width)))
-    pairs = np.stack((mean + skew - width, mean + skew + width), axis=2).reshape(slices, -1)
+    lower = np.maximum(mean + skew - width, rest.ravel()[places].reshape(slices, groups))  # where the sum cancels
+    pairs = np.stack((lower, mean + skew + width), axis=2).reshape(slices, -1)
     weights = np.stack((share * sizes, (1 - share) * sizes), axis=2).reshape(slices, -1)
     nodes = np.concatenate((pairs, values[:, count - top :]), axis=1)
     return nodes, np.concatenate((weights, np.ones((slices, top))), axis=1) / count
+
+
+def _starts_of_groups(ascending: Floats, groups: int) -> Indices:
+    """Return where groups of scales start, (slices, groups): each has as much of Σ 1 + a/mean a + (1/a)/mean 1/a.
+
+    Of scales that differ much a few have most of Σ a, which makes the upper edge, and few others most of Σ 1/a, which
+    makes the lower one: groups of equal numbers would take these together.
+    """
+    count = ascending.shape[1]
+    shares = [np.ones_like(ascending), ascending, 1 / ascending]
+    share = sum(side / side.sum(axis=1, keepdims=True) for side in shares)
+    before = np.cumsum(share, axis=1) - share
+    order = np.arange(groups)
+    start = np.stack([np.searchsorted(row, 3 * order / groups) for row in before])
+    start = np.maximum.accumulate(start - order, axis=1) + order  # at least one in each
+    starts: Indices = np.minimum(start, count - groups + order)
+    return starts
 
 
 def edges_of(nodes: ScaleNodes, m: int) -> Edges:

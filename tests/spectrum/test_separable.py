@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from esdmon.spectrum import Phase, classify
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.laws import marchenko_pastur
 from esdmon.spectrum.scales import Profile
 from esdmon.spectrum.separable import SeparableLaw, edge_weights, separable_laws
+from tests.matrices import read_stack
 
 SHAPES = ((64, 64), (128, 64), (384, 192), (512, 512), (4096, 384))
 
@@ -55,6 +58,30 @@ def test_law_and_edge_are_those_of_drawn_noise(n: int, m: int, dex: float) -> No
     scores = np.array([(lam[-1] - law.centre) / law.scale for lam in spectra])
     assert -2.5 < scores.mean() < 0
     assert scores.max() < 3.3
+
+
+@pytest.mark.parametrize("is_bimodal", [False, True])
+@pytest.mark.parametrize(("n", "m", "dex"), [(1024, 256, 0.2), (2048, 128, 0.3), (6400, 64, 0.1), (8192, 128, 0.1)])
+def test_the_law_of_a_tall_matrix_resolves_the_scales_of_its_columns(
+    n: int, m: int, dex: float, *, is_bimodal: bool
+) -> None:
+    """The taller it is, the narrower are the bands around each scale, and the gaps between them."""
+    rng = np.random.default_rng([n, m])
+    columns = rng.choice([1, 10**dex], (1, m)) ** 2 if is_bimodal else log_normal(rng, 1, m, dex)
+    profile = Profile(np.ones((1, n)), np.sort(columns / columns.mean()))
+    law = separable_laws(profile)[0]
+    spectra = [draw(rng, profile) for _ in range(4)]
+    assert max(ks_times_m(law, lam) for lam in spectra) < 5
+    assert max((lam[-1] - law.centre) / law.scale for lam in spectra) < 3.3
+
+
+@pytest.mark.parametrize(("n", "m", "exponent"), [(5000, 64, 1.0), (2000, 256, 0.5), (2000, 128, 1.0)])
+def test_a_law_with_rows_as_frequent_as_words_is_that_of_drawn_noise(n: int, m: int, exponent: float) -> None:
+    """Their rms falls with their rank, as of an embedding whose rows learn as often as their words occur."""
+    rng = np.random.default_rng([n, m])
+    noise = rng.standard_normal((n, m)) * (np.arange(n)[:, None] + 1.0) ** -exponent
+    reading = classify(read_stack(torch.from_numpy(noise)[None]))
+    assert reading.phase is Phase.RANDOM_LIKE, reading.explanation
 
 
 @pytest.mark.parametrize("seed", [2, 20, 49])
