@@ -1,11 +1,11 @@
 """Read weights that are sharded over ranks: a sample of this rank's part, and the whole once it is put together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from esdmon.errors import UnreadableError
 from esdmon.schedule.fragments import Fragment
@@ -14,7 +14,23 @@ from esdmon.weights.matrix import Matrix, mark_unreadable
 from esdmon.weights.outline import Outline, are_filled, filled
 from esdmon.weights.shards import SHARDED, Shard
 
-_MIXED = "computed from parameters of which some are sharded over ranks and others are not: not read yet"
+_MIXED = "computed from parameters of which some are sharded over ranks, and others are packed or no parameters"
+
+
+def unsharded_beside(matrices: Iterable[Matrix], outline: Outline) -> dict[int, int]:
+    """Return the parameters that a matrix is computed from besides sharded ones, as the factors of LoRA beside a base.
+
+    Returns:
+        By id of the parameter, the first rank of those that share the others; empty without such matrices.
+    """
+    found: dict[int, int] = {}
+    for matrix in matrices:
+        weights = () if matrix.unreadable else matrix.parameters()
+        groups = [shard.group for weight in weights if (shard := outline.shard_of(weight)) is not None]
+        for weight in weights if 0 < len(groups) < len(weights) else ():
+            if outline.shard_of(weight) is None and type(weight) is nn.Parameter and weight.is_floating_point():
+                found[id(weight)] = min(groups)
+    return found
 
 
 def with_shards(matrix: Matrix, outline: Outline, names: Mapping[int, Sequence[str]]) -> Matrix:

@@ -10,7 +10,7 @@ may be a collective.
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -83,6 +83,26 @@ def find_shards(model: nn.Module) -> Shards:
             for module, name in owners:
                 found.setdefault(id(module), {})[name] = shard
     return found
+
+
+def with_unsharded(model: nn.Module, shards: Shards, groups: Mapping[int, int]) -> Shards:
+    """Return shards, and besides them parameters of which each rank holds all.
+
+    Args:
+        model: the model.
+        shards: from `find_shards`.
+        groups: by id of the parameter, the first rank of those that share it.
+    """
+    whole: dict[int, Shard] = {}
+    every: Shards = {key: dict(own) for key, own in shards.items()}
+    for module in model.modules():
+        for name, weight in torch_private.parameters_of(module).items():
+            if weight is None or id(weight) not in groups:
+                continue
+            read, group = partial(_itself, weight), groups[id(weight)]
+            shard = Shard(weight, weight.shape, weight.dtype, Fragment.whole(weight.shape), read, group)
+            every.setdefault(id(module), {})[name] = whole.setdefault(id(weight), shard)
+    return every
 
 
 def sharded_parameters(model: nn.Module) -> dict[int, dict[str, int]]:

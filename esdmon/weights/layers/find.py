@@ -24,8 +24,8 @@ from esdmon.weights.names import named_modules, unwrap
 from esdmon.weights.non_weights import MATRIX_DIMENSIONS, SCALES, why_not_a_weight
 from esdmon.weights.optional_layers import is_embedding_name, output_heads
 from esdmon.weights.outline import Outline
-from esdmon.weights.sharded_matrices import with_shards
-from esdmon.weights.shards import find_shards
+from esdmon.weights.sharded_matrices import unsharded_beside, with_shards
+from esdmon.weights.shards import find_shards, with_unsharded
 from esdmon.weights.state.layouts import Part, parts_of
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm)
@@ -39,8 +39,22 @@ def find_in_module(model: nn.Module, extractor: Extractor) -> Found:
         model: the model, in wrappers or not, which may be sharded over ranks.
         extractor: finds the matrices of one module.
     """
+    shards = find_shards(model)
+    outline = Outline(model, shards)
+    found = _find_in(outline, extractor)
+    beside = unsharded_beside(found.matrices, outline)
+    if beside:
+        outline = Outline(model, with_unsharded(model, shards, beside))
+        found = _find_in(outline, extractor)
+    names = _name_parameters(outline.model, found)
+    found.matrices = [with_shards(_with_aliases(matrix, names), outline, names) for matrix in found.matrices]
+    found.heads = output_heads(unwrap(outline.model))
+    return found
+
+
+def _find_in(outline: Outline, extractor: Extractor) -> Found:
+    """Find the matrices of an outline, without the names of their parameters."""
     found = Found()
-    outline = Outline(model, find_shards(model))
     claimed: set[int] = set()
     for name, module in named_modules(outline.model):
         if isinstance(module, parametrize.ParametrizationList):
@@ -49,9 +63,6 @@ def find_in_module(model: nn.Module, extractor: Extractor) -> Found:
         own = [(matrix, {id(parameter) for parameter in matrix.parameters()}) for matrix in matrices]
         found.matrices += [matrix for matrix, ids in own if not claimed & ids]
         claimed.update(*(ids for matrix, ids in own if not matrix.detail))
-    names = _name_parameters(outline.model, found)
-    found.matrices = [with_shards(_with_aliases(matrix, names), outline, names) for matrix in found.matrices]
-    found.heads = output_heads(unwrap(outline.model))
     return found
 
 

@@ -37,8 +37,8 @@ def extract_lora(name: str, module: nn.Module) -> Sequence[Matrix] | None:
     if not hasattr(module, "lora_A"):
         return None
     bases = [_base(module, matrix) for matrix in own_weight(name, module.base_layer) if not matrix.detail]
-    merged = [_merged(module, matrix) for matrix in bases[:1]]
-    return bases + _deltas(name, module) + merged
+    deltas = _deltas(name, module)
+    return bases + deltas + [_merged(module, matrix, deltas) for matrix in bases[:1]]
 
 
 def low_rank(a: Tensor, b: Tensor) -> Tensor:
@@ -94,16 +94,21 @@ def _base(module: nn.Module, matrix: Matrix) -> Matrix:
     )
 
 
-def _merged(module: nn.Module, base: Matrix) -> Matrix:
+def _merged(module: nn.Module, base: Matrix, deltas: Sequence[Matrix]) -> Matrix:
     return replace(
         base,
         name=f"{base.name}/merged",
         read=partial(_read_merged, module, base.read),
+        made_of=partial(_behind, base, *deltas),
         on_request=_MERGED,
         detail=True,
         view="merged",
         reference=base.read,
     )
+
+
+def _behind(*matrices: Matrix) -> tuple[Tensor, ...]:
+    return tuple(parameter for matrix in matrices for parameter in matrix.parameters())
 
 
 def _deltas(name: str, module: Any) -> list[Matrix]:
@@ -114,9 +119,10 @@ def _deltas(name: str, module: Any) -> list[Matrix]:
     for first, second in _FACTORS:
         firsts, seconds = getattr(module, first, {}), getattr(module, second, {})
         for adapter in firsts:
-            singular = getattr(module, _SINGULAR_VALUES, {})
-            own = (singular[adapter],) if adapter in singular else ()
-            factors = partial(_weights, firsts[adapter], seconds[adapter], *own)
+            kept_in = [firsts, seconds]
+            if adapter in getattr(module, _SINGULAR_VALUES, {}):
+                kept_in += [module.lora_E, module.ranknum]
+            factors = partial(_weights, kept_in, adapter)
             scale = partial(_scale, module, adapter)
             found[adapter] = delta(f"{name}/lora.{adapter}", factors, scale, count=_experts_of(module))
     return list(found.values())
@@ -129,7 +135,7 @@ def delta(
 
     Args:
         name: of the matrix.
-        factors: A and B, and of AdaLoRA the singular values.
+        factors: A and B, and of AdaLoRA the singular values, and the rank that `scale` reads, which may be a shard too.
         scale: s.
         count: of experts whose factors lie in A and B.
     """
@@ -152,12 +158,17 @@ def _experts_of(module: Any) -> int:
     return count if isinstance(count, int) and count > 1 else 1
 
 
-def _weights(*factors: nn.Module | Tensor) -> tuple[Tensor, ...]:
+def _weights(kept_in: Sequence[Any], adapter: str) -> tuple[Tensor, ...]:
+    """Return the factors of an adapter, looked up at each call, since an outline substitutes values for parameters.
+
+    Each is a layer, or of embeddings and AdaLoRA a parameter.
+    """
+    factors = (factors[adapter] for factors in kept_in)
     return tuple(factor if isinstance(factor, Tensor) else factor.get_parameter("weight") for factor in factors)
 
 
 def _read_delta(factors: Callable[[], tuple[Tensor, ...]], scale: Callable[[], float], count: int) -> Tensor:
-    a, b, *singular = (weight.detach().flatten(1) for weight in factors())
+    a, b, *singular = (weight.detach().flatten(1) for weight in factors()[:3])
     if a.shape[0] != b.shape[1]:
         raise UnreadableError("skipped", f"its factors cannot be multiplied: {tuple(b.shape)} by {tuple(a.shape)}")
     if count > 1:

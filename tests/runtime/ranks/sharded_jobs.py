@@ -96,13 +96,26 @@ class Halved(nn.Module):
 
 
 class Adapted(Layers):
-    """Layers with LoRA adapters of peft: base and adapter are read apart."""
+    """Layers with LoRA adapters of peft: base, adapter and their sum are read."""
+
+    layers: ClassVar = ["*", "*/merged"]
 
     def __init__(self) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         super().__init__()
         config = LoraConfig(r=12, target_modules=["0", "2"], init_lora_weights=False)
+        inject_adapter_in_model(config, self)
+
+
+class Adaptive(Layers):
+    """The same with AdaLoRA, whose factors and rank are in dictionaries of parameters."""
+
+    def __init__(self) -> None:
+        from peft import AdaLoraConfig, inject_adapter_in_model
+
+        super().__init__()
+        config = AdaLoraConfig(init_r=12, total_step=9, target_modules=["0", "2"], init_lora_weights=False)
         inject_adapter_in_model(config, self)
 
 
@@ -125,6 +138,19 @@ def fsdp1(model: nn.Module, **options: Any) -> nn.Module:
 def tensor_parallel(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
     mesh = mesh or init_device_mesh("cpu", (distributed.get_world_size(),))
     return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+def adapters_in_parallel(model: nn.Module) -> nn.Module:
+    """Bases that are split, each with one factor that is split and one that is not."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    columns, rows = ("0.base_layer", "0.lora_B.default"), ("2.base_layer", "2.lora_A.default")
+    plan: Any = {name: ColwiseParallel() for name in columns} | {name: RowwiseParallel() for name in rows}
+    return parallelize_module(model, mesh, plan)
+
+
+def bases_left_out(model: Any) -> Any:
+    """Adapters that FSDP2 splits, on bases that it leaves whole, as Accelerate does with packed ones."""
+    return fsdp2(model, ignored_params={model[0].base_layer.weight, model[2].base_layer.weight})
 
 
 def in_two_blocks(model: Halved) -> Halved:
@@ -181,6 +207,10 @@ WAYS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "hybrid": (Mixed, hybrid),
     "compiled": (Layers, compiled),
     "lora": (Adapted, fsdp2),
+    "lora, bases left out": (Adapted, bases_left_out),
+    "lora, tensor parallel": (Adapted, adapters_in_parallel),
+    "adalora": (Adaptive, fsdp2),
+    "adalora, fsdp1, flat": (Adaptive, lambda model: fsdp1(model.requires_grad_(), use_orig_params=False)),
     "fsdp2": (Mixed, fsdp2),
 }
 OF_FOUR = ("fsdp2 and tensor parallel", "hybrid", "fsdp2")
@@ -249,7 +279,7 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
     if monitor is None:
         return {"losses": losses}
     monitor.close(timeout=20)
-    moved = [layer.update_ratio for layer in sink.reports[-1]] if sink.reports else []
+    moved = [layer.update_ratio for layer in sink.reports[-1] if layer.trainable] if sink.reports else []
     return {"losses": losses, "moved": moved} | compared(monitor, sink, whole, states)
 
 

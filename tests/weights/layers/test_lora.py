@@ -75,6 +75,21 @@ def test_the_sum_is_read_on_request(target: str) -> None:
     assert np.allclose(spectrum.eigenvalues, by_hand(expected), rtol=1e-9)
 
 
+def test_the_sum_trains_as_its_adapter_does() -> None:
+    """Its base is frozen: the sum is read at each due step, is held by the optimizer, and covers the factors too."""
+    model = adapted(["up"])
+    optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=0.1)
+    with esdmon.watch(model, optimizer, every=1, layers=["up*", "*/merged"], sinks=None) as monitor:
+        for _ in range(2):
+            model.get_submodule("base_model.model.up")(torch.ones(1, 40)).sum().backward()
+            optimizer.step()
+    assert monitor.report is not None
+    base, merged = monitor.report["up"], monitor.report["up/merged"]
+    assert (base.step, base.trainable, base.in_optimizer) == (1, False, False)
+    assert (merged.step, merged.trainable, merged.in_optimizer) == (2, True, True)
+    assert esdmon.analyze(model, layers=["*/merged"]).coverage.watched == 70 * 40 + RANK * (70 + 40)
+
+
 def test_a_delta_is_never_called_collapsed_or_trained() -> None:
     """It has no phase, no null and no alpha that means anything; the report says that its rank is why."""
     layer = esdmon.analyze(adapted(["up"]))["up/lora.default"]
