@@ -11,7 +11,7 @@ from esdmon.weights.layers.attention import extract_attention
 from esdmon.weights.layers.experts import extract_experts
 from esdmon.weights.layers.lora import extract_lora
 from esdmon.weights.layers.plain_lora import extract_plain_lora
-from esdmon.weights.layers.quantized_modules import extract_quantized_module
+from esdmon.weights.layers.quantized_modules import extract_bitsandbytes, extract_quantized_module
 from esdmon.weights.layers.torch_nn import extract_torch
 from esdmon.weights.matrix import Matrix
 
@@ -22,6 +22,7 @@ _EXTRACTORS: tuple[Extractor, ...] = (
     extract_lora,
     extract_plain_lora,
     extract_quantized_module,
+    extract_bitsandbytes,
     extract_experts,
     extract_torch,
     extract_attention,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from esdmon.torch_private import children_of, parameters_of
 from esdmon.weights import stacks
+from esdmon.weights.layers.quantized import is_of_bitsandbytes
 from esdmon.weights.stacks import ToStack
 
 Layout = Callable[[Any, Tensor], dict[str, ToStack]]
@@ -26,9 +27,9 @@ ByName = Callable[[str, torch.Size, Shapes], dict[str, ToStack]]
 
 
 def plain_weight(module: nn.Module, attribute: str) -> Tensor | None:
-    """Return the 2-D weight of a child; None where the child computes it from others, as a LoRA layer does."""
+    """Return the 2-D weight of a child; None where the child computes it, as one of LoRA or bitsandbytes does."""
     child = children_of(module).get(attribute)  # getattr would call a user's own __getattr__
-    weight = None if child is None else parameters_of(child).get("weight")
+    weight = None if child is None or is_of_bitsandbytes(child) else parameters_of(child).get("weight")
     return weight if weight is not None and weight.ndim == 2 else None
 
 

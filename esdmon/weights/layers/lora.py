@@ -18,6 +18,8 @@ from esdmon.errors import UnreadableError
 from esdmon.records import INACTIVE
 from esdmon.weights import stacks
 from esdmon.weights.device.sample import sample_tensor
+from esdmon.weights.layers.quantized import materialize
+from esdmon.weights.layers.quantized_modules import extract_bitsandbytes
 from esdmon.weights.layers.torch_nn import extract_torch
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.validation import check_readable
@@ -77,11 +79,11 @@ def factors_of_experts(a: Tensor, b: Tensor, count: int) -> tuple[Tensor, Tensor
 
 
 def own_weight(name: str, layer: Any) -> Sequence[Matrix]:
-    """Return the matrices of a layer without its adapters: as a layer of torch, or else its `weight`."""
-    matrices = extract_torch(name, layer)
+    """Return the matrices of a layer without its adapters: as a layer of torch, packed or not, or else its `weight`."""
+    matrices = extract_bitsandbytes(name, layer) or extract_torch(name, layer)
     if matrices is None and isinstance(getattr(layer, "weight", None), Tensor):
-        return [Matrix(name, partial(getattr, layer, "weight"), stacks.linear)]
-    return matrices or ()
+        matrices = [Matrix(name, partial(getattr, layer, "weight"), stacks.linear)]
+    return [materialize(matrix) for matrix in matrices or ()]
 
 
 def _base(module: nn.Module, matrix: Matrix) -> Matrix:
@@ -89,7 +91,7 @@ def _base(module: nn.Module, matrix: Matrix) -> Matrix:
         matrix,
         read=partial(_read_base, module, matrix.read),
         made_of=matrix.parameters,
-        outline=matrix.read,
+        outline=matrix.outline or matrix.read,
         view="base",
     )
 

@@ -27,10 +27,10 @@ def unpacker(weight: Any) -> Callable[[Any], Tensor] | None:
         None for a weight that is not packed, or packed in an unknown way.
     """
     kind = type(weight)
-    if kind.__module__.startswith("bitsandbytes."):
+    if is_of_bitsandbytes(weight):
         if getattr(weight, "quant_state", None) is not None:
-            return _unpack_4bit
-        return None if getattr(weight, "SCB", None) is None else _unpack_8bit
+            return unpack_4bit
+        return None if getattr(weight, "SCB", None) is None else unpack_8bit
     return _dequantize if weight.is_quantized or kind.dequantize is not Tensor.dequantize else None
 
 
@@ -71,11 +71,21 @@ def _dequantize(packed: Tensor) -> Tensor:
     return packed.detach().dequantize()
 
 
-def _unpack_4bit(packed: Any) -> Tensor:
-    unpacked: Tensor = import_module("bitsandbytes.functional").dequantize_4bit(packed.data, packed.quant_state)
+def is_of_bitsandbytes(owner: object) -> bool:
+    """Return whether a layer or a parameter is one of bitsandbytes."""
+    return type(owner).__module__.startswith("bitsandbytes.")
+
+
+def unpack_4bit(packed: Any, state: Any = None) -> Tensor:
+    """Return the numbers that a weight of 4 bits of bitsandbytes represents, by a state that it may have lost."""
+    unpacked: Tensor = import_module("bitsandbytes.functional").dequantize_4bit(
+        packed.data, state or packed.quant_state
+    )
     return unpacked
 
 
-def _unpack_8bit(packed: Any) -> Tensor:
-    unpacked: Tensor = import_module("bitsandbytes.functional").int8_vectorwise_dequant(packed.CB, packed.SCB)
+def unpack_8bit(packed: Any, scale: Tensor | None = None) -> Tensor:
+    """Return the numbers that a weight of 8 bits of bitsandbytes represents, by scales that it may have handed over."""
+    scale = packed.SCB if scale is None else scale
+    unpacked: Tensor = import_module("bitsandbytes.functional").int8_vectorwise_dequant(packed.data, scale)
     return unpacked

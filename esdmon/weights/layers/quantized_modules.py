@@ -1,7 +1,12 @@
-"""Extract weights of torch's own quantisation, dynamic or static, which are packed in an object.
+"""Extract layers whose packed weight cannot be read without the layer.
 
-They are recognised by where their classes live, and read by their own `weight()` or `get_weight()`. In the place of
-the parameters that they lack, each weight has a stand-in: a tensor on the meta device of its shape.
+Those of torch's own quantisation, dynamic or static, pack it in an object, and are read by their own `weight()` or
+`get_weight()`. In the place of the parameters that they lack, each weight has a stand-in: a tensor on the meta device
+of its shape.
+
+Those of bitsandbytes keep what the numbers are scaled by. A parameter of 4 bits loses it where FSDP replaces the
+parameter, and one of 8 bits gives it to the layer at the first `forward`. All are recognised by where their classes
+live.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from esdmon.torch_private import parameters_of
 from esdmon.weights import stacks
 from esdmon.weights.layers.fused import rows
+from esdmon.weights.layers.quantized import is_of_bitsandbytes, unpack_4bit, unpack_8bit
 from esdmon.weights.layers.torch_nn import EMBEDDING, GATES
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.stacks import ToStack
@@ -36,6 +43,38 @@ def extract_quantized_module(name: str, module: nn.Module) -> Sequence[Matrix] |
         return [_matrix(name, read, to_stack, _stand_in(shape))]
     is_embedding = hasattr(layer, "num_embeddings")
     return [_matrix(name, read, stacks.linear, _stand_in(shape), on_request=EMBEDDING if is_embedding else "")]
+
+
+def extract_bitsandbytes(name: str, module: nn.Module) -> Sequence[Matrix] | None:
+    """Return the weight of a linear layer or embedding of bitsandbytes that packs it; None for any other module."""
+    layer: Any = module
+    if not is_of_bitsandbytes(module):
+        return None
+    if getattr(layer, "quant_state", None) is None and not is_of_bitsandbytes(parameters_of(module).get("weight")):
+        return None
+    is_embedding = isinstance(module, nn.Embedding)
+    shape = (layer.num_embeddings, layer.embedding_dim) if is_embedding else (layer.out_features, layer.in_features)
+    return [
+        Matrix(
+            name,
+            partial(_read_of_bitsandbytes, layer),
+            stacks.linear,
+            made_of=lambda: (layer.weight,),
+            outline=partial(torch.empty, shape, device="meta"),
+            on_request=EMBEDDING if is_embedding else "",
+        )
+    ]
+
+
+def _read_of_bitsandbytes(layer: Any) -> Tensor:
+    """Return the weight of a layer of 4 or 8 bits, unpacked; the parameter itself before it was packed."""
+    packed: Tensor = layer.weight
+    state = getattr(packed, "quant_state", None) or getattr(layer, "quant_state", None)
+    if state is not None:
+        return unpack_4bit(packed, state)
+    scales = [getattr(holder, "SCB", None) for holder in (packed, getattr(layer, "state", None))]
+    scale = next((each for each in scales if each is not None), None)
+    return packed if packed.dtype != torch.int8 or scale is None else unpack_8bit(packed, scale)
 
 
 def _recurrent(name: str, layer: Any) -> list[Matrix]:

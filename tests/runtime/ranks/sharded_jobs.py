@@ -119,6 +119,28 @@ class Adaptive(Layers):
         inject_adapter_in_model(config, self)
 
 
+class Packed(Layers):
+    """Adapters on bases of 4 bits, packed in float32 as FSDP needs them; the layers have the scales."""
+
+    def __init__(self) -> None:
+        from bitsandbytes.nn import Linear4bit, Params4bit
+        from peft import LoraConfig, inject_adapter_in_model
+
+        super().__init__()
+        for place in (0, 2):
+            plain = self[place]
+            layer = Linear4bit(plain.in_features, plain.out_features, quant_storage=torch.float32)
+            layer.weight = Params4bit(plain.weight.data, requires_grad=False, quant_storage=torch.float32, module=layer)
+            layer.bias = plain.bias
+            self[place] = layer.to("cpu")  # packs it
+        config = LoraConfig(r=12, target_modules=["0", "2"], init_lora_weights=False)
+        inject_adapter_in_model(config, self)
+
+    def load_state_dict(self, state_dict: Any, strict: bool = False, assign: bool = False) -> Any:  # noqa: FBT001, FBT002 -- torch's
+        """Load the parameters; the scales of the layers stay."""
+        return super().load_state_dict(state_dict, strict, assign)
+
+
 def fsdp2(model: Any, mesh: DeviceMesh | None = None, **options: Any) -> Any:
     for layer in (model.first, model.experts) if isinstance(model, Mixed) else (model[0], model[2]):
         fully_shard(layer, mesh=mesh, **options)
@@ -209,6 +231,7 @@ WAYS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
     "lora": (Adapted, fsdp2),
     "lora, bases left out": (Adapted, bases_left_out),
     "lora, tensor parallel": (Adapted, adapters_in_parallel),
+    "lora, 4 bits": (Packed, fsdp2),
     "adalora": (Adaptive, fsdp2),
     "adalora, fsdp1, flat": (Adaptive, lambda model: fsdp1(model.requires_grad_(), use_orig_params=False)),
     "fsdp2": (Mixed, fsdp2),
