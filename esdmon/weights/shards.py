@@ -86,13 +86,7 @@ def find_shards(model: nn.Module) -> Shards:
 
 
 def with_unsharded(model: nn.Module, shards: Shards, groups: Mapping[int, int]) -> Shards:
-    """Return shards, and besides them parameters of which each rank holds all.
-
-    Args:
-        model: the model.
-        shards: from `find_shards`.
-        groups: by id of the parameter, the first rank of those that share it.
-    """
+    """Return shards, and besides them whole parameters: those in `groups`, by id, with the first rank that has it."""
     whole: dict[int, Shard] = {}
     every: Shards = {key: dict(own) for key, own in shards.items()}
     for module in model.modules():
@@ -166,6 +160,8 @@ def _describer(parameter: Any, module: nn.Module | None, *, is_gated: bool) -> C
         return partial(_of_dtensor, parameter)
     if hasattr(parameter, "ds_id"):
         return partial(_of_zero3, parameter)
+    if hasattr(parameter, "tensor_model_parallel") and type(module).__module__.startswith("deepspeed."):
+        return partial(_of_autotp, parameter, module)
     if _is_of_megatron(parameter, module):
         return partial(_of_megatron, parameter, module, is_gated=is_gated)
     return None
@@ -212,6 +208,27 @@ def _zero3_elements(parameter: Any, count: int) -> Tensor:
     return part.detach().reshape(-1)[:count]
 
 
+_SIDES_OF_AUTOTP = {"LinearLayer": 0, "LinearAllreduce": 1, "LinearAllreduceWithReplicatedInput": 1}
+"""Class of DeepSpeed -> the side of its weight that is split; others split fused projections in orders of their own."""
+
+
+def _of_autotp(parameter: Any, module: Any) -> Shard:
+    """Return the part of DeepSpeed's tensor parallel: an interval of one side, whose lengths the layer lists."""
+    try:
+        side = _SIDES_OF_AUTOTP[type(module).__name__]
+        lengths, index = vars(module)["_partition_sizes"], module.tp_index
+        shape, offset = list(parameter.shape), [0] * parameter.ndim
+        is_known = lengths[index] == shape[side]
+        shape[side], offset[side] = sum(lengths), sum(lengths[:index])
+        first = min(torch.distributed.get_process_group_ranks(module.mp_group))
+    except Exception:  # noqa: BLE001 -- another version of DeepSpeed, or a layer of fused projections
+        is_known = False
+    if not is_known:
+        return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("DeepSpeed"))
+    fragment, read = Fragment(tuple(offset), tuple(parameter.shape)), partial(_itself, parameter)
+    return Shard(parameter, torch.Size(shape), parameter.dtype, fragment, read, first)
+
+
 def _gated_layers(module: nn.Module) -> set[int]:
     """Return the id of the layer below an MLP of Megatron that holds a gate and an up-projection."""
     layer = torch_private.children_of(module).get("linear_fc1")
@@ -235,7 +252,7 @@ def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) ->
         grid, fragment = fragment_of(whole, [Split(side, len(ranks), rank, blocks)])
         shape = list(parameter.shape)
         shape[split] *= len(ranks)
-    except Exception:  # noqa: BLE001 -- another version of Megatron, a group that is closed, or AutoTP of DeepSpeed
+    except Exception:  # noqa: BLE001 -- another version of Megatron, a group that is closed, or no layer
         return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("Megatron or DeepSpeed"))
     if len(ranks) == 1:
         return None
