@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import esdmon
 from esdmon import torch_private
 from esdmon.weights.outline import Outline
-from esdmon.weights.shards import SHARDED, find_shards
+from esdmon.weights.shard import SHARDED
+from esdmon.weights.shards import find_shards
 
 
 @pytest.fixture

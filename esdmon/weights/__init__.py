@@ -35,8 +35,8 @@ from esdmon.weights.matrix import StackSize as StackSize
 from esdmon.weights.outline import filled as filled
 from esdmon.weights.selection import Selection as Selection
 from esdmon.weights.selection import n_parameters as n_parameters
+from esdmon.weights.shard import Shard as Shard
 from esdmon.weights.sharded_matrices import part_of as part_of
-from esdmon.weights.shards import Shard as Shard
 from esdmon.weights.unreadable import describe_unreadable as describe_unreadable
 from esdmon.weights.validation import MIN_EIGENVALUES as MIN_EIGENVALUES
 from esdmon.weights.views import TrainingViews as TrainingViews

@@ -20,7 +20,7 @@ from esdmon.isolation import describe
 from esdmon.records.table import matches
 from esdmon.weights import stacks
 from esdmon.weights.non_weights import NESTED
-from esdmon.weights.shards import Shard
+from esdmon.weights.shard import Shard
 
 
 @dataclass(frozen=True, slots=True)

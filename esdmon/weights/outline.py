@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from esdmon import torch_private
-from esdmon.weights.shards import Shard
+from esdmon.weights.shard import Shard
 
 _filled: ContextVar[Mapping[int, nn.Parameter]] = ContextVar("filled", default={})  # noqa: B039 -- never changed in place
 

@@ -12,7 +12,7 @@ from esdmon.schedule.fragments import Fragment
 from esdmon.weights.device.sample import sample_tensor
 from esdmon.weights.matrix import Matrix, mark_unreadable
 from esdmon.weights.outline import Outline, are_filled, filled
-from esdmon.weights.shards import SHARDED, Shard
+from esdmon.weights.shard import SHARDED, Shard
 
 _MIXED = "computed from parameters of which some are sharded over ranks, and others are packed or no parameters"
 

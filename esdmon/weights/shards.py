@@ -8,10 +8,8 @@ computed from metadata, and read with `to_local()` and nothing after it: any oth
 may be a collective.
 """
 
-import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -21,50 +19,9 @@ from torch import Tensor, nn
 from esdmon import torch_private
 from esdmon.schedule.fragments import Fragment
 from esdmon.torch_private import ManagedParameter
+from esdmon.weights.shard import Shard, itself, unknown_shard
 from esdmon.weights.splits import Split, fragment_of
-
-SHARDED = "sharded over ranks: analyze() reads whole models, watch() on every rank of the job reads sharded ones"
-_UNKNOWN = "sharded over ranks in a way that esdmon does not know, or that this version of {} stores elsewhere"
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Shard:
-    """A weight of which this rank holds a part."""
-
-    parameter: Tensor
-    """The tensor that the optimizer holds; several weights have the same one where they are flattened together."""
-    shape: torch.Size
-    """Shape of the whole weight, as far as known."""
-    dtype: torch.dtype
-    """Of the part that is read."""
-    fragment: Fragment | None = None
-    """The part of this rank; None where it holds none."""
-    read: Callable[[], Tensor] | None = None
-    """Returns the elements of the fragment, on the weight's device; None for a weight that cannot be read."""
-    group: int = 0
-    """The first rank of those that share the weight."""
-    grid: torch.Size | None = None
-    """Shape of as many elements in which the fragment is a box; None: that of the weight."""
-    reason: str = ""
-    """Why it cannot be read; empty where it can be put together."""
-
-    @property
-    def box_shape(self) -> torch.Size:
-        """Return the shape in which the fragment is a box."""
-        return self.shape if self.grid is None else self.grid
-
-    @property
-    def is_whole(self) -> bool:
-        """Return whether this rank holds all of the weight."""
-        return self.fragment is not None and self.fragment.n_elements == math.prod(self.shape)
-
-    def local(self) -> Tensor:
-        """Return this rank's part, without gradient: a box in its shape, an interval in one dimension."""
-        if self.read is None or self.fragment is None:
-            return torch.empty(0, dtype=self.dtype)
-        with torch.no_grad():
-            return self.read().detach()
-
+from esdmon.weights.tensor_parallel import describer_of_split, gated_layers
 
 Shards = dict[int, dict[str, Shard]]
 """id of a module -> attribute -> shard."""
@@ -93,7 +50,7 @@ def with_unsharded(model: nn.Module, shards: Shards, groups: Mapping[int, int]) 
         for name, weight in torch_private.parameters_of(module).items():
             if weight is None or id(weight) not in groups:
                 continue
-            read, group = partial(_itself, weight), groups[id(weight)]
+            read, group = partial(itself, weight), groups[id(weight)]
             shard = Shard(weight, weight.shape, weight.dtype, Fragment.whole(weight.shape), read, group)
             every.setdefault(id(module), {})[name] = whole.setdefault(id(weight), shard)
     return every
@@ -120,7 +77,7 @@ def _sharded(model: nn.Module) -> Iterator[_Sharded]:
     others: dict[int, tuple[list[tuple[nn.Module, str]], Any, Callable[[], Shard | None]]] = {}
     gated: set[int] = set()
     for module in modules:
-        gated |= _gated_layers(module)
+        gated |= gated_layers(module)
         for name, parameter in torch_private.parameters_of(module).items():
             if parameter is None or (id(module), name) in known:
                 continue
@@ -129,17 +86,6 @@ def _sharded(model: nn.Module) -> Iterator[_Sharded]:
                 owners, *_ = others.setdefault(id(parameter), ([], parameter, describe))
                 owners.append((module, name))
     yield from others.values()
-
-
-_SPLIT_SIDES = {"ColumnParallelLinear": 0, "RowParallelLinear": 1, "VocabParallelEmbedding": 0}
-"""Class of Megatron -> the side of its weight that is split."""
-
-
-def _is_of_megatron(parameter: Any, module: nn.Module | None) -> bool:
-    """Return whether Megatron splits a parameter, as it marks it; weights that it does not initialise have no mark."""
-    is_marked = getattr(parameter, "tensor_model_parallel", False) is True
-    is_known = type(module).__name__ in _SPLIT_SIDES and type(module).__module__.startswith("megatron.")
-    return is_marked or (is_known and parameter.ndim == 2 and torch.distributed.is_initialized())
 
 
 def shard_of(tensor: Any) -> Shard | None:
@@ -160,15 +106,11 @@ def _describer(parameter: Any, module: nn.Module | None, *, is_gated: bool) -> C
         return partial(_of_dtensor, parameter)
     if hasattr(parameter, "ds_id"):
         return partial(_of_zero3, parameter)
-    if hasattr(parameter, "tensor_model_parallel") and type(module).__module__.startswith("deepspeed."):
-        return partial(_of_autotp, parameter, module)
-    if _is_of_megatron(parameter, module):
-        return partial(_of_megatron, parameter, module, is_gated=is_gated)
-    return None
+    return describer_of_split(parameter, module, is_gated=is_gated)
 
 
 def _of_dtensor(parameter: Any) -> Shard:
-    unknown = _unknown(parameter)
+    unknown = unknown_shard(parameter, "torch")
     try:
         if any(placement.is_partial() for placement in parameter.placements):
             return replace(unknown, reason="a DTensor of partial sums, which is no weight yet")
@@ -196,7 +138,7 @@ def _of_zero3(parameter: Any) -> Shard:
         group = parameter.ds_process_group
         ranks, rank = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank(group)
     except Exception:  # noqa: BLE001 -- another version of DeepSpeed, or a group that is closed
-        return Shard(parameter, shape, parameter.dtype, reason=_UNKNOWN.format("DeepSpeed"))
+        return replace(unknown_shard(parameter, "DeepSpeed"), shape=shape)
     start = rank * part.numel()
     count = max(0, min(part.numel(), shape.numel() - start))
     fragment = Fragment.interval(start, start + count) if count else None
@@ -206,94 +148,6 @@ def _of_zero3(parameter: Any) -> Shard:
 def _zero3_elements(parameter: Any, count: int) -> Tensor:
     part: Tensor = parameter.ds_tensor
     return part.detach().reshape(-1)[:count]
-
-
-_SIDES_OF_AUTOTP = {"LinearLayer": 0, "LinearAllreduce": 1, "LinearAllreduceWithReplicatedInput": 1}
-"""Class of DeepSpeed -> the side of its weight that is split; others split fused projections in orders of their own."""
-
-
-def _of_autotp(parameter: Any, module: Any) -> Shard:
-    """Return the part of DeepSpeed's tensor parallel: an interval of one side, whose lengths the layer lists."""
-    try:
-        side = _SIDES_OF_AUTOTP[type(module).__name__]
-        lengths, index = vars(module)["_partition_sizes"], module.tp_index
-        shape, offset = list(parameter.shape), [0] * parameter.ndim
-        is_known = lengths[index] == shape[side]
-        shape[side], offset[side] = sum(lengths), sum(lengths[:index])
-        first = min(torch.distributed.get_process_group_ranks(module.mp_group))
-    except Exception:  # noqa: BLE001 -- another version of DeepSpeed, or a layer of fused projections
-        is_known = False
-    if not is_known:
-        return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("DeepSpeed"))
-    fragment, read = Fragment(tuple(offset), tuple(parameter.shape)), partial(_itself, parameter)
-    return Shard(parameter, torch.Size(shape), parameter.dtype, fragment, read, first)
-
-
-def _gated_layers(module: nn.Module) -> set[int]:
-    """Return the id of the layer below an MLP of Megatron that holds a gate and an up-projection."""
-    layer = torch_private.children_of(module).get("linear_fc1")
-    is_gated = getattr(vars(module).get("config"), "gated_linear_unit", False) is True
-    return {id(layer)} if layer is not None and is_gated else set()
-
-
-def _of_megatron(parameter: Any, module: nn.Module | None, *, is_gated: bool) -> Shard | None:
-    """Return the part of Megatron's tensor parallel; None where one rank holds all of the weight, which is marked too.
-
-    A rank holds an equal part of one side, or of each of the `partition_stride` blocks that lie along it. A gate and
-    an up-projection in one weight are two blocks, which versions before 0.16 do not say.
-    """
-    try:
-        group = _tensor_parallel_group(parameter, module)
-        ranks, rank = torch.distributed.get_process_group_ranks(group), torch.distributed.get_rank(group)
-        split = getattr(parameter, "partition_dim", -1)  # -1 is also what Megatron marks others with
-        split = _SPLIT_SIDES[type(module).__name__] if split < 0 else split
-        part, side, blocks = _part_of_megatron(parameter, module, split, is_gated=is_gated)
-        whole = [*part[:side], len(ranks) * part[side], *part[side + 1 :]]
-        grid, fragment = fragment_of(whole, [Split(side, len(ranks), rank, blocks)])
-        shape = list(parameter.shape)
-        shape[split] *= len(ranks)
-    except Exception:  # noqa: BLE001 -- another version of Megatron, a group that is closed, or no layer
-        return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("Megatron or DeepSpeed"))
-    if len(ranks) == 1:
-        return None
-    read = partial(_itself, parameter)
-    return Shard(parameter, torch.Size(shape), parameter.dtype, fragment, read, min(ranks), torch.Size(grid))
-
-
-def _part_of_megatron(parameter: Any, module: Any, split: int, *, is_gated: bool) -> tuple[tuple[int, ...], int, int]:
-    """Return the shape of the part that a rank holds, the side that is split, and the blocks along it.
-
-    Of a `GroupedMLP` it is that of the experts in the memory of its weights, (experts, rows, columns).
-    """
-    if not is_grouped_mlp(module):
-        return tuple(parameter.shape), split, max(getattr(parameter, "partition_stride", 1), 1 + is_gated)
-    experts, width = module.num_local_experts, module.config.hidden_size
-    if split == 1:
-        return (experts, width, parameter.shape[1] // experts), 2, 1 + module.config.gated_linear_unit
-    return (experts, parameter.shape[0] // experts, width), 1, 1
-
-
-def is_grouped_mlp(module: nn.Module | None) -> bool:
-    """Return whether a module is Megatron's `GroupedMLP`, whose experts follow one another in the memory of a weight.
-
-    `weight1` has for each expert (inputs, outputs), `weight2` (outputs, inputs), both of fewer sides.
-    """
-    return type(module).__name__ == "GroupedMLP" and type(module).__module__.startswith("megatron.")
-
-
-def _itself(parameter: Tensor) -> Tensor:
-    return parameter
-
-
-def _tensor_parallel_group(parameter: Any, module: nn.Module | None) -> Any:
-    """Return the ranks that share a parameter: those that its layer names, or the job's; experts may have others."""
-    named = (vars(module).get(attribute) for attribute in ("tp_group", "_tp_group")) if module is not None else ()
-    group = next((group for group in named if group is not None), None)
-    if group is not None:
-        return group
-    state: Any = sys.modules["megatron.core.parallel_state"]
-    is_expert = not getattr(parameter, "allreduce", True)
-    return state.get_expert_tensor_parallel_group() if is_expert else state.get_tensor_model_parallel_group()
 
 
 def _managed_by(module: nn.Module) -> list[_Sharded]:
@@ -337,8 +191,4 @@ def _all_below(module: nn.Module) -> Iterator[_Sharded]:
     for each in module.modules():
         for name, parameter in torch_private.parameters_of(each).items():
             if parameter is not None:
-                yield ((each, name),), parameter, partial(_unknown, parameter)
-
-
-def _unknown(parameter: Tensor) -> Shard:
-    return Shard(parameter, parameter.shape, parameter.dtype, reason=_UNKNOWN.format("torch"))
+                yield ((each, name),), parameter, partial(unknown_shard, parameter, "torch")

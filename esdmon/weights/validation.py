@@ -5,7 +5,7 @@ from torch import Tensor
 
 from esdmon.errors import UnreadableError
 from esdmon.weights.non_weights import NESTED
-from esdmon.weights.shards import SHARDED
+from esdmon.weights.shard import SHARDED
 
 MIN_EIGENVALUES = 10
 """The smallest spectrum that is read: fewer eigenvalues say nothing about a distribution. Our choice."""

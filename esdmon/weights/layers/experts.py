@@ -14,7 +14,7 @@ from torch import nn
 
 from esdmon.weights import stacks
 from esdmon.weights.matrix import Matrix
-from esdmon.weights.shards import is_grouped_mlp
+from esdmon.weights.tensor_parallel import is_grouped_mlp
 
 _COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """Attributes in which modules keep the number of their experts."""

@@ -15,7 +15,8 @@ from esdmon.weights.layers.torch_nn import EMBEDDING
 from esdmon.weights.matrix import Matrix, checked, mark_unreadable
 from esdmon.weights.non_weights import SCALES, of_unknown_layout, why_not_a_weight
 from esdmon.weights.optional_layers import is_embedding_name
-from esdmon.weights.shards import SHARDED, shard_of
+from esdmon.weights.shard import SHARDED
+from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
 from esdmon.weights.state.blocks import entries_of_blocks
 from esdmon.weights.state.computed import computed_entries
