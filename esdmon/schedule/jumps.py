@@ -28,8 +28,10 @@ class _Recent:
     norm: float = math.nan
     start_ratio: float = math.nan
 
-    def jumps(self, ratio: float, change: float) -> bool:
-        """Return whether a step or a norm jumps, or a weight stops."""
+    def jumps(self, norm: float, ratio: float, change: float) -> bool:
+        """Return whether a step or a norm jumps, or a weight stops or is not finite any more."""
+        if math.isfinite(self.norm) and not math.isfinite(norm):
+            return True
         if len(self.changes) < _KNOWN:
             return False
         has_stopped = ratio == 0 and min(self.ratios) > 0
@@ -61,7 +63,7 @@ class JumpDetector:
         for name, (norm, ratio, _, shift, start_ratio) in samples.items():
             recent = self._recent.setdefault(name, _Recent())
             change = abs(math.log(norm / recent.norm)) if norm > 0 and recent.norm > 0 else math.nan
-            if recent.jumps(ratio, change):
+            if recent.jumps(norm, ratio, change):
                 found.append(name)
             is_replaced = is_replaced or recent.is_replaced(shift, start_ratio)
             for value, kept in ((ratio, recent.ratios), (change, recent.changes), (shift, recent.shifts)):

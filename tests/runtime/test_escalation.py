@@ -68,6 +68,19 @@ def test_a_raised_learning_rate_is_reported_within_tens_of_steps() -> None:
     assert loop.extra[0] > 410
 
 
+@pytest.mark.parametrize("step", [44, 404])
+def test_a_weight_that_is_not_finite_any_more_is_reported_before_the_next_scheduled_reading(step: int) -> None:
+    """Within two samples, also where only a few were taken before."""
+    loop = Loop()
+    loop.train(0, step)
+    with torch.no_grad():
+        loop.model.get_parameter("2.weight")[3, 7] = float("inf")
+    loop.train(step, step + 16)
+    (alert,) = loop.monitor.alerts
+    assert alert.rule == "non_finite"
+    assert step < alert.step <= step + 4
+
+
 def test_a_layer_that_is_initialised_again_is_reported_at_once() -> None:
     loop = Loop()
     loop.train(0, 404)

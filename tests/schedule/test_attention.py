@@ -1,5 +1,9 @@
 """Readings between the scheduled ones."""
 
+import math
+
+import pytest
+
 from esdmon.schedule.attention import DENSER, MOST, Attention
 from esdmon.schedule.jumps import JumpDetector
 from esdmon.schedule.step_sample import StepSample
@@ -76,6 +80,15 @@ def test_a_jump_is_far_beyond_the_recent_samples() -> None:
     assert jumps.take(samples(7e-3, 0.9)) == ["fc1"]  # the norm jumps
     assert jumps.take(samples(0.0, 0.9)) == ["fc1"]  # it stands still
     assert jumps.take(samples(0.0, 0.9)) == []
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_weight_that_is_not_finite_any_more_jumps(norm: float) -> None:
+    """Once, and also where only two samples are known: comparisons with NaN are false, so no other limit finds it."""
+    jumps = JumpDetector()
+    assert jumps.take(samples(1e-3)) == []
+    assert jumps.take(samples(math.nan, norm)) == ["fc1"]
+    assert jumps.take(samples(math.nan, norm)) == []
 
 
 def test_a_weight_that_is_replaced_between_samples_jumps() -> None:
