@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from esdmon.errors import printable
@@ -12,6 +12,7 @@ _GAP = "  "
 _NUMBER = re.compile(r"([0-9]{1,18})")  # a longer one does not count anything, and Python refuses very long ones
 _SEPARATOR = re.compile(r"[./]")
 _LEAST_END = 4  # characters of a name's end that are shown behind what differs
+_LONGEST_PART = 4  # characters of a part that differs, where whole parts do not fit
 _LONG_NAME = 20  # characters; common leading parts are removed if a name is longer
 
 
@@ -85,23 +86,68 @@ def shorten(text: str, width: int) -> str:
 def shorten_all(names: Sequence[str], width: int) -> list[str]:
     """Return names as `shorten` does; of those that would look the same keep the parts in which they differ.
 
+    So it does with names that have as many parts as these and the same last one, so that a table has one form of name
+    for each kind of layer.
+
     >>> shorten_all(["encoder.layer.0.attention.query", "encoder.layer.1.attention.query"], 16)
     ['…0…tention.query', '…1…tention.query']
     """
-    short = [shorten(name, width) for name in names]
-    alike: dict[str, dict[str, list[str]]] = {}
-    for name, text in zip(names, short, strict=True):
-        alike.setdefault(text, {})[name] = _SEPARATOR.split(name)
-    return [_apart(name, alike[text], width) or text for name, text in zip(names, short, strict=True)]
+    short = {name: shorten(name, width) for name in names}
+    kin = _kin(short)
+    tried: set[frozenset[str]] = set()
+    while alike := _alike(short, tried):
+        tried.add(alike)
+        together = set[str]().union(*(kin[name] for name in alike))
+        kin |= dict.fromkeys(together, together)
+        fitting = _apart([name for name in short if name in together], width)
+        if len(fitting) < len(together):
+            fitting = _apart([name for name in short if name in alike], width)
+        short |= fitting
+    return [short[name] for name in names]
 
 
-def _apart(name: str, alike: Mapping[str, list[str]], width: int) -> str:
-    """Return a name by the parts that others do not have, and its end; empty where that does not fit."""
-    columns = enumerate(itertools.zip_longest(*alike.values()))
-    differing = [place for place, column in columns if len(set(column)) > 1]
-    own = ".".join(alike[name][place] for place in differing if place < len(alike[name]))
-    room = width - len(own) - 2
-    return f"…{own}…{name[-room:]}" if differing and room >= _LEAST_END else ""
+def _kin(names: Iterable[str]) -> dict[str, set[str]]:
+    """Return for each name those with as many parts and the same last one."""
+    found: dict[tuple[int, str], set[str]] = {}
+    for name in names:
+        parts = _SEPARATOR.split(name)
+        found.setdefault((len(parts), parts[-1]), set()).add(name)
+    return {name: group for group in found.values() for name in group}
+
+
+def _alike(short: Mapping[str, str], tried: Collection[frozenset[str]]) -> frozenset[str]:
+    """Return names that look the same, and that were not tried yet; empty if there are none."""
+    found: dict[str, set[str]] = {}
+    for name, text in short.items():
+        found.setdefault(text, set()).add(name)
+    groups = (frozenset(names) for names in found.values() if len(names) > 1)
+    return next((names for names in groups if names not in tried), frozenset())
+
+
+def _apart(names: Sequence[str], width: int) -> dict[str, str]:
+    """Return names by the parts in which they differ, and their ends; only those that fit.
+
+    Where not all of them fit, the parts are cut to their first characters, as long as they still differ.
+    """
+    columns = itertools.zip_longest(*map(_SEPARATOR.split, names), fillvalue="")
+    differing = [column for column in columns if len(set(column)) > 1]
+    fitting: dict[str, str] = {}
+    for length in (None, *range(_LONGEST_PART, 0, -1)):
+        cut = [_cut(column, length) for column in differing]
+        for name, parts in zip(names, zip(*cut, strict=True), strict=True):
+            own = ".".join(filter(None, parts))
+            room = width - len(own) - 2
+            if room >= _LEAST_END:
+                fitting[name] = f"…{own}…{name[-room:]}"
+        if len(fitting) == len(names):
+            break
+    return fitting
+
+
+def _cut(column: Sequence[str], length: int | None) -> Sequence[str]:
+    """Return the first characters of each part, or the whole parts if those would not differ."""
+    cut = [part[:length] for part in column]
+    return cut if len(set(cut)) == len(set(column)) else column
 
 
 def _line(row: Sequence[str], widths: Sequence[int], left: Collection[int]) -> str:

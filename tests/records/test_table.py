@@ -55,6 +55,23 @@ def test_names_that_differ_in_the_middle_differ_when_they_are_short() -> None:
     assert len(set(table.split("\n"))) == len(names) + 1
 
 
+def test_names_that_are_kept_apart_from_some_differ_from_all() -> None:
+    """In a U-Net blocks down, up and in the middle have the same names but for the beginning, and end alike."""
+    kinds = [f"{way}_blocks.{k}" for way in ("down", "up") for k in range(2)]
+    names = [f"{kind}.resnets.{k}.conv{j}" for kind in (*kinds, "mid_block") for k in range(2) for j in (1, 2)]
+    names += [
+        f"{kind}.attentions.{k}.transformer_blocks.0.attn{j}.to_{each}"
+        for kind in (*kinds, "mid_block")
+        for k in range(2)
+        for j in (1, 2)
+        for each in "qk"
+    ]
+    short = dict(zip(names, shorten_all(names, 19), strict=True))
+    assert len(set(short.values())) == len(names)
+    assert short["up_blocks.1.resnets.0.conv1"] == "…up_b.1.0…s.0.conv1"
+    assert short["down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"] == "…dow.1.0.attn2…to_q"
+
+
 def test_columns_are_aligned() -> None:
     """Numbers are aligned to the right and words to the left, and so is the header."""
     table = format_table(["layer", "phase", "alpha"], [["fc1", "bulk", "2.5"], ["fc10", "heavy", "12.25"]], left=(0, 1))
