@@ -145,4 +145,4 @@ def form(text: str) -> str:
 def test_the_form_of_a_message_is_what_is_not_measured() -> None:
     """Another word is another form, another number is not."""
     assert form("fc1, fc2: norm 5.62 of 7.33 since step 260") == form("fc3: norm 5.6 of 7e-3 since step 280")
-    assert form("fc1: since step 260 (not at step 240)") != form("fc1: since step 260")
+    assert form("fc1: since step 260 (not yet at step 240)") != form("fc1: since step 260")

@@ -17,8 +17,8 @@ _MAX_LINES = 8  # lines of layers that are shown
 
 
 def not_at(since: int, after: int | None) -> str:
-    """Return ` (not at step 400)` for the last check without a finding; nothing without one, or one step before."""
-    return "" if after is None or since - after <= 1 else f" (not at step {after})"
+    """Return ` (not yet at step 400)` for the last check without a finding; nothing without one, or one step before."""
+    return "" if after is None or since - after <= 1 else f" (not yet at step {after})"
 
 
 @dataclass(frozen=True, slots=True)

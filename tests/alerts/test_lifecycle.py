@@ -37,9 +37,9 @@ def test_an_alert_names_the_last_check_without_a_finding() -> None:
     """What is wrong began between that and the first check with one."""
     (alert,) = alerts_of(LOW, sparse([], [0], [], [0], [0]))
     assert (alert.since, alert.after) == (400, 300)
-    assert alert.message == "fc1: low: it is low, in 2 checks since step 400 (not at step 300). Raise it."
+    assert alert.message == "fc1: low: it is low, in 2 checks since step 400 (not yet at step 300). Raise it."
     (found,) = alert.by_layer
-    assert str(found) == "fc1 since step 400 (not at step 300): it is low"
+    assert str(found) == "fc1 since step 400 (not yet at step 300): it is low"
 
 
 def test_an_alert_from_the_first_check_on_names_no_other() -> None:

@@ -89,7 +89,7 @@ def test_the_outcome_is_short() -> None:
         f"alerts: {'; '.join(alerts)}; notice dead_layer in fc3 since step 34",
     ]
     sparse = replace(alert(300, "firing", "fc1"), since=200, after=100)
-    line = "alerts: warning norm_decay in fc1 since step 200 (not at step 100)"
+    line = "alerts: warning norm_decay in fc1 since step 200 (not yet at step 100)"
     assert outcome(timeline_of(at(300, fc1=Phase.RANDOM_LIKE), sparse))[-1] == line
     assert outcome(Timeline()) == []
     assert outcome(timeline_of(at(1, a=Phase.RANDOM_LIKE)))[1:] == ["alerts: none"]

@@ -145,7 +145,7 @@ def test_of_a_large_file_only_the_end_is_decompressed(packed: Path, monkeypatch:
 )
 def test_another_file_is_refused_and_left_alone(packed: Path, content: bytes) -> None:
     packed.write_bytes(content)
-    with pytest.raises(InputError, match="something else than gzipped JSON lines of esdmon"):
+    with pytest.raises(InputError, match="something other than gzipped JSON lines of esdmon"):
         JsonlSink(packed)
     assert packed.read_bytes() == content
 
@@ -154,7 +154,7 @@ def test_a_file_with_something_behind_its_members_is_refused(packed: Path) -> No
     append(packed, "aa", 1)
     content = packed.read_bytes() + b"something else"
     packed.write_bytes(content)
-    with pytest.raises(InputError, match="something else than gzipped JSON lines of esdmon"):
+    with pytest.raises(InputError, match="something other than gzipped JSON lines of esdmon"):
         JsonlSink(packed)
     assert packed.read_bytes() == content
 

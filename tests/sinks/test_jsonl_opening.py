@@ -103,7 +103,7 @@ def test_a_file_of_another_kind_is_left_alone(tmp_path: Path, content: bytes) ->
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
     os.utime(path, (1, 1))
-    with pytest.raises(InputError, match=r"contains something else than JSON lines of esdmon\. Choose another path"):
+    with pytest.raises(InputError, match=r"contains something other than JSON lines of esdmon\. Choose another path"):
         JsonlSink(path)
     assert path.read_bytes() == content
     assert path.stat().st_mtime == 1
@@ -121,7 +121,7 @@ def test_a_file_is_checked_where_a_link_leads(tmp_path: Path) -> None:
     assert link.is_symlink()
     assert [(line["run"], line["step"]) for line in records_in(path)] == [("bb", 2)]
     path.write_text("notes")
-    with pytest.raises(InputError, match="contains something else"):
+    with pytest.raises(InputError, match="contains something other"):
         JsonlSink(link)
 
 

@@ -1,7 +1,7 @@
 """Find layers that jump from their own baseline."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import dropwhile
 from statistics import median
 from typing import Literal, TypeAlias
@@ -16,6 +16,9 @@ Direction: TypeAlias = Literal["up", "down"]
 SIGMAS = 5.0
 """Standard deviations of a layer's own scatter that a jump must exceed, besides the factor. Our choice: some layers
 scatter by a factor of two without a fault."""
+
+RAISED = 1.5
+"""Factor from which a learning rate or a weight decay has been raised. Our choice."""
 
 
 def jumps(
@@ -55,9 +58,25 @@ def _is_beyond(value: float, expected: float, direction: Direction, factor: floa
     return value > factor * expected if direction == "up" else factor * value < expected
 
 
+def learning_rate(layer: LayerReport) -> float:
+    """Return the learning rate of the weight's group in the optimizer."""
+    return layer.learning_rate
+
+
 def frobenius(layer: LayerReport) -> float:
     """Return the Frobenius norm."""
     return value_of(layer, "frobenius_norm")
+
+
+def usual(baseline: Sequence[LayerReport], setting: Quantity) -> float:
+    """Return the median over a baseline of a setting of the optimizer, where it is not 0; NaN if that is not known."""
+    known = [value for layer in baseline if (value := setting(layer)) > 0]
+    return median(known) if known else math.nan
+
+
+def raised(name: str, value: float, before: float) -> str:
+    """Return that a setting of the optimizer was raised, as the end of a message; nothing where it was not."""
+    return f"; its {name} rose from {before:.2g} to {value:.2g}" if value > RAISED * before else ""
 
 
 def finding(now: LayerReport, what: str, before: float, severity: Severity | None = None) -> Finding:

@@ -9,7 +9,7 @@ from statistics import median, median_low
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, value_of
 from esdmon.alerts.rules.baseline import WARM_UP
 from esdmon.alerts.rules.change import is_noise_like
-from esdmon.alerts.rules.jumps import finding, frobenius, jumps
+from esdmon.alerts.rules.jumps import RAISED, finding, frobenius, jumps, learning_rate, raised, usual
 from esdmon.records import LayerReport, Severity
 
 # All of these are our choice.
@@ -18,7 +18,6 @@ _SHRUNK = 1.1  # factor below its baseline from which a norm has shrunk, as in `
 _SEEN = 4  # readings in which a norm has fallen more than once: those under test, and the one before
 _FALLS = 0.02  # of the way from what was expected, in logarithms, by which a norm falls from reading to reading
 _SPREAD = 1.05  # factor of the stable rank from which the learned directions shrink more than the others
-_RAISED = 1.5  # factor from which a learning rate has been raised
 _REPLACED = 0.5  # ‖ΔW‖/‖W‖ above which a single step has replaced a weight, and not trained it
 _OPPOSITE = 1.3  # times the square of the distance between independent weights, from which they are opposite
 _BLOWN_UP = 3.0  # factor by which a norm has grown, as in `norm_explosion`
@@ -59,10 +58,10 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     Source: the ratio of update to weight is a common diagnostic of learning rates; the factors are ours.
     """
     for now, ratio, before in jumps(history, _step_ratio, "up", factor=factor, back=back):
-        usual, highest = _usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
-        rate, is_raised = now.learning_rate, now.learning_rate > _RAISED * usual
+        usual_rate, highest = usual(history.baseline[now.name], learning_rate), history.peak.get(now.name, Peak())
+        rate, is_raised = now.learning_rate, now.learning_rate > RAISED * usual_rate
         is_dormant = not is_raised and highest.step_ratio < _LULL * _usual_of_others(history, now.name)
-        is_restart = not rate <= _RAISED * usual and not rate > _RAISED * highest.learning_rate
+        is_restart = not rate <= RAISED * usual_rate and not rate > RAISED * highest.learning_rate
         is_lull = not is_raised and ratio < _LULL * highest.step_ratio
         if now.name not in history.firing:
             if is_dormant or _is_shortened(now) or (not is_raised and _has_shrunk(now, history.baseline[now.name])):
@@ -71,7 +70,7 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
                 continue
         what = f"one step moves it by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
         evidence = {"step_ratio": ratio, "learning_rate": rate, "before": before}
-        yield Finding(now.name, f"{what}{_why_faster(rate, usual)}", evidence)
+        yield Finding(now.name, f"{what}{_why_faster(rate, usual_rate)}", evidence)
 
 
 def _has_shrunk(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
@@ -88,19 +87,11 @@ def _usual_of_others(history: History, name: str) -> float:
     return median_low(known) if known else math.nan
 
 
-def _usual_rate(baseline: Sequence[LayerReport]) -> float:
-    """Return the median learning rate of a baseline; NaN where it is not known."""
-    rates = [layer.learning_rate for layer in baseline if layer.learning_rate > 0]
-    return median(rates) if rates else math.nan
-
-
-def _why_faster(rate: float, usual: float) -> str:
+def _why_faster(rate: float, before: float) -> str:
     """Return whether the learning rate or the gradients have grown, where that is known."""
-    if rate > _RAISED * usual:
-        return f"; its learning rate rose from {usual:.2g} to {rate:.2g}"
-    return (
-        f"; its learning rate is {rate:.2g} as before, so its gradients have grown" if rate <= usual * _RAISED else ""
-    )
+    if rate <= RAISED * before:
+        return f"; its learning rate is {rate:.2g} as before, so its gradients have grown"
+    return raised("learning rate", rate, before)
 
 
 def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, fall: float = 0.2) -> Iterable[Finding]:
@@ -236,10 +227,12 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
             if not (falls[-1:] == [True] or sum(falls) > 1) or (is_unlearning and not is_decay):
                 continue
         what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
-        usual = [frobenius(layer) for layer in history.baseline[now.name]] or [math.nan]
-        is_too_large = median(usual) < frobenius(first)
+        earlier = [frobenius(layer) for layer in history.baseline[now.name]] or [math.nan]
+        is_too_large = median(earlier) < frobenius(first)
         is_by_loss = now.weight_decay == 0 and not is_shortened and is_too_large
-        yield finding(now, f"{what}{_why_smaller(now)}", before, "info" if is_by_loss else None)
+        yield finding(
+            now, f"{what}{_why_smaller(now, history.baseline[now.name])}", before, "info" if is_by_loss else None
+        )
 
 
 def _is_shortened(layer: LayerReport) -> bool:
@@ -247,11 +240,16 @@ def _is_shortened(layer: LayerReport) -> bool:
     return -layer.step_growth > _DECAYING * layer.step_ratio
 
 
-def _why_smaller(now: LayerReport) -> str:
-    """Return the weight decay, where it is known."""
+def _why_smaller(now: LayerReport, baseline: Sequence[LayerReport]) -> str:
+    """Return the weight decay, where it is known, and from what it was raised."""
     if now.weight_decay == 0:
         return "; the optimizer's weight decay is 0: the loss, a penalty in it, or the script itself makes it smaller"
-    return f"; its weight decay is {now.weight_decay:.2g}" if now.weight_decay > 0 else ""
+    is_now = f"; its weight decay is {now.weight_decay:.2g}" if now.weight_decay > 0 else ""
+    return raised("weight decay", now.weight_decay, usual(baseline, _weight_decay)) or is_now
+
+
+def _weight_decay(layer: LayerReport) -> float:
+    return layer.weight_decay
 
 
 def _step_ratio(layer: LayerReport) -> float:

@@ -208,7 +208,7 @@ function drawPlayer(parts, state) {
     key(frame.meaningful ? 'fit' : 'fit-dashed', alpha), frame.top && frame.top.length
       ? key('rug', `the largest, one by one${frame.n_spikes ? `; ${frame.n_spikes} too large for noise` : ''}`) : null,
     other ? key('other', `${state.other}, at its step ${others.steps[lastUpTo(others.steps, selected.step)]}`) : null);
-  const zeros = frame.zeros ? `${frame.zeros} eigenvalues are exactly zero and not drawn. ` : '';
+  const zeros = frame.zeros ? `${frame.zeros === 1 ? '1 eigenvalue is' : `${frame.zeros} eigenvalues are`} exactly zero and not drawn. ` : '';
   parts.words.textContent = `${zeros}${frame.explanation || ''}${exact}`;
 }
 

@@ -52,9 +52,9 @@ class DroppedReadings:
         self._over = self._over + 1 if is_costly else 0
         if self._over == _OFTEN:
             _log.warning(
-                "esdmon: monitoring has taken %.1f %% of the run so far (%.1f seconds), more than budget=%g, although "
-                "only one matrix is read at each due step now, so that faults are found later: increase every=, or for "
-                "a small model set budget=None, which reads all matrices each time.",
+                "esdmon: monitoring has taken %.1f %% of the run so far (%.1f seconds), more than budget=%g. Only one "
+                "matrix is read at each due step now, so faults are found later. Increase every=; for a small model, "
+                "budget=None reads all matrices at each due step.",
                 100 * budget.overhead,
                 budget.spent,
                 budget.share,

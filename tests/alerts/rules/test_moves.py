@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -279,3 +280,25 @@ def test_a_step_that_is_sampled_while_a_weight_is_replaced_is_none_of_training(
     readings = [*map(reading, range(1, 11)), reading(11, measures=new, moved=way, step_ratio=step_ratio)]
     readings[-1] = replace(readings[-1], step_growth=size - 1)
     assert len(alerts_of(RULES["layer_reset"], (report(layer.step, layer) for layer in readings))) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "setting", "measures", "expected"),
+    [
+        ("norm_explosion", "learning_rate", {"spectral_norm": 40.0}, "; its learning rate rose from 0.01 to 1"),
+        ("norm_decay", "weight_decay", {}, "; its weight decay rose from 0.01 to 1"),
+    ],
+)
+def test_an_alert_says_whether_what_the_optimizer_does_to_the_layer_was_raised(
+    rule: str, setting: str, measures: dict[str, float], expected: str
+) -> None:
+    """So the cause is in the message; where it was not raised, or is not known, no cause is named."""
+    for before, now, is_raised in ((0.01, 1.0, True), (1.0, 1.0, False), (math.nan, 1.0, False)):
+        earlier: dict[str, Any] = {setting: before}
+        later: dict[str, Any] = {setting: now}
+        readings = [reading(step, **earlier) for step in range(1, 11)]
+        for step, norm in ((11, 9.0), (12, 8.0), (13, 7.0)):
+            readings.append(reading(step, measures=measures or {"frobenius_norm": norm}, **later))
+        (alert,) = alerts_of(RULES[rule], (report(layer.step, layer) for layer in readings))
+        assert (expected in alert.message) == is_raised
+        assert ("rose" in alert.message) == is_raised

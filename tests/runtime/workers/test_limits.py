@@ -108,4 +108,4 @@ def test_a_budget_that_cannot_be_held_is_logged_once(
     set_limits(monkeypatch, advance_seconds=1e-8)
     run = Training(mode="sync", budget=1e-6, every=1).train(30)
     run.watched.close()
-    assert caplog.text.count("more than budget=1e-06, although only one matrix is read at each due step") == 1
+    assert caplog.text.count("more than budget=1e-06. Only one matrix is read at each due step now") == 1
