@@ -10,6 +10,7 @@ from esdmon.glass.run_data import RunData
 from esdmon.records import Report
 from esdmon.records.text import count
 from esdmon.replay import Run, events_by_run
+from esdmon.run_files import FILE_NAMES
 
 
 def write(runs: Sequence[str], out: str) -> None:
@@ -43,7 +44,7 @@ def read(run: str) -> list[RunData]:
         InputError: without such a file, and if it has no reading.
     """
     path = Path(run).expanduser()
-    name = (path if path.is_dir() else path.parent).absolute().name
+    name = _name_of(path)
     by_run: dict[Run, RunData] = {}
     for each, event in events_by_run(path):
         data = by_run.setdefault(each, RunData(name))
@@ -52,6 +53,14 @@ def read(run: str) -> list[RunData]:
         else:
             data.add_alert(event)
     return [data for data in by_run.values() if data.readings]
+
+
+def _name_of(path: Path) -> str:
+    """Return a name for the runs in a path: that of the folder, or of a file that is not called `esdmon.jsonl`."""
+    if path.is_dir():
+        return path.absolute().name
+    own = path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return path.absolute().parent.name if path.name in FILE_NAMES else own
 
 
 def _with_different_names(runs: list[RunData]) -> list[RunData]:

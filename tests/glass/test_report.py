@@ -91,6 +91,17 @@ def test_the_command_writes_a_report_of_several_runs(tmp_path: Path, capsys: pyt
     assert len(first["frames"]["blocks.1.fc"]["frames"][0]["top"]) == 16
 
 
+def test_runs_in_one_folder_have_the_names_of_their_files(tmp_path: Path) -> None:
+    """They would all have that of the folder."""
+    write(tmp_path / "run", made_reports()[:2], [], events=False)
+    for name in ("small.jsonl", "large.jsonl"):
+        shutil.copy(tmp_path / "run" / "esdmon.jsonl", tmp_path / name)
+    out = tmp_path / "report.html"
+    assert main(["report", *(str(tmp_path / name) for name in ("small.jsonl", "large.jsonl")), "-o", str(out)]) == 0
+    page = Page(out.read_text(encoding="utf-8"))
+    assert [run["name"] for run in page.data["runs"]] == ["small", "large"]
+
+
 @pytest.mark.parametrize("path", ["missing", "notes.txt"])
 def test_what_is_not_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
     """In one line, and no file is written."""
