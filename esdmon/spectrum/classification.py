@@ -53,7 +53,7 @@ def classify(spectrum: Spectrum, thresholds: PhaseThresholds | None = None) -> P
     is_meaningful = _alpha_is_meaningful(spectrum, evidence, phase, limits)
     explanation = " ".join((_explain(phase, evidence, spectrum, bulk, limits), *_remarks(spectrum, phase)))
     if (is_meaningful or phase is Phase.HEAVY_TAILED) and _is_of_scales(spectrum):
-        explanation += " Noise with rows and columns of their scales has such a tail too."
+        explanation += " Noise with the same row and column scales has such a tail too."
         is_meaningful = False
         if phase is Phase.HEAVY_TAILED:
             phase, confidence = Phase.UNCLASSIFIED, 0.0
@@ -151,7 +151,7 @@ def _is_of_scales(spectrum: Spectrum) -> bool:
 
 
 def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> str:
-    noise = "that of noise with rows and columns of their scales" if bulk.is_scaled else "that of noise"
+    noise = "that of noise with the same row and column scales" if bulk.is_scaled else "that of noise"
     is_near = phase in (Phase.BULK_SPIKES, Phase.BLEEDING_OUT) and e.ks > clean_ks_limit(e, limits)
     clean = f"nearly {noise} (KS {e.ks / e.m:.3f})" if is_near else f"{noise} (KS·M {e.ks:.1f})"
     tail = f"alpha {e.alpha:.2f} on {spectrum.power_law.n_tail} eigenvalues"
@@ -177,7 +177,7 @@ def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: 
 
 def _other_shape(bulk: Bulk) -> str:
     if bulk.is_scaled:
-        return "neither equal scales nor those of its rows and columns explain it"
+        return "noise does not explain it, neither with equal nor with the same row and column scales"
     return "orthogonal or rescaled weights look like this"
 
 

@@ -168,7 +168,7 @@ def test_a_tail_that_noise_of_the_same_scales_has_means_nothing(seed: int) -> No
     structure = rng.standard_normal((256, 21)) * np.arange(1, 22) ** -0.7 @ rng.standard_normal((21, m))
     columns = 10 ** (0.6 * rng.standard_normal(m))
     reading = classify(read(((noise + 3 * structure) * columns).astype(np.float32)))
-    assert reading.explanation.endswith("Noise with rows and columns of their scales has such a tail too.")
+    assert reading.explanation.endswith("Noise with the same row and column scales has such a tail too.")
     assert reading.phase is not Phase.HEAVY_TAILED
     assert not reading.alpha_is_meaningful
     assert not reading.over_regularized

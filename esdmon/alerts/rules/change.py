@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, evidence_of, value_of, values_of
-from esdmon.alerts.rules.jumps import finding, frobenius, jumped, jumps, learning_rate, raised, usual
+from esdmon.alerts.rules.jumps import finding, frobenius, jumped, jumps, raised, usual_rate
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
 
@@ -47,7 +47,7 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
             has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
         ):
             what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
-            rate = usual(history.baseline[now.name], learning_rate)
+            rate = usual_rate(history.baseline[now.name])
             yield finding(now, f"{what}{raised('learning rate', now.learning_rate, rate)}", before)
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]

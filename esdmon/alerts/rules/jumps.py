@@ -58,20 +58,15 @@ def _is_beyond(value: float, expected: float, direction: Direction, factor: floa
     return value > factor * expected if direction == "up" else factor * value < expected
 
 
-def learning_rate(layer: LayerReport) -> float:
-    """Return the learning rate of the weight's group in the optimizer."""
-    return layer.learning_rate
-
-
 def frobenius(layer: LayerReport) -> float:
     """Return the Frobenius norm."""
     return value_of(layer, "frobenius_norm")
 
 
-def usual(baseline: Sequence[LayerReport], setting: Quantity) -> float:
-    """Return the median over a baseline of a setting of the optimizer, where it is not 0; NaN if that is not known."""
-    known = [value for layer in baseline if (value := setting(layer)) > 0]
-    return median(known) if known else math.nan
+def usual_rate(baseline: Sequence[LayerReport]) -> float:
+    """Return the median learning rate of a baseline; NaN where it is not known."""
+    rates = [layer.learning_rate for layer in baseline if layer.learning_rate > 0]
+    return median(rates) if rates else math.nan
 
 
 def raised(name: str, value: float, before: float) -> str:

@@ -9,7 +9,7 @@ from statistics import median, median_low
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, value_of
 from esdmon.alerts.rules.baseline import WARM_UP
 from esdmon.alerts.rules.change import is_noise_like
-from esdmon.alerts.rules.jumps import RAISED, finding, frobenius, jumps, learning_rate, raised, usual
+from esdmon.alerts.rules.jumps import RAISED, finding, frobenius, jumps, raised, usual_rate
 from esdmon.records import LayerReport, Severity
 
 # All of these are our choice.
@@ -58,10 +58,10 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
     Source: the ratio of update to weight is a common diagnostic of learning rates; the factors are ours.
     """
     for now, ratio, before in jumps(history, _step_ratio, "up", factor=factor, back=back):
-        usual_rate, highest = usual(history.baseline[now.name], learning_rate), history.peak.get(now.name, Peak())
-        rate, is_raised = now.learning_rate, now.learning_rate > RAISED * usual_rate
+        usual, highest = usual_rate(history.baseline[now.name]), history.peak.get(now.name, Peak())
+        rate, is_raised = now.learning_rate, now.learning_rate > RAISED * usual
         is_dormant = not is_raised and highest.step_ratio < _LULL * _usual_of_others(history, now.name)
-        is_restart = not rate <= RAISED * usual_rate and not rate > RAISED * highest.learning_rate
+        is_restart = not rate <= RAISED * usual and not rate > RAISED * highest.learning_rate
         is_lull = not is_raised and ratio < _LULL * highest.step_ratio
         if now.name not in history.firing:
             if is_dormant or _is_shortened(now) or (not is_raised and _has_shrunk(now, history.baseline[now.name])):
@@ -70,7 +70,7 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
                 continue
         what = f"one step moves it by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
         evidence = {"step_ratio": ratio, "learning_rate": rate, "before": before}
-        yield Finding(now.name, f"{what}{_why_faster(rate, usual_rate)}", evidence)
+        yield Finding(now.name, f"{what}{_why_faster(rate, usual)}", evidence)
 
 
 def _has_shrunk(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
@@ -244,12 +244,9 @@ def _why_smaller(now: LayerReport, baseline: Sequence[LayerReport]) -> str:
     """Return the weight decay, where it is known, and from what it was raised."""
     if now.weight_decay == 0:
         return "; the optimizer's weight decay is 0: the loss, a penalty in it, or the script itself makes it smaller"
+    known = [layer.weight_decay for layer in baseline if layer.weight_decay >= 0]
     is_now = f"; its weight decay is {now.weight_decay:.2g}" if now.weight_decay > 0 else ""
-    return raised("weight decay", now.weight_decay, usual(baseline, _weight_decay)) or is_now
-
-
-def _weight_decay(layer: LayerReport) -> float:
-    return layer.weight_decay
+    return raised("weight decay", now.weight_decay, median(known) if known else math.nan) or is_now
 
 
 def _step_ratio(layer: LayerReport) -> float:

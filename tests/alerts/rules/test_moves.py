@@ -287,13 +287,15 @@ def test_a_step_that_is_sampled_while_a_weight_is_replaced_is_none_of_training(
     [
         ("norm_explosion", "learning_rate", {"spectral_norm": 40.0}, "; its learning rate rose from 0.01 to 1"),
         ("norm_decay", "weight_decay", {}, "; its weight decay rose from 0.01 to 1"),
+        ("norm_decay", "weight_decay", {}, "; its weight decay rose from 0 to 1"),
     ],
 )
 def test_an_alert_says_whether_what_the_optimizer_does_to_the_layer_was_raised(
     rule: str, setting: str, measures: dict[str, float], expected: str
 ) -> None:
     """So the cause is in the message; where it was not raised, or is not known, no cause is named."""
-    for before, now, is_raised in ((0.01, 1.0, True), (1.0, 1.0, False), (math.nan, 1.0, False)):
+    raised_from = float(expected.split()[-3])
+    for before, now, is_raised in ((raised_from, 1.0, True), (1.0, 1.0, False), (math.nan, 1.0, False)):
         earlier: dict[str, Any] = {setting: before}
         later: dict[str, Any] = {setting: now}
         readings = [reading(step, **earlier) for step in range(1, 11)]
