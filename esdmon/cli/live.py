@@ -179,7 +179,7 @@ def _rows(timeline: Timeline, report: Report, most: int) -> list[LayerReport]:
 def _below(report: Report, rows: int) -> list[RenderableType]:
     from rich.text import Text  # noqa: PLC0415 -- optional
 
-    lines = age_lines(report.layers, step=report.step, waiting=report.waiting)
+    lines = age_lines(report.layers, step=report.step, waiting=report.waiting, extra=report.extra)
     if len(report) > rows:
         hidden = len(report) - rows
         lines.append(f"{count(hidden, 'more layer')}: shown are those with an alert, and those that changed phase last")

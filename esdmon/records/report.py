@@ -229,7 +229,7 @@ class Report:
     def __str__(self) -> str:
         """Return a table of 80 columns, notes on it, and the parameters that are not watched."""
         lines = [*self.origin_lines, layer_table(self.layers)]
-        lines += age_lines(self.layers, step=self.step, waiting=self.waiting)
+        lines += age_lines(self.layers, step=self.step, waiting=self.waiting, extra=self.extra)
         if self._has_coverage:
             lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
         return "\n".join(lines)
@@ -245,7 +245,7 @@ class Report:
         """Return what notebooks show."""
         rows = [self._html_row(layer) for layer in self.layers]
         lines = [*self.origin_lines, *notes(self.layers)]
-        lines += age_lines(self.layers, step=self.step, waiting=self.waiting)
+        lines += age_lines(self.layers, step=self.step, waiting=self.waiting, extra=self.extra)
         lines += str(self.coverage).splitlines() if self._has_coverage else []
         return html.page(
             html.paragraph(html.strong(self._headline())),

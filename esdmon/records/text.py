@@ -53,15 +53,23 @@ def counted(layers: Iterable[LayerReport]) -> str:
     return ", ".join(f"{number} {name}" for name, number in names.most_common())
 
 
-def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str]) -> list[str]:
-    """Return a line on readings from before `step`, and one on matrices that were not read yet."""
+def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str], extra: bool = False) -> list[str]:
+    """Return a line on readings from before `step`, and one on matrices that were not read yet.
+
+    Args:
+        layers: those of a report.
+        step: the step of the report.
+        waiting: matrices that were not read yet.
+        extra: the report is of a step between scheduled ones, at which only a few layers are due.
+    """
     old = [layer for layer in layers if layer.step != step]
     lines = []
     if old:
         oldest = min(layer.step for layer in old)
         unchanged = sum(layer.unchanged for layer in old)
         reasons = [f"{unchanged} unchanged since then"] if unchanged else []
-        reasons += [f"{len(old) - unchanged} postponed by budget="] if len(old) > unchanged else []
+        why = "not due at this extra step" if extra else "postponed by budget="
+        reasons += [f"{len(old) - unchanged} {why}"] if len(old) > unchanged else []
         lines.append(f"{len(old)} of {len(layers)} read earlier, the oldest at step {oldest}: {', '.join(reasons)}")
     if waiting:
         lines.append(f"not read yet: {named(waiting, most=2)}")

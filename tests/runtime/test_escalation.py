@@ -91,6 +91,17 @@ def test_a_layer_that_is_initialised_again_is_reported_at_once() -> None:
     assert 404 < first.step <= 410
 
 
+def test_the_layers_that_an_extra_reading_leaves_out_were_not_due() -> None:
+    """Nothing was postponed where there is no budget."""
+    loop = Loop()
+    loop.train(0, 410)
+    with torch.no_grad():
+        loop.model.get_parameter("2.weight").mul_(1.2)
+    loop.train(410, 420)
+    extra = next(report for report in loop.sink.reports if report.extra)
+    assert "1 of 2 read earlier, the oldest at step 400: 1 not due at this extra step" in str(extra)
+
+
 def test_extra_readings_are_marked_and_replayed(tmp_path: Path) -> None:
     loop = Loop(sinks=f"jsonl:{tmp_path}/esdmon.jsonl")
     loop.train(0, 410)
