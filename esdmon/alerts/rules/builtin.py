@@ -80,8 +80,8 @@ BUILT_IN_RULES = (
     AlertRule(
         "norm_decay",
         norm_decay,
-        advice="Where there is weight decay, a penalty on weights, or a line that scales them after step(), lower it, "
-        "or raise the learning rate of the loss against it; where there is none, the initial weights may have been too "
+        advice="Lower the weight decay, or what else makes the weights smaller: a penalty, or a line that scales them "
+        "after step(); or raise the learning rate. If there is none of these, the initial weights may have been too "
         "large.",
         mutes=("over_regularized", "correlation_trap", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
