@@ -84,7 +84,7 @@ def check_content(what: str, path: Path, is_own: Callable[[str], bool]) -> None:
     if first and not is_own(first):
         line = first.rstrip("\r\n")[:60]
         raise InputError(
-            f"{what} has another content: its first line is {line!r}. It is left unchanged; choose another path."
+            f"{what} contains something else: its first line is {line!r}. It is left unchanged; choose another path."
         )
 
 

@@ -312,8 +312,8 @@ def _close_older(optimizer: Optimizer, model: Model) -> None:
         if older is not None and not older.closed:
             if watched == _identity(model):
                 _log.warning(
-                    "esdmon: this model and optimizer were watched already; that monitor is closed at step %d. To "
-                    "watch one model twice, leave the optimizer out of the second watch() and call its step().",
+                    "esdmon: another monitor already watched this model and optimizer. It is closed now, at step %d. "
+                    "To watch one model twice, leave the optimizer out of the second watch() and call its step().",
                     older.steps,
                 )
                 older.close()

@@ -266,7 +266,7 @@ def _by_layer(answer: Any, report: Report) -> Found:
             msg = f"a rule must return Finding objects; got {finding!r}"
             raise TypeError(msg)
         if finding.layer not in known:
-            msg = f"a rule found something in the layer {finding.layer!r}, which is none of this model"
+            msg = f"a rule found something in the layer {finding.layer!r}, which is not a layer of this model"
             raise ValueError(msg)
         found[finding.layer] = finding
     return found

@@ -54,7 +54,8 @@ def parse(state: object, parts: Mapping[str, Stateful]) -> SavedState:
     """
     if not isinstance(state, Mapping) or "version" not in state:
         shown = sorted(map(str, state)) if isinstance(state, Mapping) else state
-        raise ValueError(f"the state of a monitor has a version and a number of steps, got {shown!r}")
+        msg = f"the state of a monitor has a version and a number of steps, got {shown!r}. Pass that of state_dict()"
+        raise ValueError(msg)
     writer, ours = str(state.get("esdmon") or ""), installed_version()
     wrote = f"esdmon {writer}" if writer else "another version of esdmon"
     remedy = f"Install {wrote if writer else 'the version that wrote it'}, or continue without this state."

@@ -50,7 +50,10 @@ def test_a_rule_that_fails_ends_nothing_and_stops_no_other() -> None:
         (3, "TypeError: a rule must return Finding objects; got 3"),
         (None, "TypeError: a rule must return Finding objects; got None"),
         ("it is low", "TypeError: a rule must return Finding objects; got 'it is low'"),
-        ([Finding("fc9", "low")], "ValueError: a rule found something in the layer 'fc9', which is none of this model"),
+        (
+            [Finding("fc9", "low")],
+            "ValueError: a rule found something in the layer 'fc9', which is not a layer of this model",
+        ),
     ],
     ids=repr,
 )

@@ -118,7 +118,7 @@ def test_only_html_is_replaced(name: str, tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "notes.txt").write_text("groceries\n")
     before = (tmp_path / name).read_bytes()
     assert main(["report", str(tmp_path / "a"), "-o", str(tmp_path / name)]) == 2
-    assert "has another content" in capsys.readouterr().err
+    assert "contains something else" in capsys.readouterr().err
     assert (tmp_path / name).read_bytes() == before
     for _ in range(2):
         assert main(["report", str(tmp_path / "a"), "-o", str(tmp_path / "r.html")]) == 0

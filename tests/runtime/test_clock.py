@@ -201,7 +201,7 @@ def test_a_cell_that_is_run_again_closes_the_monitor_of_before(caplog: pytest.Lo
     assert older.closed
     assert [[report.step for report in sink.reports] for sink in (first, second)] == [[2, 4], [2, 4]]
     (message,) = warnings(caplog)
-    assert "this model and optimizer were watched already; that monitor is closed at step 4" in message
+    assert "another monitor already watched this model and optimizer. It is closed now, at step 4" in message
 
 
 def test_two_models_may_share_an_optimizer() -> None:

@@ -65,7 +65,7 @@ def test_a_resumed_run_drops_what_it_wrote_after_its_checkpoint_and_no_line_of_a
 def test_a_file_with_other_columns_is_left_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "mine.csv"
     path.write_text("epoch,loss\n1,0.5\n")
-    with pytest.raises(InputError, match="has another content: its first line is 'epoch,loss'"):
+    with pytest.raises(InputError, match="contains something else: its first line is 'epoch,loss'"):
         CsvSink(path)
     assert path.read_text() == "epoch,loss\n1,0.5\n"
 

@@ -75,7 +75,7 @@ def test_a_file_that_was_put_in_its_place_is_written_to_if_it_is_ours(path: Path
     assert written(path) == [("aa", 5), ("aa", 7)]
     copy.write_text("notes")
     copy.replace(path)
-    with pytest.raises(InputError, match="contains something else"):
+    with pytest.raises(InputError, match="contains something other"):
         sink.alert(ALERT)
     assert path.read_text() == "notes"
 

@@ -111,7 +111,7 @@ def test_a_file_of_another_program_is_left_unchanged(text: str, tmp_path: Path) 
     """As of another exporter in the folder of the collector; our own is replaced."""
     path = tmp_path / "a.prom"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"has another content: .* It is left unchanged; choose another path"):
+    with pytest.raises(InputError, match=r"contains something else: .* It is left unchanged; choose another path"):
         PrometheusSink(str(path))
     assert path.read_text() == text
     for old in ("", PrometheusSink(str(tmp_path / "b.prom")).text):

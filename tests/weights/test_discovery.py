@@ -171,9 +171,10 @@ def test_wrappers_inside_a_model_do_not_show_in_its_names() -> None:
         (nn.Sequential(nn.ReLU()), "Sequential has no weight matrix to read"),
         ({}, "dict has no weight matrix to read"),
         ({"a": [1, 2]}, "'a' is a list: a model is an nn.Module or a mapping"),
+        ({"a": np.ones((20, 20))}, r"'a' is a ndarray: .* Convert arrays by torch\.as_tensor\(\)"),
         (7, "model must be an nn.Module, a mapping of names to tensors, or a path; got int"),
     ],
-    ids=["no matrices", "empty", "no tensors", "path"],
+    ids=["no matrices", "empty", "no tensors", "arrays", "path"],
 )
 def test_what_is_no_model_is_refused(model: nn.Module | dict[str, Tensor], message: str) -> None:
     """One sentence, whatever was given."""

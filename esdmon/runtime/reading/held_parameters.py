@@ -53,7 +53,10 @@ class HeldParameters:
         """Log if none of the matrices is held, or which are not though they require gradients."""
         holds = [self.holds(matrix) for matrix in matrices]
         if False in holds and True not in holds:
-            _log.warning("esdmon: the optimizer holds none of the weights that are watched: is it this model's?")
+            _log.warning(
+                "esdmon: the optimizer holds none of the weights that are watched, so it does not train them. Give "
+                "watch() the optimizer of this model."
+            )
             return
         lacking = [
             matrix.name

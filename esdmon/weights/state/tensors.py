@@ -129,7 +129,8 @@ def _flat(weights: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
             yield from _inside(str(name), value)
         elif value is not None and not _is_extra(str(name), value):
             kind = type(value).__name__
-            remedy = ". Join its modules in an nn.ModuleDict" if isinstance(value, nn.Module) else ""
+            remedy = ". Convert arrays by torch.as_tensor()" if hasattr(value, "__array__") else ""
+            remedy = ". Join its modules in an nn.ModuleDict" if isinstance(value, nn.Module) else remedy
             raise InputError(f"{name!r} is a {kind}: a model is an nn.Module or a mapping of names to tensors{remedy}")
 
 
