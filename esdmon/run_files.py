@@ -10,6 +10,7 @@ from esdmon.records.text import count, named
 FILE_NAMES = ("esdmon.jsonl", "esdmon.jsonl.gz")
 """Names that the JSONL in the folder of a run may have."""
 _REMEDY = "Pass the JSONL of a run, or its folder."
+_EVENT_FILES = [f"{'*/' * depth}events.out.tfevents.*" for depth in range(4)]  # a Trainer's lie three folders down
 _SHOWN = 40  # characters of a line, and names of keys, that an error quotes; our choice
 KEYS = ("schema", "kind", "step")
 """Keys that each line has."""
@@ -40,6 +41,11 @@ def _what_to_pass(folder: Path) -> str:
     others = sorted(str(path) for path in (*folder.glob("*.jsonl"), *folder.glob("*.jsonl.gz")))
     if others:
         return f"Pass the file itself if a run of esdmon wrote it: {named(others)}."
+    if any(file for below in _EVENT_FILES for file in folder.glob(below)):
+        return (
+            f"It has event files of TensorBoard: `tensorboard --logdir {folder}` shows them. For a JSONL beside them, "
+            "add one to sinks= of the next run: ['auto', 'jsonl:runs/a/esdmon.jsonl'] in a Trainer."
+        )
     return f"{'It is empty' if not any(folder.iterdir()) else 'Nothing in it is a JSONL'}. {_REMEDY}"
 
 

@@ -234,6 +234,16 @@ def test_a_folder_without_a_run_names_what_may_be_one(tmp_path: Path) -> None:
         list(reports(tmp_path))
 
 
+def test_a_folder_with_event_files_alone_says_what_shows_them(tmp_path: Path) -> None:
+    """As a Trainer's output folder with its default sinks: there `esdmon tail` finds nothing to read."""
+    folder = tmp_path / "runs" / "Nov28_vm" / "esdmon"
+    folder.mkdir(parents=True)
+    (folder / "events.out.tfevents.1.vm.2.0").touch()
+    for path in (tmp_path, folder):
+        with pytest.raises(InputError, match=r"`tensorboard --logdir \S+` shows them\. .* add one to sinks="):
+            list(reports(path))
+
+
 def test_a_folder_of_runs_names_them(tmp_path: Path) -> None:
     """As `runs`, where runs go by default: the last written first, and how many more there are."""
     for age, name in enumerate("cedab"):
