@@ -128,16 +128,33 @@ def _groups(n: int, m: int, *, is_wide: bool) -> tuple[int, int]:
     return min(8, 3 + groups // 3), groups
 
 
-def _tables(nodes: ScaleNodes, edges: Edges, angles: int, error: float) -> Floats:
+def _tables(nodes: ScaleNodes, edges: Edges, angles: int, error: float, known: _Complex | None = None) -> Floats:
     """Return the CDF of each slice at equal steps of θ.
 
     The density times dλ/dθ is odd at θ = 0 and even at π, so it is a sum of sin((k + ½)θ), which is integrated term by
     term. The integral is taken from the upper edge down, and over all θ it is 1. Where it is not, or where the upper
     half of the terms matters, the density has gaps and narrow bands, and twice as many angles are taken. What is
     missing after all lies at the lower end.
+
+    Args:
+        nodes: the scales.
+        edges: of the same slices.
+        angles: the number of steps of θ.
+        error: of the CDF, from which twice as many are taken.
+        known: (δ, ε) for half as many angles, (2, slices, angles / 2).
     """
+    half = (np.arange(angles) + 0.5) * np.pi / angles / 2
+    width = (edges.upper - edges.lower)[:, None]
+    lam = edges.lower[:, None] + width * np.sin(half) ** 4
+    starts = _starts(nodes.ratio, edges, half) if known is None else _twice_as_many(known)
+    chunk = max(1, _MAX_NODES // (angles * nodes.a.shape[1]))
+    parts = [slice(i, i + chunk) for i in range(0, lam.shape[0], chunk)]
+    solved = [_solution(nodes.of(part), lam[part], starts[:, part], edges.upper[part]) for part in parts]
+    density = np.concatenate(
+        [_density(nodes.of(part), lam[part], each) for part, each in zip(parts, solved, strict=True)]
+    )
     sines, integrals = _waves(angles)
-    terms = _densities(nodes, edges, angles) @ sines
+    terms = density * width * 2 * np.sin(half) ** 3 * np.cos(half) @ sines
     table = 1 - terms @ integrals
     last = np.linalg.norm(terms[:, angles // 2 :], axis=1)
     rough = np.flatnonzero(np.maximum(np.abs(table[:, 0]), last) > error)
@@ -145,22 +162,9 @@ def _tables(nodes: ScaleNodes, edges: Edges, angles: int, error: float) -> Float
     table[:, 0] = 0.0
     rising: Floats = np.maximum.accumulate(table, axis=1) + _RISE
     if rough.size and 2 * angles <= _MOST_ANGLES:
-        rising[rough] = _tables(nodes.of(rough), edges.of(rough), 2 * angles, error)
+        solution = np.concatenate(solved, axis=1)[:, rough]
+        rising[rough] = _tables(nodes.of(rough), edges.of(rough), 2 * angles, error, solution)
     return rising
-
-
-def _densities(nodes: ScaleNodes, edges: Edges, angles: int) -> Floats:
-    """Return the density of each slice times dλ/dθ at the middle of each step of θ, (slices, angles)."""
-    half = (np.arange(angles) + 0.5) * np.pi / angles / 2
-    width = (edges.upper - edges.lower)[:, None]
-    lam = edges.lower[:, None] + width * np.sin(half) ** 4
-    starts = _starts(nodes.ratio, edges, half)
-    chunk = max(1, _MAX_NODES // (angles * nodes.a.shape[1]))
-    parts = [slice(i, i + chunk) for i in range(0, lam.shape[0], chunk)]
-    density = [_density(nodes.of(part), lam[part], starts[:, part], edges.upper[part]) for part in parts]
-    jacobian = width * 2 * np.sin(half) ** 3 * np.cos(half)
-    densities: Floats = np.concatenate(density) * jacobian
-    return densities
 
 
 @lru_cache(maxsize=16)
@@ -189,28 +193,58 @@ def _starts(ratio: float, edges: Edges, half: Floats) -> _Complex:
     return starts
 
 
-def _density(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) -> Floats:
-    """Return Im m/π for (slices, angles) values of λ, up to `upper` in each slice; never negative."""
-    solution, is_solved = _newton(nodes, lam.astype(complex), starts, _STEPS)
-    is_solved &= (solution.imag > _REAL * np.abs(solution)).all(axis=0)
-    if not is_solved.all():  # most of these lie below the bulk or in a gap
-        slices, angles = np.nonzero(~is_solved)
-        found = _descended(nodes.of(slices), lam[slices, angles, None], upper[slices, None])
-        solution[:, slices, angles] = found[..., 0]
+def _twice_as_many(known: _Complex) -> _Complex:
+    """Return (δ, ε) interpolated at the middles of half steps of θ, from those at the middles of whole steps."""
+    before = np.concatenate((known[..., :1], known[..., :-1]), axis=-1)
+    after = np.concatenate((known[..., 1:], known[..., -1:]), axis=-1)
+    starts: _Complex = np.stack((3 * known + before, 3 * known + after), axis=-1).reshape(*known.shape[:-1], -1) / 4
+    return starts
+
+
+def _density(nodes: ScaleNodes, lam: Floats, solution: _Complex) -> Floats:
+    """Return Im m/π for (slices, angles) values of λ and their (δ, ε); never negative."""
     terms = nodes.weights[1][:, None, :] / (1 + solution[1][..., None] * nodes.b[:, None, :])
     density: Floats = np.maximum(-(terms.sum(-1) / lam).imag, 0) / np.pi
     return density
 
 
+def _solution(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) -> _Complex:
+    """Return (δ, ε) for (slices, angles) values of λ, up to `upper` in each slice, from estimates of them."""
+    solution, is_solved = _newton(nodes, lam.astype(complex), starts, _STEPS)
+    is_solved &= (solution.imag > _REAL * np.abs(solution)).all(axis=0)
+    if not is_solved.all():  # most of these lie below the bulk or in a gap
+        slices, angles = np.nonzero(~is_solved)
+        nodes, lam = nodes.of(slices), lam[slices, angles, None]
+        above = _above(nodes, lam, starts[:, slices, angles, None], upper[slices, None])
+        found, is_found = _newton(nodes, lam.astype(complex), above, _LAST_STEPS, may_be_real=True)
+        solution[:, slices, angles] = np.where(is_found, found, above)[..., 0]
+    return solution
+
+
+def _above(nodes: ScaleNodes, lam: Floats, starts: _Complex, upper: Floats) -> _Complex:
+    """Return (δ, ε) a little above the real axis, for (points, 1) values of λ.
+
+    There only one solution has positive imaginary parts. Newton's method finds it from most estimates that were
+    interpolated; the others are found by a descent.
+    """
+    raised: _Complex = starts.real + 1j * np.maximum(starts.imag, _NEAR * np.abs(starts.real))
+    solution, is_solved = _newton(nodes, lam + 1j * _NEAR * lam, raised, _STEPS)
+    rest = np.flatnonzero(~is_solved)
+    if rest.size:
+        solution[:, rest] = _descended(nodes.of(rest), lam[rest], upper[rest])
+    return solution
+
+
 def _descended(nodes: ScaleNodes, lam: Floats, upper: Floats) -> _Complex:
-    """Return (δ, ε) for (slices, angles) values of λ by continuation from Im z = λ⁺ down to the real axis.
+    """Return the same by continuation from Im z = λ⁺ down.
 
     The first solution is found from the one for |z| → ∞, and each next one from a geometric extrapolation of the last
-    two. Where Newton's method fails the last solution above the real axis is returned.
+    two. Where Newton's method fails the last solution is returned.
     """
     at_infinity = -(nodes.balanced_weights() * nodes.values).sum(-1)[::-1, :, None]
     height = np.maximum(upper, lam)
-    before, solution = (at_infinity / (lam + 1j * h) for h in (_FACTOR * height, height))
+    before: _Complex = at_infinity / (lam + 1j * _FACTOR * height)
+    solution: _Complex = at_infinity / (lam + 1j * height)
     start = solution
     for _ in range(1 + math.ceil(math.log((height / (_NEAR * lam)).max(), _FACTOR))):
         found, is_solved = _newton(nodes, lam + 1j * height, start, _STEPS)
@@ -218,8 +252,7 @@ def _descended(nodes: ScaleNodes, lam: Floats, upper: Floats) -> _Complex:
         ahead = solution**2 / before
         start = np.where(ahead.imag > 0, ahead, solution)
         height = np.maximum(height / _FACTOR, _NEAR * lam)
-    found, is_solved = _newton(nodes, lam.astype(complex), solution, _LAST_STEPS, may_be_real=True)
-    return np.where(is_solved, found, solution)
+    return solution
 
 
 def _newton(

@@ -5,7 +5,7 @@
 
 CREPE (tiny), which estimates the pitch of a sound, and the speaker encoder of Resemblyzer, an LSTM, are trained on from
 their published weights: on voices that are made here, harmonics of a pitch through three formants. Each does its task
-on such voices before, as is printed; so the weights are loaded rightly. An alert of severity warning is one too many.
+on such voices before, as is printed; so the weights are loaded rightly. A warning is false where the score stays good.
 """
 
 from __future__ import annotations

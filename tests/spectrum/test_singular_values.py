@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -35,12 +35,19 @@ def transcribed(weight: Floats) -> dict[str, float]:
 
 @settings(max_examples=15)
 @given(st.integers(10, 40), st.integers(10, 40), st.integers(0, 2**32 - 1), st.sampled_from([1e-6, 1.0, 1e8]))
+@example(38, 38, 55738, 1.0)
 def test_they_are_those_of_a_float64_svd(n: int, m: int, seed: int, scale: float) -> None:
-    """Through the reader, of a float64 weight of any orientation and size."""
+    """Through the reader, of a float64 weight of any orientation and size.
+
+    Rounding WᵀW moves its smallest eigenvalue by ε·κ² of it, for the condition number κ of W.
+    """
     weight = scale * np.random.default_rng(seed).standard_normal((n, m))
     layer = esdmon.analyze({"w": torch.from_numpy(weight)}).layers[0]
     expected = transcribed(weight)
-    assert {name: layer.measures[name] for name in NAMES} == pytest.approx(expected, rel=1e-6)
+    rounding = max(1e-6, np.finfo(float).eps * expected["condition_number"] ** 2)
+    for name in NAMES:
+        rel = rounding if name in ("sigma_min", "condition_number") else 1e-6
+        assert layer.measures[name] == pytest.approx(expected[name], rel=rel), name
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
