@@ -65,8 +65,12 @@ def frobenius(layer: LayerReport) -> float:
 
 def usual_rate(baseline: Sequence[LayerReport]) -> float:
     """Return the median learning rate of a baseline; NaN where it is not known."""
-    rates = [layer.learning_rate for layer in baseline if layer.learning_rate > 0]
-    return median(rates) if rates else math.nan
+    return median([layer.learning_rate for layer in baseline if layer.learning_rate > 0] or [math.nan])
+
+
+def usual_decay(baseline: Sequence[LayerReport]) -> float:
+    """Return the median weight decay of a baseline; NaN where it is not known."""
+    return median([layer.weight_decay for layer in baseline if layer.weight_decay >= 0] or [math.nan])
 
 
 def raised(name: str, value: float, before: float) -> str:

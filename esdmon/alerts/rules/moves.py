@@ -9,7 +9,7 @@ from statistics import median, median_low
 from esdmon.alerts.rule import Finding, History, Peak, has_moved, is_pruned, value_of
 from esdmon.alerts.rules.baseline import WARM_UP
 from esdmon.alerts.rules.change import is_noise_like
-from esdmon.alerts.rules.jumps import RAISED, finding, frobenius, jumps, raised, usual_rate
+from esdmon.alerts.rules.jumps import RAISED, finding, frobenius, jumps, raised, usual_decay, usual_rate
 from esdmon.records import LayerReport, Severity
 
 # All of these are our choice.
@@ -217,22 +217,19 @@ def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> 
     """
     for now, norm, before in jumps(history, frobenius, "down", factor=factor, back=back):
         last, first = history.layers[now.name][-_SEEN:], history.first[now.name]
-        is_shortened = any(map(_is_shortened, last))
+        baseline, is_shortened = history.baseline[now.name], any(map(_is_shortened, last))
         if now.name not in history.firing:
             norms = [frobenius(layer) for layer in last]
             falls = [was > is_now * (before / norm) ** _FALLS for was, is_now in pairwise(norms)]
-            ranks = [rank for layer in history.baseline[now.name] if (rank := value_of(layer, "stable_rank")) > 0]
+            ranks = [rank for layer in baseline if (rank := value_of(layer, "stable_rank")) > 0]
             is_unlearning = bool(ranks) and value_of(now, "stable_rank") > _SPREAD * median(ranks)
             is_decay = is_shortened or norm * factor < frobenius(first)
             if not (falls[-1:] == [True] or sum(falls) > 1) or (is_unlearning and not is_decay):
                 continue
         what = f"Frobenius norm {norm:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
-        earlier = [frobenius(layer) for layer in history.baseline[now.name]] or [math.nan]
-        is_too_large = median(earlier) < frobenius(first)
+        is_too_large = median([frobenius(layer) for layer in baseline] or [math.nan]) < frobenius(first)
         is_by_loss = now.weight_decay == 0 and not is_shortened and is_too_large
-        yield finding(
-            now, f"{what}{_why_smaller(now, history.baseline[now.name])}", before, "info" if is_by_loss else None
-        )
+        yield finding(now, f"{what}{_why_smaller(now, baseline)}", before, "info" if is_by_loss else None)
 
 
 def _is_shortened(layer: LayerReport) -> bool:
@@ -244,9 +241,8 @@ def _why_smaller(now: LayerReport, baseline: Sequence[LayerReport]) -> str:
     """Return the weight decay, where it is known, and from what it was raised."""
     if now.weight_decay == 0:
         return "; the optimizer's weight decay is 0: the loss, a penalty in it, or the script itself makes it smaller"
-    known = [layer.weight_decay for layer in baseline if layer.weight_decay >= 0]
     is_now = f"; its weight decay is {now.weight_decay:.2g}" if now.weight_decay > 0 else ""
-    return raised("weight decay", now.weight_decay, median(known) if known else math.nan) or is_now
+    return raised("weight decay", now.weight_decay, usual_decay(baseline)) or is_now
 
 
 def _step_ratio(layer: LayerReport) -> float:
