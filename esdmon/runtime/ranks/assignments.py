@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from typing import final
+from typing import NoReturn, final
 
 from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
 from esdmon.runtime.ranks.assembly import Assembly
 from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
-from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved
+from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
 from esdmon.runtime.ranks.holdings import Holder, Table
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
 from esdmon.runtime.ranks.parts import Own, ShardedSource
@@ -70,7 +70,7 @@ class Assignments:
         self._begun: deque[tuple[int, float]] = deque()
         """The last due steps, with their times: the first of them is that of the oldest copies that are kept."""
         self._ending = 0
-        self._role = Role({}, frozenset())
+        self._role = Role({}, {})
         self._version = 0
         self.polls = Polls()
         """The steps until the next due one at which all ranks poll the store for an extra plan."""
@@ -219,7 +219,7 @@ class Assignments:
         exchange.expire(min(self._begun[0][1], now - 2 * exchange.patience))
 
     def _copy(self, assignment: Assignment, step: int, marked: dict[str, Callable[[], Moved]]) -> dict[str, Own]:
-        """Copy this rank's fragments: for its own reading, or for the rank that owns the assignment."""
+        """Copy this rank's fragments: for its own reading, or for an owner that does not hold the same itself."""
         own: dict[str, Own] = {}
         for name in assignment.parameters:
             local = self.local(name)
@@ -230,10 +230,14 @@ class Assignments:
                 moved = marked[local] = marked.get(local) or self.parts.mark(local)
                 if is_mine:
                     own[local] = self.parts.copy(local), moved
-                elif name in self._role.copies:
+                elif assignment.owner not in self._role.copies.get(name, (assignment.owner,)):
                     self.exchange.keep(key, self.parts.copy(local), self.parts.size(local), moved)
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
-                self.exchange.fail(key, f"cannot read its part: {describe(error)}")
+                why = f"cannot read its part: {describe(error)}"
+                if is_mine:
+                    own[local] = _fails(self._ranks.rank, why)
+                else:
+                    self.exchange.fail(key, why)
         return own
 
     def _begin_whole(self, assignment: Assignment, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
@@ -269,6 +273,15 @@ class Assignments:
 
     def _key(self, step: int, assignment: Assignment, parameter: str) -> str:
         return f"{self._ranks.epoch}/{step}/{assignment.names[0]}/{parameter}"
+
+
+def _fails(rank: int, why: str) -> Own:
+    """Return in the place of a copy functions that raise the reason why there is none."""
+
+    def fail() -> NoReturn:
+        raise PeerError(rank, f"rank {rank} {why}", answers=True)
+
+    return fail, fail
 
 
 def _renamed(task: Task, names: Mapping[str, str]) -> Task:

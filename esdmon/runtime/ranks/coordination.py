@@ -83,8 +83,8 @@ class Role:
 
     local: Mapping[str, str]
     """Its own names by those in the job, of those that differ."""
-    copies: frozenset[str]
-    """The parameters, by their names in the job, of which it gives its fragment."""
+    copies: Mapping[str, tuple[int, ...]]
+    """The parameters, by their names in the job, of which it gives its fragment, with the ranks that hold the same."""
 
 
 @final
@@ -166,7 +166,7 @@ class Coordinator:
     def give_role(self, rank: int, role: Role, version: int) -> None:
         """On rank 0: say what a rank needs to know to act on plans, from a version of the holdings on."""
         given = self._roles.setdefault(rank, deque(maxlen=_ROLES))
-        given.append([version, dict(role.local), sorted(role.copies)])
+        given.append([version, dict(role.local), dict(role.copies)])
         self._store.put(f"role/{rank}", json.dumps(list(given)))
 
     def role(self, version: int) -> Role | None:
@@ -181,7 +181,7 @@ class Coordinator:
         if not known:
             return None
         local, copies = known[-1]
-        return Role(local, frozenset(copies))
+        return Role(local, {name: tuple(replicas) for name, replicas in copies.items()})
 
     def give_holders(self, version: int, parameter: str, holders: Sequence[Holder]) -> None:
         """On rank 0: say who gives the fragments of a parameter; what was said eight versions ago is forgotten."""

@@ -115,6 +115,8 @@ class Holder:
     rank: int
     fragment: Fragment
     address: str
+    replicas: tuple[int, ...] = ()
+    """The other ranks that hold the same fragment: they need no copy of it."""
 
 
 @final
@@ -136,12 +138,12 @@ class Holdings:
         """Return a rank's own names by those in the job, of those that differ."""
         return {other: own for own, other in self.names.get(rank, {}).items()}
 
-    def copies(self) -> dict[int, list[str]]:
-        """Return by rank the parameters, by their names in the job, of which it gives its fragment."""
-        copies: dict[int, list[str]] = defaultdict(list)
+    def copies(self) -> dict[int, dict[str, tuple[int, ...]]]:
+        """Return by rank the parameters, by their names in the job, of which it gives its fragment, with replicas."""
+        copies: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
         for name, holders in self.holders.items():
             for holder in holders:
-                copies[holder.rank].append(name)
+                copies[holder.rank][name] = holder.replicas
         return copies
 
 
@@ -253,7 +255,8 @@ def _choose_holders(
         for fragment, holding in ranks.items():
             rank = min(holding, key=lambda rank: (load[rank], rank))
             load[rank] += fragment.n_elements * rows[0][1].item
-            found.append(Holder(rank, fragment, tables[rank].address))
+            replicas = tuple(other for other in holding if other != rank)
+            found.append(Holder(rank, fragment, tables[rank].address, replicas))
         chosen[name] = tuple(found)
     return chosen, reasons
 

@@ -178,5 +178,6 @@ def _held(entry: Entry, holdings: Holdings) -> dict[int, int]:
     held: dict[int, int] = defaultdict(int)
     for name in entry.parameters:
         for holder in holdings.holders[name]:
-            held[holder.rank] += holder.fragment.n_elements
+            for rank in (holder.rank, *holder.replicas):
+                held[rank] += holder.fragment.n_elements
     return held

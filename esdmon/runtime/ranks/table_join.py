@@ -47,7 +47,7 @@ class TableJoin:
             self.holdings = join(self.tables, self.paused)
             copies = self.holdings.copies()
             for rank in self.tables:
-                role = Role(self.holdings.local_names(rank), frozenset(copies.get(rank, ())))
+                role = Role(self.holdings.local_names(rank), copies.get(rank, {}))
                 if self.roles.get(rank) != role:
                     self._ranks.give_role(rank, role, self._version)
                     self.roles[rank] = role

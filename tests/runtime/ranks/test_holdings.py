@@ -44,7 +44,7 @@ def test_parts_of_two_ranks_make_a_matrix() -> None:
     holders = (Holder(0, Fragment((0, 0), (3, 3)), "host0 1"), Holder(1, Fragment((3, 0), (1, 3)), "host1 1"))
     assert joined.holders["w0.weight"] == holders
     assert joined.bytes_of["w0.weight"] == 48
-    assert joined.copies() == {0: ["w0.weight"], 1: ["w0.weight"]}
+    assert joined.copies() == {0: {"w0.weight": ()}, 1: {"w0.weight": ()}}
     assert (joined.coverage.watched, joined.coverage.total) == (12, 12)
 
 
@@ -63,6 +63,8 @@ def test_replicas_share_the_work_and_stand_in_for_each_other() -> None:
     tables = {rank: table(rank, part(rank % 2 * 2, 2), part(rank % 2 * 2, 2)) for rank in range(4)}
     joined = join(tables)
     assert {holder.rank for holders in joined.holders.values() for holder in holders} == {0, 1, 2, 3}
+    assert joined.copies()[0] == {"w0.weight": (2,)}
+    assert joined.copies()[3] == {"w1.weight": (1,)}
     without = join(tables, paused={0})
     assert all(entry.reason == "" for entry in without.matrices.values())
     assert 0 not in {holder.rank for holders in without.holders.values() for holder in holders}

@@ -111,7 +111,7 @@ class Assigns:
         pass
 
     def role(self, _version: int) -> Role:
-        return Role({}, frozenset())
+        return Role({}, {})
 
     def holders(self, _version: int, _parameter: str) -> tuple[Holder, ...]:
         return ()

@@ -156,7 +156,7 @@ def test_a_rank_has_the_role_of_the_word_that_it_follows() -> None:
     store = Store()
     leader, other = Coordinator(store, 0, 2), Coordinator(store, 1, 2)
     assert other.role(1) is None
-    early, late = Role({"a": "b"}, frozenset("xy")), Role({}, frozenset("x"))
+    early, late = Role({"a": "b"}, {"x": (), "y": (2, 3)}), Role({}, {"x": (2,)})
     leader.give_role(1, early, 1)
     leader.give_role(1, late, 3)
     assert [other.role(version) for version in (0, 1, 2, 3, 4)] == [None, early, early, late, late]

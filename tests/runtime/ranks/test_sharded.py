@@ -51,6 +51,12 @@ def test_losses_are_the_same_to_the_last_bit(job: tuple[list[dict[str, Any]], st
             assert result["losses"] == result["plain"], way
 
 
+def test_each_copy_is_fetched(job: tuple[list[dict[str, Any]], str]) -> None:
+    """Also where other ranks hold the same fragment: those that read it themselves need no copy."""
+    for results in job[0]:
+        assert {way: sum(result["left"]) for way, result in results.items()} == dict.fromkeys(results, 0)
+
+
 def test_only_rank_0_reports(job: tuple[list[dict[str, Any]], str]) -> None:
     """And nothing is logged."""
     assert all(result["read"] == [] for results in job[0][1:] for result in results.values())
