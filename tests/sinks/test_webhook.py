@@ -61,7 +61,7 @@ def posting() -> list[threading.Thread]:
 @pytest.fixture
 def server() -> Iterator[Server]:
     with Server() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.gate.set()
         for thread in posting():  # one that is left would log its failure into the next test
