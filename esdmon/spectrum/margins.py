@@ -141,27 +141,29 @@ def scales_of(stack: Array, margins: Margins) -> Scales:
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
         margins = _refined(stack, margins, columns_first=columns_first)
     by_row, by_column = sample_steps(stack.size, columns_first=columns_first)
-    kurtosis = kurtosis_of(
+    elements = kurtosis_of(
         stack[:, ::by_row, ::by_column],
         _inverse(margins.rows)[:, ::by_row],
         _inverse(margins.columns)[:, ::by_column],
     )
-    return as_scales(margins.rows, margins.columns, kurtosis, partial(_are_heavy_alone, stack, measured))
+    return as_scales(margins.rows, margins.columns, elements, partial(_are_heavy_alone, stack, measured))
 
 
-def as_scales(rows: Floats, columns: Floats, kurtosis: Floats, are_alone: Callable[[], Bools]) -> Scales:
+def as_scales(rows: Floats, columns: Floats, elements: tuple[Floats, Floats], are_alone: Callable[[], Bools]) -> Scales:
     """Return scales with those of the longer side first.
 
     Args:
         rows: scales of the rows, (slices, rows).
         columns: of the columns.
-        kurtosis: of each slice.
+        elements: the kurtosis and the share of elements that are not zero, of each slice: see `kurtosis_of`.
         are_alone: returns `are_heavy_alone`; those slices have equal scales.
     """
+    kurtosis, filled = elements
     if (kurtosis > HEAVY_KURTOSIS).any():
         alike = (kurtosis > HEAVY_KURTOSIS) & are_alone()
         rows, columns = (np.where(alike[:, None], 1.0, side) for side in (rows, columns))
-    return Scales(rows, columns, kurtosis) if rows.shape[1] >= columns.shape[1] else Scales(columns, rows, kurtosis)
+    longer, shorter = (rows, columns) if rows.shape[1] >= columns.shape[1] else (columns, rows)
+    return Scales(longer, shorter, kurtosis, filled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +210,10 @@ def sample_steps(size: int, *, columns_first: bool) -> tuple[int, int]:
     return (1, step) if columns_first else (step, 1)
 
 
-def kurtosis_of(sample: Array, a: Array, b: Array) -> Floats:
-    """Return E y²/(E y)² of the squares of some rows and columns divided by their scales.
+def kurtosis_of(sample: Array, a: Array, b: Array) -> tuple[Floats, Floats]:
+    """Return E y²/(E y)² of the squares of some rows and columns divided by their scales, and the share of y > 0.
+
+    That share is counted where the first is large, and 1 elsewhere.
 
     Args:
         sample: (slices, rows, columns).
@@ -221,7 +225,10 @@ def kurtosis_of(sample: Array, a: Array, b: Array) -> Floats:
     second = np.einsum("si,si->s", a**2, np.einsum("sij,sj->si", y**2, b**2))
     with np.errstate(invalid="ignore", divide="ignore"):
         kurtosis: Floats = np.nan_to_num(second / first**2 * y[0].size, nan=3.0)
-    return kurtosis
+    filled = np.ones(len(y))
+    if (kurtosis > HEAVY_KURTOSIS).any():
+        filled = np.count_nonzero(y, axis=(1, 2)) / y[0].size
+    return kurtosis, filled
 
 
 def equalise(stack: Array, margins: Margins) -> Array:

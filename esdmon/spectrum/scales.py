@@ -5,6 +5,11 @@ profile is (a, b), each of mean 1. The measured scales scatter even where all ar
 their logarithm, where κ is the kurtosis of g; spikes scatter them too.
 The logarithms are contracted towards their mean until only the variance above that is left (shrinkage, in the sense of
 James and Stein), so that noise of equal scales has the Marchenko-Pastur law; single ones far beyond are left.
+
+Where only a share p of the elements is not zero, as under a random mask, κ is κ₁/p, with κ₁ of those that are not zero,
+and the scatter of the scales widens the spectrum: tr (WᵀW)² contains Σ W_ij⁴ once. The law of a profile contains what
+is left of the scatter twice, in rows and in columns. So of the part that the zeros add, κ₁·(1/p − 1)/M and
+κ₁·(1/p − 1)/N, half is taken away and half is left on each side; then the second moments of both agree.
 """
 
 from dataclasses import dataclass
@@ -17,7 +22,7 @@ from esdmon.spectrum.arrays import Floats
 # Elements of trained layers have a median kurtosis of 5.8 and single ones of hundreds, which a mean of squares does not
 # follow: above this one, whether rows and columns differ at all is tested by mean magnitudes. Our choice.
 HEAVY_KURTOSIS = 9.0
-_EXCESS = (0.5, HEAVY_KURTOSIS - 1)
+_KURTOSIS = (1.5, HEAVY_KURTOSIS)
 _LEAST = 0.05  # share of the variance above which scales differ at all; our choice
 _CERTAIN = 4.0  # standard deviations of the scatter beyond which a single scale is not contracted; our choice
 _OUTLIER = 3.5  # median absolute deviations, rescaled to a standard deviation; our choice
@@ -58,6 +63,8 @@ class Scales:
     """(slices, M) mean over i of W_ij²/a_i."""
     kurtosis: Floats
     """(slices,) E y²/(E y)² of y = W_ij²/(a_i·b_j): 3 for Gaussian elements, whatever their scales."""
+    filled: Floats | float = 1.0
+    """(slices,) share of elements that are not zero; 1 where the kurtosis is small."""
 
     @property
     def are_of_elements(self) -> bool:
@@ -80,7 +87,8 @@ class Scales:
             clipped: replace scales that lie far from the others, as those of a few large rows.
         """
         n, m = self.rows.shape[1], self.columns.shape[1]
-        excess, (rows, columns) = np.clip(self.kurtosis - 1, *_EXCESS), self._deviations
+        kurtosis = np.clip(self.kurtosis * self.filled, *_KURTOSIS)  # of the elements that are not zero
+        excess, (rows, columns) = kurtosis - 1 + kurtosis * (1 / np.asarray(self.filled) - 1) / 2, self._deviations
         return Profile(
             _contracted(rows, excess / m * (1 - 1 / n) + 2 * np.asarray(spikes), clipped=clipped),
             _contracted(columns, excess / n * (1 - 1 / m) + 2 * np.asarray(spikes), clipped=clipped),

@@ -53,6 +53,44 @@ def test_noise_with_scales_is_random_like(n: int, m: int) -> None:
     assert not any(reading.alpha_is_meaningful for reading in readings)
 
 
+def masked(rng: np.random.Generator, n: int, m: int, share: float) -> Floats:
+    """Noise of which only a share, at random places, is not zero."""
+    matrix: Floats = rng.standard_normal((n, m)) * (rng.random((n, m)) < share)
+    return matrix
+
+
+@pytest.mark.parametrize(("n", "m"), [(512, 512), (1024, 256), (1024, 1024)])
+def test_noise_under_a_random_mask_is_random_like(n: int, m: int) -> None:
+    """As layers of sparse training begin: its scales scatter, and so does its spectrum."""
+    rng = np.random.default_rng([n, m])
+    readings = [classify(read(masked(rng, n, m, 0.1))) for _ in range(4)]
+    assert [reading.phase for reading in readings] == [Phase.RANDOM_LIKE] * 4
+
+
+def test_spikes_under_a_random_mask_are_found() -> None:
+    """Two to four times as strong as the first that shows, in the elements that the mask leaves."""
+    phases = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        left, right = (np.linalg.qr(rng.standard_normal((512, 3)))[0] for _ in range(2))
+        mask = rng.random((512, 512)) < 0.1
+        spikes = left * (np.array([2.0, 3.0, 4.0]) * (512 / 0.1) ** 0.5) @ right.T
+        phases.append(classify(read((rng.standard_normal((512, 512)) + spikes) * mask)).phase)
+    assert phases.count(Phase.BULK_SPIKES) >= 3
+
+
+def test_the_profile_of_masked_noise_has_the_second_moment_of_its_spectrum() -> None:
+    """E λ²/(E λ)² is E b² + M/N·E a², to a third of the 3/(p·N) that a mask of share p adds to it."""
+    rng = np.random.default_rng(4)
+    differences = []
+    for _ in range(6):
+        spectrum = read(masked(rng, 800, 400, 0.1))
+        profile, eigenvalues = _scales(spectrum).profile(), spectrum.by_slice[0]
+        law = np.mean(profile.columns**2) + 400 / 800 * np.mean(profile.rows**2)
+        differences.append(law - np.mean(eigenvalues**2) / np.mean(eigenvalues) ** 2)
+    assert np.mean(differences) == pytest.approx(0, abs=30 / 800 / 3)
+
+
 def test_spikes_under_scales_are_found() -> None:
     rng = np.random.default_rng(3)
     phases = [classify(scaled_spikes(rng, 384, 192)).phase for _ in range(12)]

@@ -91,8 +91,8 @@ def scales_of(stack: Tensor, margins: Margins) -> Scales:
     if not _is_near(measured, margins):  # a single large row still lowers its own scale by that of its columns
         margins = _refined(squares, margins, columns_first=columns_first)
     rows, columns = _numbers(margins.rows), _numbers(margins.columns)
-    kurtosis = _kurtosis(stack, margins, columns_first=columns_first)
-    return as_scales(rows, columns, kurtosis, partial(_are_heavy_alone, stack, measured))
+    elements = _kurtosis(stack, margins, columns_first=columns_first)
+    return as_scales(rows, columns, elements, partial(_are_heavy_alone, stack, measured))
 
 
 def _squared(stack: Tensor) -> Iterable[Tensor]:
@@ -150,8 +150,8 @@ def _inverse(scales: Tensor) -> Tensor:
     return torch.maximum(scales, torch.where(least > 0, least, 1)).reciprocal()
 
 
-def _kurtosis(stack: Tensor, margins: Margins, *, columns_first: bool) -> Floats:
-    """Return E y²/(E y)² of the squares divided by the scales of their row and column, of a sample."""
+def _kurtosis(stack: Tensor, margins: Margins, *, columns_first: bool) -> tuple[Floats, Floats]:
+    """Return `kurtosis_of` of a sample."""
     by_row, by_column = sample_steps(stack.numel(), columns_first=columns_first)
     a, b = _inverse(margins.rows)[:, ::by_row], _inverse(margins.columns)[:, ::by_column]
     return kurtosis_of(_numbers(stack[:, ::by_row, ::by_column]), _numbers(a), _numbers(b))
