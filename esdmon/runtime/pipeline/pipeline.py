@@ -115,6 +115,8 @@ class ReadingPipeline:
             due.until_step = 0  # while the training waits, no thread pauses
         self._source.advance()
         self._executor.advance(waiting=waiting)
+        if waiting and self._team is not None:
+            self._team.look_who_left()
 
     def leftover(self) -> tuple[str, ...]:
         """Return what is left to read of the last scheduled step, where all that was begun is finished."""

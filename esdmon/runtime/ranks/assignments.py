@@ -8,7 +8,7 @@ memory allows.
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -170,12 +170,14 @@ class Assignments:
         return replace(assigned, tasks=tuple(tasks), moved=moved)
 
     def close(self, timeout: float) -> None:
-        """Take leave of rank 0; wait until the others have fetched their copies, for some seconds at most."""
-        if self.has_joined and self._ranks.rank:
+        """Announce that this rank closes; wait until the others have fetched their copies, for some seconds at most."""
+        if self.has_joined:
             with suppress(Exception):  # rank 0 and its store may be gone
-                self._ranks.announce(Table(self._ranks.rank, "", {}, {}, has_left=True))
+                self._ranks.leave()
+                if self._ranks.rank:
+                    self._ranks.announce(Table(self._ranks.rank, "", {}, {}, has_left=True))
         if self.exchange is not None:
-            self.exchange.drain(timeout)
+            self.exchange.drain(timeout, self._left)
             self.exchange.close()
         self._ranks.end()
 
@@ -210,6 +212,12 @@ class Assignments:
         copies, pauses = not self._executor.on_the_spot, self._executor.pauses
         return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, pauses=pauses)
 
+    def _left(self) -> Collection[int]:
+        """Return the ranks that are known to have closed; none where the store is gone."""
+        with suppress(Exception):
+            return self._ranks.left()
+        return ()
+
     def _expire(self, exchange: FragmentExchange, step: int) -> None:
         """Forget copies that nobody fetches any more: of two due steps ago, where no thread may still wait for them."""
         now = time.monotonic()
@@ -231,13 +239,15 @@ class Assignments:
                 if is_mine:
                     own[local] = self.parts.copy(local), moved
                 elif assignment.owner not in self._role.copies.get(name, (assignment.owner,)):
-                    self.exchange.keep(key, self.parts.copy(local), self.parts.size(local), moved)
+                    self.exchange.keep(
+                        key, self.parts.copy(local), self.parts.size(local), moved, owner=assignment.owner
+                    )
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
                 why = f"cannot read its part: {describe(error)}"
                 if is_mine:
                     own[local] = _fails(self._ranks.rank, why)
                 else:
-                    self.exchange.fail(key, why)
+                    self.exchange.fail(key, why, owner=assignment.owner)
         return own
 
     def _begin_whole(self, assignment: Assignment, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:

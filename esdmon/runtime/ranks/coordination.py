@@ -107,6 +107,7 @@ class Coordinator:
         self.epoch = 0
         """How often the monitor has gone back to a checkpoint."""
         self._taken = 0
+        self._left: set[int] = set()
         self._plans: deque[str] = deque()
         self._extra_plans: deque[str] = deque()
         if rank == 0:
@@ -162,6 +163,17 @@ class Coordinator:
             key = self._store.value(f"joined/{self._taken}").decode()
             tables.append(Table.from_json(self._store.text(key)))
         return tables
+
+    def leave(self) -> None:
+        """Announce that this rank closes its monitor: it sends and fetches nothing more."""
+        self._store.set(f"left/{self._store.add('left', 1)}", str(self.rank))
+
+    def left(self) -> frozenset[int]:
+        """Return the ranks that have closed their monitors. What they sent before is in the store."""
+        last = self._store.add("left", 0)
+        while len(self._left) < last and self._store.has(f"left/{len(self._left) + 1}"):
+            self._left.add(int(self._store.value(f"left/{len(self._left) + 1}")))
+        return frozenset(self._left)
 
     def give_role(self, rank: int, role: Role, version: int) -> None:
         """On rank 0: say what a rank needs to know to act on plans, from a version of the holdings on."""
@@ -242,12 +254,9 @@ class Coordinator:
         plain = {name: [to_plain(layer), seconds] for name, (layer, seconds) in answer.items()}
         self._store.put(self._key("answer", step, self.rank), json.dumps([plain, failures, pace]))
 
-    def answered(self, step: int, ranks: Iterable[int]) -> list[int]:
-        """On rank 0: return those ranks whose answer has come."""
-        ranks = list(ranks)
-        if ranks and self._store.has(*(self._key("answer", step, rank) for rank in ranks)):
-            return ranks
-        return []
+    def has_answers(self, step: int, ranks: Collection[int]) -> bool:
+        """On rank 0: return whether the answers of all these ranks have come."""
+        return not ranks or self._store.has(*(self._key("answer", step, rank) for rank in ranks))
 
     def take_answers(self, step: int, ranks: Iterable[int]) -> Answers:
         """On rank 0: return the answers that are there, and who has not answered."""

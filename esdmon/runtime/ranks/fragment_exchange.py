@@ -13,7 +13,7 @@ import hmac
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from threading import BoundedSemaphore, Condition, Thread
@@ -27,6 +27,7 @@ _LENGTH = struct.Struct("!I")
 _WAIT = struct.Struct("!d")  # seconds
 _HEAD = struct.Struct("!qdd")  # bytes that follow, or -length of an error message; what `Moved` holds
 _PIECE = 1 << 20  # bytes that are sent within the patience
+_POLL = 0.02  # seconds between two looks at who has closed
 _AT_ONCE = 16  # requests that are answered at the same time; others wait. Our choice.
 
 
@@ -50,6 +51,8 @@ class _Kept:
     size: int
     moved: Callable[[], Moved]
     since: float
+    owner: int
+    """The rank that fetches it."""
     error: str = ""
 
 
@@ -98,24 +101,31 @@ class FragmentExchange:
         Thread(target=self._accept, args=(server,), name="esdmon-fragments", daemon=True).start()
         return f"{host} {server.getsockname()[1]}"
 
-    def keep(self, key: str, read: Callable[[], memoryview], size: int, moved: Callable[[], Moved]) -> None:
-        """Keep a copy of `size` bytes, which `read` returns, until it is fetched."""
+    def keep(
+        self, key: str, read: Callable[[], memoryview], size: int, moved: Callable[[], Moved], *, owner: int
+    ) -> None:
+        """Keep a copy of `size` bytes, which `read` returns, until the rank `owner` fetches it."""
         now = time.monotonic()
         with self._changed:
             if self._kept and self.kept_bytes + size > self.most_bytes:
                 self._kept[key] = _Kept(
-                    None, 0, moved, now, "has no memory for it: copies for earlier readings have not been fetched"
+                    None,
+                    0,
+                    moved,
+                    now,
+                    owner,
+                    "has no memory for it: copies for earlier readings have not been fetched",
                 )
             else:
-                self._kept[key] = _Kept(read, size, moved, now)
+                self._kept[key] = _Kept(read, size, moved, now, owner)
                 self.kept_bytes += size
                 self.peak_bytes = max(self.peak_bytes, self.kept_bytes)
             self._changed.notify_all()
 
-    def fail(self, key: str, why: str) -> None:
+    def fail(self, key: str, why: str, *, owner: int) -> None:
         """Leave the reason in the place of a copy, so that nobody waits for it."""
         with self._changed:
-            self._kept[key] = _Kept(None, 0, _not_moved, time.monotonic(), why)
+            self._kept[key] = _Kept(None, 0, _not_moved, time.monotonic(), owner, why)
             self._changed.notify_all()
 
     def take(self, key: str, until: float) -> tuple[memoryview, Moved]:
@@ -145,13 +155,24 @@ class FragmentExchange:
             for key in [key for key, kept in self._kept.items() if kept.since < before]:
                 self.kept_bytes -= self._kept.pop(key).size
 
-    def drain(self, timeout: float) -> None:
-        """Wait until all copies are fetched, at most this many seconds."""
+    def drain(self, timeout: float, left: Callable[[], Collection[int]]) -> None:
+        """Wait until all copies are fetched, at most this many seconds.
+
+        Args:
+            timeout: these seconds.
+            left: returns the ranks that have closed, and fetch nothing more.
+        """
         until = time.monotonic() + timeout
-        with self._changed:
-            self._changed.wait_for(lambda: not any(kept.read for kept in self._kept.values()), timeout)
+        while (owners := self._owners()) and not owners <= set(left()) and time.monotonic() < until:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._owners(), _POLL)
         for _ in range(_AT_ONCE):  # and until they have arrived
             self._busy.acquire(timeout=max(0.0, until - time.monotonic()))
+
+    def _owners(self) -> set[int]:
+        """Return the ranks that have not fetched all that is kept for them."""
+        with self._changed:
+            return {kept.owner for kept in self._kept.values() if kept.read}
 
     def close(self) -> None:
         """Stop listening, and forget all copies."""

@@ -57,6 +57,8 @@ class Team:
         """The extra plan of this step."""
         self._tables: dict[int, Table] = {}
         self._paused: frozenset[int] = frozenset()
+        self._left: frozenset[int] = frozenset()
+        """Ranks that have closed their monitors, as of the last look: nobody waits for them."""
         self._roles: dict[int, Role] = {}
         self._sharing = Sharing(limits.copied_bytes)
         self.capacities = Capacities(lambda: own.pace, advance=limits.advance_seconds)
@@ -165,6 +167,7 @@ class Team:
         if done.error is not None:
             raise done.error
         self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings
+        self.look_who_left()
         self._local = self.holdings.local_names(0)  # looked up for each matrix at each due step
         self._version += 1
         self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in self.holdings.matrices.values())
@@ -174,6 +177,10 @@ class Team:
         self.capacities.keep({rank: table for rank, table in self._tables.items() if rank in reading})
         self._log_renamed()
         return True
+
+    def look_who_left(self) -> None:
+        """Look which ranks have closed their monitors; what these have not answered is given up."""
+        self._left = self._ranks.left()
 
     def plan(
         self, step: int | None, names: Mapping[str, float], ranks: Mapping[int, Reads], *, gap: int = 0, ending: int = 0
@@ -237,7 +244,7 @@ class Team:
             return {name: (_completed(layer, assigned), seconds) for name, (layer, seconds) in answer.items()}
 
         def poll() -> Answer | None:
-            return take() if self._ranks.answered(step, ranks) else None
+            return take() if self._ranks.has_answers(step, [rank for rank in ranks if rank not in self._left]) else None
 
         return Task(tuple(name for assignment in assignments for name in assignment.names), poll, take)
 
@@ -245,12 +252,13 @@ class Team:
         """Return the readings that other ranks have sent, and take note of how fast each reads, or that it fails."""
         answers = self._ranks.take_answers(step, ranks)
         self.capacities.answered(answers.paces, answers.seconds)
-        self._faults.answered(step, answers)
+        missing = tuple(rank for rank in answers.missing if rank not in self._left)
+        self._faults.answered(step, replace(answers, missing=missing))
         return answers.readings
 
     def settle(self, step: int) -> None:
         """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
-        self._faults.settle(step, set(self._present) - {0})
+        self._faults.settle(step, set(self._present) - {0} - self._left)
 
     def settle_asked(self, step: int, missed: Collection[str]) -> None:
         """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""

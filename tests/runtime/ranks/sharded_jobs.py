@@ -1,7 +1,7 @@
 """Models that are spread over the ranks of a job in every way that is read, and the same models in one piece."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -316,8 +316,8 @@ def copies_left() -> Iterator[list[int]]:
     left: list[int] = []
     drain = FragmentExchange.drain
 
-    def noted(exchange: FragmentExchange, timeout: float) -> None:
-        drain(exchange, timeout)
+    def noted(exchange: FragmentExchange, timeout: float, closed: Callable[[], Collection[int]]) -> None:
+        drain(exchange, timeout, closed)
         left.append(exchange.n_kept)
 
     with pytest.MonkeyPatch.context() as patch:

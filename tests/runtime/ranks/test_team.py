@@ -5,7 +5,8 @@ import pytest
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
-from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.assignments import Assigned
+from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
 from esdmon.runtime.ranks.holdings import Listed, Table
 from esdmon.runtime.ranks.sharing import Reads
 from esdmon.runtime.ranks.team import Team
@@ -20,7 +21,8 @@ class Job:
     def __init__(self) -> None:
         store = CountingStore()
         leader, self.other = Coordinator(store, 0, 2), Coordinator(store, 1, 2)
-        self.team = Team(leader, OnlyTells(), Faults(), limits=Limits())
+        self.faults = Faults()
+        self.team = Team(leader, OnlyTells(), self.faults, limits=Limits())
         leader.announce(Table(0, "", {"a": Listed(1.0)}, {}))
         self.other.announce(Table(1, "", {"b": Listed(1.0)}, {}, copies=True, pauses=True))
         self.team.update_holdings()
@@ -76,3 +78,22 @@ def test_what_a_rank_does_not_use_is_not_kept_for_ever() -> None:
     job.answers(1, seconds=1e4, pace=1.0)
     job.passes(1.0, at_most=5.0)
     assert job.reads()[1].credit == pytest.approx(-5.0 - Limits().advance_seconds, abs=0.1)
+
+
+@pytest.mark.parametrize("has_answered", [True, False])
+def test_nobody_waits_for_a_rank_that_has_closed(*, has_answered: bool) -> None:
+    """Nor is it blamed: its loop was shorter, or was broken off a step earlier. What it had sent is taken."""
+    job = Job()
+    assigned = Assigned(Plan(1, (Assignment(1, ("b",)),)), (), {})
+    job.team._faults.begin(5, assigned.plan, {})
+    task = job.team.others(5, assigned)
+    assert task is not None
+    assert task.poll() is None
+    if has_answered:
+        job.other.answer(5, {"b": (LayerReport("b", "ok", 5), 1.0)}, {}, 1.0)
+    job.other.leave()
+    job.team.look_who_left()
+    answer = task.poll()
+    assert answer is not None
+    assert list(answer) == ["b"] * has_answered
+    assert list(job.faults) == []
