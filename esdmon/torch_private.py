@@ -183,14 +183,14 @@ def without_finalizer(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def fsdp1_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
-    """Iterate over the parameters that a `FullyShardedDataParallel` (FSDP1) splits over ranks.
+    """Iterate over the parameters that a `FullyShardedDataParallel` (FSDP1) splits over ranks, or flattens on one.
 
     Raises:
         AttributeError: with a version of torch that keeps them elsewhere.
     """
     fsdp: Any = module
     handle = fsdp._handle  # noqa: SLF001
-    if handle is None or not handle.uses_sharded_strategy:
+    if handle is None or not (handle.uses_sharded_strategy or handle.flat_param._params is None):  # noqa: SLF001
         return
     flat = handle.flat_param
     shared: dict[tuple[int, str], list[tuple[nn.Module, str]]] = {}
@@ -210,7 +210,7 @@ def fsdp1_parameters(module: nn.Module) -> Iterator[ManagedParameter]:
 
 
 def _local_elements(handle: Any, start: int, count: int) -> Tensor:
-    local: Tensor = handle.flat_param._local_shard  # noqa: SLF001
+    local: Tensor = handle.flat_param._local_shard if handle.uses_sharded_strategy else handle.flat_param  # noqa: SLF001
     return local.detach()[start : start + count]
 
 

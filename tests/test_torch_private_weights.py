@@ -184,8 +184,16 @@ def test_fsdp1_parameters(use_orig_params: bool) -> None:  # noqa: FBT001 -- a c
 
     inner = tied_model()
     model = FullyShardedDataParallel(inner, use_orig_params=use_orig_params, device_id=torch.device("cpu"))
-    assert list(torch_private.fsdp1_parameters(model)) == []  # one rank holds all
     handle: Any = vars(model)["_handle"]
+    assert not handle.uses_sharded_strategy  # one rank holds all
+    managed = list(torch_private.fsdp1_parameters(model))
+    assert [names_of(inner, each) for each in managed] == [["0.weight", "1.weight"], ["2.weight"]] * (
+        not use_orig_params  # else the module shows its parameters
+    )
+    for each in managed:
+        assert each.parameter is handle.flat_param
+        assert each.read is not None
+        assert torch.equal(each.read().view(each.shape), getattr(*each.owners[0]))
     vars(model)["_handle"] = FlatHandle(handle.flat_param)
     managed = list(torch_private.fsdp1_parameters(model))
     assert [names_of(inner, each) for each in managed] == [["0.weight", "1.weight"], ["2.weight"]]

@@ -224,6 +224,10 @@ WAYS: dict[str, tuple[type[Any], Callable[[Any], Any]]] = {
         Layers,
         lambda model: fsdp1(model, use_orig_params=True, sharding_strategy=ShardingStrategy.NO_SHARD),
     ),
+    "fsdp1, flat, not sharded": (
+        Layers,
+        lambda model: fsdp1(model, use_orig_params=False, sharding_strategy=ShardingStrategy.NO_SHARD),
+    ),
     "fsdp2, assigned": (Layers, assigned),
     "tensor parallel": (Layers, tensor_parallel),
     "tensor parallel, two blocks": (Halved, in_two_blocks),
