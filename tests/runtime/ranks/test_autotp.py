@@ -1,28 +1,19 @@
-"""Tensor parallel of DeepSpeed on two ranks of a CPU, where `pip install deepspeed==0.19.8` has been run."""
+"""Tensor parallel of DeepSpeed (AutoTP)."""
 
-import json
-import logging
-import os
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, distributed
 
 import esdmon
 from esdmon.sinks import MemorySink
 from tests.ranks import results_in, torchrun
+from tests.runtime.ranks import deepspeed_jobs
+from tests.runtime.ranks.collectives import monitored_step
 from tests.runtime.ranks.sharded_jobs import check_read, compared
-from tests.runtime.ranks.test_sharded_costs import no_collective
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = deepspeed_jobs.MARKS
 STEPS = 5
 
 
@@ -49,18 +40,9 @@ def whole_state(engine: Any, whole: Any) -> dict[str, Tensor]:
 
 def train(*, watched: bool) -> dict[str, Any]:
     """A few steps; what was read, and how it differs from readings of the whole model."""
-    import deepspeed  # type: ignore[import-not-found,unused-ignore]
-
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]  # a build of minutes
     model, whole = llama(), llama()
-    config = {
-        "train_micro_batch_size_per_gpu": 2,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "tensor_parallel": {"autotp_size": 2},
-    }
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=inner, config=config, dist_init_required=False)
+    config = {"train_micro_batch_size_per_gpu": 2, "tensor_parallel": {"autotp_size": 2}}
+    engine, _ = deepspeed_jobs.engine_of(model, **config)
     sink, losses, counts = MemorySink(), list[float](), 0
     states: dict[int, dict[str, Tensor]] = {}
     monitor = esdmon.watch(engine, every=1, budget=None, sinks=[sink]) if watched else None
@@ -71,12 +53,8 @@ def train(*, watched: bool) -> dict[str, Any]:
         engine.step()
         losses.append(loss.item())
         if monitor is not None:
-            with no_collective() as counted:
-                monitor.step()
-            counts += counted.get_total_counts()
-            states[step] = whole_state(engine, whole)
-            monitor.flush(10)
-            distributed.barrier()
+            n_collectives, states[step] = monitored_step(monitor, lambda: whole_state(engine, whole))
+            counts += n_collectives
     if monitor is None:
         return {"losses": losses}
     monitor.close(timeout=20)
@@ -84,15 +62,7 @@ def train(*, watched: bool) -> dict[str, Any]:
 
 
 def rank_of_a_job(folder: str) -> None:
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
-    logging.basicConfig(filename=f"{folder}/log-{rank}")
-    torch.set_num_threads(1)
-    result = train(watched=True) | {"plain": train(watched=False)["losses"]}
-    Path(f"{folder}/result-{rank}.json").write_text(json.dumps(result))
-    distributed.barrier()
-    os._exit(0)  # DeepSpeed's own threads and finalizers do not end on a CPU
+    deepspeed_jobs.run(folder, lambda: train(watched=True) | {"plain": train(watched=False)["losses"]})
 
 
 def test_readings_and_losses_are_those_of_the_whole_model(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
 from esdmon.trainers.optimizers import readable
 from tests.ranks import results_in, torchrun
+from tests.runtime.ranks.collectives import monitored_step
 from tests.runtime.ranks.sharded_jobs import check_read, compared
-from tests.runtime.ranks.test_sharded_costs import no_collective
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 pytest.importorskip("megatron.core", reason="Megatron-Core has packages for Linux only")
@@ -159,12 +159,8 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
         losses.append(backward(model, step))
         optimizer.step()
         if monitor is not None:
-            with no_collective() as counted:
-                monitor.step()
-            counts += counted.get_total_counts()
-            states[step] = gathered(way, model)
-            monitor.flush(10)
-            distributed.barrier()
+            n_collectives, states[step] = monitored_step(monitor, lambda: gathered(way, model))
+            counts += n_collectives
     if monitor is None:
         return {"losses": losses}
     monitor.close(timeout=20)

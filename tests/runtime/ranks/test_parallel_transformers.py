@@ -12,8 +12,8 @@ from torch import Tensor, distributed
 import esdmon
 from esdmon.sinks import MemorySink
 from tests.ranks import results_in, torchrun
+from tests.runtime.ranks.collectives import monitored_step
 from tests.runtime.ranks.sharded_jobs import check_read, compared, full
-from tests.runtime.ranks.test_sharded_costs import no_collective
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 STEPS = 5
@@ -56,17 +56,17 @@ def train(way: str, folder: Path, *, watched: bool) -> dict[str, Any]:
         optimizer.step()
         losses.append(float(full(loss)))
         if monitor is not None:
-            with no_collective() as counted:
-                monitor.step()
-            counts += counted.get_total_counts()
-            states[step] = {name: full(weight).clone() for name, weight in model.named_parameters()}
-            monitor.flush(10)
-            distributed.barrier()
+            n_collectives, states[step] = monitored_step(monitor, lambda: whole_weights(model))
+            counts += n_collectives
     if monitor is None:
         return {"losses": losses}
     monitor.close(timeout=20)
     whole = AutoModelForCausalLM.from_pretrained(folder / kind, dtype=torch.float32)
     return compared(monitor, sink, whole, states) | {"losses": losses, "collectives": counts}
+
+
+def whole_weights(model: Any) -> dict[str, Tensor]:
+    return {name: full(weight).clone() for name, weight in model.named_parameters()}
 
 
 def rank_of_a_job(folder: Path, ways: tuple[str, ...]) -> None:

@@ -16,8 +16,8 @@ from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.sinks import MemorySink
 from esdmon.watching import attach
 from tests.ranks import results_of
+from tests.runtime.ranks.collectives import no_collective
 from tests.runtime.ranks.sharded_jobs import difference, reading_of
-from tests.runtime.ranks.test_sharded_costs import no_collective
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
 

@@ -3,9 +3,7 @@
 import gc
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +11,15 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.debug import CommDebugMode
 
 import esdmon
 from esdmon.runtime.ranks.assignments import Assignments
 from esdmon.sinks import MemorySink
 from tests.ranks import results_of
+from tests.runtime.ranks.collectives import no_collective
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
 WIDTH, LAYERS, STEPS = 64, 3, 30
-COLLECTIVES = ("all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier", "gather", "reduce", "new_group")
-
-
-@contextmanager
-def no_collective() -> Iterator[CommDebugMode]:
-    """Raise in each, and count what DTensors do by themselves."""
-
-    def refused(*_args: object, **_options: object) -> None:
-        raise AssertionError("a collective")
-
-    with pytest.MonkeyPatch.context() as patch, CommDebugMode() as counted:  # type: ignore[no-untyped-call]
-        for name in COLLECTIVES:
-            patch.setattr(distributed, name, refused)
-        for name in ("full_tensor", "redistribute"):
-            patch.setattr(DTensor, name, refused)
-        yield counted
 
 
 def files() -> int:

@@ -1,11 +1,5 @@
-"""ZeRO-3 of DeepSpeed on two ranks of a CPU, where `pip install deepspeed==0.19.8` has been run beside this torch."""
+"""ZeRO-3 of DeepSpeed."""
 
-import json
-import logging
-import os
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,14 +11,11 @@ from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
 from esdmon.trainers.optimizers import readable
 from tests.ranks import results_in, torchrun
+from tests.runtime.ranks import deepspeed_jobs
+from tests.runtime.ranks.collectives import monitored_step
 from tests.runtime.ranks.sharded_jobs import difference, reading_of
-from tests.runtime.ranks.test_sharded_costs import no_collective
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
-    pytest.mark.filterwarnings("ignore"),
-]
+pytestmark = deepspeed_jobs.MARKS
 STEPS = 6
 WAYS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -44,28 +35,21 @@ def network() -> nn.Sequential:
 
 
 def engine_of(way: str, model: nn.Module) -> tuple[Any, Any]:
-    import deepspeed  # type: ignore[import-not-found,unused-ignore]
-
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]  # a build of minutes
     given = dict(WAYS[way])
     config = {
         "train_micro_batch_size_per_gpu": 4,
         "gradient_accumulation_steps": 2,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0},
     }
     if "bf16" in given:
         config["bf16"] = given.pop("bf16")
     config["zero_optimization"] |= given  # type: ignore[operator]
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    engine, optimizer, *_ = deepspeed.initialize(model=model, optimizer=inner, config=config, dist_init_required=False)
-    return engine, optimizer
+    return deepspeed_jobs.engine_of(model, **config)
 
 
 def gathered(engine: Any) -> dict[str, Tensor]:
     """All weights, whole, by DeepSpeed's own collectives."""
-    import deepspeed
+    import deepspeed  # type: ignore[import-not-found,unused-ignore]
 
     whole = {}
     for name, parameter in engine.module.named_parameters():
@@ -89,12 +73,8 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
         engine.step()
         losses.append(loss.item())
         if monitor is not None and engine.was_step_applied():
-            with no_collective() as counted:
-                monitor.step()
-            counts += counted.get_total_counts()
-            states[monitor.steps] = gathered(engine)
-            monitor.flush(10)
-            distributed.barrier()
+            n_collectives, states[monitor.steps] = monitored_step(monitor, lambda: gathered(engine))
+            counts += n_collectives
     if monitor is None:
         return {"losses": losses}
     monitor.close()
@@ -117,15 +97,10 @@ def train(way: str, *, watched: bool) -> dict[str, Any]:
 
 
 def rank_of_a_job(folder: str) -> None:
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    distributed.init_process_group("gloo")
-    rank = distributed.get_rank()
-    logging.basicConfig(filename=f"{folder}/log-{rank}")
-    torch.set_num_threads(1)
-    results = {way: train(way, watched=True) | {"plain": train(way, watched=False)["losses"]} for way in WAYS}
-    Path(f"{folder}/result-{rank}.json").write_text(json.dumps(results))
-    distributed.barrier()
-    os._exit(0)  # DeepSpeed's own threads and finalizers do not end on a CPU
+    deepspeed_jobs.run(
+        folder,
+        lambda: {way: train(way, watched=True) | {"plain": train(way, watched=False)["losses"]} for way in WAYS},
+    )
 
 
 @pytest.fixture(scope="module")

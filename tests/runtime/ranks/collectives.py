@@ -1,0 +1,40 @@
+"""Steps of a monitor in which no rank may call a collective."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import pytest
+from torch import distributed
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.debug import CommDebugMode
+
+import esdmon
+
+Weights = TypeVar("Weights")
+COLLECTIVES = ("all_reduce", "all_gather", "all_gather_object", "broadcast", "barrier", "gather", "reduce", "new_group")
+
+
+@contextmanager
+def no_collective() -> Iterator[CommDebugMode]:
+    """Raise in each, and count what DTensors do by themselves."""
+
+    def refused(*_args: object, **_options: object) -> None:
+        raise AssertionError("a collective")
+
+    with pytest.MonkeyPatch.context() as patch, CommDebugMode() as counted:  # type: ignore[no-untyped-call]
+        for name in COLLECTIVES:
+            patch.setattr(distributed, name, refused)
+        for name in ("full_tensor", "redistribute"):
+            patch.setattr(DTensor, name, refused)
+        yield counted
+
+
+def monitored_step(monitor: esdmon.Monitor, gather: Callable[[], Weights]) -> tuple[int, Weights]:
+    """Call `monitor.step()`, and return its number of collectives and the weights, when all ranks have read."""
+    with no_collective() as counted:
+        monitor.step()
+    weights = gather()
+    monitor.flush(10)
+    distributed.barrier()
+    return counted.get_total_counts(), weights
