@@ -18,6 +18,7 @@ from esdmon.errors import UnreadableError
 from esdmon.weights import stacks
 from esdmon.weights.device.precision import read_weight
 from esdmon.weights.device.sample import sample_matrix
+from esdmon.weights.layers.quantized import unpacker
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.reference import subtract
 from esdmon.weights.validation import check_readable
@@ -103,7 +104,8 @@ class TrainingViews:
             for key in _MOMENTA:
                 momentum = state.get(key)
                 if isinstance(momentum, Tensor) and momentum.shape == weight.shape:
-                    return momentum
+                    unpack = unpacker(momentum)  # optimizers of torchao hold it in 4 or 8 bits
+                    return momentum if unpack is None else unpack(momentum)
         raise UnreadableError("skipped", f"the optimizer holds no momentum of it, neither {' nor '.join(_MOMENTA)}")
 
 

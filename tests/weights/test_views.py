@@ -98,6 +98,20 @@ def test_muon_is_read_as_well() -> None:
     assert layer.measures["spectral_norm"] == pytest.approx(expected["spectral_norm"], rel=1e-4)
 
 
+def test_a_momentum_in_eight_bits_is_read_as_its_numbers() -> None:
+    """Of torchao's optimizers, which keep it so for weights of 4096 elements or more."""
+    net = nn.Linear(64, 64, bias=False)
+    optimizer = pytest.importorskip("torchao.optim").AdamW8bit(net.parameters(), lr=1e-2)
+    eager = torch.compiler.set_stance("force_eager")  # it compiles its steps
+    with eager, esdmon.watch(net, optimizer, every=1, budget=None, sinks=[], layers=["*/momentum"]) as monitor:
+        step(net, optimizer)
+    assert monitor.report is not None
+    (layer,) = monitor.report
+    packed = optimizer.state[net.weight]["exp_avg"]
+    assert type(packed) is not Tensor
+    assert layer.measures["spectral_norm"] == pytest.approx(norms(packed.dequantize())["spectral_norm"], rel=1e-4)
+
+
 def test_they_are_not_read_unless_named_and_change_nothing_of_the_model_s_summary() -> None:
     """Neither medians, numbers of phases, nor alerts are about them."""
     net, other = model(), model()
