@@ -52,8 +52,8 @@ _made = itertools.count()  # monitors of a distributed job
 _watching: weakref.WeakKeyDictionary[Optimizer, list[tuple[weakref.ref[Monitor], int]]] = weakref.WeakKeyDictionary()
 """The monitors whose clock an optimizer is, each with the model it watches."""
 _NOT_CALLED = (
-    "step() of the {} that watch() was given was not called. If another optimizer trains, give watch() that one, or "
-    "none, and call monitor.step()"
+    "step() of the {} that watch() was given was not called outside of backward(). If another optimizer trains, give "
+    "watch() that one, or none, and call monitor.step()"
 )
 
 

@@ -12,7 +12,7 @@ from torch import nn
 import esdmon
 from esdmon.errors import InputError
 from esdmon.sinks import MemorySink
-from tests.loops import network, train
+from tests.loops import network, train, warnings
 
 
 def loss_of(model: nn.Module) -> torch.Tensor:
@@ -139,11 +139,19 @@ def test_optimizers_that_step_in_backward_are_logged_with_the_remedy(caplog: pyt
     with esdmon.watch(model, list(optimizers.values()), every=1, sinks=None) as monitor:
         for _ in range(3):
             loss_of(model).backward()  # type: ignore[no-untyped-call]
-        assert monitor.steps == 0
+    assert monitor.steps == 0
+    message, at_close = warnings(caplog)
+    assert "the optimizer steps within backward()" in message
+    assert "Give watch() hook=False besides, and call monitor.step() after backward()" in message
+    assert "step() of the SGD that watch() was given was not called outside of backward()" in at_close
+    with esdmon.watch(model, list(optimizers.values()), every=1, budget=None, sinks=None, hook=False) as monitor:
+        loss_of(model).backward()  # type: ignore[no-untyped-call]
         monitor.step()
-    assert monitor.steps == 1
-    assert caplog.text.count("the optimizer steps within backward()") == 1
-    assert "call monitor.step() after backward()" in caplog.text
+    assert monitor.report is not None
+    assert [(layer.in_optimizer, layer.learning_rate) for layer in monitor.report] == [(True, 0.1)] * len(
+        monitor.report
+    )
+    assert len(warnings(caplog)) == 2
 
 
 def test_a_step_that_is_captured_into_a_cuda_graph_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
