@@ -131,7 +131,8 @@ class LayerReport:
     start_ratio: float = math.nan
     """‖W − W₀‖ over the larger of ‖W‖ and ‖W₀‖, from 0 to 2, sampled with it; W₀ is the weight at `watch()`."""
     learning_rate: float = math.nan
-    """Learning rate of its group in the optimizer; NaN without an optimizer."""
+    """Learning rate of its group in the optimizer; NaN where it is not known. Of D-Adaptation and Prodigy `lr` times
+    their estimate `d`, of schedule-free optimizers what their warm-up makes of `lr`."""
     weight_decay: float = math.nan
     """Weight decay of its group in the optimizer, >= 0; NaN where the optimizer is not known or has none."""
     computed: bool = False

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
-from typing import final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, final
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from esdmon.records.text import named
@@ -84,15 +85,32 @@ class HeldParameters:
     def learning_rate(self, matrix: Matrix) -> float:
         """Return the learning rate of the parameters behind a matrix, the largest of several; NaN if it is not known.
 
-        One that is on an accelerator counts as not known, since to read it would wait for the device.
+        It is what the last step was taken with. One that is on an accelerator counts as not known, since to read it
+        would wait for the device.
         """
-        return self._largest("lr", matrix)
+        return self._largest(_rate, matrix)
 
     def weight_decay(self, matrix: Matrix) -> float:
         """Return the weight decay of the parameters behind a matrix, as `learning_rate` does."""
-        return self._largest("weight_decay", matrix)
+        return self._largest(lambda group: _number(group.get("weight_decay")), matrix)
 
-    def _largest(self, key: str, matrix: Matrix) -> float:
+    def _largest(self, setting: Callable[[Mapping[str, Any]], float], matrix: Matrix) -> float:
         groups = (self._groups.get(id(parameter), {}) for parameter in matrix.parameters()) if self._groups else ()
-        values = [value for group in groups if isinstance(value := group.get(key), float | int)]
-        return float(max(values, default=math.nan))
+        return max((value for group in groups if not math.isnan(value := setting(group))), default=math.nan)
+
+
+def _rate(group: Mapping[str, Any]) -> float:
+    """Return the learning rate that the last step of a group was taken with.
+
+    D-Adaptation and Prodigy multiply `lr` by their estimate `d`. Schedule-free optimizers multiply it by their warm-up,
+    and keep the product as `scheduled_lr`, which is 0 before the first step.
+    """
+    scheduled = _number(group.get("scheduled_lr"))
+    return (scheduled if scheduled > 0 else _number(group.get("lr"))) * _number(group.get("d", 1.0))
+
+
+def _number(value: object) -> float:
+    """Return a number or a tensor of one element on the CPU as a float; NaN for anything else."""
+    if isinstance(value, Tensor):
+        return float(value.detach()) if value.device.type == "cpu" and value.numel() == 1 else math.nan
+    return float(value) if isinstance(value, float | int) else math.nan

@@ -1,6 +1,7 @@
 """What a reading says of the optimizer that trains a weight."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -73,3 +74,57 @@ def test_what_requires_gradients_and_is_in_no_optimizer_is_named(caplog: pytest.
         esdmon.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), sinks=[]).close(is_complete=False)
         esdmon.watch(model, sinks=[]).close(is_complete=False)
         assert "not in the optimizer" not in caplog.text
+
+
+class Adapting(torch.optim.SGD):
+    """Steps by `lr` times an estimate of its own, `d`, as D-Adaptation and Prodigy do."""
+
+    def factor(self, group: dict[str, Any]) -> float:
+        group["d"] = 2 * group.get("d", 0.001)
+        return float(group["d"])
+
+    def step(self, closure: Any = None) -> Any:
+        given = [group["lr"] for group in self.param_groups]
+        for group in self.param_groups:
+            group["lr"] *= self.factor(group)
+        super().step(closure)
+        for group, rate in zip(self.param_groups, given, strict=True):
+            group["lr"] = rate
+
+
+class ScheduleFree(Adapting):
+    """Warms up over four steps by itself and keeps `lr` as it was given, as schedule-free optimizers do."""
+
+    def factor(self, group: dict[str, Any]) -> float:
+        group["k"] = group.get("k", 0) + 1
+        group["scheduled_lr"] = group["lr"] * group["k"] / 4
+        return float(group["k"]) / 4
+
+
+class Unknown(torch.optim.SGD):
+    """Its learning rate is a tensor on a device that would have to be waited for."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        self.param_groups[0]["lr"] = torch.ones((), device="meta")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rates"),
+    [
+        (partial(torch.optim.AdamW, lr=torch.tensor(0.5)), [0.5, 0.5, 0.5]),
+        (partial(Adapting, lr=0.5), [0.001, 0.002, 0.004]),
+        (partial(ScheduleFree, lr=0.5), [0.125, 0.25, 0.375]),
+        (partial(Unknown, lr=0.5), [math.nan]),
+    ],
+)
+def test_the_learning_rate_is_what_the_step_was_taken_with(optimizer: Any, rates: list[float]) -> None:
+    """Also where the optimizer adapts or schedules it by itself, and as a tensor on the CPU."""
+    model, sink = nn.Sequential(nn.Linear(24, 32)), MemorySink()
+    trained = optimizer(model.parameters())
+    with esdmon.watch(model, trained, every=1, budget=None, sinks=[sink], mode="sync"):
+        for _ in rates:
+            trained.zero_grad()
+            model(torch.randn(8, 24)).square().mean().backward()
+            trained.step()
+    assert [report["0"].learning_rate for report in sink.reports] == pytest.approx(rates, nan_ok=True)
