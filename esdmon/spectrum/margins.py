@@ -227,7 +227,7 @@ def kurtosis_of(sample: Array, a: Array, b: Array) -> tuple[Floats, Floats]:
         kurtosis: Floats = np.nan_to_num(second / first**2 * y[0].size, nan=3.0)
     filled = np.ones(len(y))
     if (kurtosis > HEAVY_KURTOSIS).any():
-        filled = np.count_nonzero(y, axis=(1, 2)) / y[0].size
+        filled = np.maximum(np.count_nonzero(y, axis=(1, 2)), 1) / y[0].size  # a slice may be zero
     return kurtosis, filled
 
 

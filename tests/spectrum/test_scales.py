@@ -67,6 +67,15 @@ def test_noise_under_a_random_mask_is_random_like(n: int, m: int) -> None:
     assert [reading.phase for reading in readings] == [Phase.RANDOM_LIKE] * 4
 
 
+def test_a_slice_of_zeros_beside_masked_ones_disturbs_nothing() -> None:
+    rng = np.random.default_rng(6)
+    stack = torch.from_numpy(np.stack([masked(rng, 256, 128, 0.2), np.zeros((256, 128))]))
+    scales = scales_of(stack, sum_up(stack).margins)
+    assert scales.filled == pytest.approx([0.2, 0], abs=0.01)
+    assert np.ptp(scales.profile().rows[1]) == 0
+    assert np.isfinite(scales.profile().rows).all()
+
+
 def test_spikes_under_a_random_mask_are_found() -> None:
     """Two to four times as strong as the first that shows, in the elements that the mask leaves."""
     phases = []
