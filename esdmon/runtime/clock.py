@@ -36,7 +36,7 @@ _CHANGES = 2  # checks at which a weight has changed: a checkpoint that is loade
 _SAMPLE = 16  # elements of a weight that are compared
 _IN_BACKWARD = (
     "esdmon: the optimizer steps within backward(), while other weights are still to be updated: its steps are not "
-    "counted. Give watch() hook=False besides, and call monitor.step() after backward()."
+    "counted. Pass hook=False to watch() as well, and call monitor.step() after backward()."
 )
 
 

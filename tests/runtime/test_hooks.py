@@ -142,7 +142,7 @@ def test_optimizers_that_step_in_backward_are_logged_with_the_remedy(caplog: pyt
     assert monitor.steps == 0
     message, at_close = warnings(caplog)
     assert "the optimizer steps within backward()" in message
-    assert "Give watch() hook=False besides, and call monitor.step() after backward()" in message
+    assert "Pass hook=False to watch() as well, and call monitor.step() after backward()" in message
     assert "step() of the SGD that watch() was given was not called outside of backward()" in at_close
     with esdmon.watch(model, list(optimizers.values()), every=1, budget=None, sinks=None, hook=False) as monitor:
         loss_of(model).backward()  # type: ignore[no-untyped-call]
