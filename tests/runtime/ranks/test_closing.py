@@ -11,7 +11,7 @@ from torch import distributed
 import esdmon
 from esdmon.sinks import MemorySink
 from tests.ranks import results_of
-from tests.runtime.ranks.sharded_jobs import made
+from tests.runtime.ranks.sharded_ways import made
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
 STEPS = 6

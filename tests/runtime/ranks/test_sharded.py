@@ -10,7 +10,8 @@ import torch
 from torch import distributed
 
 from tests.ranks import results_in, start
-from tests.runtime.ranks.sharded_jobs import OF_FOUR, OF_TWO, check_read, train
+from tests.runtime.ranks.sharded_jobs import check_read, train
+from tests.runtime.ranks.sharded_ways import OF_FOUR, OF_TWO
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")]
 
