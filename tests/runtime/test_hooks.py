@@ -147,6 +147,7 @@ def test_optimizers_that_step_in_backward_are_logged_with_the_remedy(caplog: pyt
     with esdmon.watch(model, list(optimizers.values()), every=1, budget=None, sinks=None, hook=False) as monitor:
         loss_of(model).backward()  # type: ignore[no-untyped-call]
         monitor.step()
+    assert monitor.steps == 1
     assert monitor.report is not None
     assert [(layer.in_optimizer, layer.learning_rate) for layer in monitor.report] == [(True, 0.1)] * len(
         monitor.report
