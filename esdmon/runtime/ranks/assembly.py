@@ -1,7 +1,7 @@
 """`Assembly`: put sharded parameters together and read their matrices, in a thread that may wait for other ranks."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,8 @@ class Assembly:
     """The time of the monotonic clock at which copies have to be there."""
     failures: dict[int, str]
     """Ranks that did not give their fragment, and why: added by `read`."""
+    left: Callable[[], Collection[int]]
+    """Returns the ranks that have closed their monitors."""
 
     def read(
         self, source: ShardedSource, exchange: FragmentExchange | None, memory_limit: MemoryLimit, clock: Clock
@@ -49,7 +51,8 @@ class Assembly:
             clock: returns seconds in the calling thread.
 
         Returns:
-            The readings, each with its seconds without those of waiting; a failed one for each that there is not.
+            The readings, each with its seconds without those of waiting. A matrix that cannot be put together has a
+            failed one, and none where a rank has closed its monitor before this step: an earlier reading stays.
 
         Raises:
             Exception: where the source is strict.
@@ -68,6 +71,8 @@ class Assembly:
                     layer = replace(finish(), name=name, update_ratio=ratio)
                     answer[name] = layer, stopwatch.lap()
         except PeerError as error:
+            if error.rank in self.left():
+                return answer
             if not error.answers:
                 self.failures[error.rank] = str(error)
             return answer | self._failed(answer, str(error))

@@ -174,8 +174,6 @@ class Assignments:
         if self.has_joined:
             with suppress(Exception):  # rank 0 and its store may be gone
                 self._ranks.leave()
-                if self._ranks.rank:
-                    self._ranks.announce(Table(self._ranks.rank, "", {}, {}, has_left=True))
         if self.exchange is not None:
             self.exchange.drain(timeout, self._left)
             self.exchange.close()
@@ -270,6 +268,7 @@ class Assignments:
             own=own,
             until=time.monotonic() + self._limits.fragment_seconds,
             failures=failures,
+            left=self._left,
         )
         read = partial(assembly.read, self._source, self.exchange, self.memory_limit, self._executor.clock)
         return self._executor.begin_later(assignment.names, step, read, sum(map(self.parts.size, own)))

@@ -57,8 +57,6 @@ class Table:
     parameters: Mapping[str, Part]
     skipped: tuple[tuple[str, int, str], ...] = ()
     """Parameters that are not watched: name, number of elements, reason."""
-    has_left: bool = False
-    """Whether its monitor is closed: what it held before is listed, and cannot be read any more."""
     copies: bool = False
     """Whether it copies what it reads, and so needs memory for that."""
     pauses: bool = False
@@ -71,9 +69,7 @@ class Table:
             [n, p.shape, p.item, p.fragment and p.fragment.to_plain(), p.content, p.group]
             for n, p in self.parameters.items()
         ]
-        return json.dumps(
-            [self.rank, self.address, matrices, parameters, self.skipped, self.has_left, self.copies, self.pauses]
-        )
+        return json.dumps([self.rank, self.address, matrices, parameters, self.skipped, self.copies, self.pauses])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -147,14 +143,15 @@ class Holdings:
         return copies
 
 
-def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
+def join(tables: Mapping[int, Table], paused: Collection[int] = (), left: Collection[int] = ()) -> Holdings:
     """Join tables to one list of matrices.
 
     Args:
         tables: by rank.
         paused: ranks that neither read nor give fragments now.
+        left: ranks that have closed their monitors. What they held is listed, and cannot be read any more.
     """
-    paused = {*paused, *(rank for rank, table in tables.items() if table.has_left)}
+    away = {*paused, *left}
     suffixes = _suffixes(tables)
     names = {rank: _renamed(tables[rank], suffixes) for rank in tables}
     parts: dict[str, list[tuple[int, Part]]] = defaultdict(list)
@@ -167,14 +164,14 @@ def join(tables: Mapping[int, Table], paused: Collection[int] = ()) -> Holdings:
             behind = tuple(names[rank].get(each, each) for each in matrix.parameters)
             whole = Listed(matrix.seconds, behind, matrix.content, matrix.size)
             listed[names[rank].get(name, name)].append((rank, whole))
-    holders, reasons = _choose_holders(parts, tables, paused)
+    holders, reasons = _choose_holders(parts, tables, away)
     matrices = {
         name: Entry(
             rows[0][1].seconds,
             rows[0][1].parameters,
-            tuple(rank for rank, _ in rows if rank not in paused),
+            tuple(rank for rank, _ in rows if rank not in away),
             rows[0][1].size,
-            _why_not(rows, reasons, paused, tables),
+            _why_not(rows, reasons, away, left),
         )
         for name, rows in ((name, listed[name]) for name in _merged(orders))
     }
@@ -233,7 +230,7 @@ def _renamed(table: Table, suffixes: Mapping[tuple[int, str], str]) -> dict[str,
 
 
 def _choose_holders(
-    parts: Mapping[str, list[tuple[int, Part]]], tables: Mapping[int, Table], paused: Collection[int]
+    parts: Mapping[str, list[tuple[int, Part]]], tables: Mapping[int, Table], away: Collection[int]
 ) -> tuple[dict[str, tuple[Holder, ...]], dict[str, str]]:
     """Return one holder for each fragment, the bytes spread over those that have it, and why some cannot be read."""
     load: dict[int, int] = dict.fromkeys(tables, 0)
@@ -242,7 +239,7 @@ def _choose_holders(
     for name, rows in parts.items():
         ranks: dict[Fragment, list[int]] = defaultdict(list)
         for rank, part in rows:
-            if part.fragment is not None and rank not in paused:
+            if part.fragment is not None and rank not in away:
                 ranks[part.fragment].append(rank)
         shape = rows[0][1].shape
         if _differ(part for _, part in rows):
@@ -250,7 +247,7 @@ def _choose_holders(
         elif not covers(ranks, shape):
             held = sum(fragment.n_elements for fragment in ranks)
             reasons[name] = f"{held:,} of {prod(shape):,} elements are held by ranks that watch"
-            reasons[name] += " and answer" if paused else ""
+            reasons[name] += " and answer" if away else ""
         found = []
         for fragment, holding in ranks.items():
             rank = min(holding, key=lambda rank: (load[rank], rank))
@@ -262,13 +259,11 @@ def _choose_holders(
 
 
 def _why_not(
-    rows: list[tuple[int, Listed]], reasons: Mapping[str, str], paused: Collection[int], tables: Mapping[int, Table]
+    rows: list[tuple[int, Listed]], reasons: Mapping[str, str], away: Collection[int], left: Collection[int]
 ) -> str:
-    if all(rank in paused for rank, _ in rows):
+    if all(rank in away for rank, _ in rows):
         rank = rows[0][0]
-        return (
-            f"rank {rank}, which holds it, {'has closed its monitor' if tables[rank].has_left else 'does not answer'}"
-        )
+        return f"rank {rank}, which holds it, {'has closed its monitor' if rank in left else 'does not answer'}"
     return next((reasons[name] for name in rows[0][1].parameters if name in reasons), "")
 
 

@@ -1,11 +1,27 @@
 """`TableJoin`: on rank 0 of a job, join the tables that ranks have announced; in a thread, where there are many."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
 from typing import final
 
 from esdmon.runtime.ranks.coordination import Coordinator, Role
 from esdmon.runtime.ranks.holdings import Holdings, Table, join
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What rank 0 knows of the ranks of a job."""
+
+    tables: Mapping[int, Table] = field(default_factory=dict)
+    """What each rank has announced."""
+    roles: Mapping[int, Role] = field(default_factory=dict)
+    """What each rank needs to know to act on plans."""
+    paused: frozenset[int] = frozenset()
+    """Ranks that neither read nor give fragments for now."""
+    left: frozenset[int] = frozenset()
+    """Ranks that have closed their monitors. Their last readings may be on their way."""
+    holdings: Holdings = field(default_factory=Holdings)
+    """The tables, joined."""
 
 
 @final
@@ -14,43 +30,36 @@ class TableJoin:
 
     Args:
         ranks: the messages of the job.
-        tables: those known before.
-        roles: those given before.
+        before: what was known before.
         paused: ranks that neither read nor give fragments now.
+        left: ranks that have closed their monitors.
         version: of the holdings, once they are joined.
     """
 
     def __init__(
-        self,
-        ranks: Coordinator,
-        tables: Mapping[int, Table],
-        roles: Mapping[int, Role],
-        paused: frozenset[int],
-        version: int,
+        self, ranks: Coordinator, before: Joined, *, paused: frozenset[int], left: frozenset[int], version: int
     ) -> None:
         self._ranks = ranks
-        self.tables = dict(tables)
-        self.roles = dict(roles)
-        self.paused = paused
+        self._before = before
+        self._paused = paused
+        self._left = left
         self._version = version
-        self.holdings = Holdings()
-        self.error: Exception | None = None
-        self.is_done = False
+        self.result: Joined | Exception | None = None
+        """None until it is done; an exception is for the training's thread to raise."""
 
     def run(self) -> None:
-        """Join the tables; keep an error, for the training's thread to raise."""
+        """Join the tables."""
         try:
-            for table in self._ranks.take_tables():
-                # A rank may leave while its last readings are on their way: its matrices stay in the report.
-                known = self.tables.get(table.rank, table)
-                self.tables[table.rank] = replace(known, has_left=True) if table.has_left else table
-            self.holdings = join(self.tables, self.paused)
-            copies = self.holdings.copies()
-            for rank in self.tables:
-                role = Role(self.holdings.local_names(rank), copies.get(rank, {}))
-                if self.roles.get(rank) != role:
-                    self._ranks.give_role(rank, role, self._version)
-                    self.roles[rank] = role
+            self.result = self._join()
         except Exception as error:  # noqa: BLE001 -- raised by the training's thread
-            self.error = error
-        self.is_done = True
+            self.result = error
+
+    def _join(self) -> Joined:
+        tables = {**self._before.tables, **{table.rank: table for table in self._ranks.take_tables()}}
+        holdings = join(tables, self._paused, self._left)
+        copies = holdings.copies()
+        roles = {rank: Role(holdings.local_names(rank), copies.get(rank, {})) for rank in tables}
+        for rank, role in roles.items():
+            if self._before.roles.get(rank) != role:
+                self._ranks.give_role(rank, role, self._version)
+        return Joined(tables, roles, self._paused, self._left, holdings)

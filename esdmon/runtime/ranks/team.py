@@ -11,11 +11,11 @@ from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.ranks.assignments import Assigned, Assignments
-from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
-from esdmon.runtime.ranks.holdings import Holdings, Table
+from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
+from esdmon.runtime.ranks.holdings import Holdings
 from esdmon.runtime.ranks.rank_faults import RankFaults
 from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
-from esdmon.runtime.ranks.table_join import TableJoin
+from esdmon.runtime.ranks.table_join import Joined, TableJoin
 from esdmon.runtime.workers.source import Answer, Task
 from esdmon.schedule.polls import between
 
@@ -55,11 +55,10 @@ class Team:
         """The last extra plan, with the step of the poll that it is for."""
         self._now: Plan | None = None
         """The extra plan of this step."""
-        self._tables: dict[int, Table] = {}
-        self._paused: frozenset[int] = frozenset()
+        self._known = Joined()
+        """What all ranks have announced, as of the last `update_holdings`."""
         self._left: frozenset[int] = frozenset()
         """Ranks that have closed their monitors, as of the last look: nobody waits for them."""
-        self._roles: dict[int, Role] = {}
         self._sharing = Sharing(limits.copied_bytes)
         self.capacities = Capacities(lambda: own.pace, advance=limits.advance_seconds)
         """How each rank reads."""
@@ -73,14 +72,17 @@ class Team:
         self._unreadable: set[str] = set()
         self._has_renamed = False
         self._joining: TableJoin | None = None
-        self.holdings = Holdings()
-        """What all ranks hold, as of the last `update_holdings`."""
         self._local: Mapping[str, str] = {}
 
     @property
     def pauses(self) -> bool:
         """Return whether there are times at which threads of some rank begin no reading."""
-        return any(table.pauses for table in self._tables.values() if not table.has_left)
+        return any(self._known.tables[rank].pauses for rank in self._present)
+
+    @property
+    def holdings(self) -> Holdings:
+        """Return what all ranks hold, as of the last `update_holdings`."""
+        return self._known.holdings
 
     @property
     def timeout(self) -> float:
@@ -95,12 +97,12 @@ class Team:
     @property
     def _present(self) -> list[int]:
         """Return the ranks that watch."""
-        return [rank for rank, table in self._tables.items() if not table.has_left]
+        return [rank for rank in self._known.tables if rank not in self._left]
 
     @property
     def is_complete(self) -> bool:
         """Return whether all ranks of the job have announced what they hold."""
-        return len(self._tables) == self._ranks.size
+        return len(self._known.tables) == self._ranks.size
 
     @property
     def is_settled(self) -> bool:
@@ -153,28 +155,30 @@ class Team:
 
     def _update_holdings(self) -> bool:
         if self._joining is None:
+            self.look_who_left()
             paused = frozenset(rank for rank in self._present if self._faults.is_paused(rank))
-            if not self._ranks.has_tables() and paused == self._paused:
+            if not self._ranks.has_tables() and (paused, self._left) == (self._known.paused, self._known.left):
                 return False
-            self._joining = joining = TableJoin(self._ranks, self._tables, self._roles, paused, self._version + 1)
+            self._joining = joining = TableJoin(
+                self._ranks, self._known, paused=paused, left=self._left, version=self._version + 1
+            )
             if self._ranks.size * self._own.n_listed > _IN_THREAD:
                 Thread(target=joining.run, name="esdmon-tables", daemon=True).start()
             else:
                 joining.run()
-        if not self._joining.is_done:
+        if self._joining.result is None:
             return False
-        done, self._joining = self._joining, None
-        if done.error is not None:
-            raise done.error
-        self._tables, self._roles, self._paused, self.holdings = done.tables, done.roles, done.paused, done.holdings
-        self.look_who_left()
+        result, self._joining = self._joining.result, None
+        if isinstance(result, Exception):
+            raise result
+        self._known = result
         self._local = self.holdings.local_names(0)  # looked up for each matrix at each due step
         self._version += 1
         self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in self.holdings.matrices.values())
         self._given.clear()
-        self._sharing.keep(self._tables)
-        reading = set(self._present) - self._paused
-        self.capacities.keep({rank: table for rank, table in self._tables.items() if rank in reading})
+        tables = self._known.tables
+        self._sharing.keep(tables)
+        self.capacities.keep({rank: tables[rank] for rank in self._present if rank not in self._known.paused})
         self._log_renamed()
         return True
 
@@ -258,7 +262,7 @@ class Team:
 
     def settle(self, step: int) -> None:
         """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
-        self._faults.settle(step, set(self._present) - {0} - self._left)
+        self._faults.settle(step, set(self._present) - {0})
 
     def settle_asked(self, step: int, missed: Collection[str]) -> None:
         """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""
@@ -284,7 +288,7 @@ class Team:
 
     def coverage(self, own: Coverage) -> Coverage:
         """Return the coverage of all ranks' models; before any table is known, rank 0's own."""
-        return self.holdings.coverage if self._tables else own
+        return self.holdings.coverage if self._known.tables else own
 
     def nominal(self, own: Mapping[str, float]) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix; before any table is known, of rank 0's own."""

@@ -1,7 +1,5 @@
 """The tables of ranks are joined to one list of matrices, each with who holds its parts."""
 
-from dataclasses import replace
-
 from esdmon.runtime.ranks.holdings import Holder, Listed, Part, Table, join
 from esdmon.schedule.fragments import Fragment, covers
 
@@ -114,8 +112,7 @@ def test_boxes_and_intervals_do_not_make_up_one_parameter() -> None:
 
 def test_a_rank_that_has_left() -> None:
     """What others hold too is read by them; what it held alone stays in the list, with the reason."""
-    left = replace(whole(1, shared="a", own="b"), has_left=True)
-    holdings = join({0: whole(0, shared="a"), 1: Table.from_json(left.to_json())})
+    holdings = join({0: whole(0, shared="a"), 1: whole(1, shared="a", own="b")}, left={1})
     assert holdings.matrices["shared"].readers == (0,)
     assert holdings.matrices["shared"].reason == ""
     assert holdings.matrices["own"].reason == "rank 1, which holds it, has closed its monitor"
