@@ -82,7 +82,7 @@ def summary_tags(summary: Mapping[str, float]) -> dict[str, float]:
 def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
     """Return the finite numbers of the summary, and of the layers that were read or screened at this step, by tag.
 
-    Norms that were screened are in the series of the readings, where their residual is at most a hundredth.
+    Norms that were screened are in the series of the readings; λmax where its residual is at most a hundredth.
 
     Args:
         report: the report.
@@ -92,10 +92,10 @@ def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
     """
     numbers = summary_tags(report.summary)
     ok = [layer for layer in report.new if layer.status == "ok"]
-    close = {each.name: each for each in report.screened if each.is_close}
+    norms = {each.name: each for each in report.screened}
     read = ok or [layer for layer in report if layer.status == "ok"]
     choice = _choose_series(report, max((layer.measures for layer in read), key=len, default={}), as_charts=as_charts)
-    by_name = {layer.name: _with_norms(layer, close.get(layer.name)) for layer in report}
+    by_name = {layer.name: _with_norms(layer, norms.get(layer.name)) for layer in report}
     for kind, members in choice.kinds.items():
         numbers |= _medians(kind, [by_name[name] for name in members if name in by_name], as_charts=as_charts)
     for layer in ok:
@@ -105,7 +105,7 @@ def scalars(report: Report, *, as_charts: bool = False) -> dict[str, float]:
                 tag(quantity, layer.name): value
                 for quantity, value in _quantities(layer, measures, as_charts=as_charts)
             }
-    for name, screened in close.items():
+    for name, screened in norms.items():
         if screened.is_new and name in choice.layers:
             kept = screened.measures.keys() & (by_name[name].measures if name in by_name else choice.measures or ())
             chosen = kept if choice.measures is None else kept.intersection(choice.measures)

@@ -17,7 +17,7 @@ class Screened:
     """Norms of one matrix, computed without its spectrum by a few steps of the Lanczos method.
 
     λmax of the subspace of these steps is a lower bound of λmax, and W has an eigenvalue WᵀW/N within `residual` · λmax
-    of it. There is no phase and no alpha.
+    of it. There is no phase and no alpha. Of a matrix that is sharded over ranks only ‖W‖_F is computed.
     """
 
     name: str
@@ -27,9 +27,9 @@ class Screened:
     frobenius_norm: float
     """‖W‖_F, >= 0."""
     spectral_norm: float
-    """σmax = ‖W‖₂, from below."""
+    """σmax = ‖W‖₂, from below; NaN for a matrix that is sharded over ranks."""
     residual: float
-    """‖WᵀWv − θv‖/θ, >= 0, of the vector v and its Rayleigh quotient θ = `spectral_norm`²."""
+    """‖WᵀWv − θv‖/θ, >= 0, of the vector v and its Rayleigh quotient θ = `spectral_norm`²; NaN without one."""
     N: int
     """Longer side of the matrix, without the rows and columns that were dead at its last reading."""
     is_new: bool = True
@@ -46,14 +46,12 @@ class Screened:
         return (self.frobenius_norm / self.spectral_norm) ** 2 if self.spectral_norm > 0 else math.nan
 
     @property
-    def is_close(self) -> bool:
-        """Return whether the residual is at most `CLOSE`."""
-        return self.residual <= CLOSE
-
-    @property
     def measures(self) -> dict[str, float]:
-        """Return the values by the names of the measures of a reading."""
-        return {key: getattr(self, key) for key in _KEYS[:-1]}
+        """Return the values by the names of the measures of a reading: those that may be charted among readings.
+
+        That is ‖W‖_F, and the others where the residual is at most `CLOSE`.
+        """
+        return {key: getattr(self, key) for key in (_KEYS[:-1] if self.residual <= CLOSE else _KEYS[:1])}
 
     def is_after(self, step: int | None) -> bool:
         """Return whether the weight was screened after a reading at a step; True for None."""
@@ -71,6 +69,10 @@ class Screened:
         Raises:
             KeyError, TypeError, ValueError: if the record lacks a field, or has another type in it.
         """
-        residual = math.nan if record["residual"] is None else float(record["residual"])
-        norms = float(record["frobenius_norm"]), float(record["spectral_norm"])
-        return cls(str(record["name"]), int(record["step"]), *norms, residual, N=int(record["N"]))
+        frobenius_norm = float(record["frobenius_norm"])
+        spectral_norm, residual = (
+            math.nan if record[key] is None else float(record[key]) for key in ("spectral_norm", "residual")
+        )
+        return cls(
+            str(record["name"]), int(record["step"]), frobenius_norm, spectral_norm, residual, N=int(record["N"])
+        )

@@ -14,6 +14,7 @@ from esdmon.weights.device.precision import check_precision as check_precision
 from esdmon.weights.device.sample import sample_matrix as sample_matrix
 from esdmon.weights.device.sample import sample_tensor as sample_tensor
 from esdmon.weights.device.screening import Screener as Screener
+from esdmon.weights.device.screening import sum_of_squares as sum_of_squares
 from esdmon.weights.device.solvers import Solver as Solver
 from esdmon.weights.device.solvers import solve_lapack as solve_lapack
 from esdmon.weights.device.solvers import solve_torch as solve_torch

@@ -78,6 +78,8 @@ class Matrix:
     meta device; see `esdmon.weights.outline`."""
     parameter_names: tuple[str, ...] = ()
     """Canonical names of the parameters of `shards`."""
+    is_one_shard: bool = False
+    """Whether the weight is all of one sharded parameter, of which nothing has to be computed to read it."""
     _sizes: dict[torch.Size, StackSize] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def parameters(self) -> tuple[Tensor, ...]:

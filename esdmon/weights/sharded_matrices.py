@@ -1,5 +1,6 @@
 """Read weights that are sharded over ranks: a sample of this rank's part, and the whole once it is put together."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -51,6 +52,7 @@ def with_shards(matrix: Matrix, outline: Outline, names: Mapping[int, Sequence[s
     if reason:
         shape = (0, 0, 0) if matrix.unreadable else matrix.stack_shape()
         return replace(mark_unreadable(matrix, reason, parameters=held, shape=shape), shards=pairs)
+    is_whole = matrix.is_plain and matrix.size().n_elements == math.prod(pairs[0][1].shape)
     return replace(
         matrix,
         read=partial(_read, pairs, matrix.read),
@@ -59,6 +61,7 @@ def with_shards(matrix: Matrix, outline: Outline, names: Mapping[int, Sequence[s
         probe=partial(_sample_local, pairs),
         shards=pairs,
         parameter_names=tuple(names[id(weight)][0] for weight, _ in pairs),
+        is_one_shard=is_whole and len(pairs) == 1,
     )
 
 

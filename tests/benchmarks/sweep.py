@@ -17,8 +17,9 @@ before it reads it, the threads of a host slow its steps, and with them those of
 idle cores. "Charged in full" is how it was before: one thread on each rank, whose seconds are those of the budget.
 
 A screening reads a weight five times at 15 GB/s in the hook, in float32 (seen on one core); or it takes 0.5 ms of the
-hook, where weights are on a GPU (not measured). "Norms" is when ‖W‖_F and λmax of all matrices were known first, with
-screenings and without; "oldest" the age of the oldest norms at the due steps after that.
+hook, where weights are on a GPU, and 0.2 ms, where they are sharded (neither is measured). "Norms" is when ‖W‖_F and
+λmax of all matrices were known first, of sharded ones ‖W‖_F alone, with screenings and without; "oldest" the age of the
+oldest norms at the due steps after that.
 """
 
 import argparse
@@ -70,7 +71,10 @@ def main() -> None:
         of_all = f"{model.ranks} ranks, {{}} idle cores each"
         in_full = simulate_ranks(model, idle=12, is_charged_in_full=True, **given)
         rows[of_all.format(12) + ", charged in full"] = in_full
-        rows |= {of_all.format(idle): simulate_ranks(model, idle=idle, **given) for idle in (2, 12)}
+        for idle in (2, 12):
+            for how, is_screened in (("readings alone", False), ("screened", True)):
+                found = simulate_ranks(model, idle=idle, is_screened=is_screened, **given)
+                rows[f"{of_all.format(idle)}, {how}"] = found
         for how, times in rows.items():
             shown = map(_shown, (times.kinds, times.depths, times.all, times.norms, times.oldest))
             print(f"| {' | '.join([name, how, *shown, f'{times.overhead:.2%}'])} |", flush=True)

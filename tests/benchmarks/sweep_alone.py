@@ -161,7 +161,7 @@ def simulate(
     turns = ReadPriority({name: seconds + beside[name] for name, seconds in costs.items()})
     source: Any = Screened(clock, screening)
     norms = Norms(clock, [*costs], source)
-    screens = Screening(source, turns, source, budget)
+    screens = Screening(source, turns, source, budget, None)
     budget.start()
     read: dict[str, float] = {}
     for due in itertools.count(every, every):
@@ -234,7 +234,7 @@ def simulate_beside(
     turns = ReadPriority(costs)
     source: Any = Screened(clock, screening)
     norms = Norms(clock, [*costs], source)
-    screens = Screening(source, turns, source, budget)
+    screens = Screening(source, turns, source, budget, None)
     budget.start()
     read: dict[str, float] = {}
     left: list[str] = []

@@ -3,10 +3,12 @@
 import itertools
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from esdmon.limits import Limits
+from esdmon.runtime.pipeline.screening import Screening
 from esdmon.runtime.ranks.coordination import Assignment
 from esdmon.runtime.ranks.holdings import Holdings, Listed, Part, Table, join
 from esdmon.runtime.ranks.sharing import Capacities, Sharing
@@ -21,7 +23,6 @@ from tests.benchmarks.sweep_alone import (
     Clock,
     Model,
     Norms,
-    Screened,
     Threads,
     Times,
     seconds_of,
@@ -30,6 +31,43 @@ from tests.benchmarks.sweep_alone import (
 
 HOST = 8  # ranks
 LINK = 1e9  # bytes a second between two ranks
+SQUARED = 2e-4  # seconds of the hook for the norm of a fragment
+
+
+@dataclass
+class Fragments:
+    """Ranks that compute the norms of their fragments, which rank 0 knows at the next due step."""
+
+    clock: Clock
+    times: dict[str, float] = field(default_factory=dict)
+    planned: Collection[str] = ()
+    """For the next due step."""
+    begun: Collection[str] = ()
+    sent: dict[str, float] = field(default_factory=dict)
+
+    def longer_side(self, _name: str) -> int:
+        """Return any number: each matrix is one parameter."""
+        return 1
+
+    def is_here(self, _name: str) -> bool:
+        """Return False: no rank has all of a matrix."""
+        return False
+
+    def begin(self) -> None:
+        """Begin a due step."""
+        self.begun, self.planned = self.planned, ()
+
+    def screen(self, _step: int) -> tuple[Collection[str], float]:
+        """Let the loop wait for what was planned."""
+        self.clock.now += SQUARED * len(self.begun)
+        self.sent |= dict.fromkeys(self.begun, self.clock.now)
+        return self.begun, 0.0
+
+    def screened(self) -> list[Any]:
+        """Learn what the ranks have sent; no norm has changed."""
+        self.times |= self.sent
+        self.sent = {}
+        return []
 
 
 @dataclass
@@ -117,6 +155,7 @@ def simulate_ranks(
     step: float,
     share: float,
     is_charged_in_full: bool = False,
+    is_screened: bool = True,
     limit: float = 3e6,
 ) -> Times:
     """Run the schedule, the budget, the sharing and the threads of all ranks until each matrix was read twice."""
@@ -130,28 +169,27 @@ def simulate_ranks(
     _end_within(ranks, max(seconds.values()), step)
     budget = Budget(share, clock=clock, cpu_clock=lambda: 0.0, rate=lambda: ranks[0].pace * share)
     turns = ReadPriority(costs)
-    sharing = Sharing(Limits().copied_bytes)
-    sharing.keep(range(model.ranks))
+    sharing, capacities = _shared_by(ranks)
     under_way = UnderWay(ranks, seconds)
-    capacities = Capacities(lambda: ranks[0].pace, advance=Limits().advance_seconds)
-    capacities.keep({place: Table(place, "", {}, {}, copies=True, pauses=True) for place in range(model.ranks)})
     budget.start()
-    norms = Norms(clock, [*costs], Screened(clock, {}))
+    fragments: Any = Fragments(clock)
+    screening = Screening(fragments, turns, fragments, budget, fragments)
+    norms = Norms(clock, [*costs], fragments)
     read: dict[str, float] = {}
-    lost = 0.0
 
     def plan(then: int, ahead: float) -> Sequence[Assignment]:
         reads = capacities.reads(budget, under_way.by_rank(), ahead=ahead)
         names = turns.choose(
             then, sum(max(0.0, each.credit) for each in reads.values()), without=under_way.owners, ahead=True
         )
-        return sharing.share({name: seconds[name] for name in names}, holdings, reads)
+        shared = sharing.share({name: seconds[name] for name in names}, holdings, reads)
+        if is_screened:
+            fragments.planned = screening.ahead(fragments, {each.names[0] for each in shared})
+        return shared
 
     planned = plan(every, 0.0)
     for at in itertools.count(1):
-        slow = step * SLOWER * _most_of_a_host(ranks)
-        lost += slow
-        clock.now += step + slow
+        clock.now += step * (1 + SLOWER * _most_of_a_host(ranks))
         for place, name in under_way.step(clock.now):
             turns.took(name, costs[name])
             read.setdefault(name, clock.now)
@@ -164,21 +202,30 @@ def simulate_ranks(
             continue
         earned = budget.earn(at_most=2 * turns.sweep)
         capacities.earn(earned, 2 * turns.sweep)
-        turns.pass_by()
         for name in turns.to_measure():
             turns.drifted(name, at, DRIFT, trainable=True)
         norms.look()
         under_way.begin(planned)
+        fragments.begin()
         for assignment in planned:
             turns.begun(assignment.names[0], at)
             clock.now += BLOCKED
-            lost += BLOCKED
         _begin_all(ranks, clock.now)
         planned = plan(at + every, earned) if max(len(rank.answers) for rank in ranks) < 4 else ()
+        screening.screen(at, without=(), latest={})
+        turns.pass_by()
         if (len(read) == len(costs) and clock.now > 2 * until(read, costs, None)) or clock.now > limit:
             break
     kinds, depths, whole = (until(read, costs, count) for count in (1, 3, None))
-    return Times(kinds, depths, whole, lost / clock.now, norms.first, norms.oldest)
+    return Times(kinds, depths, whole, 1 - at * step / clock.now, norms.first, norms.oldest)
+
+
+def _shared_by(ranks: Sequence[Rank]) -> tuple[Sharing, Capacities]:
+    sharing = Sharing(Limits().copied_bytes)
+    sharing.keep(range(len(ranks)))
+    capacities = Capacities(lambda: ranks[0].pace, advance=Limits().advance_seconds)
+    capacities.keep({place: Table(place, "", {}, {}, copies=True, pauses=True) for place in range(len(ranks))})
+    return sharing, capacities
 
 
 def _rank(sizes: Mapping[str, int], idle: int, share: float, clock: Clock, is_charged_in_full: bool) -> Rank:  # noqa: FBT001

@@ -208,7 +208,7 @@ class ReadingPipeline:
         self._priority = ReadPriority(self._nominal(), source.seconds_on_device(), limited=budget.share is not None)
         self._collector = Collector(self._priority, self._dropped, self._due)
         self._drift = DriftLog(source, self._priority, budget, team)
-        self._screening = Screening(source, self._priority, self._drift, budget)
+        self._screening = Screening(source, self._priority, self._drift, budget, team)
         self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
 
     def _continue_from(self, restore: Callable[[], None]) -> None:
@@ -284,7 +284,8 @@ class ReadingPipeline:
         previous, self._last_due = self._last_due, due.step
         if len(self._collector.unfinished()) < self._queue:
             then = due.step + max(1, due.step - previous)
-            self._planning.announce(team, due, then, steps=self._steps, ahead=earned)
+            to_screen = partial(self._screening.ahead, team)
+            self._planning.announce(team, due, then, steps=self._steps, ahead=earned, to_screen=to_screen)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
         """Take note of what was begun, here and on other ranks."""

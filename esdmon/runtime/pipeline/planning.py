@@ -6,7 +6,7 @@ from typing import final
 from esdmon.runtime.pipeline.drift_log import DriftLog
 from esdmon.runtime.pipeline.due_step import DueStep
 from esdmon.runtime.ranks.sharing import Reads
-from esdmon.runtime.ranks.team import Team
+from esdmon.runtime.ranks.team import Team, ToScreen, nothing
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Task
 from esdmon.schedule.budget import Budget
@@ -75,7 +75,16 @@ class Planning:
         if chosen:
             team.ask(self._with_costs(chosen), ranks)
 
-    def announce(self, team: Team, due: DueStep | None, then: int, *, steps: int, ahead: float = 0.0) -> None:
+    def announce(
+        self,
+        team: Team,
+        due: DueStep | None,
+        then: int,
+        *,
+        steps: int,
+        ahead: float = 0.0,
+        to_screen: ToScreen = nothing,
+    ) -> None:
         """Plan at a due step, or before the first, what all ranks read at the next one, and announce it.
 
         Args:
@@ -84,6 +93,7 @@ class Planning:
             then: at which step the next one is expected.
             steps: steps that this process has taken so far, which say how long one takes.
             ahead: seconds of credit that each rank will have earned by then.
+            to_screen: returns the sharded matrices whose norms are computed then, besides those that are read.
         """
         ranks = self._ranks_of(team, ahead=ahead)
         first = () if due is None else due.first
@@ -91,7 +101,7 @@ class Planning:
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
         ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
         step, gap = (None, 0) if due is None else (due.step, then - due.step)
-        team.plan(step, self._with_costs(names), ranks, gap=gap, ending=ending)
+        team.plan(step, self._with_costs(names), ranks, gap=gap, ending=ending, to_screen=to_screen)
 
     def _under_way(self) -> float:
         """Return the expected seconds of what this process has to finish."""

@@ -7,6 +7,7 @@ from typing import final
 
 from esdmon.records import LayerReport, Screened
 from esdmon.runtime.pipeline.drift_log import DriftLog
+from esdmon.runtime.ranks.team import Team
 from esdmon.runtime.workers.source import Source
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
@@ -29,22 +30,28 @@ class Screening:
         priority: says which to screen, and takes note of how λmax has changed.
         drift: knows which matrices this process holds.
         budget: measures the cost; the caller charges it.
+        team: the ranks of the job, which compute the norms of sharded matrices together; None for a process alone.
     """
 
-    def __init__(self, source: Source, priority: ReadPriority, drift: DriftLog, budget: Budget) -> None:
+    def __init__(
+        self, source: Source, priority: ReadPriority, drift: DriftLog, budget: Budget, team: Team | None
+    ) -> None:
         self._source = source
         self._priority = priority
         self._drift = drift
         self._budget = budget
+        self._team = team
         self._since = budget.run_seconds
         self._spent = 0.0
         self._costs: dict[str, float] = {}
         """Least seconds of a screening of each matrix so far."""
+        self._mean = math.inf
+        """Seconds of a sharded matrix at the last screening; infinite at first, so that one is tried."""
         self._found: dict[str, list[Screened]] = {}
         """Of each matrix the last that was reported, and those that wait for the reports of their steps."""
 
     def screen(self, step: int, *, without: Collection[str], latest: Mapping[str, LayerReport]) -> None:
-        """Begin to screen within the allowance.
+        """Begin to screen within the allowance, after what was planned together with other ranks.
 
         Args:
             step: optimizer steps taken.
@@ -55,6 +62,8 @@ class Screening:
             self._take(latest)
             names = self._priority.to_screen(without)
         self._spent += cost.seconds
+        if self._team is not None:
+            self._begin_planned(self._team, step)
         for name in names:
             if self._spent > self._allowance:
                 break
@@ -63,10 +72,42 @@ class Screening:
             self._take(latest)
         self._spent += cost.seconds
 
+    def ahead(self, team: Team, without: Collection[str]) -> dict[str, int]:
+        """Return the sharded matrices to screen at the next due step, within the allowance of now, and longer sides.
+
+        Args:
+            team: the ranks of the job, which compute the norms together.
+            without: matrices that are read then.
+        """
+        left = self._allowance - self._spent
+        chosen: dict[str, int] = {}
+        for name in self._priority.to_screen(without):
+            if left < 0:
+                break
+            side = team.longer_side(name)
+            if side is not None and self._is_worth(name):
+                chosen[name] = side
+                left -= self._costs.get(name, self._mean)
+        return chosen
+
+    def _begin_planned(self, team: Team, step: int) -> None:
+        """Begin, as all ranks do, to compute the norms that were planned at the last due step."""
+        with self._budget.measured() as cost:
+            names, beside = team.screen(step)
+        if names:
+            self._budget.spend(beside)
+            self._spent += cost.seconds + beside
+            self._mean = (cost.seconds + beside) / len(names)
+            for name in names:
+                self._priority.screened(name, step)
+                self._costs[name] = min(self._mean, self._costs.get(name, math.inf))
+
+    def _is_worth(self, name: str) -> bool:
+        return self._priority.expected(name) >= WORTH * self._costs.get(name, 0.0)
+
     def _begin(self, name: str, step: int) -> None:
         """Begin to screen a matrix, if that is worth while."""
-        is_cheap = self._priority.expected(name) < WORTH * self._costs.get(name, 0.0)
-        if is_cheap or not self._drift.is_here(name):
+        if not (self._is_worth(name) and self._drift.is_here(name)):
             return
         with self._budget.measured() as cost:
             beside = self._source.screen(name, step)
@@ -96,9 +137,9 @@ class Screening:
 
     def _take(self, latest: Mapping[str, LayerReport]) -> None:
         """Take the screenings that are computed by now, and give the priority the changes of λmax."""
-        for found in self._source.screened():
+        for found in (*self._source.screened(), *(self._team.screened() if self._team is not None else ())):
             layer = latest.get(found.name)
-            if not math.isfinite(found.lambda_max):
+            if not math.isfinite(found.frobenius_norm):
                 self._priority.screened(found.name, found.step, math.inf)
                 continue
             now = found
@@ -109,8 +150,10 @@ class Screening:
 
 
 def _change(layer: LayerReport, now: Screened) -> float:
-    """Return |Δ ln λmax| from a reading to a screening, less the residual of the latter; 0 where it is not known."""
-    before = layer.measures.get("lambda_max", math.nan)
-    if not (before > 0 and now.lambda_max > 0):
-        return 0.0
-    return max(0.0, abs(math.log(now.lambda_max / before)) - now.residual)
+    """Return |Δ ln λmax| from a reading to a screening, less the residual of the latter; 0 where it is not known.
+
+    Of a sharded matrix |Δ ln ‖W‖_F|, which is at most ‖ΔW‖/‖W‖ in first order.
+    """
+    measure, error = ("frobenius_norm", 0.0) if math.isnan(now.spectral_norm) else ("lambda_max", now.residual)
+    before, after = layer.measures.get(measure, math.nan), float(getattr(now, measure))
+    return max(0.0, abs(math.log(after / before)) - error) if before > 0 and after > 0 else 0.0

@@ -22,6 +22,7 @@ from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Rol
 from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
 from esdmon.runtime.ranks.holdings import Holder, Table
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
+from esdmon.runtime.ranks.norms import FragmentNorms
 from esdmon.runtime.ranks.parts import Own, ShardedSource
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Answer, Ratio, Task, unknown
@@ -84,6 +85,7 @@ class Assignments:
         """Copies of this rank's fragments; None for a rank that has none."""
         self.memory_limit = MemoryLimit(limits.copied_bytes)
         """For what this rank puts together."""
+        self.norms = FragmentNorms(source.parts, ranks)
 
     def get_ready(self) -> bool:
         """Announce before the first due step what this rank holds, once rank 0 watches.
@@ -111,6 +113,7 @@ class Assignments:
         """Start again from a checkpoint that all ranks load."""
         self._ranks.restart()
         self._begun.clear()
+        self.norms.forget()
         self._previous = None
         self.polls.start(0, ())
 
@@ -168,6 +171,15 @@ class Assignments:
             else:
                 tasks += self._begin_whole(assignment, step, moved)
         return replace(assigned, tasks=tuple(tasks), moved=moved)
+
+    def screen(self, step: int, plan: Plan) -> float:
+        """Begin to compute the norms of those fragments of a plan that this rank gives, after `follow`.
+
+        Returns:
+            The seconds that this is expected to take on an accelerator.
+        """
+        own = {self.local(name): name for name in plan.screened if name in self._role.copies}
+        return self.norms.compute(step, own) if own else 0.0
 
     def close(self, timeout: float) -> None:
         """Announce that this rank closes; wait until the others have fetched their copies, for some seconds at most."""

@@ -48,18 +48,20 @@ class Plan:
     """After how many steps of the due one all ranks poll the store for an extra plan, until the next due step."""
     ending: int = 0
     """In how many blocks of steps readings end, before steps without any are measured; 0 where no rank pauses."""
+    screened: tuple[str, ...] = ()
+    """The sharded parameters, by their names in the job, of whose fragments all ranks compute the norms."""
 
     def to_json(self) -> str:
         """Return the plan as JSON."""
         assignments = [[assignment.owner, assignment.names, assignment.parameters] for assignment in self.assignments]
-        return json.dumps([self.version, assignments, self.polls, self.ending])
+        return json.dumps([self.version, assignments, self.polls, self.ending, self.screened])
 
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Return the plan that `to_json` was called on."""
-        version, plain, polls, ending = json.loads(text)
+        version, plain, polls, ending, screened = json.loads(text)
         assignments = tuple(Assignment(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
-        return cls(version, assignments, tuple(polls), ending)
+        return cls(version, assignments, tuple(polls), ending, tuple(screened))
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,20 @@ class Coordinator:
             failures[rank] = {int(other): why for other, why in failed.items()}
             seconds[rank] = sum(taken for _, taken in plain.values())
         return Answers(readings, failures, paces, seconds, tuple(missing))
+
+    def give_squares(self, step: int, squares: Mapping[str, float]) -> None:
+        """Send Σ wᵢⱼ² of this rank's fragments at a due step, by parameter."""
+        self._store.put(self._key("squares", step, self.rank), json.dumps(squares))
+
+    def take_squares(self, step: int, ranks: Collection[int]) -> list[dict[str, float]] | None:
+        """On rank 0: return what these ranks have sent of a due step; None until all have."""
+        keys = [self._key("squares", step, rank) for rank in ranks]
+        if not self._store.has(*keys):
+            return None
+        found = [json.loads(self._store.text(key)) for key in keys]
+        for key in keys:
+            self._store.delete(key)
+        return found
 
     def end(self) -> None:
         """Release the store: from then on it is empty."""

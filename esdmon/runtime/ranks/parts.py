@@ -1,6 +1,6 @@
 """`Parts`: the protocol of what one rank of a job holds of the weights, and `ShardedSource`, which has such parts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, TypeAlias
 
@@ -13,6 +13,9 @@ Own: TypeAlias = tuple[Callable[[], memoryview], Callable[[], Moved]]
 """A copy of this rank's own fragment of a parameter, and how far that has moved."""
 Fetch: TypeAlias = Callable[[str, Holder, memoryview], Moved]
 """Fetches the fragment of a parameter from its holder into memory of its size."""
+
+Squares: TypeAlias = Callable[[], dict[str, float] | None]
+"""Returns Σ wᵢⱼ² of fragments by parameter, of those that could be read; None until they have arrived."""
 
 
 class Parts(Protocol):
@@ -44,6 +47,16 @@ class Parts(Protocol):
 
     def mark(self, parameter: str) -> Callable[[], Moved]:
         """Return the function that returns how far this rank's fragment has moved since the last call; NaN at first."""
+
+    def longer_side(self, name: str) -> int | None:
+        """Return the longer side of a matrix that is one sharded parameter; None for any other."""
+
+    def squares(self, parameters: Iterable[str]) -> tuple[Squares, float]:
+        """Compute Σ wᵢⱼ² of this rank's fragments of some parameters, or queue that on their device.
+
+        Returns:
+            The function that returns the sums, and the seconds that they are expected to take on an accelerator.
+        """
 
     def assembled(
         self, parameters: Mapping[str, Sequence[Holder]], own: Mapping[str, Own], fetch: Fetch

@@ -69,6 +69,7 @@ class RemoteReader:
         """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
         self._source.advance()
         self._executor.advance(waiting=waiting)
+        self._assignments.norms.send()
 
     def leftover(self) -> tuple[str, ...]:
         """Return nothing: rank 0 assigns all."""
@@ -87,6 +88,8 @@ class RemoteReader:
             self._has_begun = True
             self._assignments.refresh()
             assigned = self._assignments.begin(step)
+            if assigned is not None:
+                self._assignments.screen(step, assigned.plan)
         else:
             assigned = None if self._poll is None else self._assignments.poll(self._poll, step)
         if assigned is not None and any(each.owner == self._ranks.rank for each in assigned.plan.assignments):

@@ -2,17 +2,18 @@
 
 import logging
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from threading import Thread
-from typing import final
+from typing import TypeAlias, final
 
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
-from esdmon.records import Coverage, LayerReport
+from esdmon.records import Coverage, LayerReport, Screened
 from esdmon.runtime.ranks.assignments import Assigned, Assignments
 from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
 from esdmon.runtime.ranks.holdings import Holdings
+from esdmon.runtime.ranks.norms import JobNorms
 from esdmon.runtime.ranks.rank_faults import RankFaults
 from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
 from esdmon.runtime.ranks.table_join import Joined, TableJoin
@@ -23,6 +24,14 @@ _log = logging.getLogger("esdmon")
 _MOST_NAMED = 6  # matrices in a log line
 _IN_THREAD = 4000  # ranks × matrices, which take a fifth of a second here. Our choice.
 _SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
+
+ToScreen: TypeAlias = Callable[[Collection[str]], Mapping[str, int]]
+"""Returns the sharded matrices whose norms are computed at a due step where these are read, with longer sides."""
+
+
+def nothing(_read: Collection[str]) -> Mapping[str, int]:
+    """Return no matrix to screen."""
+    return {}
 
 
 @final
@@ -65,6 +74,9 @@ class Team:
         self._ending = 0
         self._version = 0
         """Of the holdings."""
+        self._norms = JobNorms(ranks)
+        self._to_screen: tuple[Collection[str], Plan] | None = None
+        """The sharded matrices whose norms are computed at this due step, and its plan; None where there is none."""
         self._given: set[str] = set()
         """Parameters whose holders are in the job's store, for this version."""
         self._quiet = 0
@@ -114,6 +126,12 @@ class Team:
         local = self._local.get(name, name)
         return local if self._own.parts.has(local) else ""
 
+    def longer_side(self, name: str) -> int | None:
+        """Return the longer side of a matrix of the job that is one sharded parameter; None for any other."""
+        entry = self.holdings.matrices.get(name)
+        is_there = entry is not None and len(entry.parameters) == 1 and not entry.reason
+        return self._own.parts.longer_side(self.local(name)) if is_there else None
+
     def is_here(self, name: str) -> bool:
         """Return whether rank 0 can read a matrix of the job alone, and knows it by this name."""
         return self._local.get(name, name) == name and self._own.parts.is_here(name)
@@ -140,9 +158,27 @@ class Team:
         """Begin what was planned for this due step; None where nothing was."""
         self._asked = self._now = None
         assigned = self._own.begin(step)
+        self._to_screen = None
         if assigned is not None:
+            self._to_screen = self._norms.begin(step), assigned.plan
             self._faults.begin(step, assigned.plan, assigned.failures)
         return assigned
+
+    def screen(self, step: int) -> tuple[Collection[str], float]:
+        """Begin to compute the norms of sharded matrices that were planned for this due step, after `begin`.
+
+        Returns:
+            The matrices, and the seconds that the own fragments are expected to take on an accelerator.
+        """
+        if self._to_screen is None:
+            return (), 0.0
+        names, plan = self._to_screen
+        return names, self._own.screen(step, plan)
+
+    def screened(self) -> list[Screened]:
+        """Return the norms of sharded matrices that all ranks have sent since the last call."""
+        self._own.norms.send()
+        return self._norms.take()
 
     def update_holdings(self) -> bool:
         """Take up at a due step what ranks have announced that they hold, and who is paused; return True for news.
@@ -187,7 +223,14 @@ class Team:
         self._left = self._ranks.left()
 
     def plan(
-        self, step: int | None, names: Mapping[str, float], ranks: Mapping[int, Reads], *, gap: int = 0, ending: int = 0
+        self,
+        step: int | None,
+        names: Mapping[str, float],
+        ranks: Mapping[int, Reads],
+        *,
+        gap: int = 0,
+        ending: int = 0,
+        to_screen: ToScreen = nothing,
     ) -> None:
         """Announce which of these matrices is read by whom at the due step after this one.
 
@@ -197,11 +240,15 @@ class Team:
             ranks: how each reads.
             gap: the steps between due ones, as of the last two; 0 where that is not known.
             ending: in how many blocks of steps readings end.
+            to_screen: returns the sharded matrices whose norms are computed there, besides those that are read.
         """
         self._ending = ending if self.pauses else 0
         may_poll = self._escalates and self._has_elsewhere and not self._faults.is_asking_paused()
         after = between(gap, self._ranks.size) if may_poll else ()
-        plan = Plan(self._version, self._assigned(names, ranks), after, self._ending)
+        assignments = self._assigned(names, ranks)
+        read = {name for assignment in assignments for name in assignment.names}
+        norms = self._norms.plan(to_screen(read), self.holdings)
+        plan = Plan(self._version, assignments, after, self._ending, norms)
         self._ranks.give_plan(step, plan)
 
     @property
@@ -297,6 +344,7 @@ class Team:
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load."""
         self._own.restart()
+        self._norms.forget()
         self._asked = None
         self._faults.restart()
 

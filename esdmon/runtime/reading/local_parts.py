@@ -6,7 +6,8 @@ DTensor.
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import final
@@ -17,7 +18,7 @@ from torch import Tensor
 from esdmon.records import Coverage
 from esdmon.runtime.ranks.fragment_exchange import Moved
 from esdmon.runtime.ranks.holdings import Holder, Listed, Part
-from esdmon.runtime.ranks.parts import Fetch, Own
+from esdmon.runtime.ranks.parts import Fetch, Own, Squares
 from esdmon.runtime.reading.watched_model import WatchedModel
 from esdmon.weights import (
     Matrix,
@@ -29,6 +30,7 @@ from esdmon.weights import (
     part_of,
     sample_matrix,
     sample_tensor,
+    sum_of_squares,
 )
 
 _CONTENT = 16  # elements of a fragment by which replicas are recognised; our choice
@@ -105,6 +107,34 @@ class LocalParts:
         if before is None:
             return lambda: Moved(math.nan, math.nan)
         return partial(_moved, before, now, local.numel())
+
+    def longer_side(self, name: str) -> int | None:
+        """Return the longer side of a matrix that is one sharded parameter; None for any other."""
+        matrix = self._model.matrices.get(name)
+        return max(matrix.stack_shape()[1:]) if matrix is not None and matrix.is_one_shard else None
+
+    def squares(self, parameters: Iterable[str]) -> tuple[Squares, float]:
+        """Compute Σ wᵢⱼ² of this rank's fragments of some parameters, or queue that on their device."""
+        sums: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
+        seconds = 0.0
+        for parameter in parameters:
+            with suppress(Exception):  # the reading reports why
+                local = self._shards[parameter][1].local()
+                if local.is_contiguous() or self._transfers.has_room(local.device, local.nbytes):  # else it is copied
+                    sums[local.device][parameter], beside = sum_of_squares(local)
+                    seconds += beside
+        fetched = {tuple(own): self._transfers.fetch(torch.stack([*own.values()])) for own in sums.values()}
+
+        def read() -> dict[str, float] | None:
+            if self._transfers.is_capturing() or not all(each.is_there() for each in fetched.values()):
+                return None
+            return {
+                name: square
+                for names, each in fetched.items()
+                for name, square in zip(names, each.read().tolist(), strict=True)
+            }
+
+        return read, seconds
 
     @contextmanager
     def assembled(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from esdmon.records import Screened
-from esdmon.weights import Matrix, Screener, Transfers, discover
+from esdmon.weights import Matrix, Screener, Transfers, discover, sum_of_squares
 from esdmon.weights.device import screening
 from tests.simulated_device import SimulatedDevice
 
@@ -108,7 +108,7 @@ def test_a_weight_without_norms_is_screened_again(value: float) -> None:
     nn.init.constant_(layer.weight, value)
     found = screened(screener, matrix)
     assert found.spectral_norm == 0 if value == 0 else math.isnan(found.spectral_norm)
-    assert not found.is_close
+    assert "lambda_max" not in found.measures
     with torch.no_grad():
         layer.weight.copy_(before)
     assert screened(screener, matrix).spectral_norm == pytest.approx(sigma(before), rel=1e-4)
@@ -183,3 +183,23 @@ def test_products_are_not_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = with_spike(1500, 900, spike=3.0)
     found = screened(Screener(), matrix_of(layer))
     assert found.frobenius_norm == pytest.approx(float(layer.weight.detach().double().norm()), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [
+        *((torch.float32, 1e-6), (torch.bfloat16, 1e-5), (torch.float16, 1e-5), (torch.float8_e4m3fn, 1e-6)),
+        *((torch.float64, 1e-13), (torch.complex64, 1e-6)),
+    ],
+)
+@pytest.mark.parametrize("size", [0, 3, 4096, 1 << 22])
+def test_the_sum_of_so_many_squares_is_not_rounded(size: int, dtype: torch.dtype, tolerance: float) -> None:
+    """In float32 that of 16 million elements would be off by a thousandth."""
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(2, size, generator=generator).to(dtype)
+    wide = tensor.to(torch.complex128 if dtype.is_complex else torch.float64)
+    expected = float(wide.abs().square().sum())
+    for layout in (tensor, tensor.mT):
+        square, seconds = sum_of_squares(layout)
+        assert (square.dtype, square.shape, seconds) == (torch.float64, (), 0.0)
+        assert float(square) == pytest.approx(expected, rel=tolerance)

@@ -1,0 +1,135 @@
+"""Compute ‖W‖_F of sharded weights between their readings: each rank that of its fragments, and rank 0 joins them.
+
+‖W‖_F² is the sum of the squares of all elements, so that each rank sends one number for each weight, and no element.
+"""
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import final
+
+from esdmon.records import Screened
+from esdmon.runtime.ranks.coordination import Coordinator
+from esdmon.runtime.ranks.holdings import Holdings
+from esdmon.runtime.ranks.parts import Parts, Squares
+
+_KEPT = 3  # due steps whose norms are waited for; our choice
+
+
+@final
+class FragmentNorms:
+    """Compute the norms of this rank's fragments, and send them to rank 0 once they have arrived from the device.
+
+    Args:
+        parts: what this rank holds.
+        ranks: the messages of the job.
+    """
+
+    def __init__(self, parts: Parts, ranks: Coordinator) -> None:
+        self._parts = parts
+        self._ranks = ranks
+        self._arriving: deque[tuple[int, Mapping[str, str], Squares]] = deque()
+
+    def compute(self, step: int, parameters: Mapping[str, str]) -> float:
+        """Begin to compute the norms of fragments at a due step.
+
+        Args:
+            step: optimizer steps taken.
+            parameters: names in the job, by this rank's own.
+
+        Returns:
+            The seconds that this is expected to take on an accelerator.
+        """
+        squares, beside = self._parts.squares(parameters)
+        self._arriving.append((step, parameters, squares))
+        self.send()
+        return beside
+
+    def send(self) -> None:
+        """Send what has arrived from the device, without waiting for the rest."""
+        while self._arriving:
+            step, parameters, squares = self._arriving[0]
+            arrived = squares()
+            if arrived is None:
+                return
+            self._arriving.popleft()
+            self._ranks.give_squares(step, {parameters[name]: square for name, square in arrived.items()})
+
+    def forget(self) -> None:
+        """Forget what has not arrived: the weights are others now."""
+        self._arriving.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A matrix whose norm is computed at the next due step."""
+
+    parameter: str
+    N: int
+    ranks: frozenset[int]
+    """Those that hold its fragments."""
+
+
+@final
+class JobNorms:
+    """On rank 0, join the norms of fragments to those of the weights.
+
+    Args:
+        ranks: the messages of the job.
+    """
+
+    def __init__(self, ranks: Coordinator) -> None:
+        self._ranks = ranks
+        self._planned: dict[str, _Planned] = {}
+        self._expected: deque[tuple[int, dict[str, _Planned]]] = deque()
+
+    def plan(self, sides: Mapping[str, int], holdings: Holdings) -> tuple[str, ...]:
+        """Return the parameters of which all ranks compute the norms of their fragments at the next due step.
+
+        Args:
+            sides: the longer sides of the matrices, by their names in the job.
+            holdings: what each rank holds.
+        """
+        self._planned = {}
+        for name, side in sides.items():
+            (parameter,) = holdings.matrices[name].parameters
+            ranks = frozenset(holder.rank for holder in holdings.holders[parameter])
+            self._planned[name] = _Planned(parameter, side, ranks)
+        return tuple(planned.parameter for planned in self._planned.values())
+
+    def begin(self, step: int) -> Collection[str]:
+        """Expect what was planned from a due step on, and return the matrices."""
+        planned, self._planned = self._planned, {}
+        if planned:
+            self._expected.append((step, planned))
+        while len(self._expected) > _KEPT:
+            self._expected.popleft()
+        return planned
+
+    def take(self) -> list[Screened]:
+        """Return the norms of the due steps of which all ranks have sent theirs."""
+        found: list[Screened] = []
+        for step, planned in tuple(self._expected):
+            ranks = frozenset[int]().union(*(each.ranks for each in planned.values()))
+            squares = self._ranks.take_squares(step, sorted(ranks))
+            if squares is not None:
+                self._expected.remove((step, planned))
+                found += _joined(step, planned, dict(zip(sorted(ranks), squares, strict=True)))
+        return found
+
+    def forget(self) -> None:
+        """Forget what was planned and expected."""
+        self._planned = {}
+        self._expected.clear()
+
+
+def _joined(
+    step: int, planned: Mapping[str, _Planned], squares: Mapping[int, Mapping[str, float]]
+) -> Iterable[Screened]:
+    """Yield the norms of those matrices of which each rank has read its fragment."""
+    for name, each in planned.items():
+        own = [squares[rank].get(each.parameter) for rank in each.ranks]
+        if None not in own:
+            norm = math.sqrt(sum(square for square in own if square is not None))
+            yield Screened(name, step, norm, math.nan, math.nan, N=each.N)

@@ -1,0 +1,230 @@
+"""‖W‖_F of sharded weights between their readings: each rank sends that of its part, and rank 0 joins them."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed
+
+import esdmon
+from esdmon.records import Screened
+from esdmon.runtime.pipeline import screening
+from esdmon.runtime.ranks.coordination import Coordinator, Plan
+from esdmon.runtime.ranks.holdings import Entry, Holder, Holdings
+from esdmon.runtime.ranks.norms import FragmentNorms, JobNorms
+from esdmon.runtime.ranks.parts import Squares
+from esdmon.schedule import priority
+from esdmon.schedule.fragments import Fragment
+from esdmon.sinks import MemorySink
+from esdmon.weights import Matrix, discover
+from tests.benchmarks.sharded_scale import CountingStore
+from tests.limits import set_limits
+from tests.ranks import results_of
+from tests.runtime.ranks.collectives import no_collective
+from tests.runtime.ranks.sharded_jobs import gather
+from tests.runtime.ranks.sharded_ways import made
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
+STEPS = 16
+MIXED = {"conv", "attention.out_proj", "first", "tied", "experts.down_proj"}
+SCREENED = {
+    "fsdp2": MIXED,  # not q, k and v, which are parts of one parameter
+    "fsdp2, bfloat16": {"0", "2", "4"},
+    "fsdp1": MIXED,
+    "fsdp1, flat": MIXED,
+    "tensor parallel": {"0", "2"},
+}
+"""By way, the matrices that are all of one sharded parameter."""
+
+
+def rank_of_a_job(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:  # little is read at a due step, and all else is screened
+        set_limits(patch, advance_seconds=0.0)
+        patch.setattr(screening, "SHARE", 1e9)
+        patch.setattr(screening, "WORTH", 0)
+        patch.setattr(priority, "RARE", 0)
+        patch.setattr(priority, "TOLERANCE", 0.0)
+        result = {way: train(way) for way in SCREENED}
+    Path(f"{folder}/result-{rank}.json").write_text(json.dumps(result))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def train(way: str) -> dict[str, Any]:
+    """A few steps: the norms that are found, each with that of the gathered weight; errors, and collectives."""
+    whole, model = made(way)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    parameters = dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    matrices = {matrix.name: matrix for matrix in discover(whole).matrices}
+    sink, norms, collectives = MemorySink(), {}, 0
+    monitor = esdmon.watch(model, hook=False, every=1, budget=1e-9, sinks=sink)
+    for step in range(1, STEPS + 1):
+        model(whole.batch(generator)).float().square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        with no_collective() as counted:
+            monitor.step()
+        collectives += counted.get_total_counts()
+        gather(whole, parameters, model)
+        norms[step] = {name: norm_of(matrix) for name, matrix in matrices.items()}
+        distributed.barrier()
+    monitor.close()
+    found = [each for report in sink.reports for each in report.screened if each.is_new]
+    return {
+        "errors": [fault.message for fault in monitor.errors],
+        "collectives": collectives,
+        "found": [
+            [each.name, each.frobenius_norm, norms[each.step][each.name]]
+            for each in found
+            if math.isnan(each.spectral_norm)
+        ],
+    }
+
+
+def norm_of(matrix: Matrix) -> float:
+    return float(matrix.to_stack(matrix.read().detach()).double().norm())
+
+
+def test_norms_of_sharded_weights_are_those_of_the_gathered_ones(tmp_path: Path) -> None:
+    """Without a collective, whatever shards them: rows, columns, or intervals of what was flattened."""
+    first, second = results_of(rank_of_a_job, tmp_path, ranks=2)
+    found = {way: {name for name, *_ in result["found"]} for way, result in first.items()}
+    for way, result in first.items():
+        assert (result["errors"], result["collectives"]) == ([], 0), way
+        assert found[way] <= SCREENED[way], way
+        assert len(found[way]) > 1, way
+        for name, norm, expected in result["found"]:
+            assert norm == pytest.approx(expected, rel=1e-6), (way, name)
+    # Of a matrix that is read at the next step no report has the norm: not each way finds all.
+    assert found["fsdp2"] | found["fsdp1"] | found["fsdp1, flat"] == MIXED
+    assert all(not result["found"] and not result["errors"] for result in second.values())
+
+
+class Parts:
+    """Fragments whose sums of squares arrive when they are given."""
+
+    def __init__(self, **squares: float) -> None:
+        self.squares_of = squares
+        self.has_arrived = True
+
+    def squares(self, parameters: Iterable[str]) -> tuple[Squares, float]:
+        found = {name: self.squares_of[name] for name in parameters if name in self.squares_of}
+        return lambda: found if self.has_arrived else None, 0.25
+
+
+class Job:
+    """Two ranks that hold halves of two weights; rank 1 has other names for them."""
+
+    def __init__(self) -> None:
+        store = CountingStore()
+        self.ranks = [Coordinator(store, rank, 2) for rank in range(2)]
+        self.parts = [Parts(v=9.0, w=1.0), Parts(own_v=7.0, own_w=3.0)]
+        self.own = [FragmentNorms(parts, ranks) for parts, ranks in zip(self.parts, self.ranks, strict=True)]  # type: ignore[arg-type]
+        self.norms = JobNorms(self.ranks[0])
+        holders = tuple(Holder(rank, Fragment((rank, 0), (1, 2)), "") for rank in range(2))
+        entries = {name: Entry(1.0, (name.lower(),), (0, 1)) for name in "VW"}
+        self.holdings = Holdings(entries, {"v": holders, "w": holders})
+
+    def plan(self, step: int) -> None:
+        assert self.norms.plan({"V": 20, "W": 30}, self.holdings) == ("v", "w")
+        assert set(self.norms.begin(step)) == {"V", "W"}
+
+    def compute(self, rank: int, step: int) -> float:
+        return self.own[rank].compute(step, {f"own_{name}" if rank else name: name for name in "vw"})
+
+
+def test_norms_are_known_when_all_ranks_have_sent_theirs() -> None:
+    job = Job()
+    job.plan(5)
+    assert job.compute(0, 5) == 0.25
+    assert job.norms.take() == []
+    job.compute(1, 5)
+    found = job.norms.take()
+    assert [(each.name, each.step, each.frobenius_norm, each.N) for each in found] == [
+        ("V", 5, 4.0, 20),
+        ("W", 5, 2.0, 30),
+    ]
+    assert all(math.isnan(each.spectral_norm) and math.isnan(each.residual) for each in found)
+    assert job.norms.take() == []
+    assert job.norms.begin(6) == {}
+
+
+def test_what_arrives_late_from_a_device_is_sent_later() -> None:
+    """In the order of the steps, and with the step at which it was computed."""
+    job = Job()
+    job.parts[1].has_arrived = False
+    for step in (5, 6):
+        job.plan(step)
+        job.compute(0, step)
+        job.compute(1, step)
+    assert job.norms.take() == []
+    job.parts[1].has_arrived = True
+    job.own[1].send()
+    assert [each.step for each in job.norms.take()] == [5, 5, 6, 6]
+
+
+def test_a_rank_that_does_not_send_is_waited_for_three_due_steps() -> None:
+    job = Job()
+    for step in range(1, 5):
+        job.plan(step)
+        job.compute(0, step)
+    for step in range(1, 5):
+        job.compute(1, step)
+    assert [each.step for each in job.norms.take()] == [2, 2, 3, 3, 4, 4]
+
+
+@pytest.mark.parametrize(("square", "norm"), [(math.nan, math.nan), (math.inf, math.inf)])
+def test_a_part_that_is_not_finite_or_cannot_be_read(square: float, norm: float) -> None:
+    """The norm of a weight is not finite where one of its parts is not; without one of its parts it has none."""
+    job = Job()
+    job.parts[1].squares_of = {"own_v": square}
+    job.plan(5)
+    job.compute(0, 5)
+    job.compute(1, 5)
+    (found,) = job.norms.take()
+    assert found.name == "V"
+    assert found.frobenius_norm == pytest.approx(norm, nan_ok=True)
+
+
+def test_a_checkpoint_forgets_what_was_under_way() -> None:
+    """The weights are others now."""
+    job = Job()
+    job.parts[1].has_arrived = False
+    job.plan(5)
+    job.compute(0, 5)
+    job.compute(1, 5)
+    for own in job.own:
+        own.forget()
+    job.norms.forget()
+    job.parts[1].has_arrived = True
+    job.own[1].send()
+    assert job.norms.take() == []
+
+
+def test_a_plan_says_whose_norms_are_computed() -> None:
+    plan = Plan(3, (), (50, 100), 2, ("v", "w"))
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+def test_only_the_norm_of_a_sharded_weight_is_in_records() -> None:
+    found = Screened("V", 5, 4.0, math.nan, math.nan, N=20)
+    record = found.to_record()
+    assert record == {
+        "step": 5,
+        "name": "V",
+        "N": 20,
+        "frobenius_norm": 4.0,
+        **dict.fromkeys(("spectral_norm", "lambda_max", "stable_rank", "residual")),
+    }
+    assert found.measures == {"frobenius_norm": 4.0}
+    back = Screened.from_record(json.loads(json.dumps(record)))
+    assert (back.name, back.step, back.frobenius_norm, back.N) == ("V", 5, 4.0, 20)
+    assert math.isnan(back.spectral_norm)
+    assert back.to_record() == record
