@@ -138,8 +138,8 @@ def main() -> None:
     """Print one line for each size of the job."""
     print(
         "| ranks | all tables, once | CPU time to join them, once, in rank 0's thread | plan of a due step | CPU time "
-        "of rank 0's hook | polls and bytes of another rank | hook of another rank, modelled | polls until the next due "
-        "step, each modelled | fetched in the threads |"
+        "of rank 0's hook | polls and bytes of another rank | hook of another rank, modelled | polls until the next "
+        "due step, each modelled | fetched in the threads |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for ranks in (64, 256, 1024, 4096):
