@@ -69,9 +69,9 @@ def main() -> None:
             for how, screening in (("readings alone", {}), ("screened", on_device)):
                 rows[f"{idle} idle cores, {how}"] = simulate_beside(costs, sizes, screening, idle=idle, **given)
         of_all = f"{model.ranks} ranks, {{}} idle cores each"
-        in_full = simulate_ranks(model, idle=12, is_charged_in_full=True, **given)
+        in_full = simulate_ranks(model, idle=12, is_charged_in_full=True, is_screened=False, **given)
         rows[of_all.format(12) + ", charged in full"] = in_full
-        for idle in (2, 12):
+        for idle in (0, 2, 12):
             for how, is_screened in (("readings alone", False), ("screened", True)):
                 found = simulate_ranks(model, idle=idle, is_screened=is_screened, **given)
                 rows[f"{of_all.format(idle)}, {how}"] = found
