@@ -138,16 +138,20 @@ class Screener:
 
 def sum_of_squares(tensor: Tensor) -> tuple[Tensor, float]:
     """Return Σ xᵢ² in float64, without dimensions, and the seconds that it is expected to take on an accelerator."""
+    is_cpu = tensor.device.type == "cpu"
     with torch.no_grad():
         flat = (torch.view_as_real(tensor) if tensor.is_complex() else tensor).reshape(-1)
         dtype = torch.float64 if flat.dtype == torch.float64 else torch.float32
-        flat = flat.to(dtype) if flat.dtype.itemsize == 1 else flat  # there are no norms in float8
-        rows = flat.numel() // _ROW
-        parts = flat[: rows * _ROW].view(rows, _ROW), flat[rows * _ROW :].view(1, -1)
-        norms = torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in parts])
-        square = norms.double().square().sum()
+        rows = flat[: flat.numel() // _ROW * _ROW].view(-1, _ROW)
+        # A CPU converts 16 bits before it sums, and there are no norms in float8 on any device.
+        parts = (*(torch.split(rows, _CHUNK // _ROW) if is_cpu else [rows]), flat[rows.numel() :].view(1, -1))
+        norms = [
+            torch.linalg.vector_norm(part.to(dtype) if part.itemsize == 1 else part, dim=1, dtype=dtype)
+            for part in parts
+        ]
+        square = torch.cat(norms).double().square().sum()
     size = flat.numel() * flat.dtype.itemsize
-    return square, 0.0 if tensor.device.type == "cpu" else size / _BYTES_PER_SECOND
+    return square, 0.0 if is_cpu else size / _BYTES_PER_SECOND
 
 
 def _first_vector(tall: Tensor) -> Tensor:
