@@ -172,15 +172,19 @@ class ReadPriority:
             if seconds > 0:
                 self._costs[on_device].took(name, seconds)
 
-    def to_screen(self, without: Collection[str] = ()) -> list[str]:
+    def to_screen(self, without: Collection[str] = (), *, in_part: bool = False) -> list[str]:
         """Return the matrices that have changed and were not read for `RARE` due steps, the longest not known first.
 
         Those that were never read come first, in the order of the first readings.
+
+        Args:
+            without: matrices to leave out.
+            in_part: whether drift is that of a part of a matrix. Then one that is trained counts as changed.
         """
         states = {name: state for name, state in self._states.items() if name not in without}
         rare = [name for name, state in states.items() if state.read is None or state.passed >= RARE]
-        moved = [name for name in rare if self._limited and self._has_changed(states[name])]
-        return sorted(moved, key=lambda name: states[name].known)
+        moved = [name for name in rare if self._has_changed(states[name]) or (in_part and states[name].trainable)]
+        return sorted(moved, key=lambda name: states[name].known) if self._limited else []
 
     def screened(self, name: str, step: int, change: float | None = None, *, since: int | None = None) -> None:
         """Record that a matrix was screened at a step, and how far ln λmax has changed.

@@ -42,7 +42,6 @@ class Fragments:
     times: dict[str, float] = field(default_factory=dict)
     planned: Collection[str] = ()
     """For the next due step."""
-    begun: Collection[str] = ()
     sent: dict[str, float] = field(default_factory=dict)
 
     def longer_side(self, _name: str) -> int:
@@ -53,15 +52,12 @@ class Fragments:
         """Return False: no rank has all of a matrix."""
         return False
 
-    def begin(self) -> None:
-        """Begin a due step."""
-        self.begun, self.planned = self.planned, ()
-
     def screen(self, _step: int) -> tuple[Collection[str], float]:
         """Let the loop wait for what was planned."""
-        self.clock.now += SQUARED * len(self.begun)
-        self.sent |= dict.fromkeys(self.begun, self.clock.now)
-        return self.begun, 0.0
+        begun, self.planned = self.planned, ()
+        self.clock.now += SQUARED * len(begun)
+        self.sent |= dict.fromkeys(begun, self.clock.now)
+        return begun, 0.0
 
     def screened(self) -> list[Any]:
         """Learn what the ranks have sent; no norm has changed."""
@@ -206,7 +202,7 @@ def simulate_ranks(
             turns.drifted(name, at, DRIFT, trainable=True)
         norms.look()
         under_way.begin(planned)
-        fragments.begin()
+        screening.screen_together(fragments, at)
         for assignment in planned:
             turns.begun(assignment.names[0], at)
             clock.now += BLOCKED

@@ -206,6 +206,7 @@ def test_matrices_are_screened_that_wait_for_their_reading() -> None:
     assert turns.to_screen(["w5"]) == ["w0", "w2"]
     turns.screened("w0", 60)
     assert turns.to_screen() == ["w5", "w2", "w0"]
+    assert turns.to_screen(in_part=True) == ["w5", "w1", "w2", "w0"]
     assert ReadPriority({"w": 1.0}, limited=False).to_screen() == []
 
 

@@ -14,6 +14,7 @@ def test_a_sharded_model_is_read_within_an_hour(idle: int) -> None:
     found = simulate_ranks(MODELS["7B"], idle=idle, every=200, step=1.0, share=BUDGET)
     assert found.kinds < 600
     assert found.all < 3600
+    assert found.norms < 900
     assert found.overhead < BUDGET
 
 
@@ -21,6 +22,8 @@ def test_without_idle_cores_a_sharded_model_keeps_to_the_budget() -> None:
     """One thread on each rank, charged in full."""
     found = simulate_ranks(MODELS["7B"], idle=0, every=200, step=1.0, share=BUDGET)
     assert 7200 < found.all < 6 * 3600
+    assert found.norms < 900
+    assert found.oldest < 900
 
 
 def test_a_model_on_one_device_is_read_within_an_hour() -> None:

@@ -273,6 +273,7 @@ class ReadingPipeline:
             self._begin_here(due)
         else:
             self._follow(team, due, assigned)
+            self._screening.screen_together(team, due.step)
         self.is_ready = True
         if team.update_holdings():
             self._latest.read = team.renamed(self.latest)

@@ -51,7 +51,7 @@ class Screening:
         """Of each matrix the last that was reported, and those that wait for the reports of their steps."""
 
     def screen(self, step: int, *, without: Collection[str], latest: Mapping[str, LayerReport]) -> None:
-        """Begin to screen within the allowance, after what was planned together with other ranks.
+        """Begin to screen within the allowance.
 
         Args:
             step: optimizer steps taken.
@@ -62,8 +62,6 @@ class Screening:
             self._take(latest)
             names = self._priority.to_screen(without)
         self._spent += cost.seconds
-        if self._team is not None:
-            self._begin_planned(self._team, step)
         for name in names:
             if self._spent > self._allowance:
                 break
@@ -71,6 +69,18 @@ class Screening:
         with self._budget.measured() as cost:
             self._take(latest)
         self._spent += cost.seconds
+
+    def screen_together(self, team: Team, step: int) -> None:
+        """Begin, as all ranks do, to compute the norms that `ahead` has planned at the due step before."""
+        with self._budget.measured() as cost:
+            names, beside = team.screen(step)
+        if names:
+            self._budget.spend(beside)
+            self._spent += cost.seconds + beside
+            self._mean = (cost.seconds + beside) / len(names)
+            for name in names:
+                self._priority.screened(name, step)
+                self._costs[name] = min(self._mean, self._costs.get(name, math.inf))
 
     def ahead(self, team: Team, without: Collection[str]) -> dict[str, int]:
         """Return the sharded matrices to screen at the next due step, within the allowance of now, and longer sides.
@@ -81,7 +91,7 @@ class Screening:
         """
         left = self._allowance - self._spent
         chosen: dict[str, int] = {}
-        for name in self._priority.to_screen(without):
+        for name in self._priority.to_screen(without, in_part=True):
             if left < 0:
                 break
             side = team.longer_side(name)
@@ -89,18 +99,6 @@ class Screening:
                 chosen[name] = side
                 left -= self._costs.get(name, self._mean)
         return chosen
-
-    def _begin_planned(self, team: Team, step: int) -> None:
-        """Begin, as all ranks do, to compute the norms that were planned at the last due step."""
-        with self._budget.measured() as cost:
-            names, beside = team.screen(step)
-        if names:
-            self._budget.spend(beside)
-            self._spent += cost.seconds + beside
-            self._mean = (cost.seconds + beside) / len(names)
-            for name in names:
-                self._priority.screened(name, step)
-                self._costs[name] = min(self._mean, self._costs.get(name, math.inf))
 
     def _is_worth(self, name: str) -> bool:
         return self._priority.expected(name) >= WORTH * self._costs.get(name, 0.0)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,20 @@ import torch
 from torch import distributed
 
 import esdmon
-from esdmon.records import Screened
+from esdmon.records import LayerReport, Screened
 from esdmon.runtime.pipeline import screening
 from esdmon.runtime.ranks.coordination import Coordinator, Plan
 from esdmon.runtime.ranks.holdings import Entry, Holder, Holdings
 from esdmon.runtime.ranks.norms import FragmentNorms, JobNorms
 from esdmon.runtime.ranks.parts import Squares
 from esdmon.schedule import priority
+from esdmon.schedule.budget import Budget
 from esdmon.schedule.fragments import Fragment
+from esdmon.schedule.priority import ReadPriority
 from esdmon.sinks import MemorySink
 from esdmon.weights import Matrix, discover
 from tests.benchmarks.sharded_scale import CountingStore
+from tests.clocks import FakeClock
 from tests.limits import set_limits
 from tests.ranks import results_of
 from tests.runtime.ranks.collectives import no_collective
@@ -206,6 +209,94 @@ def test_a_checkpoint_forgets_what_was_under_way() -> None:
     job.parts[1].has_arrived = True
     job.own[1].send()
     assert job.norms.take() == []
+
+
+class Team:
+    """Ranks that hold the parts of some matrices; each norm takes so many seconds of the hook."""
+
+    def __init__(self, clock: FakeClock, seconds: float, *sharded: str) -> None:
+        self.clock = clock
+        self.seconds = seconds
+        self.sharded = sharded
+        self.planned: Collection[str] = ()
+        self.found: list[Screened] = []
+
+    def longer_side(self, name: str) -> int | None:
+        return 20 if name in self.sharded else None
+
+    def screen(self, _step: int) -> tuple[Collection[str], float]:
+        self.clock.passes(self.seconds * len(self.planned))
+        return self.planned, 0.0
+
+    def screened(self) -> list[Screened]:
+        found, self.found = self.found, []
+        return found
+
+
+class Elsewhere:
+    """Rank 0 holds nothing alone."""
+
+    def is_here(self, _name: str) -> bool:
+        return False
+
+    def screened(self) -> list[Screened]:
+        return []
+
+
+class Watched:
+    """Rank 0 of a job that was trained for so many seconds, and its matrices, all of them read at step 10."""
+
+    def __init__(
+        self, *names: str, seconds: float, seconds_of_a_norm: float, seconds_of_a_reading: float = 1.0
+    ) -> None:
+        clock = FakeClock()
+        budget = Budget(0.01, clock=clock.perf_counter, cpu_clock=lambda: 0.0)
+        budget.start()
+        self.turns = ReadPriority(dict.fromkeys(names, seconds_of_a_reading))
+        for name in names:
+            self.turns.begun(name, 10)
+            self.turns.took(name, seconds_of_a_reading)
+            self.turns.drifted(name, 20, 0.0, trainable=True)
+        for _ in range(priority.RARE):
+            self.turns.pass_by()
+        team: Any = Team(clock, seconds_of_a_norm, *names)
+        self.team = team
+        elsewhere: Any = Elsewhere()
+        self.screening = screening.Screening(elsewhere, self.turns, elsewhere, budget, team)
+        clock.passes(seconds)
+
+    def due(self, step: int, **latest: LayerReport) -> list[str]:
+        """Take a due step, and return what is planned for the next."""
+        self.screening.screen_together(self.team, step)
+        self.team.planned = self.screening.ahead(self.team, ())
+        self.screening.screen(step, without=(), latest=latest)
+        return list(self.team.planned)
+
+
+def test_norms_take_a_part_of_the_budget() -> None:
+    """One is tried; then as many as a quarter of the budget allows, those first that were not known for longest."""
+    run = Watched("a", "b", "c", "d", seconds=1000, seconds_of_a_norm=1.0)
+    assert [run.due(step) for step in (20, 30, 40)] == [["a"], ["b", "c"], []]
+    run = Watched("a", "b", "c", "d", seconds=1000, seconds_of_a_norm=0.05)
+    assert [run.due(step) for step in (20, 30)] == [["a"], ["b", "c", "d", "a"]]
+
+
+def test_norms_of_other_matrices_and_of_small_ones_are_not_computed() -> None:
+    run = Watched("a", "b", seconds=1000, seconds_of_a_norm=0.02, seconds_of_a_reading=0.1)
+    run.team.sharded = ("b",)
+    assert [run.due(step) for step in (20, 30, 40)] == [["b"], [], []]
+
+
+@pytest.mark.parametrize("norm", [5.0, math.nan])
+def test_a_change_in_the_part_of_another_rank_brings_the_reading_forward(norm: float) -> None:
+    """Rank 0 sees by itself only how far its own part has moved."""
+    run = Watched("V", "W", seconds=1000, seconds_of_a_norm=0.01)
+    latest = {name: LayerReport(name, "ok", 10, measures={"frobenius_norm": 4.0}, N=20) for name in "VW"}
+    run.turns.drifted("V", 30, 1e-2, trainable=True)
+    assert run.turns.choose(30, 1.0) == ["V"]
+    run.team.found = [Screened("W", 30, norm, math.nan, math.nan, N=20)]
+    run.due(30, **latest)
+    assert run.turns.choose(30, 1.0) == ["W"]
 
 
 def test_a_plan_says_whose_norms_are_computed() -> None:
