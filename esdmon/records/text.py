@@ -1,5 +1,6 @@
 """Format the text of a report: its table, and the lines below it."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -67,10 +68,14 @@ def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str
     if old:
         oldest = min(layer.step for layer in old)
         unchanged = sum(layer.unchanged for layer in old)
-        reasons = [f"{unchanged} unchanged since then"] if unchanged else []
-        why = "not due at this extra step" if extra else "postponed by budget="
-        reasons += [f"{len(old) - unchanged} {why}"] if len(old) > unchanged else []
-        lines.append(f"{len(old)} of {len(layers)} read earlier, the oldest at step {oldest}: {', '.join(reasons)}")
+        empty = sum(layer.status != "ok" and math.isnan(layer.drift) for layer in old)
+        reasons = {
+            "unchanged since then": unchanged,
+            "still without numbers": empty,
+            "not due at this extra step" if extra else "postponed by budget=": len(old) - unchanged - empty,
+        }
+        given = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
+        lines.append(f"{len(old)} of {len(layers)} read earlier, the oldest at step {oldest}: {given}")
     if waiting:
         lines.append(f"not read yet: {named(waiting, most=2)}")
     return lines

@@ -51,8 +51,13 @@ def sample_tensor(tensor: Tensor, size: int) -> Tensor:
 
 
 def relative_move(moved: float, norm: float) -> float:
-    """Return ‖ΔW‖/‖W‖ from both norms; infinite for a weight that was zero and has moved, 0 for one that has not."""
-    return moved / norm if norm > 0 else (math.inf if moved > 0 else 0.0)
+    """Return ‖ΔW‖/‖W‖ from both norms; infinite for a weight that was zero and has moved, 0 for one that has not.
+
+    NaN where a norm is.
+    """
+    if norm > 0 or math.isnan(norm):
+        return moved / norm
+    return moved * math.inf if moved else 0.0
 
 
 def reduce_sample(taken: Tensor, count: int, size: int) -> Tensor:

@@ -37,6 +37,35 @@ def test_weights_that_are_nan(mode: str, caplog: pytest.LogCaptureFixture) -> No
 
 
 @both_modes
+def test_weights_that_are_restored_after_nan(mode: str) -> None:
+    """They are read at the next due step, and the alert ends; until then they do not count as unchanged."""
+    run = Run(mode=mode, budget=1.0)
+    state = {name: tensor.clone() for name, tensor in run.model.state_dict().items()}
+
+    def spoil_and_restore(step: int) -> None:
+        if step == 5:
+            with torch.no_grad():
+                run.model.get_parameter("2.weight").fill_(math.nan)
+        if step == 11:
+            run.model.load_state_dict(state)
+            run.optimizer.state.clear()
+
+    run.train(before=spoil_and_restore)
+    run.monitor.close()
+    reports = {report.step: report for report in run.sink.reports}
+    assert {step: report["2"].status for step, report in reports.items()} == {
+        step: "nonfinite" if 5 <= step < 11 else "ok" for step in reports
+    }
+    assert reports[10]["2"].step < 10
+    assert not reports[10]["2"].unchanged
+    assert "2 of 2 read earlier, the oldest at step 6: 2 still without numbers" in str(reports[10])
+    assert [(alert.rule, alert.state) for alert in run.monitor.alerts] == [
+        ("non_finite", "firing"),
+        ("non_finite", "resolved"),
+    ]
+
+
+@both_modes
 def test_a_measure_that_raises(mode: str, undisturbed: list[float], caplog: pytest.LogCaptureFixture) -> None:
     """It is undefined; the others have their numbers."""
 

@@ -86,6 +86,19 @@ def test_leaving_zero_is_an_infinite_ratio() -> None:
     assert drift.update(held(weight))() == math.inf
 
 
+def test_a_weight_that_is_not_finite_has_no_ratio() -> None:
+    """Once its numbers are back, it has moved."""
+    weight = torch.ones(20, 20)
+    drift = Drift()
+    drift.update(held(weight))
+    weight.fill_(math.nan)
+    assert math.isnan(drift.peek([held(weight)])["w"])
+    assert math.isnan(drift.update(held(weight))())
+    assert math.isnan(drift.peek([held(weight)])["w"])
+    weight.fill_(1)
+    assert drift.peek([held(weight)])["w"] == math.inf
+
+
 def test_draws_no_random_number() -> None:
     """The user's random state is the user's."""
     before = torch.get_rng_state()
