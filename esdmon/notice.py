@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 _log = logging.getLogger("esdmon")
@@ -10,12 +11,15 @@ _log = logging.getLogger("esdmon")
 def notice(text: str) -> None:
     """Log a line at INFO, or print it on standard error if INFO is not shown, as by default.
 
+    Where standard error is closed or cannot be written, the line is lost.
+
     To silence it, set the logger `esdmon` to level ERROR.
     """
     if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
         _log.info("esdmon: %s", text)
     elif _log.isEnabledFor(logging.WARNING) and sys.stderr is not None:
-        print(f"esdmon: {text}", file=sys.stderr)
+        with suppress(OSError, ValueError):  # a full disk, a reader that has gone, a stream that is closed or is ASCII
+            print(f"esdmon: {text}", file=sys.stderr)
 
 
 def nearby(path: Path) -> str:

@@ -1,10 +1,14 @@
 """Notices: printed by default, and logged where INFO is enabled."""
 
+import errno
+import io
 import logging
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -45,6 +49,41 @@ def test_a_script_that_logs_gets_it_as_a_log_line(
         ("INFO", "esdmon: readings go to runs/a.")
     ]
     assert capsys.readouterr().err == ""
+
+
+class Broken(io.StringIO):
+    """A standard error that cannot be written, as on a full disk."""
+
+    def write(self, _text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+class Ascii(io.TextIOWrapper):
+    """A standard error for which the host chose ASCII, strictly."""
+
+    def __init__(self) -> None:
+        super().__init__(io.BytesIO(), encoding="ascii", errors="strict")
+
+
+@pytest.mark.parametrize("make", [Broken, Ascii, io.StringIO], ids=["full", "ascii", "closed"])
+def test_a_standard_error_that_cannot_be_written_stops_nothing(
+    make: Callable[[], TextIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line is lost."""
+    stream = make()
+    if type(stream) is io.StringIO:
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    notice("readings go to runs/größe.")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is of Linux")
+def test_a_training_whose_standard_error_is_on_a_full_disk_goes_on(tmp_path: Path) -> None:
+    """Its status is that of a run without a monitor, and it has its readings."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT)], stderr=full, cwd=tmp_path, check=False)
+    assert done.returncode == 0
+    assert [path.name for path in (tmp_path / "runs").glob("*/esdmon.jsonl")] == ["esdmon.jsonl"]
 
 
 def test_it_can_be_silenced(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -125,23 +125,34 @@ def _alike(short: Mapping[str, str], tried: Collection[frozenset[str]]) -> froze
 
 
 def _apart(names: Sequence[str], width: int) -> dict[str, str]:
-    """Return names by the parts in which they differ, and their ends; only those that fit.
+    """Return names by their ends, or by the parts in which they differ, and their ends; only those that fit.
 
-    Where not all of them fit, the parts are cut to their first characters, as long as they still differ.
+    Where not all of them fit, the parts are cut to a few characters, as long as they still differ.
     """
+    ends = {name: name if len(name) <= width else f"…{name[len(name) - width + 1 :]}" for name in names}
+    if len(set(ends.values())) == len(names):
+        return ends
     columns = itertools.zip_longest(*map(_SEPARATOR.split, names), fillvalue="")
     differing = [column for column in columns if len(set(column)) > 1]
+    # From where the parts of a column differ: weight_ih_reverse and weight_hh_reverse.
+    later = [[part[_n_shared(column) :] for part in column] for column in differing]
     fitting: dict[str, str] = {}
-    for length in (None, *range(_LONGEST_PART, 0, -1)):
-        cut = [_cut(column, length) for column in differing]
-        for name, parts in zip(names, zip(*cut, strict=True), strict=True):
-            own = ".".join(filter(None, parts))
+    for parts, length in itertools.product((differing, later), (None, *range(_LONGEST_PART, 0, -1))):
+        cut = [_cut(column, length) for column in parts]
+        for name, texts in zip(names, zip(*cut, strict=True), strict=True):
+            own = ".".join(filter(None, texts))
             room = width - len(own) - 2
             if room >= _LEAST_END:
                 fitting[name] = f"…{own}…{name[-room:]}"
         if len(fitting) == len(names):
             break
     return fitting
+
+
+def _n_shared(texts: Sequence[str]) -> int:
+    """Return the number of first characters that all texts have."""
+    columns = zip(*texts, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
 
 
 def _cut(column: Sequence[str], length: int | None) -> Sequence[str]:

@@ -6,6 +6,7 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+import torch
 
 from esdmon.cli import main
 
@@ -37,6 +38,20 @@ def test_help_in_a_terminal_without_unicode() -> None:
     result = run_python("-c", code)
     assert (result.returncode, result.stderr) == (0, "")
     assert "from a checkpoint: W ? W?" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+@pytest.mark.parametrize(
+    ("arguments", "status"), [(["plugins"], 0), (["scan", "missing.pt"], 2), (["scan", "a.pt"], 0)]
+)
+def test_a_stream_that_the_shell_has_closed(closed: str, arguments: list[str], status: int, tmp_path: Path) -> None:
+    """As in a cron job with `>&-`: the command runs, and its output is lost."""
+    torch.save({"fc.weight": torch.randn(96, 64)}, tmp_path / "a.pt")
+    code = f"import sys; sys.{closed} = None; from esdmon.cli import main; sys.exit(main({arguments}))"
+    result = run_python("-c", code, cwd=tmp_path)
+    assert result.returncode == status
+    assert {"stdout": result.stdout, "stderr": result.stderr}[closed] == ""
+    assert "Traceback" not in result.stderr
 
 
 def test_no_command_is_a_question(capsys: pytest.CaptureFixture[str]) -> None:

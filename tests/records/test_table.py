@@ -72,6 +72,22 @@ def test_names_that_are_kept_apart_from_some_differ_from_all() -> None:
     assert short["down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_q"] == "…dow.1.0.attn2…to_q"
 
 
+def test_names_that_differ_within_a_long_part_differ_when_they_are_short() -> None:
+    """As the gates of a bidirectional LSTM do."""
+    names = [
+        f"encoder.weight_{kind}_l{k}{way}/{gate}"
+        for k in range(2)
+        for way in ("", "_reverse")
+        for kind in ("ih", "hh")
+        for gate in "ifgo"
+    ]
+    short = dict(zip(names, shorten_all(names, 22), strict=True))
+    assert len(set(short.values())) == len(names)
+    assert short["encoder.weight_hh_l0_reverse/i"] == "…eight_hh_l0_reverse/i"
+    middles = [f"model.self_attention_of_the_{each}.projection.output" for each in ("encoder", "decoder")]
+    assert shorten_all(middles, 22) == ["…encoder…ection.output", "…decoder…ection.output"]
+
+
 def test_columns_are_aligned() -> None:
     """Numbers are aligned to the right and words to the left, and so is the header."""
     table = format_table(["layer", "phase", "alpha"], [["fc1", "bulk", "2.5"], ["fc10", "heavy", "12.25"]], left=(0, 1))
