@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -52,9 +53,9 @@ def open_sinks(sinks: Sinks, known: Plugins, *, webhook: str = "") -> list[tuple
     Raises:
         InputError: for a sink that cannot be opened; those that were opened before it are closed.
     """
-    several = [
-        (each, spec == "auto") for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])
-    ]
+    several = _once(
+        [(each, spec == "auto") for spec in listed(sinks) for each in (_automatic(known) if spec == "auto" else [spec])]
+    )
     if webhook:
         several.append((f"webhook:{webhook}", False))
     opened: list[tuple[str, Sink]] = []
@@ -75,6 +76,20 @@ def open_sinks(sinks: Sinks, known: Plugins, *, webhook: str = "") -> list[tuple
             sink.close()
         raise
     return opened
+
+
+def _once(several: Sequence[tuple[str | Sink, bool]]) -> list[tuple[str | Sink, bool]]:
+    """Return sinks without those that would write to the same place as one before them, with a warning for each."""
+    kept: dict[str | int, tuple[str | Sink, bool]] = {}
+    for spec, is_automatic in several:
+        scheme, _, target = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+        place = f"{scheme}:{os.path.normpath(target)}" if isinstance(spec, str) else id(spec)
+        if place in kept:
+            name = shown(spec) if isinstance(spec, str) else type(spec).__name__
+            _log.warning("esdmon: sinks= holds %s twice. Each reading is written to it once; leave one out.", name)
+        else:
+            kept[place] = spec, is_automatic
+    return list(kept.values())
 
 
 def _name(spec: str | Sink, known: Plugins) -> str:

@@ -8,9 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch import nn
 
+import esdmon
 from esdmon.errors import InputError
-from esdmon.sinks import JsonlSink
+from esdmon.sinks import JsonlSink, MemorySink
 from tests.jsonl import records_in
 from tests.sinks.jsonl_files import ALERT, LINE, REPORT, started, write
 
@@ -143,3 +145,21 @@ def test_a_path_that_cannot_be_written_is_refused_at_once(tmp_path: Path, below:
 def test_a_device_can_be_written() -> None:
     """Only a regular file is searched for a torn line."""
     JsonlSink("/dev/null").close()
+
+
+@pytest.mark.parametrize("again", ["jsonl:a.jsonl", "jsonl:./a.jsonl"])
+def test_a_file_that_is_given_twice_is_written_once(
+    again: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two sinks of one run would write through each other's lines; a warning says that one is left out."""
+    monkeypatch.chdir(tmp_path)
+    sink = MemorySink()
+    with esdmon.watch(nn.Linear(32, 32), every=1, sinks=["jsonl:a.jsonl", sink, again, sink]) as monitor:
+        monitor.step()
+    assert [line["kind"] for line in records_in(tmp_path / "a.jsonl")] == ["layer", "summary"]
+    assert len(sink.reports) == 1
+    twice = [record.getMessage() for record in caplog.records if "twice" in record.getMessage()]
+    assert twice == [
+        f"esdmon: sinks= holds {name} twice. Each reading is written to it once; leave one out."
+        for name in (again, "MemorySink")
+    ]
