@@ -127,15 +127,20 @@ def subtract(now: Tensor, before: Tensor, *, same: str = EQUAL, other: str = "in
         now: a weight.
         before: the weight as it was.
         same: the reason to give where they are equal.
-        other: where `before` is from, for the reason where their shapes differ.
+        other: where `before` is from, for the reason where their shapes differ, or it is not finite.
 
     Raises:
-        UnreadableError: where they are equal, or of different shapes.
+        UnreadableError: where they are equal, of different shapes, or `before` is not finite.
     """
     _check_shapes(now.shape, before.shape, other)
     dtype = torch.promote_types(torch.promote_types(now.dtype, before.dtype), torch.float32)
     now = on_float64_device(now) if dtype == torch.float64 else now
-    moved = now.to(dtype) - before.to(now.device, dtype)
+    before = before.to(now.device, dtype)
+    finite = before.isfinite()
+    if not bool(finite.all()):
+        count = before.numel() - int(finite.sum())
+        raise UnreadableError("nonfinite", f"{count} of {before.numel()} elements are NaN or infinite {other}")
+    moved = now.to(dtype) - before
     if not bool(moved.any()):
         raise UnreadableError("skipped", same)
     return moved

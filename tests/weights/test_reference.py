@@ -63,6 +63,20 @@ def test_other_shapes_and_missing_layers_are_reported() -> None:
     assert {skip.name: skip.reason for skip in report.coverage.skipped}["1.weight"] == "not in the reference"
 
 
+def test_a_reference_that_is_not_finite_is_named_as_such() -> None:
+    """The weight itself is whole, or else its own elements are counted."""
+    before = {name: tensor.clone() for name, tensor in network().state_dict().items()}
+    before["0.weight"][3, 5] = torch.nan
+    after = network()
+    with torch.no_grad():
+        after.get_parameter("1.weight")[:2, 0] = torch.inf
+    report = esdmon.analyze(after, reference=before)
+    assert {layer.name: (layer.status, layer.reason) for layer in report} == {
+        "0": ("nonfinite", "1 of 8000 elements are NaN or infinite in the reference"),
+        "1": ("nonfinite", "2 of 7200 elements are NaN or infinite"),
+    }
+
+
 def test_a_reference_of_another_model_is_refused() -> None:
     """With names from both sides."""
     with pytest.raises(InputError, match="reference= has none of the model's matrices: it has fc1, the model 0, 1"):
