@@ -67,12 +67,12 @@ def age_lines(layers: Sequence[LayerReport], *, step: int, waiting: Sequence[str
     lines = []
     if old:
         oldest = min(layer.step for layer in old)
-        unchanged = sum(layer.unchanged for layer in old)
-        empty = sum(layer.status != "ok" and math.isnan(layer.drift) for layer in old)
+        moved = [layer for layer in old if not layer.unchanged]
+        empty = sum(layer.status != "ok" and math.isnan(layer.drift) for layer in moved)
         reasons = {
-            "unchanged since then": unchanged,
+            "unchanged since then": len(old) - len(moved),
             "still without numbers": empty,
-            "not due at this extra step" if extra else "postponed by budget=": len(old) - unchanged - empty,
+            "not due at this extra step" if extra else "postponed by budget=": len(moved) - empty,
         }
         given = ", ".join(f"{number} {reason}" for reason, number in reasons.items() if number)
         lines.append(f"{len(old)} of {len(layers)} read earlier, the oldest at step {oldest}: {given}")

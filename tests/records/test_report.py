@@ -206,6 +206,20 @@ def test_a_report_prints_as_a_table() -> None:
     ]
 
 
+def test_readings_from_before_are_counted_by_their_reason() -> None:
+    """Each once: a layer of zeros that has not moved counts as unchanged, also where its drift was not written."""
+    report = report_of(
+        LayerReport("new", "ok", 200),
+        LayerReport("late", "ok", 100, drift=0.1),
+        LayerReport("small", "skipped", 100, drift=0.1),
+        LayerReport("still", "ok", 100, drift=0.0, unchanged=True),
+        LayerReport("zeros", "degenerate", 100, unchanged=True),
+        LayerReport("nan", "nonfinite", 100),
+    )
+    counts = "2 unchanged since then, 1 still without numbers, 2 postponed by budget="
+    assert f"5 of 6 read earlier, the oldest at step 100: {counts}" in str(report)
+
+
 def test_brackets_are_explained_only_where_there_are_any() -> None:
     """A table without brackets does not speak of them."""
     assert "noise" not in str(report_of(GOOD))
