@@ -71,7 +71,8 @@ def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: 
         lasted += not_at(lead.since, lead.after)
     earliest = min(cases.values(), key=lambda case: case.since)
     by_layer = [LayerFinding(name, case.since, case.what, case.after) for name, case in cases.items() if name]
-    of = f" ({names[0]})" if len(names) > 1 else ""
+    # "infinite (0)" would read as a count.
+    of = f" ({'layer ' if names[0].isdigit() else ''}{names[0]})" if len(names) > 1 else ""
     return Alert(
         id=f"{rule.name}:{names[0]}" if names[0] else rule.name,
         rule=rule.name,

@@ -112,6 +112,12 @@ def test_layers_that_fire_together_are_one_message() -> None:
     assert [len(alert.by_layer) for alert in (fired, resolved)] == [20, 0]
 
 
+def test_a_layer_with_a_number_for_a_name_is_called_a_layer() -> None:
+    """As those of `nn.Sequential`: the number beside what was measured is a name."""
+    (alert,) = alerts_of(LOW, run([0, 1], [0, 1], [0, 1], names=["0", "2"]))
+    assert alert.message.startswith("0, 2: low: it is low (layer 0), in ")
+
+
 def test_layers_that_follow_join_in_one_more_message() -> None:
     """Read in turn under a budget, they cross the line one by one: thirty layers are two or three messages."""
     alerts = alerts_of(LOW, run(*(range(min(step, 30)) for step in range(1, 80))))
