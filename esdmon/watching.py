@@ -5,6 +5,7 @@ The module has another name than the function because a submodule would take the
 
 import itertools
 import logging
+import operator
 import time
 import weakref
 from collections.abc import Mapping, Sequence
@@ -168,6 +169,7 @@ def attach(
     """
     check("hook", hook)
     check("first_step", first_step)
+    first_step = operator.index(first_step)
     limits = limits or Limits()
     faults = Faults(strict=options.strict, limits=limits)
     known = options.known

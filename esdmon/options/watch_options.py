@@ -1,12 +1,11 @@
 """`WatchOptions`: every option of `watch()`, validated once, for any loop and for the callbacks of Trainers."""
 
 import inspect
-import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
-from typing import Any, Self, SupportsIndex, TypedDict, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 from esdmon.alerts.config import AlertConfig
 from esdmon.calls import unknown_option
@@ -16,6 +15,7 @@ from esdmon.options.measures import choose_measures
 from esdmon.options.sinks import Sinks, check_sinks
 from esdmon.plugins import Plugins
 from esdmon.records import Alert
+from esdmon.records.values import whole
 from esdmon.runtime.workers.executor import MODES
 from esdmon.schedule import Schedule, as_schedule, union
 from esdmon.schedule.budget import Budget
@@ -171,7 +171,8 @@ def check(name: str, value: object) -> None:
 
 
 def _is_whole(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, SupportsIndex) and operator.index(value) >= 0
+    number = whole(value)
+    return number is not None and number >= 0
 
 
 def _is_whole_or_none(value: object) -> bool:

@@ -1,6 +1,7 @@
 """Convert values to JSON."""
 
 import math
+import operator
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, TypeAlias
@@ -22,6 +23,18 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, Integral):
         return int(value)
     return float(value) if math.isfinite(value) else None
+
+
+def whole(value: Any) -> int | None:
+    """Return a whole number of any library as Python's own, as of a tensor of one element; None for anything else.
+
+    >>> whole(7), whole(7.0), whole("7"), whole(True)
+    (7, None, None, None)
+    """
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
 
 
 def rounded(value: Any, digits: int = DIGITS) -> Any:

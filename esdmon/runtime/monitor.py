@@ -149,8 +149,8 @@ class Monitor:
         """Count a step, and read the model if it is due. Not needed where `watch` was given an optimizer.
 
         Args:
-            count: steps since the last call; readings are due if any of them is.
-            host_step: the step of the host's charts, at which readings are drawn too.
+            count: steps since the last call, not the number of the step; readings are due if any of them is.
+            host_step: the step of the host's charts, at which readings are drawn too; a whole number of any library.
 
         Returns:
             Whether a reading was due: the same on all ranks of a job.
@@ -158,6 +158,10 @@ class Monitor:
         if self._is_hooked:
             self._notes.ignored_step()
             return False
+        if type(count) is not int or count < 0:
+            count = self._notes.count_of(count)
+        if host_step is not None and type(host_step) is not int:
+            host_step = self._notes.host_step_of(host_step)
         return self._count(count, host_step)
 
     def hooked_step(self) -> bool:

@@ -6,12 +6,15 @@ import os
 from typing import final
 
 from esdmon.records import Report
+from esdmon.records.table import shorten
 from esdmon.records.text import count
+from esdmon.records.values import whole
 
 STILL_REPORTS = 3
 STILL_STEPS = 50
 """Reports in a row, and steps from the first of them to the last, in which no weight has changed since `watch()`, after
 which that is logged. Our choice: a loss scale that is too large, or a warm-up from zero, skips fewer."""
+_WIDTH = 40  # characters of a wrong argument that are shown
 NO_STEP = (
     "give watch() the optimizer, or call monitor.step(). If a host makes the optimizer, call watch() in its callback "
     "where training begins, with the model and the optimizer that it trains"
@@ -66,6 +69,30 @@ class Notes:
             "the two."
         )
 
+    def count_of(self, given: object) -> int:
+        """Return a number of steps as Python's own number; 1, and log it, for anything else."""
+        number = whole(given)
+        if number is not None and number >= 0:
+            return number
+        if self._is_first("count"):
+            _log.warning(
+                "esdmon: monitor.step(%s) counts as one step: it takes the number of steps since the last call, 0 or "
+                "more. Call monitor.step() after each step.",
+                shorten(repr(given), _WIDTH),
+            )
+        return 1
+
+    def host_step_of(self, given: object) -> int | None:
+        """Return the host's step as Python's own number; None, and log it, for what is not a whole number."""
+        number = whole(given)
+        if number is None and self._is_first("host_step"):
+            _log.warning(
+                "esdmon: host_step=%s is not a whole number. Readings are drawn at the number of steps instead. Pass "
+                "an int.",
+                shorten(repr(given), _WIDTH),
+            )
+        return number
+
     def report(self, report: Report) -> None:
         """Log that none of the weights has changed since `watch()`: another model trains, or none."""
         ways = [layer.start_ratio for layer in report if layer.status == "ok" and layer.trainable]
@@ -90,7 +117,12 @@ class Notes:
         else:
             self._warn_once(f"nothing was read, since no step was counted: {self._no_step}.")
 
+    def _is_first(self, text: str) -> bool:
+        """Return whether this was not logged before, and note that it is now."""
+        is_first = text not in self._logged
+        self._logged.add(text)
+        return is_first
+
     def _warn_once(self, text: str) -> None:
-        if text not in self._logged:
-            self._logged.add(text)
+        if self._is_first(text):
             _log.warning("esdmon: %s", text)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from esdmon.errors import InputError, as_list, nearest
 from esdmon.records import Coverage, Skipped
+from esdmon.records.values import whole
 from esdmon.weights.matrix import Matrix
 from esdmon.weights.non_weights import of_unknown_layout, why_not_a_weight
 from esdmon.weights.validation import MIN_EIGENVALUES, min_eigenvalues, why_unreadable
@@ -183,16 +184,16 @@ def _last_part(name: str) -> str:
 
 
 def _limits(selection: Selection) -> tuple[int, float]:
-    low, high = selection.min_eigenvalues, selection.max_eigenvalues
-    _check_positive("min_eigenvalues", low)
-    if high is None:
-        return low, math.inf
-    _check_positive("max_eigenvalues", high)
+    low, high = _positive("min_eigenvalues", selection.min_eigenvalues), math.inf
+    if selection.max_eigenvalues is not None:
+        high = _positive("max_eigenvalues", selection.max_eigenvalues)
     if high < low:
         raise InputError(f"max_eigenvalues={high} must not be below min_eigenvalues={low}")
     return low, high
 
 
-def _check_positive(argument: str, value: Any) -> None:
-    if not isinstance(value, int) or value < 1:
+def _positive(argument: str, value: Any) -> int:
+    number = whole(value)
+    if number is None or number < 1:
         raise InputError(f"{argument}= must be a positive integer; got {value!r}")
+    return number

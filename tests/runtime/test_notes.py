@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import esdmon
+from tests.jsonl import records_in
 
 
 def small() -> nn.Sequential:
@@ -88,3 +91,42 @@ def test_parameters_that_are_replaced_under_an_optimizer_are_named(
     assert caplog.text.count("the parameters of 0, 2 were replaced, and the optimizer still holds those of before") == (
         0 if is_updated else 1
     )
+
+
+WHOLE = [np.int64(2), torch.tensor(2), 2]
+
+
+@pytest.mark.parametrize("given", WHOLE, ids=lambda given: type(given).__name__)
+def test_steps_of_any_library_are_written_as_numbers(given: Any, tmp_path: Path) -> None:
+    """The number of steps, the host's step, and options; a checkpoint with the state is read without unpickling."""
+    path = tmp_path / "a.jsonl"
+    limits: dict[str, Any] = {"first_step": given, "min_eigenvalues": given, "workers": given}
+    with esdmon.watch(small(), every=given, budget=None, sinks=f"jsonl:{path}", **limits) as monitor:
+        monitor.step(given, host_step=given)
+        torch.save(monitor.state_dict(), tmp_path / "state.pt")
+    assert monitor.errors == ()
+    assert (monitor.steps, type(monitor.steps)) == (4, int)
+    assert {line["step"] for line in records_in(path)} == {4}
+    assert {line["host_step"] for line in records_in(path) if line["kind"] == "layer"} == {2}
+    torch.load(tmp_path / "state.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("given", [torch.tensor(0.5), 1.5, -1, "epoch 1", None], ids=repr)
+def test_anything_but_a_number_of_steps_counts_as_one(given: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Such as the loss: the loop goes on, and one line names it."""
+    with esdmon.watch(small(), every=2, budget=None, sinks=None) as monitor:
+        for _ in range(4):
+            monitor.step(given)
+    assert monitor.steps == 4
+    assert caplog.text.count(f"monitor.step({given!r}) counts as one step") == 1
+
+
+def test_a_step_of_the_host_that_is_not_whole_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """Readings have the number of steps only."""
+    given: Any = 1.5
+    with esdmon.watch(small(), every=2, budget=None, sinks=None) as monitor:
+        for _ in range(4):
+            monitor.step(host_step=given)
+    assert monitor.report is not None
+    assert monitor.report.host_step is None
+    assert caplog.text.count("host_step=1.5 is not a whole number") == 1
