@@ -160,6 +160,8 @@ class Monitor:
             return False
         if type(count) is not int or count < 0:
             count = self._notes.count_of(count)
+        if count != 1:
+            self._notes.counted(count)
         if host_step is not None and type(host_step) is not int:
             host_step = self._notes.host_step_of(host_step)
         return self._count(count, host_step)

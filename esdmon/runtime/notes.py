@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+from collections import deque
+from itertools import pairwise
 from typing import final
 
 from esdmon.records import Report
@@ -10,6 +12,9 @@ from esdmon.records.table import shorten
 from esdmon.records.text import count
 from esdmon.records.values import whole
 
+RISING = 5
+"""Calls of `monitor.step()` in a row, each with one step more than the one before, after which the log says that these
+are not numbers of steps since the last call. Our choice."""
 STILL_REPORTS = 3
 STILL_STEPS = 50
 """Reports in a row, and steps from the first of them to the last, in which no weight has changed since `watch()`, after
@@ -38,6 +43,8 @@ class Notes:
         self.is_copy = is_copy
         self._process = os.getpid()
         self._logged: set[str] = set()
+        self._counts: deque[int] = deque(maxlen=RISING)
+        """Of the last calls of `monitor.step()`."""
         self._still: list[int] | None = []
         """Steps of the reports so far; None where a weight has moved, or that has been logged."""
 
@@ -81,6 +88,18 @@ class Notes:
                 shorten(repr(given), _WIDTH),
             )
         return 1
+
+    def counted(self, steps: int) -> None:
+        """Log that `monitor.step()` is given the number of the step, and not that of the steps since the last call."""
+        self._counts.append(steps)
+        is_rising = len(self._counts) == RISING and all(now == last + 1 for last, now in pairwise(self._counts))
+        if is_rising and self._is_first("rising"):
+            _log.warning(
+                "esdmon: monitor.step() was called with %s: it takes the number of steps since the last call. Steps "
+                "are counted too fast, and readings come at other steps than every= says. Call monitor.step() without "
+                "a number, or with host_step=.",
+                ", ".join(map(str, self._counts)),
+            )
 
     def host_step_of(self, given: object) -> int | None:
         """Return the host's step as Python's own number; None, and log it, for what is not a whole number."""

@@ -121,6 +121,23 @@ def test_anything_but_a_number_of_steps_counts_as_one(given: Any, caplog: pytest
     assert caplog.text.count(f"monitor.step({given!r}) counts as one step") == 1
 
 
+@pytest.mark.parametrize("start", [0, 1, 500])
+def test_the_number_of_the_step_in_place_of_a_count_is_logged(start: int, caplog: pytest.LogCaptureFixture) -> None:
+    """As W&B's `log(step=)` takes it: steps would be counted 0 + 1 + 2 + …"""
+    with esdmon.watch(small(), every=1000, budget=None, sinks=None) as monitor:
+        for step in range(start, start + 20):
+            monitor.step(step)
+    assert caplog.text.count("it takes the number of steps since the last call") == 1
+
+
+def test_numbers_of_steps_that_change_are_no_fault(caplog: pytest.LogCaptureFixture) -> None:
+    """Such as of a loop that counts a few steps at once, and the rest of an epoch."""
+    with esdmon.watch(small(), every=1000, budget=None, sinks=None) as monitor:
+        for steps in 3 * [10, 10, 10, 3, 4, 5, 6, 1, 0, 1, 2, 3]:
+            monitor.step(steps)
+    assert "since the last call" not in caplog.text
+
+
 def test_a_step_of_the_host_that_is_not_whole_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     """Readings have the number of steps only."""
     given: Any = 1.5
