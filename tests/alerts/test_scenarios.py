@@ -58,6 +58,21 @@ def test_the_healthy_twin_raises_nothing(scenario: Scenario) -> None:
     assert monitor.errors == ()
 
 
+def test_a_network_that_begins_to_learn_late_as_its_learning_rate_rises_raises_no_warning() -> None:
+    """As `lr·d` of D-Adaptation and Prodigy, where the growth of `d` is limited: the first readings are of a start."""
+    torch.manual_seed(0)
+    task = TASKS["MLP, 64 inputs"]()
+    optimizer = torch.optim.Adam(task.model.parameters(), lr=1e-6)
+    with esdmon.watch(task.model, optimizer, every=20, budget=None, mode="sync", sinks=None) as monitor:
+        for inputs, targets in batches(task.data, 32, 400, seed=0):
+            optimizer.zero_grad()
+            task.loss(task.model, inputs, targets).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            optimizer.param_groups[0]["lr"] = min(1.03 * optimizer.param_groups[0]["lr"], 4e-3)
+    assert task.held_back_loss() < 0.15
+    assert {alert.severity for alert in monitor.alerts} <= {"info"}
+
+
 def test_a_small_network_that_has_learned_all_of_its_data_raises_no_warning() -> None:
     """Its alpha falls below 2, the ERG tail confirms that, and it is right on what is held back."""
     torch.manual_seed(0)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, evidence_of, value_of, values_of
-from esdmon.alerts.rules.jumps import finding, frobenius, jumped, jumps, raised, usual_rate
+from esdmon.alerts.rules.jumps import finding, frobenius, is_warming_up, jumped, jumps, raised, usual_rate
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
 
@@ -29,6 +29,11 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     is far too high does this, often before the loss rises or turns NaN. It also fires when the weight had moved by more
     than 10 times its own norm before its first reading: it blew up before there was a baseline.
 
+    No layer is compared with a baseline in which it hardly learned because the learning rate was still rising: where
+    the rate is over four times its median there, has risen since by no larger a factor than there, and the median
+    distance from the start, `start_ratio`, is below a half. D-Adaptation and Prodigy raise `lr·d` so where the growth
+    of `d` is limited, and so does an exponential warm-up; a linear one reaches 2.6 times the median.
+
     Confused with larger steps that do not yet make the weight larger, which are `update_surge`; with a weight that was
     initialised again with larger values, which is noise and which no steps led to: `layer_reset`; with weights that
     grow as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to
@@ -44,7 +49,9 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     for now, norm, before in jumps(history, _norm, "up", factor=factor, back=back):
         has_grown = norm > factor * _norm(history.first[now.name])
         if now.name in history.firing or (
-            has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
+            has_grown
+            and not is_warming_up(now, history.baseline[now.name])
+            and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
         ):
             what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
             rate = usual_rate(history.baseline[now.name])
@@ -68,7 +75,8 @@ def correlation_trap(
     outputs of a layer at once: other data, targets or losses. A slow rise is a notice (`info`), and only above 1.5
     times the first reading: many healthy networks have layers with a mean of their own, and late over-training makes
     them too. So is a mean that comes to a layer which some of the sampled steps of its baseline did not move, as an
-    expert to which few tokens are routed: it begins to learn when it gets more.
+    expert to which few tokens are routed: it begins to learn when it gets more. So is one that comes while the learning
+    rate rises as described in `norm_explosion`.
 
     Confused with large steps and decay, which make traps too: those rules find them first, and mute this one. With rows
     that are drawn to one point, which have a mean too: where the effective rank has halved, the trap's share of Σw² is
@@ -98,9 +106,10 @@ def correlation_trap(
 
 
 def _begins_to_learn(history: History, name: str) -> bool:
-    """Return whether a layer that gradients did not reach at each step gets a mean, and no single huge elements."""
-    is_local = value_of(history.layers[name][-1], "trap_is_local") == 1
-    return not is_local and any(layer.step_ratio == 0 for layer in history.baseline[name])
+    """Return whether a layer that hardly moved before, or not at each step, gets a mean and no single huge elements."""
+    now, baseline = history.layers[name][-1], history.baseline[name]
+    is_local = value_of(now, "trap_is_local") == 1
+    return not is_local and (is_warming_up(now, baseline) or any(layer.step_ratio == 0 for layer in baseline))
 
 
 def what_traps(layer: LayerReport) -> str:
@@ -144,7 +153,8 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
 
     Fires when the effective rank M^S, with S the matrix entropy, is less than half of the value expected from the
     layer's baseline, and more than five standard deviations of its scatter away. The rows of an embedding that are all
-    drawn to one point look like this, and so does a layer that a single direction dominates.
+    drawn to one point look like this, and so does a layer that a single direction dominates. It does not fire while the
+    learning rate rises as described in `norm_explosion`.
 
     Confused with decay, which takes the weak directions first and lowers the norm: `norm_decay` mutes this rule. With
     rank that is lost, where eigenvalues are zero: `rank_collapse`. With one direction that grows while the others stay:
@@ -157,6 +167,8 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
     are ours.
     """
     for now, rank, before in jumps(history, _effective_rank, "down", factor=factor, back=back):
+        if now.name not in history.firing and is_warming_up(now, history.baseline[now.name]):
+            continue
         what = f"effective rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
         yield finding(now, what, before)
 
@@ -167,7 +179,8 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
     Fires when the stable rank Σλ/λmax is less than half of the value expected from the layer's baseline, and more than
     five standard deviations of its scatter away. The baseline includes the slow decline of a healthy training. A layer
     whose spectrum was close to noise for most of its baseline is left out: its first spike is the start of learning,
-    and may grow for a thousand steps. A loss spike, a bad batch or a raised learning rate shows here.
+    and may grow for a thousand steps. It does not fire while the learning rate rises as described in `norm_explosion`.
+    A loss spike, a bad batch or a raised learning rate shows here.
 
     Confused with the start of learning, where the spectrum was close to noise before; with weights that blow up, whose
     norm grows: `norm_explosion`; and with a mean that is not zero, which is one direction too: `correlation_trap`. Both
@@ -178,6 +191,8 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
     Source: the measure is that of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the factors are ours.
     """
     for now, rank, before in jumps(history, _stable_rank, "down", factor=factor, back=back):
+        if now.name not in history.firing and is_warming_up(now, history.baseline[now.name]):
+            continue
         usual = before if now.name in history.firing else _usual_stable_rank(history.baseline[now.name])
         if max(before, usual) > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
             continue

@@ -19,6 +19,11 @@ scatter by a factor of two without a fault."""
 
 RAISED = 1.5
 """Factor from which a learning rate or a weight decay has been raised. Our choice."""
+_RISEN = 4.0
+"""Factor on the learning rate of a baseline from which the baseline says nothing of a layer now. In a linear warm-up
+it is 2.6 at most. Our choice."""
+_LEARNED = 0.5
+"""‖W − W₀‖/‖W‖ from which a layer has learned. Our choice."""
 
 
 def jumps(
@@ -66,6 +71,20 @@ def frobenius(layer: LayerReport) -> float:
 def usual_rate(baseline: Sequence[LayerReport]) -> float:
     """Return the median learning rate of a baseline; NaN where it is not known."""
     return median([layer.learning_rate for layer in baseline if layer.learning_rate > 0] or [math.nan])
+
+
+def is_warming_up(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
+    """Return whether a layer hardly learned in its baseline, since the learning rate was low there and still rising.
+
+    It is over four times the median of the baseline, and has risen since the baseline by no larger a factor than in it.
+    """
+    rate = now.learning_rate
+    rates = [layer.learning_rate for layer in baseline if layer.learning_rate > 0]
+    ways = [layer.start_ratio for layer in baseline if layer.start_ratio >= 0]
+    if not (rates and ways):
+        return False
+    is_steady = rate * rates[0] <= rates[-1] ** 2
+    return rate > _RISEN * median(rates) and is_steady and median(ways) < _LEARNED
 
 
 def usual_decay(baseline: Sequence[LayerReport]) -> float:

@@ -6,7 +6,7 @@ from itertools import pairwise
 from statistics import median
 
 from esdmon.alerts.rule import Finding, History, evidence_of, value_of, values_of
-from esdmon.alerts.rules.jumps import frobenius
+from esdmon.alerts.rules.jumps import frobenius, is_warming_up
 from esdmon.records import LayerReport
 from esdmon.records.adapters import base_of
 from esdmon.spectrum import Phase
@@ -40,10 +40,13 @@ def over_regularized(
     alpha of 1.65 at a ratio of 0.7 or more. The second is a cause that the weights show: the Frobenius norm has fallen
     by 15 %, and by more than that for each doubling of the steps, so the layer decays; or the layer goes on moving by
     more than 15 % of its norm in 100 steps, and by 70 % in as many as the run has had, as by the noise of tiny batches
-    or of a learning rate that is too large. Small networks (M = 64 to 256) that have learned all of their data come to
-    an alpha of 1.5 to 1.8 while they hardly move any more, and are right on examples held back. Of a weight that is
-    computed from parameters neither says anything: `spectral_norm`, for one, holds its norm, so that learning cannot
-    but go on to turn it, and the estimate of that norm makes the weight fluctuate. There it is a notice.
+    or of a learning rate that is too large. The median of the last three moves between scheduled readings counts,
+    unless each is shorter than the one before, and the last less than half as long as the first: a layer slows down
+    after its first long steps. Moves do not count while the learning rate rises as described in `norm_explosion`:
+    before, they were shorter. Small networks (M = 64 to 256) that have learned all of their data come to an alpha of
+    1.5 to 1.8 while they hardly move any more, and are right on examples held back. Of a weight that is computed from
+    parameters neither says anything: `spectral_norm`, for one, holds its norm, so that learning cannot but go on to
+    turn it, and the estimate of that norm makes the weight fluctuate. There it is a notice.
 
     Only a weight with an alpha of 2 or more at the first reading of the run is checked. Layers of pretrained models may
     start lower, and so do weights that start at zero, which consist of a few gradients at first. So does a difference
@@ -98,12 +101,17 @@ def _cause(name: str, history: History) -> str:
         share = frobenius(now) / frobenius(falls[fall])
         return f"its norm has fallen to {share:.2f} of that at step {falls[fall].step}"
     scheduled = [layer for layer in readings if not layer.extra]  # between extra readings a layer goes to and fro
+    seen = scheduled[-_SEEN - 1 :]
+    if len(seen) <= _SEEN or is_warming_up(now, history.baseline[name]):
+        return ""  # how far it goes on to move is not known yet
     moves = [
         layer.update_ratio * math.sqrt(_STEPS / (layer.step - was.step))  # as noise moves it
-        for was, layer in pairwise(scheduled[-_SEEN - 1 :])
+        for was, layer in pairwise(seen)
     ]
-    moved = median(moves) if moves else math.nan
-    is_far = moved * math.sqrt(now.step / _STEPS) > _FAR
+    moved = median(moves)
+    first, second, last = moves
+    is_slowing = first > second > last and last < first / 2
+    is_far = moved * math.sqrt(now.step / _STEPS) > _FAR and not is_slowing
     return f"it moves by {moved:.0%} of its norm in {_STEPS} steps" if moved > _MOVING and is_far else ""
 
 

@@ -60,6 +60,37 @@ def test_a_jump_is_reported_and_lasts_until_it_is_taken_back(name: str) -> None:
         assert series(name, measure, values) == [(10 + checks, "firing"), (53, "resolved")]
 
 
+RISING = [1e-5 * 1.5**k for k in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("rates", "way", "count"),
+    [
+        (RISING, 0.1, 0),
+        (RISING[:10] + [1.2 * RISING[12]] * 20, 0.1, 0),
+        (RISING, 0.9, 1),
+        (RISING, np.nan, 1),
+        ([1e-4] * 10 + [1e-2] * 20, 0.1, 1),
+        ([1e-4] * 30, 0.1, 1),
+        ([1e-4 * k for k in range(1, 31)], 0.1, 1),
+        ([np.nan] * 30, 0.1, 1),
+    ],
+    ids=["rising", "risen", "has-learned", "way-unknown", "raised", "constant", "linear", "unknown"],
+)
+@pytest.mark.parametrize("name", [*JUMPS, "correlation_trap"])
+def test_a_layer_that_hardly_learned_in_its_baseline_for_its_low_rate_does_not_jump(
+    name: str, rates: Sequence[float], way: float, count: int
+) -> None:
+    """It begins to learn as the rate rises. A trap is a notice then."""
+    measure, before, after = (JUMPS | {"correlation_trap": ("trap", 0.3, 2.0)})[name]
+    readings = [
+        reading(step, measures={measure: before if step <= 10 else after}, learning_rate=rate, start_ratio=way)
+        for step, rate in enumerate(rates[:14], start=1)
+    ]
+    alerts = alerts_of(RULES[name], (report(layer.step, layer) for layer in readings))
+    assert len([alert for alert in alerts if alert.severity != "info"]) == count
+
+
 @pytest.mark.parametrize("name", JUMPS)
 def test_no_jump_is_reported_before_there_is_a_baseline(name: str) -> None:
     """Early training is all jumps."""

@@ -66,6 +66,24 @@ def test_over_regularised_without_a_cause_is_a_notice(apart: int, moved: float, 
     assert (says or "the layer neither shrinks nor moves far, and may be healthy") in alert.message
 
 
+@pytest.mark.parametrize(("moves", "extra"), [([0.845, 0.278], 2), ([1.62, 0.36, 0.196, 0.149], 0)], ids=str)
+def test_a_layer_that_slows_down_after_long_first_moves_is_a_notice(moves: list[float], extra: int) -> None:
+    """As by Prodigy and D-Adaptation once `d` is found."""
+    scheduled = [over(20 + 20 * k, moved=moved) for k, moved in enumerate(moves, start=1)]
+    close = [over(scheduled[-1].step + k, moved=0.03, extra=True) for k in range(1, extra + 1)]
+    reports = (report(layer.step, layer) for layer in [reading(20), *scheduled, *close])
+    assert {alert.severity for alert in alerts_of(RULES["over_regularized"], reports)} == {"info"}
+
+
+def test_a_layer_that_hardly_learned_before_its_learning_rate_rose_does_not_go_on_to_move() -> None:
+    """As many steps as the run has had would not have moved it so far."""
+    for way, severity in ((0.1, "info"), (0.9, "warning")):
+        before = [reading(20 * k, learning_rate=1e-5 * 1.5**k, start_ratio=way) for k in range(1, 13)]
+        after = [over(20 * k, moved=0.5, learning_rate=1e-5 * 1.5**k, start_ratio=way) for k in range(13, 17)]
+        reports = (report(layer.step, layer) for layer in [*before, *after])
+        assert {alert.severity for alert in alerts_of(RULES["over_regularized"], reports)} == {severity}
+
+
 @pytest.mark.parametrize("computed", [False, True])
 def test_the_way_of_a_weight_that_is_computed_is_no_cause(*, computed: bool) -> None:
     """As by `spectral_norm`, which holds its norm: all that it learns goes on to turn it."""
