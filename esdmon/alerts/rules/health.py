@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from esdmon.alerts.rule import Finding, History, evidence_of, value_of
 from esdmon.alerts.rules.baseline import KNOWN_FROM, WARM_UP
+from esdmon.alerts.rules.jumps import frobenius
 from esdmon.records import INACTIVE, MOVED, LayerReport
 from esdmon.records.text import count
 
@@ -11,8 +12,8 @@ LIVELY = 100 * MOVED
 """‖ΔW‖/‖W‖ that another layer must exceed before one is called dead: when a training converges, all layers stop
 moving, and not all at the same report. Our choice."""
 _ALONE = 0.98
-"""Share of a step's length by which it makes a weight shorter, from which it is weight decay alone. A gradient step of
-a fifth of the decay makes the share less. Our choice."""
+"""Share of a step's length by which it makes a weight shorter or longer, from which it only scales the weight. A
+gradient step of a fifth of the decay makes the share less. Our choice."""
 _RAISED = 2.0  # times the first weight decay, from which it can outweigh a gradient; our choice
 _LONG = 5  # due steps, the `checks` of the rule, that a layer stands still which may be idle at times
 _LOWERED = 0.1  # of a learning rate, below which slow steps are meant; our choice
@@ -47,10 +48,14 @@ def dead_layer(history: History) -> Iterable[Finding]:
     off from the loss, its units are dead, no token is routed to it, or updates are too small for the dtype of the
     weight: bfloat16 rounds away an update below 1/250 of the element.
 
-    It also fires when weight decay alone moves a weight: the sampled steps of its last two readings make it shorter by
-    98 % of their length or more, it has moved no farther than such steps reach, and another layer is moved by
-    gradients. Optimizers with weight decay still shrink a weight whose gradient is zero. Where the weight decay itself
-    is more than twice that of the first reading, the gradient need not be zero: that is `norm_decay`.
+    It also fires when weight decay alone moves a weight: the sampled steps of its last two readings only scale it, by
+    98 % of their length or more, one of them or all steps between make it shorter, it has moved no farther than such
+    steps reach, and another layer is moved by gradients. Optimizers with weight decay still shrink a weight whose
+    gradient is zero, and Lookahead takes back a part of that every few steps. Where the weight decay itself is more
+    than twice that of the first reading, the gradient need not be zero: that is `norm_decay`.
+
+    Where the gradient is zero, and not None, some optimizers go on to move a weight: Lion by the sign of what is left
+    of its momentum, schedule-free ones as their average follows. There it does not fire.
 
     A layer that gradients do not reach at each step, as an expert to which few tokens are routed, stands still between
     them. Where a sampled step of the baseline did not move it, or less than six were sampled, it must have stood still
@@ -126,10 +131,11 @@ def _only_decays(name: str, history: History) -> bool:
     if len(readings) < 2:
         return False
     before, now = readings[-2:]
-    is_shorter = all(-layer.step_growth > _ALONE * layer.step_ratio > 0 for layer in (before, now))
+    is_scaled = all(abs(layer.step_growth) > _ALONE * layer.step_ratio > 0 for layer in (before, now))
+    is_shorter = min(before.step_growth, now.step_growth) < 0 or frobenius(now) < frobenius(before)
     reach = (now.step - before.step) * max(before.step_ratio, now.step_ratio)
     is_raised = now.weight_decay > _RAISED * history.first[name].weight_decay
-    return is_shorter and now.weight_decay != 0 and not is_raised and now.update_ratio <= _AS_FAR * reach
+    return is_scaled and is_shorter and now.weight_decay != 0 and not is_raised and now.update_ratio <= _AS_FAR * reach
 
 
 def _may_be_idle(name: str, history: History) -> bool:

@@ -123,6 +123,17 @@ def test_a_layer_that_weight_decay_alone_moves_is_dead() -> None:
     )
 
 
+@pytest.mark.parametrize(("shrinks", "count"), [(True, 1), (False, 0)])
+def test_a_layer_whose_decay_lookahead_takes_back_in_part_is_dead(*, shrinks: bool, count: int) -> None:
+    """The sampled steps may all be those that take back. A weight that grows by them is moved by gradients."""
+    reports = []
+    for step in range(50, 501, 50):
+        (other, dead) = decaying(step, growth=1e-4, moved=1e-3)
+        norm = 10.0 - 1e-3 * step if shrinks else 10.0 + 1e-3 * step
+        reports.append(report(step, other, replace(dead, measures={**dead.measures, "frobenius_norm": norm})))
+    assert [alert.layer for alert in alerts_of(RULES["dead_layer"], reports)] == ["dead"] * count
+
+
 @pytest.mark.parametrize(
     "fields",
     [
