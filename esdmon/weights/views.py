@@ -18,15 +18,13 @@ from esdmon.errors import UnreadableError
 from esdmon.weights import stacks
 from esdmon.weights.device.precision import read_weight
 from esdmon.weights.device.sample import sample_matrix
-from esdmon.weights.layers.quantized import unpacker
 from esdmon.weights.matrix import Matrix
+from esdmon.weights.momenta import find_momentum
 from esdmon.weights.reference import subtract
 from esdmon.weights.validation import check_readable
 
 _UPDATE = "the update since the last reading is read on request: '*/update' in layers="
 _MOMENTUM = "the optimizer's momentum is read on request: '*/momentum' in layers="
-_MOMENTA = ("exp_avg", "momentum_buffer")
-"""Keys of the running mean of the gradients in an optimizer's state: of Adam and its kind; of SGD and Muon."""
 
 
 @final
@@ -85,7 +83,7 @@ class TrainingViews:
             yield replace(
                 view,
                 name=f"{matrix.name}/momentum",
-                read=partial(self._read_momentum, matrix),
+                read=lambda: find_momentum(self._optimizers, matrix.read()),
                 outline=matrix.read,
                 on_request=_MOMENTUM,
                 view="momentum",
@@ -96,17 +94,6 @@ class TrainingViews:
         if before is None or now is None:
             raise UnreadableError("skipped", "its first reading: the update is known from the second on")
         return subtract(now, before, same="it has not moved since its last reading", other="at its last reading")
-
-    def _read_momentum(self, matrix: Matrix) -> Tensor:
-        weight = matrix.read()
-        for optimizer in self._optimizers:
-            state = optimizer.state.get(weight, {})
-            for key in _MOMENTA:
-                momentum = state.get(key)
-                if isinstance(momentum, Tensor) and momentum.shape == weight.shape:
-                    unpack = unpacker(momentum)  # optimizers of torchao hold it in 4 or 8 bits
-                    return momentum if unpack is None else unpack(momentum)
-        raise UnreadableError("skipped", f"the optimizer holds no momentum of it, neither {' nor '.join(_MOMENTA)}")
 
 
 def _is_offered(matrix: Matrix) -> bool:

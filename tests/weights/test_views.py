@@ -112,6 +112,49 @@ def test_a_momentum_in_eight_bits_is_read_as_its_numbers() -> None:
     assert layer.measures["spectral_norm"] == pytest.approx(norms(packed.dequantize())["spectral_norm"], rel=1e-4)
 
 
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit", "AdEMAMix8bit", "Adam"])
+def test_a_momentum_of_bitsandbytes_is_read_as_its_numbers(name: str) -> None:
+    """In 8 bits for weights of 4096 elements or more: a tenth of the first gradient, of Lion a hundredth."""
+    optim = pytest.importorskip("bitsandbytes").optim
+    net = nn.Linear(65, 67, bias=False)
+    optimizer = getattr(optim, name)(net.parameters(), lr=1e-2)
+    with esdmon.watch(net, optimizer, every=1, budget=None, sinks=[], layers=["*/momentum"]) as monitor:
+        step(net, optimizer)
+    assert monitor.report is not None
+    (layer,) = monitor.report
+    assert net.weight.grad is not None
+    share = {"Lion8bit": 0.01}.get(name, 0.1)
+    assert layer.measures["frobenius_norm"] == pytest.approx(share * float(net.weight.grad.norm()), rel=0.02)
+
+
+class Projected(torch.optim.Optimizer):
+    """Keeps the mean of a gradient that is projected to eight dimensions, as GaLore does."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["exp_avg"] = parameter.grad[:8].clone()
+
+
+def test_a_momentum_that_is_not_read_has_a_fitting_reason() -> None:
+    """One of another shape, and a state without one by a known name."""
+    optim = pytest.importorskip("bitsandbytes").optim
+    for make, reason in (
+        (Projected, "the optimizer's exp_avg has the shape 8 × 64, and the weight 64 × 64, as where GaLore keeps it"),
+        (optim.RMSprop8bit, "the optimizer's state of it has state1, qmap1, absmax1, of which none is known to be a"),
+        (torch.optim.RMSprop, "the optimizer's state of it has square_avg, of which none is known to be a momentum"),
+    ):
+        net = nn.Linear(64, 64, bias=False)
+        optimizer = make(net.parameters())
+        with esdmon.watch(net, optimizer, every=1, budget=None, sinks=[], layers=["*/momentum"]) as monitor:
+            step(net, optimizer)
+        assert monitor.report is not None
+        (layer,) = monitor.report
+        assert (layer.status, layer.reason[: len(reason)]) == ("skipped", reason)
+
+
 def test_they_are_not_read_unless_named_and_change_nothing_of_the_model_s_summary() -> None:
     """Neither medians, numbers of phases, nor alerts are about them."""
     net, other = model(), model()
