@@ -4,7 +4,6 @@ import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
-from threading import Thread
 from typing import TypeAlias, final
 
 from esdmon.isolation import Faults
@@ -15,15 +14,13 @@ from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan
 from esdmon.runtime.ranks.holdings import Holdings
 from esdmon.runtime.ranks.norms import JobNorms
 from esdmon.runtime.ranks.rank_faults import RankFaults
+from esdmon.runtime.ranks.roster import Roster
 from esdmon.runtime.ranks.sharing import Capacities, Reads, Sharing
-from esdmon.runtime.ranks.table_join import Joined, TableJoin
 from esdmon.runtime.workers.source import Answer, Task
 from esdmon.schedule.polls import between
 
 _log = logging.getLogger("esdmon")
 _MOST_NAMED = 6  # matrices in a log line
-_IN_THREAD = 4000  # ranks × matrices, which take a fifth of a second here. Our choice.
-_SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
 
 ToScreen: TypeAlias = Callable[[Collection[str]], Mapping[str, int]]
 """Returns the sharded matrices whose norms are computed at a due step where these are read, with longer sides."""
@@ -64,37 +61,29 @@ class Team:
         """The last extra plan, with the step of the poll that it is for."""
         self._now: Plan | None = None
         """The extra plan of this step."""
-        self._known = Joined()
-        """What all ranks have announced, as of the last `update_holdings`."""
-        self._left: frozenset[int] = frozenset()
-        """Ranks that have closed their monitors, as of the last look: nobody waits for them."""
+        self._roster = Roster(ranks, self._faults.is_paused)
         self._sharing = Sharing(limits.copied_bytes)
         self.capacities = Capacities(lambda: own.pace, advance=limits.advance_seconds)
         """How each rank reads."""
         self._ending = 0
-        self._version = 0
-        """Of the holdings."""
         self._norms = JobNorms(ranks)
         self._to_screen: tuple[Collection[str], Plan] | None = None
         """The sharded matrices whose norms are computed at this due step, and its plan; None where there is none."""
         self._given: set[str] = set()
         """Parameters whose holders are in the job's store, for this version."""
-        self._quiet = 0
-        """Due steps in a row at which no rank has announced anything."""
         self._unreadable: set[str] = set()
         self._has_renamed = False
-        self._joining: TableJoin | None = None
         self._local: Mapping[str, str] = {}
 
     @property
     def pauses(self) -> bool:
         """Return whether there are times at which threads of some rank begin no reading."""
-        return any(self._known.tables[rank].pauses for rank in self._present)
+        return self._roster.pauses
 
     @property
     def holdings(self) -> Holdings:
         """Return what all ranks hold, as of the last `update_holdings`."""
-        return self._known.holdings
+        return self._roster.known.holdings
 
     @property
     def timeout(self) -> float:
@@ -104,22 +93,17 @@ class Team:
     @property
     def is_alone(self) -> bool:
         """Return whether no other rank is known to watch."""
-        return len(self._present) <= 1
-
-    @property
-    def _present(self) -> list[int]:
-        """Return the ranks that watch."""
-        return [rank for rank in self._known.tables if rank not in self._left]
+        return len(self._roster.present) <= 1
 
     @property
     def is_complete(self) -> bool:
         """Return whether all ranks of the job have announced what they hold."""
-        return len(self._known.tables) == self._ranks.size
+        return self._roster.is_complete
 
     @property
     def is_settled(self) -> bool:
         """Return whether all ranks that watch are known."""
-        return self.is_complete or self._quiet >= _SETTLED
+        return self._roster.is_settled
 
     def local(self, name: str) -> str:
         """Return rank 0's own name of a matrix of the job; empty where its model has none."""
@@ -152,7 +136,7 @@ class Team:
             Whether the matrices have changed.
         """
         has_changed = self._own.get_ready()
-        return self._update_holdings() or has_changed
+        return self.update_holdings(is_due=False) or has_changed
 
     def begin(self, step: int) -> Assigned | None:
         """Begin what was planned for this due step; None where nothing was."""
@@ -180,47 +164,23 @@ class Team:
         self._own.norms.send()
         return self._norms.take()
 
-    def update_holdings(self) -> bool:
-        """Take up at a due step what ranks have announced that they hold, and who is paused; return True for news.
-
-        In a large job tables are joined in a thread, and known at a later step.
-        """
-        has_news = self._update_holdings()
-        self._quiet = 0 if has_news or self._joining else self._quiet + 1
-        return has_news
-
-    def _update_holdings(self) -> bool:
-        if self._joining is None:
-            self.look_who_left()
-            paused = frozenset(rank for rank in self._present if self._faults.is_paused(rank))
-            if not self._ranks.has_tables() and (paused, self._left) == (self._known.paused, self._known.left):
-                return False
-            self._joining = joining = TableJoin(
-                self._ranks, self._known, paused=paused, left=self._left, version=self._version + 1
-            )
-            if self._ranks.size * self._own.n_listed > _IN_THREAD:
-                Thread(target=joining.run, name="esdmon-tables", daemon=True).start()
-            else:
-                joining.run()
-        if self._joining.result is None:
+    def update_holdings(self, *, is_due: bool = True) -> bool:
+        """Take up what ranks have announced that they hold, and who is paused; see `Roster.update`."""
+        if not self._roster.update(self._own.n_listed, is_due=is_due):
             return False
-        result, self._joining = self._joining.result, None
-        if isinstance(result, Exception):
-            raise result
-        self._known = result
-        self._local = self.holdings.local_names(0)  # looked up for each matrix at each due step
-        self._version += 1
-        self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in self.holdings.matrices.values())
+        known = self._roster.known
+        self._local = known.holdings.local_names(0)  # looked up for each matrix at each due step
+        self._has_elsewhere = any(each.parameters or 0 not in each.readers for each in known.holdings.matrices.values())
         self._given.clear()
-        tables = self._known.tables
-        self._sharing.keep(tables)
-        self.capacities.keep({rank: tables[rank] for rank in self._present if rank not in self._known.paused})
+        self._sharing.keep(known.tables)
+        reading = [rank for rank in self._roster.present if rank not in known.paused]
+        self.capacities.keep({rank: known.tables[rank] for rank in reading})
         self._log_renamed()
         return True
 
     def look_who_left(self) -> None:
         """Look which ranks have closed their monitors; what these have not answered is given up."""
-        self._left = self._ranks.left()
+        self._roster.look_who_left()
 
     def plan(
         self,
@@ -248,7 +208,7 @@ class Team:
         assignments = self._assigned(names, ranks)
         read = {name for assignment in assignments for name in assignment.names}
         norms = self._norms.plan(to_screen(read), self.holdings)
-        plan = Plan(self._version, assignments, after, self._ending, norms)
+        plan = Plan(self._roster.known.version, assignments, after, self._ending, norms)
         self._ranks.give_plan(step, plan)
 
     @property
@@ -260,7 +220,7 @@ class Team:
         """Announce which of these matrices is read by whom at the next poll. Once for each."""
         at = self.next_poll
         if at is not None:
-            plan = Plan(self._version, self._assigned(names, ranks), (), self._ending)
+            plan = Plan(self._roster.known.version, self._assigned(names, ranks), (), self._ending)
             self._ranks.give_extra_plan(at, plan)
             self._asked = at, plan
 
@@ -278,7 +238,7 @@ class Team:
         """Return who reads what, and say who holds the parts of it."""
         assignments = self._sharing.share(names, self.holdings, ranks)
         for parameter in {name for assignment in assignments for name in assignment.parameters} - self._given:
-            self._ranks.give_holders(self._version, parameter, self.holdings.holders[parameter])
+            self._ranks.give_holders(self._roster.known.version, parameter, self.holdings.holders[parameter])
             self._given.add(parameter)
         return assignments
 
@@ -295,7 +255,11 @@ class Team:
             return {name: (_completed(layer, assigned), seconds) for name, (layer, seconds) in answer.items()}
 
         def poll() -> Answer | None:
-            return take() if self._ranks.has_answers(step, [rank for rank in ranks if rank not in self._left]) else None
+            return (
+                take()
+                if self._ranks.has_answers(step, [rank for rank in ranks if rank not in self._roster.left])
+                else None
+            )
 
         return Task(tuple(name for assignment in assignments for name in assignment.names), poll, take)
 
@@ -303,13 +267,13 @@ class Team:
         """Return the readings that other ranks have sent, and take note of how fast each reads, or that it fails."""
         answers = self._ranks.take_answers(step, ranks)
         self.capacities.answered(answers.paces, answers.seconds)
-        missing = tuple(rank for rank in answers.missing if rank not in self._left)
+        missing = tuple(rank for rank in answers.missing if rank not in self._roster.left)
         self._faults.answered(step, replace(answers, missing=missing))
         return answers.readings
 
     def settle(self, step: int) -> None:
         """Count which ranks have given their fragments, and which have not, once all readings of a step are there."""
-        self._faults.settle(step, set(self._present) - {0})
+        self._faults.settle(step, set(self._roster.present) - {0})
 
     def settle_asked(self, step: int, missed: Collection[str]) -> None:
         """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""
@@ -335,7 +299,7 @@ class Team:
 
     def coverage(self, own: Coverage) -> Coverage:
         """Return the coverage of all ranks' models; before any table is known, rank 0's own."""
-        return self.holdings.coverage if self._known.tables else own
+        return self.holdings.coverage if self._roster.known.tables else own
 
     def nominal(self, own: Mapping[str, float]) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix; before any table is known, of rank 0's own."""

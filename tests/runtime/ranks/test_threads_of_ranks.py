@@ -132,6 +132,7 @@ def rank_of_a_job(rank: int, folder: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         ticks = itertools.count(0, 1000)
         patch.setattr(Processes, "clock", lambda _self: float(next(ticks)))
+        patch.setattr(watching, "Limits", partial(Limits, rank_seconds=60))  # processes start slowly on a busy machine
         result["sharded", "in processes"] = watched(sharded, mode="process")
     with pytest.MonkeyPatch.context() as patch:
         result["sharded", "still"] = standing_still(patch)

@@ -1,0 +1,120 @@
+"""`Roster`: on rank 0 of a job, which ranks watch, and what they hold."""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from threading import Thread
+from typing import final
+
+from esdmon.runtime.ranks.coordination import Coordinator, Role
+from esdmon.runtime.ranks.holdings import Holdings, Table, join
+
+_IN_THREAD = 4000  # ranks × matrices, whose tables take a fifth of a second to join here. Our choice.
+_SETTLED = 2  # due steps without news after which all ranks that watch are known; our choice
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What ranks have announced, joined."""
+
+    version: int = 0
+    tables: Mapping[int, Table] = field(default_factory=dict)
+    """What each rank has announced."""
+    roles: Mapping[int, Role] = field(default_factory=dict)
+    """What each rank needs to know to act on plans."""
+    paused: frozenset[int] = frozenset()
+    """Ranks that neither read nor give fragments for now."""
+    left: frozenset[int] = frozenset()
+    """Ranks that have closed their monitors. Their last readings may be on their way."""
+    holdings: Holdings = field(default_factory=Holdings)
+
+
+@final
+class Roster:
+    """Keep what the ranks of a job have announced, and give each its role.
+
+    Args:
+        ranks: the messages of the job.
+        is_paused: returns whether a rank is paused, since it has failed.
+    """
+
+    def __init__(self, ranks: Coordinator, is_paused: Callable[[int], bool]) -> None:
+        self._ranks = ranks
+        self._is_paused = is_paused
+        self.known = Joined()
+        """As of the last `update`."""
+        self.left: frozenset[int] = frozenset()
+        """Ranks that have closed their monitors, as of the last look: nobody waits for them."""
+        self._joining: Future[Joined] | None = None
+        self._quiet = 0
+        """Due steps in a row without news."""
+
+    @property
+    def present(self) -> list[int]:
+        """Return the ranks that watch."""
+        return [rank for rank in self.known.tables if rank not in self.left]
+
+    @property
+    def pauses(self) -> bool:
+        """Return whether there are times at which threads of some rank begin no reading."""
+        return any(self.known.tables[rank].pauses for rank in self.present)
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all ranks of the job have announced what they hold."""
+        return len(self.known.tables) == self._ranks.size
+
+    @property
+    def is_settled(self) -> bool:
+        """Return whether all ranks that watch are known."""
+        return self.is_complete or self._quiet >= _SETTLED
+
+    def look_who_left(self) -> None:
+        """Look which ranks have closed their monitors."""
+        self.left = self._ranks.left()
+
+    def update(self, n_matrices: int, *, is_due: bool) -> bool:
+        """Take up what ranks have announced, who has closed, and who is paused; return True for news.
+
+        Args:
+            n_matrices: matrices of a rank. The tables of a large job are joined in a thread, and known at a later call.
+            is_due: whether this is a due step, which counts as one without news where there is none.
+        """
+        if self._joining is None:
+            self.look_who_left()
+            paused = frozenset(filter(self._is_paused, self.present))
+            if self._ranks.has_tables() or (paused, self.left) != (self.known.paused, self.known.left):
+                self._joining = self._begin(paused, in_thread=self._ranks.size * n_matrices > _IN_THREAD)
+        self._quiet = 0 if self._joining else self._quiet + is_due
+        if self._joining is None or not self._joining.done():
+            return False
+        joining, self._joining = self._joining, None
+        self.known = joining.result()
+        return True
+
+    def _begin(self, paused: frozenset[int], *, in_thread: bool) -> Future[Joined]:
+        joining: Future[Joined] = Future()
+        left = self.left
+
+        def run() -> None:
+            try:
+                joining.set_result(self._join(paused, left))
+            except Exception as error:  # noqa: BLE001 -- raised by the training's thread
+                joining.set_exception(error)
+
+        if in_thread:
+            Thread(target=run, name="esdmon-tables", daemon=True).start()
+        else:
+            run()
+        return joining
+
+    def _join(self, paused: frozenset[int], left: frozenset[int]) -> Joined:
+        before, version = self.known, self.known.version + 1
+        tables = {**before.tables, **{table.rank: table for table in self._ranks.take_tables()}}
+        holdings = join(tables, paused, left)
+        copies = holdings.copies()
+        roles = {rank: Role(holdings.local_names(rank), copies.get(rank, {})) for rank in tables}
+        for rank, role in roles.items():
+            if before.roles.get(rank) != role:
+                self._ranks.give_role(rank, role, version)
+        return Joined(version, tables, roles, paused, left, holdings)
