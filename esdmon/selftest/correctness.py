@@ -16,7 +16,7 @@ from esdmon.selftest.harness import Machine, Row, verdict
 from esdmon.selftest.models import DTYPES, Training, lambda_max, zoo
 from esdmon.sinks import MemorySink
 from esdmon.watching import watch
-from esdmon.weights import Screener, discover
+from esdmon.weights import Screener, discover, sum_of_squares
 
 _STEPS = 60  # of the trainings that are compared bit by bit
 _TORN = 1e-5  # relative error of lambda_max from which a copy is not of its step: 20 times that of float32
@@ -32,12 +32,14 @@ def reading(machine: Machine) -> Iterator[Row]:
 
 
 def screening(machine: Machine) -> Iterator[Row]:
-    """Compare the norms that are computed between readings with those of readings."""
+    """Compare the norms that are computed between readings, also as of a part of a sharded weight, with readings."""
     model = zoo(torch.float32, large=machine.is_cuda)
     expected = {each.name: each.measures for each in analyze(model)}
     screener = Screener()
+    squares = {}
     for matrix in discover(model.to(machine.device)).matrices:
         screener.screen(matrix, 0)
+        squares[matrix.name], _ = sum_of_squares(matrix.to_stack(matrix.read()))
     found = screener.take()
     machine.settle()
     found += screener.take()
@@ -50,6 +52,9 @@ def screening(machine: Machine) -> Iterator[Row]:
             wrong.append(f"{each.name}: lambda_max is {ratio:.6f} of a reading's, residual {each.residual:.1e}")
         if not math.isclose(each.frobenius_norm, frobenius, rel_tol=_TORN):
             wrong.append(f"{each.name}: the Frobenius norm is {each.frobenius_norm}, of a reading {frobenius}")
+        norm = math.sqrt(float(squares[each.name]))
+        if not math.isclose(norm, frobenius, rel_tol=_TORN):
+            wrong.append(f"{each.name}: the sum of squares gives the Frobenius norm {norm}, a reading {frobenius}")
     if not found:
         wrong.append("nothing was screened")
     yield verdict(wrong, f"{len(found)} of {len(expected)} layers; lambda_max too small by {1 - lowest:.1e} at most")
