@@ -24,27 +24,34 @@ _FEW = 64  # eigenvalues below which a rank says little about directions; our ch
 def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) -> Iterable[Finding]:
     """The weights of a layer blow up.
 
-    Fires when the spectral norm is more than 3 times the value expected from the layer's baseline, more than five
-    standard deviations of its scatter away, and more than 3 times its value at the first reading. A learning rate that
-    is far too high does this, often before the loss rises or turns NaN. It also fires when the weight had moved by more
-    than 10 times its own norm before its first reading: it blew up before there was a baseline.
+    Fires when the spectral norm is more than 3 times the value expected from its baseline, more than five standard
+    deviations above that value, and more than 3 times its first reading. The baseline is a line fitted to earlier
+    readings of the layer, with their scatter.
 
-    No layer is compared with a baseline in which it hardly learned because the learning rate was still rising: where
-    the rate is over four times its median there, has risen since by no larger a factor than there, and the median
-    distance from the start, `start_ratio`, is below a half. D-Adaptation and Prodigy raise `lr·d` so where the growth
-    of `d` is limited, and so does an exponential warm-up; a linear one reaches 2.6 times the median.
+    It also fires when a weight blew up before there was a baseline: before its first reading it moved by more than 10
+    times its norm, and its spectral norm is still more than twice that of the start.
 
-    Confused with larger steps that do not yet make the weight larger, which are `update_surge`; with a weight that was
-    initialised again with larger values, which is noise and which no steps led to: `layer_reset`; with weights that
-    grow as they learn, or from near zero, whose steady growth is part of the baseline; and with rows that are drawn to
-    one point, where one direction grows at the cost of the others: where the effective rank has halved, and ‖W‖_F² has
-    grown by less than half as much as σ₁² since the median of the baseline, `entropy_collapse` or `norm_decay` is
-    reported instead. A run that leaves a plateau in mid-run, where its first directions grow as fast, it does not
-    distinguish.
+    The usual cause is a learning rate that is far too high. The alert often comes before the loss rises or turns NaN.
 
-    Resolved when the norm is below twice the expected value.
+    It does not fire during a warm-up in which the layer has hardly learned yet. A warm-up means here: the learning rate
+    is over four times its median in the baseline; it has risen since by no larger a factor than within the baseline;
+    and the median `start_ratio` of the baseline (distance from the start) is below a half. Examples are an exponential
+    warm-up, and `lr·d` of D-Adaptation and Prodigy where the growth of `d` is limited. A linear warm-up reaches 2.6
+    times the median.
 
-    Source: that weights grow without bound where gradient descent is unstable is textbook; the factors are ours.
+    Not to be confused with: (1) `update_surge`: steps are longer, but the weight is not larger yet. (2) `layer_reset`:
+    the weight was initialised again with larger values; it is noise, and the steps do not explain the change. (3)
+    Weights that grow as they learn, or from near zero: steady growth is part of the baseline. (4) `entropy_collapse` or
+    `norm_decay`: one direction grows at the cost of the others, as when rows are drawn to one point. They are reported
+    instead where the effective rank has halved and ‖W‖_F² has grown by less than half as much as σ₁² since the median
+    of the baseline.
+
+    The rule cannot distinguish a run that leaves a plateau in mid-run: its first directions grow as fast.
+
+    Resolved when the spectral norm is below twice the expected value.
+
+    Source: it is textbook knowledge that weights grow without bound where gradient descent is unstable; the factors are
+    ours.
     """
     for now, norm, before in jumps(history, _norm, "up", factor=factor, back=back):
         has_grown = norm > factor * _norm(history.first[now.name])
@@ -69,22 +76,27 @@ def correlation_trap(
 ) -> Iterable[Finding]:
     """A mean that is not zero, or a single huge element, dominates a layer.
 
-    Fires when the measure `trap` is above 1.5 and more than twice the value expected from the layer's baseline. Above
-    1, the mean or the largest element makes a spike in the spectrum even after the elements are shuffled; at 1.5 that
-    spike is far beyond chance. Corrupted or badly scaled weights look like this, and so does what has changed all
-    outputs of a layer at once: other data, targets or losses. A slow rise is a notice (`info`), and only above 1.5
-    times the first reading: many healthy networks have layers with a mean of their own, and late over-training makes
-    them too. So is a mean that comes to a layer which some of the sampled steps of its baseline did not move, as an
-    expert to which few tokens are routed: it begins to learn when it gets more. So is one that comes while the learning
-    rate rises as described in `norm_explosion`.
+    Fires when the measure `trap` is above 1.5 and above 1.5 times its first reading. A trap above 1 means that the mean
+    or the largest element makes a spike in the spectrum even after the elements are shuffled. At 1.5 this spike is far
+    beyond chance. The message says whether the mean makes the trap, or which element.
 
-    Confused with large steps and decay, which make traps too: those rules find them first, and mute this one. With rows
-    that are drawn to one point, which have a mean too: where the effective rank has halved, the trap's share of Σw² is
-    less than half of σ₁²/‖W‖_F², and it is below twice its limit, `entropy_collapse` is reported instead. With a trap
-    that was there before, as in corrupted weights that were loaded: only what has grown since the first reading counts.
-    With over-training, where traps rise slowly. The message says whether the mean makes the trap, or which element.
+    It is a warning if the trap has jumped: it is more than twice the value expected from its baseline, a line fitted to
+    earlier readings of the layer, and more than five standard deviations of their scatter above that value. Usual
+    causes are corrupted or badly scaled weights, and new data, targets or losses that changed all outputs of the layer
+    at once.
 
-    Resolved when it is below 1.2.
+    It is only a notice (`info`) in three cases. (1) The trap rises slowly: many healthy layers have a mean of their
+    own, and late over-training makes traps too. (2) The mean makes the trap, and some sampled steps of the baseline did
+    not move the layer: an expert that got few tokens begins to learn when it gets more. (3) The mean makes the trap
+    during a warm-up of the learning rate, as defined in `norm_explosion`.
+
+    Not to be confused with: (1) Large steps and decay, which make traps too: the rules for them fire first and mute
+    this one. (2) `entropy_collapse`: rows that are drawn to one point have a mean too. It is reported instead when the
+    effective rank has halved, the trap's share of Σw² is less than half of σ₁²/‖W‖_F², and the trap is below twice its
+    limit. (3) A trap that was there from the start, as in corrupted weights that were loaded: only growth since the
+    first reading counts.
+
+    Resolved when the trap is below 1.2.
 
     Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025), who warn that not
     every trap harms; the closed form is the transition of Baik, Ben Arous, Péché (2005). The factors are ours.
@@ -128,17 +140,18 @@ def what_traps(layer: LayerReport) -> str:
 def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0) -> Iterable[Finding]:
     """The weights of a layer have almost vanished.
 
-    Fires when the Frobenius norm is less than a tenth of its value at the first reading of the run. Too strong a weight
-    decay for the learning rate shrinks weights until they carry no signal; in a network with normalisation the loss may
-    not show it.
+    Fires when the Frobenius norm is less than a tenth of its value at the first reading of the run.
 
-    Confused with `norm_decay`, which is the same fault earlier; and with initial weights that were too large: this rule
-    does not distinguish them, `norm_decay` does, by a weight decay of 0.
+    The usual cause is a weight decay that is too strong for the learning rate: it shrinks the weights until they carry
+    no signal. In a network with normalisation layers the loss may not show this.
 
-    Resolved when the norm is above a fifth of that value.
+    Not to be confused with: (1) `norm_decay`, which finds the same fault earlier. (2) Initial weights that were too
+    large: this rule does not distinguish them, but `norm_decay` does, by a weight decay of 0.
 
-    Source: the name is that of C. H. Martin, T. Peng, M. W. Mahoney, Nature Communications 12 (2021) 4122, who see it
-    in λmax; the whole norm shows it earlier, because the learned directions vanish last. The factors are ours.
+    Resolved when the norm is above a fifth of its first value.
+
+    Source: the name is that of C. H. Martin, T. Peng, M. W. Mahoney, Nature Communications 12 (2021) 4122, who see the
+    collapse in λmax. The whole norm shows it earlier, because the learned directions vanish last. The factors are ours.
     """
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
@@ -151,17 +164,23 @@ def scale_collapse(history: History, *, factor: float = 10.0, back: float = 5.0)
 def entropy_collapse(history: History, *, factor: float = _HALVED, back: float = 1.5) -> Iterable[Finding]:
     """A layer uses far fewer directions than before.
 
-    Fires when the effective rank M^S, with S the matrix entropy, is less than half of the value expected from the
-    layer's baseline, and more than five standard deviations of its scatter away. The rows of an embedding that are all
-    drawn to one point look like this, and so does a layer that a single direction dominates. It does not fire while the
-    learning rate rises as described in `norm_explosion`.
+    Fires when the effective rank is less than half of the value expected from its baseline, a line fitted to earlier
+    readings of the layer, and more than five standard deviations of their scatter below that value. The effective rank
+    is M^S, with M the number of eigenvalues and S the matrix entropy. Layers with fewer than 64 eigenvalues are not
+    checked.
 
-    Confused with decay, which takes the weak directions first and lowers the norm: `norm_decay` mutes this rule. With
-    rank that is lost, where eigenvalues are zero: `rank_collapse`. With one direction that grows while the others stay:
-    `stable_rank_drop`, whose effective rank falls by less. With a run that leaves a plateau in mid-run, and whose first
-    directions then dominate: that it does not distinguish.
+    The rows of an embedding that are all drawn to one point look like this, and so does a layer that a single direction
+    dominates.
 
-    Resolved when it is above two thirds of the expected value.
+    It does not fire during a warm-up of the learning rate, as defined in `norm_explosion`.
+
+    Not to be confused with: (1) `norm_decay`: decay takes the weak directions first, and the norm falls; it mutes this
+    rule. (2) `rank_collapse`: eigenvalues are zero. (3) `stable_rank_drop`: one direction grows while the others stay,
+    and the effective rank falls by less.
+
+    The rule cannot distinguish a run that leaves a plateau in mid-run: its first directions then dominate.
+
+    Resolved when the effective rank is above two thirds of the expected value.
 
     Source: O. Roy, M. Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007); the factors
     are ours.
@@ -176,17 +195,20 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
 def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5) -> Iterable[Finding]:
     """One direction of a layer has grown far above the others.
 
-    Fires when the stable rank Σλ/λmax is less than half of the value expected from the layer's baseline, and more than
-    five standard deviations of its scatter away. The baseline includes the slow decline of a healthy training. A layer
-    whose spectrum was close to noise for most of its baseline is left out: its first spike is the start of learning,
-    and may grow for a thousand steps. It does not fire while the learning rate rises as described in `norm_explosion`.
-    A loss spike, a bad batch or a raised learning rate shows here.
+    Fires when the stable rank Σλ/λmax is less than half of the value expected from its baseline, a line fitted to
+    earlier readings of the layer, and more than five standard deviations of their scatter below that value. The
+    baseline includes the slow decline of a healthy training. Layers with fewer than 64 eigenvalues are not checked.
 
-    Confused with the start of learning, where the spectrum was close to noise before; with weights that blow up, whose
-    norm grows: `norm_explosion`; and with a mean that is not zero, which is one direction too: `correlation_trap`. Both
-    mute this rule.
+    The usual cause is a loss spike, a bad batch or a raised learning rate.
 
-    Resolved when it is above two thirds of the expected value.
+    It does not fire during a warm-up of the learning rate, as defined in `norm_explosion`, nor where the expected
+    value, or the median of the baseline, is above 0.7 of the value for noise: the first spike of such a layer is the
+    start of learning, and may grow for a thousand steps.
+
+    Not to be confused with: (1) `norm_explosion`: the weights blow up, and their norm grows. (2) `correlation_trap`: a
+    mean that is not zero is one direction too. Both rules mute this one.
+
+    Resolved when the stable rank is above two thirds of the expected value.
 
     Source: the measure is that of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the factors are ours.
     """
@@ -203,20 +225,24 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
 def phase_regression(history: History, *, phases: int = 2, factor: float = 1.5) -> Iterable[Finding]:
     """A layer has gone back towards noise.
 
-    Fires when the phase is two or more before the median phase of the layer's baseline, in the order random-like,
-    bleeding-out, bulk+spikes, bulk-decay, heavy-tailed; the MP soft rank, which is 1 for noise, is more than 1.5 times
-    the value expected from the baseline; and the stable rank is not below the baseline's median. The layer has lost
-    what it learned: it was initialised again by mistake, noise exceeds the gradient, or part of a checkpoint was not
-    loaded. Layers on a border between phases change by one, and a spike that fades slowly is not a loss. Where a few
-    rows or columns grow large, noise with these scales would explain larger eigenvalues, so that spikes no longer
-    count as such; but then the stable rank falls. So a layer that has become random-like must also have a stable rank
-    of more than 0.7 of that of noise with equal scales.
+    Fires when (1) the phase is two or more before the median phase of the layer's baseline, in the order random-like,
+    bleeding-out, bulk+spikes, bulk-decay, heavy-tailed; (2) the MP soft rank, which is 1 for noise, is more than 1.5
+    times the value expected from the baseline, and more than five standard deviations above that value; (3) the stable
+    rank is not below the baseline's median; and (4) a layer that is now random-like has a stable rank of more than 0.7
+    of that of noise with equal scales.
 
-    Confused with a layer that was replaced, which `layer_reset` finds at once and by its distances; with a layer on a
-    border between phases, or a spike that fades, which the two phases and the soft rank distinguish; and with wrong
-    labels or a learning rate that is too high, whose steps surge first: `update_surge` mutes this rule.
+    The layer has lost what it learned. Usual causes: it was initialised again by mistake, part of a checkpoint was not
+    loaded, or noise exceeds the gradient.
 
-    Resolved when it is at most one phase before that phase.
+    Conditions 3 and 4 exclude layers in which a few rows or columns grow large. Noise with such scales has larger
+    eigenvalues, so that spikes no longer count as spikes, and the phase goes back without a loss; but the stable rank
+    falls.
+
+    Not to be confused with: (1) `layer_reset`: the layer was replaced, which its distances show at once. (2) A layer on
+    a border between phases, which changes by one phase, or a spike that fades slowly: conditions 1 and 2 exclude both.
+    (3) `update_surge`: wrong labels, or a learning rate that is too high. Steps surge first, and it mutes this rule.
+
+    Resolved when the phase is at most one before the median phase of the baseline, or unclassified, or rank-collapse.
 
     Source: the order and the soft rank are those of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the distances are
     ours.
