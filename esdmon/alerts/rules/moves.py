@@ -27,33 +27,36 @@ _LULL = 0.1  # of the largest step ratio of the run, which the layer has withsto
 def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, back: float = 2.0) -> Iterable[Finding]:
     """Single steps move a layer several times as far as before.
 
-    Fires when ‖ΔW‖/‖W‖ of one optimizer step, `step_ratio`, is more than 4 times the value expected from the layer's
-    baseline, and more than five standard deviations of its scatter away. The learning rate was raised, or the gradients
-    have grown: by smaller batches, wrong labels, inputs or a loss of another scale. The message says which, where the
-    optimizer is known. It comes before norms, ranks and elements show it, so it mutes those rules.
+    Fires when `step_ratio`, the ‖ΔW‖/‖W‖ of one optimizer step, is more than 4 times the value expected from its
+    baseline, a line fitted to earlier readings of the layer, and more than five standard deviations of their scatter
+    above that value.
 
-    Where the learning rate is not known, or was as high before, as in a schedule with restarts, the ratio must also be
-    more than 1.5 times the largest of the run so far. Where it was not raised, the ratio must be more than a tenth of
-    that: the gradients of a layer that has almost stopped learning jump without harm. So do those of a layer that has
-    hardly learned yet, none of whose steps was a tenth of what the median of the other layers does, as an expert to
-    which no token was routed before.
+    The usual cause is a raised learning rate, or larger gradients: from smaller batches, wrong labels, or inputs or a
+    loss of another scale. The message says whether the learning rate or the gradients have grown, where the optimizer
+    is known. Steps surge before ranks, phases and single elements show the fault, so this rule mutes the rules on them.
 
-    Adam and its kin divide gradients by their size, so there only a raised learning rate is seen, and what makes
-    gradients less or more noisy.
+    Three harmless cases are left out. (1) A schedule with restarts: where the learning rate is not known, or was as
+    high before, `step_ratio` must also be more than 1.5 times the largest of the run so far. (2) A layer that has
+    almost stopped learning, whose gradients jump without harm: where the rate was not raised, `step_ratio` must be more
+    than a tenth of the largest of the run. (3) A layer that has hardly learned yet, as an expert to which no token was
+    routed before: where the rate was not raised, one of its steps must have reached a tenth of the median of the other
+    layers' largest steps.
 
-    Neither decay nor what follows from it is a surge: see `norm_decay`. A step that makes the weight shorter rather
-    than turning it, by half of its length or more, is decay. Where the Frobenius norm is below 1/1.1 of all in the
-    baseline, gradients have grown because the weight has shrunk, and the same step is a larger part of it: that is not
-    a surge either, unless the learning rate was raised.
+    Decay is left to `norm_decay`. A step is decay if it makes the weight shorter by half of the step's length or more.
+    If the Frobenius norm is below 1/1.1 of all in the baseline, the rule fires only if the learning rate was raised: a
+    weight that has shrunk has larger gradients, and the same step is a larger part of it.
 
-    Confused with a learning rate restarted by its schedule, where neither the rate nor the ratio is higher than any
-    before; and with gradients that grow until they balance a decay, where steps make the weight shorter and the norm is
-    below all of the baseline: that is `norm_decay`. Which of batches, labels, inputs and loss makes gradients grow, the
-    weights do not show; nor whether that was meant, as a new task after the last was learned, or passes, as a spike of
-    the loss for twenty steps of Adam. After `layer_reset` of one layer the gradients of others grow too: it mutes this
-    rule in all layers for five reports.
+    Adam and similar optimizers divide gradients by their size. With them the rule sees only a raised learning rate, and
+    gradients that become more or less noisy.
 
-    Resolved when it is below twice the expected value.
+    Not to be confused with: (1) A learning rate restarted by its schedule: neither the rate nor the step is larger than
+    before in the run. (2) `norm_decay`: gradients grow until they balance a decay. (3) `layer_reset`: after it, the
+    gradients of other layers grow too; it mutes this rule in all layers for five reports.
+
+    The weights do not show whether batches, labels, inputs or the loss made the gradients grow, whether this was meant,
+    as with a new task, or whether it passes, as a spike of the loss does after twenty steps of Adam.
+
+    Resolved when `step_ratio` is below twice the expected value.
 
     Source: the ratio of update to weight is a common diagnostic of learning rates; the factors are ours.
     """
@@ -81,14 +84,14 @@ def _has_shrunk(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
 def _usual_of_others(history: History, name: str) -> float:
     """Return the median over the other layers of the largest step in their baselines; NaN if not known.
 
-    Not of their last steps: those of a fault in all layers are as long in the layers that were not read now.
+    Their last steps would not do: a fault in all layers makes them long in the layers that were not read now, too.
     """
     known = [peak.step_ratio for other, peak in history.peak.items() if other != name and peak.step_ratio > 0]
     return median_low(known) if known else math.nan
 
 
 def _why_faster(rate: float, before: float) -> str:
-    """Return whether the learning rate or the gradients have grown, where that is known."""
+    """Return the end of a message: whether the learning rate or the gradients have grown; empty if not known."""
     if rate <= RAISED * before:
         return f"; its learning rate is {rate:.2g} as before, so its gradients have grown"
     return raised("learning rate", rate, before)
@@ -97,31 +100,33 @@ def _why_faster(rate: float, before: float) -> str:
 def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, fall: float = 0.2) -> Iterable[Finding]:
     """The weights of a layer were replaced, not trained.
 
-    Fires when a weight has moved by more than its norm since its last reading, and by more than its norm is now, as one
-    that has nothing in common with the last; and by more than 1.5 times as far as so many steps could move it, each as
-    long as the longest of its baseline and of the last two readings. It was initialised again, or a part of a
-    checkpoint was not loaded. A weight of three times the norm or more moves as far by that alone; it is new if its
-    stable rank is more than 0.7 of that of noise as well: what has blown up has few directions. A step that was sampled
-    while the weight was replaced does not count as one of training.
+    Fires when both hold: (1) since the last reading, the weight has moved by more than its old norm and its new norm,
+    as if it had nothing in common with the old weight; (2) it has moved more than 1.5 times as far as its steps since
+    then could move it, each as long as the longest step of its baseline and its last two readings. A step that was
+    sampled while the weight was replaced does not count. Layers with fewer than six sampled steps are not checked. One
+    reading suffices, since the weight moves by ordinary steps again at the next.
 
-    It also fires when the weight was set back to its start, or to a checkpoint from nearer to it: its distance from the
-    start, `start_ratio`, has fallen by more than a fifth, and by more than 1.5 times the largest move from reading to
-    reading in the last six readings of its baseline.
+    A weight that is now three times as large or more has moved as far by growth alone. It counts as replaced only if
+    its stable rank is also more than 0.7 of that of noise: weights that blow up have few directions.
 
-    Where all layers have moved farther than their steps could move them, it is a notice (`info`): another checkpoint
-    was loaded. In those of three times the norm it is a warning: a checkpoint of this run would hardly have that.
+    It also fires when the weight was set back to its start, or to a checkpoint nearer to the start: `start_ratio`, the
+    distance from the start, has fallen by more than a fifth, and by more than 1.5 times the largest move between
+    readings in the last six readings of the baseline.
 
-    It fires at the first reading that shows it, since the next one moves by steps again.
+    The usual cause is that the layer was initialised again, or that part of a checkpoint was not loaded.
 
-    Confused with weights that blow up, which take long steps or come to few directions; this rule mutes
-    `norm_explosion`. With weights that are scaled or set back to larger values, or replaced by trained ones of three
-    times their norm: those it does not distinguish from weights that blow up. With another checkpoint that was loaded
-    whole: all layers that move have moved farther than their steps reach, for which all of them are read where one
-    jumps. With weights that are averaged: the distance from the start hardly falls. In a job of several ranks, or where
-    the budget does not allow all readings at that step, a whole checkpoint may be reported as a warning in the layers
-    that were read.
+    It is only a notice (`info`) if all layers have moved farther than their steps reach: another checkpoint was loaded.
+    Layers that are three times as large stay a warning: a checkpoint of this run would hardly have such weights.
 
-    Resolved when it moves by steps again.
+    Not to be confused with: (1) `norm_explosion`, which this rule mutes: weights that blow up take long steps, or have
+    few directions. (2) Another checkpoint that was loaded whole, a notice as described above: when one layer jumps, all
+    layers are read. In a job of several ranks, or where the budget does not allow all these readings, it may still be a
+    warning in the layers that were read. (3) Averaged weights: their distance from the start hardly falls.
+
+    The rule cannot distinguish from a blow-up: weights that are scaled or set back to larger values, and weights
+    replaced by trained ones of three times their norm.
+
+    Resolved when the layer moves by ordinary steps again.
 
     Source: ours.
     """
@@ -152,7 +157,7 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
         jumped += is_back or (is_far and (is_beyond or is_replaced))
         if is_beyond and is_unlike and not _has_blown_up(before, baseline):
-            what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}, and its steps reach"
+            what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}; its steps explain at most"
             evidence = {"update_ratio": now.update_ratio, "before": reach}
             severity: Severity | None = "warning" if size > _BLOWN_UP else None
             found.append(Finding(name, f"{what} {reach:.2g}", evidence, severity))
@@ -166,23 +171,24 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
 
 
 def _has_blown_up(layer: LayerReport, baseline: Sequence[LayerReport]) -> bool:
-    """Return whether a weight was larger already than its baseline, as `norm_explosion` finds it."""
+    """Return whether the spectral norm was already 3 times that of the whole baseline, as in `norm_explosion`."""
     norm, *before = (value_of(each, "spectral_norm") for each in (layer, *baseline))
     return norm > _BLOWN_UP * max(before, default=math.nan)
 
 
 def _is_unlike(way: float, size: float, moved: float, *, is_noise: bool) -> bool:
-    """Return whether a weight has nothing in common with an earlier one, by how far it has moved from that.
+    """Return whether a weight has nothing in common with an earlier one, judged by the distance between them.
 
-    Independent weights, of norms 1 and r, are √(1 + r²) apart. A weight that has grown to r by training has moved by at
-    most √(r² − 1), if its steps are at right angles to it, and one that was scaled by r − 1; from r = 3 on a sample
-    does not distinguish that from r. But what has grown so by training has few directions, and noise has all.
+    Independent weights of norms 1 and r are √(1 + r²) apart. A weight that has grown to r by training has moved by at
+    most √(r² − 1), if its steps are at right angles to it; a weight that was scaled to r has moved by r − 1. From r = 3
+    on, a sample does not distinguish these distances from r. But a weight that has grown so far by training has few
+    directions, and noise has all.
 
     Args:
-        way: how far it has moved.
+        way: distance between the weights, over the norm of the earlier one.
         size: r.
-        moved: factor by which both norms must be exceeded.
-        is_noise: whether its spectrum is that of noise.
+        moved: factor by which the distance must exceed both norms.
+        is_noise: whether the spectrum of the later weight is that of noise.
     """
     is_apart = way > moved * size and size <= _BLOWN_UP  # a larger one is so only where it was turned round
     return way > moved and (is_apart or (is_noise and way * moved > size))
@@ -191,27 +197,29 @@ def _is_unlike(way: float, size: float, moved: float, *, is_noise: bool) -> bool
 def norm_decay(history: History, *, factor: float = 1.1, back: float = 1.05) -> Iterable[Finding]:
     """The weights of a layer shrink.
 
-    Fires when the Frobenius norm is below 1/1.1 of the value expected from the layer's baseline, more than five
-    standard deviations of its scatter away, and has fallen from reading to reading, more than once. Weight decay,
-    another penalty on weights, or a script that scales weights itself after `step()` takes away more than the gradients
-    restore. The learned directions vanish last, so effective rank, alpha and single large elements change as a
-    consequence, and those rules are muted; `scale_collapse` says when a tenth is left. Gradients grow until they
-    balance the decay, which is not a surge.
+    Fires when the Frobenius norm is below 1/1.1 of the value expected from its baseline, a line fitted to earlier
+    readings of the layer, and more than five standard deviations of their scatter below that value. The norm must also
+    have fallen since the last reading, or twice within the last four readings.
 
-    Where the stable rank rises meanwhile, the learned directions shrink first: the layer unlearns something, and its
-    weights do not decay. It is decay all the same where a step makes the weight shorter rather than turning it, or the
-    norm is below 1/1.1 of that of the first reading.
+    The usual cause is that something takes away more than the gradients restore: weight decay, another penalty on
+    weights, or a script that scales weights after `step()`. The learned directions vanish last. Effective rank, alpha
+    and single large elements change as a consequence, and gradients grow until they balance the decay, so the rules on
+    them are muted. `scale_collapse` fires when a tenth of the norm is left.
 
-    Where the optimizer's weight decay is 0, no single step makes the weight shorter so, and the median norm of the
-    baseline is below that of the first reading, it is a notice (`info`): the initial weights were too large, as a rule,
-    and the loss itself makes them smaller. A script that scales weights itself may look the same.
+    It does not fire if the stable rank rises meanwhile: the learned directions shrink first, so the layer unlearns
+    something. It fires all the same if steps make the weight shorter rather than turn it, or if the norm is below 1/1.1
+    of that of the first reading.
 
-    Confused with a layer that unlearns, as with wrong labels, which the stable rank distinguishes, but where the norm
-    is below the first it is reported as decay; with initial weights that were too large, where the weight decay is 0
-    and the norm has been below the first all along; and with an earlier checkpoint that was loaded, after which the
-    norm does not go on falling from reading to reading.
+    It is only a notice (`info`) if the optimizer's weight decay is 0, no single step makes the weight shorter rather
+    than turning it, and the median norm of the baseline is below that of the first reading. Then, as a rule, the
+    initial weights were too large, and the loss itself makes them smaller. A script that scales weights may look the
+    same.
 
-    Resolved when the norm is above 1/1.05 of that value.
+    Not to be confused with: (1) A layer that unlearns, as with wrong labels: its stable rank rises. If its norm is
+    below 1/1.1 of the first, it is reported as decay. (2) Initial weights that were too large: a notice, as described
+    above. (3) An earlier checkpoint that was loaded: the norm falls once and does not go on falling.
+
+    Resolved when the norm is above 1/1.05 of the expected value.
 
     Source: ours.
     """
@@ -238,7 +246,7 @@ def _is_shortened(layer: LayerReport) -> bool:
 
 
 def _why_smaller(now: LayerReport, baseline: Sequence[LayerReport]) -> str:
-    """Return the weight decay, where it is known, and from what it was raised."""
+    """Return the end of a message: the weight decay where it is known, and its earlier value if it was raised."""
     if now.weight_decay == 0:
         return "; the optimizer's weight decay is 0: the loss, a penalty in it, or the script itself makes it smaller"
     is_now = f"; its weight decay is {now.weight_decay:.2g}" if now.weight_decay > 0 else ""
