@@ -14,10 +14,10 @@ from esdmon.spectrum.phases import has_left_bulk
 
 # All of these are our choice.
 _SHRINKING = 0.15  # of its norm that a layer loses, in all and in each doubling of the steps
-_MOVING = 0.15  # ‖ΔW‖/‖W‖ in 100 steps from which a layer goes on moving
+_MOVING = 0.15  # ‖ΔW‖/‖W‖ in 100 steps above which a layer goes on moving
 _SEEN = 3  # moves between scheduled readings whose median counts
 _STEPS = 100  # in which a move is given
-_FAR = 0.7  # ‖ΔW‖/‖W‖ that a layer must reach, as fast as now, in as many steps as the run has had
+_FAR = 0.7  # ‖ΔW‖/‖W‖ that a layer would reach at this rate in as many steps as the run has had
 _BACK = 0.8  # of the limit, below which an adapter's alert ends
 _LOST = 0.98  # share of the first rank below which rank was lost, beyond the scatter of the zero tolerance
 
@@ -28,37 +28,42 @@ def over_regularized(
     """The tail of a layer's spectrum is heavier than the critical one.
 
     Fires when alpha is meaningful and below 2 by more than its uncertainty: `alpha_high`, the largest alpha among fits
-    that are nearly as good, plus two standard errors is below 2. The tail has to begin above the edge of the bulk, or
-    to go on for a decade beyond it, or the layer to be heavy-tailed: a fit within the bulk describes noise. Such layers
-    hold few, very strong correlations: they begin to describe the training examples rather than what those have in
-    common, and test accuracy falls, often long before the training loss shows it. Tiny batches, a learning rate that is
-    too large for them, and too much regularisation lead there.
+    that are nearly as good, plus two standard errors is below 2. A fit within the bulk describes noise, so one of these
+    must hold too: the tail begins above the edge of the bulk, it goes on for a decade beyond the edge, or the layer is
+    heavy-tailed.
 
-    It is a warning where two more things confirm it, and else a notice (`info`). The first is the ERG tail, whose
-    eigenvalues have a product of one: at the ideal alpha of 2 the power law begins where the ERG tail begins, and here
-    at less than half of that eigenvalue. In healthy trainings, recurrent layers and layers trained with Muon reach an
-    alpha of 1.65 at a ratio of 0.7 or more. The second is a cause that the weights show: the Frobenius norm has fallen
-    by 15 %, and by more than that for each doubling of the steps, so the layer decays; or the layer goes on moving by
-    more than 15 % of its norm in 100 steps, and by 70 % in as many as the run has had, as by the noise of tiny batches
-    or of a learning rate that is too large. The median of the last three moves between scheduled readings counts,
-    unless each is shorter than the one before, and the last less than half as long as the first: a layer slows down
-    after its first long steps. Moves do not count while the learning rate rises as described in `norm_explosion`:
-    before, they were shorter. Small networks (M = 64 to 256) that have learned all of their data come to an alpha of
-    1.5 to 1.8 while they hardly move any more, and are right on examples held back. Of a weight that is computed from
-    parameters neither says anything: `spectral_norm`, for one, holds its norm, so that learning cannot but go on to
-    turn it, and the estimate of that norm makes the weight fluctuate. There it is a notice.
+    Such a layer holds few, very strong correlations. It begins to describe the training examples rather than what they
+    have in common, and test accuracy falls, often long before the training loss shows it. Usual causes are tiny
+    batches, a learning rate that is too large for them, and too much regularisation.
 
-    Only a weight with an alpha of 2 or more at the first reading of the run is checked. Layers of pretrained models may
-    start lower, and so do weights that start at zero, which consist of a few gradients at first. So does a difference
-    from a reference, which is not checked at all.
+    It is a warning only if the ERG tail and a cause in the weights both confirm it; otherwise it is a notice (`info`).
 
-    Confused with few directions left by decay, where the norm falls: `norm_decay` mutes this rule. With layers that
-    have a heavy tail in health, as recurrent ones and those trained with Muon: the ERG tail does not confirm those.
-    With weights that are computed, which it does not distinguish from over-regularised ones: always a notice. It does
-    not say that accuracy falls: in `tests/benchmarks/unseen.py` it did in none of seven runs, up to 800 steps later.
+    The ERG tail consists of the largest eigenvalues whose product is one. At the ideal alpha of 2 the power law begins
+    where the ERG tail begins. It confirms the alert if the power law begins at less than half of that eigenvalue.
+    Healthy recurrent layers and layers trained with Muon reach an alpha of 1.65, but at a ratio of 0.7 or more.
 
-    Resolved when alpha is above 2.1. A rank collapse mutes this rule: the few eigenvalues that are left can give any
-    alpha. If the validation loss still falls, wait.
+    The first cause is decay: the Frobenius norm has fallen by 15 % in all, and by more than 15 % for each doubling of
+    the steps. The second is motion, as by the noise of tiny batches or of a learning rate that is too large: the layer
+    moves by more than 15 % of its norm in 100 steps, and at this rate by 70 % in as many steps as the run has had. What
+    counts is the median of the last three moves between scheduled readings. Moves do not count during a warm-up, as
+    defined in `norm_explosion`, since they were shorter before, nor if the layer slows down: each move is shorter than
+    the one before, and the last less than half as long as the first. Small networks (M = 64 to 256) that have learned
+    all of their data reach an alpha of 1.5 to 1.8, hardly move, and are right on held-back examples.
+
+    It is always a notice for a weight that is computed from parameters, as by `spectral_norm`: its norm is held, so
+    learning can only turn it, and the estimate of the norm makes it fluctuate. Neither cause means anything there.
+
+    Not checked are layers whose alpha was below 2 at the first reading, such as pretrained layers and weights that
+    start at zero, which consist of a few gradients at first; nor differences from a reference.
+
+    Not to be confused with: (1) `norm_decay`: decay leaves few directions, and the norm falls; it mutes this rule. (2)
+    `rank_collapse`: the few eigenvalues that are left can give any alpha; it mutes this rule. (3) Healthy layers with a
+    heavy tail, such as recurrent layers and layers trained with Muon: the ERG tail does not confirm the alert.
+
+    The alert does not mean that accuracy falls: in `tests/benchmarks/unseen.py` it fell in none of seven runs, up to
+    800 steps later. If the validation loss still falls, wait.
+
+    Resolved when alpha is above 2.1, or the phase is random-like or bleeding-out.
 
     Source: C. H. Martin, C. Hinrichs, "SETOL: a semi-empirical theory of (deep) learning" (2025); the half is ours.
     """
@@ -90,7 +95,7 @@ def over_regularized(
 
 
 def _cause(name: str, history: History) -> str:
-    """Return what over-regularises a layer, as far as its weights show that; empty where they do not."""
+    """Return the cause of over-regularisation that the weights of a layer show; empty if they show none."""
     readings = history.layers[name]
     now = readings[-1]
     if now.computed:
@@ -127,14 +132,15 @@ def rank_collapse(history: History, *, back: float = 0.97) -> Iterable[Finding]:
     """Some eigenvalues of a layer are zero: the sixth of the 5+1 phases.
 
     Fires when the phase is rank-collapse: more than 5 % of the eigenvalues are numerically zero, with a gap between
-    them and the rest. The layer has lost directions for good. Weight decay that is far too strong is the usual cause.
+    them and the rest. The layer has lost directions for good. The usual cause is weight decay that is far too strong.
 
-    A layer that was collapsed at the first reading of the run is a notice (`info`) while it loses no more rank: it may
-    have been loaded so. While its rank rises there is no alert: weights that start at zero gain rank in this way.
+    It is only a notice (`info`) if the layer was collapsed at the first reading of the run and has lost no more rank
+    since: it may have been loaded in this state. If its rank has risen since, there is no alert: weights that start at
+    zero gain rank in this way.
 
-    Confused with decay that takes all directions alike, where the rank stays: `norm_decay` and `scale_collapse`; with
-    few strong directions over many weak ones: `entropy_collapse`; and with rows and columns that are zero, which are
-    left out of the spectrum before the rank is counted: `dead_units`.
+    Not to be confused with: (1) `norm_decay` and `scale_collapse`: decay shrinks all directions alike, and the rank
+    stays. (2) `entropy_collapse`: few strong directions stand over many weak ones. (3) `dead_units`: zero rows and
+    columns are left out of the spectrum before the rank is counted.
 
     Resolved when the rank is at least 97 % of the number of eigenvalues.
 
@@ -161,17 +167,18 @@ def rank_collapse(history: History, *, back: float = 0.97) -> Iterable[Finding]:
 def adapter_growth(history: History, *, limit: float = 1.0) -> Iterable[Finding]:
     """An adapter outweighs the layer that it adapts.
 
-    Fires when the strongest direction of the adapter's ΔW is stronger than any direction of its base: ‖ΔW‖₂/‖W‖₂ is
-    above 1, in three readings. Then the first direction of the sum is one that fine-tuning has brought in, before all
-    that the base has learned: such adapters fit what they were trained on, and forget the rest. A learning rate or a
-    scale (`lora_alpha`) that is too large and trainings that are too long lead there.
+    Fires when ‖ΔW‖₂/‖W‖₂ is above 1 in three readings: the strongest direction of the adapter's ΔW is stronger than any
+    direction of its base W. The first direction of the sum then comes from fine-tuning, not from what the base has
+    learned. Such adapters fit their training data, and forget the rest.
 
-    A base that is random-like is not checked: it has learned nothing that an adapter could outweigh. It is a notice
-    (`info`), since small networks that are fine-tuned for another task pass 1 in health too. Adapters of convolutions,
-    and of layers that are not read as one matrix, have no such ratio and raise nothing.
+    Usual causes are a learning rate or a scale (`lora_alpha`) that is too large, and training for too long.
 
-    Confused with a small network that is tuned for another task and passes 1 in health, which it does not distinguish;
-    and with an adapter of an untrained base, which is left out.
+    It is always a notice (`info`), because healthy small networks that are fine-tuned for another task pass 1 too. The
+    rule cannot distinguish these. Adapters of convolutions, and of layers that are not read as one matrix, have no such
+    ratio and are not checked.
+
+    Not to be confused with: an adapter of a base that is random-like, which is not checked: the base has learned
+    nothing that an adapter could outweigh.
 
     Resolved when the ratio is at most 0.8 of the limit.
 
