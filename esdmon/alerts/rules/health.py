@@ -9,13 +9,13 @@ from esdmon.records import INACTIVE, MOVED, LayerReport
 from esdmon.records.text import count
 
 LIVELY = 100 * MOVED
-"""‖ΔW‖/‖W‖ that another layer must exceed before one is called dead: when a training converges, all layers stop
-moving, and not all at the same report. Our choice."""
+"""‖ΔW‖/‖W‖ that another layer must exceed before a layer is called dead: when a training converges, all layers stop
+moving, but not all at the same report. Our choice."""
 _ALONE = 0.98
-"""Share of a step's length by which it makes a weight shorter or longer, from which it only scales the weight. A
-gradient step of a fifth of the decay makes the share less. Our choice."""
-_RAISED = 2.0  # times the first weight decay, from which it can outweigh a gradient; our choice
-_LONG = 5  # due steps, the `checks` of the rule, that a layer stands still which may be idle at times
+"""Share of a step's length by which it makes a weight shorter or longer, above which the step only scales the weight. A
+gradient step of a fifth of the decay lowers the share below this. Our choice."""
+_RAISED = 2.0  # times the first weight decay, above which decay can outweigh a gradient; our choice
+_LONG = 5  # due steps, the `checks` of the rule, that a layer which is idle at times must stand still
 _LOWERED = 0.1  # of a learning rate, below which slow steps are meant; our choice
 _AS_FAR = 1.1  # times the sum of such steps: a weight that has moved farther had other steps between the samples
 
@@ -24,11 +24,12 @@ def non_finite(history: History) -> Iterable[Finding]:
     """A weight holds NaN or infinity.
 
     Fires at the first reading that finds one, because no training recovers from it by itself. The message names the
-    last step at which the weight was finite: restore a checkpoint from then or before.
+    last step at which the weight was finite: restore a checkpoint from this step or earlier.
 
-    Confused with a loss or a gradient that is not finite while the weights still are: that raises nothing, as only
-    weights are read here, and a gradient scaler skips such steps. Weights that are huge but finite are
-    `norm_explosion`.
+    A loss or a gradient that is not finite raises nothing while the weights are finite: only weights are read, and a
+    gradient scaler skips such steps.
+
+    Not to be confused with: `norm_explosion`, where weights are huge but finite.
 
     Resolved at the first reading without NaN or infinity.
     """
@@ -43,39 +44,41 @@ def non_finite(history: History) -> Iterable[Finding]:
 def dead_layer(history: History) -> Iterable[Finding]:
     """A layer in the optimizer does not move.
 
-    Fires when a weight in the optimizer has changed by at most a millionth of its norm since it was read, on a sample
-    of its elements, in five consecutive reports, while another layer moves by a hundred times as much. The layer is cut
-    off from the loss, its units are dead, no token is routed to it, or updates are too small for the dtype of the
-    weight: bfloat16 rounds away an update below 1/250 of the element.
+    Fires when, in five consecutive reports, a weight in the optimizer has changed by at most a millionth of its norm
+    since its last reading, on a sample of its elements, while another layer moves by more than 1e-4 of its norm. Usual
+    causes: the layer is cut off from the loss, all its units are dead, no token is routed to it, or updates are too
+    small for the dtype of the weight. bfloat16 rounds away an update below 1/250 of the element.
 
-    It also fires when weight decay alone moves a weight: the sampled steps of its last two readings only scale it, by
-    98 % of their length or more, one of them or all steps between make it shorter, it has moved no farther than such
-    steps reach, and another layer is moved by gradients. Optimizers with weight decay still shrink a weight whose
-    gradient is zero, and Lookahead takes back a part of that every few steps. Where the weight decay itself is more
-    than twice that of the first reading, the gradient need not be zero: that is `norm_decay`.
+    It also fires when weight decay alone moves a weight, while gradients move another layer. Optimizers with weight
+    decay still shrink a weight whose gradient is zero, and Lookahead takes back a part of the decay every few steps.
+    The conditions are: the sampled steps of its last two readings only scale the weight, by 98 % of their length or
+    more; one of them, or all steps between them, make it shorter; it has moved no farther than such steps reach; and
+    its weight decay is at most twice that of the first reading. A higher decay may outweigh a gradient: see
+    `norm_decay`.
 
-    Where the gradient is zero, and not None, some optimizers go on to move a weight: Lion by the sign of what is left
-    of its momentum, schedule-free ones as their average follows. There it does not fire.
+    It also fires when no layer moves any more, for each layer that has stopped suddenly: in the last 16 readings it
+    moved by more than 1e-4 of its norm, at a learning rate of less than ten times the present one. Usual causes are
+    units that are all dead (only biases still move), a gradient that is detached, or a scaler that skips each step.
 
-    A layer that gradients do not reach at each step, as an expert to which few tokens are routed, stands still between
-    them. Where a sampled step of the baseline did not move it, or less than six were sampled, it must have stood still
-    for five due steps before that.
+    A layer that gradients do not reach at each step, as an expert to which few tokens are routed, must first have stood
+    still for five more due steps. This holds where a sampled step of the baseline did not move it, or fewer than six
+    were sampled.
 
-    Where no layer moves, it fires for those that have stopped suddenly: in the last 16 readings one has still moved by
-    more than 1e-4 of its norm, and the learning rate is more than a tenth of what it was. Units that are all dead stop
-    all layers except for biases, and so does a gradient that is detached, or a scaler that skips each step.
+    It is only a notice (`info`) in three cases. (1) The weight requires no gradient: it may be frozen on purpose or by
+    mistake. (2) It has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
+    that of a pooler which the loss does not use. (3) It belongs to an adapter that adds nothing, since one of its
+    factors is zero and does not move. Any other weight that is zero, or not in the optimizer, raises no alert.
 
-    A weight in the optimizer that requires no gradient is a notice (`info`): it may be frozen on purpose or by mistake.
-    So is one that has kept its exact values since the start: optimizers pass over a weight without a gradient, such as
-    that of a pooler which the loss does not use. So is an adapter that adds nothing, since one of its factors is zero
-    and does not move. Another weight that is zero, or not in the optimizer, raises no alert.
+    It does not fire where the gradient is zero, and not None, but the optimizer goes on to move the weight: Lion by the
+    sign of the remaining momentum, schedule-free optimizers as their average follows.
 
-    Confused with a training that has converged, where all layers stop slowly; one that stops at once, as with a hinge
-    loss when each example is beyond the margin, is not distinguished. With a layer that is frozen by `requires_grad`,
-    or not used by the loss: notices. With a group of the optimizer whose learning rate is 0 for a while: this rule does
-    not distinguish it.
+    Not to be confused with: (1) A training that has converged: all layers stop slowly. (2) A layer that is frozen by
+    `requires_grad`, or not used by the loss: a notice.
 
-    Resolved when it moves by more than 1e-4 of its norm, and not by weight decay alone.
+    The rule cannot distinguish a training that converges at once, as with a hinge loss when each example is beyond the
+    margin, nor a group of the optimizer whose learning rate is 0 for a while.
+
+    Resolved when the layer moves by more than 1e-4 of its norm, and not by weight decay alone.
 
     Source: ours.
     """
@@ -95,7 +98,7 @@ def dead_layer(history: History) -> Iterable[Finding]:
                 reading.update_ratio == 0 for reading in (history.first[layer.name], *history.layers[layer.name])
             )
             if never_moved and layer.trainable:
-                why = "; it has its exact values since the start, as a layer that the loss does not use"
+                why = "; its values are exactly those of the start, as if the loss did not use it"
             yield Finding(
                 layer.name,
                 f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, "
@@ -126,7 +129,7 @@ def _inactive_adapters(history: History) -> Iterable[Finding]:
 
 
 def _only_decays(name: str, history: History) -> bool:
-    """Return whether the steps of a layer's last two readings, and those between, were nothing but weight decay."""
+    """Return whether weight decay alone explains the steps of a layer's last two readings and those between."""
     readings = history.layers.get(name, ())
     if len(readings) < 2:
         return False
@@ -141,7 +144,7 @@ def _only_decays(name: str, history: History) -> bool:
 def _may_be_idle(name: str, history: History) -> bool:
     """Return whether a layer that stands still may only wait for its next gradient, as an expert for tokens.
 
-    That is so if it moved in the last five due steps, unless each of six or more sampled steps before has moved it.
+    It may if it moved in the last five due steps, unless the baseline has six or more sampled steps that all moved it.
     """
     ratios = [layer.step_ratio for layer in history.baseline[name] if layer.step_ratio >= 0]
     if len(ratios) >= WARM_UP and min(ratios) > 0:
@@ -151,7 +154,7 @@ def _may_be_idle(name: str, history: History) -> bool:
 
 
 def _stopped_suddenly(name: str, history: History) -> bool:
-    """Return whether a layer that stands still moved a few readings ago, at a learning rate as now."""
+    """Return whether a layer that stands still moved in its last 16 readings, at less than 10 times the rate of now."""
     *before, now = history.layers.get(name, (None,))
     return now is not None and any(
         layer.update_ratio > LIVELY and now.learning_rate > _LOWERED * layer.learning_rate for layer in (*before, now)
@@ -161,21 +164,24 @@ def _stopped_suddenly(name: str, history: History) -> bool:
 def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
     """Units of a layer die: rows of its weight become zero.
 
-    Fires when the rows that are zero, or have an rms below 1e-3 of that of the median row, are a tenth of all rows more
-    than at the first reading of the run. Rows are the outputs of a linear layer, the channels of a convolution: a unit
-    behind them gives a constant. Rows decay so where no gradient reaches them, as behind a ReLU that never opens, and
-    where weight decay or a penalty on groups removes them, which may be meant.
+    Fires when the number of dead rows has grown since the first reading of the run by more than a tenth of all rows. A
+    row is dead if it is zero, or its rms is below 1e-3 of that of the median row. Rows are the outputs of a linear
+    layer or the channels of a convolution; the unit of a dead row gives a constant.
 
-    Columns die where an input is always zero, as the corners of pictures, which harms nothing: they are in the measures
-    `zero_columns` and `weak_columns`, and raise no alert. Of a difference from a reference these are rows that have not
-    changed, so it is not checked.
+    Rows decay where no gradient reaches them, as behind a ReLU that never opens. Weight decay, or a penalty on groups,
+    then removes them, which may be intended.
 
-    Confused with inputs that are always zero, which are columns; with rows that were zero from the first reading on, as
-    of padding, which do not count; and with pruning that is meant, which this rule does not distinguish: a mask that a
-    script applies after `step()` comes after the reading, so that pruned elements are not zero there. Decay of all rows
-    is `norm_decay`, which mutes this rule.
+    Columns are not checked: they die where an input is always zero, as the corners of pictures, which harms nothing.
+    The measures `zero_columns` and `weak_columns` count them. A difference from a reference is not checked either: its
+    zero rows are rows that have not changed.
 
-    Resolved when no more than half of that share is dead beyond the first reading.
+    Not to be confused with: (1) Inputs that are always zero: these are columns. (2) Rows that were zero at the first
+    reading, as of padding: they do not count. (3) `norm_decay`: all rows decay; it mutes this rule.
+
+    The rule cannot distinguish pruning on purpose. A mask that a script applies after `step()` comes after the reading,
+    so pruned elements are not zero there.
+
+    Resolved when at most half of that share of rows has died since the first reading.
 
     Source: ours; dormant units as a fault of long trainings: S. Dohare and others, Nature 632 (2024) 768.
     """
@@ -195,8 +201,8 @@ def dead_units(history: History, *, share: float = 0.1) -> Iterable[Finding]:
 def _rows(layer: LayerReport) -> int:
     """Return the number of rows of the weight, dead ones included; of a convolution those of one kernel position.
 
-    A record has the longer and the shorter side of what is left, and not which of them are rows, so that they follow
-    from the number of all elements.
+    A record has the longer and the shorter side without dead rows and columns, but does not say which side the rows
+    are. The number of all elements shows it.
     """
     for rows, columns in ((layer.N, layer.M), (layer.M, layer.N)):
         whole = (rows + layer.dead_rows) * (columns + layer.dead_columns) * layer.slices
@@ -208,12 +214,11 @@ def _rows(layer: LayerReport) -> int:
 def reading_failed(history: History) -> Iterable[Finding]:
     """Readings of a layer, or of all layers, fail.
 
-    Fires when the reading of a layer raises an error (status `failed`) in three consecutive reports; layers that are
-    skipped, zero or not finite do not count. If every layer fails, one alert is raised for the model. No other rule
-    checks such a layer meanwhile.
+    Fires when the reading of a layer raises an error (status `failed`) in three consecutive reports. If every layer
+    fails, one alert is raised for the model. No other rule checks the layer meanwhile.
 
-    Confused with layers that are left out on purpose, zero or not finite: these have a status and a reason of their
-    own.
+    Not to be confused with: layers that are left out on purpose, zero or not finite. They have a status and a reason of
+    their own, and do not count.
 
     Resolved when the layer is read successfully.
 
@@ -231,17 +236,18 @@ def reading_failed(history: History) -> Iterable[Finding]:
 def stale_monitor(history: History, *, due_steps: int = 50) -> Iterable[Finding]:
     """Readings are so old or so few that the other rules may miss a fault.
 
-    Fires when a layer that has moved was last read at least 50 due steps ago, or still waits for its first reading
-    after as many. It also fires when layers that move were read fewer than nine times in 18 due steps or more since
-    they first moved: rules on change need nine readings of a layer, and find nothing before. Under a budget, a large
-    model is read in parts, so this is a notice (`info`): a fault may last this long before it is found. It is a warning
-    when no report has arrived in 50 due steps: readings hang, fail, are paused, or find no idle core in a thread or a
-    worker process.
+    Fires when a layer that has moved was last read at least 50 due steps ago, or has waited as long for its first
+    reading. It also fires when a layer that moves has been read fewer than nine times, 18 or more due steps after it
+    first moved: rules on change need nine readings of a layer, and find nothing before.
 
-    Confused with layers that do not move, which need no new reading and do not count; and with a training that logs
-    nothing because it is slow: what counts is due steps, and not seconds.
+    It is a notice (`info`): under a budget, a large model is read in parts, so a fault may last this long before it is
+    found. It is a warning when no report has arrived in 50 due steps: readings hang, fail, are paused, or find no idle
+    core in a thread or a worker process.
 
-    Resolved when all layers have been read within that time, and nine times.
+    Not to be confused with: (1) Layers that do not move: they need no new reading and do not count. (2) A training that
+    logs nothing because it is slow: the rule counts due steps, not seconds.
+
+    Resolved when all layers have been read within 50 due steps, and nine times.
 
     Source: ours.
     """
