@@ -30,7 +30,7 @@ BUILT_IN_RULES = (
         "layer_reset",
         layer_reset,
         checks=1,
-        advice="Check whether it was initialised again, or a part of a checkpoint was not loaded.",
+        advice="Check whether the layer was initialised again, or a part of a checkpoint was not loaded.",
         mutes=("norm_explosion", "norm_decay", "update_surge", "correlation_trap", *_SHAPE),
         mutes_elsewhere=("norm_decay", "update_surge", "correlation_trap", *_SHAPE),
     ),
@@ -73,24 +73,24 @@ BUILT_IN_RULES = (
     AlertRule(
         "scale_collapse",
         scale_collapse,
-        advice="Lower the weight decay, or what else shrinks the weights; or raise the learning rate.",
+        advice="Lower the weight decay, or whatever else shrinks the weights; or raise the learning rate.",
         mutes=("correlation_trap", "norm_decay", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
     ),
     AlertRule(
         "norm_decay",
         norm_decay,
-        advice="Lower the weight decay, or what else makes the weights smaller: a penalty, or a line that scales them "
-        "after step(); or raise the learning rate. If there is none of these, the initial weights may have been too "
-        "large.",
+        advice="Lower the weight decay, or whatever else makes the weights smaller, such as a penalty in the loss or "
+        "code that scales them after step(); or raise the learning rate. If none of these applies, the initial weights "
+        "may have been too large.",
         mutes=("over_regularized", "correlation_trap", "update_surge", "dead_units", *_SHAPE),
         needs=("frobenius_norm",),
     ),
     AlertRule(
         "correlation_trap",
         correlation_trap,
-        advice="If it came at once, check what changed then in the data, the targets or the loss; else look for a few "
-        "huge elements or a mean that is not zero, and clip or decay them.",
+        advice="If the trap came at once, check what changed then in the data, the targets or the loss; otherwise look "
+        "for a few huge elements or a mean that is not zero, and clip or decay them.",
         mutes=_SHAPE,
         needs=("trap",),
     ),
@@ -104,7 +104,8 @@ BUILT_IN_RULES = (
     AlertRule(
         "stable_rank_drop",
         stable_rank_drop,
-        advice="Check the loss since then for a bad batch or a raised learning rate; clip the gradients.",
+        advice="Check whether the loss has spiked since then, from a bad batch or a raised learning rate; clip the "
+        "gradients.",
         mutes=_SHAPE[2:],
         needs=("stable_rank",),
     ),
@@ -128,22 +129,23 @@ BUILT_IN_RULES = (
         checks=5,
         clear=1,
         counts="reports",
-        advice="Check whether it is detached, frozen, behind dead units or not reached by the loss; if that is meant, "
-        "take it out of the optimizer.",
+        advice="Check whether the layer is detached, frozen, behind dead units or not reached by the loss; if that is "
+        "intended, remove it from the optimizer.",
         mutes=("norm_decay", "scale_collapse", "dead_units"),  # what decay does to a weight without a gradient
     ),
     AlertRule(
         "dead_units",
         dead_units,
-        advice="Lower the learning rate or the weight decay, and check what reaches these units; if they are pruned, "
-        "turn the rule off.",
+        advice="Lower the learning rate or the weight decay, and check which inputs and gradients reach these units; "
+        "if they are pruned on purpose, disable the rule.",
         needs=("zero_rows",),
     ),
     AlertRule(
         "adapter_growth",
         adapter_growth,
         severity="info",
-        advice="Lower the learning rate or the adapter's scale, stop earlier, or merge it with a smaller weight.",
+        advice="Lower the learning rate or the adapter's scale, stop earlier, or merge the adapter with a smaller "
+        "weight.",
         needs=("base_ratio",),
     ),
     AlertRule(
