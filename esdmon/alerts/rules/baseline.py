@@ -1,9 +1,9 @@
 """Fit a layer's own baseline: the value to expect from its last readings, and their scatter.
 
-Measures differ between networks by orders of magnitude and drift during training, so no fixed level means "alarming" in
-every layer; a *jump* does. The baseline is a line through the logarithms of the readings before the ones under test,
-with the median of the slopes of all pairs as its slope, which a third of outliers does not move. The scatter is the
-median distance from the line, as a standard deviation.
+Measures differ between networks by orders of magnitude and drift during training. So rules look for *jumps* from a
+layer's own baseline, not for a fixed level. The baseline is a line through the logarithms of the readings before those
+under test. Its slope is the median of the slopes between all pairs of readings, which outliers do not move as long as
+they are less than a third. The scatter is the median distance from the line, converted to a standard deviation.
 
 Reference: H. Theil, Proc. Kon. Ned. Akad. Wet. A 53 (1950) 386; P. K. Sen, "Estimates of the regression coefficient
 based on Kendall's tau", JASA 63 (1968) 1379.
@@ -29,15 +29,15 @@ class Baseline:
     """The range to expect of a measure, and the scatter of the readings that it was fitted to."""
 
     low: float
-    """The lower of the median and the value of the line now: a steady decline is not a jump."""
+    """The lower of two values: the median, and the line at the latest reading. A steady decline is not a jump."""
     high: float
     """The higher of the two."""
     scatter: float
-    """exp of the standard deviation of the logarithms about the line: a factor, 1 or more."""
+    """Factor >= 1: exp of the standard deviation of the logarithms about the line."""
 
 
 def fit_baseline(values: Sequence[float]) -> Baseline | None:
-    """Return the baseline `RECENT` readings after these.
+    """Return the baseline at the reading `RECENT` places after the last of these.
 
     Args:
         values: readings of a measure, oldest first.

@@ -10,11 +10,11 @@ from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
 
 BLOWN_UP = 10.0
-"""‖ΔW‖/‖W‖ from the start to the first reading above which a weight has blown up. Our choice: it was below 1 in 65
-healthy trainings, except for weights that start at zero, where it is infinite."""
+"""‖ΔW‖/‖W‖ from the start to the first reading above which a weight has blown up. Our choice: in 65
+healthy trainings it was below 1, except for weights that start at zero, where it is infinite."""
 NOISE_LIKE = 0.7
-"""Stable rank, as a share of that of noise, above which a layer has not begun to learn; its stable rank drops when it
-does. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
+"""Stable rank over that of noise, above which a layer has not begun to learn. When it begins, its stable rank
+drops. Set on healthy trainings (tests/benchmarks/false_alarms.py): in one in ten a layer does so."""
 _OUTSIDE = (Phase.UNCLASSIFIED, Phase.RANK_COLLAPSE)  # not part of the order of the phases
 _HALVED = 2.0  # factor by which an effective rank has fallen, as in `entropy_collapse`
 _FAINT = 2.0  # times its limit, up to which a trap may be the mean of a row that all others have become; our choice
@@ -118,14 +118,14 @@ def correlation_trap(
 
 
 def _begins_to_learn(history: History, name: str) -> bool:
-    """Return whether a layer that hardly moved before, or not at each step, gets a mean and no single huge elements."""
+    """Return whether a layer that hardly moved before, or not at each step, gets a mean but no single huge element."""
     now, baseline = history.layers[name][-1], history.baseline[name]
     is_local = value_of(now, "trap_is_local") == 1
     return not is_local and (is_warming_up(now, baseline) or any(layer.step_ratio == 0 for layer in baseline))
 
 
 def what_traps(layer: LayerReport) -> str:
-    """Return which elements make a trap, or that the mean does, with their share of Σw²."""
+    """Return whether single elements or the mean make a trap, with their share of Σw²."""
     if "trap_share" not in layer.measures:
         return "above 1 the mean or one huge element makes a spike in the spectrum"
     local, mean, count, row, column, value, share = values_of(
@@ -272,7 +272,7 @@ def _trap(layer: LayerReport) -> float:
 
 
 def _is_minor(layer: LayerReport) -> bool:
-    """Return whether a trap has less than half of the share of Σw² that the first direction has."""
+    """Return whether the trap's share of Σw² is less than half of that of the first direction."""
     return 2 * value_of(layer, "trap_share") * frobenius(layer) ** 2 < _norm(layer) ** 2
 
 
@@ -285,12 +285,12 @@ def _norm(layer: LayerReport) -> float:
 
 
 def _is_flat(history: History, name: str) -> bool:
-    """Return whether the effective rank of a layer has halved; asked only where another rule finds a jump."""
+    """Return whether the effective rank of a layer has halved; used only where another rule finds a jump."""
     return name in jumped(history, _effective_rank, "down", _HALVED)
 
 
 def _is_at_cost_of_others(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
-    """Return whether σ₁ has grown while the other directions shrank: ‖W‖_F² gained less than half of what σ₁² did."""
+    """Return whether σ₁ has grown while other directions shrank: ‖W‖_F² has grown by less than half as much as σ₁²."""
     whole, first = (of(now) ** 2 - median(of(layer) ** 2 for layer in baseline) for of in (frobenius, _norm))
     return whole < first / 2
 

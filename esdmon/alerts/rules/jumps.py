@@ -18,18 +18,18 @@ SIGMAS = 5.0
 scatter by a factor of two without a fault."""
 
 RAISED = 1.5
-"""Factor from which a learning rate or a weight decay has been raised. Our choice."""
+"""Factor above which a learning rate or a weight decay counts as raised. Our choice."""
 _RISEN = 4.0
-"""Factor on the learning rate of a baseline from which the baseline says nothing of a layer now. In a linear warm-up
-it is 2.6 at most. Our choice."""
+"""Factor between the learning rate now and in the baseline, above which the baseline says nothing about the layer. In a
+linear warm-up the factor is 2.6 at most. Our choice."""
 _LEARNED = 0.5
-"""‖W − W₀‖/‖W‖ from which a layer has learned. Our choice."""
+"""`start_ratio`, ‖W − W₀‖/‖W‖, from which a layer has learned. Our choice."""
 
 
 def jumps(
     history: History, quantity: Quantity, direction: Direction, *, factor: float, back: float
 ) -> Iterator[tuple[LayerReport, float, float]]:
-    """Yield (reading, value, expected value) for each layer that jumps, or has not come back from its jump."""
+    """Yield (reading, value, expected value) for each layer that jumps, or has not returned from an earlier jump."""
     found = jumped(history, quantity, direction, factor)
     for name, readings in history.layers.items():
         value = quantity(readings[-1])
@@ -42,7 +42,7 @@ def jumps(
 
 
 def jumped(history: History, quantity: Quantity, direction: Direction, factor: float) -> dict[str, float]:
-    """Return the expected value of each layer that is farther from it than the factor and its own scatter allow."""
+    """Return the expected value of each layer whose value differs from it by more than the factor and the scatter."""
     found = {}
     for name, readings in history.layers.items():
         # The first readings of a run have no step ratio.
@@ -74,9 +74,10 @@ def usual_rate(baseline: Sequence[LayerReport]) -> float:
 
 
 def is_warming_up(now: LayerReport, baseline: Sequence[LayerReport]) -> bool:
-    """Return whether a layer hardly learned in its baseline, since the learning rate was low there and still rising.
+    """Return whether a layer hardly learned in its baseline, because the learning rate was low there and still rising.
 
-    It is over four times the median of the baseline, and has risen since the baseline by no larger a factor than in it.
+    The learning rate must be over four times its median in the baseline. Since the baseline it must have risen by no
+    larger a factor than within the baseline.
     """
     rate = now.learning_rate
     rates = [layer.learning_rate for layer in baseline if layer.learning_rate > 0]
@@ -93,7 +94,7 @@ def usual_decay(baseline: Sequence[LayerReport]) -> float:
 
 
 def raised(name: str, value: float, before: float) -> str:
-    """Return that a setting of the optimizer was raised, as the end of a message; nothing where it was not."""
+    """Return the end of a message: that a setting of the optimizer was raised; empty if it was not."""
     return f"; its {name} rose from {before:.2g} to {value:.2g}" if value > RAISED * before else ""
 
 

@@ -27,10 +27,10 @@ def over_regularized(
 ) -> Iterable[Finding]:
     """The tail of a layer's spectrum is heavier than the critical one.
 
-    Fires when alpha is meaningful and below 2 by more than its uncertainty: `alpha_high`, the largest alpha among fits
-    that are nearly as good, plus two standard errors is below 2. A fit within the bulk describes noise, so one of these
-    must hold too: the tail begins above the edge of the bulk, it goes on for a decade beyond the edge, or the layer is
-    heavy-tailed.
+    Fires when alpha is meaningful (`alpha_is_meaningful`) and below 2 by more than its uncertainty: `alpha_high`, the
+    largest alpha among fits that are nearly as good, plus two standard errors is below 2. A fit within the bulk
+    describes noise, so one of these must hold too: the tail begins above the edge of the bulk, it goes on for a decade
+    beyond the edge, or the layer is heavy-tailed.
 
     Such a layer holds few, very strong correlations. It begins to describe the training examples rather than what they
     have in common, and test accuracy falls, often long before the training loss shows it. Usual causes are tiny
@@ -39,19 +39,20 @@ def over_regularized(
     It is a warning only if the ERG tail and a cause in the weights both confirm it; otherwise it is a notice (`info`).
 
     The ERG tail consists of the largest eigenvalues whose product is one. At the ideal alpha of 2 the power law begins
-    where the ERG tail begins. It confirms the alert if the power law begins at less than half of that eigenvalue.
-    Healthy recurrent layers and layers trained with Muon reach an alpha of 1.65, but at a ratio of 0.7 or more.
+    where the ERG tail begins. The ERG tail confirms the alert if the power law begins at less than half of that
+    eigenvalue. Healthy recurrent layers and layers trained with Muon reach an alpha of 1.65, but at a ratio of 0.7 or
+    more.
 
-    The first cause is decay: the Frobenius norm has fallen by 15 % in all, and by more than 15 % for each doubling of
-    the steps. The second is motion, as by the noise of tiny batches or of a learning rate that is too large: the layer
-    moves by more than 15 % of its norm in 100 steps, and at this rate by 70 % in as many steps as the run has had. What
-    counts is the median of the last three moves between scheduled readings. Moves do not count during a warm-up, as
-    defined in `norm_explosion`, since they were shorter before, nor if the layer slows down: each move is shorter than
-    the one before, and the last less than half as long as the first. Small networks (M = 64 to 256) that have learned
-    all of their data reach an alpha of 1.5 to 1.8, hardly move, and are right on held-back examples.
+    The weights show one of two causes. (1) Decay: the Frobenius norm has fallen by 15 % in all, and by more than 15 %
+    for each doubling of the steps. (2) Motion, as by the noise of tiny batches or of a learning rate that is too large:
+    the layer moves by more than 15 % of its norm in 100 steps, and at this rate by 70 % in as many steps as the run has
+    had. What counts is the median of the last three moves between scheduled readings. Moves do not count during a
+    warm-up, as defined in `norm_explosion`, since they were shorter before, nor if the layer slows down: each move is
+    shorter than the one before, and the last less than half as long as the first. Small networks (M = 64 to 256) that
+    have learned all of their data reach an alpha of 1.5 to 1.8, hardly move, and are right on held-back examples.
 
     It is always a notice for a weight that is computed from parameters, as by `spectral_norm`: its norm is held, so
-    learning can only turn it, and the estimate of the norm makes it fluctuate. Neither cause means anything there.
+    learning can only turn it, and the estimate of the norm makes it fluctuate. So neither cause counts there.
 
     Not checked are layers whose alpha was below 2 at the first reading, such as pretrained layers and weights that
     start at zero, which consist of a few gradients at first; nor differences from a reference.
