@@ -100,11 +100,11 @@ def _why_faster(rate: float, before: float) -> str:
 def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, fall: float = 0.2) -> Iterable[Finding]:
     """The weights of a layer were replaced, not trained.
 
-    Fires when both hold: (1) since the last reading, the weight has moved by more than its old norm and its new norm,
-    as if it had nothing in common with the old weight; (2) it has moved more than 1.5 times as far as its steps since
-    then could move it, each as long as the longest step of its baseline and its last two readings. A step that was
-    sampled while the weight was replaced does not count. Layers with fewer than six sampled steps are not checked. One
-    reading suffices, since the weight moves by ordinary steps again at the next.
+    Fires when both hold: (1) since the last reading, the weight has moved by more than its old norm, and by more than
+    its new norm, as if it had nothing in common with the old weight; (2) it has moved more than 1.5 times as far as its
+    steps since then could move it, each as long as the longest step of its baseline and its last two readings. A step
+    that was sampled while the weight was replaced does not count. Layers with fewer than six sampled steps are not
+    checked. One reading suffices, since the weight moves by ordinary steps again at the next.
 
     A weight that is now three times as large or more has moved as far by growth alone. It counts as replaced only if
     its stable rank is also more than 0.7 of that of noise: weights that blow up have few directions.
