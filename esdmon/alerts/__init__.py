@@ -1,8 +1,9 @@
-"""Alert rules and the life of the alerts that they raise. Reads records only, no tensors.
+"""Alert rules, and when their alerts begin and end. Reads records only, no tensors.
 
-`rule.py` defines rules and what they read, `rules/` holds the built-in ones, `history.py` keeps the readings that they
-look back on, `lifecycle.py` decides when an alert begins and ends, `messages.py` words it, `watchdog.py` notices that
-no report arrives, `config.py` reads the TOML file, `actions.py` lists what an alert may trigger.
+`rule.py` defines rules and their input, `rules/` has the built-in rules, `history.py` keeps past readings,
+`clear_checks.py` the steps of checks without a finding, `lifecycle.py` decides when an alert begins and ends,
+`messages.py` writes its messages, `watchdog.py` raises an alert when no report arrives, `config.py` reads the TOML
+file, `actions.py` lists what an alert may trigger.
 """
 
 from esdmon.alerts.actions import Actions as Actions

@@ -1,4 +1,4 @@
-"""Keep the step of the last check of each rule and layer that found nothing: a fault has begun after it."""
+"""Keep, for each rule and layer, the step of the last check without a finding: a fault began after that step."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from esdmon.records.serialization import Plain, known
 
 @final
 class ClearChecks:
-    """The last checks that found nothing."""
+    """Steps of the last checks without a finding, by layer and rule."""
 
     def __init__(self) -> None:
         self._steps: dict[str, dict[str, int]] = {}
-        """Steps by layer, and in it by rule."""
+        """Steps by layer, then by rule."""
 
     def take(self, rule: str, found: Mapping[str, Finding], checked: Iterable[str], step: int) -> None:
-        """Add the checks of a rule in a report, with all findings: also those that another rule mutes."""
+        """Add the checks of a rule in a report. `found` has all findings, including those that another rule mutes."""
         for name in checked:
             if name not in found:
                 self._steps.setdefault(name, {})[rule] = step
 
     def last(self, rule: str, name: str) -> int | None:
-        """Return the step of the last check of a layer that found nothing; None where there was none."""
+        """Return the step of the last check of a layer without a finding; None if there was none."""
         return self._steps.get(name, {}).get(rule)
 
     def forget(self, name: str) -> None:
@@ -32,7 +32,7 @@ class ClearChecks:
         self._steps.pop(name, None)
 
     def state_dict(self) -> Plain:
-        """Return the steps as plain data: of each layer a list, in the order of `rules`."""
+        """Return the steps as plain data: for each layer a list, in the order of `rules`."""
         rules = list(dict.fromkeys(rule for steps in self._steps.values() for rule in steps))
         return {
             "rules": rules,

@@ -54,11 +54,11 @@ class AlertConfig:
 def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tuple[AlertRule, ...]:
     """Return the rules given as "default" (all known ones), by name, or as `AlertRule` objects.
 
-    A rule of the user's takes the place of the known one of its name. That place counts, since rules on causes mute
-    those on consequences behind them.
+    A rule of the user replaces the known rule of the same name and takes its place in the order. The order matters:
+    rules on causes mute the rules on consequences that come later.
 
     Raises:
-        InputError: for anything else, and for two different rules of the user's of one name.
+        InputError: for anything else, and for two different rules of the user with the same name.
     """
     given = list(alerts)
     own: dict[str, AlertRule] = {}
@@ -86,10 +86,10 @@ def select_rules(alerts: Iterable[object], known: Mapping[str, AlertRule]) -> tu
 
 
 def check_names(what: str, names: Iterable[object], rules: Iterable[str]) -> tuple[str, ...]:
-    """Return names of rules if all of them are in use.
+    """Return the names of rules as a tuple, after checking that all of these rules are in use.
 
     Args:
-        what: the option that holds the names, for the message.
+        what: the option that has the names, for the message.
         names: the names to check.
         rules: the rules in use.
 
@@ -200,8 +200,8 @@ class _File:
             where: the name of the table; empty for the file.
             table: what it contains.
             allowed: the keys that it may have.
-            instead: by wrong key the right one, where it is known.
-            hint: the end of the message where no key is near.
+            instead: for some wrong keys, the right key.
+            hint: end of the message if no allowed key is similar.
         """
         known = list(allowed)
         for key in table:
@@ -255,10 +255,11 @@ class _File:
         return value
 
     def threshold(self, where: str, value: Any, default: object) -> Any:
-        """Return a threshold: a whole number of 1 or more where its default is one, else a number of 0 or more.
+        """Return the value of a threshold, after checking it against the default.
 
-        Where the default is less, so may be the value. Where it is True, False or a text, so is the value; what else is
-        no number cannot be set in a file.
+        If the default is a whole number, the value must be a whole number of 1 or more; otherwise a number of 0 or
+        more. If the default is below this minimum, no minimum applies. If the default is True, False or a string, the
+        value must be of the same type. A threshold with any other default cannot be set in a file.
         """
         if isinstance(default, bool):
             return self.flag(where, value)
@@ -268,8 +269,8 @@ class _File:
             return value
         if not (default is None or default is inspect.Parameter.empty or isinstance(default, int | float)):
             self.refuse(
-                f"{where} cannot be set in a file, since its default {default!r} is no number, text, true or false; "
-                f"got {value!r}. Set it in Python, with functools.partial."
+                f"{where} cannot be set in a file, since its default {default!r} is not a number, a string, true or "
+                f"false; got {value!r}. Set it in Python, with functools.partial."
             )
         whole = isinstance(default, int)
         least = 1 if whole else 0

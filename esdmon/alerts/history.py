@@ -1,4 +1,4 @@
-"""Keep the readings that rules look back on: the last of each layer, its first, and its baseline."""
+"""Keep past readings for the rules: the last ones of each layer, its first one, and its baseline."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class ReadingHistory:
         self._first: dict[str, LayerReport] = {}
         self._steps: deque[int] = deque(maxlen=max(_STEPS, reports))
         self._extra: Series = {}
-        """Readings after the last scheduled one. A baseline is without them, since its readings are evenly spaced."""
+        """Extra readings since the last scheduled one. They do not enter baselines: these are evenly spaced."""
         self._previous: dict[str, LayerReport] = {}
-        """The reading before that of the last report, of each layer that was read then."""
+        """For each layer that was read in the last report: the reading before."""
         self._peaks: dict[str, Peak] = {}
         self._excluded: dict[str, tuple[int, int]] = {}
         """First and last step of the latest alert about a layer."""
@@ -73,8 +73,8 @@ class ReadingHistory:
     def exclude(self, name: str, since: int, step: int) -> None:
         """Exclude the readings of a layer during an alert from its baseline, until there are `WINDOW` of them.
 
-        After that the baseline from before the alert says nothing of a layer that has gone on to learn: it is dropped,
-        and a new one begins.
+        Then a new baseline begins, since the layer has gone on to learn and the baseline from before the alert is out
+        of date.
         """
         moved = self._moved.get(name) or deque()
         if len(moved) == WINDOW and moved[0].step >= since:
@@ -96,7 +96,7 @@ class ReadingHistory:
             self._first[name] = self._moved[name][-1]
 
     def extend_baselines(self, report: Report) -> None:
-        """Add to each baseline the reading that is old enough to know that no alert came of it."""
+        """Add to each baseline the reading before the last `RECENT` ones, unless it was taken during an alert."""
         for layer in report.new:
             moved = self._moved.get(layer.name, ())
             if not layer.extra and has_moved(layer) and len(moved) > RECENT:
@@ -179,7 +179,7 @@ def _append(series: Series, layer: LayerReport) -> None:
 
 
 def _is_checked(counts: Counts, layer: LayerReport, report: Report) -> bool:
-    """Return True if the reading of a layer at this step is a check, by what the rule counts."""
+    """Return True if the report is a check of the layer for a rule with these `counts`."""
     is_new = layer.step == report.step
     if counts == "reports":
         return is_new or not report.extra

@@ -1,9 +1,10 @@
 """Decide when an alert begins, grows and ends.
 
 A single finding does not raise an alert. It is *pending* until its rule has found it in `checks` consecutive checks;
-then it *fires*; it is *resolved* after `clear` consecutive checks without it. Layers in which one rule begins to fire
-at the same report share one message. Layers that follow join it in further messages, at growing intervals. An alert
-that fires again waits for a cool-down that doubles each time, so that a layer on a threshold does not repeat it.
+then the alert *fires*. It is *resolved* after `clear` consecutive checks without a finding. Layers in which one rule
+begins to fire at the same report share one message. Layers that follow join the alert in further messages, at growing
+intervals. After an alert has ended, it is not announced again during a cool-down, which doubles each time, so that a
+layer at a threshold does not alternate.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ GATHER = 5
 COOL_DOWN = 10
 """Reports after the end of an alert in which the same alert is not announced again; doubles each time. Our choice."""
 AFTERMATH = 5
-"""Reports after an alert has begun in which its rule mutes others in all layers: gradients that have grown since one
-layer was replaced are back by then. Our choice."""
+"""Reports after the beginning of an alert in which its rule mutes other rules in all layers. Gradients that grew
+because one layer was replaced are normal again by then. Our choice."""
 _RANKS: dict[Severity, int] = {"critical": 3, "error": 2, "warning": 1, "info": 0}
 Cases = dict[str, Case]
 Found = dict[str, Finding]
@@ -48,8 +49,8 @@ class AlertManager:
     """Runs the rules on each report and returns the alerts that begin, grow or end with it.
 
     Args:
-        rules: the rules to run; a rule earlier in the list mutes those that it names.
-        faults: isolates the rules: one that raises is logged and, if it keeps failing, paused. Its alerts keep their
+        rules: the rules to run, in the order in which they mute others.
+        faults: isolates the rules. A rule that raises is logged and, if it keeps failing, paused; its alerts keep their
             state meanwhile.
         who: returns the name under which a rule's faults are logged.
     """
@@ -74,7 +75,7 @@ class AlertManager:
 
     @property
     def firing(self) -> dict[str, int]:
-        """Return, for each rule that has fired in this run, in how many layers it fires now."""
+        """Return the number of layers in which a rule fires now, for each rule that has fired in this run."""
         counts: dict[str, int] = {}
         for rule in self.rules:
             cases = self._cases[rule.name].values()
@@ -86,7 +87,7 @@ class AlertManager:
     def pending(self) -> tuple[Alert, ...]:
         """Return the findings that have not yet persisted long enough, one for each rule and layer.
 
-        They begin an alert once they have, or make one that fires worse.
+        Once they have, they begin an alert, or raise the severity of one that fires.
         """
         return tuple(
             replace(fired(rule, each.severity, {name: each}, self._step), state="pending")
@@ -105,7 +106,7 @@ class AlertManager:
         if not self.rules:
             return []
         report = replace(report, layers=tuple(layer for layer in report if layer.is_followed))
-        self._reports += not report.extra  # extra ones come in tens of steps
+        self._reports += not report.extra  # extra reports are closer together
         self._step = report.step
         for name in self._history.take(report):
             self._end(name)
@@ -170,7 +171,7 @@ class AlertManager:
         return found, checked
 
     def _mute(self, found: Mapping[str, Found]) -> None:
-        """Drop findings that follow from what another rule finds or fires for; an `info` mutes none in its layer."""
+        """Drop the findings that rules with a finding or an alert mute; an `info` mutes nothing in its own layer."""
         for rule in self.rules:
             mine = {name for name, case in self._cases[rule.name].items() if case.firing and case.severity != "info"}
             mine |= {name for name, finding in found.get(rule.name, {}).items() if finding.severity != "info"}
@@ -199,7 +200,7 @@ class AlertManager:
             del cases[name]
 
     def _announce(self, rule: AlertRule, step: int) -> list[Alert]:
-        """Return the messages due for a rule, the worst severity first: what becomes worse leaves its notice."""
+        """Return the messages due for a rule, worst severity first: a layer that becomes worse leaves its notice."""
         alerts = [self._announce_severity(rule, severity, step) for severity in _RANKS]
         self._cool_down(self._cases[rule.name])
         return [alert for alert in alerts if alert is not None]
@@ -230,7 +231,7 @@ class AlertManager:
         return now.alert
 
     def _cool_down(self, cases: Cases) -> None:
-        """Start the quiet time of each case that was announced and fires no more."""
+        """Start the cool-down of each case that was announced and no longer fires."""
         for case in cases.values():
             if case.announced and not case.firing:
                 case.announced, case.times = False, case.times + 1
@@ -246,7 +247,7 @@ class AlertManager:
 
 
 def _looks_back(rule: AlertRule) -> int:
-    """Return how many reports a rule needs to look back on, by its threshold `due_steps`."""
+    """Return the number of reports that a rule looks back on, from its threshold `due_steps`."""
     back = rule.thresholds.get("due_steps", 0)
     return back + 1 if isinstance(back, int) else 0
 
@@ -273,7 +274,7 @@ def _by_layer(answer: Any, report: Report) -> Found:
 
 
 def _drop(names: Iterable[str], found: Found, cases: Cases) -> None:
-    """Drop findings in these layers, except for those in which the rule fires already: there none makes it worse."""
+    """Drop findings in these layers; where the rule fires already, keep them, but at the severity of the alert."""
     for name in names:
         if name not in cases or not cases[name].firing:
             found.pop(name, None)
@@ -284,7 +285,7 @@ def _drop(names: Iterable[str], found: Found, cases: Cases) -> None:
 def _count_finding(case: Case, finding: Finding, rule: AlertRule, step: int) -> bool:
     """Count a check with a finding, and return True if that begins an alert.
 
-    A worse severity must persist as long as a finding that begins an alert. Then it changes what the alert says.
+    A worse severity must persist as long as a finding that begins an alert. Then the alert takes its severity and text.
     """
     severity = finding.severity or rule.severity
     case.wrong, case.right = case.wrong + 1, 0

@@ -1,4 +1,4 @@
-"""Word the messages of an alert when it begins, grows and ends."""
+"""Write the messages of an alert when it begins, grows and ends."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Case:
     since: int = 0
     """Step of the first check with a finding."""
     after: int | None = None
-    """Step of the last check before it, which found nothing; None where there was none."""
+    """Step of the check before `since`, which found nothing; None if there was none."""
     what: str = ""
     severity: Severity = "warning"
     evidence: dict[str, float] = field(default_factory=dict)
@@ -44,7 +44,7 @@ class Case:
     """Step of the last check, while the alert fires, whose finding was not worse."""
 
     def to_state(self) -> Plain:
-        """Return the case as plain data; saved states call `announced` by its first name, `told`."""
+        """Return the case as plain data; saved states call `announced` by its former name, `told`."""
         plain = {each.name: getattr(self, each.name) for each in fields(self)} | {"evidence": dict(self.evidence)}
         plain["told"] = plain.pop("announced")
         plain["worse"] = self.worse and self.worse.to_state()
@@ -67,7 +67,7 @@ def fired(rule: AlertRule, severity: Severity, cases: Mapping[str, Case], step: 
     names = tuple(cases)
     lead = cases[names[0]]
     lasted = f", in {lead.wrong} checks since step {lead.since}" if rule.checks > 1 else f", at step {step}"
-    if not re.search(rf"\bstep {lead.after}\b", lead.what):  # which may say it already
+    if not re.search(rf"\bstep {lead.after}\b", lead.what):  # the finding may name this step already
         lasted += not_at(lead.since, lead.after)
     earliest = min(cases.values(), key=lambda case: case.since)
     by_layer = [LayerFinding(name, case.since, case.what, case.after) for name, case in cases.items() if name]
@@ -100,13 +100,13 @@ def grown(rule: AlertRule, alert: Alert, cases: Mapping[str, Case], step: int) -
 
 
 def resolved(alert: Alert, step: int) -> Alert:
-    """Return the end of an alert, with severity `info`."""
+    """Return the alert in its state `resolved`, with severity `info`."""
     message = f"{_prefix(alert.layers)}{alert.rule} resolved at step {step}; it began at step {alert.since}."
     return replace(alert, state="resolved", severity="info", step=step, message=message, by_layer=())
 
 
 def _prefix(names: Sequence[str]) -> str:
-    """Return `a, b, c and 4 more: `, or nothing where the alert is about the model."""
+    """Return `a, b, c and 4 more: `; empty for an alert about the whole model."""
     if not any(names):
         return ""
     return f"{named(names, most=_NAMED)}: "

@@ -1,7 +1,7 @@
 """Define what an alert rule is: what it reads, and what it returns.
 
-A rule reports what is wrong at this step and keeps no state. `AlertManager` counts for how many readings in a row a
-rule has found the same, and decides when an alert begins and ends.
+A rule reports what is wrong at this step and keeps no state. `AlertManager` counts for how many checks in a row a rule
+has found a fault, and decides when an alert begins and ends.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class History:
     """For each of these layers: its readings before the last three, without those during an alert, at most 16, oldest
     first. Rules on changes compare with these."""
     previous: Mapping[str, LayerReport] = field(default_factory=dict)
-    """For each of these layers: the reading before the last, from which `update_ratio` counts, scheduled or extra; none
-    where there was none."""
+    """For each of these layers: the reading before the last, scheduled or extra, from which `update_ratio` is measured.
+    Layers without one are missing."""
     peak: Mapping[str, Peak] = field(default_factory=dict)
     """For each layer of the report, checked now or not: the largest values of the readings that are or were in its
     baseline."""
     firing: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """The layers in which the rule's alert fires, each with the evidence on which it began. A rule needs it for
-    hysteresis: less may keep an alert than begins one, and a layer must come back from the value it began on."""
+    """The layers in which the rule's alert fires, each with the evidence on which the alert began. Needed for
+    hysteresis: an alert that fires goes on at a milder threshold, measured from the values on which it began."""
     steps: Sequence[int] = ()
     """Steps of the last reports, oldest first: 128, or as many as a rule with `due_steps` needs."""
 
@@ -89,8 +89,8 @@ class AlertRule:
     """Consecutive checks without a finding before the alert is resolved."""
     counts: Counts = "moves"
     """What counts as a check of a layer. "moves": a reading before which the weight moved, of a weight that is not
-    pruned; "readings": any reading; "reports": every report, whether the layer was read or not, except for extra
-    readings, which count for the layers that were read."""
+    pruned; "readings": any reading; "reports": every report, whether the layer was read or not; an extra report counts
+    only for the layers that were read in it."""
     advice: str = ""
     """What the user should do; the end of the alert's message."""
     mutes: tuple[str, ...] = ()
@@ -102,11 +102,11 @@ class AlertRule:
     exclude: tuple[str, ...] = ()
     """fnmatch patterns of the layers to leave out."""
     mutes_elsewhere: tuple[str, ...] = ()
-    """Rules whose findings are dropped in all layers, for five reports after an alert of this one has begun: what a
-    fault of one layer does to the others at first."""
+    """Rules whose findings are dropped in all layers, for five reports after an alert of this rule has begun: a fault
+    of one layer disturbs the other layers at first."""
 
     def __post_init__(self) -> None:
-        """Check what would fail, or be read letter by letter, once the rule runs.
+        """Check the fields, so that a wrong value fails now and not when the rule runs.
 
         Raises:
             InputError: for a value of another type, a number of checks below 1, and an unknown severity or `counts`.

@@ -37,7 +37,7 @@ class Watchdog:
         self._last = step
         if self._rule is None or self._due != self._limit:
             return None
-        # A warning, where the rule itself is a notice: old readings are normal under a budget, none at all are not.
+        # A warning, although the rule is a notice: under a budget old readings are normal, but missing ones are not.
         what = f"no report in {self._due} due steps: readings hang, fail, are paused, or find no idle core"
         case = Case(wrong=self._due, since=self._since, what=what)
         self._alert = fired(replace(self._rule, advice=_ADVICE), "warning", {"": case}, step)
@@ -46,7 +46,7 @@ class Watchdog:
     def report(self, step: int) -> Alert | None:
         """Reset the count when a report arrives, and return the end of the alert if there was one.
 
-        The report may be of a step long before: the alert ends at the due step at which it arrives.
+        The report may be of a much earlier step: the alert ends at the due step at which the report arrives.
         """
         ended, self._alert, self._due = self._alert, None, 0
         return None if ended is None else resolved(ended, max(step, self._last))
