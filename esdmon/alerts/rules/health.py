@@ -102,16 +102,16 @@ def dead_layer(history: History) -> Iterable[Finding]:
             yield Finding(
                 layer.name,
                 f"‖ΔW‖/‖W‖ is {layer.last_move:.1g}, at most {MOVED:g}, "
-                f"while {'other layers move' if is_lively else 'no layer moves any more'}, and it is in the "
-                f"optimizer{why}",
+                f"while {'other layers move' if is_lively else 'no layer moves any more'}, and "
+                f"the optimizer holds the weight{why}",
                 {"update_ratio": layer.last_move},
                 "info" if never_moved or not layer.trainable else None,
             )
         elif layer.name in decaying:
             yield Finding(
                 layer.name,
-                f"weight decay alone moves it, by {layer.step_ratio:.1g} of its norm at each step, while gradients "
-                "move other layers",
+                f"weight decay alone moves the weight, by {layer.step_ratio:.1g} of its norm at each step, while "
+                "gradients move other layers",
                 {"step_ratio": layer.step_ratio, "step_growth": layer.step_growth},
             )
     yield from _inactive_adapters(history) if is_lively else ()

@@ -71,7 +71,7 @@ def update_surge(history: History, *, factor: float = 4.0, peak: float = 1.5, ba
                 continue
             if (is_restart or is_lull) and not ratio > peak * highest.step_ratio:
                 continue
-        what = f"one step moves it by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
+        what = f"one step moves the layer by {ratio:.2g} of its norm, over {factor:g} times the {before:.2g} expected"
         evidence = {"step_ratio": ratio, "learning_rate": rate, "before": before}
         yield Finding(now.name, f"{what}{_why_faster(rate, usual)}", evidence)
 
@@ -157,10 +157,10 @@ def layer_reset(history: History, *, moved: float = 1.05, factor: float = 1.5, f
         is_back = way - now.start_ratio > max(fall * way, factor * usual)
         jumped += is_back or (is_far and (is_beyond or is_replaced))
         if is_beyond and is_unlike and not _has_blown_up(before, baseline):
-            what = f"it has moved by {now.update_ratio:.2g} of its norm since step {since}; its steps explain at most"
+            what = f"the weight has moved by {now.update_ratio:.2g} of its norm since step {since}"
             evidence = {"update_ratio": now.update_ratio, "before": reach}
             severity: Severity | None = "warning" if size > _BLOWN_UP else None
-            found.append(Finding(name, f"{what} {reach:.2g}", evidence, severity))
+            found.append(Finding(name, f"{what}; its steps explain at most {reach:.2g}", evidence, severity))
         elif is_back:
             what = (
                 f"its distance from its start is {now.start_ratio:.2g} of its norm, down from {way:.2g} at step {since}"

@@ -89,7 +89,7 @@ def over_regularized(
                 name,
                 f"alpha {value:.2f} (at most {high:.2f} ± {stderr:.2f}) is below {alpha:g}; the power law begins at "
                 f"{ratio:.2g} times the start of the ERG tail, which {'confirms' if agrees else 'does not confirm'} "
-                f"it; {cause or 'the layer neither shrinks nor moves far, and may be healthy'}",
+                f"the alert; {cause or 'the layer neither shrinks nor moves far, and may be healthy'}",
                 evidence_of(now, "alpha", "alpha_high", "alpha_stderr", "n_tail", "ks_distance", "erg_gap"),
                 None if agrees and cause else "info",
             )
@@ -105,7 +105,7 @@ def _cause(name: str, history: History) -> str:
     fall = max(falls)
     if fall > _SHRINKING:
         share = frobenius(now) / frobenius(falls[fall])
-        return f"its norm has fallen to {share:.2f} of that at step {falls[fall].step}"
+        return f"the layer's norm has fallen to {share:.2f} of that at step {falls[fall].step}"
     scheduled = [layer for layer in readings if not layer.extra]  # between extra readings a layer goes to and fro
     seen = scheduled[-_SEEN - 1 :]
     if len(seen) <= _SEEN or is_warming_up(now, history.baseline[name]):
@@ -118,7 +118,7 @@ def _cause(name: str, history: History) -> str:
     first, second, last = moves
     is_slowing = first > second > last and last < first / 2
     is_far = moved * math.sqrt(now.step / _STEPS) > _FAR and not is_slowing
-    return f"it moves by {moved:.0%} of its norm in {_STEPS} steps" if moved > _MOVING and is_far else ""
+    return f"the layer moves by {moved:.0%} of its norm in {_STEPS} steps" if moved > _MOVING and is_far else ""
 
 
 def _fall(was: LayerReport, now: LayerReport) -> float:

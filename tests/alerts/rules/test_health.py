@@ -44,8 +44,8 @@ def test_a_layer_that_stands_still_while_others_move_is_dead() -> None:
         (20, "resolved", "dead"),
     ]
     assert (
-        "‖ΔW‖/‖W‖ is 0, at most 1e-06, while other layers move, and it is in the optimizer, in 5 checks since step 11"
-        in alerts[0].message
+        "‖ΔW‖/‖W‖ is 0, at most 1e-06, while other layers move, and the optimizer holds the weight, in 5 checks "
+        "since step 11" in alerts[0].message
     )
 
 
@@ -75,7 +75,8 @@ def test_layers_that_all_stop_at_once_are_dead() -> None:
     (alert,) = alerts_of(RULES["dead_layer"], moving + stopped)
     assert (alert.layers, alert.severity, alert.since, alert.step) == (("fc1", "fc2"), "warning", 11, 15)
     assert (
-        "‖ΔW‖/‖W‖ is 0, at most 1e-06, while no layer moves any more, and it is in the optimizer (fc1)" in alert.message
+        "‖ΔW‖/‖W‖ is 0, at most 1e-06, while no layer moves any more, and the optimizer holds the weight (fc1)"
+        in alert.message
     )
     (_, resolved) = alerts_of(RULES["dead_layer"], moving + stopped + [both(60, 0.01)])
     assert (resolved.state, resolved.step) == ("resolved", 60)
@@ -118,8 +119,8 @@ def test_a_layer_that_weight_decay_alone_moves_is_dead() -> None:
         (550, "resolved", "dead", "info"),
     ]
     assert (
-        "weight decay alone moves it, by 0.0001 of its norm at each step, while gradients move other layers, in 5 "
-        "checks since step 100" in alerts[0].message
+        "weight decay alone moves the weight, by 0.0001 of its norm at each step, while gradients move other layers, "
+        "in 5 checks since step 100" in alerts[0].message
     )
 
 

@@ -43,16 +43,16 @@ def test_over_regularised_without_the_second_witness_is_a_notice() -> None:
     readings = [reading(1), *alone]
     (alert,) = alerts_of(RULES["over_regularized"], (report(layer.step, layer) for layer in readings))
     assert alert.severity == "info"
-    assert "begins at 0.8 times the start of the ERG tail, which does not confirm it" in alert.message
+    assert "begins at 0.8 times the start of the ERG tail, which does not confirm the alert" in alert.message
 
 
 @pytest.mark.parametrize(
     ("apart", "moved", "begins", "says"),
     [
         (1, 0.014, 4000, ""),
-        (1, 0.016, 4000, "it moves by 16% of its norm in 100 steps"),
+        (1, 0.016, 4000, "the layer moves by 16% of its norm in 100 steps"),
         (25, 0.07, 4000, ""),
-        (25, 0.08, 4000, "it moves by 16% of its norm in 100 steps"),
+        (25, 0.08, 4000, "the layer moves by 16% of its norm in 100 steps"),
         (25, 0.08, 400, ""),  # so do healthy layers at first
         (400, 0.28, 4000, ""),
         (1, math.nan, 4000, ""),
@@ -105,9 +105,9 @@ def test_a_few_steps_that_are_looked_at_closely_do_not_count_as_moving() -> None
     ("begins", "norm", "says"),
     [
         (11, 8.6, ""),
-        (11, 8.0, "its norm has fallen to 0.80 of that at step "),
+        (11, 8.0, "the layer's norm has fallen to 0.80 of that at step "),
         (100, 8.0, ""),  # a part of decay that is as slow comes with every long training
-        (100, 5.0, "its norm has fallen to 0.50 of that at step "),
+        (100, 5.0, "the layer's norm has fallen to 0.50 of that at step "),
     ],
 )
 def test_over_regularised_where_the_layer_decays_is_a_warning(begins: int, norm: float, says: str) -> None:
