@@ -39,6 +39,7 @@ BUILT_IN_RULES = (
         norm_explosion,
         severity="error",
         checks=2,
+        counts="readings",
         advice="Lower the learning rate, clip the gradients, or restore an earlier checkpoint.",
         mutes=(
             "rank_collapse",

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
-from esdmon.alerts.rule import Finding, History, evidence_of, value_of, values_of
+from esdmon.alerts.rule import Finding, History, evidence_of, has_moved, is_pruned, value_of, values_of
 from esdmon.alerts.rules.jumps import finding, frobenius, is_warming_up, jumped, jumps, raised, usual_rate
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
@@ -32,6 +32,8 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     times its norm, and its spectral norm is still more than twice that of the start.
 
     The usual cause is a learning rate that is far too high. The alert often comes before the loss rises or turns NaN.
+    The second reading confirms the finding also if the weight has not moved since the first: one step may blow up all
+    weights and leave all units dead.
 
     It does not fire during a warm-up in which the layer has hardly learned yet. A warm-up means here: the learning rate
     is over four times its median in the baseline; it has risen since by no larger a factor than within the baseline;
@@ -54,7 +56,7 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     ours.
     """
     for now, norm, before in jumps(history, _norm, "up", factor=factor, back=back):
-        has_grown = norm > factor * _norm(history.first[now.name])
+        has_grown = now.status == "ok" and not is_pruned(now) and norm > factor * _norm(history.first[now.name])
         if now.name in history.firing or (
             has_grown
             and not is_warming_up(now, history.baseline[now.name])
@@ -66,7 +68,8 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     for name, readings in history.layers.items():
         now, first = readings[-1], history.first[name]
         before = _norm(first) / (1 + first.update_ratio)
-        if name not in history.firing and BLOWN_UP < first.update_ratio < math.inf and _norm(now) > back * before:
+        is_blown_up = BLOWN_UP < first.update_ratio < math.inf and _norm(now) > back * before
+        if name not in history.firing and has_moved(now) and is_blown_up:
             what = f"spectral norm {_norm(now):.3g}, up from about {before:.3g} before step {first.step}"
             yield finding(now, what, before)
 
