@@ -1,6 +1,6 @@
-"""`analyze`: read every weight matrix of a model once.
+"""Define `analyze`, which reads every weight matrix of a model once.
 
-The module has another name than the function because a submodule would take the place of `esdmon.analyze`.
+The module is not named `analyze`, because a submodule of this name would replace the function `esdmon.analyze`.
 """
 
 import os
@@ -35,26 +35,26 @@ def analyze(
     """Read every weight matrix of a model once.
 
     Args:
-        model: a module, a mapping of names to tensors (2-D: linear, 4-D: convolution), or the path of a checkpoint,
-            which is read tensor by tensor, as the module would be: a file of `torch.save` or safetensors, a folder of
-            Hugging Face, DeepSpeed or accelerate, or one of torch's distributed checkpoints.
-        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers, which
-            are read where a pattern names them, and details such as `*/head.3`.
-        exclude: patterns of those to leave out.
-        min_eigenvalues: matrices with fewer, over all slices, are left out.
-        max_eigenvalues: matrices with more are left out: what costs the most.
-        reference: another state of the same model, in any of the forms above: W − W₀ is read instead of W.
+        model: a module, a mapping of names to tensors (2-D: linear, 4-D: convolution), or the path of a checkpoint: a
+            file of `torch.save` or safetensors, a folder of Hugging Face, DeepSpeed or accelerate, or a distributed
+            checkpoint of torch. A checkpoint is read tensor by tensor, and gives the same layers as its module.
+        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads, routers and
+            details such as `*/head.3`. A pattern that matches these reads them.
+        exclude: fnmatch patterns of matrices to leave out.
+        min_eigenvalues: leave out matrices with fewer eigenvalues, counted over all slices.
+        max_eigenvalues: leave out matrices with more eigenvalues; these cost the most.
+        reference: a model or checkpoint with W₀, in any of the forms above. W − W₀ is read instead of W.
         measures: "default", "all" (also those that need vectors, a shuffled copy or windows), or names.
-        precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
-        plugins: modules or objects with hooks, besides those that are installed.
-        workers: processes that read side by side, on Linux, each on one core. "auto" is as many as there are cores,
-            memory and work for, and none for what takes a few seconds; it counts 70 MB for each, and 32 bytes for each
-            element of the largest weight, 96 where measures need more than eigenvalues. 1 reads in this process, in
-            one thread.
+        precision: "auto" (float32 if no verdict depends on the difference) or "exact" (float64).
+        plugins: modules or objects with hooks, besides the installed ones.
+        workers: number of processes that read in parallel, on Linux, each on one core. "auto": as many as cores, memory
+            and work allow, and none for a model that is read in a few seconds. It counts 70 MB for each process, and 32
+            bytes for each element of the largest weight, or 96 if measures need more than eigenvalues. 1: read in this
+            process, in one thread.
 
     Returns:
-        A `Report`: `print(report)` is a table, `report["fc1"].phase` a phase, `report.to_records()` JSON. Of a
-        checkpoint `report.origins` has the files that were read, and what lies beside them in the folder.
+        A `Report`: `print(report)` shows a table, `report["fc1"].phase` is a phase, `report.to_records()` gives JSON
+        objects. For a checkpoint, `report.origins` has the files that were read, and other weights in the same folder.
 
     Raises:
         InputError: for a model without matrices, a pattern that matches none, an unknown measure or precision, a

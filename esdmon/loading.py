@@ -1,6 +1,6 @@
-"""`load`: the readings of a finished or a running run, from its JSONL.
+"""Define `load`, which returns the readings of a finished or a running run from its JSONL.
 
-The module has another name than the function because a submodule would take the place of `esdmon.load`.
+The module is not named `load`, because a submodule of this name would replace the function `esdmon.load`.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """The readings and alerts of one run. `print(run)` says what happened in it, `run.last` is its last report."""
+    """The readings and alerts of one run. `print(run)` shows a summary, `run.last` is the last report."""
 
     path: Path
-    """The JSONL that it was read from."""
+    """The JSONL file that the run was read from."""
     reports: tuple[Report, ...]
-    """All reports, in order of steps; at least one. Each has the latest reading of every layer up to then."""
+    """All reports, in order of steps; at least one. Each has the latest reading of every layer up to its step."""
     alerts: tuple[Alert, ...]
     """Alerts that began, grew and ended, in order."""
     number: int = 1
-    """Which run in the file it is, counted from 1."""
+    """Position of the run among the runs of the file, counted from 1."""
     count: int = 1
     """Number of runs in the file."""
     timeline: Timeline = field(init=False, repr=False)
-    """Phases of each layer since which step, and alerts from beginning to end."""
+    """The phases of each layer with their first steps, and the beginning and end of each alert."""
 
     def __post_init__(self) -> None:
         """Build the timeline."""
@@ -82,7 +82,7 @@ class Run:
 
         Raises:
             KeyError: for an unknown name.
-            InputError: without a spectrum up to that step, as in files of older versions.
+            InputError: if no reading up to `step` has a spectrum, as in files of older versions.
         """
         with_spectrum = [layer for layer in self.readings(name) if layer.esd is not None and layer.step <= step]
         if not with_spectrum:
@@ -107,16 +107,16 @@ class Run:
         return plot_course(self._rows())
 
     def __str__(self) -> str:
-        """Return what happened: layers by phase, changes, alerts."""
+        """Return a summary: layers by phase, changes of phase, alerts."""
         of = f", run {self.number} of {self.count}" if self.count > 1 else ""
         return "\n".join([f"{self.path}{of}: {len(self.reports)} reports", *outcome(self.timeline)])
 
     def __repr__(self) -> str:
-        """Return the same."""
+        """Return the summary of `__str__`."""
         return str(self)
 
     def _repr_html_(self) -> str:
-        """Return what notebooks show."""
+        """Return HTML for notebooks."""
         first, *others = str(self).splitlines()
         return html.page(html.paragraph(html.strong(first)), *others)
 
@@ -143,18 +143,19 @@ class Run:
 
 @explain_wrong_calls
 def load(run: str | Path, *, number: int | None = None) -> Run:
-    """Read a run from its JSONL, which may still be written to: then it is the run so far.
+    """Read a run from its JSONL. If the run is still in progress, return it up to the last written line.
 
-    A line that was torn by a kill is skipped. Where a run was resumed at an earlier step and what followed that step is
-    still in the file, the later lines count.
+    An incomplete line, from a process that was killed, is skipped. If a run was resumed at an earlier step, lines that
+    were written before the resumption for later steps are ignored.
 
     Args:
-        run: a file `.jsonl` or `.jsonl.gz`, or the folder with an `esdmon.jsonl` in it.
-        number: which run of a file that contains several, counted from 1 in the order in which they began; by default
-            the last one.
+        run: a file `.jsonl` or `.jsonl.gz`, or the folder that contains an `esdmon.jsonl`.
+        number: for a file with several runs, the position of the run, counted from 1 in the order in which they began;
+            by default the last run.
 
     Raises:
-        InputError: without such a file, if it is not a JSONL of esdmon or has no readings, and for a wrong number.
+        InputError: if there is no such file, if it is not a JSONL of esdmon or has no readings, and if `number` is out
+            of range.
 
     >>> import esdmon, tempfile, torch
     >>> folder = tempfile.mkdtemp()
@@ -174,7 +175,7 @@ def load(run: str | Path, *, number: int | None = None) -> Run:
 
 
 def _joined(events: Iterable[tuple[replay.Run, Report | Alert]]) -> list[tuple[list[Report], list[Alert]]]:
-    """Return the reports and alerts of each run; parts of one run, which was resumed, are joined."""
+    """Return the reports and alerts of each run; the parts of a resumed run are joined."""
     parts: dict[replay.Run, tuple[list[Report], list[Alert]]] = {}
     for part, event in events:
         reports, alerts = parts.setdefault(part, ([], []))

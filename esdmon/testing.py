@@ -3,7 +3,7 @@
     from esdmon.testing import check_measure, check_sink
     check_measure(Measure("flatness", flatness))
 
-Each raises `AssertionError` with the input and the result that is wrong.
+If a check fails, it raises `AssertionError` with the input and the wrong result.
 """
 
 import math
@@ -47,12 +47,13 @@ def spectra() -> dict[str, Spectrum]:
 
 @explain_wrong_calls
 def check_measure(measure: Measure) -> None:
-    """Check that a measure returns one number for each of `spectra()`, the same twice, and changes nothing.
+    """Check that a measure returns one number for each of `spectra()`, the same in a second call.
 
-    An undefined value is NaN. Measures with `needs` (eigenvectors, a shuffled spectrum) are not called.
+    An undefined value must be NaN. Measures with `needs` (eigenvectors, a shuffled spectrum) are not called.
 
     Raises:
-        AssertionError: if it raises, returns anything but a number, or changes the eigenvalues.
+        AssertionError: if the measure raises, returns no number or another one in a second call, or changes the
+            eigenvalues.
     """
     for name, spectrum in spectra().items():
         before = spectrum.eigenvalues.copy()
@@ -76,7 +77,7 @@ def check_measure(measure: Measure) -> None:
 
 
 def reports() -> list[Report]:
-    """Return three readings of a model with a non-ASCII name, a layer that is zero and one that becomes NaN."""
+    """Return three reports of a model with a non-ASCII layer name, a layer of zeros, and one that becomes NaN."""
     torch.manual_seed(0)
     model = nn.ModuleDict({"fc": nn.Linear(96, 64), "слой/層": nn.Linear(80, 64), "zero": nn.Linear(64, 64)})
     nn.init.zeros_(model.get_parameter("zero.weight"))
@@ -94,12 +95,12 @@ def reports() -> list[Report]:
 
 @explain_wrong_calls
 def check_rule(rule: AlertRule) -> None:
-    """Check that a rule yields findings of the given layers only, the same twice, and has a docstring.
+    """Check that a rule yields findings for layers of its history only, the same in a second call, and has a docstring.
 
-    It is evaluated on `reports()` in which the measures that it `needs` are present, once with every measure NaN.
+    The rule is evaluated on `reports()` with all measures in its `needs`, and again with every measure NaN.
 
     Raises:
-        AssertionError: if it raises, yields anything else, or is not explained.
+        AssertionError: if the rule raises, yields anything else, or has no docstring.
     """
     for report in reports():
         counted = [layer for layer in report if layer.status == "ok" or rule.counts != "moves"]
@@ -134,10 +135,12 @@ def _with(layer: LayerReport, needs: Iterable[str], value: float | None) -> Laye
 
 @explain_wrong_calls
 def check_sink(make: Callable[[], Sink]) -> None:
-    """Check that a sink takes readings, alerts, flush and close in the order of a monitor's calls.
+    """Check that the methods of a sink can be called in the order in which a monitor calls them.
+
+    The calls are `write` for each of `reports()`, `alert` twice, `flush` and `close`. Check the written data yourself.
 
     Args:
-        make: opens the sink; check afterwards what it has written.
+        make: a function that opens the sink.
 
     Raises:
         AssertionError: if a method is missing or raises.
@@ -165,14 +168,15 @@ def check_sink(make: Callable[[], Sink]) -> None:
 
 @explain_wrong_calls
 def check_host(train: Callable[[bool], tuple[Sequence[float], nn.Module]]) -> None:
-    """Check that training is bit-identical with and without a monitor, and so is the random state after it.
+    """Check that losses, weights and the random state are bit-identical with and without a monitor.
 
     Args:
-        train: trains from a fixed seed, with a monitor if its argument is True; returns the losses and the model.
+        train: a function that trains from a fixed seed, with a monitor if its argument is True, and returns the losses
+            and the model.
 
     Raises:
         AssertionError: if losses, weights or the random state differ.
-        InputError: if there are no losses.
+        InputError: if `train` returns no losses.
     """
     results = []
     for watched in (False, True):

@@ -1,6 +1,6 @@
-"""`watch`: one line that puts a monitor on a model.
+"""Define `watch`, which attaches a monitor to a model.
 
-The module has another name than the function because a submodule would take the place of `esdmon.watch`.
+The module is not named `watch`, because a submodule of this name would replace the function `esdmon.watch`.
 """
 
 import itertools
@@ -51,7 +51,7 @@ from esdmon.weights.names import unwrap
 _log = logging.getLogger("esdmon")
 _made = itertools.count()  # monitors of a distributed job
 _watching: weakref.WeakKeyDictionary[Optimizer, list[tuple[weakref.ref[Monitor], int]]] = weakref.WeakKeyDictionary()
-"""The monitors whose clock an optimizer is, each with the model it watches."""
+"""The monitors whose steps an optimizer counts, each with the id of the model that it watches."""
 _NOT_CALLED = (
     "step() of the {} that watch() was given was not called outside of backward(). If another optimizer trains, give "
     "watch() that one, or none, and call monitor.step()"
@@ -72,59 +72,58 @@ def watch(
 ) -> Monitor:
     """Watch a model's spectra while it trains.
 
-    The weights are read after the optimizer's step, and nothing else of the run is touched: losses and random numbers
-    are the same to the last bit. `every` says when something is read, and `budget` how much of the model.
+    The weights are read after the optimizer's step. Losses and random numbers of the run stay the same to the last bit.
+    `every` sets when matrices are read, and `budget` how many.
 
     Args:
-        model: what trains; call after it is on its device.
-        optimizer: its steps are counted; of several, those of the first. None: call `monitor.step()` after each step
-            yourself.
-        every: steps between readings, or a function of the step that says when to read.
-        budget: the share of the run's time, and of its CPU time, that watching may take. At each due step those
-            matrices are read that are most out of date for what they cost, and at least one. None: all, each time.
-        mode: "sync" reads in the optimizer's hook; "thread" copies the weights there, and reads while training goes on;
-            "process" copies them there, and has a process of its own read them, on Linux: for loops of many small
-            operations, which a thread slows; "device" computes the eigenvalues of large matrices on their GPU, in the
-            hook, and a thread does the rest, which is what "thread" and "process" do where no core is idle. "auto" is
-            "thread" where the weights are on an accelerator or three of four cores are idle, else "sync".
-        workers: threads or processes that read at once, each on one core, where cores are idle. Their time is not
-            charged then, but what the steps of the training lose is measured, and held to the budget: "auto" for half
-            of the idle cores at most, or the largest number on each rank; 0 charges the time of one in full, and
-            computes no eigenvalues on a GPU except with the mode "device".
-        sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or several of them.
-            "auto": the run of Weights & Biases that is active, or else TensorBoard in a new folder under `runs/`, where
-            it is installed; and JSONL in that folder.
-            None: nowhere.
-        alerts: "default" for all rules, None for none, names of rules and rules of your own, each of which takes the
-            place of one of its name, or the path of a TOML file (`esdmon.alerts.config`) that sets thresholds and
-            actions.
-        on_alert: called with each `Alert` that begins, grows or ends.
-        stop_on: names of rules: one that fires sets `monitor.should_stop`, and ends the training of a host.
-        save_on: names of rules: one that fires asks for a checkpoint, which a host saves; a loop of your own asks
+        model: the model that trains. Move it to its device before the call.
+        optimizer: an optimizer whose steps are counted; of several, the steps of the first count. None: call
+            `monitor.step()` after each step yourself.
+        every: steps between readings, or a function of the step that returns whether to read at it.
+        budget: the largest share of the run's time, and of its CPU time, that watching may take. Each due step reads at
+            least one matrix; those that are most out of date for their cost come first. None: read all at each.
+        mode: "sync" reads in the optimizer's hook. "thread" copies weights in the hook, and a thread reads the copies
+            while training continues. "process" has another process read them, on Linux, for loops of many small
+            operations, which a thread would slow. "device" computes the eigenvalues of large matrices on their GPU in
+            the hook, and the rest in a thread; the modes "thread" and "process" do the same if no core is idle. "auto"
+            is "thread" if the weights are on an accelerator or three of four cores are idle, else "sync".
+        workers: number of threads or processes that read in parallel, each on an idle core. The budget is not charged
+            for their time, but for the measured delay of the training's steps. "auto": up to half of the idle cores. A
+            number: at most this many on each rank. 0: one, whose time is charged in full; eigenvalues are computed on
+            a GPU only with the mode "device".
+        sinks: where readings go: "tensorboard:DIR", "jsonl:PATH", "console", a sink of your own, or a list of them.
+            "auto": the active run of Weights & Biases, or else TensorBoard, if installed, in a new folder under
+            `runs/`; and JSONL in that folder. None: nowhere.
+        alerts: "default" for all rules, None for none, or a list of names of rules and rules of your own (one with the
+            name of a built-in rule replaces it), or the path of a TOML file with thresholds and actions
+            (`esdmon.alerts.config`).
+        on_alert: a function, called with each `Alert` that begins, grows or ends.
+        stop_on: names of rules; if one fires, `monitor.should_stop` turns True, and a Trainer ends the training.
+        save_on: names of rules; if one fires, a Trainer saves a checkpoint. In your own loop check
             `monitor.take_save_request()`.
-        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers. One
-            that matches nothing raises; in a job, where it matches nothing on any rank. `*/update` and `*/momentum`
-            name what moves a weight.
-        exclude: patterns of those to leave out.
-        min_eigenvalues: matrices with fewer, over all slices, are left out.
-        max_eigenvalues: matrices with more are left out: what costs the most.
-        reference: the state that training starts from, as a model, a mapping or the path of a checkpoint: W − W₀ is
-            read instead of W. A `state_dict()` of the model itself is copied.
+        layers: fnmatch patterns on the names of matrices; None for all but embeddings, output heads and routers. A
+            pattern that matches nothing, in a job on no rank, raises. `*/update` and `*/momentum` match the updates
+            of weights and the optimizer's momenta.
+        exclude: fnmatch patterns of matrices to leave out.
+        min_eigenvalues: leave out matrices with fewer eigenvalues, counted over all slices.
+        max_eigenvalues: leave out matrices with more eigenvalues; these cost the most.
+        reference: a model, a mapping or the path of a checkpoint with the initial weights W₀. W − W₀ is read instead of
+            W. A `state_dict()` of the model itself is copied.
         measures: "default", "all" (also those that need vectors, a shuffled copy or windows), or names.
-        precision: "auto" (float32 where no verdict depends on it) or "exact" (float64).
-        max_tags: series of layers that TensorBoard, W&B and loggers are given at most, see `esdmon.present.scalars`;
-            None for all. The JSONL always has all.
-        strict: raise what fails while watching, instead of logging it and going on. For tests.
-        plugins: modules or objects with hooks, besides those that are installed.
-        hook: False for a host that counts steps itself, and calls `monitor.step()`: the optimizer is only asked for
-            what it holds.
-        first_step: steps that were taken before, in a run that is resumed without a state of the monitor.
+        precision: "auto" (float32 if no verdict depends on the difference) or "exact" (float64).
+        max_tags: largest number of series of layers in TensorBoard, W&B and loggers, see `esdmon.present.scalars`; None
+            for all. The JSONL always has all.
+        strict: raise errors that occur while watching, instead of logging them. For tests.
+        plugins: modules or objects with hooks, besides the installed ones.
+        hook: False for a Trainer that counts steps itself and calls `monitor.step()`. The optimizer is then used only
+            to look up which weights it holds, and their settings.
+        first_step: steps taken before, for a run that is resumed without a state of the monitor.
 
     Returns:
         A `Monitor`, which is a context manager: leaving the block closes it.
 
     Raises:
-        InputError: a ValueError, for anything above that cannot be used: before training, never during it.
+        InputError: a ValueError, for an argument that cannot be used; before training, never during it.
 
     >>> import torch
     >>> model = torch.nn.Linear(64, 64)
@@ -152,17 +151,17 @@ def attach(
     limits: Limits | None = None,
     shares_requests: bool = True,
 ) -> Monitor:
-    """Return a monitor of a model: `watch()` with options that are checked already.
+    """Return a monitor of a model; `watch()` calls this function with its validated options.
 
     Args:
-        model: as of `watch()`, as are the others.
+        model: the same as for `watch()`.
         optimizer: one, several, wrappers of one, or None.
-        options: what `watch()` was given.
+        options: the options of `watch()`.
         hook: whether the optimizer's steps are counted.
-        first_step: steps that were taken before.
-        limits: times and sizes that are fixed for users.
-        shares_requests: whether all ranks of a job learn that an alert asks to stop or to save; False for a host that
-            passes on what rank 0 knows.
+        first_step: steps taken before.
+        limits: times and sizes that users cannot set.
+        shares_requests: whether requests of alerts to stop or to save are sent to all ranks of a job; False for a
+            Trainer that sends them itself.
 
     Raises:
         InputError: for options that cannot be used with this model or optimizer.

@@ -81,28 +81,26 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=esdmon.__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     _add_demo(
-        commands.add_parser(
-            "demo", help="train a small network that goes wrong and recovers, and show its spectra live"
-        )
+        commands.add_parser("demo", help="train a small network with a fault in the middle, and show its spectra live")
     )
     _add_scan(commands.add_parser("scan", help="analyse the spectra of a checkpoint, or compare several"))
     _add_alerts(
         commands.add_parser("alerts", help="explain alert rules, validate a TOML file, or replay a finished run")
     )
-    _add_report(commands.add_parser("report", help="write one HTML file of runs: phases, spectra, alerts"))
-    _add_tail(commands.add_parser("tail", help="follow a run in this terminal: what is wrong, and its layers"))
-    doctor = commands.add_parser("doctor", help="print versions, devices, hosts and plugins, and check the readings")
+    _add_report(commands.add_parser("report", help="write phases, spectra and alerts of runs to one HTML file"))
+    _add_tail(commands.add_parser("tail", help="follow a run in this terminal: its alerts and its layers"))
+    doctor = commands.add_parser("doctor", help="check the installation; print versions, devices and plugins")
     doctor.description = (
-        "Print versions, devices, precision switches, hosts and plugins, and run a self-check of some seconds: "
+        "Print versions of packages, devices, precision switches and plugins, and run a self-check of some seconds: "
         "readings of known spectra, a watched training, and the files that it writes. Put the output into a bug report."
     )
     doctor.epilog = (
-        "Exit status: 0, or 1 if a check has failed, a package is too old, or a plugin could not be used. A machine "
-        "with a GPU has a longer test: python -m esdmon.selftest."
+        "Exit status: 0, or 1 if a check has failed, a package is too old, or a plugin could not be used. For a "
+        "machine with a GPU there is a longer test: python -m esdmon.selftest."
     )
     doctor.set_defaults(run=_doctor)
     listing = commands.add_parser("plugins", help="list plugins, with version and hooks")
-    listing.description = "List the installed plugins with version and hooks, or the reason why one is not used."
+    listing.description = "List the installed plugins with version and hooks. For a plugin that is not used, say why."
     listing.epilog = "Exit status: 0, or 1 if a plugin could not be used."
     listing.add_argument("--json", action="store_true", help="print one JSON object for each plugin")
     listing.set_defaults(run=_plugins)
@@ -112,7 +110,8 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Train a small network on scikit-learn's digits, watched by esdmon. In the middle of the run weight decay is "
-        "set far too high, alerts fire, and the weights are restored; the end says what happened, and where to look."
+        "set far too high. Alerts fire, and the weights are restored. At the end print what happened, and where the "
+        "results are."
     )
     default = "(default: %(default)s)"
     parser.add_argument(
@@ -120,7 +119,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         type=_number(int, 1, 1500),
         default=30,
         metavar="N",
-        help=f"examples in a step, 1 to 1500 {default}",
+        help=f"examples per step, 1 to 1500 {default}",
     )
     parser.add_argument("--lr", type=_number(float, 0, 10), default=0.02, help=f"learning rate of SGD {default}")
     parser.add_argument(
@@ -130,7 +129,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         "--seed", type=_number(int, 0, 2**32 - 1), default=0, metavar="N", help=f"seed of the random numbers {default}"
     )
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help=f"folder for the data {default}")
-    parser.add_argument("--healthy", action="store_true", help="leave out the fault: a training that stays quiet")
+    parser.add_argument("--healthy", action="store_true", help="train without the fault, so that no alert fires")
     parser.set_defaults(run=_demo)
 
 
@@ -158,7 +157,7 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Exit status: 0; 1 if a weight is zero, not finite or failed; 2 if nothing could be read."
     parser.add_argument("path", metavar="PATH", help="file or folder")
     parser.add_argument(
-        "--layers", nargs="+", metavar="PATTERN", help="read only matching layers, as '*.q_proj' or '*/head.3'"
+        "--layers", nargs="+", metavar="PATTERN", help="read only matching layers, such as '*.q_proj' or '*/head.3'"
     )
     parser.add_argument("--exclude", nargs="+", metavar="PATTERN", default=[], help="skip matching layers")
     parser.add_argument(
@@ -169,21 +168,21 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="OTHER",
         default=[],
-        help="earlier checkpoints, the oldest first: report the changes since then",
+        help="earlier checkpoints, the oldest first: report the changes from each to the next",
     )
-    parser.add_argument("--reference", metavar="OTHER", help="analyse the difference from a checkpoint: W − W₀")
+    parser.add_argument("--reference", metavar="OTHER", help="analyse W − W₀, where OTHER is a checkpoint with W₀")
     parser.add_argument("--measures", nargs="+", metavar="NAME", help="names of measures, or 'all'")
     parser.add_argument(
         "--workers",
         type=_number(int, 1, 4096),
         metavar="N",
-        help="processes that read side by side (default: as many as there are cores, memory and work for)",
+        help="number of processes that read in parallel (default: as many as cores, memory and work allow)",
     )
     parser.add_argument("--exact", action="store_true", help="compute everything in float64")
     parser.add_argument(
-        "--columns", nargs="+", metavar="NAME", help="columns of the table or the CSV, by names as in --json"
+        "--columns", nargs="+", metavar="NAME", help="columns of the table or the CSV; names are the keys in --json"
     )
-    parser.add_argument("--sort", metavar="NAME", help="sort by a column, layers without a value last")
+    parser.add_argument("--sort", metavar="NAME", help="sort by a column; layers without a value come last")
     parser.add_argument("--reverse", action="store_true", help="sort in descending order")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="form", action="store_const", const="json", help="print one JSON object")
@@ -192,7 +191,7 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
         dest="form",
         action="store_const",
         const="jsonl",
-        help="print the JSONL of a run, whose steps are the checkpoints",
+        help="print the JSONL of a run in which each checkpoint is a step",
     )
     form.add_argument(
         "--csv", dest="form", action="store_const", const="csv", help="print one CSV line for each matrix"
@@ -224,7 +223,7 @@ def _scan(options: argparse.Namespace) -> int:
 def _add_alerts(parser: argparse.ArgumentParser) -> None:
     parser.description = "Explain alert rules, validate a TOML file of rules, or replay a finished run."
     commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
-    explain = commands.add_parser("explain", help="print what a rule looks at, why, and its source")
+    explain = commands.add_parser("explain", help="print what a rule checks, why, and its source")
     explain.add_argument("rules", nargs="*", metavar="RULE", help="names of rules (default: all)")
     explain.set_defaults(run=_alerts_explain)
     check = commands.add_parser("check", help="validate a TOML file, and print its rules and actions")
@@ -233,7 +232,7 @@ def _add_alerts(parser: argparse.ArgumentParser) -> None:
     replay = commands.add_parser(
         "replay",
         help="print the alerts that rules would have raised in a run",
-        description="Evaluate rules on the readings of a finished run, as if it were training.",
+        description="Evaluate rules on the readings of a finished run, as during training.",
         epilog="Exit status: 0; 1 if a warning or an error would have fired; 2 if nothing could be read; 3 if a rule "
         "has failed, so that its alerts may be missing.",
     )
@@ -265,8 +264,8 @@ def _alerts_replay(options: argparse.Namespace) -> int:
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Write one self-contained HTML file of runs: the views of TensorBoard's tab ESD, with the data inside, at most "
-        "5 MB. It loads nothing, and shows the map, alerts and tables also where scripts are switched off."
+        "Write one self-contained HTML file of runs, of at most 5 MB. It has the same views as TensorBoard's tab ESD, "
+        "and contains the data. It loads no other file. Without scripts it still shows the map, the alerts and tables."
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="JSONL file of a run, or its folder")
     parser.add_argument(
@@ -284,11 +283,11 @@ def _report(options: argparse.Namespace) -> int:
 
 def _add_tail(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Show what is wrong in a run now, and the table of its last reading, and follow the run until Ctrl-C. If the "
-        "output is not a terminal, print once."
+        "Show the alerts of a run and the table of its latest readings, and follow the run until Ctrl-C. If the output "
+        "is not a terminal, print once and exit."
     )
     parser.add_argument("run_path", metavar="RUN", help="JSONL file of a run, or its folder")
-    parser.add_argument("--once", action="store_true", help="print once and end")
+    parser.add_argument("--once", action="store_true", help="print once and exit")
     parser.set_defaults(run=_tail)
 
 

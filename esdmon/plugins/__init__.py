@@ -1,4 +1,4 @@
-"""Plugins: the hooks (`hookspecs`), loading and isolated calls (`registry`), what a monitor gets (`manager`)."""
+"""Define hooks (`hookspecs`), load plugins and call them in isolation (`registry`), collect their parts (`manager`)."""
 
 from esdmon.plugins.hookspecs import hookimpl as hookimpl
 from esdmon.plugins.hookspecs import hookspec as hookspec

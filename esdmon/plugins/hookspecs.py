@@ -6,11 +6,12 @@ a hook can gain arguments later.
 
 When a hook is called, and what happens if it raises:
 
-- `esdmon_register_*`: when plugins are loaded; a warning, and nothing of that hook is used.
-- `esdmon_extract_matrices`, `esdmon_materialize`: for each module or parameter when a model is watched; one warning,
-  and the next plugin is called.
-- `esdmon_schedule`, `esdmon_on_alert`, `esdmon_request_stop`: at each step, or at each alert; counted in
-  `monitor.errors`, and after three failures in a row paused for ten due steps, then tried again.
+- `esdmon_register_*` is called when plugins are loaded. If it raises, a warning is logged, and the hook has no effect.
+- `esdmon_extract_matrices` and `esdmon_materialize` are called for each module or parameter when a model is watched. If
+  one raises, one warning is logged, and the next plugin is called.
+- `esdmon_on_alert` and `esdmon_request_stop` are called for each alert. Errors are counted in `monitor.errors`. After
+  three errors in a row the hook is paused for ten due steps, then tried again.
+- `esdmon_schedule` is called at each step. Errors are counted in `monitor.errors`; the hook is never paused.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def hookimpl(function: Function) -> Function:
 
 @hookspec
 def esdmon_register_measures() -> Iterable[Measure]:
-    """Return measures to compute from each spectrum; a name that exists already is refused."""
+    """Return measures to compute from each spectrum; a measure with an existing name is refused."""
     raise NotImplementedError
 
 
@@ -61,9 +62,9 @@ def esdmon_register_alert_rules() -> Iterable[AlertRule]:
 
 @hookspec
 def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | None:
-    """Return the matrices of a module; an empty sequence skips it, None leaves it to the next plugin.
+    """Return the matrices of a module. An empty sequence skips the module, None leaves it to the next plugin.
 
-    Plugins are called before the built-in implementation, the one registered last first.
+    Plugins are called in reverse order of registration, before the built-in implementation.
     """
     raise NotImplementedError
 
@@ -72,15 +73,18 @@ def esdmon_extract_matrices(name: str, module: nn.Module) -> Sequence[Matrix] | 
 def esdmon_materialize(parameter: Tensor) -> Callable[[Tensor], Tensor] | None:
     """Return a function that converts a packed or sharded parameter to an ordinary tensor; None for other parameters.
 
-    The hook is called once for each parameter, when a model is watched. The function is called with the parameter at
-    each reading, and returns the whole weight, in floating point and in `parameter.shape`.
+    The hook is called once for each parameter, when a model is watched. The returned function is called with the
+    parameter at each reading. It must return the whole weight, in floating point and with the shape `parameter.shape`.
     """
     raise NotImplementedError
 
 
 @hookspec
 def esdmon_schedule(step: int) -> bool | None:
-    """Return True to read at this step too, besides `every=`; use `step` alone, since all ranks must agree."""
+    """Return True to read at this step too, besides the steps of `every=`.
+
+    The result may depend on `step` only, since it must be the same on all ranks.
+    """
     raise NotImplementedError
 
 
@@ -92,5 +96,5 @@ def esdmon_on_alert(alert: Alert) -> None:
 
 @hookspec
 def esdmon_request_stop(alert: Alert) -> bool | None:
-    """Return True to stop the training for an alert that begins, grows or ends; one plugin is enough."""
+    """Return True to stop the training for an alert that begins, grows or ends. True from one plugin stops it."""
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Frozen records of plain values, never tensors: what the runtime hands to alert rules, sinks and users."""
+"""Frozen records of plain values, never tensors, that the runtime passes to alert rules, sinks and users."""
 
 from esdmon.records.alert import Alert as Alert
 from esdmon.records.alert import AlertState as AlertState

@@ -12,27 +12,27 @@ from esdmon.records.values import Record, jsonable
 Severity: TypeAlias = Literal["info", "warning", "error", "critical"]
 AlertState: TypeAlias = Literal["pending", "firing", "resolved"]
 MAX_BY_LAYER = 20
-"""Layers of an alert whose own findings are kept. Our choice."""
+"""Largest number of layers of an alert whose own findings are kept. Our choice."""
 _MAX_LINES = 8  # lines of layers that are shown
 
 
 def not_at(since: int, after: int | None) -> str:
-    """Return ` (not yet at step 400)` for the last check without a finding; nothing without one, or one step before."""
+    """Return ` (not yet at step 400)` for `after`, or an empty text if it is None or one step before `since`."""
     return "" if after is None or since - after <= 1 else f" (not yet at step {after})"
 
 
 @dataclass(frozen=True, slots=True)
 class LayerFinding:
-    """What an alert on several layers has found in one of them."""
+    """The finding of an alert in one of its layers."""
 
     layer: str
-    """Canonical name."""
+    """Canonical name of the layer."""
     since: int
-    """Step of the first reading of this layer that the alert rests on."""
+    """Step of the first reading of this layer that the alert is based on."""
     what: str
-    """What was measured there when the alert fired, and the value it is compared with."""
+    """The value that was measured when the alert fired, and the value it was compared with."""
     after: int | None = None
-    """Step of the last check of this layer before `since`, at which nothing was found; None where there was none."""
+    """Step of the last check of this layer before `since`, which found nothing; None if there was no such check."""
 
     def __str__(self) -> str:
         """Return one line."""
@@ -41,7 +41,7 @@ class LayerFinding:
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """A problem that an alert rule found, at one point of its life: pending, firing or resolved."""
+    """A problem that an alert rule found, in one of its states: pending, firing or resolved."""
 
     id: str
     """Identifier of the problem; it stays the same from the first firing until it is resolved."""
@@ -49,7 +49,7 @@ class Alert:
     """Name of the alert rule."""
     severity: Severity
     state: AlertState
-    """`pending`: not persistent enough to fire; `firing`: it holds; `resolved`: it is over."""
+    """`pending`: not found often enough to fire; `firing`: the problem exists; `resolved`: it has ended."""
     layer: str
     """Canonical name of the affected layer, or of the first of several; empty for a problem of the whole run."""
     layers: tuple[str, ...]
@@ -57,22 +57,22 @@ class Alert:
     step: int
     """Step, in optimizer steps, of the reading that changed the state."""
     since: int
-    """Step of the earliest reading that the alert rests on; at most `step`."""
+    """Step of the earliest reading that the alert is based on; at most `step`."""
     message: str
-    """What was measured, the value it is compared with, since when, and what to do."""
+    """The measured value, the value it is compared with, the step since when, and what to do."""
     time: float = math.nan
-    """When the monitor raised it, in seconds since the epoch; NaN before that, and in a replay."""
+    """When the monitor raised the alert, in seconds since the epoch; NaN before, and in a replay."""
     evidence: Mapping[str, float] = field(default_factory=dict)
-    """The numbers that the rule compared, by name; of several layers those of the first."""
+    """The numbers that the rule compared, by name; for several layers the numbers of the first."""
     by_layer: tuple[LayerFinding, ...] = ()
-    """What was found in each layer, in the order in which they joined; of the first 20."""
+    """The findings in the first 20 layers, in the order in which they were found."""
     after: int | None = None
-    """Step of the last check before `since`, at which nothing was found: what is wrong began between the two. None
-    where there was none."""
+    """Step of the last check before `since`, which found nothing: the problem began between the two steps. None if
+    there was no such check."""
 
     @property
     def layer_lines(self) -> list[str]:
-        """Return a line on each of up to eight layers, where the alert is about several."""
+        """Return a line for each of the first eight layers; an empty list for an alert on a single layer."""
         if len(self.layers) < 2:
             return []
         shown = self.by_layer[:_MAX_LINES]
@@ -83,7 +83,7 @@ class Alert:
     def to_record(self) -> Record:
         """Return one JSON object, flat except for `evidence` and `by_layer`.
 
-        Numbers that are not finite are None; `by_layer` and `after` are missing where they are not known.
+        Numbers that are not finite are None. `by_layer` and `after` are missing if they are not known.
         """
         optional = {"by_layer": [asdict(each) for each in self.by_layer], "after": self.after}
         return {
@@ -105,10 +105,10 @@ class Alert:
         return f"step {self.step}, {self.severity}, {self.state}: {self.message}"
 
     def __repr__(self) -> str:
-        """Return that line in brackets."""
+        """Return the line of `__str__` in brackets."""
         return f"<Alert {self}>"
 
     def _repr_html_(self) -> str:
-        """Return what notebooks show."""
+        """Return HTML for notebooks."""
         badge = html.badge(f"{self.severity}, {self.state}", SEVERITY_HEX.get(self.severity, ""))
         return html.page(html.paragraph(badge, html.faint(f"step {self.step}"), self.message), *self.layer_lines)

@@ -14,7 +14,7 @@ Curve: TypeAlias = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class Layer(Protocol):
-    """What a picture needs of a `LayerReport`."""
+    """The attributes of a `LayerReport` that a picture needs."""
 
     @property
     def name(self) -> str: ...  # noqa: D102 -- as there

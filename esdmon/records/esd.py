@@ -18,12 +18,12 @@ class Esd:
     counts: tuple[int, ...]
     """Number of eigenvalues in each bin."""
     zeros: int = 0
-    """Number of eigenvalues that are zero: they have no logarithm and are in no bin."""
+    """Number of zero eigenvalues, which have no logarithm and are in no bin."""
     noise: tuple[float, ...] = ()
-    """Expected number in each bin for the noise of the bulk, where rows and columns of different scales make it; empty
-    where the Marchenko-Pastur law does, or where no bulk was found."""
+    """Expected number in each bin for noise with row and column scales; empty if the Marchenko-Pastur law describes the
+    bulk, or no bulk was found."""
     top: tuple[float, ...] = ()
-    """The largest λ themselves, descending: 16, or all where there are fewer. Bins blur the spikes."""
+    """The 16 largest λ, or all if there are fewer, descending. The bins are too wide to show the spikes."""
 
     @property
     def total(self) -> int:

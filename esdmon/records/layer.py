@@ -26,9 +26,9 @@ MOVED = 1e-6
 """‖ΔW‖/‖W‖ above which a weight counts as moved: ten times the rounding error of float32. Our choice."""
 
 EQUAL = "equal to the reference"
-"""The reason why a weight that has not changed has no spectrum of W − W₀."""
+"""Reason of a layer without a spectrum of W − W₀ because the weight has not changed."""
 INACTIVE = "inactive: this adapter adds nothing yet (one of its factors is zero)"
-"""The reason why an adapter that has not begun to learn has no spectrum."""
+"""Reason of an adapter without a spectrum because it has not begun to learn."""
 
 RECORD_KEYS = (
     "name",
@@ -70,35 +70,32 @@ RECORD_KEYS = (
 )
 """Keys of a layer's JSON record, in order, before its measures and their nulls; each is an attribute of `LayerReport`.
 
-What is read back from a record (`serialization.layer_from_record`) follows from this list: the keys that are fields.
+`serialization.layer_from_record` restores the keys that are fields; the others are computed.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """The spectrum of one matrix, as it was measured at one step.
-
-    `to_record` is its JSON form; keys there are the names below.
-    """
+    """The spectrum of one matrix at one step. `to_record` returns it as JSON, with the names below as keys."""
 
     name: str
-    """Canonical name of the module, or of the parameter if that is not called `weight`; with `/part` appended where
-    one parameter holds several matrices."""
+    """Canonical name of the module; name of the parameter if it is not called `weight`. If one parameter holds several
+    matrices, `/part` is appended."""
     status: Status
-    """`ok`, or why there are no measures: `skipped`, `degenerate` (such as all zero), `nonfinite` (NaN or infinity in
-    the weight), `failed`."""
+    """`ok`, or the reason why there are no measures: `skipped`, `degenerate` (such as all zero), `nonfinite` (NaN or
+    infinity in the weight), `failed`."""
     step: int
     """Number of optimizer steps taken when the weight was read."""
     reason: str = ""
     """Explanation of a status other than `ok`; empty for `ok`."""
     kind: str = ""
-    """Kind of layer by how it is read, such as `linear`, `conv2d`, `attention` or `experts`; empty if it is not known.
-    Not in JSON records."""
+    """Kind of layer, such as `linear`, `conv2d`, `attention` or `experts`; empty if it is not known. Not in JSON
+    records."""
     view: str = "weight"
-    """Which matrix was read: `weight`, `base`, `lora-delta`, `merged`, `difference` from a reference, `update` since
-    the last reading, `momentum` of the optimizer, `qk` or `ov`: a product of attention's projections."""
+    """The matrix that was read: `weight`, `base`, `lora-delta`, `merged`, `difference` from a reference, `update` since
+    the last reading, `momentum` of the optimizer, or `qk` or `ov`, products of projections of attention."""
     aliases: tuple[str, ...] = ()
-    """Further names of a weight that several modules share."""
+    """Other names of a weight that several modules share."""
     N: int = 0
     """Longer side of the matrix, without dead rows and columns; 0 if it could not be read."""
     M: int = 0
@@ -110,56 +107,56 @@ class LayerReport:
     dtype: str = ""
     """Type of the weight's elements, such as `bfloat16`."""
     precision: str = ""
-    """Floating-point type that the eigenvalues were computed in."""
+    """Floating-point type in which the eigenvalues were computed."""
     host_step: int | None = None
-    """Step by the Trainer's own count; None without a Trainer."""
+    """Step in the Trainer's own count; None without a Trainer."""
     emitted_step: int | None = None
-    """Step at which the record was written, if later than `step`; `to_record` writes `step` for None."""
+    """Step at which the record was written, if later than `step`, else None; `to_record` then writes `step`."""
     trainable: bool = True
-    """Value of `requires_grad` of the weight; True for all of a dict in which no tensor requires a gradient."""
+    """Value of `requires_grad` of the weight; True for each tensor of a dict in which none requires a gradient."""
     in_optimizer: bool | None = None
     """True if the optimizer holds the weight; None if the monitor has no optimizer."""
     update_ratio: float = math.nan
     """‖ΔW‖/‖W‖ from the previous reading to this one, >= 0, estimated on a sample of the elements.
 
-    At the first reading it counts from `watch()`. Infinite for a weight that was zero; NaN if there is no earlier
-    value to compare with, as in `analyze()`."""
+    At the first reading it is measured from the weight at `watch()`. Infinite for a weight that was zero; NaN without
+    an earlier value, as in `analyze()`."""
     step_ratio: float = math.nan
-    """‖ΔW‖/‖W‖ of one optimizer step, >= 0, the last that was sampled before the reading; NaN if none was."""
+    """‖ΔW‖/‖W‖ of the last optimizer step that was sampled before the reading, >= 0; NaN if none was sampled."""
     step_growth: float = math.nan
-    """Relative change of the norm of W by that step, sampled with it; −`step_ratio` where the weight just shrinks."""
+    """Relative change of ‖W‖ at the sampled step of `step_ratio`; −`step_ratio` if the weight only shrinks."""
     start_ratio: float = math.nan
-    """‖W − W₀‖ over the larger of ‖W‖ and ‖W₀‖, from 0 to 2, sampled with it; W₀ is the weight at `watch()`."""
+    """‖W − W₀‖ over the larger of ‖W‖ and ‖W₀‖ at the same sampled step, 0 to 2; W₀ is the weight at `watch()`."""
     learning_rate: float = math.nan
-    """Learning rate of its group in the optimizer; NaN where it is not known. Of D-Adaptation and Prodigy `lr` times
-    their estimate `d`, of schedule-free optimizers what their warm-up makes of `lr`."""
+    """Learning rate of the weight's parameter group; NaN if it is not known. For D-Adaptation and Prodigy it is `lr`
+    times their estimate `d`; for schedule-free optimizers it is `lr` after their warm-up factor."""
     weight_decay: float = math.nan
-    """Weight decay of its group in the optimizer, >= 0; NaN where the optimizer is not known or has none."""
+    """Weight decay of the weight's parameter group, >= 0; NaN if the optimizer is not known or has none."""
     computed: bool = False
-    """True for a weight that the module computes from its parameters, as `spectral_norm` and packed weights do."""
+    """True if the module computes the weight from its parameters, as for `spectral_norm` and packed weights."""
     drift: float = math.nan
-    """‖ΔW‖/‖W‖ from this reading to the latest check of the weight, >= 0; NaN if it was not checked since. Not in JSON
+    """‖ΔW‖/‖W‖ from this reading to the latest check of the weight, >= 0; NaN before the first check. Not in JSON
     records."""
     unchanged: bool = False
-    """True if the values are repeated from an earlier step since the weight has moved by at most 1e-3 of its norm."""
+    """True if the values are repeated from an earlier step, as the weight has moved by at most 1e-3 of its norm."""
     extra: bool = False
-    """True for a reading between the scheduled ones, since something in the layer jumped or may be wrong."""
+    """True for a reading between the scheduled ones, made because a value of the layer jumped or may be wrong."""
     dead_rows: int = 0
-    """Rows that were left out: all zero, or with an rms below 1e-3 of that of the median row. For a linear layer, its
-    outputs."""
+    """Number of rows that were left out: all zero, or with an rms below 1e-3 of the median row's. Rows of a linear
+    layer are its outputs."""
     dead_columns: int = 0
-    """Columns that were left out for the same reason."""
+    """Number of columns that were left out for the same reason."""
     phase: Phase = Phase.UNCLASSIFIED
     """Phase of training after Martin and Mahoney; `phase_code` is its number, 0 to 5, and -1 for unclassified."""
     phase_confidence: float = 0.0
-    """0 on a border between phases and if unclassified, 1 where the evidence is a factor of 1.5 or more from any."""
+    """0 on a border between phases or if unclassified, 1 if the evidence is a factor of 1.5 or more from any border."""
     explanation: str = ""
-    """Evidence for the phase, in a few sentences; for an unclassified layer, why it has none."""
+    """Evidence for the phase, in a few sentences; for an unclassified layer, the reason why it has no phase."""
     alpha_is_meaningful: bool = False
-    """False if alpha describes the edge of noise and not a power-law tail."""
+    """True if alpha describes a power-law tail; False if it describes the edge of noise."""
     over_regularized: bool = False
     """True if alpha is meaningful, alpha_high + 2·alpha_stderr < 2, and the tail has left the bulk: see
-    `esdmon.spectrum.phases.has_left_bulk`. Always False for what is not a weight, such as a difference."""
+    `esdmon.spectrum.phases.has_left_bulk`. Always False for a matrix that is not a weight, such as a difference."""
     measures: Mapping[str, float] = field(default_factory=dict)
     """Values of the measures by name; NaN where undefined. Units and formulas: `esdmon.spectrum.measures`."""
     nulls: Mapping[str, float] = field(default_factory=dict)
@@ -167,12 +164,12 @@ class LayerReport:
     esd: Esd | None = None
     """Histogram of the eigenvalues and the largest ones, for pictures; not in flat records, but in some JSONL lines."""
     spectral_shape: tuple[float, ...] = ()
-    """p = σ/Σσ, descending, to compare the next reading with. Not in JSON records."""
+    """p = σ/Σσ, descending, for the comparison with the next reading. Not in JSON records."""
     settled: Phase | None = None
-    """Phase to show where this reading is the first of another one; None to show `phase`. Not in JSON records."""
+    """Phase to show if `phase` is new at this reading and not yet confirmed, else None. Not in JSON records."""
 
     def __post_init__(self) -> None:
-        """Drop the verdict on a weight from the record of something else, whose spectrum may have the same tail."""
+        """Set `over_regularized` to False for a matrix that is not a weight; it may have the same kind of tail."""
         if self.over_regularized and not self.is_weight:
             object.__setattr__(self, "over_regularized", False)
 
@@ -193,11 +190,11 @@ class LayerReport:
 
     @property
     def shown_phase(self) -> Phase:
-        """Phase that tables, curves and pictures show: a new one from the second reading that agrees on it."""
+        """Phase in tables, curves and pictures; it changes only after two readings in a row have the new phase."""
         return self.phase if self.settled is None else self.settled
 
     def settle(self, before: LayerReport | None) -> LayerReport:
-        """Return this reading with the phase to show and the distance of the spectra, given the reading before it."""
+        """Return this reading with `settled` and the spectral distance set, given the previous reading."""
         if before is None or before.status != "ok":
             return self
         settled = None if self.phase in (before.phase, before.shown_phase) else before.shown_phase
@@ -208,17 +205,17 @@ class LayerReport:
 
     @property
     def state(self) -> str:
-        """Value of the phase that is shown, or a status other than ok."""
+        """Name of the shown phase if the status is ok, else the status."""
         return self.shown_phase.value if self.status == "ok" else self.status
 
     @property
     def is_weight(self) -> bool:
-        """True for a weight, also for one with or without its adapters; False for a change of one or a product."""
+        """True for a weight, with or without its adapters; False for a difference, an update or a product."""
         return self.view in ("weight", "base", "merged")
 
     @property
     def is_followed(self) -> bool:
-        """True for what alert rules and summaries take: weights, differences from a reference, and adapters."""
+        """True for the matrices of alert rules and summaries: weights, differences from a reference, and adapters."""
         return self.is_weight or self.view in ("difference", "lora-delta")
 
     @property
@@ -228,7 +225,7 @@ class LayerReport:
 
     @property
     def last_move(self) -> float:
-        """Latest known ‖ΔW‖/‖W‖: since this reading, or else before it; NaN if neither is known."""
+        """Latest known ‖ΔW‖/‖W‖: `drift`, or else `update_ratio`; NaN if neither is known."""
         return self.update_ratio if math.isnan(self.drift) else self.drift
 
     @property
@@ -242,7 +239,7 @@ class LayerReport:
         return 0 if self.emitted_step is None else self.emitted_step - self.step
 
     def to_record(self) -> Record:
-        """Return one flat JSON object: `RECORD_KEYS`, measures, nulls; None for what is undefined."""
+        """Return one flat JSON object: `RECORD_KEYS`, measures, nulls. Undefined values are None."""
         own = {key: getattr(self, key) for key in RECORD_KEYS}
         own["aliases"] = list(self.aliases)
         own["emitted_step"] = self.step if self.emitted_step is None else self.emitted_step
@@ -252,17 +249,17 @@ class LayerReport:
 
     @explain_wrong_calls
     def plot(self, axes: Axes | None = None) -> Axes:
-        """Draw the spectrum on logarithmic axes, with the noise that fits its bulk and the power law of its tail.
+        """Draw the spectrum on logarithmic axes, with the law of noise of its bulk and the power law of its tail.
 
-        The power law begins at xmin, and is dashed where alpha is not meaningful. Ticks at the bottom are the largest
-        eigenvalues one by one, up to 16, those too large for noise in red.
+        The power law begins at xmin, and is dashed if alpha is not meaningful. Ticks at the bottom mark the 16 largest
+        eigenvalues; those too large for noise are red.
 
         Args:
-            axes: where to draw; a new figure of pyplot if None.
+            axes: axes of matplotlib to draw on; None for a new figure of pyplot.
 
         Raises:
             MissingExtraError: without matplotlib, which is optional.
-            InputError: for a layer without a spectrum; a JSONL has that of every fifth reading.
+            InputError: for a layer without a spectrum. A JSONL has the spectrum of every fifth reading.
         """
         return plots.plot_layer(self, axes)
 
@@ -273,14 +270,14 @@ class LayerReport:
 
     @property
     def alpha_text(self) -> str:
-        """Return alpha and its standard error, `2.50 ± 0.25`, in parentheses if it is not meaningful; `–` without."""
+        """Return alpha and its standard error, `2.50 ± 0.25`, in parentheses if not meaningful; `–` if undefined."""
         if not math.isfinite(self.measures.get("alpha", math.nan)):
             return "–"
         alpha = f"{show_number(self.measures, 'alpha', '.2f')} ± {show_number(self.measures, 'alpha_stderr', '.2f')}"
         return alpha if self.alpha_is_meaningful else f"({alpha})"
 
     def __repr__(self) -> str:
-        """Return one line with the chief values."""
+        """Return one line with the main values."""
         if self.status != "ok":
             return f"<LayerReport {self.name}: {self.status}, step {self.step}: {self.reason}>"
         soft_rank, spikes = (show_number(self.measures, *of) for of in (("mp_soft_rank", ".2f"), ("n_spikes", ".0f")))
@@ -290,7 +287,7 @@ class LayerReport:
         )
 
     def __str__(self) -> str:
-        """Return the phase, the evidence for it, and a table of all measures beside those of noise, in 80 columns."""
+        """Return the phase, the evidence for it, and a table of all measures and their nulls, in 80 columns."""
         title = f"{self.name}, step {self.step}: {', '.join(filter(None, (self.shape_text, self._state())))}"
         lines = [title, *textwrap.wrap(self.explanation or self.reason, WIDTH)]
         rows = list(self._measure_rows())
@@ -299,7 +296,7 @@ class LayerReport:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """Return what notebooks show."""
+        """Return HTML for notebooks."""
         colour = PHASE_HEX[self.phase] if self.status == "ok" else SEVERITY_HEX["error"]
         facts = html.faint(", ".join(filter(None, (self.shape_text, f"step {self.step}"))))
         parts = [html.paragraph(html.strong(self.name), html.badge(self._state(), colour), facts)]
@@ -310,7 +307,7 @@ class LayerReport:
         return html.page(*parts)
 
     def _state(self) -> str:
-        """Return the phase and how sure it is, or a status other than ok."""
+        """Return the phase and its confidence if the status is ok, else the status."""
         if self.status != "ok" or self.phase is Phase.UNCLASSIFIED:
             return self.status if self.status != "ok" else self.phase.value
         return f"{self.phase.value} (confidence {self.phase_confidence:.2f})"

@@ -1,4 +1,4 @@
-"""`Origin`: the files that a report of a checkpoint was read from, and those beside them that were not read."""
+"""Define `Origin`: the files of a checkpoint that were read, and other weights in the same folder."""
 
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -14,17 +14,17 @@ class Origin:
     """The files of a checkpoint. A folder may hold several checkpoints, of which one is read."""
 
     path: str
-    """Path that was passed."""
+    """Path that the user passed."""
     files: tuple[str, ...]
-    """Files that were read, relative to the folder at `path`, or around it."""
+    """Files that were read, relative to `path` if it is a folder, else to the folder that contains it."""
     unread: tuple[str, ...] = ()
-    """Other weights in the folder at `path`, which were not read; empty for a path of a file."""
+    """Files with other weights in the folder `path`, which were not read; empty if `path` is a file."""
     is_reference: bool = False
     """True for the checkpoint with W₀."""
 
     @property
     def lines(self) -> list[str]:
-        """Return a line on the files that were read, unless `path` is the only one, and one on the others."""
+        """Return a line on the files that were read, unless `path` is the only one, and a line on the unread files."""
         lines = []
         if self.files != (PurePath(self.path).name,):
             what = "W₀ read" if self.is_reference else "read"

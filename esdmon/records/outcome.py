@@ -14,7 +14,7 @@ _CODES = {phase.value: phase.code for phase in Phase}
 
 
 def outcome(timeline: Timeline, *, steps: int | None = None) -> list[str]:
-    """Return lines on the layers by phase, on what has changed, and on the alerts; nothing without a report.
+    """Return lines on the layers by phase, on changes of phase, and on the alerts; nothing without a report.
 
     Args:
         timeline: the course of the run.
@@ -71,7 +71,7 @@ def severity_word(alert: Alert) -> str:
 
 
 def _not_at(episode: Episode) -> str:
-    """Return the last check without a finding, of an alert that fires."""
+    """Return the last check without a finding before a firing alert began, as text."""
     return "" if episode.ended is not None else not_at(episode.alert.since, episode.alert.after)
 
 

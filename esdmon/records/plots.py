@@ -36,7 +36,7 @@ _NOT_OK = "#222222"
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """What is drawn of the course of a run."""
+    """The data for the plot of a run over its steps."""
 
     steps: Sequence[int]
     """Steps of the reports, ascending."""

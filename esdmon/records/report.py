@@ -65,14 +65,14 @@ class Coverage:
     matrices_read: int = 0
     """Number of weights with a reading; updates, momenta and products are not counted."""
     matrices_with_phase: int = 0
-    """Number of these whose phase is not unclassified."""
+    """Number of weights with a reading whose phase is not unclassified."""
     parameters_read: int = 0
-    """Number of parameters in the matrices with a reading; one that is part of two counts twice."""
+    """Number of parameters in the matrices with a reading; a parameter in two matrices counts twice."""
     parameters_with_phase: int = 0
-    """Number of these in matrices with a phase."""
+    """Number of parameters in the matrices with a phase."""
 
     def of(self, layers: Iterable[LayerReport]) -> Coverage:
-        """Return this coverage with the counts of the layers that were read, and of those that have a phase."""
+        """Return this coverage with the counts of layers with a reading, and of layers with a phase."""
         read = [layer for layer in layers if layer.status == "ok" and layer.is_followed]
         phased = [layer for layer in read if layer.phase is not Phase.UNCLASSIFIED]
         return replace(
@@ -89,7 +89,7 @@ class Coverage:
         return self.watched / self.total if self.total else 0.0
 
     def __str__(self) -> str:
-        """Return one line with the shares, and one for each reason to skip."""
+        """Return a line with the watched share, one on phases, and one for each reason why parameters are skipped."""
         lines = [f"watching {self.share:.1%} of {self.total:,} parameters", *self._phased()]
         lines += [f"  not {line}" for line in grouped((skip.reason, skip.name) for skip in self.skipped)]
         return "\n".join(lines)
@@ -107,8 +107,8 @@ class Coverage:
 class Report:
     """The latest readings of all layers of a model at one step. `print(report)` shows a table, `report["fc"]` a layer.
 
-    A layer that was not read at this step appears with its latest reading: its `step` is that of the reading, its
-    `age` the number of steps since.
+    A layer that was not read at this step appears with its latest reading. `step` of the layer is the step of this
+    reading, and `age` the number of steps since then.
     """
 
     step: int
@@ -116,6 +116,7 @@ class Report:
     layers: tuple[LayerReport, ...]
     """The latest reading of each matrix that was read so far, in the model's order."""
     coverage: Coverage
+    """The part of the model that is watched."""
     seconds: float = math.nan
     """Time that the readings of this step took, in seconds."""
     waiting: tuple[str, ...] = ()
@@ -123,17 +124,17 @@ class Report:
     overhead: float = math.nan
     """Share of the run's time that the monitor has used so far, >= 0."""
     host_step: int | None = None
-    """Step by the Trainer's own count; None without a Trainer."""
+    """Step in the Trainer's own count; None without a Trainer."""
     firing: Mapping[str, int] = field(default_factory=dict)
-    """Number of layers in which an alert rule fires now, for each rule that has fired in the run."""
+    """For each alert rule that has fired in the run, the number of layers in which it fires now."""
     screened: tuple[Screened, ...] = ()
-    """Norms of matrices that were screened after their last reading, or before the first: of each the latest."""
+    """The latest norms of each matrix that was screened after its last reading, or before its first."""
     extra: bool = False
     """True for a report between the scheduled ones, of layers in which something may be wrong."""
     max_tags: int | None = None
     """Largest number of series of layers that a tracker should get; None for no limit. See `esdmon.present.scalars`."""
     origins: tuple[Origin, ...] = ()
-    """The checkpoint that was read, and the one with W₀; none for a model in memory, or the report of a run."""
+    """Files of the checkpoint that was read, and of the one with W₀; empty for a model in memory, or a run."""
 
     def __post_init__(self) -> None:
         """Count the layers with a phase in the coverage."""
@@ -143,7 +144,7 @@ class Report:
         """Return the layer of that name.
 
         Raises:
-            KeyError: for an unknown name, with the nearest known ones, and for a layer that was not read yet.
+            KeyError: for an unknown name, with similar known names; and for a layer that was not read yet.
         """
         for layer in self.layers:
             if layer.name == name:
@@ -173,7 +174,7 @@ class Report:
 
     @property
     def x(self) -> int:
-        """Return the x-coordinate in charts: the host's step, for the same axis as its loss; without a host, `step`."""
+        """Return the x-coordinate in charts: `host_step`, as for the Trainer's loss; without a Trainer, `step`."""
         return self.step if self.host_step is None else self.host_step
 
     @property
@@ -198,14 +199,14 @@ class Report:
 
     @explain_wrong_calls
     def plot(self, layers: Sequence[str] = ("*",)) -> Figure:
-        """Draw the spectra of layers, each as `LayerReport.plot` draws it; of more than 24, some over the whole depth.
+        """Draw the spectra of layers, each as `LayerReport.plot` does; at most 24, spread over the depth of the model.
 
         Args:
             layers: fnmatch patterns on names.
 
         Raises:
             MissingExtraError: without matplotlib, which is optional.
-            InputError: if no layer of these names has a spectrum; a JSONL has that of every fifth reading.
+            InputError: if no layer of these names has a spectrum. A JSONL has the spectrum of every fifth reading.
         """
         patterns = as_list("layers", layers, "patterns")
         named = [layer for layer in self.layers if any(matches(layer.name, pattern) for pattern in patterns)]
@@ -215,7 +216,7 @@ class Report:
         return plot_layers(drawn, total=len(named))
 
     def to_summary_record(self) -> Record:
-        """Return the summary, and names of layers that are still, frozen, unchanged or waiting, as a JSON object."""
+        """Return a JSON object of the summary, and of the names of layers: still, frozen, unchanged or waiting."""
         steps = {"step": self.step, "host_step": self.host_step}
         lists = {
             "still": [layer.name for layer in self.layers if layer.stands_still and layer.trainable],
@@ -235,14 +236,14 @@ class Report:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        """Return the counts of phases and the table, of a large model its first and last rows."""
+        """Return the counts of phases and the table; for a large model only its first and last rows."""
         lines = [*self.origin_lines, self._headline(), short_table(self.layers, most=MAX_ROWS)]
         if len(self) > MAX_ROWS:
             lines.append("print(report) shows all layers, report.to_dataframe() all measures")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        """Return what notebooks show."""
+        """Return HTML for notebooks."""
         rows = [self._html_row(layer) for layer in self.layers]
         lines = [*self.origin_lines, *notes(self.layers)]
         lines += age_lines(self.layers, step=self.step, waiting=self.waiting, extra=self.extra)
@@ -255,12 +256,12 @@ class Report:
 
     @property
     def origin_lines(self) -> list[str]:
-        """Return lines on the files that were read, and on those beside them, where the path alone leaves that open."""
+        """Return lines on the files that were read and, in the same folder, not read; see `Origin.lines`."""
         return [line for origin in self.origins for line in origin.lines]
 
     @property
     def _has_coverage(self) -> bool:
-        """Return False for a report that was read from a file, which has no record of what is not watched."""
+        """Return False for a report from a JSONL, which does not contain the coverage."""
         return bool(self.coverage.total) or not self.layers
 
     def _headline(self) -> str:

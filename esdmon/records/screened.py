@@ -8,7 +8,7 @@ from typing import Any
 from esdmon.records.values import DIGITS, Record, jsonable, rounded
 
 CLOSE = 0.01
-"""Residual up to which a screened λmax is charted among those of readings. Our choice."""
+"""Largest residual at which a screened λmax is charted in the same series as those of readings. Our choice."""
 _KEYS = ("frobenius_norm", "spectral_norm", "lambda_max", "stable_rank", "residual")
 
 
@@ -16,8 +16,9 @@ _KEYS = ("frobenius_norm", "spectral_norm", "lambda_max", "stable_rank", "residu
 class Screened:
     """Norms of one matrix, computed without its spectrum by a few steps of the Lanczos method.
 
-    λmax of the subspace of these steps is a lower bound of λmax, and W has an eigenvalue WᵀW/N within `residual` · λmax
-    of it. There is no phase and no alpha. Of a matrix that is sharded over ranks only ‖W‖_F is computed.
+    `lambda_max` is the largest eigenvalue in the subspace of these steps, and a lower bound of the true λmax. WᵀW/N has
+    an eigenvalue within `residual` · `lambda_max` of it. There is no phase and no alpha. For a matrix that is sharded
+    over ranks only ‖W‖_F is computed.
     """
 
     name: str
@@ -27,34 +28,34 @@ class Screened:
     frobenius_norm: float
     """‖W‖_F, >= 0."""
     spectral_norm: float
-    """σmax = ‖W‖₂, from below; NaN for a matrix that is sharded over ranks."""
+    """Lower bound of σmax = ‖W‖₂; NaN for a matrix that is sharded over ranks."""
     residual: float
-    """‖WᵀWv − θv‖/θ, >= 0, of the vector v and its Rayleigh quotient θ = `spectral_norm`²; NaN without one."""
+    """‖WᵀWv − θv‖/θ, >= 0, of the Lanczos vector v with Rayleigh quotient θ = `spectral_norm`²; NaN if not computed."""
     N: int
     """Longer side of the matrix, without the rows and columns that were dead at its last reading."""
     is_new: bool = True
-    """True in the first report that has it."""
+    """True in the first report that contains this record, False in later ones."""
 
     @property
     def lambda_max(self) -> float:
-        """Return the largest eigenvalue of WᵀW/N, from below; NaN for an empty matrix."""
+        """Return a lower bound of the largest eigenvalue of WᵀW/N; NaN for an empty matrix."""
         return self.spectral_norm**2 / self.N if self.N else math.nan
 
     @property
     def stable_rank(self) -> float:
-        """Return ‖W‖_F²/σmax², from above; NaN for a zero matrix."""
+        """Return an upper bound of ‖W‖_F²/σmax²; NaN for a zero matrix."""
         return (self.frobenius_norm / self.spectral_norm) ** 2 if self.spectral_norm > 0 else math.nan
 
     @property
     def measures(self) -> dict[str, float]:
-        """Return the values by the names of the measures of a reading: those that may be charted among readings.
+        """Return the values that are charted in the series of readings, by the names of the measures.
 
-        That is ‖W‖_F, and the others where the residual is at most `CLOSE`.
+        ‖W‖_F is always among them; the others only if the residual is at most `CLOSE`.
         """
         return {key: getattr(self, key) for key in (_KEYS[:-1] if self.residual <= CLOSE else _KEYS[:1])}
 
     def is_after(self, step: int | None) -> bool:
-        """Return whether the weight was screened after a reading at a step; True for None."""
+        """Return whether the weight was screened after the reading at `step`; True if `step` is None."""
         return step is None or self.step > step
 
     def to_record(self) -> Record:
@@ -64,10 +65,10 @@ class Screened:
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Screened":
-        """Return what `to_record` was called on.
+        """Return the object of a record of `to_record`.
 
         Raises:
-            KeyError, TypeError, ValueError: if the record lacks a field, or has another type in it.
+            KeyError, TypeError, ValueError: if the record lacks a field, or a field has a wrong type.
         """
         frobenius_norm = float(record["frobenius_norm"])
         spectral_norm, residual = (

@@ -1,19 +1,18 @@
 """Shorten the lines of a file of records, and restore them: a value that seldom changes is written when it changes.
 
-`Shortener` and `Restorer` keep, for each layer of a run and for its summaries, the last value of the keys that are
-carried: the description of a layer, its explanation, and its nulls. A carried key that is absent from a line has the
-value of the last line of that layer that has it; a null (`alpha_null`) only where its measure (`alpha`) is present, and
-within 2 % where it depends on the scales of rows and columns, which move. So a forward fill by layer restores a table:
-`frame.groupby(["run", "name"]).ffill()`. Two things are computed instead: `emitted_step` is `step + age`, and the nulls
-in `POWERS`, which noise of the same variance would give, stay in proportion to `frobenius_norm`, or its square.
+Some keys are *carried*: the description of a layer, its explanation, and its nulls. If a carried key is absent from a
+line, it has the same value as in the last line of this layer that contains the key. A null (`alpha_null`) is restored
+only if its measure (`alpha`) is present, and is exact to 2 % if it depends on the scales of rows and columns. So a
+forward fill restores a table: `frame.groupby(["run", "name"]).ffill()`. Two kinds of keys are computed instead:
+`emitted_step` is `step + age`, and the nulls in `POWERS` are proportional to `frobenius_norm` or its square.
 
-Measures of singular values, those that take a trap apart, and those of single experts stand together in one list each,
-`"singular"`, `"trap_parts"` and `"experts"` (`LISTS`), without their names, which would be more than half of what they
-take; `condition_number` is computed again, as `spectral_norm` over `sigma_min`.
+Three groups of measures are written as one list each, without names, which would take more than half of the space
+(`LISTS`): `"singular"`, of singular values; `"trap_parts"`, the parts of a trap; and `"experts"`, of single experts.
+`condition_number` is computed again, as `spectral_norm` / `sigma_min`.
 
-Numbers are rounded to the digits that mean something: to 5, since fits are not better known than that and a reading in
-float32 is right to 1e-6 or so; to 4 where they are estimated on a sample of the elements. Files of older versions have
-all keys in all lines, and are read in the same way.
+Numbers are rounded to 5 digits, since fits are not known better and a reading in float32 is exact to 1e-6 or so, and to
+4 digits if they are estimated on a sample of the elements. Files of older versions have all keys in all lines, and are
+read in the same way.
 """
 
 import math

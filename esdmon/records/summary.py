@@ -28,8 +28,8 @@ def summarize(
         firing: number of layers in which each alert rule that has fired in the run fires now.
 
     Returns:
-        Numbers by name. `alpha_median` and `alpha_spread` are over the layers with a meaningful alpha; a median over no
-        layers is absent, and so is a spread over fewer than two.
+        Numbers by name. `alpha_median` and `alpha_spread` are over the layers with a meaningful alpha. A median over no
+        layers is absent, and a spread over fewer than two layers.
     """
     ok = [layer for layer in layers if layer.status == "ok" and layer.is_followed]
     numbers: dict[str, float] = {}

@@ -32,14 +32,14 @@ def layer_notes(layers: Sequence[LayerReport]) -> list[str]:
 
 
 def alpha_note(layers: Sequence[LayerReport]) -> list[str]:
-    """Return a line on what parentheses around an alpha mean, where a table has any."""
+    """Return a line that explains parentheses around alpha, if a table has any."""
     if not any(layer.alpha_text.startswith("(") for layer in layers if layer.status == "ok"):
         return []
     return ["(alpha) in parentheses: no power-law tail that can be distinguished from noise"]
 
 
 def short_table(layers: Sequence[LayerReport], *, most: int) -> str:
-    """Return the table without notes, of more than `most` layers the first and the last."""
+    """Return the table without notes; of more than `most` layers, only the first and last rows."""
     if len(layers) <= most:
         return format_table(HEADER, [row(layer) for layer in layers], left=(0, 2))
     ends = [*layers[: most // 2], *layers[-(most // 2) :]]
@@ -90,7 +90,7 @@ def named(names: Iterable[str], *, most: int = 3) -> str:
 
 
 def near_or_first(got: object, known: Iterable[str]) -> str:
-    """Return which names a wrong one may stand for: the closest, else the first: ` The layers are: a, b …`."""
+    """Return a hint for a wrong name: the most similar known names, else the first: ` The layers are: a, b …`."""
     names = list(known)
     return nearest(str(got), names) or (f" The layers are: {named(names, most=8)}." if names else " There are none.")
 

@@ -1,4 +1,4 @@
-"""`Timeline`: which phases each layer has been in, since which step, and which alerts have fired and ended."""
+"""Define `Timeline`: the phases of each layer with their first steps, and the alerts that have fired and ended."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ class Stage(NamedTuple):
     step: int
     """Step of the first reading in that state."""
     state: str
-    """Value of the phase that is shown, or a status other than ok."""
+    """Name of the shown phase, or a status other than ok."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,15 @@ class Episode:
     """An alert from its beginning to its end."""
 
     first: Alert
-    """The alert as it fired first."""
+    """The alert when it first fired."""
     alert: Alert
-    """The alert as it fired last: one that grew has all its layers."""
+    """The alert when it last fired; if it grew, with all its layers."""
     ended: int | None = None
-    """Step at which it was resolved; None while it fires."""
+    """Step at which the alert was resolved; None while it fires."""
 
     @property
     def began(self) -> int:
-        """Return the step at which it fired first."""
+        """Return the step at which the alert first fired."""
         return self.first.step
 
 
@@ -46,7 +46,7 @@ class Timeline:
         self.stages: dict[str, list[Stage]] = {}
         """The states of each layer, in order."""
         self.episodes: list[Episode] = []
-        """Alerts in the order in which they fired first."""
+        """Alerts in the order in which they first fired."""
         self.alerts: list[Alert] = []
         """Each beginning, growth and end of an alert, in order."""
         self.last: Report | None = None
@@ -72,7 +72,7 @@ class Timeline:
             self.episodes[number] = replace(self.episodes[number], ended=alert.step)
 
     def rewind(self, step: int, alerts: Sequence[Alert] | None = None) -> None:
-        """Forget what happened after a step.
+        """Remove everything after a step.
 
         Args:
             step: the step at which the run is continued.
@@ -85,7 +85,7 @@ class Timeline:
             self.alert(alert)
 
     def copy(self) -> Self:
-        """Return a copy that goes on by itself."""
+        """Return an independent copy."""
         copied = type(self)()
         copied.stages = {name: list(stages) for name, stages in self.stages.items()}
         copied.episodes, copied.alerts, copied.last = list(self.episodes), list(self.alerts), self.last

@@ -35,7 +35,7 @@ class ConsoleSink:
         self._phases: dict[str, Phase] = {}
 
     def write(self, report: Report) -> None:
-        """Print the table, or of a large model the rows that have changed."""
+        """Print the table; for a large model, only the rows of layers that have changed phase."""
         changed = [layer for layer in report if self._phases.get(layer.name) is not layer.shown_phase]
         self._phases = {layer.name: layer.shown_phase for layer in report}
         if os.environ.get("CI") and not self._is_terminal():
@@ -60,7 +60,7 @@ class ConsoleSink:
         self.flush()
 
     def _open_stream(self) -> TextIO | None:
-        """Return the stream; None if there is no standard output, or it was closed."""
+        """Return the stream; None if there is none, or it was closed."""
         stream = sys.stdout if self._stream is None else self._stream
         try:
             return None if getattr(stream, "closed", False) is True else stream

@@ -1,4 +1,4 @@
-"""Append numbers and the words of alerts to a CSV file, one value a line."""
+"""Append numbers and messages of alerts to a CSV file, one value per line."""
 
 import csv
 from collections.abc import Iterable, Iterator
@@ -13,8 +13,8 @@ from esdmon.records import Alert, Report
 from esdmon.sinks.lines import new_run
 
 COLUMNS = ("run", "step", "host_step", "tag", "value", "text")
-"""The columns of the file: `step` in optimizer steps, `host_step` as the Trainer counts, `value` a number, `text` an
-alert's message. One of the last two is empty."""
+"""Columns of the file: `step` in optimizer steps, `host_step` in the Trainer's steps, and either `value`, a number, or
+`text`, the message of an alert; the other of the two is empty."""
 
 Row = tuple[str, int, int | str, str, float | str, str]
 
@@ -24,8 +24,8 @@ Row = tuple[str, int, int | str, str, float | str, str]
 class CsvSink:
     """Append the numbers of each report to the file `path`, by the tags of `esdmon.present.scalars`; create its folder.
 
-    A line holds one value, so that a layer or an alert that comes later needs no new column. A table with a column for
-    each tag: `pandas.read_csv(path).pivot_table(index="step", columns="tag", values="value")`.
+    A line holds one value, so that later layers and alerts need no new column. To get a table with a column for each
+    tag: `pandas.read_csv(path).pivot_table(index="step", columns="tag", values="value")`.
 
     Args:
         path: the file. Several runs may be appended to one file.

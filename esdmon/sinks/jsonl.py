@@ -1,4 +1,4 @@
-"""Append one JSON object a line; `pandas.read_json(path, lines=True)` reads the file, also while it grows."""
+"""Append one JSON object per line; `pandas.read_json(path, lines=True)` reads the file, also while it grows."""
 
 import errno
 import io
@@ -26,15 +26,15 @@ _compact = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(","
 @explain_wrong_calls
 @final
 class JsonlSink:
-    """Append records to the file `path`, and create its folder. A line torn by a kill is removed at the next opening.
+    """Append records to the file `path`, and create its folder.
 
-    Every line has `"schema"`, `"kind"` (layer, screened, summary or alert), `"run"` (an id, equal in all lines of a
-    run) and `"step"`; undefined values are null, never NaN. The other fields are those of `esdmon.records`, without
-    what seldom changes and has not: see `esdmon.records.shortening`, whose `Restorer` gives whole records. A layer's
-    first line, every fifth, and one with another phase have its spectrum, `"esd"`. Several runs may be appended to one
-    file.
+    Every line has `"schema"`, `"kind"` (layer, screened, summary or alert), `"run"` (an id, the same in all lines of a
+    run) and `"step"`. Undefined values are null, never NaN. The other fields are those of `esdmon.records`; a field
+    that seldom changes is written only if it has changed. `Restorer` in `esdmon.records.shortening` restores whole
+    records. The spectrum, `"esd"`, is in a layer's first line, in every fifth, and if its phase has changed. Several
+    runs may be appended to one file. An incomplete line of a killed process is removed at the next opening.
 
-    A path that ends with `.gz` is compressed, a member for each report: it can be read while it grows.
+    A file whose name ends with `.gz` is compressed, with one gzip member per report, so it can be read while it grows.
 
     Raises:
         InputError: for a path that cannot be written, and for a file with other content, which is left unchanged.
@@ -58,7 +58,7 @@ class JsonlSink:
         self._begin()
 
     def write(self, report: Report) -> None:
-        """Append a line for each matrix that was read at this step, or screened, and one for the summary."""
+        """Append a line for each matrix that was read or screened at this step, and one for the summary."""
         file = self._current_file()  # before anything is left out: a new file begins with whole records
         due = {layer.name for layer in self._histograms.due(report)}
         records = [self._layer(layer, with_esd=layer.name in due) for layer in report.new]
@@ -80,7 +80,7 @@ class JsonlSink:
                 self._warn_of_another_run(self._run, is_resumed=True)
 
     def where(self) -> str:
-        """Return the command that makes a page of the file."""
+        """Return the command that writes an HTML report of the file."""
         return f"`esdmon report {shlex.quote(nearby(self.path))}`"
 
     def flush(self) -> None:
@@ -93,7 +93,7 @@ class JsonlSink:
             self._file = None
 
     def _begin(self) -> None:
-        """Write all fields in the next lines, and all spectra."""
+        """Reset the state of shortening, so that the next line of each layer has all fields and the spectrum."""
         self._histograms = HistogramSchedule()
         self._shortener = Shortener()
 
@@ -171,7 +171,7 @@ def _is_at(path: Path, file: io.FileIO) -> bool:
 
 
 def _write_all(file: io.FileIO, data: bytes) -> None:
-    """Write all of the data or, on an error, none of it: half a line would hide the one that follows."""
+    """Write all of the data or, on an error, none: half a line would make the next line unreadable."""
     written = 0
     try:
         while written < len(data):

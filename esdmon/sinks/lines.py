@@ -29,7 +29,7 @@ _HEAD = re.compile(rb'\{"schema": ?\d+, ?"kind": ?"\w+", ?"run": ?"([^"\\]+)", ?
 def new_run() -> str:
     """Return an id for a run: 8 hexadecimal digits, the first a letter.
 
-    pandas takes 12345678 and 1e234567 in a CSV for numbers.
+    The letter matters because pandas reads 12345678 and 1e234567 in a CSV as numbers.
     """
     return secrets.choice("abcdef") + secrets.token_hex(4)[1:]
 
@@ -215,7 +215,7 @@ def _blocks(file: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
 
 
 def stamp_of(line: bytes) -> Stamp | None:
-    """Return run and step of a line; None for a line that is torn or not ours."""
+    """Return run and step of a line; None for a line that is incomplete or not ours."""
     head = _HEAD.match(line)
     if head:
         return Stamp(head[1].decode(), int(head[2]))

@@ -1,4 +1,4 @@
-"""Export numbers to Prometheus: in a text file for node_exporter's collector, or at an endpoint that is scraped.
+"""Export numbers to Prometheus: in a text file for node_exporter's collector, or at an HTTP endpoint.
 
 The format is the text exposition format, version 0.0.4
 (https://prometheus.io/docs/instrumenting/exposition_formats/). A tag `esdmon_alpha/fc1` is the gauge
@@ -30,16 +30,16 @@ _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 @explain_wrong_calls
 @final
 class PrometheusSink:
-    """Show the last value of every number, the alerts that fire, and when the last reading was taken.
+    """Export the last value of every number, the firing alerts, and the time of the last reading.
 
     Args:
-        target: the path of a file that ends with `.prom`, which is replaced as a whole at each report; or a port, as
-            `9400`, or a host and a port, as `0.0.0.0:9400`, where `/metrics` is served. A port alone is served on
+        target: the path of a file that ends with `.prom`, which is replaced atomically at each report; or a host and a
+            port, such as `0.0.0.0:9400`, where `/metrics` is served; or a port, such as `9400`, which is served on
             127.0.0.1 only.
 
     Raises:
-        InputError: for another target, a file that cannot be written, one of another exporter, which is left unchanged,
-            and an address that cannot be served.
+        InputError: for any other target, a file that cannot be written, a file of another exporter (it is left
+            unchanged), and an address that cannot be served.
     """
 
     def __init__(self, target: str) -> None:
@@ -77,7 +77,7 @@ class PrometheusSink:
         self._run = run
 
     def write(self, report: Report) -> None:
-        """Show the numbers of a report; those of layers that were not read now keep their last value."""
+        """Export the numbers of a report; numbers of layers that were not read now keep their last value."""
         again = {portable(layer.name) for layer in report.new}  # what is undefined now has no value any more
         kept = {name: value for name, value in self._values.items() if name.partition("/")[2] not in again}
         self._values = kept | scalars(report)
@@ -85,18 +85,18 @@ class PrometheusSink:
         self._publish()
 
     def alert(self, alert: Alert) -> None:
-        """Show an alert while it fires: `esdmon_alert_firing{rule="…", severity="…", layer="…"} 1`."""
+        """Export an alert while it fires: `esdmon_alert_firing{rule="…", severity="…", layer="…"} 1`."""
         self._firing.pop(alert.id, None)
         if alert.state == "firing":
             self._firing[alert.id] = alert
         self._publish()
 
     def where(self) -> str:
-        """Return the path of the file; an empty text for an endpoint, which ends with the sink."""
+        """Return the path of the file; an empty text for an endpoint, which is gone after the run."""
         return "" if self._path is None else str(self._path)
 
     def flush(self) -> None:
-        """Do nothing: each report is shown at once."""
+        """Do nothing: each report is exported at once."""
 
     def close(self) -> None:
         """End the endpoint; the file stays."""
@@ -107,7 +107,7 @@ class PrometheusSink:
 
     @property
     def text(self) -> str:
-        """Return what Prometheus reads, as of the last report or alert."""
+        """Return the text that Prometheus reads, as of the last report or alert."""
         return self._text
 
     def _format(self) -> str:
@@ -128,7 +128,7 @@ class PrometheusSink:
         return "\n".join(lines) + "\n"
 
     def _publish(self) -> None:
-        """Show what is known now: a file is replaced as a whole, so that no half of it is ever read."""
+        """Export the current values. A file is replaced atomically, so that readers never see half of it."""
         self._text = self._format()  # a text, since another thread serves it
         if self._path is None:
             return

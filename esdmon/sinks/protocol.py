@@ -14,15 +14,16 @@ class Sink(Protocol):
 
     Five more methods are optional:
 
-    - `start(run: str)`: called before anything is written, with the id of the run, 8 hexadecimal digits; and again
-      when the state of another run is loaded, which is then continued.
-    - `rewind(step: int)`: the run is resumed at that step. Drop what this run wrote after it: it is written again.
+    - `start(run: str)`: called before the first write with the id of the run, 8 hexadecimal digits. It is called again
+      if the state of another run is loaded; this other run is then continued.
+    - `rewind(step: int)`: called if the run is resumed at a step. Remove all data that this run wrote after the step;
+      it will be written again.
     - `resume(course: Timeline)`: called after `rewind`, with the phases of each layer and the alerts up to that step,
       for a sink that shows the course of the run; see `esdmon.records.timeline`.
-    - `catch_up() -> bool`: do one piece of deferred work, such as a picture, and return True if there is more. Called
-      between reports, at most once a step, and only while the budget allows.
-    - `where() -> str`: where to look at what was written, such as a command, or an empty text; part of the summary that
-      ends a run. May be called after `close`.
+    - `catch_up() -> bool`: do one piece of deferred work, such as drawing a picture, and return True if there is more.
+      Called between reports, at most once per step, and only within the budget.
+    - `where() -> str`: return a path, address or command to view the written data, or an empty text. It is shown in the
+      summary at the end of a run, and may be called after `close`.
     """
 
     def write(self, report: Report) -> None:
@@ -32,7 +33,7 @@ class Sink(Protocol):
         """Write an alert that has begun, grown or ended."""
 
     def flush(self) -> None:
-        """Make what was written visible to readers."""
+        """Make all written data visible to readers."""
 
     def close(self) -> None:
         """Flush, and release all resources. Called once."""

@@ -1,4 +1,4 @@
-"""Write to a tracker that accepts numbers by name, and where it can, texts, histograms and tables."""
+"""Write to a tracker that accepts numbers by name, and optionally texts, histograms and tables."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,19 +21,19 @@ Table = tuple[Sequence[str], list[list[Cell]]]
 class ScalarLoggerSink:
     """Log the numbers of each report in one call, by the tags of `esdmon.present.scalars`.
 
-    Tags hold only characters that every tracker accepts, so that no function given here has to change them. What a
-    tracker has no place for is left out: without `alert`, the message of an alert is in esdmon's log only.
+    Tags have only characters that every tracker accepts, so the functions need not change them. Without `alert`, the
+    message of an alert is only in esdmon's log; `histograms` and `table` may be left out too.
 
     Args:
         log: called with the numbers by tag, and the step.
-        flush: called to make the tracker write what it has buffered.
-        place: the tracker, or a text that names it; a second monitor that writes to the same object uses other tags. By
+        flush: called to make the tracker write its buffered data.
+        place: the tracker, or a text that names it. Two monitors that write to the same place use different tags. By
             default the sink itself.
         alert: called with an alert that begins, grows or ends, and the step.
-        histograms: called with histograms of log₁₀ λ by tag, and the step: of a layer's first reading, of every fifth,
-            and where its phase changes; 24 in one report at most.
+        histograms: called with histograms of log₁₀ λ by tag, and the step; at a layer's first reading, at every fifth,
+            and if its phase changes, with at most 24 histograms per report.
         table: called with a tag, a table of the layers and their phases, and the step, when the sink is closed.
-        where: where to look at what was written, for the summary that ends a run.
+        where: a path, address or command to view the written data, for the summary at the end of a run.
     """
 
     def __init__(
@@ -69,20 +69,20 @@ class ScalarLoggerSink:
                 self._histograms(drawn, report.x)
 
     def alert(self, alert: Alert) -> None:
-        """Write the words of an alert, at the step of the last report as the host counts it."""
+        """Write an alert, at the x-coordinate of the last report."""
         if self._alert is not None:
             self._alert(alert, alert.step if self._report is None else self._report.x)
 
     def rewind(self, _step: int) -> None:
-        """Begin the schedule of the histograms again; trackers keep what was logged after a step."""
+        """Restart the schedule of the histograms. Nothing that was logged after the step is removed."""
         self._schedule = HistogramSchedule(most=MAX_HISTOGRAMS)
 
     def where(self) -> str:
-        """Return where to look at what was written; an empty text where that is not known."""
+        """Return a path, address or command to view the written data; an empty text if it is not known."""
         return self._where
 
     def flush(self) -> None:
-        """Make the tracker write what it has buffered."""
+        """Make the tracker write its buffered data."""
         if self._flush is not None:
             self._flush()
 
@@ -109,14 +109,14 @@ def level_of(alert: Alert) -> str:
 
 @contextmanager
 def counter_kept(owner: object, name: str) -> Iterator[None]:
-    """Set the step counter of a tracker back to its value before: rows without a step of their own are the user's.
+    """Restore the step counter of a tracker when the block ends.
 
-    Trackers that count rows take the step of an explicit one as their count. Then the next row that the user logs
-    without a step would be behind ours, on another axis than the rows before it.
+    A tracker that counts rows sets its counter to the step of a row with an explicit step, such as ours. Without the
+    restored counter, rows that the user logs without a step would continue from our step.
 
     Args:
         owner: the object that has the counter.
-        name: of its attribute. An owner without it is left unchanged.
+        name: name of the attribute. An owner without this attribute is left unchanged.
     """
     before = getattr(owner, name, None)
     try:

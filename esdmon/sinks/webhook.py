@@ -21,9 +21,9 @@ from esdmon.records.text import count
 
 _log = logging.getLogger("esdmon")
 TIMEOUT = 10.0
-"""Seconds that one attempt may take, and that `close` waits for alerts that are still to be sent. Our choice."""
+"""Seconds after which an attempt fails, and for which `close` waits for alerts not yet sent. Our choice."""
 ATTEMPTS = 3
-"""Times that an alert is posted until the server accepts it. Our choice."""
+"""Largest number of attempts to post an alert. Our choice."""
 RETRY_PAUSE = 1.0
 """Seconds before the second attempt; twice as many before the third. Our choice."""
 _MAX_LAYERS = 10  # names in the field `layers` of a message
@@ -41,13 +41,13 @@ class WebhookSink:
     """Post each alert from a thread of its own; reports are not posted. Training never waits for it.
 
     Args:
-        address: an http or https address, or `$NAME` to take it from the environment. It is as good as a password, so
-            no message contains it.
+        address: an http or https address, or `$NAME` for an address in an environment variable. Anyone who has the
+            address can post, so no message contains it.
         retry_pause: seconds before the second attempt; twice as many before the third.
         timeout: seconds for one attempt, and for `close`.
 
     Raises:
-        InputError: for anything else than such an address, and for an unknown variable of the environment.
+        InputError: for an invalid address, and for an environment variable that is not set.
     """
 
     def __init__(self, address: str, *, retry_pause: float = RETRY_PAUSE, timeout: float = TIMEOUT) -> None:
@@ -79,7 +79,7 @@ class WebhookSink:
         """Do nothing: alerts are posted as soon as possible."""
 
     def close(self) -> None:
-        """Wait until all alerts are sent or the timeout is over, and end the thread; log how many were not sent."""
+        """Wait for alerts to be sent, until the timeout; end the thread, and log how many alerts were not sent."""
         if self._thread is None:
             return
         deadline = time.monotonic() + self._timeout
@@ -148,7 +148,7 @@ def payload(alert: Alert) -> dict[str, Any]:
 
 
 def _describe(error: Exception) -> str:
-    """Return what went wrong without the address, which the text of some errors contains."""
+    """Return a description of an error without the address, which the text of some errors contains."""
     if isinstance(error, HTTPError):
         return f"HTTP {error.code} {error.reason}"
     return f"{type(error).__name__} {getattr(getattr(error, 'reason', error), 'strerror', None) or ''}".rstrip()

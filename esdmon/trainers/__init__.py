@@ -1,5 +1,5 @@
-"""What the callbacks for Trainers share, whichever Trainer it is.
+"""The common code of the callbacks for Trainers, independent of any Trainer.
 
-`base` is the callback itself, without a host; `options` are its arguments, `sinks` opens the host's loggers, `metrics`
-are the numbers that other callbacks may monitor, and `optimizers` looks into the host's optimizers.
+`base` is the callback; `options` are its arguments, `sinks` opens sinks for the Trainer's loggers, `metrics` are the
+numbers that other callbacks can monitor, and `optimizers` finds the torch optimizers in the Trainer's.
 """

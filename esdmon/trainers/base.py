@@ -1,6 +1,6 @@
-"""`MonitorCallback`: the part of a Trainer's callback that does not depend on the Trainer.
+"""Define `MonitorCallback`, the part of a callback that is the same for all Trainers.
 
-A callback never stops a Trainer that trains: what cannot be used is skipped, and logged once.
+A callback never raises during training: a part that fails is skipped, and logged once.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MonitorCallback:
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """Return `every` and the options that were set to another value than their default, by name."""
+        """Return `every`, and the options that differ from their default, by name."""
         return self._options.chosen
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,14 +67,14 @@ class MonitorCallback:
     def _begin(
         self, model: Any, optimizers: Any, *, steps: int, writes: HostSinks | None, extra: Schedule | None = None
     ) -> None:
-        """Watch a model from now on; if the model cannot be watched, log it and have no monitor.
+        """Watch a model from now on; if the model cannot be watched, log a warning and set `monitor` to None.
 
         Args:
-            model: what trains.
-            optimizers: the host's, one or several, of any kind.
-            steps: the host's steps so far.
-            writes: where the host writes; None: nothing is written.
-            extra: says whether the host needs a reading at a step, besides those of `every`.
+            model: the model that trains.
+            optimizers: the optimizers of the Trainer, one or several, of any kind.
+            steps: the Trainer's steps so far.
+            writes: the loggers and folders of the Trainer; None: write nothing.
+            extra: a function that returns whether the Trainer needs a reading at a step, besides those of `every`.
 
         Raises:
             InputError: for options that cannot be used with this model.
@@ -104,11 +104,11 @@ class MonitorCallback:
         return 0 if self.monitor is None else global_step - self.monitor.steps
 
     def _requests(self) -> tuple[bool, bool]:
-        """Return whether alerts ask the host to stop, and to save a checkpoint; known on rank 0 only."""
+        """Return whether alerts request a stop, and whether they request a checkpoint; known on rank 0 only."""
         return (False, False) if self.monitor is None else (self.monitor.should_stop, self.monitor.take_save_request())
 
     def _resume(self, state: Mapping[str, Any], *, steps: int) -> None:
-        """Continue from a state in a checkpoint, at the host's steps; if it cannot be used, log that."""
+        """Continue from the state in a checkpoint, at the Trainer's step; if it cannot be used, log a warning."""
         if self.monitor is None:
             return
         try:
@@ -124,13 +124,13 @@ class MonitorCallback:
             )
 
     def _close(self, *, is_complete: bool = True) -> None:
-        """Close the monitor; `is_complete` is False where the training was broken off, or is a test of the loop."""
+        """Close the monitor; `is_complete` is False if the training was interrupted, or is a test of the loop."""
         if self.monitor is not None:
             self.monitor.close(is_complete=is_complete)
 
 
 def run_of(state: Mapping[str, Any] | None) -> str:
-    """Return the id of the run that saved a state; "" where there is none, as without a state."""
+    """Return the id of the run that saved a state; "" if there is no state, or it has no id."""
     run = None if state is None else state.get("run")
     return run if isinstance(run, str) else ""
 

@@ -1,4 +1,4 @@
-"""`CallbackOptions`: the arguments of a callback, checked when it is constructed, long before there is a model."""
+"""Define `CallbackOptions`: the arguments of a callback, checked when it is constructed, before a model exists."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CallbackOptions:
 
     Args:
         every: as in `esdmon.watch`.
-        sinks: as there, but "auto" means the host's own loggers.
+        sinks: as in `esdmon.watch`, but "auto" means the Trainer's own loggers.
         options: the other options of `esdmon.watch`, by name.
 
     Raises:
@@ -37,7 +37,7 @@ class CallbackOptions:
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """Return `every` and the options that are not the default: a command line passes all."""
+        """Return `every`, and the options that differ from their default; a command line may pass all options."""
         return {name: value for name, value in self.given.items() if name == "every" or not is_default(name, value)}
 
     def __deepcopy__(self, _memo: object) -> Self:

@@ -58,11 +58,11 @@ class _FinishedFit:
 class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # one of two packages, known at run time
     """Monitors the spectra of a LightningModule while it is fitted.
 
-    Readings go to the Trainer's loggers, at the same x as the loss of that batch; without loggers to
+    Readings go to the Trainer's loggers, at the x-coordinate of the loss of the same batch. Without loggers they go to
     `esdmon-1/esdmon.jsonl` in `default_root_dir`, with a new number for each run. Steps are the Trainer's
-    `global_step`, which grows by one for each of several optimizers. A checkpoint of the Trainer contains the state.
+    `global_step`, which counts the steps of each of several optimizers. Checkpoints contain the monitor's state.
 
-    Logged keys; in a JSONL the same numbers are fields of a record, without the prefixes:
+    These keys are logged. In a JSONL the same numbers are fields of a record, without the prefixes.
 
     ==================================== ================================================= =================
     key                                  meaning                                           unit, range
@@ -79,9 +79,9 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
     esdmon_summary/layers_<phase>        layers in that phase                              count
     esdmon_summary/layers_not_ok         layers without a valid reading                    count
     esdmon_summary/layers_new            layers that were read at this step                count
-    esdmon_summary/layers_extra          of these, read between the scheduled steps        count
-    esdmon_summary/layers_unchanged      layers that have not moved, with values repeated  count
-    esdmon_summary/layers_waiting        layers that the budget has not yet let read       count
+    esdmon_summary/layers_extra          layers read now, between the scheduled steps      count
+    esdmon_summary/layers_unchanged      layers with repeated values: they have not moved  count
+    esdmon_summary/layers_waiting        layers not yet read because of the budget         count
     esdmon_summary/alerts_firing         layers in which a rule fires, over all rules      count
     esdmon_summary/alert_<rule>          layers in which that rule fires                   count
     esdmon_summary/age_max               age of the oldest reading                         optimizer steps
@@ -90,21 +90,20 @@ class SpectralMonitor(MonitorCallback, _callback()):  # type: ignore[misc]  # on
     ==================================== ================================================= =================
 
     The summary is also in `trainer.callback_metrics`, for `ModelCheckpoint(monitor="esdmon_summary/alpha_median")` and
-    the like. All its metrics exist from the start of training, as NaN until they are known. Where a callback or a
-    scheduler monitors one of them, a reading is also taken at the last step before it reads the metric. As long as no
-    layer's alpha is meaningful, `alpha_median` is there the median over all layers.
+    the like. All metrics exist from the start of training, as NaN until they are known. If a callback or a scheduler
+    monitors a metric, an additional reading is taken at the last step before the metric is used. While no layer has a
+    meaningful alpha, `alpha_median` in `trainer.callback_metrics` is the median over all layers.
 
-    One object can be given to several Trainers: each fit is a run of its own. A fit continues from the checkpoint that
+    One callback can be used in several Trainers; each fit is a separate run. A fit continues from the checkpoint that
     the Trainer loads, or from the previous fit of the same Trainer and model.
 
     Args:
-        every: a reading is taken each time this many steps have passed, or at the steps for which a function of the
-            step returns True.
+        every: steps between readings, or a function of the step that returns whether to read at it.
         sinks: "auto" writes to the Trainer's loggers. A name such as "jsonl:PATH", a sink of your own, or a list of
-            them replaces that; a list may contain "auto" too. None writes nothing.
-        options: the other options of `esdmon.watch`: `budget` limits the share of the run's time, `mode` reads on the
-            spot or in a thread, `layers` and `exclude` choose the matrices, `alerts` the rules. An alert of a rule in
-            `stop_on` ends the training, on all ranks; one in `save_on` saves a checkpoint in `esdmon-checkpoints/`.
+            them replaces these; a list may contain "auto" too. None writes nothing.
+        options: the other options of `esdmon.watch`. `budget` limits the share of the run's time, `mode` sets whether a
+            thread reads, `layers` and `exclude` select matrices, and `alerts` selects rules. An alert of a rule in
+            `stop_on` ends the training on all ranks; one in `save_on` saves a checkpoint in `esdmon-checkpoints/`.
 
     Raises:
         InputError: for an unknown option or a value that cannot be used, when the callback is constructed.

@@ -28,12 +28,12 @@ _log = logging.getLogger("esdmon")
 class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # type: ignore[misc]  # transformers is half typed
     """Monitors the spectra of a model while a Trainer trains it.
 
-    Readings go where `report_to` says, at the Trainer's `global_step`: to TensorBoard in a folder of our own beside the
-    Trainer's, since its writer cannot be accessed and two writers in one folder lose data; to the run of Weights &
-    Biases that the Trainer has begun, in the Trainer's rows. If it names neither, they go to `esdmon-1/esdmon.jsonl` in
-    `output_dir`, with a new number for each run.
+    Readings go to the trackers in `report_to`, at the Trainer's `global_step`. For Weights & Biases this is the run of
+    the Trainer. For TensorBoard it is a separate folder beside the Trainer's, because the Trainer's writer cannot be
+    accessed, and two writers in one folder lose data. If `report_to` names neither, readings go to
+    `esdmon-1/esdmon.jsonl` in `output_dir`, with a new number for each run.
 
-    Logged keys; in a JSONL the same numbers are fields of a record, without the prefixes:
+    These keys are logged. In a JSONL the same numbers are fields of a record, without the prefixes.
 
     ==================================== ================================================= =================
     key                                  meaning                                           unit, range
@@ -50,9 +50,9 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
     esdmon_summary/layers_<phase>        layers in that phase                              count
     esdmon_summary/layers_not_ok         layers without a valid reading                    count
     esdmon_summary/layers_new            layers that were read at this step                count
-    esdmon_summary/layers_extra          of these, read between the scheduled steps        count
-    esdmon_summary/layers_unchanged      layers that have not moved, with values repeated  count
-    esdmon_summary/layers_waiting        layers that the budget has not yet let read       count
+    esdmon_summary/layers_extra          layers read now, between the scheduled steps      count
+    esdmon_summary/layers_unchanged      layers with repeated values: they have not moved  count
+    esdmon_summary/layers_waiting        layers not yet read because of the budget         count
     esdmon_summary/alerts_firing         layers in which a rule fires, over all rules      count
     esdmon_summary/alert_<rule>          layers in which that rule fires                   count
     esdmon_summary/age_max               age of the oldest reading                         optimizer steps
@@ -60,20 +60,18 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
     esdmon_summary/overhead              share of the run's time that the monitor takes    >= 0
     ==================================== ================================================= =================
 
-    Each checkpoint of the Trainer contains the monitor's state in a file `esdmon.pt`, with an id that the Trainer's own
-    state contains too. Each `train()` is a run of its own, also an attempt of `auto_find_batch_size` and a trial of a
-    search. With `restore_callback_states_from_checkpoint` the options are those of the checkpoint; those that JSON
-    cannot hold, such as functions and sinks of your own, are taken from the callback that the Trainer was given.
+    Each checkpoint of the Trainer contains the monitor's state in a file `esdmon.pt`, with an id that is also in the
+    Trainer's own state. Each `train()` is a separate run, also an attempt of `auto_find_batch_size` and a trial of a
+    search. With `restore_callback_states_from_checkpoint` the options come from the checkpoint. Options that JSON
+    cannot hold, such as functions and sinks of your own, come from the callback that was passed to the Trainer.
 
     Args:
-        every: a reading is taken each time this many steps have passed, or at the steps for which a function of the
-            step returns True.
-        sinks: "auto" writes to what `report_to` names. A name such as "jsonl:PATH", a sink of your own, or a list of
-            them replaces that; a list may contain "auto" too. None writes nothing.
-        options: the other options of `esdmon.watch`: `budget` limits the share of the run's time, `mode` reads on the
-            spot or in a thread, `layers` and `exclude` choose the matrices, `alerts` the rules. An alert of a rule in
-            `stop_on` ends the training, on all ranks; one in `save_on` has the Trainer save a
-            checkpoint, at a due step.
+        every: steps between readings, or a function of the step that returns whether to read at it.
+        sinks: "auto" writes to the trackers in `report_to`. A name such as "jsonl:PATH", a sink of your own, or a list
+            of them replaces these; a list may contain "auto" too. None writes nothing.
+        options: the other options of `esdmon.watch`. `budget` limits the share of the run's time, `mode` sets whether a
+            thread reads, `layers` and `exclude` select matrices, and `alerts` selects rules. An alert of a rule in
+            `stop_on` ends the training on all ranks; one in `save_on` has the Trainer save a checkpoint, at a due step.
 
     Raises:
         InputError: for an unknown option or a value that cannot be used, when the callback is constructed.
@@ -213,15 +211,15 @@ def _of_rank_0(requests: tuple[bool, bool], args: Any) -> tuple[bool, bool]:
 @explain_wrong_calls
 @shows_options
 def attach(trainer: Any, **options: Any) -> SpectralMonitor:
-    """Add a `SpectralMonitor` to a Trainer that exists already, such as one of TRL or SetFit, and return it.
+    """Add a `SpectralMonitor` to an existing Trainer, such as one of TRL or SetFit, and return the callback.
 
     Args:
         trainer: the Trainer, before `train()`.
         options: the arguments of `SpectralMonitor`.
 
     Raises:
-        InputError: if the Trainer has one already, if it takes no callbacks of Hugging Face, or for options that cannot
-            be used.
+        InputError: if the Trainer already has a `SpectralMonitor`, if it takes no callbacks of Hugging Face, or for
+            options that cannot be used.
     """
     handler = getattr(trainer, "callback_handler", None)
     if not hasattr(trainer, "add_callback"):

@@ -29,9 +29,8 @@ _SINKS: dict[str, Callable[[Any], Sink]] = {
 def tracker_sinks(accelerator: Any) -> list[Sink]:
     """Return a sink for each tracker of an accelerator; call `accelerator.init_trackers(...)` first.
 
-    TensorBoard, Weights & Biases, MLflow, trackio, SwanLab, Comet and ClearML get all that they have a place for, such
-    as histograms and the words of alerts; other trackers get the numbers. On ranks other than the main one, trackers
-    write nothing.
+    TensorBoard, Weights & Biases, MLflow, trackio, SwanLab, Comet and ClearML also get histograms, messages of alerts
+    and tables, if they support them; other trackers get numbers only. Only the main rank writes.
     """
     return [_sink_for(tracker) for tracker in accelerator.trackers if _writes(tracker, accelerator)]
 

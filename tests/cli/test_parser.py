@@ -37,7 +37,7 @@ def test_help_in_a_terminal_without_unicode() -> None:
     code = "import sys; sys.stdout.reconfigure(encoding='ascii'); from esdmon.cli import main; main(['scan', '--help'])"
     result = run_python("-c", code)
     assert (result.returncode, result.stderr) == (0, "")
-    assert "from a checkpoint: W ? W?" in " ".join(result.stdout.split())
+    assert "analyse W ? W?, where" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
