@@ -9,30 +9,30 @@ _LONGEST_LINE = 1000  # characters that are looked at; our choice
 
 
 class EsdmonError(Exception):
-    """Base of all errors that esdmon raises on purpose."""
+    """Base class of all errors that esdmon raises on purpose."""
 
 
 class InputError(EsdmonError, ValueError):
-    """An argument that cannot be used; the message gives the value and the remedy."""
+    """Raised for an argument that cannot be used; the message gives the value and the remedy."""
 
 
 class NoWeightsError(InputError):
-    """A file that is sound and holds no weights of a model, such as the state of an optimizer."""
+    """Raised for a valid file without weights of a model, such as the state of an optimizer."""
 
 
 class UnwatchableError(InputError):
-    """A model that cannot be watched, whatever the options are; a Trainer trains it nevertheless."""
+    """Raised for a model that cannot be watched with any options; a Trainer then trains it without esdmon."""
 
 
 class MissingExtraError(InputError, ImportError):
-    """An optional package that is not installed; the message gives the pip command."""
+    """Raised if an optional package is not installed; the message gives the pip command."""
 
     def __init__(self, who: str, package: str, extra: str) -> None:
         super().__init__(f'{who} needs the package {package}: python -m pip install "esdmon[{extra}]"')
 
 
 class UnreadableError(Exception):
-    """Raised for a weight that gives no spectrum. It is reported as a status with a reason, not as a failure."""
+    """Raised for a weight without a spectrum. It becomes the status and the reason of a reading, not a failure."""
 
     def __init__(self, status: Literal["skipped", "degenerate", "nonfinite", "failed"], reason: str) -> None:
         super().__init__(reason)
@@ -40,12 +40,12 @@ class UnreadableError(Exception):
         self.reason = reason
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how a copy is made in another process."""
+        """Return a constructor for a copy in another process."""
         return type(self), (self.status, self.reason)
 
 
 def as_list(name: str, value: object, what: str) -> list[Any]:
-    """Return a text, or a list, as a list; raise `InputError` for anything else."""
+    """Return a list of the items, or of the text if it is one; raise `InputError` for anything else."""
     if isinstance(value, str):
         return [value]
     if not isinstance(value, Iterable):
@@ -64,12 +64,12 @@ def unwritable(what: str, error: OSError, *, remedy: str = "Choose another place
 
 
 def check_content(what: str, path: Path, is_own: Callable[[str], bool]) -> None:
-    """Check that a file that would be replaced, or appended to, is esdmon's own, empty or absent.
+    """Check that a file to replace or to append to was written by esdmon, is empty, or does not exist.
 
     Args:
-        what: the file in messages.
-        path: where it is, or will be.
-        is_own: returns whether a first line, of which a thousand characters are read, is one of esdmon's.
+        what: name of the file in messages.
+        path: path of the file.
+        is_own: a function that returns whether the first line (its first 1000 characters) was written by esdmon.
 
     Raises:
         InputError: for a file with another first line, and for one that cannot be read.
@@ -95,10 +95,10 @@ def nearest(got: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
 
 
 def masked(text: str) -> str:
-    """Return a text with `?` in the place of line breaks and control characters, which names of layers may contain."""
+    """Return a text with line breaks and control characters replaced by `?`; names of layers may contain them."""
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
 def printable(text: str) -> str:
-    """Return a text in one line, its line breaks and control characters written as escape sequences."""
+    """Return a text in one line, with line breaks and control characters as escape sequences."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

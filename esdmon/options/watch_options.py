@@ -1,4 +1,4 @@
-"""`WatchOptions`: every option of `watch()`, validated once, for any loop and for the callbacks of Trainers."""
+"""Define `WatchOptions`: the options of `watch()` and of the callbacks for Trainers, validated once."""
 
 import inspect
 import os
@@ -26,7 +26,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class WatchKeywords(TypedDict, total=False):
-    """The fields of `WatchOptions` but `every` and `sinks`, for type checkers and editors: of `**keywords`."""
+    """The fields of `WatchOptions` except `every` and `sinks`: types of `**keywords` for type checkers and editors."""
 
     budget: float | None
     mode: str
@@ -49,10 +49,10 @@ class WatchKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class WatchOptions:
-    """The options of `watch()`, where each is described. They are checked, and resolved as far as no model is needed.
+    """The options of `watch()`, which describes each. They are checked, and resolved as far as no model is needed.
 
     Raises:
-        InputError: for any that cannot be used, with the value and what is allowed.
+        InputError: for an option that cannot be used; the message names the value and the allowed values.
     """
 
     every: int | Schedule = 200
@@ -76,10 +76,11 @@ class WatchOptions:
     plugins: Iterable[object] = ()
 
     known: Plugins = field(init=False, repr=False, compare=False)
-    """The plugins that are installed and given, with their measures, rules and sinks."""
+    """The installed plugins and those of `plugins`, with their measures, rules and sinks."""
     schedule: Schedule = field(init=False, repr=False, compare=False)
-    """`every`, and when plugins ask for a reading."""
+    """The schedule of `every`, joined with the schedules of plugins."""
     chosen_measures: tuple[Measure, ...] = field(init=False, repr=False, compare=False)
+    """The measures that `measures` selects."""
     alert_config: AlertConfig = field(init=False, repr=False, compare=False)
     """The rules of `alerts`, with the actions of `stop_on` and `save_on`."""
 
@@ -104,19 +105,19 @@ class WatchOptions:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how a copy is made: from the options that were given, since plugins cannot be pickled."""
+        """Return a constructor that takes the options, since loaded plugins cannot be pickled."""
         return partial(type(self), **{name: getattr(self, name) for name in OPTIONS}), ()
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any], *, besides: Iterable[str] = ()) -> Self:
-        """Return the options that keywords of a call stand for.
+        """Return the options for the keywords of a call.
 
         Args:
-            keywords: by name.
-            besides: other keywords of that call, which may be meant by one that is misspelt.
+            keywords: values of options by name.
+            besides: other keywords of the call, which are suggested too if an unknown option resembles one.
 
         Raises:
-            InputError: for an unknown option, with its remedy; for a value that cannot be used.
+            InputError: for an unknown option, and for a value that cannot be used; the message names the remedy.
         """
         for name in keywords:
             if name not in OPTIONS:
@@ -125,7 +126,7 @@ class WatchOptions:
 
     @property
     def selection(self) -> Selection:
-        """Return which matrices are read."""
+        """Return the selection of the matrices to read."""
         return Selection(self.layers, self.exclude, self.min_eigenvalues, self.max_eigenvalues)
 
 
@@ -136,7 +137,7 @@ _LISTS = ("alerts", "stop_on", "save_on", "layers", "exclude", "measures", "plug
 
 
 def shows_options(function: Function) -> Function:
-    """Give a function with `**keywords: Unpack[WatchKeywords]` the signature that spells them out, for `help()`."""
+    """Set the signature of a function with `**keywords: Unpack[WatchKeywords]`, so that `help()` lists the options."""
     signature = inspect.signature(function)
     own = {name: each for name, each in signature.parameters.items() if each.kind is not each.VAR_KEYWORD}
     options = {
@@ -153,14 +154,14 @@ def shows_options(function: Function) -> Function:
 
 
 def is_default(name: str, value: object) -> bool:
-    """Return whether a value is the default of an option, also as a list where that is a tuple."""
+    """Return whether a value is the default of an option; a list equals the tuple of its items."""
     default = _DEFAULTS[name]
     plain = tuple(value) if isinstance(value, list) else value
     return plain is default or (isinstance(plain, bool | int | float | str | tuple) and plain == default)
 
 
 def check(name: str, value: object) -> None:
-    """Check one option that needs no other to be checked.
+    """Check the value of one option, independent of the others.
 
     Raises:
         InputError: for a value that cannot be used.
@@ -212,4 +213,4 @@ _ALLOWED: dict[str, tuple[Callable[[object], bool], str]] = {
     "exclude": (_is_patterns, "a list of patterns of names"),
     "on_alert": (_is_function_or_none, "a function that takes an Alert"),
 }
-"""By option: whether a value is allowed, and what is. `hook` and `first_step` are of `watch()` alone."""
+"""For each option, a check and a text of the allowed values. `hook` and `first_step` are options of `watch()` only."""

@@ -1,1 +1,1 @@
-"""What happens at a step: count, choose, read, report, deliver."""
+"""Everything that happens at a step: count it, choose matrices, read them, report, deliver."""

@@ -1,4 +1,4 @@
-"""`Alerting`: check the reports of a run by the alert rules, keep the alerts, and send them."""
+"""Define `Alerting`, which checks the reports of a run by the alert rules, keeps the alerts, and sends them."""
 
 import time
 from collections.abc import Iterable, Sequence

@@ -1,4 +1,4 @@
-"""Count the steps of an optimizer by its hooks, and say early where they are not the steps of the training."""
+"""Count the steps of an optimizer by its hooks, and warn early if they are not the steps of the training."""
 
 import inspect
 import logging

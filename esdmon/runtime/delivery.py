@@ -1,4 +1,4 @@
-"""`Delivery`: send reports to the sinks, and alerts to the log, the sinks and the actions."""
+"""Define `Delivery`, which sends reports to the sinks, and alerts to the log, the sinks and the actions."""
 
 import logging
 import math

@@ -1,7 +1,7 @@
-"""`Escalation`: between the scheduled steps, have layers read that jump, or that an alert waits for.
+"""Define `Escalation`, which requests readings between the scheduled steps: of layers that jump or may raise an alert.
 
-What rank 0 of a job cannot read alone is read at a poll: a step at which all ranks poll the job's store. Rank 0 asks
-for it some steps ahead, since other ranks may be ahead of it, and their devices behind.
+Layers that rank 0 of a job cannot read alone are read at a poll, a step at which all ranks poll the job's store. Rank 0
+requests these readings some steps ahead, since other ranks may be ahead of rank 0, and their devices behind.
 """
 
 from collections.abc import Callable, Collection, Iterable

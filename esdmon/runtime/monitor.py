@@ -1,4 +1,4 @@
-"""`Monitor`: count steps, have due steps read, pass reports to the rules and the sinks. It computes nothing."""
+"""Define `Monitor`, which counts steps, starts readings at due steps, and passes reports to the rules and the sinks."""
 
 import math
 import weakref
@@ -29,12 +29,12 @@ from esdmon.sinks.lines import new_run
 
 @final
 class Monitor:
-    """Count optimizer steps, have the model read at those that are due, and pass the reports to rules and sinks.
+    """Count optimizer steps, read the model at due steps, and pass the reports to alert rules and sinks.
 
-    Made by `esdmon.watch`. Nothing that fails inside reaches the training loop, unless `strict=True`. Reports are
-    written by the thread that calls `step`, in step order.
+    `esdmon.watch` returns a monitor. Errors inside a monitor are logged and not raised, unless `strict=True`. Reports
+    are written in step order, by the thread that calls `step`.
 
-    A copy or a pickle of a monitor, as of a model or an estimator that holds it, reads nothing and counts nothing: the
+    A copy or a pickle of a monitor (also as part of a model or an estimator) neither counts steps nor reads, since
     readings, sinks and hooks belong to one model in one process.
     """
 
@@ -85,7 +85,7 @@ class Monitor:
         self._steps = first_step
         self._was_report = False
         self._idle_until: float = 0
-        """The step before which there is nothing to do but to count."""
+        """The step before which steps are only counted."""
         self._out.start(self._run, first_step)
         # A monitor that nobody holds any more leaves no file or thread of its sinks behind.
         weakref.finalize(self, close_sinks, self._out.sinks, Faults(), first_step).atexit = False
@@ -98,7 +98,7 @@ class Monitor:
 
     @property
     def alerts(self) -> tuple[Alert, ...]:
-        """Return all alerts so far, also those that are resolved."""
+        """Return all alerts so far, including resolved ones."""
         return tuple(self._alerting.alerts)
 
     @property
@@ -110,14 +110,14 @@ class Monitor:
     def should_stop(self) -> bool:
         """Return whether an alert of `stop_on=` has fired, or a plugin has requested a stop.
 
-        The callback of a Trainer ends the training by itself; a loop of your own checks this. In a job whose ranks
-        train together it turns True on all of them at the same due step, the first after rank 0 has found it, where
-        all have called `watch` with the same options.
+        Check this in your own loop; the callback of a Trainer ends the training by itself. In a job whose ranks train
+        together it turns True on all ranks at the same due step, the first after rank 0 has raised the alert, if all
+        ranks have called `watch` with the same options.
         """
         return self._requests.should_stop
 
     def take_save_request(self) -> bool:
-        """Return whether an alert of `save_on=` has fired since the last call; on all ranks, as for `should_stop`."""
+        """Return whether an alert of `save_on=` has fired since the last call. For ranks see `should_stop`."""
         return self._requests.take_save_request()
 
     @property
@@ -137,7 +137,7 @@ class Monitor:
 
     @property
     def dropped(self) -> int:
-        """Return how many readings were skipped because the queue was full, or were lost."""
+        """Return the number of readings that were lost, or were skipped because the queue was full."""
         return self._readings.dropped
 
     @property
@@ -149,11 +149,12 @@ class Monitor:
         """Count a step, and read the model if it is due. Not needed where `watch` was given an optimizer.
 
         Args:
-            count: steps since the last call, not the number of the step; readings are due if any of them is.
-            host_step: the step of the host's charts, at which readings are drawn too; a whole number of any library.
+            count: number of steps since the last call, not the step itself. A reading is due if any of them is due.
+            host_step: the x-coordinate of the step in the Trainer's charts, which is used for the readings too; a whole
+                number of any library.
 
         Returns:
-            Whether a reading was due: the same on all ranks of a job.
+            True if a reading was due; the same on all ranks of a job.
         """
         if self._is_hooked:
             self._notes.ignored_step()
@@ -167,7 +168,7 @@ class Monitor:
         return self._count(count, host_step)
 
     def hooked_step(self) -> bool:
-        """Count a step from the optimizer's hook; from then on calls of `step` by the loop are ignored."""
+        """Count a step from the optimizer's hook. Later calls of `step` are ignored."""
         self._is_hooked = True
         return self._count(1, None)
 
@@ -226,7 +227,7 @@ class Monitor:
         return bool(self._schedule(step))
 
     def _asked(self, *, is_scheduled: bool) -> tuple[str, ...]:
-        """Return the layers to read at this step, which is not scheduled; at a scheduled one, those to read first."""
+        """Return the layers to read at an unscheduled step; at a scheduled step, the layers to read first."""
         escalation, step = self._escalation, self._steps
         is_time = escalation is not None and (is_scheduled or step >= escalation.next_step)
         if escalation is not None and is_time and not self._faults.disabled("escalation"):
@@ -246,7 +247,7 @@ class Monitor:
                     self._readings.begin(self._steps, host_step, names, is_scheduled=is_scheduled)
 
     def _exchange_requests(self, *, is_due: bool) -> None:
-        """Exchange with the other ranks what alerts have asked of the training loop."""
+        """Exchange the requests of alerts, to stop or to save, with the other ranks."""
         with self._faults.isolated("requests", self._steps, pauses=False):
             if is_due:
                 self._readings.settle()  # a device may be steps behind, and with it the other ranks
@@ -254,7 +255,7 @@ class Monitor:
                 self._requests.exchange(self._steps, is_due=is_due)
 
     def _get_ready(self) -> None:
-        """Do what has to be done before the first due step: ranks of a job exchange what they hold."""
+        """Prepare the first due step: the ranks of a job exchange the list of weights that each holds."""
         if not self._faults.disabled("ranks"):
             with self._faults.isolated("ranks", self._steps):
                 if not self._has_settled:  # once: where the other ranks do not watch no step must wait
@@ -265,7 +266,7 @@ class Monitor:
 
     @explain_wrong_calls
     def flush(self, timeout: float | None = None) -> None:
-        """Wait for the readings that are under way, at most `timeout` seconds (30), and flush the sinks."""
+        """Wait for unfinished readings, at most `timeout` seconds (30), and flush the sinks."""
         if self._notes.check_active():
             seconds = self._limits.close_seconds if timeout is None else timeout
             self._reporting.wait(self._steps, seconds, elsewhere=self._limits.close_seconds_elsewhere)
@@ -273,11 +274,12 @@ class Monitor:
 
     @explain_wrong_calls
     def close(self, timeout: float | None = None, *, is_complete: bool = True) -> None:
-        """Remove the hooks, wait for the readings that are under way, close the sinks. Later calls do nothing.
+        """Remove the hooks, wait for unfinished readings, close the sinks. Later calls do nothing.
 
         Args:
-            timeout: seconds to wait at most, 30 by default; readings that are not finished then are lost and logged.
-            is_complete: False where the training was broken off: if nothing was read by then, that is not logged.
+            timeout: largest number of seconds to wait, 30 by default. Readings not finished by then are lost; a log
+                line says how many.
+            is_complete: False if the training was interrupted. Then no warning is logged if nothing was read.
         """
         if self._closed or self._notes.is_inactive:
             return
@@ -305,10 +307,10 @@ class Monitor:
         self._at_close.append(undo)
 
     def state_dict(self) -> Plain:
-        """Return what a resumed run continues from: steps, readings, alerts, and samples of the weights.
+        """Return the state of the run: steps, readings, alerts, and samples of the weights.
 
-        Plain data and tensors, some 40 kB for each matrix: `torch.load` reads it with weights_only. It does not wait
-        for readings that are under way: the resumed run reads those matrices next.
+        The state has plain data and tensors, about 40 kB for each matrix; `torch.load` reads it with weights_only. The
+        call does not wait for unfinished readings: a resumed run reads these matrices next.
         """
         if self._notes.check_active():
             self._reporting.take(self._steps)
@@ -316,13 +318,13 @@ class Monitor:
 
     @explain_wrong_calls
     def load_state_dict(self, state: object) -> None:
-        """Continue from `state_dict()`; sinks that support it drop what that run wrote later.
+        """Continue from a `state_dict()`. Sinks that support it remove what the run wrote after the saved step.
 
-        What only a newer version keeps is left out, with a warning.
+        Parts of the state that only a newer version knows are left out, with a warning.
 
         Raises:
-            ValueError: for anything else than a state that this version can read, with the version that wrote it;
-                nothing is changed then.
+            ValueError: if `state` is not a state that this version can read; the message names the version that wrote
+                it. The monitor is then unchanged.
         """
         saved = parse(state, self._parts)
         self._idle_until = 0
@@ -333,7 +335,7 @@ class Monitor:
         self._out.rewind(saved.steps, saved.alerts)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how a copy is made: with the steps counted so far, and nothing else."""
+        """Return a constructor of an inactive copy, with the steps counted so far."""
         return copied, (self._steps,)
 
     def __repr__(self) -> str:
@@ -346,14 +348,14 @@ class Monitor:
         return f"<Monitor{' (closed)' if self._closed else ''}, {count(self._steps, 'step')}, {found}>"
 
     def __enter__(self) -> Self:
-        """Return the monitor; leaving the block closes it."""
+        """Return the monitor, which is closed when the block ends."""
         return self
 
     def __exit__(self, kind: object = None, *_: object) -> None:
-        """Close, also when the loop raised."""
+        """Close the monitor, also if the loop has raised."""
         self.close(is_complete=kind is None)
 
 
 def copied(steps: int) -> Monitor:
-    """Return the copy of a monitor, with the steps that it had counted: it reads nothing, and counts no more."""
+    """Return an inactive copy of a monitor: it has the counted steps, and neither reads nor counts."""
     return Monitor(NoReadings(), schedule=lambda _step: False, first_step=steps, notes=Notes(is_copy=True))

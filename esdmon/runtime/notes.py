@@ -1,4 +1,4 @@
-"""`Notes`: what a monitor logs once about how it is used."""
+"""Define `Notes`, which logs hints about the use of a monitor, each once."""
 
 import logging
 import math

@@ -1,4 +1,4 @@
-"""`Readings`: the protocol of what reads for a monitor; `NoReadings` is that of a copy, which has no model."""
+"""Define `Readings`, the protocol of an object that reads for a monitor, and `NoReadings`, which reads nothing."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import ClassVar, Protocol, final

@@ -1,4 +1,4 @@
-"""`Reporting`: wait for reports to be complete, check them by the rules, and write them."""
+"""Define `Reporting`, which waits for complete reports, checks them by the rules, and writes them."""
 
 import time
 from typing import final

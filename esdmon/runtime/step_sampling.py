@@ -1,4 +1,4 @@
-"""`StepSampling`: sample all weights before and after single steps, and find those that jump."""
+"""Define `StepSampling`, which samples all weights before and after single steps, and finds weights that jump."""
 
 import math
 from collections.abc import Callable

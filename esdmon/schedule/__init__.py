@@ -1,4 +1,4 @@
-"""When a model is read (`times`), how much of it (`budget`), and which matrices come first (`priority`)."""
+"""Decide when a model is read (`times`), how much of it (`budget`), and which matrices come first (`priority`)."""
 
 from esdmon.schedule.times import Schedule as Schedule
 from esdmon.schedule.times import as_schedule as as_schedule

@@ -1,7 +1,7 @@
-"""Choose when layers in which something may be wrong are read between the scheduled steps.
+"""Choose the steps of extra readings of layers that may have a problem.
 
-An alert needs a finding in several readings in a row. At the scheduled cadence that takes hundreds of steps, so a layer
-with a finding that is not confirmed yet, or one that has jumped, is read ten times as often until that is settled.
+An alert needs a finding in several readings in a row, which takes hundreds of steps at the scheduled interval. So a
+layer that has jumped, or has an unconfirmed finding, is read ten times as often until the finding is confirmed or gone.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Limit how much of the run's time monitoring takes: the run earns credit, and the monitor spends seconds."""
+"""Limit the share of the run's time that monitoring takes: the run earns credit in seconds, the monitor spends it."""
 
 import math
 import time

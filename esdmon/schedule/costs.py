@@ -1,4 +1,4 @@
-"""`Costs`: expected seconds of a reading of each matrix, learned from those that were made."""
+"""Define `Costs`: the expected seconds of a reading of each matrix, estimated from past readings."""
 
 from collections.abc import Mapping
 from typing import final

@@ -1,4 +1,4 @@
-"""`Fragment`: the part of a parameter that one rank of a job holds. What is read is put together from these."""
+"""Define `Fragment`: the part of a parameter that one rank of a job holds. Parameters are assembled from fragments."""
 
 import math
 from collections.abc import Iterable, Sequence

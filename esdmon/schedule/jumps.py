@@ -1,6 +1,6 @@
 """Find layers whose steps or norms jump, from samples taken between readings.
 
-A jump raises no alert: it brings a reading forward. So the thresholds may be low; what they cost is a reading.
+A jump raises no alert; it only causes an earlier reading. So the thresholds can be low: a wrong jump costs one reading.
 """
 
 import math

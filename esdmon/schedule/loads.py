@@ -1,4 +1,4 @@
-"""Share readings out among the ranks of a job: the next one goes to the rank with the least to do."""
+"""Distribute readings over the ranks of a job: the next one goes to the rank with the smallest load."""
 
 from collections.abc import Iterable, Mapping
 from typing import final

@@ -1,7 +1,8 @@
 """Choose the steps between two scheduled ones at which all ranks of a job poll its store for an extra plan.
 
-What an alert waits for, or what jumps, is known after a scheduled step only, so that its plan cannot hold it. A poll
-is one request to the job's store, which all ranks send at the same step: so there are few, and fewer in a large job.
+Layers that jump or have an unconfirmed finding are known only after the plan of a scheduled step was made, so they need
+an extra plan. A poll is one request to the job's store by each rank at the same step. So there are few polls, and fewer
+in a large job.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""Compare steps during which threads read with those just before and after, during which none did.
+"""Compare the time of steps during which threads read with the time of steps just before and after, without readings.
 
-The time of a step drifts: a processor clocks down, a neighbour on the host begins to work. So blocks of steps without a
-reading are compared only with those next to them, on both sides, which leaves a steady drift out of the result. (In a
-job of several ranks some blocks lie between, in which readings end.)
+The time of a step drifts: a processor clocks down, or another job on the host begins to work. So a block of steps
+without readings is compared only with the blocks next to it, on both sides, which cancels a steady drift. (In a job of
+several ranks some blocks lie between, in which readings end.)
 
 One comparison gives y, the logarithm of a ratio of times, and f, the share of the time in which threads have read. A
 slow-down δ makes y = δf plus noise, so δ is estimated by the median of y/f, weighted by f².

@@ -1,4 +1,4 @@
-"""`StepSample`: what a few elements of a weight show of one optimizer step."""
+"""Define `StepSample`: the change of a few elements of a weight in one optimizer step."""
 
 import math
 from typing import NamedTuple

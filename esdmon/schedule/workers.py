@@ -1,16 +1,16 @@
-"""Set how many threads read at once, and for how long, from how much slower the training's steps are while they read.
+"""Set the number of threads that read, and their share of the time, from the measured slow-down of training steps.
 
-Reading on idle cores costs a run only what its steps lose: by shared memory bandwidth, by the interpreter's lock, or
-where cores were not idle after all. That is measured: blocks of steps in which threads read are compared with blocks in
-which none did, see `esdmon.schedule.slow_down`. Where the slow-down δ is above the budget β by more than its error, the
-threads are halved; where it is below by more, they are doubled, or increased by one after they had to be halved. Where
-the estimate of δ is above β, threads read for a part 0.8·β/δ of the time, whether the estimate is certain or not: a
-wrong one delays readings, and stops none. One thread is left, unless δ is above 4β by more than its error.
+Reading on idle cores slows the training's steps only by shared memory bandwidth, by the interpreter's lock, or if cores
+were not idle after all. The slow-down δ is measured: blocks of steps in which threads read are compared with blocks in
+which none did, see `esdmon.schedule.slow_down`. If δ is above the budget β by more than its error, the number of
+threads is halved; if δ is below β by more than its error, it is doubled, or increased by one after it was once halved.
+If the estimate of δ is above β, certain or not, threads read for only 0.8·β/δ of the time; a wrong estimate delays
+readings, and stops none. At least one thread is left, unless δ is above 4β by more than its error.
 
-The ranks of a job wait for each other in each step, so that each of them loses what the readings of any cost. There
-the threads of all ranks pause in the same blocks: for as many as the longest reading takes to end, as rank 0 says, and
-one more, which is compared. So δ is what the readings of all ranks cost, and each rank halves its threads where it is
-too much, down to none. All ranks count the same steps, also those that have no idle core: their one thread pauses too.
+The ranks of a job wait for each other in each step, so each rank is slowed by the readings of all. Here the threads of
+all ranks pause in the same blocks: as many blocks as the longest reading takes to end, as announced by rank 0, and one
+more, which is compared. So δ is the cost of the readings of all ranks. If it is too high, each rank halves its number
+of threads, down to none. All ranks count the same steps, also ranks without an idle core: their one thread pauses too.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Find the matrices of a model, select those to read, and count the parameters that they cover."""
+"""Find the matrices of a model, select the matrices to read, and count their parameters."""
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence

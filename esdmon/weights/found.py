@@ -1,4 +1,4 @@
-"""`Found`: the matrices and parameters of a model or a state dict, before any are selected."""
+"""Define `Found`: the matrices and parameters of a model or a state dict, before selection."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Name the kind of layer that a matrix belongs to, by how it is read, so that modules and files give the same."""
+"""Name the kind of layer of a matrix, from the way it is read, so that modules and files give the same name."""
 
 import re
 from contextlib import suppress

@@ -1,8 +1,8 @@
-"""`Matrix`: a handle on one weight, in the form that the weights of all kinds of layers are brought to.
+"""Define `Matrix`: a handle on one weight, in the same form for all kinds of layers.
 
 The form is a stack (slices, rows, columns): a linear layer is one slice, a convolution has a slice for each kernel
-position, a block of experts one for each expert. The rows are the outputs where the layer says so; the spectrum does
-not depend on it.
+position, a block of experts one for each expert. Rows are outputs if the layer defines outputs; the spectrum does not
+depend on the orientation.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Iterate over the modules of a model under the names that its author gave them.
 
-Wrappers rename what they hold (`_orig_mod.fc1`, `module.fc1`). They are recognised by their type and looked through at
-any depth. Names are never cut by their spelling, since a user's own module may be called `module`.
+Wrappers add prefixes to names (`_orig_mod.fc1`, `module.fc1`). Wrappers are recognised by their type, at any depth, and
+their prefixes are removed. The spelling of a prefix is not used, since a user's own module may be called `module`.
 """
 
 from collections.abc import Iterator

@@ -1,8 +1,8 @@
 """Recognise tensors that are not weight matrices, by name, shape, dtype and neighbours, in modules and files alike.
 
-A module distinguishes parameters from buffers, and knows its layers. Of a file only names and shapes are known, so that
-a causal mask of 1 × 1 × 1024 × 1024 numbers looks like a convolution. What is left out here is named in the coverage,
-with the reason.
+A module distinguishes parameters from buffers, and knows its layers. For a file only names and shapes are known, so a
+causal mask of 1 × 1 × 1024 × 1024 numbers looks like a convolution. Tensors that are left out here are listed in the
+coverage, with the reason.
 """
 
 import re

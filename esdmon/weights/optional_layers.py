@@ -1,7 +1,7 @@
 """Find the layers that are read only on request: embeddings, output heads and routers.
 
-Their rows are tokens or experts, many of them rarely visited, and their spectra reflect frequencies in the data more
-than what a layer computes. The type of a module says what it is; of a mapping only names and shapes are known.
+Their rows are tokens or experts, many of them rarely used, and their spectra depend more on frequencies in the data
+than on the computation of the layer. A module is recognised by its type; in a mapping only names and shapes are known.
 """
 
 import math

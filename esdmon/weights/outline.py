@@ -1,4 +1,4 @@
-"""`Outline`: a copy of a model in which each shard has a stand-in, a tensor of the whole weight's shape without values.
+"""Define `Outline`: a copy of a model with a stand-in for each shard, of the whole weight's shape and without values.
 
 `filled` substitutes values for stand-ins.
 """

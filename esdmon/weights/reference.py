@@ -1,4 +1,4 @@
-"""Read W − W₀, the change of each weight since a reference state of the same model."""
+"""Read W − W₀, the difference of each weight from a reference state of the same model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Select which matrices of a model are read, and count how many of its parameters that covers."""
+"""Select the matrices of a model that are read, and count the parameters in them."""
 
 import math
 import re

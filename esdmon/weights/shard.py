@@ -1,4 +1,4 @@
-"""`Shard`: a weight of which this rank holds a part."""
+"""Define `Shard`: a weight of which this rank holds a part."""
 
 import math
 from collections.abc import Callable

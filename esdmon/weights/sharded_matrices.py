@@ -1,4 +1,4 @@
-"""Read weights that are sharded over ranks: a sample of this rank's part, and the whole once it is put together."""
+"""Read weights that are sharded over ranks: a sample of this rank's part, and the whole weight after assembly."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,11 +1,11 @@
-"""Find the weights that are sharded over the ranks of a job, and which part of each this rank holds.
+"""Find the weights that are sharded over the ranks of a job, and the part of each that this rank holds.
 
-A module shows them in many shapes: DTensors, 1-D slices (FSDP1), empty placeholders (ZeRO-3), and between a forward and
-its backward, or for as long as the user keeps them gathered, as whole parameters that are a step old. So what a module
-shows cannot be trusted: the wrappers say which weights they manage, and which parameter the optimizer holds instead.
-All are recognised by type names and attributes, without importing the libraries that made them. What this rank holds is
-computed from metadata, and read with `to_local()` and nothing after it: any other operation on a DTensor, even a slice,
-may be a collective.
+The parameters of a module have many forms: DTensors, 1-D slices (FSDP1), empty placeholders (ZeRO-3), or whole
+parameters that are a step old, between a forward and its backward or while the user keeps them gathered. So the
+parameters of the module cannot be trusted. Instead, the wrappers list the weights that they manage, and the parameters
+that the optimizer holds for them. All are recognised by type names and attributes, without importing the libraries that
+made them. The part of this rank is computed from metadata, and read with `to_local()` and no further operation: any
+other operation on a DTensor, even a slice, may be a collective.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence

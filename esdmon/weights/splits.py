@@ -1,4 +1,4 @@
-"""Compute which part of a weight a rank holds, from how the weight is split over ranks, without communication."""
+"""Compute the part of a weight that a rank holds, from the way it is split over ranks, without communication."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

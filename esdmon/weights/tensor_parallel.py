@@ -1,6 +1,6 @@
 """Describe the part that a rank holds of a weight split by the tensor parallel of Megatron or of DeepSpeed (AutoTP).
 
-Both split plain parameters: their marks, and the layer that has them, say how.
+Both split plain parameters. The split follows from attributes of the parameter and from its layer.
 """
 
 import sys

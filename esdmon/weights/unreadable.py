@@ -1,4 +1,4 @@
-"""Describe the weights of a model that cannot be read, in sentences for the log."""
+"""Describe for the log the weights of a model that cannot be read."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Check that a weight can be read at all, before any time is spent on it."""
+"""Check that a weight can be read, before time is spent on it."""
 
 import torch
 from torch import Tensor

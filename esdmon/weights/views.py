@@ -1,8 +1,8 @@
-"""Offer what moves a weight as matrices that are read on request: its last update, and the optimizer's momentum.
+"""Provide the update and the momentum of each weight as matrices that are read on request.
 
-`*/update` in `layers=` is W − W at the reading before, and `*/momentum` the running mean of the gradients that the
-optimizer keeps. They have measures, and neither a phase nor alerts, which are defined for weights. Both are offered for
-weights that are parameters, or parts of one, and held whole by this process.
+`*/update` in `layers=` is the difference of W from the previous reading, and `*/momentum` the running mean of gradients
+in the optimizer. Both have measures, but neither a phase nor alerts, which are defined for weights. They exist for
+weights that are parameters, or parts of one, and are held whole by this process.
 """
 
 from collections.abc import Iterator, Sequence

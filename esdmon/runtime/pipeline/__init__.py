@@ -1,1 +1,1 @@
-"""Which matrices are read at a due step, and what becomes of the readings until they are reported."""
+"""Choose the matrices to read at a due step, and hold their readings until they are reported."""

@@ -1,4 +1,4 @@
-"""`Collector`: collect the readings of due steps that are finished, and give up those that are not."""
+"""Define `Collector`, which collects finished readings of due steps, and cancels unfinished ones."""
 
 import time
 from collections import deque

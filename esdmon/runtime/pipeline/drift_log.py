@@ -1,4 +1,4 @@
-"""`DriftLog`: how far each matrix has moved since it was read, as measured here or as other ranks report it."""
+"""Define `DriftLog`: the distance that each matrix has moved since its last reading, on this rank or on others."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""`DroppedReadings`: count the readings that a run does not have, and log what the user can do about it."""
+"""Define `DroppedReadings`, which counts readings that were skipped or lost, and logs the remedy."""
 
 import logging
 from typing import final

@@ -1,4 +1,4 @@
-"""`DueStep`: the readings of one due step, until they are reported."""
+"""Define `DueStep`: the readings of one due step, until they are reported."""
 
 import math
 from collections import deque

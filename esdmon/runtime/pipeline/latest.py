@@ -1,4 +1,4 @@
-"""`LatestReadings`: the last reading of each matrix, and those of a saved run whose matrices are not listed yet."""
+"""Define `LatestReadings`: the last reading of each matrix, also of matrices of a saved run that are not found yet."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping

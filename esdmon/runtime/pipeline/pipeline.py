@@ -1,4 +1,4 @@
-"""`ReadingPipeline`: plan the readings of a due step, start them, gather what is finished, report in step order."""
+"""Define `ReadingPipeline`, which plans and starts the readings of a due step, and reports them in step order."""
 
 import time
 from collections import deque

@@ -1,4 +1,4 @@
-"""`Planning`: which matrices are read, within the credit of this process, or on rank 0 within that of each rank."""
+"""Define `Planning`, which chooses the matrices to read within the credit of this process, or of each rank of a job."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import final

@@ -1,4 +1,4 @@
-"""`Screening`: compute the norms of matrices whose readings come seldom, at each due step, for a part of the budget."""
+"""Define `Screening`, which computes norms of rarely read matrices at each due step, with a part of the budget."""
 
 import math
 from collections.abc import Collection, Mapping

@@ -1,1 +1,1 @@
-"""Jobs of several ranks: who holds what, who reads what, and how fragments, readings and requests travel."""
+"""Jobs of several ranks: which rank holds and reads which matrices, and the messages and fragments they exchange."""

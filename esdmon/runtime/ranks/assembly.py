@@ -1,4 +1,4 @@
-"""`Assembly`: put sharded parameters together and read their matrices, in a thread that may wait for other ranks."""
+"""Define `Assembly`, which assembles sharded parameters and reads them, in a thread that may wait for other ranks."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping

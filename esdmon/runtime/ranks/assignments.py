@@ -1,8 +1,8 @@
-"""`Assignments`: what each rank of a job does at a due step: give copies of its fragments, read what it was assigned.
+"""Define `Assignments`: the part of each rank at a due step, to serve copies of its fragments and read its matrices.
 
-In the training's thread the store is polled once for rank 0's plan, and copies are begun: nothing waits. What needs
-fragments of other ranks is put together and read in a thread of the executor (`assembly.py`), as much at a time as
-memory allows.
+In the training's thread the store is polled once for rank 0's plan, and copies are started, without waiting. Matrices
+that need fragments of other ranks are assembled and read in a thread of the executor (`assembly.py`), as many at a time
+as fit into memory.
 """
 
 import logging

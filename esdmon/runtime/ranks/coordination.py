@@ -1,10 +1,10 @@
-"""Exchange the messages between the ranks of a job: who holds what, what is read where, and the readings.
+"""Exchange messages between the ranks of a job: the weights that each holds, the plans of rank 0, and the readings.
 
 The ranks exchange texts through the key-value store that every `torch.distributed` job has, and use no
 collectives. A collective that one rank does not enter hangs the job: when only rank 0 calls `watch`, when one rank
 fails to read, or when the loop is left early. The store also depends on no backend (NCCL, gloo), and mixes with no
-collective of the training. Nobody waits for a message in the training's thread: what is read at a due step was
-announced at the due step before, and whoever has no plan reads nothing.
+collective of the training. The training's thread never waits for a message: the plan for a due step is sent at the due
+step before, and a rank without a plan reads nothing.
 """
 
 import json

@@ -1,11 +1,11 @@
-"""`FragmentExchange`: serve copies of this rank's fragments to the other ranks of the job over TCP, and fetch theirs.
+"""Define `FragmentExchange`, which serves copies of this rank's fragments to other ranks over TCP, and fetches theirs.
 
-Each copy is fetched by the one rank that puts its matrix together, in a thread of that rank, with a deadline. So each
-link fails alone: a rank that is late, silent or dead costs the others their time of waiting in that thread, and breaks
-nothing. Why torch's own ways are not used is measured in docs/sharded.md: a `TCPStore` whose process is stopped blocks
-its clients for ever, and a pair of gloo that has timed out once is closed for good.
+Each copy is fetched by the rank that assembles the matrix, in a thread, with a deadline. So each connection fails
+alone: if a rank is late, silent or dead, the others lose only waiting time in this thread. docs/sharded.md shows by
+measurements why torch's own means are not used: a `TCPStore` whose process is stopped blocks its clients for ever, and
+a pair of gloo that has timed out once is closed for good.
 
-A request is authenticated by a key that rank 0 leaves in the job's store. Nothing that arrives is ever unpickled.
+A request is authenticated by a key that rank 0 writes to the job's store. Received data is never unpickled.
 """
 
 import hashlib

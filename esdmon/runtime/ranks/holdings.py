@@ -1,9 +1,9 @@
 """Describe which rank of a job holds which part of a parameter, and list the matrices of all ranks by name.
 
-Each rank announces a `Table`, computed from metadata; rank 0 joins them. Fragments that several ranks hold (replicas,
-under DDP or HSDP, or of a layer on a part of the mesh) are recognised by equal boxes with equal content, so that the
-meshes themselves need not be known. Equal names with other content are other weights: stages of a pipeline that count
-their layers from 0, experts of their own; each is read under `name@rank`, the first rank that holds it.
+Each rank announces a `Table`, computed from metadata; rank 0 joins the tables. Replicas, fragments that several ranks
+hold (under DDP or HSDP, or of a layer on a part of the mesh), are recognised by equal boxes with equal content, so that
+the meshes need not be known. Equal names with different content are different weights, such as those of pipeline stages
+that count their layers from 0, or of experts. Each is read as `name@rank`, with the first rank that holds the weight.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""`JobStore`: the key-value store that every `torch.distributed` job has, for values and for texts of any length."""
+"""Define `JobStore`: the key-value store of a `torch.distributed` job, for values and for texts of any length."""
 
 import zlib
 from typing import Protocol, final

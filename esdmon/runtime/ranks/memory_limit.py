@@ -1,4 +1,4 @@
-"""`MemoryLimit`: memory that several threads hold at once, within a bound."""
+"""Define `MemoryLimit`, which bounds the memory that several threads hold at the same time."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager

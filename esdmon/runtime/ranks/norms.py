@@ -1,6 +1,6 @@
-"""Compute ‖W‖_F of sharded weights between their readings: each rank that of its fragments, and rank 0 joins them.
+"""Compute ‖W‖_F of sharded weights between readings: each rank computes its fragments' norms, and rank 0 adds them up.
 
-‖W‖_F² is the sum of the squares of all elements, so that each rank sends one number for each weight, and no element.
+‖W‖_F² is the sum of the squares of all elements, so each rank sends one number per weight, and no elements.
 """
 
 import math

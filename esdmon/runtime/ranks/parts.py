@@ -1,4 +1,4 @@
-"""`Parts`: the protocol of what one rank of a job holds of the weights, and `ShardedSource`, which has such parts."""
+"""Define two protocols: `Parts`, the parts of weights that a rank holds, and `ShardedSource`, which has such parts."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager

@@ -1,4 +1,4 @@
-"""`RankFaults`: on rank 0 of a job, count which ranks read and give their fragments, and which fail to do so."""
+"""Define `RankFaults`, which counts on rank 0 the ranks that fail to read or to serve their fragments."""
 
 from collections.abc import Collection, Iterable
 from functools import partial

@@ -1,4 +1,4 @@
-"""`RemoteReader`: on the other ranks of a job, read and give copies as rank 0 says."""
+"""Define `RemoteReader`, which reads matrices and serves copies on the other ranks, as planned by rank 0."""
 
 import logging
 from collections.abc import Callable, Collection, Iterator

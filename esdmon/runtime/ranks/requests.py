@@ -1,4 +1,4 @@
-"""`Requests`: what alerts have asked of the training loop, known on all ranks of a job at the same step."""
+"""Define `Requests`: the requests of alerts to stop or to save, known on all ranks of a job at the same step."""
 
 from typing import Literal, TypeAlias, final
 

@@ -1,7 +1,7 @@
-"""`Sharing`: which rank of a job reads which of some matrices, so that all are done at about the same time.
+"""Define `Sharing`, which distributes matrices over the ranks of a job so that all finish at about the same time.
 
-A rank whose threads read on idle cores reads many times as much for the same loss of the run as one that has none, and
-is given as much more.
+A rank with idle cores reads many times as much at the same cost to the run as a rank without, so it gets more matrices
+in the same proportion.
 """
 
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""`Team`: on rank 0 of a job, who reads what at the next due step, given what each rank holds."""
+"""Define `Team`, which plans on rank 0 which rank reads which matrices at the next due step."""
 
 import logging
 import math

@@ -1,1 +1,1 @@
-"""From a weight to the record of its reading: the one package of the runtime that knows tensors."""
+"""Turn a weight into the record of its reading. No other package of the runtime handles tensors."""

@@ -1,4 +1,4 @@
-"""`Computing`: from a weight to what is computed of it, here or in a worker process."""
+"""Define `Computing`, which computes the numbers of a reading from a weight, here or in a worker process."""
 
 from collections import defaultdict
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`FailingReadings`: record readings that fail as faults of the monitor."""
+"""Define `FailingReadings`, which records failed readings as faults of the monitor."""
 
 from typing import final
 

@@ -1,4 +1,4 @@
-"""`GpuSolver`: which eigenvalue problems a GPU solves in the hook, and what happens where it fails."""
+"""Define `GpuSolver`, which chooses the eigenvalue problems that a GPU solves in the hook, and handles its failures."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""`HeldParameters`: the parameters that the optimizers hold."""
+"""Define `HeldParameters`: the parameters that the optimizers hold."""
 
 import logging
 import math

@@ -1,7 +1,7 @@
-"""`LocalParts`: what this rank holds of the weights of a job: its table, copies of its fragments, and whole matrices.
+"""Define `LocalParts`: the parts of weights on this rank, with their table, copies of fragments, and whole matrices.
 
-In the training's thread a sharded weight is only read by `to_local()` and copied: no collective, and no operation on a
-DTensor.
+In the training's thread a sharded weight is only accessed by `to_local()` and copied: there is neither a collective nor
+an operation on a DTensor.
 """
 
 import hashlib

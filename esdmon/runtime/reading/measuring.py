@@ -1,4 +1,4 @@
-"""`Measuring`: from a spectrum to a record: its phase, its measures and their values for noise."""
+"""Define `Measuring`, which computes from a spectrum the phase, the measures and their nulls."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`Pool`: read the matrices of a model once, in several worker processes where that is worth their start."""
+"""Define `Pool`, which reads the matrices of a model once, in worker processes if these save time."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator

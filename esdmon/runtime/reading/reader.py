@@ -1,4 +1,4 @@
-"""Read the matrices of a model: weight to spectrum, spectrum to measures and phase, all to a `LayerReport`."""
+"""Read the matrices of a model: compute spectrum, measures and phase of each, and return them as a `LayerReport`."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""`ReadingRecords`: the record of a reading, from its begin until it has numbers, or the reason why it has none."""
+"""Define `ReadingRecords`, which makes the record of a reading, with its numbers or the reason why it has none."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`WatchedModel`: the matrices of a model, looked for again where the model has changed."""
+"""Define `WatchedModel`: the matrices of a model, which are found again if the model has changed."""
 
 import logging
 from collections.abc import Callable, Mapping

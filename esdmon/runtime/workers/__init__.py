@@ -1,1 +1,1 @@
-"""Where readings run: on the spot, in threads, or in processes of their own, on the cores that are idle."""
+"""Run readings in the training's thread, in other threads, or in worker processes, on idle cores."""

@@ -1,7 +1,7 @@
-"""Close monitors that a script has left open, and end running readings, when the interpreter ends.
+"""Close monitors that a script has left open, and end running readings, when the interpreter exits.
 
-A reading that runs while the interpreter is torn down can abort the process: its thread is inside C++ code of torch,
-and Python ends a thread there that asks for the interpreter's lock. So the end waits for the thread, for some seconds.
+A reading that still runs at exit can abort the process: its thread is inside C++ code of torch, and Python ends such a
+thread when it requests the interpreter's lock. So the exit waits some seconds for the thread.
 """
 
 import atexit

@@ -1,7 +1,8 @@
-"""`Executor`: finish readings on the spot, or in threads or processes while training goes on.
+"""Define `Executor`, which finishes readings in the hook, or in threads or processes while training continues.
 
-Where no core is idle, a reading in a thread is charged in full, and a GPU computes the eigenvalues of a large matrix
-in a small part of that time. Then it does, in the hook, which waits for them, and a thread finishes the reading.
+If no core is idle, a reading in a thread is charged to the budget in full. A GPU computes the eigenvalues of a large
+matrix in a small part of the time. So they are then computed on the GPU in the hook, which waits for the result, and a
+thread finishes the reading.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Define a reading as plain values and arrays: what a worker process is given, and what it returns."""
+"""Define the job of a worker process and its result, as plain values and arrays."""
 
 import math
 from dataclasses import dataclass

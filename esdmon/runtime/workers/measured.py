@@ -1,4 +1,4 @@
-"""Compute from a spectrum all that a record needs, in this process or in another one."""
+"""Compute all numbers of a record from a spectrum, in this process or in a worker process."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress

@@ -1,7 +1,7 @@
-"""`Processes`: worker processes that finish readings, one for each thread that asks.
+"""Define `Processes`: worker processes that finish readings, one for each thread that requests one.
 
-A thread takes the interpreter's lock hundreds of times in a reading, and a training of many small operations waits for
-it each time. A process takes no lock of the training's, and can be ended while it solves.
+A thread takes the interpreter's lock hundreds of times in a reading, and a training with many small operations waits
+for the lock each time. A process takes no lock of the training, and can be ended during a computation.
 """
 
 import logging

@@ -1,7 +1,7 @@
 """Run a worker process, which finishes readings and never loads torch.
 
-`python -m esdmon.runtime.workers.program SOCKET MEMORY [idle]`, with the file descriptors that it inherits; `idle` is
-for the lowest priority. It ends with its parent.
+`python -m esdmon.runtime.workers.program SOCKET MEMORY [idle]`, where SOCKET and MEMORY are inherited file descriptors,
+and `idle` sets the lowest priority. The worker process ends with its parent.
 """
 
 import ctypes

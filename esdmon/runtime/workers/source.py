@@ -1,4 +1,4 @@
-"""`Source`: the protocol of what is read, and `Task`: a reading of it that is under way."""
+"""Define two protocols: `Source`, which starts readings of a model, and `Task`, a started reading."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""`Threads`: jobs in threads that do not hold up the end of the process."""
+"""Define `Threads`, which runs jobs in threads that do not delay the exit of the process."""
 
 import time
 from collections import deque

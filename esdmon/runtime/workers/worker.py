@@ -1,7 +1,7 @@
-"""`Worker`: a process of its own that finishes readings: how it is started, given a job, and ended.
+"""Define `Worker`, which starts a process that finishes readings, sends it jobs, and ends it.
 
-It is not forked off the training: it is a Python of its own that loads neither torch nor the user's script, and gets
-the weight through memory that both share.
+The process is not forked from the training. It is a new Python interpreter that loads neither torch nor the user's
+script. It gets the weight through shared memory.
 """
 
 import mmap

@@ -1,4 +1,4 @@
-"""List what else lies in a folder of weights: for what was left unread, and for a hint where nothing can be read."""
+"""List the other files in a folder of weights: the weights that were not read, and hints if nothing can be read."""
 
 import re
 from collections.abc import Container, Iterable, Iterator

@@ -1,8 +1,8 @@
-"""Find the weights of a model among all that a training script saves with them.
+"""Find the weights of a model in a file with everything that a training script saves.
 
 A checkpoint is a tree of dictionaries and lists with tensors at its leaves. Optimizer states are recognised by their
-key or by their form at any depth; what lies under a usual key, such as `state_dict`, is the model, under the names that
-it has there; all else that holds matrices, such as an EMA copy or a second model, keeps its path before its names.
+key or by their form at any depth. Tensors under a usual key, such as `state_dict`, are the model, and keep their names.
+Other matrices, such as those of an EMA copy or a second model, have their path in the tree before their names.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Read the files of DeepSpeed: of a model, of its experts, and of the layers of a pipeline.
 
-Experts are in files of their own, under their whole names. A pipeline writes a file for each layer, with the names that
-the layer has by itself; in the module, `deepspeed.pipe.PipelineModule`, the layer's number stands before them.
+Experts are in separate files, under their full names. A pipeline writes a file for each layer, with names relative to
+the layer; in the module, `deepspeed.pipe.PipelineModule`, the names have the layer's number in front.
 """
 
 import re

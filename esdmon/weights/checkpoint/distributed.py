@@ -1,7 +1,7 @@
-"""Read folders of torch's distributed checkpoints, without torch's loader, which would unpickle what it finds.
+"""Read folders of torch's distributed checkpoints, without torch's loader, which would execute pickled code.
 
-Their index says which tensors there are, and where each chunk of one lies; a chunk is a file of `torch.save` inside a
-`.distcp` file. The index is refused where it names code that has no place in it.
+The index of a checkpoint lists the tensors and the places of their chunks; a chunk is a file of `torch.save` inside a
+`.distcp` file. The index is refused if it names code that an index does not need.
 
 Megatron-Core writes the layers of a transformer as one tensor for each of their parameters, with the layers along its
 first side, where they are all alike: `decoder.layers.mlp.linear_fc1.weight`. They are read layer by layer, under the

@@ -1,7 +1,7 @@
 """Read the tables of weights in programs of `torch.export`, files of `torch.export.save` that end in `.pt2`.
 
-Since torch 2.9 each model of a program has a table in JSON, of what each tensor is in blocks of numbers beside it; in
-those of earlier versions is a file of `torch.save`.
+Since torch 2.9 each model of a program has a table in JSON that describes its tensors, and blocks of numbers beside the
+table. Programs of earlier versions contain a file of `torch.save`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Open a part of a file as a file, without a copy of it in memory, and without reading what lies before."""
+"""Open a part of a file as a file, without a copy in memory, and without reading the bytes before the part."""
 
 import io
 from pathlib import Path

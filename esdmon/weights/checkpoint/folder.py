@@ -1,6 +1,6 @@
-"""Read folders of weights, as the libraries write them that made them.
+"""Read folders of weights in the layouts of the libraries that write them.
 
-What a folder means is never guessed: where its files contradict each other, it is refused with what was found.
+The layout is never guessed: if the files of a folder contradict each other, an error says what was found.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Recognise a file by its first bytes: its name says little, as in `checkpoint.pth.tar` or a blob of a cache."""
+"""Recognise a file by its first bytes. Names are not reliable, such as `checkpoint.pth.tar` or a blob of a cache."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Read GGUF files of llama.cpp: packed weights are read as the numbers that they stand for."""
+"""Read GGUF files of llama.cpp; packed weights are unpacked to ordinary numbers."""
 
 from pathlib import Path
 from typing import Any

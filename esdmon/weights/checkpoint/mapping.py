@@ -1,4 +1,4 @@
-"""`Checkpoint`: a mapping of names to tensors that reads one tensor at a time from disk."""
+"""Define `Checkpoint`, a mapping of names to tensors that reads one tensor at a time from disk."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Open a checkpoint, whatever it is. Nothing in a file is ever executed."""
+"""Open a checkpoint of any kind. No code in a file is ever executed."""
 
 import os
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Read a pickle as plain data: no name of it is imported, no object of it is made, and nothing of it is called.
+"""Read a pickle as plain data: without importing names, creating objects of its classes, or calling its functions.
 
-A pickle is a program for a stack machine. `parse` runs it on a machine of its own, which knows containers, numbers and
-texts; every global of the pickle stays a name, and every call of one becomes a `Call`, a record of what was to be
-called with what. Only `builders`, functions of ours, turn calls into something else, such as a description of a tensor.
-So a hyperparameter of any type beside the weights is read past, and a hostile pickle does nothing.
+A pickle is a program for a stack machine. `parse` runs it on an own machine, which has only containers, numbers and
+texts. Each global of the pickle stays a name, and each call of a global becomes a `Call`, a record of the name and the
+arguments. Only `builders`, functions of esdmon, turn calls into something else, such as a description of a tensor. So
+a hyperparameter of any type is skipped, and a malicious pickle does nothing.
 """
 
 import pickletools

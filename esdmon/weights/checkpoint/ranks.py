@@ -1,7 +1,7 @@
-"""Recognise a file that holds the part of one rank: by its name and by those beside it, or by what it says.
+"""Recognise a file with the part of one rank, by its name and the names of files beside it, or by its content.
 
-Such a file opens like any other, and its matrices are slices of those that were trained: read as wholes, they would
-have wrong shapes and spectra.
+Such a file opens like any other, but its matrices are slices of the trained matrices. Their shapes and spectra would be
+wrong.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Tensors as a pickle of torch describes them, and how each is read from the storages beside the pickle.
+"""Describe the tensors in a pickle of torch, and read each from the storages beside the pickle.
 
 A tensor is a view of a storage: an offset, a shape and strides. The functions in `BUILDERS` take the arguments of
 torch's own rebuilding functions, and return descriptions; nothing is read before `StoredTensor.load`.

@@ -1,7 +1,7 @@
-"""Read files of `torch.save` without running any of the code that they may hold.
+"""Read files of `torch.save` without running code that they may contain.
 
-Two layouts: since torch 1.6 a zip archive, whose records are a pickle and one block of numbers for each storage, not
-compressed; before, a sequence of pickles with the blocks behind them. Each tensor is read on its own, on request.
+There are two layouts. Since torch 1.6 a file is an uncompressed zip archive of a pickle and one block of numbers for
+each storage. Before, it was a sequence of pickles, followed by the blocks. Each tensor is read separately, on request.
 """
 
 import io

@@ -1,8 +1,8 @@
 """Rebuild the modules of a pickled model, `torch.save(model)`, without importing or running any code of its classes.
 
 Such a pickle holds the attributes of each module: its parameters, buffers and children, and numbers such as the groups
-of a convolution. A layer of torch.nn becomes one of that class, without its `__init__`; a module of any other class
-becomes a stand-in that has the name and the attributes, but no code. So the layers are found as in the live model.
+of a convolution. A layer of torch.nn is rebuilt with its class, without calling `__init__`. A module of any other class
+becomes a stand-in with its name and attributes, but without code. So the same layers are found as in the live model.
 """
 
 import sys

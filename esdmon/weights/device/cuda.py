@@ -1,4 +1,4 @@
-"""Ask about CUDA without starting its driver."""
+"""Get information about CUDA without starting its driver."""
 
 import torch
 

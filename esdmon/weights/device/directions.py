@@ -1,7 +1,7 @@
-"""Compute the strongest directions of a weight, and their angles with those of the weight that it has come from.
+"""Compute the strongest directions of a weight, and their angles with the directions of the reference weight.
 
-A direction is a left singular vector u of a matrix (rows × columns), on the side of the rows. All is done in float64
-from a Gram matrix of the shorter side, where the strongest are well separated from its rounding errors.
+A direction is a left singular vector u of a matrix (rows × columns), on the side of the rows. Directions are computed
+in float64 from a Gram matrix of the shorter side, where the strongest are well separated from its rounding errors.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""Compute the scales of rows and columns as `esdmon.spectrum.margins` does, of tensors on their device."""
+"""Compute the scales of rows and columns of tensors on their device; `esdmon.spectrum.margins` does so for arrays."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

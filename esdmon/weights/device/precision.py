@@ -1,4 +1,4 @@
-"""Decide what is computed in float32 or float64, and keep TF32, bfloat16 products and autocast out of it.
+"""Choose float32 or float64 for each computation, and avoid TF32, bfloat16 products and autocast.
 
 torch has two sets of switches for float32 products: `set_float32_matmul_precision` with `allow_tf32`, and since 2.9
 `fp32_precision` of each backend. Reading the old ones raises once the new ones were used, so the new ones are read

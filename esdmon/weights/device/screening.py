@@ -1,9 +1,9 @@
-"""Estimate the norms of a weight between two readings, in a few passes over it: ‖W‖_F, and λmax from below.
+"""Estimate the norms of a weight between two readings, in a few passes over it: ‖W‖_F, and a lower bound of λmax.
 
-λmax is that of WᵀW on the Krylov space of a few vectors q, WᵀWq, … (Lanczos), which begins with the Ritz vector of the
-last screening: as long as the weight moves little the vector is nearly right already. The same number of power steps
-leaves an error ten times as large (tests/benchmarks/screening.py). Nothing here needs a number in Python, so that on an
-accelerator all of it is queued behind the training's own kernels, and is read at a later step.
+The lower bound is the largest eigenvalue of WᵀW on the Krylov space of a few vectors q, WᵀWq, … (Lanczos). The first
+vector q is the Ritz vector of the last screening, which is nearly right while the weight moves little. The same number
+of power steps leaves an error ten times as large (tests/benchmarks/screening.py). No value is needed in Python, so on
+an accelerator all operations are queued behind the training's own kernels, and the result is read at a later step.
 """
 
 import math

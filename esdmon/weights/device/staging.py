@@ -1,4 +1,4 @@
-"""Copy a weight to the CPU, for a thread that reads it while training goes on."""
+"""Copy a weight to the CPU, for a thread that reads the copy while training continues."""
 
 from dataclasses import replace
 

@@ -1,8 +1,8 @@
-"""Copy tensors from an accelerator to the CPU while training goes on: no step waits, and one thread calls CUDA.
+"""Copy tensors from an accelerator to the CPU while training continues: no step waits, and only one thread calls CUDA.
 
-While a graph is captured, a call of CUDA in any other thread ends the capture with an error, even the query of an event
-(seen on an H100 with torch 2.11). So the thread that trains asks whether copies have arrived, in `Transfers.advance`,
-and a thread that reads one waits until that was seen.
+While a graph is captured, a CUDA call in any other thread, even the query of an event, ends the capture with an error
+(seen on an H100 with torch 2.11). So only the training's thread checks in `Transfers.advance` whether copies have
+arrived, and a thread that reads a copy waits for the result of this check.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Find the elements that make a correlation trap; see `esdmon.spectrum.traps`."""
+"""Find the elements that cause a correlation trap; see `esdmon.spectrum.traps`."""
 
 import torch
 from torch import Tensor

@@ -1,6 +1,6 @@
-"""Extract attention: projections, also those that share a parameter, single heads, and products of projections.
+"""Extract attention layers: projections, also fused ones, single heads, and products of projections.
 
-A fused weight is split where `layers.fused` knows its layout, and else read as one matrix.
+A fused weight is split if `layers.fused` knows its layout, and otherwise read as one matrix.
 """
 
 from collections.abc import Iterator, Sequence

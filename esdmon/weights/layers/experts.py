@@ -1,9 +1,9 @@
 """Extract experts that share one 3-D parameter, (experts, rows, columns), as in transformers 5.
 
-The spectra of the experts are pooled, as those of a convolution's kernel positions are; a single expert is read on
-request. Where the gate lies beside the up-projection, the module says on which side and in which order (`has_gate`,
-`is_transposed`, `is_concatenated`), or the shape of the down-projection does; otherwise each expert's matrix is read
-whole, which is right in either orientation.
+The spectra of the experts are pooled, like those of a convolution's kernel positions; a single expert is read on
+request. If gate and up-projection share a parameter, their sides and order follow from attributes of the module
+(`has_gate`, `is_transposed`, `is_concatenated`) or from the shape of the down-projection. Otherwise each expert's
+matrix is read as a whole, which is right in either orientation.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Extract the matrices that a module holds, for the layers that are built in.
+"""Extract the matrices of a module, for the built-in kinds of layers.
 
 An unknown kind of layer is read as well, by the shapes of its parameters: see `discover`.
 """

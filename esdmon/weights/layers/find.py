@@ -1,7 +1,7 @@
-"""Find the matrices of a module: each is named and found once, and all other parameters have a reason.
+"""Find the matrices of a module: each has one name and is found once, and all other parameters have a reason.
 
-What an extractor knows is read as it says, any other 2-D parameter as one matrix, and a `weight` of more sides as from
-a file, so that layers of the user's own are watched without any setup.
+A layer with an extractor is read by the extractor. In other layers each 2-D parameter is read as one matrix, and a
+`weight` with more dimensions as in a file. So a user's own layers are watched without any setup.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -2,7 +2,7 @@
 
 Only the module that uses a fused weight knows its layout, so the layouts of modules of transformers, timm and Megatron
 are listed here by class and attribute, each checked against its `forward`. A fused weight of any other module, or of a
-file without a configuration, is split where its name and the shapes beside it say how.
+file without a configuration, is split if the layout follows from its name and the shapes of its neighbours.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Extract the LoRA layers of peft: the base, what each adapter adds to it, and the sum.
+"""Extract the LoRA layers of peft: the base weight, the ΔW of each adapter, and the sum.
 
 An adapter adds ΔW = s·B·A of rank r, where s is its scaling, B is (outputs, r) and A is (r, inputs). With A = R·Q, Q of
 orthonormal rows, B·R (outputs × r) has the singular values of B·A: all that are not zero by construction. So a delta is

@@ -1,7 +1,7 @@
 """Extract weights that a module computes, by parametrisations or by torch's older hooks for the same purpose.
 
-They are read with the values that `forward` will use, without changing any state: in training mode spectral_norm, for
-one, takes a step of its power iteration whenever its weight is read.
+The weights are read with the values that `forward` will use, without changing any state. This needs care: in training
+mode spectral_norm, for example, takes a step of its power iteration whenever its weight is accessed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Extract the LoRA layers of loralib, LitGPT, torchtune, torchtitan and their kind: one adapter, without a name.
 
-A is `lora_A` or `lora_a`, B is `lora_B` or `lora_b`, each a parameter or a linear layer. Beside them is the layer's own
-weight, or a layer that has it. What is added to it is s·B·A, as in `esdmon.weights.layers.lora`.
+A is `lora_A` or `lora_a`, B is `lora_B` or `lora_b`, each a parameter or a linear layer. Beside them is the base
+weight, or a layer with it. The adapter adds s·B·A to the base weight, as in `esdmon.weights.layers.lora`.
 """
 
 from collections.abc import Callable, Sequence

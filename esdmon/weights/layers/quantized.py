@@ -1,7 +1,7 @@
-"""Extract weights that are stored as packed numbers, as the numbers that they represent.
+"""Extract weights that are stored as packed numbers, and unpack them.
 
-They are recognised by what they offer, without importing the library that made them: torch's own quantised tensors,
-tensor classes with their own `dequantize` (torchao, quanto), and the 4-bit and 8-bit parameters of bitsandbytes.
+They are recognised by their attributes and methods, without importing the library that made them: torch's own quantised
+tensors, tensor classes with their own `dequantize` (torchao, quanto), and 4-bit and 8-bit parameters of bitsandbytes.
 """
 
 from collections.abc import Callable, Sequence

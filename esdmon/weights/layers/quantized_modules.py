@@ -1,12 +1,11 @@
 """Extract layers whose packed weight cannot be read without the layer.
 
-Those of torch's own quantisation, dynamic or static, pack it in an object, and are read by their own `weight()` or
-`get_weight()`. In the place of the parameters that they lack, each weight has a stand-in: a tensor on the meta device
-of its shape.
+Layers of torch's own quantisation, dynamic or static, pack the weight in an object, and are read by their `weight()` or
+`get_weight()`. They have no parameters, so each weight has a stand-in: a tensor of its shape on the meta device.
 
-Those of bitsandbytes keep what the numbers are scaled by. A parameter of 4 bits loses it where FSDP replaces the
-parameter, and one of 8 bits gives it to the layer at the first `forward`. All are recognised by where their classes
-live.
+Layers of bitsandbytes keep the scales of the packed numbers. A 4-bit parameter loses its scales when FSDP replaces the
+parameter, and an 8-bit parameter moves its scales to the layer at the first `forward`. All these layers are recognised
+by the modules of their classes.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,3 +1,3 @@
-"""Read a state dict as the module would be read that it belongs to."""
+"""Find the matrices of a state dict, the same as in its module."""
 
 from esdmon.weights.state.find import find_in_state as find_in_state

@@ -1,6 +1,6 @@
 """Compute weights from stored tensors: weight norm, spectral norm, pruning, other parametrisations.
 
-The names are those that torch gives to the stored tensors: `weight_g` and `weight_v`, `weight_orig` and `weight_mask`,
+The stored tensors are recognised by torch's names: `weight_g` and `weight_v`, `weight_orig` and `weight_mask`,
 or `parametrizations.weight.original`.
 """
 

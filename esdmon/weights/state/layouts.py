@@ -1,7 +1,7 @@
-"""Determine which matrices a parameter of a state dict holds: gates, fused projections, experts, kernel positions.
+"""Determine the matrices in a parameter of a state dict: gates, fused projections, experts, kernel positions.
 
-A module knows its layout. In a file it follows from names that only one layout has, from the shapes of neighbours, and
-from `config.json` where there is one. What remains ambiguous is read as one matrix.
+A module knows its layout. For a file the layout follows from names that only one layout has, from the shapes of
+neighbours, and from `config.json` if there is one. An ambiguous parameter is read as one matrix.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""Unpack weights that files store as packed numbers, by the formulas for what those represent.
+"""Unpack weights that files store as packed numbers.
 
 GPTQ and AWQ: int32 with several codes in each, scales and zero points by group. bitsandbytes: 4-bit codes that index a
 table, scaled by block, or int8 rows. Others: int8 or float8 with a scale for the tensor, for rows or for blocks, and
-float8 without any scale in the file, which stands for itself.
+float8 without a scale in the file, whose values are used directly.
 """
 
 import json

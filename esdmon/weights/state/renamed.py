@@ -1,8 +1,8 @@
 """Rename layers and split experts in files of transformers 5, which keep the layout of its earlier versions.
 
-`save_pretrained` turns the parameters of some models back into what earlier versions wrote: experts that are one 3-D
+`save_pretrained` converts the parameters of some models to the layout of earlier versions: experts that are one 3-D
 parameter in the module are one tensor each in the file, and some modules have their old names. Both follow from
-`config.json`; found by comparing modules of transformers 5.24 with what they save.
+`config.json`. The rules were found by comparing modules of transformers 5.24 with their files.
 """
 
 import re
