@@ -12,7 +12,7 @@ from esdmon.runtime.delivery import Delivery
 
 @final
 class Alerting:
-    """Keep the alerts of a run: those of the rules on its reports, and the one on reports that do not arrive.
+    """Keep the alerts of a run: those of rules, and the alert on missing reports.
 
     Args:
         manager: checks the rules, and decides when an alert begins and ends.
@@ -37,7 +37,7 @@ class Alerting:
         return replace(report, firing=self._manager.firing), changes
 
     def send(self, report: Report, changes: Iterable[Alert]) -> None:
-        """Send what `check` has returned of a report, once the report is written."""
+        """Send the alerts that `check` has returned for a report, once the report is written."""
         self._send([self._watchdog.report(report.step), *changes])
 
     def due(self, step: int) -> None:

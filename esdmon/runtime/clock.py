@@ -81,7 +81,7 @@ class Clock:
             self._warn(f"weights have changed {version_of(self._witness) - self._version} times since its last step")
 
     def _after(self, _optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
-        """Count a step, once where it calls the step of a parent class, whose hooks fire too."""
+        """Count a step, only once if it calls the step of a parent class, whose hooks fire too."""
         self._faults.call("clock", self._steps, self._take_own, default=None, pauses=False)
 
     def _take_own(self) -> None:
@@ -208,7 +208,7 @@ def _untraced(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _may_nest(kind: type) -> bool:
-    """Return whether the `step` of a class may call that of a parent: both it and one besides `Optimizer` define one.
+    """Return whether the `step` of a class may call a parent's: it and a parent other than `Optimizer` define one.
 
     To look for such calls on the stack takes a good part of the time of a hook.
     """

@@ -72,7 +72,7 @@ class Delivery:
         self._optional("start", step, run)
 
     def rewind(self, step: int, alerts: Sequence[Alert]) -> None:
-        """Continue a run at a step: sinks drop what the run wrote later, and those with `resume` get its course so far.
+        """Continue a run at a step: sinks remove later data, and sinks with `resume` get the run's course so far.
 
         Args:
             step: the step at which the run is continued.
@@ -133,7 +133,7 @@ class Delivery:
         self._each(step, lambda sink: sink.flush())
 
     def close(self, step: int) -> None:
-        """Close the sinks, and log what has happened in the run and where to look."""
+        """Close the sinks, and log a summary of the run and where its data is."""
         sinks = [sink for _, sink in self.sinks]
         close_sinks(self.sinks, self._faults, step)
         with self._faults.isolated("summary", step, pauses=False):
@@ -156,7 +156,7 @@ class Delivery:
     def _each(
         self, step: int, call: Callable[[Sink], object], *, is_timed: bool = False, heals: bool = False
     ) -> list[tuple[str, Sink]]:
-        """Call a function with each sink that is not paused; those that it closes are not called any more.
+        """Call a function with each sink that is not paused; sinks that it closes are not called again.
 
         Returns:
             The sinks that were not called, and those that failed, with their names.
@@ -173,7 +173,7 @@ class Delivery:
 
 
 def close_sinks(sinks: list[tuple[str, Sink]], faults: Faults, step: int) -> None:
-    """Close sinks, also those that are paused, since they may hold a file; and empty the list."""
+    """Close all sinks, also paused ones, since they may hold a file, and empty the list."""
     while sinks:
         name, sink = sinks.pop(0)
         with faults.isolated(f"sink {name}", step, pauses=False, heals=False):

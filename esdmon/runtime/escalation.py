@@ -24,7 +24,7 @@ class Ranks(Protocol):
         """Return whether other ranks have to take part in a reading of a matrix."""
 
     def ask(self, names: Collection[str]) -> None:
-        """Ask all ranks to read at the next poll those of these matrices for which there is credit."""
+        """Request readings of these matrices on all ranks at the next poll, as far as there is credit."""
 
 
 @final
@@ -62,7 +62,7 @@ class Escalation:
         return self._here.due(step)
 
     def sample(self, step: int) -> None:
-        """Take samples before the next step, where it is time for them; ask for what is read at the next poll."""
+        """Take samples before the next step if they are due, and request readings at the next poll."""
         if self._ranks is not None:
             self._ask(self._ranks, step)
         interval = self._here.interval

@@ -31,7 +31,7 @@ _log = logging.getLogger("esdmon")
 
 @final
 class Notes:
-    """Log what a monitor was not used for: each sentence once.
+    """Log hints about wrong use of a monitor, each once.
 
     Args:
         no_step: the remedy where no step was counted.
@@ -90,7 +90,7 @@ class Notes:
         return 1
 
     def counted(self, steps: int) -> None:
-        """Log that `monitor.step()` is given the number of the step, and not that of the steps since the last call."""
+        """Log that `monitor.step()` gets the number of the step instead of the number of steps since the last call."""
         self._counts.append(steps)
         is_rising = len(self._counts) == RISING and all(now == last + 1 for last, now in pairwise(self._counts))
         if is_rising and self._is_first("rising"):
@@ -102,7 +102,7 @@ class Notes:
             )
 
     def host_step_of(self, given: object) -> int | None:
-        """Return the host's step as Python's own number; None, and log it, for what is not a whole number."""
+        """Return the host's step as Python's own int; log anything else than a whole number, and return None."""
         number = whole(given)
         if number is None and self._is_first("host_step"):
             _log.warning(

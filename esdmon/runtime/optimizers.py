@@ -44,7 +44,7 @@ def _nested(given: Any) -> list[Any]:
 
 
 def _way_out(wrapper: object) -> str:
-    """Return what to give to `watch()` in the place of a wrapper of one optimizer or several."""
+    """Return the argument for `watch()` that replaces a wrapper of one optimizer or several."""
     if _are_optimizers(wrapper):
         return "Give watch() a list of the optimizers in it, or leave it out and call monitor.step() after each step"
     attributes = _attributes(wrapper)
@@ -64,7 +64,7 @@ def _way_out(wrapper: object) -> str:
 
 
 def held_optimizers(wrapper: Optimizer) -> list[Optimizer]:
-    """Return the torch optimizers that an optimizer holds: the one it wraps, or those of a container."""
+    """Return the torch optimizers inside an optimizer: the wrapped one, or the members of a container."""
     return [each for value in _attributes(wrapper).values() for each in _listed(value) if has_step_hooks(each)]
 
 
@@ -74,7 +74,7 @@ def _are_optimizers(value: object) -> bool:
 
 
 def _listed(value: object) -> list[Any]:
-    """Return what a list, a tuple or a dict holds, else the value alone."""
+    """Return the items of a list, a tuple or a dict, else a list of the value alone."""
     if isinstance(value, dict):
         return list(value.values())
     return list(value) if isinstance(value, list | tuple) else [value]

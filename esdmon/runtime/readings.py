@@ -8,7 +8,7 @@ from esdmon.records.serialization import Plain, Stateful
 
 
 class Readings(Stateful, Protocol):
-    """What reads for a monitor: a `ReadingPipeline`, or on other ranks than 0 of a job a `RemoteReader`."""
+    """The object that reads for a monitor: a `ReadingPipeline`, or a `RemoteReader` on other ranks than 0."""
 
     reports: bool
     """False where reports are made by another rank."""
@@ -26,7 +26,7 @@ class Readings(Stateful, Protocol):
         """Return whether there is nothing to do before the first due step."""
 
     def get_ready(self, step: int) -> None:
-        """Do at a step before the first due one what has to be done for that one."""
+        """Prepare the first due step, at a step before it."""
 
     @property
     def under_way(self) -> bool:
@@ -41,10 +41,10 @@ class Readings(Stateful, Protocol):
         """Return whether this process has to finish any readings that are under way."""
 
     def settle(self) -> None:
-        """Synchronise the device before what follows is measured, where readings wait for it."""
+        """Synchronise the device if readings wait for it, before their time is measured."""
 
     def advance(self, *, waiting: bool = False) -> None:
-        """Ask which copies have arrived from an accelerator, and go on with what waited for them.
+        """Check which copies have arrived from an accelerator, and continue readings that waited for them.
 
         Args:
             waiting: True where the training waits for the readings, False at each step.
@@ -59,7 +59,7 @@ class Readings(Stateful, Protocol):
     def begin(
         self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
     ) -> None:
-        """Begin the readings of a scheduled step; at another step those of `names`, and what all ranks read at a poll.
+        """Begin the readings of a scheduled step; at another step those of `names`, and at a poll the requested ones.
 
         Args:
             step: optimizer steps taken.
@@ -72,7 +72,7 @@ class Readings(Stateful, Protocol):
         """Yield the reports that are complete, in step order."""
 
     def give_up(self) -> None:
-        """Cancel what is under way."""
+        """Cancel unfinished readings."""
 
     def close(self) -> None:
         """Free threads and connections."""

@@ -75,7 +75,7 @@ class Reporting:
                     self._out.close(self._closes_at)
 
     def wait(self, step: int, seconds: float, *, elsewhere: float) -> None:
-        """Wait for what is under way, some seconds at most: fewer where other ranks have it, which may have died."""
+        """Wait some seconds for unfinished readings; fewer for those of other ranks, which may have died."""
         start = time.monotonic()
         self.take(step)
         while self._readings.under_way and not self._is_delivering:

@@ -33,7 +33,7 @@ class SavedState:
 
 
 def as_state(run: str, steps: int, alerts: Iterable[Alert], parts: Mapping[str, Stateful]) -> Plain:
-    """Return what `parse` reads, as plain data and tensors."""
+    """Return the state of a monitor, as plain data and tensors."""
     return {
         "version": VERSION,
         "esdmon": installed_version(),

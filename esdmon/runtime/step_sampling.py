@@ -16,7 +16,7 @@ _TRIES = 4  # in an interval, where the share is used up; our choice
 
 
 class Sampled(Protocol):
-    """Weights of which a few elements are compared before and after single steps. A `Reader` is one."""
+    """A model whose weights are sampled before and after single steps, such as a `Reader`."""
 
     def begin_step_sample(self) -> None:
         """Sample the weights before an optimizer step."""
@@ -25,10 +25,10 @@ class Sampled(Protocol):
         """Sample the weights after the step."""
 
     def step_samples(self) -> dict[str, StepSample]:
-        """Return what was sampled since the last call and is computed by now."""
+        """Return finished samples since the last call."""
 
     def step_state(self) -> Plain:
-        """Return what has been sampled of single steps."""
+        """Return the samples of single steps as plain data."""
 
     def restore_steps(self, state: Plain) -> None:
         """Continue from `step_state()`."""

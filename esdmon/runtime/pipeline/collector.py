@@ -13,12 +13,12 @@ from esdmon.schedule.priority import ReadPriority
 
 @final
 class Collector:
-    """Collect readings, with what they cost.
+    """Collect finished readings, with their costs.
 
     Args:
-        priority: takes note of their cost, and of what is lost.
-        dropped: counts what is lost.
-        due: the due steps that are not reported, in step order; the caller appends to them.
+        priority: records the costs, and lost readings.
+        dropped: counts lost readings.
+        due: the due steps that are not reported yet, in step order; the caller appends to them.
     """
 
     def __init__(self, priority: ReadPriority, dropped: DroppedReadings, due: deque[DueStep]) -> None:
@@ -27,7 +27,7 @@ class Collector:
         self._due = due
 
     def unfinished(self) -> list[DueStep]:
-        """Collect what is finished, and return the due steps with readings under way."""
+        """Collect finished readings, and return the due steps with unfinished ones."""
         for due in self._due:
             self.collect(due)
         return [due for due in self._due if not due.is_complete]
@@ -36,7 +36,7 @@ class Collector:
         """Return the earliest due step and remove it, if it is complete; else None.
 
         Args:
-            steps: that were taken, which say whether readings of other ranks are given up.
+            steps: number of steps so far, to decide whether to cancel readings of other ranks.
         """
         if not self._due:
             return None
@@ -47,7 +47,7 @@ class Collector:
         return self._due.popleft() if first.is_complete else None
 
     def give_up(self) -> None:
-        """Collect what is finished, and cancel the rest; the log says how much is lost."""
+        """Collect finished readings, cancel the rest, and log how many are lost."""
         for due in self._due:
             self.collect(due)
             here = list(due.here)
@@ -55,7 +55,7 @@ class Collector:
             self._give_up(due, here)
 
     def collect(self, due: DueStep) -> None:
-        """Collect the readings of a due step that are finished."""
+        """Collect the finished readings of a due step."""
         while due.here:
             task = due.here.popleft()
             answer = task.poll()
@@ -70,7 +70,7 @@ class Collector:
                 self._take(due, task, answer)
 
     def _give_up(self, due: DueStep, here: list[Task]) -> None:
-        """Cancel some readings of this process, and what is under way on other ranks."""
+        """Cancel some readings of this process, and the unfinished readings on other ranks."""
         before = self._dropped.count
         for task in here if due.elsewhere is None else [*here, due.elsewhere]:
             self._take(due, task, task.give_up())

@@ -43,7 +43,7 @@ class DueStep:
     seconds: float = 0.0
 
     def follow(self, assigned: Assigned) -> list[str]:
-        """Take note of what was begun of a plan, here and on other ranks; return what this rank had no memory for."""
+        """Record the begun readings of a plan, here and on other ranks; return those without memory on this rank."""
         assignments = assigned.plan.assignments
         self.owners = {name: assignment.owner for assignment in assignments for name in assignment.names}
         self.begun.update(self.owners)

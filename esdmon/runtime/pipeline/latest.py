@@ -22,7 +22,7 @@ class LatestReadings:
 
     def __init__(self) -> None:
         self.read: dict[str, LayerReport] = {}
-        """Of the matrices that are listed now."""
+        """Readings of the matrices that are listed now."""
         self._awaited: dict[str, LayerReport] = {}
 
     def state_dict(self) -> Plain:
@@ -30,7 +30,7 @@ class LatestReadings:
         return {name: to_plain(layer) for name, layer in (self._awaited | self.read).items()}
 
     def prepare(self, state: Plain) -> Callable[[], None]:
-        """Parse `state_dict()`, and return the function that has these readings awaited."""
+        """Parse `state_dict()`, and return a function that restores these readings as awaited."""
         saved = {name: layer_from_plain(layer) for name, layer in state.items()}
 
         def restore() -> None:
@@ -39,7 +39,7 @@ class LatestReadings:
         return restore
 
     def keep(self, names: Iterable[str], *, is_final: bool) -> dict[str, LayerReport]:
-        """Keep the readings of the matrices that there are now, and return those that had been awaited.
+        """Keep the readings of existing matrices only, and return the awaited readings among them.
 
         Args:
             names: of all matrices that are listed.
@@ -59,7 +59,7 @@ class LatestReadings:
         self.read |= {name: beside_base(layer, self.read) for name, layer in settled.items()}
 
     def as_of(self, due: DueStep, is_trainable: Callable[[str], bool]) -> Iterator[LayerReport]:
-        """Yield the last reading of each matrix, with what is known of it at a due step."""
+        """Yield the last reading of each matrix, with its drift and age at a due step."""
         for name, layer in self.read.items():
             if layer.step == due.step:
                 yield layer

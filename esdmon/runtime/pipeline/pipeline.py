@@ -84,9 +84,9 @@ class ReadingPipeline:
 
     @property
     def is_idle(self) -> bool:
-        """Return whether there is nothing to do before the next step at which something is read or sampled.
+        """Return whether nothing has to be done before the next step with a reading or a sample.
 
-        Never in a job of several ranks, nor where the time of each step says how many threads may read.
+        False in a job of several ranks, and if the time of each step is measured to set the number of threads.
         """
         is_measuring = self._team is not None or self._executor.pauses
         return not (is_measuring or self._due or self._left) and self._source.is_idle
@@ -97,9 +97,9 @@ class ReadingPipeline:
         return any(due.here for due in self._due)
 
     def settle(self) -> None:
-        """Choose what a GPU computes at this step, and synchronise it where readings wait for it.
+        """Choose the matrices that a GPU computes at this step, and synchronise the GPU if readings wait for it.
 
-        Its pending kernels are not measured with the readings then. In a job of several ranks no GPU computes: a rank
+        So its pending kernels do not count as readings. In a job of several ranks no GPU computes: a rank
         that waits for its GPU would slow the others while their threads are measured.
         """
         if self._team is None and self._executor.may_use_device:
@@ -109,7 +109,7 @@ class ReadingPipeline:
             self._source.settle()
 
     def advance(self, *, waiting: bool = False) -> None:
-        """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
+        """Check which copies have arrived from an accelerator, and let threads begin allowed readings."""
         self._steps += not waiting
         for due in self._due if waiting else ():
             due.until_step = 0  # while the training waits, no thread pauses
@@ -119,11 +119,11 @@ class ReadingPipeline:
             self._team.look_who_left()
 
     def leftover(self) -> tuple[str, ...]:
-        """Return what is left to read of the last scheduled step, where all that was begun is finished."""
+        """Return the unread matrices of the last scheduled step, once all begun readings are finished."""
         return self._left if self._left and self._executor.is_idle() else ()
 
     def get_ready(self, step: int) -> None:
-        """Learn at a step before the first due one what all ranks hold, and plan what is read at the first."""
+        """Exchange tables with all ranks before the first due step, and plan its readings."""
         if self._team is None or self.is_ready:
             return
         if self._team.get_ready():
@@ -142,20 +142,20 @@ class ReadingPipeline:
         return None if self._team is None else self._team.next_poll
 
     def ask(self, names: Collection[str]) -> None:
-        """Ask all ranks to read at the next poll those of these matrices for which there is credit: one at a time."""
+        """Request readings on all ranks at the next poll, as far as there is credit; one request at a time."""
         is_free = len(self._due) < self._queue and not any(due.asked for due in self._due)
         if self._team is not None and is_free:
             with self._budget.spending():
                 self._planning.ask(self._team, names)
 
     def is_poll(self, step: int) -> bool:
-        """Return whether all ranks read at this step, which is not scheduled, what was asked for."""
+        """Return whether all ranks do requested readings at this step, which is not scheduled."""
         return self._team is not None and self._team.is_poll(step)
 
     def begin(
         self, step: int, host_step: int | None = None, names: Collection[str] = (), *, is_scheduled: bool = True
     ) -> None:
-        """Begin the readings of a scheduled step, or at another step those of `names`; see `Readings.begin`."""
+        """Begin the readings of a scheduled step, or of `names` at any other step; see `Readings.begin`."""
         try:
             if is_scheduled:
                 self._begin_scheduled(names, step, host_step)
@@ -184,11 +184,11 @@ class ReadingPipeline:
             yield self._report(due)
 
     def give_up(self) -> None:
-        """Cancel what is under way; the log says how much is lost."""
+        """Cancel unfinished readings, and log how many are lost."""
         self._collector.give_up()
 
     def close(self) -> None:
-        """End the threads, and let other ranks fetch what they wait for."""
+        """End the threads, and let other ranks fetch the copies that they wait for."""
         self._executor.close()
         if self._team is not None:
             self._source.advance(wait=True)  # what they fetch from this rank
@@ -225,12 +225,12 @@ class ReadingPipeline:
             self._replace()
 
     def _replace(self) -> None:
-        """Take up the matrices that there are now."""
+        """Replace the list of matrices by the current one."""
         self._priority.replace(self._nominal(), self._source.seconds_on_device())
         self._take_up()
 
     def _take_up(self) -> None:
-        """Take up the readings of the matrices that there are now, saved ones among them."""
+        """Keep the readings of the current matrices, including saved ones."""
         is_final = self._team is None or self._team.is_settled
         for name, layer in self._latest.keep(self._priority.names, is_final=is_final).items():
             self._priority.begun(name, layer.step)
@@ -240,9 +240,9 @@ class ReadingPipeline:
         return own if self._team is None else self._team.nominal(own)
 
     def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
-        """Begin readings at a step that is not scheduled: what was asked for, and some matrices here within the credit.
+        """Begin readings at an unscheduled step: requested ones, and some matrices of this rank within the credit.
 
-        Other ranks take part only in what was asked for, so that nobody waits.
+        Other ranks take part in requested readings only, so that no rank waits.
         """
         self._refresh()
         self._planning.earn(self._team)
@@ -257,7 +257,7 @@ class ReadingPipeline:
             self._start(due, chosen, within_credit=False)
 
     def _begin_here(self, due: DueStep) -> None:
-        """Read within the credit, and plan again while some is left: the cost of a reading is known after it only."""
+        """Read within the credit, and plan again while credit is left: costs are known only after the readings."""
         if not self._enqueue(due):
             return
         forced = not self.under_way_here
@@ -267,7 +267,7 @@ class ReadingPipeline:
                 return
 
     def _begin_with(self, team: Team, due: DueStep, earned: float) -> None:
-        """Read here and on other ranks what was planned at the due step before, and plan the next one."""
+        """Begin the readings planned at the previous due step, here and on other ranks, and plan the next due step."""
         assigned = team.begin(due.step)
         if assigned is None:
             self._begin_here(due)
@@ -289,7 +289,7 @@ class ReadingPipeline:
             self._planning.announce(team, due, then, steps=self._steps, ahead=earned, to_screen=to_screen)
 
     def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
-        """Take note of what was begun, here and on other ranks."""
+        """Record the begun readings, here and on other ranks."""
         self._due.append(due)
         lost = due.follow(assigned)
         for name in due.begun:
@@ -305,7 +305,7 @@ class ReadingPipeline:
             self._collector.collect(due)
 
     def _enqueue(self, due: DueStep) -> bool:
-        """Append a due step to the queue; return False, and count what is skipped, where it is full here."""
+        """Append a due step to the queue; if the queue is full, count the skipped readings and return False."""
         if sum(bool(each.here) for each in self._collector.unfinished()) >= self._queue:
             self._dropped.skip(due.step, len(self._planning.here(due)))
             return False
@@ -313,7 +313,7 @@ class ReadingPipeline:
         return True
 
     def _start(self, due: DueStep, names: Sequence[str], *, within_credit: bool) -> bool:
-        """Begin readings in this order; return False where credit or memory has run out before the last."""
+        """Begin readings in this order; return False if credit or memory runs out before the last."""
         for count, name in enumerate(names):
             has_spent = (within_credit and due.read) or (count and self._executor.on_device)
             if has_spent and self._budget.reading_credit < 0:

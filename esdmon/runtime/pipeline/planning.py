@@ -18,13 +18,13 @@ _SWEEPS = 2  # readings of the whole model that credit is saved for: more than o
 
 @final
 class Planning:
-    """Choose what is read at a step, and in a job of several ranks at the next due step.
+    """Choose the matrices to read at a step, and in a job of several ranks at the next due step.
 
     Args:
-        priority: orders the matrices, and knows what they cost.
-        drift: knows which matrices this process holds.
+        priority: orders the matrices, and has their costs.
+        drift: has the matrices that this process holds.
         budget: the seconds that may be spent.
-        executor: says how readings are made now.
+        executor: decides how readings run.
         due: the steps whose readings are under way; changed by the caller.
     """
 
@@ -51,24 +51,24 @@ class Planning:
         return earned
 
     def choose_device(self, solvable: Collection[str]) -> None:
-        """Choose the matrices whose eigenvalues a GPU computes now, of those that it can."""
+        """Choose the matrices whose eigenvalues a GPU computes now, among the solvable ones."""
         chosen = frozenset(filter(self._priority.pays_on_device, solvable))
         self._executor.on_device = self._priority.on_device = chosen
 
     def here(self, due: DueStep, *, forced: bool = True) -> list[str]:
-        """Return what else is to be read at a step in this process; see `ReadPriority.choose`. Nothing is changed."""
+        """Return further matrices to read at a step in this process; see `ReadPriority.choose`. Has no side effect."""
         credit = self._budget.reading_credit - self._under_way()
         elsewhere = {name for name in self._priority.names if not self._drift.is_here(name)}
         without = elsewhere.union(due.begun)
         return self._priority.choose(due.step, credit, without=without, first=due.first, forced=forced)
 
     def between(self, names: Iterable[str]) -> list[str]:
-        """Return those of some matrices that this process reads within its credit, at a step that is not scheduled."""
+        """Return the matrices among `names` that this process can read within its credit, at an unscheduled step."""
         here = [name for name in names if name in self._priority.names and self._drift.is_here(name)]
         return self._priority.affordable(here, self._budget.reading_credit)
 
     def ask(self, team: Team, names: Iterable[str]) -> None:
-        """Ask all ranks to read at the next poll those of these matrices for which there is credit."""
+        """Request readings of these matrices on all ranks at the next poll, as far as there is credit."""
         known = set(self._priority.names) - team.missing
         ranks = self._ranks_of(team)
         chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))
@@ -85,15 +85,15 @@ class Planning:
         ahead: float = 0.0,
         to_screen: ToScreen = nothing,
     ) -> None:
-        """Plan at a due step, or before the first, what all ranks read at the next one, and announce it.
+        """Plan and announce the readings of all ranks at the next due step.
 
         Args:
             team: the ranks.
-            due: the due step; None before the first.
-            then: at which step the next one is expected.
-            steps: steps that this process has taken so far, which say how long one takes.
+            due: the current due step; None before the first.
+            then: the step at which the next due step is expected.
+            steps: number of steps of this process so far, to estimate the time of a step.
             ahead: seconds of credit that each rank will have earned by then.
-            to_screen: returns the sharded matrices whose norms are computed then, besides those that are read.
+            to_screen: returns further sharded matrices, whose norms are computed then.
         """
         ranks = self._ranks_of(team, ahead=ahead)
         first = () if due is None else due.first
@@ -104,11 +104,11 @@ class Planning:
         team.plan(step, self._with_costs(names), ranks, gap=gap, ending=ending, to_screen=to_screen)
 
     def _under_way(self) -> float:
-        """Return the expected seconds of what this process has to finish."""
+        """Return the expected seconds until the unfinished readings of this process are done."""
         return sum(self._left_of(task) for due in self._due for task in due.here)
 
     def _left_of(self, task: Task) -> float:
-        """Return the expected seconds of what is left of readings under way."""
+        """Return the expected remaining seconds of a started task."""
         on_device = task.in_hook > 0
         expected = sum(self._priority.expected(name, on_device=on_device) for name in task.names)
         return max(0.0, expected - task.in_hook)
@@ -118,7 +118,7 @@ class Planning:
         return {name: self._priority.expected(name) for name in names}
 
     def _ranks_of(self, team: Team, *, ahead: float = 0.0) -> dict[int, Reads]:
-        """Return how each rank reads, once it has earned `ahead` more seconds of credit."""
+        """Return credit and pace of each rank, once it has earned `ahead` more seconds of credit."""
         under_way = {0: self._under_way()}
         for due in self._due:
             for name in due.elsewhere.names if due.elsewhere else ():

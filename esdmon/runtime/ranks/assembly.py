@@ -21,7 +21,7 @@ Clock: TypeAlias = Callable[[], float]
 @final
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """The readings of one assignment whose parameters are spread over ranks."""
+    """Readings of one assignment whose parameters are sharded over ranks."""
 
     step: int
     readings: Mapping[str, Callable[[], LayerReport]]
@@ -97,7 +97,7 @@ class Assembly:
 
 
 class _Stopwatch:
-    """The seconds of a thread, without those that it waits for other ranks."""
+    """Measure the seconds of a thread, without the time that it waits for other ranks."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -88,7 +88,7 @@ class Assignments:
         self.norms = FragmentNorms(source.parts, ranks)
 
     def get_ready(self) -> bool:
-        """Announce before the first due step what this rank holds, once rank 0 watches.
+        """Announce the table of this rank before the first due step, once rank 0 watches.
 
         Returns:
             Whether the model has changed.
@@ -96,7 +96,7 @@ class Assignments:
         return False if self.has_joined or self._ranks.token() is None else self.refresh()
 
     def refresh(self) -> bool:
-        """Announce what this rank holds where it has not, and again where its model has changed.
+        """Announce the table of this rank, if it is not announced yet or the model has changed.
 
         Returns:
             Whether the model has changed.
@@ -118,7 +118,7 @@ class Assignments:
         self.polls.start(0, ())
 
     def begin(self, step: int) -> Assigned | None:
-        """Give the copies of a due step, and begin what is assigned to this rank; None where there was no plan."""
+        """Serve the copies of a due step, and begin this rank's readings; return None if there is no plan."""
         previous, self._previous = self._previous, step
         if self.exchange is not None:
             self._expire(self.exchange, step)
@@ -127,7 +127,7 @@ class Assignments:
         return None if plan is None else self.follow(plan, step)
 
     def poll(self, expected: int, step: int) -> Assigned | None:
-        """Do between due steps what rank 0 has asked for; None where that is nothing.
+        """Follow an extra plan of rank 0 between due steps; return None if there is none.
 
         Args:
             expected: the planned step of this poll.
@@ -306,7 +306,7 @@ def _fails(rank: int, why: str) -> Own:
 
 
 def _renamed(task: Task, names: Mapping[str, str]) -> Task:
-    """Return a task whose readings have the names of the job."""
+    """Return a task whose readings have the names in the job."""
 
     def poll() -> Answer | None:
         answer = task.poll()

@@ -29,27 +29,27 @@ _POLL = 0.02  # seconds between two polls for the problems of other ranks
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What one rank reads at a due step: matrices that share their parameters, by their names in the job."""
+    """The matrices that one rank reads at a due step, by their names in the job. They share their parameters."""
 
     owner: int
     names: tuple[str, ...]
     parameters: tuple[str, ...] = ()
-    """The sharded parameters that it puts together; none where it holds all of the matrix."""
+    """The sharded parameters that the rank assembles; empty if it holds all of the matrix."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is read at a due step, or at a step between at which all ranks poll, and by whom."""
+    """The matrices that each rank reads at a due step, or at a poll between due steps."""
 
     version: int
-    """Of the holdings; a rank that knows another one looks up its role first."""
+    """Version of the holdings; a rank with another version looks up its role first."""
     assignments: tuple[Assignment, ...]
     polls: tuple[int, ...] = ()
-    """After how many steps of the due one all ranks poll the store for an extra plan, until the next due step."""
+    """Polls of the store for an extra plan until the next due step, as numbers of steps after the due step."""
     ending: int = 0
-    """In how many blocks of steps readings end, before steps without any are measured; 0 where no rank pauses."""
+    """Number of blocks of steps in which readings end, before steps without readings are measured; 0 for no pause."""
     screened: tuple[str, ...] = ()
-    """The sharded parameters, by their names in the job, of whose fragments all ranks compute the norms."""
+    """The sharded parameters, by their names in the job, for which all ranks compute the norms of their fragments."""
 
     def to_json(self) -> str:
         """Return the plan as JSON."""
@@ -58,7 +58,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the plan that `to_json` was called on."""
+        """Return the plan from the result of `to_json`."""
         version, plain, polls, ending, screened = json.loads(text)
         assignments = tuple(Assignment(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
         return cls(version, assignments, tuple(polls), ending, tuple(screened))
@@ -66,37 +66,37 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What other ranks have answered."""
+    """The answers of other ranks."""
 
     readings: Answer
     failures: Mapping[int, Mapping[int, str]]
-    """By rank that has answered: the ranks that did not give it their fragments, and why."""
+    """For each rank that has answered: the ranks that did not serve their fragments to it, and why."""
     paces: Mapping[int, float]
-    """By rank: its seconds of reading for each second of its budget."""
+    """For each rank: the seconds of reading per second of its budget."""
     seconds: Mapping[int, float]
-    """By rank: the seconds that its readings have taken."""
+    """For each rank: the seconds that its readings have taken."""
     missing: tuple[int, ...]
     """Ranks that have not answered."""
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a rank needs to know to act on plans."""
+    """The names and copies that a rank needs to follow plans."""
 
     local: Mapping[str, str]
-    """Its own names by those in the job, of those that differ."""
+    """The rank's own names by the names in the job, if they differ."""
     copies: Mapping[str, tuple[int, ...]]
-    """The parameters, by their names in the job, of which it gives its fragment, with the ranks that hold the same."""
+    """The parameters, by their names in the job, whose fragment the rank serves, with the ranks that hold replicas."""
 
 
 @final
 class Coordinator:
-    """The messages of one rank: rank 0 says what is read, all ranks answer with readings.
+    """Send and receive the messages of one rank: rank 0 sends plans, all ranks answer with readings.
 
     Args:
         store: the job's store, with a prefix for this monitor.
-        rank: of this process.
-        size: of the job.
+        rank: rank of this process.
+        size: number of ranks of the job.
         timeout: seconds after which an answer is given up.
     """
 
@@ -107,7 +107,7 @@ class Coordinator:
         self._roles: dict[int, deque[list[object]]] = {}
         self.timeout = timeout
         self.epoch = 0
-        """How often the monitor has gone back to a checkpoint."""
+        """Number of times that the monitor has loaded a checkpoint."""
         self._taken = 0
         self._left: set[int] = set()
         self._plans: deque[str] = deque()
@@ -116,24 +116,24 @@ class Coordinator:
             self._store.set("token", secrets.token_hex(32))
 
     def restart(self) -> None:
-        """Start again from a checkpoint that all ranks load: messages of later steps no longer apply."""
+        """Discard earlier messages: all ranks have loaded a checkpoint."""
         self.epoch += 1
         self._plans.clear()
         self._extra_plans.clear()
 
     def token(self) -> bytes | None:
-        """Return the key by which ranks know each other; None until rank 0 watches."""
+        """Return the key that authenticates the ranks to each other; None until rank 0 watches."""
         return self._store.value("token") if self._store.has("token") else None
 
     def common(self, problems: Collection[str], timeout: float) -> set[str] | None:
         """Return the problems of this rank that every rank has. Called before training, where all ranks call `watch`.
 
         Args:
-            problems: what the problems of this rank are about.
-            timeout: seconds to wait for the other ranks, where this one has problems.
+            problems: keys of the problems of this rank.
+            timeout: seconds to wait for the other ranks, if this rank has problems.
 
         Returns:
-            None where not all ranks have called it in that time.
+            None if not all ranks have called it in this time.
         """
         self._store.put(f"problems/{self.rank}", json.dumps(sorted(problems)))
         if not problems:
@@ -147,7 +147,7 @@ class Coordinator:
         return set(problems).intersection(*(json.loads(self._store.text(key)) for key in keys))
 
     def announce(self, table: Table) -> None:
-        """Announce what this rank holds; the last table counts."""
+        """Announce the table of weights that this rank holds; it replaces the previous table."""
         key = f"table/{self.rank}"
         self._store.put(key, table.to_json())
         self._store.set(f"joined/{self._store.add('joined', 1)}", key)
@@ -167,24 +167,24 @@ class Coordinator:
         return tables
 
     def leave(self) -> None:
-        """Announce that this rank closes its monitor: it sends and fetches nothing more."""
+        """Announce that this rank closes its monitor, and will neither send nor fetch anything."""
         self._store.set(f"left/{self._store.add('left', 1)}", str(self.rank))
 
     def left(self) -> frozenset[int]:
-        """Return the ranks that have closed their monitors. What they sent before is in the store."""
+        """Return the ranks that have closed their monitors. Their earlier messages are in the store."""
         last = self._store.add("left", 0)
         while len(self._left) < last and self._store.has(f"left/{len(self._left) + 1}"):
             self._left.add(int(self._store.value(f"left/{len(self._left) + 1}")))
         return frozenset(self._left)
 
     def give_role(self, rank: int, role: Role, version: int) -> None:
-        """On rank 0: say what a rank needs to know to act on plans, from a version of the holdings on."""
+        """On rank 0: send a rank its role, which is valid from a version of the holdings on."""
         given = self._roles.setdefault(rank, deque(maxlen=_ROLES))
         given.append([version, dict(role.local), dict(role.copies)])
         self._store.put(f"role/{rank}", json.dumps(list(given)))
 
     def role(self, version: int) -> Role | None:
-        """Return the role of this rank in a version of the holdings; None where rank 0 had given it none by then.
+        """Return the role of this rank in a version of the holdings; None if rank 0 has sent none by then.
 
         Rank 0 may be a version ahead of the plan that this rank follows.
         """
@@ -198,7 +198,7 @@ class Coordinator:
         return Role(local, {name: tuple(replicas) for name, replicas in copies.items()})
 
     def give_holders(self, version: int, parameter: str, holders: Sequence[Holder]) -> None:
-        """On rank 0: say who gives the fragments of a parameter; what was said eight versions ago is forgotten."""
+        """On rank 0: send which ranks serve the fragments of a parameter; delete the entry of eight versions before."""
         plain = [[holder.rank, holder.fragment.to_plain(), holder.address] for holder in holders]
         self._store.put(f"holders/{version}/{parameter}", json.dumps(plain))
         before = f"holders/{version - _KEPT}/{parameter}"
@@ -206,16 +206,16 @@ class Coordinator:
             self._store.delete(before)
 
     def holders(self, version: int, parameter: str) -> tuple[Holder, ...]:
-        """Return who gives the fragments of a parameter."""
+        """Return the ranks that serve the fragments of a parameter."""
         plain = json.loads(self._store.text(f"holders/{version}/{parameter}"))
         return tuple(Holder(rank, Fragment.from_plain(fragment), address) for rank, fragment, address in plain)
 
     def give_plan(self, previous: int | None, plan: Plan) -> None:
-        """On rank 0: send at a due step what is read at the next one; before the first, `previous` is None."""
+        """On rank 0: send the plan for the due step after `previous`; None means before the first due step."""
         self._say(self._key("plan", str(previous)), plan, self._plans)
 
     def plan(self, previous: int | None) -> Plan | None:
-        """Return what is read at the due step after `previous`; None where rank 0 has not said it."""
+        """Return the plan for the due step after `previous`; None if rank 0 has sent none."""
         key = self._key("plan", str(previous))
         return Plan.from_json(self._store.text(key)) if self._store.has(key) else None
 
@@ -226,18 +226,18 @@ class Coordinator:
         self._store.has(key)  # a store answers this, and not `set`
 
     def extra_plan(self, step: int) -> Plan | None:
-        """Return the extra plan of a step at which all ranks poll; None where rank 0 has given none."""
+        """Return the extra plan of a step at which all ranks poll; None if rank 0 has sent none."""
         key = self._key("extra", step)
         return Plan.from_json(self._store.text(key)) if self._store.has(key) else None
 
     def request(self, number: int, kind: str, step: int) -> None:
-        """On rank 0: leave the request of an alert, and return when the store has it."""
+        """On rank 0: write the request of an alert to the store, and return when the store has it."""
         key = self._key("request", number)
         self._store.set(key, f"{kind} {step}")
         self._store.has(key)  # a store answers this, and not `set`
 
     def requested(self, number: int) -> tuple[str, int] | None:
-        """Return a request by its number, and its step; None where there are fewer."""
+        """Return the kind and the step of the request of this number; None if there are fewer requests."""
         key = self._key("request", number)
         if not self._store.has(key):
             return None
@@ -245,11 +245,11 @@ class Coordinator:
         return kind, int(step)
 
     def answer(self, step: int, answer: Answer, failures: Mapping[int, str], pace: float) -> None:
-        """On other ranks: send what was read, which ranks did not give their fragments, and how fast this rank reads.
+        """On other ranks: send the readings, the ranks that did not serve their fragments, and the pace of this rank.
 
         Args:
-            step: at which it was begun.
-            answer: what was read.
+            step: the step at which the readings were begun.
+            answer: the readings.
             failures: reasons by rank.
             pace: seconds of reading for each second of this rank's budget.
         """
@@ -257,11 +257,11 @@ class Coordinator:
         self._store.put(self._key("answer", step, self.rank), json.dumps([plain, failures, pace]))
 
     def has_answers(self, step: int, ranks: Collection[int]) -> bool:
-        """On rank 0: return whether the answers of all these ranks have come."""
+        """On rank 0: return whether the answers of all these ranks have arrived."""
         return not ranks or self._store.has(*(self._key("answer", step, rank) for rank in ranks))
 
     def take_answers(self, step: int, ranks: Iterable[int]) -> Answers:
-        """On rank 0: return the answers that are there, and who has not answered."""
+        """On rank 0: return the answers that have arrived, and the ranks that have not answered."""
         readings: Answer = {}
         failures: dict[int, dict[int, str]] = {}
         paces: dict[int, float] = {}
@@ -284,7 +284,7 @@ class Coordinator:
         self._store.put(self._key("squares", step, self.rank), json.dumps(squares))
 
     def take_squares(self, step: int, ranks: Collection[int]) -> list[dict[str, float]] | None:
-        """On rank 0: return what these ranks have sent of a due step; None until all have."""
+        """On rank 0: return the squares that these ranks have sent for a due step; None until all have."""
         keys = [self._key("squares", step, rank) for rank in ranks]
         if not self._store.has(*keys):
             return None

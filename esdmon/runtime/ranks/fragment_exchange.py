@@ -74,7 +74,7 @@ class PeerError(Exception):
 @final
 @dataclass(slots=True)
 class FragmentExchange:
-    """Serve copies of this rank's fragments, each until it is fetched or too old, and fetch those of other ranks.
+    """Serve copies of this rank's fragments, until they are fetched or too old, and fetch fragments of other ranks.
 
     Args:
         token: the key of the job.
@@ -206,7 +206,7 @@ class FragmentExchange:
             self._busy.release()
 
     def _read_request(self, link: socket.socket) -> tuple[str, float] | None:
-        """Return the requested key, and how long to wait for it; None for what no rank of this job has sent."""
+        """Return the requested key and the seconds to wait for it; None if the sender is not a rank of this job."""
         (length,) = _LENGTH.unpack(_receive(link, bytearray(_LENGTH.size)))
         if not _MAC + _WAIT.size < length <= _MAC + _MOST_REQUEST:
             return None

@@ -131,11 +131,11 @@ class Holdings:
     coverage: Coverage = field(default_factory=lambda: Coverage(0, 0))
 
     def local_names(self, rank: int) -> dict[str, str]:
-        """Return a rank's own names by those in the job, of those that differ."""
+        """Return a rank's own names by the names in the job, if they differ."""
         return {other: own for own, other in self.names.get(rank, {}).items()}
 
     def copies(self) -> dict[int, dict[str, tuple[int, ...]]]:
-        """Return by rank the parameters, by their names in the job, of which it gives its fragment, with replicas."""
+        """Return for each rank the parameters, by their names in the job, whose fragment it serves, with replicas."""
         copies: dict[int, dict[str, tuple[int, ...]]] = defaultdict(dict)
         for name, holders in self.holders.items():
             for holder in holders:

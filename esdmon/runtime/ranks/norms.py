@@ -47,7 +47,7 @@ class FragmentNorms:
         return beside
 
     def send(self) -> None:
-        """Send what has arrived from the device, without waiting for the rest."""
+        """Send the sums that have arrived from the device, without waiting for the rest."""
         while self._arriving:
             step, parameters, squares = self._arriving[0]
             arrived = squares()
@@ -57,7 +57,7 @@ class FragmentNorms:
             self._ranks.give_squares(step, {parameters[name]: square for name, square in arrived.items()})
 
     def forget(self) -> None:
-        """Forget what has not arrived: the weights are others now."""
+        """Discard sums that have not arrived, since the weights have changed."""
         self._arriving.clear()
 
 
@@ -73,7 +73,7 @@ class _Planned:
 
 @final
 class JobNorms:
-    """On rank 0, join the norms of fragments to those of the weights.
+    """Add up the norms of fragments to the norms of weights, on rank 0.
 
     Args:
         ranks: the messages of the job.
@@ -85,7 +85,7 @@ class JobNorms:
         self._expected: deque[tuple[int, dict[str, _Planned]]] = deque()
 
     def plan(self, sides: Mapping[str, int], holdings: Holdings) -> tuple[str, ...]:
-        """Return the parameters of which all ranks compute the norms of their fragments at the next due step.
+        """Return the parameters whose fragments all ranks screen at the next due step.
 
         Args:
             sides: the longer sides of the matrices, by their names in the job.
@@ -99,7 +99,7 @@ class JobNorms:
         return tuple(planned.parameter for planned in self._planned.values())
 
     def begin(self, step: int) -> Collection[str]:
-        """Expect what was planned from a due step on, and return the matrices."""
+        """Begin to expect the planned sums at a due step, and return the matrices."""
         planned, self._planned = self._planned, {}
         if planned:
             self._expected.append((step, planned))
@@ -108,7 +108,7 @@ class JobNorms:
         return planned
 
     def take(self) -> list[Screened]:
-        """Return the norms of the due steps of which all ranks have sent theirs."""
+        """Return the norms of due steps for which all ranks have sent their sums."""
         found: list[Screened] = []
         for step, planned in tuple(self._expected):
             ranks = frozenset[int]().union(*(each.ranks for each in planned.values()))
@@ -119,7 +119,7 @@ class JobNorms:
         return found
 
     def forget(self) -> None:
-        """Forget what was planned and expected."""
+        """Discard the planned and the expected norms."""
         self._planned = {}
         self._expected.clear()
 
@@ -127,7 +127,7 @@ class JobNorms:
 def _joined(
     step: int, planned: Mapping[str, _Planned], squares: Mapping[int, Mapping[str, float]]
 ) -> Iterable[Screened]:
-    """Yield the norms of those matrices of which each rank has read its fragment."""
+    """Yield the norms of the matrices for which every rank has sent the squares of its fragment."""
     for name, each in planned.items():
         own = [squares[rank].get(each.parameter) for rank in each.ranks]
         if None not in own:

@@ -19,7 +19,7 @@ Squares: TypeAlias = Callable[[], dict[str, float] | None]
 
 
 class Parts(Protocol):
-    """What this rank holds of a job's weights. `esdmon.runtime.reading.local_parts.LocalParts` is one."""
+    """The parts of a job's weights on this rank, as implemented by `esdmon.runtime.reading.local_parts.LocalParts`."""
 
     def is_here(self, name: str) -> bool:
         """Return whether this rank holds all of a matrix, and so can read it alone."""
@@ -69,4 +69,4 @@ class ShardedSource(Source, Protocol):
 
     @property
     def parts(self) -> Parts:
-        """Return what this rank holds of the model."""
+        """Return the parts of the model on this rank."""

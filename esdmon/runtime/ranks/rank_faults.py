@@ -64,7 +64,7 @@ class RankFaults:
                 self._faults.worked(_giver(rank), step)
 
     def settle_asked(self, step: int, missed: Collection[str]) -> None:
-        """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""
+        """Count whether all ranks have done the requested readings at a poll; a rank that is ahead misses them."""
         if missed:
             names = ", ".join(sorted(missed)[:_MOST_NAMED])
             self._faults.record(_ASKED, step, TimeoutError(f"not all ranks have read or given their part of {names}"))

@@ -57,7 +57,7 @@ class RemoteReader:
         return self._has_begun or self._assignments.has_joined
 
     def get_ready(self, _step: int) -> None:
-        """Announce what this rank holds."""
+        """Announce the table of this rank."""
         self._assignments.get_ready()
 
     def settle(self) -> None:
@@ -66,7 +66,7 @@ class RemoteReader:
             self._source.settle()
 
     def advance(self, *, waiting: bool = False) -> None:
-        """Ask which copies have arrived from an accelerator, and let threads begin what may begin."""
+        """Check which copies have arrived from an accelerator, and let threads begin allowed readings."""
         self._source.advance()
         self._executor.advance(waiting=waiting)
         self._assignments.norms.send()
@@ -76,14 +76,14 @@ class RemoteReader:
         return ()
 
     def is_poll(self, step: int) -> bool:
-        """Return whether this rank polls at this step, which is not due, for what rank 0 has asked for."""
+        """Return whether this rank polls at this step, which is not due, for an extra plan."""
         self._poll = self._assignments.polls.take(step)
         return self._poll is not None
 
     def begin(
         self, step: int, _host_step: int | None = None, _names: Collection[str] = (), *, is_scheduled: bool = True
     ) -> None:
-        """Do what rank 0 has assigned for this due step, or asked for between."""
+        """Follow the plan of rank 0 for this due step, or an extra plan between due steps."""
         if is_scheduled:
             self._has_begun = True
             self._assignments.refresh()
@@ -103,7 +103,7 @@ class RemoteReader:
         """Do nothing: rank 0 stops waiting by itself."""
 
     def close(self) -> None:
-        """End the threads, let the others fetch what this rank has copied for them, and release the store."""
+        """End the threads, let the others fetch the copies of this rank, and release the store."""
         self._executor.close()
         self._source.advance(wait=True)
         self._assignments.close(self._limits.fragment_seconds)

@@ -9,7 +9,7 @@ Kind: TypeAlias = Literal["stop", "save"]
 
 @final
 class Requests:
-    """What alerts have asked of the training loop: to stop, and to save a checkpoint.
+    """The requests of alerts to the training loop, to stop and to save a checkpoint.
 
     A process that is alone knows a request at once. In a job only rank 0 sees the alerts, and a rank that stops or
     saves alone hangs the others in their next collective. So rank 0 leaves each request in the job's store, with its
@@ -47,7 +47,7 @@ class Requests:
         return requested
 
     def exchange(self, step: int, *, is_due: bool) -> None:
-        """Send what was added, and at a due step take up the requests of earlier steps."""
+        """Send new requests, and at a due step apply the requests of earlier steps."""
         if self._ranks is None:
             return
         if self._epoch != self._ranks.epoch:  # all ranks have gone back to a checkpoint

@@ -50,7 +50,7 @@ class Capacities:
         self._tables = tables
 
     def pace(self, rank: int) -> float:
-        """Return the pace of a rank, as it has answered; before that, that of rank 0."""
+        """Return the pace that a rank has sent; before its first answer, the pace of rank 0."""
         if not rank:
             return self._own_pace()
         has_threads = rank in self._tables and self._tables[rank].pauses
@@ -64,7 +64,7 @@ class Capacities:
             self._credits[rank] = max(-self._advance - most, min(most, credit))
 
     def answered(self, paces: Mapping[int, float], seconds: Mapping[int, float]) -> None:
-        """Take note, by rank, of how fast it reads and of what its readings have taken."""
+        """Record the paces of ranks, and the seconds that their readings have taken."""
         self._paces |= paces
         for rank, taken in seconds.items():
             self._credits[rank] = self._credits.get(rank, 0.0) - taken / self.pace(rank)
@@ -105,7 +105,7 @@ class Sharing:
     def share(
         self, names: Mapping[str, float], holdings: Holdings, ranks: Mapping[int, Reads]
     ) -> tuple[Assignment, ...]:
-        """Return who reads what.
+        """Return the assignments of matrices to ranks.
 
         Args:
             names: matrices in order of priority, with the seconds that a reading is expected to take. Matrices whose
@@ -174,7 +174,7 @@ def _grouped(names: Iterable[str], holdings: Holdings) -> list[tuple[str, ...]]:
 
 
 def _held(entry: Entry, holdings: Holdings) -> dict[int, int]:
-    """Return how many elements each rank holds of what is put together for a matrix."""
+    """Return the number of elements that each rank holds of the parameters behind a matrix."""
     held: dict[int, int] = defaultdict(int)
     for name in entry.parameters:
         for holder in holdings.holders[name]:

@@ -82,7 +82,7 @@ class Team:
 
     @property
     def holdings(self) -> Holdings:
-        """Return what all ranks hold, as of the last `update_holdings`."""
+        """Return the holdings of all ranks, as of the last `update_holdings`."""
         return self._roster.known.holdings
 
     @property
@@ -97,7 +97,7 @@ class Team:
 
     @property
     def is_complete(self) -> bool:
-        """Return whether all ranks of the job have announced what they hold."""
+        """Return whether all ranks of the job have announced their tables."""
         return self._roster.is_complete
 
     @property
@@ -130,7 +130,7 @@ class Team:
         return self._own.refresh()
 
     def get_ready(self) -> bool:
-        """Announce before the first due step what rank 0 holds, and learn what the others hold.
+        """Announce the table of rank 0 before the first due step, and take the tables of the others.
 
         Returns:
             Whether the matrices have changed.
@@ -139,7 +139,7 @@ class Team:
         return self.update_holdings(is_due=False) or has_changed
 
     def begin(self, step: int) -> Assigned | None:
-        """Begin what was planned for this due step; None where nothing was."""
+        """Begin the planned readings of this due step; return None if there is no plan."""
         self._asked = self._now = None
         assigned = self._own.begin(step)
         self._to_screen = None
@@ -165,7 +165,7 @@ class Team:
         return self._norms.take()
 
     def update_holdings(self, *, is_due: bool = True) -> bool:
-        """Take up what ranks have announced that they hold, and who is paused; see `Roster.update`."""
+        """Update the holdings from new tables, and from paused and closed ranks; see `Roster.update`."""
         if not self._roster.update(self._own.n_listed, is_due=is_due):
             return False
         known = self._roster.known
@@ -192,7 +192,7 @@ class Team:
         ending: int = 0,
         to_screen: ToScreen = nothing,
     ) -> None:
-        """Announce which of these matrices is read by whom at the due step after this one.
+        """Announce the rank that reads each of these matrices at the next due step.
 
         Args:
             step: the due step; None before the first.
@@ -217,7 +217,7 @@ class Team:
         return None if self._faults.is_asking_paused() else self._own.polls.next
 
     def ask(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> None:
-        """Announce which of these matrices is read by whom at the next poll. Once for each."""
+        """Announce the rank that reads each of these matrices at the next poll. Each poll has one plan."""
         at = self.next_poll
         if at is not None:
             plan = Plan(self._roster.known.version, self._assigned(names, ranks), (), self._ending)
@@ -231,11 +231,11 @@ class Team:
         return self._now is not None
 
     def begin_asked(self, step: int) -> Assigned | None:
-        """Begin what was asked for at this poll; None where nothing was."""
+        """Begin the requested readings at this poll; return None if there are none."""
         return None if self._now is None else self._own.follow(self._now, step)
 
     def _assigned(self, names: Mapping[str, float], ranks: Mapping[int, Reads]) -> tuple[Assignment, ...]:
-        """Return who reads what, and say who holds the parts of it."""
+        """Return the assignments of matrices to ranks, and send the holders of their parts."""
         assignments = self._sharing.share(names, self.holdings, ranks)
         for parameter in {name for assignment in assignments for name in assignment.parameters} - self._given:
             self._ranks.give_holders(self._roster.known.version, parameter, self.holdings.holders[parameter])
@@ -276,7 +276,7 @@ class Team:
         self._faults.settle(step, set(self._roster.present) - {0})
 
     def settle_asked(self, step: int, missed: Collection[str]) -> None:
-        """Count whether all ranks have done what was asked for between due steps: a rank that is ahead misses it."""
+        """Count whether all ranks have done the requested readings at a poll; a rank that is ahead misses them."""
         self._faults.settle_asked(step, missed)
 
     def unreadable(self, step: int) -> dict[str, LayerReport]:
@@ -329,7 +329,7 @@ class Team:
 
 
 def _completed(layer: LayerReport, assigned: Assigned) -> LayerReport:
-    """Return another rank's reading with what rank 0 knows of the matrix: how far it has moved, and its last step."""
+    """Return another rank's reading with values that rank 0 has: the move of the matrix, and its last sampled step."""
     if layer.name in assigned.moved:
         layer = replace(layer, update_ratio=assigned.moved[layer.name]())
     sample = assigned.sampled.get(layer.name)

@@ -17,7 +17,7 @@ from esdmon.weights import Matrix, Solver, export, read_spectrum
 
 @final
 class Computing:
-    """Compute spectra; keep what the next reading of a matrix is compared with or can use again.
+    """Compute spectra, and keep data of a matrix that its next reading compares with or uses again.
 
     Args:
         measuring: says what spectra must hold, and which measures a process computes.
@@ -52,7 +52,7 @@ class Computing:
         self._directions.clear()
 
     def measure(self, matrix: Matrix, kind: str) -> Measured:
-        """Return what is computed of a weight.
+        """Return the numbers that are computed from a weight.
 
         Args:
             matrix: the handle on it.

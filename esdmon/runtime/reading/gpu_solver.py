@@ -71,7 +71,7 @@ class GpuSolver:
         return frozenset(found)
 
     def solve(self, name: str, step: int, compute: Callable[[], Found]) -> Found | None:
-        """Return what is computed; None where that fails, so that a thread reads.
+        """Return the computed numbers; None after a failure, so that a thread reads.
 
         Raises:
             UnreadableError: for a weight that gives no spectrum.

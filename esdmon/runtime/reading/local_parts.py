@@ -39,7 +39,7 @@ _SAMPLE = 1024  # elements of a fragment by which is measured how far it has mov
 
 @final
 class LocalParts:
-    """The sharded weights of a model, as this rank holds them, and what is put together of them.
+    """The parts of sharded weights on this rank, and the whole weights that are assembled.
 
     Args:
         model: the matrices of the model.
@@ -90,7 +90,7 @@ class LocalParts:
         return 0 if shard.fragment is None else shard.fragment.n_elements * shard.dtype.itemsize
 
     def whole_size(self, parameter: str) -> int:
-        """Return the bytes of a whole parameter, of which this rank may hold a fragment."""
+        """Return the bytes of a whole parameter; this rank may hold only a fragment of it."""
         shard = self._shards[parameter][1]
         return math.prod(shard.shape) * shard.dtype.itemsize
 

@@ -30,7 +30,7 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @final
 class Pool:
-    """Read matrices in this process, or in worker processes, each of which computes on one core.
+    """Read matrices in this process, or in worker processes that use one core each.
 
     Args:
         workers: processes; 1 for none, but one thread, "auto" for as many as there are cores, memory and work for.

@@ -121,7 +121,7 @@ class Reader:
         return self._model.coverage
 
     def coverage_of(self, layers: Iterable[LayerReport], *, absent: str = "not read") -> Coverage:
-        """Return how much of the model was read: zero and not finite weights were, those that failed were not.
+        """Return how much of the model was read. Zero and non-finite weights count as read, failed ones do not.
 
         Args:
             layers: the readings of matrices.
@@ -142,7 +142,7 @@ class Reader:
 
     @property
     def problems(self) -> Mapping[str, InputError]:
-        """Return why nothing is read, or not what was selected, where the model may be a part of one."""
+        """Return errors of the selection, by option; the model may be only a part of one that has no error."""
         return self._model.problems
 
     @property
@@ -152,12 +152,12 @@ class Reader:
 
     @property
     def parts(self) -> LocalParts:
-        """Return what this rank holds of a model that is spread over the ranks of a job."""
+        """Return the parts that this rank holds of a model that is sharded over the ranks of a job."""
         return self._parts
 
     @property
     def strict(self) -> bool:
-        """Return whether what fails is raised."""
+        """Return whether errors are raised."""
         return self._faults.strict
 
     @property
@@ -240,7 +240,7 @@ class Reader:
         return self._screener.screen(self._model.matrices[name], step)
 
     def screened(self) -> list[Screened]:
-        """Return what was screened since the last call and is computed by now."""
+        """Return finished screenings since the last call."""
         return self._screener.take()
 
     def begin_step_sample(self) -> None:
@@ -252,11 +252,11 @@ class Reader:
         self._steps.end()
 
     def last_step(self, name: str) -> StepSample:
-        """Return what the last sample of a single step has shown of a matrix; NaN where there is none."""
+        """Return the last sample of a single step of a matrix; its values are NaN if there is none."""
         return self._steps.last(name)
 
     def step_samples(self) -> dict[str, StepSample]:
-        """Return what was sampled since the last call and is computed by now."""
+        """Return finished samples since the last call."""
         return self._steps.take()
 
     def report(self, step: int, layers: Iterable[LayerReport], seconds: float) -> Report:
@@ -316,7 +316,7 @@ class Reader:
         return {} if self._drift is None else self._without_parts(self._drift.state_dict())
 
     def step_state(self) -> Plain:
-        """Return what has been sampled of single steps."""
+        """Return the samples of single steps as plain data."""
         return self._steps.state_dict()
 
     def restore_steps(self, state: Plain) -> None:
@@ -342,7 +342,7 @@ class Reader:
         return {name: kept for name, kept in samples.items() if name not in matrices or not matrices[name].shards}
 
     def _adapt(self) -> None:
-        """Take up the matrices that there are now: what holds them, what a GPU computes, how much is sampled."""
+        """Update optimizer parameters, GPU solver and samples for the current matrices."""
         self._held.take_up(self._model.matrices.values())
         # Vectors and other spectra take a CPU long, in the hook.
         self._gpu.keep({} if self.needs_more else self._model.matrices)

@@ -38,7 +38,7 @@ class ReadingRecords:
         self._failing = FailingReadings(faults)
 
     def blank(self, matrix: Matrix, step: int) -> LayerReport:
-        """Return the record of a reading of which nothing is known yet."""
+        """Return the record of a reading without any values."""
         return LayerReport(
             matrix.name,
             "failed",
@@ -50,7 +50,7 @@ class ReadingRecords:
         )
 
     def begun(self, blank: LayerReport, matrix: Matrix) -> LayerReport:
-        """Return the record with what is known before the spectrum."""
+        """Return the record with the values that are known before the spectrum."""
         last = self._steps.last(matrix.name)
         return replace(
             blank,

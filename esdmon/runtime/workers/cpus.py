@@ -105,7 +105,7 @@ class IdleCores:
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """What the kernel has counted at a moment."""
+    """The kernel's counters at one moment."""
 
     total: int
     idle: int

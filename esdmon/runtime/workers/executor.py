@@ -83,7 +83,7 @@ class Executor:
 
     @property
     def reads_between(self) -> bool:
-        """Return whether what has no room at a scheduled step may be begun at the steps after it."""
+        """Return whether readings without room at a scheduled step may begin at later steps."""
         return bool(self.on_device) or (self._workers is not None and self._workers.count > 0)
 
     @property
@@ -102,7 +102,7 @@ class Executor:
             self._workers.ending = max(1, blocks)
 
     def advance(self, *, waiting: bool = False) -> None:
-        """Count a step of the training, and begin what may begin by now.
+        """Count a step of the training, and begin allowed readings.
 
         Args:
             waiting: True where the training waits for the readings, and takes no step.
@@ -161,12 +161,12 @@ class Executor:
             self._submit(job, 0, alone=True)
 
     def close(self) -> None:
-        """End the threads; what has not begun is cancelled."""
+        """End the threads, and cancel readings that have not begun."""
         if self._threads is not None:
             self._threads.close()
 
     def _unfinished(self) -> deque[tuple[Future[Any], int]]:
-        """Return the queue, with what is finished at its head removed."""
+        """Return the queue, after removing finished readings at its head."""
         while self._waiting and self._waiting[0][0].done():
             self._waiting.popleft()
         return self._waiting

@@ -31,7 +31,7 @@ class WorkerJob:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a job gave."""
+    """The result of a job."""
 
     measured: Measured | Exception
     laws: RecentLaws
@@ -42,7 +42,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """A job whose array lies in shared memory."""
+    """A job whose array is in shared memory."""
 
     job: WorkerJob
     dtype: str
@@ -55,7 +55,7 @@ class Order:
 
 
 def run(job: WorkerJob, stack: Array) -> Outcome:
-    """Compute the spectrum of a stack of matrices, and what follows from it."""
+    """Compute the spectrum of a stack of matrices, and the numbers of its record."""
     try:
         spectrum = spectrum_of(*prepare(stack, job.weight), job.laws)
         if job.directions is not None:

@@ -27,7 +27,7 @@ class Measured:
 
 
 def measure(spectrum: Spectrum, names: Collection[str] = (), *, follows: bool = False) -> Measured:
-    """Return what is computed of a spectrum.
+    """Return all numbers of a spectrum.
 
     Args:
         spectrum: of a weight.
@@ -45,7 +45,7 @@ def measure(spectrum: Spectrum, names: Collection[str] = (), *, follows: bool = 
 
 
 def quantities(measure: Measure, spectrum: Spectrum, *, follows: bool) -> Iterator[tuple[Of, Quantity]]:
-    """Yield what a measure computes of a spectrum: nothing where the spectrum has no such number.
+    """Yield the value of a measure for a spectrum, or nothing if the spectrum has no such value.
 
     Args:
         measure: the measure.

@@ -131,7 +131,7 @@ class Processes:
 
 
 class _Own(threading.local):
-    """What belongs to one thread."""
+    """The state of one thread."""
 
     def __init__(self) -> None:
         self.worker: Worker | None = None

@@ -26,7 +26,7 @@ _PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def serve(connection: Connection, memory: int) -> None:
-    """Do what is ordered until the other end is closed. The first message is the CPU time of the start."""
+    """Run orders until the other end closes the connection. The first message is the CPU time of the start."""
     eigenvalues_of_gram([np.eye(2)], 2, "float64")  # loads scipy.linalg, which no reading is charged for then
     connection.send(time.process_time())
     while True:
@@ -56,7 +56,7 @@ def _end_with_parent() -> None:
 
 
 def _be_idle() -> None:
-    """Take only the time that nobody else wants."""
+    """Set the lowest priority: use only time that no other process needs."""
     with suppress(OSError, AttributeError):
         os.nice(19)
     with suppress(OSError, AttributeError):

@@ -24,11 +24,11 @@ class Source(Protocol):
 
     @property
     def strict(self) -> bool:
-        """Return whether what fails is raised."""
+        """Return whether errors are raised."""
 
     @property
     def coverage(self) -> Coverage:
-        """Return how much of the model is read."""
+        """Return the part of the model that is read."""
 
     def settle(self) -> None:
         """Synchronise the device, so that pending training kernels are not counted as monitoring cost."""
@@ -38,16 +38,16 @@ class Source(Protocol):
         """Return whether no copy from an accelerator is under way."""
 
     def advance(self, *, wait: bool = False) -> None:
-        """Ask which copies have arrived from an accelerator; with `wait` wait for all of them."""
+        """Check which copies have arrived from an accelerator; with `wait` wait for all of them."""
 
     def refresh(self) -> bool:
-        """Look at the start of a due step whether the model has other matrices; return True where it has."""
+        """Find the matrices again at the start of a due step; return True if they have changed."""
 
     def nominal(self) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
 
     def seconds_on_device(self) -> Mapping[str, float]:
-        """Return the same where a GPU computes the eigenvalues, of the matrices for which that may pay."""
+        """Return the same for matrices whose eigenvalues may be computed faster on a GPU, with the GPU's time."""
 
     def solvable(self) -> frozenset[str]:
         """Return the matrices of `seconds_on_device` that a GPU can solve now: they are on it, and it has memory."""
@@ -69,13 +69,13 @@ class Source(Protocol):
         """
 
     def screened(self) -> list[Screened]:
-        """Return what was screened since the last call and is computed by now."""
+        """Return finished screenings since the last call."""
 
     def mark(self, name: str) -> Ratio:
         """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
 
     def last_step(self, name: str) -> StepSample:
-        """Return what the last sample of a single step has shown of a matrix; NaN where there is none."""
+        """Return the last sample of a single step of a matrix; its values are NaN if there is none."""
 
     def begin(self, name: str, step: int, *, moved: Ratio, copy: bool) -> Callable[[], LayerReport]:
         """Begin a reading at its step, and return the function that finishes it."""

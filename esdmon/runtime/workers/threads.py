@@ -60,7 +60,7 @@ class Threads:
         return future
 
     def wake(self) -> None:
-        """Begin what is allowed by now; at each step of a training, so that threads without a job sleep on."""
+        """Begin allowed jobs; called at each training step, so that threads without a job can sleep."""
         if not self._jobs:
             return
         with self._changed:
