@@ -31,7 +31,7 @@ class Attention:
         """Layers with a finding that is not confirmed, as of the last report."""
 
     def scheduled(self, step: int) -> None:
-        """Record a scheduled step: the cadence is that of the last two."""
+        """Record a scheduled step; the interval is that between the last two."""
         if self._scheduled is not None and step > self._scheduled:
             self._gap = step - self._scheduled
         self._scheduled = step
@@ -68,7 +68,7 @@ class Attention:
         self._next = step + (self.interval or 1)
 
     def bring_forward(self, names: Collection[str], step: int) -> None:
-        """Read these layers at a step, besides those that are read more often already."""
+        """Read these layers at a step too, in addition to layers that are already read more often."""
         fresh = [name for name in names if name not in self._spent and name not in self._counts]
         if fresh:
             self._counts |= dict.fromkeys(fresh, 0)

@@ -157,7 +157,7 @@ class Budget:
             self._spent += seconds
 
     def lose(self, seconds: float) -> None:
-        """Count what the steps of the training have lost to readings in other threads."""
+        """Charge the time that the training's steps have lost to readings in other threads."""
         self._spent += seconds
 
     @contextmanager

@@ -6,7 +6,7 @@ from typing import final
 
 @final
 class Costs:
-    """Keep what a reading of each matrix took, and expect the rest in proportion to an estimate.
+    """Keep the time of a reading of each matrix, and expect those of others in proportion to an estimate.
 
     Args:
         nominal: estimated seconds by matrix, up to a common factor, which is measured.
@@ -21,7 +21,7 @@ class Costs:
         self.replace(nominal)
 
     def replace(self, nominal: Mapping[str, float]) -> None:
-        """Replace the matrices; keep what is known of those that stay."""
+        """Replace the list of matrices; keep the times of matrices that stay."""
         self._nominal = {name: self._nominal.get(name, seconds) for name, seconds in nominal.items()}
         self._seconds = {name: seconds for name, seconds in self._seconds.items() if name in nominal}
         self._measured = [sum(self._seconds.values()), sum(map(self._nominal.__getitem__, self._seconds))]

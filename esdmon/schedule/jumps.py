@@ -48,7 +48,7 @@ class _Recent:
 
 @final
 class JumpDetector:
-    """Keep the recent samples of each layer, and find those that jump."""
+    """Keep the recent samples of each layer, and find layers that jump."""
 
     def __init__(self) -> None:
         self._recent: dict[str, _Recent] = {}

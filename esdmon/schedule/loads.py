@@ -6,7 +6,7 @@ from typing import final
 
 @final
 class Loads:
-    """The time that each rank needs for what it was given, and how fast each reads.
+    """The time that each rank needs for its assigned readings, and the pace of each rank.
 
     >>> loads = Loads()
     >>> loads.keep([0, 1])

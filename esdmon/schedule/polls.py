@@ -39,7 +39,7 @@ class Polls:
         self._left: list[int] = []
 
     def start(self, step: int, after: Sequence[int]) -> None:
-        """Begin at a scheduled step, with those that are so many steps after it."""
+        """Begin at a scheduled step, with polls at these numbers of steps after it."""
         self._left = [step + count for count in after]
 
     @property

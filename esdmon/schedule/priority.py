@@ -59,7 +59,7 @@ class _State:
     """Step of the last screening."""
 
     def ahead(self, step: int) -> "_State":
-        """Return what is expected at a later step: drift goes on at its rate; NaN where that is not known."""
+        """Return the expected drift at a later step, at the same rate as so far; NaN if the rate is not known."""
         return self if self.read is None else replace(self, drift=self.rate * (step - self.read))
 
     @property
@@ -69,7 +69,7 @@ class _State:
 
     @property
     def known(self) -> tuple[int, int]:
-        """Return what sorts matrices by when their norms were last known."""
+        """Return a sort key of matrices: the step at which their norms were last known."""
         return max(self.screened, -1 if self.read is None else self.read), self.round
 
     def importance(self, step: int, cost: float) -> float:
@@ -100,7 +100,7 @@ class ReadPriority:
         self.replace(nominal, on_device)
 
     def replace(self, nominal: Mapping[str, float], on_device: Mapping[str, float] | None = None) -> None:
-        """Replace the matrices; keep what is known of those that stay."""
+        """Replace the list of matrices; keep the data of matrices that stay."""
         self._states = {name: self._states.get(name) or _State() for name in nominal}
         for name, number in first_rounds(nominal).items():
             self._states[name].round = number
@@ -131,7 +131,7 @@ class ReadPriority:
         return self.expected(name, on_device=True) < self.expected(name, on_device=False)
 
     def to_measure(self) -> list[str]:
-        """Return the matrices whose drift can be measured, the longest not measured first."""
+        """Return the matrices whose drift can be measured, the least recently measured first."""
         known = [name for name, state in self._states.items() if state.read is not None]
         return sorted(known, key=lambda name: self._states[name].measured)
 
@@ -251,7 +251,7 @@ class ReadPriority:
         return chosen
 
     def affordable(self, names: Iterable[str], credit: float) -> list[str]:
-        """Return those of some matrices, in their order, that are read within the credit."""
+        """Return the matrices among `names`, in their order, that can be read within the credit."""
         chosen: list[str] = []
         for name in names:
             if self.expected(name) <= credit:
@@ -301,7 +301,7 @@ def first_rounds(names: Iterable[str]) -> dict[str, int]:
 
 
 def _spread(count: int) -> Iterator[int]:
-    """Yield 0 … count − 1, any first few of them spread: the middle, the ends, then the middle of what is between."""
+    """Yield 0 … count − 1 in an order whose beginning is spread out: the middle, the ends, then middles of the gaps."""
     first = dict.fromkeys(((count - 1) // 2, 0, count - 1)) if count else {}
     yield from first
     ends = sorted(first)

@@ -104,7 +104,7 @@ class Comparison:
             self.slow_down = SlowDown(_weighted_median(self._found), low, high)
 
     def _drop_outdated(self) -> None:
-        """Drop what was compared before a change: where the last comparisons differ from the others beyond chance."""
+        """Drop comparisons from before a change, if the last comparisons differ from the others beyond chance."""
         found = [*self._found]
         if len(found) >= 2 * _FEWEST:
             (low, high), (lower, higher) = (_interval(part, _UNLIKELY) for part in (found[:-_FEWEST], found[-_FEWEST:]))

@@ -237,7 +237,7 @@ class Workers:
                 self._want(self._wanted + 1 if self._has_failed else 2 * self._wanted)
 
     def _want(self, count: int) -> None:
-        """Set the number of threads; what was measured with another number does not count any more."""
+        """Set the number of threads, and drop measurements with another number."""
         self._wanted = count
         self._read = 0.0
         self._comparison.forget()

@@ -25,7 +25,7 @@ from esdmon.weights.state import find_in_state
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """The matrices to read, and what they cover of the model."""
+    """The matrices to read, and the part of the model that they cover."""
 
     matrices: tuple[Matrix, ...]
     coverage: Coverage

@@ -87,7 +87,7 @@ class Matrix:
         return (self.read(),) if self.made_of is None else self.made_of()
 
     def whole_parameters(self) -> tuple[Tensor, ...]:
-        """Return tensors of the shapes of the whole parameters: stand-ins for those that are sharded."""
+        """Return tensors with the shapes of the whole parameters: stand-ins for sharded parameters."""
         return tuple(stand_in for stand_in, _ in self.shards) or self.parameters()
 
     @property
@@ -102,7 +102,7 @@ class Matrix:
 
     @property
     def is_plain(self) -> bool:
-        """Return whether the weight is a whole parameter, of which nothing has to be computed to read it."""
+        """Return whether the weight is a whole parameter that is read without any computation."""
         is_computed = self.made_of or self.outline or self.core or self.probe
         return not (is_computed or self.shards or self.unreadable)
 
@@ -185,7 +185,7 @@ def checked(matrix: Matrix) -> Matrix:
 
 
 def reason_for(error: Exception) -> str:
-    """Return the reason to report for a weight whose reading raised this error."""
+    """Return the reason to report for a weight whose reading has raised an error."""
     return error.reason if isinstance(error, UnreadableError) else describe(error)
 
 

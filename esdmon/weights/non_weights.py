@@ -94,7 +94,7 @@ def why_not_a_weight(  # noqa: PLR0911 -- one for each reason
 
 
 def of_unknown_layout(tensor: Tensor) -> str:
-    """Return the reason for a parameter of which it is not known how it holds matrices."""
+    """Return the reason for a parameter whose matrices are not known."""
     return f"{tensor.dim()}-D parameters of unknown layout"
 
 
@@ -104,7 +104,7 @@ def _is_vector(tensor: Tensor) -> bool:
 
 
 def _why_no_layer(path: str, beside: Container[str]) -> str:
-    """Return why the `weight` of a path is not that of a layer."""
+    """Return the reason why a parameter named `weight` does not belong to a layer."""
     owner, _, own = path.rpartition(".")
     if _NORM.search(own):
         return SCALES

@@ -102,7 +102,7 @@ def _difference_of(matrix: Matrix, before: Matrix, kept: dict[str, ReferenceWeig
 
 
 def _reader_of(before: Matrix, matrix: Matrix) -> Callable[[], Tensor]:
-    """Return what reads W₀: its handle, or a copy of W₀ where it shares memory with the model's matrix."""
+    """Return a reader of W₀: its handle, or a copy if W₀ shares memory with the model's matrix."""
     addresses = {tensor.data_ptr() for tensor in before.parameters()} - {0}
     if not addresses & {tensor.data_ptr() for tensor in matrix.parameters()}:
         return before.read

@@ -35,7 +35,7 @@ class Selection:
 
 
 def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
-    """Return by name why each matrix is left out; an empty reason for those that are selected.
+    """Return for each matrix the reason why it is left out; empty for a selected matrix.
 
     Raises:
         InputError: where a size is not a positive integer, or patterns are not a list of names.
@@ -52,7 +52,7 @@ def select(found: Sequence[Matrix], selection: Selection) -> dict[str, str]:
 
 
 def problems(found: Sequence[Matrix], selection: Selection, reasons: Mapping[str, str]) -> dict[str, InputError]:
-    """Return errors for patterns that match no matrix, and where nothing is left to read, by what they are about.
+    """Return errors by option: for patterns that match no matrix, and if nothing is left to read.
 
     Args:
         found: all matrices of a model.

@@ -58,5 +58,5 @@ def unknown_shard(parameter: Tensor, host: str) -> Shard:
 
 
 def itself(parameter: Tensor) -> Tensor:
-    """Return a parameter, as what reads one of which this rank holds plain elements."""
+    """Return the parameter itself, as the reader of a parameter whose elements are plain on this rank."""
     return parameter

@@ -80,7 +80,7 @@ def _read(pairs: tuple[tuple[Tensor, Shard], ...], read: Callable[[], Tensor]) -
 
 
 def _sample_local(pairs: tuple[tuple[Tensor, Shard], ...], size: int) -> Tensor:
-    """Return up to `size` elements of what this rank holds of the parameters behind a weight.
+    """Return up to `size` elements of this rank's part of the parameters behind a weight.
 
     Raises:
         UnreadableError: where it holds none.

@@ -69,7 +69,7 @@ def sharded_parameters(model: nn.Module) -> dict[int, dict[str, int]]:
 
 
 def _sharded(model: nn.Module) -> Iterator[_Sharded]:
-    """Yield each sharded weight once: those that a wrapper manages, whatever the modules show, then the others."""
+    """Yield each sharded weight once: first the weights that a wrapper manages, then the others."""
     modules = list(model.modules())
     managed = [each for module in modules for each in _managed_by(module)]
     yield from managed
@@ -95,12 +95,12 @@ def shard_of(tensor: Any) -> Shard | None:
 
 
 def _describer(parameter: Any, module: nn.Module | None, *, is_gated: bool) -> Callable[[], Shard | None] | None:
-    """Return what describes the shard that a parameter is; None for an ordinary parameter.
+    """Return a function that describes the shard of a parameter; None for an ordinary parameter.
 
     Args:
         parameter: the parameter.
-        module: has it; None for a tensor of a mapping.
-        is_gated: whether it is of a layer of Megatron that holds a gate and an up-projection.
+        module: the module of the parameter; None for a tensor of a mapping.
+        is_gated: whether its layer is one of Megatron with a gate and an up-projection.
     """
     if hasattr(parameter, "placements"):
         return partial(_of_dtensor, parameter)

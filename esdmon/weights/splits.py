@@ -107,7 +107,7 @@ def _chunk(length: int, parts: int, index: int) -> tuple[int, int]:
 
 
 def _at(runs: _Runs, start: int, stop: int) -> Iterable[tuple[int, int]]:
-    """Yield what lies between two places, counted along the runs."""
+    """Yield the parts of runs between two positions."""
     before = 0
     for low, high in runs:
         first, last = max(low, low + start - before), min(high, low + stop - before)

@@ -25,12 +25,12 @@ _SIDES_OF_AUTOTP = {"LinearLayer": 0, "LinearAllreduce": 1, "LinearAllreduceWith
 def describer_of_split(
     parameter: Any, module: nn.Module | None, *, is_gated: bool
 ) -> Callable[[], Shard | None] | None:
-    """Return what describes a parameter that is split; None for one that neither of them splits.
+    """Return a function that describes a split parameter; None for a parameter that neither library splits.
 
     Args:
         parameter: the parameter.
-        module: has it; None for a tensor of a mapping.
-        is_gated: whether it is of a layer of Megatron that holds a gate and an up-projection.
+        module: the module of the parameter; None for a tensor of a mapping.
+        is_gated: whether its layer is one of Megatron with a gate and an up-projection.
     """
     if hasattr(parameter, "tensor_model_parallel") and type(module).__module__.startswith("deepspeed."):
         return partial(_of_autotp, parameter, module)

@@ -64,7 +64,7 @@ class TrainingViews:
             self._copies[name] = before, matrix.to_stack(weight).to("cpu", copy=True)
 
     def clear(self) -> None:
-        """Forget the copies: the weights are those of another run, or of another step."""
+        """Discard the copies, since the weights belong to another run or step now."""
         self._copies.clear()
 
     def _views(self, matrix: Matrix) -> Iterator[Matrix]:

@@ -17,7 +17,7 @@ _MOST_FOLDERS = 1000
 
 
 def unread_beside(files: Iterable[Path], folder: Path) -> list[str]:
-    """Return which other weights lie in a folder of which these files were read.
+    """Return the other files with weights in a folder from which these files were read.
 
     Returns:
         Paths relative to the folder: files beside those that were read, but not those of optimizers and the like, and
@@ -39,7 +39,7 @@ def _is_of_index(path: Path, read: Container[Path]) -> bool:
 
 
 def hint_for(folder: Path) -> str:
-    """Return which folder inside to pass, or what reads a run."""
+    """Return a hint: which inner folder to pass, or the command that reads a run."""
     inside = last_inside(folder)
     if inside:
         return f". Pass one of its folders, such as {inside}"
@@ -65,14 +65,14 @@ def _folders_with_weights(folder: Path) -> Iterator[Path]:
 
 
 def _has_weights(folder: Path) -> bool:
-    """Return whether a folder has files of weights, and not those of a distributed checkpoint that is incomplete."""
+    """Return whether a folder has files of weights, other than those of an incomplete distributed checkpoint."""
     files = list(folder.iterdir())
     is_incomplete = any(path.suffix == distributed.SUFFIX for path in files) and folder / distributed.INDEX not in files
     return not is_incomplete and any(map(is_weights, files))
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Return the folders inside, but not hidden ones, nor those of the state of an optimizer alone."""
+    """Return the inner folders, without hidden ones and those with only the state of an optimizer."""
     with suppress(OSError):  # it cannot be listed
         folders = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
         return [path for path in folders if not _OPTIMIZER.fullmatch(path.name)]

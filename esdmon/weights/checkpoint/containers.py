@@ -44,7 +44,7 @@ _WRAPPERS = re.compile(r"((module|_orig_mod|_forward_module|_fsdp_wrapped_module
 
 
 def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
-    """Return the leaves of a tree that belong to models, by name; beside a state dict those of pickled modules too.
+    """Return the leaves of a tree that belong to models, by name: of state dicts, and of pickled modules.
 
     Args:
         content: dictionaries and lists, with other values of any type.
@@ -57,7 +57,7 @@ def find_weights(content: object, is_leaf: IsLeaf) -> Leaves:
 
 
 def find_models(content: object, is_leaf: IsLeaf) -> tuple[dict[str, Call], Leaves]:
-    """Return the pickled modules that are the models of a tree, by name; without any, what `find_weights` returns.
+    """Return the pickled modules in a tree, by name; if there are none, the result of `find_weights`.
 
     Args:
         content: as for `find_weights`.
@@ -155,7 +155,7 @@ def without_optimizer(names: Iterable[str]) -> list[str]:
 
 
 def is_optimizer_name(name: str) -> bool:
-    """Return whether a flat name is that of a tensor in an optimizer's state, such as `optim.state.0.exp_avg`."""
+    """Return whether a flat name belongs to an optimizer's state, such as `optim.state.0.exp_avg`."""
     parts = re.split(r"[./]", name)
     return not _MOMENTS.isdisjoint(parts) or any(_OPTIMIZER_PART.fullmatch(part) for part in parts[:-1])
 
@@ -169,7 +169,7 @@ def objects_with_tensors(content: object, is_leaf: IsLeaf) -> str:
 
 
 def settings_of(content: object) -> dict[str, str]:
-    """Return what `config.json` would say of the model that a training state names, as those of timm do: `arch`."""
+    """Return the settings of `config.json` for the model that a training state names, such as `arch` of timm."""
     name = content.get("arch") if isinstance(content, Mapping) else None
     return {"architecture": name} if isinstance(name, str) else {}
 
@@ -232,12 +232,12 @@ def _leaves(
 
 
 def _attributes(call: Call) -> Any:
-    """Return what any object holds, or what it is made of."""
+    """Return the attributes of an object, or the arguments that it is made from."""
     return call.state if isinstance(call.state, Mapping) else call.items or [*call.arguments, *call.elements]
 
 
 def _inside(call: Call) -> Any:
-    """Return what an object holds that is a container in all but its class, a scripted module, or packed parameters."""
+    """Return the content of an object with the form of a container, of a scripted module, or of packed parameters."""
     if call.items:
         return call.items
     if is_script(call):
@@ -273,7 +273,7 @@ def _without_wrappers(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, An
 
 
 def _named(leaves: Sequence[tuple[Path, Any]]) -> Iterator[tuple[str, Any]]:
-    """Iterate over names and leaves: those of the model first, under the names that they have in it."""
+    """Iterate over names and leaves; those of the model come first, with their names in the model."""
     leaves = _without_wrappers(leaves)
     main = _container_of([path for path, leaf in leaves if _is_matrix(leaf)] or [path for path, _ in leaves])
     depth = len(main)

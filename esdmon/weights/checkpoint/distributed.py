@@ -111,7 +111,7 @@ def _is_entry(value: object) -> bool:
 
 
 def _split_container(name: str, names: list[str]) -> tuple[str, ...]:
-    """Return a path of an index that does not say what is nested in what: one container around all is split off."""
+    """Return the path for a flat name in an index without nesting; one container around all names is split off."""
     head, _, rest = name.partition(".")
     return (head, rest) if rest and all(other.startswith(f"{head}.") for other in names) else (name,)
 
@@ -132,7 +132,7 @@ def _with_gates_joined(found: Mapping[str, _Entry]) -> dict[str, _Entry]:
 
 
 def _with_layers_apart(found: Mapping[str, _Entry]) -> dict[str, _Entry]:
-    """Return the same entries, those of layers that are stacked one by one.
+    """Return the same entries, with stacked layers split into single ones.
 
     All parameters of such layers have a first side of one size; those of a norm, which are vectors, have two sides.
     """

@@ -41,7 +41,7 @@ def tables_in(names: Iterable[str]) -> dict[str, str]:
 
 
 def read_tables(archive: ZipFile, tables: Mapping[str, str], sizes: Mapping[str, int]) -> dict[str, Any]:
-    """Return the tensors of a program by name; those of several models by model and name.
+    """Return the tensors of a program by name; if it has several models, by model and name.
 
     Args:
         archive: the file.

@@ -56,7 +56,7 @@ def open_folder(folder: Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, object]:
-    """Return what the configuration beside the weights says; empty without one."""
+    """Return the configuration beside the weights; empty without one."""
     return next((content for name in _CONFIGS if (content := read_json(folder / name))), {})
 
 
@@ -168,7 +168,7 @@ def _candidates(folder: Path, files: Sequence[str]) -> list[str]:
 
 
 def _open_inside(folder: Path) -> Checkpoint:
-    """Open what folders in a folder without files of weights hold, where accelerate has written them."""
+    """Open the inner folders of a folder without files of weights, if accelerate has written them."""
     if models := _fsdp_models(folder):
         found = {name: open_folder(path) for name, path in models.items()}
         return _join_apart(found) if len(found) > 1 else found["model"]
@@ -262,7 +262,7 @@ def _open_modules(folder: Path) -> Checkpoint | None:
 
 
 def _listed_modules(folder: Path) -> Iterator[dict[str, str]]:
-    """Iterate over name, path and type of the modules in `modules.json` whose folders are in this one."""
+    """Iterate over name, path and type of the modules in `modules.json` with a folder inside this folder."""
     for module in read_json_objects(folder / _MODULES):
         found = {key: value for key in ("name", "path", "type") if isinstance(value := module.get(key), str)}
         if len(found) < 3:
@@ -273,7 +273,7 @@ def _listed_modules(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _open_deepspeed(folder: Path, files: Sequence[str]) -> Checkpoint:
-    """Open a checkpoint of DeepSpeed, from its folder or the one around it, whose file `latest` names it."""
+    """Open a checkpoint of DeepSpeed, from its folder, or from the parent folder whose file `latest` names it."""
     latest = folder / "latest"
     if "latest" in files and latest.stat().st_size < 256:
         inside = folder / latest.read_text(encoding="utf-8", errors="replace").strip()

@@ -80,7 +80,7 @@ def open_file(path: Path) -> Checkpoint | None:
 
 
 def opener_of(path: Path) -> Callable[[Path], Checkpoint] | None:
-    """Return what opens a file of weights; None for another kind of file, and for a text, whatever its name."""
+    """Return the function that opens a file of weights; None for any other kind of file, and for a text."""
     first = _first_bytes(path)
     is_text = first.isascii() and first.decode("ascii").replace("\n", " ").isprintable()
     return None if first and is_text else _opener(path, first)
@@ -97,7 +97,7 @@ def _opener(path: Path, first: bytes) -> Callable[[Path], Checkpoint] | None:
 
 
 def _openers() -> tuple[tuple[Callable[[bytes], bool], Callable[[Path], Checkpoint]], ...]:
-    """Return pairs of whether a file is of a kind, by its first bytes, and what opens it."""
+    """Return pairs of a test by the first bytes of a file, and the function that opens it."""
     return (
         (torch_file.is_zip, _open_zip),
         (_is_legacy, torch_file.open_torch_file),
@@ -107,7 +107,7 @@ def _openers() -> tuple[tuple[Callable[[bytes], bool], Callable[[Path], Checkpoi
 
 
 def _opener_by_suffix(path: Path, first: bytes) -> Callable[[Path], Checkpoint] | None:
-    """Return what opens a file whose name says what it should be, where it is damaged or a pickle."""
+    """Return the function that opens a file by its suffix, for a damaged file or a pickle."""
     suffix = path.suffix.lower()
     if suffix == safetensors.SUFFIX:
         return safetensors.open_safetensors
@@ -117,7 +117,7 @@ def _opener_by_suffix(path: Path, first: bytes) -> Callable[[Path], Checkpoint] 
 
 
 def other_folder(names: Iterable[str]) -> str:
-    """Return what a folder is, by the names in it, where it is a checkpoint of another library; else empty."""
+    """Return the kind of a folder with a checkpoint of another library, from the names in it; else empty."""
     return next((_OTHER_FOLDERS[name] for name in names if name in _OTHER_FOLDERS), "")
 
 
@@ -141,7 +141,7 @@ def _load_json(path: Path) -> object:
 
 
 def _other_kind(first: bytes) -> str | None:
-    """Return what a file is by its first bytes, in which HTML may be written in capitals; None for no known kind."""
+    """Return the kind of a file from its first bytes, in which HTML may be in capitals; None if it is unknown."""
     small = first[:16].lower() if first[:1] == b"<" else first
     return next((what for magic, what in _OTHERS.items() if small.startswith(magic)), None)
 
@@ -189,7 +189,7 @@ def _open_zip(path: Path) -> Checkpoint:
 
 
 def _is_model(record: zipfile.ZipInfo) -> bool:
-    """Return whether a file of an archive may be one of weights; those of a file of `torch.save` are in a folder."""
+    """Return whether a file in an archive may have weights; the files of a `torch.save` archive are in a folder."""
     name = record.filename.lower()
     is_whole = "/" not in name and record.compress_type == zipfile.ZIP_STORED
     return is_whole and name.endswith(torch_file.SUFFIXES) and not NOT_WEIGHTS.search(name)

@@ -14,7 +14,7 @@ _LONGEST = 200  # characters of a reason; our choice
 
 
 def short_reason(error: object) -> str:
-    """Return the text of an error in one line of at most 200 characters: a library may quote what it did not expect."""
+    """Return the text of an error in one line of at most 200 characters; a library may quote long content."""
     return shorten(" ".join(str(error).split()), _LONGEST)
 
 
@@ -51,7 +51,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @property
     def model(self) -> Model:
-        """Return what is read: the model that the file holds whole, else this mapping."""
+        """Return the object to read: the whole model in the file, or else this mapping."""
         return self if self.module is None else self.module
 
     def __getitem__(self, name: str) -> Tensor:
@@ -88,7 +88,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return len(self.outlines)
 
     def with_config(self, config: Mapping[str, Any]) -> "Checkpoint":
-        """Return the same tensors, with what a file beside them says, or where there is none their own header."""
+        """Return the same tensors with the settings of a file beside them, or else of their own header."""
         return self._copy(config or self.config, self.files)
 
     def with_files(self, files: Iterable[Path]) -> "Checkpoint":

@@ -31,7 +31,7 @@ class Global:
 
 @dataclass(slots=True, eq=False, repr=False)
 class Call:
-    """What a pickle makes by calling a global: its name and arguments, and what is then stored in the object."""
+    """A call of a global by a pickle: its name and arguments, and the state that is then stored in the object."""
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -76,7 +76,7 @@ def parse(file: BinaryIO, builders: Builders, load_persistent: Callable[[Any], A
 
 
 def everything(content: object) -> Iterator[object]:
-    """Iterate over all values in what `parse` has returned, each once: those in containers and in records of calls."""
+    """Iterate over all values in the result of `parse`, each once, in containers and in records of calls."""
     seen: set[int] = set()
     waiting = [content]
     while waiting:
@@ -124,7 +124,7 @@ _LITERALS = {
 
 @final
 class _Machine:
-    """The stack and the memo of a pickle, and what each opcode does to them."""
+    """The stack and the memo of a pickle, and the effect of each opcode on them."""
 
     def __init__(self, builders: Builders, load_persistent: Callable[[Any], Any] | None) -> None:
         self.stack: list[Any] = []
@@ -185,11 +185,11 @@ class _Machine:
         self.pop_to_mark()
 
     def replace(self, count: int, make: Callable[..., Any]) -> None:
-        """Replace the topmost values by what `make` returns for them."""
+        """Replace the topmost values by the result of `make` for them."""
         self.stack.append(make(*self.pop(count)))
 
     def push_from_mark(self, make: Callable[[list[Any]], Any]) -> None:
-        """Replace the values down to the topmost mark by what `make` returns for the list of them."""
+        """Replace the values down to the topmost mark by the result of `make` for their list."""
         self.stack.append(make(self.pop_to_mark()))
 
     def append(self, values: list[Any]) -> None:
@@ -216,7 +216,7 @@ class _Machine:
         self.stack.append(self._memo[key])
 
     def call(self, function: Any, arguments: Any) -> Any:
-        """Return what a builder makes of a call, or a record of the call."""
+        """Return the result of a builder for a call, or else a record of the call."""
         name = function.name if isinstance(function, Global) else type(function).__name__
         arguments = tuple(arguments)
         build = self._builders.get(name) if isinstance(function, Global) else None
@@ -229,13 +229,13 @@ class _Machine:
         self.stack.append(self.call(first, values))
 
     def build(self) -> None:
-        """Store a state in the topmost object. That of containers, such as the `_metadata` of a state dict, is left."""
+        """Store a state in the topmost object; that of containers, such as `_metadata` of a state dict, is ignored."""
         (state,) = self.pop(1)
         if isinstance(self.stack[-1], Call):
             self.stack[-1].state = state
 
     def refer(self, identifier: Any) -> None:
-        """Push what a persistent id stands for."""
+        """Push the object of a persistent id."""
         if self._load_persistent is None:
             raise PickleError("it refers to objects outside of it")
         self.stack.append(self._load_persistent(identifier))

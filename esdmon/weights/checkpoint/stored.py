@@ -226,7 +226,7 @@ def _subclass(kind: Any, _rebuild: Any, arguments: Any, state: Any) -> Any:
 
 
 def _of_rank(arguments: Any, state: Any) -> StoredTensor | Unsupported:
-    """Return what a rank holds of a tensor that is split over ranks, where that is all of it."""
+    """Return a rank's part of a sharded tensor if it is the whole tensor, else an unsupported tensor."""
     _, dtype, shape, *_ = arguments
     whole = unsupported(_PART, shape, dtype_of(dtype))
     inside = [*everything([state])]
@@ -237,7 +237,7 @@ def _of_rank(arguments: Any, state: Any) -> StoredTensor | Unsupported:
 
 
 def _from_type(rebuild: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """Return what a tensor of a class of its own holds: the tensor itself, or those it is made of."""
+    """Return the tensor inside a tensor of another class, or the tensors that it is made of."""
     name = rebuild.name if isinstance(rebuild, Global) else ""
     if name == "torch._utils._rebuild_wrapper_subclass":
         return _subclass(kind, rebuild, arguments, state)

@@ -181,7 +181,7 @@ def _place_in(places: Places, key: str) -> tuple[int, int]:
 def _as_checkpoint(
     path: Path, content: object, load: Callable[[AnyStored], Tensor], load_shared: Callable[[AnyStored], Tensor]
 ) -> Checkpoint:
-    """Return the weights in the content of a file: those of its modules, or its named tensors, read one by one.
+    """Return the weights in the content of a file: of its modules, or its named tensors, read one by one.
 
     Args:
         path: of the file.

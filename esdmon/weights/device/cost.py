@@ -17,9 +17,9 @@ def nominal_seconds(matrix: Matrix) -> float:
 
 
 def seconds_on_device(matrix: Matrix) -> float | None:
-    """Return the seconds that a reading takes whose eigenvalues a GPU computes; None where that does not pay.
+    """Return the seconds of a reading whose eigenvalues a GPU computes; None if a GPU saves too little time.
 
-    It does not where a core would take less than twice as long, or the GPU more than a second.
+    None is returned if a core would take less than twice as long, or the GPU more than a second.
 
     On the GPU each slice takes 9 µs · M + 1.1e-12 s · M³ for the eigenvalues, and 2NM² operations at 50 TFLOP/s for the
     product: an H100 took 4.7, 10.5, 26 and 117 ms in float64 for the eigenvalues of M = 512, 1024, 2048 and 4096. The

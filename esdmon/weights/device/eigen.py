@@ -80,7 +80,7 @@ def read_spectrum(
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A weight as an array, of which another process computes the spectrum."""
+    """A weight as an array, whose spectrum another process computes."""
 
     weight: Weight
     stack: Array

@@ -42,7 +42,7 @@ class Margins(Sides):
         return _numbers(self.rows.sum(dim=0)), _numbers(self.columns.sum(dim=0))
 
     def keep(self, rows: Bools, columns: Bools) -> "Margins":
-        """Return the margins of some rows and columns; what the others add to a sum of squares is below 1e-6 of it."""
+        """Return the margins of some rows and columns; the others add less than 1e-6 to a sum of squares."""
         return Margins(
             self.rows[:, torch.from_numpy(rows)] * (columns.size / max(1, int(columns.sum()))),
             self.columns[:, torch.from_numpy(columns)] * (rows.size / max(1, int(rows.sum()))),

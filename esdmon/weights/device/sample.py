@@ -25,7 +25,7 @@ def sample_size(n_matrices: int) -> int:
 
 
 def sample_matrix(matrix: Matrix, size: int) -> Tensor:
-    """Return up to `size` elements of the current weight, or what `Matrix.probe` returns for it.
+    """Return up to `size` elements of the current weight, or the result of `Matrix.probe`.
 
     Raises:
         UnreadableError: for a weight that holds no numbers; see `check_readable`.
@@ -61,7 +61,7 @@ def relative_move(moved: float, norm: float) -> float:
 
 
 def reduce_sample(taken: Tensor, count: int, size: int) -> Tensor:
-    """Return up to `size` elements of a sample of `count` elements: those that `sample_tensor` would have returned."""
+    """Return up to `size` elements of a sample of `count` elements, the same as `sample_tensor` would return."""
     return taken[:size] if taken.numel() < count else sample_tensor(taken, size)
 
 

@@ -97,7 +97,7 @@ class Screener:
         return None
 
     def take(self) -> list[Screened]:
-        """Send for what was queued, and return what has arrived since the last call, without waiting for the rest."""
+        """Request queued results, and return those that have arrived since the last call, without waiting."""
         if not (self._queued or self._arriving) or self._transfers.is_capturing():
             return []
         for queued in self._queued.values():
@@ -115,7 +115,7 @@ class Screener:
         return found
 
     def _records(self, arriving: _Arriving) -> Iterator[Screened]:
-        """Yield what has arrived, of each matrix the slice with the largest eigenvalue."""
+        """Yield the arrived norms of each matrix, from the slice with the largest eigenvalue."""
         numbers = arriving.fetched.read().tolist()
         begin = 0
         for name, step, n, queued in arriving.queued:
@@ -163,7 +163,7 @@ def _first_vector(tall: Tensor) -> Tensor:
 
 
 def _dtype(weight: Tensor) -> torch.dtype:
-    """Return the type to compute in: one whose products are not rounded, for the vectors have all bits of float32."""
+    """Return the type to compute in; its products must not be rounded, since vectors have all bits of float32."""
     is_wide = weight.dtype == torch.float64 or rounds_products(weight.device.type)
     return torch.float64 if is_wide else torch.float32
 

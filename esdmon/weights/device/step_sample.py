@@ -24,7 +24,7 @@ _ELEMENTS = 256  # of each matrix; our choice
 
 @dataclass(slots=True)
 class _Group:
-    """The weights of one device whose samples are of one length."""
+    """The weights of one device whose samples have the same length."""
 
     names: list[str] = field(default_factory=list)
     parts: list[Tensor] = field(default_factory=list)
@@ -54,7 +54,7 @@ class StepSampler:
         self._arriving: list[tuple[list[str], Fetched]] = []
 
     def watch(self, matrices: Iterable[Matrix]) -> None:
-        """Sample these weights from now on; those that were watched before keep their start."""
+        """Sample these weights from now on; weights that were sampled before keep their start."""
         self._weights, self._fragments = {}, {}
         for matrix in matrices:
             with suppress(Exception):  # the reading reports why
@@ -91,7 +91,7 @@ class StepSampler:
         self._before, self._after = {}, after
 
     def take(self) -> dict[str, StepSample]:
-        """Return what has been compared since the last call, without waiting for the rest."""
+        """Return the samples that are finished since the last call, without waiting for the rest."""
         found: dict[str, StepSample] = {}
         waiting = []
         for names, norms in self._arriving:
@@ -129,7 +129,7 @@ class StepSampler:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
-        """Continue from a `state_dict()`; those of earlier versions have no `after` and no `start`."""
+        """Continue from a `state_dict()`; states of earlier versions lack `after` and `start`."""
         self._before, self._after = self._placed(state["before"]), self._placed(state.get("after", {}))
         self._start |= self._placed(state.get("start", {}))
         self._last, self._arriving = {name: StepSample(*sample) for name, sample in state["last"].items()}, []

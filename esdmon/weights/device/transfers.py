@@ -59,7 +59,7 @@ class Accelerator(Protocol):
 
 @final
 class _Copy:
-    """A tensor whose copy is under way; only the thread that trains calls the device, and frees what belongs to it."""
+    """A tensor that is being copied; only the training's thread calls the device, and frees its memory."""
 
     __slots__ = ("_arrived", "_host", "_lock", "_owner", "_pinned", "_release", "_sending")
 
@@ -138,7 +138,7 @@ class Transfers:
         return any(each.is_capturing() for each in self._accelerators.values())
 
     def is_accelerator(self, device: torch.device) -> bool:
-        """Return whether a device is one whose copies are queued."""
+        """Return whether copies from a device are queued."""
         return device.type in self._accelerators
 
     def has_room(self, device: torch.device, size: int) -> bool:

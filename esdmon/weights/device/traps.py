@@ -9,7 +9,7 @@ from esdmon.weights.device.blocks import cache_blocks, widened
 
 
 def trap_elements(stack: Tensor, elements: Elements, *, n: int, m: int, scale: float) -> TrapElements | None:
-    """Return what is known of the elements that make a trap, in one more pass over the weight; None without a trap.
+    """Return the elements that cause a trap, from one more pass over the weight; None without a trap.
 
     Args:
         stack: (slices, rows, columns), dead ones included, in units of `scale`.

@@ -90,7 +90,7 @@ def _extract_isolated(name: str, module: nn.Module, extractor: Extractor, found:
 
 
 def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]:
-    """Return what the extractor finds in a module, and each of its own 2-D weights besides."""
+    """Return the matrices that the extractor finds in a module, and its other 2-D weights."""
     with parametrizations_in_eval_mode(module):
         matrices = extractor(name or type(module).__name__, module)
         if matrices is None:
@@ -104,7 +104,7 @@ def _extract(name: str, module: nn.Module, extractor: Extractor) -> list[Matrix]
 
 
 def _completed(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
-    """Return the matrices of one module, read as what acts, those that do not fit their layer marked."""
+    """Return the matrices of one module, as they act in `forward`; matrices that do not fit their layer are marked."""
     return with_float8(module, [checked(matrix) for matrix in with_computed_weights(module, matrices)])
 
 

@@ -133,7 +133,7 @@ def _deltas(name: str, module: Any) -> list[Matrix]:
 def delta(
     name: str, factors: Callable[[], tuple[Tensor, ...]], scale: Callable[[], float], *, count: int = 1
 ) -> Matrix:
-    """Return what an adapter adds to a weight, s·B·A, as a matrix.
+    """Return the ΔW of an adapter, s·B·A, as a matrix.
 
     Args:
         name: of the matrix.
@@ -186,7 +186,7 @@ def _scale(module: Any, adapter: str) -> float:
 
 
 def adalora_scale(alpha: float, rank: float) -> float:
-    """Return what AdaLoRA multiplies B·diag(E)·A by, as peft computes it."""
+    """Return the factor of B·diag(E)·A in AdaLoRA, as peft computes it."""
     return alpha / (rank + 1e-5)
 
 

@@ -23,7 +23,7 @@ from esdmon.weights.shards import sharded_parameters
 
 
 def with_computed_weights(module: nn.Module, matrices: Sequence[Matrix]) -> list[Matrix]:
-    """Return the matrices of one module; those that it computes are read without changing its state."""
+    """Return the matrices of one module; computed weights are read without changing its state."""
     if parametrize.is_parametrized(module):
         return [_of_parametrization(module, matrix) for matrix in matrices]
     hooked = dict(_hooked_weights(module))
@@ -66,7 +66,7 @@ def _ids(module: nn.Module) -> dict[str, int]:
 
 
 def _of_parametrization(module: nn.Module, matrix: Matrix) -> Matrix:
-    """Return a matrix whose reading changes no state; one that reads an ordinary parameter is returned unchanged."""
+    """Return a matrix whose reading changes no state; a matrix of an ordinary parameter is returned unchanged."""
     parametrized: Any = module.parametrizations
     attribute = _attribute_read(matrix, module)
     if attribute and attribute not in parametrized:

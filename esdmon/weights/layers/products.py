@@ -57,7 +57,7 @@ class Projection:
 
 
 def products_of(name: str, module: nn.Module, projections: Mapping[str, Projection], *, size: int) -> list[Matrix]:
-    """Return `name/qk` and `name/ov`, to be read on request; those of which all projections are known and fit.
+    """Return `name/qk` and `name/ov`, which are read on request, if all their projections are known and fit.
 
     Args:
         name: of the module.

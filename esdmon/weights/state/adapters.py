@@ -37,7 +37,7 @@ _UNKNOWN_RANK = (
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What an adapter of peft changes."""
+    """The weight that an adapter of peft changes."""
 
     name: str
     """As in a module: of the layer, or of the parameter where that is no `weight`."""
@@ -111,7 +111,7 @@ def _check_factors(down: Tensor, up: Tensor) -> None:
 
 
 def _target(state: State, layer: str, rows: int) -> _Target:
-    """Return what the adapter of a layer changes, given the rows of its first factor.
+    """Return the weight that the adapter of a layer changes, given the rows of its first factor.
 
     Raises:
         UnreadableError: for experts of an unknown number.

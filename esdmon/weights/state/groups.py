@@ -22,7 +22,7 @@ _DEPTHWISE = re.compile(
 
 
 def groups_of(name: str, shapes: Shapes) -> int:
-    """Return the groups of a convolution, as far as it follows from the layers around it.
+    """Return the groups of a convolution, if they follow from the layers around it.
 
     A depthwise one has one input for each group. In a bottleneck of 1 × 1, k × k and 1 × 1, the outputs of the first
     are the inputs of the second. A bias with another number of outputs is that of a transposed one: its weight is

@@ -86,7 +86,7 @@ _PARTS = {
 
 
 def is_of_transformers_5(config: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is that of a file which transformers 5 or later has saved."""
+    """Return whether a configuration belongs to a file of transformers 5 or later."""
     version = re.match(r"\d+", str(config.get("transformers_version", "")))
     return version is not None and int(version[0][:4]) >= _FIRST_VERSION
 

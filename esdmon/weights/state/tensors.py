@@ -24,7 +24,7 @@ _BASE_LAYER = re.compile(r"\.base_layer(?=\.)(?!(\.base_layer)*\.lora_)")
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Names, shapes and values of tensors, and what a configuration says of them."""
+    """Names, shapes and values of tensors, with their configuration."""
 
     outlines: Mapping[str, Tensor]
     """Tensors of the right shape and dtype, which may be on the meta device."""
@@ -46,7 +46,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A parameter of the model: a tensor of the state dict, or what several of them stand for."""
+    """A parameter of the model: a tensor of the state dict, or computed from several."""
 
     name: str
     """As the model names it."""
