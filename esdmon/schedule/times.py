@@ -28,9 +28,9 @@ def every(interval: int) -> Schedule:
 
 @explain_wrong_calls
 def per_decade(readings: int) -> Schedule:
-    """Return a schedule that is evenly spaced on a logarithmic axis: due at the first step from 10^(k/readings) on.
+    """Return a schedule that is evenly spaced on a logarithmic axis: due at 10^(k/readings), rounded up to a step.
 
-    Spectra change most early in a run: readings are dense there, and rare later.
+    Spectra change most early in a run, so readings are dense there, and rare later.
 
     >>> [step for step in range(1, 2000) if per_decade(3)(step)]
     [1, 3, 5, 10, 22, 47, 100, 216, 465, 1000]
@@ -48,7 +48,7 @@ def at(*steps: int) -> Schedule:
 
 
 def union(*schedules: "int | Schedule") -> Schedule:
-    """Return a schedule that is due where any of these is.
+    """Return a schedule that is due at each step at which any of these schedules is due.
 
     >>> [step for step in range(1, 25) if union(per_decade(3), every(10))(step)]
     [1, 3, 5, 10, 20, 22]
@@ -57,7 +57,7 @@ def union(*schedules: "int | Schedule") -> Schedule:
 
 
 def next_due(schedule: Schedule, step: int) -> float:
-    """Return the first step after this one at which a schedule may be due: the next step for a function of the user's.
+    """Return the first step after `step` at which a schedule may be due; for a user's function, the next step.
 
     >>> next_due(every(20), 45), next_due(union(every(20), at(50)), 45), next_due(at(8), 45)
     (60, 50, inf)
@@ -75,7 +75,7 @@ def next_due(schedule: Schedule, step: int) -> float:
 
 
 def as_schedule(value: "int | Schedule") -> Schedule:
-    """Return a number of steps, or a function of the user's own, as a schedule."""
+    """Return a schedule for a number of steps, or for a function of the user."""
     if not callable(value):
         return every(value)
     try:

@@ -1,7 +1,7 @@
-"""Define `Spectrum`: the eigenvalues of a weight matrix and all else that a measure may need.
+"""Define `Spectrum`: the eigenvalues of a weight matrix and all other data that a measure may need.
 
-It holds the two fits, so that there is one power-law fit and one bulk fit per reading: the published values are those
-that the phase and the alerts use. Each is computed at its first use and kept.
+The fits of the power law and of the bulk are properties of the spectrum. Each is computed at its first use and kept, so
+measures, phase and alerts of a reading use the same fits.
 """
 
 from dataclasses import dataclass, replace
@@ -22,9 +22,9 @@ from esdmon.spectrum.separable import separable_laws
 MIN_BULK = 8
 """Smallest M for a bulk fit: fewer eigenvalues have no quantiles to estimate σ² from. Our choice."""
 OF_ATTENTION = ("qk", "ov")
-"""Views that are products of attention's projections; the law of noise is that of one matrix, and not of a product."""
+"""Views that are products of projections of attention; the law of noise holds for one matrix, not for a product."""
 PRODUCTS = ("lora-delta", *OF_ATTENTION)
-"""Views that are products of two weights; their singular values are kept, and neither their elements nor their null."""
+"""Views that are products of two weights. They have singular values, but neither elements nor nulls."""
 _GAP = 1e-3  # of two neighbouring eigenvalues; our choice
 _GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float64 Gram matrix leaves of a zero
 
@@ -34,32 +34,33 @@ _GRAM_NOISE = 4 * np.finfo(np.float64).eps  # of λ/λmax, times M: what a float
 class Spectrum:
     """The eigenvalues λ of X = WᵀW/N of an N × M matrix W, N >= M, with metadata about W.
 
-    A convolution is `slices` matrices of one shape, one for each kernel position, whose eigenvalues are pooled.
+    A convolution has `slices` matrices of the same shape, one for each kernel position. Their eigenvalues are pooled.
 
     >>> Spectrum.from_eigenvalues([3.0, 1.0, 2.0], shape=(6, 3)).eigenvalues
     array([1., 2., 3.])
     """
 
     by_slice: Floats
-    """(slices, M), ascending along the last axis, read-only."""
+    """(slices, M): the eigenvalues, ascending along the last axis, read-only."""
     shape: tuple[int, int]
-    """(N, M) of a slice, N >= M, after zero rows and columns were dropped."""
+    """(N, M) of a slice, N >= M, without zero rows and columns."""
     elements: Elements | None = None
+    """Statistics of the elements of W; None if they are not known."""
     dtype: str = "float32"
     """Type in which the weight is stored; its precision sets the zero tolerance."""
     view: str = "weight"
-    """Which matrix was read: weight, base, lora-delta, merged, difference, update, momentum, qk or ov."""
+    """The matrix that was read: weight, base, lora-delta, merged, difference, update, momentum, qk or ov."""
     kind: str = ""
-    """Kind of layer, such as `linear` or `experts`, whose slices are those; empty if it is not known."""
+    """Kind of layer, such as `linear` or `experts`; empty if it is not known."""
     normalisation: str = "WᵀW/N"
-    """What the eigenvalues are those of. Always WᵀW/N; for readers that compare with other tools, as WeightWatcher has
-    the eigenvalues of WᵀW, N times as large."""
+    """The matrix whose eigenvalues these are. Always WᵀW/N, for comparison with other tools: WeightWatcher has the
+    eigenvalues of WᵀW, which are N times as large."""
     precision: str = "float64"
     """Floating-point type in which the eigenvalues were computed."""
     vectors: Floats | None = None
     """(slices, M, M), on request: column j is the singular vector of the j-th eigenvalue, on the shorter side of W."""
     from_gram: bool = True
-    """Whether they are eigenvalues of a computed WᵀW, in which λ below some eps·λmax are lost; else squares of singular
+    """True for eigenvalues of a computed WᵀW, in which λ below about eps·λmax are lost; False for squares of singular
     values."""
     shuffled: Floats | None = None
     """(slices, M), on request: the eigenvalues after shuffling the elements of W."""
@@ -68,17 +69,17 @@ class Spectrum:
     windows: Floats | None = None
     """(windows, M), on request: the eigenvalues of square windows that cover W."""
     directions: Floats | None = None
-    """(slices, k, rows), on request: the strongest left singular vectors of W, strongest first; zero where there is
-    none."""
+    """(slices, k, rows), on request: the k strongest left singular vectors of W, strongest first; missing ones are
+    zero."""
     cosines: Floats | None = None
-    """(slices, k, M), with `directions` where W is read against another weight: |cos| of their angles with all left
-    singular vectors of that one."""
+    """(slices, k, M), if W has a reference W₀: |cos| of the angles between `directions` and all left singular vectors
+    of W₀."""
     last_directions: Floats | None = None
     """The directions at the last reading."""
     scales: Scales | None = None
-    """Scales of rows and columns; without them the noise is taken to have equal ones."""
+    """Scales of rows and columns; None for noise of equal scales."""
     laws: Laws = separable_laws
-    """Computes the laws of noise of these scales."""
+    """Function that computes the laws of noise for `scales`."""
 
     @classmethod
     @explain_wrong_calls
@@ -104,12 +105,12 @@ class Spectrum:
         Args:
             eigenvalues: (M,) or (slices, M), in any order; ascending if vectors are given.
             shape: (N, M) of a slice, N >= M >= 1.
-            elements: statistics of W; without them the measures that need them are NaN.
+            elements: statistics of the elements of W; without them, measures that need them are NaN.
             dtype: type in which the weight is stored; sets the zero tolerance.
-            view: which matrix was read.
+            view: the matrix that was read.
             kind: kind of layer.
             precision: type in which the eigenvalues were computed.
-            from_gram: whether they are those of a computed WᵀW, or squares of singular values.
+            from_gram: True for eigenvalues of a computed WᵀW, False for squares of singular values.
             vectors: (slices, M, M), right singular vectors as columns.
             shuffled: (slices, M), eigenvalues after shuffling the elements of W.
             equalised: (slices, M), eigenvalues after scaling rows and columns of W to equal mean squares.
@@ -117,8 +118,8 @@ class Spectrum:
             scales: scales of rows and columns.
 
         Raises:
-            ValueError: if the shape is not (N, M) with N >= M >= 1, a slice has not M eigenvalues, or one of them is
-                negative or not finite.
+            ValueError: if the shape is not (N, M) with N >= M >= 1, if a slice does not have M eigenvalues, or if an
+                eigenvalue is negative or not finite.
         """
         lam = np.atleast_2d(np.array(eigenvalues, dtype=np.float64))
         n, m = shape
@@ -196,11 +197,12 @@ class Spectrum:
 
     @cached_property
     def zero_tolerance(self) -> float:
-        """Return the λ/λmax up to which an eigenvalue counts as 0.
+        """Return the largest λ/λmax of an eigenvalue that counts as 0.
 
         It is the square of σ/σmax = max(N, M)·eps, with the eps of the weight's dtype, as in LAPACK and numpy. For
-        16-bit weights that bound exceeds 1 at N = 256, so there it is the spectral norm of the rounding errors,
-        ½·eps·rms(W)·(√N + √M), which `σmax >= rms(W)·√N` keeps below 1. It is at least the noise of WᵀW in float64.
+        16-bit weights this bound exceeds 1 at N = 256. For them the bound of σ is the spectral norm of the rounding
+        errors, ½·eps·rms(W)·(√N + √M), which is below σmax, since σmax >= rms(W)·√N. The tolerance is at least the
+        noise of WᵀW in float64.
         """
         eps = _EPS.get(self.dtype, _EPS["float32"])
         relative = self.n * eps
@@ -218,10 +220,10 @@ class Spectrum:
 
     @property
     def rank(self) -> int:
-        """Return the number of nonzero eigenvalues, by which a phase is judged.
+        """Return the number of nonzero eigenvalues, which is used to decide the phase.
 
-        Of float64 weights those that float32 would take for 0 do not count where a gap separates them from the others:
-        a bulk that has decayed to 1e-6 of what is learned has collapsed in any dtype.
+        For float64 weights, eigenvalues that would be 0 in float32 do not count if a gap separates them from the
+        others: a bulk that has decayed to 1e-6 of the learned part has collapsed in any dtype.
         """
         count = self.eigenvalues.size
         zeros = int(np.searchsorted(self.eigenvalues, (self.n * _EPS["float32"]) ** 2 * self.lambda_max, side="right"))
@@ -230,15 +232,15 @@ class Spectrum:
 
     @property
     def is_of_norms(self) -> bool:
-        """Return whether M = 1: each λ is the mean square of a column, and pooled ones are those of no matrix.
+        """Return whether M = 1, as for the slices of a depthwise convolution.
 
-        The slices of a depthwise convolution are like this. They have norms, and neither a tail nor an edge of noise.
+        Each λ is then the mean square of a column. Such slices have norms, but neither a tail nor an edge of noise.
         """
         return self.m == 1
 
     @cached_property
     def power_law(self) -> PowerLawFit:
-        """Return the power-law fit of the tail, on the raw pool of slices as in the literature, if M > 1."""
+        """Return the power-law fit of the tail of the pooled eigenvalues; a fit without values if M = 1."""
         return PowerLawFit(reason="each slice has one eigenvalue") if self.is_of_norms else fit_power_law(self.nonzero)
 
     @cached_property
@@ -260,23 +262,23 @@ class Spectrum:
             return None
 
     def with_scales(self, scales: Scales, laws: Laws = separable_laws) -> "Spectrum":
-        """Return this spectrum with the scales of rows and columns; what is known of it already is kept."""
+        """Return this spectrum with the scales of rows and columns; computed values that stay valid are kept."""
         scaled = replace(self, scales=scales, laws=laws)
         vars(scaled).update(self._known_besides(scaled, "bulk", "scaled_noise"))
         return scaled
 
     def with_directions(self, now: Floats, cosines: Floats | None, last: Floats | None) -> "Spectrum":
-        """Return this spectrum with directions; what is known of it already, such as its fits, is kept."""
+        """Return this spectrum with directions; computed values, such as the fits, are kept."""
         directed = replace(self, directions=now, cosines=cosines, last_directions=last)
         vars(directed).update(self._known_besides(directed))
         return directed
 
     def _known_besides(self, other: "Spectrum", *changed: str) -> dict[str, object]:
-        """Return what has been computed of this spectrum and not of the other, except for what has changed."""
+        """Return the computed values of this spectrum that the other lacks, without the changed ones."""
         return {name: value for name, value in vars(self).items() if name not in vars(other) and name not in changed}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return what is pickled on the way from a worker process; the noise of the laws is computed again."""
+        """Return the state to pickle in a worker process, without `scaled_noise`, which is computed again."""
         return {name: value for name, value in vars(self).items() if name != "scaled_noise"}
 
     @property
@@ -286,9 +288,9 @@ class Spectrum:
 
     @cached_property
     def scaled_noise(self) -> "Spectrum | None":
-        """Return the spectrum of noise with the scales of this one and variance 1; None where equal scales explain it.
+        """Return the spectrum of noise with the same scales and variance 1; None if equal scales explain the bulk.
 
-        It holds the quantiles of the law of each slice, at (i − ½)/M, times the variance of the slice.
+        It has the quantiles of the law of each slice at (i − ½)/M, times the variance of the slice.
         """
         if self.bulk is None or not self.bulk.is_scaled:
             return None
@@ -296,14 +298,14 @@ class Spectrum:
 
     @cached_property
     def slice_variances(self) -> tuple[float, ...]:
-        """Return the mean of λ of each slice over that of all, to a tenth: nulls change only where it does."""
+        """Return mean λ of each slice over mean λ of all, rounded within 10 % so that nulls change seldom."""
         means = self.by_slice.mean(axis=1)
         rounded = np.exp(_VARIANCE_STEP * np.round(np.log(means / means.mean()) / _VARIANCE_STEP))
         return tuple(map(float, rounded / rounded.mean()))
 
     @property
     def noise_bulk(self) -> Bulk | None:
-        """Return the fit of the bulk where that is a bulk of noise, so that its edge and its spikes mean something."""
+        """Return the fit of the bulk if noise explains it, so that edge and spikes are meaningful; else None."""
         return self.bulk if self.bulk is not None and self.bulk.is_found else None
 
 
