@@ -1,4 +1,4 @@
-"""Read a finished run from its JSONL, and apply alert rules to it: to try thresholds without training again."""
+"""Read a finished run from its JSONL, and apply alert rules to it, to try thresholds without training again."""
 
 import gzip
 import json
@@ -41,10 +41,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What a replay has found."""
+    """The result of a replay."""
 
     alerts: list[Alert]
-    """In order. Their `time` is NaN."""
+    """The alerts in order; their `time` is NaN."""
     faults: tuple[Fault, ...]
     """The rules that failed, each with its last error and the number of errors in all runs of the file."""
 
@@ -53,8 +53,8 @@ class Replayed:
 def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
     """Return the alerts that rules would have raised in a run, in order. Their `time` is NaN.
 
-    A rule that fails is logged, and after three failures in a row not checked in the rest of the run.
-    `replay_with_faults` returns which rules have failed.
+    Errors of a rule are logged; after three errors in a row the rule is not checked in the rest of the run.
+    `replay_with_faults` also returns the rules that have failed.
 
     Args:
         run: the JSONL of a run, or its folder. If the file contains several runs, each is replayed separately.
@@ -68,10 +68,10 @@ def replay(run: str | Path, rules: Iterable[AlertRule]) -> list[Alert]:
 
 @explain_wrong_calls
 def replay_with_faults(run: str | Path, rules: Iterable[AlertRule]) -> Replayed:
-    """Return the alerts that rules would have raised in a run, and the rules that failed: as `replay`.
+    """Return the alerts that rules would have raised in a run, as `replay` does, and the rules that have failed.
 
     Raises:
-        InputError: as `replay`.
+        InputError: as for `replay`.
     """
     rules = tuple(rules)
     managers: dict[Run, AlertManager] = {}

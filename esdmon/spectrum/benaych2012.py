@@ -1,4 +1,4 @@
-"""Estimate how strong a low-rank perturbation each spike stands for.
+"""Estimate for each spike the strength of the low-rank perturbation that causes it.
 
 Legend: W = W_rand + Δ, where Δ has low rank and a singular value S·√N·σ; λ is the eigenvalue of WᵀW/N that it causes,
 in units of σ² = 1. Below S = Q^(−¼) it causes none: the transition of Baik, Ben Arous, Péché, "Phase transition of the
@@ -19,11 +19,10 @@ from esdmon.spectrum.spectrum import Spectrum
 
 @explain_wrong_calls
 def spike_strengths(spectrum: Spectrum) -> Floats:
-    """Return S of each spike, ascending; empty where there is no bulk or no spike.
+    """Return S of each spike, ascending; empty without a bulk or without spikes.
 
-    S is at least Q^(−¼), and S/Q^(−¼) says how far it is past the transition. S²·N·σ² is the eigenvalue of ΔᵀΔ. Where
-    the bulk is that of rows and columns of unequal scales, λ is scaled so that its edge is at (1 + 1/√Q)², and S is a
-    rough estimate.
+    S is at least Q^(−¼), and S/Q^(−¼) is its distance from the transition. S²·N·σ² is the eigenvalue of ΔᵀΔ. If rows
+    and columns have unequal scales, λ is scaled so that the edge is at (1 + 1/√Q)², and S is a rough estimate.
     """
     bulk = spectrum.noise_bulk
     if bulk is None or bulk.n_spikes == 0:

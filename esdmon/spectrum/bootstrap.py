@@ -1,4 +1,4 @@
-"""Compute how plausible a power law is, by a parametric bootstrap.
+"""Compute the p-value of a power-law fit, by a parametric bootstrap.
 
 Reference: A. Clauset, C. R. Shalizi, M. E. J. Newman, "Power-law distributions in empirical data", SIAM Review 51
 (2009) 661 (https://arxiv.org/abs/0706.1062), §4.1: they take 2500 draws for a p-value good to .01 and accept
@@ -14,10 +14,10 @@ from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 
 @explain_wrong_calls
 def goodness_of_fit(eigenvalues: Floats, fit: PowerLawFit, *, draws: int = 100, seed: int = 0) -> float:
-    """Return the p-value of a fit: P(D* >= D) over samples drawn from it, each with a fit of its own.
+    """Return the p-value of a fit: P(D* >= D), where D* is the distance of a sample from its own fit.
 
-    A sample is drawn from the fitted law above xmin and from the data below. Eigenvalues repel each other, so the
-    p-value of a spectrum errs upwards.
+    Samples are drawn from the fitted law above xmin, and from the data below. Eigenvalues repel each other, so the
+    p-value of a spectrum is rather too large.
 
     Args:
         eigenvalues: 1-D, any order; values that are not positive and finite are left out.
@@ -26,7 +26,7 @@ def goodness_of_fit(eigenvalues: Floats, fit: PowerLawFit, *, draws: int = 100, 
         seed: seed of the random draws.
 
     Returns:
-        p between 0 and 1; NaN where there is no fit.
+        p between 0 and 1; NaN if `fit` has no tail.
 
     Raises:
         ValueError: if `draws` is below 1.

@@ -52,22 +52,22 @@ class Bulk:
     """The part of a spectrum that has the law of noise, in units of X = WᵀW/N."""
 
     sigma2: float
-    """σ², the variance of the elements that would make this bulk; the mean over slices."""
+    """σ², the variance of the noise elements; the mean over slices."""
     edge: float
-    """λ⁺ of the slice whose bulk reaches highest; σ²(1 + 1/√Q)² for rows and columns of equal scales."""
+    """Largest λ⁺ of the slices; for equal scales of rows and columns λ⁺ = σ²(1 + 1/√Q)²."""
     spikes: tuple[int, ...]
     """Number of eigenvalues above the cut, for each slice."""
     soft_rank: float
     """min(1, λ⁺/λmax), each slice in units of its own σ²."""
     ks: float
-    """KS·M. It is below 6 for noise: eigenvalues are rigid, so it is of the order of 1 and not of √M. Kolmogorov's
-    p-values do not apply."""
+    """KS·M. It is below 6 for noise: eigenvalues repel each other, so it is of the order of 1 and not of √M.
+    Kolmogorov's p-values do not apply."""
     standardised: Floats
-    """All λ/σ², each slice by its own and by λ⁺ for σ² = 1, ascending: 1 is at the edge."""
+    """All λ/λ⁺, each slice with its own λ⁺, ascending: 1 is at the edge."""
     laws: tuple[NoiseLaw, ...]
     """The law of noise of each slice."""
     is_scaled: bool = False
-    """True if it is the law of noise with rows and columns of different scales."""
+    """True if the bulk was fitted with the law of noise with different scales of rows and columns."""
     is_capped: bool = False
     """True if the fit of a slice stopped with half of its eigenvalues above the cut."""
     sigma2_by_slice: tuple[float, ...] = ()
@@ -93,7 +93,7 @@ class Bulk:
 
     @property
     def is_found(self) -> bool:
-        """Return whether the fit is a bulk of noise, so that its σ², edge and spikes mean something."""
+        """Return whether noise explains the bulk, so that its σ², edge and spikes are meaningful."""
         return self.spike_share <= MAX_SPIKE_SHARE and self.ks <= largest_bulk_ks(self.m)
 
 
@@ -102,10 +102,10 @@ def fit_bulk(by_slice: Floats, n: int, *, floor: float = 0.0) -> Bulk:
     """Fit the bulk: σ² = median over p of λ_(p)/q(p), p in [0.1, 0.6], without the k spikes; q: quantiles of the law.
 
     Args:
-        by_slice: (slices, M) eigenvalues of X = WᵀW/N, ascending along the last axis. Of fewer than some 8 to a slice
-            the quantiles say little.
+        by_slice: (slices, M) eigenvalues of X = WᵀW/N, ascending along the last axis. Fewer than about 8 eigenvalues
+            per slice give unreliable quantiles.
         n: N, the longer side of a slice.
-        floor: eigenvalue up to which one counts as 0.
+        floor: largest eigenvalue that counts as 0.
 
     Raises:
         ValueError: if the array is not (slices, M) with N >= M >= 2, or if the σ² of a slice is not above the floor, as

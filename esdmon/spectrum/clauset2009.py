@@ -36,14 +36,14 @@ SAME = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class PowerLawFit:
-    """A fitted tail p(x) ~ x^(−alpha), x >= xmin; without a fit all is NaN, n_tail is 0 and `reason` says why."""
+    """A fitted tail p(x) ~ x^(−alpha), x >= xmin. Without a fit values are NaN, n_tail is 0 and `reason` is set."""
 
     alpha: float = np.nan
     """Exponent of the density of eigenvalues, above 1."""
     alpha_stderr: float = np.nan
     """Standard error of alpha: (alpha − 1)/√n_tail."""
     alpha_low: float = np.nan
-    """Smallest alpha among the candidates with D <= 1.1 × the best."""
+    """Smallest alpha among the candidates for xmin with D <= 1.1 × the best D."""
     alpha_high: float = np.nan
     """Largest alpha among the same candidates."""
     xmin: float = np.nan
@@ -53,7 +53,7 @@ class PowerLawFit:
     n_tail: int = 0
     """Number of eigenvalues at or above xmin."""
     reason: str = ""
-    """Why there is no fit; empty where there is one."""
+    """Reason why there is no fit; empty if there is one."""
 
 
 @explain_wrong_calls
@@ -64,7 +64,7 @@ def fit_power_law(eigenvalues: Floats) -> PowerLawFit:
         eigenvalues: 1-D, any order; values that are not positive and finite are left out.
 
     Returns:
-        The fit; without one, a `PowerLawFit` with a `reason`: fewer than two distinct positive values.
+        The fit. For fewer than two distinct positive values, or for equal values, a `PowerLawFit` with a `reason`.
 
     >>> x = (1 - (np.arange(1000) + 0.5) / 1000) ** (-1 / 1.5)  # quantiles of a Pareto law with alpha = 2.5
     >>> round(fit_power_law(x).alpha, 2)

@@ -28,19 +28,20 @@ Quantity = Callable[[Spectrum], float]
 @explain_wrong_calls
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A named number computed from a spectrum; NaN where it is undefined."""
+    """A named number that is computed from a spectrum; NaN if it is undefined."""
 
     name: str
-    """The key in reports; with `esdmon_` before it, the tag in TensorBoard and W&B."""
+    """The key in reports; with the prefix `esdmon_`, the tag in TensorBoard and W&B."""
     compute: Quantity
+    """A function that returns the value for a spectrum."""
     null: Quantity | None = None
-    """Computes its value for independent elements of the same N and M; reported as `<name>_null`."""
+    """A function that returns the value for independent elements of the same N and M, reported as `<name>_null`."""
     needs: Literal["", "vectors", "shuffled", "equalised", "windows", "directions"] = ""
-    """The part of a `Spectrum` that it needs and that is computed on request only; then it is not a default measure."""
+    """The part of a `Spectrum` that is computed only for this measure; a measure with `needs` is not a default one."""
     applies: Callable[[Spectrum], bool] | None = None
-    """Returns whether a spectrum has such a number at all; a layer's record is without it otherwise. None: always."""
+    """A function that returns whether a spectrum has this measure; if not, records leave it out. None: always."""
     between_readings: bool = False
-    """True for a distance from the last reading, which `LayerReport.settle` computes: of a watched run only."""
+    """True for a distance from the last reading, which `LayerReport.settle` computes in a watched run."""
 
 
 def stable_rank(spectrum: Spectrum) -> float:

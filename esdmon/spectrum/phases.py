@@ -1,15 +1,16 @@
-"""Define the 5+1 phases of training: their names, the borders between them and the rule that decides.
+"""Define the 5+1 phases of training: their names, the borders between them and the rule that decides the phase.
 
 The phases are those of C. H. Martin, M. W. Mahoney, "Implicit self-regularization in deep neural networks: evidence
 from random matrix theory and implications for learning", JMLR 22 (2021) 165 (https://arxiv.org/abs/1810.01075), §4:
 shapes of a spectrum, ordered by how much of the weights' structure has left the random bulk. The paper defines them in
-words and pictures; the borders here put numbers to those. They are deterministic: the same spectrum has the same phase.
+words and pictures; here the borders are numbers. They are deterministic: the same spectrum has the same phase.
 
-Where the paper leaves a choice: its noise has elements of one variance, ours has scales of rows and columns. It counts
-truncated power laws as heavy-tailed; no likelihood ratio separates these from the others at the sizes of layers, so a
-tail is kept unless an exponential fits better. By `heavy_alpha` its InceptionV3 layers of alpha 4.5 and 5.3 are
-bulk-decay. Heavy-tailed independent elements, its model of that phase, are heavy-tailed here too, with a large `trap`,
-which says that single elements make the tail.
+Differences from the paper, and choices that it leaves open: Its noise has elements of one variance; here noise has
+scales of rows and columns. The paper counts truncated power laws as heavy-tailed. At the sizes of layers no likelihood
+ratio separates these from power laws, so a tail counts as a power law unless an exponential fits better. By
+`heavy_alpha` the paper's InceptionV3 layers of alpha 4.5 and 5.3 are bulk-decay. Matrices of heavy-tailed independent
+elements, the paper's model of the phase heavy-tailed, are heavy-tailed here too. They have a large `trap`, which shows
+that single elements cause the tail.
 """
 
 from dataclasses import dataclass
@@ -23,10 +24,10 @@ _LONG_SOFT_RANK, _LONG_SHARE = 0.05, 0.05  # see `has_left_bulk`
 
 
 class Phase(Enum):
-    """The 5+1 phases, and `UNCLASSIFIED` where none can be assigned."""
+    """The 5+1 phases, and `UNCLASSIFIED` if none can be assigned."""
 
     RANDOM_LIKE = "random-like"
-    """A Marchenko-Pastur bulk and nothing else: noise, or nothing learned yet."""
+    """Only a bulk of noise: nothing was learned yet."""
     BLEEDING_OUT = "bleeding-out"
     """Eigenvalues just above the edge of the bulk."""
     BULK_SPIKES = "bulk+spikes"
@@ -34,7 +35,7 @@ class Phase(Enum):
     BULK_DECAY = "bulk-decay"
     """The edge has dissolved into a tail."""
     HEAVY_TAILED = "heavy-tailed"
-    """A power law, and no edge to speak of."""
+    """A power law, without a clear edge of a bulk."""
     RANK_COLLAPSE = "rank-collapse"
     """A share of the eigenvalues is zero: over-regularised."""
     UNCLASSIFIED = "unclassified"
@@ -52,69 +53,70 @@ class PhaseThresholds:
     """The borders between phases. R = λ⁺/λmax is the MP soft rank, k the number of spikes.
 
     The paper's batch-size figure labels R = 1.0 random-like, .92 bleeding-out, .74 to .80 bulk+spikes, .44 bulk-decay
-    and <= .29 heavy-tailed, and its table has 1.3 to 4.8 % of the spectrum above the edge up to bulk+spikes, 9 % in
-    bulk-decay and 13 % in heavy-tailed: borders between those are marked (figure) and (table). The others were set on
-    the ensembles of tests/benchmarks/ensembles.py, or on half of the trained layers in tests/data, and are marked
-    (ours); tests/benchmarks/confusion.py and trained.py show how often they are right on other data.
+    and <= .29 heavy-tailed. Its table has 1.3 to 4.8 % of the spectrum above the edge up to bulk+spikes, 9 % in
+    bulk-decay and 13 % in heavy-tailed. Borders between these values are marked (figure) and (table). The other borders
+    were set on the ensembles of tests/benchmarks/ensembles.py, or on half of the trained layers in tests/data, and are
+    marked (ours); tests/benchmarks/confusion.py and trained.py show how often they are right on other data.
     """
 
     min_m: int = 32
-    """Smallest M: at 32, 98 to 100 % of draws of noise are random-like, and a spike of 2.5 times the strength at which
-    the first one shows is found in 95 % (ours)."""
+    """Smallest M: at 32, 98 to 100 % of draws of noise are random-like, and a spike of 2.5 times the smallest visible
+    strength is found in 95 % (ours)."""
     max_dead: float = 0.5
-    """Share of dead rows, or of dead columns, above which too little of the layer is left (ours)."""
+    """Largest share of dead rows, or of dead columns, of a layer with a phase (ours)."""
     min_rank: float = 0.95
     """Rank/M below which the rank has collapsed (ours)."""
     zero_gap: float = 1e-3
-    """Median of the zero eigenvalues over that of the others: above, all are one long tail and no collapse (ours)."""
+    """Median of the zero eigenvalues over the median of the others above which they form one long tail, not a collapse
+    (ours)."""
     random_ks: float = CLEAN_KS
     """KS·M up to which a bulk without spikes is random: 99 % of draws of noise are below 4.5 (ours)."""
     clean_ks: float = CLEAN_KS
-    """KS·M·√slices up to which a bulk below spikes is clean: of noise it falls with the eigenvalues that are pooled
-    (ours) ..."""
+    """KS·M·√slices up to which a bulk below spikes is clean; for noise it falls with the number of pooled eigenvalues
+    (ours)."""
     near_ks: float = 0.05
-    """... or this KS distance up to which it nearly is, as no eye sees less (set on labelled layers of published
-    networks) ..."""
+    """KS distance up to which a bulk is nearly clean: smaller distances are not visible in a picture (set on labelled
+    layers of published networks)."""
     near_edge_share: float = 0.25
-    """... if of the spikes, which must be few, one or at most this share is within 1.25 λ⁺: with more an edge dissolves
-    (set on ensembles, where it is 0 for spikes and .4 and more for decaying bulks)."""
+    """Largest share of spikes within 1.25 λ⁺ (or one spike) at which a nearly clean bulk with few spikes counts as
+    clean; with more, the edge dissolves (set on ensembles: 0 for spikes, .4 and more for decaying bulks)."""
     max_spike_share: float = MAX_SPIKE_SHARE
-    """k/M above which there is no bulk of noise (table: at most .13; ours) ..."""
+    """k/M above which there is no bulk of noise (table: at most .13; ours)."""
     max_bulk_ks: float = MAX_BULK_KS
-    """... and the KS distance of the bulk above which there is none either (set on labelled layers of published
-    networks)."""
+    """KS distance of the bulk above which there is no bulk of noise (set on labelled layers of published networks)."""
     bleeding_soft_rank: float = 0.84
     """R at and above which eigenvalues above the edge are bleeding out (figure: between .80 and .92)."""
     few_share: float = 0.05
     """k/M up to which spikes are few (table: between .048 and .09)."""
     few_spikes: int = 13
-    """k up to which spikes are few at any M: one per class but one is 9 for ten classes (table, and ours)."""
+    """k up to which spikes are few at any M; ten classes give 9 spikes, classes − 1 (table, and ours)."""
     heavy_soft_rank: float = 0.40
     """R below which a tail can be heavy (figure: between .29 and .44)."""
     heavy_share: float = 0.10
-    """k/M from which a tail has no edge (table: between .09 and .13; set on trained layers) ..."""
+    """k/M from which a tail has no edge (table: between .09 and .13; set on trained layers)."""
     far_soft_rank: float = 0.20
-    """... or R up to which λmax is so far out that fewer eigenvalues in between suffice (figure: <= .29; ours) ..."""
+    """R up to which λmax is far beyond the edge, so that a k/M of `far_share` suffices for a tail without an edge
+    (figure: <= .29; ours)."""
     far_share: float = 0.05
-    """... but not fewer than this k/M (table: 4.8 % above the edge is still bulk+spikes)."""
+    """k/M from which a tail with R up to `far_soft_rank` has no edge (table: 4.8 % is still bulk+spikes)."""
     heavy_alpha: float = 3.2
     """alpha below which a tail is heavy (set on ensembles, where 3.4 and more is bulk-decay, and on labelled layers of
-    published networks; the paper's InceptionV3 layers of 4.5 and 5.3 are bulk-decay by it)."""
+    published networks; by this border the paper's InceptionV3 layers of 4.5 and 5.3 are bulk-decay)."""
     heavy_ks: float = 1.2
     """D·√n_tail up to which the power law is accepted: true Pareto tails are below .85 in 95 % (ours)."""
     heavy_ratio: float = 0.0
     """Vuong's ratio of power law to exponential above which the power law is kept (text: unless another law is
     significantly better)."""
     min_n_tail: int = 20
-    """A power law is accepted, and alpha meaningful, from this n_tail on (ours) ..."""
+    """Smallest n_tail of an accepted power law and of a meaningful alpha (ours)."""
     min_spikes: int = 8
-    """... and from this k on: the largest in 64 908 draws of noise is 4 (ours) ..."""
+    """Smallest k of a meaningful alpha, unless heavy-tailed; the largest k in 64 908 draws of noise is 4 (ours)."""
     tail_spikes: float = 0.1
-    """... and from this k/n_tail on, unless heavy-tailed: the tail must not lie in the bulk (ours) ..."""
+    """Smallest k/n_tail of a meaningful alpha, unless heavy-tailed: the tail must not lie in the bulk (ours)."""
     max_ks_distance: float = 0.10
-    """... and up to this D: on noise the median is .12 to .14 (ours) ..."""
+    """Largest D of a meaningful alpha; on noise the median is .12 to .14 (ours)."""
     max_alpha_range: float = 1.0
-    """... and up to this alpha_high − alpha_low: on noise it is 5 to 20 (ours)."""
+    """Largest alpha_high − alpha_low of a meaningful alpha; on noise it is 5 to 20 (ours)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +125,12 @@ class PhaseReading:
 
     phase: Phase
     confidence: float
-    """Distance of the evidence from the nearest border: 0 on it, 1 where none is within a factor of 1.5.
+    """Distance of the evidence from the nearest border, from 0 (on a border) to 1 (a factor of 1.5 or more away).
 
-    Between these it is ln f/ln 1.5, where f is the smallest factor such that changing each piece of the evidence by at
-    most f gives another phase. For a count, the last number before a border and the first behind it are both on it;
-    Vuong's ratio, which is a standard score, counts by its difference from the border. It is 0 for `UNCLASSIFIED`. The
-    size of the matrix does not count as evidence.
+    It is ln f/ln 1.5, where f is the smallest factor such that changing each piece of the evidence by at most f gives
+    another phase. For a count, the last number before a border and the first number behind it are both on the border.
+    Vuong's ratio is a standard score, so its difference from the border is used instead of a factor. The size of the
+    matrix is not evidence. The confidence of `UNCLASSIFIED` is 0.
     """
     explanation: str
     """The evidence in a sentence or two, with its values."""

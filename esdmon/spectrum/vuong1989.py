@@ -20,13 +20,13 @@ from esdmon.spectrum.clauset2009 import PowerLawFit
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Result of comparing the power law with another tail, each at its maximum likelihood."""
+    """The result of a comparison of the power law with another law, each at its maximum likelihood."""
 
     ratio: float
-    """R = Σd/(√n·sd(d)): above 0 the power law is more likely. NaN for a tail of fewer than 3 values, for one of equal
-    values, and without a fit."""
+    """R = Σd/(√n·sd(d)): above 0 the power law is more likely. NaN without a fit, and for a tail of fewer than 3 values
+    or of equal values."""
     p: float
-    """Two-sided p-value of R if both were equally good; for the truncated power law, without a truncation."""
+    """Two-sided p-value of R if both laws were equally good; for the truncated power law, if nothing was truncated."""
 
 
 _NONE = Comparison(math.nan, math.nan)
