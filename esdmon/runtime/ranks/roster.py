@@ -1,4 +1,4 @@
-"""`Roster`: on rank 0 of a job, which ranks watch, and what they hold."""
+"""Define `Roster`, which keeps on rank 0 of a job the ranks that watch, and the weights that each holds."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -31,7 +31,7 @@ class Joined:
 
 @final
 class Roster:
-    """Keep what the ranks of a job have announced, and give each its role.
+    """Keep the tables that the ranks of a job have announced, and give each rank its role.
 
     Args:
         ranks: the messages of the job.
@@ -74,7 +74,7 @@ class Roster:
         self.left = self._ranks.left()
 
     def update(self, n_matrices: int, *, is_due: bool) -> bool:
-        """Take up what ranks have announced, who has closed, and who is paused; return True for news.
+        """Update the holdings from new tables, and from paused and closed ranks; return True if they have changed.
 
         Args:
             n_matrices: matrices of a rank. The tables of a large job are joined in a thread, and known at a later call.
