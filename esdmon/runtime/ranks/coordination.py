@@ -109,7 +109,7 @@ class Coordinator:
         self.epoch = 0
         """Number of times that the monitor has loaded a checkpoint."""
         self._taken = 0
-        self._left: set[int] = set()
+        self._left: tuple[int, ...] = ()
         self._plans: deque[str] = deque()
         self._extra_plans: deque[str] = deque()
         if rank == 0:
@@ -172,10 +172,13 @@ class Coordinator:
 
     def left(self) -> frozenset[int]:
         """Return the ranks that have closed their monitors. Their earlier messages are in the store."""
-        last = self._store.add("left", 0)
-        while len(self._left) < last and self._store.has(f"left/{len(self._left) + 1}"):
-            self._left.add(int(self._store.value(f"left/{len(self._left) + 1}")))
-        return frozenset(self._left)
+        left = self._left  # threads that read call this at the same time as the thread that trains
+        for number in range(len(left) + 1, self._store.add("left", 0) + 1):
+            if not self._store.has(f"left/{number}"):
+                break
+            left = (*left, int(self._store.value(f"left/{number}")))
+        self._left = left
+        return frozenset(left)
 
     def give_role(self, rank: int, role: Role, version: int) -> None:
         """On rank 0: send a rank its role, which is valid from a version of the holdings on."""

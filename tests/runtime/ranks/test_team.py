@@ -80,6 +80,28 @@ def test_what_a_rank_does_not_use_is_not_kept_for_ever() -> None:
     assert job.reads()[1].credit == pytest.approx(-5.0 - Limits().advance_seconds, abs=0.1)
 
 
+class Twice(CountingStore):
+    """A store at which a second thread looks who has closed while a first one does."""
+
+    ranks: Coordinator | None = None
+
+    def check(self, keys: list[str]) -> bool:
+        ranks, self.ranks = self.ranks, None
+        if ranks is not None:
+            assert ranks.left() == {1}
+        return super().check(keys)
+
+
+def test_two_threads_look_who_has_closed() -> None:
+    """A store waits for a key that is not there: for half an hour, in the step of the training."""
+    store = Twice()
+    leader = Coordinator(store, 0, 2)
+    Coordinator(store, 1, 2).leave()
+    store.ranks = leader
+    assert leader.left() == {1}
+    assert leader.left() == {1}
+
+
 @pytest.mark.parametrize("has_answered", [True, False])
 def test_nobody_waits_for_a_rank_that_has_closed(*, has_answered: bool) -> None:
     """Nor is it blamed: its loop was shorter, or was broken off a step earlier. What it had sent is taken."""
