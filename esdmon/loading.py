@@ -154,8 +154,8 @@ def load(run: str | Path, *, number: int | None = None) -> Run:
             by default the last run.
 
     Raises:
-        InputError: if there is no such file, if it is not a JSONL of esdmon or has no readings, and if `number` is out
-            of range.
+        InputError: if the file does not exist, is not a JSONL of esdmon or has no readings, or if `number` is out of
+            range.
 
     >>> import esdmon, tempfile, torch
     >>> folder = tempfile.mkdtemp()

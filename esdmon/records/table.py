@@ -66,8 +66,7 @@ def without_common_prefix(names: Sequence[str]) -> Sequence[str]:
     if len(names) < 2 or max(map(len, names)) <= _LONG_NAME:
         return names
     parts = [name.split(".")[:-1] for name in names]
-    shared = list(itertools.takewhile(lambda column: len(set(column)) == 1, zip(*parts, strict=False)))
-    start = sum(len(column[0]) + 1 for column in shared)
+    start = sum(len(part) + 1 for part in _shared(parts))
     return ["…" + name[start:] for name in names] if start else names
 
 
@@ -135,7 +134,7 @@ def _apart(names: Sequence[str], width: int) -> dict[str, str]:
     columns = itertools.zip_longest(*map(_SEPARATOR.split, names), fillvalue="")
     differing = [column for column in columns if len(set(column)) > 1]
     # From where the parts of a column differ: weight_ih_reverse and weight_hh_reverse.
-    later = [[part[_n_shared(column) :] for part in column] for column in differing]
+    later = [[part[len(_shared(column)) :] for part in column] for column in differing]
     fitting: dict[str, str] = {}
     for parts, length in itertools.product((differing, later), (None, *range(_LONGEST_PART, 0, -1))):
         cut = [_cut(column, length) for column in parts]
@@ -149,10 +148,10 @@ def _apart(names: Sequence[str], width: int) -> dict[str, str]:
     return fitting
 
 
-def _n_shared(texts: Sequence[str]) -> int:
-    """Return the number of first characters that all texts have."""
-    columns = zip(*texts, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda column: len(set(column)) == 1, columns))
+def _shared(several: Iterable[Sequence[str]]) -> list[str]:
+    """Return the first items that all sequences share: parts of names, or characters of texts."""
+    columns = zip(*several, strict=False)
+    return [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
 
 
 def _cut(column: Sequence[str], length: int | None) -> Sequence[str]:

@@ -159,12 +159,8 @@ class Monitor:
         if self._is_hooked:
             self._notes.ignored_step()
             return False
-        if type(count) is not int or count < 0:
-            count = self._notes.count_of(count)
-        if count != 1:
-            self._notes.counted(count)
-        if host_step is not None and type(host_step) is not int:
-            host_step = self._notes.host_step_of(host_step)
+        if type(count) is not int or count != 1 or host_step is not None:
+            count, host_step = self._notes.step_of(count, host_step)
         return self._count(count, host_step)
 
     def hooked_step(self) -> bool:

@@ -76,7 +76,14 @@ class Notes:
             "the two."
         )
 
-    def count_of(self, given: object) -> int:
+    def step_of(self, count: object, host_step: object) -> tuple[int, int | None]:
+        """Return the arguments of `monitor.step()` as Python's own numbers, and log those that are wrong."""
+        steps = self._count_of(count)
+        if steps != 1:
+            self._check_rising(steps)
+        return steps, None if host_step is None else self._host_step_of(host_step)
+
+    def _count_of(self, given: object) -> int:
         """Return a number of steps as Python's own number; 1, and log it, for anything else."""
         number = whole(given)
         if number is not None and number >= 0:
@@ -89,7 +96,7 @@ class Notes:
             )
         return 1
 
-    def counted(self, steps: int) -> None:
+    def _check_rising(self, steps: int) -> None:
         """Log that `monitor.step()` gets the number of the step instead of the number of steps since the last call."""
         self._counts.append(steps)
         is_rising = len(self._counts) == RISING and all(now == last + 1 for last, now in pairwise(self._counts))
@@ -101,7 +108,7 @@ class Notes:
                 ", ".join(map(str, self._counts)),
             )
 
-    def host_step_of(self, given: object) -> int | None:
+    def _host_step_of(self, given: object) -> int | None:
         """Return the host's step as Python's own int; log anything else than a whole number, and return None."""
         number = whole(given)
         if number is None and self._is_first("host_step"):

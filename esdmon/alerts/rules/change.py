@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median, median_low
 
 from esdmon.alerts.rule import Finding, History, evidence_of, has_moved, is_pruned, value_of, values_of
-from esdmon.alerts.rules.jumps import finding, frobenius, is_warming_up, jumped, jumps, raised, usual_rate
+from esdmon.alerts.rules.jumps import finding, frobenius, is_warming_up, jumped, jumps_after_warm_up, raised, usual_rate
 from esdmon.records import LayerReport
 from esdmon.spectrum import Phase
 
@@ -55,12 +55,10 @@ def norm_explosion(history: History, *, factor: float = 3.0, back: float = 2.0) 
     Source: it is textbook knowledge that weights grow without bound where gradient descent is unstable; the factors are
     ours.
     """
-    for now, norm, before in jumps(history, _norm, "up", factor=factor, back=back):
+    for now, norm, before in jumps_after_warm_up(history, _norm, "up", factor=factor, back=back):
         has_grown = now.status == "ok" and not is_pruned(now) and norm > factor * _norm(history.first[now.name])
         if now.name in history.firing or (
-            has_grown
-            and not is_warming_up(now, history.baseline[now.name])
-            and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
+            has_grown and not (_is_at_cost_of_others(now, history.baseline[now.name]) and _is_flat(history, now.name))
         ):
             what = f"spectral norm {norm:.3g} is over {factor:g} times the {before:.3g} expected from its baseline"
             rate = usual_rate(history.baseline[now.name])
@@ -188,9 +186,7 @@ def entropy_collapse(history: History, *, factor: float = _HALVED, back: float =
     Source: O. Roy, M. Vetterli, "The effective rank: a measure of effective dimensionality" (EUSIPCO 2007); the factors
     are ours.
     """
-    for now, rank, before in jumps(history, _effective_rank, "down", factor=factor, back=back):
-        if now.name not in history.firing and is_warming_up(now, history.baseline[now.name]):
-            continue
+    for now, rank, before in jumps_after_warm_up(history, _effective_rank, "down", factor=factor, back=back):
         what = f"effective rank {rank:.3g} is below 1/{factor:g} of the {before:.3g} expected from its baseline"
         yield finding(now, what, before)
 
@@ -215,9 +211,7 @@ def stable_rank_drop(history: History, *, factor: float = 2.0, back: float = 1.5
 
     Source: the measure is that of C. H. Martin, M. W. Mahoney, JMLR 22 (2021) 165; the factors are ours.
     """
-    for now, rank, before in jumps(history, _stable_rank, "down", factor=factor, back=back):
-        if now.name not in history.firing and is_warming_up(now, history.baseline[now.name]):
-            continue
+    for now, rank, before in jumps_after_warm_up(history, _stable_rank, "down", factor=factor, back=back):
         usual = before if now.name in history.firing else _usual_stable_rank(history.baseline[now.name])
         if max(before, usual) > NOISE_LIKE * now.nulls.get("stable_rank", math.inf):
             continue

@@ -41,6 +41,15 @@ def jumps(
             yield readings[-1], value, found[name]
 
 
+def jumps_after_warm_up(
+    history: History, quantity: Quantity, direction: Direction, *, factor: float, back: float
+) -> Iterator[tuple[LayerReport, float, float]]:
+    """Yield what `jumps` does, without layers that begin to jump while the learning rate warms up."""
+    for now, value, before in jumps(history, quantity, direction, factor=factor, back=back):
+        if now.name in history.firing or not is_warming_up(now, history.baseline[now.name]):
+            yield now, value, before
+
+
 def jumped(history: History, quantity: Quantity, direction: Direction, factor: float) -> dict[str, float]:
     """Return the expected value of each layer whose value differs from it by more than the factor and the scatter."""
     found = {}

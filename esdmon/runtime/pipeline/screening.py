@@ -75,12 +75,9 @@ class Screening:
         with self._budget.measured() as cost:
             names, beside = team.screen(step)
         if names:
-            self._budget.spend(beside)
-            self._spent += cost.seconds + beside
             self._mean = (cost.seconds + beside) / len(names)
-            for name in names:
-                self._priority.screened(name, step)
-                self._costs[name] = min(self._mean, self._costs.get(name, math.inf))
+            self._spent += cost.seconds
+            self._note(names, step, beside, self._mean)
 
     def ahead(self, team: Team, without: Collection[str]) -> dict[str, int]:
         """Return the sharded matrices to screen at the next due step, within the allowance of now, and longer sides.
@@ -109,11 +106,17 @@ class Screening:
             return
         with self._budget.measured() as cost:
             beside = self._source.screen(name, step)
+        self._spent += cost.seconds
         if beside is not None:
-            self._budget.spend(beside)
+            self._note([name], step, beside, cost.seconds + beside)
+
+    def _note(self, names: Collection[str], step: int, beside: float, cost: float) -> None:
+        """Record screenings that have begun, and charge their seconds on an accelerator; `cost` is that of each."""
+        self._budget.spend(beside)
+        self._spent += beside
+        for name in names:
             self._priority.screened(name, step)
-            self._costs[name] = min(cost.seconds + beside, self._costs.get(name, math.inf))
-        self._spent += cost.seconds + (beside or 0.0)
+            self._costs[name] = min(cost, self._costs.get(name, math.inf))
 
     def as_of(self, step: int, latest: Mapping[str, LayerReport]) -> tuple[Screened, ...]:
         """Return the last screening of each matrix that is newer than its reading, as of a due step; new only once."""

@@ -81,7 +81,8 @@ class Roster:
             is_due: whether this is a due step, which counts as one without news where there is none.
         """
         if self._joining is None:
-            self.look_who_left()
+            if is_due:  # and not at each step before the first due one
+                self.look_who_left()
             paused = frozenset(filter(self._is_paused, self.present))
             if self._ranks.has_tables() or (paused, self.left) != (self.known.paused, self.known.left):
                 self._joining = self._begin(paused, in_thread=self._ranks.size * n_matrices > _IN_THREAD)
