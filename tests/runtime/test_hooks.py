@@ -15,6 +15,16 @@ from esdmon.sinks import MemorySink
 from tests.loops import network, train, warnings
 
 
+@pytest.fixture
+def _new_accelerate() -> None:
+    """Clear what accelerate shares within a process: a trainer of an earlier test may have left its loader there.
+
+    At the end of a loader accelerate ends an accumulation early.
+    """
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerate.state.GradientState._reset_state()
+
+
 def loss_of(model: nn.Module) -> torch.Tensor:
     loss: torch.Tensor = (model(torch.randn(8, 40)) - 1).square().mean()
     return loss
@@ -33,6 +43,7 @@ def test_accumulated_gradients_are_one_step() -> None:
     assert monitor.steps == 3
 
 
+@pytest.mark.usefixtures("_new_accelerate")
 def test_accelerates_optimizer_is_counted_where_it_steps() -> None:
     """Prepared objects go straight into watch; with accumulation over two batches every other call is a step."""
     accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
@@ -50,6 +61,7 @@ def test_accelerates_optimizer_is_counted_where_it_steps() -> None:
     assert all(layer.in_optimizer and layer.update_ratio > 0 for layer in sink.reports[-1])
 
 
+@pytest.mark.usefixtures("_new_accelerate")
 def test_accelerates_checkpoints_hold_the_monitor(tmp_path: Any) -> None:
     """It takes whatever has a state_dict and a load_state_dict."""
     accelerator = accelerate.Accelerator(cpu=True)
