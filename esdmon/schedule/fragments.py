@@ -1,4 +1,7 @@
-"""Define `Fragment`: the part of a parameter that one rank of a job holds. Parameters are assembled from fragments."""
+"""Define `Fragment`, the part of a parameter that one rank of a job holds, and `Region`, the part that is one matrix.
+
+Parameters are assembled from fragments. Where they are not, each rank finds the region in its own fragment.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -40,6 +43,53 @@ class Fragment:
     def n_elements(self) -> int:
         """Return the number of elements."""
         return math.prod(self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Elements of a parameter: the flattened parameter is walked in steps of several lengths."""
+
+    first: int
+    """Index of the first element in the flattened parameter."""
+    walks: tuple[tuple[int, int], ...]
+    """Length of a step and number of elements, from the shortest step on; walks that continue each other are one."""
+
+    @classmethod
+    def of(cls, first: int, size: Sequence[int], strides: Sequence[int]) -> Self:
+        """Return the elements that a view of a contiguous parameter shows.
+
+        Args:
+            first: offset of the view.
+            size: its length in each dimension.
+            strides: its stride in each dimension.
+
+        >>> Region.of(6, (2, 3), (3, 1)) == Region.of(6, (3, 2), (1, 3)) == Region.of(6, (6,), (1,))
+        True
+        """
+        walks: list[tuple[int, int]] = []
+        for stride, count in sorted((stride, count) for stride, count in zip(strides, size, strict=True) if count > 1):
+            if walks and stride == math.prod(walks[-1]):
+                walks[-1] = walks[-1][0], walks[-1][1] * count
+            else:
+                walks.append((stride, count))
+        return cls(first, tuple(walks))
+
+    def box(self, shape: Sequence[int]) -> Fragment | None:
+        """Return the box of a parameter of this shape that has these elements; None where they do not form one.
+
+        >>> Region.of(1, (3, 2), (4, 1)).box((3, 4))
+        Fragment(offset=(0, 1), size=(3, 2), is_interval=False)
+        >>> Region.of(1, (3, 2), (4, 1)).box((12,))
+        """
+        strides = [math.prod(shape[side + 1 :]) for side in range(len(shape))]
+        last = self.first + sum(stride * (count - 1) for stride, count in self.walks)
+        low, high = (
+            [at // stride % length for stride, length in zip(strides, shape, strict=True)] for at in (self.first, last)
+        )
+        size = tuple(stop - start + 1 for start, stop in zip(low, high, strict=True))
+        if min(size, default=1) < 1 or Region.of(self.first, size, strides) != self:
+            return None
+        return Fragment(tuple(low), size)
 
 
 def covers(fragments: Iterable[Fragment], shape: Sequence[int]) -> bool:

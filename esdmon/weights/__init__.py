@@ -37,6 +37,8 @@ from esdmon.weights.outline import filled as filled
 from esdmon.weights.selection import Selection as Selection
 from esdmon.weights.selection import n_parameters as n_parameters
 from esdmon.weights.shard import Shard as Shard
+from esdmon.weights.sharded_matrices import box_of as box_of
+from esdmon.weights.sharded_matrices import local_part as local_part
 from esdmon.weights.sharded_matrices import part_of as part_of
 from esdmon.weights.unreadable import describe_unreadable as describe_unreadable
 from esdmon.weights.validation import MIN_EIGENVALUES as MIN_EIGENVALUES

@@ -18,6 +18,7 @@ from torch import Tensor
 from esdmon.errors import UnreadableError
 from esdmon.isolation import describe
 from esdmon.records.table import matches
+from esdmon.schedule.fragments import Region
 from esdmon.weights import stacks
 from esdmon.weights.non_weights import NESTED
 from esdmon.weights.shard import Shard
@@ -78,8 +79,8 @@ class Matrix:
     meta device; see `esdmon.weights.outline`."""
     parameter_names: tuple[str, ...] = ()
     """Canonical names of the parameters of `shards`."""
-    is_one_shard: bool = False
-    """Whether the weight is all of one sharded parameter, of which nothing has to be computed to read it."""
+    region: Region | None = None
+    """Of one sharded parameter, the elements that the weight is; None where it is of several, or is computed."""
     _sizes: dict[torch.Size, StackSize] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def parameters(self) -> tuple[Tensor, ...]:

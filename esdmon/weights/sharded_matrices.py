@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from esdmon.errors import UnreadableError
-from esdmon.schedule.fragments import Fragment
+from esdmon.schedule.fragments import Fragment, Region
 from esdmon.weights.device.sample import sample_tensor
 from esdmon.weights.matrix import Matrix, mark_unreadable
 from esdmon.weights.outline import Outline, are_filled, filled
@@ -52,7 +52,6 @@ def with_shards(matrix: Matrix, outline: Outline, names: Mapping[int, Sequence[s
     if reason:
         shape = (0, 0, 0) if matrix.unreadable else matrix.stack_shape()
         return replace(mark_unreadable(matrix, reason, parameters=held, shape=shape), shards=pairs)
-    is_whole = matrix.is_plain and matrix.size().n_elements == math.prod(pairs[0][1].shape)
     return replace(
         matrix,
         read=partial(_read, pairs, matrix.read),
@@ -61,8 +60,17 @@ def with_shards(matrix: Matrix, outline: Outline, names: Mapping[int, Sequence[s
         probe=partial(_sample_local, pairs),
         shards=pairs,
         parameter_names=tuple(names[id(weight)][0] for weight, _ in pairs),
-        is_one_shard=is_whole and len(pairs) == 1,
+        region=_region(matrix, pairs[0][0]) if matrix.is_plain and len(pairs) == 1 else None,
     )
+
+
+def _region(matrix: Matrix, stand_in: Tensor) -> Region | None:
+    """Return the elements of a parameter that a matrix is; None where it is computed from them."""
+    with torch.no_grad():
+        stack = matrix.to_stack(stand_in)
+    if stack.untyped_storage().nbytes() != stand_in.untyped_storage().nbytes():  # a copy of some of its elements
+        return None
+    return Region.of(int(stack.storage_offset()), stack.shape, stack.stride())
 
 
 def _read(pairs: tuple[tuple[Tensor, Shard], ...], read: Callable[[], Tensor]) -> Tensor:
@@ -98,3 +106,26 @@ def part_of(whole: Tensor, fragment: Fragment) -> Tensor:
     for dim, (start, length) in enumerate(zip(fragment.offset, fragment.size, strict=True)):
         whole = whole.narrow(dim, start, length)
     return whole
+
+
+def box_of(region: Region, shard: Shard) -> Fragment | None:
+    """Return a region of a parameter as a box, in the shape in which this rank's fragment is one; None if it is not."""
+    is_interval = shard.fragment is not None and shard.fragment.is_interval
+    return region.box((math.prod(shard.shape),) if is_interval else shard.box_shape)
+
+
+def local_part(region: Region, shard: Shard) -> Tensor:
+    """Return the elements of a region that this rank's fragment has, without gradient; a view where possible.
+
+    Raises:
+        UnreadableError: where this rank has no fragment, or the region is not a box in the shape in which that is one.
+    """
+    fragment, box = shard.fragment, box_of(region, shard)
+    if fragment is None or box is None:
+        raise UnreadableError("skipped", "it is not one block of this rank's part of the parameter")
+    local = shard.local().reshape(fragment.size)
+    for dim, (own, length) in enumerate(zip(fragment.offset, fragment.size, strict=True)):
+        start = min(max(box.offset[dim] - own, 0), length)
+        stop = min(box.offset[dim] + box.size[dim] - own, length)
+        local = local.narrow(dim, start, max(0, stop - start))
+    return local

@@ -173,12 +173,12 @@ class Assignments:
         return replace(assigned, tasks=tuple(tasks), moved=moved)
 
     def screen(self, step: int, plan: Plan) -> float:
-        """Begin to compute the norms of those fragments of a plan that this rank gives, after `follow`.
+        """Begin to compute the norms of the planned matrices, of the fragments that this rank gives, after `follow`.
 
         Returns:
             The seconds that this is expected to take on an accelerator.
         """
-        own = {self.local(name): name for name in plan.screened if name in self._role.copies}
+        own = {self.local(name): name for name, parameter in plan.screened if parameter in self._role.copies}
         return self.norms.compute(step, own) if own else 0.0
 
     def close(self, timeout: float) -> None:

@@ -48,8 +48,9 @@ class Plan:
     """Polls of the store for an extra plan until the next due step, as numbers of steps after the due step."""
     ending: int = 0
     """Number of blocks of steps in which readings end, before steps without readings are measured; 0 for no pause."""
-    screened: tuple[str, ...] = ()
-    """The sharded parameters, by their names in the job, for which all ranks compute the norms of their fragments."""
+    screened: tuple[tuple[str, str], ...] = ()
+    """The sharded matrices, by their names in the job, of whose parts all ranks compute the norms; each with its
+    parameter."""
 
     def to_json(self) -> str:
         """Return the plan as JSON."""
@@ -61,7 +62,7 @@ class Plan:
         """Return the plan from the result of `to_json`."""
         version, plain, polls, ending, screened = json.loads(text)
         assignments = tuple(Assignment(owner, tuple(names), tuple(behind)) for owner, names, behind in plain)
-        return cls(version, assignments, tuple(polls), ending, tuple(screened))
+        return cls(version, assignments, tuple(polls), ending, tuple((name, parameter) for name, parameter in screened))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +284,7 @@ class Coordinator:
         return Answers(readings, failures, paces, seconds, tuple(missing))
 
     def give_squares(self, step: int, squares: Mapping[str, float]) -> None:
-        """Send Σ wᵢⱼ² of this rank's fragments at a due step, by parameter."""
+        """Send Σ wᵢⱼ² of this rank's parts of matrices at a due step, by matrix."""
         self._store.put(self._key("squares", step, self.rank), json.dumps(squares))
 
     def take_squares(self, step: int, ranks: Collection[int]) -> list[dict[str, float]] | None:

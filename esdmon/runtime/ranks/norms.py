@@ -1,4 +1,4 @@
-"""Compute ‖W‖_F of sharded weights between readings: each rank computes its fragments' norms, and rank 0 adds them up.
+"""Compute ‖W‖_F of sharded weights between readings: each rank computes its parts' norms, and rank 0 adds them up.
 
 ‖W‖_F² is the sum of the squares of all elements, so each rank sends one number per weight, and no elements.
 """
@@ -19,7 +19,7 @@ _KEPT = 3  # due steps whose norms are waited for; our choice
 
 @final
 class FragmentNorms:
-    """Compute the norms of this rank's fragments, and send them to rank 0 once they have arrived from the device.
+    """Compute the norms of this rank's parts of matrices, and send them to rank 0 once they arrive from the device.
 
     Args:
         parts: what this rank holds.
@@ -31,30 +31,30 @@ class FragmentNorms:
         self._ranks = ranks
         self._arriving: deque[tuple[int, Mapping[str, str], Squares]] = deque()
 
-    def compute(self, step: int, parameters: Mapping[str, str]) -> float:
-        """Begin to compute the norms of fragments at a due step.
+    def compute(self, step: int, matrices: Mapping[str, str]) -> float:
+        """Begin to compute the norms of this rank's parts of matrices at a due step.
 
         Args:
             step: optimizer steps taken.
-            parameters: names in the job, by this rank's own.
+            matrices: names in the job, by this rank's own.
 
         Returns:
             The seconds that this is expected to take on an accelerator.
         """
-        squares, beside = self._parts.squares(parameters)
-        self._arriving.append((step, parameters, squares))
+        squares, beside = self._parts.squares(matrices)
+        self._arriving.append((step, matrices, squares))
         self.send()
         return beside
 
     def send(self) -> None:
         """Send the sums that have arrived from the device, without waiting for the rest."""
         while self._arriving:
-            step, parameters, squares = self._arriving[0]
+            step, matrices, squares = self._arriving[0]
             arrived = squares()
             if arrived is None:
                 return
             self._arriving.popleft()
-            self._ranks.give_squares(step, {parameters[name]: square for name, square in arrived.items()})
+            self._ranks.give_squares(step, {matrices[name]: square for name, square in arrived.items()})
 
     def forget(self) -> None:
         """Discard sums that have not arrived, since the weights have changed."""
@@ -65,15 +65,14 @@ class FragmentNorms:
 class _Planned:
     """A matrix whose norm is computed at the next due step."""
 
-    parameter: str
     N: int
     ranks: frozenset[int]
-    """Those that hold its fragments."""
+    """Those that hold the fragments of its parameter."""
 
 
 @final
 class JobNorms:
-    """Add up the norms of fragments to the norms of weights, on rank 0.
+    """Add up the norms of the ranks' parts to the norms of matrices, on rank 0.
 
     Args:
         ranks: the messages of the job.
@@ -84,19 +83,20 @@ class JobNorms:
         self._planned: dict[str, _Planned] = {}
         self._expected: deque[tuple[int, dict[str, _Planned]]] = deque()
 
-    def plan(self, sides: Mapping[str, int], holdings: Holdings) -> tuple[str, ...]:
-        """Return the parameters whose fragments all ranks screen at the next due step.
+    def plan(self, sides: Mapping[str, int], holdings: Holdings) -> tuple[tuple[str, str], ...]:
+        """Return the matrices whose parts all ranks screen at the next due step, each with its parameter.
 
         Args:
             sides: the longer sides of the matrices, by their names in the job.
             holdings: what each rank holds.
         """
-        self._planned = {}
+        self._planned, planned = {}, []
         for name, side in sides.items():
             (parameter,) = holdings.matrices[name].parameters
             ranks = frozenset(holder.rank for holder in holdings.holders[parameter])
-            self._planned[name] = _Planned(parameter, side, ranks)
-        return tuple(planned.parameter for planned in self._planned.values())
+            self._planned[name] = _Planned(side, ranks)
+            planned.append((name, parameter))
+        return tuple(planned)
 
     def begin(self, step: int) -> Collection[str]:
         """Begin to expect the planned sums at a due step, and return the matrices."""
@@ -127,9 +127,9 @@ class JobNorms:
 def _joined(
     step: int, planned: Mapping[str, _Planned], squares: Mapping[int, Mapping[str, float]]
 ) -> Iterable[Screened]:
-    """Yield the norms of the matrices for which every rank has sent the squares of its fragment."""
+    """Yield the norms of the matrices for which every rank has sent the squares of its part."""
     for name, each in planned.items():
-        own = [squares[rank].get(each.parameter) for rank in each.ranks]
+        own = [squares[rank].get(name) for rank in each.ranks]
         if None not in own:
             norm = math.sqrt(sum(square for square in own if square is not None))
             yield Screened(name, step, norm, math.nan, math.nan, N=each.N)

@@ -15,7 +15,7 @@ Fetch: TypeAlias = Callable[[str, Holder, memoryview], Moved]
 """Fetches the fragment of a parameter from its holder into memory of its size."""
 
 Squares: TypeAlias = Callable[[], dict[str, float] | None]
-"""Returns Σ wᵢⱼ² of fragments by parameter, of those that could be read; None until they have arrived."""
+"""Returns Σ wᵢⱼ² of parts of matrices by name, of those that could be read; None until they have arrived."""
 
 
 class Parts(Protocol):
@@ -49,10 +49,10 @@ class Parts(Protocol):
         """Return the function that returns how far this rank's fragment has moved since the last call; NaN at first."""
 
     def longer_side(self, name: str) -> int | None:
-        """Return the longer side of a matrix that is one sharded parameter; None for any other."""
+        """Return the longer side of a matrix that is a region of one sharded parameter, else None."""
 
-    def squares(self, parameters: Iterable[str]) -> tuple[Squares, float]:
-        """Compute Σ wᵢⱼ² of this rank's fragments of some parameters, or queue that on their device.
+    def squares(self, names: Iterable[str]) -> tuple[Squares, float]:
+        """Compute Σ wᵢⱼ² of this rank's parts of some matrices, or queue that on their device.
 
         Returns:
             The function that returns the sums, and the seconds that they are expected to take on an accelerator.

@@ -111,7 +111,7 @@ class Team:
         return local if self._own.parts.has(local) else ""
 
     def longer_side(self, name: str) -> int | None:
-        """Return the longer side of a matrix of the job that is one sharded parameter; None for any other."""
+        """Return the longer side of a matrix of the job that is a region of one sharded parameter, else None."""
         entry = self.holdings.matrices.get(name)
         is_there = entry is not None and len(entry.parameters) == 1 and not entry.reason
         return self._own.parts.longer_side(self.local(name)) if is_there else None

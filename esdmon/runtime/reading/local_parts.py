@@ -24,7 +24,9 @@ from esdmon.weights import (
     Matrix,
     Shard,
     Transfers,
+    box_of,
     filled,
+    local_part,
     n_parameters,
     nominal_seconds,
     part_of,
@@ -109,19 +111,24 @@ class LocalParts:
         return partial(_moved, before, now, local.numel())
 
     def longer_side(self, name: str) -> int | None:
-        """Return the longer side of a matrix that is one sharded parameter; None for any other."""
+        """Return the longer side of a matrix that is a region of one sharded parameter, else None."""
         matrix = self._model.matrices.get(name)
-        return max(matrix.stack_shape()[1:]) if matrix is not None and matrix.is_one_shard else None
+        if matrix is None or matrix.region is None or box_of(matrix.region, matrix.shards[0][1]) is None:
+            return None
+        return max(matrix.stack_shape()[1:])
 
-    def squares(self, parameters: Iterable[str]) -> tuple[Squares, float]:
-        """Compute Σ wᵢⱼ² of this rank's fragments of some parameters, or queue that on their device."""
+    def squares(self, names: Iterable[str]) -> tuple[Squares, float]:
+        """Compute Σ wᵢⱼ² of this rank's parts of some matrices, or queue that on their device."""
         sums: dict[torch.device, dict[str, Tensor]] = defaultdict(dict)
         seconds = 0.0
-        for parameter in parameters:
+        for name in names:
             with suppress(Exception):  # the reading reports why
-                local = self._shards[parameter][1].local()
+                matrix = self._model.matrices[name]
+                if matrix.region is None:
+                    continue
+                local = local_part(matrix.region, matrix.shards[0][1])
                 if local.is_contiguous() or self._transfers.has_room(local.device, local.nbytes):  # else it is copied
-                    sums[local.device][parameter], beside = sum_of_squares(local)
+                    sums[local.device][name], beside = sum_of_squares(local)
                     seconds += beside
         fetched = {tuple(own): self._transfers.fetch(torch.stack([*own.values()])) for own in sums.values()}
 

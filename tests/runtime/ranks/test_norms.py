@@ -33,15 +33,17 @@ from tests.runtime.ranks.sharded_ways import made
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:multiprocessing")
 STEPS = 16
-MIXED = {"conv", "attention.out_proj", "first", "tied", "experts.down_proj"}
+FUSED = {f"attention.in_proj_weight/{part}" for part in "qkv"}
+MIXED = {"conv", "attention.out_proj", "first", "tied", "experts.down_proj"} | FUSED
 SCREENED = {
-    "fsdp2": MIXED,  # not q, k and v, which are parts of one parameter
+    "fsdp2": MIXED,
     "fsdp2, bfloat16": {"0", "2", "4"},
     "fsdp1": MIXED,
     "fsdp1, flat": MIXED,
     "tensor parallel": {"0", "2"},
+    "tensor parallel, two blocks": {"first", "second"},
 }
-"""By way, the matrices that are all of one sharded parameter."""
+"""By way, the matrices that are one sharded parameter, or a part of one."""
 
 
 def rank_of_a_job(rank: int, folder: str) -> None:
@@ -117,18 +119,18 @@ class Parts:
         self.squares_of = squares
         self.has_arrived = True
 
-    def squares(self, parameters: Iterable[str]) -> tuple[Squares, float]:
-        found = {name: self.squares_of[name] for name in parameters if name in self.squares_of}
+    def squares(self, names: Iterable[str]) -> tuple[Squares, float]:
+        found = {name: self.squares_of[name] for name in names if name in self.squares_of}
         return lambda: found if self.has_arrived else None, 0.25
 
 
 class Job:
-    """Two ranks that hold halves of two weights; rank 1 has other names for them."""
+    """Two ranks that hold halves of two matrices; rank 1 has other names for them."""
 
     def __init__(self) -> None:
         store = CountingStore()
         self.ranks = [Coordinator(store, rank, 2) for rank in range(2)]
-        self.parts = [Parts(v=9.0, w=1.0), Parts(own_v=7.0, own_w=3.0)]
+        self.parts = [Parts(V=9.0, W=1.0), Parts(own_V=7.0, own_W=3.0)]
         self.own = [FragmentNorms(parts, ranks) for parts, ranks in zip(self.parts, self.ranks, strict=True)]  # type: ignore[arg-type]
         self.norms = JobNorms(self.ranks[0])
         holders = tuple(Holder(rank, Fragment((rank, 0), (1, 2)), "") for rank in range(2))
@@ -136,11 +138,11 @@ class Job:
         self.holdings = Holdings(entries, {"v": holders, "w": holders})
 
     def plan(self, step: int) -> None:
-        assert self.norms.plan({"V": 20, "W": 30}, self.holdings) == ("v", "w")
+        assert self.norms.plan({"V": 20, "W": 30}, self.holdings) == (("V", "v"), ("W", "w"))
         assert set(self.norms.begin(step)) == {"V", "W"}
 
     def compute(self, rank: int, step: int) -> float:
-        return self.own[rank].compute(step, {f"own_{name}" if rank else name: name for name in "vw"})
+        return self.own[rank].compute(step, {f"own_{name}" if rank else name: name for name in "VW"})
 
 
 def test_norms_are_known_when_all_ranks_have_sent_theirs() -> None:
@@ -187,7 +189,7 @@ def test_a_rank_that_does_not_send_is_waited_for_three_due_steps() -> None:
 def test_a_part_that_is_not_finite_or_cannot_be_read(square: float, norm: float) -> None:
     """The norm of a weight is not finite where one of its parts is not; without one of its parts it has none."""
     job = Job()
-    job.parts[1].squares_of = {"own_v": square}
+    job.parts[1].squares_of = {"own_V": square}
     job.plan(5)
     job.compute(0, 5)
     job.compute(1, 5)
@@ -300,7 +302,7 @@ def test_a_change_in_the_part_of_another_rank_brings_the_reading_forward(norm: f
 
 
 def test_a_plan_says_whose_norms_are_computed() -> None:
-    plan = Plan(3, (), (50, 100), 2, ("v", "w"))
+    plan = Plan(3, (), (50, 100), 2, (("V", "v"), ("W", "w")))
     assert Plan.from_json(plan.to_json()) == plan
 
 
