@@ -21,7 +21,11 @@ _HEAD_NAMES = {"lm_head", "embed_out"}
 _TRAINED_COPY = re.compile(r"\.(original_module|modules_to_save\.[^.]+)$")
 """What peft puts behind the name of a layer that it trains a copy of, `modules_to_save`."""
 _EXPERT_NAME = re.compile(r"(expert_?)?\d+")
-_EMBEDDING_NAME = re.compile(r"(^|_)emb(ed\w*|d)?(_|$)|^(wte|wpe|shared)$", re.IGNORECASE)
+_EMBEDDING_NAME = re.compile(
+    r"(^|_)emb(ed\w*|d)?(_|$)|^(wte|wpe|shared)$|(^|_)(tokens?|codebooks?|quer(y|ies)_feat(ure)?s?)$"
+    r"|(^|_)pos(ition(al)?)?_?enc(odings?)?(_|$)",
+    re.IGNORECASE,
+)
 _LINEAR_NAME = re.compile(r"(^|_)(patch\w*|proj\w*|linear|dense|fc|mlp|mapper|mapping)(_|$)")
 """Of a linear layer into or out of embeddings, or of patches."""
 _OF_SYMBOLS = {

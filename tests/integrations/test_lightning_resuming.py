@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+import esdmon
 from esdmon.sinks import MemorySink
 from esdmon_lightning import SpectralMonitor
 from tests.integrations.lightning_runs import Small, batches, trainer
@@ -126,3 +128,26 @@ def test_a_damaged_state_in_a_checkpoint_does_not_end_the_training(
     fit.fit(Small(), batches())
     assert fit.global_step == 20
     assert caplog.text.count("cannot be loaded") == 1
+
+
+class InAttribute(Small):
+    """Its layers are in an attribute `model`, as most modules of Lightning have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = self.net
+        del self.net
+
+    def loss(self, batch: list[Tensor]) -> Tensor:
+        loss: Tensor = self.model(batch[0]).square().mean()
+        return loss
+
+
+def test_a_checkpoint_with_an_average_has_the_names_of_the_model(tmp_path: Path) -> None:
+    """Lightning 2.6 saves the average as the model, and the model that is trained under a key of its own."""
+    callbacks = pytest.importorskip("lightning.pytorch.callbacks")
+    fit = trainer(tmp_path, callbacks.EMAWeightAveraging())
+    fit.fit(InAttribute(), batches())
+    fit.save_checkpoint(tmp_path / "last.ckpt")
+    names = [layer.name for layer in esdmon.analyze(tmp_path / "last.ckpt")]
+    assert names == ["0", "2", "current_model_state.0", "current_model_state.2"]

@@ -20,7 +20,7 @@ Path = tuple[str, ...]
 
 CONTAINERS = (
     *("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights", "params", "app"),
-    *("model_weights", "network_weights", "base_state_dict", "module_"),
+    *("model_weights", "network_weights", "base_state_dict", "module_", "weight"),
 )
 """Keys under which training scripts save the weights of a model."""
 _OPTIMIZER_KEY = re.compile(
@@ -37,6 +37,7 @@ _DEEPSPEED = {"module", "frozen_param_fragments"}
 """Keys of a checkpoint of DeepSpeed, which has the weights that are not trained in both."""
 LIGHTNING = "pytorch-lightning_version"
 """Key of a checkpoint of Lightning, whose models are often all in an attribute `model`."""
+_ATTRIBUTE = "model."
 _MAX_DEPTH = 64
 _PACKED = re.compile(r".*ScriptObject")
 """Class of the packed parameters of torch's quantisation."""
@@ -78,13 +79,25 @@ def _weights(content: object, is_leaf: IsLeaf, leaves: list[tuple[Path, Any]]) -
         for path, module in _modules(content, is_leaf, beside_state=True):
             leaves += [((*path, name), leaf) for name, leaf in state_of(module, is_leaf).items()]
     found: Leaves = {}
+    if isinstance(content, Mapping) and LIGHTNING in content:
+        leaves = _without_attribute(leaves)
     for name, leaf in _named(leaves):
         if name in found:
             raise InputError(f"contains two tensors named {name!r}")
         found[name] = leaf
-    if isinstance(content, Mapping) and LIGHTNING in content and all(name.startswith("model.") for name in found):
-        return {name.removeprefix("model."): leaf for name, leaf in found.items()}
     return found
+
+
+def _without_attribute(leaves: Sequence[tuple[Path, Any]]) -> list[tuple[Path, Any]]:
+    """Return leaves without `model.` where all names of one dictionary begin so, as those of a module of Lightning.
+
+    A callback may keep the average of the model, or the model beside its average, in a dictionary of its own.
+    """
+    others = {path[:-1] for path, _ in leaves if path and not path[-1].startswith(_ATTRIBUTE)}
+    return [
+        (path if path[:-1] in others else (*path[:-1], path[-1].removeprefix(_ATTRIBUTE)), leaf)
+        for path, leaf in leaves
+    ]
 
 
 def _named_modules(content: object, is_leaf: IsLeaf) -> dict[str, Call]:

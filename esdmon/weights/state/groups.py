@@ -2,8 +2,7 @@
 
 import re
 from collections.abc import Sequence
-
-import torch
+from itertools import takewhile
 
 from esdmon.records.table import natural_key
 from esdmon.weights.layers.fused import Shapes
@@ -11,8 +10,9 @@ from esdmon.weights.layers.fused import Shapes
 _PATCHES = re.compile(r"(^|[._])patch_?embed\w*(\.proj\w*)?\.weight$")
 _NUMBER = re.compile(r"(?<=\.)\d{1,6}(?=\.)")
 _DIGITS = re.compile(r"\d{1,6}")
+_FEW_CHANNELS = 8  # of an input; our choice
 _INPUT = re.compile(
-    r"(^|\.)(stem(\.(0|conv1|proj))*|conv_?stem|conv_?in|conv_?init|in_?conv)(\.conv)?\.weight$|^conv1\.weight$",
+    r"(^|\.)(stem(\.(0|conv1|proj))*|_?conv_?stem|conv_?in|conv_?init|in_?conv)(\.conv)?\.weight$|^conv1\.weight$",
     re.IGNORECASE,
 )
 """Names of the convolution that reads the input of a network."""
@@ -90,7 +90,7 @@ def _differ_by_numbers(first: Sequence[str], second: Sequence[str]) -> bool:
     return all(part.isdecimal() for part in different)
 
 
-def _is_kernel(shape: torch.Size) -> bool:
+def _is_kernel(shape: Sequence[int]) -> bool:
     """Return whether a convolution has more than one position."""
     return max(shape[2:]) > 1
 
@@ -103,7 +103,9 @@ def _reads_one_channel(name: str, shapes: Shapes) -> bool:
     - it embeds patches, or is named like the convolution that reads the input of a network;
     - it is the first in a numbered list, and the next kernel in the list reads its outputs;
     - it is the first in a series of kernels whose names differ by numbers alone, and a later one has more inputs;
-    - it is the only one of its series, and no convolution makes the channels that a depthwise one would read.
+    - it follows, in a numbered list, a layer that makes one channel;
+    - it is the only one of its series, and is the first layer of the network or of a part of it, or no convolution
+      makes the channels that a depthwise one would read; in a numbered list none of 1 × 1 is right behind it.
 
     For a convolution of 1 × 1 around a kernel the answer is that of the kernel.
     """
@@ -115,12 +117,53 @@ def _reads_one_channel(name: str, shapes: Shapes) -> bool:
     kernel = _kernel_beside(name, shapes)
     if kernel is not None:
         return _reads_one_channel(kernel, shapes)
-    if _begins_a_list(name, shapes):
+    if _begins_a_list(name, shapes) or _follows_one_channel(name, shapes):
         return True
     alike = _series(name, shapes)
     if len(alike) > 1:
         return alike[0] == name and any(shapes[key][1] > 1 for key in alike)
-    return not any(len(shape) > 2 and shape[0] == outputs and shape[1] not in (1, outputs) for shape in shapes.values())
+    is_made = any(len(shape) > 2 and shape[0] == outputs and shape[1] not in (1, outputs) for shape in shapes.values())
+    return not _is_separable(name, shapes) and (not is_made or _is_first_layer(name, shapes))
+
+
+def _numbered(name: str, step: int) -> str:
+    """Return the name of a layer beside another in a numbered list; empty where there is no number."""
+    numbers = [match.span() for match in _NUMBER.finditer(name)]
+    if not numbers:
+        return ""
+    start, stop = numbers[-1]
+    return f"{name[:start]}{int(name[start:stop]) + step}{name[stop:]}"
+
+
+def _follows_one_channel(name: str, shapes: Shapes) -> bool:
+    """Return whether the layer before makes one channel; an activation may be between."""
+    before: Sequence[int] = shapes.get(_numbered(name, -1), shapes.get(_numbered(name, -2), ()))
+    return list(before[:1]) == [1]
+
+
+def _is_separable(name: str, shapes: Shapes) -> bool:
+    """Return whether the next layer is a convolution of 1 × 1 that mixes the outputs, without an activation between."""
+    after, own = shapes.get(_numbered(name, 1), ()), shapes[name]
+    return len(after) == len(own) and list(after[1:2]) == list(own[:1]) and not _is_kernel(after)
+
+
+def _is_first_layer(name: str, shapes: Shapes) -> bool:
+    """Return whether a convolution is the first layer of the network, or of a part of it such as `encoder`.
+
+    No layer before it makes what it reads, other than branches beside it, and a later convolution reads all of what it
+    makes. A depthwise one there has as many outputs as the input has channels, which are few.
+    """
+    outputs = shapes[name][0]
+    layers = [key for key, shape in shapes.items() if len(shape) > 1]
+    columns = zip(*(key.split(".")[:-1] for key in layers), strict=False)
+    depth = len(list(takewhile(lambda parts: len(set(parts)) == 1, columns)))
+    part = ".".join([*name.split(".")[: depth + 1], ""])
+    for inside in (layers, [key for key in layers if key.startswith(part)]):
+        at = inside.index(name)
+        is_read = any(len(shapes[key]) == len(shapes[name]) and shapes[key][1] == outputs for key in inside[at + 1 :])
+        if is_read and outputs >= _FEW_CHANNELS and all(shapes[key][:2] == (outputs, 1) for key in inside[:at]):
+            return True
+    return False
 
 
 def _kernel_beside(name: str, shapes: Shapes) -> str | None:
@@ -153,7 +196,7 @@ def _begins_a_list(name: str, shapes: Shapes) -> bool:
     if shapes[following] == shapes[name] and name[stop:] == ".weight":
         own, other = (int(key[start:].partition(".")[0]) for key in (name, following))
         return in_order.index(following) == in_order.index(name) + 1 and other > own + 1
-    return shapes[following][1] == shapes[name][0] > 1
+    return shapes[following][1] > 1 and shapes[name][0] % shapes[following][1] == 0  # which may have groups
 
 
 def _series(name: str, shapes: Shapes) -> list[str]:

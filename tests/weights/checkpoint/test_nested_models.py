@@ -54,6 +54,16 @@ NESTED: dict[str, tuple[Callable[[dict[str, Tensor]], object], list[str]]] = {
         },
         ["a"],
     ),
+    "Lightning beside an average": (
+        lambda state: {
+            "pytorch-lightning_version": "2",
+            "state_dict": {"model.a": state["a"]},
+            "current_model_state": {"model.a": w()},
+            "callbacks": {"Average": {"shadow": {"other.a": w()}}},
+        },
+        ["a", "current_model_state.a", "callbacks.Average.shadow.other.a"],
+    ),
+    "RVC": (lambda state: {"weight": state, "config": [1, 2], "sr": "40k"}, ["a"]),
     "nnU-Net": (lambda state: {"network_weights": state, "trainer_name": "x", "current_epoch": 3}, ["a"]),
     "a list": (lambda state: [state, dict(state)], ["0.a", "1.a"]),
 }

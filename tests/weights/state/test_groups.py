@@ -7,6 +7,7 @@ import pytest
 from torch import nn
 
 from esdmon.weights import discover
+from esdmon.weights.state.groups import groups_of
 
 
 def conv(inputs: int, outputs: int, size: int = 1, groups: int = 1) -> nn.Conv2d:
@@ -83,6 +84,33 @@ def of_speech() -> nn.ModuleDict:
     return named(pre_encode=named(conv=nn.Sequential(*layers)), other=named(into=conv(3, 32, 3), separable=separable))
 
 
+def of_grey_pictures(*first: str, size: int = 7) -> nn.ModuleDict:
+    """segmentation_models_pytorch 0.6 with `in_channels=1`: a decoder makes as many channels as the first layer."""
+    layer: nn.Module = conv(1, 64, size)
+    for name in reversed(first):
+        layer = nn.ModuleDict({name: layer})
+    blocks = nn.ModuleList([named(conv1=conv(64, 64, 3), conv2=conv(64, 128, 3)), named(conv1=conv(128, 64))])
+    return named(encoder=nn.ModuleDict({**dict(layer.named_children()), "layers": blocks}), decoder=conv(128, 64, 3))
+
+
+def squeezed() -> nn.ModuleDict:
+    """The gate of MAnet: channels are squeezed to one, and made from that."""
+    gate = nn.Sequential(conv(24, 1), nn.ReLU(), conv(1, 24))
+    return named(into=conv(3, 24, 3), gate=gate, other=conv(48, 24))
+
+
+def behind_joined_channels() -> nn.ModuleDict:
+    """The decoder of DeepLabV3+: a separable convolution reads the channels of two layers."""
+    joined = nn.Sequential(nn.Sequential(conv(88, 88, 3, 88), conv(88, 64)))
+    return named(encoder=conv(3, 24, 3), a=conv(24, 64), b=conv(24, 24), decoder=joined)
+
+
+def of_waves() -> nn.ModuleDict:
+    """Conv-TasNet of torchaudio 2.11 and the encoder of DAC: a list whose first layer reads a wave."""
+    unit = nn.Sequential(nn.Conv1d(64, 64, 7), nn.Conv1d(64, 128, 4))
+    return named(encoder=nn.ModuleList([nn.Conv1d(1, 64, 7), unit]), decoder=nn.Conv1d(128, 64, 7))
+
+
 NETWORKS: dict[str, Callable[[], Any]] = {
     "ResNeXt": lambda: named(layer1=bottleneck(groups=4, row=1)),
     "RegNet": lambda: named(
@@ -102,6 +130,13 @@ NETWORKS: dict[str, Callable[[], Any]] = {
     "MONAI": of_one_channel,
     "VQVAE": to_one_channel,
     "NeMo's Conformer": of_speech,
+    "ResNet of smp": lambda: of_grey_pictures("conv1"),
+    "MobileNet of smp": lambda: of_grey_pictures("features", "0", size=3),
+    "SE-ResNet of smp": lambda: of_grey_pictures("layer0", "conv1"),
+    "EfficientNet of smp": lambda: of_grey_pictures("_conv_stem", size=3),
+    "MAnet": squeezed,
+    "DeepLabV3+": behind_joined_channels,
+    "DAC": of_waves,
     "a stem of one channel": lambda: named(stem=conv(1, 32), blocks=named(up=conv(64, 32), dw=conv(32, 32, 3, 32))),
 }
 
@@ -115,3 +150,11 @@ def test_the_groups_of_a_module_are_found_in_its_state(network: str) -> None:
     for names in (list(state), sorted(state)):
         found = discover({name: state[name] for name in names}).matrices
         assert {matrix.name: matrix.stack_shape() for matrix in found} == expected
+
+
+def test_discriminators_of_grouped_kernels_read_one_channel() -> None:
+    """Those of HiFi-GAN on scales, whose later groups a file does not have."""
+    lists = [nn.ModuleList([conv(1, 32, 5), conv(32, 64, 7, 4)]) for _ in range(3)]
+    state = nn.ModuleList(named(convs=each) for each in lists).state_dict()
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    assert [groups_of(f"{number}.convs.0.weight", shapes) for number in range(3)] == [1, 1, 1]

@@ -58,6 +58,10 @@ def test_a_convolution_of_one_input_is_depthwise_or_reads_one_channel(kind: str)
         ("token_embedder", True),
         ("emb.Embedding", True),
         ("local_rel_pos_bias", True),
+        ("mask_decoder.mask_tokens", True),  # of segment_anything 1.0
+        ("quantizers.0.codebook", True),  # of DAC
+        ("position_encoding", True),  # of T5FilmDecoder in diffusers 0.42
+        ("queries_features", True),  # of Mask2Former
         ("embedding_projection", False),
         ("context_embedder", False),
         ("cond_embeds_mapper", False),
