@@ -8,7 +8,7 @@ from torch import Tensor
 from esdmon.weights.state.packed import EXPONENT_BIAS, UNKNOWN, unpack_columns
 from esdmon.weights.state.tensors import Entry, State, unread_entry
 
-_FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """What the 16 codes of E2M1 stand for (OCP Microscaling Formats, 1.0)."""
 _BITS = (2, 4, 8)  # of MLX; its other widths run over the ends of words
 
@@ -33,7 +33,7 @@ def _microscaled(state: State, blocks: str, scales: str) -> Entry:
     def read() -> Tensor:
         packed, exponents = state.read(blocks), state.read(scales).to(torch.int32) - EXPONENT_BIAS
         codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
-        numbers = torch.ldexp(torch.tensor(_FP4)[codes.long()], exponents[..., None])
+        numbers = torch.ldexp(torch.tensor(FP4)[codes.long()], exponents[..., None])
         return numbers.flatten(2).mT  # the module has (experts, inputs, outputs)
 
     outline = torch.empty(shape[0], 2 * shape[2] * shape[3], shape[1], device="meta")

@@ -19,6 +19,7 @@ from esdmon.weights.shard import SHARDED
 from esdmon.weights.shards import shard_of
 from esdmon.weights.state.adapters import adapter_entries
 from esdmon.weights.state.blocks import entries_of_blocks
+from esdmon.weights.state.compressed import entries_of_compressed_tensors
 from esdmon.weights.state.computed import computed_entries
 from esdmon.weights.state.layouts import Part, parts_of
 from esdmon.weights.state.packed import packed_entries
@@ -81,7 +82,7 @@ def _storage_key(tensor: Tensor) -> tuple[object, ...]:
 
 def _in_order(state: State, names: Mapping[str, object]) -> Iterator[Entry]:
     """Iterate over the parameters of the model, in the order of the tensors that they begin with."""
-    packed = (packed_entries, entries_of_blocks, entries_packed_by_torch)
+    packed = (packed_entries, entries_of_blocks, entries_of_compressed_tensors, entries_packed_by_torch)
     recipes = (computed_entries, adapter_entries, *packed, expert_entries)
     made = [entry for recipe in recipes for entry in recipe(state)]
     at = {entry.parts[0]: entry for entry in made}

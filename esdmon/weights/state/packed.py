@@ -33,8 +33,6 @@ def packed_entries(state: State) -> Iterator[Entry]:
         prefix = f"{path}." if path else ""
         if last == "qweight" and f"{prefix}scales" in state.outlines:
             yield _grouped(state, prefix)
-        elif last == "weight_packed" and f"{prefix}weight_scale" in state.outlines:
-            yield _unread(state, f"{prefix}weight", name, "integers packed by compressed-tensors: not read")
         elif last == "qdata" and f"{prefix}scale" in state.outlines:
             yield _scaled(state, path, name, f"{prefix}scale", zero=f"{prefix}zero_point")
         elif last == "_data" and f"{prefix}_scale" in state.outlines:  # of quanto

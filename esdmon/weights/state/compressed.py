@@ -1,0 +1,108 @@
+"""Unpack the weights of compressed-tensors, as vLLM and llm-compressor save them: `weight_packed` and its scales.
+
+Integers of 2, 4 or 8 bits lie in int32, from the lowest bits on, each plus half of their range. Floats of 4 bits lie
+in bytes, two in each: in NVFP4 with a float8 scale for a group of inputs and one for the tensor, by which the others
+are divided, in MXFP4 with a power of two for a group.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from esdmon.errors import UnreadableError
+from esdmon.weights.non_weights import FLOAT8
+from esdmon.weights.state.blocks import FP4
+from esdmon.weights.state.packed import EXPONENT_BIAS, unpack_columns
+from esdmon.weights.state.tensors import Entry, State, unread_entry
+
+_LAST = "weight_packed"
+_BITS = (2, 4, 8)  # others run over the ends of words
+_IN_A_ROW = 32  # codes to a multiple of which rows are filled up; earlier versions filled up one word
+_UNKNOWN = "numbers packed by compressed-tensors, in a layout that is not known: not read"
+
+
+def entries_of_compressed_tensors(state: State) -> Iterator[Entry]:
+    """Iterate over the weights of a state dict that compressed-tensors has packed."""
+    for name, outline in state.outlines.items():
+        path, _, last = name.rpartition(".")
+        prefix = f"{path}." if path else ""
+        if last != _LAST or f"{prefix}weight_scale" not in state.outlines:
+            continue
+        entry = _integers(state, prefix) if outline.dtype == torch.int32 else _floats(state, prefix)
+        yield entry or unread_entry(state, f"{prefix}weight", (name,), _UNKNOWN)
+
+
+def _integers(state: State, prefix: str) -> Entry | None:
+    """Return (q − z)·s with the scale and the zero point of a row, or of a group of its inputs."""
+    packed, scale, zeros = (f"{prefix}{last}" for last in (_LAST, "weight_scale", "weight_zero_point"))
+    sides, scales = state.outlines[packed].shape, state.outlines[scale].shape
+    shape = _whole_shape(state, f"{prefix}weight_shape")
+    bits = _bits_of(shape[1], sides[1]) if len(shape) == len(sides) == 2 and shape[0] == sides[0] else 0
+    if not bits or len(scales) != 2 or scales[0] not in (1, shape[0]) or not 0 < scales[1] <= shape[1]:
+        return None
+    if zeros in state.outlines and state.shape(zeros) != (math.ceil(scales[0] * bits / 32), scales[1]):
+        return None
+    order = f"{prefix}weight_g_idx"
+    group_of = order if state.shape(order) == (shape[1],) else None
+
+    def read() -> Tensor:
+        codes = unpack_columns(state.read(packed), bits)[:, : shape[1]]
+        group = torch.arange(shape[1]) // math.ceil(shape[1] / scales[1])
+        if group_of is not None and int(state.read(group_of).min()) >= 0:  # negative ones mean in order
+            group = state.read(group_of).long()
+        if int(group.max()) >= scales[1]:
+            raise UnreadableError("skipped", _UNKNOWN)
+        offsets: Tensor | int = 1 << (bits - 1)
+        if zeros in state.outlines:
+            offsets = unpack_columns(state.read(zeros).T.contiguous(), bits).T[: scales[0], group]
+        return (codes - offsets).float() * state.read(scale).float()[:, group]
+
+    parts = (packed, scale, *(part for part in (zeros, group_of) if part in state.outlines))
+    return Entry(f"{prefix}weight", torch.empty(shape, device="meta"), read, tuple(map(str, parts)))
+
+
+def _whole_shape(state: State, name: str) -> tuple[int, ...]:
+    """Return the sides of a weight from the tensor that has them; none without it."""
+    if state.shape(name) != (2,):
+        return ()
+    with suppress(Exception):  # damaged, or on the meta device: the weight is reported as one of an unknown layout
+        rows, columns = map(int, state.read(name).tolist())
+        return (rows, columns) if min(rows, columns) > 0 else ()
+    return ()
+
+
+def _bits_of(columns: int, words: int) -> int:
+    """Return the bits of a code, by the words of a row; 0 where several would fit, or none."""
+    fitting = [
+        bits
+        for bits in _BITS
+        if words in (math.ceil(columns * bits / 32), math.ceil(columns / _IN_A_ROW) * _IN_A_ROW * bits // 32)
+    ]
+    return fitting[0] if len(fitting) == 1 else 0
+
+
+def _floats(state: State, prefix: str) -> Entry | None:
+    """Return the code's number times the scale of its group."""
+    packed, scale, whole = (f"{prefix}{last}" for last in (_LAST, "weight_scale", "weight_global_scale"))
+    sides, groups, kind = state.outlines[packed].shape, state.outlines[scale].shape, state.outlines[scale].dtype
+    is_exponent = kind == torch.uint8
+    if len(sides) != 2 or state.outlines[packed].dtype != torch.uint8 or len(groups) != 2 or groups[0] != sides[0]:
+        return None
+    columns = 2 * sides[1]
+    if not groups[1] or columns % groups[1] or not (is_exponent or (kind in FLOAT8 and whole in state.outlines)):
+        return None
+
+    def read() -> Tensor:
+        codes, scales = state.read(packed), state.read(scale)
+        numbers = torch.tensor(FP4)[torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1).long()]
+        if is_exponent:
+            factors = torch.ldexp(torch.ones(groups), scales.int() - EXPONENT_BIAS)
+        else:
+            factors = scales.float() / state.read(whole).float()
+        return numbers * factors.repeat_interleave(columns // groups[1], dim=1)
+
+    parts = (packed, scale) if is_exponent else (packed, scale, whole)
+    return Entry(f"{prefix}weight", torch.empty(sides[0], columns, device="meta"), read, parts)

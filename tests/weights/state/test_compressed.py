@@ -1,0 +1,112 @@
+"""Weights that compressed-tensors packs, in the layouts that its version 0.20.1 was seen to write."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import esdmon
+from esdmon.weights import discover
+from tests.weights.state.test_quantized_files import pack
+
+ROWS, GROUPS = 64, 4
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+
+
+def filled(codes: Tensor, columns: int) -> Tensor:
+    """Codes with zeros behind each row, up to a number of columns."""
+    return torch.nn.functional.pad(codes, (0, columns - codes.shape[1]))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("zeros", ["zero points", "half of the range"])
+@pytest.mark.parametrize(("inputs", "multiple"), [(128, 32), (72, 32), (72, 1)])
+@pytest.mark.parametrize("order", ["in order", "by activation", "none"])
+def test_packed_integers_are_read_as_what_they_stand_for(
+    bits: int, zeros: str, inputs: int, multiple: int, order: str
+) -> None:
+    """(q − z)·s by group of inputs, in rows that are filled up to 32 codes, or to a word."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 2**bits, (ROWS, inputs), generator=generator)
+    offsets = torch.randint(0, 2**bits, (ROWS, GROUPS), generator=generator)
+    scales = torch.rand(ROWS, GROUPS, generator=generator) + 0.5
+    group_of = torch.arange(inputs) // (inputs // GROUPS)
+    multiple = max(multiple, 32 // bits)
+    whole = -(-inputs // multiple) * multiple
+    state = {
+        "fc.weight_packed": pack(filled(codes, whole), bits),
+        "fc.weight_scale": scales,
+        "fc.weight_shape": torch.tensor([ROWS, inputs]),
+    }
+    if order != "in order":
+        mixed = group_of[torch.randperm(inputs, generator=generator)]
+        group_of = group_of if order == "none" else mixed
+        state["fc.weight_g_idx"] = torch.full((inputs,), -1) if order == "none" else mixed.int()
+    if zeros == "zero points":
+        state["fc.weight_zero_point"] = pack(offsets.T.contiguous(), bits).T.contiguous()
+    else:
+        offsets = torch.full((ROWS, GROUPS), 2 ** (bits - 1))
+    (matrix,) = discover(state).matrices
+    assert matrix.name == "fc"
+    assert matrix.size().shape == (1, ROWS, inputs)
+    assert torch.equal(matrix.read(), (codes - offsets[:, group_of]).float() * scales[:, group_of])
+
+
+@pytest.mark.parametrize("kind", ["nvfp4", "mxfp4"])
+def test_packed_floats_are_read_as_what_they_stand_for(kind: str) -> None:
+    """Two in a byte, with a scale for each group of inputs; in NVFP4 these are divided by one for the tensor."""
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(0, 16, (ROWS, 128), generator=generator)
+    values = torch.tensor([*E2M1, *(-value for value in E2M1)])[codes]
+    packed = {"fc.weight_packed": (codes[:, ::2] | codes[:, 1::2] << 4).to(torch.uint8)}
+    if kind == "nvfp4":
+        scales = (torch.rand(ROWS, 8, generator=generator) * 100 + 1).to(torch.float8_e4m3fn)
+        state = packed | {"fc.weight_scale": scales, "fc.weight_global_scale": torch.tensor([50.0])}
+        factors = scales.float() / 50
+    else:
+        exponents = torch.randint(120, 130, (ROWS, 4), generator=generator)
+        state = packed | {"fc.weight_scale": exponents.to(torch.uint8)}
+        factors = 2.0 ** (exponents - 127)
+    (matrix,) = discover(state).matrices
+    assert torch.equal(matrix.read(), values * factors.repeat_interleave(128 // factors.shape[1], dim=1))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"fc.weight_shape": torch.tensor([ROWS, 500])},
+        {"fc.weight_shape": torch.tensor([-1, -1])},
+        {"fc.weight_shape": None},
+        {"fc.weight_shape": torch.tensor([ROWS, float("nan")])},
+        {"fc.weight_scale": torch.ones(7, 2)},
+        {"fc.weight_scale": torch.ones(3)},
+        {"fc.weight_zero_point": torch.zeros(ROWS, 2, dtype=torch.int8)},
+        {"fc.weight_g_idx": torch.full((64,), 9)},
+        {"fc.weight_packed": torch.zeros(ROWS, 8, dtype=torch.uint8)},
+    ],
+)
+def test_contradictory_packed_numbers_are_skipped_with_a_reason(changed: dict[str, Any]) -> None:
+    """Sides that do not fit each other; the other layers are read."""
+    state: dict[str, Any] = {
+        "fc.weight_packed": torch.zeros(ROWS, 8, dtype=torch.int32),
+        "fc.weight_scale": torch.ones(ROWS, 2),
+        "fc.weight_shape": torch.tensor([ROWS, 64]),
+        "out.weight": torch.randn(64, 64),
+    }
+    state = {name: tensor for name, tensor in (state | changed).items() if tensor is not None}
+    report = esdmon.analyze(state)
+    assert [(layer.name, layer.status) for layer in report] == [("fc", "skipped"), ("out", "ok")]
+    assert "packed by compressed-tensors" in str(report.coverage)
+
+
+def test_scales_of_packed_numbers_are_no_matrices() -> None:
+    """Those of quanto's 4 bits (optimum-quanto 0.2.7), which are packed one level deeper than its 8 bits."""
+    state = {
+        "fc.weight._data._data": torch.zeros(48, 64, dtype=torch.uint8),
+        "fc.weight._scale": torch.rand(96, 64),
+        "fc.weight._shift": torch.rand(96, 64),
+        "out.weight": torch.randn(64, 64),
+    }
+    report = esdmon.analyze(state)
+    assert [(layer.name, layer.status) for layer in report] == [("fc.weight._data._data", "skipped"), ("out", "ok")]
