@@ -5,7 +5,7 @@ The layout is never guessed: if the files of a folder contradict each other, an 
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -21,10 +21,10 @@ from esdmon.weights.checkpoint.formats import (
     opener_of,
     other_folder,
     read_json,
-    read_json_objects,
 )
 from esdmon.weights.checkpoint.mapping import Checkpoint, join_checkpoints
 from esdmon.weights.checkpoint.ranks import check_whole
+from esdmon.weights.checkpoint.sentence_modules import MODULES, listed_modules
 from esdmon.weights.state.renamed import name_in_module
 
 _STEMS = (
@@ -38,7 +38,6 @@ _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{4,6})-of-(?P<count>\d{4,6})(?P<
 _INDEX = re.compile(r".+\.index(\.\w+)?\.json")
 _CONFIGS = ("adapter_config.json", "config.json", "open_clip_config.json")
 _PIPELINE = "model_index.json"
-_MODULES = "modules.json"
 _OF_PEFT = "base_model.model."
 _FSDP_MODEL = re.compile(r"pytorch_model_fsdp_(?P<number>\d+)")
 _MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
@@ -88,7 +87,7 @@ def _open_weights(folder: Path) -> Checkpoint:
     files = sorted(path.name for path in folder.iterdir() if path.is_file())
     if _PIPELINE in files:
         return _open_pipeline(folder)
-    if _MODULES in files and (modules := _open_modules(folder)) is not None:
+    if MODULES in files and (modules := _open_modules(folder)) is not None:
         return modules
     if distributed.INDEX in files:
         return distributed.open_distributed(folder)
@@ -246,7 +245,7 @@ def _open_modules(folder: Path) -> Checkpoint | None:
     """
     parts: _Parts = {}
     config: dict[str, object] = {}
-    for module in _listed_modules(folder):
+    for module in listed_modules(folder):
         place = folder / module["path"]
         files = sorted(path.name for path in place.iterdir() if path.is_file())
         if not any(is_weights(place / name) for name in files):
@@ -259,17 +258,6 @@ def _open_modules(folder: Path) -> Checkpoint | None:
         for name in checkpoint:
             parts[f"{prefix}.{name_in_module(name.removeprefix(_OF_PEFT), own)}"] = (checkpoint, name)
     return join_checkpoints(parts).with_config(config) if parts else None
-
-
-def _listed_modules(folder: Path) -> Iterator[dict[str, str]]:
-    """Iterate over name, path and type of the modules in `modules.json` with a folder inside this folder."""
-    for module in read_json_objects(folder / _MODULES):
-        found = {key: value for key in ("name", "path", "type") if isinstance(value := module.get(key), str)}
-        if len(found) < 3:
-            continue
-        path = PurePosixPath(found["path"])
-        if not path.is_absolute() and ".." not in path.parts and (folder / path).is_dir():
-            yield found
 
 
 def _open_deepspeed(folder: Path, files: Sequence[str]) -> Checkpoint:

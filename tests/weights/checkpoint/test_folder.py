@@ -153,6 +153,31 @@ def test_the_modules_of_sentence_transformers_are_one_model(where: str, attribut
     assert report.origins[0].unread == ()
 
 
+@pytest.mark.parametrize("at", ["", "0_Router"])
+def test_the_modules_behind_a_router_are_read_by_route(at: str, tmp_path: Path) -> None:
+    """As sentence-transformers 6.2 saves them; one that two routes share is read once, and none outside the folder."""
+    place = tmp_path / "a" / at
+    content = {f"{name}_0_Dense/model.safetensors": {"linear.weight": w()} for name in ("query", "document")}
+    files(place, {**content, "document_1_Dense/model.safetensors": {"linear.weight": w(2.0)}})
+    files(tmp_path / "a", {"1_Dense/model.safetensors": {"linear.weight": w(3.0)}})
+    files(tmp_path / "x", {"model.safetensors": {"a": w()}})
+    structure = {
+        "query": ["query_0_Dense", "document_1_Dense"],
+        "document": ["document_0_Dense", "document_1_Dense", "../x", 3],
+        "none": None,
+    }
+    kind = "sentence_transformers.base.modules"
+    types = dict.fromkeys(("query_0_Dense", "document_0_Dense", "document_1_Dense"), f"{kind}.dense.Dense")
+    (place / "router_config.json").write_text(json.dumps({"types": types, "structure": structure}))
+    modules = [("0", at, "router.Router"), ("1", "1_Dense", "dense.Dense")]
+    listed = [{"name": name, "path": path, "type": f"{kind}.{end}"} for name, path, end in modules]
+    (tmp_path / "a" / "modules.json").write_text(json.dumps(listed))
+    names = ["0.sub_modules.query.0.linear", "0.sub_modules.query.1.linear", "0.sub_modules.document.0.linear"]
+    report = esdmon.analyze(tmp_path / "a")
+    assert [layer.name for layer in report] == [*names, "1.linear"]
+    assert report.origins[0].unread == ()
+
+
 @pytest.mark.parametrize("text", ["[]", "{}", "[1]", '[{"path": ""}]', "no", '[{"name": 0, "path": "", "type": ""}]'])
 def test_a_list_of_modules_of_another_kind_is_passed_over(text: str, tmp_path: Path) -> None:
     """The folder is read without it."""
