@@ -50,6 +50,8 @@ _OTHER_ADAPTERS = re.compile(
     r"|delora_|deft_[PR]|frod_|peanut_|psoft_R|osf_svd|adamss_|supertuning_|lily_[ABr]|tinylora_|unilora_|beft_)"
 )
 """Names that the tuners of peft and the scripts of kohya give to what they train, and keep beside it."""
+_GLORA = {"a1", "a2", "b1", "b2"}
+"""Layers that LyCORIS's GLoRA has for one layer of the model, beside its `alpha`."""
 _CONSTANTS = {"fb", "mel_basis", "mel_fb", "mel_filters", "forward_basis", "inverse_basis"}
 """Filters of mel scales and Fourier transforms, which modules of audio keep in buffers."""
 _CODEBOOKS = {"centroids", "res_centroids", "outlier_centroids"}
@@ -86,7 +88,7 @@ def why_not_a_weight(  # noqa: PLR0911 -- one for each reason
         return reason
     if _WITHOUT_DOTS.fullmatch(name):
         return "an averaged copy, under names without dots"
-    if _OTHER_ADAPTERS.search(f".{name}"):
+    if _OTHER_ADAPTERS.search(f".{name}") or (last == "weight" and _is_of_glora(path, beside)):
         return "factors of an adapter other than LoRA"
     if last != "weight" and _is_vector(tensor):
         return "vectors"
@@ -96,6 +98,12 @@ def why_not_a_weight(  # noqa: PLR0911 -- one for each reason
 def of_unknown_layout(tensor: Tensor) -> str:
     """Return the reason for a parameter whose matrices are not known."""
     return f"{tensor.dim()}-D parameters of unknown layout"
+
+
+def _is_of_glora(path: str, beside: Container[str]) -> bool:
+    owner, _, own = path.rpartition(".")
+    needed = (_beside(owner, "alpha"), *(_beside(owner, f"{each}.weight") for each in _GLORA))
+    return own in _GLORA and all(name in beside for name in needed)
 
 
 def _is_vector(tensor: Tensor) -> bool:

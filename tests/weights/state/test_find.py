@@ -131,12 +131,19 @@ BESIDE: dict[str, tuple[dict[str, Tensor], str]] = {
         {"q.centroids.weight": torch.ones(1, 4096), "q.indices": torch.ones(1, 64, 32, dtype=torch.int32)},
         "codebooks of packed weights",
     ),
+    "GLoRA of LyCORIS 4.1.3": (
+        {
+            **{f"lora_unet_q.{name}.weight": torch.ones(30, 20) for name in ("a1", "a2", "b1", "b2")},
+            "lora_unet_q.alpha": torch.tensor(8.0),
+        },
+        "factors of an adapter other than LoRA",
+    ),
     "integers of I-BERT": ({"fc.weight_integer": torch.ones(30, 20)}, "integers beside the weight that they stand for"),
 }
 
 
 @pytest.mark.parametrize("kind", BESIDE)
-def test_what_quantisation_keeps_beside_a_weight_is_no_matrix(kind: str) -> None:
+def test_what_quantisation_and_adapters_keep_beside_a_weight_is_no_matrix(kind: str) -> None:
     """Known by its neighbours."""
     state, reason = BESIDE[kind]
     report = esdmon.analyze({"fc.weight": torch.randn(30, 20), **state})
