@@ -60,7 +60,7 @@ _NORM = re.compile(r"(^|_|layer)(norm|ln|gn|bn)\d*$", re.IGNORECASE)
 """Names of norms, whose scales have two or more sides where they normalise over positions as well."""
 _WITHOUT_DOTS = re.compile(r"model_ema\.[^.]+")
 """Names in the averaged copy of latent diffusion, `LitEma`, which takes the dots out of those of the model."""
-_PACKED = ("weight", "qweight", "weight_packed", "W_q", "_data", "_data._data", "B")
+_PACKED = ("weight", "qweight", "weight_packed", "W_q", "_data", "_data._data", "B", "compressed")
 _INTEGERS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.uint64, torch.uint32, torch.uint16)
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 """Numbers of 8 bits that stand for themselves where no scale is beside them."""

@@ -1,8 +1,9 @@
-"""Unpack the weights of compressed-tensors, as vLLM and llm-compressor save them: `weight_packed` and its scales.
+"""Unpack the weights of compressed-tensors, as vLLM and llm-compressor save them.
 
 Integers of 2, 4 or 8 bits lie in int32, from the lowest bits on, each plus half of their range. Floats of 4 bits lie
 in bytes, two in each: in NVFP4 with a float8 scale for a group of inputs and one for the tensor, by which the others
-are divided, in MXFP4 with a power of two for a group.
+are divided, in MXFP4 with a power of two for a group. Of a sparse weight, such as one of 2:4, a file has the numbers
+other than 0, row by row, and a bit for each place.
 """
 
 import math
@@ -19,8 +20,11 @@ from esdmon.weights.state.packed import EXPONENT_BIAS, unpack_columns
 from esdmon.weights.state.tensors import Entry, State, unread_entry
 
 _LAST = "weight_packed"
+_BESIDE = {_LAST: "weight_scale", "compressed": "bitmask"}
+"""Last part of a name -> that of the tensor beside it, without which it is none of compressed-tensors."""
 _BITS = (2, 4, 8)  # others run over the ends of words
 _IN_A_ROW = 32  # codes to a multiple of which rows are filled up; earlier versions filled up one word
+_GROUP_OF_EXPONENTS, _GROUP_OF_FLOATS = 32, 16  # inputs with one scale in MXFP4 and in NVFP4
 _UNKNOWN = "numbers packed by compressed-tensors, in a layout that is not known: not read"
 
 
@@ -29,10 +33,11 @@ def entries_of_compressed_tensors(state: State) -> Iterator[Entry]:
     for name, outline in state.outlines.items():
         path, _, last = name.rpartition(".")
         prefix = f"{path}." if path else ""
-        if last != _LAST or f"{prefix}weight_scale" not in state.outlines:
+        beside = f"{prefix}{_BESIDE.get(last, '')}"
+        if last not in _BESIDE or beside not in state.outlines:
             continue
-        entry = _integers(state, prefix) if outline.dtype == torch.int32 else _floats(state, prefix)
-        yield entry or unread_entry(state, f"{prefix}weight", (name,), _UNKNOWN)
+        unpack = _sparse if last == "compressed" else _integers if outline.dtype == torch.int32 else _floats
+        yield unpack(state, prefix) or unread_entry(state, f"{prefix}weight", (name, beside), _UNKNOWN)
 
 
 def _integers(state: State, prefix: str) -> Entry | None:
@@ -66,10 +71,10 @@ def _integers(state: State, prefix: str) -> Entry | None:
 
 def _whole_shape(state: State, name: str) -> tuple[int, ...]:
     """Return the sides of a weight from the tensor that has them; none without it."""
-    if state.shape(name) != (2,):
+    if state.shape(name) not in ((2,), (2, 1)):
         return ()
     with suppress(Exception):  # damaged, or on the meta device: the weight is reported as one of an unknown layout
-        rows, columns = map(int, state.read(name).tolist())
+        rows, columns = map(int, state.read(name).flatten().tolist())
         return (rows, columns) if min(rows, columns) > 0 else ()
     return ()
 
@@ -91,9 +96,9 @@ def _floats(state: State, prefix: str) -> Entry | None:
     is_exponent = kind == torch.uint8
     if len(sides) != 2 or state.outlines[packed].dtype != torch.uint8 or len(groups) != 2 or groups[0] != sides[0]:
         return None
-    columns = 2 * sides[1]
-    if not groups[1] or columns % groups[1] or not (is_exponent or (kind in FLOAT8 and whole in state.outlines)):
-        return None
+    columns, size = 2 * sides[1], _GROUP_OF_EXPONENTS if is_exponent else _GROUP_OF_FLOATS
+    if groups[1] * size != columns or not (is_exponent or (kind in FLOAT8 and whole in state.outlines)):
+        return None  # such as floats of six bits
 
     def read() -> Tensor:
         codes, scales = state.read(packed), state.read(scale)
@@ -102,7 +107,30 @@ def _floats(state: State, prefix: str) -> Entry | None:
             factors = torch.ldexp(torch.ones(groups), scales.int() - EXPONENT_BIAS)
         else:
             factors = scales.float() / state.read(whole).float()
-        return numbers * factors.repeat_interleave(columns // groups[1], dim=1)
+        return numbers * factors.repeat_interleave(size, dim=1)
 
     parts = (packed, scale) if is_exponent else (packed, scale, whole)
     return Entry(f"{prefix}weight", torch.empty(sides[0], columns, device="meta"), read, parts)
+
+
+def _sparse(state: State, prefix: str) -> Entry | None:
+    """Return a weight with zeros where a bit is 0, of its other numbers, times the scale that small numbers have."""
+    values, mask, scale = (f"{prefix}{last}" for last in ("compressed", "bitmask", "weight_scale"))
+    shape, kind = _whole_shape(state, f"{prefix}shape"), state.outlines[values].dtype
+    is_scaled = scale in state.outlines
+    if not shape or state.shape(mask) != (shape[0], math.ceil(shape[1] / 8)) or is_scaled != (kind.itemsize == 1):
+        return None
+    if is_scaled and state.shape(scale) not in ((), (1,), (1, 1), (shape[0], 1)):
+        return None
+
+    def read() -> Tensor:
+        bits = state.read(mask)[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        places, numbers = bits.flatten(1)[:, : shape[1]].bool(), state.read(values).float().flatten()
+        if int(places.sum()) != len(numbers):
+            raise UnreadableError("skipped", _UNKNOWN)
+        weight = torch.zeros(shape)
+        weight[places] = numbers
+        return weight * state.read(scale).float() if is_scaled else weight
+
+    parts = (values, mask, scale) if is_scaled else (values, mask)
+    return Entry(f"{prefix}weight", torch.empty(shape, device="meta"), read, parts)
