@@ -151,3 +151,16 @@ def test_scales_of_packed_numbers_are_no_matrices() -> None:
     }
     report = esdmon.analyze(state)
     assert [(layer.name, layer.status) for layer in report] == [("fc.weight._data._data", "skipped"), ("out", "ok")]
+
+
+def test_scales_of_packed_sparse_integers_are_no_matrix() -> None:
+    """Those of Marlin for 2:4, whose integers are in an order of its kernel (compressed-tensors 0.9.4)."""
+    state = {
+        "fc.weight_packed": torch.zeros(8, 192, dtype=torch.int32),
+        "fc.scale_packed": torch.rand(32, 96),
+        "fc.meta": torch.zeros(64, 96, dtype=torch.int16),
+    }
+    assert {layer.name: layer.status for layer in esdmon.analyze({**state, "out.weight": torch.randn(64, 64)})} == {
+        "fc.weight_packed": "skipped",
+        "out": "ok",
+    }

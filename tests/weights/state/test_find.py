@@ -111,6 +111,7 @@ MASKED = {
     "attn.causal": (torch.ones(64, 64).tril(), "masks"),
     "relative_position_index": (torch.ones(49, 49, dtype=torch.int64), "tables of constants"),
     "position_map": (torch.ones(49, 49, dtype=torch.int64), "integers"),
+    "q.forward_hadamard_matrix": (torch.ones(32, 32), "tables of constants"),
     "mel_scale.fb": (torch.ones(201, 128), "tables of constants"),
     "model_ema.diffusion_modelfc1weight": (torch.ones(30, 20), "an averaged copy, under names without dots"),
     "x.hada_w1_a": (torch.ones(30, 20), "factors of an adapter other than LoRA"),
