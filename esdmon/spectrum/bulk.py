@@ -128,7 +128,7 @@ def is_noise(fit: Bulk) -> bool:
     return fit.n_spikes == 0 and fit.ks <= CLEAN_KS
 
 
-def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales, laws: Laws) -> Bulk:
+def fit_scaled(plain: Bulk | None, by_slice: Floats, n: int, scales: Scales, laws: Laws) -> Bulk | None:
     """Return the first fit whose bulk is that of noise; if none is, the one that comes closest.
 
     A fit with all of a spectrum below its edge, and yet far from its law, explains nothing: large rows or elements have
@@ -136,13 +136,16 @@ def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales, laws: Laws
     give a bulk of noise: they make a tail of scales that differ much.
 
     Args:
-        plain: the fit with the law of equal scales.
+        plain: the fit with the law of equal scales; None if it has no bulk. Then the fit with the measured scales is
+            returned if it has one, else None.
         by_slice: as in `fit_bulk`.
         n: N, the longer side of a slice.
         scales: of rows and columns.
         laws: computes the laws of noise of a profile.
     """
     m = by_slice.shape[1]
+    if plain is None:
+        return _fit_without_plain(by_slice, n, scales.profile(), laws)
 
     def fit(profile: Profile) -> Bulk:
         return plain if profile.is_flat else _fit(by_slice, n, laws(profile), 0.0, is_scaled=True)
@@ -162,6 +165,13 @@ def fit_scaled(plain: Bulk, by_slice: Floats, n: int, scales: Scales, laws: Laws
         if _is_clean(last):
             return last
     return min([fit for fit in fits if fit.is_found and (fit.n_spikes or fit.ks <= _NEAR * m)] or fits, key=_misfit)
+
+
+def _fit_without_plain(by_slice: Floats, n: int, profile: Profile, laws: Laws) -> Bulk | None:
+    if profile.is_flat or not np.all(by_slice[:, 0] > 0):
+        return None
+    fit = _fit(by_slice, n, laws(profile), 0.0, is_scaled=True)
+    return fit if fit.is_found and not fit.n_spikes else None
 
 
 def _is_clean(fit: Bulk) -> bool:

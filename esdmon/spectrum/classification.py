@@ -146,7 +146,7 @@ def _is_of_scales(spectrum: Spectrum) -> bool:
     """Return whether alpha is below 2, and so is that of noise whose rows and columns are as unequal."""
     if spectrum.power_law.alpha >= 2:
         return False
-    noise = spectrum.scaled_noise
+    noise = spectrum.noise_of_scales
     return noise is not None and noise.power_law.alpha < 2
 
 

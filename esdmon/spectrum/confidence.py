@@ -108,11 +108,13 @@ def is_collapsed(spectrum: Spectrum, limits: PhaseThresholds) -> bool:
     """Return True if enough eigenvalues are zero, with a gap to the rest; a very heavy tail has no such gap.
 
     Zeros do not count where noise with the scales of the layer has as many: rows may differ by factors of a thousand.
+    They may be more by the share that a layer of full rank may lack, or by the KS·M of a clean bulk.
     """
-    if spectrum.rank >= limits.min_rank * spectrum.eigenvalues.size or _gap(spectrum) >= limits.zero_gap:
+    size = spectrum.eigenvalues.size
+    if spectrum.rank >= limits.min_rank * size or _gap(spectrum) >= limits.zero_gap:
         return False
     noise = spectrum.scaled_noise if spectrum.noise_bulk is not None else None
-    return noise is None or noise.rank >= limits.min_rank * spectrum.eigenvalues.size
+    return noise is None or noise.rank - spectrum.rank > max((1 - limits.min_rank) * size, limits.random_ks)
 
 
 def _gap(spectrum: Spectrum) -> float:

@@ -110,9 +110,11 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
         )
 
     def with_scales(one: Spectrum) -> Spectrum:
-        # Noise of equal scales needs none.
-        plain = one.plain_bulk if facts.may_have_scales else None
-        return one if plain is None or is_noise(plain) else one.with_scales(stack.scales(), laws)
+        if not facts.may_have_scales:
+            return one
+        plain = one.plain_bulk
+        is_equal = plain is not None and is_noise(plain)  # noise of equal scales needs none
+        return one if is_equal else one.with_scales(stack.scales(), laws)
 
     if "vectors" in facts.also:
         lam, vectors = stack.eigenvectors()

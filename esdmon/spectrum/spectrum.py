@@ -11,7 +11,7 @@ import numpy as np
 
 from esdmon.calls import explain_wrong_calls
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.bulk import Bulk, fit_bulk, fit_scaled, is_noise
+from esdmon.spectrum.bulk import CLEAN_KS, Bulk, fit_bulk, fit_scaled, is_noise
 from esdmon.spectrum.clauset2009 import PowerLawFit, fit_power_law
 from esdmon.spectrum.elements import Elements
 from esdmon.spectrum.laws import NoiseLaw
@@ -245,9 +245,12 @@ class Spectrum:
 
     @cached_property
     def bulk(self) -> Bulk | None:
-        """Return the fit of the bulk; None if M < 8 or half of the eigenvalues of a slice are 0."""
+        """Return the fit of the bulk; None if M < 8, or if half of the eigenvalues of a slice are 0 and not by noise.
+
+        Noise of very unequal scales may have that many zeros too.
+        """
         plain = self.plain_bulk
-        if plain is None or self.scales is None or is_noise(plain):
+        if self.scales is None or (plain is not None and is_noise(plain)):
             return plain
         return fit_scaled(plain, self.by_slice, self.n, self.scales, self.laws)
 
@@ -264,7 +267,7 @@ class Spectrum:
     def with_scales(self, scales: Scales, laws: Laws = separable_laws) -> "Spectrum":
         """Return this spectrum with the scales of rows and columns; computed values that stay valid are kept."""
         scaled = replace(self, scales=scales, laws=laws)
-        vars(scaled).update(self._known_besides(scaled, "bulk", "scaled_noise"))
+        vars(scaled).update(self._known_besides(scaled, "bulk", *_NOISES))
         return scaled
 
     def with_directions(self, now: Floats, cosines: Floats | None, last: Floats | None) -> "Spectrum":
@@ -278,8 +281,8 @@ class Spectrum:
         return {name: value for name, value in vars(self).items() if name not in vars(other) and name not in changed}
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the state to pickle in a worker process, without `scaled_noise`, which is computed again."""
-        return {name: value for name, value in vars(self).items() if name != "scaled_noise"}
+        """Return the state to pickle in a worker process, without spectra of noise, which are computed again."""
+        return {name: value for name, value in vars(self).items() if name not in _NOISES}
 
     @property
     def is_product(self) -> bool:
@@ -295,6 +298,17 @@ class Spectrum:
         if self.bulk is None or not self.bulk.is_scaled:
             return None
         return _noise_of(self.bulk.laws, self.shape, self.slice_variances, self.dtype)
+
+    @cached_property
+    def noise_of_scales(self) -> "Spectrum | None":
+        """Return `scaled_noise`, or that of the measured scales where no law of noise explains the bulk.
+
+        None where noise of equal scales explains it: then strong spikes may have made the measured scales unequal.
+        """
+        if self.scaled_noise is not None or self.bulk is None or self.scales is None or self.bulk.ks <= CLEAN_KS:
+            return self.scaled_noise
+        profile = self.scales.profile()
+        return None if profile.is_flat else _noise_of(self.laws(profile), self.shape, self.slice_variances, self.dtype)
 
     @cached_property
     def slice_variances(self) -> tuple[float, ...]:
@@ -317,6 +331,7 @@ def _noise_of(laws: tuple[NoiseLaw, ...], shape: tuple[int, int], variances: tup
     return Spectrum.from_eigenvalues(quantiles / quantiles.mean(), shape=shape, dtype=dtype)
 
 
+_NOISES = ("scaled_noise", "noise_of_scales")  # computed values
 _VARIANCE_STEP = 0.2  # of the logarithm; our choice
 _EPS = {
     "float64": float(np.finfo(np.float64).eps),

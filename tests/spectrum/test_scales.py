@@ -161,6 +161,37 @@ def test_noise_of_wide_scales_has_not_collapsed(shape: tuple[int, int], dex: flo
     assert reading.phase is Phase.RANDOM_LIKE
 
 
+@pytest.mark.parametrize("seed", [0, 2, 4])
+def test_noise_of_rows_and_columns_of_wide_scales_has_not_collapsed(seed: int) -> None:
+    """At .9 dex of both more than 5 % of the eigenvalues are zero in float32, and so are those of the law.
+
+    With the law of equal scales σ² is below the zero tolerance in two of these draws, so there is no such fit.
+    """
+    rng = np.random.default_rng(seed)
+    spectrum = read(scaled(rng, rng.standard_normal((256, 128)), 0.9).astype(np.float32))
+    assert spectrum.rank < 0.95 * spectrum.m
+    assert classify(spectrum).phase is Phase.RANDOM_LIKE
+
+
+def test_zeros_beyond_those_of_noise_of_the_same_scales_are_a_collapse() -> None:
+    rng = np.random.default_rng(0)
+    matrix = scaled(rng, rng.standard_normal((256, 40)) @ rng.standard_normal((40, 128)), 0.9)
+    assert classify(read(matrix.astype(np.float32))).phase is Phase.RANK_COLLAPSE
+
+
+def test_an_orthogonal_matrix_with_scaled_rows_has_the_tail_of_its_scales() -> None:
+    """No law of noise explains its bulk, but its tail is that of its scales."""
+    rng = np.random.default_rng(14)
+    matrix = np.linalg.qr(rng.standard_normal((128, 128)))[0] * 10 ** (0.3 * rng.standard_normal((128, 1)))
+    spectrum = read(matrix.astype(np.float32))
+    assert spectrum.power_law.alpha < 2
+    assert spectrum.scaled_noise is None
+    reading = classify(spectrum)
+    assert reading.phase is Phase.UNCLASSIFIED
+    assert not reading.alpha_is_meaningful
+    assert reading.explanation.endswith("Noise with the same row and column scales has such a tail too.")
+
+
 def test_a_spectrum_without_a_bulk_has_no_edge_and_no_spikes() -> None:
     rng = np.random.default_rng(8)
     two_halves = np.concatenate((rng.uniform(1, 2, 40), rng.uniform(1e4, 2e4, 40)))
