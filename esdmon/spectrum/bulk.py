@@ -9,7 +9,8 @@ stays.
 
 Noise with rows and columns of different scales does not have the Marchenko-Pastur law, so where that does not explain
 the whole spectrum, and the scales are known, the bulk is fitted with the law of noise of these scales as well. Spikes
-and single large rows distort the measured scales: if neither law fits, scales corrected for them are tried.
+and single large rows distort the measured scales: if neither law fits, scales corrected for them are tried, and those
+measured without the strongest directions, where they were.
 
 Convolutions pool the spectra of their kernel positions. Each slice has its own σ² and its own law, and the false-alarm
 level is split among them.
@@ -128,7 +129,9 @@ def is_noise(fit: Bulk) -> bool:
     return fit.n_spikes == 0 and fit.ks <= CLEAN_KS
 
 
-def fit_scaled(plain: Bulk | None, by_slice: Floats, n: int, scales: Scales, laws: Laws) -> Bulk | None:
+def fit_scaled(
+    plain: Bulk | None, by_slice: Floats, n: int, scales: Scales, laws: Laws, *, rest: Scales | None = None
+) -> Bulk | None:
     """Return the first fit whose bulk is that of noise; if none is, the one that comes closest.
 
     A fit with all of a spectrum below its edge, and yet far from its law, explains nothing: large rows or elements have
@@ -142,6 +145,7 @@ def fit_scaled(plain: Bulk | None, by_slice: Floats, n: int, scales: Scales, law
         n: N, the longer side of a slice.
         scales: of rows and columns.
         laws: computes the laws of noise of a profile.
+        rest: scales of what is left without the spikes, where they were measured.
     """
     m = by_slice.shape[1]
     if plain is None:
@@ -152,17 +156,19 @@ def fit_scaled(plain: Bulk | None, by_slice: Floats, n: int, scales: Scales, law
 
     measured = scales.profile()
     fits = [fit(measured), plain]
-    if not any(map(_is_clean, fits)):
+    if not any(map(is_clean, fits)):
         shares = _squared_shares(by_slice, min(fits, key=lambda fit: fit.n_spikes).spikes)
         corrected = scales.profile(spikes=shares)
         if corrected.differs_from(measured):
             fits.append(fit(corrected))
-    clean = [fit for fit in fits if _is_clean(fit)]
+        if rest is not None:
+            fits.append(fit(rest.profile()))
+    clean = [fit for fit in fits if is_clean(fit)]
     if clean:
         return clean[0]
     if fits[0].n_spikes == 0 and (clipped := scales.profile(clipped=True)).differs_from(measured):
         last = fit(clipped)
-        if _is_clean(last):
+        if is_clean(last):
             return last
     return min([fit for fit in fits if fit.is_found and (fit.n_spikes or fit.ks <= _NEAR * m)] or fits, key=_misfit)
 
@@ -174,7 +180,8 @@ def _fit_without_plain(by_slice: Floats, n: int, profile: Profile, laws: Laws) -
     return fit if fit.is_found and not fit.n_spikes else None
 
 
-def _is_clean(fit: Bulk) -> bool:
+def is_clean(fit: Bulk) -> bool:
+    """Return whether a fit explains all of a spectrum but its spikes."""
     return fit.ks <= CLEAN_KS and fit.is_found
 
 

@@ -138,6 +138,8 @@ def _is_over_regularized(spectrum: Spectrum, bulk: Bulk, phase: Phase) -> bool:
     if _is_of_elements(spectrum):  # then it is a trap, and no correlation
         return False
     fit = spectrum.power_law
+    if spectrum.scales_of_rest is not None and phase is Phase.BULK_SPIKES and fit.xmin < bulk.edge:
+        return False  # a few spikes, and the end of noise of unequal scales, which is the other part of this tail
     has_left = has_left_bulk(phase, xmin=fit.xmin, edge=bulk.edge, soft_rank=bulk.soft_rank, share=bulk.spike_share)
     return has_left and fit.alpha_high + 2 * fit.alpha_stderr < 2
 
@@ -146,8 +148,7 @@ def _is_of_scales(spectrum: Spectrum) -> bool:
     """Return whether alpha is below 2, and so is that of noise whose rows and columns are as unequal."""
     if spectrum.power_law.alpha >= 2:
         return False
-    noise = spectrum.noise_of_scales
-    return noise is not None and noise.power_law.alpha < 2
+    return any(noise.power_law.alpha < 2 for noise in spectrum.noises_of_scales)
 
 
 def _explain(phase: Phase, e: Evidence, spectrum: Spectrum, bulk: Bulk, limits: PhaseThresholds) -> str:

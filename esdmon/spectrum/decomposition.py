@@ -8,13 +8,14 @@ shared blocks do: which of them count as equal in the fit would depend on roundi
 so of a float64 weight with eigenvalues that float64 loses in it the singular values of A itself are computed.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 
 from esdmon.spectrum.arrays import Floats
-from esdmon.spectrum.bulk import is_noise
+from esdmon.spectrum.bulk import MAX_SPIKE_SHARE, is_clean, is_noise
 from esdmon.spectrum.elements import Elements
 from esdmon.spectrum.phases import PhaseThresholds
 from esdmon.spectrum.recent_laws import Laws
@@ -30,6 +31,8 @@ _LOW_XMIN = 1e-4  # of λmax: above, alpha in float32 is within 6e-5 of that in 
 _EQUAL = 1e-5  # relative difference of neighbours that are equal but for the rounding of float32
 _EQUAL_SHARE = 0.1  # of the neighbours: 0 in noise and heavy tails (M from 32 to 2048), 0.49 to 1 where all repeat
 _MIN_M = PhaseThresholds().min_m
+_LOW_ALPHA = 2.0  # below which a layer may be over-regularised
+_ROUNDS = 4  # in which the number of spikes settles; our choice
 
 
 class Stack(Protocol):
@@ -46,6 +49,9 @@ class Stack(Protocol):
 
     def scales(self) -> Scales:
         """Return the scales of rows and columns of the weight."""
+
+    def scales_of_rest(self, counts: Sequence[int]) -> Scales:
+        """Return those of the weight without its strongest directions, of which each slice has a count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,7 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
             return one
         plain = one.plain_bulk
         is_equal = plain is not None and is_noise(plain)  # noise of equal scales needs none
-        return one if is_equal else one.with_scales(stack.scales(), laws)
+        return one if is_equal else _beyond_spikes(one.with_scales(stack.scales(), laws), stack)
 
     if "vectors" in facts.also:
         lam, vectors = stack.eigenvectors()
@@ -127,6 +133,21 @@ def spectrum_of(stack: Stack, facts: Facts, laws: Laws = separable_laws) -> Spec
     if facts.dtype == "float64" and full.nonzero.size < full.eigenvalues.size:
         full = spectrum(np.square(stack.singular_values()), "float64", from_gram=False)
     return with_scales(full)
+
+
+def _beyond_spikes(one: Spectrum, stack: Stack) -> Spectrum:
+    """Return a spectrum with the scales of the noise under its spikes where its verdict may depend on them.
+
+    That is where alpha is below 2 and no law of noise explains the bulk below a few spikes. The number of spikes may
+    be too large at first, since the tail of noise of unequal scales is counted.
+    """
+    for _ in range(_ROUNDS):
+        bulk = one.bulk
+        is_suspect = bulk is not None and bulk.n_spikes > 0 and not is_clean(bulk) and one.power_law.alpha < _LOW_ALPHA
+        if bulk is None or not is_suspect or bulk.spike_share > MAX_SPIKE_SHARE:
+            break
+        one = one.with_rest(stack.scales_of_rest(bulk.spikes))
+    return one
 
 
 def _is_safe(quick: Spectrum) -> bool:

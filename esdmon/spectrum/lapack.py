@@ -7,7 +7,7 @@ in two stages. scipy holds the interpreter's lock meanwhile: it is for a process
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +19,7 @@ import numpy as np
 from esdmon.spectrum.arrays import Floats
 from esdmon.spectrum.decomposition import Precision
 from esdmon.spectrum.margins import Array
+from esdmon.spectrum.rest import scales_of_rest
 from esdmon.spectrum.scales import Scales
 
 _SMALL = 512  # M up to which fewer columns are reduced together than LAPACK's 32: a tenth sooner in one thread
@@ -57,6 +58,10 @@ class ArrayStack:
     def scales(self) -> Scales:
         """Return the scales of rows and columns."""
         return self.measure_scales()
+
+    def scales_of_rest(self, counts: Sequence[int]) -> Scales:
+        """Return those of the rest without the strongest directions of each slice."""
+        return scales_of_rest(self.arrays["weight"], counts)
 
 
 def eigenvalues_of_gram(blocks: Iterable[Array], m: int, precision: Precision) -> Floats:

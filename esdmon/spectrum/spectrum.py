@@ -78,6 +78,8 @@ class Spectrum:
     """The directions at the last reading."""
     scales: Scales | None = None
     """Scales of rows and columns; None for noise of equal scales."""
+    scales_of_rest: Scales | None = None
+    """Scales without the strongest directions, where no law of noise explains the bulk and alpha is below 2."""
     laws: Laws = separable_laws
     """Function that computes the laws of noise for `scales`."""
 
@@ -252,7 +254,7 @@ class Spectrum:
         plain = self.plain_bulk
         if self.scales is None or (plain is not None and is_noise(plain)):
             return plain
-        return fit_scaled(plain, self.by_slice, self.n, self.scales, self.laws)
+        return fit_scaled(plain, self.by_slice, self.n, self.scales, self.laws, rest=self.scales_of_rest)
 
     @cached_property
     def plain_bulk(self) -> Bulk | None:
@@ -266,19 +268,22 @@ class Spectrum:
 
     def with_scales(self, scales: Scales, laws: Laws = separable_laws) -> "Spectrum":
         """Return this spectrum with the scales of rows and columns; computed values that stay valid are kept."""
-        scaled = replace(self, scales=scales, laws=laws)
-        vars(scaled).update(self._known_besides(scaled, "bulk", *_NOISES))
-        return scaled
+        return self._keeping(replace(self, scales=scales, laws=laws), "bulk", *_NOISES)
+
+    def with_rest(self, rest: Scales) -> "Spectrum":
+        """Return this spectrum with the scales of what is left without its spikes; other computed values are kept."""
+        return self._keeping(replace(self, scales_of_rest=rest), "bulk", *_NOISES)
 
     def with_directions(self, now: Floats, cosines: Floats | None, last: Floats | None) -> "Spectrum":
         """Return this spectrum with directions; computed values, such as the fits, are kept."""
-        directed = replace(self, directions=now, cosines=cosines, last_directions=last)
-        vars(directed).update(self._known_besides(directed))
-        return directed
+        return self._keeping(replace(self, directions=now, cosines=cosines, last_directions=last))
 
-    def _known_besides(self, other: "Spectrum", *changed: str) -> dict[str, object]:
-        """Return the computed values of this spectrum that the other lacks, without the changed ones."""
-        return {name: value for name, value in vars(self).items() if name not in vars(other) and name not in changed}
+    def _keeping(self, other: "Spectrum", *changed: str) -> "Spectrum":
+        """Return the other spectrum with the computed values of this one that it lacks, without the changed ones."""
+        vars(other).update(
+            {name: value for name, value in vars(self).items() if name not in vars(other) and name not in changed}
+        )
+        return other
 
     def __getstate__(self) -> dict[str, object]:
         """Return the state to pickle in a worker process, without spectra of noise, which are computed again."""
@@ -300,15 +305,18 @@ class Spectrum:
         return _noise_of(self.bulk.laws, self.shape, self.slice_variances, self.dtype)
 
     @cached_property
-    def noise_of_scales(self) -> "Spectrum | None":
-        """Return `scaled_noise`, or that of the measured scales where no law of noise explains the bulk.
+    def noises_of_scales(self) -> "tuple[Spectrum, ...]":
+        """Return `scaled_noise`, and noise of the measured scales where these did not explain the bulk.
 
-        None where noise of equal scales explains it: then strong spikes may have made the measured scales unequal.
+        Empty where noise of equal scales explains it: then strong spikes may have made the measured scales unequal.
         """
-        if self.scaled_noise is not None or self.bulk is None or self.scales is None or self.bulk.ks <= CLEAN_KS:
-            return self.scaled_noise
-        profile = self.scales.profile()
-        return None if profile.is_flat else _noise_of(self.laws(profile), self.shape, self.slice_variances, self.dtype)
+        noises = [] if self.scaled_noise is None else [self.scaled_noise]
+        is_unexplained = self.bulk is not None and self.bulk.ks > CLEAN_KS
+        if self.scales is not None and (self.scales_of_rest is not None or (is_unexplained and not noises)):
+            profile = self.scales.profile()
+            if not profile.is_flat:
+                noises.append(_noise_of(self.laws(profile), self.shape, self.slice_variances, self.dtype))
+        return tuple(noises)
 
     @cached_property
     def slice_variances(self) -> tuple[float, ...]:
@@ -331,7 +339,7 @@ def _noise_of(laws: tuple[NoiseLaw, ...], shape: tuple[int, int], variances: tup
     return Spectrum.from_eigenvalues(quantiles / quantiles.mean(), shape=shape, dtype=dtype)
 
 
-_NOISES = ("scaled_noise", "noise_of_scales")  # computed values
+_NOISES = ("scaled_noise", "noises_of_scales")  # computed values
 _VARIANCE_STEP = 0.2  # of the logarithm; our choice
 _EPS = {
     "float64": float(np.finfo(np.float64).eps),

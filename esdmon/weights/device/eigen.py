@@ -3,7 +3,7 @@
 Which spectrum, and in which precision: see `esdmon.spectrum.decomposition`.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, final
 
@@ -32,6 +32,7 @@ from esdmon.weights.device.blocks import widened
 from esdmon.weights.device.directions import directions_of
 from esdmon.weights.device.margins import Margins, equalise, scales_of
 from esdmon.weights.device.precision import on_float64_device, read_weight, rounds_products, without_autocast
+from esdmon.weights.device.rest import scales_of_rest
 from esdmon.weights.device.solvers import Solver, gathered, solve_lapack, solve_torch
 from esdmon.weights.device.sums import sum_up
 from esdmon.weights.device.traps import trap_elements
@@ -144,6 +145,10 @@ class _TensorStack:
     def scales(self) -> Scales:
         """Return the scales of rows and columns."""
         return scales_of(self.stack, self.margins)
+
+    def scales_of_rest(self, counts: Sequence[int]) -> Scales:
+        """Return those of the rest without the strongest directions of each slice."""
+        return scales_of_rest(self.stack, counts)
 
 
 def _open(

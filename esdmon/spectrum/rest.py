@@ -1,0 +1,50 @@
+"""Remove the strongest directions of a stack of matrices, to measure the scales of its noise without its spikes.
+
+Spikes that are as strong in small rows as in large ones make the mean squares of all rows alike. The noise under them
+keeps its unequal scales, and a tail that no law of equal scales explains. What is left of W without its k strongest
+singular vectors is nearly noise, and has the scales of it.
+
+Method: subspace iteration, for the right singular vectors V; then W − (W·V)·Vᵀ. Here for numpy arrays;
+`esdmon.weights.device.rest` does the same with tensors on their device.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from esdmon.spectrum.arrays import Floats
+from esdmon.spectrum.margins import Array, Margins, scales_of
+from esdmon.spectrum.scales import Scales
+
+PASSES = 4
+"""Subspace iterations: each divides what is mixed of two directions by the ratio of their λ; our choice."""
+SPARE = 4
+"""Directions that are followed beside the k: the last ones converge slowly; our choice."""
+_SEED = 0  # of the start
+
+
+def scales_of_rest(stack: Array, counts: Sequence[int]) -> Scales:
+    """Return the scales of a stack without the `counts` strongest directions of each slice."""
+    basis = start(stack.shape, counts).astype(stack.dtype)
+    for _ in range(PASSES):
+        basis = np.linalg.qr(stack.mT @ (stack @ basis))[0]
+    image = stack @ basis
+    _, rotation = np.linalg.eigh(image.mT @ image)
+    basis = (basis @ rotation)[..., ::-1] * kept(counts, basis.shape[2]).astype(stack.dtype)
+    rest = stack - (stack @ basis) @ basis.mT
+    squares = np.square(rest, dtype=np.float64)
+    return scales_of(rest, Margins(squares.mean(axis=2), squares.mean(axis=1)))
+
+
+def start(shape: tuple[int, ...], counts: Sequence[int]) -> Floats:
+    """Return random directions to begin with, (slices, columns, k), the same at each reading."""
+    slices, rows, columns = shape
+    random = np.random.default_rng(_SEED)
+    directions: Floats = random.standard_normal((slices, columns, min(max(counts) + SPARE, rows, columns)))
+    return directions
+
+
+def kept(counts: Sequence[int], size: int) -> Floats:
+    """Return a mask of the first `counts` of `size` directions of each slice, (slices, 1, size)."""
+    mask: Floats = (np.arange(size) < np.array(counts)[:, None])[:, None, :].astype(np.float64)
+    return mask
