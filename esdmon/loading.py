@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from esdmon import replay
 from esdmon.calls import explain_wrong_calls
+from esdmon.encoding import printed
 from esdmon.errors import InputError
 from esdmon.present.scalars import kinds
 from esdmon.records import Alert, LayerReport, Report, html
@@ -108,8 +109,11 @@ class Run:
 
     def __str__(self) -> str:
         """Return a summary: layers by phase, changes of phase, alerts."""
+        return printed("\n".join(self._lines()))
+
+    def _lines(self) -> list[str]:
         of = f", run {self.number} of {self.count}" if self.count > 1 else ""
-        return "\n".join([f"{self.path}{of}: {len(self.reports)} reports", *outcome(self.timeline)])
+        return [f"{self.path}{of}: {len(self.reports)} reports", *outcome(self.timeline)]
 
     def __repr__(self) -> str:
         """Return the summary of `__str__`."""
@@ -117,7 +121,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Return HTML for notebooks."""
-        first, *others = str(self).splitlines()
+        first, *others = self._lines()
         return html.page(html.paragraph(html.strong(first)), *others)
 
     def _rows(self) -> Rows:

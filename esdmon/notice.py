@@ -5,6 +5,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from esdmon.encoding import encodable
+
 _log = logging.getLogger("esdmon")
 
 
@@ -18,8 +20,8 @@ def notice(text: str) -> None:
     if _log.isEnabledFor(logging.INFO) and _log.hasHandlers():
         _log.info("esdmon: %s", text)
     elif _log.isEnabledFor(logging.WARNING) and sys.stderr is not None:
-        with suppress(OSError, ValueError):  # a full disk, a reader that has gone, a stream that is closed or is ASCII
-            print(f"esdmon: {text}", file=sys.stderr)
+        with suppress(OSError, ValueError):  # a full disk, a reader that has gone, a stream that is closed
+            print(encodable(f"esdmon: {text}", getattr(sys.stderr, "encoding", None)), file=sys.stderr)
 
 
 def nearby(path: Path) -> str:

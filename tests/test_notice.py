@@ -77,6 +77,15 @@ def test_a_standard_error_that_cannot_be_written_stops_nothing(
     notice("readings go to runs/größe.")
 
 
+def test_a_standard_error_of_ascii_gets_what_it_can_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line is not lost."""
+    stream = Ascii()
+    monkeypatch.setattr(sys, "stderr", stream)
+    notice("readings go to runs/größe: 2 × 3.")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"esdmon: readings go to runs/gro?e: 2 x 3.\n"  # type: ignore[attr-defined]
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is of Linux")
 def test_a_training_whose_standard_error_is_on_a_full_disk_goes_on(tmp_path: Path) -> None:
     """Its status is that of a run without a monitor, and it has its readings."""

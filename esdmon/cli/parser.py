@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import esdmon
+from esdmon.encoding import PLAIN
 from esdmon.errors import EsdmonError, nearest, printable
 
 Number = TypeVar("Number", int, float)
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal gets a ? for a ×
+        sys.stdout.reconfigure(errors=PLAIN)  # an ASCII terminal gets an x for a ×
     parser = make_parser()
     options = parser.parse_args(arguments)
     if options.command is None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeAlias
 
+from esdmon.encoding import printed
 from esdmon.records import html
 from esdmon.records.colours import SEVERITY_HEX
 from esdmon.records.values import Record, jsonable
@@ -102,7 +103,7 @@ class Alert:
 
     def __str__(self) -> str:
         """Return one line: step, severity, state and message."""
-        return f"step {self.step}, {self.severity}, {self.state}: {self.message}"
+        return printed(f"step {self.step}, {self.severity}, {self.state}: {self.message}")
 
     def __repr__(self) -> str:
         """Return the line of `__str__` in brackets."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from esdmon.calls import explain_wrong_calls
+from esdmon.encoding import printed
 from esdmon.records import html, plots
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.esd import Esd
@@ -279,9 +280,9 @@ class LayerReport:
     def __repr__(self) -> str:
         """Return one line with the main values."""
         if self.status != "ok":
-            return f"<LayerReport {self.name}: {self.status}, step {self.step}: {self.reason}>"
+            return printed(f"<LayerReport {self.name}: {self.status}, step {self.step}: {self.reason}>")
         soft_rank, spikes = (show_number(self.measures, *of) for of in (("mp_soft_rank", ".2f"), ("n_spikes", ".0f")))
-        return (
+        return printed(
             f"<LayerReport {self.name}: {self.shape_text}, {self.phase.value}, alpha {self.alpha_text}, "
             f"soft rank {soft_rank}, {spikes} spikes, step {self.step}>"
         )
@@ -293,7 +294,7 @@ class LayerReport:
         rows = list(self._measure_rows())
         if rows:
             lines.append(format_table(("measure", "value", "of pure noise"), rows))
-        return "\n".join(lines)
+        return printed("\n".join(lines))
 
     def _repr_html_(self) -> str:
         """Return HTML for notebooks."""

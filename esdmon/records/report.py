@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from esdmon.calls import explain_wrong_calls
+from esdmon.encoding import printed
 from esdmon.errors import as_list
 from esdmon.records import html
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
@@ -89,10 +90,15 @@ class Coverage:
         return self.watched / self.total if self.total else 0.0
 
     def __str__(self) -> str:
+        """Return the lines, with other characters where standard output cannot encode them."""
+        return printed("\n".join(self.lines))
+
+    @property
+    def lines(self) -> list[str]:
         """Return a line with the watched share, one on phases, and one for each reason why parameters are skipped."""
         lines = [f"watching {self.share:.1%} of {self.total:,} parameters", *self._phased()]
         lines += [f"  not {line}" for line in grouped((skip.reason, skip.name) for skip in self.skipped)]
-        return "\n".join(lines)
+        return lines
 
     def _phased(self) -> list[str]:
         if not self.parameters_read:
@@ -228,11 +234,17 @@ class Report:
         return steps | {key: jsonable(value) for key, value in self.summary.items()} | lists
 
     def __str__(self) -> str:
+        """Return `text`, with other characters where standard output cannot encode them, such as x for ×."""
+        return printed(self.text)
+
+    @property
+    def text(self) -> str:
         """Return a table of 80 columns, notes on it, and the parameters that are not watched."""
         lines = [*self.origin_lines, layer_table(self.layers)]
         lines += age_lines(self.layers, step=self.step, waiting=self.waiting, extra=self.extra)
         if self._has_coverage:
-            lines.append(f"step {self.step}, {self.coverage}" if self.step else str(self.coverage))
+            first, *others = self.coverage.lines
+            lines += [f"step {self.step}, {first}" if self.step else first, *others]
         return "\n".join(lines)
 
     def __repr__(self) -> str:
@@ -240,14 +252,14 @@ class Report:
         lines = [*self.origin_lines, self._headline(), short_table(self.layers, most=MAX_ROWS)]
         if len(self) > MAX_ROWS:
             lines.append("print(report) shows all layers, report.to_dataframe() all measures")
-        return "\n".join(lines)
+        return printed("\n".join(lines))
 
     def _repr_html_(self) -> str:
         """Return HTML for notebooks."""
         rows = [self._html_row(layer) for layer in self.layers]
         lines = [*self.origin_lines, *notes(self.layers)]
         lines += age_lines(self.layers, step=self.step, waiting=self.waiting, extra=self.extra)
-        lines += str(self.coverage).splitlines() if self._has_coverage else []
+        lines += self.coverage.lines if self._has_coverage else []
         return html.page(
             html.paragraph(html.strong(self._headline())),
             html.table(HEADER, rows, left=(0, 2)),

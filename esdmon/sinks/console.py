@@ -3,11 +3,11 @@
 import os
 import re
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from typing import TextIO, final
 
 from esdmon.calls import explain_wrong_calls
+from esdmon.encoding import encodable
 from esdmon.present.colours import coloured
 from esdmon.records import Alert, LayerReport, Report
 from esdmon.records.text import counted
@@ -41,7 +41,7 @@ class ConsoleSink:
         if os.environ.get("CI") and not self._is_terminal():
             self._print(_line(report))
         elif len(report) <= MAX_ROWS:
-            self._print(f"{report}\n")
+            self._print(f"{report.text}\n")
         else:
             self._print("\n".join([*_table(report, changed[:MAX_ROWS]), _line(report), ""]))
 
@@ -75,10 +75,7 @@ class ConsoleSink:
         stream = self._open_stream()
         if stream is None:
             return
-        encoding = getattr(stream, "encoding", None)
-        if isinstance(encoding, str):
-            with suppress(LookupError):
-                text = text.encode(encoding, errors="replace").decode(encoding)
+        text = encodable(text, getattr(stream, "encoding", None))
         if self._is_terminal() and not os.environ.get("NO_COLOR"):
             text = _PHASE_NAMES.sub(lambda found: coloured(Phase(found[0]), found[0]), text)
         print(text, file=stream)
@@ -93,4 +90,4 @@ def _table(report: Report, layers: list[LayerReport]) -> list[str]:
     """Return the header and the rows of some layers, without the lines below the table."""
     if not layers:
         return []
-    return str(replace(report, layers=tuple(layers))).splitlines()[: 1 + len(layers)]
+    return replace(report, layers=tuple(layers)).text.splitlines()[: 1 + len(layers)]

@@ -19,7 +19,8 @@ def describe_unreadable(watched: Watched) -> list[str]:
     if reasons:
         sentences.insert(0, _on_matrices(reasons, len(wholes)))
     elif wholes and not watched.coverage.watched:
-        sentences.insert(0, f"no matrix can be read; training continues without readings: {watched.coverage}")
+        coverage = "\n".join(watched.coverage.lines)
+        sentences.insert(0, f"no matrix can be read; training continues without readings: {coverage}")
     return sentences
 
 

@@ -204,10 +204,10 @@ def test_it_is_a_sink() -> None:
 
 
 def test_a_stream_of_few_characters_gets_what_it_can_show() -> None:
-    """A terminal of ASCII shows question marks for σ and ±; nothing is raised."""
+    """A terminal of ASCII shows words for σ and ±; nothing is raised."""
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
     sink = ConsoleSink(stream)
     sink.alert(Alert("a", "rule", "warning", "firing", "fc1", ("fc1",), 1, 1, "σ ± 1"))
     sink.close()
-    assert raw.getvalue() == b"[warning] firing: ? ? 1\n"
+    assert raw.getvalue() == b"[warning] firing: sigma +-1\n"
