@@ -18,6 +18,8 @@ from esdmon.errors import EsdmonError, nearest, printable
 Number = TypeVar("Number", int, float)
 FAILURE = 2
 INTERRUPTED = 130
+LEAST_EIGENVALUES = 10
+"""`MIN_EIGENVALUES` of `esdmon.weights`, whose import would load torch."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,7 +164,10 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--exclude", nargs="+", metavar="PATTERN", default=[], help="skip matching layers")
     parser.add_argument(
-        "--max-eigenvalues", type=_number(int, 1, 10**9), metavar="N", help="skip matrices with more eigenvalues"
+        "--max-eigenvalues",
+        type=_number(int, LEAST_EIGENVALUES, 10**9),
+        metavar="N",
+        help=f"skip matrices with more eigenvalues; {LEAST_EIGENVALUES} or more, since smaller matrices are not read",
     )
     parser.add_argument(
         "--compare",

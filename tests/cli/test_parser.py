@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from esdmon.cli import main
+from esdmon.cli.parser import LEAST_EIGENVALUES
+from esdmon.weights import MIN_EIGENVALUES
 
 
 def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -120,6 +122,11 @@ def test_the_script_is_installed() -> None:
         pytest.param(["demo", "--epochs", "0"], "0 is out of range: give a number from 1 to 10000", id="epochs-0"),
         pytest.param(["demo", "--epochs", ""], "'' is not a whole number", id="epochs-empty"),
         pytest.param(["demo", "--seed", "-1"], "-1 is out of range", id="seed-negative"),
+        pytest.param(
+            ["scan", "a.pt", "--max-eigenvalues", "9"],
+            "argument --max-eigenvalues: 9 is out of range: give a number from 10 to 1000000000",
+            id="max-eigenvalues-9",
+        ),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,6 +138,14 @@ def test_wrong_arguments(arguments: list[str], message: str, capsys: pytest.Capt
     assert last.startswith("esdmon")
     assert message in last
     assert captured.out == ""
+
+
+def test_the_smallest_max_eigenvalues_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the help and the error name as the smallest number is one that a scan accepts."""
+    assert LEAST_EIGENVALUES == MIN_EIGENVALUES
+    torch.save({"a.weight": torch.randn(20, 10), "b.weight": torch.randn(20, 11)}, tmp_path / "a.pt")
+    assert main(["scan", str(tmp_path / "a.pt"), "--max-eigenvalues", str(LEAST_EIGENVALUES)]) == 0
+    assert "not b.weight: left out by max_eigenvalues=" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("below", ["file", "file/run", "file/a/run"])

@@ -1,5 +1,6 @@
 """Recognise a file by its first bytes. Names are not reliable, such as `checkpoint.pth.tar` or a blob of a cache."""
 
+import codecs
 import json
 import re
 import struct
@@ -38,19 +39,21 @@ _OTHERS = {
     b"\x28\xb5\x2f\xfd": "compressed by zstd: unpack it first",
 }
 _OTHERS_BY_NAME = {
-    ".jsonl": "a text of lines, without weights. If a run of esdmon wrote it, use esdmon report or esdmon tail",
     ".onnx": "a graph of ONNX: save its weights as safetensors or .pt",
     ".msgpack": "a checkpoint of Flax: convert it to safetensors",
     ".pdparams": "a checkpoint of Paddle: convert it to safetensors",
     ".tflite": "a model of TensorFlow Lite: convert it to safetensors",
     ".index": "a part of a checkpoint of TensorFlow: convert it to safetensors",
 }
+"""Kinds of binary files whose first bytes have no fixed form."""
 _OTHER_FOLDERS = {
     "saved_model.pb": "a SavedModel of TensorFlow: convert it to safetensors",
     "manifest.ocdbt": "a checkpoint of Orbax: convert it to safetensors",
     "_METADATA": "a checkpoint of Orbax: convert it to safetensors",
     "_CHECKPOINT_METADATA": "a checkpoint of Orbax: convert it to safetensors",
 }
+_TEXT = "a text, without weights"
+_RUN = f"{_TEXT}. If a run of esdmon wrote it, use esdmon report or esdmon tail"
 _TAR = "a tar archive without a single file of torch.save: unpack it first"
 
 
@@ -208,9 +211,23 @@ def _is_safetensors(first: bytes) -> bool:
 
 
 def _what_it_is(path: Path, first: bytes) -> str:
-    known = _other_kind(first) or _OTHERS_BY_NAME.get(path.suffix.lower())
-    if known is None and _is_tar(first):
-        known = _TAR
+    """Return what a file is that is not read; its name counts only where its bytes may be those of such a file."""
+    suffix = path.suffix.lower()
+    known = _other_kind(first) or (_TAR if _is_tar(first) else None)
+    if known is None and _is_text(first):
+        known = _RUN if suffix == ".jsonl" else None
+    elif known is None:
+        known = _OTHERS_BY_NAME.get(suffix)
     if known is not None:
         return f"is {known}"
-    return f"is of an unknown kind. Pass a {', '.join(SUFFIXES)} file, or a folder with one of them"
+    kind = _TEXT if _is_text(first) else "binary data of an unknown kind"
+    return f"is {kind}. Pass a {', '.join(SUFFIXES)} file, or a folder with one of them"
+
+
+def _is_text(first: bytes) -> bool:
+    """Return whether the first bytes of a file are a text in UTF-8, whose last character may be cut off."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(first)
+    except UnicodeDecodeError:
+        return False
+    return all(each.isprintable() or each.isspace() for each in text)

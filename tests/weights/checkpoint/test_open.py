@@ -199,9 +199,16 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an empty folder": (lambda folder: folder, "contains no checkpoint"),
     "an empty file": (with_bytes("a.pt", b""), "a.pt is empty"),
     "a text": (with_bytes("a.pt", b"weights to follow\n" * 9), "is truncated or not a torch checkpoint"),
-    "another kind": (with_bytes("a.txt", b"hello"), "is of an unknown kind. Pass a .pt, .pth"),
+    "another kind": (with_bytes("a.txt", "größe\n".encode()), "is a text, without weights. Pass a .pt, .pth"),
     "words named as weights": (with_bytes("a.pt", b"hello"), "not a torch checkpoint: its bytes are not those of a"),
     "a run": (with_bytes("esdmon.jsonl", b"{}\n"), "without weights. If a run of esdmon wrote it, use esdmon report"),
+    "binary data named as a run": (
+        with_bytes("a.jsonl", bytes(range(200, 256)) * 40),
+        "a.jsonl is binary data of an unknown kind. Pass a .pt, .pth",
+    ),
+    "a run under another name": (with_bytes("a.log", b'{"schema":1}\n'), "a.log is a text, without weights. Pass a"),
+    "a text named as another kind": (with_bytes("a.onnx", b"to do\n"), "a.onnx is a text, without weights. Pass a"),
+    "another kind by its name": (with_bytes("a.onnx", b"\x08\x07\x12\x07pytorch"), "a.onnx is a graph of ONNX: save"),
     "the folder of a run": (
         lambda folder: with_bytes("esdmon.jsonl", b"{}\n")(folder).parent,
         "contains no checkpoint: neither a file of weights nor .metadata. It has the readings of a run, esdmon.jsonl",
