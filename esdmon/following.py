@@ -29,6 +29,8 @@ class Piece:
     """True if they follow no other piece: at first, and after the file was rewound or replaced."""
     from_start: bool
     """True if the lines since the last first piece begin at the start of the file."""
+    is_cut: bool = False
+    """True if the file ends within compressed data: it was cut off, or is being written."""
 
 
 @final
@@ -101,16 +103,17 @@ class Follower:
     def _unpack(self, file: BinaryIO, size: int) -> Piece:
         """Read the last members of a gzip file; they are small, so that they are all read again each time."""
         texts: list[bytes] = []
-        start = size
+        start, is_cut = size, False
         for piece in members(file, size):
-            texts.append(piece.text)
+            is_cut = is_cut or not piece.is_whole
+            texts.append(piece.text + piece.unfinished)
             start = piece.start
             if sum(map(len, texts)) >= self._most:
                 break
         file.seek(max(0, size - 64))
         self._end, self._last = size, file.read()[:64]
         lines = b"".join(reversed(texts)).splitlines(keepends=True)
-        return Piece(lines, is_first=True, from_start=start == 0)
+        return Piece(lines, is_first=True, from_start=start == 0, is_cut=is_cut)
 
 
 @final
@@ -125,6 +128,8 @@ class FollowedRun:
         self.path = path
         self.from_start = True
         """False if the run was read from a later step on."""
+        self.is_cut = False
+        """True if the file ends within compressed data: it was cut off, or is being written."""
         self._follower = Follower(path)
         self._run: Run | None = None
         self._begin()
@@ -140,7 +145,7 @@ class FollowedRun:
             return False
         if piece.is_first:
             self._begin()
-        self.from_start = piece.from_start
+        self.from_start, self.is_cut = piece.from_start, piece.is_cut
         lines = (line.decode("utf-8-sig", errors="replace") for line in piece.lines)
         for run, event in self._reader.events(parse(lines, self.path, self._restorer)):
             if run is not self._run:

@@ -286,8 +286,12 @@ def _lines(path: Path) -> Iterator[str]:
             yield from packed
     except gzip.BadGzipFile as error:
         raise InputError(f"{path} is not a gzip file. Pass the JSONL of a run, or its folder.") from error
-    except (EOFError, zlib.error):  # a run that is being written, or was killed
-        return
+    except (EOFError, zlib.error):
+        _log.warning(
+            "esdmon: %s ends within compressed data: it is cut off, damaged, or still being written. Later lines are "
+            "missing.",
+            path,
+        )
     except OSError as error:
         raise unreadable(path, error) from error
 

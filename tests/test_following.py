@@ -109,6 +109,34 @@ def test_a_large_file_is_read_from_its_end(tmp_path: Path) -> None:
     assert (lines_of(packed), packed.from_start) == ([*range(10, 99)], True)
 
 
+@pytest.mark.parametrize("whole", ["ours", "another program"])
+def test_a_packed_file_that_is_cut_off_is_read_as_far_as_it_goes(
+    whole: str, tmp_path: Path, report: Report, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """`tail` says so, and the log where the file is loaded; of a whole file there is no such line."""
+    sink = JsonlSink(tmp_path / "a.jsonl.gz")
+    write(sink, report, *range(1, 40))
+    sink.close()
+    data = sink.path.read_bytes()
+    if whole == "another program":
+        data = gzip.compress(gzip.decompress(data))
+    sink.path.write_bytes(data)
+    assert main(["tail", str(sink.path), "--once"]) == 0
+    assert "cut off" not in capsys.readouterr().out
+    sink.path.write_bytes(data[: len(data) - len(data) // 4])
+    assert main(["tail", str(sink.path), "--once"]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert words.endswith(
+        "a.jsonl.gz ends within compressed data: it is cut off, damaged, or still being written. Later lines are "
+        "missing."
+    )
+    last = esdmon.load(sink.path).last.step
+    assert 2 < last < 39
+    assert words.startswith(f"step {last}, ")
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"esdmon: {sink.path} ends within compressed data")
+
+
 @pytest.mark.parametrize("name", ["esdmon.jsonl", "esdmon.jsonl.gz"])
 def test_a_run_is_followed_through_a_resume(name: str, tmp_path: Path, report: Report) -> None:
     """Its stages and alerts are those of a run that was not interrupted."""

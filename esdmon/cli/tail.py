@@ -14,6 +14,7 @@ from esdmon.run_files import find_file
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
+_CUT = "ends within compressed data: it is cut off, damaged, or still being written. Later lines are missing."
 _POLL_SECONDS = 1.0
 _STATUS_LINES = 3  # below the overview: a blank line, the file and its age, and the line of the cursor
 
@@ -33,6 +34,8 @@ def show(run: str, *, once: bool) -> None:
     followed.update()
     if once or not console.is_terminal:
         console.print(_overview(followed, console))
+        if followed.is_cut:
+            console.print(f"{followed.path.name} {_CUT}", highlight=False, markup=False)
         return
     from rich.live import Live  # noqa: PLC0415 -- optional
 
@@ -51,7 +54,8 @@ def _view(followed: FollowedRun, console: Console) -> RenderableType:
     from rich.text import Text  # noqa: PLC0415
 
     path = followed.path
-    status = f"{nearby(path.absolute())}, {_age(path)}. Ctrl-C ends."
+    cut = f" It {_CUT}" if followed.is_cut else ""
+    status = f"{nearby(path.absolute())}, {_age(path)}.{cut} Ctrl-C ends."
     overview = _overview(followed, console, height=console.height - _STATUS_LINES)
     return Group(overview, "", Text(status, style="dim", overflow="ellipsis", no_wrap=True))
 

@@ -27,6 +27,10 @@ class Members(NamedTuple):
     """The decompressed content, as far as the piece is whole."""
     whole: int
     """Number of bytes from `start` on that are whole members."""
+    unfinished: bytes = b""
+    """What can be decompressed of a last member that is not whole."""
+    is_whole: bool = True
+    """False where the piece ends within a member, or with other data."""
 
 
 def pack(text: bytes) -> bytes:
@@ -47,8 +51,7 @@ def members(file: BinaryIO, size: int) -> Iterator[Members]:
             length *= 2
             continue
         at = max(at, 0)
-        text, whole = _unpack(buffer[at:])
-        yield Members(position + at, text, whole)
+        yield _unpack(position + at, buffer[at:])
         end, buffer, length = position + at, buffer[:at], _BLOCK_SIZE
 
 
@@ -62,9 +65,9 @@ def first_bytes(file: BinaryIO, count: int) -> bytes:
         return b""
 
 
-def _unpack(data: bytes) -> tuple[bytes, int]:
-    """Return the content of the whole members at the beginning of the data, and the number of their bytes."""
-    texts, rest = [], data
+def _unpack(start: int, data: bytes) -> Members:
+    """Return the content of the whole members at the beginning of the data, and of one that is not finished."""
+    texts, rest, unfinished = [], data, b""
     while rest:
         inflate = zlib.decompressobj(_GZIP)
         try:
@@ -72,7 +75,8 @@ def _unpack(data: bytes) -> tuple[bytes, int]:
         except zlib.error:
             break
         if not inflate.eof:
+            unfinished = text
             break
         texts.append(text)
         rest = inflate.unused_data
-    return b"".join(texts), len(data) - len(rest)
+    return Members(start, b"".join(texts), len(data) - len(rest), unfinished, not rest)

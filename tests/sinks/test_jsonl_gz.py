@@ -127,9 +127,9 @@ def test_of_a_large_file_only_the_end_is_decompressed(packed: Path, monkeypatch:
     found: list[int] = []
     real = members._unpack
 
-    def spy(data: bytes) -> tuple[bytes, int]:
+    def spy(start: int, data: bytes) -> members.Members:
         found.append(len(data))
-        return real(data)
+        return real(start, data)
 
     monkeypatch.setattr(members, "_unpack", spy)
     with closing(started(packed, "aa")) as sink:
