@@ -222,6 +222,61 @@ def test_a_resumed_monitor_can_have_other_layers() -> None:
     assert [layer.name for layer in new.report] == ["b", "c"]
 
 
+def stack(*sides: int, **others: nn.Module) -> nn.ModuleDict:
+    """Linear layers of those sides, and others."""
+    return nn.ModuleDict({f"layer{k}": nn.Linear(side, 64) for k, side in enumerate(sides)} | others)
+
+
+def read_once(model: nn.Module, **options: Any) -> esdmon.Monitor:
+    monitor = esdmon.watch(model, every=1, budget=None, sinks=None, **options)
+    monitor.step()
+    monitor.flush()
+    return monitor
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "level"),
+    [
+        pytest.param(stack(64, 64, 64), {}, None, id="the same"),
+        pytest.param(torch.compile(stack(64, 64, 64), backend="eager"), {}, None, id="compiled"),
+        pytest.param(nn.DataParallel(stack(64, 64, 64)), {}, None, id="wrapped"),
+        pytest.param(stack(64, 64, 64).requires_grad_(requires_grad=False), {}, None, id="frozen"),
+        pytest.param(stack(64, 64, 64, adapter=nn.Linear(64, 16), more=nn.Linear(64, 16)), {}, None, id="extended"),
+        pytest.param(stack(64, 64, 64), {"layers": ["layer1"]}, None, id="narrower"),
+        pytest.param(stack(64, 64, head=nn.Linear(64, 64)), {}, "INFO", id="renamed in part"),
+        pytest.param(stack(64, 64, 96), {}, "INFO", id="resized in part"),
+        pytest.param(stack(96, 96, 96), {}, "WARNING", id="other shapes"),
+        pytest.param(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), {}, "WARNING", id="other names"),
+    ],
+)
+def test_the_state_of_another_model_is_logged(
+    model: nn.Module, options: dict[str, Any], level: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """How many of its layers match, and what follows; nothing of a model that has other layers besides."""
+    state = read_once(stack(64, 64, 64)).state_dict()
+    monitor = esdmon.watch(model, every=1, budget=None, sinks=None, **options)
+    caplog.set_level("INFO", logger="esdmon")
+    caplog.clear()
+    monitor.load_state_dict(state)
+    monitor.step()
+    monitor.flush()
+    found = [each for each in caplog.records if "match this model" in each.getMessage()]
+    assert [each.levelname for each in found] == ([] if level is None else [level])
+    if level == "INFO":
+        assert "2 of 3 layers in the loaded state match this model by name and shape; not layer2." in caplog.text
+    if level == "WARNING":
+        assert "another model: 0 of its 3 layers match this model by name and shape; not layer0, layer1" in caplog.text
+    assert monitor.errors == ()
+    assert monitor.steps == 2
+
+
+def test_a_state_without_readings_is_of_any_model(caplog: pytest.LogCaptureFixture) -> None:
+    """As one that was saved before the first due step."""
+    state = esdmon.watch(stack(64), every=9, sinks=None).state_dict()
+    esdmon.watch(nn.Sequential(nn.Linear(64, 64)), every=9, sinks=None).load_state_dict(state)
+    assert "match this model" not in caplog.text
+
+
 NAMES_ARE_KEYS = {"stages", "measures", "nulls", "evidence", "begun", "start", "before", "after", "counts"}
 
 

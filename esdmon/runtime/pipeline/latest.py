@@ -24,6 +24,7 @@ class LatestReadings:
         self.read: dict[str, LayerReport] = {}
         """Readings of the matrices that are listed now."""
         self._awaited: dict[str, LayerReport] = {}
+        self._loaded: dict[str, LayerReport] = {}
 
     def state_dict(self) -> Plain:
         """Return the readings as plain data."""
@@ -34,9 +35,14 @@ class LatestReadings:
         saved = {name: layer_from_plain(layer) for name, layer in state.items()}
 
         def restore() -> None:
-            self.read, self._awaited = {}, dict(saved)
+            self.read, self._awaited, self._loaded = {}, dict(saved), dict(saved)
 
         return restore
+
+    def take_loaded(self) -> Mapping[str, LayerReport]:
+        """Return the readings of a state that was loaded since the last call."""
+        loaded, self._loaded = self._loaded, {}
+        return loaded
 
     def keep(self, names: Iterable[str], *, is_final: bool) -> dict[str, LayerReport]:
         """Keep the readings of existing matrices only, and return the awaited readings among them.

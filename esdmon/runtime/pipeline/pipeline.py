@@ -13,6 +13,7 @@ from esdmon.runtime.pipeline.drift_log import DriftLog
 from esdmon.runtime.pipeline.dropped import DroppedReadings
 from esdmon.runtime.pipeline.due_step import DueStep
 from esdmon.runtime.pipeline.latest import LatestReadings
+from esdmon.runtime.pipeline.loaded import check_loaded
 from esdmon.runtime.pipeline.planning import Planning
 from esdmon.runtime.pipeline.screening import Screening
 from esdmon.runtime.ranks.assignments import Assigned
@@ -234,6 +235,8 @@ class ReadingPipeline:
         is_final = self._team is None or self._team.is_settled
         for name, layer in self._latest.keep(self._priority.names, is_final=is_final).items():
             self._priority.begun(name, layer.step)
+        if is_final and (loaded := self._latest.take_loaded()):
+            check_loaded(loaded, self._priority.names, self._source.n_elements)
 
     def _nominal(self) -> dict[str, float]:
         own = self._source.nominal()

@@ -219,6 +219,10 @@ class Reader:
         """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
         return self._model.size(name)
 
+    def n_elements(self, name: str) -> int:
+        """Return the number of elements of a matrix; 0 for one that cannot be read, or is another rank's."""
+        return self._model.n_elements(name)
+
     def is_trainable(self, name: str) -> bool:
         """Return whether any parameter behind a matrix requires a gradient."""
         return self._model.is_trainable(name)

@@ -1,7 +1,7 @@
 """Define `WatchedModel`: the matrices of a model, which are found again if the model has changed."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from typing import final
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from esdmon.errors import InputError
 from esdmon.records import Coverage
+from esdmon.runtime.reading.changes import ChangeLog
 from esdmon.weights import Matrix, Model, StackSize, Watched, describe_unreadable, nominal_seconds, structure
 from esdmon.weights.checkpoint.mapping import Checkpoint
 
@@ -32,11 +33,12 @@ class WatchedModel:
     def __init__(self, model: Model, discover: Callable[[], Watched]) -> None:
         self._model = model
         self._discover = discover
-        self._has_warned = False
+        self._changes = ChangeLog()
         self._unreadable: list[str] = []
         self._structure: tuple[object, ...]
         self._tries = 0
         self._take_up(discover())
+        self._trainable = self._trainable_now()
 
     @property
     def coverage(self) -> Coverage:
@@ -73,17 +75,28 @@ class WatchedModel:
         """
         if not isinstance(self._model, nn.Module):
             return False
-        now = structure(self._model)
+        now, before = structure(self._model), list(self.matrices)
         if now == self._structure:
-            return self._retry()
+            has_changed = self._retry()
+            self._compare_trainable(before)
+            return has_changed
         try:
             self._take_up(self._discover())
         except InputError:  # the same as long as the model is the same
             self._structure = now
             raise
-        level, self._has_warned = (logging.DEBUG if self._has_warned else logging.WARNING), True
-        _log.log(level, "esdmon: the parameters of the model have changed: %s", self.coverage)
+        self._changes.parameters(before, self.matrices, self.coverage)
+        self._compare_trainable(before)
         return True
+
+    def _compare_trainable(self, names: Collection[str]) -> None:
+        """Log which of the matrices `names` are frozen now, or not frozen any more."""
+        before, self._trainable = self._trainable, self._trainable_now()
+        if before != self._trainable:
+            self._changes.trainable(before, self._trainable, [name for name in names if name in self.matrices])
+
+    def _trainable_now(self) -> frozenset[str]:
+        return frozenset(filter(self.is_trainable, self.matrices))
 
     def _retry(self) -> bool:
         """Try again, a few times, what has failed while matrices were looked for: the failure may be temporary."""
@@ -101,6 +114,11 @@ class WatchedModel:
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
         return self._bytes.get(name, 0)
+
+    def n_elements(self, name: str) -> int:
+        """Return the number of elements of a matrix, as of its last reading; 0 for one that cannot be read."""
+        size = self._sizes.get(name)
+        return 0 if size is None else size.n_elements
 
     def stack_size(self, matrix: Matrix) -> StackSize:
         """Return the size of a matrix; where its shape has changed, compute the bytes of a copy as well."""

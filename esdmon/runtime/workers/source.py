@@ -55,6 +55,9 @@ class Source(Protocol):
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix."""
 
+    def n_elements(self, name: str) -> int:
+        """Return the number of elements of a matrix; 0 where it is not known, as of another rank's."""
+
     def is_trainable(self, name: str) -> bool:
         """Return whether any parameter behind a matrix requires a gradient."""
 

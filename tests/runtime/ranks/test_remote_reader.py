@@ -63,6 +63,9 @@ class Source:
     def size(self, name: str) -> int:
         return SIZE
 
+    def n_elements(self, name: str) -> int:
+        return 0
+
     def is_trainable(self, name: str) -> bool:
         return True
 

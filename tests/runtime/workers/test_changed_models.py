@@ -1,5 +1,6 @@
 """Models that change while they are watched: a layer or a parametrisation is replaced, weights are frozen or lost."""
 
+import logging
 from collections.abc import Callable
 
 import pytest
@@ -30,7 +31,52 @@ def test_a_layer_that_is_replaced_is_read_as_it_is_now(caplog: pytest.LogCapture
 
     steps = changed_after(replace)
     assert steps[-1] == {"0": 8, "2": 8, "4": 8, "5": 8}
-    assert caplog.text.count("the parameters of the model have changed: watching") == 1
+    (line,) = [each for each in caplog.messages if "parameters of the model have changed" in each]
+    assert "(5: read from now on): watching" in line
+
+
+def test_each_change_is_logged_with_what_it_changes(caplog: pytest.LogCaptureFixture) -> None:
+    """The first as a warning, some more at INFO, others at DEBUG; so are weights that are frozen or trained again."""
+    caplog.set_level(logging.DEBUG, logger="esdmon")
+    run = Training(mode="sync", budget=None, every=1).train(1)
+
+    def logged(what: str) -> list[tuple[str, str]]:
+        run.train(1)
+        found = [(each.levelname, each.getMessage()) for each in caplog.records if what in each.getMessage()]
+        caplog.clear()
+        return found
+
+    run.model.add_module("5", nn.Linear(64, 64))
+    ((level, text),) = logged("have changed (")
+    assert (level, text.partition("(")[2][:24]) == ("WARNING", "5: read from now on): wa")
+    for expected in ["INFO"] * 4 + ["DEBUG"] * 2:
+        run.model.add_module("5", nn.Linear(64, 64))
+        ((level, text),) = logged("have changed (")
+        assert (level, text.partition("(")[2].partition(")")[0]) == (
+            expected,
+            "the same matrices, of other parameters",
+        )
+    run.model.get_submodule("2").requires_grad_(requires_grad=False)
+    ((level, text),) = logged("requires_grad of weights has changed")
+    assert (level, "now trainable: none; now frozen: 2." in text) == ("INFO", True)
+    run.model.get_submodule("2").requires_grad_(requires_grad=True)
+    ((level, text),) = logged("requires_grad of weights has changed")
+    assert (level, "now trainable: 2; now frozen: none." in text) == ("INFO", True)
+    assert logged("has changed") == []
+
+
+def test_a_weight_that_is_tied_again_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """It is read once, under its first name."""
+    run = Training(mode="sync", budget=None, every=1)
+    run.model.add_module("5", nn.Linear(64, 64))
+    run.model.add_module("6", nn.Linear(64, 64))
+    run.train(1)
+    caplog.clear()
+    caplog.set_level(logging.INFO, logger="esdmon")
+    run.model.get_submodule("6").weight = run.model.get_submodule("5").weight
+    run.train(1)
+    (text,) = [each for each in caplog.messages if "have changed (" in each]
+    assert "6: not read any more" in text
 
 
 def test_a_model_that_loses_all_its_weights_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
