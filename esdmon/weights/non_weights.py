@@ -111,7 +111,7 @@ def why_not_a_weight(  # noqa: PLR0911 -- one for each reason
 
 def of_unknown_layout(tensor: Tensor) -> str:
     """Return the reason for a parameter whose matrices are not known."""
-    return f"{tensor.dim()}-D parameters of unknown layout"
+    return f"{tensor.dim()}-D parameters of unknown layout, which a plugin can read"
 
 
 def _is_of_glora(path: str, beside: Container[str]) -> bool:

@@ -151,7 +151,10 @@ def test_a_layer_of_the_users_own_is_found_by_its_parameters() -> None:
     watched = discover(nn.ModuleDict({"own": Own()}))
     assert [matrix.name for matrix in watched.matrices] == ["own", "own.mixing"]
     (skipped,) = watched.coverage.skipped
-    assert (skipped.name, skipped.reason) == ("own.experts", "3-D parameters of unknown layout")
+    assert (skipped.name, skipped.reason) == (
+        "own.experts",
+        "3-D parameters of unknown layout, which a plugin can read",
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")  # torch's own, on importing its compiler

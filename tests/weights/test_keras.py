@@ -103,4 +103,4 @@ def test_kernels_of_unknown_layout_are_left_out(name: str, shape: tuple[int, ...
     """One that a module of the user's own has as torch has it; one of three sides that is neither of the two."""
     report = esdmon.analyze({name: drawn(*shape).detach(), "fc.weight": drawn(16, 12).detach()})
     assert [layer.name for layer in report] == ["fc"]
-    assert skipped(report)[name] == f"{len(shape)}-D parameters of unknown layout"
+    assert skipped(report)[name] == f"{len(shape)}-D parameters of unknown layout, which a plugin can read"

@@ -120,8 +120,8 @@ LEFT_OUT: dict[str, tuple[nn.Module, str]] = {
     "a norm over positions": (nn.LayerNorm((24, 24)), "scales, as of a norm"),
     "a norm over pictures": (nn.LayerNorm((24, 16, 16)), "scales, as of a norm"),
     "an embedding of each number": (Own(24, 16, bias=nn.Parameter(torch.randn(24, 16))), "scales, as of a norm"),
-    "a scale for each channel": (Own(1, 24, 1, 1), "4-D parameters of unknown layout"),
-    "learned positions": (Own(1, 50, 128), "3-D parameters of unknown layout"),
+    "a scale for each channel": (Own(1, 24, 1, 1), "4-D parameters of unknown layout, which a plugin can read"),
+    "learned positions": (Own(1, 50, 128), "3-D parameters of unknown layout, which a plugin can read"),
 }
 
 

@@ -28,8 +28,8 @@ def check_loaded(saved: Mapping[str, LayerReport], names: Collection[str], n_ele
     others = named(name for name in saved if name not in matching)
     if len(matching) >= _LEAST * comparable:
         _log.info(
-            "esdmon: %d of %s in the loaded state match this model by name and shape; not %s. The past of these is "
-            "left out: their baselines begin at this step, and their alerts end.",
+            "esdmon: %d of %s in the loaded state match this model by name and shape; not %s. Layers of other "
+            "names begin at this step, and alerts of those that are gone end.",
             len(matching),
             count(len(saved), "layer"),
             others,
@@ -37,8 +37,8 @@ def check_loaded(saved: Mapping[str, LayerReport], names: Collection[str], n_ele
         return
     _log.warning(
         "esdmon: the loaded state is that of another model: %d of its %s match this model by name and shape; not %s. "
-        "Steps and alerts of that run are continued, but baselines of layers that do not match begin at this step. "
-        "Load the state that was saved with this model, or begin without one.",
+        "Steps and alerts of that run are continued: layers of the same name are compared with its readings, others "
+        "begin at this step. Load the state that was saved with this model, or begin without one.",
         len(matching),
         count(len(saved), "layer"),
         others,

@@ -103,7 +103,7 @@ MASKED = {
     "h.0.attn.bias": (torch.ones(1, 1, 64, 64), "biases"),
     "attn.mask": (torch.ones(64, 64), "masks"),
     "experts.gate_up_proj_bias": (torch.ones(32, 64), "biases"),
-    "pos": (torch.ones(1, 50, 64), "3-D parameters of unknown layout"),
+    "pos": (torch.ones(1, 50, 64), "3-D parameters of unknown layout, which a plugin can read"),
     "snake.alpha": (torch.ones(1, 24, 1), "vectors"),
     "norm.gamma": (torch.ones(24, 1, 1, 1), "vectors"),
     "mixer.A_log": (torch.ones(64, 16), "logarithms of a diagonal"),
