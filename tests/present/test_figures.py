@@ -1,6 +1,8 @@
 """Pictures of spectra."""
 
+import logging
 import math
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,6 +12,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib import font_manager
+from numpy.typing import NDArray
 
 from esdmon.analysis import analyze
 from esdmon.present import draw_esd, figures, prepare_drawing
@@ -91,6 +95,33 @@ def test_an_installation_that_is_damaged_is_logged(
     monkeypatch.setattr(figures, "draw_esd", broken)
     assert not prepare_drawing()
     assert "matplotlib failed (('_ARRAY_API not found'" in caplog.text
+
+
+def test_a_log_of_level_debug_gets_no_lines_of_matplotlib(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither at the first picture of a thread nor later; its loggers are as before, and another thread's lines stay."""
+    caplog.set_level(logging.DEBUG)
+    loggers = [logging.getLogger(name) for name in ("matplotlib", "matplotlib.font_manager")]
+    fonts, real = loggers[1], figures._Painter.draw
+
+    def draw_while_others_log(painter: figures._Painter, layer: LayerReport) -> NDArray[np.uint8]:
+        assert logging.getLogger().isEnabledFor(logging.DEBUG)
+        thread = threading.Thread(target=fonts.debug, args=("of the user",))
+        thread.start()
+        thread.join()
+        fonts.debug("ours")
+        fonts.warning("no such font")
+        return real(painter, layer)
+
+    monkeypatch.setattr(figures, "_local", threading.local())  # as in a new thread
+    monkeypatch.setattr(figures._Painter, "draw", draw_while_others_log)
+    font_manager.fontManager._findfont_cached.cache_clear()  # type: ignore[attr-defined]
+    draw_esd(LAYER)
+    assert [record.getMessage() for record in caplog.records] == ["of the user", "no such font"]
+    assert [logger.filters for logger in loggers] == [[], []]
+    fonts.debug("after it")
+    assert "after it" in caplog.text
 
 
 @pytest.mark.parametrize(
