@@ -16,6 +16,9 @@ from esdmon.spectrum import Measure
 PREFIX = "esdmon_summary/"
 """The first part of each metric's name."""
 
+_NONE_SCREENED = {"layers_screened": 0.0}
+"""A report has this number only where it is not zero."""
+
 _log = logging.getLogger("esdmon")
 
 
@@ -45,10 +48,10 @@ class SummaryMetrics:
         """
         empty = Report(step=0, layers=(), coverage=Coverage(0, 0))
         statistics = [*(f"{name}_median" for name in SUMMARISED), *(f"{name}_spread" for name in SPREAD)]
-        unknown = dict.fromkeys(statistics, math.nan) | {f"alert_{rule}": 0.0 for rule in self._rules}
+        unknown = dict.fromkeys(statistics, math.nan) | {f"alert_{rule}": 0.0 for rule in self._rules} | _NONE_SCREENED
         numbers = summary_tags(unknown | empty.summary) | dict(before)
         if report is not None:
-            found = _alpha_of_all(report) | report.summary
+            found = _alpha_of_all(report) | _NONE_SCREENED | report.summary
             numbers |= {tag: value for tag, value in summary_tags(found).items() if math.isfinite(value)}
         return numbers
 

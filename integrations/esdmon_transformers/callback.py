@@ -53,6 +53,7 @@ class SpectralMonitor(MonitorCallback, TrainerCallback, ExportableState):  # typ
     esdmon_summary/layers_extra          layers read now, between the scheduled steps      count
     esdmon_summary/layers_unchanged      layers with repeated values: they have not moved  count
     esdmon_summary/layers_waiting        layers not yet read because of the budget         count
+    esdmon_summary/layers_screened       layers whose norms were computed, if any were     count
     esdmon_summary/alerts_firing         layers in which a rule fires, over all rules      count
     esdmon_summary/alert_<rule>          layers in which that rule fires                   count
     esdmon_summary/age_max               age of the oldest reading                         optimizer steps

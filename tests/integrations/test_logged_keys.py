@@ -1,7 +1,10 @@
 """The table of logged keys in the docstring of each callback, against the tags of a report."""
 
 import inspect
+import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +12,8 @@ import torch
 import esdmon
 from esdmon.options import WatchOptions
 from esdmon.present.scalars import scalars
+from esdmon.records import Screened
+from esdmon.sinks import JsonlSink
 from esdmon.spectrum import Phase
 from esdmon.trainers.metrics import SummaryMetrics
 from esdmon_lightning import SpectralMonitor as OfLightning
@@ -47,14 +52,16 @@ def documented_keys(callback: type) -> list[str]:
 
 
 def logged_tags() -> set[str]:
-    """Those of a run in which a rule has fired, and of its metrics in a Trainer."""
+    """Those of a run in which a rule has fired and a matrix was screened, and of its metrics in a Trainer."""
     model = torch.nn.Linear(96, 64)
     with esdmon.watch(model, every=1, sinks=None, alerts=[ALWAYS]) as monitor:
         monitor.step()
     assert monitor.report is not None
+    screened = Screened("Linear", 2, 8.0, 2.0, 0.001, N=96)
+    report = replace(monitor.report, step=2, screened=(screened,))
     options = WatchOptions(alerts=[ALWAYS])
     metrics = SummaryMetrics((rule.name for rule in options.alert_config.rules), options.chosen_measures)
-    return set(scalars(monitor.report)) | set(metrics.of(monitor.report, {}))
+    return set(scalars(monitor.report)) | set(scalars(report)) | set(metrics.of(report, {}))
 
 
 @pytest.mark.parametrize("callback", [OfLightning, OfTransformers], ids=["lightning", "transformers"])
@@ -71,3 +78,24 @@ def test_the_docstring_lists_what_is_logged(callback: type) -> None:
 def test_both_callbacks_have_the_same_table() -> None:
     """They log the same numbers."""
     assert documented_keys(OfLightning) == documented_keys(OfTransformers)
+
+
+def test_the_page_of_the_jsonl_names_the_keys_of_each_kind_of_line(tmp_path: Path) -> None:
+    """Each key is in what the page says of that kind; measures and nulls are in the table of measures."""
+    page = (Path(__file__).parents[2] / "docs" / "jsonl.md").read_text(encoding="utf-8")
+    of_all, _, _ = page.partition('\n## `"kind"')
+    path = tmp_path / "a.jsonl"
+    with esdmon.watch(torch.nn.Linear(96, 64), every=1, sinks=[f"jsonl:{path}"], alerts=[ALWAYS]) as monitor:
+        monitor.step()
+    assert monitor.report is not None
+    sink = JsonlSink(tmp_path / "b.jsonl")
+    sink.write(replace(monitor.report, step=2, screened=(Screened("Linear", 2, 8.0, 2.0, 0.001, N=96),)))
+    sink.close()
+    records = [json.loads(line) for each in (path, sink.path) for line in each.read_text("utf-8").splitlines()]
+    assert {record["kind"] for record in records} == {"layer", "screened", "summary", "alert"}
+    measures = {measure.name for measure in WatchOptions().chosen_measures}
+    varying = {f"layers_{phase.value}" for phase in Phase} | {"alert_always"} | {f"{name}_null" for name in measures}
+    for record in records:
+        part = page.partition(f'## `"kind": "{record["kind"]}"`')[2].partition("\n## ")[0]
+        named = set(re.findall(r"\w+", of_all + part)) | measures | varying
+        assert [key for key in record if key not in named] == [], record["kind"]
