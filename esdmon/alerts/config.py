@@ -148,8 +148,10 @@ def _read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"alerts={str(path)!r}: file not found") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"alerts={str(path)!r} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"alerts={str(path)!r} is not a text in UTF-8, as TOML is: see byte {error.start}") from error
+    except OSError as error:
+        raise InputError(f"alerts={str(path)!r} cannot be read: {error.strerror or error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
 

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,15 +48,20 @@ def _run(arguments: Sequence[str] | None) -> int:
         return FAILURE
     except OSError as error:
         _drop_output()
-        print(f"esdmon {options.command}: cannot write: {error.strerror or error}", file=sys.stderr)
+        _complain(f"esdmon {options.command}: cannot write: {error.strerror or error}")
         return FAILURE
     except EsdmonError as error:
-        print(f"esdmon {options.command}: {printable(str(error))}", file=sys.stderr)
+        _complain(f"esdmon {options.command}: {printable(str(error))}")
         return FAILURE
     except KeyboardInterrupt:
-        print(f"\nesdmon {options.command}: stopped.", file=sys.stderr)
+        _complain(f"\nesdmon {options.command}: stopped.")
         return INTERRUPTED
     return status
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError, ValueError):  # a full disk, or a reader that has gone: the exit status says it too
+        print(text, file=sys.stderr)
 
 
 def _drop_output() -> None:

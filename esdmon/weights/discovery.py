@@ -9,7 +9,7 @@ from torch import nn
 from esdmon.errors import InputError, UnwatchableError
 from esdmon.records import Coverage
 from esdmon.records.text import named
-from esdmon.weights.checkpoint.mapping import Model
+from esdmon.weights.checkpoint.mapping import Checkpoint, Model
 from esdmon.weights.found import Found
 from esdmon.weights.layers.extract import Extractor, extract
 from esdmon.weights.layers.find import find_in_module
@@ -141,6 +141,8 @@ def _why_none(found: Found) -> str:
 
 def _nothing_in(model: Model, found: Found) -> InputError:
     kind = type(unwrap(model) if isinstance(model, nn.Module) else model).__name__
+    if isinstance(model, Checkpoint) and model.files:
+        kind = named(map(str, model.files), most=1)
     config = getattr(model, "config", None) if isinstance(model, Mapping) else None
     adapter = config.get("peft_type") if isinstance(config, Mapping) else None
     why = _why_none(found)

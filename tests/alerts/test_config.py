@@ -187,6 +187,13 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
         load_config(tmp_path, RULES)
 
 
+def test_a_file_of_weights_is_not_toml(tmp_path: Path) -> None:
+    """One line in the user's words."""
+    (tmp_path / "a.pt").write_bytes(b"PK\x80")
+    with pytest.raises(InputError, match=r"a\.pt' is not a text in UTF-8, as TOML is: see byte 2"):
+        load_config(tmp_path / "a.pt", {})
+
+
 def test_rules_are_chosen_by_name_and_of_ones_own() -> None:
     """In the order given; "default" are all others."""
     own = AlertRule("own", lambda _history: [])

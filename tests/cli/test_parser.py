@@ -56,6 +56,15 @@ def test_a_stream_that_the_shell_has_closed(closed: str, arguments: list[str], s
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is of Linux")
+def test_an_error_has_its_status_where_standard_error_is_full(tmp_path: Path) -> None:
+    """2, and not the 1 of a traceback, which a scan has for a weight that is wrong."""
+    code = "import sys; from esdmon.cli import main; sys.exit(main(['scan', 'missing.pt']))"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stderr=full, cwd=tmp_path, check=False)
+    assert done.returncode == 2
+
+
 def test_no_command_is_a_question(capsys: pytest.CaptureFixture[str]) -> None:
     """`esdmon` alone prints its help."""
     assert main([]) == 0

@@ -54,6 +54,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 def _open_file(path: Path) -> Checkpoint:
     if path.name == distributed.INDEX or path.suffix == distributed.SUFFIX:
         return open_folder(path.parent)
+    if path.exists() and not path.is_file():
+        raise InputError(
+            f"{path} is a pipe or a device, and weights are read from their places in a file. Write it to a file first"
+        )
     check_whole(path)
     checkpoint = open_file(path)
     checkpoint = open_index(path) if checkpoint is None else checkpoint

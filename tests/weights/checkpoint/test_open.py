@@ -175,6 +175,11 @@ def several(folder: Path) -> Path:
     return folder
 
 
+def pipe(folder: Path) -> Path:
+    os.mkfifo(folder / "a.pt")
+    return folder / "a.pt"
+
+
 class Bomb:
     """What a hostile pickle holds: a call made on loading."""
 
@@ -225,6 +230,11 @@ BAD: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a damaged index": (with_bytes("model.safetensors.index.json", b"{}"), "has no weight_map"),
     "a missing shard": (missing_shard, "lists what does not exist: model-1.safetensors. Download it again"),
     "several checkpoints": (several, "contains 2 checkpoints. Pass one of them"),
+    "vectors alone": (
+        saved("a.pt", {"b": torch.ones(9)}),
+        "/a.pt has no weight matrix to read: esdmon reads parameters",
+    ),
+    "a pipe": (pipe, "a.pt is a pipe or a device, and weights are read from their places in a file. Write it to a"),
     "no tensors": (saved("a.pt", {"epoch": 3}), "contains no named tensors; its keys are epoch"),
     "a truncated metadata": (with_bytes(".metadata", b"\x80\x04"), "not the index of a distributed checkpoint"),
 }
