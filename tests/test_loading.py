@@ -225,8 +225,11 @@ def test_a_report_of_a_large_model_is_plotted_in_part(run: esdmon.Run) -> None:
     assert titles[-1] == "h.29.fc"
     assert figure.legends[0].get_title().get_text() == "24 of 30 layers"
     assert len(report.plot(["h.2.*", "h.1?.*"]).axes) == 12
+    with pytest.raises(InputError, match=r"layers='h.2.f' matches no layer. Did you mean 'h.2.fc'"):
+        report.plot("h.2.f")
+    without = replace(report, layers=tuple(replace(layer, esd=None) for layer in report))
     with pytest.raises(InputError, match="No layer has a spectrum to plot"):
-        report.plot("x")
+        without.plot("h.2.*")
 
 
 def test_matplotlib_is_optional(run: esdmon.Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from esdmon.calls import explain_wrong_calls
 from esdmon.encoding import printed
-from esdmon.errors import as_list
+from esdmon.errors import InputError, as_list
 from esdmon.records import html
 from esdmon.records.colours import PHASE_HEX, SEVERITY_HEX
 from esdmon.records.frame import to_frame
@@ -212,10 +212,14 @@ class Report:
 
         Raises:
             MissingExtraError: without matplotlib, which is optional.
-            InputError: if no layer of these names has a spectrum. A JSONL has the spectrum of every fifth reading.
+            InputError: if no layer has such a name, or none of these has a spectrum. A JSONL has the spectrum of every
+                fifth reading.
         """
         patterns = as_list("layers", layers, "patterns")
         named = [layer for layer in self.layers if any(matches(layer.name, pattern) for pattern in patterns)]
+        if self.layers and not named:
+            known = near_or_first(patterns[0] if patterns else "", (layer.name for layer in self.layers))
+            raise InputError(f"layers={layers!r} matches no layer.{known}")
         drawn = [layer for layer in named if layer.esd is not None]
         if len(drawn) > MAX_PANELS:
             drawn = [drawn[k * (len(drawn) - 1) // (MAX_PANELS - 1)] for k in range(MAX_PANELS)]
