@@ -100,7 +100,7 @@ def test_an_installation_that_is_damaged_is_logged(
 def test_a_log_of_level_debug_gets_no_lines_of_matplotlib(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither at the first picture of a thread nor later; its loggers are as before, and another thread's lines stay."""
+    """Neither at the first picture of a thread nor later; its loggers are unchanged, and other threads keep theirs."""
     caplog.set_level(logging.DEBUG)
     loggers = [logging.getLogger(name) for name in ("matplotlib", "matplotlib.font_manager")]
     fonts, real = loggers[1], figures._Painter.draw
