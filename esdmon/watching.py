@@ -8,7 +8,7 @@ import logging
 import operator
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Unpack
 
@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 
 from esdmon.alerts import AlertManager
 from esdmon.calls import explain_wrong_calls
-from esdmon.errors import InputError
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
 from esdmon.options import WatchKeywords, WatchOptions, shows_options
@@ -29,8 +28,9 @@ from esdmon.runtime.clock import Clock
 from esdmon.runtime.escalation import Escalation
 from esdmon.runtime.monitor import Monitor
 from esdmon.runtime.notes import Notes
-from esdmon.runtime.optimizers import check_clock, held_optimizers, hookable
+from esdmon.runtime.optimizers import check_clock, optimizers_in
 from esdmon.runtime.pipeline.pipeline import ReadingPipeline
+from esdmon.runtime.ranks.agreement import raise_common
 from esdmon.runtime.ranks.assignments import Assignments
 from esdmon.runtime.ranks.coordination import Coordinator
 from esdmon.runtime.ranks.remote_reader import RemoteReader
@@ -45,7 +45,7 @@ from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.workers import Workers
 from esdmon.torch_private import job_store, use_one_thread
-from esdmon.weights import Drift, Model, Transfers
+from esdmon.weights import Drift, Model, Transfers, opened
 from esdmon.weights.names import unwrap
 
 _log = logging.getLogger("esdmon")
@@ -175,30 +175,18 @@ def attach(
     known.isolate_with(faults)
     if optimizer is not None and hook:
         check_clock(optimizer, model)
-    inner = _optimizers(optimizer)
-    transfers = Transfers()
+    optimizers = optimizers_in(optimizer)
+    hooked = optimizers[0] if optimizers and hook else None
     given = available_mode(options.mode)
     processes = Processes() if given == "process" else None
     shared = _Shared(options, limits, faults, _ranks(limits))
-    reader = Reader(
-        model,
-        known,
-        measures=options.chosen_measures,
-        selection=replace(options.selection, may_be_empty=shared.ranks is not None),
-        reference=options.reference,
-        precision=options.precision,
-        optimizers=inner,
-        faults=faults,
-        drift=Drift(transfers),
-        transfers=transfers,
-        processes=processes,
+    transfers = Transfers()
+    reader = _reader(shared, model, optimizers, transfers, processes)
+    mode = resolved_mode(
+        given, on_accelerator=reader.model.on_accelerator, on_device=reader.gpu.is_useful, job=shared.size
     )
-    if shared.ranks is not None:
-        _raise_common(shared.ranks, reader.problems, limits)
-    mode = resolved_mode(given, on_accelerator=reader.on_accelerator, on_device=reader.is_for_gpu, job=shared.size)
     transfers.waits = mode == "sync"
     rules = usable_rules(options.alert_config, reader.measures)
-    hooked = inner[0] if inner and hook else None
     if hooked is not None:
         _close_older(hooked, model)
     budget, executor = _executor(shared, reader, mode, processes)
@@ -222,7 +210,7 @@ def attach(
     if hooked is not None:
         monitor.at_close(Clock(hooked, monitor.hooked_step, faults).close)
         _watching.setdefault(hooked, []).append((weakref.ref(monitor), _identity(model)))
-    reader.log_what_is_not_held()
+    reader.held.log_what_is_not_held(reader.matrices)
     _log.info("esdmon: %s", reader.coverage)
     return monitor
 
@@ -246,6 +234,33 @@ class _Shared:
     def leads(self) -> bool:
         """Return whether this rank checks the rules and writes to the sinks."""
         return self.ranks is None or self.ranks.rank == 0
+
+
+def _reader(
+    shared: _Shared,
+    model: Model,
+    optimizers: Sequence[Optimizer],
+    transfers: Transfers,
+    processes: Processes | None,
+) -> Reader:
+    """Return what reads the matrices of a model; raise a problem of the selection, in a job one that all ranks have."""
+    options, ranks = shared.options, shared.ranks
+    reader = Reader(
+        opened(model),
+        options.known,
+        measures=options.chosen_measures,
+        selection=replace(options.selection, may_be_empty=ranks is not None),
+        reference=None if options.reference is None else opened(options.reference),
+        precision=options.precision,
+        optimizers=optimizers,
+        faults=shared.faults,
+        drift=Drift(transfers),
+        transfers=transfers,
+        processes=processes,
+    )
+    if ranks is not None:
+        raise_common(ranks, reader.model.problems, shared.limits.rank_seconds)
+    return reader
 
 
 def _executor(shared: _Shared, reader: Reader, mode: Mode, processes: Processes | None) -> tuple[Budget, Executor]:
@@ -283,27 +298,7 @@ def _readings(
     )
     if not has_rules:
         return readings, None
-    return readings, Escalation(StepSampling(reader, budget), None if team is None else readings)
-
-
-def _raise_common(ranks: Coordinator, problems: Mapping[str, InputError], limits: Limits) -> None:
-    """Raise a problem of the selection that all ranks have: a stage of a pipeline may lack what others have.
-
-    Raises:
-        InputError: for the first of them.
-    """
-    common = ranks.common(problems, limits.rank_seconds)
-    if common is None:
-        _log.warning(
-            "esdmon: not all ranks have called watch() in %g s, so rank %d goes on without what its model lacks: %s",
-            limits.rank_seconds,
-            ranks.rank,
-            next(iter(problems.values())),
-        )
-        return
-    for about, error in problems.items():
-        if about in common:
-            raise error
+    return readings, Escalation(StepSampling(reader.steps, budget), None if team is None else readings)
 
 
 def _close_older(optimizer: Optimizer, model: Model) -> None:
@@ -334,16 +329,3 @@ def _ranks(limits: Limits) -> Coordinator | None:
     # Monitors are made in the same order on all ranks, so those that belong together share a prefix.
     store = job_store(f"esdmon/{next(_made)}")
     return Coordinator(store, distributed.get_rank(), distributed.get_world_size(), timeout=limits.rank_seconds)
-
-
-def _optimizers(given: Any) -> tuple[Optimizer, ...]:
-    """Return the torch optimizers inside what was given, one or a list of several, and those that they hold.
-
-    A container such as torchtitan's knows no learning rate and no momentum: the optimizers that it holds do.
-    """
-    if given is None:
-        return ()
-    found = tuple(map(hookable, given if isinstance(given, list | tuple) else (given,)))
-    if not found:
-        raise InputError("optimizer is an empty list: give one, or leave it out and call monitor.step()")
-    return (*found, *itertools.chain.from_iterable(map(held_optimizers, found)))

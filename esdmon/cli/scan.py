@@ -174,7 +174,7 @@ def _read(
         read = {name: layer for part in gathered for name, layer in part.items()}
     layers = tuple(read[matrix.name] for matrix in matrices)
     return Report(
-        step, layers, reader.coverage_of(layers, absent="not in all checkpoints"), time.perf_counter() - start
+        step, layers, reader.model.coverage_of(layers, absent="not in all checkpoints"), time.perf_counter() - start
     )
 
 

@@ -219,6 +219,6 @@ def _latest_alerts(alerts: Sequence[Record]) -> tuple[list[Record], int]:
     if len(alerts) <= MAX_ALERTS:
         return list(alerts), 0
     open_ids = {alert["id"] for alert in firing(alerts)[: MAX_ALERTS // 2]}
-    needed = [k for k, alert in enumerate(alerts) if alert["id"] in open_ids][-MAX_ALERTS // 2 :]
-    others = [k for k in range(len(alerts)) if k not in set(needed)][-(MAX_ALERTS - len(needed)) :]
-    return [alerts[k] for k in sorted(needed + others)], len(alerts) - len(needed) - len(others)
+    needed = dict.fromkeys([k for k, alert in enumerate(alerts) if alert["id"] in open_ids][-MAX_ALERTS // 2 :])
+    others = [k for k in range(len(alerts)) if k not in needed][-(MAX_ALERTS - len(needed)) :]
+    return [alerts[k] for k in sorted([*needed, *others])], len(alerts) - len(needed) - len(others)

@@ -132,9 +132,9 @@ def _apart(names: Sequence[str], width: int) -> dict[str, str]:
     if len(set(ends.values())) == len(names):
         return ends
     columns = itertools.zip_longest(*map(_SEPARATOR.split, names), fillvalue="")
-    differing = [column for column in columns if len(set(column)) > 1]
+    differing: list[Sequence[str]] = [column for column in columns if len(set(column)) > 1]
     # From where the parts of a column differ: weight_ih_reverse and weight_hh_reverse.
-    later = [[part[len(_shared(column)) :] for part in column] for column in differing]
+    later: list[Sequence[str]] = [_without_shared(column) for column in differing]
     fitting: dict[str, str] = {}
     for parts, length in itertools.product((differing, later), (None, *range(_LONGEST_PART, 0, -1))):
         cut = [_cut(column, length) for column in parts]
@@ -152,6 +152,12 @@ def _shared(several: Iterable[Sequence[str]]) -> list[str]:
     """Return the first items that all sequences share: parts of names, or characters of texts."""
     columns = zip(*several, strict=False)
     return [column[0] for column in itertools.takewhile(lambda column: len(set(column)) == 1, columns)]
+
+
+def _without_shared(column: Sequence[str]) -> list[str]:
+    """Return texts without the first characters that all share."""
+    begin = len(_shared(column))
+    return [text[begin:] for text in column]
 
 
 def _cut(column: Sequence[str], length: int | None) -> Sequence[str]:

@@ -48,7 +48,7 @@ class Clock:
     optimizer inside them is. Where neither steps while weights move, one log line says so, with what to do.
 
     Args:
-        optimizer: with hooks, see `esdmon.runtime.optimizers.hookable`.
+        optimizer: with hooks, see `esdmon.runtime.optimizers.optimizers_in`.
         on_step: called after each step.
         faults: where what fails in a hook is counted, so that it does not reach the optimizer's step.
     """

@@ -1,6 +1,5 @@
-"""Define `Monitor`, which counts steps, starts readings at due steps, and passes reports to the rules and the sinks."""
+"""Define `Monitor`, the object that `esdmon.watch` returns: it counts steps, and is flushed, saved and closed."""
 
-import math
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, final
@@ -20,8 +19,9 @@ from esdmon.runtime.ranks.requests import Requests
 from esdmon.runtime.readings import NoReadings, Readings
 from esdmon.runtime.reporting import Reporting
 from esdmon.runtime.saved_state import as_state, parse
+from esdmon.runtime.stepping import Stepping
 from esdmon.runtime.workers.at_exit import close_at_exit, forget_closed
-from esdmon.schedule import Schedule, next_due
+from esdmon.schedule import Schedule
 from esdmon.schedule.budget import Budget
 from esdmon.sinks import Sink
 from esdmon.sinks.lines import new_run
@@ -61,10 +61,8 @@ class Monitor:
         self._parts: dict[str, Stateful] = {"readings": readings, "alerts": manager, **(parts or {})}
         if escalation is not None:
             self._parts["escalation"] = escalation
-        self._schedule = schedule
         self._budget = budget or Budget(None)
         self._faults = faults or Faults()
-        self._escalation = escalation
         self._requests = requests or Requests()
         self._out = Delivery(sinks, actions or Actions(), self._faults, self._requests, self._budget)
         self._parts["course"] = self._out.timeline
@@ -79,11 +77,19 @@ class Monitor:
             faults=self._faults,
             budget=self._budget,
         )
-        self._is_hooked = self._closed = self._has_settled = False
+        self._stepping = Stepping(
+            readings,
+            schedule,
+            self._reporting,
+            escalation=escalation,
+            requests=self._requests,
+            faults=self._faults,
+            budget=self._budget,
+        )
+        self._is_hooked = self._closed = False
         self._run = new_run()
         self._at_close: list[Callable[[], None]] = []
         self._steps = first_step
-        self._was_report = False
         self._idle_until: float = 0
         """The step before which steps are only counted."""
         self._out.start(self._run, first_step)
@@ -175,90 +181,10 @@ class Monitor:
         if self._closed or not self._notes.check_active():
             return False
         self._steps += count
-        self._budget.start()
-        self._reporting.advance(self._steps)
-        due = self._is_due(count)
-        names = self._asked(is_scheduled=due)
-        is_poll = not due and self._readings.is_poll(self._steps)
-        if due:
-            self._faults.advance()
-        if due or names or is_poll:
-            self._begin(host_step, names, is_scheduled=due)
-        elif not self._readings.is_ready:
-            self._get_ready()
-        before = self._reporting.last
-        self._reporting.take(self._steps)
-        is_report, was_report = self._reporting.last is not before, self._was_report
-        self._was_report = is_report
-        # Not in the step of a report, unless each step is one.
-        if self._steps >= self._out.next_catch_up and (was_report or not is_report):
-            self._out.catch_up(self._steps)
-        if due and self._readings.reports:
-            self._alerting.due(self._steps)
-        if self._requests.is_shared:
-            self._exchange_requests(is_due=due)
-        escalation = self._escalation
-        if escalation is not None and self._steps >= escalation.next_step and not self._faults.disabled("escalation"):
-            self._faults.call("escalation", self._steps, escalation.sample, self._steps, default=None)
-        self._idle_until = self._next_busy_step()
+        due = self._stepping.take(self._steps, count, host_step)
+        # An action of an alert may have closed it.
+        self._idle_until = 0 if self._closed else self._stepping.next_busy(self._steps)  # type: ignore[redundant-expr]
         return due
-
-    def _next_busy_step(self) -> float:
-        """Return the first step at which there may be anything to do; 0 where it may be the next."""
-        if not self._readings.is_idle or self._was_report or self._requests.is_shared:
-            return 0
-        to_sample = math.inf if self._escalation is None else self._escalation.next_step
-        return min(next_due(self._schedule, self._steps), to_sample, self._out.next_catch_up)
-
-    def _is_due(self, count: int) -> bool:
-        """Return whether any of the last steps is due."""
-        step = self._steps
-        steps = (step,) if count == 1 else range(step - count + 1, step + 1)
-        for each in steps:  # not `any`, whose generator takes longer than all the rest
-            if self._faults.call("schedule", step, self._is_scheduled, each, default=False, pauses=False):
-                return True
-        return False
-
-    def _is_scheduled(self, step: int) -> bool:
-        return bool(self._schedule(step))
-
-    def _asked(self, *, is_scheduled: bool) -> tuple[str, ...]:
-        """Return the layers to read at an unscheduled step; at a scheduled step, the layers to read first."""
-        escalation, step = self._escalation, self._steps
-        is_time = escalation is not None and (is_scheduled or step >= escalation.next_step)
-        if escalation is not None and is_time and not self._faults.disabled("escalation"):
-            none: tuple[str, ...] = ()
-            names = self._faults.call("escalation", step, escalation.due, step, is_scheduled=is_scheduled, default=none)
-            if names or is_scheduled:
-                return names
-        return () if is_scheduled else self._readings.leftover()
-
-    def _begin(self, host_step: int | None, names: tuple[str, ...], *, is_scheduled: bool) -> None:
-        """Begin the readings of a step; see `Readings.begin`."""
-        if not self._faults.disabled("monitor"):
-            with self._faults.isolated("monitor", self._steps):
-                if is_scheduled or names:
-                    self._readings.settle()
-                with self._budget.spending():
-                    self._readings.begin(self._steps, host_step, names, is_scheduled=is_scheduled)
-
-    def _exchange_requests(self, *, is_due: bool) -> None:
-        """Exchange the requests of alerts, to stop or to save, with the other ranks."""
-        with self._faults.isolated("requests", self._steps, pauses=False):
-            if is_due:
-                self._readings.settle()  # a device may be steps behind, and with it the other ranks
-            with self._budget.spending():
-                self._requests.exchange(self._steps, is_due=is_due)
-
-    def _get_ready(self) -> None:
-        """Prepare the first due step: the ranks of a job exchange the list of weights that each holds."""
-        if not self._faults.disabled("ranks"):
-            with self._faults.isolated("ranks", self._steps):
-                if not self._has_settled:  # once: where the other ranks do not watch no step must wait
-                    self._has_settled = True
-                    self._readings.settle()
-                with self._budget.spending():
-                    self._readings.get_ready(self._steps)
 
     @explain_wrong_calls
     def flush(self, timeout: float | None = None) -> None:

@@ -1,5 +1,6 @@
 """Find the optimizer of torch inside a wrapper, and refuse those whose hooks cannot count the steps of the training."""
 
+import itertools
 from contextlib import suppress
 from typing import Any
 
@@ -10,7 +11,20 @@ from esdmon.errors import InputError
 from esdmon.torch_private import has_step_hooks
 
 
-def hookable(given: Any) -> Optimizer:
+def optimizers_in(given: Any) -> tuple[Optimizer, ...]:
+    """Return the torch optimizers inside what was given, one or a list of several, and those that they hold.
+
+    A container such as torchtitan's knows no learning rate and no momentum: the optimizers that it holds do.
+    """
+    if given is None:
+        return ()
+    found = tuple(map(_hookable, given if isinstance(given, list | tuple) else (given,)))
+    if not found:
+        raise InputError("optimizer is an empty list: give one, or leave it out and call monitor.step()")
+    return (*found, *itertools.chain.from_iterable(map(_held, found)))
+
+
+def _hookable(given: Any) -> Optimizer:
     """Return the torch optimizer inside a wrapper such as Accelerate's, whose own hooks do not work.
 
     Raises:
@@ -63,7 +77,7 @@ def _way_out(wrapper: object) -> str:
     return "Leave it out and call monitor.step() after each step"
 
 
-def held_optimizers(wrapper: Optimizer) -> list[Optimizer]:
+def _held(wrapper: Optimizer) -> list[Optimizer]:
     """Return the torch optimizers inside an optimizer: the wrapped one, or the members of a container."""
     return [each for value in _attributes(wrapper).values() for each in _listed(value) if has_step_hooks(each)]
 

@@ -50,7 +50,7 @@ class Reporting:
         self._notes = notes
         self._faults = faults
         self._budget = budget
-        self._is_delivering = False
+        self._is_delivering = self._was_report = False
         self._closes_at: int | None = None
         """The step of a `close` that was called while reports are delivered."""
         self.last: Report | None = None
@@ -60,6 +60,23 @@ class Reporting:
         """Let copies that have arrived from an accelerator be read; see `Readings.advance`."""
         advance = self._readings.advance
         self._faults.call("transfers", step, advance, waiting=waiting, default=None, pauses=False)
+
+    @property
+    def next_step(self) -> float:
+        """Return the first step, besides due ones, at which `at_step` may have anything to do; 0 for the next."""
+        return 0 if self._was_report or self._readings.under_way else self._out.next_catch_up
+
+    def at_step(self, step: int, *, is_due: bool) -> None:
+        """Check and write the reports that are complete; at other steps let sinks catch up with deferred work."""
+        before = self.last
+        self.take(step)
+        is_report, was_report = self.last is not before, self._was_report
+        self._was_report = is_report
+        # Not in the step of a report, unless each step is one.
+        if step >= self._out.next_catch_up and (was_report or not is_report):
+            self._out.catch_up(step)
+        if is_due and self._readings.reports:
+            self._alerting.due(step)
 
     def take(self, step: int) -> None:
         """Check and write the reports that are complete by now."""

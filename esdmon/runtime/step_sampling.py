@@ -15,23 +15,23 @@ _ADVANCE = 0.02  # seconds that may be spent before they are earned
 _TRIES = 4  # in an interval, where the share is used up; our choice
 
 
-class Sampled(Protocol):
-    """A model whose weights are sampled before and after single steps, such as a `Reader`."""
+class Sampler(Protocol):
+    """Samples weights before and after single steps; `esdmon.weights.StepSampler` is one."""
 
-    def begin_step_sample(self) -> None:
+    def begin(self) -> None:
         """Sample the weights before an optimizer step."""
 
-    def end_step_sample(self) -> None:
+    def end(self) -> None:
         """Sample the weights after the step."""
 
-    def step_samples(self) -> dict[str, StepSample]:
+    def take(self) -> dict[str, StepSample]:
         """Return finished samples since the last call."""
 
-    def step_state(self) -> Plain:
-        """Return the samples of single steps as plain data."""
+    def state_dict(self) -> Plain:
+        """Return the samples as plain data and tensors."""
 
-    def restore_steps(self, state: Plain) -> None:
-        """Continue from `step_state()`."""
+    def load_state_dict(self, state: Plain) -> None:
+        """Continue from a `state_dict()`."""
 
 
 @final
@@ -39,12 +39,12 @@ class StepSampling:
     """Take samples around one step in every `interval`, as far as a thousandth of the run allows.
 
     Args:
-        source: the weights.
+        sampler: samples the weights.
         budget: measures and is charged with the cost; without a limit there is none here either.
     """
 
-    def __init__(self, source: Sampled, budget: Budget) -> None:
-        self._source = source
+    def __init__(self, sampler: Sampler, budget: Budget) -> None:
+        self._sampler = sampler
         self._budget = budget
         self._jumps = JumpDetector()
         self._begun: int | None = None
@@ -58,8 +58,8 @@ class StepSampling:
         begun, self._begun = self._begun, None
         with self._budget.spending(), self._budget.measured() as cost:
             if step == begun + 1:
-                self._source.end_step_sample()
-            samples = self._source.step_samples()
+                self._sampler.end()
+            samples = self._sampler.take()
         self._charge(cost.seconds)
         return self._jumps.take(samples)
 
@@ -72,7 +72,7 @@ class StepSampling:
             self._next_try = step + max(1, (interval or 0) // _TRIES)
             return
         with self._budget.spending(), self._budget.measured() as cost:
-            self._source.begin_step_sample()
+            self._sampler.begin()
         self._charge(cost.seconds)
         self._begun, self._last = step, step
 
@@ -88,7 +88,7 @@ class StepSampling:
             "begun": self._begun,
             "last": self._last,
             "leaps": self._jumps.state_dict(),  # a name of earlier versions, whose states are read
-            "steps": self._source.step_state(),
+            "steps": self._sampler.state_dict(),
         }
 
     def prepare(self, state: Plain) -> Callable[[], None]:
@@ -105,7 +105,7 @@ class StepSampling:
         def restore() -> None:
             restore_jumps()
             self._begun, self._last, self._next_try = begun, last, -math.inf
-            self._source.restore_steps(steps)
+            self._sampler.load_state_dict(steps)
 
         return restore
 

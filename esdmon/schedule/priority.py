@@ -5,19 +5,16 @@ c/T per step. The total staleness is least, for a given total cost, where d·T²
 So the matrix with the largest drift · age / cost is read first; where λmax was screened, |Δ ln λmax| counts as drift if
 it is more. This priority grows with age for every matrix that moves, and there is a longest wait, so no matrix starves.
 
-Before any of that each matrix is read once: one of each kind first, from the middle of the model's depth, then the
-first and the last of each kind, then those between. So the first report of a large model covers every kind.
+Before any of that each matrix is read once, in the order of `esdmon.schedule.first_rounds`.
 """
 
 import math
-import re
-from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import final
 
 from esdmon.schedule.costs import Costs
+from esdmon.schedule.first_rounds import first_rounds
 
 TOLERANCE = 1e-3
 """‖ΔW‖/‖W‖ up to which a matrix counts as unchanged. On 24 layers in training no meaningful alpha moved by more than a
@@ -32,8 +29,6 @@ RARE = 3
 LONGEST = 10
 """Multiple of the number of matrices, in due steps, after which a changed matrix has priority over the others: one that
 costs ten thousand times as much as its neighbours would wait a hundred times as long. Our choice."""
-
-_DEPTH = re.compile(r"\d+")  # in the name of a layer, which is otherwise the same for all layers of a kind
 
 
 @dataclass(slots=True)
@@ -281,34 +276,3 @@ class ReadPriority:
         ):
             return True
         return not self._limited and (state.trainable or state.drift > 0)
-
-
-def first_rounds(names: Iterable[str]) -> dict[str, int]:
-    """Return in which round of first readings each matrix is: a round has one of each kind.
-
-    A kind is a name without its numbers.
-
-    >>> first_rounds(["h.0.fc", "h.1.fc", "h.2.fc", "h.3.fc", "head"])
-    {'h.0.fc': 1, 'h.1.fc': 0, 'h.2.fc': 3, 'h.3.fc': 2, 'head': 0}
-    """
-    kinds: dict[str, list[str]] = {}
-    for name in names:
-        kinds.setdefault(_DEPTH.sub("0", name), []).append(name)
-    places = {
-        kind: dict(zip(_spread(len(of_kind)), range(len(of_kind)), strict=True)) for kind, of_kind in kinds.items()
-    }
-    return {name: places[kind][place] for kind, of_kind in kinds.items() for place, name in enumerate(of_kind)}
-
-
-def _spread(count: int) -> Iterator[int]:
-    """Yield 0 … count − 1 in an order whose beginning is spread out: the middle, the ends, then middles of the gaps."""
-    first = dict.fromkeys(((count - 1) // 2, 0, count - 1)) if count else {}
-    yield from first
-    ends = sorted(first)
-    between = deque(pairwise(ends))
-    while between:
-        low, high = between.popleft()
-        middle = (low + high) // 2
-        if low < middle:
-            yield middle
-            between += (low, middle), (middle, high)

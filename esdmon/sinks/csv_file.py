@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TextIO, final
+from typing import Literal, TextIO, final
 
 from esdmon.calls import explain_wrong_calls
 from esdmon.errors import check_content, unwritable
@@ -41,7 +41,7 @@ class CsvSink:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             check_content(f"csv:{self.path}", self.path, lambda first: first.rstrip("\r\n") == ",".join(COLUMNS))
-            with self.path.open("a"):
+            with _open(self.path, "a"):
                 pass
         except OSError as error:
             raise unwritable(f"csv:{path}", error) from error
@@ -64,7 +64,7 @@ class CsvSink:
         if not self.path.is_file():
             return
         beside = self.path.with_name(f"{self.path.name}.part")
-        with self.path.open(newline="") as old, beside.open("w", newline="") as new:
+        with _open(self.path, "r") as old, _open(beside, "w") as new:
             csv.writer(new, lineterminator="\n").writerows(self._kept(old, step))
         beside.replace(self.path)
 
@@ -83,7 +83,7 @@ class CsvSink:
 
     def _append(self, rows: Iterable[Row]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", newline="") as file:
+        with _open(self.path, "a") as file:
             writer = csv.writer(file, lineterminator="\n")
             if file.tell() == 0:
                 writer.writerow(COLUMNS)
@@ -101,3 +101,8 @@ class CsvSink:
         with self.path.open("rb") as file:
             file.seek(-1, 2)
             return file.read(1) == b"\n"
+
+
+def _open(path: Path, mode: Literal["r", "w", "a"]) -> TextIO:
+    """Open a file in UTF-8, whatever the system's encoding is; bytes that are not UTF-8 are written as they were."""
+    return path.open(mode, newline="", encoding="utf-8", errors="surrogateescape")

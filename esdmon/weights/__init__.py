@@ -3,6 +3,7 @@
 from esdmon.errors import UnreadableError as UnreadableError
 from esdmon.weights.checkpoint import open_checkpoint as open_checkpoint
 from esdmon.weights.checkpoint import open_model as open_model
+from esdmon.weights.checkpoint import opened as opened
 from esdmon.weights.checkpoint.mapping import Model as Model
 from esdmon.weights.device.cost import bytes_on_device as bytes_on_device
 from esdmon.weights.device.cost import nominal_seconds as nominal_seconds

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from esdmon.alerts import AlertManager
+from esdmon.alerts import Actions, AlertManager
 from esdmon.alerts.watchdog import DUE_STEPS_WITHOUT_REPORT, Watchdog
 from esdmon.records import Alert, Report
 from esdmon.runtime.monitor import Monitor
@@ -44,6 +44,22 @@ def test_a_monitor_that_hangs_says_so_once_and_when_it_goes_on() -> None:
     assert fired.message.startswith("stale_monitor: no report in 50 due steps: readings hang, fail, are paused, or")
     assert fired.message.endswith("See monitor.errors; where that is empty, use mode='sync', or increase every=.")
     assert (resolved.state, resolved.id) == ("resolved", fired.id)
+
+
+def test_a_monitor_that_its_action_closes_counts_no_further_step() -> None:
+    """Where nothing is under way either, the steps up to the next due one take a shorter path."""
+
+    class Silent(Reads):
+        def begin(self, *_: object, **__: object) -> None:
+            pass
+
+    actions = Actions(calls=(("close", lambda _alert: monitor.close(is_complete=False)),))
+    book = AlertManager([RULES["stale_monitor"]])
+    monitor = Monitor(Silent(), schedule=every(3), alerts=book, actions=actions)
+    for _ in range(3 * DUE_STEPS_WITHOUT_REPORT + 2):
+        monitor.step()
+    assert (monitor.closed, monitor.steps) == (True, 3 * DUE_STEPS_WITHOUT_REPORT)
+    assert monitor.errors == ()
 
 
 def test_it_ends_when_a_report_arrives_and_not_at_the_step_of_that_report() -> None:

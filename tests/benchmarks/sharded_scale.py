@@ -8,6 +8,8 @@ each would take. Times of the network are a model, with the constants below; tho
 import math
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 from esdmon.isolation import Faults
 from esdmon.limits import Limits
@@ -90,7 +92,8 @@ class OnlyTells(Assignments):  # type: ignore[misc]  # the part of rank 0 that h
     pace = 1.0
 
     def __init__(self) -> None:
-        self.n_listed = 7 * LAYERS
+        self.parts: Any = None
+        self.announcer: Any = SimpleNamespace(n_listed=7 * LAYERS)
 
 
 def simulate(ranks: int) -> str:

@@ -16,7 +16,7 @@ from esdmon.alerts import BUILT_IN_RULES, AlertRule, Finding, History
 from esdmon.records import Alert, Coverage, Report
 from esdmon.replay import replay, reports_by_run
 from esdmon.runtime.escalation import Escalation
-from esdmon.runtime.step_sampling import SHARE, Sampled, StepSampling
+from esdmon.runtime.step_sampling import SHARE, Sampler, StepSampling
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.step_sample import StepSample
 from esdmon.sinks.memory import MemorySink
@@ -135,16 +135,16 @@ def test_the_watch_between_readings_stays_within_its_share() -> None:
     class Slow:
         """Samples that take a hundredth of a second."""
 
-        def begin_step_sample(self) -> None:
+        def begin(self) -> None:
             now[0] += 0.005
 
-        def end_step_sample(self) -> None:
+        def end(self) -> None:
             now[0] += 0.005
 
-        def step_samples(self) -> dict[str, object]:
+        def take(self) -> dict[str, object]:
             return {}
 
-    source: Sampled = Slow()  # type: ignore[assignment]
+    source: Sampler = Slow()  # type: ignore[assignment]
     sampling, spent = StepSampling(source, budget), 0.0
     budget.start()
     for step in range(1, 20_000):
@@ -163,13 +163,13 @@ class NoSamples:
         self.step = 0
         self.begun: list[int] = []
 
-    def begin_step_sample(self) -> None:
+    def begin(self) -> None:
         self.begun.append(self.step)
 
-    def end_step_sample(self) -> None:
+    def end(self) -> None:
         pass
 
-    def step_samples(self) -> dict[str, StepSample]:
+    def take(self) -> dict[str, StepSample]:
         return {}
 
 
@@ -179,8 +179,8 @@ def test_where_the_share_is_used_up_it_is_looked_at_again_a_quarter_of_an_interv
     budget = Budget(0.01, clock=lambda: now[0], cpu_clock=lambda: now[0])
 
     class Costly(NoSamples):
-        def begin_step_sample(self) -> None:
-            super().begin_step_sample()
+        def begin(self) -> None:
+            super().begin()
             now[0] += 1.0
 
     source = Costly()
@@ -198,7 +198,7 @@ def test_where_the_share_is_used_up_it_is_looked_at_again_a_quarter_of_an_interv
     assert source.begun == [0, 45]
 
 
-def no_samples() -> Sampled:
+def no_samples() -> Sampler:
     return NoSamples()  # type: ignore[return-value]
 
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from esdmon.schedule.priority import REFRESH, TOLERANCE, ReadPriority, first_rounds
+from esdmon.schedule.first_rounds import first_rounds
+from esdmon.schedule.priority import REFRESH, TOLERANCE, ReadPriority
 
 EVERY = 10
 

@@ -1,5 +1,8 @@
 """The CSV sink, read back by pandas."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from torch import nn
 import esdmon
 from esdmon.errors import InputError
 from esdmon.present.scalars import scalars
+from esdmon.records import Alert
 from esdmon.sinks import CsvSink
 from esdmon.sinks.lines import new_run
 from esdmon.testing import check_sink
@@ -60,6 +64,37 @@ def test_a_resumed_run_drops_what_it_wrote_after_its_checkpoint_and_no_line_of_a
     ranks = frame[frame.tag == "esdmon_stable_rank/Linear"]
     assert ranks[ranks.run == other].step.tolist() == [1, 2]
     assert ranks[ranks.run != other].step.tolist() == [1, 2]
+
+
+def test_it_is_utf_8_where_the_system_is_not(tmp_path: Path) -> None:
+    """As on Windows: messages of alerts have characters that its encodings lack."""
+    program = """
+import sys
+from esdmon.records import Alert
+from esdmon.sinks import CsvSink
+sink = CsvSink(sys.argv[1])
+for step in (1, 2):
+    sink.alert(Alert("id", "rule", "warning", "firing", "a", ("a",), step, step, chr(0x2016) + "W" + chr(0x2016)))
+    sink.rewind(1)
+"""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    path = tmp_path / "a.csv"
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True, env=os.environ | ascii_only)
+    assert path.read_bytes().decode("utf-8").endswith(",firing: ‖W‖\n")
+
+
+def test_a_line_that_was_torn_within_a_character_stays(tmp_path: Path) -> None:
+    """By a kill, or in a file that was written in another encoding; the next line begins after it."""
+    path = tmp_path / "a.csv"
+    sink = CsvSink(path)
+    torn = "torn,2,,,‖".encode()[:-1]
+    for _ in range(2):
+        sink.alert(Alert("id", "rule", "warning", "firing", "a", ("a",), 1, 1, "it holds"))
+        with path.open("ab") as file:
+            file.write(torn)
+    assert path.read_bytes().count(b"\n") == 4
+    sink.rewind(1)
+    assert path.read_bytes().count(torn + b"\n") == 2
 
 
 def test_a_file_with_other_columns_is_left_unchanged(tmp_path: Path) -> None:

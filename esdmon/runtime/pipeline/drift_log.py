@@ -35,7 +35,7 @@ class DriftLog:
 
     def is_here(self, name: str) -> bool:
         """Return whether this process can read a matrix alone, and knows it by this name."""
-        return self._team is None or self._team.is_here(name)
+        return self._team is None or self._team.names.is_here(name)
 
     def known(self) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since its last reading, as last measured."""
@@ -75,4 +75,4 @@ class DriftLog:
 
     def _local(self, name: str) -> str:
         """Return the name of a matrix in this process's model; empty where it is of another rank's."""
-        return name if self._team is None else self._team.local(name)
+        return name if self._team is None else self._team.names.local(name)

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from typing import final
 
@@ -16,15 +16,12 @@ from esdmon.runtime.pipeline.latest import LatestReadings
 from esdmon.runtime.pipeline.loaded import check_loaded
 from esdmon.runtime.pipeline.planning import Planning
 from esdmon.runtime.pipeline.screening import Screening
-from esdmon.runtime.ranks.assignments import Assigned
+from esdmon.runtime.pipeline.starter import Starter
 from esdmon.runtime.ranks.team import Team
 from esdmon.runtime.workers.executor import Executor
 from esdmon.runtime.workers.source import Source
 from esdmon.schedule.budget import Budget
 from esdmon.schedule.priority import ReadPriority
-from esdmon.schedule.workers import steps_paused
-
-_PATIENCE = 4  # times what readings of other ranks are expected to take, before they are given up. Our choice.
 
 
 @final
@@ -63,8 +60,6 @@ class ReadingPipeline:
         self._dropped = DroppedReadings()
         self._forget()
         self._steps = self._last_due = 0
-        self._left: tuple[str, ...] = ()
-        """Matrices of the last scheduled step, for whose copies there was no memory then."""
         self.is_ready = team is None
         """Whether there is nothing to do before the first due step."""
 
@@ -90,7 +85,7 @@ class ReadingPipeline:
         False in a job of several ranks, and if the time of each step is measured to set the number of threads.
         """
         is_measuring = self._team is not None or self._executor.pauses
-        return not (is_measuring or self._due or self._left) and self._source.is_idle
+        return not (is_measuring or self._due or self._starter.left) and self._source.is_idle
 
     @property
     def under_way_here(self) -> bool:
@@ -117,11 +112,11 @@ class ReadingPipeline:
         self._source.advance()
         self._executor.advance(waiting=waiting)
         if waiting and self._team is not None:
-            self._team.look_who_left()
+            self._team.roster.look_who_left()
 
     def leftover(self) -> tuple[str, ...]:
         """Return the unread matrices of the last scheduled step, once all begun readings are finished."""
-        return self._left if self._left and self._executor.is_idle() else ()
+        return self._starter.left if self._starter.left and self._executor.is_idle() else ()
 
     def get_ready(self, step: int) -> None:
         """Exchange tables with all ranks before the first due step, and plan its readings."""
@@ -129,7 +124,7 @@ class ReadingPipeline:
             return
         if self._team.get_ready():
             self._replace()
-        if self._team.is_complete:
+        if self._team.roster.is_complete:
             self.is_ready = True
             self._planning.announce(self._team, None, step + 1, steps=self._steps)
 
@@ -166,7 +161,7 @@ class ReadingPipeline:
             self._planning.choose_device(())
 
     def _begin_scheduled(self, first: Collection[str], step: int, host_step: int | None) -> None:
-        self._left = ()
+        self._starter.left = ()
         self._refresh()
         earned = self._planning.earn(self._team)
         self._dropped.check(self._budget)
@@ -179,10 +174,85 @@ class ReadingPipeline:
         self._screening.screen(step, without=due.begun, latest=self.latest)
         self._priority.pass_by()
 
+    def _begin_here(self, due: DueStep) -> None:
+        """Read within the credit, and plan again while credit is left: costs are known only after the readings."""
+        if sum(bool(each.here) for each in self._collector.unfinished()) >= self._queue:
+            self._dropped.skip(due.step, len(self._planning.here(due)))
+            return
+        self._due.append(due)
+        forced = not self.under_way_here
+        while True:
+            names = self._planning.here(due, forced=forced and not due.begun)
+            if not names or not self._starter.start(due, names, within_credit=True) or due.here:
+                return
+
+    def _begin_with(self, team: Team, due: DueStep, earned: float) -> None:
+        """Begin the readings planned at the previous due step, here and on other ranks, and plan the next due step."""
+        assigned = team.begin(due.step)
+        if assigned is None:
+            self._begin_here(due)
+        else:
+            self._due.append(due)
+            self._starter.follow(team, due, assigned, steps=self._steps)
+            self._screening.screen_together(team, due.step)
+        self.is_ready = True
+        if team.update_holdings():
+            self._latest.read = team.names.renamed(self.latest)
+            due.read = team.names.renamed(due.read)
+            self._replace()
+        due.read = team.unreadable(due.step) | due.read
+        if team.roster.is_alone:
+            return
+        previous, self._last_due = self._last_due, due.step
+        if len(self._collector.unfinished()) < self._queue:
+            then = due.step + max(1, due.step - previous)
+            to_screen = partial(self._screening.ahead, team)
+            self._planning.announce(team, due, then, steps=self._steps, ahead=earned, to_screen=to_screen)
+
+    def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
+        """Begin readings at an unscheduled step: requested ones, and some matrices of this rank within the credit.
+
+        Other ranks take part in requested readings only, so that no rank waits.
+        """
+        self._refresh()
+        self._planning.earn(self._team)
+        due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
+        chosen = self._planning.between(names)
+        self._starter.left = tuple(name for name in self._starter.left if name not in names)
+        assigned = None if self._team is None else self._team.begin_asked(step)
+        if assigned is None and not (chosen and len(self._due) < self._queue):
+            return
+        self._due.append(due)
+        if self._team is not None and assigned is not None:
+            self._starter.follow(self._team, due, assigned, steps=self._steps)
+        self._starter.start(due, chosen, within_credit=False)
+
     def finished(self) -> Iterator[Report]:
         """Yield the reports that are complete, the earliest first."""
         while (due := self._collector.take_complete(self._steps)) is not None:
             yield self._report(due)
+
+    def _report(self, due: DueStep) -> Report:
+        names = self._priority.names
+        if self._team is not None:
+            self._team.settle(due.step)
+            if due.asked:
+                self._team.faults.settle_asked(due.step, due.missed)
+        self._drift.learn(due.read, self.latest)
+        self._latest.take(due.read, names)
+        self._take_up()
+        return Report(
+            due.step,
+            tuple(self._latest.as_of(due, self._priority.is_trainable)),
+            self._source.coverage if self._team is None else self._team.coverage(self._source.coverage),
+            due.seconds,
+            waiting=tuple(name for name in names if name not in self.latest),
+            overhead=self._budget.overhead,
+            host_step=due.host_step,
+            max_tags=self._max_tags,
+            extra=due.extra,
+            screened=self._screening.as_of(due.step, self.latest),
+        )
 
     def give_up(self) -> None:
         """Cancel unfinished readings, and log how many are lost."""
@@ -208,6 +278,9 @@ class ReadingPipeline:
         source, budget, team = self._source, self._budget, self._team
         self._priority = ReadPriority(self._nominal(), source.seconds_on_device(), limited=budget.share is not None)
         self._collector = Collector(self._priority, self._dropped, self._due)
+        self._starter = Starter(
+            source, self._executor, budget, self._priority, collector=self._collector, dropped=self._dropped
+        )
         self._drift = DriftLog(source, self._priority, budget, team)
         self._screening = Screening(source, self._priority, self._drift, budget, team)
         self._planning = Planning(self._priority, self._drift, budget, self._executor, self._due)
@@ -232,7 +305,7 @@ class ReadingPipeline:
 
     def _take_up(self) -> None:
         """Keep the readings of the current matrices, including saved ones."""
-        is_final = self._team is None or self._team.is_settled
+        is_final = self._team is None or self._team.roster.is_settled
         for name, layer in self._latest.keep(self._priority.names, is_final=is_final).items():
             self._priority.begun(name, layer.step)
         if is_final and (loaded := self._latest.take_loaded()):
@@ -241,125 +314,3 @@ class ReadingPipeline:
     def _nominal(self) -> dict[str, float]:
         own = self._source.nominal()
         return own if self._team is None else self._team.nominal(own)
-
-    def _begin_extra(self, names: Collection[str], step: int, host_step: int | None) -> None:
-        """Begin readings at an unscheduled step: requested ones, and some matrices of this rank within the credit.
-
-        Other ranks take part in requested readings only, so that no rank waits.
-        """
-        self._refresh()
-        self._planning.earn(self._team)
-        due = DueStep(step, host_step, self._drift.known(), time.monotonic(), extra=True)
-        chosen = self._planning.between(names)
-        self._left = tuple(name for name in self._left if name not in names)
-        if self._team is not None and (assigned := self._team.begin_asked(step)) is not None:
-            self._follow(self._team, due, assigned)
-            self._start(due, chosen, within_credit=False)
-        elif chosen and len(self._due) < self._queue:
-            self._due.append(due)
-            self._start(due, chosen, within_credit=False)
-
-    def _begin_here(self, due: DueStep) -> None:
-        """Read within the credit, and plan again while credit is left: costs are known only after the readings."""
-        if not self._enqueue(due):
-            return
-        forced = not self.under_way_here
-        while True:
-            names = self._planning.here(due, forced=forced and not due.begun)
-            if not names or not self._start(due, names, within_credit=True) or due.here:
-                return
-
-    def _begin_with(self, team: Team, due: DueStep, earned: float) -> None:
-        """Begin the readings planned at the previous due step, here and on other ranks, and plan the next due step."""
-        assigned = team.begin(due.step)
-        if assigned is None:
-            self._begin_here(due)
-        else:
-            self._follow(team, due, assigned)
-            self._screening.screen_together(team, due.step)
-        self.is_ready = True
-        if team.update_holdings():
-            self._latest.read = team.renamed(self.latest)
-            due.read = team.renamed(due.read)
-            self._replace()
-        due.read = team.unreadable(due.step) | due.read
-        if team.is_alone:
-            return
-        previous, self._last_due = self._last_due, due.step
-        if len(self._collector.unfinished()) < self._queue:
-            then = due.step + max(1, due.step - previous)
-            to_screen = partial(self._screening.ahead, team)
-            self._planning.announce(team, due, then, steps=self._steps, ahead=earned, to_screen=to_screen)
-
-    def _follow(self, team: Team, due: DueStep, assigned: Assigned) -> None:
-        """Record the begun readings, here and on other ranks."""
-        self._due.append(due)
-        lost = due.follow(assigned)
-        for name in due.begun:
-            self._priority.begun(name, due.step)
-        for name in lost:
-            self._priority.lost(name)
-        self._dropped.skip(due.step, len(lost))
-        due.elsewhere = team.others(due.step, assigned)
-        names = due.elsewhere.names if due.elsewhere else ()
-        due.until = due.since + team.timeout + _PATIENCE * sum(map(self._priority.expected, names))
-        due.until_step = self._steps + steps_paused(assigned.plan.ending)
-        if self._executor.on_the_spot:
-            self._collector.collect(due)
-
-    def _enqueue(self, due: DueStep) -> bool:
-        """Append a due step to the queue; if the queue is full, count the skipped readings and return False."""
-        if sum(bool(each.here) for each in self._collector.unfinished()) >= self._queue:
-            self._dropped.skip(due.step, len(self._planning.here(due)))
-            return False
-        self._due.append(due)
-        return True
-
-    def _start(self, due: DueStep, names: Sequence[str], *, within_credit: bool) -> bool:
-        """Begin readings in this order; return False if credit or memory runs out before the last."""
-        for count, name in enumerate(names):
-            has_spent = (within_credit and due.read) or (count and self._executor.on_device)
-            if has_spent and self._budget.reading_credit < 0:
-                return False
-            if not self._executor.has_room(name):
-                if self._executor.reads_between:
-                    self._left += tuple(names[count:])
-                else:
-                    self._dropped.skip(due.step, len(names) - count)
-                return False
-            self._begin(due, name)
-        return True
-
-    def _begin(self, due: DueStep, name: str) -> None:
-        due.begun.add(name)
-        self._priority.begun(name, due.step)
-        moved = self._source.mark(name)
-        try:
-            due.here.append(self._executor.begin(name, due.step, moved=moved))
-        except BaseException:  # Ctrl-C, say
-            self._priority.lost(name)
-            raise
-        if self._executor.on_the_spot:
-            self._collector.collect(due)
-
-    def _report(self, due: DueStep) -> Report:
-        names = self._priority.names
-        if self._team is not None:
-            self._team.settle(due.step)
-            if due.asked:
-                self._team.settle_asked(due.step, due.missed)
-        self._drift.learn(due.read, self.latest)
-        self._latest.take(due.read, names)
-        self._take_up()
-        return Report(
-            due.step,
-            tuple(self._latest.as_of(due, self._priority.is_trainable)),
-            self._source.coverage if self._team is None else self._team.coverage(self._source.coverage),
-            due.seconds,
-            waiting=tuple(name for name in names if name not in self.latest),
-            overhead=self._budget.overhead,
-            host_step=due.host_step,
-            max_tags=self._max_tags,
-            extra=due.extra,
-            screened=self._screening.as_of(due.step, self.latest),
-        )

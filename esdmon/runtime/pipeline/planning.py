@@ -69,7 +69,7 @@ class Planning:
 
     def ask(self, team: Team, names: Iterable[str]) -> None:
         """Request readings of these matrices on all ranks at the next poll, as far as there is credit."""
-        known = set(self._priority.names) - team.missing
+        known = set(self._priority.names) - team.holdings.missing
         ranks = self._ranks_of(team)
         chosen = self._priority.affordable([name for name in names if name in known], _credit_of(ranks))
         if chosen:
@@ -97,7 +97,7 @@ class Planning:
         """
         ranks = self._ranks_of(team, ahead=ahead)
         first = () if due is None else due.first
-        names = self._priority.choose(then, _credit_of(ranks), without=team.missing, first=first, ahead=True)
+        names = self._priority.choose(then, _credit_of(ranks), without=team.holdings.missing, first=first, ahead=True)
         longest = max(map(self._priority.expected, self._priority.names), default=0.0)
         ending = blocks_to_end(longest, self._budget.run_seconds / max(1, steps))
         step, gap = (None, 0) if due is None else (due.step, then - due.step)

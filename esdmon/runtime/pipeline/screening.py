@@ -91,7 +91,7 @@ class Screening:
         for name in self._priority.to_screen(without, in_part=True):
             if left < 0:
                 break
-            side = team.longer_side(name)
+            side = team.names.longer_side(name)
             if side is not None and self._is_worth(name):
                 chosen[name] = side
                 left -= self._costs.get(name, self._mean)

@@ -5,7 +5,6 @@ that need fragments of other ranks are assembled and read in a thread of the exe
 as fit into memory.
 """
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,10 +16,11 @@ from typing import NoReturn, final
 from esdmon.isolation import describe
 from esdmon.limits import Limits
 from esdmon.records import LayerReport
+from esdmon.runtime.ranks.announcer import Announcer
 from esdmon.runtime.ranks.assembly import Assembly
 from esdmon.runtime.ranks.coordination import Assignment, Coordinator, Plan, Role
 from esdmon.runtime.ranks.fragment_exchange import FragmentExchange, Moved, PeerError
-from esdmon.runtime.ranks.holdings import Holder, Table
+from esdmon.runtime.ranks.holdings import Holder
 from esdmon.runtime.ranks.memory_limit import MemoryLimit
 from esdmon.runtime.ranks.norms import FragmentNorms
 from esdmon.runtime.ranks.parts import Own, ShardedSource
@@ -30,7 +30,6 @@ from esdmon.schedule.polls import Polls
 from esdmon.schedule.step_sample import StepSample
 from esdmon.schedule.workers import steps_paused
 
-_log = logging.getLogger("esdmon")
 _KEPT = 3  # due steps whose copies are kept, this one included: readings may be as far behind
 
 
@@ -75,39 +74,12 @@ class Assignments:
         self._version = 0
         self.polls = Polls()
         """The steps until the next due one at which all ranks poll the store for an extra plan."""
-        self.has_joined = False
-        """Whether this rank has announced what it holds."""
         self._holders = self._look_up_holders(0)
-        self._address = ""
-        self.n_listed = 0
-        """Matrices of this rank's model, as last announced."""
-        self.exchange: FragmentExchange | None = None
-        """Copies of this rank's fragments; None for a rank that has none."""
+        self.announcer = Announcer(source, executor, ranks, limits)
+        """What this rank has announced, and the copies that it serves."""
         self.memory_limit = MemoryLimit(limits.copied_bytes)
         """For what this rank puts together."""
         self.norms = FragmentNorms(source.parts, ranks)
-
-    def get_ready(self) -> bool:
-        """Announce the table of this rank before the first due step, once rank 0 watches.
-
-        Returns:
-            Whether the model has changed.
-        """
-        return False if self.has_joined or self._ranks.token() is None else self.refresh()
-
-    def refresh(self) -> bool:
-        """Announce the table of this rank, if it is not announced yet or the model has changed.
-
-        Returns:
-            Whether the model has changed.
-        """
-        has_changed = self._source.refresh()
-        if not self.has_joined or has_changed:
-            token = self._ranks.token()
-            if token is not None:  # else rank 0 does not watch yet
-                self._ranks.announce(self._table(token))
-                self.has_joined = True
-        return has_changed
 
     def restart(self) -> None:
         """Start again from a checkpoint that all ranks load."""
@@ -120,9 +92,9 @@ class Assignments:
     def begin(self, step: int) -> Assigned | None:
         """Serve the copies of a due step, and begin this rank's readings; return None if there is no plan."""
         previous, self._previous = self._previous, step
-        if self.exchange is not None:
-            self._expire(self.exchange, step)
-        plan = self._ranks.plan(previous) if self.has_joined else None
+        if self.announcer.exchange is not None:
+            self._expire(self.announcer.exchange, step)
+        plan = self._ranks.plan(previous) if self.announcer.has_joined else None
         self.polls.start(step, () if plan is None else plan.polls)
         return None if plan is None else self.follow(plan, step)
 
@@ -136,7 +108,7 @@ class Assignments:
         plan = self._ranks.extra_plan(expected)
         if plan is None:
             return None
-        self.refresh()
+        self.announcer.refresh()
         return self.follow(plan, step)
 
     def follow(self, plan: Plan, step: int) -> Assigned | None:
@@ -183,12 +155,12 @@ class Assignments:
 
     def close(self, timeout: float) -> None:
         """Announce that this rank closes; wait until the others have fetched their copies, for some seconds at most."""
-        if self.has_joined:
+        if self.announcer.has_joined:
             with suppress(Exception):  # rank 0 and its store may be gone
                 self._ranks.leave()
-        if self.exchange is not None:
-            self.exchange.drain(timeout, self._left)
-            self.exchange.close()
+        if self.announcer.exchange is not None:
+            self.announcer.exchange.drain(timeout, self._left)
+            self.announcer.exchange.close()
         self._ranks.end()
 
     @property
@@ -199,28 +171,6 @@ class Assignments:
     def local(self, name: str) -> str:
         """Return this rank's own name of a matrix or parameter of the job."""
         return self._role.local.get(name, name)
-
-    def _table(self, token: bytes) -> Table:
-        matrices, parts = self.parts.holdings()
-        self.n_listed = len(matrices)
-        if parts and self.exchange is None:
-            limits = self._limits
-            self.exchange = FragmentExchange(token, limits.copied_bytes, limits.fragment_seconds)
-            try:
-                self._address = self.exchange.open()
-            except OSError as error:
-                _log.warning(
-                    "esdmon: rank %d cannot listen for the other ranks: %s. Weights of which it holds a part are not "
-                    "read; set GLOO_SOCKET_IFNAME to the interface of the job.",
-                    self._ranks.rank,
-                    describe(error),
-                )
-        address = self._address if parts else ""
-        if parts and not address:
-            parts = {name: replace(part, fragment=None) for name, part in parts.items()}
-        skipped = tuple((skip.name, skip.n_parameters, skip.reason) for skip in self.parts.coverage().skipped)
-        copies, pauses = not self._executor.on_the_spot, self._executor.pauses
-        return Table(self._ranks.rank, address, matrices, parts, skipped, copies=copies, pauses=pauses)
 
     def _left(self) -> Collection[int]:
         """Return the ranks that are known to have closed; none where the store is gone."""
@@ -241,7 +191,7 @@ class Assignments:
         own: dict[str, Own] = {}
         for name in assignment.parameters:
             local = self.local(name)
-            if not self.parts.has_fragment(local) or self.exchange is None:
+            if not self.parts.has_fragment(local) or self.announcer.exchange is None:
                 continue
             is_mine, key = assignment.owner == self._ranks.rank, self._key(step, assignment, name)
             try:
@@ -249,7 +199,7 @@ class Assignments:
                 if is_mine:
                     own[local] = self.parts.copy(local), moved
                 elif assignment.owner not in self._role.copies.get(name, (assignment.owner,)):
-                    self.exchange.keep(
+                    self.announcer.exchange.keep(
                         key, self.parts.copy(local), self.parts.size(local), moved, owner=assignment.owner
                     )
             except Exception as error:  # noqa: BLE001 -- the owner reports it; the other fragments are copied
@@ -257,7 +207,7 @@ class Assignments:
                 if is_mine:
                     own[local] = _fails(self._ranks.rank, why)
                 else:
-                    self.exchange.fail(key, why, owner=assignment.owner)
+                    self.announcer.exchange.fail(key, why, owner=assignment.owner)
         return own
 
     def _begin_whole(self, assignment: Assignment, step: int, moved: dict[str, Ratio]) -> Iterable[Task]:
@@ -282,7 +232,7 @@ class Assignments:
             failures=failures,
             left=self._left,
         )
-        read = partial(assembly.read, self._source, self.exchange, self.memory_limit, self._executor.clock)
+        read = partial(assembly.read, self._source, self.announcer.exchange, self.memory_limit, self._executor.clock)
         return self._executor.begin_later(assignment.names, step, read, sum(map(self.parts.size, own)))
 
     def _begin_one(self, name: str, step: int) -> Callable[[], LayerReport]:

@@ -130,6 +130,11 @@ class Holdings:
     """By rank: the names in the job of its matrices and parameters, where they differ from its own names."""
     coverage: Coverage = field(default_factory=lambda: Coverage(0, 0))
 
+    @property
+    def missing(self) -> set[str]:
+        """Return the matrices that no rank can read."""
+        return {name for name, entry in self.matrices.items() if entry.reason}
+
     def local_names(self, rank: int) -> dict[str, str]:
         """Return a rank's own names by the names in the job, if they differ."""
         return {other: own for own, other in self.names.get(rank, {}).items()}

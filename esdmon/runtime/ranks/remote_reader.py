@@ -54,11 +54,11 @@ class RemoteReader:
     @property
     def is_ready(self) -> bool:
         """Return whether there is nothing to do before the first due step."""
-        return self._has_begun or self._assignments.has_joined
+        return self._has_begun or self._assignments.announcer.has_joined
 
     def get_ready(self, _step: int) -> None:
         """Announce the table of this rank."""
-        self._assignments.get_ready()
+        self._assignments.announcer.get_ready()
 
     def settle(self) -> None:
         """Synchronise the device, where readings are finished on the spot."""
@@ -86,7 +86,7 @@ class RemoteReader:
         """Follow the plan of rank 0 for this due step, or an extra plan between due steps."""
         if is_scheduled:
             self._has_begun = True
-            self._assignments.refresh()
+            self._assignments.announcer.refresh()
             assigned = self._assignments.begin(step)
             if assigned is not None:
                 self._assignments.screen(step, assigned.plan)

@@ -55,6 +55,11 @@ class Roster:
         return [rank for rank in self.known.tables if rank not in self.left]
 
     @property
+    def is_alone(self) -> bool:
+        """Return whether no other rank is known to watch."""
+        return len(self.present) <= 1
+
+    @property
     def pauses(self) -> bool:
         """Return whether there are times at which threads of some rank begin no reading."""
         return any(self.known.tables[rank].pauses for rank in self.present)
@@ -70,7 +75,7 @@ class Roster:
         return self.is_complete or self._quiet >= _SETTLED
 
     def look_who_left(self) -> None:
-        """Look which ranks have closed their monitors."""
+        """Look which ranks have closed their monitors; what these have not answered is given up."""
         self.left = self._ranks.left()
 
     def update(self, n_matrices: int, *, is_due: bool) -> bool:

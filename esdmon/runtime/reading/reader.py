@@ -1,6 +1,5 @@
 """Read the matrices of a model: compute spectrum, measures and phase of each, and return them as a `LayerReport`."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -8,8 +7,7 @@ from typing import final
 
 from torch.optim import Optimizer
 
-from esdmon.errors import InputError
-from esdmon.isolation import Faults, let_through
+from esdmon.isolation import Faults
 from esdmon.plugins import Plugins
 from esdmon.records import Coverage, LayerReport, Report, Screened
 from esdmon.records.adapters import beside_base
@@ -37,7 +35,6 @@ from esdmon.weights import (
     Transfers,
     check_precision,
     discover,
-    open_checkpoint,
     snapshot,
     solve_torch,
 )
@@ -48,7 +45,7 @@ class Reader:
     """Read the matrices of one model at any step; keep samples of the weights, to measure how far they have moved.
 
     Args:
-        model: a module, a mapping of names to tensors, or the path of a checkpoint.
+        model: a module, or a mapping of names to tensors.
         plugins: extract matrices of unknown modules, and name the owners of measures.
         measures: computed for each spectrum.
         selection: which matrices are read; None for the default.
@@ -62,17 +59,17 @@ class Reader:
         processes: finish the readings of copies; None for the thread that asks.
 
     Raises:
-        InputError: for a model or checkpoint that cannot be read, or without matrices.
+        InputError: for a model that cannot be read, or without matrices.
     """
 
     def __init__(
         self,
-        model: Model | str | os.PathLike[str],
+        model: Model,
         plugins: Plugins,
         *,
         measures: Sequence[Measure],
         selection: Selection | None = None,
-        reference: Model | str | os.PathLike[str] | None = None,
+        reference: Model | None = None,
         precision: str = "auto",
         optimizers: Sequence[Optimizer] = (),
         faults: Faults | None = None,
@@ -81,22 +78,21 @@ class Reader:
         transfers: Transfers | None = None,
         processes: Processes | None = None,
     ) -> None:
-        opened = _opened(model)
         self._views = TrainingViews(optimizers)
-        self._model = WatchedModel(
-            opened,
+        self.model = WatchedModel(
+            model,
             partial(
                 discover,
-                opened,
+                model,
                 selection=selection,
-                reference=None if reference is None else _opened(reference),
+                reference=reference,
                 extractor=plugins.extract,
                 materializer=plugins.materialize,
                 views=None if drift is None else self._views.of,
                 kept={},
             ),
         )
-        self._held = HeldParameters(optimizers)
+        self.held = HeldParameters(optimizers)
         self._faults = faults or Faults(during="reading")
         self._measuring = Measuring(measures, plugins, self._faults, follows=drift is not None)
         self._computing = Computing(
@@ -104,31 +100,22 @@ class Reader:
         )
         self._transfers = transfers or Transfers()
         self._drift = drift
-        self._steps = StepSampler(self._transfers)
+        self.steps = StepSampler(self._transfers)
+        """Samples the weights around single steps."""
         self._screener = Screener(self._transfers)
-        self._records = ReadingRecords(self._model, self._held, self._steps, self._measuring, self._faults)
-        self._parts = LocalParts(self._model, self._transfers)
-        self._gpu = GpuSolver(self._transfers, self._faults)
+        self._records = ReadingRecords(self.model, self.held, self.steps, self._measuring, self._faults)
+        self._parts = LocalParts(self.model, self._transfers)
+        self.gpu = GpuSolver(self._transfers, self._faults)
         self._adapt()
-        for name in self._model.matrices:
+        for name in self.model.matrices:
             if self.is_trainable(name):
                 self.mark(name)  # so that the first reading knows how far a weight has moved from its start
-        self._steps.watch(self._model.matrices.values())  # and at each step how far away it is
+        self.steps.watch(self.model.matrices.values())  # and at each step how far away it is
 
     @property
     def coverage(self) -> Coverage:
         """Return how much of the model is read."""
-        return self._model.coverage
-
-    def coverage_of(self, layers: Iterable[LayerReport], *, absent: str = "not read") -> Coverage:
-        """Return how much of the model was read. Zero and non-finite weights count as read, failed ones do not.
-
-        Args:
-            layers: the readings of matrices.
-            absent: why the other matrices were not read.
-        """
-        reasons = {layer.name: "" if layer.was_read else layer.reason for layer in layers}
-        return self._model.recount(dict.fromkeys(self._model.matrices, absent) | reasons)
+        return self.model.coverage
 
     @property
     def measures(self) -> tuple[str, ...]:
@@ -141,14 +128,9 @@ class Reader:
         return any(self._measuring.needs)
 
     @property
-    def problems(self) -> Mapping[str, InputError]:
-        """Return errors of the selection, by option; the model may be only a part of one that has no error."""
-        return self._model.problems
-
-    @property
     def matrices(self) -> tuple[Matrix, ...]:
         """Return the matrices that are read, in the model's order."""
-        return tuple(self._model.matrices.values())
+        return tuple(self.model.matrices.values())
 
     @property
     def parts(self) -> LocalParts:
@@ -160,18 +142,9 @@ class Reader:
         """Return whether errors are raised."""
         return self._faults.strict
 
-    @property
-    def on_accelerator(self) -> bool:
-        """Return whether any weight is on an accelerator."""
-        return self._model.on_accelerator
-
-    def log_what_is_not_held(self) -> None:
-        """Log which matrices the optimizers do not hold; see `HeldParameters`."""
-        self._held.log_what_is_not_held(self.matrices)
-
     def settle(self) -> None:
         """Synchronise the accelerators, so that pending training kernels are not counted as monitoring cost."""
-        self._model.settle()
+        self.model.settle()
 
     @property
     def is_idle(self) -> bool:
@@ -188,86 +161,69 @@ class Reader:
         Raises:
             InputError: where there is nothing left to read; the matrices stay as they were.
         """
-        self._held.refresh()
-        has_changed = self._model.refresh()
+        self.held.refresh()
+        has_changed = self.model.refresh()
         if has_changed:
             self._adapt()
-            self._screener.keep(self._model.matrices)
+            self._screener.keep(self.model.matrices)
             self._computing.forget_laws()
             self._computing.forget_directions()
-        self._steps.watch(self._model.matrices.values())
+        self.steps.watch(self.model.matrices.values())
         return has_changed
 
     def nominal(self) -> dict[str, float]:
         """Return the estimated seconds of a reading by matrix, up to a common factor."""
-        return self._model.nominal()
+        return self.model.nominal()
 
     def seconds_on_device(self) -> Mapping[str, float]:
         """Return the same where a GPU computes the eigenvalues, of the matrices for which that may pay."""
-        return self._gpu.seconds
-
-    @property
-    def is_for_gpu(self) -> bool:
-        """Return whether any matrix of `seconds_on_device` is on a GPU."""
-        return self._gpu.is_useful
+        return self.gpu.seconds
 
     def solvable(self) -> frozenset[str]:
         """Return the matrices of `seconds_on_device` that a GPU can solve now: they are on it, and it has memory."""
-        return self._gpu.solvable()
+        return self.gpu.solvable()
 
     def size(self, name: str) -> int:
         """Return the bytes of a copy of a matrix, as of its last reading; 0 for one that cannot be read."""
-        return self._model.size(name)
+        return self.model.size(name)
 
     def n_elements(self, name: str) -> int:
         """Return the number of elements of a matrix; 0 for one that cannot be read, or is another rank's."""
-        return self._model.n_elements(name)
+        return self.model.n_elements(name)
 
     def is_trainable(self, name: str) -> bool:
         """Return whether any parameter behind a matrix requires a gradient."""
-        return self._model.is_trainable(name)
+        return self.model.is_trainable(name)
 
     def drifts(self, names: Iterable[str]) -> dict[str, float]:
         """Return ‖ΔW‖/‖W‖ of each matrix since it was last marked; NaN where that is not known."""
-        return {} if self._drift is None else self._drift.peek(self._model.matrices[name] for name in names)
+        return {} if self._drift is None else self._drift.peek(self.model.matrices[name] for name in names)
 
     def mark(self, name: str) -> Ratio:
         """Make the current weight the new baseline, and return the function that returns ‖ΔW‖/‖W‖ since the last."""
         with suppress(Exception):  # the reading that follows gives the reason
             self._views.mark(name)
             if self._drift is not None:
-                return self._drift.update(self._model.matrices[name])
+                return self._drift.update(self.model.matrices[name])
         return unknown
 
     def screen(self, name: str, step: int) -> float | None:
         """Begin to compute the norms of a matrix; see `Screener.screen`."""
-        return self._screener.screen(self._model.matrices[name], step)
+        return self._screener.screen(self.model.matrices[name], step)
 
     def screened(self) -> list[Screened]:
         """Return finished screenings since the last call."""
         return self._screener.take()
 
-    def begin_step_sample(self) -> None:
-        """Sample the weights before an optimizer step."""
-        self._steps.begin()
-
-    def end_step_sample(self) -> None:
-        """Sample the weights after the step."""
-        self._steps.end()
-
     def last_step(self, name: str) -> StepSample:
         """Return the last sample of a single step of a matrix; its values are NaN if there is none."""
-        return self._steps.last(name)
-
-    def step_samples(self) -> dict[str, StepSample]:
-        """Return finished samples since the last call."""
-        return self._steps.take()
+        return self.steps.last(name)
 
     def report(self, step: int, layers: Iterable[LayerReport], seconds: float) -> Report:
         """Return the report of a reading of all matrices, in the model's order."""
         read = {layer.name: layer for layer in layers}
-        beside = tuple(beside_base(read[name], read) for name in self._model.matrices)
-        return Report(step, beside, self.coverage_of(beside), seconds)
+        beside = tuple(beside_base(read[name], read) for name in self.model.matrices)
+        return Report(step, beside, self.model.coverage_of(beside), seconds)
 
     def read_one(self, name: str, step: int) -> LayerReport:
         """Read one matrix."""
@@ -282,16 +238,13 @@ class Reader:
             moved: what `mark` returned.
             copy: copy the weight, so that the reading may be finished later, and in another thread.
         """
-        matrix = self._model.matrices[name]
-        begun = self._records.blank(matrix, step)
-        try:
-            begun = self._records.begun(begun, matrix)
-            with_reference = self._computing.reads_directions
+        matrix, with_reference = self.model.matrices[name], self._computing.reads_directions
+
+        def prepare(begun: LayerReport) -> Callable[[], LayerReport]:
             source = snapshot(matrix, self._transfers, with_reference=with_reference) if copy else matrix
-        except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
-            let_through(error)
-            return partial(self._records.not_read, begun, error)
-        return partial(self._records.finish, partial(self._computing.measure, source, begun.kind), begun, moved)
+            return partial(self._records.finish, partial(self._computing.measure, source, begun.kind), begun, moved)
+
+        return self._records.begin(matrix, step, prepare)
 
     def solve(self, name: str, step: int, *, moved: Ratio = unknown) -> Callable[[], LayerReport] | None:
         """Compute the eigenvalues of a matrix on its GPU, and return the function that finishes the reading.
@@ -304,29 +257,18 @@ class Reader:
         Returns:
             None where the GPU fails.
         """
-        matrix = self._model.matrices[name]
-        begun = self._records.blank(matrix, step)
-        try:
-            begun = self._records.begun(begun, matrix)
-            finish = self._gpu.solve(name, step, partial(self._computing.solve, matrix, begun.kind))
-        except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
-            let_through(error)
-            return partial(self._records.not_read, begun, error)
-        return None if finish is None else partial(self._records.finish, finish, begun, moved)
+        matrix = self.model.matrices[name]
+
+        def prepare(begun: LayerReport) -> Callable[[], LayerReport] | None:
+            found = self.gpu.solve(name, step, partial(self._computing.solve, matrix, begun.kind))
+            return None if found is None else partial(self._records.finish, found, begun, moved)
+
+        return self._records.begin(matrix, step, prepare)
 
     def state_dict(self) -> Plain:
         """Return the samples from which is measured how far weights have moved."""
         self._computing.forget_laws()  # so that this run and one resumed from here go on alike
         return {} if self._drift is None else self._without_parts(self._drift.state_dict())
-
-    def step_state(self) -> Plain:
-        """Return the samples of single steps as plain data."""
-        return self._steps.state_dict()
-
-    def restore_steps(self, state: Plain) -> None:
-        """Continue from `step_state()`."""
-        self._steps.watch(self._model.matrices.values())
-        self._steps.load_state_dict(state)
 
     def prepare(self, state: Plain) -> Callable[[], None]:
         """Parse `state_dict()`, and return the function that continues from it."""
@@ -336,23 +278,20 @@ class Reader:
 
     def _continue_from(self, drift: Callable[[], None]) -> None:
         drift()
+        self.steps.watch(self.model.matrices.values())  # before their samples are restored
         self._views.clear()
         self._screener.forget()
         self._computing.forget_directions()
 
     def _without_parts(self, samples: Plain) -> Plain:
         """Return the samples of whole weights: of a sharded one, another rank or size of a job has other elements."""
-        matrices = self._model.matrices
+        matrices = self.model.matrices
         return {name: kept for name, kept in samples.items() if name not in matrices or not matrices[name].shards}
 
     def _adapt(self) -> None:
         """Update optimizer parameters, GPU solver and samples for the current matrices."""
-        self._held.take_up(self._model.matrices.values())
+        self.held.take_up(self.model.matrices.values())
         # Vectors and other spectra take a CPU long, in the hook.
-        self._gpu.keep({} if self.needs_more else self._model.matrices)
+        self.gpu.keep({} if self.needs_more else self.model.matrices)
         if self._drift is not None:
-            self._drift.resize_samples(len(self._model.matrices))
-
-
-def _opened(model: Model | str | os.PathLike[str]) -> Model:
-    return open_checkpoint(model).model if isinstance(model, str | os.PathLike) else model
+            self._drift.resize_samples(len(self.model.matrices))

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import final
+from functools import partial
+from typing import TypeVar, final
 
 from esdmon.isolation import Faults, describe, let_through
 from esdmon.records import LayerReport
@@ -13,6 +14,8 @@ from esdmon.runtime.reading.watched_model import WatchedModel
 from esdmon.runtime.workers.measured import Measured
 from esdmon.runtime.workers.source import Ratio
 from esdmon.weights import Matrix, StepSampler, UnreadableError, layer_type_of
+
+Finish = TypeVar("Finish", Callable[[], LayerReport], Callable[[], LayerReport] | None)
 
 
 @final
@@ -37,19 +40,24 @@ class ReadingRecords:
         self._faults = faults
         self._failing = FailingReadings(faults)
 
-    def blank(self, matrix: Matrix, step: int) -> LayerReport:
-        """Return the record of a reading without any values."""
-        return LayerReport(
-            matrix.name,
-            "failed",
-            step,
-            "not finished",
-            view=matrix.view,
-            aliases=matrix.aliases,
-            computed=matrix.is_computed,
-        )
+    def begin(self, matrix: Matrix, step: int, prepare: Callable[[LayerReport], Finish]) -> Finish:
+        """Begin a reading, and return the function that finishes it.
 
-    def begun(self, blank: LayerReport, matrix: Matrix) -> LayerReport:
+        Args:
+            matrix: the handle on the weight.
+            step: optimizer steps taken.
+            prepare: does what has to be done at this step, and returns the function that finishes the record that it
+                is given. Where it fails, a function that gives the reason is returned.
+        """
+        begun = _blank(matrix, step)
+        try:
+            begun = self._begun(begun, matrix)
+            return prepare(begun)
+        except Exception as error:  # noqa: BLE001 -- reported by the function that finishes it
+            let_through(error)
+            return partial(self._not_read, begun, error)
+
+    def _begun(self, blank: LayerReport, matrix: Matrix) -> LayerReport:
         """Return the record with the values that are known before the spectrum."""
         last = self._steps.last(matrix.name)
         return replace(
@@ -72,11 +80,11 @@ class ReadingRecords:
             layer = self._measuring.record(begun, measure())
         except Exception as error:  # noqa: BLE001 -- reported in the record
             let_through(error)
-            return self.not_read(begun, error)
+            return self._not_read(begun, error)
         self._failing.worked(begun.name, begun.step)
         return layer
 
-    def not_read(self, begun: LayerReport, error: Exception) -> LayerReport:
+    def _not_read(self, begun: LayerReport, error: Exception) -> LayerReport:
         """Return the record with an error as its reason; only one that is not of the weight counts as a failure.
 
         Raises:
@@ -89,3 +97,16 @@ class ReadingRecords:
             raise error
         self._failing.failed(begun.name, begun.step, error)
         return replace(begun, reason=describe(error))
+
+
+def _blank(matrix: Matrix, step: int) -> LayerReport:
+    """Return the record of a reading without any values."""
+    return LayerReport(
+        matrix.name,
+        "failed",
+        step,
+        "not finished",
+        view=matrix.view,
+        aliases=matrix.aliases,
+        computed=matrix.is_computed,
+    )

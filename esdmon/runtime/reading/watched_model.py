@@ -1,7 +1,7 @@
 """Define `WatchedModel`: the matrices of a model, which are found again if the model has changed."""
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import final
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from esdmon.errors import InputError
-from esdmon.records import Coverage
+from esdmon.records import Coverage, LayerReport
 from esdmon.runtime.reading.changes import ChangeLog
 from esdmon.weights import Matrix, Model, StackSize, Watched, describe_unreadable, nominal_seconds, structure
 from esdmon.weights.checkpoint.mapping import Checkpoint
@@ -50,9 +50,15 @@ class WatchedModel:
         """Return why nothing is read, or not what was selected, where the model may be a part of one."""
         return self._watched.problems
 
-    def recount(self, unread: Mapping[str, str]) -> Coverage:
-        """Return the coverage without the matrices that could not be read, given their names and the reasons."""
-        return self._watched.recount(unread)
+    def coverage_of(self, layers: Iterable[LayerReport], *, absent: str = "not read") -> Coverage:
+        """Return how much of the model was read. Zero and non-finite weights count as read, failed ones do not.
+
+        Args:
+            layers: the readings of matrices.
+            absent: why the other matrices were not read.
+        """
+        reasons = {layer.name: "" if layer.was_read else layer.reason for layer in layers}
+        return self._watched.recount(dict.fromkeys(self.matrices, absent) | reasons)
 
     @property
     def on_accelerator(self) -> bool:

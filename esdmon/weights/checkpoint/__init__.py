@@ -2,3 +2,4 @@
 
 from esdmon.weights.checkpoint.open import open_checkpoint as open_checkpoint
 from esdmon.weights.checkpoint.open import open_model as open_model
+from esdmon.weights.checkpoint.open import opened as opened

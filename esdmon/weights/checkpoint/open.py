@@ -35,6 +35,15 @@ def open_model(
     return checkpoint.model, (origin,)
 
 
+def opened(model: Model | str | os.PathLike[str]) -> Model:
+    """Return a model, opened if it is the path of a checkpoint.
+
+    Raises:
+        InputError: as `open_checkpoint`.
+    """
+    return open_checkpoint(model).model if isinstance(model, str | os.PathLike) else model
+
+
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Open a file of weights, an index of shards, or a folder with either.
 

@@ -131,7 +131,7 @@ def test_a_fragment_is_copied_for_an_owner_that_does_not_hold_it(
     """By the one rank that gives it: a copy that nobody fetches takes memory, and closing would wait for it."""
     parts = Held()
     assignments = Assignments(Source(parts), Later(), Ranks(copies), limits=Limits())  # type: ignore[arg-type]
-    exchange = assignments.exchange = FragmentExchange(b"key", most_bytes=1, patience=0.1)
+    exchange = assignments.announcer.exchange = FragmentExchange(b"key", most_bytes=1, patience=0.1)
     assignments.follow(Plan(1, (Assignment(owner, ("matrix",), ("parameter",)),)), 20)
     assert (parts.n_copied, exchange.n_kept) == (n_copied, n_copied)
 
@@ -140,7 +140,7 @@ def test_an_owner_that_cannot_copy_its_own_part_says_so() -> None:
     """And waits for no other rank, none of which has copied it."""
     executor = Later()
     assignments = Assignments(Source(Broken()), executor, Ranks(), limits=Limits())  # type: ignore[arg-type]
-    assignments.exchange = FragmentExchange(b"key", most_bytes=1, patience=0.1)
+    assignments.announcer.exchange = FragmentExchange(b"key", most_bytes=1, patience=0.1)
     assignments.follow(Plan(1, (Assignment(1, ("matrix",), ("parameter",)),)), 20)
     ((layer, _),) = executor.jobs[0]().values()
     assert (layer.status, layer.reason) == ("failed", "rank 1 cannot read its part: ValueError: is freed")

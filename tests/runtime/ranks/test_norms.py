@@ -220,6 +220,7 @@ class Team:
         self.clock = clock
         self.seconds = seconds
         self.sharded = sharded
+        self.names = self
         self.planned: Collection[str] = ()
         self.found: list[Screened] = []
 

@@ -59,7 +59,7 @@ def rank_of_a_job(rank: int, folder: str) -> None:
         if step in (STEPS // 3, STEPS):
             monitor.flush(20)
             distributed.barrier()
-            exchange = made[0].exchange
+            exchange = made[0].announcer.exchange
             if exchange is None:
                 raise AssertionError("this rank holds fragments")
             seen.append([threading.active_count(), files(), exchange.n_kept])
@@ -70,7 +70,7 @@ def rank_of_a_job(rank: int, folder: str) -> None:
         "collectives": counts,
         "seen": seen,
         "futures": futures,
-        "kept": own.exchange.peak_bytes,
+        "kept": own.announcer.exchange.peak_bytes,
         "assembled": own.memory_limit.peak_bytes,
         "left": own.memory_limit.held_bytes,
         "read": sum(layer.status == "ok" for report in sink.reports for layer in report.new),

@@ -202,12 +202,12 @@ def test_what_the_hook_does_with_cuda_tensors_waits_for_nothing(dtype: torch.dty
             module.weight = nn.Parameter(torch.empty(shape, device="cuda", dtype=dtype))
         transfers = Transfers({"cuda": device})
         reader = Reader(model, Plugins(()), measures=(), drift=Drift(transfers), transfers=transfers)
-        assert reader.on_accelerator
+        assert reader.model.on_accelerator
         assert len(device.sent) == 3
         for step in (1, 2):
-            reader.begin_step_sample()
-            reader.end_step_sample()
-            assert reader.step_samples() == {}
+            reader.steps.begin()
+            reader.steps.end()
+            assert reader.steps.take() == {}
             reader.refresh()
             assert reader.drifts(["0", "1", "2"]) == {}
             assert all(0 < (reader.screen(name, step) or 0) < 1e-3 for name in ("0", "1", "2"))

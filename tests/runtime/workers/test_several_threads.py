@@ -93,6 +93,21 @@ def test_what_finds_no_memory_is_read_at_the_steps_after(monkeypatch: pytest.Mon
     assert monitor.dropped == 0
 
 
+def test_a_restored_run_reads_as_one_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What found no memory before the state was loaded waits for the next scheduled step."""
+    monkeypatch.setattr(Workers, "count", 1)
+    set_limits(monkeypatch, copied_bytes=1)
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)))
+    sink = MemorySink()
+    with esdmon.watch(model, every=5, mode="thread", budget=0.9, sinks=[sink], alerts=None) as monitor:
+        for _ in range(7):
+            monitor.step()
+            monitor.flush()
+            if monitor.steps == 5:
+                monitor.load_state_dict(monitor.state_dict())
+    assert [report.step for report in sink.reports] == [5]
+
+
 @pytest.mark.parametrize("workers", ["auto", 0])
 def test_a_monitor_that_nobody_holds_leaves_neither_model_nor_thread(workers: str | int) -> None:
     """As in a notebook, where a cell that trains runs again and again."""
